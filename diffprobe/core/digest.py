@@ -1,0 +1,28 @@
+"""Digests of settings and files. A digest names content: no paths, hosts or dates may enter one."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Write `value` as JSON with sorted keys and no spaces, so that equal values give equal text.
+
+    Raises: ValueError on NaN or infinity, TypeError on what JSON cannot hold.
+
+    >>> canonical_json({"b": 1, "a": [1.5, None]})
+    '{"a":[1.5,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """Return the sha256 (64 hex digits) of `canonical_json(value)`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path | str) -> str:
+    """Return the sha256 (64 hex digits) of a file's bytes, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
