@@ -1,0 +1,196 @@
+"""What a run leaves behind: `result.json`. Owns the record, its writing and reading; tables read nothing else.
+
+Free of torch, so that tables and pages can be made on any machine. Next in the flow: `report/collect.py`.
+"""
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from diffprobe.core.artifact import HEADER, read_json, write_artifact
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import SchemaError, nearest
+
+SCHEMA_VERSION = 1
+KIND = "result"
+_PACKAGES = ("diffprobe", "torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricRecord:
+    """One measured number with what it was measured on and the nulls it must beat."""
+
+    name: str
+    """What was measured: "accuracy", "fvu", "auroc", "l0", "dead_fraction", "psnr_db", ..."""
+    value: float
+    """The number, finite."""
+    split: str
+    """Where it was measured: "train", "val" or "test"."""
+    n: int
+    """Samples behind the value."""
+    cell: str | None = None
+    """The features' origin, for example "mid_block@t100:empty:mean"."""
+    target: str | None = None
+    """What was predicted: "label" or an attribute's name."""
+    probe: str | None = None
+    """The probe that was read: "linear", "topk", "mean_difference", "ridge", "logistic"."""
+    nulls: dict[str, float] = field(default_factory=dict)
+    """Null name ("random_weights", "shuffled_labels", "raw_pixels", "chance", "random_direction") -> its value."""
+    spread: float | None = None
+    """Standard deviation over seeds; None for one seed."""
+    n_seeds: int = 1
+    """Seeds behind value and spread."""
+    detail: dict[str, Any] = field(default_factory=dict)
+    """What JSON can hold besides, for example the captions at both ends of a direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """Everything a table may say about one run."""
+
+    run: str
+    """Name of the run, unique in its folder."""
+    experiment: str
+    """Experiment file without suffix, for example "emoji/classifier"; empty if the run had none."""
+    kind: str
+    """What ran: "sae", "classifier", "direction", "extract", "backbone_eval", "train_denoiser", ..."""
+    config: dict[str, Any]
+    """The resolved configuration."""
+    config_digest: str
+    """sha256 of the canonical JSON of `config`."""
+    git_commit: str | None
+    """Commit of the code, "+dirty" appended when files differ from it; None outside a checkout."""
+    versions: dict[str, str]
+    """Package -> version, for python and the packages that decide numbers."""
+    seeds: dict[str, int]
+    """Name -> seed, for every seed that the run used."""
+    hardware: dict[str, Any]
+    """Machine type, cores, threads, accelerators; never a host name."""
+    started: str
+    """Start in UTC, ISO 8601."""
+    wall_time_s: float
+    """Seconds from start to the making of this record."""
+    metrics: tuple[MetricRecord, ...]
+    """The measured numbers."""
+    artifacts: dict[str, str]
+    """Name -> sha256 of what the run wrote or rests on."""
+    wandb_run_id: str | None
+    """Id of the W&B run; None without W&B."""
+    schema_version: int = SCHEMA_VERSION
+    """Version of this record's layout."""
+
+
+def make_result(
+    *,
+    run: str,
+    experiment: str,
+    kind: str,
+    config: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    metrics: Iterable[MetricRecord],
+    started_at: float,
+    artifacts: Mapping[str, str] | None = None,
+    wandb_run_id: str | None = None,
+) -> RunResult:
+    """Make the record of a run that ends now: digest, commit, versions, hardware and wall time are filled in.
+
+    Args:
+        started_at: `time.time()` at the start of the run, in seconds.
+    """
+    return RunResult(
+        run=run,
+        experiment=experiment,
+        kind=kind,
+        config=dict(config),
+        config_digest=digest_json(dict(config)),
+        git_commit=_git_commit(),
+        versions=_versions(),
+        seeds=dict(seeds),
+        hardware=_hardware(),
+        started=datetime.fromtimestamp(started_at, UTC).isoformat(timespec="seconds"),
+        wall_time_s=round(time.time() - started_at, 3),
+        metrics=tuple(metrics),
+        artifacts=dict(artifacts or {}),
+        wandb_run_id=wandb_run_id,
+    )
+
+
+def write_result(result: RunResult, path: Path | str) -> None:
+    """Write `result` atomically as canonical JSON. Raises: NonFinite on NaN or infinity, nothing is written then."""
+    body = dataclasses.asdict(result)
+    write_artifact(path, body, kind=KIND, schema_version=SCHEMA_VERSION, inputs=result.artifacts)
+
+
+def read_result(path: Path | str) -> RunResult:
+    """Read a record back. Raises: SchemaError on a foreign, broken or newer file, naming it."""
+    tree = read_json(path, kind=KIND, schema_version=SCHEMA_VERSION)
+    del tree[HEADER]
+    if not isinstance(tree.get("metrics"), list):
+        raise SchemaError(f"'{path}' has no list 'metrics'.")
+    metrics = tuple(_build(MetricRecord, entry, f"{path}, metrics[{i}]") for i, entry in enumerate(tree["metrics"]))
+    return _build(RunResult, {**tree, "metrics": metrics}, str(path))
+
+
+def _build(cls: type, tree: Any, where: str) -> Any:
+    if not isinstance(tree, dict):
+        raise SchemaError(f"{where}: expected an object, found {type(tree).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(tree) - set(fields))
+    optional = (dataclasses.MISSING, dataclasses.MISSING)
+    missing = [n for n, f in fields.items() if n not in tree and (f.default, f.default_factory) == optional]
+    if unknown or missing:
+        lines = [f"unknown key '{key}', nearest: {', '.join(nearest(key, fields)) or '(none)'}" for key in unknown]
+        lines += [f"missing key '{key}'" for key in missing]
+        raise SchemaError(f"'{where}' is not a {cls.__name__} of this version.", *lines)
+    if cls is MetricRecord and not _is_number(tree["value"]):
+        raise SchemaError(f"'{where}': value is {tree['value']!r}, expected a number.")
+    return cls(**tree)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # a package that is not installed cannot have decided a number
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+    torch = sys.modules.get("torch")  # looked up, never imported: a table needs no torch
+    if torch is not None:
+        hardware["threads"] = torch.get_num_threads()
+        count = torch.cuda.device_count()
+        hardware["accelerators"] = [torch.cuda.get_device_name(i) for i in range(count)]
+    return hardware
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed from a wheel: a commit of the user's own repository would mislead
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + "+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *args: str) -> str:
+    command = ["git", "-C", str(root), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

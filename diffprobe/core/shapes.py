@@ -1,0 +1,16 @@
+"""Names for the tensor shapes that cross package borders. Axes are full words; a single axis has a leading space."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "batch 3 height width"]
+"""RGB images in [0, 1]."""
+
+FeatureMap = Float[Tensor, "batch channels height width"]
+"""The output of a tap before pooling."""
+
+Features = Float[Tensor, "batch d_in"]
+"""Pooled features of one cell, draws averaged."""
+
+Labels = Int[Tensor, " batch"]
+"""Class ids; -1 stands for no label."""
