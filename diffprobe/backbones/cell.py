@@ -1,0 +1,73 @@
+"""The cell: one tap x timestep x condition x pooling of a grid. Owns its spelling; imports no torch, so that any layer may use it."""
+
+import re
+from dataclasses import dataclass
+
+from diffprobe.core.errors import ConfigError
+
+CONDITIONS = ("empty", "caption", "prompt")
+"""What a backbone may be told: the empty prompt, the sample's own caption, or one fixed prompt for all."""
+
+POOLS = ("mean", "max", "none")
+"""How a feature map becomes a feature: mean or maximum over space, or not at all."""
+
+_NAME = re.compile(r"(?P<tap>[^@]+)@t(?P<timestep>\d+)(?::(?P<condition>[^:]+)(?::(?P<pool>[^:]+))?)?")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """Address of one feature.
+
+    Attributes:
+        tap: module path in the denoiser, never an alias: `mid_block`, `up_blocks.1`.
+        timestep: position on the training grid, larger is noisier.
+        condition: one of `CONDITIONS`.
+        pool: one of `POOLS`.
+
+    >>> Cell("mid_block", 100).name
+    'mid_block@t100:empty:mean'
+    """
+
+    tap: str
+    timestep: int
+    condition: str = "empty"
+    pool: str = "mean"
+
+    def __post_init__(self) -> None:
+        check_choice("condition", self.condition, CONDITIONS)
+        check_choice("pool", self.pool, POOLS)
+        if "@" in self.tap or not self.tap:
+            raise ConfigError(f"tap '{self.tap}' is not a module path.", "given: a text that is empty or holds '@'")
+
+    @property
+    def name(self) -> str:
+        """Spell the cell in full; `Cell.parse` is the inverse."""
+        return f"{self.tap}@t{self.timestep}:{self.condition}:{self.pool}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Cell":
+        """Read a cell's name; condition and pooling may be left out.
+
+        Raises: ConfigError if the text is no cell.
+
+        >>> Cell.parse("up_blocks.1@t25")
+        Cell(tap='up_blocks.1', timestep=25, condition='empty', pool='mean')
+        """
+        match = _NAME.fullmatch(name.strip())
+        if match is None:
+            raise ConfigError(
+                f"'{name}' is not a cell.",
+                "allowed: TAP@tTIMESTEP, TAP@tTIMESTEP:CONDITION or TAP@tTIMESTEP:CONDITION:POOL",
+                fix="write for example mid_block@t100:empty:mean",
+            )
+        given = {key: value for key, value in match.groupdict().items() if value is not None}
+        return cls(given["tap"], int(given["timestep"]), given.get("condition", "empty"), given.get("pool", "mean"))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check_choice(kind: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a `value` outside `allowed`. Raises: ConfigError."""
+    if value not in allowed:
+        raise ConfigError(f"{kind} '{value}' is not known.", f"allowed: {', '.join(allowed)}")
