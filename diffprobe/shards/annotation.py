@@ -1,0 +1,129 @@
+"""What is written beside an image: label, class name, captions, attributes. Owns the checks of one sample's `json`.
+
+Read by index.py (to list classes and attribute values) and by decode.py (to make samples).
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffprobe.core.errors import SampleError
+from diffprobe.shards.read import RawSample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Which file and key of a sample holds what."""
+
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Extensions of the image; the first one that a sample has is read."""
+    json: str = "json"
+    """Extension of the annotation file."""
+    label: str = "label"
+    """Key of the class id, an integer from 0; absent or null for none."""
+    class_name: str = "class_name"
+    """Key of the class name."""
+    caption: str = "caption"
+    """Key of the caption."""
+    captions: str = "captions"
+    """Key of the alternative captions, a list."""
+    attributes: str = "attributes"
+    """Key of the attributes, a flat mapping from name to value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What is known of one sample; `label` None, `class_name` None, `caption` "" and no attributes where it is unknown."""
+
+    label: int | None = None
+    class_name: str | None = None
+    caption: str = ""
+    captions: tuple[str, ...] = ()
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def parse_annotation(raw: RawSample, fields: Fields) -> Annotation:
+    """Read the annotation of a sample: its JSON file, and the plain WebDataset fields `cls` and `txt` beside it.
+
+    `cls` is the label as decimal text, `txt` the caption; the JSON goes first for captions, and both labels must agree.
+
+    Raises: SampleError, named by shard and key, for bad JSON or a value of the wrong type.
+    """
+    record = _record(raw, fields.json)
+    label = _label(raw, record.get(fields.label), fields.label)
+    if "cls" in raw.files:
+        text = _text(raw, "cls").strip()
+        if not text.isdecimal():
+            raise fault(raw, f"field 'cls' holds '{text[:40]}', not an integer from 0")
+        if label is not None and label != int(text):
+            raise fault(raw, f"field 'cls' says label {int(text)}, the json says {label}")
+        label = int(text)
+    caption = _string(raw, record.get(fields.caption), fields.caption)
+    if caption is None:
+        caption = _text(raw, "txt").strip() if "txt" in raw.files else ""
+    captions = record.get(fields.captions)
+    if captions is None:
+        captions = [caption] if caption else []
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise fault(raw, f"json '{fields.captions}' must be a list of texts")
+    return Annotation(
+        label=label,
+        class_name=_string(raw, record.get(fields.class_name), fields.class_name),
+        caption=caption,
+        captions=tuple(captions),
+        attributes=_attributes(raw, record.get(fields.attributes), fields.attributes),
+    )
+
+
+def fault(raw: RawSample, what: str, *details: str) -> SampleError:
+    """Make the error for one sample; its first line names shard and key."""
+    return SampleError(f"{raw.shard}, sample '{raw.key}': {what}.", f"it has the fields: {_names(raw)}", *details)
+
+
+def _names(raw: RawSample) -> str:
+    return ", ".join(sorted(raw.files)) or "(none)"
+
+
+def _record(raw: RawSample, name: str) -> dict[str, Any]:
+    if name not in raw.files:
+        return {}
+    try:
+        record = json.loads(raw.files[name])
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise fault(raw, f"field '{name}' is no JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise fault(raw, f"field '{name}' must hold a JSON object, not {type(record).__name__}")
+    return record
+
+
+def _text(raw: RawSample, name: str) -> str:
+    try:
+        return raw.files[name].decode()
+    except UnicodeDecodeError as error:
+        raise fault(raw, f"field '{name}' is no UTF-8 text ({error})") from error
+
+
+def _string(raw: RawSample, value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise fault(raw, f"json '{name}' must be a text, not {type(value).__name__}")
+    return value
+
+
+def _label(raw: RawSample, value: Any, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise fault(raw, f"json '{name}' is {value!r}, not an integer from 0")
+    return value
+
+
+def _attributes(raw: RawSample, value: Any, name: str) -> dict[str, str]:
+    """Read attribute values as text; a null says that the attribute is not known for this sample."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise fault(raw, f"json '{name}' must map names to values, not be {type(value).__name__}")
+    nested = [key for key, item in value.items() if isinstance(item, dict | list)]
+    if nested:
+        raise fault(raw, f"json '{name}.{nested[0]}' must be one value; attributes are flat")
+    return {key: item if isinstance(item, str) else json.dumps(item) for key, item in value.items() if item is not None}

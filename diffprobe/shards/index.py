@@ -1,0 +1,204 @@
+"""The index of a shard set: files with counts and checksums, classes, attribute values, licence.
+
+Owns `index.json` (format: PROTOCOL.md) and the names of data sets that ship with the package. Streams read it first.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+from diffprobe.core.artifact import make_header, read_json, write_json_atomic
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import SchemaError, ShardError, unknown
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.scan import Scan, find_shards, split_of
+
+SCHEMA_VERSION = 1
+KIND = "shard_index"
+INDEX_NAME = "index.json"
+SHIPPED = ("emoji",)
+"""Data sets inside the package, found by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard: file name, split, number of samples (faulty ones count), checksum and size in bytes."""
+
+    file: str
+    split: str
+    n_samples: int
+    sha256: str
+    n_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSet:
+    """A set of shards as its index describes it.
+
+    Attributes:
+        name: what the set is called in results.
+        root: folder of the shards.
+        shards: by file name.
+        classes: class names; a label is an index into it.
+        attributes: values by attribute name, sorted; an attribute id is an index into them.
+        licence: terms of the images.
+        faults: faulty samples that were indexed on purpose, one message each.
+    """
+
+    name: str
+    root: Path
+    shards: tuple[ShardInfo, ...]
+    classes: tuple[str, ...]
+    attributes: dict[str, tuple[str, ...]]
+    licence: str
+    faults: tuple[str, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of what fixes the content: the shards, and what labels and attribute ids mean. No folder enters it."""
+        shards = [[shard.file, shard.sha256] for shard in self.shards]
+        return digest_json({"shards": shards, "classes": self.classes, "attributes": self.attributes})
+
+    def splits(self) -> tuple[str, ...]:
+        """Return the names of the splits, sorted."""
+        return tuple(sorted({shard.split for shard in self.shards}))
+
+    def shards_of(self, split: str) -> tuple[ShardInfo, ...]:
+        """Return the shards of a split in order. Raises: UnknownName listing the splits."""
+        found = tuple(shard for shard in self.shards if shard.split == split)
+        if not found:
+            raise unknown(f"split of '{self.name}'", split, self.splits())
+        return found
+
+    def n_samples(self, split: str) -> int:
+        """Return the number of samples of a split."""
+        return sum(shard.n_samples for shard in self.shards_of(split))
+
+    @classmethod
+    def load(cls, path_or_name: str | Path) -> "ShardSet":
+        """Open a shard set by its folder, its index file, or the name of a shipped set ("emoji").
+
+        Files are compared by presence and size; `diffprobe data verify` compares checksums and decodes every image.
+
+        Raises: ShardError for a folder without index or shards that don't fit it, SchemaError for a foreign file.
+        """
+        index = _find(path_or_name)
+        record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION)
+        try:
+            shards = tuple(ShardInfo(**shard) for shard in record["shards"])
+            attributes = {name: tuple(values) for name, values in record["attributes"].items()}
+            root = index.parent / record.get("root", "")
+            name, licence, faults = record["name"], record["licence"], tuple(record["faults"])
+            shard_set = cls(
+                name=name, root=root, shards=shards, classes=tuple(record["classes"]), attributes=attributes,
+                licence=licence, faults=faults,
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SchemaError(f"'{index}' is not a complete shard index ({error!r}).", fix=_fix(index.parent)) from error
+        _check_files(shard_set, index)
+        return shard_set
+
+
+def build_index(
+    root: Path,
+    *,
+    name: str,
+    licence: str,
+    fields: Fields | None = None,
+    index_path: Path | None = None,
+    on_error: str = "raise",
+    on_shard: Callable[[str], None] = lambda file: None,
+) -> ShardSet:
+    """Scan the shards of a folder (`<split>-NNNN.tar[.gz]`) and write their index.
+
+    Keys and annotations are checked, images are not decoded. Classes are listed by label; a class that only has a name
+    gets its label by alphabetical order.
+
+    Args:
+        root: folder of the shards.
+        name: what the set is called in results.
+        licence: terms of the images, with attribution where they ask for it.
+        fields: which file and key holds what; the defaults of `Fields` if None.
+        index_path: where to write, `root/index.json` if None; elsewhere for a read-only folder.
+        on_error: "raise" refuses faulty samples, all at once; "skip" indexes the set and lists them in the index.
+            Streams will meet them again and judge by their own `on_error`.
+        on_shard: called with each file name before it is read, for progress.
+
+    Raises: ShardError for no or misnamed shards, faulty samples, or labels at odds; DuplicateKey for a key that stands
+        twice in the set, over all splits.
+    """
+    root = Path(root)
+    scan = Scan(fields or Fields())
+    shards = []
+    for path in find_shards(root):
+        on_shard(path.name)
+        count, size = scan.shard(path), path.stat().st_size
+        digest = digest_file(path)
+        shards.append(ShardInfo(file=path.name, split=split_of(path), n_samples=count, sha256=digest, n_bytes=size))
+    if scan.faults and on_error == "raise":
+        more = [f"... and {len(scan.faults) - 10} more"] if len(scan.faults) > 10 else []
+        raise ShardError(
+            f"'{root}' has {len(scan.faults)} faults; no index was written.", *scan.faults[:10], *more,
+            fix="repair the shards, or index them as they are with --on-error skip",
+        )  # fmt: skip
+    shard_set = ShardSet(
+        name=name,
+        root=root,
+        shards=tuple(shards),
+        classes=scan.classes(),
+        attributes={key: tuple(sorted(values)) for key, values in sorted(scan.values.items())},
+        licence=licence,
+        faults=tuple(scan.faults),
+    )
+    _write(shard_set, root / INDEX_NAME if index_path is None else Path(index_path))
+    return shard_set
+
+
+def _find(path_or_name: str | Path) -> Path:
+    """Find the index file of a folder, an index file, or a shipped name."""
+    if str(path_or_name) in SHIPPED:
+        return Path(str(files("diffprobe") / "assets" / str(path_or_name))) / INDEX_NAME
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ShardError(
+            f"there is no shard set '{path_or_name}'.", f"looked for: a folder, an index file, or {', '.join(SHIPPED)}"
+        )
+    if not (path / INDEX_NAME).is_file():
+        raise ShardError(f"the folder '{path}' has no {INDEX_NAME}.", fix=_fix(path))
+    return path / INDEX_NAME
+
+
+def _fix(root: Path) -> str:
+    return f"diffprobe data index {root} --name NAME --licence LICENCE"
+
+
+def _check_files(shard_set: ShardSet, index: Path) -> None:
+    """Compare the shards with the index by presence and size, and report all that differ at once."""
+    wrong = []
+    for shard in shard_set.shards:
+        path = shard_set.root / shard.file
+        if not path.is_file():
+            wrong.append(f"missing: {shard.file}")
+        elif path.stat().st_size != shard.n_bytes:
+            wrong.append(f"changed: {shard.file} has {path.stat().st_size:,} bytes, the index says {shard.n_bytes:,}")
+    if wrong:
+        raise ShardError(
+            f"the shards in '{shard_set.root}' are not those of '{index}' ({len(wrong)} of {len(shard_set.shards)} differ).",
+            *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root)}",
+        )  # fmt: skip
+
+
+def _write(shard_set: ShardSet, path: Path) -> None:
+    header = make_header(KIND, SCHEMA_VERSION, digest=shard_set.digest)
+    # The index is rebuilt byte for byte by any version that writes this schema, so no package version stands in it.
+    header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
+    body = asdict(shard_set)
+    if path.parent.resolve() == shard_set.root.resolve():
+        del body["root"]
+    else:
+        body["root"] = str(shard_set.root.resolve())
+    write_json_atomic(path, {"header": header, **body})

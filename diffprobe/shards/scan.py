@@ -1,0 +1,101 @@
+"""One pass over the shards of a folder: what their keys, labels and attributes say together. Used by index.py."""
+
+import re
+from pathlib import Path
+
+from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
+from diffprobe.shards.annotation import Annotation, Fields, fault, parse_annotation
+from diffprobe.shards.read import RawSample, read_shard
+
+SHARD_NAME = re.compile(r"(?P<split>.+)-\d+\.tar(\.gz)?")
+NAMES = "allowed: <split>-<number>.tar[.gz], for example train-0000.tar"
+
+
+class Scan:
+    """What the shards of a set say together: keys, labels with their names, attribute values, faults."""
+
+    def __init__(self, fields: Fields) -> None:
+        self.fields = fields
+        self.keys: dict[str, str] = {}
+        self.names: dict[int, str | None] = {}
+        self.unlabelled: set[str] = set()
+        self.values: dict[str, set[str]] = {}
+        self.faults: list[str] = []
+
+    def shard(self, path: Path) -> int:
+        """Read one shard and return its number of samples, faulty ones too. Raises: DuplicateKey, ShardError."""
+        strays: list[str] = []
+        count = 0
+        for raw in read_shard(path, strays=strays):
+            count += 1
+            if raw.key in self.keys:
+                raise DuplicateKey(f"{raw.shard}: key '{raw.key}' stands in {self.keys[raw.key]} already.")
+            self.keys[raw.key] = raw.shard
+            try:
+                self._sample(raw)
+            except SampleError as error:
+                self.faults.append(error.what)
+        self.faults += [f"{path.name}: member '{name}' belongs to no sample (it has no extension)." for name in strays]
+        if not count:
+            raise ShardError(f"{path.name}: the shard holds no sample.", f"file: {path}")
+        return count
+
+    def _sample(self, raw: RawSample) -> None:
+        if not any(name in raw.files for name in self.fields.image):
+            raise fault(raw, f"there is no image ({' or '.join(self.fields.image)})")
+        annotation = parse_annotation(raw, self.fields)
+        for key, value in annotation.attributes.items():
+            self.values.setdefault(key, set()).add(value)
+        self._class(raw, annotation)
+
+    def _class(self, raw: RawSample, annotation: Annotation) -> None:
+        label, name = annotation.label, annotation.class_name
+        if label is None:
+            if name is not None:
+                self.unlabelled.add(name)
+            return
+        known = self.names.get(label)
+        if name is not None and known is not None and name != known:
+            raise fault(raw, f"label {label} is called '{name}' here and '{known}' before")
+        self.names[label] = known if name is None else name
+
+    def classes(self) -> tuple[str, ...]:
+        """Return class names by label; a label that has no name, or is not in use, is called by its number."""
+        if not self.names:
+            return tuple(sorted(self.unlabelled))
+        named = [self.names.get(label) or str(label) for label in range(max(self.names) + 1)]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ShardError(f"class name '{twice[0]}' stands for several labels.")
+        unnumbered = sorted(self.unlabelled - set(named))
+        if unnumbered:
+            raise ShardError(f"class '{unnumbered[0]}' has no label in any sample, while other classes have one.")
+        return tuple(named)
+
+
+def split_of(path: Path) -> str:
+    """Return the split that a shard's name gives.
+
+    >>> split_of(Path("train-0003.tar.gz"))
+    'train'
+    """
+    match = SHARD_NAME.fullmatch(path.name)
+    if match is None:
+        raise ShardError(f"the shard name '{path.name}' gives no split.", NAMES)
+    return match["split"]
+
+
+def find_shards(root: Path) -> list[Path]:
+    """List the shards of a folder by name. Raises: ShardError for no folder, no shard, or a name without split."""
+    if not root.is_dir():
+        raise ShardError(f"there is no folder '{root}'.")
+    tars = sorted(path for path in root.iterdir() if path.name.endswith((".tar", ".tar.gz")) and path.name[0] != ".")
+    if not tars:
+        raise ShardError(f"no shard in '{root}'.", "looked for: <split>-0000.tar or <split>-0000.tar.gz")
+    misnamed = [path.name for path in tars if not SHARD_NAME.fullmatch(path.name)]
+    if misnamed:
+        raise ShardError(
+            f"'{root}' holds shards whose name gives no split: {', '.join(misnamed)}.",
+            NAMES,
+        )
+    return tars
