@@ -1,0 +1,81 @@
+"""The two forms in which features travel: a batch for probes that learn, a table for those that need all at once.
+
+Owns the shapes and the row arithmetic. Batches are made by live.py and stored.py, tables by reader.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass
+class FeatureBatch:
+    """Features of some samples, rows in the same order everywhere.
+
+    Attributes:
+        features: cell name -> features, float32; `d_in` values a sample when pooled, a map when `pool=none`.
+        keys: identity of each sample.
+        label: class index in the data set's `classes`, -1 where the sample has none.
+        attributes: attribute name -> index in the data set's `attributes[name]`, -1 where the sample has none.
+    """
+
+    features: dict[str, Float[Tensor, "batch ..."]]
+    keys: list[str]
+    label: Int[Tensor, " batch"]
+    attributes: dict[str, Int[Tensor, " batch"]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass
+class FeatureTable:
+    """All features of one split, with what analysis needs to walk back to the images.
+
+    Attributes:
+        features: cell name -> features, float32.
+        keys, label, attributes: as in `FeatureBatch`.
+        captions: caption of each sample, "" where it has none.
+        shards: source shard file of each sample, relative to the shard set's root.
+    """
+
+    features: dict[str, Float[Tensor, "samples ..."]]
+    keys: list[str]
+    label: Int[Tensor, " samples"]
+    attributes: dict[str, Int[Tensor, " samples"]]
+    captions: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: Int[Tensor, " chosen"]) -> FeatureBatch:
+        """Return the given rows as a batch, in the given order."""
+        return FeatureBatch(
+            features={cell: values[rows] for cell, values in self.features.items()},
+            keys=[self.keys[row] for row in rows.tolist()],
+            label=self.label[rows],
+            attributes={name: values[rows] for name, values in self.attributes.items()},
+        )
+
+
+def concatenate(tables: Sequence[FeatureTable]) -> FeatureTable:
+    """Join tables of the same cells and attributes below each other. Copies unless there is one only."""
+    if len(tables) == 1:
+        return tables[0]
+    first = tables[0]
+    return FeatureTable(
+        features={cell: torch.cat([table.features[cell] for table in tables]) for cell in first.features},
+        keys=_join(table.keys for table in tables),
+        label=torch.cat([table.label for table in tables]),
+        attributes={name: torch.cat([table.attributes[name] for table in tables]) for name in first.attributes},
+        captions=_join(table.captions for table in tables),
+        shards=_join(table.shards for table in tables),
+    )
+
+
+def _join(lists: Iterable[list[str]]) -> list[str]:
+    return [item for part in lists for item in part]

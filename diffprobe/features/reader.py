@@ -1,0 +1,195 @@
+"""Reads a feature store. Owns the search for a store that fits a request, and the refusal of one that does not.
+
+Feature files are memory-mapped (safetensors); nothing is unpickled. stored.py feeds them to probes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.features.batch import FeatureTable, concatenate
+from diffprobe.features.manifest import Manifest, ShardEntry, covers, differences, read_sealed
+from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_KIND, SHARD_SCHEMA_VERSION, shard_folder
+
+
+class FeatureStore:
+    """One store on disk. Make it with `open` or `find`.
+
+    Attributes:
+        path: the store's folder.
+        manifest: what fixed its content.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> "FeatureStore":
+        """Open a store by its folder, complete or not.
+
+        Raises: StoreIncomplete if there is no manifest, SchemaError if it is foreign or was changed.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise StoreIncomplete(f"'{path}' is no feature store: it has no {MANIFEST}.", fix="diffprobe store list")
+        return cls(path, Manifest.read(path / MANIFEST))
+
+    @classmethod
+    def find(cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...") -> "FeatureStore":
+        """Return the store below `root` that serves a request: the same settings, at least its cells and shards.
+
+        Args:
+            command: what the user can type to make the store; ends up in the messages.
+
+        Raises: StoreIncomplete if it is not there or not complete, StoreMismatch if there are other stores only; the
+            nearest one is named with all that differs.
+        """
+        root = Path(root)
+        found = list(list_stores(root))
+        fitting = [store for store in found if covers(store.manifest, expected)]
+        splits = expected.splits
+        for store in fitting:
+            if not store.missing(splits):
+                return store
+        if fitting:
+            fitting[0].check_complete(splits, command=command)
+        if not found:
+            raise StoreIncomplete(f"there is no feature store in '{root}' yet.", fix=command)
+        nearest = min(found, key=lambda store: len(differences(store.manifest, expected)))
+        raise StoreMismatch(
+            f"feature store {nearest.path.name} in '{root}' was not made with the settings asked for.",
+            *differences(nearest.manifest, expected),
+            *([f"it is the nearest of {len(found)} stores there"] if len(found) > 1 else []),
+            fix=f"make one that fits: {command}",
+        )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Names of the cells."""
+        return tuple(self.manifest.cells)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a sample's label is an index into them."""
+        return tuple(self.manifest.recorded["classes"])
+
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """Attribute name -> its values; a sample's attribute is an index into them."""
+        return {name: tuple(values) for name, values in self.manifest.recorded["attributes"].items()}
+
+    def shards(self, splits: Sequence[str] | None = None) -> list[ShardEntry]:
+        """List the source shards of some splits (all if None). Raises: UnknownName for a split the store lacks."""
+        for split in splits or ():
+            if split not in self.manifest.splits:
+                raise unknown("split of this store", split, self.manifest.splits)
+        return [shard for shard in self.manifest.shards if splits is None or shard.split in splits]
+
+    def missing(self, splits: Sequence[str] | None = None) -> list[str]:
+        """List the source shards that are not written yet."""
+        return [shard.file for shard in self.shards(splits) if not (self.path / shard_folder(shard.file)).is_dir()]
+
+    def check_complete(self, splits: Sequence[str] | None = None, *, command: str = "diffprobe extract ...") -> None:
+        """Raise StoreIncomplete, naming the missing shards, unless all of `splits` is written."""
+        missing = self.missing(splits)
+        if missing:
+            raise StoreIncomplete(
+                f"feature store '{self.path}' is not complete: {len(missing)} of {len(self.shards(splits))} shards miss.",
+                f"missing: {', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}",
+                fix=f"continue: {command}",
+            )
+
+    def load(self, split: str, cells: Sequence[str] | None = None) -> FeatureTable:
+        """Return all features of one split, in shard order.
+
+        Memory-mapped where the split has one shard; several are copied into one array. `iter_shards` never copies.
+
+        Raises: StoreIncomplete, UnknownName for a split or cell that the store lacks.
+        """
+        return concatenate(list(self.iter_shards(split, cells)))
+
+    def iter_shards(self, split: str, cells: Sequence[str] | None = None) -> Iterator[FeatureTable]:
+        """Yield one memory-mapped table a source shard."""
+        self.check_complete([split])
+        chosen = self._check_cells(cells)
+        for shard in self.shards([split]):
+            yield self._table(shard, chosen)
+
+    def verify(self) -> list[str]:
+        """Compare every file with its recorded checksum; return the faults, one line each (empty: all is well)."""
+        faults = [f"{file}: not written yet" for file in self.missing()]
+        if self.path.name != self.manifest.folder:
+            faults.append(f"the folder is named {self.path.name}, its digest says {self.manifest.folder}")
+        for shard in self.manifest.shards:
+            if (self.path / shard_folder(shard.file)).is_dir():
+                faults += self._verify_shard(shard)
+        return faults
+
+    def _verify_shard(self, shard: ShardEntry) -> list[str]:
+        folder = self.path / shard_folder(shard.file)
+        try:
+            samples = self._samples(shard)
+        except (DiffprobeError, FileNotFoundError) as error:
+            return [f"{folder.name}/{SAMPLES}: {str(error).splitlines()[0]}"]
+        faults = []
+        for cell in self.manifest.cells:
+            entry = samples["cells"][cell]
+            path = folder / entry["file"]
+            if not path.is_file():
+                faults.append(f"{folder.name}/{path.name}: missing")
+            elif digest_file(path) != entry["sha256"]:
+                faults.append(f"{folder.name}/{path.name}: its bytes are not those that were written (checksum)")
+        return faults
+
+    def _table(self, shard: ShardEntry, cells: Sequence[str]) -> FeatureTable:
+        samples = self._samples(shard)
+        folder = self.path / shard_folder(shard.file)
+        features = {cell: _mapped(folder / samples["cells"][cell]["file"]) for cell in cells}
+        keys = samples["keys"]
+        for cell, values in features.items():
+            if len(values) != len(keys):
+                raise SchemaError(f"'{folder}': cell '{cell}' has {len(values)} rows for {len(keys)} keys.")
+        return FeatureTable(
+            features=features,
+            keys=keys,
+            label=torch.tensor(samples["label"], dtype=torch.long),
+            attributes={name: torch.tensor(v, dtype=torch.long) for name, v in samples["attributes"].items()},
+            captions=samples["captions"],
+            shards=[shard.file] * len(keys),
+        )
+
+    def _samples(self, shard: ShardEntry) -> dict[str, Any]:
+        path = self.path / shard_folder(shard.file) / SAMPLES
+        samples = read_sealed(path, kind=SHARD_KIND, schema_version=SHARD_SCHEMA_VERSION)
+        if samples["store"] != self.manifest.digest or samples["shard"] != shard.file:
+            raise SchemaError(f"'{path}' belongs to another store or shard.", fix="remove its folder and extract again")
+        return samples
+
+    def _check_cells(self, cells: Sequence[str] | None) -> Sequence[str]:
+        for cell in cells or ():
+            if cell not in self.manifest.cells:
+                raise unknown("cell of this store", cell, self.manifest.cells)
+        return self.cells if cells is None else cells
+
+
+def list_stores(root: Path | str) -> Iterator[FeatureStore]:
+    """Yield the stores directly below `root`, by name. Folders without a manifest are none."""
+    for file in sorted(Path(root).glob(f"*/{MANIFEST}")):
+        yield FeatureStore.open(file.parent)
+
+
+def _mapped(path: Path) -> Float[Tensor, "samples ..."]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("features")
+    except FileNotFoundError as error:
+        raise StoreIncomplete(f"'{path}' is missing.", fix="check the store: diffprobe store verify FOLDER") from error
+    except Exception as error:  # safetensors' own error class is not public in all versions
+        raise SchemaError(f"'{path}' can't be read: {error}.", fix="diffprobe store verify FOLDER") from error
