@@ -1,0 +1,50 @@
+"""How sparse codes are and how many latents are used: L0, density, dead fraction. All from selected latents only."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def count_active(
+    values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], n_latents: int
+) -> Int[Tensor, " n_latents"]:
+    """Count for each latent the samples in which it was selected with an activation above zero.
+
+    >>> count_active(torch.tensor([[2.0, 0.0]]), torch.tensor([[1, 2]]), 3)
+    tensor([0, 1, 0])
+    """
+    return torch.bincount(indices[values > 0].flatten(), minlength=n_latents)
+
+
+class LatentUse(Metric):
+    """Counts how often each latent of a code is active.
+
+    Args:
+        n_latents: number of latents.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    n: Tensor
+    active: Tensor
+
+    def __init__(self, n_latents: int) -> None:
+        super().__init__()
+        self.n_latents = n_latents
+        self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("active", torch.zeros(n_latents, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"]) -> None:
+        """Add codes: activations and the ids of their latents. An activation of zero does not count."""
+        self.n += values.shape[0]
+        self.active += count_active(values.detach(), indices, self.n_latents)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `l0` (active latents a sample), `dead_fraction` (latents never active), `density` (one a latent)."""
+        n = self.n.double().clamp(min=1)
+        return {
+            "l0": self.active.sum() / n,
+            "dead_fraction": (self.active == 0).double().mean(),
+            "density": self.active / n,
+        }
