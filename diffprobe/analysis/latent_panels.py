@@ -1,0 +1,163 @@
+"""Which latents a report shows, and the numbers beside each. Owns the rule of choice and the chance level of purity.
+
+The images of a latent come from `analysis/top_samples.py`; the panels are drawn by `report/page.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffprobe.core.errors import ConfigError, EmptyClass
+
+RULE = (
+    "Latents active on at least {min_active} samples are sorted by density and cut into {n} bins of equal count; "
+    "each bin gives the latent whose active samples have the lowest label entropy "
+    "(ties: the larger maximum activation, then the smaller number)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSummary:
+    """The numbers beside one latent."""
+
+    latent: int
+    """Number of the latent."""
+    n_active: int
+    """Samples on which it is active (activation above 0)."""
+    density: float
+    """n_active over all samples, 0..1."""
+    mean_activation: float
+    """Mean over the samples on which it is active."""
+    max_activation: float
+    """Largest activation."""
+    label_entropy: float
+    """Entropy of the labels of its active samples, in bits; 0 = one class only."""
+    chance_entropy: float
+    """Mean entropy of as many samples drawn at random without replacement, in bits."""
+    chance_entropy_sd: float
+    """Standard deviation of that entropy over the draws, in bits."""
+    top_label: int
+    """The commonest label among the active samples (ties: the smaller id)."""
+    top_label_share: float
+    """Its share of the active samples, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentChoice:
+    """The chosen latents and how they were chosen."""
+
+    latents: tuple[int, ...]
+    """Chosen latents, from the rarest to the densest."""
+    rule: str
+    """The rule in words, with its numbers."""
+    n_eligible: int
+    """Latents that were active often enough."""
+    n_latents: int
+    """All latents."""
+
+
+class LatentCounts:
+    """Sums, per latent, over a stream of codes: activity, activation and labels.
+
+    Args:
+        n_latents: number of latents of the code.
+        n_classes: number of classes of the label.
+    """
+
+    def __init__(self, n_latents: int, n_classes: int) -> None:
+        if n_latents < 1 or n_classes < 1:
+            raise ConfigError(f"latent counts: n_latents={n_latents}, n_classes={n_classes}; both must be at least 1.")
+        self.n_samples = 0
+        self.n_active = np.zeros(n_latents, dtype=np.int64)
+        self.total = np.zeros(n_latents)
+        self.maximum = np.zeros(n_latents)
+        self.label_active = np.zeros((n_latents, n_classes), dtype=np.int64)
+        self.label_samples = np.zeros(n_classes, dtype=np.int64)
+
+    def update(
+        self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], label: Int[Tensor, " batch"]
+    ) -> None:
+        """Take one batch of codes; samples without a label (-1) count for activity but not for entropy."""
+        if values.shape != indices.shape or values.ndim != 2 or len(label) != len(values):
+            raise ConfigError(
+                "a batch of codes needs values and indices of one shape [batch, k] and a label a row.",
+                f"values: {tuple(values.shape)}  indices: {tuple(indices.shape)}  label: {tuple(label.shape)}",
+            )
+        activation = values.detach().to("cpu").double().numpy().ravel()
+        labels = label.cpu().numpy()
+        fired = activation > 0
+        latent = indices.cpu().numpy().ravel()[fired]
+        activation, owner = activation[fired], np.repeat(labels, values.shape[1])[fired]
+        self.n_samples += len(labels)
+        np.add.at(self.n_active, latent, 1)
+        np.add.at(self.total, latent, activation)
+        np.maximum.at(self.maximum, latent, activation)
+        np.add.at(self.label_active, (latent[owner >= 0], owner[owner >= 0]), 1)
+        np.add.at(self.label_samples, labels[labels >= 0], 1)
+
+
+def choose_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -> LatentChoice:
+    """Choose `n` latents spread over the range of densities, the purest of each part.
+
+    Bins of density come first because entropy is only comparable between latents that fire about equally often: few
+    samples always look pure. The choice looks at labels, so it must be made on other samples than the ones shown.
+
+    Args:
+        counts: sums over the samples of the choice (train or validation split).
+        n: latents to choose; fewer come back if fewer are eligible.
+        min_active: samples on which a latent must be active.
+    Raises: EmptyClass if no latent is active often enough.
+    """
+    eligible = np.flatnonzero(counts.n_active >= max(min_active, 1))
+    if len(eligible) == 0:
+        raise EmptyClass(
+            f"no latent is active on {min_active} or more of {counts.n_samples} samples.",
+            f"most active: {int(counts.n_active.max())} samples",
+            fix="choose from more samples, or lower min_active",
+        )
+    by_density = eligible[np.lexsort((eligible, counts.n_active[eligible]))]
+    chosen = []
+    for part in np.array_split(by_density, min(n, len(by_density))):
+        entropy = [_entropy(counts.label_active[latent]) for latent in part]
+        chosen.append(int(part[np.lexsort((part, -counts.maximum[part], np.round(entropy, 12)))[0]]))
+    return LatentChoice(
+        latents=tuple(chosen),
+        rule=RULE.format(n=n, min_active=min_active),
+        n_eligible=len(eligible),
+        n_latents=len(counts.n_active),
+    )
+
+
+def summarize_latent(counts: LatentCounts, latent: int, *, n_draws: int = 200, seed: int = 0) -> LatentSummary:
+    """Return the numbers of one latent, with the entropy that chance would give.
+
+    Raises: EmptyClass if the latent is never active on labelled samples: it has no entropy then.
+    """
+    active, labels = int(counts.n_active[latent]), counts.label_active[latent]
+    n_labelled = int(labels.sum())
+    if n_labelled == 0:
+        raise EmptyClass(f"latent {latent} is active on no labelled sample of {counts.n_samples}.")
+    generator = np.random.default_rng([seed, latent])
+    draws = generator.multivariate_hypergeometric(counts.label_samples, n_labelled, size=n_draws)
+    chance = np.array([_entropy(draw) for draw in draws])
+    return LatentSummary(
+        latent=latent,
+        n_active=active,
+        density=active / counts.n_samples,
+        mean_activation=float(counts.total[latent] / active),
+        max_activation=float(counts.maximum[latent]),
+        label_entropy=_entropy(labels),
+        chance_entropy=float(chance.mean()),
+        chance_entropy_sd=float(chance.std()),
+        top_label=int(labels.argmax()),
+        top_label_share=float(labels.max() / n_labelled),
+    )
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    """Return the entropy of counts in bits; 0 for no counts."""
+    share = counts[counts > 0] / max(int(counts.sum()), 1)
+    return float(-(share * np.log2(share)).sum()) + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -1,0 +1,79 @@
+"""Counts, choice and chance level on codes whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffprobe.analysis.latent_panels import LatentCounts, choose_latents, summarize_latent
+from diffprobe.core.errors import ConfigError, EmptyClass
+
+
+def planted(n=400, n_classes=4):
+    """Latent 0 fires on class 0 alone, latent 1 at random equally often, latent 2 on three samples, latent 3 never."""
+    label = torch.arange(n) % n_classes
+    pure = label == 0
+    noise = torch.zeros(n, dtype=torch.bool)
+    noise[torch.randperm(n, generator=torch.Generator().manual_seed(0))[: int(pure.sum())]] = True
+    rare = torch.arange(n) < 3
+    values = torch.stack([pure * 2.0, noise * 1.0, rare * 5.0], dim=1)
+    return values, torch.tensor([[0, 1, 2]]).expand(n, 3), label
+
+
+def counted(n_latents=4):
+    counts = LatentCounts(n_latents, 4)
+    values, indices, label = planted()
+    for i in range(0, len(label), 64):
+        counts.update(values[i : i + 64], indices[i : i + 64], label[i : i + 64])
+    return counts
+
+
+def test_numbers_of_a_pure_latent():
+    summary = summarize_latent(counted(), 0)
+    assert (summary.n_active, summary.density, summary.mean_activation, summary.max_activation) == (100, 0.25, 2, 2)
+    assert (summary.label_entropy, summary.top_label, summary.top_label_share) == (0.0, 0, 1.0)
+    assert summary.chance_entropy > 1.9
+
+
+def test_chance_covers_a_latent_that_knows_nothing():
+    summary = summarize_latent(counted(), 1)
+    assert abs(summary.label_entropy - summary.chance_entropy) < 4 * summary.chance_entropy_sd
+    assert summary.chance_entropy < 2.0  # below log2(4): the finite sample is part of the chance level
+
+
+def test_chance_of_few_samples_is_low():
+    assert summarize_latent(counted(), 2).chance_entropy <= math.log2(3)
+
+
+def test_choice_takes_the_purest_of_each_bin_and_leaves_out_rare_ones():
+    one = choose_latents(counted(), n=1)
+    assert one.latents == (0,) and one.n_eligible == 2 and one.n_latents == 4
+    assert "at least 10 samples" in one.rule and "1 bins" in one.rule
+    assert set(choose_latents(counted(), n=24).latents) == {0, 1}
+    assert set(choose_latents(counted(), n=24, min_active=1).latents) == {0, 1, 2}
+
+
+def test_choice_is_spread_over_density():
+    counts = LatentCounts(100, 2)
+    counts.n_samples = 1000
+    counts.n_active = np.arange(1, 101) * 10
+    counts.label_active = np.stack([counts.n_active, np.zeros(100, dtype=np.int64)], axis=1)
+    chosen = choose_latents(counts, n=10).latents
+    assert [latent // 10 for latent in chosen] == list(range(10))
+
+
+def test_samples_without_label_count_for_activity_only():
+    counts = LatentCounts(1, 2)
+    counts.update(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long), torch.tensor([-1, 0, 1]))
+    summary = summarize_latent(counts, 0)
+    assert summary.n_active == 3 and summary.density == 1.0 and summary.label_entropy == 1.0
+
+
+def test_faults_are_named():
+    with pytest.raises(EmptyClass, match="most active: 100"):
+        choose_latents(counted(), min_active=101)
+    with pytest.raises(EmptyClass, match="latent 3"):
+        summarize_latent(counted(), 3)
+    with pytest.raises(ConfigError, match="label: \\(2,\\)"):
+        LatentCounts(1, 2).update(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long), torch.tensor([0, 1]))

@@ -1,0 +1,45 @@
+"""The two ends of a direction."""
+
+import pytest
+import torch
+
+from diffprobe.analysis.pole_captions import pole_captions
+from diffprobe.core.errors import ConfigError, NonFinite
+
+
+def keys_of(samples):
+    return [sample.key for sample in samples]
+
+
+def test_ends_are_ordered_and_ties_go_by_key():
+    ends = pole_captions(torch.tensor([1.0, 5.0, 5.0, -3.0, -3.0, 0.0]), list("fbadce"), list("FBADCE"), n_each=2)
+    assert keys_of(ends.positive) == ["a", "b"] and keys_of(ends.negative) == ["c", "d"]
+    assert [sample.caption for sample in ends.positive] == ["A", "B"]
+    assert ends.negative[0].projection == -3.0
+
+
+def test_one_per_group_keeps_the_most_extreme_member():
+    ends = pole_captions(
+        torch.tensor([9.0, 8.0, 7.0, -1.0, -2.0, -3.0]),
+        list("abcdef"),
+        list("abcdef"),
+        n_each=2,
+        one_per=["cat", "cat", "dog", "owl", "owl", "owl"],
+    )
+    assert keys_of(ends.positive) == ["a", "c"] and keys_of(ends.negative) == ["f"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_no_sample_stands_at_both_ends(n):
+    keys = [f"k{i}" for i in range(n)]
+    ends = pole_captions(torch.zeros(n), keys, keys, n_each=8)
+    assert sorted(keys_of(ends.positive) + keys_of(ends.negative)) == keys
+
+
+def test_faults_are_named():
+    with pytest.raises(ConfigError, match="captions: 1"):
+        pole_captions(torch.zeros(2), ["a", "b"], ["a"])
+    with pytest.raises(ConfigError, match="n_each=0"):
+        pole_captions(torch.zeros(1), ["a"], ["a"], n_each=0)
+    with pytest.raises(NonFinite):
+        pole_captions(torch.tensor([float("nan")]), ["a"], ["a"])
