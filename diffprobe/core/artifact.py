@@ -71,7 +71,12 @@ def write_json_atomic(path: Path | str, obj: Any) -> None:
 
 
 def write_artifact(
-    path: Path | str, body: Mapping[str, Any], *, kind: str, schema_version: int, inputs: Mapping[str, str] | None = None
+    path: Path | str,
+    body: Mapping[str, Any],
+    *,
+    kind: str,
+    schema_version: int,
+    inputs: Mapping[str, str] | None = None,
 ) -> None:
     """Write `body` with a header whose digest is the digest of `body`."""
     try:
@@ -94,7 +99,9 @@ def read_json(path: Path | str, *, kind: str, schema_version: int) -> dict[str, 
     except FileNotFoundError:
         raise
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SchemaError(f"'{path}' is not a readable JSON file: {error}.", f"expected: an artifact '{kind}'") from error
+        raise SchemaError(
+            f"'{path}' is not a readable JSON file: {error}.", f"expected: an artifact '{kind}'"
+        ) from error
     header = obj.get(HEADER) if isinstance(obj, dict) else None
     if not isinstance(header, dict) or "kind" not in header:
         raise SchemaError(f"'{path}' has no artifact header.", f"expected: an artifact '{kind}' written by diffprobe")
@@ -108,7 +115,7 @@ def read_json(path: Path | str, *, kind: str, schema_version: int) -> dict[str, 
             f"it was made by: {header.get('made_by', 'unknown')}; this is diffprobe {__version__}",
             fix="update diffprobe" if newer else "make the file again with this version",
         )
-    return obj
+    return dict(obj)
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ Free of torch, so that tables and pages can be made on any machine. Next in the 
 """
 
 import dataclasses
+import json
 import os
 import platform
 import subprocess
@@ -16,13 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from diffprobe import __version__
 from diffprobe.core.artifact import HEADER, read_json, write_artifact
-from diffprobe.core.digest import digest_json
+from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import SchemaError, nearest
 
 SCHEMA_VERSION = 1
 KIND = "result"
-_PACKAGES = ("diffprobe", "torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
+_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +108,13 @@ def make_result(
     Args:
         started_at: `time.time()` at the start of the run, in seconds.
     """
+    plain = json.loads(canonical_json(dict(config)))  # tuples become lists now, not only after the first reading
     return RunResult(
         run=run,
         experiment=experiment,
         kind=kind,
-        config=dict(config),
-        config_digest=digest_json(dict(config)),
+        config=plain,
+        config_digest=digest_json(plain),
         git_commit=_git_commit(),
         versions=_versions(),
         seeds=dict(seeds),
@@ -137,7 +140,8 @@ def read_result(path: Path | str) -> RunResult:
     if not isinstance(tree.get("metrics"), list):
         raise SchemaError(f"'{path}' has no list 'metrics'.")
     metrics = tuple(_build(MetricRecord, entry, f"{path}, metrics[{i}]") for i, entry in enumerate(tree["metrics"]))
-    return _build(RunResult, {**tree, "metrics": metrics}, str(path))
+    result: RunResult = _build(RunResult, {**tree, "metrics": metrics}, str(path))
+    return result
 
 
 def _build(cls: type, tree: Any, where: str) -> Any:
@@ -161,7 +165,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "diffprobe": __version__}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)

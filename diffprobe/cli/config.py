@@ -1,0 +1,31 @@
+"""``diffprobe config``: validate a configuration and print it in full."""
+
+import argparse
+
+HELP = "check a configuration and print it in full (nothing is loaded or run)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
+    )
+    parser.add_argument("--list", action="store_true", help="list the experiments and the choices of each group")
+    parser.add_argument("--keys", action="store_true", help="explain every key: type, default, meaning")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the resolved configuration as YAML, each key as the run will see it."""
+    from diffprobe.config import compose, describe, locate
+
+    if args.list:
+        print("experiment:", *(f"  {name}" for name in locate.experiments()), sep="\n")
+        for group, choices in locate.groups().items():
+            print(f"{group}: {', '.join(choices)}")
+        return 0
+    composed = compose.compose(None, args.settings)
+    if args.keys:
+        print(describe.render_keys(compose.schema_class(composed)), end="")
+        return 0
+    print(describe.render_yaml(compose.judge(composed)), end="")
+    return 0

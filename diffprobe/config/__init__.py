@@ -1,0 +1,4 @@
+"""From YAML presets, experiment files and the command line to frozen dataclasses, judged before anything heavy loads.
+
+Flow: `locate` (which folders) -> `compose` (Hydra merges) -> `parse` (strict) -> `schema` (what a run may say).
+"""

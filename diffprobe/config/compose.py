@@ -1,0 +1,201 @@
+"""Merge presets, an experiment file and command-line settings into one tree. Owns Hydra: its compose API only.
+
+Hydra merges and nothing more; `parse.py` judges, so that every fault is found with its file and line. Where each key
+was written is read from the same files in the order in which Hydra merged them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from diffprobe.config import locate
+from diffprobe.config.origin import COMMAND_LINE, origins, read_schema
+from diffprobe.config.parse import parse
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, nearest, unknown
+
+VERSION_BASE = "1.3"
+RUN_SCHEMA = "diffprobe.config.schema:RunConfig"
+_SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A merged configuration, not judged yet."""
+
+    tree: dict[str, Any]
+    """The merged keys, interpolations resolved."""
+    origin: dict[str, tuple[str, int]]
+    """Dotted key -> (file, line) of the value that won; line 0 for the command line."""
+    schema: str = RUN_SCHEMA
+    """"module:Class" that judges the tree: the experiment file's `schema:` key, else that of probe runs."""
+    experiment: str | None = None
+    """Name of the experiment file."""
+
+
+def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
+    """Merge `configs/base/run.yaml` and its groups, the experiment file, and settings, in this order.
+
+    An experiment file with a `schema:` key starts from nothing instead of that base: it lists the groups it wants.
+
+    Args:
+        experiment: name of a file below `experiments/`, without suffix; None for a run described by settings alone.
+        overrides: ``group=choice`` (data=emoji) or ``key=value`` (trainer.max_epochs=3); ``experiment=NAME`` too.
+    Raises: ConfigError on an unknown experiment, group choice or malformed setting. Keys are judged by `parse`.
+    """
+    experiment, settings = split_experiment(experiment, overrides)
+    schema = RUN_SCHEMA
+    if experiment is not None:
+        path = _experiment_path(experiment)
+        schema = read_schema(path) or RUN_SCHEMA
+    groups = locate.groups()
+    chosen, values = _sort_settings(settings, groups)
+    folders = locate.search_path()
+    tree, merged = _merge(schema == RUN_SCHEMA, experiment, chosen, values, folders)
+    tree.pop("schema", None)
+    origin = origins(merged, folders)
+    for setting in values:
+        _mark(origin, tree, setting.split("=", 1)[0])
+    return Composed(tree=tree, origin=origin, schema=schema, experiment=experiment)
+
+
+def load(experiment: str | None, overrides: Sequence[str] = ()) -> Any:
+    """Compose and judge by the schema that the experiment file names (`RunConfig` if it names none).
+
+    Raises: ConfigError with every fault of the configuration.
+    """
+    return judge(compose(experiment, overrides))
+
+
+def load_run(experiment: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose and judge a probe run. Raises: ConfigError with every fault of the configuration."""
+    composed = compose(experiment, overrides)
+    if composed.schema != RUN_SCHEMA:
+        raise ConfigError(
+            f"experiment '{composed.experiment}' does not describe a probe run: its schema is {composed.schema}.",
+            fix=f"see it: diffprobe config experiment={composed.experiment}",
+        )
+    config: RunConfig = judge(composed)
+    return config
+
+
+def judge(composed: Composed) -> Any:
+    """Parse a merged configuration by its schema and fill in the name of its experiment, where the schema has one."""
+    cls = schema_class(composed)
+    tree = dict(composed.tree)
+    if "experiment" in {f.name for f in fields(cls)}:
+        if "experiment" in tree:
+            raise ConfigError("'experiment' names the file itself; it cannot be set inside one.")
+        tree["experiment"] = composed.experiment or ""
+    return parse(cls, tree, composed.origin)
+
+
+def schema_class(composed: Composed) -> type[Any]:
+    """Import the dataclass that judges `composed`. Raises: ConfigError if there is none of that name."""
+    module, _, name = composed.schema.partition(":")
+    if not module.startswith("diffprobe."):
+        raise ConfigError(f"schema '{composed.schema}' is not a dataclass of diffprobe (module:Class).")
+    try:
+        found = getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(f"schema '{composed.schema}' of experiment '{composed.experiment}': {error}.") from error
+    return found  # type: ignore[no-any-return]
+
+
+def split_experiment(experiment: str | None, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take ``experiment=NAME`` out of the settings. Raises: ConfigError if two experiments are named."""
+    named = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
+    rest = [o for o in overrides if not o.startswith("experiment=")]
+    names = list(dict.fromkeys(([experiment] if experiment else []) + named))
+    if len(names) > 1:
+        raise ConfigError(f"more than one experiment is named: {', '.join(names)}.")
+    return (names[0].removesuffix(".yaml").removeprefix("experiments/") if names else None), rest
+
+
+def _experiment_path(name: str) -> Path:
+    known = locate.experiments()
+    if name not in known:
+        raise unknown("experiment", name, known, ConfigError)
+    return known[name]
+
+
+def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
+    """Part settings into group choices and key values. Raises: ConfigError naming every malformed one."""
+    chosen: dict[str, str] = {}
+    values, faults = [], []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if not _SETTING.match(setting):
+            faults.append(f"'{setting}' is not of the form key=value or group=choice")
+        elif key in groups:
+            if value not in groups[key]:
+                close = nearest(value, groups[key])
+                hint = f"; nearest: {', '.join(close)}" if close else ""
+                faults.append(f"{setting}: no such {key}{hint}; there are: {', '.join(groups[key])}")
+            chosen[key] = value
+        else:
+            values.append(setting)
+    if faults:
+        raise ConfigError("settings that cannot be read.", *faults, fix="key=value, for example trainer.max_epochs=3")
+    return chosen, values
+
+
+def _merge(
+    with_base: bool, experiment: str | None, chosen: dict[str, str], values: list[str], folders: list[Path]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Let Hydra merge. Returns: the tree, and (config name, package) of each file in merge order."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    paths = ",".join(f"'file://{_quote(str(folder))}'" for folder in folders[1:])
+    overrides = [f"hydra.searchpath=[{paths}]"]
+    if with_base:
+        overrides.append(f"+{locate.BASE}@_global_=run")  # no primary config: Hydra looks for one in one folder only
+    if experiment is not None:
+        group, _, name = experiment.rpartition("/")
+        overrides.append(f"+{group}@_global_={name}")
+    overrides += [f"{group}={name}" for group, name in chosen.items()]
+    overrides += [f"++{value}" for value in values]  # added or replaced alike: unknown keys are parse's to refuse
+    try:
+        with initialize_config_dir(config_dir=str(folders[0]), version_base=VERSION_BASE):
+            config = hydra_compose(config_name=None, overrides=overrides)
+            loader = GlobalHydra.instance().config_loader()
+            listed = loader.compute_defaults_list(None, overrides, RunMode.RUN).defaults
+        tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        where = f"experiment '{experiment}'" if experiment else "the settings"
+        text = str(error).replace("'++", "'")
+        lines = [line for line in text.splitlines() if line.strip() and "--multirun" not in line]
+        raise ConfigError(f"{where} cannot be composed: {lines[0]}", *lines[1:]) from error
+    assert isinstance(tree, dict)
+    files = [
+        (d.config_path, d.package or "") for d in listed if d.config_path and not d.config_path.startswith("hydra")
+    ]
+    return {str(key): value for key, value in tree.items()}, files
+
+
+def _quote(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _mark(origin: dict[str, tuple[str, int]], tree: dict[str, Any], key: str) -> None:
+    """Say that `key`, and all below it, came from the command line."""
+    for known in [k for k in origin if k.startswith(f"{key}.")]:
+        del origin[known]
+    value: Any = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    stack = [(key, value)]
+    while stack:
+        at, value = stack.pop()
+        origin[at] = COMMAND_LINE
+        if isinstance(value, dict):
+            stack += [(f"{at}.{name}", item) for name, item in value.items()]

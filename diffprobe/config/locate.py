@@ -1,0 +1,94 @@
+"""Where presets and experiment files lie. A root is a folder with ``configs/`` or ``experiments/`` (or both) in it."""
+
+import os
+from pathlib import Path
+
+from diffprobe.core.errors import ConfigError
+
+VARIABLE = "DIFFPROBE_CONFIGS"
+BASE = "base"
+"""Folder of the files that a run starts from; not a group of choices."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped_root() -> Path:
+    """Return the root that comes with diffprobe: packed into a wheel, or the repository of a source checkout.
+
+    Raises: ConfigError if neither holds the presets (a damaged installation).
+    """
+    for root in (_PACKAGE / "_presets", _PACKAGE.parent):
+        if (root / "configs" / BASE / "run.yaml").is_file():
+            return root
+    raise ConfigError(
+        "the presets of diffprobe are not where they should be.",
+        f"looked for: configs/{BASE}/run.yaml in {_PACKAGE / '_presets'} and {_PACKAGE.parent}",
+        fix="install diffprobe again",
+    )
+
+
+def roots() -> list[Path]:
+    """List the roots, first match wins: those in $DIFFPROBE_CONFIGS, the working folder, the shipped one.
+
+    $DIFFPROBE_CONFIGS may name several, joined as in $PATH.
+    Raises: ConfigError if $DIFFPROBE_CONFIGS names a folder that is no root.
+    """
+    found: list[Path] = []
+    for entry in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        root = Path(entry).expanduser().resolve()
+        if not any((root / part).is_dir() for part in ("configs", "experiments")):
+            raise ConfigError(
+                f"${VARIABLE} names '{entry}', which holds neither configs/ nor experiments/.",
+                fix=f"point {VARIABLE} to the folder that holds them",
+            )
+        found.append(root)
+    found += [Path.cwd().resolve(), shipped_root()]
+    return list(dict.fromkeys(found))
+
+
+def search_path() -> list[Path]:
+    """List the folders that Hydra searches: each root's ``configs``, then each root's ``experiments``."""
+    places = roots()
+    folders = [root / part for part in ("configs", "experiments") for root in places]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def find(name: str, folders: list[Path] | None = None) -> Path | None:
+    """Return the first file ``<folder>/<name>.yaml`` on the search path, None if there is none."""
+    for folder in search_path() if folders is None else folders:
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return path
+    return None
+
+
+def groups() -> dict[str, list[str]]:
+    """List the groups of presets with their choices, for example ``{"probe": ["linear", "topk"], ...}``."""
+    found: dict[str, set[str]] = {}
+    for root in roots():
+        for path in (root / "configs").glob("*/*.yaml"):
+            if path.parent.name != BASE:
+                found.setdefault(path.parent.name, set()).add(path.stem)
+    return {name: sorted(choices) for name, choices in sorted(found.items())}
+
+
+def experiments() -> dict[str, Path]:
+    """List the experiment files: name (path below ``experiments`` without suffix) -> file.
+
+    ``table.yaml`` files describe tables, not runs, and are left out.
+    """
+    found: dict[str, Path] = {}
+    for root in roots():
+        folder = root / "experiments"
+        for path in sorted(folder.rglob("*.yaml")):
+            if path.name != "table.yaml":
+                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+def display(path: Path) -> str:
+    """Write a file for messages: relative to the working folder or its root where possible."""
+    for base in (Path.cwd().resolve(), *roots()):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return str(path)

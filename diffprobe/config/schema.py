@@ -1,0 +1,249 @@
+"""What a run may say: frozen dataclasses, each field with its help text below it. No torch, no file access.
+
+Judged by `parse.py`. A probe's own keys (`probe.params`) are judged by the ``Config`` in the probe's file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from diffprobe.core.errors import ConfigError
+
+
+def _at_least(minimum: int, **values: int | float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ConfigError(f"{name}={value} is out of range: at least {minimum}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which frozen model is read."""
+
+    path: str
+    """Folder in diffusers format, hub id, "emoji-sd" (the shipped model), or "pixels" (no model: the raw pixels)."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; None takes the main branch."""
+    random_weights: bool = False
+    """Keep the denoiser's shape and draw its weights afresh: the random-weights null. VAE and text stay trained."""
+    random_seed: int = 0
+    """Seed of the random weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the forward pass; features are float32 in any case."""
+    device: str = "auto"
+    """Torch device; "auto" takes the accelerator if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldsConfig:
+    """Under which names a shard's samples keep their parts."""
+
+    image: tuple[str, ...] = ("jpg", "png", "webp")
+    """Extensions that hold the image; exactly one must be present in a sample."""
+    json: str = "json"
+    """Extension of the sample's JSON object."""
+    label: str = "label"
+    """JSON key of the class id."""
+    class_name: str = "class_name"
+    """JSON key of the class's name."""
+    caption: str = "caption"
+    """JSON key of the caption."""
+    captions: str = "captions"
+    """JSON key of the alternative captions."""
+    attributes: str = "attributes"
+    """JSON key of the attributes, a flat object of name -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which shards are streamed, and how."""
+
+    path: str
+    """"emoji" for the shipped set, else a folder of WebDataset shards with its index.json."""
+    train_split: str = "train"
+    """Split that probes are fitted on."""
+    val_split: str = "val"
+    """Split that selects between probes."""
+    test_split: str = "test"
+    """Split that is reported."""
+    batch_size: int = 64
+    """Samples a batch, per process."""
+    num_workers: int = 0
+    """Loader processes; numbers never depend on it."""
+    shuffle_buffer: int = 1000
+    """Samples held to shuffle a training stream; 0 keeps the shard order."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a faulty sample does: stop the run, or be counted, listed and left out."""
+    limit: int | None = None
+    """Samples a split, the first ones in shard order; None takes all."""
+    fields: FieldsConfig = field(default_factory=FieldsConfig)
+    """Names of the parts of a sample."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch_size=self.batch_size, limit=self.limit)
+        _at_least(0, num_workers=self.num_workers, shuffle_buffer=self.shuffle_buffer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Which cells are read from the backbone: taps x timesteps under one condition and pooling."""
+
+    source: Literal["stored", "live"] = "stored"
+    """Read a feature store (`diffprobe extract` writes it), or run the backbone on every batch."""
+    taps: tuple[str, ...]
+    """Module paths or aliases: mid_block, up_blocks.1, up_blocks.*, bottleneck, up_ft1."""
+    timesteps: tuple[int, ...]
+    """Noise positions on the training grid; larger is noisier."""
+    condition: Literal["empty", "caption", "prompt"] = "empty"
+    """What the backbone is told: the empty prompt, the sample's caption, or `prompt`."""
+    prompt: str | None = None
+    """The prompt of condition=prompt."""
+    pool: Literal["mean", "max", "none"] = "mean"
+    """How a feature map becomes a feature; none keeps the map."""
+    draws: int = 1
+    """Noise samples an image, averaged."""
+    seed: int = 0
+    """Seed of the noise; with the sample's key and the draw it fixes the noise."""
+    resolution: int | None = None
+    """Side of the images in pixels; None takes the backbone's own."""
+    store: str = "runs/stores"
+    """Folder that holds the feature stores, one a digest."""
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps"):
+            values = getattr(self, name)
+            if not values:
+                raise ConfigError(f"{name} is empty; at least one is needed.")
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{name} names one twice: {', '.join(map(str, values))}.")
+        if (self.prompt is not None) != (self.condition == "prompt"):
+            raise ConfigError("prompt belongs to condition=prompt: give both or neither.")
+        _at_least(1, draws=self.draws, resolution=self.resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What is fitted on the features."""
+
+    kind: Literal["sae", "classifier", "direction"]
+    """Family of the probe."""
+    name: str
+    """File of the probe: topk, linear, mean_difference, ridge, logistic."""
+    cell: str | None = None
+    """Cell to fit on, for example mid_block@t100. None: every cell (classifier), or the only one (sae, direction)."""
+    targets: tuple[str, ...] = ("label",)
+    """What is predicted: label, or names of attributes. An sae ignores it."""
+    params: dict[str, Any] = field(default_factory=dict)
+    """The probe's own keys; its file's Config says which there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long, how exactly and on what a probe is trained (most keys are Lightning's)."""
+
+    max_epochs: int = 10
+    """Passes over the training split."""
+    max_steps: int = -1
+    """Optimiser steps at most; -1 sets no bound."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
+    """Lightning's precision; part of the result, so it is never lowered silently."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the probe is trained."""
+    devices: int = 1
+    """Processes (CPU) or GPUs a node."""
+    strategy: str = "auto"
+    """Lightning's strategy: auto, ddp, ddp_spawn, ..."""
+    num_nodes: int = 1
+    """Machines."""
+    learning_rate: float | None = None
+    """Step size; None takes the probe's own default."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    gradient_clip: float | None = None
+    """Largest norm of a gradient; None does not clip."""
+    log_every_steps: int = 50
+    """Optimiser steps between logged values."""
+    checkpoint_every_steps: int = 0
+    """Optimiser steps between checkpoints; 0 writes one at the end of each epoch."""
+    enable_progress_bar: bool = True
+    """Show progress bars."""
+    resume: bool = True
+    """Continue from the run's last checkpoint if there is one."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps < -1:
+            raise ConfigError(f"max_steps={self.max_steps} is out of range: -1 (no bound) or more.")
+        _at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
+        _at_least(1, log_every_steps=self.log_every_steps)
+        _at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value} is out of range: more than 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerConfig:
+    """Where curves go. `result.json` is written in any case."""
+
+    kind: Literal["wandb", "csv", "none"] = "csv"
+    """Weights & Biases, a CSV file in the run's folder, or nothing."""
+    project: str = "diffprobe"
+    """W&B project."""
+    mode: Literal["auto", "online", "offline"] = "auto"
+    """W&B mode; auto is online if logged in, else offline. There is never a prompt."""
+    entity: str | None = None
+    """W&B team or user; None takes the account's default."""
+    group: str | None = None
+    """W&B group; None takes the experiment's name."""
+    tags: tuple[str, ...] = ()
+    """W&B tags besides those of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedConfig:
+    """A number from a paper that the run is set beside."""
+
+    metric: str
+    """Name of the measured metric it belongs to."""
+    value: float
+    """The published number, in the unit of the metric."""
+    tolerance: float
+    """How far a faithful run may lie from it."""
+    source: str
+    """Paper, table or figure, and row."""
+    provenance: str
+    """How the number got here: read from the table, from a figure, from released code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a probe on features of a backbone over a data set."""
+
+    experiment: str = ""
+    """Experiment file without suffix; filled in by `load_run`."""
+    backbone: BackboneConfig
+    """The frozen model."""
+    data: DataConfig
+    """The images."""
+    features: FeaturesConfig
+    """The cells."""
+    probe: ProbeConfig
+    """What is fitted."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How it is fitted."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Where curves go."""
+    seed: int = 0
+    """Seed of weights, order and splits of the probe."""
+    null: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
+    """Which null this run is, if it is one."""
+    output: str = "runs"
+    """Folder for what runs leave behind."""
+    paper: str | None = None
+    """Paper that the experiment reproduces."""
+    table: str | None = None
+    """Table of the paper."""
+    row: str | None = None
+    """Row of the table."""
+    published: PublishedConfig | None = None
+    """The published number."""
