@@ -7,28 +7,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffprobe.config.schema import FieldsConfig
 from diffprobe.core.errors import SampleError
 from diffprobe.shards.read import RawSample
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """Which file and key of a sample holds what."""
-
-    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    """Extensions of the image; the first one that a sample has is read."""
-    json: str = "json"
-    """Extension of the annotation file."""
-    label: str = "label"
-    """Key of the class id, an integer from 0; absent or null for none."""
-    class_name: str = "class_name"
-    """Key of the class name."""
-    caption: str = "caption"
-    """Key of the caption."""
-    captions: str = "captions"
-    """Key of the alternative captions, a list."""
-    attributes: str = "attributes"
-    """Key of the attributes, a flat mapping from name to value."""
+Fields = FieldsConfig
+"""Which file and key of a sample holds what; part of the configuration, so defined there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +58,15 @@ def parse_annotation(raw: RawSample, fields: Fields) -> Annotation:
         captions=tuple(captions),
         attributes=_attributes(raw, record.get(fields.attributes), fields.attributes),
     )
+
+
+def image_field(raw: RawSample, fields: Fields) -> str:
+    """Return the extension of a sample's image. Raises: SampleError unless there is exactly one."""
+    found = [extension for extension in fields.image if extension in raw.files]
+    if len(found) != 1:
+        what = f"there is no image ({' or '.join(fields.image)})" if not found else f"several images: {', '.join(found)}"
+        raise fault(raw, what)
+    return found[0]
 
 
 def fault(raw: RawSample, what: str, *details: str) -> SampleError:

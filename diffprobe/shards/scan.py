@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
-from diffprobe.shards.annotation import Annotation, Fields, fault, parse_annotation
+from diffprobe.shards.annotation import Annotation, Fields, fault, image_field, parse_annotation
 from diffprobe.shards.read import RawSample, read_shard
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-\d+\.tar(\.gz)?")
@@ -41,8 +41,7 @@ class Scan:
         return count
 
     def _sample(self, raw: RawSample) -> None:
-        if not any(name in raw.files for name in self.fields.image):
-            raise fault(raw, f"there is no image ({' or '.join(self.fields.image)})")
+        image_field(raw, self.fields)
         annotation = parse_annotation(raw, self.fields)
         for key, value in annotation.attributes.items():
             self.values.setdefault(key, set()).add(value)

@@ -1,0 +1,79 @@
+"""Samples side by side as tensors. Next in the flow: the frozen extractor, which takes `images`, `keys`, `captions`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from diffprobe.core.errors import ShardError
+from diffprobe.shards.decode import Sample
+from diffprobe.shards.index import ShardSet
+
+
+@dataclass
+class ImageBatch:
+    """A batch of captioned images.
+
+    Attributes:
+        images: RGB in [0, 1].
+        keys: identity of each sample.
+        label: index into `ShardSet.classes`, -1 for none.
+        captions: one for each sample, "" for none.
+        attributes: by attribute name, index into `ShardSet.attributes[name]`, -1 for none.
+    """
+
+    images: Float[Tensor, "batch 3 height width"]
+    keys: list[str]
+    label: Int[Tensor, " batch"]
+    captions: list[str]
+    attributes: dict[str, Int[Tensor, " batch"]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ImageBatch":
+        """Return the batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "ImageBatch":
+        """Return the batch in page-locked memory; called by a DataLoader with `pin_memory=True`."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "ImageBatch":
+        attributes = {name: change(ids) for name, ids in self.attributes.items()}
+        return ImageBatch(change(self.images), self.keys, change(self.label), self.captions, attributes)
+
+
+def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
+    """Turn an 8-bit RGB image into a tensor in [0, 1].
+
+    >>> to_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
+    tensor([1.0000, 0.0000, 0.2000])
+    """
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def collate(samples: Sequence[Sample], shard_set: ShardSet) -> ImageBatch:
+    """Put samples of one size into a batch, in their order. Raises: ShardError for no sample or unequal sizes."""
+    if len({sample.image.size for sample in samples}) != 1:
+        found = ", ".join(f"{sample.key} {sample.image.size}" for sample in samples[:5]) or "(no sample)"
+        raise ShardError("a batch needs samples of one size.", f"found: {found}", fix="give the stream a resolution")
+    attributes = {
+        name: torch.tensor([_index(values, sample.attributes.get(name)) for sample in samples])
+        for name, values in shard_set.attributes.items()
+    }
+    return ImageBatch(
+        images=torch.stack([to_tensor(sample.image) for sample in samples]),
+        keys=[sample.key for sample in samples],
+        label=torch.tensor([sample.label for sample in samples]),
+        captions=[sample.caption for sample in samples],
+        attributes=attributes,
+    )
+
+
+def _index(values: tuple[str, ...], value: str | None) -> int:
+    return -1 if value is None else values.index(value)

@@ -1,0 +1,88 @@
+"""Who reads what: samples of a split shared out to ranks and loader workers. Pure arithmetic on the index's counts.
+
+The samples of a split stand in one line, shard after shard. Each rank takes one span of the line, each worker a part
+of its rank's span that ends on a batch. So every sample is read once, for any number of ranks, workers and shards.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffprobe.core.errors import ShardError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions `start` to `stop` (exclusive) of one shard."""
+
+    file: str
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def limit_pieces(pieces: Sequence[Piece], limit: int | None) -> list[Piece]:
+    """Keep the first `limit` samples of the line; all for None. Raises: ShardError for a limit below 1."""
+    if limit is None:
+        return list(pieces)
+    if limit < 1:
+        raise ShardError(f"limit={limit} leaves no sample; allowed: None (all) or an integer from 1.")
+    return cut(pieces, 0, min(limit, sum(map(len, pieces))))
+
+
+def span_of_rank(n_samples: int, rank: int, world_size: int, *, equal: bool) -> tuple[int, int]:
+    """Return the span (start, stop) of one rank.
+
+    With `equal` every rank gets ceil(n / world_size) samples; the last ranks then run over the end of the line, and
+    `cut` goes on at its beginning. Otherwise each sample is in exactly one span, and spans differ by one at most.
+
+    >>> [span_of_rank(5, rank, 2, equal=False) for rank in range(2)]
+    [(0, 2), (2, 5)]
+    >>> [span_of_rank(5, rank, 2, equal=True) for rank in range(2)]
+    [(0, 3), (3, 6)]
+    """
+    if equal:
+        size = math.ceil(n_samples / world_size)
+        return rank * size, (rank + 1) * size
+    return rank * n_samples // world_size, (rank + 1) * n_samples // world_size
+
+
+def span_of_worker(span: tuple[int, int], worker: int, n_workers: int, batch_size: int) -> tuple[int, int]:
+    """Return the part of a rank's span that one worker reads: whole batches, so that only the rank's last is short.
+
+    >>> [span_of_worker((10, 20), worker, 2, batch_size=4) for worker in range(2)]
+    [(10, 14), (14, 20)]
+    """
+    start, stop = span
+    n_batches = math.ceil((stop - start) / batch_size)
+    first, last = (index * n_batches // n_workers for index in (worker, worker + 1))
+    return start + first * batch_size, min(start + last * batch_size, stop)
+
+
+def cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """Return the samples `start` to `stop` of the line as pieces; past its end the line begins again.
+
+    >>> cut([Piece("a", 0, 3), Piece("b", 0, 2)], 2, 6)
+    [Piece(file='a', start=2, stop=3), Piece(file='b', start=0, stop=2), Piece(file='a', start=0, stop=1)]
+    """
+    total = sum(map(len, pieces))
+    found: list[Piece] = []
+    base = start // total * total if total else stop
+    while base < stop:
+        for piece in pieces:
+            first, last = max(start - base, 0), min(stop - base, len(piece))
+            if first < last:
+                found.append(Piece(piece.file, piece.start + first, piece.start + last))
+            base += len(piece)
+    return found
+
+
+def steps_per_epoch(n_samples: int, world_size: int, batch_size: int) -> int:
+    """Return the number of training batches of every rank: ceil(ceil(n_samples / world_size) / batch_size).
+
+    >>> steps_per_epoch(n_samples=10, world_size=3, batch_size=2)
+    2
+    """
+    return math.ceil(math.ceil(n_samples / world_size) / batch_size)

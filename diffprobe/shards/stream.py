@@ -1,0 +1,277 @@
+"""Shards to batches: the samples of a split for one rank, decoded, in an order fixed by (seed, epoch).
+
+Owns order, wrapping and the handling of faulty samples; who reads what is in plan.py. Rank, world size and epoch are
+passed in, never read from the environment, which a loader worker may not share with its parent.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, ShardError, unknown
+from diffprobe.core.rng import derive_seed
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.batch import ImageBatch, collate
+from diffprobe.shards.decode import Sample, decode_sample
+from diffprobe.shards.index import ShardSet
+from diffprobe.shards.plan import Piece, cut, limit_pieces, span_of_rank, span_of_worker
+from diffprobe.shards.read import RawSample, read_shard
+
+_log = logging.getLogger(__name__)
+
+
+class SampleStream(IterableDataset[Sample]):
+    """The samples of one split that one rank reads.
+
+    Without `equal` (evaluation, extraction) all ranks and workers together give each sample exactly once. With `equal`
+    (training under DDP) every rank gives ceil(n / world_size) samples: the last ranks go on at the beginning of the
+    epoch's order, so fewer than `world_size` samples come twice, the same ones whenever the epoch is run again.
+
+    Args:
+        shard_set: the set, from `ShardSet.load`.
+        split: name of a split.
+        resolution: height and width of the images in pixels (see `decode.fit`); None keeps their size.
+        fields: which file and key of a sample holds what.
+        rank: of this process, from 0.
+        world_size: number of processes.
+        shuffle_buffer: 0 keeps the order of the shards; else shards are shuffled, and samples among that many others.
+        seed: of the order.
+        epoch: the order differs between epochs; see `set_epoch`.
+        on_error: "raise" stops at a faulty sample; "skip" leaves it out and lists it in `skipped`. A fault of a whole
+            shard (cut off, duplicate key, not what the index says) always stops.
+        limit: take only the first so many samples of the split, by shard order, faulty ones counted.
+        shard_subset: file names of the shards to read, after `limit`; None for all.
+        equal: give every rank the same number of samples.
+
+    Attributes:
+        skipped: message by key of the samples left out so far in this process. Loader workers hand theirs over to
+            `ImageLoader.skipped`.
+
+    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number or choice; when iterated,
+        SampleError and ShardError, named by shard and key.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        split: str,
+        *,
+        resolution: int | None = None,
+        fields: Fields | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle_buffer: int = 0,
+        seed: int = 0,
+        epoch: int = 0,
+        on_error: str = "raise",
+        limit: int | None = None,
+        shard_subset: Sequence[str] | None = None,
+        equal: bool = False,
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise unknown("on_error", on_error, ("raise", "skip"), ConfigError)
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank={rank} is outside of world_size={world_size}.", f"allowed: 0 to {world_size - 1}")
+        if (resolution is not None and resolution < 1) or shuffle_buffer < 0:
+            raise ConfigError(f"resolution={resolution}, shuffle_buffer={shuffle_buffer}: a size is too small.")
+        self.shard_set, self.split, self.resolution, self.fields = shard_set, split, resolution, fields or Fields()
+        self.rank, self.world_size, self.equal = rank, world_size, equal
+        self.shuffle_buffer, self.seed, self.epoch, self.on_error = shuffle_buffer, seed, epoch, on_error
+        self.skipped: dict[str, str] = {}
+        shards = shard_set.shards_of(split)
+        self._counts = {shard.file: shard.n_samples for shard in shards}
+        self._pieces = limit_pieces([Piece(shard.file, 0, shard.n_samples) for shard in shards], limit)
+        if shard_subset is not None:
+            for file in shard_subset:
+                if file not in self._counts:
+                    raise unknown(f"shard of split '{split}'", file, self._counts)
+            self._pieces = [piece for piece in self._pieces if piece.file in shard_subset]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch for the next iteration; call it in the main process before the loader is iterated."""
+        self.epoch = epoch
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The samples of this rank, as positions in the line of all samples (past its end the line begins again)."""
+        return span_of_rank(sum(map(len, self._pieces)), self.rank, self.world_size, equal=self.equal)
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples that this rank reads in an epoch, faulty ones too."""
+        return self.span[1] - self.span[0]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.iterate(batch_size=1)
+
+    def iterate(self, batch_size: int) -> Iterator[Sample]:
+        """Yield the samples of this worker; its part ends on a batch of `batch_size`."""
+        info = get_worker_info()
+        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        start, stop = span_of_worker(self.span, worker, n_workers, batch_size)
+        pieces = cut(self._ordered(), start, stop)
+        n_given = round_ = 0
+        while n_given < stop - start:
+            before = n_given
+            generator = random.Random(derive_seed("samples", self.seed, self.epoch, self.rank, worker, round_))
+            for sample in self._decoded(_shuffled(self._raw(pieces), self.shuffle_buffer, generator)):
+                yield sample
+                n_given += 1
+                if n_given == stop - start and round_:  # the first round runs on, to judge the end of the last shard
+                    return
+            if not self.equal:
+                return  # left-out samples make an evaluation shorter; equal streams read good ones again instead
+            if n_given == before:
+                raise ShardError(
+                    f"rank {self.rank} of split '{self.split}' found no sample without a fault.", *self.skipped.values()
+                )
+            round_ += 1
+
+    def _ordered(self) -> list[Piece]:
+        """Put the shards in this epoch's order, the same on all ranks."""
+        pieces = list(self._pieces)
+        if self.shuffle_buffer:
+            random.Random(derive_seed("shards", self.seed, self.epoch)).shuffle(pieces)
+        return pieces
+
+    def _raw(self, pieces: list[Piece]) -> Iterator[RawSample]:
+        for piece in pieces:
+            count = 0
+            for raw in read_shard(self.shard_set.root / piece.file):
+                count += 1
+                if piece.start <= raw.position < piece.stop:
+                    yield raw
+                if count == piece.stop < self._counts[piece.file]:
+                    break
+            if count < piece.stop or count > self._counts[piece.file]:
+                raise ShardError(
+                    f"{piece.file}: the shard holds {count} samples, the index says {self._counts[piece.file]}.",
+                    fix=f"diffprobe data verify {self.shard_set.root}",
+                )
+
+    def _decoded(self, raws: Iterator[RawSample]) -> Iterator[Sample]:
+        for raw in raws:
+            try:
+                sample = decode_sample(raw, self.shard_set, fields=self.fields, resolution=self.resolution)
+            except SampleError as error:
+                if self.on_error == "raise":
+                    raise
+                self.skipped[raw.key] = error.what
+            else:
+                yield sample
+
+
+class ImageLoader(DataLoader[Any]):
+    """The batches of a SampleStream; made by `make_loader`.
+
+    Attributes:
+        stream: what is read.
+        skipped: message by key of the samples left out in the last iteration, from all workers.
+    """
+
+    def __init__(self, stream: SampleStream, batch_size: int, **options: Any) -> None:
+        super().__init__(_Batches(stream, batch_size), batch_size=None, **options)
+        self.stream = stream
+        self.skipped: dict[str, str] = {}
+        # Lightning tells the epoch to a loader's sampler, also after a restart; our order is the stream's affair.
+        self.sampler.set_epoch = self.set_epoch  # type: ignore[attr-defined]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch for the next iteration; Lightning's loops call it by themselves."""
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
+        self.skipped.clear()
+        for item, skipped in super().__iter__():
+            for key, message in skipped.items():
+                _log.warning("left out: %s", message)
+                self.skipped[key] = message
+            if isinstance(item, DiffprobeError):  # raised here, a worker's traceback would bury its message
+                raise item
+            if item is not None:
+                yield item
+
+
+def make_loader(
+    stream: SampleStream,
+    batch_size: int,
+    num_workers: int = 0,
+    *,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+) -> ImageLoader:
+    """Make the loader of a stream; `len(loader)` is its number of batches, of which only the last may be short.
+
+    An equal stream gives `plan.steps_per_epoch` batches on every rank, for any number of workers.
+
+    Args:
+        stream: what to read; workers read disjoint parts of it.
+        batch_size: samples a batch on this rank.
+        num_workers: loader processes; 0 reads in this process.
+        pin_memory: put batches into page-locked memory.
+        multiprocessing_context: "fork", "spawn" or "forkserver"; None for the platform's own.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise ConfigError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0.")
+    context = multiprocessing_context if num_workers else None
+    return ImageLoader(
+        stream, batch_size, num_workers=num_workers, pin_memory=pin_memory, multiprocessing_context=context
+    )
+
+
+Item = tuple[ImageBatch | DiffprobeError | None, dict[str, str]]
+
+
+class _Batches(IterableDataset[Item]):
+    """Batches made where samples are decoded, each with what was left out since the one before."""
+
+    def __init__(self, stream: SampleStream, batch_size: int) -> None:
+        self.stream, self.batch_size = stream, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(self.stream.n_samples / self.batch_size)
+
+    def __iter__(self) -> Iterator[Item]:
+        samples: list[Sample] = []
+        told: set[str] = set()
+
+        def news() -> dict[str, str]:
+            fresh = {key: text for key, text in self.stream.skipped.items() if key not in told}
+            told.update(fresh)
+            return fresh
+
+        self.stream.skipped.clear()
+        try:
+            for sample in self.stream.iterate(self.batch_size):
+                samples.append(sample)
+                if len(samples) == self.batch_size:
+                    yield collate(samples, self.stream.shard_set), news()
+                    samples = []
+            if samples:
+                yield collate(samples, self.stream.shard_set), news()
+        except DiffprobeError as error:
+            yield error, news()
+            return
+        if rest := news():
+            yield None, rest
+
+
+def _shuffled(raws: Iterator[RawSample], size: int, generator: random.Random) -> Iterator[RawSample]:
+    """Give each sample from among `size` waiting ones, still undecoded."""
+    if size < 2:
+        yield from raws
+        return
+    buffer: list[RawSample] = []
+    for raw in raws:
+        if len(buffer) < size:
+            buffer.append(raw)
+            continue
+        place = generator.randrange(size)
+        raw, buffer[place] = buffer[place], raw
+        yield raw
+    generator.shuffle(buffer)
+    yield from buffer
