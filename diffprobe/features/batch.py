@@ -30,6 +30,16 @@ class FeatureBatch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "FeatureBatch":
+        """Return the batch with its tensors on `device`."""
+        move = {"device": device, "non_blocking": non_blocking}
+        return FeatureBatch(
+            features={cell: values.to(**move) for cell, values in self.features.items()},
+            keys=self.keys,
+            label=self.label.to(**move),
+            attributes={name: values.to(**move) for name, values in self.attributes.items()},
+        )
+
 
 @dataclass
 class FeatureTable:

@@ -5,6 +5,7 @@ Recorded only: names, class lists and library versions, which follow from the fo
 No path, host or date enters either. No torch is needed to read a manifest.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ class Manifest:
     recorded: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("backbone", "data", "recorded"):  # tuples become lists now, not only after the first reading
+            object.__setattr__(self, name, json.loads(canonical_json(getattr(self, name))))
         files = [cell_file(cell) for cell in self.cells]
         if len(set(files)) < len(files):
             raise ConfigError("two cells would share one file in the store.", f"cells: {', '.join(self.cells)}")

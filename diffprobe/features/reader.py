@@ -52,6 +52,10 @@ class FeatureStore:
             nearest one is named with all that differs.
         """
         root = Path(root)
+        if (root / expected.folder / MANIFEST).exists():
+            exact = cls.open(root / expected.folder)  # a damaged one is named, not passed over
+            exact.check_complete(expected.splits, command=command)
+            return exact
         found = list(list_stores(root))
         fitting = [store for store in found if covers(store.manifest, expected)]
         splits = expected.splits
@@ -179,10 +183,18 @@ class FeatureStore:
         return self.cells if cells is None else cells
 
 
-def list_stores(root: Path | str) -> Iterator[FeatureStore]:
-    """Yield the stores directly below `root`, by name. Folders without a manifest are none."""
+def list_stores(root: Path | str, *, broken: dict[str, str] | None = None) -> Iterator[FeatureStore]:
+    """Yield the readable stores directly below `root`, by name. Folders without a manifest are none.
+
+    Args:
+        broken: gets folder name -> fault of the stores that cannot be read, which must not stand in others' way.
+    """
     for file in sorted(Path(root).glob(f"*/{MANIFEST}")):
-        yield FeatureStore.open(file.parent)
+        try:
+            yield FeatureStore.open(file.parent)
+        except SchemaError as error:
+            if broken is not None:
+                broken[file.parent.name] = error.what
 
 
 def _mapped(path: Path) -> Float[Tensor, "samples ..."]:

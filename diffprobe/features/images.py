@@ -1,0 +1,47 @@
+"""From keys back to images. Reads only the shards that hold them."""
+
+from collections.abc import Iterable, Mapping
+
+from PIL import Image
+
+from diffprobe.core.errors import SampleError
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.decode import decode_image
+from diffprobe.shards.index import ShardSet
+from diffprobe.shards.read import read_shard
+
+
+def fetch_images(
+    shard_set: ShardSet,
+    keys: Iterable[str],
+    *,
+    shards: Mapping[str, str] | None = None,
+    fields: Fields | None = None,
+) -> dict[str, Image.Image]:
+    """Return the images of some samples as RGB, in the size they have in the shard, in the order of `keys`.
+
+    Args:
+        shards: key -> shard file, for example `dict(zip(table.keys, table.shards))`; only these files are opened. If
+            None, shards are read one after the other until every key is found.
+        fields: which file of a sample holds the image; the defaults of `Fields` if None.
+
+    Raises: SampleError naming the keys that are not there, or an image that cannot be decoded.
+    """
+    wanted = list(dict.fromkeys(keys))
+    left = set(wanted)
+    found: dict[str, Image.Image] = {}
+    places = None if shards is None else {shards[key] for key in wanted if key in shards}
+    for shard in shard_set.shards:
+        if not left or (places is not None and shard.file not in places):
+            continue
+        for raw in read_shard(shard_set.root / shard.file):
+            if raw.key in left:
+                found[raw.key] = decode_image(raw, fields or Fields())
+                left.discard(raw.key)
+                if not left:
+                    break
+    if left:
+        missing = [key for key in wanted if key in left]
+        some = ", ".join(f"'{key}'" for key in missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise SampleError(f"{len(missing)} of {len(wanted)} samples are not in '{shard_set.name}': {some}.")
+    return {key: found[key] for key in wanted}

@@ -1,0 +1,133 @@
+"""LiveFeatures: shards through the frozen backbone, batch by batch. The same features as stored.py, without a store.
+
+The loader gives images; the backbone runs in `on_after_batch_transfer`, on the device of the probe, so that training
+code sees feature batches only.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+
+import torch
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.features.batch import FeatureBatch, FeatureTable, concatenate
+from diffprobe.features.extract import shard_batches, shard_loader, to_features
+from diffprobe.features.order import check_ranks
+from diffprobe.features.request import choose_cells, shard_entries
+from diffprobe.features.source import EpochLoader, FeatureSource
+from diffprobe.shards.batch import ImageBatch
+from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
+
+
+class LiveFeatures(FeatureSource):
+    """Feature batches made while training (see `FeatureSource` for the arguments).
+
+    Training batches come from a shuffled stream (`data.shuffle_buffer`); its order is fixed by (seed, epoch), the
+    number of processes and of loader workers. The features of a sample depend on none of them.
+    """
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open shards and backbone.
+
+        Raises: ConfigError for a precision that would round the images before the backbone sees them.
+        """
+        _ = self.widths
+        precision = None if self.trainer is None else str(self.trainer.precision)
+        if precision in ("16-true", "bf16-true", "64-true", "transformer-engine"):
+            raise ConfigError(
+                f"trainer.precision={precision} converts the images themselves, before the backbone sees them.",
+                "allowed with features.source=live: 32-true, bf16-mixed, 16-mixed",
+                fix=f"trainer.precision={precision.replace('true', 'mixed')}, or features.source=stored",
+            )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; `label` is an index into them."""
+        return self.request.shard_set.classes
+
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """Attribute name -> its values."""
+        return self.request.shard_set.attributes
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Cell name -> `d_in`."""
+        extractor = self.request.extractor
+        names = [cell.name for cell in extractor.cells]
+        return {cell: extractor.widths[cell] for cell in choose_cells(self._asked, names)}
+
+    def on_after_batch_transfer(self, batch: ImageBatch | FeatureBatch, dataloader_idx: int) -> FeatureBatch:
+        """Turn the images of a batch, on the probe's device by now, into features."""
+        if isinstance(batch, FeatureBatch):
+            return batch
+        device = batch.images.device
+        self.request.extractor.to(device)
+        with torch.autocast(device.type, enabled=False):  # the backbone's precision is its own affair
+            features = to_features(self.request, batch)
+        return self._chosen(features)
+
+    def table(self, split: str) -> FeatureTable:
+        """Return all features of one split, in shard order; every image runs through the backbone."""
+        tables = []
+        for shard in shard_entries(self.request.shard_set, split, self.data.limit):
+            for item in shard_batches(self.request, shard_loader(self.request, shard)):
+                batch = self._chosen(item.batch)
+                tables.append(
+                    FeatureTable(
+                        features={cell: values.cpu() for cell, values in batch.features.items()},
+                        keys=batch.keys,
+                        label=batch.label,
+                        attributes=batch.attributes,
+                        captions=item.captions,
+                        shards=[shard.file] * len(batch),
+                    )
+                )
+        return concatenate(tables)
+
+    def loader(
+        self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
+    ) -> "LiveLoader":
+        """Make the loader of one split for one rank; it yields `ImageBatch`, which the hook turns into features."""
+        shard_set, data = self.request.shard_set, self.data
+        if not shuffle:
+            check_ranks(sum(shard.n for shard in shard_entries(shard_set, split, data.limit)), world_size)
+        stream = SampleStream(
+            shard_set,
+            split,
+            resolution=self.request.extractor.resolution,
+            fields=self.request.fields,
+            rank=rank,
+            world_size=world_size,
+            shuffle_buffer=data.shuffle_buffer if shuffle else 0,
+            seed=self.seed,
+            on_error=data.on_error,
+            limit=data.limit,
+            equal=shuffle,
+        )
+        return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
+
+    def batches(self, split: str, **options: int) -> Iterator[FeatureBatch]:
+        """Yield the evaluation batches of a split as features, outside of a Trainer. `options`: rank, world_size."""
+        for images in self.loader(split, shuffle=False, **options):
+            yield self.on_after_batch_transfer(images, 0)
+
+    def _chosen(self, batch: FeatureBatch) -> FeatureBatch:
+        features = {cell: batch.features[cell] for cell in self.widths}
+        return FeatureBatch(features, batch.keys, batch.label, batch.attributes)
+
+
+class LiveLoader(EpochLoader):
+    """Batches of images of one rank."""
+
+    def __init__(self, images: ImageLoader, epoch: int | Callable[[], int]) -> None:
+        super().__init__(epoch)
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[ImageBatch]:
+        self.images.set_epoch(epoch)
+        yield from islice(self.images, skip, None)

@@ -1,0 +1,131 @@
+"""A request for features: backbone, data and cells as configured, and the manifest of the store that would serve it.
+
+Shared by extract.py, live.py and stored.py, so that the three can't disagree on what was asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib import metadata
+
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.core.errors import UnknownName, unknown
+from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.index import ShardSet
+
+_VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
+
+
+class Request:
+    """What is asked for. Nothing is opened before it is needed.
+
+    Args:
+        splits: splits to read; those of `data` if None.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        data: DataConfig,
+        features: FeaturesConfig,
+        splits: Sequence[str] | None = None,
+    ) -> None:
+        self.backbone, self.data, self.features = backbone, data, features
+        named = (data.train_split, data.val_split, data.test_split) if splits is None else splits
+        self.splits = tuple(dict.fromkeys(named))
+
+    def __getstate__(self) -> dict[str, object]:  # a process that is spawned opens the backbone itself
+        return {name: value for name, value in vars(self).items() if name not in ("shard_set", "extractor", "manifest")}
+
+    @cached_property
+    def shard_set(self) -> ShardSet:
+        """The shard set of `data.path`."""
+        return ShardSet.load(self.data.path)
+
+    @cached_property
+    def extractor(self) -> DiffusionFeatures:
+        """The frozen backbone with its taps."""
+        return DiffusionFeatures.from_config(self.backbone, self.features)
+
+    @property
+    def fields(self) -> Fields:
+        """The names of the parts of a sample."""
+        return Fields(**asdict(self.data.fields))
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What a store must be to serve this request."""
+        shard_set, extractor = self.shard_set, self.extractor
+        shards = [shard for split in self.splits for shard in shard_entries(shard_set, split, self.data.limit)]
+        return Manifest(
+            backbone=extractor.fingerprint,
+            cells={cell.name: extractor.widths[cell.name] for cell in extractor.cells},
+            data={"shard_set": shard_set.digest, "fields": asdict(self.data.fields), "on_error": self.data.on_error},
+            shards=tuple(shards),
+            recorded={
+                "backbone": self.backbone.path,
+                "data": shard_set.name,
+                "licence": shard_set.licence,
+                "classes": list(shard_set.classes),
+                "attributes": {name: list(values) for name, values in shard_set.attributes.items()},
+                "versions": {name: metadata.version(name) for name in _VERSIONS},
+            },
+        )
+
+    @property
+    def command(self) -> str:
+        """The command that makes the store, to paste: everything that differs from the defaults."""
+        parts = [
+            *_overrides("backbone", self.backbone, ("path", "revision", "random_weights", "random_seed", "dtype")),
+            *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
+            *_overrides(
+                "features",
+                self.features,
+                ("taps", "timesteps", "condition", "prompt", "pool", "draws", "seed", "resolution", "store"),
+            ),
+        ]
+        return " ".join(["diffprobe extract", *parts])
+
+
+def shard_entries(shard_set: ShardSet, split: str, limit: int | None) -> list[ShardEntry]:
+    """List the shards of a split with the samples taken from each: the first `limit` of the split in shard order."""
+    entries, left = [], limit
+    for shard in shard_set.shards_of(split):
+        n = shard.n_samples if left is None else min(left, shard.n_samples)
+        if n:
+            entries.append(ShardEntry(file=shard.file, split=split, n=n, sha256=shard.sha256))
+        left = None if left is None else left - n
+    return entries
+
+
+def choose_cells(asked: Sequence[str] | None, available: Sequence[str]) -> tuple[str, ...]:
+    """Return the full names of the cells asked for (all if None); `mid_block@t100` is enough where it is unambiguous.
+
+    Raises: UnknownName listing the cells there are.
+    """
+    if asked is None:
+        return tuple(available)
+    chosen = []
+    for name in asked:
+        found = [cell for cell in available if cell == name or cell.startswith(f"{name}:")]
+        if len(found) > 1:
+            raise UnknownName(f"cell '{name}' fits several cells.", f"given: {', '.join(found)}")
+        if not found:
+            raise unknown("cell", name, available)
+        chosen += found
+    return tuple(chosen)
+
+
+def _overrides(group: str, config: object, names: Sequence[str]) -> list[str]:
+    fields = type(config).__dataclass_fields__  # type: ignore[attr-defined]
+    parts = []
+    for name in names:
+        value = getattr(config, name)
+        if value == fields[name].default:
+            continue
+        text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+        quoted = f"'{group}.{name}={text}'" if any(c in text for c in "[] '*") else f"{group}.{name}={text}"
+        parts.append(quoted)
+    return parts

@@ -1,0 +1,140 @@
+"""What live and stored features have in common: one constructor, one set of loaders, the rule for ranks and epochs.
+
+A LightningDataModule that yields `FeatureBatch`. It never registers the backbone anywhere: no probe, DDP wrapper or
+checkpoint can hold it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import lightning
+
+from diffprobe.backbones.cell import Cell
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.features.batch import FeatureBatch, FeatureTable
+from diffprobe.features.request import Request
+
+
+class Loader(Protocol):
+    """An epoch of batches each time it is iterated; its state continues an interrupted epoch."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+
+class FeatureSource(lightning.LightningDataModule):
+    """Feature batches of the three splits.
+
+    Args:
+        backbone, data, features: what to read; `data.batch_size` is per process.
+        seed: with the epoch, fixes the order of training.
+        cells: names of the cells that batches hold; all if None.
+
+    Raises: what opening shards, backbone or store raises, in `setup` at the latest; UnknownName for an unknown cell.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        data: DataConfig,
+        features: FeaturesConfig,
+        *,
+        seed: int = 0,
+        cells: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.data, self.seed = data, seed
+        self.request = Request(backbone, data, features)
+        self._asked = None if cells is None else tuple(cells)
+
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names; `label` is an index into them."""
+
+    @property
+    @abstractmethod
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """Attribute name -> its values; `attributes[name]` of a batch is an index into them."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Cell name -> `d_in`, for the cells that batches hold."""
+
+    @abstractmethod
+    def table(self, split: str) -> FeatureTable:
+        """Return all features of one split, in shard order."""
+
+    @abstractmethod
+    def loader(
+        self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
+    ) -> Loader:
+        """Make the loader of one split for one rank.
+
+        Args:
+            shuffle: training: order by (seed, epoch), equally many batches on all ranks. Otherwise evaluation: over
+                all ranks, each sample exactly once.
+            epoch: the epoch, or a function that tells it when an epoch begins.
+        """
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells that batches hold."""
+        return tuple(Cell.parse(name) for name in self.widths)
+
+    def train_dataloader(self) -> Loader:
+        """Return this rank's loader of the training split."""
+        return self.loader(self.data.train_split, shuffle=True, **self._place(), epoch=self._epoch)
+
+    def val_dataloader(self) -> Loader:
+        """Return this rank's loader of the validation split."""
+        return self.loader(self.data.val_split, shuffle=False, **self._place())
+
+    def test_dataloader(self) -> Loader:
+        """Return this rank's loader of the test split."""
+        return self.loader(self.data.test_split, shuffle=False, **self._place())
+
+    def _place(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+    def _epoch(self) -> int:
+        return 0 if self.trainer is None else self.trainer.current_epoch
+
+
+class EpochLoader:
+    """Base of the loaders: asks for the epoch when one begins, and continues an interrupted one from its state.
+
+    Lightning saves and restores the state with the training loop, so a run that was cut off in the middle of an epoch
+    sees the batches that it has not seen yet.
+    """
+
+    def __init__(self, epoch: int | Callable[[], int]) -> None:
+        self._epoch_of = epoch if callable(epoch) else lambda: epoch
+        self._epoch, self._done = 0, 0
+        self._continue: tuple[int, int] | None = None
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[Any]:
+        """Yield the batches of an epoch without the first `skip`."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        self._epoch, self._done = self._epoch_of(), 0
+        if self._continue is not None and self._continue[0] == self._epoch:
+            self._done = self._continue[1]
+        self._continue = None
+        for batch in self._batches(self._epoch, self._done):
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of batches it has given."""
+        return {"epoch": self._epoch, "batches": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state` when its epoch is iterated next."""
+        self._continue = (state["epoch"], state["batches"])
