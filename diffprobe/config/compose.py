@@ -150,7 +150,7 @@ def _merge(
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -172,14 +172,27 @@ def _merge(
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         where = f"experiment '{experiment}'" if experiment else "the settings"
-        text = str(error).replace("'++", "'")
-        lines = [line for line in text.splitlines() if line.strip() and "--multirun" not in line]
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+            group, _, choice = str(error.missing_cfg_file).rpartition("/")
+            found = unknown(group or "preset", choice, error.options or [], ConfigError)
+            raise ConfigError(f"{where} picks an {found.what}", *found.details) from error
+        lines = _reasons(error)
         raise ConfigError(f"{where} cannot be composed: {lines[0]}", *lines[1:]) from error
     assert isinstance(tree, dict)
     files = [
         (d.config_path, d.package or "") for d in listed if d.config_path and not d.config_path.startswith("hydra")
     ]
     return {str(key): value for key, value in tree.items()}, files
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """Return Hydra's own words without what a command of ours cannot do; some of its errors only wrap another."""
+    text = str(error).replace("'++", "'").replace("'+", "'")
+    foreign = ("--multirun", "To append", "hydra.cc")
+    lines = [line for line in text.splitlines() if line.strip() and not any(word in line for word in foreign)]
+    if not lines and error.__cause__ is not None:
+        return _reasons(error.__cause__)
+    return lines or [type(error).__name__]
 
 
 def _quote(text: str) -> str:
@@ -193,6 +206,8 @@ def _mark(origin: dict[str, tuple[str, int]], tree: dict[str, Any], key: str) ->
     value: Any = tree
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
+    while "." in key and key.rpartition(".")[0] not in origin:  # blocks that only this setting has made
+        key, value = key.rpartition(".")[0], {key.rpartition(".")[2]: value}
     stack = [(key, value)]
     while stack:
         at, value = stack.pop()

@@ -24,20 +24,39 @@ def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str,
         if path is None:
             continue  # Hydra's own built-in configs lie in its package
         shown = display(path)
-        for key, line in _keys(_node(path), package.replace("_global_", "").strip(".")):
+        package = package.replace("_global_", "").strip(".")
+        if package:
+            found.setdefault(package, (shown, 1))
+        for key, line in _keys(_node(path), package):
             found[key] = (shown, line)
     return found
 
 
 def read_schema(path: Path) -> str | None:
-    """Return the `schema:` key of an experiment file, None if it has none. Raises: ConfigError on broken YAML."""
+    """Return the `schema:` key of an experiment file, None if it has none. Raises: ConfigError on YAML that holds no configuration."""
     node = _node(path)
-    if not isinstance(node, yaml.MappingNode):
+    if node is None:
         return None
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{display(path)} holds no keys at its top level.")
+    _refuse_odd_keys(node, path)
     for key, value in node.value:
         if key.value == "schema":
             return str(value.value)
     return None
+
+
+def _refuse_odd_keys(node: yaml.MappingNode, path: Path) -> None:
+    """Refuse keys that YAML does not read as text (`null:` is no key of that name, `on:` means true)."""
+    for key, value in node.value:
+        if key.tag != "tag:yaml.org,2002:str":
+            kind = key.tag.rpartition(":")[2]
+            raise ConfigError(
+                f"key '{key.value}' in {display(path)}, line {key.start_mark.line + 1}, is no text to YAML but {kind}.",
+                fix=f'write it in quotes: "{key.value}":',
+            )
+        if isinstance(value, yaml.MappingNode):
+            _refuse_odd_keys(value, path)
 
 
 def _node(path: Path) -> yaml.Node | None:
