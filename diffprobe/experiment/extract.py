@@ -1,0 +1,48 @@
+"""`diffprobe extract`: the features of one run, written to its store. Owns what a run's null means for the backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
+from diffprobe.core.errors import ConfigError
+
+
+def extract_run(run: RunConfig, *, process: tuple[int, int] = (0, 1), progress: bool = True) -> Path:
+    """Write the feature store that a run reads, or what of it is missing, and return its folder.
+
+    Args:
+        process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
+
+    Raises: ConfigError for a run with live features, and what `features.extract.extract` raises.
+    """
+    if run.features.source == "live":
+        raise ConfigError("this run reads live features; it needs no store.", fix="to make one: features.source=stored")
+    from diffprobe.features.extract import extract
+
+    backbone, features = backbone_and_features(run)
+    return extract(backbone, run.data, features, process=process, progress=progress)
+
+
+def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:
+    """Return the backbone and cells that a run really reads: its own, or those that its null puts in their place.
+
+    >>> from diffprobe.config.schema import DataConfig, ProbeConfig
+    >>> run = RunConfig(
+    ...     backbone=BackboneConfig(path="emoji-sd"),
+    ...     data=DataConfig(path="emoji"),
+    ...     features=FeaturesConfig(taps=("mid_block",), timesteps=(100,)),
+    ...     probe=ProbeConfig(kind="classifier", name="linear"),
+    ...     null="raw_pixels",
+    ... )
+    >>> backbone, features = backbone_and_features(run)
+    >>> backbone.path, features.taps, features.timesteps
+    ('pixels', ('pixels',), (0,))
+    """
+    if run.null == "random_weights":
+        return replace(run.backbone, random_weights=True), run.features
+    if run.null == "raw_pixels":
+        pixels = replace(
+            run.features, taps=("pixels",), timesteps=(0,), condition="empty", prompt=None, pool="mean", draws=1
+        )
+        return BackboneConfig(path="pixels", device=run.backbone.device), pixels
+    return run.backbone, run.features
