@@ -11,7 +11,6 @@ from diffprobe.config.schema import FieldsConfig
 from diffprobe.core.errors import SampleError
 from diffprobe.shards.read import RawSample
 
-
 Fields = FieldsConfig
 """Which file and key of a sample holds what; part of the configuration, so defined there."""
 

@@ -152,7 +152,13 @@ def build_index(
         licence=licence,
         faults=tuple(scan.faults),
     )
-    _write(shard_set, root / INDEX_NAME if index_path is None else Path(index_path))
+    path = root / INDEX_NAME if index_path is None else Path(index_path)
+    try:
+        _write(shard_set, path)
+    except OSError as error:
+        raise ShardError(
+            f"the index can't be written to '{path}' ({error.strerror}).", fix=f"{_fix(root)} --out FOLDER/{INDEX_NAME}"
+        ) from error
     return shard_set
 
 
@@ -202,3 +208,16 @@ def _write(shard_set: ShardSet, path: Path) -> None:
     else:
         body["root"] = str(shard_set.root.resolve())
     write_json_atomic(path, {"header": header, **body})
+
+
+def render(shard_set: ShardSet) -> str:
+    """Describe a shard set for people: samples by split, classes, attributes, faults, licence."""
+    lines = [f"{shard_set.name}: {len(shard_set.shards)} shards in {shard_set.root}, digest {shard_set.digest[:16]}"]
+    for split in shard_set.splits():
+        lines.append(f"  {split}: {shard_set.n_samples(split):,} samples in {len(shard_set.shards_of(split))} shards")
+    lines.append(f"  classes: {len(shard_set.classes)}")
+    lines += [f"  attribute {name}: {len(values)} values" for name, values in shard_set.attributes.items()]
+    lines.append(f"  licence: {shard_set.licence}")
+    if shard_set.faults:
+        lines += [f"  indexed with {len(shard_set.faults)} faults:", *(f"    {fault}" for fault in shard_set.faults)]
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""``diffprobe data``: index, verify and build shard sets."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffprobe.core.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from diffprobe.config.schema import FieldsConfig
+
+HELP = "index or verify a folder of shards, or build a data set"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands index, verify and build."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
+    index = actions.add_parser("index", help="scan <split>-NNNN.tar[.gz] files and write their index.json")
+    index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
+    index.add_argument("--name", required=True, help="what the set is called in results")
+    index.add_argument("--licence", required=True, help="terms of the images, with attribution if asked for")
+    index.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
+    index.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
+    verify = actions.add_parser("verify", help="compare checksums, and decode every image")
+    verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or shipped set (emoji)")
+    for action in (index, verify):
+        action.add_argument(
+            "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
+        )
+    build = actions.add_parser("build", help="build a data set from its sources, byte for byte the same each time")
+    sets = build.add_subparsers(dest="dataset", required=True, metavar="emoji")
+    emoji = sets.add_parser("emoji", help="Noto and Twemoji drawings, 64 x 64, with captions and attributes")
+    emoji.add_argument("--noto", type=Path, required=True, metavar="DIR", help="img/google/64 of the Noto package")
+    emoji.add_argument("--twemoji", type=Path, required=True, metavar="DIR", help="img/twitter/64 of the other package")
+    emoji.add_argument("--names", type=Path, required=True, metavar="FILE", help="en/data.json of emojibase-data")
+    emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for shards and index")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one subcommand and print what is in the set. Returns 1 if `verify` found faults, else 0."""
+    actions = {"index": _index, "verify": _verify, "build": _build}
+    return actions[args.action](args)
+
+
+def _index(args: argparse.Namespace) -> int:
+    from diffprobe.shards.index import build_index, render
+
+    shard_set = build_index(
+        args.dir, name=args.name, licence=args.licence, fields=_fields(args.field), index_path=args.out,
+        on_error=args.on_error, on_shard=_progress,
+    )  # fmt: skip
+    print(render(shard_set))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from diffprobe.shards.index import ShardSet, render
+    from diffprobe.shards.verify import verify
+
+    shard_set = ShardSet.load(args.set)
+    found = verify(shard_set, fields=_fields(args.field), on_shard=_progress)
+    print(render(shard_set))
+    print(f"verified: {found.n_good:,} good samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
+    return 1 if found.faults else 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from diffprobe.shards.datasets import emoji
+    from diffprobe.shards.index import render
+
+    print(render(emoji.build(args.noto, args.twemoji, args.names, args.out)))
+    return 0
+
+
+def _progress(file: str) -> None:
+    print(f"reading {file}", file=sys.stderr)
+
+
+def _fields(settings: Sequence[str]) -> "FieldsConfig":
+    """Read `--field KEY=NAME` options. Raises: ConfigError for an unknown key or no name."""
+    from dataclasses import fields
+
+    from diffprobe.config.schema import FieldsConfig
+
+    allowed = [field.name for field in fields(FieldsConfig)]
+    chosen: dict[str, str | tuple[str, ...]] = {}
+    for setting in settings:
+        key, _, name = setting.partition("=")
+        if key not in allowed:
+            raise unknown("field", key, allowed, ConfigError)
+        if not name:
+            raise ConfigError(f"--field {setting} gives no name.", "write it as: --field label=y")
+        chosen[key] = tuple(name.split(",")) if key == "image" else name
+    return FieldsConfig(**chosen)  # type: ignore[arg-type]  # image is the only tuple

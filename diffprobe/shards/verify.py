@@ -1,0 +1,67 @@
+"""Compares a shard set with its index and decodes every image. Used by `diffprobe data verify`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import SampleError, ShardError
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.decode import decode_sample
+from diffprobe.shards.index import ShardInfo, ShardSet
+from diffprobe.shards.read import read_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found: samples that are good, and one message for each fault, named by shard and key."""
+
+    n_good: int
+    faults: tuple[str, ...]
+
+
+def verify(
+    shard_set: ShardSet, *, fields: Fields | None = None, on_shard: Callable[[str], None] = lambda file: None
+) -> Verification:
+    """Read every byte of a shard set: checksums, counts, unique keys, annotations, images to their end.
+
+    All faults are gathered, none is raised.
+
+    Args:
+        shard_set: the set, from `ShardSet.load`.
+        fields: which file and key of a sample holds what.
+        on_shard: called with each file name before it is read, for progress.
+    """
+    faults: list[str] = []
+    keys: dict[str, str] = {}
+    n_good = 0
+    for shard in shard_set.shards:
+        on_shard(shard.file)
+        path = shard_set.root / shard.file
+        if digest_file(path) != shard.sha256:
+            faults.append(f"{shard.file}: the shard has changed since it was indexed (sha256 differs).")
+        try:
+            for fault in _samples(shard_set, shard, fields or Fields(), keys):
+                n_good += fault is None
+                faults += [] if fault is None else [fault]
+        except ShardError as error:
+            faults.append(error.what)
+    return Verification(n_good=n_good, faults=tuple(faults))
+
+
+def _samples(shard_set: ShardSet, shard: ShardInfo, fields: Fields, keys: dict[str, str]) -> Iterator[str | None]:
+    """Yield None for each good sample of a shard, and a message for each fault."""
+    count = 0
+    for raw in read_shard(shard_set.root / shard.file):
+        count += 1
+        if raw.key in keys:
+            yield f"{raw.shard}: key '{raw.key}' stands in {keys[raw.key]} already."
+            continue
+        keys[raw.key] = raw.shard
+        try:
+            decode_sample(raw, shard_set, fields=fields)
+        except SampleError as error:
+            yield error.what
+        else:
+            yield None
+    if count != shard.n_samples:
+        yield f"{shard.file}: the shard holds {count} samples, the index says {shard.n_samples}."
