@@ -1,0 +1,1 @@
+"""Classifiers on features: one file a probe; the file's name is `probe.name`."""

@@ -1,0 +1,107 @@
+"""What all estimates of a direction share: its two poles, its file, and the random directions it must beat."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.rng import derive_seed
+from diffprobe.metrics.moments import Moments
+from diffprobe.probes.saving import load_probe, save_probe
+
+KIND, SCHEMA_VERSION = "probe/direction", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisConfig:
+    """Keys below `probe.params` that every estimator has."""
+
+    positive: tuple[str, ...]
+    """For each of probe.targets the value at the positive end; several values are joined by "|"."""
+    negative: tuple[str, ...] = ()
+    """For each of probe.targets the value at the negative end; "*", or () for all targets: every other value."""
+    n_random: int = 100
+    """Random directions of the null."""
+    n_shuffles: int = 10
+    """Estimates from shuffled training labels, of the null."""
+
+    def __post_init__(self) -> None:
+        if not self.positive:
+            raise ConfigError("a direction needs probe.params.positive: the value at its positive end.")
+        if self.negative and len(self.negative) != len(self.positive):
+            raise ConfigError(
+                f"probe.params has {len(self.positive)} positive and {len(self.negative)} negative ends.",
+                "give one of each for each of probe.targets; several values of one end are joined by '|'",
+            )
+        if self.n_random < 2 or self.n_shuffles < 1:
+            raise ConfigError(
+                f"n_random = {self.n_random}, n_shuffles = {self.n_shuffles}: a null needs 2 and 1 at least."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Direction:
+    """A unit vector in the feature space of one cell.
+
+    Attributes:
+        vector: unit norm, float32; points from the negative to the positive pole.
+        scale: distance of the poles' means along the vector on the training set, in the unit of the features:
+            adding scale * vector to a feature moves a negative sample to the positive mean.
+        target, positive, negative: the attribute and the values at both ends.
+        cell: name of the cell whose features it lives in.
+        estimator: how it was found.
+    """
+
+    vector: Float[Tensor, " d_in"]
+    scale: float
+    target: str
+    positive: str
+    negative: str
+    cell: str
+    estimator: str
+
+    def project(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+        """Return the coordinate of features along the direction, in their unit."""
+        return x @ self.vector.to(x)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write the direction to a folder (safetensors and JSON)."""
+        settings = asdict(self)
+        tensors = {"vector": settings.pop("vector")}
+        return save_probe(folder, kind=KIND, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Direction":
+        """Read what `save` wrote. Raises: SchemaError."""
+        settings, tensors = load_probe(folder, kind=KIND, schema_version=SCHEMA_VERSION)
+        return cls(vector=tensors["vector"], **settings)
+
+
+def class_means(moments: Moments) -> tuple[Float[Tensor, "d_in columns"], Float[Tensor, "d_in columns"]]:
+    """Return the means of the positive and of the negative side of each column, float64.
+
+    Raises: EmptyClass if a side has no sample.
+    """
+    n_positive, n_negative = moments.y, moments.n - moments.y
+    if (n_positive == 0).any() or (n_negative == 0).any():
+        raise EmptyClass(
+            f"a direction needs training samples at both ends; there are {int(n_positive.min())} positive and "
+            f"{int(n_negative.min())} negative ones.",
+        )
+    return moments.xy / n_positive, (moments.x[:, None] - moments.xy) / n_negative
+
+
+def random_directions(d_in: int, n: int, *, seed: int) -> Float[Tensor, "d_in n"]:
+    """Draw unit vectors, uniform on the sphere, as columns (float64). They depend on seed, d_in and n alone."""
+    generator = torch.Generator().manual_seed(derive_seed("random_direction", seed, d_in))
+    columns = torch.randn(d_in, n, generator=generator, dtype=torch.float64)
+    return columns / columns.norm(dim=0, keepdim=True)
+
+
+def sides(x: Float[Tensor, "batch d_in"], positive: Tensor, *, gram: bool) -> Moments:
+    """Sum a whole set at once: the notebook's way to the moments that a Trainer gathers batch by batch."""
+    x, y = x.double(), positive.double().reshape(len(x), -1)
+    return Moments(len(x), x.sum(0), x.square().sum(0), y.sum(0), x.T @ y, x.T @ x if gram else None)

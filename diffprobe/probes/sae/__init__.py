@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one file a variant; the file's name is `probe.name`."""

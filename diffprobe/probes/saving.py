@@ -1,0 +1,55 @@
+"""Probes at rest: a folder with `probe.json` (header and settings) and `probe.safetensors`. Nothing is pickled."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffprobe.core.artifact import read_json, write_artifact
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import SchemaError
+
+SETTINGS, TENSORS = "probe.json", "probe.safetensors"
+
+
+def save_probe(
+    folder: Path | str, *, kind: str, schema_version: int, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Path:
+    """Write a probe: the tensors first, then the settings that name their checksum, so that half a probe never loads.
+
+    Args:
+        folder: where to write; made if it does not exist.
+        kind: what the probe is, for example "probe/sae/topk".
+        settings: what JSON can hold.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{TENSORS}.tmp"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    digest = digest_file(temporary)
+    os.replace(temporary, folder / TENSORS)
+    body = {"settings": dict(settings)}
+    write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})
+    return folder
+
+
+def load_probe(folder: Path | str, *, kind: str, schema_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read what `save_probe` wrote.
+
+    Returns: settings and tensors (on the CPU).
+    Raises: SchemaError for another kind or schema, or if the tensors are not those that were saved.
+    """
+    folder = Path(folder)
+    head = read_json(folder / SETTINGS, kind=kind, schema_version=schema_version)
+    saved = head["header"]["inputs"].get(TENSORS)
+    found = digest_file(folder / TENSORS)
+    if saved != found:
+        raise SchemaError(f"'{folder / TENSORS}' is not the file that was saved.", f"sha256: saved {saved}, is {found}")
+    try:
+        return head["settings"], load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise SchemaError(f"'{folder / TENSORS}' is not a readable safetensors file: {error}.") from error
