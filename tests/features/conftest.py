@@ -1,0 +1,86 @@
+"""Small stores with made-up features, for the tests that need no backbone."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.reader import FeatureStore
+from diffprobe.features.writer import ExtractedBatch, StoreWriter
+
+CELLS = {"mid_block@t10:empty:mean": 3, "up_blocks.0@t10:empty:mean": 5}
+SHARDS = (("train-0000.tar", "train", 7), ("train-0001.tar", "train", 4), ("val-0000.tar", "val", 5))
+
+
+def make_manifest(**changes: object) -> Manifest:
+    content = {
+        "backbone": {"weights": "ab" * 32, "seed": 0, "taps": ["mid_block", "up_blocks.0"], "timesteps": [10]},
+        "cells": dict(CELLS),
+        "data": {"shard_set": "cd" * 32, "fields": {"label": "label"}, "on_error": "raise"},
+        "shards": tuple(ShardEntry(file=f, split=s, n=n, sha256=f"{i:064x}") for i, (f, s, n) in enumerate(SHARDS)),
+        "recorded": {
+            "backbone": "toy",
+            "data": "toy",
+            "licence": "none",
+            "classes": ["cat", "dog"],
+            "attributes": {"style": ["a", "b", "c"]},
+            "versions": {"torch": torch.__version__},
+        },
+    }
+    return Manifest(**{**content, **changes})  # type: ignore[arg-type]
+
+
+def row(shard: ShardEntry, cell: str, number: int, width: int) -> torch.Tensor:
+    """The made-up feature of one sample: depends on shard, cell and number, and is no round float."""
+    return torch.sin(torch.arange(width) + 17.3 * number + 3.1 * len(cell) + int(shard.sha256, 16))
+
+
+def batches_of(manifest: Manifest, shard: ShardEntry, batch_size: int = 3) -> Iterator[ExtractedBatch]:
+    for start in range(0, shard.n, batch_size):
+        numbers = range(start, min(start + batch_size, shard.n))
+        features = {c: torch.stack([row(shard, c, i, w) for i in numbers]) for c, w in manifest.cells.items()}
+        batch = FeatureBatch(
+            features=features,
+            keys=[f"{shard.file}/{i}" for i in numbers],
+            label=torch.tensor([i % 2 for i in numbers]),
+            attributes={"style": torch.tensor([i % 4 - 1 for i in numbers])},
+        )
+        yield ExtractedBatch(batch, [f"caption {i}" for i in numbers])
+
+
+@pytest.fixture
+def manifest() -> Manifest:
+    return make_manifest()
+
+
+@pytest.fixture
+def changed_manifest() -> Callable[..., Manifest]:
+    return make_manifest
+
+
+@pytest.fixture
+def toy_batches() -> Callable[..., Iterator[ExtractedBatch]]:
+    return batches_of
+
+
+@pytest.fixture
+def fill() -> Callable[..., FeatureStore]:
+    """Write a store of a manifest below a folder: all of it, or what `process` says."""
+
+    def write(root: Path, manifest: Manifest, *, process: tuple[int, int] = (0, 1), batch_size: int = 3) -> FeatureStore:
+        writer = StoreWriter(root, manifest)
+        for shard in writer.pending(process):
+            writer.write(shard, batches_of(manifest, shard, batch_size))
+        writer.finish()
+        return FeatureStore.open(writer.path)
+
+    return write
+
+
+@pytest.fixture
+def file_bytes() -> Callable[[Path], dict[str, bytes]]:
+    """Read a folder: relative name -> bytes of every file."""
+    return lambda root: {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}

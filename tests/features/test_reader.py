@@ -1,0 +1,161 @@
+"""A store serves what it holds, refuses what it does not, and notices changed bytes."""
+
+import pytest
+import torch
+
+from diffprobe.core.errors import SchemaError, StoreIncomplete, StoreMismatch, UnknownName
+from diffprobe.features.reader import FeatureStore, list_stores
+
+CELL = "mid_block@t10:empty:mean"
+
+
+def test_what_was_written_is_read_back_in_shard_order(tmp_path, manifest, fill, toy_batches):
+    table = fill(tmp_path, manifest).load("train")
+    items = [item for shard in manifest.shards[:2] for item in toy_batches(manifest, shard)]
+    for cell in manifest.cells:
+        assert torch.equal(table.features[cell], torch.cat([item.batch.features[cell] for item in items]))
+    assert table.keys == [key for item in items for key in item.batch.keys]
+    assert table.captions == [caption for item in items for caption in item.captions]
+    assert torch.equal(table.label, torch.cat([item.batch.label for item in items]))
+    assert torch.equal(table.attributes["style"], torch.cat([item.batch.attributes["style"] for item in items]))
+    assert table.shards == ["train-0000.tar"] * 7 + ["train-0001.tar"] * 4
+    assert len(table) == 11
+
+
+def test_cells_can_be_chosen_and_take_gives_rows(tmp_path, manifest, fill):
+    table = fill(tmp_path, manifest).load("val", [CELL])
+    assert list(table.features) == [CELL]
+    batch = table.take(torch.tensor([4, 0]))
+    assert batch.keys == ["val-0000.tar/4", "val-0000.tar/0"]
+    assert torch.equal(batch.features[CELL], table.features[CELL][[4, 0]])
+    assert len(batch) == 2
+
+
+def test_unknown_split_and_cell_list_what_there_is(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    with pytest.raises(UnknownName, match="split") as caught:
+        store.load("tset")
+    assert "train, val" in str(caught.value)
+    with pytest.raises(UnknownName, match="cell") as caught:
+        store.load("val", ["mid_blok@t10:empty:mean"])
+    assert f"nearest: {CELL}" in str(caught.value)
+
+
+def test_find_without_any_store_says_how_to_make_one(tmp_path, manifest):
+    with pytest.raises(StoreIncomplete, match="no feature store") as caught:
+        FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
+    assert "fix: diffprobe extract data=toy" in str(caught.value)
+
+
+def test_find_names_the_missing_shards_and_the_command(tmp_path, manifest, fill):
+    fill(tmp_path, manifest, process=(0, 2))
+    with pytest.raises(StoreIncomplete, match="1 of 3 shards") as caught:
+        FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
+    assert "missing: train-0001.tar" in str(caught.value)
+    assert "continue: diffprobe extract data=toy" in str(caught.value)
+
+
+def test_an_incomplete_store_still_gives_its_complete_splits(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest, process=(0, 2))
+    assert len(store.load("val")) == 5
+    with pytest.raises(StoreIncomplete):
+        store.load("train")
+
+
+def test_find_refuses_other_stores_and_lists_what_differs_from_the_nearest(tmp_path, manifest, changed_manifest, fill):
+    far = changed_manifest(backbone={"weights": "00" * 32, "seed": 9}, data={**manifest.data, "on_error": "skip"})
+    near = changed_manifest(backbone={**manifest.backbone, "seed": 1})
+    fill(tmp_path, far)
+    store = fill(tmp_path, near)
+    with pytest.raises(StoreMismatch, match=store.path.name) as caught:
+        FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
+    assert "backbone.seed: store 1, asked 0" in str(caught.value)
+    assert "weights" not in str(caught.value)
+    assert "diffprobe extract data=toy" in str(caught.value)
+
+
+def test_find_takes_a_complete_store_with_more_cells(tmp_path, manifest, changed_manifest, fill):
+    store = fill(tmp_path, manifest)
+    asked = changed_manifest(cells={CELL: 3}, backbone={**manifest.backbone, "taps": ["mid_block"]})
+    assert FeatureStore.find(tmp_path, asked).path == store.path
+
+
+def test_find_prefers_a_complete_store_to_the_begun_one_of_the_same_name(tmp_path, manifest, changed_manifest, fill):
+    asked = changed_manifest(cells={CELL: 3}, backbone={**manifest.backbone, "taps": ["mid_block"]})
+    fill(tmp_path, asked, process=(0, 2))
+    store = fill(tmp_path, manifest)
+    assert FeatureStore.find(tmp_path, asked).path == store.path
+
+
+@pytest.mark.parametrize("cell", range(2))
+@pytest.mark.parametrize("place", [0, 12, -1])
+def test_verify_notices_one_flipped_byte_of_a_feature_file(tmp_path, manifest, fill, cell, place):
+    store = fill(tmp_path, manifest)
+    assert store.verify() == []
+    path = sorted((store.path / "train-0001.tar").glob("*.safetensors"))[cell]
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    (fault,) = store.verify()
+    assert fault.startswith(f"train-0001.tar/{path.name}:") and "checksum" in fault
+
+
+def test_verify_notices_a_changed_label_and_a_missing_file(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    samples = store.path / "val-0000.tar" / "samples.json"
+    samples.write_text(samples.read_text().replace("caption 3", "caption 4", 1))
+    (store.path / "train-0000.tar" / "mid_block@t10.empty.mean.safetensors").unlink()
+    faults = store.verify()
+    assert len(faults) == 2
+    assert "train-0000.tar/mid_block@t10.empty.mean.safetensors: missing" in faults
+    assert any("val-0000.tar/samples.json" in fault and "was changed" in fault for fault in faults)
+    with pytest.raises(SchemaError, match="was changed"):
+        store.load("val")
+    with pytest.raises(StoreIncomplete, match="is missing"):
+        store.load("train")
+
+
+def test_a_shard_folder_of_another_store_is_refused(tmp_path, manifest, changed_manifest, fill):
+    store = fill(tmp_path, manifest)
+    other = fill(tmp_path, changed_manifest(backbone={**manifest.backbone, "seed": 1}))
+    (store.path / "val-0000.tar" / "samples.json").write_bytes((other.path / "val-0000.tar/samples.json").read_bytes())
+    with pytest.raises(SchemaError, match="belongs to another store"):
+        store.load("val")
+
+
+def test_a_truncated_feature_file_is_named(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    path = store.path / "val-0000.tar" / "mid_block@t10.empty.mean.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(SchemaError, match="can't be read"):
+        store.load("val")
+
+
+def test_verify_notices_a_renamed_store_and_a_missing_shard(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest, process=(0, 2))
+    renamed = FeatureStore.open(store.path.rename(tmp_path / "mine"))
+    assert renamed.verify() == [
+        "train-0001.tar: not written yet",
+        f"the folder is named mine, its digest says {manifest.folder}",
+    ]
+
+
+def test_a_folder_without_manifest_is_no_store(tmp_path):
+    with pytest.raises(StoreIncomplete, match="no feature store"):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_broken_store_is_listed_and_does_not_hide_the_others(tmp_path, manifest, changed_manifest, fill):
+    store = fill(tmp_path, manifest)
+    broken = fill(tmp_path, changed_manifest(dtype="float16"))
+    (broken.path / "manifest.json").write_text("{")
+    faults: dict[str, str] = {}
+    assert [found.path for found in list_stores(tmp_path, broken=faults)] == [store.path]
+    assert list(faults) == [broken.path.name]
+    assert FeatureStore.find(tmp_path, manifest).path == store.path
+
+
+def test_classes_and_attribute_values_come_with_the_store(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    assert store.classes == ("cat", "dog")
+    assert store.attributes == {"style": ("a", "b", "c")}

@@ -1,0 +1,136 @@
+"""Shard folders appear complete or not at all, with the same bytes whoever writes them."""
+
+import os
+import socket
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffprobe.core.errors import NonFinite, RunFailed, StoreMismatch
+from diffprobe.features.writer import StoreWriter, shard_folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 100])
+def test_bytes_do_not_depend_on_the_batch_size(tmp_path, manifest, fill, file_bytes, batch_size):
+    whole = fill(tmp_path / "a", manifest, batch_size=3)
+    other = fill(tmp_path / "b", manifest, batch_size=batch_size)
+    assert file_bytes(whole.path) == file_bytes(other.path)
+
+
+def test_feature_files_are_ordinary_safetensors(tmp_path, manifest, fill, toy_batches):
+    store = fill(tmp_path, manifest)
+    shard = manifest.shards[1]
+    loaded = load_file(store.path / shard.file / "mid_block@t10.empty.mean.safetensors")
+    expected = torch.cat([b.batch.features["mid_block@t10:empty:mean"] for b in toy_batches(manifest, shard)])
+    assert list(loaded) == ["features"]
+    assert torch.equal(loaded["features"], expected)
+
+
+def test_feature_maps_keep_their_shape(tmp_path, changed_manifest, toy_batches):
+    manifest = changed_manifest(cells={"mid_block@t10:empty:none": 6})
+    writer = StoreWriter(tmp_path, manifest)
+    shard = manifest.shards[0]
+
+    def maps():
+        for item in toy_batches(manifest, shard):
+            item.batch.features = {cell: v.reshape(-1, 2, 3, 1) for cell, v in item.batch.features.items()}
+            yield item
+
+    writer.write(shard, maps())
+    loaded = load_file(writer.path / shard.file / "mid_block@t10.empty.none.safetensors")["features"]
+    assert loaded.shape == (7, 2, 3, 1)
+
+
+def test_parts_together_give_the_bytes_of_the_whole(tmp_path, manifest, fill, file_bytes):
+    whole = fill(tmp_path / "whole", manifest)
+    fill(tmp_path / "parts", manifest, process=(1, 2))
+    parts = fill(tmp_path / "parts", manifest, process=(0, 2))
+    assert file_bytes(whole.path) == file_bytes(parts.path)
+
+
+def test_a_failure_in_the_middle_leaves_no_shard_behind(tmp_path, manifest, toy_batches):
+    writer = StoreWriter(tmp_path, manifest)
+    shard = manifest.shards[0]
+
+    def broken():
+        yield next(toy_batches(manifest, shard))
+        raise OSError("the disk went away")
+
+    with pytest.raises(OSError, match="went away"):
+        writer.write(shard, broken())
+    assert not writer.has(shard)
+    assert [path.name for path in writer.path.iterdir()] == ["manifest.json"]
+    assert shard in writer.pending()
+
+
+def test_leftovers_of_a_dead_process_go_and_those_of_a_living_one_stay(tmp_path, manifest):
+    writer = StoreWriter(tmp_path, manifest)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = writer.path / f".writing-{socket.gethostname()}-{gone.pid}-train-0000.tar"
+    alive = writer.path / f".writing-{socket.gethostname()}-{os.getppid()}-train-0001.tar"
+    dead.mkdir()
+    alive.mkdir()
+    StoreWriter(tmp_path, manifest)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_finish_sweeps_only_a_complete_store(tmp_path, manifest, toy_batches):
+    writer = StoreWriter(tmp_path, manifest)
+    leftover = writer.path / ".writing-elsewhere-1-train-0000.tar"
+    leftover.mkdir()
+    stale = writer.path / ".manifest.json.abc.tmp"
+    stale.write_text("half")
+    for shard in manifest.shards:
+        assert not writer.finish()
+        assert leftover.exists()
+        writer.write(shard, toy_batches(manifest, shard))
+    assert writer.finish()
+    assert not leftover.exists() and not stale.exists()
+
+
+def test_a_second_process_with_the_same_part_does_no_harm(tmp_path, manifest, fill, toy_batches, file_bytes):
+    store = fill(tmp_path, manifest)
+    before = file_bytes(store.path)
+    StoreWriter(tmp_path, manifest).write(manifest.shards[0], toy_batches(manifest, manifest.shards[0]))
+    assert file_bytes(store.path) == before
+
+
+def test_nan_is_refused_with_cell_shard_and_key(tmp_path, manifest, toy_batches):
+    writer = StoreWriter(tmp_path, manifest)
+    batches = list(toy_batches(manifest, manifest.shards[0]))
+    batches[1].batch.features["up_blocks.0@t10:empty:mean"][2, 1] = float("nan")
+    with pytest.raises(NonFinite, match="cell 'up_blocks.0@t10:empty:mean' of shard 'train-0000.tar'") as caught:
+        writer.write(manifest.shards[0], iter(batches))
+    assert "first: 'train-0000.tar/5'" in str(caught.value)
+
+
+def test_samples_that_are_neither_there_nor_left_out_are_noticed(tmp_path, manifest, toy_batches):
+    writer = StoreWriter(tmp_path, manifest)
+    shard = manifest.shards[0]
+    with pytest.raises(RunFailed, match="gave 6 samples and left out 0, of 7"):
+        writer.write(shard, list(toy_batches(manifest, shard))[:2])
+    left_out = [{"key": f"{shard.file}/6", "message": "cut off"}]
+    assert writer.write(shard, list(toy_batches(manifest, shard))[:2], left_out=left_out) == 6
+    loaded = load_file(writer.path / shard.file / "mid_block@t10.empty.mean.safetensors")["features"]
+    assert loaded.shape == (6, 3)
+
+
+def test_a_shard_without_any_sample_is_refused(tmp_path, manifest):
+    with pytest.raises(RunFailed, match="no usable sample"):
+        StoreWriter(tmp_path, manifest).write(manifest.shards[0], [])
+
+
+def test_a_folder_with_another_manifest_is_not_written_to(tmp_path, manifest, changed_manifest):
+    other = changed_manifest(dtype="float16")
+    other.write(tmp_path / manifest.folder / "manifest.json")
+    with pytest.raises(StoreMismatch, match="another store than its name says"):
+        StoreWriter(tmp_path, manifest)
+
+
+def test_shards_of_different_folders_never_meet():
+    assert shard_folder("a/b.tar") != shard_folder("a_b.tar")
+    assert "/" not in shard_folder("a/b.tar")
