@@ -1,0 +1,95 @@
+"""Fixtures for all tests: a tiny pipeline and a tiny shard set, written once by the code that writes real ones.
+
+Imports stand inside the fixtures, so that a test that needs neither starts at once.
+"""
+
+import io
+import json
+import operator
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The suite runs without network: a test that reaches for a hub or a tracker has to fail, not wait.
+os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_SILENT": "true"})
+os.environ.pop("WANDB_API_KEY", None)
+os.environ.pop("DIFFPROBE_CONFIGS", None)
+
+# The first torch call takes longer than the default deadline; examples repeat, so that a failure can be repeated.
+settings.register_profile("diffprobe", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("diffprobe")
+
+STYLES, GROUPS, COLOURS = ("noto", "twemoji"), ("round", "square"), ("red", "green", "blue")
+COUNTS = {"train": (3, 16), "val": (2, 4), "test": (2, 4)}  # split -> (shards, samples)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start every test from the same global seeds, whatever ran before it."""
+    random.seed(0)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if name in sys.modules:  # a library that is not loaded yet starts from its own fixed state or is not used
+            operator.attrgetter(seed)(sys.modules[name])(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny StableDiffusionPipeline with random weights, in diffusers format."""
+    from diffprobe.backbones.families import sd_unet
+
+    path = tmp_path_factory.mktemp("tiny_sd")
+    sd_unet.tiny(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an indexed shard set: 24 captioned drawings of 32 x 32, classes and attributes that can be seen.
+
+    train has 3 shards (6, 5, 5 samples), val and test 2 each (2, 2). Class = shape and colour, 6 classes; attributes
+    style (the outline), group (the shape), colour.
+    """
+    from diffprobe.shards.index import build_index
+    from diffprobe.shards.write import write_shard
+
+    root = tmp_path_factory.mktemp("tiny_shards")
+    samples = list(_drawings())
+    for split, (n_shards, n_samples) in COUNTS.items():
+        chosen, samples = samples[:n_samples], samples[n_samples:]
+        for shard in range(n_shards):
+            write_shard(root / f"{split}-{shard:04d}.tar", chosen[shard::n_shards])
+    build_index(root, name="tiny", licence="CC0-1.0")
+    return root
+
+
+def _drawings() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield 24 samples that run through style, group and colour, so that every split holds every attribute value."""
+    for i in range(24):
+        style, group, colour = STYLES[i % 2], GROUPS[i // 2 % 2], COLOURS[i % 3]
+        caption = f"{style} emoji, {colour} {group}"
+        record = {
+            "label": GROUPS.index(group) * len(COLOURS) + COLOURS.index(colour),
+            "class_name": f"{colour} {group}",
+            "caption": caption,
+            "captions": [caption, f"{caption}, shape"],
+            "attributes": {"style": style, "group": group, "colour": colour},
+        }
+        yield f"tiny/{i:02d}", {"png": _draw(i, style, group, colour), "json": json.dumps(record).encode()}
+
+
+def _draw(i: int, style: str, group: str, colour: str) -> bytes:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (32, 32), "white")
+    pen = ImageDraw.Draw(image)
+    box = (3 + i % 5, 4 + i % 3, 24 + i % 5, 25 + i % 4)
+    draw = pen.ellipse if group == "round" else pen.rectangle
+    draw(box, fill=colour, outline="black" if style == "noto" else colour, width=2)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
