@@ -1,1 +1,22 @@
 """One file a family of diffusion models; the file's name is the family's name. The contract is in `backbones/base.py`."""
+
+from typing import cast
+
+from diffprobe.backbones.base import Checkpoint, Family
+from diffprobe.core.catalog import Catalog
+from diffprobe.core.errors import WeightsMismatch
+
+FAMILIES = Catalog("diffprobe.backbones.families", "family")
+"""All families, found by file name."""
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """Choose the family by the pipeline's own index. Raises: WeightsMismatch if no family takes it."""
+    for name in FAMILIES.names():
+        family = cast(Family, FAMILIES.load(name))
+        if family.matches(checkpoint.index):
+            return family
+    raise WeightsMismatch(
+        f"no family of backbones takes '{checkpoint.name}', a {checkpoint.index.get('_class_name')}.",
+        f"families: {', '.join(FAMILIES.names())}",
+    )

@@ -1,16 +1,172 @@
-"""Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, told a CLIP text."""
+"""Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, told a CLIP text.
+
+Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. Random weights
+(`LoadOptions.random_seed`) are those of the U-Net alone: VAE and text encoder stay trained, so that the null has the same input.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-_TINY_WORDS = "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star".split()
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, LoadOptions, Outline
+from diffprobe.backbones.capture import cut
+from diffprobe.backbones.cell import CONDITIONS
+from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
+from diffprobe.backbones.weights import digest_files, digest_part, load_tensors, require_files
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.shapes import FeatureMap, Images
+
+_TINY_WORDS = (
+    "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
+)
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def matches(index: dict[str, Any]) -> bool:
     """Tell from `model_index.json` whether a checkpoint is of this family."""
     return index.get("_class_name") == "StableDiffusionPipeline"
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    config = _config(checkpoint, "unet")
+    _config(checkpoint, "vae")
+    channels, factor = latent_geometry(checkpoint.part("vae"))
+    if config.get("in_channels", 4) != channels:
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
+            "inpainting and other image-conditioned U-Nets are not of this family",
+        )
+    if config.get("addition_embed_type") or config.get("class_embed_type"):
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' needs more than a text, which this family does not give."
+        )
+    unet = _make_unet(config, torch.device("meta"))
+    sample_size = config.get("sample_size") or 64
+    side = resolution or factor * (sample_size if isinstance(sample_size, int) else sample_size[0])
+    if side % factor:
+        raise ConfigError(
+            f"resolution {side} is no multiple of {factor}, by which the VAE of '{checkpoint.name}' shrinks."
+        )
+    size = side // factor
+    n_tokens = _config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
+
+    def run(network: nn.Module) -> object:
+        text = torch.empty(1, n_tokens, unet.config.cross_attention_dim, device="meta")
+        t = torch.zeros(1, dtype=torch.long, device="meta")
+        return network(
+            torch.empty(1, channels, size, size, device="meta"), t, encoder_hidden_states=text, return_dict=False
+        )
+
+    blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    ups = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    aliases = {f"up_ft{i}": path for i, path in enumerate(ups)}
+    if unet.mid_block is not None:
+        blocks.append("mid_block")
+        aliases = {"bottleneck": "mid_block", "h-space": "mid_block", **aliases}
+    return Outline(
+        family="sd_unet",
+        name=checkpoint.name,
+        denoiser=unet,
+        run=run,
+        resolution=side,
+        latent_shape=(channels, size, size),
+        schedule=load_schedule(checkpoint.part("scheduler")),
+        conditions=CONDITIONS,
+        aliases=aliases,
+        blocks=(*blocks, *ups),
+        text_side=("attn2.to_k", "attn2.to_v", "encoder_hid_proj"),
+    )
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Load text encoder, VAE encoder, and of the U-Net only the modules in `needed`.
+
+    Takes over `outline.denoiser`. Raises: WeightsMissing, WeightsMismatch.
+    """
+    parts = [checkpoint.part(name) for name in ("unet", "vae", "text_encoder")]
+    require_files(*(parts if options.random_seed is None else parts[1:]))
+    unet = outline.denoiser
+    if options.random_seed is None:
+        expected = frozenset(unet.state_dict())
+        cut(unet, needed)
+        load_tensors(unet, parts[0], dtype=options.dtype, expected=expected)
+    else:
+        # drawn whole and then cut, so that the weights do not depend on the taps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.random_seed)
+            unet = _make_unet(_config(checkpoint, "unet"), torch.device("cpu")).to(options.dtype)
+        cut(unet, needed)
+    unet.eval().requires_grad_(False)
+    vae = load_vae_encoder(parts[1], dtype=options.dtype)
+    return SdUnet(
+        checkpoint, unet, vae, load_prompt_encoder(parts[2].parent, dtype=options.dtype), options.random_seed is None
+    )
+
+
+class SdUnet(Backbone):
+    """A loaded Stable Diffusion checkpoint."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, unet: nn.Module, vae: VaeEncoder, text: PromptEncoder, trained: bool
+    ) -> None:
+        self.denoiser = unet
+        self._checkpoint, self._vae, self._text, self._trained = checkpoint, vae, text, trained
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """See `VaeEncoder`."""
+        return self._vae(images)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """See `PromptEncoder`."""
+        return self._text(prompts)
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Tensor | None) -> None:
+        """Run the U-Net once."""
+        self.denoiser(x_t, timesteps, encoder_hidden_states=condition, return_dict=False)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {"denoiser": self.denoiser, "vae": self._vae.vae, "text_encoder": self._text.encoder}
+
+    def to(self, device: torch.device) -> None:
+        """Move all loaded networks, and the remembered prompts."""
+        super().to(device)
+        self._text.to(device)
+
+    def weights(self) -> dict[str, str]:
+        """Digest the parts; of a denoiser with random weights only the config counts."""
+        part = self._checkpoint.part
+        return {
+            "denoiser": digest_part(part("unet"), weights=self._trained),
+            "vae": digest_part(part("vae")),
+            "text_encoder": digest_part(part("text_encoder")),
+            "tokenizer": digest_files([part("tokenizer") / name for name in _TOKENIZER_FILES]),
+        }
+
+
+def _config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    path = checkpoint.part(part) / "config.json"
+    if not path.is_file():
+        raise WeightsMissing(
+            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
+            fix="save it again with save_pretrained(FOLDER)",
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _make_unet(config: dict[str, Any], device: torch.device) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    with device:
+        return UNet2DConditionModel.from_config(config)
 
 
 def tiny(
@@ -32,7 +188,6 @@ def tiny(
     Returns: `path`.
     """
     import diffusers
-    import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
     path = Path(path)
@@ -102,7 +257,7 @@ def _tiny_tokenizer(path: Path) -> Any:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-_'"
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[str] = []
-    for word in _TINY_WORDS:
+    for word in _TINY_WORDS.split():
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges.append(f"{parts[0]} {parts[1]}")

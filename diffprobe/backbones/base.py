@@ -1,0 +1,135 @@
+"""What a family file offers, and what the rest of the package may ask of a loaded backbone. Next in the flow: `extractor.py`.
+
+A family is one module under `families/`. It offers four names:
+
+- `matches(index) -> bool`: does this `model_index.json` belong to the family?
+- `outline(checkpoint, resolution) -> Outline`: everything that the config alone tells, the denoiser on the meta device.
+- `load(checkpoint, outline, needed, options) -> Backbone`: the trained parts, the denoiser reduced to the modules in `needed`.
+- `tiny(path) -> Path`: write a tiny checkpoint with random weights in the real format, for tests.
+
+It must not decide anything about noise, capture, cutting or pooling: those are the same for all families.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffprobe.backbones.noise import NoiseSchedule
+from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.shapes import Images
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions of the forward pass, by the name that configs use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model on this machine, before anything of it is loaded."""
+
+    name: str
+    """What the user called it: a folder, a hub id, `emoji-sd`, `pixels`."""
+    folder: Path | None
+    """Where its parts are; None for a backbone without weights."""
+    index: dict[str, Any]
+    """Its `model_index.json`."""
+
+    def part(self, name: str) -> Path:
+        """Return the folder of one part (`unet`, `vae`, ...). Only for checkpoints that have a folder."""
+        if self.folder is None:
+            raise WeightsMismatch(f"backbone '{self.name}' has no folder, so no part '{name}'.")
+        return self.folder / name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A backbone as its config describes it. Costs no memory: the denoiser is on the meta device."""
+
+    family: str
+    """Name of the family file."""
+    name: str
+    """Name of the checkpoint, for messages."""
+    denoiser: nn.Module
+    """The network that taps lie in, without weights."""
+    run: Callable[[nn.Module], object]
+    """Runs one forward pass of one image on the meta device."""
+    resolution: int
+    """Image side in pixels: the asked one, or the checkpoint's own."""
+    latent_shape: tuple[int, int, int]
+    """Channels, height, width of what is noised; the grid of token taps is found from it."""
+    schedule: NoiseSchedule
+    """The forward process of the checkpoint."""
+    conditions: tuple[str, ...]
+    """What this backbone can be told."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Names used in papers -> tap."""
+    blocks: tuple[str, ...] = ()
+    """Taps that are listed first: the whole blocks, in the order in which they run."""
+    text_side: tuple[str, ...] = ()
+    """Name endings of modules whose output is a matter of the text and not of the image, so no tap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How the weights are read."""
+
+    dtype: torch.dtype = torch.float32
+    """Precision of the forward pass."""
+    random_seed: int | None = None
+    """Draw the denoiser's weights afresh under this seed; None reads the trained ones."""
+
+
+class Backbone(ABC):
+    """A loaded family member: frozen, in evaluation mode, its denoiser cut after the deepest tap."""
+
+    denoiser: nn.Module
+    """The network that taps lie in."""
+
+    @abstractmethod
+    def encode_images(self, images: Images) -> Float[Tensor, "batch channels height width"]:
+        """Turn images in [0, 1] into what is noised (scaled VAE latents, or the pixels themselves), float32."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor | None:
+        """Turn prompts into what the denoiser is told, one row a prompt; None for an unconditional backbone."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        x_t: Float[Tensor, "rows channels height width"],
+        timesteps: Int[Tensor, " rows"],
+        condition: Tensor | None,
+    ) -> None:
+        """Run the denoiser once. Its output is of no interest: taps are read by hooks, which may end the pass early."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, str]:
+        """Return a digest for every part that features depend on."""
+
+    def to(self, device: torch.device) -> None:
+        """Move all loaded networks."""
+        for module in self.parts().values():
+            module.to(device)
+
+
+class Family(Protocol):
+    """The shape of a family module, for type checkers."""
+
+    def matches(self, index: dict[str, Any]) -> bool: ...
+
+    def outline(self, checkpoint: Checkpoint, resolution: int | None) -> Outline: ...
+
+    def load(
+        self, checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions
+    ) -> Backbone: ...
+
+    def tiny(self, path: Path | str) -> Path: ...

@@ -1,0 +1,99 @@
+"""No model at all: the image itself, shrunk to 16 x 16. The raw-pixel null, behind the same door as the models.
+
+There is one tap, `pixels`, of 768 channels and one place (so every pooling gives the same 768 numbers), and one timestep, 0,
+without noise.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from diffprobe.backbones.base import Backbone, Checkpoint, LoadOptions, Outline
+from diffprobe.backbones.noise import clean_schedule
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.shapes import FeatureMap, Images
+
+SIDE = 16
+"""Side of the shrunken image."""
+
+
+class _Shrink(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return interpolate(x, size=(SIDE, SIDE), mode="area").reshape(x.shape[0], -1, 1, 1)
+
+
+class _Pixels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pixels = _Shrink()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pixels(x)
+
+
+def matches(index: dict[str, Any]) -> bool:
+    """Tell whether the raw pixels are asked for."""
+    return index.get("_class_name") == "pixels"
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe the one tap. Raises: ConfigError below 16 px."""
+    side = resolution or 64
+    if side < SIDE:
+        raise ConfigError(f"resolution {side} is below the {SIDE} px that images are shrunk to.")
+    return Outline(
+        family="pixels",
+        name=checkpoint.name,
+        denoiser=_Pixels(),
+        run=lambda network: network(torch.empty(1, 3, side, side, device="meta")),
+        resolution=side,
+        latent_shape=(3, side, side),
+        schedule=clean_schedule(),
+        conditions=("empty",),
+        blocks=("pixels",),
+    )
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Return the stand-in. Raises: ConfigError if random weights are asked for."""
+    if options.random_seed is not None:
+        raise ConfigError(
+            "backbone 'pixels' has no weights, so none that could be random.", fix="backbone.random_weights=false"
+        )
+    return RawPixels(outline.denoiser)
+
+
+class RawPixels(Backbone):
+    """The image itself."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """Return the images as they are."""
+        return images.float()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        """There is nothing to be told."""
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Tensor | None) -> None:
+        """Shrink the images."""
+        self.denoiser(x_t)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the (parameterless) network."""
+        return {"denoiser": self.denoiser}
+
+    def weights(self) -> dict[str, str]:
+        """There are none."""
+        return {}
+
+
+def tiny(path: Path | str) -> Path:
+    """Create an empty folder: this family is named `pixels`, not found on disk."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)

@@ -1,0 +1,216 @@
+"""Checkpoints on disk: finding them, reading safetensors into a network, and naming their content by a digest.
+
+Reads safetensors and JSON only; nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Checkpoint
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+
+SHIPPED = ("emoji-sd",)
+"""Checkpoints that come with the package, under `assets/`."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_STEMS = ("diffusion_pytorch_model", "model")
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def locate(path: str, *, revision: str | None = None, configs_only: bool = False) -> Checkpoint:
+    """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
+
+    Args:
+        path: a folder in diffusers format, a hub id, the name of a shipped checkpoint, or `pixels`.
+        revision: commit, tag or branch; for hub ids only.
+        configs_only: fetch nothing but JSON files.
+    Raises: WeightsMissing if there is no such folder, or a hub id cannot be had.
+    """
+    if path == "pixels":
+        return Checkpoint(name=path, folder=None, index={"_class_name": "pixels"})
+    folder = Path(path).expanduser()
+    if path in SHIPPED:
+        folder = Path(str(files("diffprobe") / "assets" / path))
+        if not folder.is_dir():
+            raise WeightsMissing(
+                f"the shipped checkpoint '{path}' is not in this installation.", fix="install diffprobe again"
+            )
+    elif not folder.is_dir():
+        if not _HUB_ID.fullmatch(path) or path.startswith("."):
+            raise WeightsMissing(
+                f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
+                fix="set backbone.path to a folder, or to a hub id",
+            )
+        folder = _fetch(path, revision, configs_only)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise WeightsMissing(
+            f"'{path}' is not a checkpoint in diffusers format: it has no model_index.json.",
+            f"it has: {', '.join(sorted(entry.name for entry in folder.iterdir())[:12]) or '(nothing)'}",
+            fix="save one with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
+        )
+    return Checkpoint(name=path, folder=folder, index=json.loads(index.read_text(encoding="utf-8")))
+
+
+def _fetch(repo: str, revision: str | None, configs_only: bool) -> Path:
+    """Return the hub cache's folder of a repository. Offline mode is read now, not when a library was imported."""
+    from huggingface_hub import snapshot_download
+
+    offline = any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+    weights = [f"*/{stem}{end}" for stem in _STEMS for end in (".safetensors", "-*-of-*.safetensors")]
+    patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
+    skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*"]
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=skip, local_files_only=offline
+            )
+        )
+    except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
+        reason = (
+            "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub gave no answer ({type(error).__name__})"
+        )
+        raise WeightsMissing(
+            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and {reason}.",
+            "looked in: the hub cache; backbone.path names no folder",
+            fix=f"set backbone.path=FOLDER (a pipeline in diffusers format), or on a machine with network: hf download {repo}",
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that is there."""
+    for stem in _STEMS:
+        index = folder / f"{stem}.safetensors.index.json"
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            return (
+                [folder / name for name in names if (folder / name).is_file()]
+                if all((folder / n).is_file() for n in names)
+                else []
+            )
+        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
+        if len(variants) == 1:
+            return variants
+    return []
+
+
+def require_files(*folders: Path) -> None:
+    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all that lack them."""
+    lacking = [folder.name for folder in folders if not (folder / "config.json").is_file() or not weight_files(folder)]
+    if not lacking:
+        return
+    root = folders[0].parent
+    pickled = [folder.name for folder in folders if folder.is_dir() and list(folder.glob("*.bin"))]
+    details = [f"missing: {', '.join(lacking)} ({len(lacking)} of {len(folders)} parts)"]
+    if pickled:
+        details.append(f"{', '.join(pickled)}: there are .bin files, which are pickles and never read")
+    raise WeightsMissing(
+        f"checkpoint '{root}' lacks a config.json or safetensors weights.",
+        *details,
+        fix="save it again with save_pretrained(FOLDER, safe_serialization=True), or complete the download: hf download OWNER/NAME",
+    )
+
+
+def load_tensors(
+    network: nn.Module, folder: Path, *, dtype: torch.dtype, expected: Collection[str] | None = None
+) -> None:
+    """Read the weights that a network on the meta device has places for; leave the rest on disk.
+
+    Args:
+        network: the network, cut to what is needed; its parameters become real.
+        folder: the part's folder.
+        dtype: what floating-point weights are converted to, however they are stored.
+        expected: names of the whole network; a stored name outside them means weights of another network. None skips this check.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    require_files(folder)
+    wanted = network.state_dict()
+    found: dict[str, Tensor] = {}
+    foreign: list[str] = []
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as stored:
+                for key in stored.keys():  # noqa: SIM118 (not a mapping)
+                    name = _modern(key, wanted, expected)
+                    if name in wanted:
+                        value = stored.get_tensor(key)
+                        found[name] = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+                    elif expected is not None and name not in expected:
+                        foreign.append(key)
+        except SafetensorError as error:
+            raise WeightsMismatch(f"'{path}' is not a readable safetensors file: {error}.") from error
+    missing = [name for name in wanted if name not in found]
+    shapes = [
+        f"{name}: stored {tuple(found[name].shape)}, config {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if missing or foreign or shapes:
+        raise WeightsMismatch(
+            f"the weights in '{folder}' do not fit its config.json.",
+            *(
+                f"{title} {len(names)}: {', '.join(names[:3])}"
+                for title, names in _faults(missing, foreign, shapes)
+                if names
+            ),
+        )
+    network.load_state_dict(found, assign=True)
+
+
+def _faults(missing: list[str], foreign: list[str], shapes: list[str]) -> list[tuple[str, list[str]]]:
+    return [("missing", missing), ("of another network", foreign), ("of another shape", shapes)]
+
+
+def _modern(key: str, wanted: Collection[str], expected: Collection[str] | None) -> str:
+    """Give attention weights of old checkpoints (`query`, `proj_attn`) the names of today."""
+    if key in wanted or (expected is not None and key in expected):
+        return key
+    stem, _, end = key.rpartition(".")
+    parent, _, last = stem.rpartition(".")
+    return f"{parent}.{_OLD_ATTENTION[last]}.{end}" if last in _OLD_ATTENTION else key
+
+
+def digest_part(folder: Path, *, weights: bool = True) -> str:
+    """Name the content of one part: its config (without the notes of the library that wrote it) and its weights.
+
+    Large files are hashed once a process, remembered by path, size and time of change.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = {
+        "config": {
+            key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"
+        }
+    }
+    if weights:
+        content["weights"] = {path.name: _digest_once(path) for path in weight_files(folder)}
+    return digest_json(content)
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Name the content of small files by their names and bytes; files that are not there are left out."""
+    return digest_json({path.name: _digest_once(path) for path in paths if path.is_file()})
+
+
+def _digest_once(path: Path) -> str:
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _digests:
+        _digests[key] = digest_file(path)
+    return _digests[key]
