@@ -17,7 +17,7 @@ Fields = FieldsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """What is known of one sample; `label` None, `class_name` None, `caption` "" and no attributes where it is unknown."""
+    """What is known of one sample; the defaults stand for what is not known."""
 
     label: int | None = None
     class_name: str | None = None
@@ -63,8 +63,8 @@ def image_field(raw: RawSample, fields: Fields) -> str:
     """Return the extension of a sample's image. Raises: SampleError unless there is exactly one."""
     found = [extension for extension in fields.image if extension in raw.files]
     if len(found) != 1:
-        what = f"there is no image ({' or '.join(fields.image)})" if not found else f"several images: {', '.join(found)}"
-        raise fault(raw, what)
+        missing = f"there is no image ({' or '.join(fields.image)})"
+        raise fault(raw, f"several images: {', '.join(found)}" if found else missing)
     return found[0]
 
 

@@ -83,14 +83,14 @@ def decode_sample(raw: RawSample, shard_set: ShardSet, *, fields: Fields, resolu
 def decode_image(raw: RawSample, fields: Fields) -> Image.Image:
     """Decode the image of a sample to RGB; transparent parts become white, EXIF rotation is not applied.
 
-    Raises: SampleError if there is not exactly one image, it is cut off, of another format than JPEG, PNG, WebP, or deeper than
-        8 bits a channel.
+    Raises: SampleError if there is not exactly one image, or it is cut off, of another format than JPEG, PNG and WebP,
+        or deeper than 8 bits a channel.
     """
     name = image_field(raw, fields)
     try:
         image = Image.open(io.BytesIO(raw.files[name]), formats=FORMATS)
         image.load()
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and others on broken bytes
+    except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error and others
         raise fault(raw, f"image '{name}' can't be decoded ({type(error).__name__}: {error})") from error
     if image.mode.split(";")[0] in _NO_RGB:
         raise fault(raw, f"image '{name}' has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
@@ -98,7 +98,7 @@ def decode_image(raw: RawSample, fields: Fields) -> Image.Image:
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Bring an image to `resolution` x `resolution` pixels: shorter side to size (bicubic, antialiased), centre cut out.
+    """Bring an image to `resolution` x `resolution` pixels: scale its shorter side (bicubic), cut out the centre.
 
     An image of that size already is returned as it is.
     """

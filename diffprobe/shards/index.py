@@ -96,7 +96,9 @@ class ShardSet:
                 licence=licence, faults=faults,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
-            raise SchemaError(f"'{index}' is not a complete shard index ({error!r}).", fix=_fix(index.parent)) from error
+            raise SchemaError(
+                f"'{index}' is not a complete shard index ({error!r}).", fix=_fix(index.parent)
+            ) from error
         _check_files(shard_set, index)
         return shard_set
 
@@ -193,7 +195,8 @@ def _check_files(shard_set: ShardSet, index: Path) -> None:
             wrong.append(f"changed: {shard.file} has {path.stat().st_size:,} bytes, the index says {shard.n_bytes:,}")
     if wrong:
         raise ShardError(
-            f"the shards in '{shard_set.root}' are not those of '{index}' ({len(wrong)} of {len(shard_set.shards)} differ).",
+            f"the shards in '{shard_set.root}' are not those of '{index}'.",
+            f"{len(wrong)} of {len(shard_set.shards)} differ:",
             *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root)}",
         )  # fmt: skip
 

@@ -121,5 +121,6 @@ def _check(shard: str, key: str, fields: dict[str, bytes]) -> None:
     bad = [extension for extension in fields if not _EXTENSION.fullmatch(extension)]
     if bad:
         raise SampleError(
-            f"{shard}: sample '{key}' has the extension '{bad[0]}'.", "allowed: lower-case letters, digits, '_', inner dots"
+            f"{shard}: sample '{key}' has the extension '{bad[0]}'.",
+            "allowed: lower-case letters, digits, '_', inner dots",
         )

@@ -1,0 +1,51 @@
+"""`diffprobe data`: index and verify a folder through the door of the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffprobe.cli.main import main
+from diffprobe.shards.write import write_shard
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Image.new("RGB", (4, 4)).save(tmp_path / "image.png")
+    image = (tmp_path / "image.png").read_bytes()
+    samples = [(f"k{i}", {"png": image, "json": json.dumps({"y": i}).encode()}) for i in range(3)]
+    write_shard(tmp_path / "train-0000.tar", samples)
+    return tmp_path
+
+
+def test_index_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--name", "mine", "--licence", "CC0 1.0", "--field", "label=y"]
+    assert main(["data", "index", str(folder), *options]) == 0
+    assert "mine: 1 shards" in (out := capsys.readouterr().out)
+    assert "train: 3 samples" in out
+    assert "classes: 3" in out
+    assert main(["data", "verify", str(folder), "--field", "label=y"]) == 0
+    assert "verified: 3 good samples, 0 faults" in capsys.readouterr().out
+
+
+def test_verify_says_no_to_a_changed_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "elsewhere" / "index.json"
+    assert main(["data", "index", str(folder), "--name", "mine", "--licence", "CC0", "--out", str(out)]) == 0
+    shard = folder / "train-0000.tar"
+    shard.write_bytes(shard.read_bytes().replace(b'"y"', b'"z"'))
+    assert main(["data", "verify", str(out)]) == 1
+    assert "train-0000.tar: the shard has changed" in capsys.readouterr().out
+
+
+def test_errors_are_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "verify", str(folder)]) == 2
+    assert f"fix: diffprobe data index {folder}" in capsys.readouterr().err
+    index = ["data", "index", str(folder), "--name", "n", "--licence", "l"]
+    assert main([*index, "--field", "lable=y"]) == 2
+    assert "unknown field 'lable'.\n  nearest: label" in capsys.readouterr().err
+    assert main([*index, "--field", "label"]) == 2
+    assert "gives no name" in capsys.readouterr().err
+    build = ["data", "build", "emoji", "--noto", "none", "--twemoji", "none", "--names", "none", "--out", "out"]
+    assert main([part if part not in ("none", "out") else str(folder / part) for part in build]) == 2
+    assert "Error" in capsys.readouterr().err

@@ -1,0 +1,49 @@
+"""Samples as tensors."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from diffprobe.core.errors import ShardError
+from diffprobe.shards.annotation import Fields
+from diffprobe.shards.batch import collate, to_tensor
+from diffprobe.shards.decode import decode_sample
+from diffprobe.shards.index import ShardSet
+from diffprobe.shards.read import read_shard
+
+
+def test_values_lie_in_zero_to_one() -> None:
+    image = Image.new("RGB", (3, 2))
+    image.putpixel((2, 1), (255, 51, 0))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 2, 3)
+    torch.testing.assert_close(tensor[:, 1, 2], torch.tensor([1.0, 0.2, 0.0]))
+    assert tensor.sum() == pytest.approx(1.2)
+
+
+def test_a_batch_keeps_the_order_and_marks_what_is_unknown(
+    make_set: Callable[..., ShardSet], files: Callable[..., dict[str, bytes]]
+) -> None:
+    tones = [{"tone": "light"}, {}, {"tone": "dark"}]
+    shard_set = make_set(3, change=lambda number, members: members.update(files(number, attributes=tones[number])))
+    raws = list(read_shard(shard_set.root / "train-0000.tar"))
+    del raws[1].files["json"]
+    batch = collate([decode_sample(raw, shard_set, fields=Fields()) for raw in raws], shard_set)
+    assert (batch.keys, batch.captions) == (["k000", "k001", "k002"], ["number 0", "", "number 2"])
+    assert batch.label.tolist() == [0, -1, 2]
+    assert shard_set.attributes == {"tone": ("dark", "light")}
+    assert batch.attributes["tone"].tolist() == [1, -1, 0]
+    torch.testing.assert_close(batch.images[:, 0, 0, 0], torch.tensor([0, 1, 2]) / 255)
+    moved = batch.to("meta")
+    assert len(moved) == 3
+    assert {moved.images.device.type, moved.label.device.type, moved.attributes["tone"].device.type} == {"meta"}
+
+
+def test_unequal_sizes_are_refused(make_set: Callable[..., ShardSet], png: Callable[..., bytes]) -> None:
+    shard_set = make_set(2, change=lambda number, files: files.update(png=png(size=(8 + number, 8))))
+    raws = read_shard(shard_set.root / "train-0000.tar")
+    samples = [decode_sample(raw, shard_set, fields=Fields()) for raw in raws]
+    with pytest.raises(ShardError, match="samples of one size"):
+        collate(samples, shard_set)

@@ -1,0 +1,152 @@
+"""The index: what it lists, what it refuses, and that it notices shards that are not its own."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffprobe.core.errors import DuplicateKey, SchemaError, ShardError, UnknownName
+from diffprobe.shards.index import ShardSet, build_index, render
+from diffprobe.shards.write import write_shard
+
+Make = Callable[..., ShardSet]
+Files = Callable[..., dict[str, bytes]]
+
+
+def test_an_index_lists_shards_classes_attributes(make_set: Make, files: Files, tmp_path: Path) -> None:
+    def change(number: int, members: dict[str, bytes]) -> None:
+        members.update(files(number, attributes={"tone": "xyz"[number % 3]}))
+
+    make_set(3, 2, change=change)
+    shard_set = make_set(4, split="val", prefix="v", change=change)
+    assert shard_set == ShardSet.load(tmp_path) == ShardSet.load(tmp_path / "index.json")
+    assert shard_set.splits() == ("train", "val")
+    assert [shard.file for shard in shard_set.shards_of("train")] == ["train-0000.tar", "train-0001.tar"]
+    assert (shard_set.n_samples("train"), shard_set.n_samples("val")) == (5, 4)
+    assert shard_set.classes == ("a", "b", "c")
+    assert shard_set.attributes == {"tone": ("x", "y", "z")}
+    assert "val: 4 samples in 1 shards" in render(shard_set)
+    with pytest.raises(UnknownName, match="unknown split of 'tiny' 'tain'.\n  nearest: train"):
+        shard_set.shards_of("tain")
+
+
+def test_the_index_is_the_same_each_time(make_set: Make, tmp_path: Path) -> None:
+    make_set(3)
+    before = (tmp_path / "index.json").read_bytes()
+    make_set(3)
+    assert (tmp_path / "index.json").read_bytes() == before
+    assert str(tmp_path).encode() not in before
+
+
+def test_the_digest_follows_the_content_alone(make_set: Make, files: Files, tmp_path: Path) -> None:
+    first = make_set(3)
+    assert build_index(tmp_path, name="other", licence="other").digest == first.digest
+    changed = make_set(3, change=lambda number, members: members.update(files(number, caption="changed")))
+    assert changed.digest != first.digest
+
+
+def test_an_index_may_lie_elsewhere(make_set: Make, tmp_path: Path) -> None:
+    here = make_set(3)
+    (tmp_path / "index.json").unlink()
+    there = build_index(tmp_path, name="tiny", licence="CC0", index_path=tmp_path / "indices" / "tiny.json")
+    assert not (tmp_path / "index.json").exists()
+    loaded = ShardSet.load(tmp_path / "indices" / "tiny.json")
+    assert loaded == there
+    assert loaded.digest == here.digest
+
+
+def test_class_names_without_labels_are_numbered_by_alphabet(make_set: Make) -> None:
+    def change(number: int, members: dict[str, bytes]) -> None:
+        members["json"] = json.dumps({"class_name": ["cup", "ant"][number % 2]}).encode()
+
+    assert make_set(3, change=change).classes == ("ant", "cup")
+
+
+def test_labels_without_a_name_are_called_by_number(make_set: Make) -> None:
+    shard_set = make_set(2, change=lambda number, members: members.update(json=b'{"label": %d}' % (2 * number)))
+    assert shard_set.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (
+            [{"label": 0, "class_name": "a"}, {"label": 0, "class_name": "b"}],
+            "label 0 is called 'b' here and 'a' before",
+        ),
+        (
+            [{"label": 0, "class_name": "a"}, {"label": 1, "class_name": "a"}],
+            "class name 'a' stands for several labels",
+        ),
+        ([{"label": 0, "class_name": "a"}, {"class_name": "b"}], "class 'b' has no label in any sample"),
+    ],
+)
+def test_labels_at_odds_are_refused(make_set: Make, records: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        make_set(2, change=lambda number, members: members.update(json=json.dumps(records[number]).encode()))
+
+
+def test_faults_are_gathered_and_no_index_is_written(make_set: Make, tmp_path: Path) -> None:
+    def change(number: int, members: dict[str, bytes]) -> None:
+        if number == 1:
+            del members["png"]
+        if number == 2:
+            members["json"] = b"{"
+
+    with pytest.raises(ShardError, match="2 faults; no index was written") as caught:
+        make_set(4, change=change)
+    assert "train-0000.tar, sample 'k001': there is no image" in str(caught.value)
+    assert "train-0000.tar, sample 'k002': field 'json' is no JSON" in str(caught.value)
+    assert not (tmp_path / "index.json").exists()
+    shard_set = make_set(4, change=change, on_error="skip")
+    assert (shard_set.n_samples("train"), len(shard_set.faults)) == (4, 2)
+    assert ShardSet.load(tmp_path).faults == shard_set.faults
+    assert "indexed with 2 faults" in render(shard_set)
+
+
+def test_a_key_in_two_shards_is_refused(make_set: Make, files: Files, tmp_path: Path) -> None:
+    write_shard(tmp_path / "test-0000.tar", [("k001", files(1))])
+    with pytest.raises(DuplicateKey, match=r"train-0000.tar: key 'k001' stands in test-0000.tar already"):
+        make_set(3)
+
+
+def test_folders_that_are_no_shard_set(tmp_path: Path, make_set: Make) -> None:
+    with pytest.raises(ShardError, match="there is no folder"):
+        build_index(tmp_path / "none", name="n", licence="l")
+    with pytest.raises(ShardError, match="no shard in"):
+        build_index(tmp_path, name="n", licence="l")
+    with pytest.raises(ShardError, match="there is no shard set 'nowhere'"):
+        ShardSet.load("nowhere")
+    with pytest.raises(ShardError, match=r"has no index.json.\n  fix: diffprobe data index"):
+        ShardSet.load(tmp_path)
+    write_shard(tmp_path / "train.tar", [("k", {"png": b""})])
+    with pytest.raises(ShardError, match=r"whose name gives no split: train.tar"):
+        build_index(tmp_path, name="n", licence="l")
+    write_shard(tmp_path / "train.tar", [])
+    (tmp_path / "train.tar").rename(tmp_path / "train-0.tar")
+    with pytest.raises(ShardError, match=r"train-0.tar: the shard holds no sample"):
+        build_index(tmp_path, name="n", licence="l")
+
+
+def test_missing_and_resized_shards_are_noticed_at_once(make_set: Make, tmp_path: Path) -> None:
+    make_set(2, 2, 2)
+    (tmp_path / "train-0000.tar").unlink()
+    (tmp_path / "train-0002.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match="2 of 3 differ") as caught:
+        ShardSet.load(tmp_path)
+    assert "missing: train-0000.tar" in str(caught.value)
+    assert "changed: train-0002.tar has 0 bytes" in str(caught.value)
+
+
+def test_foreign_and_incomplete_index_files(make_set: Make, tmp_path: Path) -> None:
+    make_set(2)
+    path = tmp_path / "index.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "header": {**record["header"], "schema_version": 2}}))
+    with pytest.raises(SchemaError, match="schema version 2"):
+        ShardSet.load(tmp_path)
+    del record["classes"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(SchemaError, match="not a complete shard index"):
+        ShardSet.load(tmp_path)

@@ -1,0 +1,61 @@
+"""Raw samples, and the faults of whole shards."""
+
+import io
+import random
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from diffprobe.core.errors import DuplicateKey, ShardError
+from diffprobe.shards.read import read_shard
+from diffprobe.shards.write import write_shard
+
+
+def tar_of(path: Path, names: Sequence[str]) -> Path:
+    """Write a tar that our own writer would refuse."""
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            header = tarfile.TarInfo(name)
+            header.size = 1
+            tar.addfile(header, io.BytesIO(b"x"))
+    return path
+
+
+def test_the_extension_begins_at_the_first_dot_after_the_last_slash(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "a-0.tar", ["v1.0/cup/1.seg.PNG", "v1.0/cup/1.jpg"])
+    (raw,) = read_shard(path)
+    assert (raw.key, sorted(raw.files), raw.shard) == ("v1.0/cup/1", ["jpg", "seg.png"], "a-0.tar")
+
+
+def test_members_of_no_sample_are_told(tmp_path: Path) -> None:
+    strays: list[str] = []
+    path = tar_of(tmp_path / "a-0.tar", ["README", "k.jpg", "._k.jpg"])
+    assert [raw.key for raw in read_shard(path, strays=strays)] == ["k"]
+    assert strays == ["README", "._k.jpg"]
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.json"], ["a.jpg", "a.JPG"]])
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(DuplicateKey, match=r"^a-0.tar: .*'a'"):
+        list(read_shard(tar_of(tmp_path / "a-0.tar", names)))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_a_shard_that_is_cut_off_is_named_with_its_last_good_sample(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a-0{suffix}"
+    data = random.Random(0).randbytes(20_000)
+    write_shard(path, [(f"k{i}", {"bin": data[:: i + 1]}) for i in range(4)])
+    path.write_bytes(path.read_bytes()[:25_000])
+    with pytest.raises(ShardError, match=rf"a-0{suffix}: the shard can't be read to its end") as caught:
+        list(read_shard(path))
+    assert "samples read before: 0, the last one: '(none)'" in str(caught.value)
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"a-0.tar: .*FileNotFoundError"):
+        list(read_shard(tmp_path / "a-0.tar"))
+    (tmp_path / "b-0.tar").write_bytes(b"not a tar" * 100)
+    with pytest.raises(ShardError, match=r"b-0.tar: .*ReadError"):
+        list(read_shard(tmp_path / "b-0.tar"))
