@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffprobe import __version__
+from diffprobe.cli import main as cli
+from diffprobe.core.catalog import Catalog
+from diffprobe.core.errors import ConfigError
+
+VERB = """\
+HELP = "does it"
+def add_arguments(parser):
+    parser.add_argument("what")
+def run(args):
+    from diffprobe.core.errors import ShardError
+    if args.what == "fail":
+        raise ShardError("no shard.", "looked for: *.tar", fix="make one")
+    if args.what == "stop":
+        raise KeyboardInterrupt
+    print("done", args.what)
+    return 1 if args.what == "no" else 0
+"""
+
+
+@pytest.fixture
+def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line of one verb."""
+    folder = tmp_path / "verbs_under_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "do_it.py").write_text(VERB)
+    (folder / "main.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "VERBS", Catalog(folder.name, "verb"))
+    for name in [name for name in sys.modules if name.startswith("verbs_under_test")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.usefixtures("verbs")
+class TestVerbs:
+    def test_a_verb_runs_and_its_status_is_ours(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "yes"]) == 0
+        assert cli.main(["do-it", "no"]) == 1
+        assert capsys.readouterr().out == "done yes\ndone no\n"
+
+    def test_our_errors_leave_by_stderr_with_their_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "fail"]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err) == ("", "ShardError: no shard.\n  looked for: *.tar\n  fix: make one\n")
+
+    def test_traceback_shows_where(self) -> None:
+        with pytest.raises(ValueError, match="no shard"):
+            cli.main(["do-it", "fail", "--traceback"])
+
+    def test_an_interrupt_is_no_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "stop"]) == 130
+        assert "interrupted" in capsys.readouterr().err
+
+    def test_help_lists_the_verbs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main([]) == 0
+        assert "  do-it  does it\n" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["do-it", "--help"])
+        assert "usage: diffprobe do-it" in capsys.readouterr().out
+
+    def test_an_unknown_verb_names_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-iy"]) == 2
+        assert "there is no verb 'do-iy' (nearest: do-it). Verbs: do-it" in capsys.readouterr().err
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "diffprobe", *args], capture_output=True, text=True)
+
+
+def test_the_module_is_the_command() -> None:
+    assert run("--version").stdout == f"diffprobe {__version__}\n"
+
+
+def test_errors_of_the_real_command_exit_with_2() -> None:
+    done = run("config", "experiment=emoji/nothing")
+    assert done.returncode == 2 and done.stderr.startswith(f"{ConfigError.__name__}: unknown experiment")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m diffprobe config --keys | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.endswith("\n0\n") and "Traceback" not in done.stderr

@@ -1,0 +1,186 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load, load_run, split_experiment
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write files of a root of one's own, which lies in the working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def _write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return _write
+
+
+ROW = """\
+# A row of a table.
+defaults:
+  - override /data: pets
+  - override /probe: topk
+
+probe:
+  cell: mid_block@t100
+  params: {k: 8, rate: 1e-4}
+seed: 3
+"""
+
+
+def test_later_sources_win(write: Write) -> None:
+    write("configs/data/pets.yaml", "path: pets\nbatch_size: 8\n")
+    write("experiments/paper/table/row.yaml", ROW)
+    config = load_run("paper/table/row", ["trainer.max_epochs=2", "data.batch_size=4", "features.taps=[up_ft1]"])
+    assert config.experiment == "paper/table/row"
+    assert (config.data.path, config.data.batch_size) == ("pets", 4)  # preset of our own root, then the setting
+    assert (config.probe.name, config.probe.kind) == ("topk", "sae")  # picked by the experiment file
+    assert config.probe.params == {"k": 8, "rate": 1e-4} and config.seed == 3
+    assert config.backbone.path == "emoji-sd"  # from the shipped base
+    assert config.trainer.max_epochs == 2 and config.features.taps == ("up_ft1",)
+
+
+def test_a_group_on_the_command_line_wins_over_the_experiment(write: Write) -> None:
+    write("configs/data/pets.yaml", "path: pets\n")
+    write("experiments/paper/table/row.yaml", ROW)
+    assert load_run(None, ["experiment=paper/table/row", "data=emoji", "seed=9"]).data.path == "emoji"
+
+
+def test_without_an_experiment_the_base_alone_is_a_run() -> None:
+    config = load_run(None)
+    assert config.experiment == "" and config.probe.name == "linear"
+
+
+def test_origins_name_file_and_line_of_the_value_that_won(write: Write) -> None:
+    write("configs/data/pets.yaml", "# pets\npath: pets\nbatch_size: 8\n")
+    write("experiments/paper/table/row.yaml", ROW)
+    origin = compose("paper/table/row", ["data.batch_size=4", "probe.params.new.deep=1"]).origin
+    assert origin["data.path"] == ("configs/data/pets.yaml", 2)
+    assert origin["probe.cell"] == ("experiments/paper/table/row.yaml", 7)
+    assert origin["probe.params.k"] == ("experiments/paper/table/row.yaml", 8)
+    assert origin["data.batch_size"] == origin["probe.params.new.deep"] == ("the command line", 0)
+    assert origin["probe.kind"] == ("configs/probe/topk.yaml", 2)
+
+
+def test_unknown_keys_are_refused_with_nearest_file_and_line(write: Write) -> None:
+    write("experiments/paper/row.yaml", "trainer:\n  max_epoch: 3\nprobe:\n  nam: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run("paper/row", ["sed=1"])
+    message = str(caught.value)
+    assert message.startswith("3 faults")
+    assert "unknown key 'trainer.max_epoch' in experiments/paper/row.yaml, line 2." in message
+    assert "nearest: trainer.max_epochs (int, default 10)" in message
+    assert "unknown key 'probe.nam' in experiments/paper/row.yaml, line 4." in message
+    assert "unknown key 'sed' on the command line." in message
+
+
+def test_the_keys_of_a_probe_keep_their_lines(write: Write) -> None:
+    write("experiments/paper/row.yaml", "probe:\n  params:\n    max_epoch: 3\n")
+    params = load_run("paper/row").probe.params
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'probe\.params\.max_epoch' in experiments/paper/row\.yaml, line 3"
+    ):
+        parse(type(load_run(None).trainer), params)
+
+
+@pytest.mark.parametrize(
+    ("settings", "messages"),
+    [
+        (["data=emojis"], ["no such data", "nearest: emoji", "there are: emoji"]),
+        (["trainer"], ["'trainer' is not of the form key=value"]),
+        (["+data=emoji", "~seed=1"], ["'+data=emoji' is not", "'~seed=1' is not"]),
+        (["seed=[1"], ["cannot be composed"]),
+        (["features.prompt=a, b"], ["quote the value"]),
+        (["experiment=emoji/a", "experiment=emoji/b"], ["more than one experiment"]),
+        (["experiment=emoji/clasifier"], ["unknown experiment", "nearest: emoji/classifier"]),
+        (["data.limit=${nothing}"], ["cannot be composed", "nothing"]),
+        (["data.path=???"], ["cannot be composed", "data.path"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_settings_that_cannot_be_read_are_refused(settings: list[str], messages: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(None, settings)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null: shuffled_labels\n", "key 'null' in experiments/paper/row.yaml, line 1, is no text to YAML but null"),
+        ("probe:\n  on: 3\n", "key 'on' in experiments/paper/row.yaml, line 2, is no text to YAML but bool"),
+        ("probe: [1\n", "experiments/paper/row.yaml is not readable YAML"),
+        ("- a\n", "experiments/paper/row.yaml holds no keys"),
+        ("defaults:\n  - override /probe: topkk\n", "experiment 'paper/row' picks an unknown probe 'topkk'"),
+        ("data: emoji\n", "`override /data: emoji`"),
+        ("experiment: other\n", "'experiment' names the file itself"),
+        ("schema: diffprobe.config.schema:Nothing\n", "has no attribute 'Nothing'"),
+        ("schema: os:environ\n", "is not a dataclass of diffprobe"),
+    ],
+)
+def test_an_experiment_file_that_cannot_be_read_is_refused(write: Write, text: str, message: str) -> None:
+    write("experiments/paper/row.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load("paper/row")
+    assert message in str(caught.value)
+
+
+def test_a_file_with_a_schema_of_its_own_starts_from_nothing(write: Write) -> None:
+    text = "schema: diffprobe.config.schema:DataConfig\npath: pets\nbatch_size: 3\n"
+    write("experiments/paper/other.yaml", text)
+    composed = compose("paper/other", ["limit=5"])
+    assert composed.tree == {"path": "pets", "batch_size": 3, "limit": 5}
+    assert judge(composed).limit == 5
+    with pytest.raises(ConfigError, match="does not describe a probe run"):
+        load_run("paper/other")
+
+
+def test_an_empty_experiment_file_is_the_base(write: Write) -> None:
+    write("experiments/paper/row.yaml", "# nothing differs\n")
+    assert compose("paper/row").tree == compose(None).tree and compose(None).schema == RUN_SCHEMA
+
+
+def test_a_resolved_config_comes_back_equal() -> None:
+    config = load_run("emoji/direction")
+    assert parse(RunConfig, to_tree(config)) == config
+
+
+def test_values_keep_their_types() -> None:
+    settings = ["trainer.learning_rate=1e-3", "features.condition=prompt", "features.prompt='a cat, sitting: 1'"]
+    config = load_run(None, [*settings, "probe.cell=mid_block@t100:empty:mean", "data.limit=null"])
+    assert config.trainer.learning_rate == 1e-3 and config.features.prompt == "a cat, sitting: 1"
+    assert config.probe.cell == "mid_block@t100:empty:mean" and config.data.limit is None
+
+
+def test_the_experiment_is_taken_out_of_the_settings() -> None:
+    assert split_experiment(None, ["a=1", "experiment=experiments/x/y.yaml"]) == ("x/y", ["a=1"])
+    assert split_experiment("x/y", ["experiment=x/y"]) == ("x/y", [])
+
+
+def test_a_folder_with_odd_letters_can_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "it's a, [root]=é"
+    (folder / "experiments" / "p").mkdir(parents=True)
+    (folder / "experiments" / "p" / "r.yaml").write_text("seed: 4\n")
+    monkeypatch.chdir(folder)
+    assert load_run("p/r").seed == 4
+
+
+def test_judging_a_config_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from diffprobe.config.compose import load_run; load_run('emoji/classifier', ['seed=1']);"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'lightning', 'wandb') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
