@@ -1,10 +1,12 @@
-"""What a family file offers, and what the rest of the package may ask of a loaded backbone. Next in the flow: `extractor.py`.
+"""What a family file offers, and what the rest may ask of a loaded backbone. Next in the flow: `plan.py`.
 
-A family is one module under `families/`. It offers four names:
+A family is one module under `families/`. It offers five names:
 
 - `matches(index) -> bool`: does this `model_index.json` belong to the family?
 - `outline(checkpoint, resolution) -> Outline`: everything that the config alone tells, the denoiser on the meta device.
-- `load(checkpoint, outline, needed, options) -> Backbone`: the trained parts, the denoiser reduced to the modules in `needed`.
+- `load(checkpoint, outline, needed, options) -> Backbone`: the trained parts, of the denoiser only the modules in
+  `needed`.
+- `digests(checkpoint, trained) -> dict`: a digest of each part that features depend on, from the files alone.
 - `tiny(path) -> Path`: write a tiny checkpoint with random weights in the real format, for tests.
 
 It must not decide anything about noise, capture, cutting or pooling: those are the same for all families.
@@ -111,10 +113,6 @@ class Backbone(ABC):
     def parts(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
 
-    @abstractmethod
-    def weights(self) -> dict[str, str]:
-        """Return a digest for every part that features depend on."""
-
     def to(self, device: torch.device) -> None:
         """Move all loaded networks."""
         for module in self.parts().values():
@@ -124,12 +122,17 @@ class Backbone(ABC):
 class Family(Protocol):
     """The shape of a family module, for type checkers."""
 
-    def matches(self, index: dict[str, Any]) -> bool: ...
+    def matches(self, index: dict[str, Any]) -> bool:
+        """Tell from `model_index.json` whether a checkpoint is of this family."""
 
-    def outline(self, checkpoint: Checkpoint, resolution: int | None) -> Outline: ...
+    def outline(self, checkpoint: Checkpoint, resolution: int | None) -> Outline:
+        """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
 
-    def load(
-        self, checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions
-    ) -> Backbone: ...
+    def load(self, checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+        """Load what is needed; the outline stays as it is. Raises: WeightsMissing, WeightsMismatch."""
 
-    def tiny(self, path: Path | str) -> Path: ...
+    def digests(self, checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+        """Digest the parts; without `trained` the denoiser's weights do not count. Raises: WeightsMissing."""
+
+    def tiny(self, path: Path | str) -> Path:
+        """Write a tiny checkpoint with random weights in the real format."""

@@ -1,7 +1,7 @@
 """Reading modules of a network while it runs, in one layout, and running no further than needed.
 
-Owns hooks, layout and the cut. `trace` learns from one pass on the meta device what every module gives and what runs before it;
-`cut` takes away what never runs; `Capture` reads the taps of the real network.
+Owns hooks, layout and the cut. `trace` learns from one pass on the meta device what every module gives and what runs
+before it; `cut` takes away what never runs; `Capture` reads the taps of the real network.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -40,8 +40,8 @@ class Trace:
     """One pass of a network.
 
     Attributes:
-        taps: module path -> shape, in the order in which the modules end. Modules that run more than once in a pass, or give
-            no map, are left out.
+        taps: module path -> shape, in the order in which the modules end. Modules that run more than once in a pass, or
+            give no map, are left out.
         entered: paths of all modules in the order in which they were entered.
         flops: operations of the whole pass.
     """
@@ -97,8 +97,8 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], latent_size: t
 def as_map(output: Any, latent_size: tuple[int, int]) -> FeatureMap | None:
     """Bring a module's output into the one layout, `[batch, channels, height, width]`.
 
-    The image stream is the first tensor of a tuple. Tokens `[batch, tokens, channels]` are laid out on the grid that divides the
-    latent evenly. Returns: None if the output is neither.
+    The image stream is the first tensor of a tuple. Tokens `[batch, tokens, channels]` are laid out on the grid that
+    divides the latent evenly. Returns: None if the output is neither.
     """
     if isinstance(output, (tuple, list)):
         output = output[0] if output else None
@@ -148,9 +148,7 @@ def _cut_below(module: nn.Module, prefix: str, kept: Collection[str]) -> None:
         if path in kept:
             _cut_below(child, f"{path}.", kept)
         else:
-            setattr(module, name, Absent()) if not isinstance(module, nn.ModuleList) else module.__setitem__(
-                int(name), Absent()
-            )
+            module.register_module(name, Absent())  # also for the children of a ModuleList, whose length must stay
 
 
 class _Reached(Exception):

@@ -1,4 +1,4 @@
-"""The cell: one tap x timestep x condition x pooling of a grid. Owns its spelling; imports no torch, so that any layer may use it."""
+"""The cell: one tap x timestep x condition x pooling of a grid. Owns its spelling; imports no torch."""
 
 import re
 from dataclasses import dataclass

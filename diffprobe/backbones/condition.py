@@ -91,12 +91,13 @@ def load_prompt_encoder(folder: Path, *, dtype: torch.dtype) -> PromptEncoder:
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for half a second of reading hides the ones that matter
     try:
-        encoder, report = CLIPTextModel.from_pretrained(
+        made: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     finally:
         if bar:
             logging.enable_progress_bar()
+    encoder, report = made
     if report["missing_keys"] or report["mismatched_keys"]:
         faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         raise WeightsMismatch(

@@ -14,15 +14,16 @@ from diffprobe.core.shapes import Images
 def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     """Bring images to `[batch, 3, resolution, resolution]` in [0, 1], float32.
 
-    PIL images are laid on white, converted to RGB, resized (shorter side, bicubic) and centre-cropped, as the shard stream does.
-    Tensors must have the right size and range already: what is not as promised is refused, never rescaled.
+    PIL images are laid on white, converted to RGB, resized (shorter side, bicubic) and centre-cropped, as in the
+    shard stream. Tensors must have the right size and range already: what is not as promised is refused, never
+    rescaled.
     Raises: ConfigError.
     """
     if not isinstance(images, Tensor):
         return torch.stack([_from_pil(image, resolution) for image in images])
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
         raise ConfigError(
-            f"images must be a float tensor [batch, 3, height, width] in [0, 1]; got {images.dtype} {list(images.shape)}.",
+            f"images must be float, [batch, 3, height, width] in [0, 1]; got {images.dtype} {list(images.shape)}.",
             fix="for PIL images pass the list; for uint8 tensors divide by 255",
         )
     if tuple(images.shape[2:]) != (resolution, resolution):

@@ -1,7 +1,8 @@
 """The forward process: from clean latents to noisy ones, by the checkpoint's own betas. Owns the range of timesteps.
 
-Samplers differ in what their `add_noise` returns (unscaled variance-exploding values, other values off their grid), so the
-sampler that a pipeline ships is never asked: only its betas are used. The noise itself is `core.rng.noise_for`.
+Samplers differ in what their `add_noise` returns (unscaled variance-exploding values, other values off their grid),
+so the sampler that a pipeline ships is never asked: only its betas are used. The noise itself is
+`core.rng.noise_for`.
 """
 
 import json
@@ -48,10 +49,10 @@ class NoiseSchedule:
 
     def add(
         self,
-        clean: Float[Tensor, "rows *shape"],
-        noise: Float[Tensor, "rows *shape"],
+        clean: Float[Tensor, "rows ..."],
+        noise: Float[Tensor, "rows ..."],
         timesteps: Int[Tensor, " rows"],
-    ) -> Float[Tensor, "rows *shape"]:
+    ) -> Float[Tensor, "rows ..."]:
         """Noise each row at its own timestep: sqrt(a_t) clean + sqrt(1 - a_t) noise.
 
         Source: Ho et al., NeurIPS 2020, equation 4; equals `DDPMScheduler.add_noise` of diffusers.
@@ -101,7 +102,7 @@ def make_schedule(config: dict[str, Any]) -> NoiseSchedule:
         )
     known = {key: config[key] for key in _BETA_FIELDS if key in config}
     try:
-        scheduler = DDPMScheduler(**known)
+        scheduler: Any = DDPMScheduler(**known)
     except NotImplementedError as error:
         raise WeightsMismatch(
             f"scheduler {kind} has a beta schedule '{config.get('beta_schedule')}' that is not known."

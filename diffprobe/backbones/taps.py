@@ -1,7 +1,7 @@
 """Taps: the places of a backbone that can be read. Owns their grammar (paths, globs, aliases) and their listing.
 
-A tap is spelt as the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`). A `*` stands for any text
-between two dots. The papers' names are aliases: resolved here, never stored.
+A tap is spelt as the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`). A `*`
+stands for any text between two dots. The papers' names are aliases: resolved here, never stored.
 """
 
 import re

@@ -1,10 +1,10 @@
-"""The encoder half of a KL autoencoder. Owns the way from images to scaled latents; the decoder is never read from disk."""
+"""The encoder half of a KL autoencoder. Owns the way from images to scaled latents; the decoder stays on disk."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from diffprobe.backbones.capture import Absent
 from diffprobe.backbones.weights import load_tensors
@@ -22,13 +22,13 @@ class VaeEncoder:
         vae: the autoencoder; only `encode` is used.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.vae = vae
 
     @torch.no_grad()
     def __call__(self, images: Images) -> FeatureMap:
-        """Encode images in [0, 1] to (mode - shift) x scale, float32. The mode, not a sample: features get their noise elsewhere."""
-        config = self.vae.config
+        """Encode images in [0, 1] to (mode - shift) x scale, float32. The mode, not a sample: noise comes later."""
+        config: Any = self.vae.config
         dtype = next(self.vae.parameters()).dtype
         rows = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
         parts = [self.vae.encode((chunk * 2 - 1).to(dtype)).latent_dist.mode().float() for chunk in images.split(rows)]
@@ -57,7 +57,7 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype) -> VaeEncoder:
 
     config = AutoencoderKL.load_config(folder, local_files_only=True)
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(config)
+        vae: Any = AutoencoderKL.from_config(config)
     expected = frozenset(vae.state_dict())
     vae.decoder, vae.post_quant_conv = Absent(), Absent()
     if dtype == torch.float16 and vae.config.force_upcast:

@@ -3,7 +3,6 @@
 Reads safetensors and JSON only; nothing is ever unpickled.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -86,7 +85,7 @@ def _fetch(repo: str, revision: str | None, configs_only: bool) -> Path:
         raise WeightsMissing(
             f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and {reason}.",
             "looked in: the hub cache; backbone.path names no folder",
-            fix=f"set backbone.path=FOLDER (a pipeline in diffusers format), or on a machine with network: hf download {repo}",
+            fix=f"set backbone.path=FOLDER (a saved pipeline), or on a machine with network: hf download {repo}",
         ) from error
 
 
@@ -122,7 +121,7 @@ def require_files(*folders: Path) -> None:
     raise WeightsMissing(
         f"checkpoint '{root}' lacks a config.json or safetensors weights.",
         *details,
-        fix="save it again with save_pretrained(FOLDER, safe_serialization=True), or complete the download: hf download OWNER/NAME",
+        fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
     )
 
 
@@ -135,7 +134,8 @@ def load_tensors(
         network: the network, cut to what is needed; its parameters become real.
         folder: the part's folder.
         dtype: what floating-point weights are converted to, however they are stored.
-        expected: names of the whole network; a stored name outside them means weights of another network. None skips this check.
+        expected: names of the whole network; a stored name outside them means weights of another network.
+            None skips this check.
     Raises: WeightsMissing, WeightsMismatch.
     """
     from safetensors import SafetensorError, safe_open
@@ -147,7 +147,7 @@ def load_tensors(
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as stored:
-                for key in stored.keys():  # noqa: SIM118 (not a mapping)
+                for key in stored.keys():
                     name = _modern(key, wanted, expected)
                     if name in wanted:
                         value = stored.get_tensor(key)

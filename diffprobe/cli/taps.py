@@ -1,4 +1,4 @@
-"""`diffprobe taps`: print the places of a backbone that can be read. Works from the config alone; no weights are read."""
+"""`diffprobe taps`: print the places of a backbone that can be read, from its config alone."""
 
 import argparse
 

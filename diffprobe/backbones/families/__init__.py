@@ -1,4 +1,4 @@
-"""One file a family of diffusion models; the file's name is the family's name. The contract is in `backbones/base.py`."""
+"""One file a family of diffusion models, and the file's name is the family's. The contract: `backbones/base.py`."""
 
 from typing import cast
 

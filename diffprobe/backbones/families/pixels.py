@@ -1,7 +1,7 @@
 """No model at all: the image itself, shrunk to 16 x 16. The raw-pixel null, behind the same door as the models.
 
-There is one tap, `pixels`, of 768 channels and one place (so every pooling gives the same 768 numbers), and one timestep, 0,
-without noise.
+There is one tap, `pixels`, of 768 channels and one place (so every pooling gives the same 768 numbers), and one
+timestep, 0, without noise.
 """
 
 from collections.abc import Collection, Sequence
@@ -88,9 +88,10 @@ class RawPixels(Backbone):
         """Name the (parameterless) network."""
         return {"denoiser": self.denoiser}
 
-    def weights(self) -> dict[str, str]:
-        """There are none."""
-        return {}
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """There are no parts."""
+    return {}
 
 
 def tiny(path: Path | str) -> Path:

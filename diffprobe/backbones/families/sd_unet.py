@@ -1,9 +1,10 @@
 """Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, told a CLIP text.
 
-Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. Random weights
-(`LoadOptions.random_seed`) are those of the U-Net alone: VAE and text encoder stay trained, so that the null has the same input.
+Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier.
+Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the null sees the same input.
 """
 
+import copy
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -88,12 +89,12 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
 def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load text encoder, VAE encoder, and of the U-Net only the modules in `needed`.
 
-    Takes over `outline.denoiser`. Raises: WeightsMissing, WeightsMismatch.
+    Raises: WeightsMissing, WeightsMismatch.
     """
     parts = [checkpoint.part(name) for name in ("unet", "vae", "text_encoder")]
     require_files(*(parts if options.random_seed is None else parts[1:]))
-    unet = outline.denoiser
     if options.random_seed is None:
+        unet = copy.deepcopy(outline.denoiser)
         expected = frozenset(unet.state_dict())
         cut(unet, needed)
         load_tensors(unet, parts[0], dtype=options.dtype, expected=expected)
@@ -105,19 +106,14 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
         cut(unet, needed)
     unet.eval().requires_grad_(False)
     vae = load_vae_encoder(parts[1], dtype=options.dtype)
-    return SdUnet(
-        checkpoint, unet, vae, load_prompt_encoder(parts[2].parent, dtype=options.dtype), options.random_seed is None
-    )
+    return SdUnet(unet, vae, load_prompt_encoder(parts[2].parent, dtype=options.dtype))
 
 
 class SdUnet(Backbone):
     """A loaded Stable Diffusion checkpoint."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, unet: nn.Module, vae: VaeEncoder, text: PromptEncoder, trained: bool
-    ) -> None:
-        self.denoiser = unet
-        self._checkpoint, self._vae, self._text, self._trained = checkpoint, vae, text, trained
+    def __init__(self, unet: nn.Module, vae: VaeEncoder, text: PromptEncoder) -> None:
+        self.denoiser, self._vae, self._text = unet, vae, text
 
     def encode_images(self, images: Images) -> FeatureMap:
         """See `VaeEncoder`."""
@@ -140,15 +136,18 @@ class SdUnet(Backbone):
         super().to(device)
         self._text.to(device)
 
-    def weights(self) -> dict[str, str]:
-        """Digest the parts; of a denoiser with random weights only the config counts."""
-        part = self._checkpoint.part
-        return {
-            "denoiser": digest_part(part("unet"), weights=self._trained),
-            "vae": digest_part(part("vae")),
-            "text_encoder": digest_part(part("text_encoder")),
-            "tokenizer": digest_files([part("tokenizer") / name for name in _TOKENIZER_FILES]),
-        }
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """Digest the parts. Raises: WeightsMissing."""
+    parts = {
+        "denoiser": checkpoint.part("unet"),
+        "vae": checkpoint.part("vae"),
+        "text_encoder": checkpoint.part("text_encoder"),
+    }
+    require_files(*(folder for name, folder in parts.items() if trained or name != "denoiser"))
+    found = {name: digest_part(folder, weights=trained or name != "denoiser") for name, folder in parts.items()}
+    found["tokenizer"] = digest_files([checkpoint.part("tokenizer") / name for name in _TOKENIZER_FILES])
+    return found
 
 
 def _config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
@@ -182,7 +181,7 @@ def tiny(
     Args:
         path: folder to write, created if it does not exist.
         seed: seeds all weights; the global generator is left as it was.
-        channels: width of each U-Net level; its length is the number of levels. All but the lowest have cross-attention.
+        channels: width of each U-Net level, highest first. All levels but the lowest have cross-attention.
         scheduler: diffusers class of the scheduler that the pipeline ships; the betas are Stable Diffusion's for all.
         resolution: image side in pixels; the VAE halves it.
     Returns: `path`.
@@ -214,7 +213,7 @@ def tiny(
             mid_block_add_attention=False,
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
-            scaling_factor=6.0,  # brings the random encoder's latents near unit variance, so that images stand out from the noise
+            scaling_factor=6.0,  # brings the random latents near unit variance: images stand out from the noise
             force_upcast=False,
         )
         tokenizer = _tiny_tokenizer(path)
@@ -236,7 +235,7 @@ def tiny(
     )
     if "clip_sample" in made.config:
         made.register_to_config(clip_sample=False)
-    pipeline = diffusers.StableDiffusionPipeline(
+    pipeline: Any = diffusers.StableDiffusionPipeline(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,
