@@ -91,5 +91,6 @@ def test_results_of_schema_version_1_are_read_for_ever() -> None:
 
 
 def test_reading_results_needs_no_torch() -> None:
-    code = f"import sys; from diffprobe.core.result import read_result; read_result({str(GOLDEN)!r}); print('torch' in sys.modules)"
+    read = f"from diffprobe.core.result import read_result; read_result({str(GOLDEN)!r})"
+    code = f"import sys; {read}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,46 @@
+"""Every experiment file and preset composes, parses and tells how it is run; a new one is tested by existing."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from diffprobe.config import locate
+from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load_run
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.catalog import Catalog
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(name for name, path in locate.experiments().items() if path.is_relative_to(ROOT / "experiments"))
+CHOICES = [(group, choice) for group, choices in locate.groups().items() for choice in choices]
+FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
+    composed = compose(name)
+    config = judge(composed)
+    assert parse(type(config), to_tree(config)) == config
+    if composed.schema == RUN_SCHEMA:
+        assert config.experiment == name
+        folder = FOLDERS[config.probe.kind]
+        assert config.probe.name in Catalog(f"diffprobe.probes.{folder}", "probe").names()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_how_it_is_run(name: str) -> None:
+    lines = locate.experiments()[name].read_text().splitlines()
+    header = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    assert any(line.startswith("#   diffprobe ") and f"experiment={name}" in line for line in header)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
+def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
+    config = load_run(None, [f"{group}={choice}"])
+    assert parse(RunConfig, to_tree(config)) == config
+
+
+def test_each_probe_has_a_preset() -> None:
+    probes = {name for folder in FOLDERS.values() for name in Catalog(f"diffprobe.probes.{folder}", "probe").names()}
+    assert probes == set(locate.groups()["probe"])
