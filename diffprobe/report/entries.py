@@ -1,0 +1,235 @@
+"""Results to entries. Owns grouping, seeds, nulls and missing entries; text and pictures are made elsewhere.
+
+A table is a pure function of results and its spec: the order of the results, dates and paths never enter.
+"""
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffprobe.core.digest import canonical_json
+from diffprobe.core.errors import RunFailed
+from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.fields import field_of, matches
+from diffprobe.report.published import Comparison, compare, find_published
+from diffprobe.report.spec import Axis, TableSpec, Value
+
+Found = list[tuple[RunResult, MetricRecord]]
+_SECTIONS = ("backbone", "data", "features", "probe", "trainer")
+# settings that change where or how fast something ran, or that seeds are averaged over, but not what was measured
+_NOT_CONTENT = {
+    "seed", "random_seed", "device", "devices", "num_nodes", "accelerator", "num_workers", "store", "source",
+    "enable_progress_bar", "resume", "checkpoint_every_steps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One measured number of a table, or the place of a missing one."""
+
+    where: dict[str, Value]
+    """Field -> value of the row and column."""
+    value: float | None = None
+    """Mean over seeds, in the unit of the metric; None = no result."""
+    spread: float | None = None
+    """Standard deviation over seeds (ddof 1); None for one seed."""
+    n_seeds: int = 0
+    """Seeds behind the value."""
+    n: int = 0
+    """Samples behind the value (the smallest over seeds)."""
+    nulls: dict[str, float]
+    """Null name -> its value for this entry."""
+    comparison: Comparison | None = None
+    """The published number, if there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: its place on the row axes, entries in column order, nulls in the order of the spec."""
+
+    values: tuple[Value, ...]
+    entries: tuple[Entry, ...]
+    nulls: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A filled table."""
+
+    spec: TableSpec
+    columns: tuple[Value, ...]
+    rows: tuple[Row, ...]
+
+    def entries(self) -> list[Entry]:
+        """List all entries, row by row."""
+        return [entry for row in self.rows for entry in row.entries]
+
+    def blocks(self) -> list[tuple[Value | None, list[Row]]]:
+        """Split the rows by the outermost row axis; one block (None) where there is only one axis."""
+        if len(self.spec.rows) == 1:
+            return [(None, list(self.rows))]
+        return [(value, list(rows)) for value, rows in itertools.groupby(self.rows, key=lambda row: row.values[0])]
+
+    def best(self, rows: Sequence[Row]) -> float | None:
+        """Return the best measured value among some rows."""
+        values = [entry.value for row in rows for entry in row.entries if entry.value is not None]
+        return (max if self.spec.higher_is_better else min)(values, default=None)
+
+    def beats_nulls(self, entry: Entry) -> bool | None:
+        """Say whether an entry is better than each of its nulls; None if it has no value or no null."""
+        if entry.value is None or not entry.nulls:
+            return None
+        if self.spec.higher_is_better:
+            return entry.value > max(entry.nulls.values())
+        return entry.value < min(entry.nulls.values())
+
+
+def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
+    """Fill a table.
+
+    Raises: RunFailed if no result passes the filter, or if one entry would mix different settings or contradictory
+        results; ConfigError for a field that results do not have.
+    """
+    # canonical order, so that no mean depends on the order in which files were found
+    ordered = sorted(results, key=lambda run: (run.experiment, run.run, run.config_digest, run.started))
+    conditions = {"metric": spec.metric, **spec.filter}
+    passing = [(run, rec) for run in ordered for rec in run.metrics if matches(run, rec, conditions)]
+    measured = [(run, record) for run, record in passing if null_of(run) is None]
+    if not measured:
+        raise _nothing(ordered, conditions)
+    axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
+    columns = axes[-1][1]
+    rows = []
+    for values in itertools.product(*(found for _, found in axes[:-1])):
+        place = {axis.field: value for axis, value in zip(spec.rows, values, strict=True)}
+        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, passing) for column in columns)
+        if any(axis.values for axis in spec.rows) or any(entry.value is not None for entry in entries):
+            rows.append(Row(values=values, entries=entries, nulls=tuple(_row_nulls(spec, entries))))
+    return Table(spec=spec, columns=columns, rows=tuple(rows))
+
+
+def null_of(run: RunResult) -> str | None:
+    """Return the null that a whole run measures, None for an ordinary run."""
+    name = run.config.get("null", "none")
+    return None if name in ("none", None) else str(name)
+
+
+def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: Found) -> Entry:
+    found = _distinct([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
+    published = find_published(spec, where, found)
+    if not found:
+        return Entry(where=where, nulls={}, comparison=compare(published, None))
+    values = [record.value for _, record in found]
+    value = statistics.fmean(values)
+    nulls = _merge_nulls(where, found, _null_runs(found[0][1], passing, where))
+    if len(found) == 1:
+        spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
+    else:
+        spread, n_seeds = statistics.stdev(values), len(found)
+    return Entry(
+        where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
+        nulls=nulls, comparison=compare(published, value),
+    )  # fmt: skip
+
+
+def _distinct(found: Found, where: dict[str, Value]) -> Found:
+    """Leave one result a seed, and refuse to average over anything but seeds."""
+    for run, record in found[1:]:
+        differing = _differences(found[0], (run, record))
+        if differing:
+            raise RunFailed(
+                f"{where}: results with different settings fall into one entry.",
+                *(f"{key}: {a!r} and {b!r}" for key, a, b in differing),
+                f"runs: {found[0][0].run}, {run.run}",
+                fix="narrow the filter of the table, or --where FIELD=VALUE",
+            )
+    by_seed: dict[str, tuple[RunResult, MetricRecord]] = {}
+    for run, record in found:
+        seed = canonical_json([run.seeds, run.config.get("seed")])
+        known = by_seed.setdefault(seed, (run, record))
+        if known[1].value != record.value:
+            raise RunFailed(
+                f"{where}: two results of the same settings and seeds disagree.",
+                f"{known[0].run} ({known[0].started}): {known[1].value}",
+                f"{run.run} ({run.started}): {record.value}",
+                fix="move one of the runs out of the folder",
+            )
+    if len(by_seed) > 1 and any(record.n_seeds > 1 for _, record in by_seed.values()):
+        raise RunFailed(f"{where}: a mean over seeds falls into one entry with other results.")
+    return list(by_seed.values())
+
+
+def _differences(
+    one: tuple[RunResult, MetricRecord], other: tuple[RunResult, MetricRecord]
+) -> list[tuple[str, Any, Any]]:
+    """List what two results of one entry do not share, seeds left out."""
+    pairs = [(name, getattr(one[1], name), getattr(other[1], name)) for name in ("cell", "target", "probe", "split")]
+    pairs += [("kind", one[0].kind, other[0].kind)]
+    a, b = (dict(_content(run.config)) for run, _ in (one, other))
+    pairs += [(f"config.{key}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        if (not at and key not in _SECTIONS) or key in _NOT_CONTENT:
+            continue
+        full = f"{at}.{key}" if at else key
+        flat += _content(value, full) if isinstance(value, dict) and value else [(full, value)]
+    return flat
+
+
+def _null_runs(record: MetricRecord, passing: Found, where: dict[str, Value]) -> dict[str, float]:
+    """Average the runs that measured a null of this entry; pixels have one cell, so it serves all of them."""
+    values: dict[str, list[float]] = {}
+    for run, null in passing:
+        name = null_of(run)
+        if name is None or (null.target, null.probe) != (record.target, record.probe):
+            continue
+        if name == "raw_pixels" or null.cell == record.cell:
+            values.setdefault(name, []).append(null.value)
+    return {name: statistics.fmean(numbers) for name, numbers in values.items()}
+
+
+def _merge_nulls(where: dict[str, Value], found: Found, runs: dict[str, float]) -> dict[str, float]:
+    names = sorted({name for _, record in found for name in record.nulls})
+    own = {n: statistics.fmean(rec.nulls[n] for _, rec in found if n in rec.nulls) for n in names}
+    for name in own.keys() & runs.keys():
+        if not math.isclose(own[name], runs[name], rel_tol=1e-9, abs_tol=1e-12):
+            raise RunFailed(
+                f"{where}: null '{name}' is {own[name]} in the result and {runs[name]} in a run of its own."
+            )
+    return {**own, **runs}
+
+
+def _row_nulls(spec: TableSpec, entries: Sequence[Entry]) -> list[float | None]:
+    picks: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "mean": statistics.fmean}
+    columns = [[entry.nulls[null.name] for entry in entries if null.name in entry.nulls] for null in spec.nulls]
+    return [picks[n.pick](values) if values else None for n, values in zip(spec.nulls, columns, strict=True)]
+
+
+def _axis_values(axis: Axis, measured: Found) -> tuple[Value, ...]:
+    if axis.values:
+        return axis.values
+    found = {field_of(run, record, axis.field) for run, record in measured}
+    return tuple(sorted((value for value in found if value is not None), key=_natural))
+
+
+def _natural(value: Value) -> tuple[Any, ...]:
+    """Order "up_blocks.10" after "up_blocks.2", and numbers before text."""
+    if isinstance(value, (int, float)):
+        return (0, value)
+    return (1, [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", value)])
+
+
+def _nothing(results: Sequence[RunResult], conditions: dict[str, Any]) -> RunFailed:
+    lines = []
+    for name, wanted in conditions.items():
+        found = sorted({str(field_of(run, record, name)) for run in results for record in run.metrics})
+        lines.append(f"{name}: wanted {wanted}, results have {', '.join(found) or '(none)'}")
+    return RunFailed(f"none of {len(results)} result file(s) passes the filter of the table.", *lines)

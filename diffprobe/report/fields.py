@@ -1,0 +1,86 @@
+"""What a result can be asked for by name. Owns the field names of `table.yaml`.
+
+Next in the flow: `report/entries.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from diffprobe.backbones.cell import Cell
+from diffprobe.core.errors import ConfigError, nearest
+from diffprobe.core.result import MetricRecord, RunResult
+
+_RECORD = {"metric": "name", "split": "split", "target": "target", "probe": "probe", "cell": "cell"}
+_CELL = ("tap", "timestep", "condition", "pool")
+_RUN = ("kind", "experiment", "run", "git_commit")
+NAMES = (*_RECORD, *_CELL, *_RUN)
+
+
+def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
+    """Return the value of one field; None where the result does not have it (no cell, no such config key).
+
+    Raises: ConfigError for a name that is no field.
+    """
+    if name in _RECORD:
+        return getattr(record, _RECORD[name])
+    if name in _CELL:
+        return None if record.cell is None else getattr(Cell.parse(record.cell), name)
+    if name in _RUN:
+        return getattr(run, name)
+    if name.startswith("config."):
+        return config_value(run.config, name.removeprefix("config."))
+    raise _no_field(name)
+
+
+def config_value(config: Mapping[str, Any], key: str) -> Any:
+    """Look up a dotted key; None if any part is missing.
+
+    >>> config_value({"data": {"limit": 5}}, "data.limit")
+    5
+    """
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value
+
+
+def matches(run: RunResult, record: MetricRecord, conditions: Mapping[str, Any]) -> bool:
+    """Say whether a result has all the wanted values. A list means any of them; `experiment` matches whole folders."""
+    for name, wanted in conditions.items():
+        value = field_of(run, record, name)
+        choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        if name == "experiment":
+            if not any(value == choice or str(value).startswith(f"{choice}/") for choice in choices):
+                return False
+        elif not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices):
+            return False
+    return True
+
+
+def parse_condition(text: str) -> tuple[str, Any]:
+    """Read `FIELD=VALUE`; the value is YAML, so numbers, none and lists are what they look like.
+
+    Raises: ConfigError without a `=` or for a name that is no field.
+
+    >>> parse_condition("timestep=100")
+    ('timestep', 100)
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"'{text}' is no condition.", "expected: FIELD=VALUE")
+    if name not in NAMES and not name.startswith("config."):
+        raise _no_field(name)
+    return name, yaml.safe_load(value)
+
+
+def _no_field(name: str) -> ConfigError:
+    close = nearest(name, NAMES, n=1)
+    return ConfigError(
+        f"results have no field '{name}'.",
+        *([f"nearest: {close[0]}"] if close else []),
+        f"fields: {', '.join(NAMES)}, config.<key>",
+    )

@@ -1,0 +1,23 @@
+"""Images inside a page. Owns data URIs: a page asks nobody for anything."""
+
+import base64
+
+from diffprobe.core.errors import ConfigError
+
+_SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
+
+
+def data_uri(data: bytes) -> str:
+    """Write an encoded image as a data URI; its type is read from its first bytes.
+
+    Raises: ConfigError if the bytes are no PNG, WebP, JPEG or GIF (SVG is refused: it can hold scripts).
+    """
+    kind = next((kind for start, kind in _SIGNATURES if data.startswith(start)), None)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        kind = "image/webp"
+    if kind is None:
+        raise ConfigError(
+            f"an image of {len(data)} bytes is of no known type (it starts with {data[:8]!r}).",
+            "allowed: PNG, WebP, JPEG, GIF",
+        )
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,62 @@
+"""What must be said under a table: samples, seeds, nulls, marks. The same notes serve text, LaTeX and the page."""
+
+from dataclasses import dataclass
+
+from diffprobe.report.entries import Entry, Table
+
+BELOW_NULL = "not better than the strongest null of the same entry"
+_PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """The notes of one table."""
+
+    lines: tuple[str, ...]
+    """Sentences, ready to print."""
+    marks: dict[str, str]
+    """Source and provenance of a published number -> the letter that marks it."""
+
+
+def table_notes(table: Table) -> Notes:
+    """Gather the notes of a table; nothing is said that the table does not need."""
+    spec, entries = table.spec, table.entries()
+    measured = [entry for entry in entries if entry.value is not None]
+    lines = [_what(table, measured)]
+    if spec.nulls and len(table.columns) > 1:
+        picks = sorted({null.pick for null in spec.nulls})
+        which = " / ".join(_PICK[pick] for pick in picks)
+        lines.append(f"Null columns: the {which} null over the columns of the row.")
+    if any(table.beats_nulls(entry) is False for entry in measured):
+        lines.append(f"‡ {BELOW_NULL}.")
+    n_missing = len(entries) - len(measured)
+    if n_missing:
+        lines.append(f"{spec.missing}: no result ({n_missing} of {len(entries)} entries).")
+    sources = dict.fromkeys(entry.comparison.note for entry in entries if entry.comparison is not None)
+    marks = {note: _letter(i) for i, note in enumerate(sources)}
+    if marks:
+        lines.append("In brackets: published value [source], measured - published; ! = outside the tolerance.")
+    lines += [f"[{mark}] {note}" for note, mark in marks.items()]
+    return Notes(lines=tuple(lines), marks=marks)
+
+
+def _what(table: Table, measured: list[Entry]) -> str:
+    spec = table.spec
+    unit = f" in {spec.number.unit}" if spec.number.unit else ""
+    split = spec.filter.get("split")
+    on = f" on {split}" if isinstance(split, str) else ""
+    samples = _span({entry.n for entry in measured})
+    seeds = _span({entry.n_seeds for entry in measured})
+    text = f"{spec.metric}{unit}{on}; {samples} samples an entry, {seeds} seed{'' if seeds == '1' else 's'}"
+    if any(entry.spread is not None for entry in measured):
+        text += ", ± standard deviation over seeds"
+    return f"{text}; {'higher' if spec.higher_is_better else 'lower'} is better, best of each block in bold."
+
+
+def _span(numbers: set[int]) -> str:
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _letter(i: int) -> str:
+    return chr(ord("a") + i) if i < 26 else f"s{i + 1}"

@@ -1,0 +1,237 @@
+"""The report page: one HTML file that needs nothing else. Owns the contract `Page` and what the page says of results.
+
+`render_page(Page(...))` is the whole door. All text is escaped; images are inlined; there is no script, and the page's
+own content policy forbids every request. Markup and style lie in `templates/`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffprobe.core.errors import RunFailed
+from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.drawing import bar_share, draw_histogram
+from diffprobe.report.entries import Entry, Row, Table, build_table
+from diffprobe.report.figure import heat_map, null_levels
+from diffprobe.report.images import data_uri
+from diffprobe.report.notes import table_notes
+from diffprobe.report.panels import DirectionPanel, LatentPanel
+from diffprobe.report.spec import TableSpec
+
+METRIC_HELP = {
+    "fvu": "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean",
+    "explained_variance": "1 - fvu",
+    "l0": "active latents a sample",
+    "dead_fraction": "share of latents that never fire on this split",
+    "mse": "mean squared error, in the squared unit of the features",
+}
+"""What the SAE's metrics mean, one line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything a report page shows. Plain data; empty parts are left out of the page."""
+
+    title: str
+    """Heading of the page."""
+    lead: str
+    """One or two sentences: what was done to what."""
+    facts: tuple[tuple[str, str], ...]
+    """Name -> value pairs of provenance, in order: backbone, data, digests, samples a split, subset rule."""
+    results: tuple[RunResult, ...]
+    """All runs of the report. Tables are filled from them, SAE metrics are read from those of kind "sae"."""
+    tables: tuple[TableSpec, ...] = ()
+    """Specs of the tables to show (`report.spec.load_spec`)."""
+    latents: tuple[LatentPanel, ...] = ()
+    """Latents to show, in order."""
+    latent_rule: str = ""
+    """How these latents were chosen."""
+    latent_cell: str = ""
+    """Cell whose features the SAE reads."""
+    n_classes: int = 0
+    """Classes of the label behind the entropies; 0 = unknown."""
+    directions: tuple[DirectionPanel, ...] = ()
+    """Directions to show, in order."""
+    limits: tuple[str, ...] = ()
+    """Further sentences on what this report does not know."""
+    next_steps: tuple[str, ...] = ()
+    """Commands to run next."""
+
+
+def render_page(page: Page) -> str:
+    """Render a page as one self-contained HTML document.
+
+    Returns: the HTML, the same for the same page.
+    Raises: what `build_table` raises; ConfigError for an image of unknown type.
+    """
+    environment = Environment(
+        loader=PackageLoader("diffprobe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(uri=data_uri, sig=_significant, words=_words)
+    tables = [build_table(page.results, spec) for spec in page.tables]
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        tables=[_table_view(table) for table in tables],
+        headlines=[line for table in tables for line in _headlines(table)],
+        saes=_sae_views(page.results),
+        latents=[_latent_view(latent, page.n_classes) for latent in page.latents],
+        directions=[_direction_view(panel) for panel in page.directions],
+    )
+
+
+def _table_view(table: Table) -> dict[str, Any]:
+    spec = table.spec
+    blocks = []
+    for value, rows in table.blocks():
+        label = spec.rows[0].label(value) if value is not None else spec.title
+        cell = partial(_cell_view, table, table.best(rows))
+        blocks.append(
+            {
+                "label": label,
+                "alt": _describe(table, rows, label),
+                "figure": Markup(heat_map(table, rows).decode()),  # matplotlib escapes its text
+                "rows": [
+                    {
+                        "labels": [axis.label(v) for axis, v in zip(spec.rows, row.values, strict=True)][-1:]
+                        if value is not None
+                        else [axis.label(v) for axis, v in zip(spec.rows, row.values, strict=True)],
+                        "cells": [cell(entry) for entry in row.entries],
+                        "nulls": [spec.missing if v is None else spec.number.show(v) for v in row.nulls],
+                    }
+                    for row in rows
+                ],
+            }
+        )
+    heads = [axis.title or axis.field for axis in spec.rows][-1 if len(spec.rows) > 1 else 0 :]
+    return {
+        "spec": spec,
+        "caption": " ".join(spec.caption.split()),
+        "heads": heads,
+        "columns": [spec.columns.label(value) for value in table.columns],
+        "nulls": [null.title for null in spec.nulls],
+        "blocks": blocks,
+        "notes": table_notes(table).lines,
+    }
+
+
+def _cell_view(table: Table, best: float | None, entry: Entry) -> dict[str, Any]:
+    number, spec = table.spec.number, table.spec
+    titles = {null.name: null.title for null in spec.nulls}
+    nulls = ", ".join(f"{titles.get(name, name)} {number.show(value)}" for name, value in entry.nulls.items())
+    return {
+        "text": spec.missing if entry.value is None else number.show(entry.value),
+        "spread": None if entry.spread is None else number.show(entry.spread),
+        "best": entry.value is not None and entry.value == best,
+        "below": table.beats_nulls(entry) is False,
+        "missing": entry.value is None,
+        "hint": f"nulls of this entry: {nulls}" if nulls else "",
+        "comparison": entry.comparison,
+        "published": None if entry.comparison is None else number.show(entry.comparison.published.value),
+    }
+
+
+def _describe(table: Table, rows: Sequence[Row], label: str) -> str:
+    """Say in words what a heat map shows, for readers who cannot see it."""
+    show = table.spec.number.show
+    lines = [
+        f"{table.spec.rows[-1].label(entry_row.values[-1])}: "
+        + ", ".join(table.spec.missing if e.value is None else show(e.value) for e in entry_row.entries)
+        for entry_row in rows
+    ]
+    nulls = ", ".join(f"{level.title} up to {show(level.high)}" for level in null_levels(table, rows))
+    return f"Heat map, {label}. " + "; ".join(lines) + (f". Nulls: {nulls}." if nulls else ".")
+
+
+def _headlines(table: Table) -> list[dict[str, str]]:
+    """State the best entry of each block beside the strongest null of that very entry."""
+    spec, lines = table.spec, []
+    for value, rows in table.blocks():
+        best = table.best(rows)
+        entry = next((e for row in rows for e in row.entries if e.value is not None and e.value == best), None)
+        if entry is None or entry.value is None:
+            continue
+        unit = f" {spec.number.unit}" if spec.number.unit else ""
+        axes = (*spec.rows, spec.columns)[1 if len(spec.rows) > 1 else 0 :]
+        place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
+        pick = max if spec.higher_is_better else min
+        titles = {null.name: null.title for null in spec.nulls}
+        rival = pick(entry.nulls, key=lambda name: entry.nulls[name]) if entry.nulls else None
+        lines.append(
+            {
+                "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
+                "value": spec.number.show(entry.value) + unit,
+                "place": f"best {spec.metric}, at {place}",
+                "null": "no null measured"
+                if rival is None
+                else f"strongest null {spec.number.show(entry.nulls[rival])}{unit} ({titles.get(rival, rival)})",
+            }
+        )
+    return lines
+
+
+def _sae_views(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    views = []
+    for run in results:
+        if run.kind != "sae" or run.config.get("null", "none") not in ("none", None):
+            continue
+        null_runs = [r for r in results if r.kind == "sae" and r.config.get("null") == "random_weights"]
+        rows = [
+            {"record": record, "null": _sae_null(record, null_runs), "help": METRIC_HELP.get(record.name, "")}
+            for record in run.metrics
+        ]
+        views.append({"run": run, "rows": rows, "cells": sorted({m.cell for m in run.metrics if m.cell})})
+    return views
+
+
+def _sae_null(record: MetricRecord, null_runs: Sequence[RunResult]) -> float | None:
+    if "random_weights" in record.nulls:
+        return record.nulls["random_weights"]
+    same = (record.name, record.split, record.cell, record.probe)
+    found = [m.value for run in null_runs for m in run.metrics if (m.name, m.split, m.cell, m.probe) == same]
+    if len(set(found)) > 1:
+        raise RunFailed(f"SAE metric '{record.name}': the random-weights runs disagree.", f"values: {found}")
+    return found[0] if found else None
+
+
+def _latent_view(latent: LatentPanel, n_classes: int) -> dict[str, Any]:
+    full = math.log2(n_classes) if n_classes > 1 else max(latent.chance_entropy, latent.label_entropy)
+    return {
+        "panel": latent,
+        "entropy": bar_share(latent.label_entropy, full),
+        "chance": bar_share(latent.chance_entropy, full),
+        "pictures": latent.pictures,
+    }
+
+
+def _direction_view(panel: DirectionPanel) -> dict[str, Any]:
+    return {"panel": panel, "histogram": None if panel.histogram is None else draw_histogram(panel.histogram)}
+
+
+def _significant(value: float | None, digits: int = 3) -> str:
+    """Write a number with few digits, never in exponents for ordinary sizes.
+
+    >>> _significant(0.012345), _significant(1234.5), _significant(None)
+    ('0.0123', '1,234', '')
+    """
+    if value is None:
+        return ""
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    if float(value).is_integer() or abs(value) < 1e-4:
+        return f"{value:.{digits}g}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def _words(name: str) -> str:
+    """Write a name for people.
+
+    >>> _words("mean_difference")
+    'mean difference'
+    """
+    return name.replace("_", " ")

@@ -1,0 +1,165 @@
+"""What a report page is made of: plain data, no tensors. Owns the input contract of `report/page.py`.
+
+`experiment/demo.py` fills these from runs; a notebook may fill them by hand.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
+from diffprobe.core.result import MetricRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image with what is known about it."""
+
+    data: bytes
+    """An encoded PNG, WebP, JPEG or GIF."""
+    caption: str
+    """The sample's caption; any text, it is escaped."""
+    key: str = ""
+    """The sample's key."""
+    value: float | None = None
+    """Activation or projection of this sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentPanel:
+    """One latent: its most active samples and its numbers. Fields as in `analysis/latent_panels.LatentSummary`."""
+
+    latent: int
+    """Number of the latent."""
+    pictures: tuple[Picture, ...]
+    """Its most active samples, strongest first."""
+    n_active: int
+    """Samples on which it is active."""
+    density: float
+    """n_active over all samples, 0..1."""
+    mean_activation: float
+    """Mean over the samples on which it is active."""
+    max_activation: float
+    """Largest activation."""
+    label_entropy: float
+    """Entropy of the labels of its active samples, in bits."""
+    chance_entropy: float
+    """Mean entropy of as many random samples, in bits."""
+    chance_entropy_sd: float
+    """Standard deviation of that entropy, in bits."""
+    top_label: str
+    """Name of the commonest label among its active samples."""
+    top_label_share: float
+    """Its share, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """How well one estimator's direction separates the poles on held-out samples."""
+
+    estimator: str
+    """"mean_difference", "ridge", "logistic"."""
+    auroc: float
+    """Held-out area under the ROC curve; 0.5 is chance, 1 perfect."""
+    n: int
+    """Held-out samples."""
+    interval: tuple[float, float] | None = None
+    """Bootstrap interval of the AUROC, if one was made."""
+    random_mean: float | None = None
+    """Mean AUROC of random directions."""
+    random_sd: float | None = None
+    """Standard deviation of the AUROC of random directions."""
+    shuffled: float | None = None
+    """AUROC of the same estimator fitted on shuffled labels."""
+
+    @classmethod
+    def from_record(cls, record: MetricRecord) -> "Estimate":
+        """Read an estimate from a result's record.
+
+        Nulls: `random_direction`, `shuffled_labels`. Detail: `interval` = [low, high],
+        `null_sd` = {"random_direction": sd}; both may be absent.
+        """
+        interval = record.detail.get("interval")
+        return cls(
+            estimator=record.probe or record.name,
+            auroc=record.value,
+            n=record.n,
+            interval=(float(interval[0]), float(interval[1])) if interval else None,
+            random_mean=record.nulls.get("random_direction"),
+            random_sd=record.detail.get("null_sd", {}).get("random_direction"),
+            shuffled=record.nulls.get("shuffled_labels"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts of projections by class, over shared bins."""
+
+    edges: tuple[float, ...]
+    """n_bins + 1 ascending edges, in the unit of the projection."""
+    counts: dict[str, tuple[int, ...]]
+    """Class name -> count a bin."""
+
+    def __post_init__(self) -> None:
+        wrong = [name for name, counts in self.counts.items() if len(counts) != len(self.edges) - 1]
+        if wrong or not self.counts or list(self.edges) != sorted(self.edges):
+            raise ConfigError(f"histogram: {len(self.edges)} ascending edges do not fit the counts of {wrong}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionPanel:
+    """One direction: its numbers, the samples at its ends, the projections of both classes."""
+
+    target: str
+    """Attribute that the direction is about, for example "style"."""
+    positive: str
+    """Value at the positive pole."""
+    negative: str
+    """Value at the negative pole."""
+    cell: str
+    """Cell whose features were read."""
+    estimates: tuple[Estimate, ...]
+    """One an estimator."""
+    shown: str
+    """Estimator whose ends and projections are shown."""
+    positive_end: tuple[Picture, ...]
+    """Held-out samples with the largest projections, most extreme first."""
+    negative_end: tuple[Picture, ...]
+    """Held-out samples with the smallest projections, most extreme first."""
+    histogram: Histogram | None = None
+    """Held-out projections by class; its keys are `positive` and `negative`."""
+    note: str = ""
+    """What the reader should know about this direction."""
+
+    def __post_init__(self) -> None:
+        if self.histogram is not None and set(self.histogram.counts) != {self.positive, self.negative}:
+            raise ConfigError(
+                f"direction '{self.target}': the histogram has classes {sorted(self.histogram.counts)}.",
+                f"expected: {self.positive}, {self.negative}",
+            )
+
+
+def make_histogram(values: Mapping[str, Sequence[float]], n_bins: int = 36) -> Histogram:
+    """Count projections by class over equal bins from the smallest to the largest value.
+
+    Raises: EmptyClass if a class has no value, NonFinite on NaN or infinity.
+
+    >>> make_histogram({"a": [0.0, 1.0], "b": [4.0]}, n_bins=2)
+    Histogram(edges=(0.0, 2.0, 4.0), counts={'a': (2, 0), 'b': (0, 1)})
+    """
+    empty = [name for name, numbers in values.items() if len(numbers) == 0]
+    if empty or not values:
+        raise EmptyClass(f"histogram: no value of class {', '.join(map(repr, empty)) or '(none given)'}.")
+    everything = [float(number) for numbers in values.values() for number in numbers]
+    if any(number != number or abs(number) == float("inf") for number in everything):
+        raise NonFinite("histogram: the projections hold NaN or infinity.")
+    low, high = min(everything), max(everything)
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+    width = (high - low) / n_bins
+    counts = {}
+    for name, numbers in values.items():
+        bins = [0] * n_bins
+        for number in numbers:
+            bins[min(int((float(number) - low) / width), n_bins - 1)] += 1
+        counts[name] = tuple(bins)
+    return Histogram(edges=tuple(low + i * width for i in range(n_bins + 1)), counts=counts)

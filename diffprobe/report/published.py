@@ -1,0 +1,55 @@
+"""Numbers from elsewhere beside our own. Owns the comparison; the numbers live in `experiments/` with their source."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from diffprobe.config.parse import parse
+from diffprobe.core.errors import RunFailed
+from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.spec import Published, TableSpec, Value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A published number and how ours lies to it."""
+
+    published: Published
+    """The number with source and provenance."""
+    delta: float | None
+    """Measured minus published, in the unit of the metric; None if nothing was measured."""
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the measured value lies within the tolerance; None if nothing was measured."""
+        return None if self.delta is None else abs(self.delta) <= self.published.tolerance + 1e-12
+
+    @property
+    def note(self) -> str:
+        """Source and provenance in one line."""
+        return f"{self.published.source} ({self.published.provenance})"
+
+
+def find_published(
+    spec: TableSpec, where: Mapping[str, Value], found: Sequence[tuple[RunResult, MetricRecord]]
+) -> Published | None:
+    """Return the published number of one entry: from the table's file, else from the runs' own `published` block.
+
+    Raises: RunFailed if the two, or two runs, disagree.
+    """
+    numbers = [entry for entry in spec.published if entry.where == dict(where)]
+    for run, record in found:
+        block = run.config.get("published")
+        if isinstance(block, Mapping) and block.get("metric") == record.name:
+            tree = {key: value for key, value in block.items() if key != "metric"}
+            numbers.append(parse(Published, {**tree, "where": dict(where)}, at=f"published of run '{run.run}'"))
+    if any(number != numbers[0] for number in numbers):
+        shown = "; ".join(f"{n.value} ({n.source}, {n.provenance})" for n in numbers)
+        raise RunFailed(f"{dict(where)}: published values disagree.", shown)
+    return numbers[0] if numbers else None
+
+
+def compare(published: Published | None, value: float | None) -> Comparison | None:
+    """Set a measured value beside a published one."""
+    if published is None:
+        return None
+    return Comparison(published=published, delta=None if value is None else value - published.value)

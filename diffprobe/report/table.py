@@ -1,0 +1,123 @@
+"""Tables as text: Markdown, CSV, LaTeX. Owns their wording; what stands in them is `report/entries.py`.
+
+Markdown and LaTeX round and mark; CSV holds one line an entry, unrounded, with everything that is known about it.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Literal, assert_never
+
+from diffprobe.core.result import RunResult
+from diffprobe.report.entries import Entry, Row, Table, build_table
+from diffprobe.report.latex import render_latex
+from diffprobe.report.notes import Notes, table_notes
+from diffprobe.report.spec import TableSpec
+
+Format = Literal["markdown", "csv", "latex"]
+FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
+
+
+def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "markdown") -> str:
+    """Render a table from results: a pure function, ending in one newline.
+
+    Raises: what `build_table` raises.
+    """
+    table = build_table(results, spec)
+    if format == "markdown":
+        return render_markdown(table)
+    if format == "csv":
+        return render_csv(table)
+    if format == "latex":
+        return render_latex(table)
+    assert_never(format)
+
+
+def render_markdown(table: Table) -> str:
+    """Render a table for a README: bold = best of its block."""
+    spec, notes = table.spec, table_notes(table)
+    heads = [axis.title or axis.field for axis in spec.rows]
+    heads += [spec.columns.label(value) for value in table.columns] + [null.title for null in spec.nulls]
+    aligned = [":---"] * len(spec.rows) + ["---:"] * (len(heads) - len(spec.rows))
+    lines = [_line([_escape(head) for head in heads]), _line(aligned)]
+    for _, rows in table.blocks():
+        best = table.best(rows)
+        lines += [_line(_cells(table, row, best, notes)) for row in rows]
+    text = [f"**{_escape(spec.title)}**", "", *lines, ""]
+    if spec.caption:
+        text += [" ".join(spec.caption.split()), ""]
+    return "\n".join([*text, *(f"- {note}" for note in notes.lines)]).rstrip() + "\n"
+
+
+def _cells(table: Table, row: Row, best: float | None, notes: Notes) -> list[str]:
+    spec = table.spec
+    cells = [_escape(axis.label(value)) for axis, value in zip(spec.rows, row.values, strict=True)]
+    cells += [_entry(table, entry, best, notes) for entry in row.entries]
+    return cells + [spec.missing if null is None else spec.number.show(null) for null in row.nulls]
+
+
+def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
+    number = table.spec.number
+    if entry.value is None:
+        text = table.spec.missing
+    else:
+        text = number.show(entry.value)
+        if entry.value == best:
+            text = f"**{text}**"
+        if entry.spread is not None:
+            text += f" ± {number.show(entry.spread)}"
+        if table.beats_nulls(entry) is False:
+            text += " ‡"
+    comparison = entry.comparison
+    if comparison is None:
+        return text
+    mark = f"{number.show(comparison.published.value)} [{notes.marks[comparison.note]}]"
+    if comparison.delta is None:
+        return f"{text} ({mark})"
+    return f"{text} ({mark}, {number.show(comparison.delta, signed=True)}{'' if comparison.within else ' !'})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escape(text: str) -> str:
+    """Keep a label from opening a column, markup or HTML in a Markdown table."""
+    for char in "\\`*_[]<>|":
+        text = text.replace(char, "\\" + char if char not in "<>" else {"<": "&lt;", ">": "&gt;"}[char])
+    return " ".join(text.split())
+
+
+def render_csv(table: Table) -> str:
+    """Render one line an entry: place, value, seeds, every null, the published number. Empty = missing."""
+    spec = table.spec
+    fields = [axis.field for axis in (*spec.rows, spec.columns)]
+    names = sorted({name for entry in table.entries() for name in entry.nulls} | {null.name for null in spec.nulls})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"null_{name}" for name in names)]
+    writer.writerow([*head, "published", "delta", "tolerance", "within_tolerance", "source", "provenance"])
+    for entry in table.entries():
+        measured = entry.value is not None
+        line: list[object] = [entry.where[name] for name in fields]
+        line += [spec.metric, "measured" if measured else "missing", entry.value, entry.spread]
+        line += [entry.n_seeds, entry.n] if measured else [None, None]
+        line += [entry.nulls.get(name) for name in names]
+        comparison = entry.comparison
+        if comparison is None:
+            line += [None] * 6
+        else:
+            number = comparison.published
+            line += [number.value, comparison.delta, number.tolerance, comparison.within]
+            line += [number.source, number.provenance]
+        writer.writerow([_plain(value) for value in line])
+    return buffer.getvalue()
+
+
+def _plain(value: object) -> object:
+    """Keep floats readable without losing digits that matter, and text from starting a spreadsheet formula."""
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, str) and value[:1] in "=+-@\t\r" and value:
+        return "'" + value
+    return value
