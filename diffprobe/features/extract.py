@@ -56,8 +56,7 @@ def extract(
         for shard in pending:
             loader = shard_loader(request, shard)
             batches = _watched(shard_batches(request, loader), bar, space)
-            left_out = ({"key": key, "message": message} for key, message in loader.skipped.items())
-            writer.write(shard, batches, left_out=left_out)
+            writer.write(shard, batches, left_out=loader.skipped)
     writer.finish()
     return writer.path
 
@@ -70,7 +69,7 @@ def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
     stream = SampleStream(
         request.shard_set,
         shard.split,
-        resolution=request.extractor.resolution,
+        resolution=request.plan.resolution,
         fields=request.fields,
         on_error=request.data.on_error,
         limit=request.data.limit,

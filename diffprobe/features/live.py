@@ -32,7 +32,7 @@ class LiveFeatures(FeatureSource):
 
         Raises: ConfigError for a precision that would round the images before the backbone sees them.
         """
-        _ = self.widths
+        _ = self.widths, self.request.extractor
         precision = None if self.trainer is None else str(self.trainer.precision)
         if precision in ("16-true", "bf16-true", "64-true", "transformer-engine"):
             raise ConfigError(
@@ -54,9 +54,8 @@ class LiveFeatures(FeatureSource):
     @cached_property
     def widths(self) -> dict[str, int]:
         """Cell name -> `d_in`."""
-        extractor = self.request.extractor
-        names = [cell.name for cell in extractor.cells]
-        return {cell: extractor.widths[cell] for cell in choose_cells(self._asked, names)}
+        widths = self.request.plan.widths
+        return {cell: widths[cell] for cell in choose_cells(self._asked, list(widths))}
 
     def on_after_batch_transfer(self, batch: ImageBatch | FeatureBatch, dataloader_idx: int) -> FeatureBatch:
         """Turn the images of a batch, on the probe's device by now, into features."""
@@ -96,7 +95,7 @@ class LiveFeatures(FeatureSource):
         stream = SampleStream(
             shard_set,
             split,
-            resolution=self.request.extractor.resolution,
+            resolution=self.request.plan.resolution,
             fields=self.request.fields,
             rank=rank,
             world_size=world_size,

@@ -1,4 +1,4 @@
-"""Which sample comes when, on which rank. Owns the two rules: training order by (seed, epoch), evaluation exactly once."""
+"""Which sample comes when, on which rank. Owns training order by (seed, epoch), evaluation exactly once."""
 
 import torch
 from jaxtyping import Int

@@ -105,7 +105,7 @@ class FeatureStore:
         missing = self.missing(splits)
         if missing:
             raise StoreIncomplete(
-                f"feature store '{self.path}' is not complete: {len(missing)} of {len(self.shards(splits))} shards miss.",
+                f"feature store '{self.path}' lacks {len(missing)} of {len(self.shards(splits))} shards.",
                 f"missing: {', '.join(missing[:6])}{' ...' if len(missing) > 6 else ''}",
                 fix=f"continue: {command}",
             )

@@ -9,6 +9,7 @@ from functools import cached_property
 from importlib import metadata
 
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.plan import Plan, plan_of
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import UnknownName, unknown
 from diffprobe.features.manifest import Manifest, ShardEntry
@@ -37,7 +38,8 @@ class Request:
         self.splits = tuple(dict.fromkeys(named))
 
     def __getstate__(self) -> dict[str, object]:  # a process that is spawned opens the backbone itself
-        return {name: value for name, value in vars(self).items() if name not in ("shard_set", "extractor", "manifest")}
+        opened = ("shard_set", "plan", "extractor", "manifest")
+        return {name: value for name, value in vars(self).items() if name not in opened}
 
     @cached_property
     def shard_set(self) -> ShardSet:
@@ -45,9 +47,14 @@ class Request:
         return ShardSet.load(self.data.path)
 
     @cached_property
+    def plan(self) -> Plan:
+        """What the backbone will be read for; no weights are loaded for it."""
+        return plan_of(self.backbone, self.features)
+
+    @cached_property
     def extractor(self) -> DiffusionFeatures:
         """The frozen backbone with its taps."""
-        return DiffusionFeatures.from_config(self.backbone, self.features)
+        return DiffusionFeatures.from_plan(self.plan, device=self.backbone.device)
 
     @property
     def fields(self) -> Fields:
@@ -57,11 +64,11 @@ class Request:
     @cached_property
     def manifest(self) -> Manifest:
         """What a store must be to serve this request."""
-        shard_set, extractor = self.shard_set, self.extractor
+        shard_set, plan = self.shard_set, self.plan
         shards = [shard for split in self.splits for shard in shard_entries(shard_set, split, self.data.limit)]
         return Manifest(
-            backbone=extractor.fingerprint,
-            cells={cell.name: extractor.widths[cell.name] for cell in extractor.cells},
+            backbone=plan.fingerprint,
+            cells=plan.widths,
             data={"shard_set": shard_set.digest, "fields": asdict(self.data.fields), "on_error": self.data.on_error},
             shards=tuple(shards),
             recorded={

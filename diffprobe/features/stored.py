@@ -21,7 +21,7 @@ IN_MEMORY_BYTES = 2 << 30
 class StoredFeatures(FeatureSource):
     """Feature batches read from the store that `diffprobe extract` wrote (see `FeatureSource` for the arguments).
 
-    The store is searched below `features.store`; the backbone is opened only to learn what to ask for.
+    The store is searched below `features.store`; no backbone is loaded, its weight files are hashed.
 
     Raises: StoreIncomplete, StoreMismatch (with all that differs) when the store is opened.
     """
@@ -30,9 +30,7 @@ class StoredFeatures(FeatureSource):
     def store(self) -> FeatureStore:
         """The store that serves the request."""
         command = self.request.command
-        store = FeatureStore.find(self.request.features.store, self.request.manifest, command=command)
-        del self.request.extractor  # it has served; a probe needs the memory
-        return store
+        return FeatureStore.find(self.request.features.store, self.request.manifest, command=command)
 
     def __getstate__(self) -> dict[str, object]:  # mapped files do not travel to spawned processes
         return {name: value for name, value in vars(self).items() if name not in ("store", "_rows")}

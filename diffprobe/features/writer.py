@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,13 +65,13 @@ class StoreWriter:
         return (self.path / shard_folder(shard.file)).is_dir()
 
     def write(
-        self, shard: ShardEntry, batches: Iterable[ExtractedBatch], *, left_out: Iterable[dict[str, Any]] = ()
+        self, shard: ShardEntry, batches: Iterable[ExtractedBatch], *, left_out: Mapping[str, str] | None = None
     ) -> int:
         """Write one shard and return its number of samples.
 
         Args:
             batches: the shard's samples in shard order; consumed one at a time, so memory does not grow with the shard.
-            left_out: samples skipped as faulty; read after the last batch.
+            left_out: message by key of the samples skipped as faulty; read after the last batch.
 
         Raises: NonFinite on NaN or infinity, RunFailed if samples are neither there nor left out.
         """
@@ -79,7 +79,7 @@ class StoreWriter:
         temporary.mkdir()
         try:
             rows = _write_rows(temporary, self.manifest, shard, batches)
-            omitted = list(left_out)
+            omitted = [{"key": key, "message": message} for key, message in (left_out or {}).items()]
             if len(rows["keys"]) + len(omitted) != shard.n:
                 raise RunFailed(
                     f"shard '{shard.file}' gave {len(rows['keys'])} samples and left out {len(omitted)}, of {shard.n}.",
@@ -176,7 +176,7 @@ class _RowFile:
     def __init__(self, path: Path, capacity: int, shape: tuple[int, ...]) -> None:
         self.path, self.shape, self.n = path, shape, 0
         self._header_size = -(-len(_header(capacity, shape)) // 8) * 8
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 - closed by close(), which the shard's finally calls
+        self._file: BinaryIO = open(path, "wb")  # closed by close(), which the shard's finally calls
         self._file.write(struct.pack("<Q", self._header_size) + b" " * self._header_size)
 
     def append(self, rows: Tensor) -> None:

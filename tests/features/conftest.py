@@ -70,7 +70,9 @@ def toy_batches() -> Callable[..., Iterator[ExtractedBatch]]:
 def fill() -> Callable[..., FeatureStore]:
     """Write a store of a manifest below a folder: all of it, or what `process` says."""
 
-    def write(root: Path, manifest: Manifest, *, process: tuple[int, int] = (0, 1), batch_size: int = 3) -> FeatureStore:
+    def write(
+        root: Path, manifest: Manifest, *, process: tuple[int, int] = (0, 1), batch_size: int = 3
+    ) -> FeatureStore:
         writer = StoreWriter(root, manifest)
         for shard in writer.pending(process):
             writer.write(shard, batches_of(manifest, shard, batch_size))
@@ -84,3 +86,40 @@ def fill() -> Callable[..., FeatureStore]:
 def file_bytes() -> Callable[[Path], dict[str, bytes]]:
     """Read a folder: relative name -> bytes of every file."""
     return lambda root: {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def make_configs(tiny_sd: Path, tiny_shards: Path, store: Path, **changes: object) -> tuple:
+    from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+
+    parts: dict[str, dict[str, object]] = {
+        "backbone": {"path": str(tiny_sd), "device": "cpu"},
+        "data": {"path": str(tiny_shards), "batch_size": 4},
+        "features": {"taps": ("mid_block", "up_blocks.0"), "timesteps": (20, 400), "store": str(store)},
+    }
+    for name, value in changes.items():
+        part, _, field = name.partition("_")
+        parts[part][field] = value
+    return (
+        BackboneConfig(**parts["backbone"]),  # type: ignore[arg-type]
+        DataConfig(**parts["data"]),  # type: ignore[arg-type]
+        FeaturesConfig(**parts["features"]),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def configs(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> Callable[..., tuple]:
+    """Make the three configs of a request over the tiny backbone and shards; the store lies in the test's folder.
+
+    Takes fields of any of the three by `backbone_x=`, `data_x=`, `features_x=`.
+    """
+    return lambda **changes: make_configs(tiny_sd, tiny_shards, tmp_path / "s", **changes)
+
+
+@pytest.fixture(scope="session")
+def filled(tiny_sd: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """The configs of a request whose store is written already."""
+    from diffprobe.features.extract import extract
+
+    parts = make_configs(tiny_sd, tiny_shards, tmp_path_factory.mktemp("filled"))
+    extract(*parts, progress=False)
+    return parts

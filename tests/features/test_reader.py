@@ -49,7 +49,7 @@ def test_find_without_any_store_says_how_to_make_one(tmp_path, manifest):
 
 def test_find_names_the_missing_shards_and_the_command(tmp_path, manifest, fill):
     fill(tmp_path, manifest, process=(0, 2))
-    with pytest.raises(StoreIncomplete, match="1 of 3 shards") as caught:
+    with pytest.raises(StoreIncomplete, match="lacks 1 of 3 shards") as caught:
         FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
     assert "missing: train-0001.tar" in str(caught.value)
     assert "continue: diffprobe extract data=toy" in str(caught.value)

@@ -113,7 +113,7 @@ def test_samples_that_are_neither_there_nor_left_out_are_noticed(tmp_path, manif
     shard = manifest.shards[0]
     with pytest.raises(RunFailed, match="gave 6 samples and left out 0, of 7"):
         writer.write(shard, list(toy_batches(manifest, shard))[:2])
-    left_out = [{"key": f"{shard.file}/6", "message": "cut off"}]
+    left_out = {f"{shard.file}/6": "cut off"}
     assert writer.write(shard, list(toy_batches(manifest, shard))[:2], left_out=left_out) == 6
     loaded = load_file(writer.path / shard.file / "mid_block@t10.empty.mean.safetensors")["features"]
     assert loaded.shape == (6, 3)
