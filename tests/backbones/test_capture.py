@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.capture import Absent, Capture, as_map, cut, trace
+from diffprobe.core.errors import RunFailed
+
+
+class Toy(nn.Module):
+    """Three convolutions, the last one behind a shared activation; `ran` notes what really ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1), nn.Conv2d(5, 6, 1)])
+        self.act = nn.Tanh()
+        self.ran: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            self.ran.append(i)
+            x = self.act(block(x))
+        return x
+
+
+@pytest.fixture
+def traced() -> object:
+    with torch.device("meta"):
+        network = Toy()
+    return trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), (8, 8))
+
+
+def test_a_trace_knows_shapes_order_and_cost(traced: object) -> None:
+    assert {path: (tap.channels, tap.size) for path, tap in traced.taps.items()} == {
+        "blocks.0": (4, (8, 8)),
+        "blocks.1": (5, (8, 8)),
+        "blocks.2": (6, (8, 8)),
+    }  # act runs three times in a pass, so it is no tap
+    flops = [2 * 64 * n for n in (12, 20, 30)]
+    assert [tap.flops for tap in traced.taps.values()] == [flops[0], sum(flops[:2]), sum(flops)]
+    assert traced.flops == sum(flops)
+
+
+def test_only_what_runs_before_the_deepest_tap_is_needed(traced: object) -> None:
+    assert traced.needed(["blocks.0"]) == {"blocks.0"}
+    assert traced.needed(["blocks.1", "blocks.0"]) == {"blocks.0", "blocks.1", "act"}
+
+
+def test_a_cut_network_keeps_its_length_and_loses_its_weights() -> None:
+    network = Toy()
+    cut(network, {"blocks.0", "act"})
+    assert len(network.blocks) == 3 and isinstance(network.blocks[1], Absent)
+    assert set(network.state_dict()) == {"blocks.0.weight", "blocks.0.bias"}
+    with pytest.raises(RunFailed, match="was cut"):
+        network(torch.zeros(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_capture_reads_what_a_hand_written_pass_gives(stop: bool) -> None:
+    network, x = Toy(), torch.randn(2, 3, 4, 4)
+    capture = Capture(network, ["blocks.0", "blocks.1"], latent_size=(4, 4), read=torch.clone, stop=stop)
+    found = capture(lambda: network(x))
+    first = network.blocks[0](x)
+    assert torch.equal(found["blocks.0"], first)
+    assert torch.equal(found["blocks.1"], network.blocks[1](first.tanh()))
+    assert network.ran == ([0, 1] if stop else [0, 1, 2])
+
+
+def test_capture_leaves_no_hook_behind_even_after_an_error() -> None:
+    network = Toy()
+    capture = Capture(network, ["blocks.0"], latent_size=(4, 4), read=torch.clone)
+    with pytest.raises(RuntimeError):
+        capture(lambda: network(torch.zeros(1, 7, 4, 4)))
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_tap_that_is_never_reached_is_an_error() -> None:
+    network = Toy()
+    with pytest.raises(RunFailed, match=r"blocks\.2"):
+        Capture(network, ["blocks.2"], latent_size=(4, 4), read=torch.clone)(lambda: None)
+
+
+class TestLayout:
+    def test_maps_pass_and_the_first_of_a_tuple_counts(self) -> None:
+        x = torch.randn(2, 3, 4, 4)
+        assert as_map(x, (4, 4)) is x
+        assert as_map((x, (x, x)), (4, 4)) is x
+
+    def test_tokens_go_to_their_place_on_the_grid(self) -> None:
+        x = torch.randn(2, 5, 4, 6)  # batch, channels, height, width
+        tokens = x.flatten(2).transpose(1, 2)
+        assert torch.equal(as_map(tokens, (8, 12)), x)
+        assert torch.equal(as_map((tokens,), (4, 6)), x)
+
+    def test_odd_sides_round_up_as_strided_convolutions_do(self) -> None:
+        assert as_map(torch.zeros(1, 3 * 2, 7), (5, 3)).shape == (1, 7, 3, 2)
+
+    @pytest.mark.parametrize("output", [torch.zeros(2, 7, 3), torch.zeros(2, 3), None, (), {}])
+    def test_what_is_no_map_is_none(self, output: object) -> None:
+        assert as_map(output, (8, 8)) is None

@@ -1,0 +1,69 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
+from diffprobe.core.errors import WeightsMissing
+
+
+@pytest.fixture
+def encoder(tiny_sd: Path) -> PromptEncoder:
+    return load_prompt_encoder(tiny_sd, dtype=torch.float32)
+
+
+@pytest.fixture
+def seen(encoder: PromptEncoder) -> list[int]:
+    """Number of prompts in each call of the text encoder."""
+    calls: list[int] = []
+    encoder.encoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    return calls
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(encoder: PromptEncoder, tiny_sd: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    prompts = ["", "noto emoji, red cat"]
+    expected, _ = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)
+    torch.testing.assert_close(encoder(prompts), expected, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_is_encoded_once(encoder: PromptEncoder, seen: list[int]) -> None:
+    first = encoder(["cat", "dog", "cat"])
+    again = encoder(["dog", "cat", "sun"])
+    assert seen == [2, 1]
+    assert torch.equal(first[0], first[2]) and torch.equal(first[1], again[0])
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first(
+    encoder: PromptEncoder, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffprobe.backbones.condition._CACHE_BYTES", 2 * 24 * 32 * 4)  # two prompts
+    encoder(["cat"])
+    encoder(["dog"])
+    encoder(["cat"])  # used again, so dog is now the older one
+    encoder(["sun"])
+    encoder(["cat"])
+    assert seen == [1, 1, 1]
+    encoder(["dog"])
+    assert seen == [1, 1, 1, 1]
+
+
+def test_what_is_too_long_is_cut_with_one_warning(encoder: PromptEncoder) -> None:
+    with pytest.warns(UserWarning, match="is cut to the 24"):
+        long = encoder(["cat " * 40])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(long, encoder(["cat " * 41]))
+
+
+def test_the_encoder_is_frozen(encoder: PromptEncoder) -> None:
+    assert not encoder.encoder.training
+    assert not any(p.requires_grad for p in encoder.encoder.parameters())
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="text_encoder"):
+        load_prompt_encoder(tmp_path, dtype=torch.float32)

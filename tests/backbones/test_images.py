@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffprobe.backbones.images import as_batch
+from diffprobe.core.errors import ConfigError
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    row = np.linspace(0, 255, width).astype(np.uint8)
+    return Image.fromarray(np.stack([np.tile(row, (height, 1))] * 3, axis=-1))
+
+
+def test_pil_images_of_the_right_size_keep_every_value() -> None:
+    image = gradient(32, 32)
+    batch = as_batch([image, image], 32)
+    assert batch.shape == (2, 3, 32, 32)
+    assert torch.equal(batch[0], torch.from_numpy(np.asarray(image)).permute(2, 0, 1) / 255)
+
+
+def test_the_shorter_side_is_resized_and_the_centre_cut_out() -> None:
+    batch = as_batch([gradient(128, 32)], 16)  # becomes 64 x 16, of which columns 24..40 stay
+    assert batch.shape == (1, 3, 16, 16)
+    assert batch[0, 0, 8].tolist() == pytest.approx([(x + 0.5) / 64 for x in range(24, 40)], abs=0.02)
+
+
+def test_transparency_is_laid_on_white_and_grey_becomes_colour() -> None:
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert float(as_batch([clear], 16).min()) == 1.0
+    assert as_batch([Image.new("L", (16, 16), 51)], 16).unique().tolist() == pytest.approx([0.2])
+
+
+def test_the_stream_of_shards_prepares_images_alike() -> None:
+    from diffprobe.shards.decode import fit
+
+    image = gradient(101, 67)
+    assert torch.equal(as_batch([image], 32), as_batch([fit(image, 32)], 32))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "uint8"),
+        (torch.zeros(3, 16, 16), r"\[3, 16, 16\]"),
+        (torch.zeros(1, 3, 32, 32), "32 x 32 px for an extractor at 16"),
+        (torch.full((1, 3, 16, 16), -1.0), r"\[-1, -1\]"),
+        (torch.full((1, 3, 16, 16), 255.0), r"\[255, 255\]"),
+        (torch.full((1, 3, 16, 16), float("nan")), "nan"),
+    ],
+)
+def test_tensors_that_are_not_as_promised_are_refused(images: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        as_batch(images, 16)

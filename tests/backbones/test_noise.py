@@ -1,0 +1,88 @@
+import math
+
+import diffusers
+import pytest
+import torch
+
+from diffprobe.backbones.noise import clean_schedule, load_schedule, make_schedule
+from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
+
+SAMPLERS = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "LCMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+)
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("betas", [BETAS, {"beta_schedule": "squaredcos_cap_v2"}], ids=["sd", "cosine"])
+def test_noise_is_that_of_ddpm_whichever_sampler_is_shipped(sampler: str, betas: dict) -> None:
+    shipped = getattr(diffusers, sampler)(**betas)
+    schedule = make_schedule(dict(shipped.config) | {"_class_name": sampler})
+    clean, noise = torch.randn(2, 6, 4, 8, 8)
+    timesteps = torch.tensor([0, 1, 25, 261, 500, 999])
+    expected = diffusers.DDPMScheduler.from_config(shipped.config).add_noise(clean, noise, timesteps)
+    torch.testing.assert_close(schedule.add(clean, noise, timesteps), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_noise_follows_the_closed_form() -> None:
+    schedule = make_schedule({"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, **BETAS})
+    root = [math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * i / 999 for i in range(1000)]
+    a = math.prod(1 - r * r for r in root[:262])
+    row = schedule.add(torch.ones(1, 2), torch.tensor([[0.0, 1.0]]), torch.tensor([261]))[0]
+    assert row.tolist() == pytest.approx([math.sqrt(a), math.sqrt(a) + math.sqrt(1 - a)], abs=1e-5)
+    assert schedule.sigma(261) == pytest.approx(math.sqrt((1 - a) / a), rel=1e-4)
+
+
+def test_rescaled_betas_are_heeded() -> None:
+    config = {"num_train_timesteps": 1000, **BETAS, "rescale_betas_zero_snr": True}
+    plain = make_schedule({**config, "rescale_betas_zero_snr": False})
+    assert float(make_schedule(config).alphas_cumprod[-1]) < 1e-6 < float(plain.alphas_cumprod[-1])
+    assert make_schedule(config).digest != plain.digest
+
+
+def test_digest_is_one_of_the_betas_and_not_of_the_sampler() -> None:
+    ddim, euler = (getattr(diffusers, name)(**BETAS).config for name in ("DDIMScheduler", "EulerDiscreteScheduler"))
+    assert make_schedule(ddim).digest == make_schedule(euler).digest
+    assert make_schedule(ddim).digest != make_schedule(diffusers.DDIMScheduler(beta_end=0.013).config).digest
+
+
+def test_timesteps_off_the_grid_are_refused_all_at_once() -> None:
+    schedule = make_schedule({"num_train_timesteps": 1000, **BETAS})
+    schedule.check([0, 999], "sd")
+    with pytest.raises(BadTimestep, match=r"t=-1, t=1000 outside .* 'sd'") as caught:
+        schedule.check([5, -1, 1000], "sd")
+    assert "0..999" in str(caught.value)
+
+
+def test_the_clean_schedule_has_one_timestep_and_no_noise() -> None:
+    schedule, x = clean_schedule(), torch.randn(2, 3)
+    assert torch.equal(schedule.add(x, torch.randn(2, 3), torch.zeros(2, dtype=torch.long)), x)
+    with pytest.raises(BadTimestep, match="t=1"):
+        schedule.check([1], "pixels")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000},
+        {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "use_flow_sigmas": True},
+        {"_class_name": "EDMEulerScheduler", "sigma_max": 80},
+        {"_class_name": "DDPMScheduler", "num_train_timesteps": 10, "beta_schedule": "made_up"},
+    ],
+)
+def test_schedules_of_other_kinds_of_models_are_refused(config: dict) -> None:
+    with pytest.raises(WeightsMismatch, match=config["_class_name"]):
+        make_schedule(config)
+
+
+def test_a_missing_config_is_named(tmp_path) -> None:
+    with pytest.raises(WeightsMissing, match="scheduler"):
+        load_schedule(tmp_path)

@@ -1,0 +1,56 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffprobe.backbones.vae import latent_geometry, load_vae_encoder
+from diffprobe.core.errors import WeightsMismatch
+
+
+def test_latents_are_the_scaled_mode(tiny_sd: Path, images: Tensor) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(tiny_sd / "vae")
+    with torch.no_grad():
+        expected = vae.encode(images * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+    encoder = load_vae_encoder(tiny_sd / "vae", dtype=torch.float32)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name or "post_quant" in name]
+
+
+def test_a_shift_is_taken_off_before_scaling(tiny_sd: Path, images: Tensor, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_sd / "vae", tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
+    plain, shifted = (load_vae_encoder(path, dtype=torch.float32)(images) for path in (tiny_sd / "vae", folder))
+    torch.testing.assert_close(shifted, plain - 0.5 * config["scaling_factor"])
+
+
+def test_many_pixels_are_encoded_in_bounded_passes(
+    tiny_sd: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_vae_encoder(tiny_sd / "vae", dtype=torch.float32)
+    whole, sizes = encoder(images), []
+    encoder.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    monkeypatch.setattr("diffprobe.backbones.vae._PIXELS", 2 * 32 * 32)
+    torch.testing.assert_close(encoder(images), whole, atol=1e-5, rtol=0)
+    assert sizes == [2, 2, 1]
+
+
+def test_float16_is_not_forced_on_an_encoder_that_overflows(tiny_sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_sd / "vae", tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    for upcast, dtype in ((True, torch.float32), (False, torch.float16)):
+        (folder / "config.json").write_text(json.dumps(config | {"force_upcast": upcast}))
+        assert next(load_vae_encoder(folder, dtype=torch.float16).vae.parameters()).dtype == dtype
+
+
+def test_geometry_comes_from_the_config(tiny_sd: Path, tmp_path: Path) -> None:
+    assert latent_geometry(tiny_sd / "vae") == (4, 2)
+    for config in ({"_class_name": "AutoencoderTiny"}, {"_class_name": "AutoencoderKL", "latents_mean": [0.1]}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(WeightsMismatch):
+            latent_geometry(tmp_path)
