@@ -24,8 +24,8 @@ def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
     assert parse(type(config), to_tree(config)) == config
     if composed.schema == RUN_SCHEMA:
         assert config.experiment == name
-        folder = FOLDERS[config.probe.kind]
-        assert config.probe.name in Catalog(f"diffprobe.probes.{folder}", "probe").names()
+        probe = Catalog(f"diffprobe.probes.{FOLDERS[config.probe.kind]}", "probe").load(config.probe.name)
+        parse(probe.Config, config.probe.params)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
