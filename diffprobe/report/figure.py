@@ -44,7 +44,12 @@ def heat_map(table: Table, rows: Sequence[Row] | None = None, *, format: Literal
     rows = list(table.rows if rows is None else rows)
     low, high = _limits(table, rows)
     n_rows, n_columns = len(rows), len(table.columns)
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "diffprobe", "font.size": 11, "axes.linewidth": 0}
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": str([row.values for row in rows]),
+        "font.size": 11,
+        "axes.linewidth": 0,
+    }
     with mpl.rc_context(settings):
         width, height = 1.3 + 0.95 * n_columns + 2.1, 0.75 + 0.62 * n_rows
         figure = Figure(figsize=(width, height))
@@ -160,5 +165,7 @@ def _inline(svg: str) -> str:
     head, rest = body.split(">", 1)
     head = re.sub(r'\s(width|height|version|xmlns:xlink)="[^"]*"', "", head)
     rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
-    rest = re.sub(r'<g id="[A-Za-z0-9.]+_\d+">', "<g>", rest)  # two figures on a page would share these names
+    rest = re.sub(
+        r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|[xy]tick)_\d+"', "", rest
+    )  # two figures on a page would share these names
     return f"{head}>{rest}".replace(_INK, "currentColor").rstrip()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from diffprobe.report.entries import Entry, Table
+from diffprobe.report.spec import TableSpec
 
 BELOW_NULL = "not better than the strongest null of the same entry"
 _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
@@ -24,9 +25,7 @@ def table_notes(table: Table) -> Notes:
     measured = [entry for entry in entries if entry.value is not None]
     lines = [_what(table, measured)]
     if spec.nulls and len(table.columns) > 1:
-        picks = sorted({null.pick for null in spec.nulls})
-        which = " / ".join(_PICK[pick] for pick in picks)
-        lines.append(f"Null columns: the {which} null over the columns of the row.")
+        lines.append(f"Null columns, over the columns of the row: {_picks(spec)}.")
     if any(table.beats_nulls(entry) is False for entry in measured):
         lines.append(f"‡ {BELOW_NULL}.")
     n_missing = len(entries) - len(measured)
@@ -38,6 +37,15 @@ def table_notes(table: Table) -> Notes:
         lines.append("In brackets: published value [source], measured - published; ! = outside the tolerance.")
     lines += [f"[{mark}] {note}" for note, mark in marks.items()]
     return Notes(lines=tuple(lines), marks=marks)
+
+
+def _picks(spec: TableSpec) -> str:
+    """Say which of a row's nulls is printed; the columns are named only where they differ."""
+    picks = dict.fromkeys(null.pick for null in spec.nulls)
+    if len(picks) == 1:
+        return f"the {_PICK[next(iter(picks))]} null"
+    parts = [(pick, ", ".join(null.title for null in spec.nulls if null.pick == pick)) for pick in picks]
+    return "; ".join(f"the {_PICK[pick]} of {titles}" for pick, titles in parts)
 
 
 def _what(table: Table, measured: list[Entry]) -> str:

@@ -5,6 +5,7 @@ Markdown and LaTeX round and mark; CSV holds one line an entry, unrounded, with 
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
@@ -45,8 +46,8 @@ def render_markdown(table: Table) -> str:
         lines += [_line(_cells(table, row, best, notes)) for row in rows]
     text = [f"**{_escape(spec.title)}**", "", *lines, ""]
     if spec.caption:
-        text += [" ".join(spec.caption.split()), ""]
-    return "\n".join([*text, *(f"- {note}" for note in notes.lines)]).rstrip() + "\n"
+        text += [_escape(spec.caption), ""]
+    return "\n".join([*text, *(f"- {_escape(note)}" for note in notes.lines)]).rstrip() + "\n"
 
 
 def _cells(table: Table, row: Row, best: float | None, notes: Notes) -> list[str]:
@@ -82,9 +83,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep a label from opening a column, markup or HTML in a Markdown table."""
-    for char in "\\`*_[]<>|":
-        text = text.replace(char, "\\" + char if char not in "<>" else {"<": "&lt;", ">": "&gt;"}[char])
+    """Keep a text from opening a column, markup or HTML in a Markdown table."""
+    text = re.sub(r"&(?=#|\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word an underscore is no markup
     return " ".join(text.split())
 
 

@@ -1,0 +1,39 @@
+"""`diffprobe table` from the command line to the printed text."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffprobe.cli.main import main
+
+REPORT = Path(__file__).parents[1] / "report"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A user's folder with one table and its results."""
+    (tmp_path / "experiments/toy").mkdir(parents=True)
+    shutil.copy(REPORT / "table.yaml", tmp_path / "experiments/toy/table.yaml")
+    shutil.copytree(REPORT / "results", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("markdown", "md"), ("csv", "csv"), ("latex", "tex")])
+def test_prints_each_format(project, capsys, format, suffix):
+    assert main(["table", "toy", "--format", format]) == 0
+    assert capsys.readouterr().out == (REPORT / "golden" / f"table.{suffix}").read_text()
+
+
+def test_conditions_narrow_the_filter(project, capsys):
+    assert main(["table", "toy", "--where", "run=bank-0", "--results", "runs"]) == 0
+    assert "1 seed;" in capsys.readouterr().out
+
+
+def test_errors_leave_no_half_table(project, capsys):
+    assert main(["table", "toys"]) == 2
+    assert "nearest: toy" in capsys.readouterr().err
+    assert main(["table", "toy", "--results", "elsewhere"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "'elsewhere' does not exist" in err

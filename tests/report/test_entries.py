@@ -1,0 +1,104 @@
+"""Results to entries: seeds, nulls, missing entries, and what must never be mixed."""
+
+import dataclasses
+import random
+
+import pytest
+
+from diffprobe.core.errors import RunFailed
+from diffprobe.report.entries import build_table, null_of
+
+
+def entry_at(table, **where):
+    return next(entry for entry in table.entries() if entry.where == where)
+
+
+def changed(base, config=None, value=None, **changes):
+    """A copy of a run with some config sections or all values replaced."""
+    metrics = base.metrics
+    if value is not None:
+        metrics = tuple(dataclasses.replace(record, value=value) for record in metrics)
+    return dataclasses.replace(base, config={**base.config, **(config or {})}, metrics=metrics, **changes)
+
+
+def test_means_over_seeds_with_spread(results, spec):
+    entry = entry_at(build_table(results, spec), target="group", tap="mid_block", timestep=25)
+    assert entry.value == (0.5 + 0.53125) / 2 and entry.n_seeds == 2 and entry.n == 50
+    assert entry.spread == pytest.approx(0.03125 / 2**0.5)
+
+
+def test_nulls_come_from_records_and_from_null_runs(results, spec):
+    table = build_table(results, spec)
+    nulls = {"chance": 0.25, "shuffled_labels": 0.26, "random_weights": 0.4375, "raw_pixels": 0.4375}
+    assert entry_at(table, target="group", tap="up_blocks.0", timestep=200).nulls == nulls
+    assert table.rows[1].nulls == (0.4375, 0.5, 0.26, 0.25)  # the strictest of the row, in the order of the spec
+    assert [null_of(run) for run in results] == ["raw_pixels", None, None]
+
+
+def test_a_missing_entry_keeps_its_place(results, spec):
+    entry = entry_at(build_table(results, spec), target="label", tap="up_blocks.1", timestep=200)
+    assert entry.value is None and entry.n_seeds == 0 and entry.comparison.delta is None
+
+
+def test_the_order_of_results_does_not_matter(results, spec):
+    expected = build_table(results, spec)
+    for _ in range(3):
+        random.shuffle(results)
+        assert build_table(results, spec) == expected
+
+
+def test_values_of_an_axis_are_found_in_natural_order(results, spec):
+    run = results[1]
+    more = [dataclasses.replace(run.metrics[0], cell=f"up_blocks.{i}@t25") for i in (10, 2)]
+    results[1] = dataclasses.replace(run, metrics=(*run.metrics, *more))
+    axis = dataclasses.replace(spec.rows[1], values=())
+    table = build_table(results, dataclasses.replace(spec, rows=(spec.rows[0], axis)))
+    taps = ["mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.10"]
+    assert [row.values[1] for row in table.rows][:5] == taps
+
+
+@pytest.mark.parametrize("change", [{"features": {"seed": 9, "draws": 4}}, {"data": {"path": "toy", "limit": 10}}])
+def test_different_settings_are_never_averaged(results, spec, change):
+    with pytest.raises(RunFailed) as error:
+        build_table([*results, changed(results[1], change, run="other", seeds={"run": 5})], spec)
+    key = "config.features.draws" if "features" in change else "config.data.limit"
+    assert key in str(error.value) and "runs: bank-0, other" in str(error.value) and "--where" in str(error.value)
+
+
+def test_where_it_ran_is_no_difference(results, spec):
+    moved = changed(results[1], {"backbone": {"path": "toy", "device": "cuda"}}, run="a-copy")
+    assert build_table([*results, moved], spec) == build_table(results, spec)
+
+
+def test_a_repeated_run_that_disagrees_is_refused(results, spec):
+    with pytest.raises(RunFailed, match="disagree"):
+        build_table([*results, changed(results[1], value=0.9, run="bank-0-again")], spec)
+
+
+def test_a_null_measured_twice_must_agree(results, spec):
+    rival = changed(results[1], {"null": "random_weights"}, value=0.99, run="rw")
+    with pytest.raises(RunFailed, match="null 'random_weights'"):
+        build_table([*results, rival], spec)
+
+
+def test_a_null_run_serves_its_own_cell_only(results, spec):
+    run = changed(results[1], {"null": "untrained_vae"}, value=0.1)
+    run = dataclasses.replace(run, metrics=run.metrics[:1])
+    table = build_table([*results, run], spec)
+    assert entry_at(table, target="group", tap="mid_block", timestep=25).nulls["untrained_vae"] == 0.1
+    assert "untrained_vae" not in entry_at(table, target="group", tap="mid_block", timestep=200).nulls
+
+
+def test_beating_the_nulls_follows_the_direction_of_the_metric(results, spec):
+    table = build_table(results, spec)
+    below = entry_at(table, target="group", tap="up_blocks.1", timestep=200)
+    assert table.beats_nulls(below) is False
+    lower = build_table(results, dataclasses.replace(spec, higher_is_better=False))
+    assert lower.beats_nulls(entry_at(lower, target="group", tap="up_blocks.0", timestep=25)) is False
+    assert lower.best(lower.rows) == min(e.value for e in lower.entries() if e.value is not None)
+
+
+def test_no_match_says_what_there_is(results, spec):
+    with pytest.raises(RunFailed) as error:
+        build_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))
+    assert "split: wanted val, results have test, train" in str(error.value)

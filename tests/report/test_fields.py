@@ -1,0 +1,48 @@
+"""Fields of results by name."""
+
+import pytest
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.report.fields import config_value, field_of, matches, parse_condition
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metric", "accuracy"), ("split", "test"), ("target", "group"), ("probe", "linear"), ("tap", "mid_block"),
+        ("timestep", 25), ("condition", "empty"), ("pool", "mean"), ("kind", "classifier"), ("run", "bank-0"),
+        ("experiment", "toy/classifier"), ("config.backbone.path", "toy"), ("config.data.limit", None),
+    ],
+)  # fmt: skip
+def test_each_field_has_its_value(results, name, value):
+    run = next(run for run in results if run.run == "bank-0")
+    assert field_of(run, run.metrics[0], name) == value
+
+
+def test_an_unknown_field_is_refused_with_the_nearest(results):
+    with pytest.raises(ConfigError, match="nearest: timestep"):
+        field_of(results[0], results[0].metrics[0], "timesteps")
+    with pytest.raises(ConfigError, match="nearest: target"):
+        parse_condition("tarjet=group")
+
+
+def test_conditions(results):
+    run = results[0]
+    record = run.metrics[0]
+    assert matches(run, record, {"experiment": "toy", "target": ["label", "group"]})
+    assert matches(run, record, {"experiment": "toy/classifier"})
+    assert not matches(run, record, {"experiment": "toy/class"})  # folders, not prefixes
+    assert not matches(run, record, {"target": "label"})
+    assert not matches(run, record, {"config.seed": False})  # 0 is not false
+
+
+def test_conditions_are_read_as_yaml():
+    assert parse_condition("timestep=100") == ("timestep", 100)
+    assert parse_condition("config.data.limit=null") == ("config.data.limit", None)
+    assert parse_condition("tap=[a, b]") == ("tap", ["a", "b"])
+    with pytest.raises(ConfigError, match="expected: FIELD=VALUE"):
+        parse_condition("timestep")
+
+
+def test_config_value_stops_at_what_is_no_block():
+    assert config_value({"a": {"b": 1}}, "a.b.c") is None

@@ -1,0 +1,111 @@
+"""The page as a browser parses it: complete, escaped, without a request or a script."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.report.page import Page, render_page
+from diffprobe.report.panels import Picture
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and checks that every element is closed where it was opened."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def test_hostile_text_stays_text_everywhere(page, hostile):
+    read = Reader(render_page(page))
+    assert "script" not in read.tags
+    assert not [a for a in read.attributes if a[1].startswith("on")]
+    assert [v for tag, name, v in read.attributes if tag == "img" and name == "alt" and v] == [hostile] * 9
+    assert read.words().count(hostile) >= 12  # title, lead, facts, labels, captions, notes, limits, commands
+
+
+def test_nothing_is_requested(page):
+    html = render_page(page)
+    read = Reader(html)
+    sources = [value for _, name, value in read.attributes if name in ("src", "href", "xlink:href", "srcset", "action")]
+    assert sources and all(value.startswith(("data:image/png;base64,", "#")) for value in sources)
+    assert not re.search(r"@import|url\((?!#)", html)
+    policy = [v for tag, name, v in read.attributes if tag == "meta" and name == "content" and "default-src" in v]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_links_of_the_page_lead_somewhere(page):
+    read = Reader(render_page(page))
+    ids = [value for _, name, value in read.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, name, value in read.attributes if name == "href" and value.startswith("#")}
+    assert {"layers", "directions", "latents", "sae", "limits"} <= targets <= set(ids)
+
+
+def test_every_number_stands_beside_its_null(page):
+    words = Reader(render_page(page)).words()
+    for text in (
+        "82.8 % best accuracy, at up_blocks.0, t = 200 strongest null 43.8 % (random weights)",
+        "0.987 0.951 to 0.999 0.503 ± 0.081 0.512 50",  # AUROC, interval, random directions, shuffled labels, n
+        "fvu 0.1250 0.06250 test 50",  # with its random-weights null, which is a run of its own
+        "label entropy 1.25 bits by chance 2.50 ± 0.25 density 12.5 % active on 1,234",
+        "n/a: no result (1 of 12 entries).",
+    ):
+        assert text in words
+    assert "the negative end -2.50" in words
+
+
+def test_every_column_of_the_table_is_there(page):
+    read = Reader(render_page(page))
+    assert "layer t = 25 t = 200 raw pixels random weights shuffled labels chance" in read.words()
+    assert read.tags.count("svg") == 3  # two heat maps, one histogram
+
+
+def test_an_empty_page_is_a_page():
+    html = render_page(Page(title="t", lead="l", facts=(), results=()))
+    read = Reader(html)
+    assert "img" not in read.tags and "table" not in read.tags and "What it does not know" in read.words()
+
+
+def test_the_same_page_gives_the_same_bytes(page):
+    assert render_page(page) == render_page(page)
+
+
+def test_an_image_that_is_none_is_refused(page):
+    latent = dataclasses.replace(page.latents[0], pictures=(Picture(data=b"<svg/>", caption="x"),))
+    with pytest.raises(ConfigError, match="no known type"):
+        render_page(dataclasses.replace(page, latents=(latent,)))
+
+
+def test_contradicting_nulls_of_an_autoencoder_are_refused(page, sae_run):
+    runs = (sae_run(0.1), sae_run(0.2, null="random_weights"), sae_run(0.3, null="random_weights"))
+    with pytest.raises(RunFailed, match="disagree"):
+        render_page(dataclasses.replace(page, results=(*page.results[:3], *runs)))

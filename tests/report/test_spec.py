@@ -1,0 +1,59 @@
+"""The schema of table.yaml."""
+
+from pathlib import Path
+
+import pytest
+
+from diffprobe.config.locate import shipped_root
+from diffprobe.core.errors import ConfigError
+from diffprobe.report.spec import NumberFormat, find_spec, load_spec
+
+TOY = (Path(__file__).parent / "table.yaml").read_text()
+
+
+def load(tmp_path, text):
+    (tmp_path / "table.yaml").write_text(text)
+    return load_spec(tmp_path / "table.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((shipped_root() / "experiments").rglob("table.yaml")), ids=str)
+def test_every_shipped_table_parses(path):
+    spec = load_spec(path)
+    assert spec.nulls and spec.filter.get("split") == "test"
+
+
+def test_a_typo_is_refused_with_file_line_and_nearest_name(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load(
+            tmp_path,
+            TOY.replace("tolerance: 0.02\n    source: Nobody et al. 2025, Figure", "tolerence: 0.02\n    source: F"),
+        )
+    assert "published[1].tolerence" in str(error.value) and "nearest: published[1].tolerance" in str(error.value)
+    line = 1 + TOY.splitlines().index("    value: 0.6") + 1
+    assert f"table.yaml, line {line}" in str(error.value)
+
+
+def test_axes_and_published_places_must_agree(tmp_path):
+    with pytest.raises(ConfigError, match="use a field twice"):
+        load(tmp_path, TOY.replace("field: tap", "field: timestep"))
+    with pytest.raises(ConfigError, match="must name each axis"):
+        load(tmp_path, TOY.replace("{target: group, tap: mid_block, timestep: 25}", "{target: group, tap: mid_block}"))
+    with pytest.raises(ConfigError, match="not readable YAML"):
+        load(tmp_path, "rows: [")
+
+
+def test_numbers_are_written_without_minus_zero():
+    percent = NumberFormat(scale=100, decimals=1)
+    assert [percent.show(x) for x in (0.8125, -0.0001, 0.0, -0.25)] == ["81.2", "0.0", "0.0", "-25.0"]
+    assert percent.show(0.05, signed=True) == "+5.0"
+    with pytest.raises(ConfigError, match="decimals"):
+        NumberFormat(decimals=-1)
+
+
+def test_find_spec_searches_the_working_folder_and_names_what_there_is(tmp_path, monkeypatch):
+    (tmp_path / "experiments/mine/layers").mkdir(parents=True)
+    (tmp_path / "experiments/mine/layers/table.yaml").write_text(TOY)
+    monkeypatch.chdir(tmp_path)
+    assert find_spec("mine/layers") == (tmp_path / "experiments/mine/layers/table.yaml").resolve()
+    with pytest.raises(ConfigError, match="nearest: mine/layers"):
+        find_spec("mine/layer")

@@ -1,0 +1,46 @@
+"""Tables against files written once and read by a person."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+
+from diffprobe.report.table import FORMATS, render
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("markdown", "md"), ("csv", "csv"), ("latex", "tex")])
+def test_equals_the_golden_file(results, spec, format, suffix):
+    assert render(results, spec, format) == (GOLDEN / f"table.{suffix}").read_text()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_is_a_pure_function(results, spec, format):
+    first = render(results, spec, format)
+    later = [dataclasses.replace(run, started="2030-01-01T00:00:00+00:00", wall_time_s=9.0) for run in results]
+    assert render(later[::-1], spec, format) == first
+
+
+def test_markdown_keeps_its_columns_whatever_the_labels_say(results, spec):
+    axis = dataclasses.replace(spec.rows[0], labels={"group": "a|b\n<b>*x*</b> &lt; [l](http://x) `c` _e_ in_word"})
+    lines = render(results, dataclasses.replace(spec, rows=(axis, spec.rows[1])), "markdown").splitlines()
+    row = next(line for line in lines if line.startswith("| a"))
+    assert row.replace(r"\|", "").count("|") == 9
+    assert r"a\|b &lt;b&gt;\*x\*&lt;/b&gt; &amp;lt; \[l\](http://x) \`c\` \_e\_ in_word" in row
+
+
+def test_csv_is_unrounded_and_starts_no_formula(results, spec):
+    spec = dataclasses.replace(spec, published=(dataclasses.replace(spec.published[0], source="=1+1"),))
+    rows = list(csv.DictReader(io.StringIO(render(results, spec, "csv"))))
+    assert len(rows) == 12 and rows[0]["value"] == "0.515625"
+    assert [row["source"] for row in rows if row["published"]] == ["'=1+1"]
+    assert [row["status"] for row in rows].count("missing") == 1 and rows[-1]["value"] == ""
+
+
+def test_one_row_axis_is_one_block(results, spec):
+    spec = dataclasses.replace(spec, rows=(spec.rows[1],), published=(), filter={**spec.filter, "target": "group"})
+    text = render(results, spec, "markdown")
+    assert text.count("**") == 4  # the title and one best entry
