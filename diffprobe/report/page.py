@@ -73,7 +73,7 @@ def render_page(page: Page) -> str:
         loader=PackageLoader("diffprobe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(uri=data_uri, sig=_significant, words=_words)
+    environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_words)
     tables = [build_table(page.results, spec) for spec in page.tables]
     return environment.get_template("report.html.j2").render(
         page=page,
