@@ -122,7 +122,9 @@ def _draw_scale(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, s
     n_steps, low, high = 64, scale.vmin, scale.vmax
     step = (high - low) / n_steps
     for i in range(n_steps):  # each step reaches up to the top and is painted over by the next: no seams
-        box = Rectangle((0, low + i * step), 1, high - low - i * step, facecolor=colours((i + 0.5) / n_steps), lw=0)
+        box = Rectangle(
+            (0, low + i * step), 1, high - low - i * step, color=colours((i + 0.5) / n_steps), lw=0, aa=False
+        )
         axes.add_patch(box)
     axes.set_xlim(0, 1)
     axes.set_ylim(low, high)

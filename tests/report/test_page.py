@@ -75,7 +75,7 @@ def test_every_number_stands_beside_its_null(page):
     for text in (
         "82.8 % best accuracy, at up_blocks.0, t = 200 strongest null 43.8 % (random weights)",
         "0.987 0.951 to 0.999 0.503 ± 0.081 0.512 50",  # AUROC, interval, random directions, shuffled labels, n
-        "fvu 0.1250 0.06250 test 50",  # with its random-weights null, which is a run of its own
+        "fvu 0.125 0.0625 test 50",  # with its random-weights null, which is a run of its own
         "label entropy 1.25 bits by chance 2.50 ± 0.25 density 12.5 % active on 1,234",
         "n/a: no result (1 of 12 entries).",
     ):
