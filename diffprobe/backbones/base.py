@@ -60,6 +60,8 @@ class Outline:
     """The network that taps lie in, without weights."""
     run: Callable[[nn.Module], object]
     """Runs one forward pass of one image on the meta device."""
+    signature: str
+    """Digest of what fixes the denoiser's shapes: its config and its input. Equal signatures have equal traces."""
     resolution: int
     """Image side in pixels: the asked one, or the checkpoint's own."""
     latent_shape: tuple[int, int, int]

@@ -5,7 +5,7 @@ before it; `cut` takes away what never runs; `Capture` reads the taps of the rea
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class TapShape:
     Attributes:
         channels: size of the channel axis.
         size: height and width of the map.
-        flops: floating-point operations of one image until the module has ended.
+        flops: floating-point operations of one image until the module has ended; 0 if they were not counted.
         n_entered: modules that have been entered by then.
     """
 
@@ -55,18 +55,24 @@ class Trace:
         return frozenset(self.entered[: max(self.taps[tap].n_entered for tap in taps)])
 
 
-def trace(network: nn.Module, run: Callable[[nn.Module], object], latent_size: tuple[int, int]) -> Trace:
+def trace(
+    network: nn.Module, run: Callable[[nn.Module], object], latent_size: tuple[int, int], *, count: bool = True
+) -> Trace:
     """Run a network on the meta device and note what each module gives.
 
     Args:
         network: the network, on the meta device.
         run: starts one forward pass of one image.
         latent_size: height and width of the network's input; token grids are found from it.
+        count: count operations as well; this takes most of the time.
     """
     entered: list[str] = []
     taps: dict[str, TapShape] = {}
     runs: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False) if count else None
+
+    def flops() -> int:
+        return counter.get_total_flops() if counter else 0
 
     def before(path: str) -> Callable[..., None]:
         return lambda *_: entered.append(path)
@@ -76,7 +82,7 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], latent_size: t
             runs[path] = runs.get(path, 0) + 1
             x = as_map(output, latent_size)
             if x is not None:
-                taps[path] = TapShape(x.shape[1], (x.shape[2], x.shape[3]), counter.get_total_flops(), len(entered))
+                taps[path] = TapShape(x.shape[1], (x.shape[2], x.shape[3]), flops(), len(entered))
 
         return note
 
@@ -85,13 +91,13 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], latent_size: t
         if path:
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter or nullcontext():
             run(network)
     finally:
         for handle in handles:
             handle.remove()
     once = {path: shape for path, shape in taps.items() if runs[path] == 1}
-    return Trace(once, tuple(entered), counter.get_total_flops())
+    return Trace(once, tuple(entered), flops())
 
 
 def as_map(output: Any, latent_size: tuple[int, int]) -> FeatureMap | None:
@@ -134,7 +140,7 @@ class Absent(nn.Module):
 
 
 def cut(network: nn.Module, needed: Collection[str]) -> None:
-    """Replace in place every module that is neither in `needed` nor holds one that is. Frees its parameters."""
+    """Replace in place every module that is neither in `needed` nor holds one that is, and so free its parameters."""
     kept = {""}
     for path in needed:
         parts = path.split(".")
@@ -145,10 +151,10 @@ def cut(network: nn.Module, needed: Collection[str]) -> None:
 def _cut_below(module: nn.Module, prefix: str, kept: Collection[str]) -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
-        if path in kept:
-            _cut_below(child, f"{path}.", kept)
+        if path in kept or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            _cut_below(child, f"{path}.", kept)  # lists keep their length: blocks iterate over them before they are run
         else:
-            module.register_module(name, Absent())  # also for the children of a ModuleList, whose length must stay
+            module.register_module(name, Absent())
 
 
 class _Reached(Exception):

@@ -119,8 +119,8 @@ def make_plan(
     outline = family.outline(checkpoint, resolution)
     outline.schedule.check(timesteps, checkpoint.name)
     check_choice(f"condition of backbone '{checkpoint.name}':", condition, outline.conditions)
-    traced = trace_outline(outline)
-    infos = {tap.path: tap for tap in tap_infos(outline, traced)}
+    traced = trace_outline(outline, count=False)
+    infos = {tap.path: tap for tap in tap_infos(outline, traced, counted=False)}
     paths = resolve(taps, list(infos.values()), outline)
     return Plan(
         checkpoint=checkpoint,

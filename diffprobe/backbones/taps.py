@@ -14,6 +14,9 @@ from diffprobe.backbones.families import family_of
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 
+_N_TRACES = 8
+_traces: dict[tuple[str, str, bool], Trace] = {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TapInfo:
@@ -27,11 +30,11 @@ class TapInfo:
     """Width of a pooled feature."""
     size: tuple[int, int]
     """Height and width of the feature map."""
-    flop_share: float
-    """Share of the denoiser's floating-point operations that are spent when the tap has been read."""
+    flop_share: float | None
+    """Share of the denoiser's floating-point operations spent when the tap has been read; None if not counted."""
 
 
-def tap_infos(outline: Outline, traced: Trace) -> list[TapInfo]:
+def tap_infos(outline: Outline, traced: Trace, *, counted: bool) -> list[TapInfo]:
     """List every tap of a traced backbone, in the order in which they are reached."""
     aliases: dict[str, list[str]] = {}
     for alias, path in outline.aliases.items():
@@ -42,16 +45,25 @@ def tap_infos(outline: Outline, traced: Trace) -> list[TapInfo]:
             aliases=tuple(aliases.get(path, ())),
             channels=shape.channels,
             size=shape.size,
-            flop_share=shape.flops / traced.flops if traced.flops else 1.0,
+            flop_share=_share(shape.flops, traced.flops) if counted else None,
         )
         for path, shape in traced.taps.items()
         if not any(path == end or path.endswith(f".{end}") for end in outline.text_side)
     ]
 
 
-def trace_outline(outline: Outline) -> Trace:
-    """Run an outline's denoiser on the meta device."""
-    return trace(outline.denoiser, outline.run, outline.latent_shape[1:])
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0  # a backbone without a network spends nothing
+
+
+def trace_outline(outline: Outline, *, count: bool) -> Trace:
+    """Run an outline's denoiser on the meta device, counting operations if asked to; remembered by its signature."""
+    key = (outline.family, outline.signature, count)
+    if key not in _traces:
+        if len(_traces) >= _N_TRACES:
+            _traces.pop(next(iter(_traces)))
+        _traces[key] = trace(outline.denoiser, outline.run, outline.latent_shape[1:], count=count)
+    return _traces[key]
 
 
 def list_taps(
@@ -68,7 +80,7 @@ def list_taps(
     """
     checkpoint = locate(path, revision=revision, configs_only=True)
     outline = family_of(checkpoint).outline(checkpoint, resolution)
-    taps = tap_infos(outline, trace_outline(outline))
+    taps = tap_infos(outline, trace_outline(outline, count=True), counted=True)
     return taps if inner else [tap for tap in taps if tap.path in outline.blocks]
 
 

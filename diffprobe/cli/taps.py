@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     rows = [("tap", "aliases", "channels", "size", "FLOPs to reach")]
     for tap in taps:
         size = f"{tap.size[0]} x {tap.size[1]}"
-        rows.append((tap.path, ", ".join(tap.aliases) or "-", str(tap.channels), size, f"{tap.flop_share:.1%}"))
+        rows.append((tap.path, ", ".join(tap.aliases) or "-", str(tap.channels), size, f"{tap.flop_share or 0:.1%}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         path, aliases, *numbers = (

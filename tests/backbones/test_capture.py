@@ -65,6 +65,19 @@ def test_capture_reads_what_a_hand_written_pass_gives(stop: bool) -> None:
     assert network.ran == ([0, 1] if stop else [0, 1, 2])
 
 
+def test_lists_are_kept_for_the_code_that_iterates_over_them() -> None:
+    network = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]), "end": nn.Linear(1, 1)})
+    cut(network, {"end"})
+    assert [type(layer) for layer in network["layers"]] == [Absent, Absent]
+
+
+def test_a_count_may_be_left_out() -> None:
+    with torch.device("meta"):
+        network = Toy()
+    found = trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), (8, 8), count=False)
+    assert found.flops == 0 and found.taps["blocks.2"].channels == 6
+
+
 def test_capture_leaves_no_hook_behind_even_after_an_error() -> None:
     network = Toy()
     capture = Capture(network, ["blocks.0"], latent_size=(4, 4), read=torch.clone)

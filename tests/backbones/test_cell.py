@@ -23,7 +23,9 @@ def test_what_is_no_cell_is_refused(text: str) -> None:
         Cell.parse(text)
 
 
-@pytest.mark.parametrize(("text", "allowed"), [("x@t1:none", "empty, caption, prompt"), ("x@t1:empty:sum", "mean, max")])
+@pytest.mark.parametrize(
+    ("text", "allowed"), [("x@t1:none", "empty, caption, prompt"), ("x@t1:empty:sum", "mean, max")]
+)
 def test_an_unknown_part_lists_what_there_is(text: str, allowed: str) -> None:
     with pytest.raises(ConfigError, match=allowed):
         Cell.parse(text)

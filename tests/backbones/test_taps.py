@@ -24,7 +24,7 @@ def test_the_listing_says_where_how_big_and_at_what_cost(tiny_sd: Path) -> None:
         (32, (16, 16)),
         (16, (16, 16)),
     ]
-    shares = [tap.flop_share for tap in taps.values()]
+    shares = [tap.flop_share or 0.0 for tap in taps.values()]
     assert shares == sorted(shares) and 0 < shares[0] and 0.9 < shares[-1] < 1
 
 

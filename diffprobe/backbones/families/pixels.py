@@ -50,6 +50,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         name=checkpoint.name,
         denoiser=_Pixels(),
         run=lambda network: network(torch.empty(1, 3, side, side, device="meta")),
+        signature=f"pixels-{side}",
         resolution=side,
         latent_shape=(3, side, side),
         schedule=clean_schedule(),

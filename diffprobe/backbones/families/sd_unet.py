@@ -20,7 +20,9 @@ from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
 from diffprobe.backbones.weights import digest_files, digest_part, load_tensors, require_files
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap, Images
 
 _TINY_WORDS = (
@@ -57,9 +59,12 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         )
     size = side // factor
     n_tokens = _config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
+    width = unet.config.cross_attention_dim
+    if not isinstance(width, int):
+        raise WeightsMismatch(f"the U-Net of '{checkpoint.name}' takes texts of several widths: {list(width)}.")
 
     def run(network: nn.Module) -> object:
-        text = torch.empty(1, n_tokens, unet.config.cross_attention_dim, device="meta")
+        text = torch.empty(1, n_tokens, width, device="meta")
         t = torch.zeros(1, dtype=torch.long, device="meta")
         return network(
             torch.empty(1, channels, size, size, device="meta"), t, encoder_hidden_states=text, return_dict=False
@@ -76,6 +81,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         name=checkpoint.name,
         denoiser=unet,
         run=run,
+        signature=digest_json([config, size, n_tokens]),
         resolution=side,
         latent_shape=(channels, size, size),
         schedule=load_schedule(checkpoint.part("scheduler")),
@@ -99,9 +105,10 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
         cut(unet, needed)
         load_tensors(unet, parts[0], dtype=options.dtype, expected=expected)
     else:
-        # drawn whole and then cut, so that the weights do not depend on the taps
+        # drawn whole and then cut, so that the weights do not depend on the taps; under a seed of their own, so that
+        # they can't be those that a training run with the same seed started from
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.random_seed)
+            torch.manual_seed(derive_seed("random_weights", options.random_seed))
             unet = _make_unet(_config(checkpoint, "unet"), torch.device("cpu")).to(options.dtype)
         cut(unet, needed)
     unet.eval().requires_grad_(False)

@@ -1,0 +1,146 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffprobe.backbones.capture import Absent
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.plan import make_plan
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+
+Load = Callable[..., DiffusionFeatures]
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestTiny:
+    def test_diffusers_loads_and_samples_it(self, tiny_sd: Path) -> None:
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+        pipeline.set_progress_bar_config(disable=True)
+        assert pipeline("red cat", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
+
+    def test_it_is_seeded_and_leaves_the_random_state_alone(self, tiny_sd: Path, tmp_path: Path) -> None:
+        state = torch.get_rng_state()
+        same, other = sd_unet.tiny(tmp_path / "a"), sd_unet.tiny(tmp_path / "b", seed=1)
+        assert torch.equal(torch.get_rng_state(), state)
+        file = Path("unet") / "diffusion_pytorch_model.safetensors"
+        assert (same / file).read_bytes() == (tiny_sd / file).read_bytes() != (other / file).read_bytes()
+
+
+class TestCut:
+    """The cut network has no later blocks, and what it has is what is stored."""
+
+    def test_later_blocks_are_neither_in_memory_nor_run(self, load: Load, images: Tensor) -> None:
+        features = load(taps=["up_blocks.0"])
+        unet = features._backbone.denoiser
+        names = set(unet.state_dict())
+        assert {name.split(".")[0] for name in names} == {
+            "conv_in",
+            "time_embedding",
+            "down_blocks",
+            "mid_block",
+            "up_blocks",
+        }
+        assert all(name.startswith("up_blocks.0") for name in names if name.startswith("up_blocks"))
+        assert isinstance(unet.up_blocks[1], Absent) and isinstance(unet.conv_out, Absent)
+        features(images, keys=list("abcde"))  # an absent module that ran would raise
+
+    def test_a_tap_within_a_block_cuts_the_rest_of_the_block(self, load: Load, images: Tensor) -> None:
+        features = load(taps=["mid_block.resnets.0"])
+        names = set(features._backbone.denoiser.state_dict())
+        assert any(name.startswith("mid_block.resnets.0") for name in names)
+        assert not any(name.startswith(("mid_block.attentions", "mid_block.resnets.1", "up_blocks")) for name in names)
+        assert features(images, keys=list("abcde"))["mid_block.resnets.0@t100:empty:mean"].shape == (5, 32)
+
+    def test_a_tap_in_the_down_path_needs_nothing_below(self, load: Load) -> None:
+        names = set(load(taps=["down_blocks.0"])._backbone.denoiser.state_dict())
+        assert not any(name.startswith(("down_blocks.1", "mid_block")) for name in names)
+
+    def test_weights_of_blocks_that_are_cut_need_not_exist(self, tiny_sd: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_sd, tmp_path / "sd")
+        path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file({k: v for k, v in load_file(path).items() if not k.startswith(("up_blocks", "conv_out"))}, path)
+        DiffusionFeatures.from_pretrained(str(folder), taps=["mid_block"], timesteps=[0], device="cpu")
+        with pytest.raises(WeightsMismatch, match="missing"):
+            DiffusionFeatures.from_pretrained(str(folder), taps=["up_ft0"], timesteps=[0], device="cpu")
+
+    def test_the_plan_is_left_whole_and_can_be_loaded_again(self, tiny_sd: Path, images: Tensor) -> None:
+        plan = make_plan(str(tiny_sd), taps=["mid_block"], timesteps=[0])
+        first, second = (DiffusionFeatures.from_plan(plan, device="cpu") for _ in range(2))
+        assert all(p.is_meta for p in plan.outline.denoiser.parameters())
+        (a,), (b,) = (features(images, keys=list("abcde")).values() for features in (first, second))
+        assert torch.equal(a, b)
+
+    def test_everything_is_frozen_and_in_evaluation_mode(self, load: Load) -> None:
+        for module in load()._backbone.parts().values():
+            assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+class TestRandomWeights:
+    """The null: another denoiser, the same input."""
+
+    def test_only_the_denoiser_changes(self, load: Load) -> None:
+        trained, random = load()._backbone.parts(), load(random_weights=True)._backbone.parts()
+        for part in ("vae", "text_encoder"):
+            for name, value in trained[part].state_dict().items():
+                assert torch.equal(value, random[part].state_dict()[name])
+        shared = [name for name, v in trained["denoiser"].state_dict().items() if name.endswith("conv1.weight")]
+        assert shared and not any(
+            torch.equal(trained["denoiser"].state_dict()[name], random["denoiser"].state_dict()[name])
+            for name in shared
+        )
+
+    def test_they_are_seeded_and_the_same_for_every_cut(self, load: Load, images: Tensor) -> None:
+        state = torch.get_rng_state()
+        features = [
+            load(random_weights=True, random_seed=seed, taps=taps)(images, keys=list("abcde"))[
+                "mid_block@t100:empty:mean"
+            ]
+            for seed, taps in ((1, ["mid_block"]), (1, ["mid_block", "up_ft2"]), (2, ["mid_block"]))
+        ]
+        torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=0)
+        assert float((features[0] - features[2]).abs().max()) > 1e-2
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_they_need_no_trained_denoiser(self, tiny_sd: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(tiny_sd, tmp_path / "sd")
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        settings = {"taps": ["mid_block"], "timesteps": [0], "device": "cpu"}
+        features = DiffusionFeatures.from_pretrained(str(folder), random_weights=True, **settings)  # type: ignore[arg-type]
+        assert features.fingerprint["random_weights"] is True
+        with pytest.raises(WeightsMissing, match="missing: unet"):
+            DiffusionFeatures.from_pretrained(str(folder), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"in_channels": 9}, "inpainting"),
+        ("unet", {"addition_embed_type": "text_time"}, "more than a text"),
+        ("vae", {"_class_name": "VQModel"}, "takes AutoencoderKL"),
+    ],
+)
+def test_checkpoints_of_other_kinds_are_refused(
+    part: str, changes: dict[str, object], message: str, tiny_sd: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_sd, tmp_path / "sd")
+    edit(folder / part / "config.json", **changes)
+    with pytest.raises(WeightsMismatch, match=message):
+        make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+
+
+def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_sd, tmp_path / "sd")
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(WeightsMissing, match=r"vae/config\.json"):
+        make_plan(str(folder), taps=["mid_block"], timesteps=[0])
