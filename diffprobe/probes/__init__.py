@@ -1,4 +1,4 @@
-"""Probes: what is trained or fitted on features. Plain modules and estimators that a notebook can use without Lightning.
+"""Probes: what is trained or fitted on features. Plain modules that a notebook can use without Lightning.
 
 Kinds: `sae` (sparse codes), `classify` (class heads), `direction` (one axis each). One file a probe; the file's name is
 its name in a config. `training` wraps them for a Trainer.

@@ -102,8 +102,8 @@ class LinearProbe(LinearBank):
         self, folder: Path | str, *, cell: str | None = None, target: str | None = None, classes: Sequence[str] = ()
     ) -> Path:
         """Write the weights, their standardisation and settings to a folder (safetensors and JSON)."""
-        settings = {"d_in": self.d_in, "n_classes": self.n_classes[0]}
-        settings |= {"cell": cell, "target": target, "classes": list(classes)}
+        of = {"cell": cell, "target": target, "classes": list(classes)}
+        settings = {"d_in": self.d_in, "n_classes": self.n_classes[0], **of}
         tensors = self.state_dict()
         return save_probe(folder, kind=KIND, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
 

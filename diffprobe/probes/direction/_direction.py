@@ -1,13 +1,15 @@
 """What all estimates of a direction share: its two poles, its file, and the random directions it must beat."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass, unknown
 from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
 from diffprobe.probes.saving import load_probe, save_probe
@@ -19,27 +21,72 @@ KIND, SCHEMA_VERSION = "probe/direction", 1
 class AxisConfig:
     """Keys below `probe.params` that every estimator has."""
 
-    positive: tuple[str, ...]
-    """For each of probe.targets the value at the positive end; several values are joined by "|"."""
-    negative: tuple[str, ...] = ()
-    """For each of probe.targets the value at the negative end; "*", or () for all targets: every other value."""
+    positive: str | tuple[str, ...]
+    """Value at the positive end, one for each of probe.targets; several values of one end are joined by "|"."""
+    negative: str | tuple[str, ...] = "*"
+    """Value at the negative end, one for each of probe.targets; "*" for every other value."""
     n_random: int = 100
     """Random directions of the null."""
     n_shuffles: int = 10
     """Estimates from shuffled training labels, of the null."""
 
     def __post_init__(self) -> None:
-        if not self.positive:
-            raise ConfigError("a direction needs probe.params.positive: the value at its positive end.")
-        if self.negative and len(self.negative) != len(self.positive):
+        if self.n_random < 2 or self.n_shuffles < 2:
+            raise ConfigError(f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a null with a spread needs 2.")
+
+    def axes(self, cells: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list["Axis"]:
+        """Name the axes of some cells, for targets with their class names.
+
+        Raises: ConfigError if the ends are not as many as the targets, meet, or leave no value; UnknownName for a
+            value that a target does not have.
+        """
+        positive, negative = _each(self.positive, len(classes)), _each(self.negative, len(classes))
+        if len(positive) != len(classes) or len(negative) != len(classes):
             raise ConfigError(
-                f"probe.params has {len(self.positive)} positive and {len(self.negative)} negative ends.",
-                "give one of each for each of probe.targets; several values of one end are joined by '|'",
+                f"{len(classes)} targets ({', '.join(classes)}) with {len(positive)} positive and {len(negative)} "
+                "negative ends.",
+                "probe.params.positive and .negative need one value for each target, in their order",
             )
-        if self.n_random < 2 or self.n_shuffles < 1:
-            raise ConfigError(
-                f"n_random = {self.n_random}, n_shuffles = {self.n_shuffles}: a null needs 2 and 1 at least."
-            )
+        made = []
+        for (target, names), above, below in zip(classes.items(), positive, negative, strict=True):
+            up = _ids(target, above, names)
+            down = tuple(i for i in range(len(names)) if i not in up) if below == "*" else _ids(target, below, names)
+            if not down or set(up) & set(down):
+                raise ConfigError(f"target '{target}': the ends '{above}' and '{below}' must be two different sides.")
+            label = "other than " + above if below == "*" else below
+            made += [Axis(cell, target, above, label, up, down) for cell in cells]
+        return made
+
+
+class Axis(NamedTuple):
+    """Two ends of one target in the features of one cell."""
+
+    cell: str
+    target: str
+    positive: str
+    negative: str
+    positive_ids: tuple[int, ...]
+    negative_ids: tuple[int, ...]
+
+    def side(self, label: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return 1 at the positive end, 0 at the negative end, -1 elsewhere."""
+        side = torch.full_like(label, -1)
+        side[torch.isin(label, label.new_tensor(self.negative_ids))] = 0
+        side[torch.isin(label, label.new_tensor(self.positive_ids))] = 1
+        return side
+
+
+def _each(ends: str | tuple[str, ...], n: int) -> tuple[str, ...]:
+    if isinstance(ends, str):  # one end serves one target; "*" serves them all
+        return (ends,) * (n if ends == "*" else 1)
+    return ends
+
+
+def _ids(target: str, ends: str, names: Sequence[str]) -> tuple[int, ...]:
+    for name in ends.split("|"):
+        if name not in names:
+            raise unknown(f"value of target '{target}'", name, names)
+    return tuple(sorted(names.index(name) for name in ends.split("|")))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,7 +30,7 @@ def mean_difference(x: Float[Tensor, "batch d_in"], positive: Bool[Tensor, " bat
     >>> mean_difference(torch.tensor([[0.0, 0.0], [2.0, 4.0]]), torch.tensor([False, True]))
     tensor([2., 4.], dtype=torch.float64)
     """
-    return estimate(sides(x, positive, gram=False), Config(positive=("",)))[:, 0]
+    return estimate(sides(x, positive, gram=False), Config(positive=""))[:, 0]
 
 
 def estimate(moments: Moments, config: Config) -> Float[Tensor, "d_in columns"]:

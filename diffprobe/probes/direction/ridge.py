@@ -1,4 +1,4 @@
-"""Ridge: least squares on the label with a penalty, in closed form; discounts directions in which features vary anyway."""
+"""Ridge: penalised least squares on the label, in closed form; discounts axes along which features vary anyway."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ def ridge(
     Returns: the weights, not normalised, float64.
     Raises: EmptyClass if either side has no sample.
     """
-    return estimate(sides(x, positive, gram=True), Config(positive=("",), alpha=alpha))[:, 0]
+    return estimate(sides(x, positive, gram=True), Config(positive="", alpha=alpha))[:, 0]
 
 
 def estimate(moments: Moments, config: Config) -> Float[Tensor, "d_in columns"]:

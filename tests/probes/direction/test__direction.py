@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.probes.direction import AxisConfig, Direction, random_directions
 
 
@@ -25,8 +25,24 @@ def test_random_directions_are_uniform_and_seeded():
     assert float(cosines.std()) == pytest.approx(1 / 20, rel=0.25)  # 1 / sqrt(d_in)
 
 
+NAMES = ("noto", "twemoji", "other")
+
+
+def test_axes_name_their_sides():
+    config = AxisConfig(positive=("noto", "dark|medium"), negative=("*", "none"))
+    first, second = config.axes(["c"], {"style": NAMES, "tone": ("none", "medium", "dark")})
+    assert (first.positive_ids, first.negative_ids, first.negative) == ((0,), (1, 2), "other than noto")
+    assert second.side(torch.tensor([-1, 0, 1, 2])).tolist() == [-1, 0, 1, 1]
+    one = AxisConfig(positive="noto", negative="twemoji").axes(["a", "b"], {"style": NAMES})
+    assert [axis.cell for axis in one] == ["a", "b"] and one[0].side(torch.tensor([2, 1, 0])).tolist() == [-1, 0, 1]
+
+
 def test_bad_ends():
-    with pytest.raises(ConfigError, match="positive end"):
-        AxisConfig(positive=())
-    with pytest.raises(ConfigError, match="2 positive and 1 negative"):
-        AxisConfig(positive=("a", "b"), negative=("c",))
+    with pytest.raises(ConfigError, match=r"2 targets .* with 1 positive"):
+        AxisConfig(positive="noto").axes(["c"], {"style": NAMES, "tone": ("dark", "light")})
+    with pytest.raises(UnknownName, match="value of target 'style' 'nato'"):
+        AxisConfig(positive="nato").axes(["c"], {"style": NAMES})
+    with pytest.raises(ConfigError, match="two different sides"):
+        AxisConfig(positive="noto", negative="noto|twemoji").axes(["c"], {"style": NAMES})
+    with pytest.raises(ConfigError, match="spread"):
+        AxisConfig(positive="noto", n_random=1)

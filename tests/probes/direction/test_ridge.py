@@ -39,6 +39,6 @@ def test_discounts_a_nuisance_and_tends_to_the_mean_difference():
 
 def test_bad_input():
     with pytest.raises(ConfigError, match="alpha"):
-        Config(positive=("a",), alpha=0.0)
+        Config(positive="a", alpha=0.0)
     with pytest.raises(EmptyClass):
         ridge(torch.randn(3, 2), torch.zeros(3, dtype=torch.bool))

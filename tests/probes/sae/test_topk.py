@@ -97,7 +97,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_bad_settings():
-    with pytest.raises(ConfigError, match="k = 9 must lie in 1..n_latents, and n_latents is 8"):
+    with pytest.raises(ConfigError, match=r"k = 9 must lie in 1\.\.n_latents, and n_latents is 8"):
         KSAE(4, 8, 9)
     with pytest.raises(ConfigError, match="at least 1"):
         Config(k=0)

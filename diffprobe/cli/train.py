@@ -1,0 +1,42 @@
+"""``diffprobe train``: train one probe and write its result."""
+
+import argparse
+
+HELP = "train a probe (sae, classifier or direction) on features and write result.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the verb takes."""
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
+    )
+    parser.add_argument("--check", action="store_true", help="judge the configuration and stop; nothing is loaded")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge, train, and say where the result is."""
+    from diffprobe.config.compose import load_run
+
+    config = load_run(None, args.settings)
+    from diffprobe.experiment.train import plan, train
+
+    if args.check:
+        print(f"the configuration is fine; the run's folder is {plan(config).run_dir}")
+        return 0
+    path = train(config)
+    from diffprobe.training.fit import is_main_process
+
+    if is_main_process():
+        _print(str(path))
+    return 0
+
+
+def _print(path: str) -> None:
+    from diffprobe.core.result import read_result
+
+    for record in read_result(path).metrics:
+        if record.split == "test":
+            of = " ".join(part for part in (record.cell, record.target) if part)
+            nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
+            print(f"test {record.name} = {record.value:.4g}  {of}" + (f"  (nulls: {nulls})" if nulls else ""))
+    print(f"result: {path}")

@@ -1,0 +1,212 @@
+"""`diffprobe train`: one probe on the features of one backbone, from a judged config to `result.json`.
+
+Owns the order of things and the run's folder. Everything that can be judged without features is judged before any are
+opened. Next in the flow: `report/collect.py` reads the result.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.catalog import Catalog
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.experiment.extract import backbone_and_features
+
+if TYPE_CHECKING:
+    from diffprobe.features.source import FeatureSource
+    from diffprobe.training.module import ProbeModule
+
+FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
+"""Kind of probe -> its folder in `diffprobe.probes`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that was judged as far as it can be without features."""
+
+    config: RunConfig
+    """The configuration as given."""
+    probe: ModuleType
+    """The probe's file."""
+    params: Any
+    """Its judged settings."""
+    tree: dict[str, Any]
+    """What the result records and the digest names: everything but the place of the output."""
+    run_dir: Path
+    """Folder of the run: <output>/<experiment>/<first 12 digits of the digest>."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.run_dir.name
+
+
+def plan(config: RunConfig) -> Plan:
+    """Judge a run: the probe's file, its settings, the null.
+
+    Raises: ConfigError, UnknownName. Nothing is loaded or written.
+    """
+    kind, name = config.probe.kind, config.probe.name
+    probe = Catalog(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
+    params = parse(probe.Config, config.probe.params)
+    if kind == "sae" and config.null == "shuffled_labels":
+        raise ConfigError("null=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")
+    if kind != "sae" and not config.probe.targets:
+        raise ConfigError("probe.targets is empty; at least one is needed.", "allowed: label, or names of attributes")
+    if kind == "direction" and config.null == "shuffled_labels":
+        raise ConfigError(
+            "null=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
+        )
+    tree = {key: value for key, value in to_tree(config).items() if key != "output"}
+    folder = Path(config.output) / (config.experiment or kind) / digest_json(tree)[:12]
+    return Plan(config=config, probe=probe, params=params, tree=tree, run_dir=folder)
+
+
+def train(config: RunConfig) -> Path:
+    """Train, evaluate on validation and test, and write probe and `result.json` into the run's folder.
+
+    An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew.
+
+    Returns: the path of `result.json`. All processes of a DDP run return it; the main one writes it.
+    Raises: ConfigError, UnknownName, and what opening the features or the trackers raises.
+    """
+    started_at = time.time()
+    planned = plan(config)
+    import lightning
+
+    from diffprobe.training import fit, resume, tracking
+
+    source = make_source(config)
+    module = make_module(planned, source)
+    checkpoint = resume.find_checkpoint(planned.run_dir, resume=config.trainer.resume)
+    if fit.is_main_process():
+        planned.run_dir.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:  # what is left of a finished run must not be taken for this one's
+            for name in (resume.LAST, resume.RESULT):  # in this order: others that start now see no checkpoint
+                (planned.run_dir / name).unlink(missing_ok=True)
+    with fit.quiet():
+        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        logger = tracking.make_logger(
+            config.logger,
+            run_dir=planned.run_dir,
+            experiment=config.experiment,
+            run_name=f"{config.experiment or config.probe.kind}/{planned.name}",
+            job_type=config.probe.kind,
+            tree=planned.tree,
+            tags=_tags(config),
+            resume=checkpoint is not None,
+        )
+        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, logger=logger)
+        if _has_steps(module):
+            trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
+        trainer.validate(module, datamodule=source, verbose=False)
+        trainer.test(module, datamodule=source, verbose=False)
+        if trainer.is_global_zero:
+            _write(planned, module, source, logger, started_at)
+        trainer.strategy.barrier("result written")
+    return planned.run_dir / resume.RESULT
+
+
+def make_source(config: RunConfig) -> "FeatureSource":
+    """Make the DataModule of a run: what its null puts in the place of the backbone, and the cells it reads."""
+    from diffprobe.features.live import LiveFeatures
+    from diffprobe.features.stored import StoredFeatures
+
+    backbone, features = backbone_and_features(config)
+    cells = None if config.probe.cell is None or config.null == "raw_pixels" else [config.probe.cell]
+    make = LiveFeatures if features.source == "live" else StoredFeatures
+    source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
+    if config.probe.kind != "classifier" and len(source.widths) > 1:
+        raise ConfigError(
+            f"a probe of kind '{config.probe.kind}' reads one cell; the features have {len(source.widths)}.",
+            f"cells: {', '.join(source.widths)}",
+            fix=f"probe.cell={next(iter(source.widths))}",
+        )
+    return source
+
+
+def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
+    """Make the LightningModule of a run for the features that `source` gives. Raises: UnknownName for a target."""
+    config, params = planned.config, planned.params
+    common: dict[str, Any] = {"settings": config.trainer, "seed": config.seed}
+    if config.probe.kind == "sae":
+        from diffprobe.training.sae import SparseAutoencoderModule
+
+        cell, d_in = next(iter(source.widths.items()))
+        return SparseAutoencoderModule(params, cell=cell, d_in=d_in, **common)
+    classes = target_classes(config.probe.targets, source)
+    if config.probe.kind == "classifier":
+        from diffprobe.training.classifier import ClassifierModule
+
+        only_null = config.null == "shuffled_labels"
+        return ClassifierModule(
+            widths=source.widths, classes=classes, nulls=params.nulls, only_null=only_null, **common
+        )
+    from diffprobe.training.direction import DirectionModule
+
+    return DirectionModule(
+        config.probe.name,
+        params,
+        estimate=getattr(planned.probe, "estimate", None),
+        needs_gram=planned.probe.NEEDS_GRAM,
+        axes=params.axes(list(source.widths), classes),
+        widths=source.widths,
+        **common,
+    )
+
+
+def target_classes(targets: tuple[str, ...], source: "FeatureSource") -> dict[str, tuple[str, ...]]:
+    """Return the names of each target's classes. Raises: UnknownName for a target that the data has not got."""
+    known = {"label": source.classes, **source.attributes}
+    for target in targets:
+        if target not in known:
+            raise unknown("target", target, known)
+    return {target: tuple(known[target]) for target in targets}
+
+
+def _has_steps(module: "ProbeModule") -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _tags(config: RunConfig) -> tuple[str, ...]:
+    null = None if config.null == "none" else f"null:{config.null}"
+    named = (config.probe.kind, config.probe.name, config.paper, config.table, null)
+    return tuple(tag for tag in named if tag)
+
+
+def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
+    from diffprobe.core.result import make_result, write_result
+    from diffprobe.probes.saving import TENSORS
+    from diffprobe.training import resume, tracking
+
+    config = planned.config
+    folders = module.save(planned.run_dir / "probes")
+    artifacts = {str(folder.relative_to(planned.run_dir)): digest_file(folder / TENSORS) for folder in folders}
+    result = make_result(
+        run=planned.name,
+        experiment=config.experiment,
+        kind=config.probe.kind,
+        config=planned.tree,
+        seeds={"run": config.seed, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
+        metrics=[record for split in module.scores for record in module.records(split)],
+        started_at=started_at,
+        artifacts={**artifacts, **_inputs(source)},
+        wandb_run_id=tracking.run_id(logger),
+    )
+    write_result(result, planned.run_dir / resume.RESULT)
+    tracking.finish(logger, result)
+
+
+def _inputs(source: "FeatureSource") -> dict[str, str]:
+    """Name what the numbers rest on: the shard set, and the feature store if there is one."""
+    from diffprobe.features.stored import StoredFeatures
+
+    inputs = {"input/shards": source.request.shard_set.digest}
+    if isinstance(source, StoredFeatures):
+        inputs["input/store"] = source.store.manifest.digest
+    return inputs

@@ -1,0 +1,102 @@
+"""The Trainer from a config. Owns what diffprobe fixes of it: ranks are the DataModule's affair, nothing is guessed."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.training.resume import checkpoint_callback
+
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*sync_dist=True.*",
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*treespec, LeafSpec.*",
+    ".*lr_scheduler.step\\(\\).*",
+)
+
+
+def make_trainer(
+    config: TrainerConfig,
+    *,
+    run_dir: Path,
+    logger: Logger | None = None,
+    callbacks: Sequence[Callback] = (),
+    **overrides: Any,
+) -> lightning.Trainer:
+    """Make the Trainer of one run. It keeps `last.ckpt` in `run_dir`.
+
+    Args:
+        logger: where curves go; None for nowhere.
+        callbacks: further callbacks.
+        overrides: arguments of Lightning's Trainer that no config has, for example `limit_val_batches`.
+
+    Raises: ConfigError if the machine has not got what is asked for; precision and devices are never lowered.
+    """
+    _check_machine(config)
+    arguments: dict[str, Any] = {
+        "default_root_dir": run_dir,
+        "max_epochs": config.max_epochs,
+        "max_steps": config.max_steps,
+        "precision": config.precision,
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "strategy": config.strategy,
+        "num_nodes": config.num_nodes,
+        "gradient_clip_val": config.gradient_clip,
+        "log_every_n_steps": config.log_every_steps,
+        "enable_progress_bar": config.enable_progress_bar,
+        "enable_model_summary": False,
+        "logger": logger or False,
+        "callbacks": [checkpoint_callback(run_dir, every_steps=config.checkpoint_every_steps), *callbacks],
+        "use_distributed_sampler": False,  # the DataModule binds rank and world size itself
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,  # metric states made in inference mode could not be updated outside of it
+    }
+    return lightning.Trainer(**{**arguments, **overrides})
+
+
+def _check_machine(config: TrainerConfig) -> None:
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=gpu, but torch sees no GPU.",
+            "device and precision are part of the result, so they are never lowered for you",
+            fix="on this machine: trainer=cpu trainer.precision=32-true",
+        )
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    if on_cpu and config.precision in ("16-mixed", "16-true"):
+        raise ConfigError(f"trainer.precision={config.precision} needs a GPU.", fix="on the CPU: 32-true or bf16-mixed")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's announcements and the warnings that do not apply here; errors and our own messages stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [log.level for log in loggers]
+    with warnings.catch_warnings():
+        for pattern in _NOISE:
+            warnings.filterwarnings("ignore", pattern)
+        for log in loggers:
+            log.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
+
+
+def is_main_process() -> bool:
+    """Tell, before there is a Trainer, whether this process may print: children of a DDP launch may not."""
+    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
+    return not ranks or int(ranks[0]) == 0

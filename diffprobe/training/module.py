@@ -1,0 +1,165 @@
+"""The base of all probe modules. Owns the exact pass over a split, sums over processes, and optimiser settings."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
+from diffprobe.core.result import MetricRecord
+from diffprobe.features.batch import FeatureBatch
+
+
+class ProbeModule(lightning.LightningModule):
+    """What every probe under training shares.
+
+    Statistics of the training set are computed once, exactly, before the first step or evaluation (`prepare`): each
+    sample counts once, whatever the number of processes, and although training batches may repeat one to be equal.
+
+    Args:
+        settings: step size, weight decay and the like.
+        seed: seed of the probe.
+    """
+
+    default_learning_rate = 1e-3
+    scores: dict[str, Any]
+    """Split -> what its evaluation gave."""
+
+    def __init__(self, settings: TrainerConfig, *, seed: int) -> None:
+        super().__init__()
+        self.settings, self.seed = settings, seed
+        self._is_prepared = False
+
+    def prepare(self) -> None:
+        """Compute what must be known of the training set before the first step. Runs on all processes."""
+
+    def records(self, split: str) -> list[MetricRecord]:
+        """Return the measured numbers of one split after its evaluation."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the trained probes below `folder` and return their folders."""
+        raise NotImplementedError
+
+    def on_fit_start(self) -> None:
+        """Prepare before the first step; weights of a resumed run are already in place."""
+        self._prepare_once()
+
+    def on_validation_start(self) -> None:
+        """Prepare where nothing was trained before."""
+        self._prepare_once()
+
+    def on_test_start(self) -> None:
+        """Prepare where nothing was trained before."""
+        self._prepare_once()
+
+    def _prepare_once(self) -> None:
+        if not self._is_prepared:
+            with torch.no_grad():
+                self.prepare()
+            self._is_prepared = True
+
+    @property
+    def source(self) -> Any:
+        """The DataModule that the Trainer was given. Raises: RunFailed without one."""
+        found = getattr(self.trainer, "datamodule", None)
+        if found is None:
+            raise RunFailed(
+                f"{type(self).__name__} needs a DataModule, so that it can pass over the training set exactly once.",
+                fix="trainer.fit(module, datamodule=StoredFeatures(...))",
+            )
+        return found
+
+    def raw_batches(self, split: str) -> Iterator[Any]:
+        """Yield this process's share of a split, each sample exactly once over all; features may not be made yet."""
+        trainer = self.trainer
+        yield from self.source.loader(split, shuffle=False, rank=trainer.global_rank, world_size=trainer.world_size)
+
+    def batches(self, split: str) -> Iterator[FeatureBatch]:
+        """Yield this process's share of a split as feature batches on the probe's device."""
+        for batch in self.raw_batches(split):
+            yield self.trainer.strategy.batch_to_device(batch, self.device)
+
+    @property
+    def train_split(self) -> str:
+        """Name of the split that the probe learns from."""
+        return str(self.source.data.train_split)
+
+    def sum_over_processes(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes; itself in one process."""
+        if self.trainer.world_size == 1:
+            return value
+        return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")  # type: ignore[return-value]
+
+    def mean_over_processes(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over all processes."""
+        return self.sum_over_processes(value) / self.trainer.world_size
+
+    def log_scores(self, scores: dict[str, float]) -> None:
+        """Log numbers that are equal on all processes already."""
+        self.log_dict(scores, sync_dist=False, rank_zero_only=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size asked for, or the probe's own default."""
+        return self.settings.learning_rate or self.default_learning_rate
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, factor: Callable[[float], float]
+    ) -> OptimizerLRSchedulerConfig:
+        """Scale the step size by `factor(progress)`, where progress runs from 0 to 1 over all steps of the run."""
+        total = self._total_steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step / total, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        # Not trainer.estimated_stepping_batches: it opens the training loader before the Trainer's own state is
+        # restored, and a run that resumes in the middle of an epoch would start that epoch again.
+        trainer = self.trainer
+        limit = trainer.limit_train_batches
+        batches = len(self.source.train_dataloader())
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        total = batches * (trainer.max_epochs or 1)
+        return max(min(total, trainer.max_steps) if trainer.max_steps >= 0 else total, 1)
+
+
+def vectors(batch: FeatureBatch, cell: str) -> Tensor:
+    """Return the pooled features of one cell. Raises: ConfigError for feature maps."""
+    x = batch.features[cell]
+    if x.ndim != 2:
+        raise ConfigError(
+            f"cell '{cell}' holds maps of shape {tuple(x.shape[1:])}; this probe reads pooled features.",
+            fix="features.pool=mean or features.pool=max",
+        )
+    return x
+
+
+def labels_of(batch: Any, target: str) -> Tensor:
+    """Return the class ids of `target`: the label, or an attribute; -1 where a sample has none."""
+    return batch.label if target == "label" else batch.attributes[target]  # type: ignore[no-any-return]
+
+
+def check_finite_loss(loss: Tensor, batch: FeatureBatch, cells: Sequence[str]) -> None:
+    """Stop at a loss that is no number, saying whether the features were to blame. Raises: NonFinite."""
+    if torch.isfinite(loss):
+        return
+    for cell in cells:
+        bad = ~torch.isfinite(batch.features[cell]).flatten(1).all(1)
+        if bad.any():
+            key = batch.keys[int(bad.nonzero()[0])]
+            raise NonFinite(f"cell '{cell}' has NaN or infinity in {int(bad.sum())} samples, the first is '{key}'.")
+    raise NonFinite(
+        f"the loss became {float(loss)} on finite features.",
+        fix="a smaller trainer.learning_rate, or precision=32-true",
+    )
+
+
+def require_samples(n: float, *, split: str, target: str) -> None:
+    """Refuse a score over nothing. Raises: EmptyClass."""
+    if n == 0:
+        raise EmptyClass(f"no sample of split '{split}' has a value of target '{target}'.")

@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.training.classifier import ClassifierModule
+from diffprobe.training.fit import make_trainer, quiet
+
+CPU = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def run(toy, tmp_path, cells=None, targets=("label", "style"), nulls=("shuffled_labels",), batch_size=16, **settings):
+    source = toy(batch_size=batch_size, **({"cells": cells} if cells else {}))
+    config = TrainerConfig(**{**CPU, "max_epochs": 6, "weight_decay": 0.01, **settings})
+    classes = {t: source.classes if t == "label" else source.attributes[t] for t in targets}
+    module = ClassifierModule(widths=source.widths, classes=classes, nulls=nulls, settings=config)
+    with quiet():
+        trainer = make_trainer(config, run_dir=tmp_path)
+        trainer.fit(module, datamodule=source)
+        trainer.validate(module, datamodule=source, verbose=False)
+        trainer.test(module, datamodule=source, verbose=False)
+    return module
+
+
+def test_learns_the_labels_and_its_null_does_not(toy, tmp_path):
+    module = run(toy, tmp_path, max_epochs=30, learning_rate=0.02)
+    for record in module.records("val"):
+        if record.name == "accuracy" and record.target == "label" and record.cell.startswith("mid"):
+            assert record.value > 0.75 > 0.5 > record.nulls["shuffled_labels"]
+            assert record.nulls["chance"] < 0.45 and record.probe == "linear"
+    assert len(module.records("test")) == 2 * 2 * 2
+    known = int((toy().table("test").label >= 0).sum())
+    assert {r.n for r in module.records("test") if r.target == "label"} == {known}
+
+
+def test_a_bank_equals_separate_runs(toy, tmp_path):
+    bank = run(toy, tmp_path / "bank")
+    for cell in bank.cells:
+        for target in ("label", "style"):
+            alone = run(toy, tmp_path / cell / target, cells=(cell,), targets=(target,), nulls=())
+            one, many = alone.probe(cell, target), bank.probe(cell, target)
+            torch.testing.assert_close(one.weight, many.weight, rtol=1e-4, atol=1e-6)
+            assert one.weight.abs().max() > 0.01  # it did move
+            mine = next(r for r in bank.records("test") if (r.cell, r.target, r.name) == (cell, target, "accuracy"))
+            assert alone.records("test")[0].value == mine.value
+
+
+def test_standardisation_is_that_of_the_whole_training_set(toy, tmp_path):
+    module = run(toy, tmp_path, max_epochs=1, batch_size=13)
+    for cell, bank in zip(module.cells, module.banks, strict=True):
+        x = toy().table("train").features[cell].double()
+        torch.testing.assert_close(bank.mean, x.mean(0).float(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(bank.inverse_std, 1 / x.std(0, unbiased=False).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_runs_and_agrees_roughly(toy, tmp_path):
+    full, half = run(toy, tmp_path / "a"), run(toy, tmp_path / "b", precision="bf16-mixed")
+    assert half.probe(half.cells[0], "label").weight.dtype == torch.float32
+    for a, b in zip(full.records("val"), half.records("val"), strict=True):
+        assert b.value == pytest.approx(a.value, abs=0.15)
+
+
+def test_clipping_is_refused(toy):
+    with pytest.raises(ConfigError, match="ties the heads"):
+        ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, settings=TrainerConfig(gradient_clip=1.0))

@@ -1,0 +1,88 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.catalog import Catalog
+from diffprobe.core.errors import EmptyClass
+from diffprobe.metrics.auroc import auroc
+from diffprobe.probes.direction.mean_difference import mean_difference
+from diffprobe.probes.direction.ridge import ridge
+from diffprobe.training.direction import DirectionModule
+from diffprobe.training.fit import make_trainer, quiet
+
+CELL = "mid_block@t10:empty:mean"
+
+
+def run(toy, tmp_path, name, positive="noto", negative="twemoji", **settings):
+    source = toy()
+    config = TrainerConfig(**{"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 40, **settings})
+    probe = Catalog("diffprobe.probes.direction", "probe").load(name)
+    params = probe.Config(positive=positive, negative=negative, n_random=50, n_shuffles=4)
+    module = DirectionModule(
+        name,
+        params,
+        estimate=getattr(probe, "estimate", None),
+        needs_gram=probe.NEEDS_GRAM,
+        axes=params.axes([CELL], {"style": source.attributes["style"]}),
+        widths={CELL: 12},
+        settings=config,
+    )
+    with quiet():
+        trainer = make_trainer(config, run_dir=tmp_path)
+        if module.is_trained:
+            trainer.fit(module, datamodule=source)
+        trainer.validate(module, datamodule=source, verbose=False)
+        trainer.test(module, datamodule=source, verbose=False)
+    return module
+
+
+def sides(toy, split):
+    table = toy().table(split)
+    style = table.attributes["style"]
+    return table.features[CELL][style < 2], style[style < 2] == 0
+
+
+@pytest.mark.parametrize(("name", "by_hand"), [("mean_difference", mean_difference), ("ridge", ridge)])
+def test_closed_forms_equal_the_notebook_functions(toy, tmp_path, name, by_hand):
+    module = run(toy, tmp_path, name)
+    x, positive = sides(toy, "train")
+    expected = by_hand(x, positive)
+    found = module.directions()[0]
+    torch.testing.assert_close(found.vector, F.normalize(expected, dim=0).float(), rtol=1e-5, atol=1e-6)
+    x, positive = sides(toy, "test")
+    record = module.records("test")[0]
+    assert record.value == pytest.approx(float(auroc((x.double() @ expected)[:, None], positive)), abs=1e-9)
+    assert record.n == len(x) and record.detail["positive"] == "noto"
+
+
+@pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
+def test_beats_its_nulls(toy, tmp_path, name):
+    module = run(toy, tmp_path, name)
+    record = module.records("val")[0]
+    assert record.value > 0.8
+    assert record.nulls["chance"] == 0.5
+    assert record.value > record.nulls["random_direction"] + record.detail["null_spread"]["random_direction"]
+    assert record.value > record.nulls["shuffled_labels"] + 0.1
+    x, positive = sides(toy, "train")
+    direction = module.directions()[0]
+    shift = x[positive].mean(0) - x[~positive].mean(0)
+    assert direction.scale == pytest.approx(float(shift @ direction.vector), rel=1e-4) and direction.scale > 0
+    assert float(direction.vector.norm()) == pytest.approx(1, abs=1e-6)
+
+
+def test_swapping_the_ends_turns_it_round(toy, tmp_path):
+    one, two = run(toy, tmp_path, "ridge"), run(toy, tmp_path, "ridge", positive="twemoji", negative="noto")
+    torch.testing.assert_close(one.directions()[0].vector, -two.directions()[0].vector, rtol=1e-4, atol=1e-6)
+    assert two.records("val")[0].value == pytest.approx(one.records("val")[0].value, abs=1e-9)
+
+
+def test_an_end_without_samples_is_an_error(toy, tmp_path):
+    class OneStyle(toy):
+        def table(self, split):
+            table = super().table(split)
+            table.attributes["style"][:] = 0
+            return table
+
+    with pytest.raises(EmptyClass, match=r"0 of 'twemoji'"):
+        run(OneStyle, tmp_path, "mean_difference")

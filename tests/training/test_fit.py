@@ -1,0 +1,44 @@
+import warnings
+
+import pytest
+import torch
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.training.fit import is_main_process, make_trainer, quiet
+
+
+def test_config_reaches_the_trainer(tmp_path):
+    config = TrainerConfig(accelerator="cpu", max_epochs=3, max_steps=7, precision="bf16-mixed", gradient_clip=0.5)
+    with quiet():
+        trainer = make_trainer(config, run_dir=tmp_path)
+    assert (trainer.max_epochs, trainer.max_steps, trainer.precision) == (3, 7, "bf16-mixed")
+    assert trainer.gradient_clip_val == 0.5 and trainer.num_sanity_val_steps == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the errors of a machine without GPU")
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"accelerator": "gpu"}, "no GPU"), ({"precision": "16-mixed"}, "GPU")]
+)
+def test_what_the_machine_has_not_got_is_refused(tmp_path, settings, words):
+    with pytest.raises(ConfigError, match=words):
+        make_trainer(TrainerConfig(**settings), run_dir=tmp_path)
+
+
+def test_quiet_keeps_other_warnings():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with quiet():
+            warnings.warn("The 'train_dataloader' does not have many workers which may", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    assert [str(w.message) for w in seen] == ["something else"]
+
+
+def test_main_process_by_environment(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert is_main_process()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert is_main_process()
+    monkeypatch.setenv("RANK", "3")  # first process of a second node
+    assert not is_main_process()

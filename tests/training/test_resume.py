@@ -1,0 +1,61 @@
+import lightning
+import pytest
+import torch
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.probes.sae.topk import Config
+from diffprobe.training.classifier import ClassifierModule
+from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.sae import SparseAutoencoderModule
+
+CELL = "mid_block@t10:empty:mean"
+
+
+class Interrupt(lightning.Callback):
+    """Stops the run after some steps, as a job's end would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
+
+
+def make(kind, settings):
+    if kind == "sae":
+        probe = Config(k=3, n_latents=32, dead_after=100, k_aux=4)
+        return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings)
+    return ClassifierModule(widths={CELL: 12}, classes={"label": ("a", "b", "c", "d")}, settings=settings)
+
+
+@pytest.mark.parametrize("kind", ["sae", "classifier"])
+@pytest.mark.parametrize(("every", "stop"), [(0, 14), (4, 11)])  # after an epoch of 6 steps; in the middle of one
+def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, kind, every, stop):
+    settings = TrainerConfig(accelerator="cpu", max_epochs=4, checkpoint_every_steps=every, enable_progress_bar=False)
+    with quiet():
+        whole = make(kind, settings)
+        make_trainer(settings, run_dir=tmp_path / "whole").fit(whole, datamodule=toy(cells=(CELL,)))
+        cut = tmp_path / "cut"
+        with pytest.raises(RuntimeError, match="stopped"):
+            make_trainer(settings, run_dir=cut, callbacks=[Interrupt(stop)]).fit(
+                make(kind, settings), datamodule=toy(cells=(CELL,))
+            )
+        last = find_checkpoint(cut, resume=True)
+        assert torch.load(last, weights_only=True)["global_step"] == (8 if every else 12)
+        second = make(kind, settings)
+        trainer = make_trainer(settings, run_dir=cut)
+        trainer.fit(second, datamodule=toy(cells=(CELL,)), ckpt_path=last, weights_only=True)
+    assert trainer.global_step == 24
+    for (name, one), other in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        assert one.equal(other), name
+
+
+def test_a_finished_or_unwanted_checkpoint_is_not_continued(tmp_path):
+    assert find_checkpoint(tmp_path, resume=True) is None
+    (tmp_path / "last.ckpt").touch()
+    assert find_checkpoint(tmp_path, resume=True) == tmp_path / "last.ckpt"
+    assert find_checkpoint(tmp_path, resume=False) is None
+    (tmp_path / "result.json").touch()
+    assert find_checkpoint(tmp_path, resume=True) is None

@@ -1,0 +1,152 @@
+"""What Weights & Biases got is read from the offline run file: a LevelDB log of protobuf records."""
+
+import json
+import struct
+
+import pytest
+
+from diffprobe.config.schema import LoggerConfig, TrainerConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import make_result
+from diffprobe.training import tracking
+from diffprobe.training.classifier import ClassifierModule
+from diffprobe.training.fit import make_trainer, quiet
+
+BLOCK = 32768
+
+
+def read_records(path):
+    """Yield the records of a `.wandb` file: a 7-byte header, then blocks of (crc32, length, type, payload)."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data = path.read_bytes()
+    assert data[:4] == b":W&B"
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def read_run(folder):
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    run, config, summary, history = None, {}, {}, []
+    for record in read_records(path):
+        if record.HasField("run"):
+            run = record.run
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        if record.HasField("config"):
+            config |= {item.key: json.loads(item.value_json) for item in record.config.update}
+        if record.HasField("summary"):
+            for item in record.summary.update:
+                summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+        if record.HasField("history"):
+            row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+            history.append(row)
+    return run, config, summary, history
+
+
+@pytest.fixture
+def logged_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+
+def test_login_is_found_in_key_or_netrc(logged_out, monkeypatch, tmp_path):
+    assert tracking.is_offline(LoggerConfig(kind="wandb"))
+    with pytest.raises(ConfigError, match="no W&B key"):
+        tracking.is_offline(LoggerConfig(kind="wandb", mode="online"))
+    (tmp_path / "no-netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert not tracking.is_offline(LoggerConfig(kind="wandb"))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
+    assert tracking.is_offline(LoggerConfig(kind="wandb"))
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert not tracking.is_offline(LoggerConfig(kind="wandb"))
+    assert tracking.is_offline(LoggerConfig(kind="wandb", mode="offline"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert tracking.is_offline(LoggerConfig(kind="wandb"))
+
+
+def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, tmp_path, capfd):
+    settings = TrainerConfig(accelerator="cpu", max_epochs=2, log_every_steps=2, enable_progress_bar=False)
+    tree = {"experiment": "emoji/classifier", "seed": 3, "features": {"taps": ["mid_block"], "draws": 1}}
+    source = toy()
+    module = ClassifierModule(widths=source.widths, classes={"style": source.attributes["style"]}, settings=settings)
+    with quiet():
+        logger = tracking.make_logger(
+            LoggerConfig(kind="wandb", tags=("mine",)),
+            run_dir=tmp_path,
+            experiment="emoji/classifier",
+            run_name="emoji/classifier/abc",
+            job_type="classifier",
+            tree=tree,
+            tags=("classifier", "linear"),
+        )
+        trainer = make_trainer(settings, run_dir=tmp_path, logger=logger)
+        trainer.fit(module, datamodule=source)
+        trainer.validate(module, datamodule=source, verbose=False)
+        trainer.test(module, datamodule=source, verbose=False)
+        result = make_result(
+            run="abc",
+            experiment="emoji/classifier",
+            kind="classifier",
+            config=tree,
+            seeds={},
+            metrics=module.records("test"),
+            started_at=0.0,
+            wandb_run_id=tracking.run_id(logger),
+        )
+        tracking.finish(logger, result)
+    run, config, summary, history = read_run(tmp_path)
+    assert run.run_id == result.wandb_run_id and run.project == "diffprobe"
+    assert (run.run_group, run.job_type, run.display_name) == ("emoji/classifier", "classifier", "emoji/classifier/abc")
+    assert list(run.tags) == ["mine", "classifier", "linear"]
+    assert {key: config[key] for key in tree} == tree
+    for record in result.metrics:
+        name = f"result/test/{record.name}/{record.cell}/style"
+        assert summary[name] == pytest.approx(record.value)
+        assert summary[f"{name}/shuffled_labels"] == pytest.approx(record.nulls["shuffled_labels"])
+    steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
+    assert steps == sorted(steps) and len(steps) == 6  # 12 steps, every second one
+    assert any("val/accuracy/up_blocks.0@t10:empty:mean/style" in row for row in history)
+    out, err = capfd.readouterr()
+    assert "wandb" not in (out + err).lower()
+
+
+def test_a_continued_run_keeps_its_id_and_a_new_one_gets_another(logged_out, tmp_path):
+    def make(resume):
+        with quiet():
+            logger = tracking.make_logger(
+                LoggerConfig(kind="wandb"),
+                run_dir=tmp_path,
+                experiment="",
+                run_name="r",
+                job_type="sae",
+                tree={},
+                resume=resume,
+            )
+        return tracking.run_id(logger)
+
+    first = make(False)
+    assert make(True) == first != make(False)
+
+
+def test_csv_and_none(tmp_path):
+    common = {"run_dir": tmp_path, "experiment": "", "run_name": "r", "job_type": "sae", "tree": {}}
+    assert tracking.make_logger(LoggerConfig(kind="none"), **common) is None
+    logger = tracking.make_logger(LoggerConfig(kind="csv"), **common)
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.finalize("success")
+    assert "1.0" in (tmp_path / "curves" / "metrics.csv").read_text()
+    again = tracking.make_logger(LoggerConfig(kind="csv"), resume=True, **common)
+    assert again.version == "curves-1" and tracking.run_id(again) is None
