@@ -32,12 +32,15 @@ class FeatureBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "FeatureBatch":
         """Return the batch with its tensors on `device`."""
-        move = {"device": device, "non_blocking": non_blocking}
+
+        def move(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=non_blocking)
+
         return FeatureBatch(
-            features={cell: values.to(**move) for cell, values in self.features.items()},
+            features={cell: move(values) for cell, values in self.features.items()},
             keys=self.keys,
-            label=self.label.to(**move),
-            attributes={name: values.to(**move) for name, values in self.attributes.items()},
+            label=move(self.label),
+            attributes={name: move(values) for name, values in self.attributes.items()},
         )
 
 

@@ -32,7 +32,7 @@ class LiveFeatures(FeatureSource):
 
         Raises: ConfigError for a precision that would round the images before the backbone sees them.
         """
-        _ = self.widths, self.request.extractor
+        self._open()
         precision = None if self.trainer is None else str(self.trainer.precision)
         if precision in ("16-true", "bf16-true", "64-true", "transformer-engine"):
             raise ConfigError(
@@ -55,13 +55,17 @@ class LiveFeatures(FeatureSource):
     def widths(self) -> dict[str, int]:
         """Cell name -> `d_in`."""
         widths = self.request.plan.widths
-        return {cell: widths[cell] for cell in choose_cells(self._asked, list(widths))}
+        chosen = choose_cells(self._asked, list(widths))
+        if len(chosen) < len(widths):
+            self.request = self.request.narrowed(chosen)
+        return {cell: widths[cell] for cell in chosen}
 
     def on_after_batch_transfer(self, batch: ImageBatch | FeatureBatch, dataloader_idx: int) -> FeatureBatch:
         """Turn the images of a batch, on the probe's device by now, into features."""
         if isinstance(batch, FeatureBatch):
             return batch
         device = batch.images.device
+        self._open()
         self.request.extractor.to(device)
         with torch.autocast(device.type, enabled=False):  # the backbone's precision is its own affair
             features = to_features(self.request, batch)
@@ -69,6 +73,7 @@ class LiveFeatures(FeatureSource):
 
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order; every image runs through the backbone."""
+        self._open()
         tables = []
         for shard in shard_entries(self.request.shard_set, split, self.data.limit):
             for item in shard_batches(self.request, shard_loader(self.request, shard)):
@@ -111,6 +116,10 @@ class LiveFeatures(FeatureSource):
         """Yield the evaluation batches of a split as features, outside of a Trainer. `options`: rank, world_size."""
         for images in self.loader(split, shuffle=False, **options):
             yield self.on_after_batch_transfer(images, 0)
+
+    def _open(self) -> None:
+        _ = self.widths  # first: it narrows the request to the cells that are read
+        _ = self.request.extractor
 
     def _chosen(self, batch: FeatureBatch) -> FeatureBatch:
         features = {cell: batch.features[cell] for cell in self.widths}

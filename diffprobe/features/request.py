@@ -4,10 +4,11 @@ Shared by extract.py, live.py and stored.py, so that the three can't disagree on
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import metadata
 
+from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.plan import Plan, plan_of
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
@@ -80,6 +81,16 @@ class Request:
                 "versions": {name: metadata.version(name) for name in _VERSIONS},
             },
         )
+
+    def narrowed(self, cells: Sequence[str]) -> "Request":
+        """Return the request for the taps and timesteps of some cells only, so that the backbone runs no further."""
+        chosen = [Cell.parse(cell) for cell in cells]
+        features = replace(
+            self.features,
+            taps=tuple(dict.fromkeys(cell.tap for cell in chosen)),
+            timesteps=tuple(dict.fromkeys(cell.timestep for cell in chosen)),
+        )
+        return Request(self.backbone, self.data, features, self.splits)
 
     @property
     def command(self) -> str:

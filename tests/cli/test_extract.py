@@ -1,4 +1,4 @@
-"""`diffprobe extract` and `diffprobe store`, through the door of the command line."""
+"""`diffprobe extract`, through the door of the command line."""
 
 import pytest
 
@@ -41,20 +41,6 @@ def test_extract_then_list_show_and_verify(settings, tmp_path, capsys):
     assert "all 14 files are as they were written" in capsys.readouterr().out
 
 
-def test_verify_says_no_to_a_flipped_byte(settings, capsys):
-    assert main(["extract", *settings, "--quiet"]) == 0
-    store = capsys.readouterr().out.strip()
-    from pathlib import Path
-
-    path = sorted(Path(store).glob("val-*/*.safetensors"))[0]
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    path.write_bytes(data)
-    assert main(["store", "verify", store]) == 1
-    out = capsys.readouterr().out
-    assert f"{path.parent.name}/{path.name}" in out and "1 faults" in out
-
-
 def test_a_wrong_part_is_refused_before_anything_is_loaded(settings, capsys):
     for part in ("2/2", "x", "1"):
         with pytest.raises(SystemExit):
@@ -71,23 +57,6 @@ def test_an_unknown_key_is_refused_with_the_nearest(settings, capsys, tmp_path):
 def test_live_features_need_no_store(settings, capsys):
     assert main(["extract", *settings, "features.source=live"]) == 2
     assert "it needs no store" in capsys.readouterr().err
-
-
-def test_an_empty_folder_says_how_to_make_a_store(tmp_path, capsys):
-    assert main(["store", "list", str(tmp_path)]) == 0
-    assert "no feature store" in capsys.readouterr().out
-    assert main(["store", "show", str(tmp_path)]) == 2
-    assert "StoreIncomplete" in capsys.readouterr().err
-
-
-def test_a_broken_store_is_listed_with_its_fault(settings, tmp_path, capsys):
-    from pathlib import Path
-
-    assert main(["extract", *settings, "--quiet"]) == 0
-    store = Path(capsys.readouterr().out.strip())
-    (store / "manifest.json").write_text("{}")
-    assert main(["store", "list", str(tmp_path / "stores")]) == 1
-    assert f"{store.name}  cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

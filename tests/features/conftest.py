@@ -1,10 +1,12 @@
 """Small stores with made-up features, for the tests that need no backbone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
+from torch import nn
 
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.manifest import Manifest, ShardEntry
@@ -123,3 +125,87 @@ def filled(tiny_sd: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFa
     parts = make_configs(tiny_sd, tiny_shards, tmp_path_factory.mktemp("filled"))
     extract(*parts, progress=False)
     return parts
+
+
+@pytest.fixture
+def both(filled: tuple) -> tuple:
+    """Live and stored features of one store, which many tests share."""
+    from diffprobe.features.live import LiveFeatures
+    from diffprobe.features.stored import StoredFeatures
+
+    return LiveFeatures(*filled, seed=3), StoredFeatures(*filled, seed=3)
+
+
+@pytest.fixture
+def shared(filled: tuple, configs: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Make configs like `configs` whose store is the shared one."""
+    return lambda **changes: configs(**{"features_store": filled[2].store, **changes})
+
+
+class Probe(lightning.LightningModule):
+    """A linear probe that writes down what it saw."""
+
+    def __init__(self, cell, width, n_classes):
+        super().__init__()
+        self.cell, self.head, self.seen = cell, nn.Linear(width, n_classes), []
+
+    def training_step(self, batch, index):
+        assert isinstance(batch, FeatureBatch)
+        self.seen.append(tuple(batch.keys))
+        return nn.functional.cross_entropy(self.head(batch.features[self.cell]), batch.label.clamp(min=0))
+
+    def validation_step(self, batch, index):
+        assert isinstance(batch, FeatureBatch)
+        self.seen.append(("val", *batch.keys))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.fixture
+def probe_class() -> type[Probe]:
+    return Probe
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., lightning.Trainer]:
+    """Make a quiet Trainer of two epochs on the CPU, working in the test's folder."""
+
+    def make(**options: object) -> lightning.Trainer:
+        defaults = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+        arguments = {"default_root_dir": tmp_path, "enable_model_summary": False, **defaults, **options}
+        return lightning.Trainer(**arguments)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def by_key() -> Callable[[Iterable[FeatureBatch]], dict]:
+    """Gather batches by key and refuse a key that comes twice."""
+
+    def gather(batches: Iterable[FeatureBatch]) -> dict:
+        rows = {}
+        for batch in batches:
+            assert isinstance(batch, FeatureBatch)
+            for i, key in enumerate(batch.keys):
+                assert key not in rows
+                features = {cell: values[i] for cell, values in batch.features.items()}
+                rows[key] = (features, int(batch.label[i]), {name: int(v[i]) for name, v in batch.attributes.items()})
+        return rows
+
+    return gather
+
+
+@pytest.fixture
+def assert_same() -> Callable[[dict, dict], None]:
+    """Compare what `by_key` gathered: features to 1e-5, labels and attributes exactly."""
+
+    def compare(first: dict, second: dict) -> None:
+        assert first.keys() == second.keys()
+        for key, (features, label, attributes) in first.items():
+            assert (label, attributes) == second[key][1:]
+            assert features.keys() == second[key][0].keys()
+            for cell, values in features.items():
+                torch.testing.assert_close(values, second[key][0][cell], atol=1e-5, rtol=0)
+
+    return compare

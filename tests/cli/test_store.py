@@ -1,0 +1,38 @@
+"""`diffprobe store`, through the door of the command line."""
+
+import pytest
+
+from diffprobe.cli.main import main
+
+
+@pytest.fixture
+def store(tiny_sd, tiny_shards, tmp_path):
+    """A store of one cell in its own folder."""
+    from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+    from diffprobe.features.extract import extract
+
+    features = FeaturesConfig(taps=("mid_block",), timesteps=(20,), store=str(tmp_path / "stores"))
+    return extract(BackboneConfig(path=str(tiny_sd)), DataConfig(path=str(tiny_shards)), features, progress=False)
+
+
+def test_verify_says_no_to_a_flipped_byte(store, capsys):
+    path = sorted(store.glob("val-*/*.safetensors"))[0]
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    assert main(["store", "verify", str(store)]) == 1
+    out = capsys.readouterr().out
+    assert f"{path.parent.name}/{path.name}" in out and "1 faults" in out
+
+
+def test_an_empty_folder_says_how_to_make_a_store(tmp_path, capsys):
+    assert main(["store", "list", str(tmp_path)]) == 0
+    assert "no feature store" in capsys.readouterr().out
+    assert main(["store", "show", str(tmp_path)]) == 2
+    assert "StoreIncomplete" in capsys.readouterr().err
+
+
+def test_a_broken_store_is_listed_with_its_fault(store, capsys):
+    (store / "manifest.json").write_text("{}")
+    assert main(["store", "list", str(store.parent)]) == 1
+    assert f"{store.name}  cannot be read" in capsys.readouterr().out

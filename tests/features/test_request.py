@@ -1,0 +1,48 @@
+"""What is asked for: the command that makes it, cells by short names, equal requests in one folder."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from diffprobe.config.parse import parse
+from diffprobe.config.schema import FeaturesConfig
+from diffprobe.features.request import Request, choose_cells
+
+
+def test_a_manifest_is_known_before_any_weights_are_loaded(configs):
+    request = Request(*configs())
+    assert len(request.manifest.cells) == 4
+    assert request.manifest.splits == ("train", "val", "test")
+    assert "extractor" not in vars(request)
+
+
+def test_narrowed_asks_for_the_cells_and_nothing_else(configs):
+    request = Request(*configs())
+    cell = "up_blocks.0@t400:empty:mean"
+    assert list(request.narrowed([cell]).plan.widths) == [cell]
+
+
+def test_the_command_of_a_message_makes_the_store_it_names(configs):
+    parts = configs(features_draws=3)
+    request = Request(*parts)
+    settings = dict(part.split("=", 1) for part in shlex.split(request.command)[2:])
+    assert settings["features.draws"] == "3"
+    taps = tuple(settings["features.taps"].strip("[]").split(","))
+    timesteps = tuple(int(t) for t in settings["features.timesteps"].strip("[]").split(","))
+    tree = {"taps": list(taps), "timesteps": list(timesteps), "draws": 3, "store": settings["features.store"]}
+    assert parse(FeaturesConfig, tree) == parts[2]
+
+
+def test_cells_may_be_named_short_where_that_is_unambiguous():
+    cells = ("mid_block@t10:empty:mean", "mid_block@t100:empty:mean")
+    assert choose_cells(["mid_block@t10"], cells) == cells[:1]
+    assert choose_cells(None, cells) == cells
+    with pytest.raises(KeyError, match="nearest"):
+        choose_cells(["mid_blok@t10:empty:mean"], cells)
+
+
+def test_configs_of_the_same_content_meet_in_one_folder(configs):
+    backbone, data, features = configs()
+    other = Request(backbone, replace(data, batch_size=9, num_workers=3, shuffle_buffer=0), features)
+    assert other.manifest.folder == Request(backbone, data, features).manifest.folder
