@@ -16,7 +16,7 @@ def test_pil_images_of_the_right_size_keep_every_value() -> None:
     image = gradient(32, 32)
     batch = as_batch([image, image], 32)
     assert batch.shape == (2, 3, 32, 32)
-    assert torch.equal(batch[0], torch.from_numpy(np.asarray(image)).permute(2, 0, 1) / 255)
+    assert torch.equal(batch[0], torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
 
 
 def test_the_shorter_side_is_resized_and_the_centre_cut_out() -> None:
