@@ -53,7 +53,7 @@ def plan(config: RunConfig) -> Plan:
     """
     kind, name = config.probe.kind, config.probe.name
     probe = Catalog(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
-    params = parse(probe.Config, config.probe.params)
+    params = parse(probe.Config, config.probe.params, at="probe.params")
     if kind == "sae" and config.null == "shuffled_labels":
         raise ConfigError("null=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")
     if kind != "sae" and not config.probe.targets:

@@ -20,8 +20,7 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
 from diffprobe.metrics.keyed import KeyedLabels
 from diffprobe.metrics.moments import Moments, RunningMoments
-from diffprobe.probes.direction import Axis, AxisConfig, Direction, random_directions
-from diffprobe.probes.direction._direction import class_means
+from diffprobe.probes.direction import Axis, AxisConfig, Direction, class_means, random_directions
 from diffprobe.probes.direction.logistic import LogisticDirections
 from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, vectors

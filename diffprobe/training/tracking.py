@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,11 @@ def make_logger(
     if config.kind == "none":
         return None
     if config.kind == "csv":
-        n = len(list(run_dir.glob("curves*"))) if resume else 0  # Lightning empties a folder that it finds
+        old = sorted(run_dir.glob("curves*"))
+        n = len(old) if resume else 0
+        if not resume and is_main_process():  # Lightning would empty them, with a warning
+            for folder in old:
+                shutil.rmtree(folder)
         return CSVLogger(run_dir, name="", version=f"curves-{n}" if n else "curves")
     offline = is_offline(config)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ def fresh(d=12, m=48, k=4, x=None):
 def test_initialise_centres_and_scales():
     x = features()
     sae = fresh(x=x)
-    centred = x * sae.scale - sae.b_pre
+    centred = (x * sae.scale - sae.b_pre).detach()
     assert centred.mean(0).abs().max() < 1e-4
     assert float(centred.square().sum(1).mean()) == pytest.approx(12, rel=1e-4)
     assert sae.W_enc.equal(sae.W_dec) and sae.W_enc.data_ptr() != sae.W_dec.data_ptr()

@@ -1,0 +1,116 @@
+"""A shard set held in memory, for training on it many times over. Owns the order of such an epoch.
+
+Probes stream (`features.live`); here a small set is decoded once, because a diffusion model passes over it a hundred
+times and decoding would cost more than the passes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.rng import derive_seed
+from diffprobe.shards.index import ShardSet
+from diffprobe.shards.stream import SampleStream
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """One split in memory.
+
+    Attributes:
+        images: RGB, 8 bits a channel.
+        keys: identity of each sample.
+        captions: all captions of each sample, the main one first.
+        attributes: by sample, value by attribute name.
+    """
+
+    images: UInt8[Tensor, "sample 3 height width"]
+    keys: list[str]
+    captions: list[tuple[str, ...]]
+    attributes: list[dict[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def floats(self, rows: Tensor | slice) -> Float[Tensor, "batch 3 height width"]:
+        """Return some images in [0, 1]."""
+        return self.images[rows].float() / 255
+
+
+def load_table(data: DataConfig, split: str, *, resolution: int) -> ImageTable:
+    """Decode a split into memory, in shard order."""
+    stream = SampleStream(
+        ShardSet.load(data.path), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
+        limit=data.limit,
+    )  # fmt: skip
+    samples = list(stream)
+    pixels = np.stack([np.asarray(sample.image) for sample in samples])
+    return ImageTable(
+        images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        keys=[sample.key for sample in samples],
+        captions=[sample.captions for sample in samples],
+        attributes=[sample.attributes for sample in samples],
+    )
+
+
+class _Rows(Dataset[Tensor]):
+    """Row numbers; a batch is a tensor of them, and the module takes the rows from its table."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, row: int) -> Tensor:
+        return torch.tensor(row)
+
+
+class _Shuffled(Sampler[int]):
+    """A permutation for each epoch, fixed by (seed, epoch); Lightning calls `set_epoch`, after a resume too."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
+        yield from torch.randperm(self.n, generator=generator).tolist()
+
+
+class ImagesInMemory(lightning.LightningDataModule):
+    """Training and validation tables of a shard set; batches are row numbers.
+
+    Args:
+        data: which shards, and the batch size.
+        resolution: side of the images in pixels.
+        seed: seed of the order.
+    """
+
+    def __init__(self, data: DataConfig, *, resolution: int, seed: int) -> None:
+        super().__init__()
+        self.data, self.resolution, self.seed = data, resolution, seed
+        self.train = load_table(data, data.train_split, resolution=resolution)
+        self.val = load_table(data, data.val_split, resolution=resolution)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
+        rows = _Rows(len(self.train))
+        sampler = _Shuffled(len(self.train), self.seed)
+        return DataLoader(rows, batch_size=self.data.batch_size, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Yield all validation rows in order."""
+        return DataLoader(_Rows(len(self.val)), batch_size=self.data.batch_size)

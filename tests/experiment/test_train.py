@@ -1,0 +1,181 @@
+"""The main job on tiny real things: shards through a frozen pipeline into probes and result files."""
+
+import json
+
+import pytest
+import torch
+
+from diffprobe.config.compose import load_run
+from diffprobe.core.errors import ConfigError, StoreIncomplete, UnknownName
+from diffprobe.core.result import read_result
+from diffprobe.experiment.extract import extract_run
+from diffprobe.experiment.train import make_source, plan, train
+from diffprobe.probes.classify.linear import LinearProbe
+from diffprobe.probes.direction import Direction
+from diffprobe.probes.sae.topk import KSAE
+
+CELL = "mid_block@t20:empty:mean"
+
+
+@pytest.fixture
+def run(tiny_sd, tiny_shards, tmp_path_factory, tmp_path):
+    """Make a judged config; the store is shared by the tests of this file."""
+    stores = tmp_path_factory.getbasetemp() / "train-stores"
+
+    def make(*settings):
+        return load_run(
+            None,
+            [
+                f"backbone.path={tiny_sd}",
+                "backbone.device=cpu",
+                f"data.path={tiny_shards}",
+                "data.batch_size=4",
+                "features.taps=[mid_block,up_blocks.0]",
+                "features.timesteps=[20]",
+                f"features.store={stores}",
+                "trainer.max_epochs=2",
+                "trainer.enable_progress_bar=false",
+                f"output={tmp_path}",
+                *settings,
+            ],
+        )
+
+    return make
+
+
+def test_classifier_from_store_and_live_agree(run):
+    config = run("probe=linear", "probe.targets=[label,style]", "data.shuffle_buffer=0")
+    extract_run(config, progress=False)
+    stored = read_result(train(config))
+    live = read_result(train(run("probe=linear", "probe.targets=[label,style]", "features.source=live")))
+    assert stored.kind == "classifier" and stored.wall_time_s > 0
+    assert {r.cell for r in stored.metrics} == {CELL, "up_blocks.0@t20:empty:mean"}
+    assert {r.split for r in stored.metrics} == {"val", "test"} and {r.n for r in stored.metrics} == {4}
+    assert all(set(r.nulls) == {"chance", "shuffled_labels"} for r in stored.metrics)
+    key = [(r.name, r.split, r.cell, r.target) for r in stored.metrics]
+    assert key == [(r.name, r.split, r.cell, r.target) for r in live.metrics]
+    chance = [r.nulls["chance"] for r in stored.metrics]
+    assert chance == [r.nulls["chance"] for r in live.metrics]
+
+
+def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_path):
+    config = run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")
+    extract_run(config, progress=False)
+    path = train(config)
+    result = read_result(path)
+    assert path == tmp_path / "classifier" / result.config_digest[:12] / "result.json"
+    assert result.run == path.parent.name and result.seeds["run"] == 3
+    assert result.config["probe"]["targets"] == ["style"] and "output" not in result.config
+    probe = LinearProbe.from_pretrained(path.parent / "probes" / "style" / CELL.replace(":", "."))
+    assert probe.n_classes == [2] and result.artifacts["input/shards"]
+    assert (path.parent / "last.ckpt").exists() and (path.parent / "curves" / "metrics.csv").exists()
+    assert plan(run("probe=linear", "probe.targets=[style]", "seed=4", "logger=csv")).run_dir != path.parent
+    assert plan(run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")).run_dir == path.parent
+
+
+def test_a_finished_run_is_trained_anew_with_the_same_numbers(run):
+    config = run("probe=linear", "probe.targets=[label]")
+    extract_run(config, progress=False)
+    first = read_result(train(config))
+    second = read_result(train(config))
+    assert first.metrics == second.metrics
+
+
+def test_sae(run):
+    config = run("probe=topk", f"probe.cell={CELL}", "probe.params.k=4", "probe.params.n_latents=40")
+    extract_run(config, progress=False)
+    path = train(config)
+    result = read_result(path)
+    by_name = {(r.name, r.split): r for r in result.metrics}
+    assert {split for _, split in by_name} == {"train", "val", "test"}
+    assert by_name["l0", "test"].value <= 4 and by_name["fvu", "train"].n == 16
+    sae = KSAE.from_pretrained(path.parent / "probes" / "sae")
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
+    with torch.no_grad():
+        x = make_source(config).table("test").features[CELL]
+        residual = (x - sae(x)[0]).double().square().sum()
+    expected = float(residual / (x - x.mean(0)).double().square().sum())
+    assert by_name["fvu", "test"].value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
+def test_direction(run, name):
+    config = run(
+        f"probe={name}",
+        "probe.cell=mid_block@t20",
+        "probe.targets=[style,group]",
+        "probe.params.positive=[noto,round]",
+        "probe.params.n_random=20",
+    )
+    extract_run(config, progress=False)
+    path = train(config)
+    result = read_result(path)
+    assert {r.target for r in result.metrics} == {"style", "group"} and {r.probe for r in result.metrics} == {name}
+    assert all(0 <= r.value <= 1 and set(r.nulls) >= {"random_direction", "shuffled_labels"} for r in result.metrics)
+    found = Direction.load(path.parent / "probes" / "style" / CELL.replace(":", "."))
+    assert float(found.vector.norm()) == pytest.approx(1, abs=1e-6) and found.negative == "other than noto"
+
+
+@pytest.mark.parametrize("null", ["random_weights", "raw_pixels", "shuffled_labels"])
+def test_a_run_that_is_a_null(run, null):
+    config = run("probe=linear", "probe.targets=[style]", f"null={null}")
+    extract_run(config, progress=False)
+    result = read_result(train(config))
+    assert result.config["null"] == null
+    cells = {record.cell for record in result.metrics}
+    assert cells == ({"pixels@t0:empty:mean"} if null == "raw_pixels" else {CELL, "up_blocks.0@t20:empty:mean"})
+    assert ("shuffled_labels" in result.metrics[0].nulls) == (null != "shuffled_labels")
+
+
+def test_an_interrupted_run_continues(run, monkeypatch):
+    from diffprobe.training.classifier import ClassifierModule
+
+    config = run("probe=linear", "probe.targets=[label]", "trainer.max_epochs=4", "seed=5")
+    extract_run(config, progress=False)
+    whole = read_result(train(config))
+    folder = plan(config).run_dir
+    (folder / "result.json").unlink()
+    step = ClassifierModule.training_step
+
+    def stops(self, batch, batch_idx):
+        if self.current_epoch == 2:
+            raise RuntimeError("stopped")
+        return step(self, batch, batch_idx)
+
+    (folder / "last.ckpt").unlink()
+    monkeypatch.setattr(ClassifierModule, "training_step", stops)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config)
+    epochs = []
+    monkeypatch.setattr(ClassifierModule, "training_step", lambda *a: epochs.append(a[0].current_epoch) or step(*a))
+    assert read_result(train(config)).metrics == whole.metrics
+    assert set(epochs) == {2, 3}
+
+
+def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
+    with pytest.raises(ConfigError, match="unknown key 'probe.params.kk'"):
+        plan(run("probe=topk", "probe.params.kk=3"))
+    with pytest.raises(UnknownName, match="unknown probe of kind 'sae' 'topp'"):
+        plan(run("probe=topk", "probe.name=topp"))
+    with pytest.raises(ConfigError, match="no labels to shuffle"):
+        plan(run("probe=topk", "null=shuffled_labels"))
+    with pytest.raises(ConfigError, match="missing key 'probe.params.positive'"):
+        plan(run("probe=ridge"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_faults_that_need_the_features(run):
+    extract_run(run(), progress=False)
+    with pytest.raises(ConfigError, match="reads one cell; the features have 2"):
+        train(run("probe=topk"))
+    with pytest.raises(UnknownName, match="unknown target 'styl'"):
+        train(run("probe=linear", "probe.targets=[styl]"))
+    with pytest.raises(StoreIncomplete, match="no feature store"):
+        train(run("features.store=elsewhere-that-is-not-there"))
+
+
+def test_the_result_is_json_with_schema_version(run):
+    config = run("probe=mean_difference", f"probe.cell={CELL}", "probe.targets=[style]", "probe.params.positive=noto")
+    extract_run(config, progress=False)
+    tree = json.loads(train(config).read_text())
+    assert tree["header"]["kind"] == "result" and tree["schema_version"] == 1
