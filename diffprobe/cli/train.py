@@ -1,6 +1,7 @@
-"""``diffprobe train``: train one probe and write its result."""
+"""``diffprobe train``: train one probe, or a diffusion model, and write its result."""
 
 import argparse
+from typing import Any
 
 HELP = "train a probe (sae, classifier or direction) on features and write result.json"
 
@@ -15,9 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, train, and say where the result is."""
-    from diffprobe.config.compose import load_run
+    from diffprobe.config.compose import load
+    from diffprobe.config.schema import RunConfig
 
-    config = load_run(None, args.settings)
+    config = load(None, args.settings)
+    if not isinstance(config, RunConfig):
+        return _train_backbone(config, check=args.check)
     from diffprobe.experiment.train import plan, train
 
     if args.check:
@@ -28,6 +32,16 @@ def run(args: argparse.Namespace) -> int:
 
     if is_main_process():
         _print(str(path))
+    return 0
+
+
+def _train_backbone(config: Any, *, check: bool) -> int:
+    from diffprobe.experiment.train_backbone import run_dir_of, train_backbone
+
+    if check:
+        print(f"the configuration is fine; the run's folder is {run_dir_of(config)}")
+    else:
+        print(f"result: {train_backbone(config)}")
     return 0
 
 

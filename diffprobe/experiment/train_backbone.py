@@ -1,0 +1,105 @@
+"""`diffprobe train` for experiments that train a diffusion model: its autoencoder first, its denoiser after it.
+
+Owns the run's folder and the order of things; losses and export are the modules'. An interrupted run continues from
+its last epoch, as if it had not been interrupted.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.config.parse import to_tree
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.result import MetricRecord, make_result, write_result
+
+if TYPE_CHECKING:
+    from diffprobe.training.autoencoder import AutoencoderTraining
+    from diffprobe.training.denoiser import DenoiserTraining
+
+    BackboneTraining = AutoencoderTraining | DenoiserTraining
+
+WEIGHTS = "weights"
+"""Folder in the run's folder that holds what was trained, in diffusers' format."""
+
+
+def run_dir_of(config: "BackboneTraining") -> Path:
+    """Return the folder of the run: <output>/<experiment>/<first 12 digits of the config's digest>."""
+    tree = {key: value for key, value in to_tree(config).items() if key != "output"}
+    return Path(config.output) / config.experiment / digest_json(tree)[:12]
+
+
+def train_backbone(config: "BackboneTraining") -> Path:
+    """Train, save the weights and write `result.json`; return its path.
+
+    Raises: ConfigError for more than one process, and what opening data and trackers raises.
+    """
+    if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}, num_nodes={config.trainer.num_nodes}: a backbone is trained in one process.",
+            fix="trainer.devices=1 trainer.num_nodes=1",
+        )
+    started_at = time.time()
+    keep_freed_memory()
+    import lightning
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    from diffprobe.training import fit, resume, tracking
+    from diffprobe.training.images import ImagesInMemory
+
+    run_dir = run_dir_of(config)
+    checkpoint = resume.find_checkpoint(run_dir, resume=config.trainer.resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if checkpoint is None:
+        for name in (resume.LAST, resume.RESULT):
+            (run_dir / name).unlink(missing_ok=True)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    module, resolution = _make_module(config)
+    data = ImagesInMemory(config.data, resolution=resolution, seed=config.seed)
+    tree = to_tree(config)
+    with fit.quiet():
+        logger = tracking.make_logger(
+            config.logger,
+            run_dir=run_dir,
+            experiment=config.experiment,
+            run_name=f"{config.experiment}/{run_dir.name}",
+            job_type="backbone",
+            tree=tree,
+            tags=("backbone",),
+            resume=checkpoint is not None,
+        )
+        averaging = EMAWeightAveraging(decay=config.ema_decay)
+        trainer = fit.make_trainer(config.trainer, run_dir=run_dir, logger=logger, callbacks=[averaging])
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        scores = trainer.validate(module, datamodule=data, verbose=False)[0]
+        module.save(run_dir / WEIGHTS)
+    result = make_result(
+        run=f"{config.experiment}/{run_dir.name}",
+        experiment=config.experiment,
+        kind="train_backbone",
+        config=tree,
+        seeds={"seed": config.seed},
+        metrics=[
+            MetricRecord(name=name.removeprefix("val/"), value=float(value), split="val", n=len(data.val))
+            for name, value in scores.items()
+        ],
+        started_at=started_at,
+        artifacts={
+            str(path.relative_to(run_dir / WEIGHTS)): digest_file(path)
+            for path in sorted((run_dir / WEIGHTS).rglob("*.safetensors"))
+        },
+    )
+    write_result(result, run_dir / resume.RESULT)
+    return run_dir / resume.RESULT
+
+
+def _make_module(config: "BackboneTraining") -> tuple[Any, int]:
+    from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderTraining
+
+    if isinstance(config, AutoencoderTraining):
+        return AutoencoderModule(config), config.model.resolution
+    from diffprobe.training.denoiser import DenoiserModule
+
+    module = DenoiserModule(config)
+    return module, module.resolution

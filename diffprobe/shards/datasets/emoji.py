@@ -1,0 +1,215 @@
+"""The embedded data set `emoji`: Noto and Twemoji drawings with captions and known attributes.
+
+Source: the npm packages `emoji-datasource-google` and `emoji-datasource-twitter` 16.0.0 (folder ``img/*/64``) and
+`emojibase-data` 17.0.0 (``en/data.json`` with ``en/messages.json`` beside it). Noto emoji: Apache-2.0, Google.
+Twemoji graphics: CC BY 4.0, Twitter, Inc. and other contributors. emojibase: MIT, Miles Johnson.
+
+Owns which drawings are samples, what is said of them, and which split each belongs to. Writing tars is `shards.write`.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffprobe.core.errors import ShardError
+from diffprobe.shards.index import ShardSet, build_index
+from diffprobe.shards.write import write_shard
+
+SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+N_CAPTION_TAGS = 3
+SAMPLES_PER_SHARD = 512
+LEFT_OUT_GROUPS = ("component", "flags")
+LICENCE = "noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see LICENSES.md)"
+
+# Words that only tell who is shown; a base is what stays without them, so that no variant of a base leaks over a split.
+_PERSON_WORDS = frozenset("man men woman women person people boy boys girl girls adult child and".split())
+_MALE_WORDS = frozenset("man men boy boys".split())
+_FEMALE_WORDS = frozenset("woman women girl girls".split())
+_SIZE = (64, 64)
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One named emoji (a base or one of its skin tones), before a style is chosen."""
+
+    hexcode: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    subgroup: str
+    tones: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The label without the skin tones that emojibase appends to it."""
+        if not self.tones:
+            return self.label
+        head, _, tail = self.label.rpartition(":")
+        kept = [part.strip() for part in tail.split(",") if not part.strip().endswith("skin tone")]
+        return head + (": " + ", ".join(kept) if kept else "")
+
+    @property
+    def base(self) -> str:
+        """What is shown, whoever shows it: "woman health worker" and "man health worker" are one base.
+
+        >>> Emoji("1F468-200D-2695", "man health worker", (), "people-body", "person-role", ()).base
+        'health worker'
+        """
+        text = self.name.replace("facing right", "")
+        words = [word for word in re.findall(r"[\w'.’!?-]+", text.lower()) if word not in _PERSON_WORDS]
+        return " ".join(words) if words else "person"
+
+    @property
+    def gender(self) -> str | None:
+        """"man" or "woman" where the name tells exactly one of them."""
+        words = set(re.findall(r"\w+", self.name.lower()))
+        male, female = bool(words & _MALE_WORDS), bool(words & _FEMALE_WORDS)
+        return None if male == female else ("man" if male else "woman")
+
+    def captions(self, style: str) -> list[str]:
+        """All captions of one style: first the one with several tags, then the name alone, then one tag each."""
+        tone = [f"{tone} skin tone" for tone in self.tones]
+        words = set(re.findall(r"\w+", self.name.lower()))
+        tags = [tag for tag in self.tags if not set(re.findall(r"\w+", tag.lower())) <= words]
+        choices = [tags[:N_CAPTION_TAGS], [], *([tag] for tag in tags)]
+        texts = (", ".join([f"{style} emoji", self.name, *chosen, *tone]) for chosen in choices)
+        return list(dict.fromkeys(texts))
+
+
+def read_names(names: Path) -> list[Emoji]:
+    """Read emojibase's `data.json` (and `messages.json` beside it for the names of groups).
+
+    Raises: ShardError if either file is missing or is not emojibase's.
+    """
+    messages = names.with_name("messages.json")
+    for path in (names, messages):
+        if not path.is_file():
+            raise ShardError(f"{path} does not exist.", "needed: en/data.json and en/messages.json of emojibase-data 17.0.0")
+    try:
+        entries: list[dict[str, Any]] = json.loads(names.read_text("utf-8"))
+        titles = json.loads(messages.read_text("utf-8"))
+        groups = {item["order"]: item["key"] for item in titles["groups"]}
+        subgroups = {item["order"]: item["key"] for item in titles["subgroups"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{names} is not emojibase's data.json: {error}.") from error
+    found = []
+    for entry in entries:
+        group = groups.get(entry.get("group", -1))
+        if group is None or group in LEFT_OUT_GROUPS:
+            continue
+        for variant in [entry, *entry.get("skins", [])]:
+            tone = variant.get("tone", [])
+            tones = [SKIN_TONES[index - 1] for index in (tone if isinstance(tone, list) else [tone])]
+            found.append(
+                Emoji(
+                    hexcode=variant["hexcode"].lower(),
+                    label=variant["label"],
+                    tags=tuple(str(tag) for tag in entry.get("tags", [])),
+                    group=group,
+                    subgroup=subgroups[entry["subgroup"]],
+                    tones=tuple(dict.fromkeys(tones)),
+                )
+            )
+    return found
+
+
+def _fraction(*parts: str) -> float:
+    """Map text to [0, 1) by its sha256: a split that depends on names alone, not on order or on the other samples."""
+    return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") / 2**64
+
+
+def split_of(base: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]) -> str:
+    """Give the split of one sample.
+
+    A tenth of the bases is `test`, whole. Of the others, a tenth of the (style, skin tone) combinations is `val`, in
+    all genders, as long as another combination of that base stays in `train`.
+    """
+    if _fraction("test", base) < 0.1:
+        return "test"
+    ranks = {combination: _fraction("val", base, combination[0], *combination[1]) for combination in combinations}
+    chosen = (style, tones)
+    kept = max(ranks, key=lambda item: (ranks[item], item))
+    return "val" if ranks[chosen] < 0.1 and chosen != kept else "train"
+
+
+def _encode(path: Path) -> bytes:
+    """Put a drawing on white and store it as lossless WebP (40 % smaller than PNG, the same pixels)."""
+    with Image.open(path) as image:
+        if image.size != _SIZE:
+            raise ShardError(f"{path} has size {image.size}, not {_SIZE}.", "expected: the folder img/*/64 of emoji-datasource")
+        layer = image.convert("RGBA")
+    flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    buffer = io.BytesIO()
+    flat.save(buffer, format="WEBP", lossless=True, quality=80, method=4)
+    return buffer.getvalue()
+
+
+def _find(folder: Path, hexcode: str) -> Path | None:
+    for name in (hexcode, hexcode.replace("-fe0f", "")):
+        path = folder / f"{name}.png"
+        if path.is_file():
+            return path
+    return None
+
+
+def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, dict[str, bytes]]]:
+    """Yield (split, key, members) of every sample, styles within emoji, emoji in emojibase's order."""
+    emojis = read_names(names)
+    folders = {"noto": noto, "twemoji": twemoji}
+    drawn = [
+        (emoji, style, path)
+        for emoji in emojis
+        for style, folder in folders.items()
+        if (path := _find(folder, emoji.hexcode)) is not None
+    ]
+    if not drawn:
+        raise ShardError(f"no drawing of {names} found in {noto} or {twemoji}.", "expected: the folders img/*/64 of emoji-datasource")
+    classes = sorted({emoji.subgroup for emoji, _, _ in drawn})
+    combinations: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
+    for emoji, style, _ in drawn:
+        combinations.setdefault(emoji.base, set()).add((style, emoji.tones))
+    for emoji, style, path in drawn:
+        attributes = {"style": style, "group": emoji.group, "base": emoji.base}
+        if len(emoji.tones) == 1:
+            attributes["skin_tone"] = emoji.tones[0]
+        if emoji.gender:
+            attributes["gender"] = emoji.gender
+        captions = emoji.captions(style)
+        record = {
+            "attributes": attributes,
+            "caption": captions[0],
+            "captions": captions,
+            "class_name": emoji.subgroup,
+            "label": classes.index(emoji.subgroup),
+        }
+        members = {"json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), "webp": _encode(path)}
+        yield split_of(emoji.base, style, emoji.tones, combinations[emoji.base]), f"{style}-{emoji.hexcode}", members
+
+
+def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
+    """Build the shard set from the unpacked packages, byte for byte the same each time.
+
+    Samples stand in a hashed order, so that the first shards are a fair sample of the whole.
+
+    Args:
+        noto, twemoji: folders of 64 x 64 PNG files named by hexcode.
+        names: emojibase's `en/data.json`, with `messages.json` beside it.
+        out: folder for ``<split>-NNNN.tar.gz`` and ``index.json``; made if missing.
+    Raises: ShardError if a source is missing or is not what it should be.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    by_split: dict[str, list[tuple[str, dict[str, bytes]]]] = {"train": [], "val": [], "test": []}
+    for split, key, members in samples(noto, twemoji, names):
+        by_split[split].append((key, members))
+    for split, rows in by_split.items():
+        rows.sort(key=lambda row: _fraction("order", row[0]))
+        for number, start in enumerate(range(0, len(rows), SAMPLES_PER_SHARD)):
+            write_shard(out / f"{split}-{number:04d}.tar.gz", rows[start : start + SAMPLES_PER_SHARD])
+    return build_index(out, name="emoji", licence=LICENCE)
