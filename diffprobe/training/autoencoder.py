@@ -82,6 +82,11 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
 
 
+def total_steps(trainer: TrainerConfig, data: DataConfig, n_samples: int) -> int:
+    """Optimiser steps of a run: whole batches times epochs, or `trainer.max_steps` if that is set."""
+    return trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * (n_samples // data.batch_size)
+
+
 class AutoencoderModule(lightning.LightningModule):
     """Trains an AutoencoderKL by L1, squared error, edges and a little KL.
 
@@ -133,7 +138,7 @@ class AutoencoderModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
-        trainer, total = self.config.trainer, int(self.trainer.estimated_stepping_batches)
+        trainer, total = self.config.trainer, total_steps(self.config.trainer, self.config.data, len(self._table("train")))
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=trainer.learning_rate or 2e-3, weight_decay=trainer.weight_decay, betas=(0.9, 0.99)
         )

@@ -1,0 +1,277 @@
+"""Training of a small latent text-to-image diffusion model: U-Net and text encoder together. Owns loss and export.
+
+The result is a StableDiffusionPipeline folder like any other, and every later step opens it as such.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.core.errors import WeightsMissing
+from diffprobe.core.rng import derive_seed, noise_for
+from diffprobe.training.autoencoder import total_steps, warmup_cosine
+from diffprobe.training.captions import choose_captions, train_tokenizer
+from diffprobe.training.images import ImagesInMemory, ImageTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserShape:
+    """Shape of the U-Net and of the text encoder."""
+
+    channels: tuple[int, ...] = (112, 144, 128)
+    """U-Net channels a level; each level but the last halves the side."""
+    cross_attention: tuple[bool, ...] = (True, True, False)
+    """Which levels read the caption; the mid block always does."""
+    layers_per_block: int = 1
+    """Residual blocks a level on the way down; one more on the way up."""
+    heads: int = 8
+    """Attention heads in the U-Net."""
+    norm_groups: int = 16
+    """Groups of GroupNorm."""
+    text_width: int = 128
+    """Width of the text encoder."""
+    text_layers: int = 2
+    """Layers of the text encoder."""
+    text_heads: int = 4
+    """Attention heads in the text encoder."""
+    vocab_size: int = 3000
+    """Entries of the caption vocabulary."""
+    max_tokens: int = 32
+    """Longest caption in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The forward process (names as in diffusers' schedulers)."""
+
+    num_train_timesteps: int = 1000
+    """Timesteps of the training grid."""
+    beta_start: float = 0.00085
+    """First beta."""
+    beta_end: float = 0.012
+    """Last beta."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """How betas run between the two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining:
+    """A training run of a denoiser (`schema:` of its experiment file)."""
+
+    experiment: str
+    """Name of the experiment."""
+    autoencoder: str
+    """Folder of the trained AutoencoderKL in diffusers' format."""
+    data: DataConfig
+    """Captioned images."""
+    model: DenoiserShape = field(default_factory=DenoiserShape)
+    """Shape of the networks."""
+    noise: NoiseSchedule = field(default_factory=NoiseSchedule)
+    """The forward process."""
+    trainer: TrainerConfig
+    """Length, precision, step size."""
+    logger: LoggerConfig
+    """Where curves go."""
+    seed: int = 0
+    """Seed of weights, order, captions, timesteps and noise."""
+    output: str = "runs"
+    """Folder of runs."""
+    warmup_steps: int = 300
+    """Steps over which the step size rises; a cosine to 0 follows."""
+    drop_captions: float = 0.1
+    """Share of samples that see the empty caption, for classifier-free guidance."""
+    main_captions: float = 0.5
+    """Share of the others that see their main caption; the rest sees one of its alternatives."""
+    min_snr_gamma: float = 5.0
+    """Loss weight min(SNR, gamma) / SNR (Hang et al., 2303.09556, eq. 6 for epsilon prediction)."""
+    ema_decay: float = 0.9995
+    """Decay a step of the averaged weights, which are the ones that are saved."""
+
+
+class DenoiserModule(lightning.LightningModule):
+    """Learns to predict the noise in a vae_latent under its caption.
+
+    Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).
+    """
+
+    def __init__(self, config: DenoiserTraining) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL, DDIMScheduler
+
+        if not (Path(config.autoencoder) / "config.json").is_file():
+            raise WeightsMissing(
+                f"'{config.autoencoder}' holds no autoencoder (no config.json).",
+                fix="diffprobe train experiment=emoji/train_autoencoder, then set autoencoder=RUN_FOLDER/weights",
+            )
+        # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
+        self._frozen = (AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval(),)
+        self.config = config
+        self.scheduler = DDIMScheduler(
+            num_train_timesteps=config.noise.num_train_timesteps,
+            beta_start=config.noise.beta_start,
+            beta_end=config.noise.beta_end,
+            beta_schedule=config.noise.beta_schedule,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
+        alphas = self.scheduler.alphas_cumprod.float()
+        self.register_buffer("signal", alphas.sqrt(), persistent=False)
+        self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
+        self._latents: dict[str, Tensor] = {}
+        self._captions: dict[str, Int[Tensor, "caption token"]] = {}
+        self._build()
+
+    @property
+    def vae(self) -> Any:
+        """The frozen autoencoder."""
+        return self._frozen[0]
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images in pixels."""
+        return int(self.vae.config.sample_size)
+
+    def _build(self) -> None:
+        """Make tokenizer, text encoder and U-Net; the vocabulary comes from the training captions alone."""
+        from diffusers import UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        from diffprobe.training.images import load_table
+
+        shape, config = self.config.model, self.config
+        table = load_table(config.data, config.data.train_split, resolution=self.resolution)
+        texts = [text for captions in table.captions for text in captions]
+        self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
+        side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
+        up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("weights", config.seed))
+            self.unet = UNet2DConditionModel(
+                sample_size=side,
+                in_channels=self.vae.config.latent_channels,
+                out_channels=self.vae.config.latent_channels,
+                down_block_types=down,
+                up_block_types=up,
+                block_out_channels=shape.channels,
+                layers_per_block=shape.layers_per_block,
+                cross_attention_dim=shape.text_width,
+                attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
+                norm_num_groups=shape.norm_groups,
+            )
+            self.text_encoder = CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(self.tokenizer),
+                    hidden_size=shape.text_width,
+                    intermediate_size=4 * shape.text_width,
+                    num_hidden_layers=shape.text_layers,
+                    num_attention_heads=shape.text_heads,
+                    max_position_embeddings=shape.max_tokens,
+                    projection_dim=shape.text_width,
+                    bos_token_id=self.tokenizer.bos_token_id,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            )
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        """Return the weighted denoising loss of a batch of row numbers."""
+        table, rows = self._table("train"), rows.cpu()
+        generator = torch.Generator().manual_seed(derive_seed("step", self.config.seed, self.global_step))
+        captions = choose_captions(
+            [table.captions[row] for row in rows.tolist()],
+            main_share=self.config.main_captions,
+            drop_share=self.config.drop_captions,
+            generator=generator,
+        )
+        clean = self._encoded("train")[rows].to(self.device)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        timesteps = torch.randint(len(self.signal), (len(rows),), generator=generator).to(self.device)
+        errors = self.errors(clean, captions, timesteps, noise)
+        snr = (self.signal / self.sigma).square()[timesteps]
+        loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
+        self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
+        return loss
+
+    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
+        """Log the plain denoising error of the validation images: one fixed timestep and noise each."""
+        table, keys = self._table("val"), [self._table("val").keys[row] for row in rows.tolist()]
+        clean = self._encoded("val")[rows.cpu()].to(self.device)
+        noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in keys]).to(clean)
+        timesteps = torch.tensor([derive_seed("timestep", key) % len(self.signal) for key in keys]).to(self.device)
+        errors = self.errors(clean, [table.captions[row][0] for row in rows.tolist()], timesteps, noise)
+        self.log("val/mse", errors.mean(), batch_size=len(rows), prog_bar=True, sync_dist=True)
+
+    def errors(
+        self,
+        clean: Float[Tensor, "batch c h w"],
+        captions: list[str],
+        timesteps: Int[Tensor, " batch"],
+        noise: Float[Tensor, "batch c h w"],
+    ) -> Float[Tensor, " batch"]:
+        """Mean squared error of the predicted noise of each sample.
+
+        Args:
+            clean: scaled vae_latents.
+            captions: one a sample.
+            timesteps: on the training grid.
+            noise: standard normal.
+        """
+        signal, sigma = (values[timesteps, None, None, None] for values in (self.signal, self.sigma))
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.config.model.max_tokens, return_tensors="pt"
+        ).input_ids.to(self.device)
+        text = self.text_encoder(tokens).last_hidden_state
+        predicted = self.unet(signal * clean + sigma * noise, timesteps, text).sample
+        return (predicted.float() - noise).square().flatten(1).mean(1)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with warm-up and cosine."""
+        trainer = self.config.trainer
+        total = total_steps(trainer, self.config.data, len(self._table("train")))
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=trainer.learning_rate or 1e-3, weight_decay=trainer.weight_decay, betas=(0.9, 0.99)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def save(self, folder: Path) -> None:
+        """Write the pipeline in diffusers' format, weights as fp16 safetensors."""
+        from copy import deepcopy
+
+        from diffusers import StableDiffusionPipeline
+
+        parts = {name: deepcopy(part).half() for name, part in (("vae", self.vae), ("unet", self.unet), ("text_encoder", self.text_encoder))}
+        StableDiffusionPipeline(
+            **parts,
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).save_pretrained(folder, safe_serialization=True)
+
+    def _table(self, split: str) -> ImageTable:
+        source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(source, ImagesInMemory)
+        return source.train if split == "train" else source.val
+
+    def _encoded(self, split: str) -> Float[Tensor, "sample c h w"]:
+        """Return the scaled latents of a split, encoded when first asked for."""
+        if split not in self._latents:
+            table, factor = self._table(split), self.vae.config.scaling_factor
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                batches = torch.arange(len(table)).split(64)
+                modes = [self.vae.encode(table.floats(rows) * 2 - 1).latent_dist.mode() for rows in batches]
+            self._latents[split] = torch.cat(modes) * factor
+        return self._latents[split]
