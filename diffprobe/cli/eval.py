@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from diffprobe.config.compose import load, split_experiment
 
     experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "emoji/evaluate", [f"backbone={args.backbone}", *settings])
+    config = load(experiment or "emoji/evaluate", [f"model={args.backbone}", *settings])
     from diffprobe.core.result import read_result
     from diffprobe.experiment.evaluate_backbone import evaluate_backbone
 

@@ -30,7 +30,7 @@ class BackboneEvaluation:
 
     experiment: str
     """Name of the experiment."""
-    backbone: str = "emoji-sd"
+    model: str = "emoji-sd"
     """Folder of a StableDiffusionPipeline that predicts epsilon, or "emoji-sd"."""
     data: DataConfig
     """Captioned images; its validation and test splits are scored."""
@@ -68,7 +68,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     """Measure, write `result.json` (and `samples.png`), and return its path and the gates that were missed."""
     started_at = time.time()
     keep_freed_memory()
-    pipeline = load_pipeline(config.backbone)
+    pipeline = load_pipeline(config.model)
     score = DenoisingError(pipeline, seed=config.seed)
     run_dir = Path(config.output) / config.experiment
     run_dir.mkdir(parents=True, exist_ok=True)
