@@ -26,7 +26,7 @@ SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 N_CAPTION_TAGS = 3
 SAMPLES_PER_SHARD = 512
 LEFT_OUT_GROUPS = ("component", "flags")
-LICENCE = "noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see LICENSES.md)"
+LICENCE = "noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see README.md)"
 
 # Words that only tell who is shown; a base is what stays without them, so that no variant of a base leaks over a split.
 _PERSON_WORDS = frozenset("man men woman women person people boy boys girl girls adult child and".split())
