@@ -54,7 +54,11 @@ class DenoisingError:
         """Return the text encoder's states, padded to the tokenizer's longest caption."""
         tokenizer = self.pipeline.tokenizer
         tokens = tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_tensors="pt",
         ).input_ids
         return torch.cat([self.pipeline.text_encoder(part).last_hidden_state for part in tokens.split(ROWS_A_PASS)])
 

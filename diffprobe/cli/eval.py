@@ -29,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
         nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
         interval = record.detail.get("interval")
         spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        print(f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}" + (f"  ({nulls})" if nulls else ""))
+        print(
+            f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}"
+            + (f"  ({nulls})" if nulls else "")
+        )
     print(f"result: {path}")
     for line in missed:
         print(f"gate missed: {line}")

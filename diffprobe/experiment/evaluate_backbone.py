@@ -118,7 +118,9 @@ def load_pipeline(path: str) -> Any:
 
     folder = locate(path).folder
     if folder is None:
-        raise WeightsMismatch(f"'{path}' is no text-to-image model.", fix="name a StableDiffusionPipeline folder, or emoji-sd")
+        raise WeightsMismatch(
+            f"'{path}' is no text-to-image model.", fix="name a StableDiffusionPipeline folder, or emoji-sd"
+        )
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True, requires_safety_checker=False
@@ -133,7 +135,8 @@ def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, sp
     table = load_table(config.data, split, resolution=int(pipeline.vae.config.sample_size))
     latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
     groups = [
-        attributes.get(config.group_attribute, key) for attributes, key in zip(table.attributes, table.keys, strict=True)
+        attributes.get(config.group_attribute, key)
+        for attributes, key in zip(table.attributes, table.keys, strict=True)
     ]
     return Encoded(table, latents, score.encode_captions([captions[0] for captions in table.captions]), groups)
 

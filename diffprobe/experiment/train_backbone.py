@@ -37,7 +37,8 @@ def train_backbone(config: "BackboneTraining") -> Path:
     """
     if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
         raise ConfigError(
-            f"trainer.devices={config.trainer.devices}, num_nodes={config.trainer.num_nodes}: a backbone is trained in one process.",
+            "a backbone is trained in one process.",
+            f"given: trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}",
             fix="trainer.devices=1 trainer.num_nodes=1",
         )
     started_at = time.time()

@@ -101,7 +101,7 @@ class AutoencoderModule(lightning.LightningModule):
         n = len(shape.channels)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("weights", config.seed))
-            self.vae = AutoencoderKL(
+            self.vae: Any = AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * n,
                 up_block_types=("UpDecoderBlock2D",) * n,
                 block_out_channels=shape.channels,
@@ -138,7 +138,10 @@ class AutoencoderModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
-        trainer, total = self.config.trainer, total_steps(self.config.trainer, self.config.data, len(self._table("train")))
+        trainer, total = (
+            self.config.trainer,
+            total_steps(self.config.trainer, self.config.data, len(self._table("train"))),
+        )
         optimizer = torch.optim.AdamW(
             self.parameters(), lr=trainer.learning_rate or 2e-3, weight_decay=trainer.weight_decay, betas=(0.9, 0.99)
         )

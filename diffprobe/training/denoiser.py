@@ -101,6 +101,9 @@ class DenoiserModule(lightning.LightningModule):
     Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).
     """
 
+    signal: Tensor
+    sigma: Tensor
+
     def __init__(self, config: DenoiserTraining) -> None:
         super().__init__()
         from diffusers import AutoencoderKL, DDIMScheduler
@@ -113,7 +116,7 @@ class DenoiserModule(lightning.LightningModule):
         # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
         self._frozen = (AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval(),)
         self.config = config
-        self.scheduler = DDIMScheduler(
+        self.scheduler: Any = DDIMScheduler(
             num_train_timesteps=config.noise.num_train_timesteps,
             beta_start=config.noise.beta_start,
             beta_end=config.noise.beta_end,
@@ -155,7 +158,7 @@ class DenoiserModule(lightning.LightningModule):
         up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("weights", config.seed))
-            self.unet = UNet2DConditionModel(
+            self.unet: Any = UNet2DConditionModel(
                 sample_size=side,
                 in_channels=self.vae.config.latent_channels,
                 out_channels=self.vae.config.latent_channels,
@@ -227,7 +230,11 @@ class DenoiserModule(lightning.LightningModule):
         """
         signal, sigma = (values[timesteps, None, None, None] for values in (self.signal, self.sigma))
         tokens = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.config.model.max_tokens, return_tensors="pt"
+            captions,
+            padding="max_length",
+            truncation=True,
+            max_length=self.config.model.max_tokens,
+            return_tensors="pt",
         ).input_ids.to(self.device)
         text = self.text_encoder(tokens).last_hidden_state
         predicted = self.unet(signal * clean + sigma * noise, timesteps, text).sample
@@ -251,7 +258,10 @@ class DenoiserModule(lightning.LightningModule):
 
         from diffusers import StableDiffusionPipeline
 
-        parts = {name: deepcopy(part).half() for name, part in (("vae", self.vae), ("unet", self.unet), ("text_encoder", self.text_encoder))}
+        parts = {
+            name: deepcopy(part).half()
+            for name, part in (("vae", self.vae), ("unet", self.unet), ("text_encoder", self.text_encoder))
+        }
         StableDiffusionPipeline(
             **parts,
             tokenizer=self.tokenizer,

@@ -68,7 +68,7 @@ class Emoji:
 
     @property
     def gender(self) -> str | None:
-        """"man" or "woman" where the name tells exactly one of them."""
+        """ "man" or "woman" where the name tells exactly one of them."""
         words = set(re.findall(r"\w+", self.name.lower()))
         male, female = bool(words & _MALE_WORDS), bool(words & _FEMALE_WORDS)
         return None if male == female else ("man" if male else "woman")
@@ -91,7 +91,9 @@ def read_names(names: Path) -> list[Emoji]:
     messages = names.with_name("messages.json")
     for path in (names, messages):
         if not path.is_file():
-            raise ShardError(f"{path} does not exist.", "needed: en/data.json and en/messages.json of emojibase-data 17.0.0")
+            raise ShardError(
+                f"{path} does not exist.", "needed: en/data.json and en/messages.json of emojibase-data 17.0.0"
+            )
     try:
         entries: list[dict[str, Any]] = json.loads(names.read_text("utf-8"))
         titles = json.loads(messages.read_text("utf-8"))
@@ -143,7 +145,9 @@ def _encode(path: Path) -> bytes:
     """Put a drawing on white and store it as lossless WebP (40 % smaller than PNG, the same pixels)."""
     with Image.open(path) as image:
         if image.size != _SIZE:
-            raise ShardError(f"{path} has size {image.size}, not {_SIZE}.", "expected: the folder img/*/64 of emoji-datasource")
+            raise ShardError(
+                f"{path} has size {image.size}, not {_SIZE}.", "expected: the folder img/*/64 of emoji-datasource"
+            )
         layer = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     buffer = io.BytesIO()
@@ -170,7 +174,9 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
         if (path := _find(folder, emoji.hexcode)) is not None
     ]
     if not drawn:
-        raise ShardError(f"no drawing of {names} found in {noto} or {twemoji}.", "expected: the folders img/*/64 of emoji-datasource")
+        raise ShardError(
+            f"no drawing of {names} found in {noto} or {twemoji}.", "expected: the folders img/*/64 of emoji-datasource"
+        )
     classes = sorted({emoji.subgroup for emoji, _, _ in drawn})
     combinations: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
     for emoji, style, _ in drawn:
