@@ -33,7 +33,10 @@ def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str,
 
 
 def read_schema(path: Path) -> str | None:
-    """Return the `schema:` key of an experiment file, None if it has none. Raises: ConfigError on YAML that holds no configuration."""
+    """Return the `schema:` key of an experiment file, None if it has none.
+
+    Raises: ConfigError on YAML that holds no configuration.
+    """
     node = _node(path)
     if node is None:
         return None

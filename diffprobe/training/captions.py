@@ -25,7 +25,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int
     blank = CLIPTokenizer(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[])
     learnt = blank.train_new_from_iterator(sorted(set(captions)), vocab_size, initial_alphabet=alphabet)
     record = json.loads(learnt.backend_tokenizer.to_str())["model"]  # the only form that holds the merges
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in record["merges"]]
+    merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in record["merges"]]
     return CLIPTokenizer(vocab=record["vocab"], merges=merges, model_max_length=max_tokens)
 
 

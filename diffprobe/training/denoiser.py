@@ -116,7 +116,7 @@ class DenoiserModule(lightning.LightningModule):
         # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
         self._frozen = (AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval(),)
         self.config = config
-        self.scheduler: Any = DDIMScheduler(
+        scheduler: Any = DDIMScheduler(
             num_train_timesteps=config.noise.num_train_timesteps,
             beta_start=config.noise.beta_start,
             beta_end=config.noise.beta_end,
@@ -125,7 +125,8 @@ class DenoiserModule(lightning.LightningModule):
             set_alpha_to_one=False,
             steps_offset=1,
         )
-        alphas = self.scheduler.alphas_cumprod.float()
+        self.scheduler = scheduler
+        alphas = scheduler.alphas_cumprod.float()
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
@@ -262,14 +263,15 @@ class DenoiserModule(lightning.LightningModule):
             name: deepcopy(part).half()
             for name, part in (("vae", self.vae), ("unet", self.unet), ("text_encoder", self.text_encoder))
         }
-        StableDiffusionPipeline(
+        pipeline: Any = StableDiffusionPipeline(
             **parts,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(folder, safe_serialization=True)
+        )
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
