@@ -28,7 +28,8 @@ def candidates_of(
 ) -> Int[Tensor, "sample n"]:
     """Draw for each sample the rows of its candidate captions: its own first, then n - 1 of other groups.
 
-    The others have distinct captions; they are drawn by (seed, key) alone, from all samples alike.
+    The others have distinct captions, and all samples are drawn alike. Which rows they are is fixed by (seed, key) and
+    by the number of samples and their order, not by the batch or by what other samples drew.
 
     Args:
         groups: what two samples share when their captions are both right (for `emoji` the base).

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.core.errors import BadTimestep
+from diffprobe.core.errors import BadTimestep, WeightsMismatch
 from diffprobe.core.rng import noise_for
 
 ROWS_A_PASS = 640
@@ -25,6 +25,7 @@ class DenoisingError:
     Attributes:
         pipeline: a diffusers StableDiffusionPipeline that predicts epsilon, in float32.
         seed: seed of the noise; with a sample's key and the timestep it fixes the noise, for every candidate caption.
+    Raises: WeightsMismatch for a model that predicts something else.
     """
 
     pipeline: Any
@@ -35,7 +36,9 @@ class DenoisingError:
 
         scheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         if scheduler.config.prediction_type != "epsilon":
-            raise NotImplementedError(f"prediction_type={scheduler.config.prediction_type}: only epsilon is scored.")
+            raise WeightsMismatch(
+                f"the model predicts '{scheduler.config.prediction_type}'; only models that predict epsilon are scored."
+            )
         self._alphas = scheduler.alphas_cumprod.float()
 
     @property

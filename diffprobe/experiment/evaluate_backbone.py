@@ -16,11 +16,13 @@ from torch import Tensor
 from diffprobe.analysis.caption_choice import candidates_of, choose, spread_timesteps
 from diffprobe.analysis.denoising_error import DenoisingError, tenths
 from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.config.schema import DataConfig
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import EmptyClass, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import MetricRecord, make_result, write_result
 from diffprobe.core.rng import derive_seed
+from diffprobe.shards.index import ShardSet
 from diffprobe.training.images import ImageTable, load_table
 
 
@@ -34,8 +36,8 @@ class BackboneEvaluation:
     """Folder of a StableDiffusionPipeline that predicts epsilon, or "emoji-sd"."""
     data: DataConfig
     """Captioned images; its validation and test splits are scored."""
-    group_attribute: str = "base"
-    """Samples that share it are never each other's wrong caption."""
+    group_attribute: str | None = "base"
+    """Samples that share it are never each other's wrong caption; one without it, or with None all, stand alone."""
     n_candidates: int = 10
     """Captions to choose from; the first one is right."""
     n_choice_timesteps: int = 15
@@ -65,9 +67,16 @@ class Encoded:
 
 
 def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
-    """Measure, write `result.json` (and `samples.png`), and return its path and the gates that were missed."""
+    """Measure, write `result.json` (and `samples.png`), and return its path and the gates that were missed.
+
+    Raises: UnknownName for a `group_attribute` the data do not have; EmptyClass if they are too few or too alike for
+        wrong captions; what opening model and data raises.
+    """
     started_at = time.time()
     keep_freed_memory()
+    attributes = ShardSet.load(config.data.path).attributes
+    if config.group_attribute is not None and config.group_attribute not in attributes:
+        raise unknown("group_attribute", config.group_attribute, attributes)
     pipeline = load_pipeline(config.model)
     score = DenoisingError(pipeline, seed=config.seed)
     run_dir = Path(config.output) / config.experiment
@@ -112,30 +121,41 @@ def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> li
 
 def load_pipeline(path: str) -> Any:
     """Open a StableDiffusionPipeline folder in float32. Raises: WeightsMissing, WeightsMismatch."""
-    from diffusers import StableDiffusionPipeline
+    from diffprobe.backbones.families import sd_unet
+    from diffprobe.backbones.weights import locate, require_files
 
-    from diffprobe.backbones.weights import locate
-
-    folder = locate(path).folder
-    if folder is None:
+    checkpoint = locate(path)
+    folder = checkpoint.folder
+    if folder is None or not sd_unet.matches(checkpoint.index):
         raise WeightsMismatch(
-            f"'{path}' is no text-to-image model.", fix="name a StableDiffusionPipeline folder, or emoji-sd"
+            f"'{path}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
+            fix="name a StableDiffusionPipeline folder, or emoji-sd",
         )
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, safety_checker=None, local_files_only=True, requires_safety_checker=False
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightsMismatch(f"'{path}' is not a StableDiffusionPipeline folder: {error}.") from error
+    require_files(*(folder / part for part in ("unet", "vae", "text_encoder")))
+    with quiet_libraries():
+        from diffusers import StableDiffusionPipeline
+
+        try:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder, safety_checker=None, requires_safety_checker=False, local_files_only=True, use_safetensors=True
+            )
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise WeightsMismatch(f"'{path}' cannot be opened as a StableDiffusionPipeline: {error}.") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline.to(torch.float32)
+
+
+def resolution_of(pipeline: Any) -> int:
+    """Return the side of the images, in pixels, that the U-Net was made for."""
+    size = pipeline.unet.config.sample_size
+    return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
 
 
 def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str) -> Encoded:
-    table = load_table(config.data, split, resolution=int(pipeline.vae.config.sample_size))
+    table = load_table(config.data, split, resolution=resolution_of(pipeline), captioned=True)
     latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
     groups = [
-        attributes.get(config.group_attribute, key)
+        attributes.get(config.group_attribute or "", key)
         for attributes, key in zip(table.attributes, table.keys, strict=True)
     ]
     return Encoded(table, latents, score.encode_captions([captions[0] for captions in table.captions]), groups)
@@ -198,11 +218,17 @@ def _other_rows(groups: Sequence[str], seed: int) -> Tensor:
     rows = torch.randperm(len(groups), generator=generator).tolist()
     for place, row in enumerate(rows):
         if groups[row] == groups[place]:
-            swap = next(
+            fits = (
                 other
                 for other in range(len(rows))
                 if groups[rows[other]] != groups[place] and groups[row] != groups[other]
             )
+            swap = next(fits, None)
+            if swap is None:
+                raise EmptyClass(
+                    f"more than half of {len(groups)} samples are of the group '{groups[row]}'.",
+                    "each needs the caption of another group as its wrong one",
+                )
             rows[place], rows[swap] = rows[swap], rows[place]
     return torch.tensor(rows)
 
@@ -243,8 +269,8 @@ def sample_grid(config: BackboneEvaluation, pipeline: Any) -> Any:
         num_inference_steps=config.sampling_steps,
         guidance_scale=config.guidance,
         generator=generators,
-        height=int(pipeline.vae.config.sample_size),
-        width=int(pipeline.vae.config.sample_size),
+        height=resolution_of(pipeline),
+        width=resolution_of(pipeline),
     ).images
     columns = int(len(images) ** 0.5 + 0.999)
     side, gap = images[0].width, 8

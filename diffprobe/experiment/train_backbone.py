@@ -15,6 +15,8 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import MetricRecord, make_result, write_result
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from diffprobe.training.autoencoder import AutoencoderTraining
     from diffprobe.training.denoiser import DenoiserTraining
 
@@ -44,7 +46,6 @@ def train_backbone(config: "BackboneTraining") -> Path:
     started_at = time.time()
     keep_freed_memory()
     import lightning
-    from lightning.pytorch.callbacks import EMAWeightAveraging
 
     from diffprobe.training import fit, resume, tracking
     from diffprobe.training.images import ImagesInMemory
@@ -57,7 +58,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
             (run_dir / name).unlink(missing_ok=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module, resolution = _make_module(config)
-    data = ImagesInMemory(config.data, resolution=resolution, seed=config.seed)
+    data = ImagesInMemory(config.data, resolution=resolution, seed=config.seed, captioned=module.needs_captions)
     tree = to_tree(config)
     with fit.quiet():
         logger = tracking.make_logger(
@@ -70,7 +71,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
             tags=("backbone",),
             resume=checkpoint is not None,
         )
-        averaging = EMAWeightAveraging(decay=config.ema_decay)
+        averaging = _averaging(config.ema_decay)
         trainer = fit.make_trainer(config.trainer, run_dir=run_dir, logger=logger, callbacks=[averaging])
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         scores = trainer.validate(module, datamodule=data, verbose=False)[0]
@@ -93,6 +94,17 @@ def train_backbone(config: "BackboneTraining") -> Path:
     )
     write_result(result, run_dir / resume.RESULT)
     return run_dir / resume.RESULT
+
+
+def _averaging(decay: float) -> "Callback":
+    """Average the weights, also in a run that was interrupted after its last epoch and has nothing left to train."""
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    class Averaging(EMAWeightAveraging):
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            self.on_train_end(trainer, pl_module)  # Lightning calls it only after at least one epoch
+
+    return Averaging(decay=decay, use_buffers=False)  # averaged, whole numbers (positions in a text) are cut to lower ones
 
 
 def _make_module(config: "BackboneTraining") -> tuple[Any, int]:

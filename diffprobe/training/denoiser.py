@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.weights import weight_files
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
@@ -101,6 +103,7 @@ class DenoiserModule(lightning.LightningModule):
     Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).
     """
 
+    needs_captions = True
     signal: Tensor
     sigma: Tensor
 
@@ -108,13 +111,16 @@ class DenoiserModule(lightning.LightningModule):
         super().__init__()
         from diffusers import AutoencoderKL, DDIMScheduler
 
-        if not (Path(config.autoencoder) / "config.json").is_file():
+        folder = Path(config.autoencoder)
+        if not (folder / "config.json").is_file() or not weight_files(folder):
             raise WeightsMissing(
-                f"'{config.autoencoder}' holds no autoencoder (no config.json).",
+                f"'{config.autoencoder}' holds no autoencoder (config.json and safetensors weights).",
                 fix="diffprobe train experiment=emoji/train_autoencoder, then set autoencoder=RUN_FOLDER/weights",
             )
+        with quiet_libraries():
+            vae = AutoencoderKL.from_pretrained(config.autoencoder, local_files_only=True, use_safetensors=True)
         # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
-        self._frozen = (AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32).eval(),)
+        self._frozen = (vae.float().eval().requires_grad_(False),)
         self.config = config
         scheduler: Any = DDIMScheduler(
             num_train_timesteps=config.noise.num_train_timesteps,
@@ -130,7 +136,6 @@ class DenoiserModule(lightning.LightningModule):
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
-        self._captions: dict[str, Int[Tensor, "caption token"]] = {}
         self._build()
 
     @property
@@ -151,7 +156,7 @@ class DenoiserModule(lightning.LightningModule):
         from diffprobe.training.images import load_table
 
         shape, config = self.config.model, self.config
-        table = load_table(config.data, config.data.train_split, resolution=self.resolution)
+        table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
         texts = [text for captions in table.captions for text in captions]
         self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
         side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -271,7 +276,8 @@ class DenoiserModule(lightning.LightningModule):
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        pipeline.save_pretrained(folder, safe_serialization=True)
+        with quiet_libraries():
+            pipeline.save_pretrained(folder, safe_serialization=True)
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]

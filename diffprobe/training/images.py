@@ -4,6 +4,7 @@ Probes stream (`features.live`); here a small set is decoded once, because a dif
 times and decoding would cost more than the passes.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import ConfigError, EmptyClass, SampleError
 from diffprobe.core.rng import derive_seed
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,25 @@ class ImageTable:
         return self.images[rows].float() / 255
 
 
-def load_table(data: DataConfig, split: str, *, resolution: int) -> ImageTable:
-    """Decode a split into memory, in shard order."""
+def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool = False) -> ImageTable:
+    """Decode a split into memory, in shard order.
+
+    Args:
+        captioned: refuse samples without a caption.
+    Raises: EmptyClass if no sample is left, SampleError for one without a caption, and what the stream raises.
+    """
     stream = SampleStream(
         ShardSet.load(data.path), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
         limit=data.limit,
     )  # fmt: skip
     samples = list(stream)
+    for message in stream.skipped.values():
+        _log.warning("left out: %s", message)
+    if not samples:
+        raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
+    silent = [sample.key for sample in samples if not sample.captions]
+    if captioned and silent:
+        raise SampleError(f"split '{split}' of '{data.path}': {len(silent)} samples have no caption, '{silent[0]}' first.")
     pixels = np.stack([np.asarray(sample.image) for sample in samples])
     return ImageTable(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
@@ -97,13 +113,21 @@ class ImagesInMemory(lightning.LightningDataModule):
         data: which shards, and the batch size.
         resolution: side of the images in pixels.
         seed: seed of the order.
+        captioned: refuse samples without a caption.
+    Raises: ConfigError if the training split is smaller than a batch, and what `load_table` raises.
     """
 
-    def __init__(self, data: DataConfig, *, resolution: int, seed: int) -> None:
+    def __init__(self, data: DataConfig, *, resolution: int, seed: int, captioned: bool = False) -> None:
         super().__init__()
         self.data, self.resolution, self.seed = data, resolution, seed
-        self.train = load_table(data, data.train_split, resolution=resolution)
-        self.val = load_table(data, data.val_split, resolution=resolution)
+        self.train = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
+        self.val = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
+        if len(self.train) < data.batch_size:
+            raise ConfigError(
+                f"data.batch_size={data.batch_size} is more than the {len(self.train)} samples of split"
+                f" '{data.train_split}'.",
+                "only whole batches are trained on",
+            )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Yield shuffled batches of row numbers; the last, smaller one is dropped."""

@@ -33,6 +33,8 @@ _PERSON_WORDS = frozenset("man men woman women person people boy boys girl girls
 _MALE_WORDS = frozenset("man men boy boys".split())
 _FEMALE_WORDS = frozenset("woman women girl girls".split())
 _SIZE = (64, 64)
+_NAMES_FROM = "needed: en/data.json and en/messages.json of emojibase-data 17.0.0"
+_DRAWINGS_FROM = "expected: the folder img/*/64 of emoji-datasource"
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,19 @@ def read_names(names: Path) -> list[Emoji]:
     messages = names.with_name("messages.json")
     for path in (names, messages):
         if not path.is_file():
-            raise ShardError(
-                f"{path} does not exist.", "needed: en/data.json and en/messages.json of emojibase-data 17.0.0"
-            )
+            raise ShardError(f"{path} does not exist.", _NAMES_FROM)
     try:
-        entries: list[dict[str, Any]] = json.loads(names.read_text("utf-8"))
-        titles = json.loads(messages.read_text("utf-8"))
-        groups = {item["order"]: item["key"] for item in titles["groups"]}
-        subgroups = {item["order"]: item["key"] for item in titles["subgroups"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{names} is not emojibase's data.json: {error}.") from error
+        return _emojis(json.loads(names.read_text("utf-8")), json.loads(messages.read_text("utf-8")))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ShardError(
+            f"{names} and {messages.name} beside it are not emojibase's: {type(error).__name__}: {error}.", _NAMES_FROM
+        ) from error
+
+
+def _emojis(entries: list[dict[str, Any]], titles: dict[str, Any]) -> list[Emoji]:
+    """Turn the two files into emoji, each base followed by its skin tones."""
+    groups = {item["order"]: item["key"] for item in titles["groups"]}
+    subgroups = {item["order"]: item["key"] for item in titles["subgroups"]}
     found = []
     for entry in entries:
         group = groups.get(entry.get("group", -1))
@@ -143,12 +148,13 @@ def split_of(base: str, style: str, tones: tuple[str, ...], combinations: set[tu
 
 def _encode(path: Path) -> bytes:
     """Put a drawing on white and store it as lossless WebP (40 % smaller than PNG, the same pixels)."""
-    with Image.open(path) as image:
-        if image.size != _SIZE:
-            raise ShardError(
-                f"{path} has size {image.size}, not {_SIZE}.", "expected: the folder img/*/64 of emoji-datasource"
-            )
-        layer = image.convert("RGBA")
+    try:
+        with Image.open(path) as image:
+            size, layer = image.size, image.convert("RGBA")
+    except (OSError, SyntaxError) as error:  # the latter is Pillow's for a broken PNG chunk
+        raise ShardError(f"{path} is not a readable image: {error}.", _DRAWINGS_FROM) from error
+    if size != _SIZE:
+        raise ShardError(f"{path} has size {size}, not {_SIZE}.", _DRAWINGS_FROM)
     flat = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     buffer = io.BytesIO()
     flat.save(buffer, format="WEBP", lossless=True, quality=80, method=4)
@@ -173,10 +179,8 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
         for style, folder in folders.items()
         if (path := _find(folder, emoji.hexcode)) is not None
     ]
-    if not drawn:
-        raise ShardError(
-            f"no drawing of {names} found in {noto} or {twemoji}.", "expected: the folders img/*/64 of emoji-datasource"
-        )
+    for style in sorted(set(folders) - {style for _, style, _ in drawn}):
+        raise ShardError(f"no drawing of {names} found in {folders[style]}.", _DRAWINGS_FROM)
     classes = sorted({emoji.subgroup for emoji, _, _ in drawn})
     combinations: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
     for emoji, style, _ in drawn:
@@ -208,14 +212,20 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
         noto, twemoji: folders of 64 x 64 PNG files named by hexcode.
         names: emojibase's `en/data.json`, with `messages.json` beside it.
         out: folder for ``<split>-NNNN.tar.gz`` and ``index.json``; made if missing.
-    Raises: ShardError if a source is missing or is not what it should be.
+    Raises: ShardError if a source is missing or is not what it should be, or if `out` holds other shards.
     """
-    out.mkdir(parents=True, exist_ok=True)
     by_split: dict[str, list[tuple[str, dict[str, bytes]]]] = {"train": [], "val": [], "test": []}
     for split, key, members in samples(noto, twemoji, names):
         by_split[split].append((key, members))
+    shards = {}
     for split, rows in by_split.items():
         rows.sort(key=lambda row: _fraction("order", row[0]))
         for number, start in enumerate(range(0, len(rows), SAMPLES_PER_SHARD)):
-            write_shard(out / f"{split}-{number:04d}.tar.gz", rows[start : start + SAMPLES_PER_SHARD])
+            shards[f"{split}-{number:04d}.tar.gz"] = rows[start : start + SAMPLES_PER_SHARD]
+    strangers = sorted({path.name for path in out.glob("*.tar*")} - set(shards))
+    if strangers:
+        raise ShardError(f"{out} holds shards that are not of this set: {', '.join(strangers)}.", fix="an empty --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in shards.items():
+        write_shard(out / name, rows)
     return build_index(out, name="emoji", licence=LICENCE)

@@ -1,0 +1,239 @@
+"""The rules of the set on a hand-made names file, and what ships under its name."""
+
+import hashlib
+import io
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image, ImageDraw
+
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import ShardError
+from diffprobe.shards.datasets import emoji
+from diffprobe.shards.datasets.emoji import Emoji, read_names, split_of
+from diffprobe.shards.index import ShardSet
+from diffprobe.shards.read import read_shard
+
+TITLES = {
+    "groups": [{"key": "people", "order": 1}, {"key": "component", "order": 2}, {"key": "animals", "order": 3}],
+    "subgroups": [{"key": "role", "order": 10}, {"key": "mammal", "order": 11}, {"key": "tone", "order": 12}],
+}
+TONED = {"hexcode": "1F9D1-1F3FB-200D-2695", "label": "health worker: light skin tone", "tone": 1}
+TWO_TONED = {"hexcode": "1F46B-1F3FB", "label": "couple: light skin tone, dark skin tone", "tone": [1, 5]}
+NAMES = [
+    {
+        "hexcode": "1F9D1-200D-2695",
+        "label": "health worker",
+        "tags": ["doctor", "health", "care", "nurse", "ward"],
+        "group": 1,
+        "subgroup": 10,
+        "skins": [TONED],
+    },
+    {"hexcode": "1F46B", "label": "couple", "group": 1, "subgroup": 10, "skins": [TWO_TONED]},
+    {"hexcode": "1F408-FE0F", "label": "cat", "tags": ["pet"], "group": 3, "subgroup": 11},
+    {"hexcode": "1F3FB", "label": "light skin tone", "group": 2, "subgroup": 12},
+    {"hexcode": "1F1E6", "label": "regional indicator A"},
+]
+
+
+def named(label: str, *tones: str, tags: tuple[str, ...] = ()) -> Emoji:
+    return Emoji("1f600", label, tags, "people", "role", tones)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    (tmp_path / "messages.json").write_text(json.dumps(TITLES))
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(NAMES))
+    return path
+
+
+@pytest.fixture
+def sources(tmp_path: Path, names: Path) -> dict[str, Path]:
+    """Folders of drawings: all of the hand-made names in Noto, two of them in Twemoji."""
+    codes = ["1f9d1-200d-2695", "1f9d1-1f3fb-200d-2695", "1f46b", "1f46b-1f3fb", "1f408"]
+    folders = {"noto": tmp_path / "noto", "twemoji": tmp_path / "twemoji"}
+    for i, (folder, chosen) in enumerate(zip(folders.values(), (codes, codes[:2]), strict=True)):
+        folder.mkdir()
+        for j, code in enumerate(chosen):
+            image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+            ImageDraw.Draw(image).ellipse((8 * i, 4 * j, 40, 50), fill=(200, 40 * j, 90, 255))
+            image.save(folder / f"{code}.png")
+    return {**folders, "names": names}
+
+
+@pytest.mark.parametrize(
+    ("label", "tones", "base", "gender"),
+    [
+        ("woman health worker", (), "health worker", "woman"),
+        ("man health worker: dark skin tone", ("dark",), "health worker", "man"),
+        ("man: medium skin tone, beard", ("medium",), "beard", "man"),
+        ("woman and man holding hands", (), "holding hands", None),
+        ("boy", (), "person", "man"),
+        ("men wrestling", (), "wrestling", "man"),
+        ("man running facing right", (), "running", "man"),
+        ("mango", (), "mango", None),  # only whole words count
+        ("white man’s shoe", (), "white man’s shoe", "man"),
+    ],
+)
+def test_base_and_gender_come_from_the_name(label, tones, base, gender):
+    assert (named(label, *tones).base, named(label, *tones).gender) == (base, gender)
+
+
+def test_all_variants_of_a_person_share_a_base():
+    labels = ["health worker", "woman health worker", "man health worker: light skin tone"]
+    assert {named(label, *["light"] * ("tone" in label)).base for label in labels} == {"health worker"}
+
+
+def test_captions_name_style_tags_and_tones():
+    worker = named("health worker: light skin tone", "light", tags=("doctor", "health", "care", "nurse", "ward"))
+    assert worker.captions("noto") == [
+        "noto emoji, health worker, doctor, care, nurse, light skin tone",  # "health" says nothing new
+        "noto emoji, health worker, light skin tone",
+        *(f"noto emoji, health worker, {tag}, light skin tone" for tag in ("doctor", "care", "nurse", "ward")),
+    ]
+    assert named("cat").captions("twemoji") == ["twemoji emoji, cat"]
+    assert named("cat", tags=("pet",)).captions("noto") == ["noto emoji, cat, pet", "noto emoji, cat"]
+
+
+def test_names_are_read_with_tones_and_without_components(names):
+    found = read_names(names)
+    assert [(e.hexcode, e.name, e.tones) for e in found] == [
+        ("1f9d1-200d-2695", "health worker", ()),
+        ("1f9d1-1f3fb-200d-2695", "health worker", ("light",)),
+        ("1f46b", "couple", ()),
+        ("1f46b-1f3fb", "couple", ("light", "dark")),
+        ("1f408-fe0f", "cat", ()),
+    ]
+    assert {(e.group, e.subgroup) for e in found} == {("people", "role"), ("animals", "mammal")}
+    assert found[1].tags == found[0].tags  # a tone has the tags of its base
+
+
+def test_the_split_rule():
+    combinations = {(style, tones) for style in ("noto", "twemoji") for tones in [(), *((t,) for t in emoji.SKIN_TONES)]}
+    counts: dict[str, int] = defaultdict(int)
+    for number in range(400):
+        splits = {split_of(f"base {number}", *chosen, combinations) for chosen in combinations}
+        assert "test" not in splits or splits == {"test"}  # a base is in test as a whole or not at all
+        assert "val" not in splits or "train" in splits
+        for chosen in combinations:
+            counts[split_of(f"base {number}", *chosen, combinations)] += 1
+    shares = [counts[split] / (400 * len(combinations)) for split in ("train", "val", "test")]
+    assert shares == pytest.approx([0.81, 0.09, 0.1], abs=0.04)  # of 400 bases a tenth is 40 +- 6
+    alone = {("noto", ())}
+    assert {split_of(f"base {number}", "noto", (), alone) for number in range(200)} == {"train", "test"}
+
+
+def test_build_writes_the_same_bytes_each_time(sources, tmp_path):
+    first, second = (emoji.build(**sources, out=tmp_path / name) for name in ("a", "b"))
+    emoji.build(**sources, out=tmp_path / "b")  # and over what is there
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert first.digest == second.digest and ShardSet.load(tmp_path / "a").digest == first.digest
+    assert first.classes == ("mammal", "role") and sum(shard.n_samples for shard in first.shards) == 7
+
+
+def test_a_sample_holds_its_drawing_on_white_and_what_is_known(sources):
+    found = {key: members for _, key, members in emoji.samples(**sources)}
+    assert list(found)[:2] == ["noto-1f9d1-200d-2695", "twemoji-1f9d1-200d-2695"] and len(found) == 7
+    members = found["twemoji-1f9d1-1f3fb-200d-2695"]
+    record = json.loads(members["json"])
+    assert record["attributes"] == {
+        "style": "twemoji", "group": "people", "base": "health worker", "skin_tone": "light",
+    }  # fmt: skip
+    assert record["class_name"] == "role" and record["label"] == 1 and record["caption"] == record["captions"][0]
+    assert "skin_tone" not in json.loads(found["noto-1f46b-1f3fb"]["json"])["attributes"]  # two tones, no one value
+    image = Image.open(io.BytesIO(members["webp"]))
+    drawing = Image.open(sources["twemoji"] / "1f9d1-1f3fb-200d-2695.png")
+    assert image.mode == "RGB" and image.getpixel((63, 63)) == (255, 255, 255)
+    assert image.getpixel((25, 25)) == drawing.getpixel((25, 25))[:3] == (200, 40, 90)  # lossless
+
+
+def test_wrong_sources_are_told_to_people(sources, tmp_path):
+    def error(**changed: Path) -> str:
+        with pytest.raises(ShardError) as raised:
+            emoji.build(**{**sources, **changed}, out=tmp_path / "out")
+        return str(raised.value)
+
+    assert "does not exist" in error(names=tmp_path / "nothing.json")
+    assert "emoji-datasource" in error(twemoji=tmp_path / "nothing")  # one style alone is not the set
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "data.json"
+    (tmp_path / "other" / "messages.json").write_text(json.dumps(TITLES))
+    for text in ("{", '{"a": 1}', '[{"group": 1, "hexcode": "1f408"}]', "[1]"):
+        other.write_text(text)
+        assert "emojibase-data 17.0.0" in error(names=other), text
+    (sources["noto"] / "1f408.png").write_bytes(b"no image")
+    assert "1f408.png is not a readable image" in error()
+    Image.new("RGBA", (32, 32)).save(sources["noto"] / "1f408.png")
+    assert "1f408.png has size (32, 32)" in error()
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_another_build_are_not_taken_in(sources, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train-0007.tar.gz").write_bytes(b"old")
+    with pytest.raises(ShardError, match="not of this set: train-0007.tar.gz"):
+        emoji.build(**sources, out=out)
+
+
+class Row(NamedTuple):
+    split: str
+    shard: str
+    record: dict
+    drawing: str
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ShardSet:
+    return ShardSet.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def rows(shipped) -> dict[str, Row]:
+    """What the shipped shards hold, by key; the drawing as the digest of its bytes."""
+    return {
+        raw.key: Row(
+            shard.split, shard.file, json.loads(raw.files["json"]), hashlib.sha256(raw.files["webp"]).hexdigest()
+        )
+        for shard in shipped.shards
+        for raw in read_shard(shipped.root / shard.file)
+    }
+
+
+def test_the_shipped_set_is_what_its_index_says(shipped, rows):
+    assert len(rows) == sum(shard.n_samples for shard in shipped.shards) == 6610
+    assert len(shipped.classes) == 94 and len(shipped.attributes["group"]) == 8
+    assert {split: shipped.n_samples(split) for split in shipped.splits()} == {"train": 5528, "val": 584, "test": 498}
+    for shard in shipped.shards:
+        assert digest_file(shipped.root / shard.file) == shard.sha256
+        assert sum(row.shard == shard.file for row in rows.values()) == shard.n_samples
+    assert all(shipped.classes[row.record["label"]] == row.record["class_name"] for row in rows.values())
+    for name, values in shipped.attributes.items():
+        assert set(values) == {row.record["attributes"].get(name) for row in rows.values()} - {None}, name
+    assert set(shipped.attributes) == {"style", "group", "base", "skin_tone", "gender"}
+
+
+def test_nothing_of_the_shipped_test_split_is_anywhere_else(rows):
+    bases, drawings = defaultdict(set), defaultdict(set)
+    for row in rows.values():
+        bases[row.split].add(row.record["attributes"]["base"])
+        drawings[row.split].add(row.drawing)
+    assert len(bases["test"]) == 113
+    assert not bases["test"] & (bases["train"] | bases["val"]) and bases["val"] <= bases["train"]
+    assert not drawings["test"] & (drawings["train"] | drawings["val"]) and not drawings["val"] & drawings["train"]
+
+
+def test_a_shipped_val_combination_is_nowhere_in_train(rows):
+    """Style and skin tones of a base: those of val are unseen in train, in every gender."""
+    seen: dict[str, set] = defaultdict(set)
+    for row in rows.values():
+        tones = tuple(part for part in row.record["caption"].split(", ") if part.endswith(" skin tone"))
+        seen[row.split].add((row.record["attributes"]["base"], row.record["attributes"]["style"], tones))
+    assert len(seen["val"]) > 100 and not seen["val"] & seen["train"]
