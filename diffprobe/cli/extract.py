@@ -23,8 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract, then say where the store is and whether it is complete."""
     from diffprobe.config.compose import load_run
+    from diffprobe.core.memory import keep_freed_memory
     from diffprobe.experiment.extract import extract_run
 
+    keep_freed_memory()  # before the first tensor
     config = load_run(None, args.settings)
     path = extract_run(config, process=args.process, progress=not args.quiet)
 

@@ -18,7 +18,9 @@ def run(args: argparse.Namespace) -> int:
     """Judge, train, and say where the result is."""
     from diffprobe.config.compose import load
     from diffprobe.config.schema import RunConfig
+    from diffprobe.core.memory import keep_freed_memory
 
+    keep_freed_memory()  # before the first tensor
     config = load(None, args.settings)
     if not isinstance(config, RunConfig):
         return _train_backbone(config, check=args.check)

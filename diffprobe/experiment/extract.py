@@ -2,16 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from diffprobe.features.extract import MakeBar
 
-def extract_run(run: RunConfig, *, process: tuple[int, int] = (0, 1), progress: bool = True) -> Path:
+
+def extract_run(run: RunConfig, *, process: tuple[int, int] = (0, 1), progress: "bool | MakeBar" = True) -> Path:
     """Write the feature store that a run reads, or what of it is missing, and return its folder.
 
     Args:
         process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
+        progress: whether to show a bar, or the maker of one.
 
     Raises: ConfigError for a run with live features, and what `features.extract.extract` raises.
     """

@@ -5,6 +5,7 @@ opened. Next in the flow: `report/collect.py` reads the result.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.experiment.extract import backbone_and_features
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
     from diffprobe.features.source import FeatureSource
     from diffprobe.training.module import ProbeModule
 
@@ -67,10 +70,13 @@ def plan(config: RunConfig) -> Plan:
     return Plan(config=config, probe=probe, params=params, tree=tree, run_dir=folder)
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     """Train, evaluate on validation and test, and write probe and `result.json` into the run's folder.
 
     An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew.
+
+    Args:
+        callbacks: Lightning callbacks that watch the run; none of them may change what is measured.
 
     Returns: the path of `result.json`. All processes of a DDP run return it; the main one writes it.
     Raises: ConfigError, UnknownName, and what opening the features or the trackers raises.
@@ -101,7 +107,7 @@ def train(config: RunConfig) -> Path:
             tags=_tags(config),
             resume=checkpoint is not None,
         )
-        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, logger=logger)
+        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, logger=logger, callbacks=callbacks)
         if _has_steps(module):
             trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
         trainer.validate(module, datamodule=source, verbose=False)

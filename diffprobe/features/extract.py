@@ -4,9 +4,10 @@ Owns the pass over one shard, the progress bar and the check for free space. The
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError, RunFailed, StoreIncomplete, StoreMismatch
@@ -21,6 +22,17 @@ from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
 _SPACE_MARGIN = 1.1
 
 
+class Bar(Protocol):
+    """What shows how far extraction is."""
+
+    def update(self, n: int, /) -> object:
+        """Advance by `n` images."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+"""Takes the number of images to come."""
+
+
 def extract(
     backbone: BackboneConfig,
     data: DataConfig,
@@ -28,7 +40,7 @@ def extract(
     *,
     splits: Sequence[str] | None = None,
     process: tuple[int, int] = (0, 1),
-    progress: bool = True,
+    progress: bool | MakeBar = True,
 ) -> Path:
     """Write the store of a request, or what of it is missing, and return its folder.
 
@@ -38,7 +50,8 @@ def extract(
     Args:
         splits: splits to extract; those of `data` if None.
         process: (i, n): write the shards i, i + n, i + 2n, ...
-        progress: show a bar with images a second and the time left, on stderr.
+        progress: show a bar with images a second and the time left, on stderr; or the maker of a bar to show instead,
+            called only if there is something to extract.
 
     Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, and what shards and backbone raise.
     """
@@ -51,7 +64,7 @@ def extract(
         return served
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
-    with _bar(sum(shard.n for shard in pending), show=progress) as bar:
+    with _bar(sum(shard.n for shard in pending), progress) as bar:
         space = _SpaceCheck(writer.path, sum(shard.n for shard in pending))
         for shard in pending:
             loader = shard_loader(request, shard)
@@ -118,14 +131,17 @@ class _SpaceCheck:
             )
 
 
-def _watched(batches: Iterator[ExtractedBatch], bar: Any, space: _SpaceCheck) -> Iterator[ExtractedBatch]:
+def _watched(batches: Iterator[ExtractedBatch], bar: Bar, space: _SpaceCheck) -> Iterator[ExtractedBatch]:
     for item in batches:
         space(item.batch)
         yield item
         bar.update(len(item.batch))
 
 
-def _bar(n: int, *, show: bool) -> Any:
+def _bar(n: int, progress: bool | MakeBar) -> AbstractContextManager[Bar]:
+    if callable(progress):
+        return progress(n)
     from tqdm import tqdm
 
-    return tqdm(total=n, unit="image", desc="extract", disable=not show, dynamic_ncols=True, smoothing=0.1)
+    bar: Any = tqdm(total=n, unit="image", desc="extract", disable=not progress, dynamic_ncols=True, smoothing=0.1)
+    return bar  # type: ignore[no-any-return]

@@ -58,7 +58,11 @@ class ClassCounts(Metric):
             scores.append({"accuracy": float(hits.sum() / n), "balanced_accuracy": float(balanced), "n": float(n)})
         return scores
 
-    def class_share(self, head: int, cls: int) -> float:
-        """Return the accuracy of always answering `cls` to the samples of classifier `head`: the chance level."""
+    def best_constant(self, head: int) -> float:
+        """Return the accuracy of the best constant answer to the samples of classifier `head`: the chance level.
+
+        The answer is the commonest class of these very samples, which no probe is told: the strictest constant. That of
+        the training set can be a class that held-out samples do not have.
+        """
         samples = self.samples.split(self.n_classes)[head].double()
-        return float(samples[cls] / samples.sum())
+        return float(samples.max() / samples.sum())

@@ -200,17 +200,22 @@ def _sae_null(record: MetricRecord, null_runs: Sequence[RunResult]) -> float | N
 
 
 def _latent_view(latent: LatentPanel, n_classes: int) -> dict[str, Any]:
-    full = math.log2(n_classes) if n_classes > 1 else max(latent.chance_entropy, latent.label_entropy)
+    own = latent.label_entropy or 0.0
+    full = math.log2(n_classes) if n_classes > 1 else max(latent.chance_entropy, own)
     return {
         "panel": latent,
-        "entropy": bar_share(latent.label_entropy, full),
+        "entropy": bar_share(own, full),
         "chance": bar_share(latent.chance_entropy, full),
         "pictures": latent.pictures,
     }
 
 
 def _direction_view(panel: DirectionPanel) -> dict[str, Any]:
-    return {"panel": panel, "histogram": None if panel.histogram is None else draw_histogram(panel.histogram)}
+    return {
+        "panel": panel,
+        "histogram": None if panel.histogram is None else draw_histogram(panel.histogram),
+        "has_networks": any(e.random_weights is not None or e.raw_pixels is not None for e in panel.estimates),
+    }
 
 
 def _significant(value: float | None, digits: int = 3) -> str:

@@ -40,15 +40,15 @@ class LatentPanel:
     """Mean over the samples on which it is active."""
     max_activation: float
     """Largest activation."""
-    label_entropy: float
-    """Entropy of the labels of its active samples, in bits."""
-    chance_entropy: float
+    label_entropy: float | None
+    """Entropy of the labels of its active samples, in bits; None where it is active on no labelled sample."""
+    chance_entropy: float = 0.0
     """Mean entropy of as many random samples, in bits."""
-    chance_entropy_sd: float
+    chance_entropy_sd: float = 0.0
     """Standard deviation of that entropy, in bits."""
-    top_label: str
+    top_label: str = ""
     """Name of the commonest label among its active samples."""
-    top_label_share: float
+    top_label_share: float = 0.0
     """Its share, 0..1."""
 
 
@@ -70,13 +70,29 @@ class Estimate:
     """Standard deviation of the AUROC of random directions."""
     shuffled: float | None = None
     """AUROC of the same estimator fitted on shuffled labels."""
+    random_weights: float | None = None
+    """AUROC of the same estimator in the same cell of the same network with random weights."""
+    raw_pixels: float | None = None
+    """AUROC of the same estimator on the raw pixels."""
+
+    @property
+    def strongest_null(self) -> tuple[str, float] | None:
+        """The null with the largest AUROC and its value; None if none was measured."""
+        nulls = {
+            "random directions": self.random_mean,
+            "shuffled labels": self.shuffled,
+            "random weights": self.random_weights,
+            "raw pixels": self.raw_pixels,
+        }
+        measured = [(name, value) for name, value in nulls.items() if value is not None]
+        return max(measured, key=lambda null: null[1], default=None)
 
     @classmethod
     def from_record(cls, record: MetricRecord) -> "Estimate":
         """Read an estimate from a result's record.
 
-        Nulls: `random_direction`, `shuffled_labels`. Detail: `interval` = [low, high],
-        `null_sd` = {"random_direction": sd}; both may be absent.
+        Nulls: `random_direction`, `shuffled_labels`, `random_weights`, `raw_pixels`. Detail: `interval` = [low, high],
+        `null_spread` = {"random_direction": sd}. All may be absent.
         """
         interval = record.detail.get("interval")
         return cls(
@@ -85,8 +101,10 @@ class Estimate:
             n=record.n,
             interval=(float(interval[0]), float(interval[1])) if interval else None,
             random_mean=record.nulls.get("random_direction"),
-            random_sd=record.detail.get("null_sd", {}).get("random_direction"),
+            random_sd=record.detail.get("null_spread", {}).get("random_direction"),
             shuffled=record.nulls.get("shuffled_labels"),
+            random_weights=record.nulls.get("random_weights"),
+            raw_pixels=record.nulls.get("raw_pixels"),
         )
 
 

@@ -6,6 +6,8 @@ Markdown and LaTeX round and mark; CSV holds one line an entry, unrounded, with 
 import csv
 import io
 import re
+import textwrap
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
@@ -17,6 +19,7 @@ from diffprobe.report.spec import TableSpec
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
+_WIDTH = 110
 
 
 def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "markdown") -> str:
@@ -35,19 +38,44 @@ def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "mark
 
 
 def render_markdown(table: Table) -> str:
-    """Render a table for a README: bold = best of its block."""
+    """Render a table for a README and a terminal: columns aligned, text wrapped; bold = best of its block."""
     spec, notes = table.spec, table_notes(table)
     heads = [axis.title or axis.field for axis in spec.rows]
     heads += [spec.columns.label(value) for value in table.columns] + [null.title for null in spec.nulls]
-    aligned = [":---"] * len(spec.rows) + ["---:"] * (len(heads) - len(spec.rows))
-    lines = [_line([_escape(head) for head in heads]), _line(aligned)]
+    body = [[_escape(head) for head in heads]]
     for _, rows in table.blocks():
         best = table.best(rows)
-        lines += [_line(_cells(table, row, best, notes)) for row in rows]
-    text = [f"**{_escape(spec.title)}**", "", *lines, ""]
+        body += [_cells(table, row, best, notes) for row in rows]
+    text = [f"**{_escape(spec.title)}**", "", *_grid(body, n_left=len(spec.rows)), ""]
     if spec.caption:
-        text += [_escape(spec.caption), ""]
-    return "\n".join([*text, *(f"- {_escape(note)}" for note in notes.lines)]).rstrip() + "\n"
+        text += [*_wrap(_escape(spec.caption)), ""]
+    items = [line for note in notes.lines for line in _wrap(f"- {_escape(note)}", indent="  ")]
+    return "\n".join([*text, *items]).rstrip() + "\n"
+
+
+def _grid(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
+    """Align the columns of a Markdown table, the first `n_left` to the left, so that its source reads as a table."""
+    widths = [max(3, *(_columns(cell) for cell in column)) for column in zip(*rows, strict=True)]
+
+    def pad(cell: str, i: int) -> str:
+        space = " " * (widths[i] - _columns(cell))
+        return cell + space if i < n_left else space + cell
+
+    rule = [":" + "-" * (w - 1) if i < n_left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    head, *body = [[pad(cell, i) for i, cell in enumerate(row)] for row in rows]
+    return [_line(cells) for cells in (head, rule, *body)]
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _wrap(text: str, indent: str = "") -> list[str]:
+    """Break a paragraph into lines; left whole where a line would start with what Markdown takes for a mark."""
+    lines = textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    marked = any(re.match(r"\s*([-+=#>]|\d+[.)]\s)", line) for line in lines[1:])
+    return [text] if marked else lines
 
 
 def _cells(table: Table, row: Row, best: float | None, notes: Notes) -> list[str]:

@@ -74,7 +74,6 @@ class ClassifierModule(ProbeModule):
         self._counts = nn.ModuleDict({split: ClassCounts(n_classes * len(self.cells)) for split in ("val", "test")})
         self.scores: dict[str, list[dict[str, float]]] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
-        self._majority: dict[str, int] = {}
 
     @property
     def banks(self) -> list[LinearBank]:
@@ -86,7 +85,7 @@ class ClassifierModule(ProbeModule):
         return cast(ClassCounts, self._counts[split])
 
     def prepare(self) -> None:
-        """Standardise by the training set, permute its labels for the nulls, find the commonest classes."""
+        """Standardise by the training set, permute its labels for the nulls."""
         targets = list(self.classes)
         keyed = KeyedLabels(len(targets)).to(self.device)
         fitted = all(bool(bank.fitted) for bank in self.banks)  # in a resumed run the weights bring their own
@@ -103,10 +102,8 @@ class ClassifierModule(ProbeModule):
                 bank.standardise(sums.mean, sums.variance)
         hashes, labels = (part.cpu() for part in keyed.compute())
         for target, label in zip(targets, labels.T, strict=True):
-            known = label[label >= 0]
-            if len(known) == 0:
+            if not (label >= 0).any():
                 raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
-            self._majority[target] = int(torch.bincount(known).argmax())
             self._shuffled[target] = ShuffledLabels(hashes, label, seed=self.seed, target=target)
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
@@ -159,7 +156,7 @@ class ClassifierModule(ProbeModule):
             for i, (head, score) in enumerate(zip(self.heads, scores, strict=True)):
                 require_samples(score["n"], split=split, target=head.target)
                 seen = counts.samples.split(counts.n_classes)[i] > 0
-                score["chance"] = counts.class_share(i, self._majority[head.target])
+                score["chance"] = counts.best_constant(i)
                 score["balanced_chance"] = 1 / int(seen.sum())
         counts.reset()
         self.scores[split] = scores

@@ -30,7 +30,7 @@ def test_an_estimate_is_read_from_a_record():
     record = MetricRecord(
         name="auroc", value=0.9, split="test", n=40, probe="ridge",
         nulls={"random_direction": 0.5, "shuffled_labels": 0.52},
-        detail={"interval": [0.8, 0.95], "null_sd": {"random_direction": 0.08}},
+        detail={"interval": [0.8, 0.95], "null_spread": {"random_direction": 0.08}},
     )  # fmt: skip
     expected = Estimate(
         estimator="ridge", auroc=0.9, n=40, interval=(0.8, 0.95), random_mean=0.5, random_sd=0.08, shuffled=0.52

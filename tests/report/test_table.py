@@ -44,3 +44,11 @@ def test_one_row_axis_is_one_block(results, spec):
     spec = dataclasses.replace(spec, rows=(spec.rows[1],), published=(), filter={**spec.filter, "target": "group"})
     text = render(results, spec, "markdown")
     assert text.count("**") == 4  # the title and one best entry
+
+
+def test_markdown_lines_up_and_breaks_no_paragraph_into_a_list(results, spec):
+    lines = render(results, dataclasses.replace(spec, caption="word " * 40), "markdown").splitlines()
+    assert len({len(line) for line in lines if line.startswith("|")}) == 1
+    assert max(len(line) for line in lines if line.startswith("word")) <= 110
+    long = "x" * 107 + " - 3. and so on"
+    assert long in render(results, dataclasses.replace(spec, caption=long), "markdown").splitlines()

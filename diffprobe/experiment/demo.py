@@ -1,0 +1,216 @@
+"""`diffprobe demo`: the main job from shards to a report, as a list of runs of experiment files.
+
+Owns the order of things: every run is judged, then all stores are written, then every probe is trained, then tables
+and page are made of the result files. A run does what `diffprobe train` does. Next in the flow: `demo_page.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from diffprobe.config.compose import load, load_run, split_experiment
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import RunResult
+from diffprobe.experiment.demo_config import DemoConfig, RunSpec
+from diffprobe.experiment.extract import backbone_and_features, extract_run
+from diffprobe.experiment.train import plan, train
+from diffprobe.report.collect import RESULT_FILE, read_results
+from diffprobe.report.spec import find_spec, load_spec
+from diffprobe.report.table import render
+
+if TYPE_CHECKING:
+    from diffprobe.report.panels import DirectionPanel
+
+DEFAULT = "emoji/demo"
+REPORT = "report.html"
+
+
+class Bar(Protocol):
+    """Shows how far one step is."""
+
+    def update(self, n: int, /) -> object:
+        """Advance by `n` units."""
+
+
+class Step(Protocol):
+    """One step of the demo, as it is shown."""
+
+    def bar(self, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Open a bar of `total` units; a step that has nothing to do opens none."""
+
+    def done(self, text: str) -> None:
+        """Say what came out."""
+
+
+class View(Protocol):
+    """What a demo tells while it runs."""
+
+    def opening(self, demo: "Demo") -> None:
+        """Say what will be done."""
+
+    def step(self, kind: str, title: str) -> AbstractContextManager[Step]:
+        """Open a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A demo that was judged: every run's configuration is fine, its tables exist."""
+
+    config: DemoConfig
+    """The demo's own settings."""
+    runs: tuple[RunConfig, ...]
+    """Its runs, in order."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its runs."""
+        return Path(self.config.output)
+
+    def stores(self) -> list[RunConfig]:
+        """Return one run for each feature store that the runs read."""
+        distinct = {(*backbone_and_features(run), run.data): run for run in reversed(self.runs)}
+        return [run for run in self.runs if any(run is one for one in distinct.values())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a demo left behind."""
+
+    demo: Demo
+    """What was asked for."""
+    results: tuple[RunResult, ...]
+    """One for each run, in order."""
+    result_paths: tuple[Path, ...]
+    """Their files."""
+    store_paths: tuple[Path, ...]
+    """The feature stores."""
+    tables: tuple[str, ...]
+    """The tables in Markdown, as `diffprobe table` prints them."""
+
+    def of_kind(self, kind: str, *, null: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
+        """Return the runs of one kind that measure a null, or that are no null: config, result, folder."""
+        runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
+        return [(run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.null == null]
+
+
+def load_demo(settings: Sequence[str] = ()) -> Demo:
+    """Compose and judge a demo and all its runs. Nothing is loaded or written.
+
+    Args:
+        settings: as on the command line. Those that name a key of `DemoConfig` are the demo's own; all others go to
+            every run, after what the demo and its runs set: backbone.path=FOLDER, data.limit=500, logger=wandb.
+    Raises: ConfigError, UnknownName.
+    """
+    experiment, rest = split_experiment(None, settings)
+    own = {field.name for field in fields(DemoConfig)} - {"settings"}
+    for_demo = [setting for setting in rest if setting.partition("=")[0].partition(".")[0] in own]
+    for_runs = [setting for setting in rest if setting not in for_demo]
+    config = load(experiment or DEFAULT, for_demo)
+    if not isinstance(config, DemoConfig):
+        raise ConfigError(f"experiment '{experiment}' does not describe a demo.", fix="diffprobe demo")
+    for table in config.tables:
+        load_spec(find_spec(table))
+    runs = tuple(_load(spec, config, for_runs) for spec in config.runs)
+    _check_distinct(runs)
+    demo = Demo(config=config, runs=runs)
+    _check_folder(demo)
+    return demo
+
+
+def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str]) -> RunConfig:
+    return load_run(spec.experiment, [*config.settings, *spec.settings, *settings, f"output={config.output}"])
+
+
+def _check_distinct(runs: Sequence[RunConfig]) -> None:
+    folders = [plan(run).run_dir for run in runs]
+    twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise ConfigError(f"two runs of the demo are the same: {', '.join(twice)}.")
+
+
+def _check_folder(demo: Demo) -> None:
+    """Refuse a folder with results of other settings, which `diffprobe table` would find beside the new ones."""
+    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs}
+    foreign = sorted(str(path) for path in demo.folder.rglob(RESULT_FILE) if path not in own)
+    if foreign:
+        raise ConfigError(
+            f"'{demo.folder}' holds {len(foreign)} result(s) of other settings.",
+            *foreign[:3],
+            "tables are made of all results in a folder, and would mix them",
+            fix=f"another folder: output={demo.folder}-2; or remove this one",
+        )
+
+
+def run_demo(demo: Demo, view: View) -> Outcome:
+    """Write the stores that are missing, train every probe anew, and fill the tables from the result files.
+
+    Raises: what extraction and training raise.
+    """
+    view.opening(demo)
+    stores = tuple(_extract(run, view) for run in demo.stores())
+    paths = tuple(_train(run, view) for run in demo.runs)
+    results = tuple(read_results(paths))
+    specs = [load_spec(find_spec(name)) for name in demo.config.tables]
+    tables = tuple(render(results, spec) for spec in specs)
+    return Outcome(demo=demo, results=results, result_paths=paths, store_paths=stores, tables=tables)
+
+
+def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
+    """Write `report.html` into the demo's folder. Returns: the direction panels, for whoever prints their ends."""
+    from diffprobe.experiment.demo_page import make_page
+    from diffprobe.experiment.demo_panels import direction_panels
+    from diffprobe.report.page import render_page
+
+    with view.step("report", REPORT) as step:
+        directions = direction_panels(outcome)
+        html = render_page(make_page(outcome, directions))
+        (outcome.demo.folder / REPORT).write_text(html, encoding="utf-8")
+        step.done(f"{len(html.encode()) / 1e6:.1f} MB, one file")
+    return directions
+
+
+def backbone_name(run: RunConfig) -> str:
+    """Name what a run reads: the backbone, or what its null puts in its place."""
+    names = {"random_weights": "random weights", "raw_pixels": "raw pixels"}
+    return names.get(run.null, Path(run.backbone.path).name)
+
+
+def _extract(run: RunConfig, view: View) -> Path:
+    with view.step("features", backbone_name(run)) as step:
+        made = []
+
+        def bar(total: int) -> AbstractContextManager[Bar]:
+            made.append(total)
+            return step.bar(total, "images")
+
+        path = extract_run(run, progress=bar)
+        step.done(f"{sum(made):,} images" if made else "kept from before")
+    return path
+
+
+def _train(run: RunConfig, view: View) -> Path:
+    from diffprobe.core.result import read_result
+    from diffprobe.training.progress import StepBar
+
+    with view.step(run.probe.kind, f"{backbone_name(run)}{_estimator(run)}") as step:
+        make: Callable[[int], AbstractContextManager[Bar]] = lambda total: step.bar(total, "steps")  # noqa: E731
+        path = train(run, callbacks=[StepBar(make)])
+        step.done(_summary(run, read_result(path)))
+    return path
+
+
+def _estimator(run: RunConfig) -> str:
+    return f", {run.probe.name.replace('_', ' ')}" if run.probe.kind == "direction" else ""
+
+
+def _summary(run: RunConfig, result: RunResult) -> str:
+    tests = [record for record in result.metrics if record.split == "test"]
+    if run.probe.kind == "sae":
+        values = {record.name: record.value for record in tests}
+        return f"{tests[0].detail['n_latents']:,} latents, fvu {values['fvu']:.3f}"
+    cells = len({record.cell for record in tests})
+    targets = len({record.target for record in tests})
+    return f"{targets} targets x {cells} cells" if cells > 1 else f"{targets} targets"
