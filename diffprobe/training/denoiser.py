@@ -151,6 +151,7 @@ class DenoiserModule(lightning.LightningModule):
     def _build(self) -> None:
         """Make tokenizer, text encoder and U-Net; the vocabulary comes from the training captions alone."""
         from diffusers import UNet2DConditionModel
+        from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
 
         from diffprobe.training.images import load_table
@@ -176,8 +177,12 @@ class DenoiserModule(lightning.LightningModule):
                 attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
                 norm_num_groups=shape.norm_groups,
             )
+            # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
+            # one computes the same function, and what is saved does not know of it.
+            self.unet.set_attn_processor(AttnProcessor())
             self.text_encoder = CLIPTextModel(
                 CLIPTextConfig(
+                    attn_implementation="eager",
                     vocab_size=len(self.tokenizer),
                     hidden_size=shape.text_width,
                     intermediate_size=4 * shape.text_width,
@@ -251,7 +256,10 @@ class DenoiserModule(lightning.LightningModule):
         trainer = self.config.trainer
         total = total_steps(trainer, self.config.data, len(self._table("train")))
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=trainer.learning_rate or 1e-3, weight_decay=trainer.weight_decay, betas=(0.9, 0.99)
+            self.parameters(),
+            lr=trainer.learning_rate or 1e-3,
+            weight_decay=trainer.weight_decay,
+            betas=(0.9, 0.99),
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
