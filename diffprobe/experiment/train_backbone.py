@@ -104,7 +104,8 @@ def _averaging(decay: float) -> "Callback":
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
             self.on_train_end(trainer, pl_module)  # Lightning calls it only after at least one epoch
 
-    return Averaging(decay=decay, use_buffers=False)  # averaged, whole numbers (positions in a text) are cut to lower ones
+    # buffers stay as they are: averaged whole numbers (positions in a text) would be cut to lower ones
+    return Averaging(decay=decay, use_buffers=False)
 
 
 def _make_module(config: "BackboneTraining") -> tuple[Any, int]:

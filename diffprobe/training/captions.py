@@ -10,10 +10,10 @@ import torch
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int) -> Any:
     """Learn a byte-level BPE vocabulary on `captions`, each distinct one counted once.
 
-    Unknown words fall apart into known pieces, so no caption is refused.
+    Unknown words fall apart into known pieces, down to single bytes, so no caption is refused.
 
     Args:
-        vocab_size: entries, the 512 byte entries and two special ones included.
+        vocab_size: entries at most, the 512 byte entries and two special ones included, which are there in any case.
         max_tokens: longest caption, the special ones included; longer ones are cut.
     Returns: a transformers CLIPTokenizer.
     """
@@ -26,7 +26,12 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int
     learnt = blank.train_new_from_iterator(sorted(set(captions)), vocab_size, initial_alphabet=alphabet)
     record = json.loads(learnt.backend_tokenizer.to_str())["model"]  # the only form that holds the merges
     merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in record["merges"]]
-    return CLIPTokenizer(vocab=record["vocab"], merges=merges, model_max_length=max_tokens)
+    # The trainer leaves out the word ends that no caption has; without them an unknown word's end would be unreadable.
+    merges = merges[: max(0, vocab_size - len(symbols))]
+    entries = [*symbols, *dict.fromkeys("".join(pair) for pair in merges)]
+    return CLIPTokenizer(
+        vocab={entry: number for number, entry in enumerate(entries)}, merges=merges, model_max_length=max_tokens
+    )
 
 
 def choose_captions(

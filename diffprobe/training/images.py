@@ -66,7 +66,9 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
         raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
     silent = [sample.key for sample in samples if not sample.captions]
     if captioned and silent:
-        raise SampleError(f"split '{split}' of '{data.path}': {len(silent)} samples have no caption, '{silent[0]}' first.")
+        raise SampleError(
+            f"split '{split}' of '{data.path}': {len(silent)} samples have no caption, '{silent[0]}' first."
+        )
     pixels = np.stack([np.asarray(sample.image) for sample in samples])
     return ImageTable(
         images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),

@@ -113,7 +113,9 @@ def test_names_are_read_with_tones_and_without_components(names):
 
 
 def test_the_split_rule():
-    combinations = {(style, tones) for style in ("noto", "twemoji") for tones in [(), *((t,) for t in emoji.SKIN_TONES)]}
+    combinations = {
+        (style, tones) for style in ("noto", "twemoji") for tones in [(), *((t,) for t in emoji.SKIN_TONES)]
+    }
     counts: dict[str, int] = defaultdict(int)
     for number in range(400):
         splits = {split_of(f"base {number}", *chosen, combinations) for chosen in combinations}

@@ -1,0 +1,79 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import ConfigError, EmptyClass, SampleError
+from diffprobe.shards.index import ShardSet, build_index
+from diffprobe.shards.stream import SampleStream
+from diffprobe.shards.write import write_shard
+from diffprobe.training.images import ImagesInMemory, load_table
+
+
+@pytest.fixture
+def odd_shards(tmp_path):
+    """Two samples in train, the first without a caption, and a val split of one that is no image."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    good = (tmp_path / "image.png").read_bytes()
+    silent, said = json.dumps({}).encode(), json.dumps({"caption": "a cat"}).encode()
+    write_shard(tmp_path / "train-0000.tar", [("a", {"png": good, "json": silent}), ("b", {"png": good, "json": said})])
+    write_shard(tmp_path / "val-0000.tar", [("c", {"png": b"no image", "json": said})])
+    build_index(tmp_path, name="odd", licence="CC0-1.0", on_error="skip")
+    return tmp_path
+
+
+def test_a_table_is_what_the_stream_gives(tiny_shards):
+    table = load_table(DataConfig(path=str(tiny_shards)), "train", resolution=16)
+    samples = list(SampleStream(ShardSet.load(tiny_shards), "train", resolution=16))
+    assert table.keys == [sample.key for sample in samples] and len(table) == 16
+    assert table.images.shape == (16, 3, 16, 16) and table.images.dtype == torch.uint8
+    for row, sample in enumerate(samples):
+        assert np.array_equal(table.images[row].permute(1, 2, 0).numpy(), np.asarray(sample.image))
+        assert table.captions[row] == sample.captions and table.captions[row][0] == sample.caption
+        assert table.attributes[row] == sample.attributes
+    rows = torch.tensor([3, 1])
+    assert torch.equal(table.floats(rows) * 255, table.images[rows].float()) and table.floats(rows).max() == 1
+
+
+def test_a_limit_takes_the_first_samples(tiny_shards):
+    whole = load_table(DataConfig(path=str(tiny_shards)), "train", resolution=16)
+    assert load_table(DataConfig(path=str(tiny_shards), limit=3), "train", resolution=16).keys == whole.keys[:3]
+
+
+def test_what_cannot_be_trained_on_is_told(tiny_shards, odd_shards, caplog):
+    odd = DataConfig(path=str(odd_shards), on_error="skip", batch_size=2)
+    with pytest.raises(SampleError, match="1 samples have no caption, 'a' first"):
+        load_table(odd, "train", resolution=8, captioned=True)
+    assert load_table(odd, "train", resolution=8).captions == [(), ("a cat",)]
+    with caplog.at_level(logging.WARNING), pytest.raises(EmptyClass, match="'val'.*no sample without a fault"):
+        load_table(odd, "val", resolution=8)
+    assert "left out" in caplog.text and "'c'" in caplog.text
+    with pytest.raises(ConfigError, match="batch_size=17 is more than the 16 samples"):
+        ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=17), resolution=16, seed=0)
+
+
+def epochs(data: ImagesInMemory, n: int) -> list[list[int]]:
+    loader = data.train_dataloader()
+    found = []
+    for epoch in range(n):
+        loader.sampler.set_epoch(epoch)
+        found.append([int(row) for batch in loader for row in batch])
+    return found
+
+
+def test_the_order_is_fixed_by_seed_and_epoch(tiny_shards):
+    data = DataConfig(path=str(tiny_shards), batch_size=5)
+    first = epochs(ImagesInMemory(data, resolution=16, seed=0), 3)
+    assert first == epochs(ImagesInMemory(data, resolution=16, seed=0), 3)
+    assert all(len(order) == len(set(order)) == 15 for order in first)  # the last, smaller batch is dropped
+    assert len({tuple(order) for order in first}) == 3
+    assert first != epochs(ImagesInMemory(data, resolution=16, seed=1), 3)
+
+
+def test_validation_takes_every_sample_in_order(tiny_shards):
+    source = ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=3), resolution=16, seed=0)
+    assert [batch.tolist() for batch in source.val_dataloader()] == [[0, 1, 2], [3]]
