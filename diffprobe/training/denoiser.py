@@ -3,6 +3,7 @@
 The result is a StableDiffusionPipeline folder like any other, and every later step opens it as such.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,37 +17,13 @@ from torch import Tensor
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.weights import weight_files
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.errors import WeightsMissing
+from diffprobe.core.digest import canonical_json, digest_json
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
 from diffprobe.training.captions import choose_captions, train_tokenizer
-from diffprobe.training.images import ImagesInMemory, ImageTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserShape:
-    """Shape of the U-Net and of the text encoder."""
-
-    channels: tuple[int, ...] = (112, 144, 128)
-    """U-Net channels a level; each level but the last halves the side."""
-    cross_attention: tuple[bool, ...] = (True, True, False)
-    """Which levels read the caption; the mid block always does."""
-    layers_per_block: int = 1
-    """Residual blocks a level on the way down; one more on the way up."""
-    heads: int = 8
-    """Attention heads in the U-Net."""
-    norm_groups: int = 16
-    """Groups of GroupNorm."""
-    text_width: int = 128
-    """Width of the text encoder."""
-    text_layers: int = 2
-    """Layers of the text encoder."""
-    text_heads: int = 4
-    """Attention heads in the text encoder."""
-    vocab_size: int = 3000
-    """Entries of the caption vocabulary."""
-    max_tokens: int = 32
-    """Longest caption in tokens."""
+from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
+from diffprobe.training.networks import DenoiserShape, make_networks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,50 +127,29 @@ class DenoiserModule(lightning.LightningModule):
 
     def _build(self) -> None:
         """Make tokenizer, text encoder and U-Net; the vocabulary comes from the training captions alone."""
-        from diffusers import UNet2DConditionModel
-        from diffusers.models.attention_processor import AttnProcessor
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        from diffprobe.training.images import load_table
-
         shape, config = self.config.model, self.config
         table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
         texts = [text for captions in table.captions for text in captions]
         self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
-        side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
-        up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("weights", config.seed))
-            self.unet: Any = UNet2DConditionModel(
-                sample_size=side,
-                in_channels=self.vae.config.latent_channels,
-                out_channels=self.vae.config.latent_channels,
-                down_block_types=down,
-                up_block_types=up,
-                block_out_channels=shape.channels,
-                layers_per_block=shape.layers_per_block,
-                cross_attention_dim=shape.text_width,
-                attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
-                norm_num_groups=shape.norm_groups,
-            )
-            # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
-            # one computes the same function, and what is saved does not know of it.
-            self.unet.set_attn_processor(AttnProcessor())
-            self.text_encoder = CLIPTextModel(
-                CLIPTextConfig(
-                    attn_implementation="eager",
-                    vocab_size=len(self.tokenizer),
-                    hidden_size=shape.text_width,
-                    intermediate_size=4 * shape.text_width,
-                    num_hidden_layers=shape.text_layers,
-                    num_attention_heads=shape.text_heads,
-                    max_position_embeddings=shape.max_tokens,
-                    projection_dim=shape.text_width,
-                    bos_token_id=self.tokenizer.bos_token_id,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
+        self.unet, self.text_encoder = make_networks(
+            shape,
+            tokenizer=self.tokenizer,
+            latent_channels=self.vae.config.latent_channels,
+            latent_side=self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1),
+            seed=derive_seed("weights", config.seed),
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which vocabulary the embeddings belong to."""
+        checkpoint["vocabulary"] = digest_json(self.tokenizer.get_vocab())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the embeddings of another vocabulary. Raises: WeightsMismatch."""
+        if checkpoint.get("vocabulary") != digest_json(self.tokenizer.get_vocab()):
+            raise WeightsMismatch(
+                "the interrupted run had another vocabulary, so its word embeddings are not this one's.",
+                "captions, vocabulary or tokenizer library have changed since",
+                fix="trainer.resume=false",
             )
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
@@ -286,6 +242,8 @@ class DenoiserModule(lightning.LightningModule):
         )
         with quiet_libraries():
             pipeline.save_pretrained(folder, safe_serialization=True)
+        vocabulary = folder / "tokenizer" / "tokenizer.json"  # transformers indents every merge; a third of it is space
+        vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]

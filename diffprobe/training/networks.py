@@ -1,0 +1,86 @@
+"""The networks of a small latent text-to-image model. Owns their shape; what they learn is `training.denoiser`'s."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserShape:
+    """Shape of the U-Net and of the text encoder."""
+
+    channels: tuple[int, ...] = (112, 144, 128)
+    """U-Net channels a level; each level but the last halves the side."""
+    cross_attention: tuple[bool, ...] = (True, True, False)
+    """Which levels read the caption; the mid block always does."""
+    layers_per_block: int = 1
+    """Residual blocks a level on the way down; one more on the way up."""
+    heads: int = 8
+    """Attention heads in the U-Net."""
+    norm_groups: int = 16
+    """Groups of GroupNorm."""
+    text_width: int = 128
+    """Width of the text encoder."""
+    text_layers: int = 2
+    """Layers of the text encoder."""
+    text_heads: int = 4
+    """Attention heads in the text encoder."""
+    vocab_size: int = 3000
+    """Entries of the caption vocabulary."""
+    max_tokens: int = 32
+    """Longest caption in tokens."""
+
+
+def make_networks(
+    shape: DenoiserShape, *, tokenizer: Any, latent_channels: int, latent_side: int, seed: int
+) -> tuple[Any, Any]:
+    """Make U-Net and text encoder with random weights; the global generator stays as it was.
+
+    Args:
+        shape: of both.
+        tokenizer: whose vocabulary the text encoder embeds.
+        latent_channels: channels of a vae_latent.
+        latent_side: its height and width.
+        seed: of all weights.
+    Returns: a diffusers UNet2DConditionModel and a transformers CLIPTextModel.
+    """
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
+    up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet: Any = UNet2DConditionModel(
+            sample_size=latent_side,
+            in_channels=latent_channels,
+            out_channels=latent_channels,
+            down_block_types=down,
+            up_block_types=up,
+            block_out_channels=shape.channels,
+            layers_per_block=shape.layers_per_block,
+            cross_attention_dim=shape.text_width,
+            attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
+            norm_num_groups=shape.norm_groups,
+        )
+        # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
+        # one computes the same function, and what is saved does not know of it.
+        unet.set_attn_processor(AttnProcessor())
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                attn_implementation="eager",  # type: ignore[call-arg]  # a keyword of every config
+                vocab_size=len(tokenizer),
+                hidden_size=shape.text_width,
+                intermediate_size=4 * shape.text_width,
+                num_hidden_layers=shape.text_layers,
+                num_attention_heads=shape.text_heads,
+                max_position_embeddings=shape.max_tokens,
+                projection_dim=shape.text_width,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    return unet, text_encoder

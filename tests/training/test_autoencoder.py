@@ -1,0 +1,126 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.training.autoencoder import (
+    AutoencoderModule,
+    AutoencoderShape,
+    AutoencoderTraining,
+    edge_loss,
+    psnr_db,
+    reconstruct,
+    total_steps,
+    warmup_cosine,
+)  # fmt: skip
+from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.images import ImagesInMemory
+
+SHAPE = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
+
+
+@pytest.fixture
+def config(tiny_shards):
+    return AutoencoderTraining(
+        experiment="tiny",
+        data=DataConfig(path=str(tiny_shards), batch_size=8),
+        model=SHAPE,
+        trainer=TrainerConfig(
+            accelerator="cpu", max_epochs=25, learning_rate=2e-2, enable_progress_bar=False, log_every_steps=1
+        ),
+        logger=LoggerConfig(kind="none"),
+        warmup_steps=2,
+    )
+
+
+def fit(config, tmp_path, **overrides):
+    data = ImagesInMemory(config.data, resolution=config.model.resolution, seed=config.seed)
+    module = AutoencoderModule(config)
+    with quiet():
+        trainer = make_trainer(config.trainer, run_dir=tmp_path, **overrides)
+        trainer.fit(module, datamodule=data)
+    return trainer, module, data
+
+
+def test_edges_are_the_differences_of_neighbours():
+    flat, step = torch.full((1, 1, 2, 4), 0.3), torch.tensor([[[[0.0, 0, 1, 1], [0, 0, 1, 1]]]])
+    assert edge_loss(step, step + 0.5) == pytest.approx(0, abs=1e-7)  # the level alone is no edge
+    assert edge_loss(step, flat) == pytest.approx(1 / 3)  # one of three horizontal differences, no vertical one
+
+
+def test_step_size_rises_and_reaches_zero():
+    factors = [warmup_cosine(step, 4, 20) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[4] == 1.0
+    assert factors[12] == pytest.approx(0.5) and factors[20] == pytest.approx(0)
+    assert all(later < earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert warmup_cosine(0, 0, 10) == 1.0 and warmup_cosine(30, 4, 20) == pytest.approx(0)
+
+
+def test_steps_are_whole_batches_times_epochs():
+    data = DataConfig(path="x", batch_size=8)
+    assert total_steps(TrainerConfig(max_epochs=3), data, 20) == 6
+    assert total_steps(TrainerConfig(max_epochs=3, max_steps=4), data, 20) == 4
+
+
+def test_psnr_is_that_of_each_image():
+    target = torch.rand(2, 3, 4, 4)
+    output = target.clone()
+    output[0] += 0.1
+    assert psnr_db(output, target)[0] == pytest.approx(20, abs=1e-3)  # mse 0.01
+    assert psnr_db(output, target)[1] == pytest.approx(100)  # equal images have no infinity
+    mse = (target[1] - output[0]).square().mean()
+    assert psnr_db(output[:1], target[1:])[0] == pytest.approx(-10 * math.log10(mse), abs=1e-3)
+
+
+def test_weights_are_the_seeds_and_the_global_generator_is_left_alone(config):
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    one = AutoencoderModule(config).state_dict()
+    assert torch.equal(torch.rand(2), expected)
+    two = AutoencoderModule(config).state_dict()
+    other = AutoencoderModule(dataclasses.replace(config, seed=1)).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_augmentation_mirrors_and_swaps_colours_of_some(config):
+    module = AutoencoderModule(config)
+    images = torch.rand(64, 3, 4, 4)
+    changed = module._augment(images)
+    assert torch.equal(changed, module._augment(images))  # a function of seed and step
+    straight, mirrored = images, images.flip(-1)
+    kept = (changed == straight).flatten(1).all(1) | (changed == mirrored).flatten(1).all(1)
+    assert 10 < kept.sum() < 64
+    sums, before = (x.sum((2, 3)).sort(1).values for x in (changed, images))
+    torch.testing.assert_close(sums, before)  # channels change places, nothing is lost
+
+
+def test_training_reconstructs_and_the_export_is_scaled(config, tmp_path):
+    from diffusers import AutoencoderKL
+
+    start = AutoencoderModule(config)
+    trainer, module, data = fit(config, tmp_path)
+    images = data.val.floats(slice(None))
+    before, after = (psnr_db(reconstruct(m.vae, images), images).mean() for m in (start, module))
+    assert after > before + 4
+    assert trainer.callback_metrics["val/psnr_db"] == pytest.approx(float(after), abs=1e-3)
+    module.save(tmp_path / "weights")
+    saved = AutoencoderKL.from_pretrained(tmp_path / "weights")
+    assert saved.config.sample_size == 16 and saved.config.latent_channels == 2
+    assert torch.equal(reconstruct(saved, images), reconstruct(module.vae, images))
+    with torch.no_grad():
+        latents = saved.encode(data.train.floats(slice(None)) * 2 - 1).latent_dist.mode() * saved.config.scaling_factor
+    assert float(latents.std()) == pytest.approx(1, abs=1e-3)
+
+
+def test_losses_are_logged_and_weighted(config, tmp_path):
+    short = dataclasses.replace(config.trainer, max_epochs=1)
+    config = dataclasses.replace(config, trainer=short, mse_weight=0, l1_weight=0, edge_weight=0, kl_weight=0)
+    trainer, module, _ = fit(config, tmp_path)
+    logged = trainer.callback_metrics
+    assert {"train/mse", "train/l1", "train/edge", "train/kl"} <= set(logged)
+    start = AutoencoderModule(config).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in module.state_dict().items())  # nothing to learn from
