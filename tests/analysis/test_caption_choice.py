@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from diffprobe.analysis.caption_choice import candidates_of, choose, spread_timesteps
+from diffprobe.core.errors import EmptyClass
+
+N = 60
+KEYS = [f"key {i}" for i in range(N)]
+GROUPS = [f"group {i // 2}" for i in range(N)]  # two samples a group
+CAPTIONS = [f"caption {i // 3}" for i in range(N)]  # three samples share a caption
+
+
+class Planted:
+    """Errors that are known: the distance between a sample's number and its candidate's, or chance."""
+
+    def __init__(self, chance: bool = False) -> None:
+        self.chance, self.sizes = chance, []
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, latents, keys, text, timesteps):
+        self.sizes.append(len(keys))
+        assert [int(key.split()[1]) for key in keys] == latents.flatten().tolist()
+        if self.chance:
+            return torch.rand(len(keys), text.shape[1], len(timesteps), generator=self.generator)
+        distance = (latents.flatten(1) - text.flatten(2)[:, :, 0]).abs()
+        noise = torch.tensor([100.0 * (-1) ** i for i in range(len(timesteps))])  # gone in the mean over timesteps
+        return distance[..., None] + noise
+
+
+def numbers(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and texts that hold the number of their sample."""
+    return torch.arange(n).float().reshape(n, 1, 1, 1), torch.arange(n).float().reshape(n, 1, 1)
+
+
+def test_candidates_are_the_own_caption_then_others_of_other_groups():
+    table = candidates_of(KEYS, GROUPS, CAPTIONS, n=10, seed=0)
+    assert table.shape == (N, 10) and table[:, 0].tolist() == list(range(N))
+    for row, candidates in enumerate(table.tolist()):
+        assert all(GROUPS[other] != GROUPS[row] for other in candidates[1:])
+        assert len({CAPTIONS[other] for other in candidates}) == 10
+    assert len(set(table[:, 1:].flatten().tolist())) == N  # all samples are drawn
+
+
+def test_candidates_are_fixed_by_seed_and_key():
+    table = candidates_of(KEYS, GROUPS, CAPTIONS, n=5, seed=0)
+    assert torch.equal(table, candidates_of(KEYS, GROUPS, CAPTIONS, n=5, seed=0))
+    assert not torch.equal(table, candidates_of(KEYS, GROUPS, CAPTIONS, n=5, seed=1))
+    renamed = candidates_of([*KEYS[:-1], "another"], GROUPS, CAPTIONS, n=5, seed=0)
+    assert torch.equal(table[:-1], renamed[:-1])  # what the others are called changes nothing
+    assert not torch.equal(table[-1], renamed[-1])
+
+
+def test_too_few_groups_or_captions_are_refused():
+    with pytest.raises(EmptyClass, match="10 candidate captions need 10 different groups; there are 2"):
+        candidates_of(KEYS, ["a", "b"] * 30, CAPTIONS, n=10, seed=0)
+    with pytest.raises(EmptyClass, match="sample 'key 0' has only 1 other captions; 9 are needed"):
+        candidates_of(KEYS, GROUPS, ["one", "two"] * 30, n=10, seed=0)
+
+
+def test_a_score_that_knows_is_always_right_and_says_so_in_batches():
+    latents, text = numbers()
+    table = candidates_of(KEYS, GROUPS, CAPTIONS, n=10, seed=0)
+    score, done = Planted(), []
+    right = choose(score, latents, KEYS, text, table, [1, 2], batch_size=25, on_batch=done.append)
+    assert right.dtype == torch.bool and right.all() and len(right) == N
+    assert score.sizes == done == [25, 25, 10]
+    wrong = table.clone()
+    wrong[:, [0, 1]] = wrong[:, [1, 0]]  # the first is taken for the right one
+    assert not choose(score, latents, KEYS, text, wrong, [1, 2]).any()
+
+
+def test_a_tie_is_wrong():
+    latents, text = numbers()
+    table = torch.stack([torch.arange(N), torch.arange(N)], 1)
+    assert not choose(Planted(), latents, KEYS, text, table, [1, 2]).any()
+
+
+def test_a_score_that_knows_nothing_is_right_one_time_in_ten():
+    n = 2000
+    latents, text = numbers(n)
+    table = torch.stack([torch.randperm(n)[:10] for _ in range(n)])
+    right = choose(Planted(chance=True), latents, [f"key {i}" for i in range(n)], text, table, [1, 2, 3])
+    assert float(right.float().mean()) == pytest.approx(0.1, abs=0.025)  # standard error 0.007
+
+
+def test_timesteps_are_spread_evenly():
+    assert spread_timesteps(1, 1000) == [500]
+    steps = spread_timesteps(15, 1000)
+    assert len(set(steps)) == 15 and {b - a for a, b in zip(steps, steps[1:], strict=False)} <= {66, 67}
+    assert 0 <= steps[0] and steps[-1] < 1000
