@@ -15,8 +15,6 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import MetricRecord, make_result, write_result
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-
     from diffprobe.training.autoencoder import AutoencoderTraining
     from diffprobe.training.denoiser import DenoiserTraining
 
@@ -48,6 +46,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
     import lightning
 
     from diffprobe.training import fit, resume, tracking
+    from diffprobe.training.averaging import Averaging
     from diffprobe.training.images import ImagesInMemory
 
     run_dir = run_dir_of(config)
@@ -71,7 +70,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
             tags=("backbone",),
             resume=checkpoint is not None,
         )
-        averaging = _averaging(config.ema_decay)
+        averaging = Averaging(config.ema_decay)
         trainer = fit.make_trainer(config.trainer, run_dir=run_dir, logger=logger, callbacks=[averaging])
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         scores = trainer.validate(module, datamodule=data, verbose=False)[0]
@@ -94,18 +93,6 @@ def train_backbone(config: "BackboneTraining") -> Path:
     )
     write_result(result, run_dir / resume.RESULT)
     return run_dir / resume.RESULT
-
-
-def _averaging(decay: float) -> "Callback":
-    """Average the weights, also in a run that was interrupted after its last epoch and has nothing left to train."""
-    from lightning.pytorch.callbacks import EMAWeightAveraging
-
-    class Averaging(EMAWeightAveraging):
-        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-            self.on_train_end(trainer, pl_module)  # Lightning calls it only after at least one epoch
-
-    # buffers stay as they are: averaged whole numbers (positions in a text) would be cut to lower ones
-    return Averaging(decay=decay, use_buffers=False)
 
 
 def _make_module(config: "BackboneTraining") -> tuple[Any, int]:

@@ -11,8 +11,9 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import read_result
-from diffprobe.experiment.train_backbone import _averaging, run_dir_of, train_backbone
+from diffprobe.experiment.train_backbone import run_dir_of, train_backbone
 from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
+from diffprobe.training.averaging import Averaging
 from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.training.networks import DenoiserShape
 
@@ -136,7 +137,7 @@ def test_averaging_leaves_positions_in_a_text_alone(configs):
     import lightning
 
     module = DenoiserModule(configs["denoiser"])
-    averaging = _averaging(0.9)
+    averaging = Averaging(0.9)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, barebones=False, enable_checkpointing=False)
     averaging.setup(trainer, module, "fit")
     for _ in range(3):
