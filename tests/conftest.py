@@ -93,3 +93,18 @@ def _draw(i: int, style: str, group: str, colour: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+@pytest.fixture
+def tiny_study(
+    tiny_sd: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Settings of `diffprobe demo` for `tests/tiny_study`, whose files are on the search path. Stores are shared."""
+    monkeypatch.setenv("DIFFPROBE_CONFIGS", str(Path(__file__).parent / "tiny_study"))
+    return [
+        "experiment=tiny/demo",
+        f"backbone.path={tiny_sd}",
+        "backbone.device=cpu",
+        f"data.path={tiny_shards}",
+        f"features.store={tmp_path_factory.getbasetemp() / 'demo-stores'}",
+    ]

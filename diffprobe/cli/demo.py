@@ -23,12 +23,13 @@ def run(args: argparse.Namespace) -> int:
     from diffprobe.experiment.demo import load_demo, run_demo, write_report
     from diffprobe.experiment.demo_console import DemoConsole
 
-    demo = load_demo(args.settings)
+    keep_freed_memory()  # before the first tensor
+    view = DemoConsole()
+    with view.loading():
+        demo = load_demo(args.settings)
     if args.check:
         print(f"the configurations are fine: {len(demo.runs)} runs, {len(demo.stores())} stores, in {demo.folder}")
         return 0
-    keep_freed_memory()  # before the first tensor
-    view = DemoConsole()
     outcome = run_demo(demo, view)
     directions = write_report(outcome, view)
     view.tables(outcome)

@@ -18,7 +18,7 @@ from diffprobe.experiment.demo_config import DemoConfig, RunSpec
 from diffprobe.experiment.extract import backbone_and_features, extract_run
 from diffprobe.experiment.train import plan, train
 from diffprobe.report.collect import RESULT_FILE, read_results
-from diffprobe.report.spec import find_spec, load_spec
+from diffprobe.report.spec import TableSpec, find_spec, load_spec
 from diffprobe.report.table import render
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Demo:
     """The demo's own settings."""
     runs: tuple[RunConfig, ...]
     """Its runs, in order."""
+    specs: tuple[TableSpec, ...]
+    """Its tables."""
 
     @property
     def folder(self) -> Path:
@@ -111,11 +113,10 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
     config = load(experiment or DEFAULT, for_demo)
     if not isinstance(config, DemoConfig):
         raise ConfigError(f"experiment '{experiment}' does not describe a demo.", fix="diffprobe demo")
-    for table in config.tables:
-        load_spec(find_spec(table))
+    specs = tuple(load_spec(find_spec(table)) for table in config.tables)
     runs = tuple(_load(spec, config, for_runs) for spec in config.runs)
     _check_distinct(runs)
-    demo = Demo(config=config, runs=runs)
+    demo = Demo(config=config, runs=runs, specs=specs)
     _check_folder(demo)
     return demo
 
@@ -153,8 +154,7 @@ def run_demo(demo: Demo, view: View) -> Outcome:
     stores = tuple(_extract(run, view) for run in demo.stores())
     paths = tuple(_train(run, view) for run in demo.runs)
     results = tuple(read_results(paths))
-    specs = [load_spec(find_spec(name)) for name in demo.config.tables]
-    tables = tuple(render(results, spec) for spec in specs)
+    tables = tuple(render(results, spec) for spec in demo.specs)
     return Outcome(demo=demo, results=results, result_paths=paths, store_paths=stores, tables=tables)
 
 

@@ -4,7 +4,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -54,11 +54,15 @@ class DemoConsole:
             self.console.width = _WIDTH
         self._started = time.monotonic()
 
+    def loading(self) -> AbstractContextManager[object]:
+        """Show that something goes on while libraries are imported and configurations judged."""
+        return self.console.status("loading")
+
     def opening(self, demo: Demo) -> None:
         """Print title and facts."""
         from diffprobe.experiment.demo_page import demo_facts
 
-        with self.console.status("loading"):  # the libraries, the first time anything needs them
+        with self.loading():
             facts = demo_facts(demo)
         self.console.print()
         self.console.print(Text(demo.config.title, style="bold"))

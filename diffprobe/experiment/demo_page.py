@@ -1,10 +1,14 @@
 """The report page of a demo. Owns its facts: what was read of which model and images, under which seeds."""
 
+from typing import TYPE_CHECKING
+
 from diffprobe.config.schema import RunConfig
 from diffprobe.experiment.demo import Demo, Outcome
 from diffprobe.report.page import Page
 from diffprobe.report.panels import DirectionPanel
-from diffprobe.report.spec import find_spec, load_spec
+
+if TYPE_CHECKING:
+    from diffprobe.features.request import Request
 
 
 def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
@@ -17,7 +21,7 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
         lead=" ".join(config.lead.split()),
         facts=(*demo_facts(outcome.demo), *_machine(outcome)),
         results=outcome.results,
-        tables=(load_spec(find_spec(config.tables[0])),),
+        tables=outcome.demo.specs[:1],
         latents=latents.panels if latents else (),
         latent_rule=latents.rule if latents else "",
         latent_cell=latents.cell if latents else "",
@@ -55,10 +59,9 @@ def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
     return tuple(fields.items())
 
 
-def _samples(run: RunConfig, request: "object") -> str:
-    from diffprobe.features.request import Request, shard_entries
+def _samples(run: RunConfig, request: "Request") -> str:
+    from diffprobe.features.request import shard_entries
 
-    assert isinstance(request, Request)
     parts = []
     for split in request.splits:
         whole = request.shard_set.n_samples(split)

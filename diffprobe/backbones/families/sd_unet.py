@@ -18,6 +18,7 @@ from diffprobe.backbones.capture import cut
 from diffprobe.backbones.cell import CONDITIONS
 from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
 from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
 from diffprobe.backbones.weights import digest_files, digest_part, load_tensors, require_files
 from diffprobe.core.digest import digest_json
@@ -107,7 +108,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     else:
         # drawn whole and then cut, so that the weights do not depend on the taps; under a seed of their own, so that
         # they can't be those that a training run with the same seed started from
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet_libraries():
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             unet = _make_unet(_config(checkpoint, "unet"), torch.device("cpu")).to(options.dtype)
         cut(unet, needed)

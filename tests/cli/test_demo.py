@@ -1,0 +1,63 @@
+"""`diffprobe demo` from shards to report, twice, on tiny real things; and what it refuses before it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from diffprobe.cli.main import main
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stores = tmp_path / "stores"
+    settings = [setting for setting in tiny_study if not setting.startswith("features.store")]
+    command = ["demo", *settings, f"features.store={stores}", "output=out"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert "What a tiny model knows" in first and "16 train, 4 val, 4 test" in first
+    assert first.count("24 images") == 3 and "kept from before" not in first
+    assert "AUROC" in first and "noto emoji" in first and "diffprobe taps backbone=sd15" in first
+    page = Path("out/report.html").read_text()
+    assert page.count('<article class="latent">') == 3 and "What a tiny model knows" in page
+
+    assert main(["table", "tiny", "--results", "out"]) == 0
+    table = capsys.readouterr().out
+    assert "raw pixels" in table and table in first
+
+    written = files_of(stores)
+    assert main(command) == 0
+    second = capsys.readouterr().out
+    assert second.count("kept from before") == 3 and table in second
+    assert files_of(stores) == written
+
+
+def test_check_judges_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys):
+    assert main(["demo", *tiny_study, f"output={tmp_path / 'out'}", "--check"]) == 0
+    assert "8 runs, 3 stores" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert main(["demo", f"output={tmp_path / 'out'}", "--check"]) == 0
+    assert "11 runs, 3 stores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("panels.n_latent=3", "panels.n_latents"),
+        ("panels.n_top=0", "at least 1"),
+        ("tables=[tinny]", "tiny"),
+        ("tables=[]", "tables is empty"),
+        ("features.taps=[mid]", "mid_block"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_anything_is_written(tiny_study, tmp_path, capsys, setting, words):
+    assert main(["demo", *tiny_study, setting, f"output={tmp_path / 'out'}"]) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_experiment_that_is_no_demo_is_refused(capsys):
+    assert main(["demo", "experiment=emoji/sae"]) == 2
+    assert "does not describe a demo" in capsys.readouterr().err
