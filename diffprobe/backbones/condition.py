@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.weights import require_files
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
 _CHUNK = 64
 _CACHE_BYTES = 256 * 2**20
@@ -79,24 +80,32 @@ def _n_bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
+def require_vocabulary(folder: Path) -> None:
+    """Check that a pipeline folder has the words of its tokenizer; transformers would make up an empty vocabulary.
+
+    Raises: WeightsMissing.
+    """
+    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise WeightsMissing(
+            f"checkpoint '{folder}' has no vocabulary (tokenizer/tokenizer.json or tokenizer/vocab.json).",
+            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+        )
+
+
 def load_prompt_encoder(folder: Path, *, dtype: torch.dtype) -> PromptEncoder:
     """Load `text_encoder` and `tokenizer` of a pipeline folder.
 
-    Raises: WeightsMissing without safetensors weights; WeightsMismatch if they do not fit the config.
+    Raises: WeightsMissing without safetensors weights or a vocabulary; WeightsMismatch if the weights do not fit the
+        config.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
 
     require_files(folder / "text_encoder")
-    bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar for half a second of reading hides the ones that matter
-    try:
+    require_vocabulary(folder)
+    with quiet_libraries():
         made: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    finally:
-        if bar:
-            logging.enable_progress_bar()
     encoder, report = made
     if report["missing_keys"] or report["mismatched_keys"]:
         faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

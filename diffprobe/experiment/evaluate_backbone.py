@@ -121,6 +121,7 @@ def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> li
 
 def load_pipeline(path: str) -> Any:
     """Open a StableDiffusionPipeline folder in float32. Raises: WeightsMissing, WeightsMismatch."""
+    from diffprobe.backbones.condition import require_vocabulary
     from diffprobe.backbones.families import sd_unet
     from diffprobe.backbones.weights import locate, require_files
 
@@ -132,6 +133,7 @@ def load_pipeline(path: str) -> Any:
             fix="name a StableDiffusionPipeline folder, or emoji-sd",
         )
     require_files(*(folder / part for part in ("unet", "vae", "text_encoder")))
+    require_vocabulary(folder)
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
@@ -141,8 +143,8 @@ def load_pipeline(path: str) -> Any:
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise WeightsMismatch(f"'{path}' cannot be opened as a StableDiffusionPipeline: {error}.") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(torch.float32)
 
 
 def resolution_of(pipeline: Any) -> int:

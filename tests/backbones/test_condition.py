@@ -67,3 +67,9 @@ def test_the_encoder_is_frozen(encoder: PromptEncoder) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="text_encoder"):
         load_prompt_encoder(tmp_path, dtype=torch.float32)
+
+
+def test_without_a_vocabulary_nothing_is_made_up(tiny_sd: Path, tmp_path: Path) -> None:
+    (tmp_path / "text_encoder").symlink_to(tiny_sd / "text_encoder")
+    with pytest.raises(WeightsMissing, match="no vocabulary"):
+        load_prompt_encoder(tmp_path, dtype=torch.float32)

@@ -1,0 +1,166 @@
+"""The measures on the tiny pipeline and shards, and what they say of models and data that cannot be measured."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from diffprobe.backbones.families import sd_unet
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
+from diffprobe.core.result import MetricRecord, read_result
+from diffprobe.experiment.evaluate_backbone import (
+    BackboneEvaluation,
+    _other_rows,
+    evaluate_backbone,
+    load_pipeline,
+    missed_gates,
+)
+from diffprobe.training.images import load_table
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd, tiny_shards) -> BackboneEvaluation:
+    return BackboneEvaluation(
+        experiment="tiny/evaluate",
+        model=str(tiny_sd),
+        data=DataConfig(path=str(tiny_shards)),
+        group_attribute="colour",
+        n_candidates=3,
+        n_choice_timesteps=2,
+        gates={"psnr_db/val": -100.0, "caption_of_3_accuracy/test": 1.1},
+        prompts=("noto emoji, cat", "twemoji emoji, dog", "red circle"),
+        sampling_steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(config, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated")
+    path, missed = evaluate_backbone(dataclasses.replace(config, output=str(output)))
+    return path, missed, {(r.name, r.split): r for r in read_result(path).metrics}
+
+
+def test_all_questions_are_answered_on_both_splits(evaluated):
+    path, _, records = evaluated
+    names = {"psnr_db", "tenths_where_text_helps", "caption_of_3_accuracy"}
+    names |= {f"denoising_error_t{t}" for t in range(50, 1000, 100)}
+    assert set(records) == {(name, split) for name in names for split in ("val", "test")}
+    assert {record.n for record in records.values()} == {4}
+    result = read_result(path)
+    assert result.kind == "backbone_eval" and result.seeds == {"seed": 0} and "output" not in result.config
+    assert path.parent.parts[-2:] == ("tiny", "evaluate")
+
+
+def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
+    record = evaluated[2]["psnr_db", "val"]
+    images = load_table(config.data, "val", resolution=32).floats(slice(None))
+    mse = (images - images.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
+    assert record.nulls["mean_colour"] == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)
+    assert record.nulls["mean_colour"] < record.nulls["thumbnail_8x8"] < 100
+    assert record.value < record.nulls["thumbnail_8x8"]  # random weights
+
+
+def test_the_use_of_the_text_is_counted_over_the_tenths(evaluated):
+    records = evaluated[2]
+    for split in ("val", "test"):
+        errors = [records[f"denoising_error_t{t}", split] for t in range(50, 1000, 100)]
+        assert all(0.5 < record.value < 2 for record in errors)  # a net that predicts nothing is at 1
+        won = sum(record.nulls["shuffled_captions"] > record.value for record in errors)
+        assert records["tenths_where_text_helps", split].value == won
+
+
+def test_the_choice_has_chance_and_an_interval_beside_it(evaluated):
+    record = evaluated[2]["caption_of_3_accuracy", "test"]
+    low, high = record.detail["interval"]
+    assert record.nulls == {"chance": 1 / 3} and low <= record.value <= high
+    assert record.detail["timesteps"] == [250, 750]
+
+
+def test_samples_are_a_grid_of_all_prompts(evaluated):
+    grid = Image.open(evaluated[0].parent / "samples.png")
+    assert grid.size == (2 * (32 + 8) + 8, 2 * (32 + 8) + 8)  # three images of 32 pixels in a square of four
+    assert grid.getpixel((4, 4)) == (255, 255, 255) and grid.getpixel((60, 60)) == (255, 255, 255)
+    assert grid.crop((8, 8, 40, 40)).getcolors() is None or len(grid.crop((8, 8, 40, 40)).getcolors()) > 10
+
+
+def test_missed_gates_are_named(evaluated):
+    _, missed, records = evaluated
+    value = records["caption_of_3_accuracy", "test"].value
+    assert missed == [f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is asked for"]
+
+
+def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():
+    record = MetricRecord(name="psnr_db", value=27.0, split="test", n=3)
+    assert missed_gates({"psnr_db/test": 27.0}, [record]) == []
+    assert missed_gates({"psnr_db/val": 1.0}, [record]) == ["psnr_db/val was not measured"]
+    assert len(missed_gates({"psnr_db/test": 27.01, "x/y": 0}, [record])) == 2
+
+
+def test_wrong_captions_are_a_seeded_shuffle_over_groups():
+    groups = [f"g{i // 5}" for i in range(40)]
+    rows = _other_rows(groups, 0)
+    assert sorted(rows.tolist()) == list(range(40))  # every caption is wrong once
+    assert all(groups[row] != groups[place] for place, row in enumerate(rows.tolist()))
+    assert torch.equal(rows, _other_rows(groups, 0)) and not torch.equal(rows, _other_rows(groups, 1))
+    assert all(_other_rows(["a", "b"] * 3, seed)[::2].tolist() != [0, 2, 4] for seed in range(5))  # half is possible
+    with pytest.raises(EmptyClass, match="more than half of 5 samples are of the group 'a'"):
+        _other_rows(["a", "a", "a", "b", "c"], 0)
+
+
+def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
+    def evaluate(**changed):
+        evaluate_backbone(dataclasses.replace(config, output=str(tmp_path), **changed))
+
+    with pytest.raises(UnknownName, match="unknown group_attribute 'color'"):
+        evaluate(group_attribute="color")
+    with pytest.raises(EmptyClass, match="10 different groups"):
+        evaluate(n_candidates=10)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_a_pipeline_is_opened_in_float32_without_a_word(tiny_sd, tmp_path, capfd):
+    from diffusers import StableDiffusionPipeline
+
+    half = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).to(torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    capfd.readouterr()
+    pipeline = load_pipeline(str(tmp_path / "half"))
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_models_that_cannot_be_measured_are_told(tiny_sd, tmp_path):
+    with pytest.raises(WeightsMismatch, match="'pixels' is a pixels, not a StableDiffusionPipeline"):
+        load_pipeline("pixels")
+    with pytest.raises(WeightsMissing, match="no folder"):
+        load_pipeline(str(tmp_path / "nothing"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+    with pytest.raises(WeightsMismatch, match="is a PixArtAlphaPipeline"):
+        load_pipeline(str(other))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsMissing, match="lacks a config.json or safetensors"):
+        load_pipeline(str(broken))
+    shutil.copytree(tiny_sd / "unet", broken / "unet", dirs_exist_ok=True)
+    shutil.rmtree(broken / "scheduler")
+    with pytest.raises(WeightsMismatch, match="cannot be opened"):
+        load_pipeline(str(broken))
+    shutil.rmtree(broken / "tokenizer")
+    with pytest.raises(WeightsMissing, match="no vocabulary"):
+        load_pipeline(str(broken))
+
+
+def test_a_model_that_predicts_something_else_is_refused(config, tmp_path):
+    other = sd_unet.tiny(tmp_path / "v", channels=(16,))
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(WeightsMismatch, match="predicts 'v_prediction'"):
+        evaluate_backbone(dataclasses.replace(config, model=str(other), output=str(tmp_path)))
