@@ -166,7 +166,7 @@ def _headlines(table: Table) -> list[dict[str, str]]:
             {
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
-                "place": f"best {spec.metric}, at {place}",
+                "place": f"best {_words(spec.metric)}, at {place}",
                 "null": "no null measured"
                 if rival is None
                 else f"strongest null {spec.number.show(entry.nulls[rival])}{unit} ({titles.get(rival, rival)})",
