@@ -55,7 +55,8 @@ def _what(table: Table, measured: list[Entry]) -> str:
     on = f" on {split}" if isinstance(split, str) else ""
     samples = _span({entry.n for entry in measured})
     seeds = _span({entry.n_seeds for entry in measured})
-    text = f"{spec.metric.replace('_', ' ')}{unit}{on}; {samples} samples an entry, {seeds} seed{'' if seeds == '1' else 's'}"
+    seeds += " seed" if seeds == "1" else " seeds"
+    text = f"{spec.metric.replace('_', ' ')}{unit}{on}; {samples} samples an entry, {seeds}"
     if any(entry.spread is not None for entry in measured):
         text += ", ± standard deviation over seeds"
     return f"{text}; {'higher' if spec.higher_is_better else 'lower'} is better, best of each block in bold."
