@@ -13,16 +13,10 @@ MAX_LINES = 300
 
 NO_TWIN = {
     "diffprobe/__main__.py": "tests/cli/test_main.py",  # one call
-    "diffprobe/cli/store.py": "tests/cli/test_extract.py",  # what extract writes, store lists and verifies
-    "diffprobe/experiment/extract.py": "tests/cli/test_extract.py",  # the verb's only call
     "diffprobe/experiment/demo_config.py": "tests/experiment/test_demo.py",  # one demo, taken apart in one file
     "diffprobe/experiment/demo_console.py": "tests/experiment/test_demo.py",
     "diffprobe/experiment/demo_page.py": "tests/experiment/test_demo.py",
     "diffprobe/experiment/demo_panels.py": "tests/experiment/test_demo.py",
-    "diffprobe/features/live.py": "tests/features/test_live_and_stored.py",  # each is tested as the other's equal
-    "diffprobe/features/stored.py": "tests/features/test_live_and_stored.py",
-    "diffprobe/features/source.py": "tests/features/test_live_and_stored.py",  # what the two share
-    "diffprobe/features/request.py": "tests/features/test_live_and_stored.py",
 }
 """Modules with logic that no test file of their name covers -> the test file that does, with the reason."""
 
