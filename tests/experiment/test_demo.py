@@ -63,7 +63,7 @@ def test_runs_with_the_same_features_share_a_store(tiny_study):
 
 def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     demo = load_demo([f"output={tmp_path}"])
-    assert {run.data.limit for run in demo.runs} == {3072} and {run.seed for run in demo.runs} == {0}
+    assert {run.data.limit for run in demo.runs} == {2560} and {run.seed for run in demo.runs} == {0}
     kinds = {kind: {run.null for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
     assert kinds == {"sae": {"none", "random_weights"}, "classifier": {"none", "random_weights", "raw_pixels"}}
     assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)}
