@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import pytest
 
@@ -28,6 +29,8 @@ def read_records(path):
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):
+            return  # still being written
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -37,10 +40,20 @@ def read_records(path):
             yield record
 
 
+def finished_records(path, *, seconds=60):
+    """Return the records of a finished run. W&B writes them in a process of its own: its last one is awaited."""
+    end = time.monotonic() + seconds
+    while True:
+        records = list(read_records(path)) if path.stat().st_size else []
+        if any(record.HasField("exit") for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.2)
+
+
 def read_run(folder):
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     run, config, summary, history = None, {}, {}, []
-    for record in read_records(path):
+    for record in finished_records(path):
         if record.HasField("run"):
             run = record.run
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
