@@ -22,9 +22,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
+
+Told = str | int | None
+"""What one sample's backbone is told: a text, a class, or nothing (the null class)."""
+
+Condition = dict[str, Tensor]
+"""What a denoiser is told, by name, encoded: one row a sample; empty for an unconditional backbone."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions of the forward pass, by the name that configs use."""
@@ -40,6 +47,8 @@ class Checkpoint:
     """Where its parts are; None for a backbone without weights."""
     index: dict[str, Any]
     """Its `model_index.json`."""
+    denoiser_weights: Path | None = None
+    """Safetensors file or folder that takes the place of the denoiser's own weights."""
 
     def part(self, name: str) -> Path:
         """Return the folder of one part (`unet`, `vae`, ...). Only for checkpoints that have a folder."""
@@ -65,7 +74,9 @@ class Outline:
     resolution: int
     """Image side in pixels: the asked one, or the checkpoint's own."""
     latent_shape: tuple[int, int, int]
-    """Channels, height, width of what is noised; the grid of token taps is found from it."""
+    """Channels, height, width of what is noised."""
+    layout: Layout
+    """How the outputs of the denoiser's modules hold the image."""
     schedule: NoiseSchedule
     """The forward process of the checkpoint."""
     conditions: tuple[str, ...]
@@ -74,8 +85,8 @@ class Outline:
     """Names used in papers -> tap."""
     blocks: tuple[str, ...] = ()
     """Taps that are listed first: the whole blocks, in the order in which they run."""
-    text_side: tuple[str, ...] = ()
-    """Name endings of modules whose output is a matter of the text and not of the image, so no tap."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the denoiser is told beside the condition (sizes, guidance), in JSON; part of a store's manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +110,28 @@ class Backbone(ABC):
         """Turn images in [0, 1] into what is noised (scaled VAE latents, or the pixels themselves), float32."""
 
     @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor | None:
-        """Turn prompts into what the denoiser is told, one row a prompt; None for an unconditional backbone."""
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """Turn what samples are told into what the denoiser takes, one row a value.
+
+        Raises: ConfigError for a class that the backbone does not have.
+        """
 
     @abstractmethod
     def denoise(
         self,
         x_t: Float[Tensor, "rows channels height width"],
         timesteps: Int[Tensor, " rows"],
-        condition: Tensor | None,
+        condition: Condition,
     ) -> None:
         """Run the denoiser once. Its output is of no interest: taps are read by hooks, which may end the pass early."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
+
+    def release_text(self) -> None:
+        """Free the text encoders; called when everything that will be told is encoded and remembered."""
+        return  # a backbone without them has nothing to free
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks."""

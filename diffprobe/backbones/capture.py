@@ -1,10 +1,11 @@
 """Reading modules of a network while it runs, in one layout, and running no further than needed.
 
-Owns hooks, layout and the cut. `trace` learns from one pass on the meta device what every module gives and what runs
-before it; `cut` takes away what never runs; `Capture` reads the taps of the real network.
+Owns hooks and the cut; how an output holds the image is layout.py's. `trace` learns from one pass on the meta device
+what every module gives and what runs before it; `cut` takes away what never runs; `Capture` reads the taps of the real
+network.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from diffprobe.backbones.layout import Layout
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
@@ -55,15 +57,13 @@ class Trace:
         return frozenset(self.entered[: max(self.taps[tap].n_entered for tap in taps)])
 
 
-def trace(
-    network: nn.Module, run: Callable[[nn.Module], object], latent_size: tuple[int, int], *, count: bool = True
-) -> Trace:
+def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Layout, *, count: bool = True) -> Trace:
     """Run a network on the meta device and note what each module gives.
 
     Args:
         network: the network, on the meta device.
         run: starts one forward pass of one image.
-        latent_size: height and width of the network's input; token grids are found from it.
+        layout: how outputs hold the image.
         count: count operations as well; this takes most of the time.
     """
     entered: list[str] = []
@@ -80,7 +80,7 @@ def trace(
     def after(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
             runs[path] = runs.get(path, 0) + 1
-            x = as_map(output, latent_size)
+            x = layout.image(output, path)
             if x is not None:
                 taps[path] = TapShape(x.shape[1], (x.shape[2], x.shape[3]), flops(), len(entered))
 
@@ -98,35 +98,6 @@ def trace(
             handle.remove()
     once = {path: shape for path, shape in taps.items() if runs[path] == 1}
     return Trace(once, tuple(entered), flops())
-
-
-def as_map(output: Any, latent_size: tuple[int, int]) -> FeatureMap | None:
-    """Bring a module's output into the one layout, `[batch, channels, height, width]`.
-
-    The image stream is the first tensor of a tuple. Tokens `[batch, tokens, channels]` are laid out on the grid that
-    divides the latent evenly. Returns: None if the output is neither.
-    """
-    if isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    elif isinstance(output, Mapping):
-        output = next(iter(output.values()), None)
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-        return None
-    if output.ndim == 4:
-        return output
-    grid = _grid(output.shape[1], latent_size)
-    return None if grid is None else output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
-
-
-def _grid(n_tokens: int, latent_size: tuple[int, int]) -> tuple[int, int] | None:
-    height, width = latent_size
-    while height >= 1 and width >= 1:
-        if height * width == n_tokens:
-            return height, width
-        if height == width == 1:
-            return None
-        height, width = -(-height // 2), -(-width // 2)  # strided convolutions round up
-    return None
 
 
 class Absent(nn.Module):
@@ -167,8 +138,9 @@ class Capture:
     Args:
         network: the network, cut or whole.
         taps: module paths in the order in which they end.
-        latent_size: height and width of the network's input.
-        read: what to keep of each feature map; called inside the pass, so that the map itself need not be held.
+        layout: how outputs hold the image.
+        read: what to keep of each feature map; called inside the pass, so that the map itself need not be held. Its
+            second argument is what the call was given as `rows`.
         stop: end the pass when the last tap has been read.
     """
 
@@ -177,22 +149,17 @@ class Capture:
         network: nn.Module,
         taps: Sequence[str],
         *,
-        latent_size: tuple[int, int],
-        read: Callable[[FeatureMap], Tensor],
+        layout: Layout,
+        read: Callable[[FeatureMap, Any], Tensor],
         stop: bool = True,
     ) -> None:
-        self._network, self._taps, self._latent_size, self._read, self._stop = (
-            network,
-            tuple(taps),
-            latent_size,
-            read,
-            stop,
-        )
+        self._network, self._taps, self._layout = network, tuple(taps), layout
+        self._read, self._stop = read, stop
 
-    def __call__(self, run: Callable[[], object]) -> dict[str, Tensor]:
-        """Run the network once and return what was read, by tap."""
+    def __call__(self, run: Callable[[], object], rows: Any = None) -> dict[str, Tensor]:
+        """Run the network once and return what was read, by tap. `rows` goes to `read` as it is."""
         found: dict[str, Tensor] = {}
-        with self._hooked(found):
+        with self._hooked(found, rows):
             try:
                 run()
             except _Reached:
@@ -203,13 +170,13 @@ class Capture:
         return found
 
     @contextmanager
-    def _hooked(self, found: dict[str, Tensor]) -> Iterator[None]:
+    def _hooked(self, found: dict[str, Tensor], rows: Any) -> Iterator[None]:
         def make(tap: str) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                feature_map = as_map(output, self._latent_size)
+                feature_map = self._layout.image(output, tap)
                 if feature_map is None:
                     raise RunFailed(f"tap '{tap}' gave no feature map.", f"got: {type(output).__name__}")
-                found[tap] = self._read(feature_map)
+                found[tap] = self._read(feature_map, rows)
                 if self._stop and len(found) == len(self._taps):
                     raise _Reached
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from diffprobe.core.errors import ConfigError
 
-CONDITIONS = ("empty", "caption", "prompt")
-"""What a backbone may be told: the empty prompt, the sample's own caption, or one fixed prompt for all."""
+CONDITIONS = ("empty", "caption", "prompt", "template", "label", "negative")
+"""What a backbone may be told: nothing (empty prompt, null class), the sample's own caption, one fixed prompt for all,
+a template filled from the sample's texts, the sample's class, or the fixed prompt of the unconditional branch."""
 
-POOLS = ("mean", "max", "none")
-"""How a feature map becomes a feature: mean or maximum over space, or not at all."""
+POOLS = ("mean", "max", "none", "gridK", "tokensN")
+"""How a feature map becomes a feature: mean or maximum over space; the map itself; means over K x K parts, side by
+side; N places of it, drawn by (seed, key)."""
 
+_POOL = re.compile(r"mean|max|none|(?P<kind>grid|tokens)(?P<size>[1-9]\d{0,4})")
 _NAME = re.compile(r"(?P<tap>[^@]+)@t(?P<timestep>\d+)(?::(?P<condition>[^:]+)(?::(?P<pool>[^:]+))?)?")
 
 
@@ -22,7 +25,7 @@ class Cell:
         tap: module path in the denoiser, never an alias: `mid_block`, `up_blocks.1`.
         timestep: position on the training grid, larger is noisier.
         condition: one of `CONDITIONS`.
-        pool: one of `POOLS`.
+        pool: one of `POOLS`, with a number for K or N.
 
     >>> Cell("mid_block", 100).name
     'mid_block@t100:empty:mean'
@@ -35,7 +38,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         check_choice("condition", self.condition, CONDITIONS)
-        check_choice("pool", self.pool, POOLS)
+        parse_pool(self.pool)
         if "@" in self.tap or not self.tap:
             raise ConfigError(f"tap '{self.tap}' is not a module path.", "given: a text that is empty or holds '@'")
 
@@ -71,3 +74,19 @@ def check_choice(kind: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a `value` outside `allowed`. Raises: ConfigError."""
     if value not in allowed:
         raise ConfigError(f"{kind} '{value}' is not known.", f"allowed: {', '.join(allowed)}")
+
+
+def parse_pool(pool: str) -> tuple[str, int]:
+    """Split a pooling into its kind and its number, 1 where it takes none. Raises: ConfigError.
+
+    >>> parse_pool("grid2"), parse_pool("mean")
+    (('grid', 2), ('mean', 1))
+    """
+    match = _POOL.fullmatch(pool)
+    if match is None:
+        raise ConfigError(
+            f"pool '{pool}' is not known.",
+            f"allowed: {', '.join(POOLS)}",
+            "K and N are numbers: grid2 (2 x 2 means), tokens64 (64 places)",
+        )
+    return match["kind"] or pool, int(match["size"] or 1)

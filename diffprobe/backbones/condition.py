@@ -1,122 +1,162 @@
-"""What a text-conditioned backbone is told. Owns the prompt encoder and its memory: a prompt is encoded once."""
+"""Texts for a backbone, encoded. Owns the text encoders and their memory: a prompt is encoded once."""
 
+import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from diffprobe.backbones.base import Condition
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.weights import require_files
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
+
+TEXT_CONDITIONS = ("empty", "caption", "prompt", "template", "negative")
+"""What a text-conditioned backbone can be told."""
 
 _CHUNK = 64
 _CACHE_BYTES = 256 * 2**20
 
 
-class PromptEncoder:
-    """A frozen CLIP text encoder with its tokenizer and a bounded memory of prompts.
+class PromptMemory:
+    """A bounded memory of encoded prompts, so that each one is encoded once.
 
     Args:
-        tokenizer: a transformers tokenizer with a finite `model_max_length`.
-        encoder: the text encoder; its first output, one row a token, is what the denoiser attends to.
+        encode: turns prompts into rows, by name; called with prompts that are not remembered, `_CHUNK` at most.
     """
 
-    def __init__(self, tokenizer: Any, encoder: nn.Module) -> None:
-        self.tokenizer = tokenizer
-        self.encoder = encoder
-        self._memory: OrderedDict[str, Tensor] = OrderedDict()
-        self._warned = False
+    def __init__(self, encode: Callable[[list[str]], Condition]) -> None:
+        self._encode = encode
+        self._memory: OrderedDict[str, Condition] = OrderedDict()
 
-    def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens width"]:
-        """Encode prompts, each one only if it is not remembered.
-
-        Longer prompts than the encoder takes are cut at its length, as the pipelines do; the first one is warned of.
-        """
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        """Encode prompts, one row each."""
         found = {prompt: self._memory[prompt] for prompt in prompts if prompt in self._memory}
         for prompt in found:
             self._memory.move_to_end(prompt)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         for start in range(0, len(new), _CHUNK):
             chunk = new[start : start + _CHUNK]
-            found.update(zip(chunk, self._encode(chunk), strict=True))
+            rows = self._encode(chunk)
+            found.update({p: {name: x[i].clone() for name, x in rows.items()} for i, p in enumerate(chunk)})
         self._memory.update({prompt: found[prompt] for prompt in new})
         while len(self._memory) > 1 and len(self._memory) * _n_bytes(next(iter(self._memory.values()))) > _CACHE_BYTES:
             self._memory.popitem(last=False)
-        return torch.stack([found[prompt] for prompt in prompts])
+        return {name: torch.stack([found[prompt][name] for prompt in prompts]) for name in found[prompts[0]]}
+
+    def seal(self) -> None:
+        """Let go of the encoder; from now on only what is remembered can be asked for."""
+
+        def gone(prompts: list[str]) -> Condition:
+            raise RunFailed(f"the text encoder was freed before '{prompts[0]}' was encoded.", "a fault of diffprobe")
+
+        self._encode = gone
 
     def to(self, device: torch.device) -> None:
-        """Move the encoder; what it remembers moves along."""
-        self.encoder.to(device)
-        self._memory = OrderedDict((prompt, value.to(device)) for prompt, value in self._memory.items())
+        """Move what is remembered."""
+        for prompt, rows in self._memory.items():
+            self._memory[prompt] = {name: x.to(device) for name, x in rows.items()}
 
-    def _encode(self, prompts: list[str]) -> Tensor:
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+class TokenizedText:
+    """A frozen text encoder with its tokenizer.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        encoder: the text encoder.
+        length: tokens of every prompt; shorter ones are padded, longer ones cut, as the pipelines do.
+    """
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module, length: int) -> None:
+        self.tokenizer, self.encoder, self.length = tokenizer, encoder, length
+        self._warned = False
+
+    def tokens(self, prompts: list[str]) -> Any:
+        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first prompt that is cut."""
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
         if not self._warned:
-            self._warn_of_cut(prompts, length)
-        device = next(self.encoder.parameters()).device
-        mask = tokens.attention_mask.to(device) if getattr(self.encoder.config, "use_attention_mask", False) else None
-        return self.encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
+            self._warn_of_cut(prompts)
+        return tokens.to(next(self.encoder.parameters()).device)
 
-    def _warn_of_cut(self, prompts: list[str], length: int) -> None:
+    def _warn_of_cut(self, prompts: list[str]) -> None:
         whole = self.tokenizer(prompts, truncation=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, whole, strict=True):
-            if len(ids) > length:
+            if len(ids) > self.length:
                 self._warned = True
                 warnings.warn(
-                    f"a prompt of {len(ids)} tokens is cut to the {length} that the text encoder takes: '{prompt}'. "
-                    "Further ones are cut without a word.",
+                    f"a prompt of {len(ids)} tokens is cut to the {self.length} that the text encoder takes: "
+                    f"'{prompt}'. Further ones are cut without a word.",
                     stacklevel=2,
                 )
                 return
 
 
-def _n_bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
+class ClipText(TokenizedText):
+    """A frozen CLIP text encoder."""
+
+    def __call__(self, prompts: list[str], *, hidden: bool = False) -> Any:
+        """Return the transformers output of some prompts; with `hidden` the states of all layers too."""
+        tokens = self.tokens(prompts)
+        mask = tokens.attention_mask if getattr(self.encoder.config, "use_attention_mask", False) else None
+        return self.encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=hidden)
 
 
-def require_vocabulary(folder: Path) -> None:
+def _n_bytes(rows: Condition) -> int:
+    return sum(x.numel() * x.element_size() for x in rows.values())
+
+
+def require_vocabulary(folder: Path, tokenizer: str = "tokenizer") -> None:
     """Check that a pipeline folder has the words of its tokenizer; transformers would make up an empty vocabulary.
 
     Raises: WeightsMissing.
     """
-    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+    if not any((folder / tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
         raise WeightsMissing(
-            f"checkpoint '{folder}' has no vocabulary (tokenizer/tokenizer.json or tokenizer/vocab.json).",
+            f"checkpoint '{folder}' has no vocabulary ({tokenizer}/tokenizer.json or {tokenizer}/vocab.json).",
             fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
         )
 
 
-def load_prompt_encoder(folder: Path, *, dtype: torch.dtype) -> PromptEncoder:
-    """Load `text_encoder` and `tokenizer` of a pipeline folder.
+def load_clip_text(
+    folder: Path, *, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
+) -> ClipText:
+    """Load a CLIP text encoder and its tokenizer from a pipeline folder.
 
+    Args:
+        encoder, tokenizer: names of the two parts.
     Raises: WeightsMissing without safetensors weights or a vocabulary; WeightsMismatch if the weights do not fit the
         config.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    require_files(folder / "text_encoder")
-    require_vocabulary(folder)
-    with quiet_libraries():
-        made: Any = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+    require_files(folder / encoder)
+    require_vocabulary(folder, tokenizer)
+    architectures = json.loads((folder / encoder / "config.json").read_text("utf-8")).get("architectures") or []
+    kind: Any = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in architectures else CLIPTextModel
+    model = load_transformer(kind, folder / encoder, dtype=dtype)
+    words = CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
+    if words.model_max_length > model.config.max_position_embeddings:
+        raise ConfigError(
+            f"the tokenizer in '{folder}' gives {words.model_max_length} tokens.",
+            f"allowed: {model.config.max_position_embeddings}, the length of the text encoder",
+            fix=f"set model_max_length in {tokenizer}/tokenizer_config.json",
         )
-    encoder, report = made
+    return ClipText(words, model, words.model_max_length)
+
+
+def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
+    """Load a frozen transformers model from one part's folder. Raises: WeightsMismatch if the weights do not fit."""
+    with quiet_libraries():
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     if report["missing_keys"] or report["mismatched_keys"]:
         faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise WeightsMismatch(
-            f"the weights in '{folder / 'text_encoder'}' do not fit its config.", f"missing: {', '.join(faults[:5])}"
-        )
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    if tokenizer.model_max_length > encoder.config.max_position_embeddings:
-        raise ConfigError(
-            f"the tokenizer in '{folder}' gives {tokenizer.model_max_length} tokens.",
-            f"allowed: {encoder.config.max_position_embeddings}, the length of the text encoder",
-            fix="set model_max_length in tokenizer/tokenizer_config.json",
-        )
-    return PromptEncoder(tokenizer, encoder.eval().requires_grad_(False))
+        raise WeightsMismatch(f"the weights in '{folder}' do not fit its config.", f"missing: {', '.join(faults[:5])}")
+    return model.eval().requires_grad_(False)

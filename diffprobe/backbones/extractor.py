@@ -5,7 +5,8 @@ timesteps x draws x images run through the denoiser, in passes of bounded size t
 feature is depends on (seed, key, draw, timestep) alone, never on how images were batched.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from typing import Any, Self
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffprobe.backbones.base import DTYPES, Backbone, LoadOptions
+from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, Told
 from diffprobe.backbones.capture import Capture
+from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.images import as_batch
 from diffprobe.backbones.plan import Plan, make_plan, plan_of
 from diffprobe.backbones.pool import make_pool
+from diffprobe.backbones.told import SampleTexts, tell
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import noise_for
@@ -45,13 +48,14 @@ class DiffusionFeatures:
     def __init__(self, plan: Plan, backbone: Backbone, *, rows: int | None = None, channels_last: bool = True) -> None:
         self.plan, self.cells, self.widths, self.resolution = plan, plan.cells, plan.widths, plan.resolution
         self.device = torch.device("cpu")
-        self._backbone, self._shape = backbone, plan.outline.latent_shape
+        self._backbone, self._shape, self._released = backbone, plan.outline.latent_shape, False
         self._rows = rows or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=self._layout)
         paths = [tap.path for tap in plan.taps]
-        self._capture = Capture(backbone.denoiser, paths, latent_size=self._shape[1:], read=make_pool(plan.pool))
+        pool = make_pool(plan.pool, seed=plan.seed)
+        self._capture = Capture(backbone.denoiser, paths, layout=plan.outline.layout, read=pool)
 
     @classmethod
     def from_pretrained(
@@ -59,11 +63,15 @@ class DiffusionFeatures:
         id_or_path: str,
         *,
         taps: Sequence[str],
-        timesteps: Sequence[int],
+        timesteps: Sequence[int] = (),
+        snr: Sequence[float] = (),
         condition: str = "empty",
         prompt: str | None = None,
+        unconditional: bool = False,
+        negative_prompt: str | None = None,
         pool: str = "mean",
         draws: int = 1,
+        keep_draws: bool = False,
         seed: int = 0,
         resolution: int | None = None,
         dtype: str = "float32",
@@ -71,6 +79,8 @@ class DiffusionFeatures:
         random_weights: bool = False,
         random_seed: int = 0,
         revision: str | None = None,
+        denoiser_weights: str | None = None,
+        clean_input: bool = False,
         rows: int | None = None,
         channels_last: bool = True,
     ) -> Self:
@@ -80,10 +90,14 @@ class DiffusionFeatures:
             id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel null).
             taps: module paths, globs or aliases: `mid_block`, `up_blocks.*`, `up_ft1`.
             timesteps: positions on the training grid, larger is noisier.
-            condition: `empty`, `caption` (the sample's own) or `prompt`.
-            prompt: the prompt of condition=prompt.
-            pool: `mean`, `max` or `none`.
+            snr: further timesteps, each by its signal-to-noise ratio (of variances); the nearest on the grid is taken.
+            condition: `empty`, `caption` (the sample's own), `prompt`, `template`, or `label` (the sample's class).
+            prompt: the prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}".
+            unconditional: read every cell under the empty condition too, as guidance does.
+            negative_prompt: what the unconditional branch is told instead of the empty prompt.
+            pool: `mean`, `max`, `none`, `gridK` (K x K means side by side) or `tokensN` (N seeded places).
             draws: noise samples an image, averaged.
+            keep_draws: keep them side by side instead, on a second axis.
             seed: seed of the noise.
             resolution: image side in pixels; None takes the checkpoint's own.
             dtype: precision of the forward pass; features are float32 in any case.
@@ -91,6 +105,9 @@ class DiffusionFeatures:
             random_weights: draw the denoiser's weights afresh (the null); VAE and text encoder stay trained.
             random_seed: seed of those weights.
             revision: for hub ids.
+            denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub) to take the denoiser's weights
+                from, for example CleanDIFT's.
+            clean_input: give the denoiser the image without noise; the timestep is only what it is told.
             rows: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
             channels_last: memory layout of the convolutions. Changes features by rounding only.
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
@@ -99,16 +116,22 @@ class DiffusionFeatures:
             id_or_path,
             taps=taps,
             timesteps=timesteps,
+            snr=snr,
             condition=condition,
             prompt=prompt,
+            unconditional=unconditional,
+            negative_prompt=negative_prompt,
             pool=pool,
             draws=draws,
+            keep_draws=keep_draws,
             seed=seed,
             resolution=resolution,
             dtype=dtype,
             random_weights=random_weights,
             random_seed=random_seed,
             revision=revision,
+            denoiser_weights=denoiser_weights,
+            clean_input=clean_input,
         )
         return cls.from_plan(plan, device=device, rows=rows, channels_last=channels_last)
 
@@ -144,33 +167,62 @@ class DiffusionFeatures:
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor | Sequence[Image.Image], *, keys: Sequence[str], captions: Sequence[str] | None = None
+        self,
+        images: Tensor | Sequence[Image.Image],
+        *,
+        keys: Sequence[str],
+        captions: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        columns: Mapping[str, Sequence[str | None]] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the features of a batch, draws averaged.
+        """Return the features of a batch.
 
         Args:
             images: PIL images, or a float tensor [batch, 3, resolution, resolution] in [0, 1].
             keys: the samples' keys; with seed and draw they fix the noise.
             captions: the samples' captions, for condition=caption.
-        Returns: cell name -> float32 on the backbone's device, [batch, d_in]; for pool=none [batch, channels, height,
-        width].
-        Raises: ConfigError if the images are not as promised, or keys or captions do not go with them.
+            labels: the samples' classes, for condition=label; -1 for none.
+            columns: the samples' texts by name, for condition=template; None where a sample has none.
+        Returns: cell name -> float32 on the backbone's device, draws averaged: [batch, d_in]; for pool=none [batch,
+        channels, height, width], for tokensN [batch, N, channels]. With keep_draws the draws are the second axis.
+        Raises: ConfigError if the images are not as promised, or texts do not go with them.
         """
-        self._check_batch(len(images), keys, captions)
+        texts = SampleTexts(keys=keys, captions=captions, labels=labels, columns=columns or {})
+        told = self._tell(len(images), texts)
         batch = as_batch(images, self.resolution).to(self.device)
         with _exact(self.device, self.plan.dtype):
-            clean = self._backbone.encode_images(batch)
-            told, row_of = self._tell(captions, len(batch))
-            sums = self._run(clean, self._noise(keys), told, row_of)
-        at = {t: i for i, t in enumerate(self.plan.timesteps)}
-        return {cell.name: sums[cell.tap][at[cell.timestep]] / self.plan.draws for cell in self.cells}
+            return self._read(self._backbone.encode_images(batch), keys, told)
 
-    def _tell(self, captions: Sequence[str] | None, n: int) -> tuple[Tensor | None, Tensor]:
-        """Encode each distinct prompt of the batch; return the rows and which row each image takes."""
-        prompts = list(captions or ()) if self.plan.condition == "caption" else [self.plan.prompt or ""] * n
-        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=self.device)
-        return self._backbone.encode_prompts(list(distinct)), rows
+    def _tell(self, n: int, texts: SampleTexts) -> list[list[Told]]:
+        """Say what the samples are told, one list a branch."""
+        if n == 0:
+            raise ConfigError("a batch without images has no features.")
+        if isinstance(texts.keys, str) or len(texts.keys) != n:
+            given = "one text" if isinstance(texts.keys, str) else len(texts.keys)
+            raise ConfigError(f"{n} images need {n} keys; got {given}.")
+        return [tell(branch, texts) for branch in self.plan.branches]
+
+    def _read(self, clean: Tensor, keys: Sequence[str], told: list[list[Told]]) -> dict[str, Tensor]:
+        """Return the features of clean latents."""
+        condition, row_of = self._encode(told)
+        sums = self._run(clean, self._noise(keys), condition, row_of, keys)
+        plan, found = self.plan, {}
+        for tap, total in sums.items():
+            for i, t in enumerate(plan.timesteps):
+                for j, branch in enumerate(plan.branches):
+                    values = total[:, i, j].transpose(0, 1) if plan.keep_draws else total[0, i, j] / plan.draws
+                    found[Cell(tap, t, branch.condition, plan.pool).name] = values
+        return {cell.name: found[cell.name] for cell in self.cells}
+
+    def _encode(self, told: list[list[Told]]) -> tuple[Condition, Tensor]:
+        """Encode each distinct value of the batch; return the rows, and which one each image takes in each branch."""
+        number = {value: i for i, value in enumerate(dict.fromkeys(value for branch in told for value in branch))}
+        rows = torch.tensor([[number[value] for value in branch] for branch in told], device=self.device)
+        condition = self._backbone.encode_conditions(list(number))
+        if not self._released and all(branch.is_fixed for branch in self.plan.branches):
+            self._backbone.release_text()
+            self._released = True
+        return condition, rows
 
     def _noise(self, keys: Sequence[str]) -> Tensor:
         """Make the noise of all draws, [draws, batch, channels, height, width]."""
@@ -178,42 +230,38 @@ class DiffusionFeatures:
         rows = [noise_for(plan.seed, key, draw, self._shape) for draw in range(plan.draws) for key in keys]
         return torch.stack(rows).reshape(plan.draws, len(keys), *self._shape).to(self.device)
 
-    def _run(self, clean: Tensor, noise: Tensor, told: Tensor | None, row_of: Tensor) -> dict[str, Tensor]:
-        """Sum the taps over draws, [timesteps, batch, ...] a tap. Rows go by draw, then timestep, then image."""
-        n, n_grid = len(clean), len(clean) * len(self.plan.timesteps)
-        grid = torch.tensor(self.plan.timesteps, device=self.device)
-        sums: dict[str, Tensor] = {}
-        for start in range(0, n_grid * self.plan.draws, self._rows):
-            rows = torch.arange(start, min(start + self._rows, n_grid * self.plan.draws), device=self.device)
-            image, t, draw = rows % n, grid[rows // n % len(grid)], rows // n_grid
-            x_t = self.plan.outline.schedule.add(clean[image], noise[draw, image], t)
-            x_t = x_t.to(DTYPES[self.plan.dtype]).contiguous(memory_format=self._layout)
-            condition = None if told is None else told[row_of[image]]
-            found = self._capture(partial(self._backbone.denoise, x_t, t, condition))
-            for tap, values in found.items():
-                if tap not in sums:
-                    sums[tap] = torch.zeros(n_grid, *values.shape[1:], device=self.device)
-                _add_rows(sums[tap], values, start)
-        return {tap: total.unflatten(0, (len(grid), n)) for tap, total in sums.items()}
+    def _run(
+        self, clean: Tensor, noise: Tensor, condition: Condition, row_of: Tensor, keys: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Read the taps, [1 or draws, timesteps, branches, batch, ...] each: draws are summed unless they are kept.
 
-    def _check_batch(self, n: int, keys: Sequence[str], captions: Sequence[str] | None) -> None:
-        if n == 0:
-            raise ConfigError("a batch without images has no features.")
-        if isinstance(keys, str) or len(keys) != n:
-            raise ConfigError(f"{n} images need {n} keys; got {'one text' if isinstance(keys, str) else len(keys)}.")
-        if self.plan.condition != "caption":
-            return
-        if captions is None or isinstance(captions, str) or len(captions) != n:
-            given = "none" if captions is None else "one text" if isinstance(captions, str) else str(len(captions))
-            raise ConfigError(f"condition=caption needs a caption for each of {n} images; got {given}.")
-        without = [key for key, caption in zip(keys, captions, strict=True) if not isinstance(caption, str)]
-        if without:
-            first = ", ".join(without[:3])
-            raise ConfigError(f"condition=caption, but {len(without)} of {n} samples have none.", f"first: {first}")
+        Rows go by draw, then timestep, then branch, then image.
+        """
+        plan, n = self.plan, len(clean)
+        grid = torch.tensor(plan.timesteps, device=self.device)
+        shape = (plan.draws if plan.keep_draws else 1, len(grid), len(row_of), n)
+        n_grid, n_kept = math.prod(shape[1:]), math.prod(shape)
+        sums: dict[str, Tensor] = {}
+        for start in range(0, n_grid * plan.draws, self._rows):
+            rows = torch.arange(start, min(start + self._rows, n_grid * plan.draws), device=self.device)
+            image, branch, draw = rows % n, rows // n % len(row_of), rows // n_grid
+            t = grid[rows // (n * len(row_of)) % len(grid)]
+            x_t = plan.schedule.add(clean[image], noise[draw, image], t)
+            x_t = x_t.to(DTYPES[plan.dtype]).contiguous(memory_format=self._layout)
+            told = {name: values[row_of[branch, image]] for name, values in condition.items()}
+            run = partial(self._backbone.denoise, x_t, t, told)
+            for tap, values in self._capture(run, [keys[i] for i in image.tolist()]).items():
+                if tap not in sums:
+                    sums[tap] = torch.zeros(n_kept, *values.shape[1:], device=self.device)
+                _add_rows(sums[tap], values, start)
+        return {tap: total.unflatten(0, shape) for tap, total in sums.items()}
 
 
 def _add_rows(total: Tensor, values: Tensor, start: int) -> None:
-    """Add rows to `total`, whose rows come round once a draw; draw by draw, so that sums repeat on every device."""
+    """Add rows to `total`, whose rows come round once a draw (or never, if all draws are kept).
+
+    Draw by draw, so that sums repeat on every device.
+    """
     n_grid, done = len(total), 0
     while done < len(values):
         first = (start + done) % n_grid

@@ -1,11 +1,13 @@
-"""The forward process: from clean latents to noisy ones, by the checkpoint's own betas. Owns the range of timesteps.
+"""The forward process: from clean latents to noisy ones, by the checkpoint's own rule. Owns the range of timesteps.
 
-Samplers differ in what their `add_noise` returns (unscaled variance-exploding values, other values off their grid),
-so the sampler that a pipeline ships is never asked: only its betas are used. The noise itself is
-`core.rng.noise_for`.
+A forward process is two numbers a timestep: x_t = signal[t] x + noise[t] n. For epsilon and v models they follow from
+the betas, for flow models they are 1 - t/T and t/T. Samplers differ in what their `add_noise` returns (unscaled
+variance-exploding values, other values off their grid), so the sampler that a pipeline ships is never asked: only its
+settings are read. The noise itself is `core.rng.noise_for`.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +32,45 @@ _BETA_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSchedule:
-    """A variance-preserving forward process on a grid of training timesteps; larger is noisier."""
+    """A forward process on a grid of training timesteps; larger is noisier."""
 
-    alphas_cumprod: Float[Tensor, " timesteps"]
-    """Share of the signal's variance left at each timestep, float32."""
+    signal: Float[Tensor, " timesteps"]
+    """Factor of the clean latent at each timestep, float32, falling."""
+    noise: Float[Tensor, " timesteps"]
+    """Factor of the standard normal noise at each timestep, float32, rising."""
     digest: str
-    """Digest of the settings that fix the betas; equal for all samplers with equal betas."""
+    """Digest of the settings that fix both; equal for all samplers of one forward process."""
 
     @property
     def n_timesteps(self) -> int:
         """Number of timesteps on the grid."""
-        return len(self.alphas_cumprod)
+        return len(self.signal)
 
     def sigma(self, timestep: int) -> float:
-        """Return the noise-to-signal ratio of a timestep, sqrt((1 - a) / a), infinite at zero signal."""
-        a = self.alphas_cumprod[timestep].double()
-        return float(((1 - a) / a).sqrt())
+        """Return the noise-to-signal ratio of a timestep, infinite at zero signal."""
+        return float(self.noise[timestep].double() / self.signal[timestep].double())
+
+    def snr(self, timestep: int) -> float:
+        """Return the signal-to-noise ratio of a timestep as a ratio of variances, signal^2 / noise^2."""
+        return float((self.signal[timestep].double() / self.noise[timestep].double()) ** 2)
+
+    def nearest(self, snr: float, name: str) -> int:
+        """Return the timestep whose signal-to-noise ratio is nearest to `snr`, by its logarithm.
+
+        Raises: BadTimestep if `snr` is not positive, or further than a factor of 2 from all that backbone `name` has.
+        """
+        ratios = 2 * (self.signal.double().log() - self.noise.double().log())  # -inf and inf at the ends of flows
+        if snr > 0 and len(ratios) > 1:
+            distance = (ratios - math.log(snr)).abs()
+            best = int(distance.argmin())
+            if float(distance[best]) <= math.log(2):
+                return best
+        finite = ratios[ratios.isfinite()]
+        ends = f"{finite.min().exp():.3g}..{finite.max().exp():.3g}" if len(finite) else "none: its input is clean"
+        raise BadTimestep(
+            f"backbone '{name}' has no timestep with a signal-to-noise ratio (of variances) of {snr:g}.",
+            f"allowed: {ends}",
+        )
 
     def add(
         self,
@@ -53,13 +78,16 @@ class NoiseSchedule:
         noise: Float[Tensor, "rows ..."],
         timesteps: Int[Tensor, " rows"],
     ) -> Float[Tensor, "rows ..."]:
-        """Noise each row at its own timestep: sqrt(a_t) clean + sqrt(1 - a_t) noise.
+        """Noise each row at its own timestep: signal[t] clean + noise[t] noise.
 
-        Source: Ho et al., NeurIPS 2020, equation 4; equals `DDPMScheduler.add_noise` of diffusers.
+        Sources: Ho et al., NeurIPS 2020, equation 4 (betas; equals `DDPMScheduler.add_noise` of diffusers); Liu et al.,
+        2209.03003, equation 1 (flows).
         """
-        a = self.alphas_cumprod.to(clean.device)[timesteps].to(clean.dtype)
-        a = a.reshape(-1, *(1 for _ in clean.shape[1:]))
-        return a.sqrt() * clean + (1 - a).sqrt() * noise
+        signal, scale = (
+            table.to(clean.device)[timesteps].to(clean.dtype).reshape(-1, *(1 for _ in clean.shape[1:]))
+            for table in (self.signal, self.noise)
+        )
+        return signal * clean + scale * noise
 
     def check(self, timesteps: Sequence[int], name: str) -> None:
         """Refuse timesteps off the grid of backbone `name`, all at once. Raises: BadTimestep."""
@@ -77,7 +105,7 @@ class NoiseSchedule:
 def load_schedule(folder: Path) -> NoiseSchedule:
     """Read the forward process of a checkpoint from its `scheduler` folder, whatever sampler it ships.
 
-    Raises: WeightsMissing without the file; WeightsMismatch if the sampler is one of a flow or continuous-time model.
+    Raises: WeightsMissing without the file; WeightsMismatch if the sampler is one of a continuous-time model.
     """
     path = folder / "scheduler_config.json"
     if not path.is_file():
@@ -95,7 +123,7 @@ def make_schedule(config: dict[str, Any]) -> NoiseSchedule:
         or config.get("use_flow_sigmas")
         or config.get("prediction_type") == "flow_prediction"
     ):
-        raise WeightsMismatch(f"scheduler {kind} belongs to a flow model; this family noises by betas.")
+        return flow_schedule(config.get("num_train_timesteps", 1000))
     if "num_train_timesteps" not in config:
         raise WeightsMismatch(
             f"scheduler {kind} has no grid of training timesteps.", f"its config has: {', '.join(sorted(config))}"
@@ -108,9 +136,19 @@ def make_schedule(config: dict[str, Any]) -> NoiseSchedule:
             f"scheduler {kind} has a beta schedule '{config.get('beta_schedule')}' that is not known."
         ) from error
     digest = digest_json({key: scheduler.config[key] for key in _BETA_FIELDS})
-    return NoiseSchedule(alphas_cumprod=scheduler.alphas_cumprod.to(torch.float32), digest=digest)
+    a = scheduler.alphas_cumprod.to(torch.float32)
+    return NoiseSchedule(signal=a.sqrt(), noise=(1 - a).sqrt(), digest=digest)
 
 
-def clean_schedule() -> NoiseSchedule:
-    """Make the schedule of a backbone that takes clean input only: timestep 0, no noise."""
-    return NoiseSchedule(alphas_cumprod=torch.ones(1), digest=digest_json("clean"))
+def flow_schedule(n: int) -> NoiseSchedule:
+    """Make the straight-line process of flow models: t = 0 is clean, t = n is noise alone, s = t / n between.
+
+    A sampler's shift of its own timesteps is no part of it: it says where to sample, not what a timestep is.
+    """
+    s = torch.arange(n + 1, dtype=torch.float64) / n
+    return NoiseSchedule(signal=(1 - s).float(), noise=s.float(), digest=digest_json({"flow": n}))
+
+
+def clean_schedule(n: int = 1) -> NoiseSchedule:
+    """Make the schedule of a backbone that is given clean input: its timesteps are only told, nothing is noised."""
+    return NoiseSchedule(signal=torch.ones(n), noise=torch.zeros(n), digest=digest_json("clean"))

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffprobe.backbones.base import DTYPES, Checkpoint, Family, Outline
-from diffprobe.backbones.cell import POOLS, Cell, check_choice
+from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import family_of
+from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
+from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_outline
+from diffprobe.backbones.told import Branch, make_branches
 from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 
-_RULES = 1
+_RULES = 2
 """Raised when the way from an image to a feature changes in a way that changes numbers."""
 
 
@@ -34,16 +37,18 @@ class Plan:
     """What is read, in the order in which the backbone reaches it."""
     needed: frozenset[str]
     """Modules of the denoiser that run until the deepest tap has been read."""
+    schedule: NoiseSchedule
+    """How images are noised: the checkpoint's forward process, or not at all."""
     timesteps: tuple[int, ...]
     """Positions on the training grid, ascending."""
-    condition: str
-    """One of `cell.CONDITIONS`."""
-    prompt: str | None
-    """The prompt of condition=prompt."""
+    branches: tuple[Branch, ...]
+    """What the backbone is told, the main condition first."""
     pool: str
-    """One of `cell.POOLS`."""
+    """A pooling as `cell.parse_pool` reads it."""
     draws: int
-    """Noise samples an image, averaged."""
+    """Noise samples an image."""
+    keep_draws: bool
+    """Whether draws are kept side by side instead of averaged."""
     seed: int
     """Seed of the noise."""
     dtype: str
@@ -53,14 +58,19 @@ class Plan:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """List the cells: taps in order of depth, then timesteps ascending."""
-        return tuple(Cell(tap.path, t, self.condition, self.pool) for tap in self.taps for t in self.timesteps)
+        """List the cells: taps in order of depth, then timesteps ascending, then the branches."""
+        return tuple(
+            Cell(tap.path, t, branch.condition, self.pool)
+            for tap in self.taps
+            for t in self.timesteps
+            for branch in self.branches
+        )
 
     @property
     def widths(self) -> dict[str, int]:
-        """Map each cell's name to d_in (the channels, if the map is kept)."""
-        channels = {tap.path: tap.channels for tap in self.taps}
-        return {cell.name: channels[cell.tap] for cell in self.cells}
+        """Map each cell's name to d_in (the channels, if maps or tokens are kept)."""
+        widths = {tap.path: pooled_width(self.pool, tap.channels) for tap in self.taps}
+        return {cell.name: widths[cell.tap] for cell in self.cells}
 
     @property
     def resolution(self) -> int:
@@ -82,14 +92,15 @@ class Plan:
             "random_seed": self.random_seed,
             "taps": [tap.path for tap in self.taps],
             "timesteps": list(self.timesteps),
-            "condition": self.condition,
-            "prompt": self.prompt,
+            "conditions": {branch.condition: branch.prompt for branch in self.branches},
+            "told": self.outline.told,
             "pool": self.pool,
             "draws": self.draws,
+            "keep_draws": self.keep_draws,
             "seed": self.seed,
             "resolution": self.resolution,
             "dtype": self.dtype,
-            "schedule": self.outline.schedule.digest,
+            "schedule": self.schedule.digest,
         }
 
 
@@ -97,42 +108,57 @@ def make_plan(
     id_or_path: str,
     *,
     taps: Sequence[str],
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] = (),
+    snr: Sequence[float] = (),
     condition: str = "empty",
     prompt: str | None = None,
+    unconditional: bool = False,
+    negative_prompt: str | None = None,
     pool: str = "mean",
     draws: int = 1,
+    keep_draws: bool = False,
     seed: int = 0,
     resolution: int | None = None,
     dtype: str = "float32",
     random_weights: bool = False,
     random_seed: int = 0,
     revision: str | None = None,
+    denoiser_weights: str | None = None,
+    clean_input: bool = False,
 ) -> Plan:
     """Check settings against a checkpoint's configs. For the arguments see `DiffusionFeatures.from_pretrained`.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
     """
-    _check(taps, timesteps, condition, prompt, pool, draws, dtype)
-    checkpoint = locate(str(id_or_path), revision=revision)
+    _check(taps, timesteps, snr, draws, dtype)
+    branches = make_branches(condition, prompt, unconditional=unconditional, negative=negative_prompt)
+    if random_weights and denoiser_weights is not None:
+        raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
+    checkpoint = locate(str(id_or_path), revision=revision, denoiser_weights=denoiser_weights)
     family = family_of(checkpoint)
     outline = family.outline(checkpoint, resolution)
-    outline.schedule.check(timesteps, checkpoint.name)
-    check_choice(f"condition of backbone '{checkpoint.name}':", condition, outline.conditions)
+    for branch in branches:
+        check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, outline.conditions)
+    chosen = {*timesteps, *(outline.schedule.nearest(ratio, checkpoint.name) for ratio in snr)}
+    schedule = clean_schedule(outline.schedule.n_timesteps) if clean_input else outline.schedule
+    schedule.check(sorted(chosen), checkpoint.name)
     traced = trace_outline(outline, count=False)
     infos = {tap.path: tap for tap in tap_infos(outline, traced, counted=False)}
     paths = resolve(taps, list(infos.values()), outline)
+    for path in paths:
+        check_size(pool, path, infos[path].size)
     return Plan(
         checkpoint=checkpoint,
         family=family,
         outline=outline,
         taps=tuple(infos[path] for path in paths),
         needed=traced.needed(paths),
-        timesteps=tuple(sorted(set(timesteps))),
-        condition=condition,
-        prompt=prompt,
+        schedule=schedule,
+        timesteps=tuple(sorted(chosen)),
+        branches=tuple(branches),
         pool=pool,
         draws=draws,
+        keep_draws=keep_draws,
         seed=seed,
         dtype=dtype,
         random_seed=random_seed if random_weights else None,
@@ -145,36 +171,33 @@ def plan_of(backbone: BackboneConfig, features: FeaturesConfig) -> Plan:
         backbone.path,
         taps=features.taps,
         timesteps=features.timesteps,
+        snr=features.snr,
         condition=features.condition,
         prompt=features.prompt,
+        unconditional=features.unconditional,
+        negative_prompt=features.negative_prompt,
         pool=features.pool,
         draws=features.draws,
+        keep_draws=features.keep_draws,
         seed=features.seed,
         resolution=features.resolution,
         dtype=backbone.dtype,
         random_weights=backbone.random_weights,
         random_seed=backbone.random_seed,
         revision=backbone.revision,
+        denoiser_weights=backbone.denoiser_weights,
+        clean_input=backbone.clean_input,
     )
 
 
-def _check(
-    taps: Sequence[str],
-    timesteps: Sequence[int],
-    condition: str,
-    prompt: str | None,
-    pool: str,
-    draws: int,
-    dtype: str,
-) -> None:
-    for name, values in (("taps", taps), ("timesteps", timesteps)):
-        if isinstance(values, (str, int)) or not len(values):
-            raise ConfigError(f"{name} must be a list with at least one entry; got {values!r}.")
-    if (prompt is not None) != (condition == "prompt"):
-        raise ConfigError(
-            f"condition={condition} with prompt={prompt!r}: condition=prompt takes a prompt, no other does."
-        )
+def _check(taps: Sequence[str], timesteps: Sequence[int], snr: Sequence[float], draws: int, dtype: str) -> None:
+    for name, values in (("taps", taps), ("timesteps", (*timesteps, *snr) if _is_list(timesteps, snr) else "")):
+        if isinstance(values, str) or not len(values):
+            raise ConfigError(f"{name} must be a list with at least one entry; got {values or timesteps!r}.")
     if draws < 1:
         raise ConfigError(f"draws={draws}: at least one noise sample is needed.")
-    check_choice("pool", pool, POOLS)
     check_choice("dtype", dtype, tuple(DTYPES))
+
+
+def _is_list(*values: object) -> bool:
+    return all(isinstance(value, Sequence) and not isinstance(value, str) for value in values)

@@ -48,7 +48,6 @@ def tap_infos(outline: Outline, traced: Trace, *, counted: bool) -> list[TapInfo
             flop_share=_share(shape.flops, traced.flops) if counted else None,
         )
         for path, shape in traced.taps.items()
-        if not any(path == end or path.endswith(f".{end}") for end in outline.text_side)
     ]
 
 
@@ -62,7 +61,7 @@ def trace_outline(outline: Outline, *, count: bool) -> Trace:
     if key not in _traces:
         if len(_traces) >= _N_TRACES:
             _traces.pop(next(iter(_traces)))
-        _traces[key] = trace(outline.denoiser, outline.run, outline.latent_shape[1:], count=count)
+        _traces[key] = trace(outline.denoiser, outline.run, outline.layout, count=count)
     return _traces[key]
 
 

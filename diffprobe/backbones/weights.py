@@ -26,16 +26,21 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _digests: dict[tuple[str, int, int], str] = {}
 
 
-def locate(path: str, *, revision: str | None = None, configs_only: bool = False) -> Checkpoint:
+def locate(
+    path: str, *, revision: str | None = None, configs_only: bool = False, denoiser_weights: str | None = None
+) -> Checkpoint:
     """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
 
     Args:
         path: a folder in diffusers format, a hub id, the name of a shipped checkpoint, or `pixels`.
         revision: commit, tag or branch; for hub ids only.
         configs_only: fetch nothing but JSON files.
+        denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser.
     Raises: WeightsMissing if there is no such folder, or a hub id cannot be had.
     """
     if path == "pixels":
+        if denoiser_weights is not None:
+            raise WeightsMissing("backbone 'pixels' has no weights to replace.", fix="leave denoiser_weights out")
         return Checkpoint(name=path, folder=None, index={"_class_name": "pixels"})
     folder = Path(path).expanduser()
     if path in SHIPPED:
@@ -58,17 +63,42 @@ def locate(path: str, *, revision: str | None = None, configs_only: bool = False
             f"it has: {', '.join(sorted(entry.name for entry in folder.iterdir())[:12]) or '(nothing)'}",
             fix="save one with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
         )
-    return Checkpoint(name=path, folder=folder, index=json.loads(index.read_text(encoding="utf-8")))
+    return Checkpoint(
+        name=path,
+        folder=folder,
+        index=json.loads(index.read_text(encoding="utf-8")),
+        denoiser_weights=None if denoiser_weights is None or configs_only else _denoiser_file(denoiser_weights),
+    )
+
+
+def _denoiser_file(name: str) -> Path:
+    """Find weights that take the place of a checkpoint's own. Raises: WeightsMissing."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    repo, _, file = name.partition(":")
+    if not _HUB_ID.fullmatch(repo) or not file.endswith(".safetensors"):
+        raise WeightsMissing(
+            f"there is no file or folder '{name}', and it is not OWNER/NAME:FILE.safetensors.",
+            fix="set backbone.denoiser_weights to a safetensors file",
+        )
+    from huggingface_hub import hf_hub_download
+
+    offline = _is_offline()
+    try:
+        return Path(hf_hub_download(repo, file, local_files_only=offline))
+    except Exception as error:  # as in _fetch
+        raise WeightsMissing(
+            f"'{file}' of '{repo}' is not on this machine, and {_reason(offline, error)}.",
+            fix=f"set backbone.denoiser_weights=FILE, or on a machine with network: hf download {repo} {file}",
+        ) from error
 
 
 def _fetch(repo: str, revision: str | None, configs_only: bool) -> Path:
     """Return the hub cache's folder of a repository. Offline mode is read now, not when a library was imported."""
     from huggingface_hub import snapshot_download
 
-    offline = any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+    offline = _is_offline()
     weights = [f"*/{stem}{end}" for stem in _STEMS for end in (".safetensors", "-*-of-*.safetensors")]
     patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
     skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*"]
@@ -79,14 +109,23 @@ def _fetch(repo: str, revision: str | None, configs_only: bool) -> Path:
             )
         )
     except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
-        reason = (
-            "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub gave no answer ({type(error).__name__})"
-        )
         raise WeightsMissing(
-            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and {reason}.",
+            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and "
+            f"{_reason(offline, error)}.",
             "looked in: the hub cache; backbone.path names no folder",
             fix=f"set backbone.path=FOLDER (a saved pipeline), or on a machine with network: hf download {repo}",
         ) from error
+
+
+def _is_offline() -> bool:
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _reason(offline: bool, error: Exception) -> str:
+    return "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub gave no answer ({type(error).__name__})"
 
 
 def weight_files(folder: Path) -> list[Path]:

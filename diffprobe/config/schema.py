@@ -31,6 +31,10 @@ class BackboneConfig:
     """Precision of the forward pass; features are float32 in any case."""
     device: str = "auto"
     """Torch device; "auto" takes the accelerator if there is one."""
+    denoiser_weights: str | None = None
+    """Safetensors file or folder, or OWNER/NAME:FILE on the hub, in place of the checkpoint's own denoiser weights."""
+    clean_input: bool = False
+    """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +95,24 @@ class FeaturesConfig:
     """Read a feature store (`diffprobe extract` writes it), or run the backbone on every batch."""
     taps: tuple[str, ...]
     """Module paths or aliases: mid_block, up_blocks.1, up_blocks.*, bottleneck, up_ft1."""
-    timesteps: tuple[int, ...]
+    timesteps: tuple[int, ...] = ()
     """Noise positions on the training grid; larger is noisier."""
-    condition: Literal["empty", "caption", "prompt"] = "empty"
-    """What the backbone is told: the empty prompt, the sample's caption, or `prompt`."""
+    snr: tuple[float, ...] = ()
+    """Further timesteps, each by its signal-to-noise ratio (of variances); the nearest on the grid is taken."""
+    condition: Literal["empty", "caption", "prompt", "template", "label"] = "empty"
+    """What the backbone is told: nothing, the sample's caption, `prompt`, `prompt` filled in, or the sample's class."""
     prompt: str | None = None
-    """The prompt of condition=prompt."""
-    pool: Literal["mean", "max", "none"] = "mean"
-    """How a feature map becomes a feature; none keeps the map."""
+    """The prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}"."""
+    unconditional: bool = False
+    """Read every cell under the empty condition too (the unconditional branch of guidance)."""
+    negative_prompt: str | None = None
+    """What the unconditional branch is told instead of the empty prompt."""
+    pool: str = "mean"
+    """How a feature map becomes a feature: mean, max, none (the map), gridK (K x K means), tokensN (N places)."""
     draws: int = 1
     """Noise samples an image, averaged."""
+    keep_draws: bool = False
+    """Keep the draws side by side instead of averaging them."""
     seed: int = 0
     """Seed of the noise; with the sample's key and the draw it fixes the noise."""
     resolution: int | None = None
@@ -109,14 +121,16 @@ class FeaturesConfig:
     """Folder that holds the feature stores, one a digest."""
 
     def __post_init__(self) -> None:
-        for name in ("taps", "timesteps"):
+        if not self.taps or not (self.timesteps or self.snr):
+            raise ConfigError(f"{'timesteps' if self.taps else 'taps'} is empty; at least one is needed.")
+        for name in ("taps", "timesteps", "snr"):
             values = getattr(self, name)
-            if not values:
-                raise ConfigError(f"{name} is empty; at least one is needed.")
             if len(set(values)) != len(values):
                 raise ConfigError(f"{name} names one twice: {', '.join(map(str, values))}.")
-        if (self.prompt is not None) != (self.condition == "prompt"):
-            raise ConfigError("prompt belongs to condition=prompt: give both or neither.")
+        if (self.prompt is not None) != (self.condition in ("prompt", "template")):
+            raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
+        if self.negative_prompt is not None and not self.unconditional:
+            raise ConfigError("negative_prompt belongs to unconditional=true.")
         _at_least(1, draws=self.draws, resolution=self.resolution)
 
 

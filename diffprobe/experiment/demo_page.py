@@ -53,7 +53,8 @@ def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
         "taps": ", ".join(tap.path for tap in plan.taps),
         "timesteps": f"{', '.join(map(str, plan.timesteps))} of {plan.outline.schedule.n_timesteps:,}; "
         "larger is noisier",
-        "features": f"condition {plan.condition}, {plan.pool} over places, noise draws an image: {plan.draws}",
+        "features": f"condition {plan.branches[0].condition}, {plan.pool} over places, "
+        f"noise draws an image: {plan.draws}",
         "seeds": f"run {run.seed}, noise {run.features.seed}, random weights {run.backbone.random_seed}",
     }
     return tuple(fields.items())

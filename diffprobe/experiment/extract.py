@@ -47,7 +47,11 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
         return replace(run.backbone, random_weights=True), run.features
     if run.null == "raw_pixels":
         pixels = replace(
-            run.features, taps=("pixels",), timesteps=(0,), condition="empty", prompt=None, pool="mean", draws=1
+            FeaturesConfig(taps=("pixels",), timesteps=(0,)),
+            source=run.features.source,
+            seed=run.features.seed,
+            resolution=run.features.resolution,
+            store=run.features.store,
         )
         return BackboneConfig(path="pixels", device=run.backbone.device), pixels
     return run.backbone, run.features

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError, RunFailed, StoreIncomplete, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
@@ -17,6 +19,7 @@ from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 from diffprobe.features.writer import ExtractedBatch, StoreWriter
 from diffprobe.shards.batch import ImageBatch
+from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
 
 _SPACE_MARGIN = 1.1
@@ -99,8 +102,29 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
-    features = request.extractor(images.images, keys=images.keys, captions=images.captions)
+    features = request.extractor(
+        images.images,
+        keys=images.keys,
+        captions=images.captions,
+        labels=images.label.tolist(),
+        columns=text_columns(request.shard_set, images),
+    )
     return FeatureBatch(features=features, keys=images.keys, label=images.label, attributes=images.attributes)
+
+
+def text_columns(shard_set: ShardSet, images: ImageBatch) -> dict[str, list[str | None]]:
+    """Return the texts of a batch by column: `caption`, `class_name` and the attributes; None where there is none."""
+    columns: dict[str, list[str | None]] = {
+        "caption": [caption or None for caption in images.captions],
+        "class_name": _named(shard_set.classes, images.label),
+    }
+    for name, ids in images.attributes.items():
+        columns.setdefault(name, _named(shard_set.attributes[name], ids))
+    return columns
+
+
+def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:
+    return [names[i] if i >= 0 else None for i in ids.tolist()]
 
 
 def _served(request: Request) -> Path | None:

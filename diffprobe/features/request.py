@@ -89,6 +89,7 @@ class Request:
             self.features,
             taps=tuple(dict.fromkeys(cell.tap for cell in chosen)),
             timesteps=tuple(dict.fromkeys(cell.timestep for cell in chosen)),
+            snr=(),
         )
         return Request(self.backbone, self.data, features, self.splits)
 
@@ -96,12 +97,16 @@ class Request:
     def command(self) -> str:
         """The command that makes the store, to paste: everything that differs from the defaults."""
         parts = [
-            *_overrides("backbone", self.backbone, ("path", "revision", "random_weights", "random_seed", "dtype")),
+            *_overrides(
+                "backbone",
+                self.backbone,
+                ("path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "clean_input"),
+            ),
             *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
             *_overrides(
                 "features",
                 self.features,
-                ("taps", "timesteps", "condition", "prompt", "pool", "draws", "seed", "resolution", "store"),
+                [name for name in type(self.features).__dataclass_fields__ if name != "source"],
             ),
         ]
         return " ".join(["diffprobe extract", *parts])

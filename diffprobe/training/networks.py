@@ -20,6 +20,8 @@ class DenoiserShape:
     """Attention heads in the U-Net."""
     norm_groups: int = 16
     """Groups of GroupNorm."""
+    dropout: float = 0.0
+    """Share of the residual blocks' activations that training leaves out."""
     text_width: int = 128
     """Width of the text encoder."""
     text_layers: int = 2
@@ -64,6 +66,11 @@ def make_networks(
             cross_attention_dim=shape.text_width,
             attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
             norm_num_groups=shape.norm_groups,
+            # Beside the cross-attention the whole caption is added to the timestep's embedding, so that what holds for
+            # the whole image (style, skin tone) is learnt within the first epochs.
+            addition_embed_type="text",
+            addition_embed_type_num_heads=shape.text_heads,
+            dropout=shape.dropout,
         )
         # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
         # one computes the same function, and what is saved does not know of it.

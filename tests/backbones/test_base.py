@@ -15,8 +15,8 @@ class Two(Backbone):
     def encode_images(self, images):
         return images
 
-    def encode_prompts(self, prompts):
-        return None
+    def encode_conditions(self, values):
+        return {}
 
     def denoise(self, x_t, timesteps, condition) -> None:
         self.denoiser(x_t)

@@ -2,8 +2,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.capture import Absent, Capture, as_map, cut, trace
+from diffprobe.backbones.capture import Absent, Capture, cut, trace
+from diffprobe.backbones.layout import Layout
 from diffprobe.core.errors import RunFailed
+
+LAYOUT = Layout(size=(4, 4))
+
+
+def _clone(x: Tensor, rows: object) -> Tensor:
+    return x.clone()
 
 
 class Toy(nn.Module):
@@ -26,7 +33,7 @@ class Toy(nn.Module):
 def traced() -> object:
     with torch.device("meta"):
         network = Toy()
-    return trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), (8, 8))
+    return trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), Layout(size=(8, 8)))
 
 
 def test_a_trace_knows_shapes_order_and_cost(traced: object) -> None:
@@ -57,7 +64,7 @@ def test_a_cut_network_keeps_its_length_and_loses_its_weights() -> None:
 @pytest.mark.parametrize("stop", [True, False])
 def test_capture_reads_what_a_hand_written_pass_gives(stop: bool) -> None:
     network, x = Toy(), torch.randn(2, 3, 4, 4)
-    capture = Capture(network, ["blocks.0", "blocks.1"], latent_size=(4, 4), read=torch.clone, stop=stop)
+    capture = Capture(network, ["blocks.0", "blocks.1"], layout=LAYOUT, read=_clone, stop=stop)
     found = capture(lambda: network(x))
     first = network.blocks[0](x)
     assert torch.equal(found["blocks.0"], first)
@@ -74,13 +81,13 @@ def test_lists_are_kept_for_the_code_that_iterates_over_them() -> None:
 def test_a_count_may_be_left_out() -> None:
     with torch.device("meta"):
         network = Toy()
-    found = trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), (8, 8), count=False)
+    found = trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), Layout(size=(8, 8)), count=False)
     assert found.flops == 0 and found.taps["blocks.2"].channels == 6
 
 
 def test_capture_leaves_no_hook_behind_even_after_an_error() -> None:
     network = Toy()
-    capture = Capture(network, ["blocks.0"], latent_size=(4, 4), read=torch.clone)
+    capture = Capture(network, ["blocks.0"], layout=LAYOUT, read=_clone)
     with pytest.raises(RuntimeError):
         capture(lambda: network(torch.zeros(1, 7, 4, 4)))
     assert not any(module._forward_hooks for module in network.modules())
@@ -89,24 +96,4 @@ def test_capture_leaves_no_hook_behind_even_after_an_error() -> None:
 def test_a_tap_that_is_never_reached_is_an_error() -> None:
     network = Toy()
     with pytest.raises(RunFailed, match=r"blocks\.2"):
-        Capture(network, ["blocks.2"], latent_size=(4, 4), read=torch.clone)(lambda: None)
-
-
-class TestLayout:
-    def test_maps_pass_and_the_first_of_a_tuple_counts(self) -> None:
-        x = torch.randn(2, 3, 4, 4)
-        assert as_map(x, (4, 4)) is x
-        assert as_map((x, (x, x)), (4, 4)) is x
-
-    def test_tokens_go_to_their_place_on_the_grid(self) -> None:
-        x = torch.randn(2, 5, 4, 6)  # batch, channels, height, width
-        tokens = x.flatten(2).transpose(1, 2)
-        assert torch.equal(as_map(tokens, (8, 12)), x)
-        assert torch.equal(as_map((tokens,), (4, 6)), x)
-
-    def test_odd_sides_round_up_as_strided_convolutions_do(self) -> None:
-        assert as_map(torch.zeros(1, 3 * 2, 7), (5, 3)).shape == (1, 7, 3, 2)
-
-    @pytest.mark.parametrize("output", [torch.zeros(2, 7, 3), torch.zeros(2, 3), None, (), {}])
-    def test_what_is_no_map_is_none(self, output: object) -> None:
-        assert as_map(output, (8, 8)) is None
+        Capture(network, ["blocks.2"], layout=LAYOUT, read=_clone)(lambda: None)

@@ -1,27 +1,36 @@
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
-from diffprobe.core.errors import WeightsMissing
+from diffprobe.backbones.condition import ClipText, PromptMemory, load_clip_text
+from diffprobe.core.errors import RunFailed, WeightsMissing
+
+Encode = Callable[[list[str]], torch.Tensor]
 
 
 @pytest.fixture
-def encoder(tiny_sd: Path) -> PromptEncoder:
-    return load_prompt_encoder(tiny_sd, dtype=torch.float32)
+def text(tiny_sd: Path) -> ClipText:
+    return load_clip_text(tiny_sd, dtype=torch.float32)
 
 
 @pytest.fixture
-def seen(encoder: PromptEncoder) -> list[int]:
+def encoder(text: ClipText) -> Encode:
+    memory = PromptMemory(lambda prompts: {"states": text(prompts)[0]})
+    return lambda prompts: memory(prompts)["states"]
+
+
+@pytest.fixture
+def seen(text: ClipText) -> list[int]:
     """Number of prompts in each call of the text encoder."""
     calls: list[int] = []
-    encoder.encoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    text.encoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     return calls
 
 
-def test_prompts_are_encoded_as_the_pipeline_does(encoder: PromptEncoder, tiny_sd: Path) -> None:
+def test_prompts_are_encoded_as_the_pipeline_does(encoder: Encode, tiny_sd: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
@@ -30,7 +39,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(encoder: PromptEncoder, tiny_s
     torch.testing.assert_close(encoder(prompts), expected, atol=1e-5, rtol=0)
 
 
-def test_a_prompt_is_encoded_once(encoder: PromptEncoder, seen: list[int]) -> None:
+def test_a_prompt_is_encoded_once(encoder: Encode, seen: list[int]) -> None:
     first = encoder(["cat", "dog", "cat"])
     again = encoder(["dog", "cat", "sun"])
     assert seen == [2, 1]
@@ -38,7 +47,7 @@ def test_a_prompt_is_encoded_once(encoder: PromptEncoder, seen: list[int]) -> No
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first(
-    encoder: PromptEncoder, seen: list[int], monkeypatch: pytest.MonkeyPatch
+    encoder: Encode, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffprobe.backbones.condition._CACHE_BYTES", 2 * 24 * 32 * 4)  # two prompts
     encoder(["cat"])
@@ -51,7 +60,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first(
     assert seen == [1, 1, 1, 1]
 
 
-def test_what_is_too_long_is_cut_with_one_warning(encoder: PromptEncoder) -> None:
+def test_what_is_too_long_is_cut_with_one_warning(encoder: Encode) -> None:
     with pytest.warns(UserWarning, match="is cut to the 24"):
         long = encoder(["cat " * 40])
     with warnings.catch_warnings():
@@ -59,17 +68,26 @@ def test_what_is_too_long_is_cut_with_one_warning(encoder: PromptEncoder) -> Non
         assert torch.equal(long, encoder(["cat " * 41]))
 
 
-def test_the_encoder_is_frozen(encoder: PromptEncoder) -> None:
-    assert not encoder.encoder.training
-    assert not any(p.requires_grad for p in encoder.encoder.parameters())
+def test_the_encoder_is_frozen(text: ClipText) -> None:
+    assert not text.encoder.training
+    assert not any(p.requires_grad for p in text.encoder.parameters())
+
+
+def test_a_sealed_memory_knows_what_it_knew_and_no_more(text: ClipText) -> None:
+    memory = PromptMemory(lambda prompts: {"states": text(prompts)[0]})
+    known = memory(["cat"])["states"]
+    memory.seal()
+    assert torch.equal(memory(["cat"])["states"], known)
+    with pytest.raises(RunFailed, match="freed before 'dog'"):
+        memory(["dog"])
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="text_encoder"):
-        load_prompt_encoder(tmp_path, dtype=torch.float32)
+        load_clip_text(tmp_path, dtype=torch.float32)
 
 
 def test_without_a_vocabulary_nothing_is_made_up(tiny_sd: Path, tmp_path: Path) -> None:
     (tmp_path / "text_encoder").symlink_to(tiny_sd / "text_encoder")
     with pytest.raises(WeightsMissing, match="no vocabulary"):
-        load_prompt_encoder(tmp_path, dtype=torch.float32)
+        load_clip_text(tmp_path, dtype=torch.float32)

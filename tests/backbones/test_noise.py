@@ -44,7 +44,7 @@ def test_noise_follows_the_closed_form() -> None:
 def test_rescaled_betas_are_heeded() -> None:
     config = {"num_train_timesteps": 1000, **BETAS, "rescale_betas_zero_snr": True}
     plain = make_schedule({**config, "rescale_betas_zero_snr": False})
-    assert float(make_schedule(config).alphas_cumprod[-1]) < 1e-6 < float(plain.alphas_cumprod[-1])
+    assert float(make_schedule(config).signal[-1]) < 1e-3 < float(plain.signal[-1])
     assert make_schedule(config).digest != plain.digest
 
 
@@ -62,6 +62,31 @@ def test_timesteps_off_the_grid_are_refused_all_at_once() -> None:
     assert "0..999" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "num_train_timesteps": 1000},
+    ],
+)
+def test_a_flow_runs_straight_from_image_to_noise(config: dict) -> None:
+    schedule, x, noise = make_schedule(config), torch.randn(3, 2), torch.randn(3, 2)
+    found = schedule.add(x, noise, torch.tensor([0, 250, 1000]))
+    torch.testing.assert_close(found, torch.stack([x[0], 0.75 * x[1] + 0.25 * noise[1], noise[2]]))
+    assert schedule.n_timesteps == 1001 and schedule.sigma(500) == 1
+
+
+def test_a_timestep_is_found_by_its_ratio_of_signal_to_noise() -> None:
+    schedule, flow = make_schedule({"num_train_timesteps": 1000, **BETAS}), make_schedule({"use_flow_sigmas": True})
+    assert [schedule.nearest(schedule.snr(t), "sd") for t in (0, 25, 500, 999)] == [0, 25, 500, 999]
+    assert flow.nearest(1.0, "flux") == 500 and flow.nearest(9.0, "flux") == 250
+    for bad in (0.0, -1.0, 1e9):
+        with pytest.raises(BadTimestep, match=r"'sd' has no timestep .* of"):
+            schedule.nearest(bad, "sd")
+    with pytest.raises(BadTimestep, match="input is clean"):
+        clean_schedule().nearest(1.0, "pixels")
+
+
 def test_the_clean_schedule_has_one_timestep_and_no_noise() -> None:
     schedule, x = clean_schedule(), torch.randn(2, 3)
     assert torch.equal(schedule.add(x, torch.randn(2, 3), torch.zeros(2, dtype=torch.long)), x)
@@ -72,8 +97,6 @@ def test_the_clean_schedule_has_one_timestep_and_no_noise() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000},
-        {"_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "use_flow_sigmas": True},
         {"_class_name": "EDMEulerScheduler", "sigma_max": 80},
         {"_class_name": "DDPMScheduler", "num_train_timesteps": 10, "beta_schedule": "made_up"},
     ],

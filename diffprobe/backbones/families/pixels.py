@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from diffprobe.backbones.base import Backbone, Checkpoint, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import clean_schedule
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap, Images
@@ -53,6 +54,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=f"pixels-{side}",
         resolution=side,
         latent_shape=(3, side, side),
+        layout=Layout(size=(side, side)),
         schedule=clean_schedule(),
         conditions=("empty",),
         blocks=("pixels",),
@@ -78,10 +80,11 @@ class RawPixels(Backbone):
         """Return the images as they are."""
         return images.float()
 
-    def encode_prompts(self, prompts: Sequence[str]) -> None:
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
         """There is nothing to be told."""
+        return {}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Tensor | None) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
         """Shrink the images."""
         self.denoiser(x_t)
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
 from diffprobe.backbones.capture import cut
-from diffprobe.backbones.cell import CONDITIONS
-from diffprobe.backbones.condition import PromptEncoder, load_prompt_encoder
+from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, PromptMemory, load_clip_text
+from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
@@ -47,7 +47,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
             "inpainting and other image-conditioned U-Nets are not of this family",
         )
-    if config.get("addition_embed_type") or config.get("class_embed_type"):
+    if config.get("addition_embed_type") not in (None, "text") or config.get("class_embed_type"):
         raise WeightsMismatch(
             f"the U-Net of '{checkpoint.name}' needs more than a text, which this family does not give."
         )
@@ -86,10 +86,10 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         resolution=side,
         latent_shape=(channels, size, size),
         schedule=load_schedule(checkpoint.part("scheduler")),
-        conditions=CONDITIONS,
+        layout=Layout(size=(size, size), text_only=r"(.*\.)?(attn2\.to_k|attn2\.to_v|encoder_hid_proj)"),
+        conditions=TEXT_CONDITIONS,
         aliases=aliases,
         blocks=(*blocks, *ups),
-        text_side=("attn2.to_k", "attn2.to_v", "encoder_hid_proj"),
     )
 
 
@@ -114,35 +114,43 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
         cut(unet, needed)
     unet.eval().requires_grad_(False)
     vae = load_vae_encoder(parts[1], dtype=options.dtype)
-    return SdUnet(unet, vae, load_prompt_encoder(parts[2].parent, dtype=options.dtype))
+    return SdUnet(unet, vae, load_clip_text(parts[2].parent, dtype=options.dtype))
 
 
 class SdUnet(Backbone):
     """A loaded Stable Diffusion checkpoint."""
 
-    def __init__(self, unet: nn.Module, vae: VaeEncoder, text: PromptEncoder) -> None:
-        self.denoiser, self._vae, self._text = unet, vae, text
+    def __init__(self, unet: nn.Module, vae: VaeEncoder, text: ClipText) -> None:
+        self.denoiser, self._vae = unet, vae
+        self._text: ClipText | None = text
+        self._prompts = PromptMemory(lambda prompts: {"encoder_hidden_states": text(prompts)[0]})
 
     def encode_images(self, images: Images) -> FeatureMap:
         """See `VaeEncoder`."""
         return self._vae(images)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """See `PromptEncoder`."""
-        return self._text(prompts)
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """See `PromptMemory`."""
+        return self._prompts([str(value) for value in values])
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Tensor | None) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
         """Run the U-Net once."""
-        self.denoiser(x_t, timesteps, encoder_hidden_states=condition, return_dict=False)
+        self.denoiser(x_t, timesteps, **condition, return_dict=False)
 
     def parts(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
-        return {"denoiser": self.denoiser, "vae": self._vae.vae, "text_encoder": self._text.encoder}
+        parts = {"denoiser": self.denoiser, "vae": self._vae.vae}
+        return parts if self._text is None else {**parts, "text_encoder": self._text.encoder}
+
+    def release_text(self) -> None:
+        """Free the text encoder."""
+        self._text = None
+        self._prompts.seal()
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks, and the remembered prompts."""
         super().to(device)
-        self._text.to(device)
+        self._prompts.to(device)
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:

@@ -1,0 +1,73 @@
+"""How the outputs of a denoiser's modules hold the image: one layout for all, `[batch, channels, height, width]`.
+
+Owns the grid of token outputs, and where the image stands beside the text. A family's `Layout` says what can't be seen
+from a tensor.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffprobe.core.shapes import FeatureMap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the image is in the outputs of a denoiser. Patterns are regular expressions for whole module paths."""
+
+    size: tuple[int, int]
+    """Height and width of the denoiser's input; the grid of tokens is found from it."""
+    n_text: int = 0
+    """Text tokens that stand before the image's in the outputs of `joint` modules."""
+    joint: str | None = None
+    """Modules that give text and image tokens in one sequence."""
+    image_second: str | None = None
+    """Modules that give (text, image); all other tuples begin with the image."""
+    text_only: str | None = None
+    """Modules whose output is a matter of the text and not of the image, so no tap."""
+
+    def is_text(self, path: str) -> bool:
+        """Tell whether a module gives text alone."""
+        return _fits(self.text_only, path)
+
+    def image(self, output: Any, path: str) -> FeatureMap | None:
+        """Bring a module's output into the one layout.
+
+        Tokens `[batch, tokens, channels]` are laid out on the grid that divides the input evenly.
+        Returns: None if the output holds no image.
+        """
+        output = _stream(output, 1 if _fits(self.image_second, path) else 0)
+        if output is None or output.ndim not in (3, 4) or self.is_text(path):
+            return None
+        if output.ndim == 4:
+            return output
+        if _fits(self.joint, path):
+            output = output[:, self.n_text :]
+        grid = _grid(output.shape[1], self.size)
+        return None if grid is None else output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
+
+
+def _stream(output: Any, index: int) -> Tensor | None:
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        output = output[index] if len(output) > index else None
+    return output if isinstance(output, Tensor) else None
+
+
+def _fits(pattern: str | None, path: str) -> bool:
+    return pattern is not None and re.fullmatch(pattern, path) is not None
+
+
+def _grid(n_tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+    height, width = size
+    while height >= 1 and width >= 1:
+        if height * width == n_tokens:
+            return height, width
+        if height == width == 1:
+            return None
+        height, width = -(-height // 2), -(-width // 2)  # strided convolutions round up
+    return None

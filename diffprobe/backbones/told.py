@@ -1,0 +1,130 @@
+"""What each sample's backbone is told, in words: from a rule to one text or class a sample. `condition.py` encodes it.
+
+A plan has one branch for each condition that is read: the main one, and the unconditional one if it is asked for.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from diffprobe.backbones.base import Told
+from diffprobe.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One rule.
+
+    Attributes:
+        condition: one of `cell.CONDITIONS`.
+        prompt: the text of prompt and negative, the pattern of template; None for the others.
+    """
+
+    condition: str
+    prompt: str | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Tell whether all samples are told the same."""
+        return self.condition in ("empty", "prompt", "negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTexts:
+    """What is known of the samples of a batch, each column one value a sample.
+
+    Attributes:
+        keys: for messages.
+        captions: for condition=caption; also the column `caption` of templates.
+        labels: for condition=label; -1 for none.
+        columns: text columns for templates, for example `class_name` and the attributes; None where a sample has none.
+    """
+
+    keys: Sequence[str]
+    captions: Sequence[str] | None = None
+    labels: Sequence[int] | None = None
+    columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+
+
+def make_branches(condition: str, prompt: str | None, *, unconditional: bool, negative: str | None) -> list[Branch]:
+    """List the branches of a request. Raises: ConfigError for prompts that do not go with the conditions."""
+    takes = condition in ("prompt", "template")
+    if (prompt is not None) != takes:
+        raise ConfigError(
+            f"condition={condition} with prompt={prompt!r}: "
+            + ("it needs a prompt." if takes else "only condition=prompt and condition=template take one.")
+        )
+    if condition == "template":
+        _columns_of(str(prompt))
+    if condition == "negative" or (negative is not None and not unconditional):
+        raise ConfigError("a negative prompt belongs to the unconditional branch.", fix="unconditional=true")
+    branches = [Branch(condition, prompt)]
+    if unconditional:
+        branches.append(Branch("empty") if negative is None else Branch("negative", negative))
+    if len({branch.condition for branch in branches}) < len(branches):
+        raise ConfigError("the unconditional branch is condition=empty itself.", fix="unconditional=false")
+    return branches
+
+
+def tell(branch: Branch, samples: SampleTexts) -> list[Told]:
+    """Say what each sample is told. Raises: ConfigError naming the samples that lack what the rule needs."""
+    n = len(samples.keys)
+    if branch.condition == "empty":
+        return [""] * n
+    if branch.condition in ("prompt", "negative"):
+        return [branch.prompt or ""] * n
+    if branch.condition == "caption":
+        return list(_complete("caption", "caption", samples.captions, samples.keys))
+    if branch.condition == "label":
+        labels = None if samples.labels is None else [None if label < 0 else label for label in samples.labels]
+        return list(_complete("label", "label", labels, samples.keys))
+    return _fill(branch.prompt or "", samples)
+
+
+def _fill(template: str, samples: SampleTexts) -> list[Told]:
+    columns = dict(samples.columns)
+    if samples.captions is not None:
+        columns.setdefault("caption", samples.captions)
+    values: dict[str, Sequence[str]] = {}
+    for name in _columns_of(template):
+        if name not in columns:
+            close = nearest(name, list(columns))
+            raise ConfigError(
+                f"the template '{template}' names the column '{name}', which the samples do not have.",
+                *([f"nearest: {', '.join(close)}"] if close else []),
+                f"allowed: {', '.join(columns) or '(none was given)'}",
+            )
+        values[name] = _complete("template", name, columns[name], samples.keys)
+    return [template.format(**{name: column[i] for name, column in values.items()}) for i in range(len(samples.keys))]
+
+
+def _columns_of(template: str) -> list[str]:
+    """Return the names in braces. Raises: ConfigError if there is none, or one that is no plain name."""
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"the template '{template}' cannot be read: {error}.") from error
+    bad = [name for name in names if not name.replace("-", "_").isidentifier()]
+    if bad or not names:
+        raise ConfigError(
+            f"the template '{template}' names no column." if not names else f"'{{{bad[0]}}}' names no column.",
+            fix="write for example 'a photo of a {class_name}'",
+        )
+    return list(dict.fromkeys(names))
+
+
+def _complete(condition: str, what: str, values: Sequence[T | None] | None, keys: Sequence[str]) -> list[T]:
+    """Return a column without gaps. Raises: ConfigError."""
+    if values is None or isinstance(values, str) or len(values) != len(keys):
+        given = "none" if values is None else "one text" if isinstance(values, str) else str(len(values))
+        raise ConfigError(f"condition={condition} needs a {what} for each of {len(keys)} images; got {given}.")
+    without = [key for key, value in zip(keys, values, strict=True) if value is None]
+    if without:
+        raise ConfigError(
+            f"condition={condition}, but {len(without)} of {len(keys)} samples have no {what}.",
+            f"first: {', '.join(without[:3])}",
+        )
+    return [value for value in values if value is not None]

@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+from diffprobe.backbones.layout import Layout
+
+
+def test_maps_pass_and_the_first_of_a_tuple_counts() -> None:
+    x, layout = torch.randn(2, 3, 4, 4), Layout(size=(4, 4))
+    assert layout.image(x, "block") is x
+    assert layout.image((x, (x, x)), "block") is x
+
+
+def test_tokens_go_to_their_place_on_the_grid() -> None:
+    x = torch.randn(2, 5, 4, 6)  # batch, channels, height, width
+    tokens = x.flatten(2).transpose(1, 2)
+    assert torch.equal(Layout(size=(8, 12)).image(tokens, "block"), x)
+    assert torch.equal(Layout(size=(4, 6)).image((tokens,), "block"), x)
+
+
+def test_odd_sides_round_up_as_strided_convolutions_do() -> None:
+    assert Layout(size=(5, 3)).image(torch.zeros(1, 3 * 2, 7), "block").shape == (1, 7, 3, 2)
+
+
+@pytest.mark.parametrize("output", [torch.zeros(2, 7, 3), torch.zeros(2, 3), None, (), {}])
+def test_what_is_no_map_is_none(output: object) -> None:
+    assert Layout(size=(8, 8)).image(output, "block") is None
+
+
+def test_the_image_is_found_beside_the_text() -> None:
+    text, image = torch.zeros(2, 7, 5), torch.randn(2, 16, 5)
+    layout = Layout(size=(8, 8), n_text=7, joint=r"single\.\d+", image_second=r"double\.\d+", text_only=r".*\.context")
+    expected = image.transpose(1, 2).reshape(2, 5, 4, 4)
+    assert torch.equal(layout.image((text, image), "double.3"), expected)
+    assert torch.equal(layout.image(torch.cat([text, image], 1), "single.12"), expected)
+    assert torch.equal(layout.image((image, text), "double.3.attn"), expected)
+    assert layout.image(image, "double.3.context") is None
+    assert layout.image((None, image), "double.0") is not None
+    assert layout.image((image,), "double.0") is None
