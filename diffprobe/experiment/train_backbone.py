@@ -57,7 +57,13 @@ def train_backbone(config: "BackboneTraining") -> Path:
             (run_dir / name).unlink(missing_ok=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module, resolution = _make_module(config)
-    data = ImagesInMemory(config.data, resolution=resolution, seed=config.seed, captioned=module.needs_captions)
+    data = ImagesInMemory(
+        config.data,
+        resolution=resolution,
+        seed=config.seed,
+        captioned=module.needs_captions,
+        balance=module.balance,
+    )
     tree = to_tree(config)
     with fit.quiet():
         logger = tracking.make_logger(

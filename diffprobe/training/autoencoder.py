@@ -94,6 +94,7 @@ class AutoencoderModule(lightning.LightningModule):
     """
 
     needs_captions = False
+    balance = None
 
     def __init__(self, config: AutoencoderTraining) -> None:
         super().__init__()

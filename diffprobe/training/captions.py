@@ -2,9 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffprobe.core.errors import ConfigError
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int) -> Any:
@@ -34,24 +39,50 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptionRule:
+    """Which of its captions a training sample sees, and how much of it.
+
+    A caption that is always whole is the name of one drawing, and a small model learns drawings by name. Captions with
+    gaps make it learn what single words stand for.
+    """
+
+    main: float = 0.5
+    """Share of samples that see their main caption; the others see any of their captions."""
+    gaps: float = 0.4
+    """Share of captions that lose words."""
+    words: float = 0.3
+    """Share of words that such a caption loses."""
+
+    def __post_init__(self) -> None:
+        for name in ("main", "gaps", "words"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is no share: 0 to 1.")
+
+
 def choose_captions(
-    captions: Sequence[tuple[str, ...]], *, main_share: float, drop_share: float, generator: torch.Generator
+    captions: Sequence[tuple[str, ...]],
+    rule: CaptionRule,
+    *,
+    empty: Float[Tensor, " batch"],
+    generator: torch.Generator,
 ) -> list[str]:
-    """Choose one caption a sample: the empty one, the main one, or one of the others.
+    """Choose one caption a sample: the empty one, the main one or any of the others, whole or with gaps.
 
     Args:
         captions: all captions of each sample, the main one first.
-        main_share: share of samples that get their main caption (of those that get one).
-        drop_share: share of samples that get the empty caption, for classifier-free guidance.
+        empty: probability of the empty caption of each sample, for classifier-free guidance.
         generator: source of the choice.
     """
-    draws = torch.rand(len(captions), 3, generator=generator).tolist()
+    draws = torch.rand(len(captions), 4, generator=generator).tolist()
     chosen = []
-    for options, (drop, main, which) in zip(captions, draws, strict=True):
-        if drop < drop_share:
-            chosen.append("")
-        elif main < main_share:
-            chosen.append(options[0])
-        else:
-            chosen.append(options[int(which * len(options))])
+    for options, share, (drop, main, which, gaps) in zip(captions, empty.tolist(), draws, strict=True):
+        caption = options[0] if main < rule.main else options[int(which * len(options))]
+        if drop < share:
+            caption = ""
+        elif gaps < rule.gaps:
+            words = caption.split(" ")
+            kept = (torch.rand(len(words), generator=generator) >= rule.words).tolist()
+            caption = " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
+        chosen.append(caption)
     return chosen

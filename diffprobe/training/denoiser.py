@@ -21,9 +21,10 @@ from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
-from diffprobe.training.captions import choose_captions, train_tokenizer
+from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
 from diffprobe.training.networks import DenoiserShape, make_networks
+from diffprobe.training.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,19 @@ class DenoiserTraining:
     """Folder of runs."""
     warmup_steps: int = 300
     """Steps over which the step size rises; a cosine to 0 follows."""
+    captions: CaptionRule = field(default_factory=CaptionRule)
+    """Which of its captions a sample sees."""
     drop_captions: float = 0.1
     """Share of samples that see the empty caption, for classifier-free guidance."""
-    main_captions: float = 0.5
-    """Share of the others that see their main caption; the rest sees one of its alternatives."""
+    drop_captions_clean: float = 0.1
+    """The same share at timestep 0; it falls in a straight line to `drop_captions` at half of the schedule. Little noise
+    leaves most of the image to be seen, and a model that is told its name as well learns it by heart."""
+    balance_attribute: str | None = None
+    """Draw samples by how rare their value of this attribute is; None takes each once an epoch."""
+    balance_power: float = 0.5
+    """0 draws all samples alike, 1 all values."""
+    views: Views = field(default_factory=Views)
+    """Shifted and scaled copies of the training images."""
     min_snr_gamma: float = 5.0
     """Loss weight min(SNR, gamma) / SNR (Hang et al., 2303.09556, eq. 6 for epsilon prediction)."""
     ema_decay: float = 0.9995
@@ -116,6 +126,12 @@ class DenoiserModule(lightning.LightningModule):
         self._build()
 
     @property
+    def balance(self) -> tuple[str, float] | None:
+        """How training samples are drawn, for `ImagesInMemory`."""
+        name = self.config.balance_attribute
+        return None if name is None else (name, self.config.balance_power)
+
+    @property
     def vae(self) -> Any:
         """The frozen autoencoder."""
         return self._frozen[0]
@@ -156,25 +172,33 @@ class DenoiserModule(lightning.LightningModule):
         """Return the weighted denoising loss of a batch of row numbers."""
         table, rows = self._table("train"), rows.cpu()
         generator = torch.Generator().manual_seed(derive_seed("step", self.config.seed, self.global_step))
+        timesteps = torch.randint(len(self.signal), (len(rows),), generator=generator)
         captions = choose_captions(
             [table.captions[row] for row in rows.tolist()],
-            main_share=self.config.main_captions,
-            drop_share=self.config.drop_captions,
+            self.config.captions,
+            empty=self.empty_share(timesteps),
             generator=generator,
         )
-        clean = self._encoded("train")[rows].to(self.device)
+        views = self.config.views.draw(len(rows), generator)
+        clean = self._encoded("train", self.config.views)[rows, views].to(self.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        timesteps = torch.randint(len(self.signal), (len(rows),), generator=generator).to(self.device)
+        timesteps = timesteps.to(self.device)
         errors = self.errors(clean, captions, timesteps, noise)
         snr = (self.signal / self.sigma).square()[timesteps]
         loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
 
+    def empty_share(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """Return the probability of the empty caption at each timestep."""
+        least, most = self.config.drop_captions, self.config.drop_captions_clean
+        clean = (1 - 2 * timesteps / len(self.signal)).clamp(min=0)
+        return least + (most - least) * clean
+
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         """Log the plain denoising error of the validation images: one fixed timestep and noise each."""
         table, keys = self._table("val"), [self._table("val").keys[row] for row in rows.tolist()]
-        clean = self._encoded("val")[rows.cpu()].to(self.device)
+        clean = self._encoded("val", Views(n=1))[rows.cpu(), 0].to(self.device)
         noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in keys]).to(clean)
         timesteps = torch.tensor([derive_seed("timestep", key) % len(self.signal) for key in keys]).to(self.device)
         errors = self.errors(clean, [table.captions[row][0] for row in rows.tolist()], timesteps, noise)
@@ -250,12 +274,17 @@ class DenoiserModule(lightning.LightningModule):
         assert isinstance(source, ImagesInMemory)
         return source.train if split == "train" else source.val
 
-    def _encoded(self, split: str) -> Float[Tensor, "sample c h w"]:
+    def _encoded(self, split: str, views: Views) -> Float[Tensor, "sample view c h w"]:
         """Return the scaled latents of a split, encoded when first asked for."""
         if split not in self._latents:
             table, factor = self._table(split), self.vae.config.scaling_factor
+            parts = []
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
-                batches = torch.arange(len(table)).split(64)
-                modes = [self.vae.encode(table.floats(rows) * 2 - 1).latent_dist.mode() for rows in batches]
-            self._latents[split] = torch.cat(modes) * factor
+                for rows in torch.arange(len(table)).split(64):
+                    images, keys = table.floats(rows), [table.keys[row] for row in rows.tolist()]
+                    seen = [views.make(images, view, keys, self.config.seed) for view in range(views.n)]
+                    parts.append(
+                        torch.stack([self.vae.encode(view * 2 - 1).latent_dist.mode() for view in seen], dim=1)
+                    )
+            self._latents[split] = torch.cat(parts) * factor
         return self._latents[split]

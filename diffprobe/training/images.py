@@ -5,7 +5,8 @@ times and decoding would cost more than the passes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import lightning
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffprobe.config.schema import DataConfig
-from diffprobe.core.errors import ConfigError, EmptyClass, SampleError
+from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, unknown
 from diffprobe.core.rng import derive_seed
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
@@ -108,6 +109,31 @@ class _Shuffled(Sampler[int]):
         yield from torch.randperm(self.n, generator=generator).tolist()
 
 
+class _Balanced(_Shuffled):
+    """As many draws as there are samples, with replacement, by weight; fixed by (seed, epoch)."""
+
+    def __init__(self, weights: Float[Tensor, " sample"], seed: int) -> None:
+        super().__init__(len(weights), seed)
+        self.weights = weights
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
+        yield from torch.multinomial(self.weights, self.n, replacement=True, generator=generator).tolist()
+
+
+def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: float) -> Float[Tensor, " sample"]:
+    """Weigh each sample by n ** -power, n being the number of samples that share its value of an attribute.
+
+    power=0 draws all samples alike, power=1 all values. Samples without a value stand alone.
+    Raises: UnknownName if no sample has the attribute.
+    """
+    found = {key for sample in attributes for key in sample}
+    if name not in found:
+        raise unknown("attribute", name, sorted(found))
+    counts = Counter(sample[name] for sample in attributes if name in sample)
+    return torch.tensor([counts[sample[name]] ** -power if name in sample else 1.0 for sample in attributes])
+
+
 class ImagesInMemory(lightning.LightningDataModule):
     """Training and validation tables of a shard set; batches are row numbers.
 
@@ -116,10 +142,19 @@ class ImagesInMemory(lightning.LightningDataModule):
         resolution: side of the images in pixels.
         seed: seed of the order.
         captioned: refuse samples without a caption.
+        balance: an attribute and a power: draw training samples by `balance_weights`. None: each once an epoch.
     Raises: ConfigError if the training split is smaller than a batch, and what `load_table` raises.
     """
 
-    def __init__(self, data: DataConfig, *, resolution: int, seed: int, captioned: bool = False) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        resolution: int,
+        seed: int,
+        captioned: bool = False,
+        balance: tuple[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self.data, self.resolution, self.seed = data, resolution, seed
         self.train = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
@@ -130,11 +165,12 @@ class ImagesInMemory(lightning.LightningDataModule):
                 f" '{data.train_split}'.",
                 "only whole batches are trained on",
             )
+        self._weights = None if balance is None else balance_weights(self.train.attributes, *balance)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
         rows = _Rows(len(self.train))
-        sampler = _Shuffled(len(self.train), self.seed)
+        sampler = _Shuffled(len(rows), self.seed) if self._weights is None else _Balanced(self._weights, self.seed)
         return DataLoader(rows, batch_size=self.data.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Tensor]:

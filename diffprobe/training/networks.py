@@ -10,7 +10,7 @@ import torch
 class DenoiserShape:
     """Shape of the U-Net and of the text encoder."""
 
-    channels: tuple[int, ...] = (112, 144, 128)
+    channels: tuple[int, ...] = (112, 144, 120)
     """U-Net channels a level; each level but the last halves the side."""
     cross_attention: tuple[bool, ...] = (True, True, False)
     """Which levels read the caption; the mid block always does."""
@@ -18,7 +18,7 @@ class DenoiserShape:
     """Residual blocks a level on the way down; one more on the way up."""
     heads: int = 8
     """Attention heads in the U-Net."""
-    norm_groups: int = 16
+    norm_groups: int = 8
     """Groups of GroupNorm."""
     dropout: float = 0.0
     """Share of the residual blocks' activations that training leaves out."""
@@ -28,7 +28,7 @@ class DenoiserShape:
     """Layers of the text encoder."""
     text_heads: int = 4
     """Attention heads in the text encoder."""
-    vocab_size: int = 3000
+    vocab_size: int = 4096
     """Entries of the caption vocabulary."""
     max_tokens: int = 32
     """Longest caption in tokens."""

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diffprobe.training.captions import choose_captions, train_tokenizer
+from diffprobe.core.errors import ConfigError
+from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer
 
 TEXTS = ["noto emoji, red cat", "twemoji emoji, red dog", "noto emoji, blue dog, café", "twemoji emoji, blue cat"]
 
@@ -60,7 +61,8 @@ def test_it_is_the_same_after_saving(tokenizer, tmp_path):
 
 def test_the_shares_of_captions():
     captions = [(f"main {i}", f"one {i}", f"two {i}") for i in range(4000)]
-    chosen = choose_captions(captions, main_share=0.5, drop_share=0.1, generator=torch.Generator().manual_seed(0))
+    rule, generator = CaptionRule(main=0.5, gaps=0), torch.Generator().manual_seed(0)
+    chosen = choose_captions(captions, rule, empty=torch.full((4000,), 0.1), generator=generator)
     assert all(text == "" or text in options for text, options in zip(chosen, captions, strict=True))
     empty = sum(text == "" for text in chosen) / 4000
     main, one = (sum(text.startswith(word) for text in chosen) / 4000 for word in ("main", "one"))
@@ -72,8 +74,30 @@ def test_a_choice_is_the_generators_and_all_or_nothing_shares_hold():
     captions = [("a", "b", "c")] * 50
 
     def choose(seed, main=0.0, drop=0.0):
-        generator = torch.Generator().manual_seed(seed)
-        return choose_captions(captions, main_share=main, drop_share=drop, generator=generator)
+        generator, rule = torch.Generator().manual_seed(seed), CaptionRule(main=main, gaps=0)
+        return choose_captions(captions, rule, empty=torch.full((50,), drop), generator=generator)
 
     assert choose(0) == choose(0) != choose(1)
     assert set(choose(0, drop=1.0)) == {""} and set(choose(0, main=1.0)) == {"a"} and set(choose(0)) == {"a", "b", "c"}
+
+
+def test_gaps_take_words_and_keep_their_order():
+    caption = " ".join(f"w{i}" for i in range(40))
+    rule, generator = CaptionRule(main=1.0, gaps=0.5, words=0.25), torch.Generator().manual_seed(0)
+    chosen = choose_captions([(caption,)] * 400, rule, empty=torch.zeros(400), generator=generator)
+    cut = [text.split() for text in chosen if text != caption]
+    assert len(cut) / 400 == pytest.approx(0.5, abs=0.1)
+    assert sum(map(len, cut)) / len(cut) / 40 == pytest.approx(0.75, abs=0.05)
+    assert all([int(word[1:]) for word in text] == sorted(int(word[1:]) for word in text) for text in cut)
+
+
+def test_each_sample_has_its_own_share_of_empty_captions():
+    chosen = choose_captions(
+        [("a",), ("b",)] * 20, CaptionRule(gaps=0), empty=torch.tensor([0.0, 1.0] * 20), generator=torch.Generator()
+    )
+    assert chosen == ["a", ""] * 20
+
+
+def test_what_is_no_share_is_refused():
+    with pytest.raises(ConfigError, match="words=1.5 is no share"):
+        CaptionRule(words=1.5)

@@ -156,3 +156,19 @@ def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):
     fields = dataclasses.replace(config.data.fields, caption="title", captions="titles")
     with pytest.raises(SampleError, match="16 samples have no caption"):
         DenoiserModule(replaced(data=dataclasses.replace(config.data, fields=fields)))
+
+
+def test_little_noise_hides_the_caption_more_often(config):
+    module = DenoiserModule(dataclasses.replace(config, drop_captions=0.1, drop_captions_clean=0.9))
+    shares = module.empty_share(torch.tensor([0, 250, 500, 999]))
+    torch.testing.assert_close(shares, torch.tensor([0.9, 0.5, 0.1, 0.1]))
+
+
+def test_every_view_is_encoded_and_the_first_is_the_image(trained):
+    module, data, _, _ = trained
+    latents = module._latents["train"]
+    assert latents.shape[:2] == (len(data.train), module.config.views.n)
+    with torch.no_grad():
+        modes = module.vae.encode(data.train.floats(slice(0, 2)) * 2 - 1).latent_dist.mode()
+    torch.testing.assert_close(latents[:2, 0], modes * module.vae.config.scaling_factor)
+    assert not torch.allclose(latents[:, 0], latents[:, 1], atol=1e-2)

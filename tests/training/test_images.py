@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from diffprobe.config.schema import DataConfig
-from diffprobe.core.errors import ConfigError, EmptyClass, SampleError
+from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, UnknownName
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.stream import SampleStream
 from diffprobe.shards.write import write_shard
-from diffprobe.training.images import ImagesInMemory, load_table
+from diffprobe.training.images import ImagesInMemory, balance_weights, load_table
 
 
 @pytest.fixture
@@ -77,3 +77,20 @@ def test_the_order_is_fixed_by_seed_and_epoch(tiny_shards):
 def test_validation_takes_every_sample_in_order(tiny_shards):
     source = ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=3), resolution=16, seed=0)
     assert [batch.tolist() for batch in source.val_dataloader()] == [[0, 1, 2], [3]]
+
+
+def test_rare_values_are_drawn_as_often_as_their_power_says(tiny_shards):
+    samples = [{"base": "walking"}] * 90 + [{"base": "chime"}] * 10 + [{}] * 3
+    for power, share in ((0.0, 10 / 103), (1.0, 1 / 5), (0.5, 10**0.5 / (90**0.5 + 10**0.5 + 3))):
+        weights = balance_weights(samples, "base", power)
+        assert float(weights[90:100].sum() / weights.sum()) == pytest.approx(share, rel=1e-5)
+    with pytest.raises(UnknownName, match="colour"):
+        balance_weights(samples, "colour", 0.5)
+
+
+def test_balanced_epochs_are_fixed_by_seed_and_epoch(tiny_shards):
+    data = DataConfig(path=str(tiny_shards), batch_size=5)
+    attribute = next(iter(ImagesInMemory(data, resolution=16, seed=0).train.attributes[0]))
+    first = epochs(ImagesInMemory(data, resolution=16, seed=0, balance=(attribute, 0.5)), 3)
+    assert first == epochs(ImagesInMemory(data, resolution=16, seed=0, balance=(attribute, 0.5)), 3)
+    assert len({tuple(order) for order in first}) == 3 and {len(order) for order in first} == {15}
