@@ -70,8 +70,8 @@ class DenoiserTraining:
     drop_captions: float = 0.1
     """Share of samples that see the empty caption, for classifier-free guidance."""
     drop_captions_clean: float = 0.1
-    """The same share at timestep 0; it falls in a straight line to `drop_captions` at half of the schedule. Little noise
-    leaves most of the image to be seen, and a model that is told its name as well learns it by heart."""
+    """The same share at timestep 0; it falls in a straight line to `drop_captions` at half of the schedule. Little
+    noise leaves most of the image to be seen, and a model that is told its name as well learns it by heart."""
     balance_attribute: str | None = None
     """Draw samples by how rare their value of this attribute is; None takes each once an epoch."""
     balance_power: float = 0.5
