@@ -4,7 +4,6 @@ Reads safetensors and JSON only; nothing is ever unpickled.
 """
 
 import json
-import os
 import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint
+from diffprobe.backbones.hub import STEMS, fetch_file, fetch_pipeline
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
@@ -21,7 +21,6 @@ SHIPPED = ("emoji-sd",)
 """Checkpoints that come with the package, under `assets/`."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_STEMS = ("diffusion_pytorch_model", "model")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -55,7 +54,7 @@ def locate(
                 f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
                 fix="set backbone.path to a folder, or to a hub id",
             )
-        folder = _fetch(path, revision, configs_only)
+        folder = fetch_pipeline(path, revision, configs_only)
     index = folder / "model_index.json"
     if not index.is_file():
         raise WeightsMissing(
@@ -74,63 +73,44 @@ def locate(
 def _denoiser_file(name: str) -> Path:
     """Find weights that take the place of a checkpoint's own. Raises: WeightsMissing."""
     path = Path(name).expanduser()
-    if path.exists():
+    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return path
+    if path.exists():
+        raise WeightsMissing(
+            f"denoiser_weights '{name}' is no safetensors file; pickles are never read.",
+            fix="convert it to safetensors, or name a folder with config.json and safetensors weights",
+        )
     repo, _, file = name.partition(":")
     if not _HUB_ID.fullmatch(repo) or not file.endswith(".safetensors"):
         raise WeightsMissing(
             f"there is no file or folder '{name}', and it is not OWNER/NAME:FILE.safetensors.",
             fix="set backbone.denoiser_weights to a safetensors file",
         )
-    from huggingface_hub import hf_hub_download
-
-    offline = _is_offline()
-    try:
-        return Path(hf_hub_download(repo, file, local_files_only=offline))
-    except Exception as error:  # as in _fetch
-        raise WeightsMissing(
-            f"'{file}' of '{repo}' is not on this machine, and {_reason(offline, error)}.",
-            fix=f"set backbone.denoiser_weights=FILE, or on a machine with network: hf download {repo} {file}",
-        ) from error
+    return fetch_file(repo, file)
 
 
-def _fetch(repo: str, revision: str | None, configs_only: bool) -> Path:
-    """Return the hub cache's folder of a repository. Offline mode is read now, not when a library was imported."""
-    from huggingface_hub import snapshot_download
+def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
+    """Say where the denoiser is described and where its weights are.
 
-    offline = _is_offline()
-    weights = [f"*/{stem}{end}" for stem in _STEMS for end in (".safetensors", "-*-of-*.safetensors")]
-    patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
-    skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*"]
-    try:
-        return Path(
-            snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=skip, local_files_only=offline
-            )
-        )
-    except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
-        raise WeightsMissing(
-            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and "
-            f"{_reason(offline, error)}.",
-            "looked in: the hub cache; backbone.path names no folder",
-            fix=f"set backbone.path=FOLDER (a saved pipeline), or on a machine with network: hf download {repo}",
-        ) from error
-
-
-def _is_offline() -> bool:
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-
-
-def _reason(offline: bool, error: Exception) -> str:
-    return "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub gave no answer ({type(error).__name__})"
+    Args:
+        part: the part's name in the pipeline, `unet` or `transformer`.
+    Returns: the folder whose config.json counts, and the folder or file of the weights. A folder given as
+        `denoiser_weights` brings its own config.json; a file goes with the checkpoint's.
+    """
+    folder, replaced = checkpoint.part(part), checkpoint.denoiser_weights
+    if replaced is None:
+        return folder, folder
+    return (replaced if replaced.is_dir() else folder), replaced
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that is there."""
-    for stem in _STEMS:
+    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that is there.
+
+    A safetensors file in place of a folder stands for itself.
+    """
+    if folder.is_file():
+        return [folder] if folder.suffix == ".safetensors" else []
+    for stem in STEMS:
         index = folder / f"{stem}.safetensors.index.json"
         if (folder / f"{stem}.safetensors").is_file():
             return [folder / f"{stem}.safetensors"]
@@ -148,8 +128,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def require_files(*folders: Path) -> None:
-    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all that lack them."""
-    lacking = [folder.name for folder in folders if not (folder / "config.json").is_file() or not weight_files(folder)]
+    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all that lack them.
+
+    A safetensors file in place of a folder needs no config.
+    """
+    lacking = [
+        folder.name
+        for folder in folders
+        if not weight_files(folder) or not (folder.is_file() or (folder / "config.json").is_file())
+    ]
     if not lacking:
         return
     root = folders[0].parent
@@ -171,7 +158,7 @@ def load_tensors(
 
     Args:
         network: the network, cut to what is needed; its parameters become real.
-        folder: the part's folder.
+        folder: the part's folder, or one safetensors file.
         dtype: what floating-point weights are converted to, however they are stored.
         expected: names of the whole network; a stored name outside them means weights of another network.
             None skips this check.
@@ -203,7 +190,7 @@ def load_tensors(
     ]
     if missing or foreign or shapes:
         raise WeightsMismatch(
-            f"the weights in '{folder}' do not fit its config.json.",
+            f"the weights in '{folder}' do not fit {'the' if folder.is_file() else 'its'} config.json.",
             *(
                 f"{title} {len(names)}: {', '.join(names[:3])}"
                 for title, names in _faults(missing, foreign, shapes)
@@ -226,9 +213,21 @@ def _modern(key: str, wanted: Collection[str], expected: Collection[str] | None)
     return f"{parent}.{_OLD_ATTENTION[last]}.{end}" if last in _OLD_ATTENTION else key
 
 
-def digest_part(folder: Path, *, weights: bool = True) -> str:
+def digest_denoiser(checkpoint: Checkpoint, part: str, *, weights: bool = True) -> str:
+    """Name the content of the denoiser as it is loaded, with the weights that take the place of its own.
+
+    Raises: WeightsMissing if there are none.
+    """
+    folder, source = denoiser_source(checkpoint, part)
+    if weights:
+        require_files(source)
+    return digest_part(folder, weights=weights, source=source)
+
+
+def digest_part(folder: Path, *, weights: bool = True, source: Path | None = None) -> str:
     """Name the content of one part: its config (without the notes of the library that wrote it) and its weights.
 
+    Weights from elsewhere (`source`, a folder or file) count by their content alone: a file may have any name.
     Large files are hashed once a process, remembered by path, size and time of change.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -237,7 +236,9 @@ def digest_part(folder: Path, *, weights: bool = True) -> str:
             key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"
         }
     }
-    if weights:
+    if weights and source is not None and source != folder:
+        content["replaced"] = [_digest_once(path) for path in weight_files(source)]
+    elif weights:
         content["weights"] = {path.name: _digest_once(path) for path in weight_files(folder)}
     return digest_json(content)
 

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffprobe.backbones.capture import cut
-from diffprobe.backbones.weights import digest_files, digest_part, load_tensors, locate, require_files, weight_files
+from diffprobe.backbones.weights import (
+    denoiser_source,
+    digest_denoiser,
+    digest_files,
+    digest_part,
+    load_tensors,
+    locate,
+    require_files,
+    weight_files,
+)
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
 STEM = "diffusion_pytorch_model"
@@ -39,33 +48,6 @@ class TestLocate:
     def test_a_folder_is_taken_as_it_is(self, tiny_sd: Path) -> None:
         found = locate(str(tiny_sd))
         assert found.folder == tiny_sd and found.index["_class_name"] == "StableDiffusionPipeline"
-
-    def test_a_hub_id_offline_says_how_to_go_on(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-        def no_network(*args: object) -> None:
-            raise AssertionError("a connection was tried")
-
-        monkeypatch.setattr("socket.socket.connect", no_network)
-        with pytest.raises(WeightsMissing) as caught:
-            locate("nobody/no-such-model-0", revision="v1")
-        message = str(caught.value)
-        assert "'nobody/no-such-model-0' at v1 is not on this machine" in message and "offline mode is on" in message
-        assert "backbone.path=FOLDER" in message and "hf download nobody/no-such-model-0" in message
-
-    def test_a_hub_id_in_the_cache_needs_no_network(self, monkeypatch: pytest.MonkeyPatch, tiny_sd: Path) -> None:
-        from huggingface_hub import constants
-
-        repo = Path(constants.HF_HUB_CACHE) / "models--diffprobe-tests--tiny"
-        cache = tiny_sd.parent / "hub"
-        snapshot = cache / repo.name / "snapshots" / ("0" * 40)
-        shutil.copytree(tiny_sd, snapshot)
-        (cache / repo.name / "refs").mkdir()
-        (cache / repo.name / "refs" / "main").write_text("0" * 40)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        found = locate("diffprobe-tests/tiny")
-        assert found.folder is not None and found.folder.samefile(snapshot)
 
     @pytest.mark.parametrize("path", ["no/such/folder", "./nothing", "nothing"])
     def test_what_is_neither_folder_nor_hub_id_is_refused(self, path: str) -> None:
@@ -190,3 +172,61 @@ class TestDigest:
         one, other, none = (digest_files([tmp_path / name]) for name in "abc")
         assert len({one, other, none}) == 3
         assert digest_files([tmp_path / "a", tmp_path / "c"]) == one
+
+
+class TestReplacedWeights:
+    """Weights from elsewhere in place of the denoiser's own: a file, or a part's folder with its own config."""
+
+    def test_a_file_goes_with_the_checkpoints_config(self, folder: Path, tmp_path: Path) -> None:
+        file = tmp_path / "other.safetensors"
+        tensors = load_file(folder / "unet" / f"{STEM}.safetensors")
+        save_file({name: value + 1 for name, value in tensors.items()}, file)
+        checkpoint = locate(str(folder), denoiser_weights=str(file))
+        assert denoiser_source(checkpoint, "unet") == (folder / "unet", file)
+        unet = make_unet(folder)
+        load_tensors(unet, file, dtype=torch.float32, expected=frozenset(unet.state_dict()))
+        assert torch.equal(unet.state_dict()["conv_in.bias"], tensors["conv_in.bias"] + 1)
+
+    def test_a_folder_brings_its_own_config(self, folder: Path, tmp_path: Path) -> None:
+        other = shutil.copytree(folder / "unet", tmp_path / "other")
+        checkpoint = locate(str(folder), denoiser_weights=str(other))
+        assert denoiser_source(checkpoint, "unet") == (other, other)
+        assert digest_denoiser(checkpoint, "unet") == digest_part(folder / "unet")  # the same content elsewhere
+        (other / "config.json").unlink()
+        with pytest.raises(WeightsMissing, match="missing: other"):
+            require_files(other)
+
+    def test_the_digest_is_one_of_content_and_not_of_the_files_name(self, folder: Path, tmp_path: Path) -> None:
+        first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+        tensors = load_file(folder / "unet" / f"{STEM}.safetensors")
+        save_file({name: value + 1 for name, value in tensors.items()}, first)
+        shutil.copy(first, second)
+        own, a, b = (
+            digest_denoiser(locate(str(folder), denoiser_weights=None if path is None else str(path)), "unet")
+            for path in (None, first, second)
+        )
+        assert a == b != own
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("model.ckpt", "pickles are never read"),
+            ("nowhere.safetensors", r"not OWNER/NAME:FILE\.safetensors"),
+            ("OWNER/NAME:model.bin", r"not OWNER/NAME:FILE\.safetensors"),
+        ],
+    )
+    def test_what_is_no_safetensors_file_is_refused(
+        self, name: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "model.ckpt").touch()
+        with pytest.raises(WeightsMissing, match=message):
+            locate(str(folder), denoiser_weights=name)
+
+    def test_weights_of_another_network_are_refused(self, folder: Path, tmp_path: Path) -> None:
+        save_file({"foreign": torch.zeros(1)}, tmp_path / "other.safetensors")
+        unet = make_unet(folder)
+        with pytest.raises(WeightsMismatch, match=r"other\.safetensors' do not fit the config\.json"):
+            load_tensors(
+                unet, tmp_path / "other.safetensors", dtype=torch.float32, expected=frozenset(unet.state_dict())
+            )

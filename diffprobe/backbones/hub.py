@@ -1,0 +1,61 @@
+"""The hub: fetching a checkpoint's files into the local cache, or finding them there. Nothing is ever unpickled."""
+
+import os
+from pathlib import Path
+
+from diffprobe.core.errors import WeightsMissing
+
+STEMS = ("diffusion_pytorch_model", "model")
+"""Names of weight files, without their endings."""
+
+
+def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
+    """Return the hub cache's folder of a repository with its JSON files and, unless `configs_only`, its weights.
+
+    Offline mode is read now, not when a library was imported. Raises: WeightsMissing.
+    """
+    from huggingface_hub import snapshot_download
+
+    offline = _is_offline()
+    weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
+    weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may keep it beside their index
+    patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
+    skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*"]
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=skip, local_files_only=offline
+            )
+        )
+    except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
+        raise WeightsMissing(
+            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and "
+            f"{_reason(offline, error)}.",
+            "looked in: the hub cache; backbone.path names no folder",
+            fix=f"set backbone.path=FOLDER (a saved pipeline), or on a machine with network: hf download {repo}",
+        ) from error
+
+
+def fetch_file(repo: str, file: str) -> Path:
+    """Return one file of a repository from the hub's cache. Raises: WeightsMissing."""
+    from huggingface_hub import hf_hub_download
+
+    offline = _is_offline()
+    try:
+        return Path(hf_hub_download(repo, file, local_files_only=offline))
+    except Exception as error:  # as in fetch_pipeline
+        raise WeightsMissing(
+            f"'{file}' of '{repo}' is not on this machine, and {_reason(offline, error)}.",
+            fix=f"set backbone.denoiser_weights=FILE, or on a machine with network: hf download {repo} {file}",
+        ) from error
+
+
+def _is_offline() -> bool:
+    return any(
+        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _reason(offline: bool, error: Exception) -> str:
+    return "offline mode is on (HF_HUB_OFFLINE)" if offline else f"the hub gave no answer ({type(error).__name__})"
