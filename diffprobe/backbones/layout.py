@@ -28,6 +28,12 @@ class Layout:
     """Modules that give (text, image); all other tuples begin with the image."""
     text_only: str | None = None
     """Modules whose output is a matter of the text and not of the image, so no tap."""
+    heads: str | None = None
+    """Modules whose tokens are split into heads, `[batch, heads, tokens, width]`: the heads go side by side."""
+    heads_last: bool = False
+    """Whether those modules give `[batch, tokens, heads, width]` instead."""
+    channels_first: str | None = None
+    """Modules that give `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
     def is_text(self, path: str) -> bool:
         """Tell whether a module gives text alone."""
@@ -42,12 +48,27 @@ class Layout:
         output = _stream(output, 1 if _fits(self.image_second, path) else 0)
         if output is None or output.ndim not in (3, 4) or self.is_text(path):
             return None
-        if output.ndim == 4:
+        if output.ndim == 4 and not _fits(self.heads, path):
             return output
+        if output.ndim == 4:
+            output = (output if self.heads_last else output.transpose(1, 2)).flatten(2)
+        if _fits(self.channels_first, path):
+            output = output.transpose(1, 2)
         if _fits(self.joint, path):
             output = output[:, self.n_text :]
         grid = _grid(output.shape[1], self.size)
         return None if grid is None else output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
+
+    def text(self, output: Any, path: str) -> FeatureMap | None:
+        """Bring the text beside the image in a joint module's output into `[batch, channels, text tokens, 1]`.
+
+        Returns: None if the output holds no text beside an image.
+        """
+        apart, joint = _fits(self.image_second, path), _fits(self.joint, path)
+        tokens = _stream(output, 0) if apart or joint else None
+        if tokens is None or tokens.ndim != 3:
+            return None
+        return (tokens if apart else tokens[:, : self.n_text]).transpose(1, 2)[..., None]
 
 
 def _stream(output: Any, index: int) -> Tensor | None:

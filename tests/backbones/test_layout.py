@@ -36,3 +36,21 @@ def test_the_image_is_found_beside_the_text() -> None:
     assert layout.image(image, "double.3.context") is None
     assert layout.image((None, image), "double.0") is not None
     assert layout.image((image,), "double.0") is None
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_heads_go_side_by_side_and_text_before_the_image_is_left_out(last: bool) -> None:
+    heads = torch.randn(2, 3, 7 + 16, 5)  # batch, heads, tokens, width
+    layout = Layout(size=(8, 8), n_text=7, joint=r"single\..*", heads=r".*norm_q", heads_last=last)
+    image = layout.image(heads.transpose(1, 2) if last else heads, "single.norm_q")
+    assert image is not None and image.shape == (2, 15, 4, 4)
+    assert torch.equal(image[1, 5:10, 2, 3], heads[1, 1, 7 + 2 * 4 + 3])
+    conv = torch.zeros(2, 3, 8, 8)
+    assert layout.image(conv, "conv") is conv
+
+
+def test_channels_may_stand_before_the_tokens() -> None:
+    x = torch.randn(2, 16, 4, 4)  # as many channels as places: only the pattern tells them apart
+    layout = Layout(size=(8, 8), channels_first=r".*\.group_norm")
+    assert torch.equal(layout.image(x.flatten(2), "attentions.0.group_norm"), x)
+    assert torch.equal(layout.image(x.flatten(2).transpose(1, 2), "attentions.0.to_q"), x)
