@@ -97,6 +97,8 @@ class LoadOptions:
     """Precision of the forward pass."""
     random_seed: int | None = None
     """Draw the denoiser's weights afresh under this seed; None reads the trained ones."""
+    images: bool = True
+    """Whether images will be encoded; without it the VAE may stay on disk (its latents are given)."""
 
 
 class Backbone(ABC):

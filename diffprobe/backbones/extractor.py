@@ -6,8 +6,7 @@ feature is depends on (seed, key, draw, timestep) alone, never on how images wer
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -18,9 +17,10 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, Told
 from diffprobe.backbones.capture import Capture
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.images import as_batch
 from diffprobe.backbones.plan import Plan, make_plan, plan_of
-from diffprobe.backbones.pool import make_pool
+from diffprobe.backbones.pool import add_rows, make_pool
 from diffprobe.backbones.told import SampleTexts, tell
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -142,11 +142,20 @@ class DiffusionFeatures:
 
     @classmethod
     def from_plan(
-        cls, plan: Plan, *, device: str | torch.device = "auto", rows: int | None = None, channels_last: bool = True
+        cls,
+        plan: Plan,
+        *,
+        device: str | torch.device = "auto",
+        rows: int | None = None,
+        channels_last: bool = True,
+        images: bool = True,
     ) -> Self:
-        """Load what a plan needs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
-        chosen = _device(device)
-        options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed)
+        """Load what a plan needs; without `images` no VAE, for `from_latents` alone.
+
+        Raises: WeightsMissing, WeightsMismatch, ConfigError.
+        """
+        chosen = choose_device(device)
+        options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
         backbone = plan.family.load(plan.checkpoint, plan.outline, plan.needed, options)
         return cls(plan, backbone, rows=rows, channels_last=channels_last).to(chosen)
 
@@ -189,9 +198,41 @@ class DiffusionFeatures:
         """
         texts = SampleTexts(keys=keys, captions=captions, labels=labels, columns=columns or {})
         told = self._tell(len(images), texts)
+        return self._features(self.encode(images), keys, told)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Return what is noised, [batch, *plan.outline.latent_shape], float32: the scaled latents of the VAE's mode.
+
+        Raises: ConfigError if the images are not as promised, WeightsMissing if it was loaded without a VAE.
+        """
         batch = as_batch(images, self.resolution).to(self.device)
-        with _exact(self.device, self.plan.dtype):
-            return self._read(self._backbone.encode_images(batch), keys, told)
+        with exact(self.device, self.plan.dtype):
+            return self._backbone.encode_images(batch)
+
+    @torch.no_grad()
+    def from_latents(
+        self,
+        latents: Tensor,
+        *,
+        keys: Sequence[str],
+        captions: Sequence[str] | None = None,
+        labels: Sequence[int] | None = None,
+        columns: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the features of what `encode` returned; to the bit those of the images. See `__call__`.
+
+        Raises: ConfigError for latents of another shape or number format.
+        """
+        if tuple(latents.shape[1:]) != self._shape or latents.dtype != torch.float32:
+            given, shape = f"{latents.dtype} {list(latents.shape)}", ", ".join(map(str, self._shape))
+            raise ConfigError(f"latents must be float32, [batch, {shape}]; got {given}.")
+        texts = SampleTexts(keys=keys, captions=captions, labels=labels, columns=columns or {})
+        return self._features(latents.to(self.device), keys, self._tell(len(latents), texts))
+
+    def _features(self, clean: Tensor, keys: Sequence[str], told: list[list[Told]]) -> dict[str, Tensor]:
+        with exact(self.device, self.plan.dtype):
+            return self._read(clean, keys, told)
 
     def _tell(self, n: int, texts: SampleTexts) -> list[list[Told]]:
         """Say what the samples are told, one list a branch."""
@@ -253,40 +294,5 @@ class DiffusionFeatures:
             for tap, values in self._capture(run, [keys[i] for i in image.tolist()]).items():
                 if tap not in sums:
                     sums[tap] = torch.zeros(n_kept, *values.shape[1:], device=self.device)
-                _add_rows(sums[tap], values, start)
+                add_rows(sums[tap], values, start)
         return {tap: total.unflatten(0, shape) for tap, total in sums.items()}
-
-
-def _add_rows(total: Tensor, values: Tensor, start: int) -> None:
-    """Add rows to `total`, whose rows come round once a draw (or never, if all draws are kept).
-
-    Draw by draw, so that sums repeat on every device.
-    """
-    n_grid, done = len(total), 0
-    while done < len(values):
-        first = (start + done) % n_grid
-        take = min(n_grid - first, len(values) - done)
-        total[first : first + take] += values[done : done + take]
-        done += take
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={name}, but torch sees no CUDA device.", fix="backbone.device=cpu, or auto")
-    return device
-
-
-@contextmanager
-def _exact(device: torch.device, dtype: str) -> Iterator[None]:
-    """Run in the precision asked for: no autocast of a surrounding step, no TF32 under the name of float32."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda" and dtype == "float32":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
-            precision = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
-        yield

@@ -1,4 +1,5 @@
-"""From a feature map to a feature. Owns the poolings; they run on the device, inside the pass, in float32."""
+"""From a feature map to a feature. Owns the poolings, which run on the device, inside the pass, in float32, and the sum
+over draws."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -63,6 +64,19 @@ def make_pool(name: str, *, seed: int = 0) -> Pool:
         return lambda x, keys: token_pool(x, keys, n=size, seed=seed)
     pools: dict[str, Pool] = {"mean": mean_pool, "max": max_pool, "none": no_pool}
     return pools[kind]
+
+
+def add_rows(total: Tensor, values: Tensor, start: int) -> None:
+    """Add rows to `total`, whose rows come round once a draw (or never, if all draws are kept).
+
+    Draw by draw, so that sums repeat on every device.
+    """
+    n_grid, done = len(total), 0
+    while done < len(values):
+        first = (start + done) % n_grid
+        take = min(n_grid - first, len(values) - done)
+        total[first : first + take] += values[done : done + take]
+        done += take
 
 
 def pooled_width(name: str, channels: int) -> int:

@@ -119,8 +119,12 @@ class FeaturesConfig:
     """Side of the images in pixels; None takes the backbone's own."""
     store: str = "runs/stores"
     """Folder that holds the feature stores, one a digest."""
+    latents: str | None = None
+    """Folder in which `diffprobe extract` keeps the VAE's latents, for later extractions from the same images."""
 
     def __post_init__(self) -> None:
+        if self.latents is not None and self.source == "live":
+            raise ConfigError("latents are kept by an extraction run; features.source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):
             raise ConfigError(f"{'timesteps' if self.taps else 'taps'} is empty; at least one is needed.")
         for name in ("taps", "timesteps", "snr"):
