@@ -1,0 +1,49 @@
+"""What every benchmark needs of the machine: clocks, counts, its name, and the best it can do."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def count_flop(run: Callable[[], object]) -> int:
+    """Count the floating-point operations of a call with torch's counter (a multiply-add is two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time one call, the work that it gave to the device included."""
+    wait(device)
+    start = time.perf_counter()
+    run()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def matmul_gflops(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
+    """Measure the speed of one square matrix product, in billions of operations a second."""
+    a = torch.randn(side, side, device=device).to(dtype)
+    best = min(seconds(lambda: a @ a, device) for _ in range(5))
+    return 2 * side**3 / best / 1e9
+
+
+def machine() -> str:
+    """Name processor or accelerator, threads and torch version; never a host name."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+        name = f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"

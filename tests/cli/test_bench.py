@@ -1,0 +1,25 @@
+import json
+
+import pytest
+
+from diffprobe.cli.main import main
+
+
+def test_a_table_is_printed_and_everything_written(tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    arguments = ["--size", "small", "--resolution", "32", "--images", "1", "--repeats", "1", "--device", "cpu"]
+    assert main(["bench", "extraction", *arguments, "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "| 4 taps x 5 timesteps |" in out and "ours / floor" in out
+    assert len(json.loads(file.read_text())["rows"]) == 2
+
+
+def test_an_unknown_size_is_named(capsys) -> None:
+    assert main(["bench", "extraction", "--size", "huge"]) == 2
+    assert "sizes: sd15, small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["cooking"]])
+def test_what_is_measured_must_be_said(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", *arguments])
