@@ -4,6 +4,7 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,20 @@ class ClipText(TokenizedText):
         return self.encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=hidden)
 
 
+class T5Text(TokenizedText):
+    """A frozen T5 encoder."""
+
+    def __call__(self, prompts: list[str], *, masked: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last states [prompts, length, width], and which tokens are no padding [prompts, length].
+
+        With `masked`, padding is hidden from the encoder; pipelines differ in this.
+        """
+        tokens = self.tokens(prompts)
+        encoder: Any = self.encoder
+        states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
+        return states.to(encoder.dtype), tokens.attention_mask
+
+
 def _n_bytes(rows: Condition) -> int:
     return sum(x.numel() * x.element_size() for x in rows.values())
 
@@ -148,6 +163,31 @@ def load_clip_text(
             fix=f"set model_max_length in {tokenizer}/tokenizer_config.json",
         )
     return ClipText(words, model, words.model_max_length)
+
+
+def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5Text:
+    """Load a T5 encoder and its tokenizer from a pipeline folder.
+
+    Args:
+        length: tokens of every prompt.
+        encoder, tokenizer: names of the two parts.
+    Raises: WeightsMissing without safetensors weights or a vocabulary that can be read; WeightsMismatch if the weights
+        do not fit the config.
+    """
+    from transformers import T5EncoderModel, T5TokenizerFast
+
+    require_files(folder / encoder)
+    require_vocabulary(folder, tokenizer)
+    if not (folder / tokenizer / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        # transformers would go on with a vocabulary of its own, in which every word is unknown
+        raise WeightsMissing(
+            f"the vocabulary in '{folder / tokenizer}' is a spiece.model, which needs the package sentencepiece.",
+            fix="pip install sentencepiece protobuf",
+        )
+    model = load_transformer(T5EncoderModel, folder / encoder, dtype=dtype)
+    with quiet_libraries():
+        words = T5TokenizerFast.from_pretrained(folder / tokenizer, local_files_only=True)
+    return T5Text(words, model, length)
 
 
 def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:

@@ -1,0 +1,152 @@
+"""DiT: a transformer over VAE latents, told a class.
+
+Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. The class
+after the last one is the null class, which stands for no class at all.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.tiny_transformer import tiny_vae
+from diffprobe.backbones.transformer import (
+    LatentTransformer,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    load_denoiser,
+    read_config,
+    require_parts,
+)
+from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.shapes import FeatureMap
+
+_KIND = "DiTTransformer2DModel"
+
+
+def matches(index: dict[str, Any]) -> bool:
+    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    return index.get("_class_name") == "DiTPipeline"
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    dit = describe_denoiser(checkpoint, _KIND)
+    latents = find_latents(
+        checkpoint,
+        resolution,
+        own=dit.config.sample_size,
+        patch=dit.config.patch_size,
+        channels=dit.config.in_channels,
+        only_own=True,
+    )
+
+    def run(network: nn.Module) -> object:
+        one = torch.zeros(1, dtype=torch.long, device="meta")
+        return network(latents.empty(), timestep=one, class_labels=one, return_dict=False)
+
+    return Outline(
+        family="dit",
+        name=checkpoint.name,
+        denoiser=dit,
+        run=run,
+        signature=digest_json([read_config(checkpoint, "transformer"), latents.side]),
+        resolution=latents.resolution,
+        latent_shape=latents.shape,
+        layout=Layout(size=latents.shape[1:]),
+        schedule=load_schedule(checkpoint.part("scheduler")),
+        conditions=("empty", "label", "prompt"),
+        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(dit.transformer_blocks))),
+    )
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Load the VAE encoder, and of the transformer only the modules in `needed`.
+
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    require_parts(checkpoint, options, ())
+    dit = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    n_classes = read_config(checkpoint, "transformer").get("num_embeds_ada_norm", 1000)
+    return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name)
+
+
+class Dit(LatentTransformer):
+    """A loaded DiT checkpoint.
+
+    Args:
+        n_classes: number of classes, which is also the id of the null class.
+        name: of the checkpoint, for messages.
+    """
+
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, *, n_classes: int, name: str) -> None:
+        super().__init__(denoiser, vae)
+        self._n_classes, self._name = n_classes, name
+
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """Return class ids. A class is a number or its text; nothing, or an empty text, is the null class.
+
+        Raises: ConfigError for what is no class.
+        """
+        ids = [self._class_id(value) for value in values]
+        bad = [value for value, i in zip(values, ids, strict=True) if i is None]
+        if bad:
+            raise ConfigError(
+                f"{', '.join(repr(value) for value in bad[:5])}: not among the classes of backbone '{self._name}'.",
+                f"allowed: 0..{self._n_classes - 1}; condition=empty gives the null class",
+            )
+        return {"class_labels": torch.tensor(ids, device=next(self.denoiser.parameters()).device)}
+
+    def _class_id(self, value: Told) -> int | None:
+        text = "" if value is None else str(value).strip()
+        if not text:
+            return self._n_classes
+        return int(text) if text.isdecimal() and int(text) < self._n_classes else None
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+        """Run the transformer once."""
+        self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)
+
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """Digest the parts. Raises: WeightsMissing."""
+    return digest_parts(checkpoint, trained)
+
+
+def tiny(path: Path | str, *, seed: int = 0, n_classes: int = 10, resolution: int = 32) -> Path:
+    """Write a tiny pipeline with random weights in the real format, for tests and examples.
+
+    Args:
+        path: folder to write, created if it does not exist.
+        seed: seeds all weights; the global generator is left as it was.
+        n_classes: number of classes.
+        resolution: image side in pixels; the VAE halves it.
+    Returns: `path`.
+    """
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = diffusers.DiTTransformer2DModel(
+            sample_size=resolution // 2,
+            num_layers=3,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=8,
+            num_embeds_ada_norm=n_classes,
+        )
+        vae = tiny_vae(resolution, latent_channels=4)
+    scheduler = diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    pipeline: Any = diffusers.DiTPipeline(transformer=transformer, vae=vae, scheduler=scheduler)
+    pipeline.save_pretrained(path)
+    return Path(path)

@@ -1,0 +1,184 @@
+"""PixArt-alpha and PixArt-sigma: a transformer over VAE latents, with cross-attention to a T5 text.
+
+Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. Texts are
+lower-cased and stripped, as the pipelines do. Some checkpoints of alpha are also told the size of the image.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.condition import TEXT_CONDITIONS, T5Text, load_t5_text
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.transformer import (
+    TextTransformer,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    load_denoiser,
+    read_config,
+    require_parts,
+)
+from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.shapes import FeatureMap
+
+_KIND = "PixArtTransformer2DModel"
+_LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
+"""Tokens of a text, by pipeline."""
+_SIZED = 128
+"""Latent side of the transformers that `PixArtAlphaPipeline` tells the size of the image."""
+
+
+def matches(index: dict[str, Any]) -> bool:
+    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    return index.get("_class_name") in _LENGTHS
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    pixart = describe_denoiser(checkpoint, _KIND)
+    config = pixart.config
+    latents = find_latents(
+        checkpoint, resolution, own=config.sample_size, patch=config.patch_size, channels=config.in_channels
+    )
+    width = config.caption_channels or config.cross_attention_dim
+    check_width(checkpoint, "the T5 text encoder", read_config(checkpoint, "text_encoder").get("d_model"), width)
+    length = _LENGTHS[checkpoint.index["_class_name"]]
+    sized = _is_sized(checkpoint, pixart)
+
+    def run(network: nn.Module) -> object:
+        return network(
+            latents.empty(),
+            encoder_hidden_states=torch.empty(1, length, width, device="meta"),
+            encoder_attention_mask=torch.empty(1, length, device="meta"),
+            timestep=torch.zeros(1, dtype=torch.long, device="meta"),
+            added_cond_kwargs=_sizes(latents.empty(), latents.resolution if sized else None),
+            return_dict=False,
+        )
+
+    told: dict[str, Any] = {"text_tokens": length, "text": "lower case, stripped"}
+    if sized:
+        told.update(resolution=[latents.resolution] * 2, aspect_ratio=1.0)
+    return Outline(
+        family="pixart",
+        name=checkpoint.name,
+        denoiser=pixart,
+        run=run,
+        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, length]),
+        resolution=latents.resolution,
+        latent_shape=latents.shape,
+        layout=Layout(size=latents.shape[1:], text_only=r"caption_projection(\..*)?|.*\.attn2\.(to_k|to_v)"),
+        schedule=load_schedule(checkpoint.part("scheduler")),
+        conditions=TEXT_CONDITIONS,
+        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(pixart.transformer_blocks))),
+        told=told,
+    )
+
+
+def _is_sized(checkpoint: Checkpoint, pixart: Any) -> bool:
+    """Tell whether the transformer is told the size. Raises: WeightsMismatch where its pipeline would not tell it."""
+    kind = checkpoint.index["_class_name"]
+    told = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
+    if pixart.use_additional_conditions and not told:
+        raise WeightsMismatch(
+            f"the transformer of '{checkpoint.name}' has to be told the image's size, which {kind} does not do "
+            f"(sample_size {pixart.config.sample_size}).",
+            f"allowed: PixArtAlphaPipeline with sample_size {_SIZED}, or use_additional_conditions=false",
+        )
+    return bool(pixart.use_additional_conditions)
+
+
+def _sizes(x: Tensor, resolution: int | None) -> dict[str, Tensor | None]:
+    if resolution is None:
+        return {"resolution": None, "aspect_ratio": None}
+    size = torch.full((len(x), 2), resolution, dtype=x.dtype, device=x.device)
+    return {"resolution": size, "aspect_ratio": torch.ones_like(size[:, :1])}
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Load text encoder, VAE encoder, and of the transformer only the modules in `needed`.
+
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    require_parts(checkpoint, options, ("text_encoder",))
+    pixart = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    text = load_t5_text(
+        checkpoint.part("text_encoder").parent,
+        dtype=options.dtype,
+        length=outline.told["text_tokens"],
+        encoder="text_encoder",
+        tokenizer="tokenizer",
+    )
+    return PixArt(pixart, vae, text, resolution=outline.resolution if "resolution" in outline.told else None)
+
+
+class PixArt(TextTransformer):
+    """A loaded PixArt checkpoint.
+
+    Args:
+        resolution: the image side that it is told, None if it is told none.
+    """
+
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, text: T5Text, *, resolution: int | None) -> None:
+        def encode(prompts: list[str]) -> Condition:
+            states, mask = text([prompt.lower().strip() for prompt in prompts], masked=True)
+            return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+        super().__init__(denoiser, vae, {"text_encoder": text}, encode)
+        self._resolution = resolution
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+        """Run the transformer once."""
+        sizes = _sizes(x_t, self._resolution)
+        self.denoiser(x_t, timestep=timesteps, **condition, added_cond_kwargs=sizes, return_dict=False)
+
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """Digest the parts. Raises: WeightsMissing."""
+    return digest_parts(checkpoint, trained, ["text_encoder"], ["tokenizer"])
+
+
+def tiny(path: Path | str, *, seed: int = 0, kind: Literal["alpha", "sigma"] = "alpha", sized: bool = False) -> Path:
+    """Write a tiny pipeline with random weights in the real format, for tests and examples.
+
+    Args:
+        path: folder to write, created if it does not exist.
+        seed: seeds all weights; the global generator is left as it was.
+        kind: which pipeline.
+        sized: make an alpha that is told the image's size; its own resolution is then 256, otherwise 32.
+    Returns: `path`.
+    """
+    import diffusers
+
+    path, side = Path(path), _SIZED if sized else 16
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = diffusers.PixArtTransformer2DModel(
+            sample_size=side,
+            num_layers=3,
+            num_attention_heads=2,
+            attention_head_dim=24,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=48,
+            caption_channels=32,
+        )
+        vae = tiny_vae(2 * side, latent_channels=4)
+        tokenizer, text_encoder = tiny_t5(path / "tokenizer")
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear")
+    made: Any = diffusers.PixArtAlphaPipeline if kind == "alpha" else diffusers.PixArtSigmaPipeline
+    pipeline = made(
+        transformer=transformer, vae=vae, scheduler=scheduler, tokenizer=tokenizer, text_encoder=text_encoder
+    )
+    pipeline.save_pretrained(path)
+    return path

@@ -1,0 +1,227 @@
+"""Stable Diffusion 3 and 3.5: a transformer over image and text tokens side by side, told two CLIP texts and a T5 text.
+
+A flow model: timestep t runs from 0 (clean) to 1000 (noise alone), and the transformer takes it as it is. The tokens
+of both CLIPs stand before those of T5; a checkpoint without T5 has zeros in its place, as the pipeline does.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, T5Text, load_clip_text, load_t5_text
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.transformer import (
+    Latents,
+    TextTransformer,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    load_denoiser,
+    read_config,
+    require_parts,
+)
+from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.shapes import FeatureMap
+
+_KIND = "SD3Transformer2DModel"
+_T5_LENGTH = 256
+"""Tokens of the T5 text, the pipeline's default."""
+_BLOCK = r"transformer_blocks\.\d+"
+_TEXT_ONLY = (
+    rf"context_embedder|{_BLOCK}\.(norm1_context|norm2_context|ff_context)(\..*)?"
+    rf"|{_BLOCK}\.attn\.(add_[qkv]_proj|norm_added_[qk]|to_add_out)"
+)
+
+
+def matches(index: dict[str, Any]) -> bool:
+    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    return index.get("_class_name") == "StableDiffusion3Pipeline"
+
+
+def _has_t5(checkpoint: Checkpoint) -> bool:
+    return (checkpoint.index.get("text_encoder_3") or [None])[-1] is not None
+
+
+def _encoders(checkpoint: Checkpoint) -> list[str]:
+    return ["text_encoder", "text_encoder_2", *(["text_encoder_3"] if _has_t5(checkpoint) else [])]
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    sd3 = describe_denoiser(checkpoint, _KIND)
+    config = sd3.config
+    latents = find_latents(
+        checkpoint, resolution, own=config.sample_size, patch=config.patch_size, channels=config.in_channels
+    )
+    _check_positions(checkpoint, latents, config)
+    n_clip = _check_texts(checkpoint, config)
+
+    def run(network: nn.Module) -> object:
+        return network(
+            latents.empty(),
+            encoder_hidden_states=torch.empty(1, n_clip + _T5_LENGTH, config.joint_attention_dim, device="meta"),
+            pooled_projections=torch.empty(1, config.pooled_projection_dim, device="meta"),
+            timestep=torch.zeros(1, dtype=torch.long, device="meta"),
+            return_dict=False,
+        )
+
+    return Outline(
+        family="sd3",
+        name=checkpoint.name,
+        denoiser=sd3,
+        run=run,
+        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, n_clip]),
+        resolution=latents.resolution,
+        latent_shape=latents.shape,
+        layout=Layout(
+            size=latents.shape[1:],
+            n_text=n_clip + _T5_LENGTH,
+            image_second=_BLOCK,
+            text_only=_TEXT_ONLY,
+            heads=rf"{_BLOCK}\.attn2?\.norm_[qk]",
+        ),
+        schedule=load_schedule(checkpoint.part("scheduler")),
+        conditions=TEXT_CONDITIONS,
+        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sd3.transformer_blocks))),
+        told={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
+    )
+
+
+def _check_positions(checkpoint: Checkpoint, latents: Latents, config: Any) -> None:
+    """Raises: ConfigError for an image larger than the table of positions."""
+    most = config.pos_embed_max_size * config.patch_size
+    if latents.side > most:
+        allowed = most * latents.resolution // latents.side
+        raise ConfigError(
+            f"resolution {latents.resolution} is beyond the positions that '{checkpoint.name}' has.",
+            f"allowed: at most {allowed}",
+            fix=f"features.resolution={allowed}",
+        )
+
+
+def _check_texts(checkpoint: Checkpoint, config: Any) -> int:
+    """Hold the text encoders against the transformer; return the number of CLIP tokens. Raises: WeightsMismatch."""
+    clips = [read_config(checkpoint, name) for name in ("text_encoder", "text_encoder_2")]
+    pooled = sum(clip.get("projection_dim", 0) for clip in clips)
+    check_width(checkpoint, "the pooled text of both CLIPs", pooled, config.pooled_projection_dim)
+    width = sum(clip.get("hidden_size", 0) for clip in clips)
+    if width > config.joint_attention_dim:
+        raise WeightsMismatch(
+            f"the texts of both CLIPs of '{checkpoint.name}' are {width} wide, its transformer takes at most "
+            f"{config.joint_attention_dim}."
+        )
+    if _has_t5(checkpoint):
+        t5 = read_config(checkpoint, "text_encoder_3").get("d_model")
+        check_width(checkpoint, "the T5 text encoder", t5, config.joint_attention_dim)
+    return int(clips[0].get("max_position_embeddings", 77))
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Load text encoders, VAE encoder, and of the transformer only the modules in `needed`.
+
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    require_parts(checkpoint, options, _encoders(checkpoint))
+    sd3 = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    folder, dtype = checkpoint.part("vae").parent, options.dtype
+    clips = [
+        load_clip_text(folder, dtype=dtype, encoder=f"text_encoder{end}", tokenizer=f"tokenizer{end}")
+        for end in ("", "_2")
+    ]
+    t5 = None
+    if _has_t5(checkpoint):
+        t5 = load_t5_text(folder, dtype=dtype, length=_T5_LENGTH, encoder="text_encoder_3", tokenizer="tokenizer_3")
+    width = read_config(checkpoint, "transformer").get("joint_attention_dim", 4096)
+    return Sd3(sd3, vae, clips, t5, width=width)
+
+
+class Sd3(TextTransformer):
+    """A loaded Stable Diffusion 3 checkpoint.
+
+    Args:
+        clips: both CLIPs.
+        t5: None if the checkpoint has none.
+        width: of the text tokens that the transformer takes.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, vae: VaeEncoder, clips: list[ClipText], t5: T5Text | None, *, width: int
+    ) -> None:
+        clips[1].length = clips[0].length  # the pipeline cuts and fills both to the length of the first
+
+        def encode(prompts: list[str]) -> Condition:
+            outputs = [clip(prompts, hidden=True) for clip in clips]
+            clip = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+            zeros = clip.new_zeros(len(prompts), _T5_LENGTH, width)
+            tokens = [pad(clip, (0, width - clip.shape[-1])), zeros if t5 is None else t5(prompts)[0]]
+            pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
+            return {"encoder_hidden_states": torch.cat(tokens, dim=1), "pooled_projections": pooled}
+
+        texts = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
+        super().__init__(denoiser, vae, texts if t5 is None else {**texts, "text_encoder_3": t5}, encode)
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+        """Run the transformer once."""
+        self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)
+
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """Digest the parts. Raises: WeightsMissing."""
+    encoders = _encoders(checkpoint)
+    return digest_parts(checkpoint, trained, encoders, [name.replace("text_encoder", "tokenizer") for name in encoders])
+
+
+def tiny(path: Path | str, *, seed: int = 0, t5: bool = True, clip_tokens: int = 24) -> Path:
+    """Write a tiny pipeline with random weights in the real format, for tests and examples.
+
+    Its first block has a second attention, as in 3.5 medium, and queries and keys are normalised, as in all of 3.5.
+
+    Args:
+        path: folder to write, created if it does not exist.
+        seed: seeds all weights; the global generator is left as it was.
+        t5: whether it has a T5.
+        clip_tokens: tokens of the CLIP texts.
+    Returns: `path`.
+    """
+    import diffusers
+
+    path, parts = Path(path), {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=16,
+            pos_embed_max_size=24,
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            joint_attention_dim=48,
+            caption_projection_dim=32,
+            pooled_projection_dim=20,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+        vae = tiny_vae(32, latent_channels=4, shift=0.05, flow=True)
+        for end, width, projection in (("", 16, 8), ("_2", 24, 12)):
+            tokenizer = tiny_tokenizer(path / f"tokenizer{end}")
+            tokenizer.model_max_length = clip_tokens
+            parts[f"tokenizer{end}"] = tokenizer
+            parts[f"text_encoder{end}"] = tiny_clip_text(tokenizer, width=width, projection=projection)
+        parts["tokenizer_3"], parts["text_encoder_3"] = tiny_t5(path / "tokenizer_3", width=48) if t5 else (None, None)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline: Any = diffusers.StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=scheduler, **parts)
+    pipeline.save_pretrained(path)
+    return path

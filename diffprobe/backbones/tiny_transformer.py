@@ -1,0 +1,78 @@
+"""Tiny VAEs and T5 encoders with random weights, for the tiny pipelines that tests are run on.
+
+All weights are drawn from the global generator: seed it, and put it back.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+_WORDS = (
+    "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
+)
+
+
+def tiny_vae(resolution: int, *, latent_channels: int, shift: float | None = None, flow: bool = False) -> Any:
+    """Draw an AutoencoderKL that halves a side.
+
+    Args:
+        resolution: image side in pixels.
+        latent_channels: channels of its latents.
+        shift: taken off the latents before they are scaled.
+        flow: leave out the convolutions around the latents, as the VAEs of flow models do.
+    """
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        sample_size=resolution,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=latent_channels,
+        mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        scaling_factor=6.0,  # brings the random latents near unit variance: images stand out from the noise
+        shift_factor=shift,
+        use_quant_conv=not flow,
+        use_post_quant_conv=not flow,
+        force_upcast=False,
+    )
+
+
+def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
+    """Write and load a T5 tokenizer that knows the letters and a few words; draw an encoder of two layers for it.
+
+    Args:
+        folder: the tokenizer's folder, created if it does not exist.
+        width: of the encoder's states.
+    Returns: tokenizer and encoder.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = [f"▁{word}" for word in _WORDS.split() if len(word) > 1]
+    pieces = [("▁", -3.0), *((word, -4.0) for word in words), *((c, -6.0) for c in "abcdefghijklmnopqrstuvwxyz,.-'")]
+    made = Tokenizer(models.Unigram([*((token, 0.0) for token in special.values()), *pieces], unk_id=2))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    made.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "extra_ids": 0, **special}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "additional_special_tokens": []}), encoding="utf-8"
+    )
+    tokenizer = T5TokenizerFast.from_pretrained(folder, local_files_only=True)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_ff=2 * width,
+        d_kv=8,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return tokenizer, T5EncoderModel(config)

@@ -1,0 +1,266 @@
+"""What the families with a transformer share: describing it, loading it cut, holding it with its VAE and its texts.
+
+A family file adds what is its own: the class, what its modules give, what it is told and how. The VAE is `vae.py`'s,
+text encoders are `condition.py`'s.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.capture import cut
+from diffprobe.backbones.condition import PromptMemory, TokenizedText
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.vae import VaeEncoder, latent_geometry
+from diffprobe.backbones.weights import (
+    denoiser_source,
+    digest_denoiser,
+    digest_files,
+    digest_part,
+    load_tensors,
+    require_files,
+)
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.rng import derive_seed
+from diffprobe.core.shapes import FeatureMap, Images
+
+_PART = "transformer"
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a transformer denoises.
+
+    Attributes:
+        resolution: image side in pixels.
+        channels: of the VAE.
+        side: of the latents.
+    """
+
+    resolution: int
+    channels: int
+    side: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        return self.channels, self.side, self.side
+
+    def empty(self) -> Tensor:
+        """Make one on the meta device."""
+        return torch.empty(1, *self.shape, device="meta")
+
+
+def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """Read the config of one part; the transformer's comes with the weights that are loaded.
+
+    Raises: WeightsMissing.
+    """
+    folder = denoiser_source(checkpoint, part)[0] if part == _PART else checkpoint.part(part)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsMissing(
+            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
+            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:
+    """Make a checkpoint's transformer on the meta device.
+
+    Args:
+        kind: its diffusers class.
+    Raises: WeightsMissing; WeightsMismatch if the config is of another class.
+    """
+    config = read_config(checkpoint, _PART)
+    name = config.get("_class_name")
+    if name not in (kind, "Transformer2DModel"):  # the old name of several, still in their checkpoints
+        raise WeightsMismatch(f"the transformer of '{checkpoint.name}' is a {name}; this family takes {kind}.")
+    try:
+        return _make(kind, config, torch.device("meta"))
+    except (NotImplementedError, ValueError, TypeError) as error:
+        raise WeightsMismatch(f"the config of the transformer of '{checkpoint.name}' is no {kind}: {error}") from error
+
+
+def _make(kind: str, config: Mapping[str, Any], device: torch.device) -> Any:
+    import diffusers
+
+    with device, quiet_libraries():
+        return getattr(diffusers, kind).from_config(dict(config)).eval()
+
+
+def find_latents(
+    checkpoint: Checkpoint, resolution: int | None, *, own: int, patch: int, channels: int, only_own: bool = False
+) -> Latents:
+    """Say what is denoised at a resolution.
+
+    Args:
+        resolution: image side in pixels; None takes the checkpoint's own.
+        own: side of the latents that the transformer was made for.
+        patch: latent places on a side of one token.
+        channels: latent channels that the transformer takes.
+        only_own: whether it takes no other side.
+    Raises: WeightsMissing; WeightsMismatch if VAE and transformer do not go together; ConfigError.
+    """
+    read_config(checkpoint, "vae")
+    given, factor = latent_geometry(checkpoint.part("vae"))
+    if given != channels:
+        raise WeightsMismatch(
+            f"the transformer of '{checkpoint.name}' takes {channels} latent channels, its VAE gives {given}."
+        )
+    side = resolution or own * factor
+    if only_own and side != own * factor:
+        raise ConfigError(
+            f"resolution {side}, but the positions of '{checkpoint.name}' are fixed.",
+            f"allowed: {own * factor}",
+            fix=f"features.resolution={own * factor}",
+        )
+    if side <= 0 or side % (factor * patch):
+        raise ConfigError(
+            f"resolution {side} of '{checkpoint.name}' gives no whole number of tokens.",
+            f"allowed: multiples of {factor * patch}, which is {factor} (VAE) x {patch} (patch)",
+        )
+    return Latents(side, channels, side // factor)
+
+
+def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int | None) -> None:
+    """Refuse text encoders that do not fit the transformer. Raises: WeightsMismatch."""
+    if given != taken:
+        raise WeightsMismatch(
+            f"{what} of '{checkpoint.name}' is {given} wide, its transformer takes {taken}.",
+            "the parts come from different checkpoints",
+        )
+
+
+def load_denoiser(
+    checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions, kind: str
+) -> nn.Module:
+    """Load the modules in `needed` of the transformer, or draw their weights afresh; the outline stays as it is.
+
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    config = read_config(checkpoint, _PART)
+    if options.random_seed is None:
+        network = copy.deepcopy(outline.denoiser)
+        expected = frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
+        cut(network, needed)
+        load_tensors(network, denoiser_source(checkpoint, _PART)[1], dtype=options.dtype, expected=expected)
+    else:
+        # drawn whole and then cut, so that the weights do not depend on the taps
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed("random_weights", options.random_seed))
+            network = _make(kind, config, torch.device("cpu")).to(options.dtype)
+        cut(network, needed)
+    _fill_tables(network, kind, config)
+    return network.eval().requires_grad_(False)
+
+
+def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
+    """Compute the buffers that no checkpoint stores, the tables of positions: in float32, as they are always made."""
+    stored = network.state_dict()
+    absent = [name for name, _ in network.named_buffers() if name not in stored]
+    if not absent:
+        return
+    with torch.random.fork_rng(devices=[]):
+        bare = dict(_make(kind, {**config, "num_layers": 0}, torch.device("cpu")).named_buffers())
+    for name in absent:
+        if name not in bare:
+            raise WeightsMismatch(f"the table '{name}' of {kind} is not one that this family can compute.")
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, bare[name])
+
+
+def require_parts(checkpoint: Checkpoint, options: LoadOptions, parts: Sequence[str]) -> None:
+    """Check that VAE, text encoders and, unless it is drawn afresh, the transformer have weights.
+
+    Raises: WeightsMissing, naming all that lack them.
+    """
+    own = [] if options.random_seed is not None else [denoiser_source(checkpoint, _PART)[1]]
+    require_files(*own, *(checkpoint.part(name) for name in ("vae", *parts)))
+
+
+def digest_parts(
+    checkpoint: Checkpoint, trained: bool, encoders: Sequence[str] = (), tokenizers: Sequence[str] = ()
+) -> dict[str, str]:
+    """Digest the parts; without `trained` the transformer's weights do not count. Raises: WeightsMissing."""
+    parts = ("vae", *encoders)
+    require_files(*(checkpoint.part(name) for name in parts))
+    return {
+        "denoiser": digest_denoiser(checkpoint, _PART, weights=trained),
+        **{name: digest_part(checkpoint.part(name)) for name in parts},
+        **{name: digest_files([checkpoint.part(name) / file for file in _TOKENIZER_FILES]) for name in tokenizers},
+    }
+
+
+class LatentTransformer(Backbone):
+    """A transformer over VAE latents.
+
+    Args:
+        denoiser: the transformer, cut.
+        vae: the way to its latents.
+    """
+
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder) -> None:
+        self.denoiser, self._vae = denoiser, vae
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """See `VaeEncoder`."""
+        return self._vae(images)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {"denoiser": self.denoiser, "vae": self._vae.vae}
+
+
+class TextTransformer(LatentTransformer):
+    """A transformer that is told a text.
+
+    Args:
+        texts: its text encoders by the names of their parts.
+        encode: turns prompts into what the transformer takes; may hold on to the encoders, nothing else may.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        vae: VaeEncoder,
+        texts: Mapping[str, TokenizedText],
+        encode: Callable[[list[str]], Condition],
+    ) -> None:
+        super().__init__(denoiser, vae)
+        self._texts, self._prompts = dict(texts), PromptMemory(encode)
+
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """See `PromptMemory`."""
+        return self._prompts(["" if value is None else str(value) for value in values])
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {**super().parts(), **{name: text.encoder for name, text in self._texts.items()}}
+
+    def release_text(self) -> None:
+        """Free the text encoders."""
+        self._texts = {}
+        self._prompts.seal()
+
+    def to(self, device: torch.device) -> None:
+        """Move all loaded networks, and the remembered prompts."""
+        super().to(device)
+        self._prompts.to(device)
