@@ -1,8 +1,8 @@
 """Reading modules of a network while it runs, in one layout, and running no further than needed.
 
-Owns hooks and the cut; how an output holds the image is layout.py's. `trace` learns from one pass on the meta device
-what every module gives and what runs before it; `cut` takes away what never runs; `Capture` reads the taps of the real
-network.
+Owns the trace and the cut; how an output holds the image is layout.py's, what else a tap can give is readouts.py's.
+`trace` learns from one pass on the meta device what every tap gives and what runs before it; `cut` takes away what
+never runs; `Capture` reads the taps of the real network.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,25 +12,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.readouts import ATTENTION, Ready, may_attend, watch, watch_attention
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
 
 @dataclass(frozen=True)
 class TapShape:
-    """What one module gives, and what it takes to get there.
+    """What one tap gives, and what it takes to get there.
 
     Attributes:
+        form: `map`, `tokens` (laid out on their grid), `attention` (a channel a text token) or `text` (a row a token).
         channels: size of the channel axis.
         size: height and width of the map.
-        flops: floating-point operations of one image until the module has ended; 0 if they were not counted.
+        flops: floating-point operations of one image until it can be read; 0 if they were not counted.
         n_entered: modules that have been entered by then.
     """
 
+    form: str
     channels: int
     size: tuple[int, int]
     flops: int
@@ -42,8 +46,8 @@ class Trace:
     """One pass of a network.
 
     Attributes:
-        taps: module path -> shape, in the order in which the modules end. Modules that run more than once in a pass, or
-            give no map, are left out.
+        taps: tap -> shape, in the order in which they can be read. Modules that run more than once in a pass, or give
+            no map, are left out.
         entered: paths of all modules in the order in which they were entered.
         flops: operations of the whole pass.
     """
@@ -58,7 +62,7 @@ class Trace:
 
 
 def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Layout, *, count: bool = True) -> Trace:
-    """Run a network on the meta device and note what each module gives.
+    """Run a network on the meta device and note what can be read.
 
     Args:
         network: the network, on the meta device.
@@ -74,29 +78,44 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Layout
     def flops() -> int:
         return counter.get_total_flops() if counter else 0
 
+    def note(tap: str, form: str, channels: int, size: tuple[int, int]) -> None:
+        taps[tap] = TapShape(form, channels, size, flops(), len(entered))
+
     def before(path: str) -> Callable[..., None]:
         return lambda *_: entered.append(path)
 
     def after(path: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             runs[path] = runs.get(path, 0) + 1
-            x = layout.image(output, path)
-            if x is not None:
-                taps[path] = TapShape(x.shape[1], (x.shape[2], x.shape[3]), flops(), len(entered))
+            for tap, x in ((path, layout.image(output, path)), (f"{path}/text", layout.text(output, path))):
+                if x is not None:
+                    as_it_is = any(x is leaf for leaf in tree_leaves(output))  # tokens are laid out anew
+                    form = "text" if tap != path else "map" if as_it_is else "tokens"
+                    note(tap, form, x.shape[1], (x.shape[2], x.shape[3]))
 
-        return note
+        return hook
+
+    def attended(path: str) -> Ready:
+        def ready(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+            x = layout.image(q, f"{path}.to_q")
+            if x is not None and q.shape[-1] == k.shape[-1]:
+                for readout in ATTENTION:
+                    note(f"{path}/{readout}", "attention", k.shape[1], (x.shape[2], x.shape[3]))
+
+        return ready
 
     handles: list[RemovableHandle] = []
     for path, module in network.named_modules():
         if path:
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
+            handles += watch_attention(module, attended(path)) if may_attend(module) else []
     try:
         with torch.no_grad(), counter or nullcontext():
             run(network)
     finally:
         for handle in handles:
             handle.remove()
-    once = {path: shape for path, shape in taps.items() if runs[path] == 1}
+    once = {tap: shape for tap, shape in taps.items() if runs[tap.partition("/")[0]] == 1}
     return Trace(once, tuple(entered), flops())
 
 
@@ -137,7 +156,7 @@ class Capture:
 
     Args:
         network: the network, cut or whole.
-        taps: module paths in the order in which they end.
+        taps: module paths and readouts in the order in which they can be read.
         layout: how outputs hold the image.
         read: what to keep of each feature map; called inside the pass, so that the map itself need not be held. Its
             second argument is what the call was given as `rows`.
@@ -171,19 +190,18 @@ class Capture:
 
     @contextmanager
     def _hooked(self, found: dict[str, Tensor], rows: Any) -> Iterator[None]:
-        def make(tap: str) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                feature_map = self._layout.image(output, tap)
-                if feature_map is None:
-                    raise RunFailed(f"tap '{tap}' gave no feature map.", f"got: {type(output).__name__}")
+        def make(tap: str) -> Callable[[FeatureMap], None]:
+            def give(feature_map: FeatureMap) -> None:
                 found[tap] = self._read(feature_map, rows)
                 if self._stop and len(found) == len(self._taps):
                     raise _Reached
 
-            return hook
+            return give
 
-        handles = [self._network.get_submodule(tap).register_forward_hook(make(tap)) for tap in self._taps]
+        handles: list[RemovableHandle] = []
         try:
+            for tap in self._taps:
+                handles += watch(self._network, tap, self._layout, make(tap))
             yield
         finally:
             for handle in handles:

@@ -1,7 +1,9 @@
 """Taps: the places of a backbone that can be read. Owns their grammar (paths, globs, aliases) and their listing.
 
-A tap is spelt as the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`). A `*`
-stands for any text between two dots. The papers' names are aliases: resolved here, never stored.
+A tap is spelt as the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`), and if not
+the module's own output is meant, a readout behind a slash (`up_blocks.1.attentions.0.transformer_blocks.0.attn2/probs`,
+see readouts.py). A `*` stands for any text between two dots or slashes. The papers' names are aliases: resolved here,
+never stored.
 """
 
 import re
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from diffprobe.backbones.base import Outline
 from diffprobe.backbones.capture import Trace, trace
 from diffprobe.backbones.families import family_of
+from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 
@@ -23,9 +26,11 @@ class TapInfo:
     """One place that can be read."""
 
     path: str
-    """Module path in the denoiser."""
+    """Module path in the denoiser, with its readout if it has one."""
     aliases: tuple[str, ...] = ()
     """Other names that are understood."""
+    form: str
+    """`map`, `tokens` (laid out on their grid), `attention` (a channel a text token) or `text` (a row a token)."""
     channels: int
     """Width of a pooled feature."""
     size: tuple[int, int]
@@ -43,6 +48,7 @@ def tap_infos(outline: Outline, traced: Trace, *, counted: bool) -> list[TapInfo
         TapInfo(
             path=path,
             aliases=tuple(aliases.get(path, ())),
+            form=shape.form,
             channels=shape.channels,
             size=shape.size,
             flop_share=_share(shape.flops, traced.flops) if counted else None,
@@ -65,26 +71,47 @@ def trace_outline(outline: Outline, *, count: bool) -> Trace:
     return _traces[key]
 
 
-def list_taps(
-    path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
-) -> list[TapInfo]:
-    """List the taps of a checkpoint from its config alone: no weights are read.
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a checkpoint offers, from its config alone."""
+
+    outline: Outline
+    """The backbone as its config describes it."""
+    taps: tuple[TapInfo, ...]
+    """What can be read, in the order in which it is reached."""
+    n_inner: int
+    """Taps inside the blocks that are not listed."""
+    flops: int
+    """Floating-point operations of the whole denoiser for one image."""
+
+
+def survey(path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False) -> Survey:
+    """Describe a checkpoint and its taps from its config alone: no weights are read.
 
     Args:
         path: folder, hub id, `emoji-sd` or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
-        inner: list also the modules inside the blocks.
+        inner: list also the modules inside the blocks, and all readouts.
     Raises: WeightsMissing, WeightsMismatch, ConfigError.
     """
     checkpoint = locate(path, revision=revision, configs_only=True)
     outline = family_of(checkpoint).outline(checkpoint, resolution)
-    taps = tap_infos(outline, trace_outline(outline, count=True), counted=True)
-    return taps if inner else [tap for tap in taps if tap.path in outline.blocks]
+    traced = trace_outline(outline, count=True)
+    taps = tap_infos(outline, traced, counted=True)
+    shown = tuple(tap for tap in taps if inner or tap.path in outline.blocks)
+    return Survey(outline=outline, taps=shown, n_inner=len(taps) - len(shown), flops=traced.flops)
+
+
+def list_taps(
+    path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
+) -> list[TapInfo]:
+    """List the taps of a checkpoint. See `survey`."""
+    return list(survey(path, resolution=resolution, revision=revision, inner=inner).taps)
 
 
 def resolve(names: Sequence[str], taps: Sequence[TapInfo], outline: Outline) -> tuple[str, ...]:
-    """Turn paths, globs and aliases into module paths, each once, in the order in which the backbone reaches them.
+    """Turn paths, globs and aliases into taps, each once, in the order in which the backbone reaches them.
 
     Raises: UnknownTap for all names that fit nothing, with the nearest taps and the list of blocks.
     """
@@ -92,7 +119,7 @@ def resolve(names: Sequence[str], taps: Sequence[TapInfo], outline: Outline) -> 
     chosen: set[str] = set()
     bad: list[str] = []
     for name in names:
-        pattern = re.compile(re.escape(outline.aliases.get(name, name)).replace(r"\*", "[^.]*"))
+        pattern = re.compile(re.escape(_without_alias(name, outline)).replace(r"\*", "[^./]*"))
         hits = [path for path in known if pattern.fullmatch(path)]
         chosen.update(hits)
         if not hits:
@@ -102,18 +129,24 @@ def resolve(names: Sequence[str], taps: Sequence[TapInfo], outline: Outline) -> 
     return tuple(path for path in known if path in chosen)
 
 
+def _without_alias(name: str, outline: Outline) -> str:
+    path, slash, readout = name.partition("/")
+    return f"{outline.aliases.get(path, path)}{slash}{readout}"
+
+
 def _unknown_tap(bad: Sequence[str], known: dict[str, TapInfo], outline: Outline) -> DiffprobeError:
     details: list[str] = []
     for name in bad:
+        if "/" in name:
+            details += _about_readout(_without_alias(name, outline), known, outline)
+            continue
         close = nearest(name, [*outline.aliases, *outline.blocks, *known])
         if close:
             details.append(f"nearest to '{name}': {', '.join(dict.fromkeys(close))}")
-    blocks = (known[path] for path in outline.blocks if path in known)
-    details.append(
-        "allowed: "
-        + ", ".join(f"{tap.path} ({tap.channels} x {tap.size[0]} x {tap.size[1]})" for tap in blocks)
-        + f", and {len(known) - len(outline.blocks)} modules inside them"
-    )
+    if not all("/" in name for name in bad):
+        blocks = [known[path] for path in outline.blocks if path in known]
+        listed = ", ".join(f"{tap.path} ({tap.channels} x {tap.size[0]} x {tap.size[1]})" for tap in blocks)
+        details.append(f"allowed: {listed}, and {len(known) - len(blocks)} places inside them")
     if outline.aliases:
         details.append(f"aliases: {', '.join(outline.aliases)}")
     return UnknownTap(
@@ -121,3 +154,18 @@ def _unknown_tap(bad: Sequence[str], known: dict[str, TapInfo], outline: Outline
         *details,
         fix=f"list all: diffprobe taps {outline.name} --inner",
     )
+
+
+def _about_readout(name: str, known: dict[str, TapInfo], outline: Outline) -> list[str]:
+    """Say why a readout can't be had, and where it can."""
+    path, readout = split_tap(name)
+    if readout not in READOUTS:
+        return [f"behind the slash of '{name}' stands '{readout}'; allowed: {', '.join(READOUTS)}"]
+    need = "is no attention to a text alone" if readout in ATTENTION else "gives no text beside the image"
+    why = f"'{path}' {need}" if path in known else f"there is no module '{path}' that can be read"
+    places = [tap for tap in known if tap.endswith(f"/{readout}")]
+    if not places:
+        joint = "; its text and image attend to each other jointly" if any(t.endswith("/text") for t in known) else ""
+        return [f"{why}; {outline.family} has no /{readout} anywhere{joint}"]
+    shown = nearest(name, places) or places[:3]
+    return [f"{why}", f"/{readout} can be had at {len(places)} places, for example: {', '.join(shown)}"]
