@@ -95,9 +95,12 @@ def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
     Args:
         part: the part's name in the pipeline, `unet` or `transformer`.
     Returns: the folder whose config.json counts, and the folder or file of the weights. A folder given as
-        `denoiser_weights` brings its own config.json; a file goes with the checkpoint's.
+        `denoiser_weights` brings its own config.json; a file goes with the checkpoint's. A pipeline without a folder
+        for the part may keep it beside its index, as diffusers reads it too.
     """
     folder, replaced = checkpoint.part(part), checkpoint.denoiser_weights
+    if not folder.is_dir() and (folder.parent / "config.json").is_file():
+        folder = folder.parent
     if replaced is None:
         return folder, folder
     return (replaced if replaced.is_dir() else folder), replaced

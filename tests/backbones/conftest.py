@@ -73,3 +73,25 @@ def reference(tiny_sd: Path) -> Callable[..., dict[str, Tensor]]:
         return found
 
     return run
+
+
+@pytest.fixture
+def hooked() -> Callable[..., dict[str, Tensor]]:
+    """Run a whole network with plain forward hooks: tap -> what the module gave, the first of a tuple."""
+
+    @torch.no_grad()
+    def run(network: torch.nn.Module, taps: Sequence[str], *given: object, **told: object) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+
+        def hook(tap: str) -> Callable[..., None]:
+            return lambda module, args, output: found.__setitem__(
+                tap, (output[0] if isinstance(output, tuple) else output).clone()
+            )
+
+        handles = [network.get_submodule(tap).register_forward_hook(hook(tap)) for tap in taps]
+        network(*given, **told)
+        for handle in handles:
+            handle.remove()
+        return found
+
+    return run

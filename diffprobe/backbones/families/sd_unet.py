@@ -1,11 +1,11 @@
 """Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, told a CLIP text.
 
-Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier.
+SD 1.x, SD 2.x (whether the U-Net predicts noise or v is no matter before its output), latent consistency models, and
+fine-tunes of their U-Nets (CleanDIFT) as `denoiser_weights`. Its forward process is variance-preserving; timestep t is
+on the training grid (0..999), larger is noisier. A U-Net with distilled guidance is told the guidance scale too.
 Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the null sees the same input.
 """
 
-import copy
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,83 +13,74 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
-from diffprobe.backbones.capture import cut
-from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, PromptMemory, load_clip_text
-from diffprobe.backbones.layout import Layout
-from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
-from diffprobe.backbones.weights import digest_files, digest_part, load_tensors, require_files
-from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
-from diffprobe.core.rng import derive_seed
-from diffprobe.core.shapes import FeatureMap, Images
-
-_TINY_WORDS = (
-    "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.condition import TEXT_CONDITIONS, load_clip_text
+from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.unet import (
+    GUIDANCE,
+    TextUnet,
+    check_latents,
+    digest_tokenizer,
+    guidance_embedding,
+    image_side,
+    load_unet,
+    make_unet,
+    read_config,
+    read_unet_config,
+    require_parts,
+    unet_outline,
 )
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+from diffprobe.backbones.vae import latent_geometry, load_vae_encoder, tiny_vae
+from diffprobe.backbones.weights import digest_denoiser, digest_part
+from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.shapes import FeatureMap
+
+_PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
+_KIND = "UNet2DConditionModel"
 
 
 def matches(index: dict[str, Any]) -> bool:
     """Tell from `model_index.json` whether a checkpoint is of this family."""
-    return index.get("_class_name") == "StableDiffusionPipeline"
+    return index.get("_class_name") in _PIPELINES
 
 
 def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
-    config = _config(checkpoint, "unet")
-    _config(checkpoint, "vae")
+    config = read_unet_config(checkpoint, _KIND)
+    read_config(checkpoint, "vae")
     channels, factor = latent_geometry(checkpoint.part("vae"))
-    if config.get("in_channels", 4) != channels:
-        raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
-            "inpainting and other image-conditioned U-Nets are not of this family",
-        )
+    check_latents(checkpoint, config, channels)
     if config.get("addition_embed_type") not in (None, "text") or config.get("class_embed_type"):
         raise WeightsMismatch(
             f"the U-Net of '{checkpoint.name}' needs more than a text, which this family does not give."
         )
-    unet = _make_unet(config, torch.device("meta"))
-    sample_size = config.get("sample_size") or 64
-    side = resolution or factor * (sample_size if isinstance(sample_size, int) else sample_size[0])
-    if side % factor:
-        raise ConfigError(
-            f"resolution {side} is no multiple of {factor}, by which the VAE of '{checkpoint.name}' shrinks."
-        )
-    size = side // factor
-    n_tokens = _config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
-    width = unet.config.cross_attention_dim
+    unet = make_unet(config, torch.device("meta"))
+    side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
+    size, width = side // factor, unet.config.cross_attention_dim
+    n_tokens = read_config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
     if not isinstance(width, int):
         raise WeightsMismatch(f"the U-Net of '{checkpoint.name}' takes texts of several widths: {list(width)}.")
+    scale = guidance_embedding(config)
 
     def run(network: nn.Module) -> object:
-        text = torch.empty(1, n_tokens, width, device="meta")
-        t = torch.zeros(1, dtype=torch.long, device="meta")
         return network(
-            torch.empty(1, channels, size, size, device="meta"), t, encoder_hidden_states=text, return_dict=False
+            torch.empty(1, channels, size, size, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+            encoder_hidden_states=torch.empty(1, n_tokens, width, device="meta"),
+            timestep_cond=None if scale is None else scale.to("meta"),
+            return_dict=False,
         )
 
-    blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
-    ups = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
-    aliases = {f"up_ft{i}": path for i, path in enumerate(ups)}
-    if unet.mid_block is not None:
-        blocks.append("mid_block")
-        aliases = {"bottleneck": "mid_block", "h-space": "mid_block", **aliases}
-    return Outline(
-        family="sd_unet",
-        name=checkpoint.name,
-        denoiser=unet,
+    return unet_outline(
+        "sd_unet",
+        checkpoint,
+        unet,
         run=run,
-        signature=digest_json([config, size, n_tokens]),
-        resolution=side,
+        signature=[config, size, n_tokens],
+        side=side,
         latent_shape=(channels, size, size),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        layout=Layout(size=(size, size), text_only=r"(.*\.)?(attn2\.to_k|attn2\.to_v|encoder_hid_proj)"),
         conditions=TEXT_CONDITIONS,
-        aliases=aliases,
-        blocks=(*blocks, *ups),
+        told={} if scale is None else {"guidance_scale": GUIDANCE},
     )
 
 
@@ -98,90 +89,35 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    parts = [checkpoint.part(name) for name in ("unet", "vae", "text_encoder")]
-    require_files(*(parts if options.random_seed is None else parts[1:]))
-    if options.random_seed is None:
-        unet = copy.deepcopy(outline.denoiser)
-        expected = frozenset(unet.state_dict())
-        cut(unet, needed)
-        load_tensors(unet, parts[0], dtype=options.dtype, expected=expected)
-    else:
-        # drawn whole and then cut, so that the weights do not depend on the taps; under a seed of their own, so that
-        # they can't be those that a training run with the same seed started from
-        with torch.random.fork_rng(devices=[]), quiet_libraries():
-            torch.manual_seed(derive_seed("random_weights", options.random_seed))
-            unet = _make_unet(_config(checkpoint, "unet"), torch.device("cpu")).to(options.dtype)
-        cut(unet, needed)
-    unet.eval().requires_grad_(False)
-    vae = load_vae_encoder(parts[1], dtype=options.dtype)
-    return SdUnet(unet, vae, load_clip_text(parts[2].parent, dtype=options.dtype))
+    source = require_parts(checkpoint, ("vae", "text_encoder"), trained=options.random_seed is None)
+    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    text = load_clip_text(checkpoint.part("text_encoder").parent, dtype=options.dtype)
+    scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
+    return SdUnet(unet, vae, {"text_encoder": text}, scale)
 
 
-class SdUnet(Backbone):
+class SdUnet(TextUnet):
     """A loaded Stable Diffusion checkpoint."""
 
-    def __init__(self, unet: nn.Module, vae: VaeEncoder, text: ClipText) -> None:
-        self.denoiser, self._vae = unet, vae
-        self._text: ClipText | None = text
-        self._prompts = PromptMemory(lambda prompts: {"encoder_hidden_states": text(prompts)[0]})
-
-    def encode_images(self, images: Images) -> FeatureMap:
-        """See `VaeEncoder`."""
-        return self._vae(images)
-
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
-        """See `PromptMemory`."""
-        return self._prompts([str(value) for value in values])
+    def encode(self, prompts: list[str]) -> Condition:
+        """Take the text encoder's last hidden state."""
+        return {"encoder_hidden_states": self.texts["text_encoder"](prompts)[0]}
 
     def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
         """Run the U-Net once."""
-        self.denoiser(x_t, timesteps, **condition, return_dict=False)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Name the loaded networks."""
-        parts = {"denoiser": self.denoiser, "vae": self._vae.vae}
-        return parts if self._text is None else {**parts, "text_encoder": self._text.encoder}
-
-    def release_text(self) -> None:
-        """Free the text encoder."""
-        self._text = None
-        self._prompts.seal()
-
-    def to(self, device: torch.device) -> None:
-        """Move all loaded networks, and the remembered prompts."""
-        super().to(device)
-        self._prompts.to(device)
+        self.run_unet(x_t, timesteps, condition["encoder_hidden_states"])
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     """Digest the parts. Raises: WeightsMissing."""
-    parts = {
-        "denoiser": checkpoint.part("unet"),
-        "vae": checkpoint.part("vae"),
-        "text_encoder": checkpoint.part("text_encoder"),
+    require_parts(checkpoint, ("vae", "text_encoder"), trained=trained)
+    return {
+        "denoiser": digest_denoiser(checkpoint, "unet", weights=trained),
+        "vae": digest_part(checkpoint.part("vae")),
+        "text_encoder": digest_part(checkpoint.part("text_encoder")),
+        "tokenizer": digest_tokenizer(checkpoint.part("tokenizer")),
     }
-    require_files(*(folder for name, folder in parts.items() if trained or name != "denoiser"))
-    found = {name: digest_part(folder, weights=trained or name != "denoiser") for name, folder in parts.items()}
-    found["tokenizer"] = digest_files([checkpoint.part("tokenizer") / name for name in _TOKENIZER_FILES])
-    return found
-
-
-def _config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
-    path = checkpoint.part(part) / "config.json"
-    if not path.is_file():
-        raise WeightsMissing(
-            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
-            fix="save it again with save_pretrained(FOLDER)",
-        )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def _make_unet(config: dict[str, Any], device: torch.device) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    with device:
-        return UNet2DConditionModel.from_config(config)
 
 
 def tiny(
@@ -191,6 +127,8 @@ def tiny(
     channels: Sequence[int] = (16, 32, 32),
     scheduler: str = "DDIMScheduler",
     resolution: int = 32,
+    prediction: str = "epsilon",
+    lcm: bool = False,
 ) -> Path:
     """Write a tiny pipeline with random weights in the real format, for tests and examples.
 
@@ -200,10 +138,11 @@ def tiny(
         channels: width of each U-Net level, highest first. All levels but the lowest have cross-attention.
         scheduler: diffusers class of the scheduler that the pipeline ships; the betas are Stable Diffusion's for all.
         resolution: image side in pixels; the VAE halves it.
+        prediction: what the U-Net predicts, `epsilon` or `v_prediction`.
+        lcm: write a latent consistency model: another pipeline, and a U-Net that is told the guidance scale.
     Returns: `path`.
     """
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     path = Path(path)
     n = len(channels)
@@ -219,39 +158,17 @@ def tiny(
             cross_attention_dim=32,
             down_block_types=("CrossAttnDownBlock2D",) * cross + ("DownBlock2D",) * (n - cross),
             up_block_types=("UpBlock2D",) * (n - cross) + ("CrossAttnUpBlock2D",) * cross,
+            time_cond_proj_dim=32 if lcm else None,
         )
-        vae = diffusers.AutoencoderKL(
-            sample_size=resolution,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            norm_num_groups=8,
-            latent_channels=4,
-            mid_block_add_attention=False,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            scaling_factor=6.0,  # brings the random latents near unit variance: images stand out from the noise
-            force_upcast=False,
-        )
-        tokenizer = _tiny_tokenizer(path)
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        vae = tiny_vae(resolution)
+        tokenizer = tiny_tokenizer(path / "tokenizer")
+        text_encoder = tiny_clip_text(tokenizer)
     made = getattr(diffusers, scheduler)(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, prediction_type=prediction
     )
     if "clip_sample" in made.config:
         made.register_to_config(clip_sample=False)
-    pipeline: Any = diffusers.StableDiffusionPipeline(
+    pipeline: Any = getattr(diffusers, _PIPELINES[lcm])(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,
@@ -263,24 +180,3 @@ def tiny(
     )
     pipeline.save_pretrained(path)
     return path
-
-
-def _tiny_tokenizer(path: Path) -> Any:
-    """Write and load a CLIP tokenizer that knows the letters, and the tiny words as one token each."""
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-_'"
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    merges: list[str] = []
-    for word in _TINY_WORDS.split():
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        while len(parts) > 1:
-            merges.append(f"{parts[0]} {parts[1]}")
-            parts[:2] = [parts[0] + parts[1]]
-            tokens.append(parts[0])
-    folder = path / "tokenizer"
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=24)

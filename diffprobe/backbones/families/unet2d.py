@@ -1,0 +1,183 @@
+"""Pixel-space pipelines of one U-Net (DDPM, DDIM): images in [-1, 1] are noised themselves, there is no autoencoder.
+
+An unconditional U-Net is told nothing. A class-conditional one is told a class: the sample's own (`label`), or a fixed
+one for all (`prompt`, its number as text). There is no `empty` for it: the config does not say whether one of the
+classes was trained as the null class; where it was, name it by `prompt`.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.unet import (
+    image_side,
+    load_unet,
+    make_unet,
+    read_unet_config,
+    require_parts,
+    unet_outline,
+)
+from diffprobe.backbones.weights import digest_denoiser
+from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.shapes import FeatureMap, Images
+
+_PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+_KIND = "UNet2DModel"
+
+
+def matches(index: dict[str, Any]) -> bool:
+    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    return index.get("_class_name") in _PIPELINES
+
+
+def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    config = read_unet_config(checkpoint, _KIND)
+    _check(checkpoint, config)
+    unet = make_unet(config, torch.device("meta"), _KIND)
+    side = image_side(checkpoint, config, resolution, multiple=2 ** (len(unet.down_blocks) - 1))
+    n_classes = config.get("num_class_embeds")
+
+    def run(network: nn.Module) -> object:
+        return network(
+            torch.empty(1, 3, side, side, device="meta"),
+            torch.zeros(1, dtype=torch.long, device="meta"),
+            class_labels=None if n_classes is None else torch.zeros(1, dtype=torch.long, device="meta"),
+            return_dict=False,
+        )
+
+    return unet_outline(
+        "unet2d",
+        checkpoint,
+        unet,
+        run=run,
+        signature=[config, side],
+        side=side,
+        latent_shape=(3, side, side),
+        conditions=("empty",) if n_classes is None else ("label", "prompt"),
+        scheduler=_scheduler(checkpoint),
+    )
+
+
+def _check(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
+    """Refuse U-Nets whose input or time is of another kind. Raises: WeightsMismatch."""
+    allowed: dict[str, tuple[Any, ...]] = {
+        "in_channels": (3,),
+        "center_input_sample": (False,),
+        "class_embed_type": (None,),
+        "time_embedding_type": ("positional", "learned"),
+    }
+    wrong = [
+        f"{name}: {config[name]}; allowed: {', '.join(map(str, values))}"
+        for name, values in allowed.items()
+        if config.get(name, values[0]) not in values
+    ]
+    if wrong:
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' does not take RGB images in [-1, 1] on a grid of timesteps.", *wrong
+        )
+
+
+def _scheduler(checkpoint: Checkpoint) -> Path:
+    """Return the folder of the scheduler's config; a pipeline of one network may keep it beside its index."""
+    folder = checkpoint.part("scheduler")
+    return folder if folder.is_dir() else folder.parent
+
+
+def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+    """Load of the U-Net only the modules in `needed`. Raises: WeightsMissing, WeightsMismatch."""
+    source = require_parts(checkpoint, (), trained=options.random_seed is None)
+    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    return PixelUnet(unet, checkpoint.name, read_unet_config(checkpoint, _KIND).get("num_class_embeds"))
+
+
+class PixelUnet(Backbone):
+    """A loaded U-Net over pixels.
+
+    Args:
+        unet: the network.
+        name: of the checkpoint, for messages.
+        n_classes: number of classes it can be told; None for an unconditional one.
+    """
+
+    def __init__(self, unet: nn.Module, name: str, n_classes: int | None) -> None:
+        self.denoiser, self._name, self._n_classes = unet, name, n_classes
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """Scale images from [0, 1] to [-1, 1]."""
+        return images.float() * 2 - 1
+
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """Turn classes into labels. Raises: ConfigError for what is no class of the backbone."""
+        if self._n_classes is None:
+            return {}
+        labels = [_as_class(value) for value in values]
+        bad = [repr(v) for v, label in zip(values, labels, strict=True) if not 0 <= label < self._n_classes]
+        if bad:
+            raise ConfigError(
+                f"backbone '{self._name}' has no class {', '.join(bad[:3])}.",
+                f"allowed: 0..{self._n_classes - 1}",
+                fix="condition=label takes the samples' labels, condition=prompt the number of a class: prompt='0'",
+            )
+        return {"class_labels": torch.tensor(labels, device=next(self.denoiser.parameters()).device)}
+
+    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+        """Run the U-Net once."""
+        self.denoiser(x_t, timesteps, **condition, return_dict=False)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded network."""
+        return {"denoiser": self.denoiser}
+
+
+def _as_class(value: Told) -> int:
+    """Read a class; -1, which no backbone has, for what is no number."""
+    text = str(value).strip()
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
+    """Digest the U-Net. Raises: WeightsMissing."""
+    require_parts(checkpoint, (), trained=trained)
+    return {"denoiser": digest_denoiser(checkpoint, "unet", weights=trained)}
+
+
+def tiny(
+    path: Path | str,
+    *,
+    seed: int = 0,
+    resolution: int = 16,
+    n_classes: int | None = None,
+    pipeline: str = "DDPMPipeline",
+) -> Path:
+    """Write a tiny pipeline with random weights in the real format, for tests.
+
+    Args:
+        path: folder to write, created if it does not exist.
+        seed: seeds all weights; the global generator is left as it was.
+        resolution: image side in pixels.
+        n_classes: classes that the U-Net can be told; None makes an unconditional one.
+        pipeline: `DDPMPipeline` or `DDIMPipeline`.
+    Returns: `path`.
+    """
+    import diffusers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = diffusers.UNet2DModel(
+            sample_size=resolution,
+            block_out_channels=(16, 32, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=8,
+            num_class_embeds=n_classes,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
+    scheduler = getattr(diffusers, pipeline.replace("Pipeline", "Scheduler"))()
+    getattr(diffusers, pipeline)(unet=unet, scheduler=scheduler).save_pretrained(path)
+    return Path(path)

@@ -1,0 +1,272 @@
+"""What the families of U-Nets share: building one from its config, its blocks and aliases, and loading a part of it.
+
+Owns the class behind a config, random weights, and the loaded backbone that is told texts. What a pipeline's U-Net is
+told, and what its images become before they are noised, is the family's.
+"""
+
+import copy
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.capture import cut
+from diffprobe.backbones.condition import ClipText, PromptMemory
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.vae import VaeEncoder
+from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, require_files
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.rng import derive_seed
+from diffprobe.core.shapes import FeatureMap, Images
+
+GUIDANCE = 8.5
+"""Guidance scale that a U-Net with distilled guidance is told: the default of diffusers' pipeline for such models."""
+
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TEXT_ONLY = r"(.*\.)?(attn2\.to_[kv]|add_[kv]_proj)|(encoder_hid_proj|add_embedding)(\..*)?"
+_CHANNELS_FIRST = r".*\.group_norm"
+
+
+def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """Read a part's config.json. Raises: WeightsMissing."""
+    return _read(checkpoint, checkpoint.part(part), part)
+
+
+def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
+    """Read the config of the U-Net, that of the replaced weights if they bring one.
+
+    Args:
+        kind: the diffusers class it must be of.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    config = _read(checkpoint, denoiser_source(checkpoint, "unet")[0], "unet")
+    if config.get("_class_name", kind) != kind:
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' is a {config['_class_name']}; pipelines of this family have a {kind}."
+        )
+    return config
+
+
+def _read(checkpoint: Checkpoint, folder: Path, part: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsMissing(
+            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
+            *([] if folder.name == part else [f"looked for: {path}"]),
+            fix="save it again with save_pretrained(FOLDER)",
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def make_unet(config: dict[str, Any], device: torch.device, kind: str = "UNet2DConditionModel") -> Any:
+    """Build a U-Net of diffusers' class `kind` from its config."""
+    import diffusers
+
+    with device:
+        return getattr(diffusers, kind).from_config(config)
+
+
+def check_latents(checkpoint: Checkpoint, config: dict[str, Any], channels: int) -> None:
+    """Refuse a U-Net that takes other latents than its VAE gives. Raises: WeightsMismatch."""
+    if config.get("in_channels", 4) != channels:
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
+            "inpainting and other image-conditioned U-Nets are not of this family",
+        )
+
+
+def image_side(
+    checkpoint: Checkpoint, config: dict[str, Any], resolution: int | None, *, multiple: int, factor: int = 1
+) -> int:
+    """Return the image side in pixels: the asked one, or the U-Net's own.
+
+    Args:
+        multiple: what a side must be a multiple of.
+        factor: pixels a latent place.
+    Raises: ConfigError.
+    """
+    own = config.get("sample_size")
+    if resolution is None and not isinstance(own, int) and (not own or own[0] != own[1]):
+        raise ConfigError(
+            f"the U-Net of '{checkpoint.name}' has no square size of its own (sample_size: {own}).",
+            fix=f"set features.resolution to a multiple of {multiple}",
+        )
+    side = resolution or factor * (own if isinstance(own, int) else own[0])  # type: ignore[index]
+    if side % multiple:
+        raise ConfigError(
+            f"resolution {side} is no multiple of {multiple}, by which '{checkpoint.name}' shrinks an image.",
+            fix=f"features.resolution={max(multiple, side // multiple * multiple)}",
+        )
+    return side
+
+
+def unet_outline(
+    family: str,
+    checkpoint: Checkpoint,
+    unet: Any,
+    *,
+    run: Callable[[nn.Module], object],
+    signature: Sequence[Any],
+    side: int,
+    latent_shape: tuple[int, int, int],
+    conditions: tuple[str, ...],
+    told: dict[str, Any] | None = None,
+    scheduler: Path | None = None,
+) -> Outline:
+    """Describe a U-Net on the meta device; see `Outline`.
+
+    Args:
+        signature: in JSON, what fixes the shapes of the pass.
+        scheduler: folder of the scheduler's config; None takes the pipeline's own part.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    downs = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    ups = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    mid = [] if unet.mid_block is None else ["mid_block"]
+    return Outline(
+        family=family,
+        name=checkpoint.name,
+        denoiser=unet,
+        run=run,
+        signature=digest_json([*signature]),
+        resolution=side,
+        latent_shape=latent_shape,
+        schedule=load_schedule(scheduler or checkpoint.part("scheduler")),
+        layout=Layout(size=latent_shape[1:], text_only=_TEXT_ONLY, channels_first=_CHANNELS_FIRST),
+        conditions=conditions,
+        aliases={
+            **({"bottleneck": "mid_block", "h-space": "mid_block"} if mid else {}),
+            **{f"up_ft{i}": path for i, path in enumerate(ups)},
+        },
+        blocks=(*downs, *mid, *ups),
+        told=told or {},
+    )
+
+
+def load_unet(
+    checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions, *, source: Path
+) -> nn.Module:
+    """Load the modules in `needed` of an outline's U-Net, frozen and in evaluation mode.
+
+    Args:
+        source: folder or file of the trained weights; not read for random ones.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    if options.random_seed is None:
+        unet = copy.deepcopy(outline.denoiser)
+        expected = frozenset(unet.state_dict())
+        cut(unet, needed)
+        load_tensors(unet, source, dtype=options.dtype, expected=expected)
+    else:
+        # drawn whole and then cut, so that the weights do not depend on the taps; under a seed of their own, so that
+        # they can't be those that a training run with the same seed started from
+        kind = type(outline.denoiser).__name__
+        config = read_unet_config(checkpoint, kind)
+        with torch.random.fork_rng(devices=[]), quiet_libraries():
+            torch.manual_seed(derive_seed("random_weights", options.random_seed))
+            unet = make_unet(config, torch.device("cpu"), kind).to(options.dtype)
+        cut(unet, needed)
+    left = [name for name, value in chain(unet.named_parameters(), unet.named_buffers()) if value.is_meta]
+    if left:
+        raise WeightsMismatch(
+            f"the U-Net of '{checkpoint.name}' has tensors that no file holds: {', '.join(left[:3])}.",
+            "blocks with fixed filters of their own are not supported",
+        )
+    return unet.eval().requires_grad_(False)
+
+
+def require_parts(checkpoint: Checkpoint, parts: Sequence[str], *, trained: bool) -> Path:
+    """Check that the parts of a pipeline have their weights, the U-Net's too if it is `trained`.
+
+    Returns: folder or file of the U-Net's weights. Raises: WeightsMissing.
+    """
+    source = denoiser_source(checkpoint, "unet")[1]
+    require_files(*([source] if trained else []), *(checkpoint.part(part) for part in parts))
+    return source
+
+
+def digest_tokenizer(folder: Path) -> str:
+    """Digest what fixes the tokens of a text."""
+    return digest_files([folder / name for name in _TOKENIZER_FILES])
+
+
+def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Tensor | None:
+    """Embed the guidance scale for a U-Net that guidance was distilled into, [1, time_cond_proj_dim]; None for others.
+
+    Sources: Meng et al., 2210.03142; `get_guidance_scale_embedding` of diffusers, which embeds w = scale - 1.
+    """
+    width = config.get("time_cond_proj_dim")
+    if width is None:
+        return None
+    half = width // 2
+    rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = (scale - 1) * 1000.0 * rates
+    row = torch.cat([angles.sin(), angles.cos(), torch.zeros(width % 2)])
+    return row[None]
+
+
+class TextUnet(Backbone):
+    """A loaded U-Net over VAE latents that is told texts.
+
+    Args:
+        unet: the network.
+        vae: encodes images.
+        texts: the text encoders, by the names of their parts.
+        guidance: the embedded guidance scale, for U-Nets that take one.
+    """
+
+    def __init__(self, unet: nn.Module, vae: VaeEncoder, texts: dict[str, ClipText], guidance: Tensor | None) -> None:
+        self.denoiser, self._vae, self.texts = unet, vae, texts
+        self._guidance = None if guidance is None else guidance.to(_dtype(unet))
+        self._prompts = PromptMemory(lambda prompts: self.encode(prompts))
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Condition:
+        """Encode prompts, one row each."""
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """See `VaeEncoder`."""
+        return self._vae(images)
+
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """See `PromptMemory`."""
+        return self._prompts([str(value) for value in values])
+
+    def run_unet(self, x_t: FeatureMap, timesteps: Tensor, text: Tensor, **told: Any) -> None:
+        """Run the U-Net once."""
+        scale = None if self._guidance is None else self._guidance.expand(len(x_t), -1)
+        self.denoiser(x_t, timesteps, encoder_hidden_states=text, timestep_cond=scale, return_dict=False, **told)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {
+            "denoiser": self.denoiser,
+            "vae": self._vae.vae,
+            **{name: text.encoder for name, text in self.texts.items()},
+        }
+
+    def release_text(self) -> None:
+        """Free the text encoders."""
+        self.texts = {}
+        self._prompts.seal()
+
+    def to(self, device: torch.device) -> None:
+        """Move all loaded networks, and the remembered prompts."""
+        super().to(device)
+        self._prompts.to(device)
+        if self._guidance is not None:
+            self._guidance = self._guidance.to(device)
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
