@@ -1,4 +1,7 @@
-"""A folder of modules as a catalogue: the file's name is the entry's name, imported only when asked for."""
+"""A folder of modules as a catalogue: the file's name is the entry's name, imported only when asked for.
+
+Files that begin with `_` are no entries, nor are those that the package names in `SHARED`: what its entries rest on.
+"""
 
 import pkgutil
 from dataclasses import dataclass
@@ -22,8 +25,10 @@ class Catalog:
 
     def names(self) -> list[str]:
         """List the entries in alphabetical order, without importing them."""
-        path = import_module(self.package).__path__
-        return sorted(info.name for info in pkgutil.iter_modules(path) if not info.name.startswith("_"))
+        package = import_module(self.package)
+        shared = getattr(package, "SHARED", ())
+        found = (info.name for info in pkgutil.iter_modules(package.__path__))
+        return sorted(name for name in found if not name.startswith("_") and name not in shared)
 
     def load(self, name: str) -> ModuleType:
         """Import one entry. Raises: UnknownName with the nearest names."""

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import yaml
 
@@ -19,6 +21,6 @@ def test_an_unknown_key_prints_no_config(capsys: pytest.CaptureFixture[str]) -> 
 def test_choices_and_keys_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--list"]) == 0
     out = capsys.readouterr().out
-    assert "  emoji/classifier\n" in out and "probe: linear, logistic, mean_difference, ridge, topk\n" in out
+    assert "  emoji/classifier\n" in out and re.search(r"^probe: .*linear, logistic, .*topk", out, re.MULTILINE)
     assert main(["config", "--keys"]) == 0
     assert "trainer.max_epochs: int = 10\n    Passes over the training split.\n" in capsys.readouterr().out

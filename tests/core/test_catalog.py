@@ -12,6 +12,8 @@ def catalog(tmp_path, monkeypatch) -> Catalog:
     folder.mkdir()
     for name in ("__init__", "topk", "linear", "_shared"):
         (folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    (folder / "base.py").write_text("")
+    (folder / "__init__.py").write_text('SHARED = ("base",)\n')
     monkeypatch.syspath_prepend(tmp_path)
     return Catalog(folder.name, "probe")
 
@@ -26,7 +28,7 @@ def test_load_imports_the_one_asked_for(catalog: Catalog) -> None:
     assert "catalogue_under_test.linear" not in sys.modules
 
 
-@pytest.mark.parametrize("name", ["topkk", "_shared", "os"])
+@pytest.mark.parametrize("name", ["topkk", "_shared", "base", "os"])
 def test_an_unknown_entry_is_refused_with_what_there_is(catalog: Catalog, name: str) -> None:
     with pytest.raises(UnknownName, match=f"unknown probe '{name}'.*") as caught:
         catalog.load(name)

@@ -43,4 +43,5 @@ def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
 
 def test_each_probe_has_a_preset() -> None:
     probes = {name for folder in FOLDERS.values() for name in Catalog(f"diffprobe.probes.{folder}", "probe").names()}
-    assert probes == set(locate.groups()["probe"])
+    presets = [load_run(None, [f"probe={choice}"]).probe for choice in locate.groups()["probe"]]
+    assert probes == {preset.name for preset in presets}

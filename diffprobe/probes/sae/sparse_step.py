@@ -1,0 +1,236 @@
+"""The sparse training step: dense encoder product, chunked selection, and sparse work from there on.
+
+Owns the two halves of a step. `scan` multiplies with the encoder and keeps candidates, a chunk of rows at a time, so
+that no [batch, latents] tensor outlives its chunk. `sparse_step` decodes what was selected and differentiates it; for
+backward it keeps the centred features, the weights, and the selected values and indices, nothing else.
+
+Source: the design follows Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix on kernels; here with
+stock operators, none of which adds in an order that depends on timing.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Largest [rows, latents] buffer of `scan` by device type. Small enough on a CPU that its pages stay mapped and warm."""
+
+
+class Top(NamedTuple):
+    """The largest pre-activations of each row, largest first, before any ReLU."""
+
+    values: Float[Tensor, "batch k"]
+    indices: Int[Tensor, "batch k"]
+
+
+class Selection(NamedTuple):
+    """Selected latents in bags; a bag is decoded to one vector, and a sample may have several bags."""
+
+    values: Float[Tensor, " entries"]
+    """Activation of each entry."""
+    latents: Int[Tensor, " entries"]
+    """Its latent."""
+    starts: Int[Tensor, " bags_and_one"]
+    """Where each bag begins, and the number of entries at the end."""
+    samples: Int[Tensor, " bags"]
+    """The sample that each bag belongs to."""
+
+
+def encoder_chunks(
+    centred: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "n_latents d_in"],
+    b_enc: Float[Tensor, " n_latents"],
+    *,
+    chunk_bytes: int | None = None,
+) -> Iterator[tuple[slice, Float[Tensor, "rows n_latents"]]]:
+    """Yield the pre-activations of some rows at a time. All chunks share one buffer: use one before asking for the next.
+
+    Under autocast the product is computed in the lower precision; the weights themselves stay as they are.
+
+    Args:
+        chunk_bytes: largest buffer; None for `CHUNK_BYTES` of the device. One row is always possible.
+    """
+    device = centred.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+    budget = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
+    n, n_latents = centred.shape[0], W_enc.shape[0]
+    rows = max(1, min(n, budget // (n_latents * dtype.itemsize)))
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        centred, weight, bias = centred.to(dtype), W_enc.detach().to(dtype).T, b_enc.detach().to(dtype)
+        buffer = centred.new_empty(rows, n_latents)
+        for start in range(0, n, rows):
+            part = slice(start, min(start + rows, n))
+            yield part, torch.addmm(bias, centred[part], weight, out=buffer[: part.stop - start])
+
+
+@torch.no_grad()
+def scan(
+    centred: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "n_latents d_in"],
+    b_enc: Float[Tensor, " n_latents"],
+    *,
+    k: int,
+    among: Int[Tensor, " some"] | None = None,
+    k_among: int = 0,
+    chunk_bytes: int | None = None,
+) -> tuple[Top, Top | None]:
+    """Encode once and keep the k largest latents of each row, and the k_among largest of the latents in `among`.
+
+    Returns: both selections in the precision of the weights; the second is None without `among` or k_among.
+    """
+    n, dtype = centred.shape[0], W_enc.dtype
+    first = Top(centred.new_empty(n, k, dtype=dtype), torch.empty(n, k, dtype=torch.int64, device=centred.device))
+    second = None
+    if among is not None and k_among > 0:
+        second = Top(first.values.new_empty(n, k_among), first.indices.new_empty(n, k_among))
+    for part, h in encoder_chunks(centred, W_enc, b_enc, chunk_bytes=chunk_bytes):
+        values, indices = h.topk(k, dim=1)
+        first.values[part], first.indices[part] = values.to(dtype), indices
+        if second is not None and among is not None:
+            values, indices = h.index_select(1, among).topk(k_among, dim=1)
+            second.values[part], second.indices[part] = values.to(dtype), among[indices]
+    return first, second
+
+
+def rows_to_bags(
+    values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], part: Int[Tensor, "batch k"], n_parts: int
+) -> Selection:
+    """Put the entries of each row into `n_parts` bags; entries of part -1 are left out.
+
+    Bag `sample * n_parts + p` holds the entries of part p.
+    """
+    n, width = values.shape
+    if n_parts > 1:
+        order = torch.where(part < 0, n_parts, part).argsort(dim=1, stable=True)
+        values, indices, part = (t.gather(1, order) for t in (values, indices, part))
+    sizes = torch.stack([(part == p).sum(1) for p in range(n_parts)], 1).flatten()
+    starts = F.pad(sizes.cumsum(0), (1, 0))
+    samples = torch.arange(n, device=values.device).repeat_interleave(n_parts)
+    kept = part >= 0
+    return Selection(values[kept], indices[kept], starts, samples)
+
+
+def join(selections: list[Selection]) -> Selection:
+    """Put the bags of several selections behind each other."""
+    if len(selections) == 1:
+        return selections[0]
+    starts, end = [selections[0].starts[:1]], 0
+    for selection in selections:
+        starts.append(selection.starts[1:] + end)
+        end += selection.latents.numel()
+    return Selection(
+        torch.cat([s.values for s in selections]),
+        torch.cat([s.latents for s in selections]),
+        torch.cat(starts),
+        torch.cat([s.samples for s in selections]),
+    )
+
+
+def sum_bags(
+    table: Float[Tensor, "rows d"],
+    rows: Int[Tensor, " entries"],
+    starts: Int[Tensor, " bags_and_one"],
+    weights: Float[Tensor, " entries"],
+) -> Float[Tensor, "bags d"]:
+    """Sum weighted rows of a table within each bag."""
+    if rows.numel() == 0:
+        return table.new_zeros(starts.numel() - 1, table.shape[1])
+    return F.embedding_bag(
+        rows, table, starts, per_sample_weights=weights.to(table.dtype), mode="sum", include_last_offset=True
+    )
+
+
+def sparse_step(
+    x: Float[Tensor, "batch d_in"],
+    b_pre: Float[Tensor, " d_in"],
+    W_enc: Float[Tensor, "n_latents d_in"],
+    b_enc: Float[Tensor, " n_latents"],
+    W_dec: Float[Tensor, "n_latents d_in"],
+    selection: Selection,
+    *,
+    relu: bool = True,
+) -> tuple[Float[Tensor, "bags d_in"], Float[Tensor, " entries"]]:
+    """Decode a selection that was made from W_enc (x - b_pre) + b_enc, differentiably.
+
+    Args:
+        selection: with the pre-activations as values.
+        relu: whether negative ones count as 0.
+
+    Returns: the weighted sum of decoder rows of each bag, without the pre-bias; and the activations. Gradients reach x,
+        b_pre, W_enc, b_enc and W_dec through both, exactly as those of the dense computation.
+    """
+    values = selection.values.relu() if relu else selection.values
+    places = selection.latents, selection.starts, selection.samples
+    decoded, activations = _SparseStep.apply(x, b_pre, W_enc, b_enc, W_dec, values, *places, relu)  # type: ignore[no-untyped-call]
+    return decoded, activations
+
+
+class _SparseStep(torch.autograd.Function):
+    """Gradients of the whole autoencoder from one sort of the selected latents."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, b_pre: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, *rest: Any) -> Any:
+        values, latents, starts, samples, ctx.relu = rest
+        ctx.save_for_backward(x - b_pre, W_enc, W_dec, values, latents, starts, samples)
+        return sum_bags(W_dec, latents, starts, values), values.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, g_values: Tensor) -> Any:
+        centred, W_enc, W_dec, values, latents, starts, samples = ctx.saved_tensors
+        n_latents, g = W_dec.shape[0], g.contiguous()
+        d_values = entry_products(g, W_dec, latents, starts) + g_values
+        if ctx.relu:
+            d_values = torch.where(values > 0, d_values, 0)
+        bags = torch.repeat_interleave(torch.arange(g.shape[0], device=g.device), starts.diff())
+        found, order = latents.sort(stable=True)
+        ends = torch.searchsorted(found, torch.arange(n_latents + 1, device=g.device))
+        d_sorted, bags_sorted = d_values[order], bags[order]
+        d_dec = sum_bags(g, bags_sorted, ends, values[order])
+        d_enc = sum_bags(centred, samples[bags_sorted], ends, d_sorted)
+        d_bias = sum_bags(d_values[:, None], order, ends, torch.ones_like(d_sorted)).squeeze(1)
+        d_pre = -(d_bias @ W_enc) if ctx.needs_input_grad[1] else None
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.zeros_like(centred).index_add_(0, samples, sum_bags(W_enc, latents, starts, d_values))
+        return d_x, d_pre, d_enc, d_bias, d_dec, None, None, None, None, None
+
+
+GATHER_BYTES = 256 << 20
+"""Largest block of gathered rows where `entry_products` cannot work in place."""
+
+
+def entry_products(
+    g: Float[Tensor, "bags d"],
+    W: Float[Tensor, "n_latents d"],
+    latents: Int[Tensor, " entries"],
+    starts: Int[Tensor, " bags_and_one"],
+) -> Float[Tensor, " entries"]:
+    """Return g[bag] . W[latent] for each entry. On a CPU in place, elsewhere over gathered blocks of `GATHER_BYTES`."""
+    if latents.numel() == 0:
+        return g.new_zeros(0)
+    if g.device.type == "cpu":
+        _quiet_csr()
+        pattern = torch.sparse_csr_tensor(
+            starts, latents, g.new_zeros(latents.numel()), size=(g.shape[0], W.shape[0]), check_invariants=False
+        )
+        return torch.sparse.sampled_addmm(pattern, g, W.T, beta=0.0).values()
+    bags = torch.repeat_interleave(torch.arange(g.shape[0], device=g.device), starts.diff())
+    step = max(1, GATHER_BYTES // (g.shape[1] * g.element_size()))
+    blocks = zip(bags.split(step), latents.split(step), strict=True)
+    return torch.cat([torch.linalg.vecdot(g[bag], W[latent]) for bag, latent in blocks])
+
+
+@functools.cache
+def _quiet_csr() -> None:
+    """Take torch's one remark that CSR tensors are in beta, so that no training log begins with it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), size=(1, 1))
