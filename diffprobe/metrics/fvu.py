@@ -26,6 +26,9 @@ def fvu(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> f
 class Fvu(Metric):
     """`fvu` over batches and processes: the result does not depend on how the samples were split.
 
+    The variance comes from sums, in one pass. Its relative error is about 1e-16 |mean|^2 / variance: 1e-10 for features
+    whose mean is a thousand times their spread. Beyond 1e12 it would be rounding alone, and is refused.
+
     Args:
         d_in: width of the features.
     """

@@ -37,3 +37,20 @@ def test_rotation_changes_nothing():
 def test_no_variance_is_an_error(x):
     with pytest.raises(NonFinite, match="centred sum of squares"):
         fvu(x, x)
+
+
+@pytest.mark.parametrize(("mean", "tolerance"), [(1e3, 1e-9), (-1e4, 1e-7), (1e5, 1e-5)])
+def test_the_error_stays_below_what_the_docstring_says(mean, tolerance):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 5, generator=generator, dtype=torch.float64) + mean
+    x_hat = x + 0.1 * torch.randn(1000, 5, generator=generator, dtype=torch.float64)
+    metric = Fvu(5)
+    for part, part_hat in zip(x.split(130), x_hat.split(130), strict=True):
+        metric.update(part, part_hat)
+    assert float(metric.compute()) == pytest.approx(two_pass(x, x_hat), rel=tolerance)
+
+
+def test_rounding_is_not_taken_for_variance():
+    x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e7
+    with pytest.raises(NonFinite, match="centred sum of squares"):
+        fvu(x, x)

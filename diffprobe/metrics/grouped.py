@@ -1,0 +1,110 @@
+"""One metric a group: the same number for every timestep, cell or class, from batches that hold several of them."""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.wrappers.abstract import WrapperMetric
+
+from diffprobe.core.errors import ConfigError, EmptyClass, unknown
+
+
+class Grouped(WrapperMetric):
+    """A metric for each of some groups, for example `Grouped(Fvu(d_in), [25, 200, 500])` for one fvu a timestep.
+
+    The groups are fixed at the start, so that processes that see different ones still sum the same states.
+
+    Args:
+        metric: the metric, without samples; every group gets a copy.
+        groups: names of the groups, each once: timesteps, cells.
+    Raises: ConfigError for no group or one named twice.
+    """
+
+    def __init__(self, metric: Metric, groups: Sequence[Hashable]) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        if not self.groups or len(set(self.groups)) < len(self.groups):
+            raise ConfigError(f"groups must be named once each, at least one; got {list(self.groups)}.")
+        self.metrics = nn.ModuleList(metric.clone() for _ in self.groups)  # names may hold dots, so no ModuleDict
+        self.seen = _Counts(len(self.groups))  # whether a group has samples is for all processes to know together
+
+    def __getitem__(self, group: Hashable) -> Any:
+        """Return the metric of one group. Raises: UnknownName."""
+        return self.metrics[self._place(group)]
+
+    def update(self, group: Hashable, *rows: Tensor) -> None:
+        """Add samples that are all of one group. Raises: UnknownName for another group."""
+        place = self._place(group)
+        self.metrics[place].update(*rows)  # type: ignore[operator]
+        self.seen.update(place, len(rows[0]))
+
+    def update_rows(self, groups: Sequence[Hashable] | Tensor, *rows: Tensor) -> None:
+        """Add samples of several groups.
+
+        Args:
+            groups: the group of each row; a tensor stands for its numbers.
+            rows: what the metric takes, each with the rows on its first axis.
+        Raises: UnknownName for a group that was not named, ConfigError if the lengths differ.
+        """
+        names = groups.tolist() if isinstance(groups, Tensor) else list(groups)
+        lengths = {len(names), *(len(part) for part in rows)}
+        if len(lengths) != 1:
+            raise ConfigError(f"{len(names)} groups for rows of length {sorted(len(part) for part in rows)}.")
+        places = torch.tensor([self._place(name) for name in names], dtype=torch.int64)
+        for place in places.unique().tolist():
+            chosen = (places == place).nonzero().flatten()
+            self.update(self.groups[place], *(part[chosen.to(part.device)] for part in rows))
+
+    def compute(self) -> dict[Any, Any]:
+        """Return group -> value, in the order of the groups.
+
+        Raises: EmptyClass naming the groups without a sample on any process; use `present` to leave them out.
+        """
+        found = self.present()
+        empty = [str(group) for group in self.groups if group not in found]
+        if empty:
+            raise EmptyClass(
+                f"{len(empty)} of {len(self.groups)} groups have no sample: {', '.join(empty)}.",
+                "`present()` gives the others",
+            )
+        return found
+
+    def present(self) -> dict[Any, Any]:
+        """Return group -> value for the groups that have samples on any process."""
+        self.seen.update(0, 0)  # a process without samples has been asked too, and need not be warned of
+        counts = self.seen.compute().reshape(-1).tolist()  # torchmetrics makes one count a scalar
+        return {
+            group: metric.compute()  # type: ignore[operator]
+            for group, metric, n in zip(self.groups, self.metrics, counts, strict=True)
+            if n > 0
+        }
+
+    def reset(self) -> None:
+        """Forget all samples of all groups."""
+        for metric in (*self.metrics, self.seen):
+            metric.reset()  # type: ignore[operator]
+        super().reset()
+
+    def _place(self, group: Hashable) -> int:
+        if group not in self.groups:
+            raise unknown("group", str(group), map(str, self.groups))
+        return self.groups.index(group)
+
+
+class _Counts(Metric):
+    """Rows of each group."""
+
+    full_state_update = False
+    n: Tensor
+
+    def __init__(self, n_groups: int) -> None:
+        super().__init__()
+        self.add_state("n", torch.zeros(n_groups, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, place: int, n: int) -> None:
+        self.n[place] += n
+
+    def compute(self) -> Tensor:
+        return self.n.clone()
