@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.vae import latent_geometry, load_vae_encoder
+from diffprobe.backbones.vae import latent_geometry, load_movq_encoder, load_vae_encoder, tiny_vae
 from diffprobe.core.errors import WeightsMismatch
 
 
@@ -54,3 +54,50 @@ def test_geometry_comes_from_the_config(tiny_sd: Path, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(WeightsMismatch):
             latent_geometry(tmp_path)
+
+
+@pytest.fixture
+def movq(tmp_path: Path) -> Path:
+    from diffusers import VQModel
+
+    model = VQModel(
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+        latent_channels=4,
+        vq_embed_dim=6,
+        num_vq_embeddings=8,
+        scaling_factor=9.0,  # which the Kandinsky pipelines do not use
+    )
+    model.save_pretrained(tmp_path / "movq")
+    return tmp_path / "movq"
+
+
+def test_latents_of_a_vq_model_are_neither_quantised_nor_scaled(movq: Path, images: Tensor) -> None:
+    from diffusers import VQModel
+
+    with torch.no_grad():
+        expected = VQModel.from_pretrained(movq).encode(images * 2 - 1).latents
+    encoder = load_movq_encoder(movq, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert latent_geometry(movq, "VQModel") == (6, 2) == (found.shape[1], 32 // found.shape[2])
+    assert {name.split(".")[0] for name in encoder.vae.state_dict()} == {"encoder", "quant_conv"}
+
+
+def test_half_precision_latents_are_given_in_float32(movq: Path, images: Tensor) -> None:
+    encoder = load_movq_encoder(movq, dtype=torch.bfloat16)
+    assert {p.dtype for p in encoder.vae.parameters()} == {torch.bfloat16}
+    assert encoder(images).dtype == torch.float32
+
+
+def test_a_vae_of_another_class_is_refused(movq: Path) -> None:
+    with pytest.raises(WeightsMismatch, match="is a VQModel; this family takes AutoencoderKL"):
+        latent_geometry(movq)
+
+
+def test_the_tiny_one_halves_a_side() -> None:
+    vae = tiny_vae(32)
+    with torch.no_grad():
+        assert vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 4, 16, 16)

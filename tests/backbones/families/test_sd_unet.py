@@ -13,6 +13,7 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.rng import noise_for
 
 Load = Callable[..., DiffusionFeatures]
 
@@ -144,3 +145,67 @@ def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder / "vae")
     with pytest.raises(WeightsMissing, match=r"vae/config\.json"):
         make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+
+
+class TestOfItsKind:
+    """SD 2.x predicts v, latent consistency models are told the guidance scale, CleanDIFT replaces the U-Net."""
+
+    def test_what_the_network_predicts_is_no_matter(self, tiny_sd: Path, images: Tensor, tmp_path: Path) -> None:
+        other = sd_unet.tiny(tmp_path / "v", prediction="v_prediction", scheduler="EulerDiscreteScheduler")
+        for found, expected in zip(read(other, images), read(tiny_sd, images), strict=True):
+            assert torch.equal(found, expected)
+
+    def test_a_consistency_model_is_told_the_guidance_scale(
+        self, images: Tensor, tmp_path: Path, hooked: Callable[..., dict[str, Tensor]]
+    ) -> None:
+        from diffusers import LatentConsistencyModelPipeline
+
+        folder = sd_unet.tiny(tmp_path / "lcm", lcm=True, scheduler="LCMScheduler")
+        pipeline = LatentConsistencyModelPipeline.from_pretrained(folder, safety_checker=None)
+        texts = ["red cat"] * 5
+        states, _ = pipeline.encode_prompt(texts, "cpu", 1, False)
+        scale = pipeline.get_guidance_scale_embedding(torch.tensor([8.5 - 1] * 5), embedding_dim=32)
+        with torch.no_grad():
+            clean = pipeline.vae.encode(images * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in "abcde"])
+        t = torch.full((5,), 300)
+        noisy = pipeline.scheduler.add_noise(clean, noise, t)
+        taps = ["down_blocks.1.attentions.0", "mid_block", "up_blocks.1"]
+        expected = hooked(pipeline.unet, taps, noisy, t, encoder_hidden_states=states, timestep_cond=scale)
+        features = DiffusionFeatures.from_pretrained(
+            str(folder), taps=taps, timesteps=[300], pool="none", device="cpu", condition="prompt", prompt="red cat"
+        )
+        assert features.fingerprint["told"] == {"guidance_scale": 8.5}
+        for (_, found), tap in zip(features(images, keys=list("abcde")).items(), taps, strict=True):
+            torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=1e-5)
+        unscaled = hooked(pipeline.unet, taps, noisy, t, encoder_hidden_states=states)
+        assert float((unscaled["mid_block"] - expected["mid_block"]).abs().max()) > 1e-4
+
+    @pytest.mark.parametrize("kind", ["file", "folder"])
+    def test_replaced_weights_on_clean_input(
+        self, kind: str, tiny_sd: Path, images: Tensor, tmp_path: Path, hooked: Callable[..., dict[str, Tensor]]
+    ) -> None:
+        from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+        other = sd_unet.tiny(tmp_path / "other", seed=1) / "unet"
+        source = (
+            other
+            if kind == "folder"
+            else shutil.copy(other / "diffusion_pytorch_model.safetensors", tmp_path / "clean.safetensors")
+        )
+        pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None)
+        states, _ = pipeline.encode_prompt([""] * 5, "cpu", 1, False)
+        with torch.no_grad():
+            clean = pipeline.vae.encode(images * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        unet = UNet2DConditionModel.from_pretrained(other)
+        expected = hooked(unet, ["mid_block"], clean, torch.full((5,), 261), encoder_hidden_states=states)["mid_block"]
+        settings = {"timesteps": (261,), "denoiser_weights": str(source), "clean_input": True, "seed": 7}
+        (found,) = read(tiny_sd, images, **settings)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(found, read(tiny_sd, images, timesteps=(261,))[0], atol=1e-3)
+
+
+def read(folder: Path, images: Tensor, **settings: object) -> list[Tensor]:
+    chosen = {"taps": ["mid_block"], "timesteps": (100, 900), "pool": "none", "device": "cpu", **settings}
+    features = DiffusionFeatures.from_pretrained(str(folder), **chosen)  # type: ignore[arg-type]
+    return list(features(images, keys=list("abcde")).values())
