@@ -38,13 +38,13 @@ class SampleTexts:
 
     Attributes:
         keys: for messages.
-        captions: for condition=caption; also the column `caption` of templates.
+        captions: for condition=caption, None for none; also the column `caption` of templates.
         labels: for condition=label; -1 for none.
         columns: text columns for templates, for example `class_name` and the attributes; None where a sample has none.
     """
 
     keys: Sequence[str]
-    captions: Sequence[str] | None = None
+    captions: Sequence[str | None] | None = None
     labels: Sequence[int] | None = None
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 

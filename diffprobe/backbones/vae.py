@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffprobe.backbones.capture import Absent
 from diffprobe.backbones.weights import load_tensors
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
 
 _PIXELS = 2**20
@@ -28,7 +28,12 @@ class VaeEncoder:
 
     @torch.no_grad()
     def __call__(self, images: Images) -> FeatureMap:
-        """Encode images in [0, 1] to (mode - shift) x scale, float32. The mode, not a sample: noise comes later."""
+        """Encode images in [0, 1] to (mode - shift) x scale, float32. The mode, not a sample: noise comes later.
+
+        Raises: WeightsMissing if it was loaded without images in view.
+        """
+        if isinstance(self.vae.encoder, Absent):
+            raise WeightsMissing("the VAE was not loaded: this backbone reads kept latents only.")
         dtype = next(self.vae.parameters()).dtype
         rows = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
         return torch.cat([self._encode((chunk * 2 - 1).to(dtype)) for chunk in images.split(rows)])
@@ -63,8 +68,8 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     return channels or config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def load_vae_encoder(folder: Path, *, dtype: torch.dtype) -> VaeEncoder:
-    """Load the encoder of an AutoencoderKL.
+def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
+    """Load the encoder of an AutoencoderKL, or without `images` nothing of it: a stand-in that can't encode.
 
     In float16 the encoder stays in float32 where the config says that it overflows (`force_upcast`).
     Raises: WeightsMissing, WeightsMismatch.
@@ -78,12 +83,15 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype) -> VaeEncoder:
     vae.decoder, vae.post_quant_conv = Absent(), Absent()
     if dtype == torch.float16 and vae.config.force_upcast:
         dtype = torch.float32
-    load_tensors(vae, folder, dtype=dtype, expected=expected)
+    if images:
+        load_tensors(vae, folder, dtype=dtype, expected=expected)
+    else:
+        vae.encoder, vae.quant_conv = Absent(), Absent()
     return VaeEncoder(vae.eval().requires_grad_(False))
 
 
-def load_movq_encoder(folder: Path, *, dtype: torch.dtype) -> MovqEncoder:
-    """Load the encoder of a VQModel. Raises: WeightsMissing, WeightsMismatch."""
+def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:
+    """Load the encoder of a VQModel, or without `images` a stand-in. Raises: WeightsMissing, WeightsMismatch."""
     from diffusers import VQModel
 
     config = VQModel.load_config(folder, local_files_only=True)
@@ -91,7 +99,10 @@ def load_movq_encoder(folder: Path, *, dtype: torch.dtype) -> MovqEncoder:
         movq: Any = VQModel.from_config(config)
     expected = frozenset(movq.state_dict())
     movq.decoder, movq.post_quant_conv, movq.quantize = Absent(), Absent(), Absent()
-    load_tensors(movq, folder, dtype=dtype, expected=expected)
+    if images:
+        load_tensors(movq, folder, dtype=dtype, expected=expected)
+    else:
+        movq.encoder, movq.quant_conv = Absent(), Absent()
     return MovqEncoder(movq.eval().requires_grad_(False))
 
 

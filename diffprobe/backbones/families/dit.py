@@ -75,7 +75,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     require_parts(checkpoint, options, ())
     dit = load_denoiser(checkpoint, outline, needed, options, _KIND)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     n_classes = read_config(checkpoint, "transformer").get("num_embeds_ada_norm", 1000)
     return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name)
 

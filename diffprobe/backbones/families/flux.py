@@ -145,7 +145,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     require_parts(checkpoint, options, _ENCODERS)
     flux = load_denoiser(checkpoint, outline, needed, options, _KIND)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype, told = checkpoint.part("vae").parent, options.dtype, outline.told
     clip = load_clip_text(folder, dtype=dtype)
     t5 = load_t5_text(folder, dtype=dtype, length=told["t5_tokens"], encoder="text_encoder_2", tokenizer="tokenizer_2")

@@ -93,7 +93,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     source = require_parts(checkpoint, ("movq",), trained=options.random_seed is None)
     unet = load_unet(checkpoint, outline, needed, options, source=source)
-    movq = load_movq_encoder(checkpoint.part("movq"), dtype=options.dtype)
+    movq = load_movq_encoder(checkpoint.part("movq"), dtype=options.dtype, images=options.images)
     return Kandinsky(unet, movq, width=_embedding_width(checkpoint, read_unet_config(checkpoint, _KIND)))
 
 

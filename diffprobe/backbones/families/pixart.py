@@ -111,7 +111,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     require_parts(checkpoint, options, ("text_encoder",))
     pixart = load_denoiser(checkpoint, outline, needed, options, _KIND)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_t5_text(
         checkpoint.part("text_encoder").parent,
         dtype=options.dtype,

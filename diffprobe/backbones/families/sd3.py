@@ -134,7 +134,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     require_parts(checkpoint, options, _encoders(checkpoint))
     sd3 = load_denoiser(checkpoint, outline, needed, options, _KIND)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
         load_clip_text(folder, dtype=dtype, encoder=f"text_encoder{end}", tokenizer=f"tokenizer{end}")

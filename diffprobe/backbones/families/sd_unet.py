@@ -91,7 +91,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     source = require_parts(checkpoint, ("vae", "text_encoder"), trained=options.random_seed is None)
     unet = load_unet(checkpoint, outline, needed, options, source=source)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_clip_text(checkpoint.part("text_encoder").parent, dtype=options.dtype)
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
     return SdUnet(unet, vae, {"text_encoder": text}, scale)

@@ -137,7 +137,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     """
     source = require_parts(checkpoint, ("vae", *_TEXTS), trained=options.random_seed is None)
     unet = load_unet(checkpoint, outline, needed, options, source=source)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype)
+    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder = checkpoint.part("unet").parent
     texts = {
         part: load_clip_text(folder, dtype=options.dtype, encoder=part, tokenizer=tokenizer)
