@@ -71,14 +71,14 @@ def test_it_is_told_zeros_and_says_so(folder: Path) -> None:
         load(folder, condition="prompt", prompt="cat")
 
 
-def test_the_embedding_reaches_the_network(folder: Path, images: Tensor) -> None:
-    backbone = load(folder, taps=["mid_block"])._backbone
+def test_the_embedding_reaches_the_network(folder: Path) -> None:
+    backbone = load(folder, taps=["conv_out"])._backbone  # the last module: nothing that runs is cut
     maps: list[Tensor] = []
     backbone.denoiser.mid_block.register_forward_hook(lambda module, args, output: maps.append(output.clone()))
     x, t = torch.zeros(1, 4, 16, 16), torch.tensor([100])
     zeros = backbone.encode_conditions([""])
-    for condition in (zeros, {"image_embeds": zeros["image_embeds"] + 1}):
-        with pytest.raises(Exception, match="cut from the backbone"):  # it runs on into what was cut
+    with torch.no_grad():
+        for condition in (zeros, {"image_embeds": zeros["image_embeds"] + 1}):
             backbone.denoise(x, t, condition)
     assert float((maps[0] - maps[1]).abs().max()) > 1e-4
 
