@@ -5,9 +5,8 @@ timesteps x draws x images run through the denoiser, in passes of bounded size t
 feature is depends on (seed, key, draw, timestep) alone, never on how images were batched.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -15,21 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, Told
-from diffprobe.backbones.capture import Capture
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.images import as_batch
+from diffprobe.backbones.passes import Passes, memory_told
 from diffprobe.backbones.plan import Plan, make_plan, plan_of
-from diffprobe.backbones.pool import add_rows, make_pool
 from diffprobe.backbones.told import SampleTexts, tell
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.rng import noise_for
-
-_PLACES = 2**16
-"""Latent places (rows x height x width) a pass of the denoiser: bounds its memory at any batch and number of draws."""
-_ROWS = 256
-"""Rows a pass at most."""
 
 
 class DiffusionFeatures:
@@ -45,17 +37,19 @@ class DiffusionFeatures:
         device: where the backbone is.
     """
 
-    def __init__(self, plan: Plan, backbone: Backbone, *, rows: int | None = None, channels_last: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        *,
+        rows: int | None = None,
+        channels_last: bool = True,
+        compile: bool | str = False,
+    ) -> None:
         self.plan, self.cells, self.widths, self.resolution = plan, plan.cells, plan.widths, plan.resolution
         self.device = torch.device("cpu")
         self._backbone, self._shape, self._released = backbone, plan.outline.latent_shape, False
-        self._rows = rows or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
-        denoiser.to(memory_format=self._layout)
-        paths = [tap.path for tap in plan.taps]
-        pool = make_pool(plan.pool, seed=plan.seed)
-        self._capture = Capture(backbone.denoiser, paths, layout=plan.outline.layout, read=pool)
+        self._passes = Passes(plan, backbone, rows=rows, channels_last=channels_last, compile=compile)
 
     @classmethod
     def from_pretrained(
@@ -83,12 +77,14 @@ class DiffusionFeatures:
         clean_input: bool = False,
         rows: int | None = None,
         channels_last: bool = True,
+        compile: bool | str = False,
     ) -> Self:
         """Load a checkpoint, cut after the deepest tap. All settings are checked before any weights are read.
 
         Args:
             id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel null).
-            taps: module paths, globs or aliases: `mid_block`, `up_blocks.*`, `up_ft1`.
+            taps: module paths, globs or aliases: `mid_block`, `up_blocks.*`, `up_ft1`; with a readout behind a slash:
+                `/probs` and `/logits` of a cross-attention, `/text` of a joint block.
             timesteps: positions on the training grid, larger is noisier.
             snr: further timesteps, each by its signal-to-noise ratio (of variances); the nearest on the grid is taken.
             condition: `empty`, `caption` (the sample's own), `prompt`, `template`, or `label` (the sample's class).
@@ -110,6 +106,8 @@ class DiffusionFeatures:
             clean_input: give the denoiser the image without noise; the timestep is only what it is told.
             rows: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
             channels_last: memory layout of the convolutions. Changes features by rounding only.
+            compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
+                inductor. Changes features by rounding only.
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
         """
         plan = make_plan(
@@ -133,12 +131,24 @@ class DiffusionFeatures:
             denoiser_weights=denoiser_weights,
             clean_input=clean_input,
         )
-        return cls.from_plan(plan, device=device, rows=rows, channels_last=channels_last)
+        return cls.from_plan(plan, device=device, rows=rows, channels_last=channels_last, compile=compile)
 
     @classmethod
     def from_config(cls, backbone: BackboneConfig, features: FeaturesConfig) -> Self:
         """Load the backbone of a run. Raises: see `from_pretrained`."""
-        return cls.from_plan(plan_of(backbone, features), device=backbone.device)
+        return cls.of_run(plan_of(backbone, features), backbone)
+
+    @classmethod
+    def of_run(cls, plan: Plan, backbone: BackboneConfig, *, images: bool = True) -> Self:
+        """Load what a plan needs, to be run as the config says. Raises: see `from_plan`."""
+        return cls.from_plan(
+            plan,
+            device=backbone.device,
+            rows=backbone.rows,
+            channels_last=backbone.channels_last,
+            compile=backbone.compile,
+            images=images,
+        )
 
     @classmethod
     def from_plan(
@@ -148,6 +158,7 @@ class DiffusionFeatures:
         device: str | torch.device = "auto",
         rows: int | None = None,
         channels_last: bool = True,
+        compile: bool | str = False,
         images: bool = True,
     ) -> Self:
         """Load what a plan needs; without `images` no VAE, for `from_latents` alone.
@@ -157,7 +168,7 @@ class DiffusionFeatures:
         chosen = choose_device(device)
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
         backbone = plan.family.load(plan.checkpoint, plan.outline, plan.needed, options)
-        return cls(plan, backbone, rows=rows, channels_last=channels_last).to(chosen)
+        return cls(plan, backbone, rows=rows, channels_last=channels_last, compile=compile).to(chosen)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -165,9 +176,10 @@ class DiffusionFeatures:
         return self.plan.fingerprint
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the backbone."""
+        """Move the backbone. Raises: RunFailed if it does not fit there."""
         self.device = torch.device(device)
-        self._backbone.to(self.device)
+        with memory_told(f"while the weights were moved to {self.device}", fix="backbone.dtype=bfloat16"):
+            self._backbone.to(self.device)
         return self
 
     def __repr__(self) -> str:
@@ -180,7 +192,7 @@ class DiffusionFeatures:
         images: Tensor | Sequence[Image.Image],
         *,
         keys: Sequence[str],
-        captions: Sequence[str] | None = None,
+        captions: Sequence[str | None] | None = None,
         labels: Sequence[int] | None = None,
         columns: Mapping[str, Sequence[str | None]] | None = None,
     ) -> dict[str, Tensor]:
@@ -189,7 +201,7 @@ class DiffusionFeatures:
         Args:
             images: PIL images, or a float tensor [batch, 3, resolution, resolution] in [0, 1].
             keys: the samples' keys; with seed and draw they fix the noise.
-            captions: the samples' captions, for condition=caption.
+            captions: the samples' captions, for condition=caption; None for none.
             labels: the samples' classes, for condition=label; -1 for none.
             columns: the samples' texts by name, for condition=template; None where a sample has none.
         Returns: cell name -> float32 on the backbone's device, draws averaged: [batch, d_in]; for pool=none [batch,
@@ -207,7 +219,9 @@ class DiffusionFeatures:
         Raises: ConfigError if the images are not as promised, WeightsMissing if it was loaded without a VAE.
         """
         batch = as_batch(images, self.resolution).to(self.device)
-        with exact(self.device, self.plan.dtype):
+        n = len(batch)
+        smaller = f"data.batch_size={n // 2}" if n > 1 else "a smaller features.resolution"
+        with exact(self.device, self.plan.dtype), memory_told(f"while {n} images were encoded", fix=smaller):
             return self._backbone.encode_images(batch)
 
     @torch.no_grad()
@@ -216,7 +230,7 @@ class DiffusionFeatures:
         latents: Tensor,
         *,
         keys: Sequence[str],
-        captions: Sequence[str] | None = None,
+        captions: Sequence[str | None] | None = None,
         labels: Sequence[int] | None = None,
         columns: Mapping[str, Sequence[str | None]] | None = None,
     ) -> dict[str, Tensor]:
@@ -246,9 +260,8 @@ class DiffusionFeatures:
     def _read(self, clean: Tensor, keys: Sequence[str], told: list[list[Told]]) -> dict[str, Tensor]:
         """Return the features of clean latents."""
         condition, row_of = self._encode(told)
-        sums = self._run(clean, self._noise(keys), condition, row_of, keys)
         plan, found = self.plan, {}
-        for tap, total in sums.items():
+        for tap, total in self._passes(clean, condition, row_of, keys).items():
             for i, t in enumerate(plan.timesteps):
                 for j, branch in enumerate(plan.branches):
                     values = total[:, i, j].transpose(0, 1) if plan.keep_draws else total[0, i, j] / plan.draws
@@ -264,35 +277,3 @@ class DiffusionFeatures:
             self._backbone.release_text()
             self._released = True
         return condition, rows
-
-    def _noise(self, keys: Sequence[str]) -> Tensor:
-        """Make the noise of all draws, [draws, batch, channels, height, width]."""
-        plan = self.plan
-        rows = [noise_for(plan.seed, key, draw, self._shape) for draw in range(plan.draws) for key in keys]
-        return torch.stack(rows).reshape(plan.draws, len(keys), *self._shape).to(self.device)
-
-    def _run(
-        self, clean: Tensor, noise: Tensor, condition: Condition, row_of: Tensor, keys: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """Read the taps, [1 or draws, timesteps, branches, batch, ...] each: draws are summed unless they are kept.
-
-        Rows go by draw, then timestep, then branch, then image.
-        """
-        plan, n = self.plan, len(clean)
-        grid = torch.tensor(plan.timesteps, device=self.device)
-        shape = (plan.draws if plan.keep_draws else 1, len(grid), len(row_of), n)
-        n_grid, n_kept = math.prod(shape[1:]), math.prod(shape)
-        sums: dict[str, Tensor] = {}
-        for start in range(0, n_grid * plan.draws, self._rows):
-            rows = torch.arange(start, min(start + self._rows, n_grid * plan.draws), device=self.device)
-            image, branch, draw = rows % n, rows // n % len(row_of), rows // n_grid
-            t = grid[rows // (n * len(row_of)) % len(grid)]
-            x_t = plan.schedule.add(clean[image], noise[draw, image], t)
-            x_t = x_t.to(DTYPES[plan.dtype]).contiguous(memory_format=self._layout)
-            told = {name: values[row_of[branch, image]] for name, values in condition.items()}
-            run = partial(self._backbone.denoise, x_t, t, told)
-            for tap, values in self._capture(run, [keys[i] for i in image.tolist()]).items():
-                if tap not in sums:
-                    sums[tap] = torch.zeros(n_kept, *values.shape[1:], device=self.device)
-                add_rows(sums[tap], values, start)
-        return {tap: total.unflatten(0, shape) for tap, total in sums.items()}

@@ -1,8 +1,19 @@
 """`diffprobe taps`: print the places of a backbone that can be read, from its config alone."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffprobe.backbones.taps import Survey, TapInfo
 
 HELP = "list a backbone's taps with their sizes and cost"
+
+_FORMS = {
+    "map": "a feature map",
+    "tokens": "image tokens, laid out on their grid",
+    "attention": "a channel a text token: how much each place attends to it",
+    "text": "text tokens, one a row",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,26 +23,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument("--inner", action="store_true", help="list the modules inside the blocks, too")
+    parser.add_argument(
+        "--inner", action="store_true", help="list the modules inside the blocks, and the readouts behind a slash, too"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line a tap, in the order in which the backbone reaches them."""
-    from diffprobe.backbones.taps import list_taps
+    """Print what the backbone is, and one line a tap, in the order in which the backbone reaches them."""
+    from diffprobe.backbones.taps import survey
     from diffprobe.core.errors import ConfigError
 
     if args.resolution is not None and args.resolution < 1:
         raise ConfigError(f"--resolution {args.resolution}: at least 1 pixel is needed.")
-    taps = list_taps(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
-    rows = [("tap", "aliases", "channels", "size", "FLOPs to reach")]
+    found = survey(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
+    print("\n".join([*_header(found), "", *_table(found.taps), "", *_notes(found)]).rstrip())
+    return 0
+
+
+def _header(found: "Survey") -> list[str]:
+    outline = found.outline
+    last = outline.schedule.n_timesteps - 1
+    noised = " x ".join(map(str, outline.latent_shape))
+    return [
+        f"{outline.name}: family {outline.family}, {outline.resolution} px, noised as {noised} "
+        f"(channels x height x width), timesteps {f'0..{last}' if last else 'only 0'}",
+        f"can be told: {', '.join(outline.conditions)}; one image costs {_flops(found.flops)} in the whole denoiser",
+    ]
+
+
+def _table(taps: "tuple[TapInfo, ...]") -> list[str]:
+    rows = [("tap", "aliases", "form", "channels", "size", "FLOPs to reach")]
     for tap in taps:
         size = f"{tap.size[0]} x {tap.size[1]}"
-        rows.append((tap.path, ", ".join(tap.aliases) or "-", str(tap.channels), size, f"{tap.flop_share or 0:.1%}"))
+        share = f"{tap.flop_share or 0:.1%}"
+        rows.append((tap.path, ", ".join(tap.aliases) or "-", tap.form, str(tap.channels), size, share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        path, aliases, *numbers = (
-            cell.ljust(width) if i < 2 else cell.rjust(width)
+    left = 3  # names to the left, numbers to the right
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join((path, aliases, *numbers)).rstrip())
-    return 0
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _notes(found: "Survey") -> list[str]:
+    forms = dict.fromkeys(tap.form for tap in found.taps)
+    notes = [f"{form}: {_FORMS[form]}" for form in forms if form != "map"]
+    if found.n_inner:
+        notes.append(f"{found.n_inner} more inside the blocks: --inner")
+    return notes
+
+
+def _flops(n: int) -> str:
+    """Write a number of operations with the unit that suits it.
+
+    >>> _flops(0), _flops(3_100_000), _flops(803_000_000_000)
+    ('0 FLOPs', '3.1 MFLOPs', '803 GFLOPs')
+    """
+    value, units = float(n), ["", "k", "M", "G", "T", "P"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}FLOPs"

@@ -35,6 +35,15 @@ class BackboneConfig:
     """Safetensors file or folder, or OWNER/NAME:FILE on the hub, in place of the checkpoint's own denoiser weights."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
+    rows: int | None = None
+    """Images a pass of the denoiser, draws, timesteps and conditions counted apart; None bounds them by memory."""
+    channels_last: bool = True
+    """Memory layout of the convolutions; changes features by rounding only."""
+    compile: bool = False
+    """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, rows=self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,21 +91,6 @@ class TestNoiseOfASample:
             close(shuffled[cell], value[order])
             close(torch.cat([one[cell] for one in alone]), value)
 
-    @pytest.mark.parametrize("rows", [4, 7])
-    def test_how_rows_are_batched_does_not_matter(self, rows: int, load: Load, images: Tensor) -> None:
-        settings = {"taps": ["mid_block", "up_ft2"], "timesteps": [0, 50, 900], "draws": 3, "condition": "caption"}
-        whole = load(**settings)(images, keys=KEYS, captions=PROMPTS)
-        for cell, value in load(**settings, rows=rows)(images, keys=KEYS, captions=PROMPTS).items():
-            close(value, whole[cell])
-
-    def test_two_draws_are_the_mean_of_the_first_and_the_second(
-        self, load: Load, reference: Reference, images: Tensor
-    ) -> None:
-        (found,) = load(draws=2, seed=5, pool="max")(images, keys=KEYS).values()
-        draws = [reference(images, KEYS, ["mid_block"], 100, draw=i, seed=5)["mid_block"].amax((2, 3)) for i in (0, 1)]
-        close(found, (draws[0] + draws[1]) / 2)
-        assert float((draws[0] - draws[1]).abs().max()) > 1e-3
-
     def test_key_and_seed_change_it_and_repeating_does_not(self, load: Load, images: Tensor) -> None:
         cell, same = "mid_block@t100:empty:mean", images[:1].expand(2, -1, -1, -1)
         features = load()
@@ -113,11 +98,6 @@ class TestNoiseOfASample:
         assert torch.equal(first, features(same, keys=["a", "b"])[cell])
         assert float((first[0] - first[1]).abs().max()) > 1e-3
         assert float((first - load(seed=1)(same, keys=["a", "b"])[cell]).abs().max()) > 1e-3
-
-    def test_layout_of_memory_does_not_matter(self, load: Load, images: Tensor) -> None:
-        a, b = (load(taps=TAPS, channels_last=flag)(images, keys=KEYS) for flag in (True, False))
-        for cell in a:
-            close(a[cell], b[cell])
 
 
 class TestWorkDone:
@@ -144,12 +124,6 @@ class TestWorkDone:
             for _ in range(3):
                 features(images, keys=KEYS, captions=PROMPTS)
             assert calls == expected  # four distinct captions
-
-    def test_passes_are_bounded(self, load: Load, images: Tensor) -> None:
-        features = load(timesteps=[0, 100], rows=4)
-        calls = self.count(features._backbone.denoiser)
-        features(images, keys=KEYS)
-        assert calls == [4, 4, 2]
 
     def test_nothing_behind_the_deepest_tap_runs(self, load: Load, images: Tensor) -> None:
         features = load(taps=["down_blocks.1", "mid_block"])

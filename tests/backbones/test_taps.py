@@ -57,6 +57,36 @@ def test_inner_taps_are_maps_of_the_image_and_nothing_of_the_text(tiny_sd: Path)
     assert taps[f"{block}.attn2"].size == (8, 8) and taps[f"{block}.attn2.to_q"].channels == 32
     assert f"{block}.attn2.to_k" not in taps and f"{block}.attn2.to_v" not in taps
     assert "time_embedding" not in taps and "conv_act" in taps
+    assert (taps["conv_act"].form, taps[f"{block}.attn2"].form) == ("map", "tokens")
+
+
+def test_readouts_stand_where_they_can_be_read(tiny_sd: Path) -> None:
+    taps = {tap.path: tap for tap in list_taps(str(tiny_sd), inner=True)}
+    attn = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    assert (taps[f"{attn}/probs"].channels, taps[f"{attn}/probs"].size) == (24, (8, 8))
+    shares = [taps[name].flop_share or 0.0 for name in (f"{attn}.to_q", f"{attn}/probs", attn)]
+    assert shares[0] < shares[1] < shares[2]
+
+
+def test_globs_find_readouts_behind_a_slash_alone(tiny_sd: Path) -> None:
+    block = "mid_block.attentions.0.transformer_blocks.0"
+    assert paths(tiny_sd, f"{block}.attn*") == [f"{block}.attn1", f"{block}.attn2"]
+    assert paths(tiny_sd, "*.attentions.*.transformer_blocks.*.attn2/probs") == [f"{block}.attn2/probs"]
+    assert paths(tiny_sd, f"{block}.attn2/*") == [f"{block}.attn2/probs", f"{block}.attn2/logits"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bottleneck/probs", "'mid_block' is no attention to a text alone(.|\n)*7 places, for example: .*attn2/probs"),
+        ("mid_block/scores", "allowed: probs, logits, text"),
+        ("mid_block/text", "no text beside the image; sd_unet has no /text anywhere"),
+        ("mid_blok/probs", "there is no module 'mid_blok'"),
+    ],
+)
+def test_a_readout_that_cannot_be_had_says_where_it_can(name: str, message: str, tiny_sd: Path) -> None:
+    with pytest.raises(UnknownTap, match=message):
+        paths(tiny_sd, name)
 
 
 def test_names_globs_and_aliases_meet_in_the_order_of_depth(tiny_sd: Path) -> None:

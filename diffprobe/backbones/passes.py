@@ -1,0 +1,145 @@
+"""The denoiser's passes: draws x timesteps x branches x images, in rows.
+
+Owns how many rows a pass has, and what is said when memory does not suffice. Features depend on neither.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprobe.backbones.base import DTYPES, Backbone, Condition
+from diffprobe.backbones.capture import Capture
+from diffprobe.backbones.compiled import compile_regions, compiling
+from diffprobe.backbones.plan import Plan
+from diffprobe.backbones.pool import add_rows, make_pool
+from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed
+from diffprobe.core.rng import noise_for
+
+_PLACES = 2**16
+"""Latent places (rows x height x width) a pass of the denoiser: bounds its memory at any batch and number of draws."""
+_ROWS = 256
+"""Rows a pass at most."""
+_SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""What torch writes into a plain RuntimeError when memory is short: its CPU allocator, CUDA, cuBLAS."""
+
+
+class Passes:
+    """Runs a loaded backbone over what a plan asks for.
+
+    Args:
+        plan: what is read.
+        backbone: the loaded backbone.
+        rows: images a pass; None bounds it by memory.
+        channels_last: memory layout of the convolutions.
+        compile: True, or a backend of torch.compile. The last pass of several is then filled up to the rows of the
+            others, so that a batch needs one shape; a batch of another size that fits into one pass is compiled anew,
+            the second time for any number of rows.
+    Raises: ConfigError for rows below 1.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        backbone: Backbone,
+        *,
+        rows: int | None = None,
+        channels_last: bool = True,
+        compile: bool | str = False,
+    ) -> None:
+        if rows is not None and rows < 1:
+            raise ConfigError(f"rows={rows}: a pass needs at least one row.")
+        self._plan, self._backbone, self._shape = plan, backbone, plan.outline.latent_shape
+        self.rows = rows or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
+        denoiser.to(memory_format=self._format)
+        paths = [tap.path for tap in plan.taps]
+        self._compiled = bool(compile)
+        if compile:
+            backend = compile if isinstance(compile, str) else "inductor"
+            compile_regions(denoiser, plan.outline.blocks, paths, backend=backend)
+        pool = make_pool(plan.pool, seed=plan.seed)
+        self._capture = Capture(denoiser, paths, layout=plan.outline.layout, read=pool)
+
+    def __call__(self, clean: Tensor, condition: Condition, row_of: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
+        """Read the taps, [1 or draws, timesteps, branches, batch, ...] each: draws are summed unless they are kept.
+
+        Rows go by draw, then timestep, then branch, then image.
+
+        Args:
+            clean: latents, [batch, channels, height, width].
+            condition: what can be told, one row a distinct value.
+            row_of: which row each image is told in each branch, [branches, batch].
+            keys: the samples' keys.
+        Raises: RunFailed if memory does not suffice.
+        """
+        plan, n = self._plan, len(clean)
+        shape = (plan.draws if plan.keep_draws else 1, len(plan.timesteps), len(row_of), n)
+        n_rows, n_kept = math.prod(shape[1:]) * plan.draws, math.prod(shape)
+        noise = self._noise(keys).to(clean.device)
+        sums: dict[str, Tensor] = {}
+        for start in range(0, n_rows, self.rows):
+            stop = min(start + self.rows, n_rows)
+            with _rows_told(stop - start, n, clean.device):
+                for tap, values in self._pass(clean, noise, condition, row_of, keys, start, stop).items():
+                    if tap not in sums:
+                        sums[tap] = torch.zeros(n_kept, *values.shape[1:], device=clean.device)
+                    add_rows(sums[tap], values[: stop - start], start)
+        return {tap: total.unflatten(0, shape) for tap, total in sums.items()}
+
+    def _pass(
+        self,
+        clean: Tensor,
+        noise: Tensor,
+        condition: Condition,
+        row_of: Tensor,
+        keys: Sequence[str],
+        start: int,
+        stop: int,
+    ) -> dict[str, Tensor]:
+        plan, n = self._plan, len(clean)
+        rows = torch.arange(start, stop, device=clean.device)
+        if self._compiled and start > 0 and len(rows) < self.rows:
+            rows = torch.cat([rows, rows[-1:].expand(self.rows - len(rows))])
+        grid = torch.tensor(plan.timesteps, device=clean.device)
+        image, branch = rows % n, rows // n % len(row_of)
+        t, draw = grid[rows // (n * len(row_of)) % len(grid)], rows // (n * len(row_of) * len(grid))
+        x_t = plan.schedule.add(clean[image], noise[draw, image], t)
+        x_t = x_t.to(DTYPES[plan.dtype]).contiguous(memory_format=self._format)
+        told = {name: values[row_of[branch, image]] for name, values in condition.items()}
+        with compiling() if self._compiled else nullcontext():
+            run = partial(self._backbone.denoise, x_t, t, told)
+            return self._capture(run, [keys[i] for i in image.tolist()])
+
+    def _noise(self, keys: Sequence[str]) -> Tensor:
+        """Make the noise of all draws, [draws, batch, channels, height, width]."""
+        plan = self._plan
+        rows = [noise_for(plan.seed, key, draw, self._shape) for draw in range(plan.draws) for key in keys]
+        return torch.stack(rows).reshape(plan.draws, len(keys), *self._shape)
+
+
+def _rows_told(rows: int, batch: int, device: torch.device) -> Any:
+    smaller = f"data.batch_size={batch // 2}" if batch > 1 else "a smaller features.resolution, or dtype=bfloat16"
+    return memory_told(
+        f"in a pass of {rows} rows (a batch of {batch} images) on {device}",
+        "a row is an image at one timestep, draw and condition; features do not depend on their number",
+        fix=f"backbone.rows={rows // 2}; if that is not enough, {smaller}" if rows > 1 else smaller,
+    )
+
+
+@contextmanager
+def memory_told(where: str, *details: str, fix: str) -> Iterator[None]:
+    """Turn a failed allocation into a message that says what to change. Raises: RunFailed."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _SIGNS)
+        if isinstance(error, DiffprobeError) or not short:
+            raise
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise RunFailed(f"out of memory {where}.", *details, f"torch says: {said[:200]}", fix=fix) from error

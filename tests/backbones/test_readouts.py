@@ -1,0 +1,147 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from diffprobe.backbones.capture import Capture, trace
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.readouts import attention, hooked_modules, may_attend, split_tap
+from diffprobe.core.errors import RunFailed
+
+Load = Callable[..., DiffusionFeatures]
+KEYS = ["a/0", "a/1", "b.2", "b.3", "c"]
+ATTN = "up_blocks.1.attentions.0.transformer_blocks.0.attn2"
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_tap_is_a_module_and_perhaps_a_readout() -> None:
+    assert split_tap("mid_block") == ("mid_block", None)
+    assert split_tap(f"{ATTN}/logits") == (ATTN, "logits")
+    assert hooked_modules(f"{ATTN}/probs") == (ATTN, f"{ATTN}.to_q", f"{ATTN}.to_k")
+    assert hooked_modules("transformer_blocks.1/text") == ("transformer_blocks.1",)
+
+
+class TestOnATinyPipeline:
+    def test_it_is_what_diffusers_own_attention_scores_say(
+        self, load: Load, reference: Callable[..., dict[str, Tensor]], images: Tensor
+    ) -> None:
+        from diffusers.models.attention_processor import Attention
+
+        features = load(taps=[f"{ATTN}/probs", f"{ATTN}/logits"], pool="none", timesteps=[261])
+        found = features(images, keys=KEYS)
+        raw = reference(images, KEYS, [f"{ATTN}.to_q", f"{ATTN}.to_k"], 261)
+        heads = features._backbone.denoiser.get_submodule(ATTN).heads
+        other = Attention(query_dim=32, heads=heads, dim_head=32 // heads)
+        q, k = (other.head_to_batch_dim(raw[f"{ATTN}.{name}"]) for name in ("to_q", "to_k"))
+        probs = other.get_attention_scores(q, k).unflatten(0, (5, heads)).mean(1)
+        close(found[f"{ATTN}/probs@t261:empty:none"], probs.transpose(1, 2).unflatten(2, (8, 8)))
+        logits = (q @ k.transpose(1, 2) * other.scale).unflatten(0, (5, heads)).mean(1)
+        close(found[f"{ATTN}/logits@t261:empty:none"], logits.transpose(1, 2).unflatten(2, (8, 8)))
+
+    def test_it_is_a_share_of_each_place_and_follows_the_prompt(self, load: Load, images: Tensor) -> None:
+        told = {"condition": "prompt", "prompt": "red cat"}
+        (found,) = load(taps=[f"{ATTN}/probs"], pool="none", **told)(images, keys=KEYS).values()
+        assert found.shape == (5, 24, 8, 8)
+        close(found.sum(1), torch.ones(5, 8, 8))
+        (empty,) = load(taps=[f"{ATTN}/probs"], pool="none")(images, keys=KEYS).values()
+        assert float((found - empty).abs().max()) > 1e-4
+
+    def test_reading_it_leaves_the_network_as_it_is(self, load: Load, images: Tensor) -> None:
+        (alone,) = load(taps=["up_ft2"])(images, keys=KEYS).values()
+        both = load(taps=["up_ft2", "*.*.attentions.*.transformer_blocks.*.attn2/*"])(images, keys=KEYS)
+        assert torch.equal(both["up_blocks.2@t100:empty:mean"], alone)
+
+    def test_neither_values_nor_anything_behind_the_keys_is_loaded(self, load: Load) -> None:
+        names = load(taps=[f"{ATTN}/probs"])._backbone.denoiser.state_dict()
+        assert f"{ATTN}.to_k.weight" in names and f"{ATTN}.to_v.weight" not in names
+        assert not [name for name in names if name.startswith("up_blocks.2")]
+
+    @pytest.mark.parametrize(("pool", "shape"), [("mean", (24,)), ("grid2", (96,)), ("tokens3", (3, 24))])
+    def test_all_poolings_take_it(self, pool: str, shape: tuple[int, ...], load: Load, images: Tensor) -> None:
+        (found,) = load(taps=[f"{ATTN}/probs"], pool=pool)(images, keys=KEYS).values()
+        assert found.shape[1:] == shape
+
+    def test_low_precision_is_compared_in_float32(self, load: Load, images: Tensor) -> None:
+        (found,) = load(taps=[f"{ATTN}/probs"], pool="none", dtype="bfloat16")(images, keys=KEYS).values()
+        close(found.sum(1), torch.ones(5, 8, 8))
+
+
+class TestAttention:
+    @staticmethod
+    def probs_of_torch(q: Tensor, k: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+        """Torch's own attention with the identity as values gives back its weights."""
+        q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
+        eye = torch.eye(k.shape[2]).expand(*k.shape[:2], -1, -1)
+        return scaled_dot_product_attention(q, k, eye, attn_mask=mask).mean(1)
+
+    @pytest.mark.parametrize("kind", ["none", "bias", "boolean", "flat"])
+    def test_probabilities_respect_the_mask(self, kind: str) -> None:
+        q, k = torch.randn(2, 6, 12), torch.randn(2, 5, 12)
+        keep = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()
+        bias = (~keep).float() * -10000.0
+        mask = {"none": None, "bias": bias[:, None], "boolean": keep[:, None], "flat": bias}[kind]
+        expected = None if kind == "none" else (keep if kind == "boolean" else bias)[:, None, None]
+        found = attention(q, k, mask, heads=3, probs=True)
+        close(found, self.probs_of_torch(q, k, expected, 3))
+        assert (float(found[0, :, 3:].max()) < 1e-6) == (kind != "none")
+
+    def test_a_mask_of_another_length_is_refused(self) -> None:
+        with pytest.raises(RunFailed, match="does not fit 2 rows of 5 tokens"):
+            attention(torch.randn(2, 6, 12), torch.randn(2, 5, 12), torch.zeros(2, 1, 7), heads=3, probs=True)
+
+    def test_joint_attention_is_none(self) -> None:
+        from diffusers.models.attention_processor import Attention
+
+        assert may_attend(Attention(query_dim=8, cross_attention_dim=6, heads=2, dim_head=4))
+        assert not may_attend(Attention(query_dim=8, added_kv_proj_dim=8, heads=2, dim_head=4))
+        assert not may_attend(Attention(query_dim=8, qk_norm="layer_norm", heads=2, dim_head=4))
+        assert not may_attend(nn.Linear(2, 2))
+
+
+class Joint(nn.Module):
+    """Two blocks: (text, image) apart, then one sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart, self.together = _Apart(), nn.Identity()
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        return self.together(torch.cat(self.apart(text, image), 1))
+
+
+class _Apart(nn.Module):
+    def forward(self, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        return text + 1, image * 2
+
+
+def test_the_text_of_joint_blocks_is_a_row_of_tokens() -> None:
+    layout = Layout(size=(2, 2), n_text=3, joint="together", image_second="apart")
+    text, image = torch.randn(2, 3, 5), torch.randn(2, 4, 5)
+    traced = trace(Joint(), lambda network: network(text, image), layout)
+    assert {tap: (shape.form, shape.channels, shape.size) for tap, shape in traced.taps.items()} == {
+        "apart": ("tokens", 5, (2, 2)),
+        "apart/text": ("text", 5, (3, 1)),
+        "together": ("tokens", 5, (2, 2)),
+        "together/text": ("text", 5, (3, 1)),
+    }
+    network = Joint()
+    capture = Capture(network, list(traced.taps), layout=layout, read=lambda x, rows: x.clone())
+    found = capture(lambda: network(text, image))
+    for tap in ("apart/text", "together/text"):
+        assert torch.equal(found[tap], (text + 1).transpose(1, 2)[..., None])
+    assert torch.equal(found["together"], (image * 2).transpose(1, 2).reshape(2, 5, 2, 2))
+
+
+def test_attention_of_the_image_to_itself_is_not_listed(tiny_sd: Path) -> None:
+    from diffprobe.backbones.taps import list_taps
+
+    readouts = [tap for tap in list_taps(str(tiny_sd), inner=True) if "/" in tap.path]
+    assert {split_tap(tap.path)[0].rpartition(".")[2] for tap in readouts} == {"attn2"}
+    assert {(tap.form, tap.channels) for tap in readouts} == {("attention", 24)}
