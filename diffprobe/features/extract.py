@@ -1,39 +1,27 @@
 """Fills a feature store in one pass over the shards: every image goes through the backbone once, for all cells.
 
-Owns the pass over one shard, the progress bar and the check for free space. The bytes are writer.py's.
+Owns the pass over the shards. The bytes are writer.py's, kept latents are latents.py's, the disk is space.py's.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 from torch import Tensor
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
-from diffprobe.core.errors import ConfigError, RunFailed, StoreIncomplete, StoreMismatch
+from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.latents import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
+from diffprobe.features.progress import Bar, MakeBar, Tell, make_bar, rate
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
-from diffprobe.features.writer import ExtractedBatch, StoreWriter
+from diffprobe.features.space import Need, check_space, features_need, folder_bytes, latents_need, size
+from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
-
-_SPACE_MARGIN = 1.1
-
-
-class Bar(Protocol):
-    """What shows how far extraction is."""
-
-    def update(self, n: int, /) -> object:
-        """Advance by `n` images."""
-
-
-MakeBar = Callable[[int], AbstractContextManager[Bar]]
-"""Takes the number of images to come."""
 
 
 def extract(
@@ -44,17 +32,20 @@ def extract(
     splits: Sequence[str] | None = None,
     process: tuple[int, int] = (0, 1),
     progress: bool | MakeBar = True,
+    tell: Tell = lambda line: None,
 ) -> Path:
     """Write the store of a request, or what of it is missing, and return its folder.
 
     A store that holds all that is asked for already (more cells do no harm) is returned at once. A second process with
-    another `process` writes its own part of the same store; the two need not know of each other.
+    another `process` writes its own part of the same store; the two need not know of each other. With
+    `features.latents` the VAE's output is kept there, and images whose latents are there already are not decoded.
 
     Args:
         splits: splits to extract; those of `data` if None.
         process: (i, n): write the shards i, i + n, i + 2n, ...
         progress: show a bar with images a second and the time left, on stderr; or the maker of a bar to show instead,
             called only if there is something to extract.
+        tell: takes lines for people: the size to be written, what is reused, and a summary at the end.
 
     Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, and what shards and backbone raise.
     """
@@ -64,17 +55,71 @@ def extract(
     request = Request(backbone, data, features, splits)
     served = _served(request)
     if served is not None:
+        tell(f"the store is complete: {served}")
         return served
+    latents = None if features.latents is None else LatentCache(request)
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
-    with _bar(sum(shard.n for shard in pending), progress) as bar:
-        space = _SpaceCheck(writer.path, sum(shard.n for shard in pending))
-        for shard in pending:
-            loader = shard_loader(request, shard)
-            batches = _watched(shard_batches(request, loader), bar, space)
-            writer.write(shard, batches, left_out=loader.skipped)
+    if pending:
+        _check_space(request, writer, latents, pending, tell)
+        _extract(request, writer, latents, pending, progress, tell)
     writer.finish()
     return writer.path
+
+
+def _check_space(
+    request: Request, writer: StoreWriter, latents: LatentCache | None, pending: list[ShardEntry], tell: Tell
+) -> None:
+    """Compare the missing part of the whole store with the free space: other processes write to the same disk."""
+    missing = writer.pending()
+    needs: list[Need] = [features_need(writer.path, request.plan, missing)]
+    if latents is not None:
+        encode = latents.missing(missing)
+        needs.append(latents_need(latents.path, request.plan, encode))
+        tell(
+            f"latents: {len(missing) - len(encode)} of {len(missing)} shards reused, {len(encode)} to encode: "
+            f"{latents.path}"
+        )
+    free = check_space(needs)
+    n = sum(shard.n for shard in pending)
+    own = "" if len(pending) == len(missing) else f", {n:,} images of them by this process"
+    tell(
+        f"to write: {needs[0].n_samples:,} images x {len(request.manifest.cells)} cells{own}, "
+        f"{size(sum(need.n_bytes for need in needs))} ({size(free)} free): {writer.path}"
+    )
+
+
+def _extract(
+    request: Request,
+    writer: StoreWriter,
+    latents: LatentCache | None,
+    pending: list[ShardEntry],
+    progress: bool | MakeBar,
+    tell: Tell,
+) -> None:
+    request.load_extractor(images=latents is None or bool(latents.missing(pending)))
+    n, started = sum(shard.n for shard in pending), time.monotonic()
+    with make_bar(n, progress) as bar:
+        for shard in pending:
+            batches, left_out = _shard_features(request, latents, shard)
+            writer.write(shard, _watched(batches, bar), left_out=left_out)
+            bar.update(len(left_out))
+    written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
+    tell(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
+
+
+def _shard_features(
+    request: Request, latents: LatentCache | None, shard: ShardEntry
+) -> tuple[Iterator[ExtractedBatch], Mapping[str, str]]:
+    """Return the features of a shard, and the samples left out, which are known after the last batch."""
+    if latents is None:
+        loader = shard_loader(request, shard)
+        return shard_batches(request, loader), loader.skipped
+    if latents.missing([shard]):
+        loader = shard_loader(request, shard)
+        latents.fill(shard, loader, loader.skipped, request.extractor)
+    items = latents.batches(shard, request.data.batch_size)
+    return (_from_latents(request, item) for item in items), latents.left_out(shard)
 
 
 def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
@@ -102,23 +147,31 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
+    columns = text_columns(request.shard_set, images, images.captions)
     features = request.extractor(
-        images.images,
-        keys=images.keys,
-        captions=images.captions,
-        labels=images.label.tolist(),
-        columns=text_columns(request.shard_set, images),
+        images.images, keys=images.keys, captions=columns["caption"], labels=images.label.tolist(), columns=columns
     )
     return FeatureBatch(features=features, keys=images.keys, label=images.label, attributes=images.attributes)
 
 
-def text_columns(shard_set: ShardSet, images: ImageBatch) -> dict[str, list[str | None]]:
+def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
+    batch = item.batch
+    columns = text_columns(request.shard_set, batch, item.captions)
+    features = request.extractor.from_latents(
+        batch.features[CELL], keys=batch.keys, captions=columns["caption"], labels=batch.label.tolist(), columns=columns
+    )
+    return ExtractedBatch(FeatureBatch(features, batch.keys, batch.label, batch.attributes), item.captions)
+
+
+def text_columns(
+    shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]
+) -> dict[str, list[str | None]]:
     """Return the texts of a batch by column: `caption`, `class_name` and the attributes; None where there is none."""
     columns: dict[str, list[str | None]] = {
-        "caption": [caption or None for caption in images.captions],
-        "class_name": _named(shard_set.classes, images.label),
+        "caption": [caption or None for caption in captions],
+        "class_name": _named(shard_set.classes, samples.label),
     }
-    for name, ids in images.attributes.items():
+    for name, ids in samples.attributes.items():
         columns.setdefault(name, _named(shard_set.attributes[name], ids))
     return columns
 
@@ -135,37 +188,7 @@ def _served(request: Request) -> Path | None:
     return store.path
 
 
-class _SpaceCheck:
-    """Compares the bytes to come with the free ones, once the first batch tells the size of a sample."""
-
-    def __init__(self, folder: Path, n: int) -> None:
-        self._folder, self._n, self._done = folder, n, False
-
-    def __call__(self, batch: FeatureBatch) -> None:
-        if self._done:
-            return
-        self._done = True
-        sample = sum(4 * values[0].numel() for values in batch.features.values())
-        need, free = int(self._n * sample * _SPACE_MARGIN), shutil.disk_usage(self._folder).free
-        if need > free:
-            raise RunFailed(
-                f"the features need {need / 1e9:.2f} GB, and '{self._folder}' has {free / 1e9:.2f} GB left.",
-                f"{self._n:,} samples of {sample:,} bytes",
-                fix="choose another disk with features.store=FOLDER, or read fewer taps and timesteps",
-            )
-
-
-def _watched(batches: Iterator[ExtractedBatch], bar: Bar, space: _SpaceCheck) -> Iterator[ExtractedBatch]:
+def _watched(batches: Iterator[ExtractedBatch], bar: Bar) -> Iterator[ExtractedBatch]:
     for item in batches:
-        space(item.batch)
         yield item
         bar.update(len(item.batch))
-
-
-def _bar(n: int, progress: bool | MakeBar) -> AbstractContextManager[Bar]:
-    if callable(progress):
-        return progress(n)
-    from tqdm import tqdm
-
-    bar: Any = tqdm(total=n, unit="image", desc="extract", disable=not progress, dynamic_ncols=True, smoothing=0.1)
-    return bar  # type: ignore[no-any-return]

@@ -1,4 +1,6 @@
-"""What fixes the content of a feature store, and its digest. Owns the rule when a store may serve a request.
+"""What fixes the content of a store, and its digest. Owns the rule when a feature store may serve a request.
+
+There are two kinds: feature stores, and stores of the VAE's latents (latents.py), which have the same form.
 
 Digested: the backbone's fingerprint, the cells, the shards taken (by checksum), the fields read, and the number format.
 Recorded only: names, class lists and library versions, which follow from the former or may differ between machines.
@@ -14,8 +16,12 @@ from diffprobe.core.artifact import HEADER, read_json, write_artifact
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError
 
-KIND = "feature_store"
-SCHEMA_VERSION = 1
+FEATURES, LATENTS = "feature_store", "latent_store"
+SHARD_KINDS = {FEATURES: "feature_shard", LATENTS: "latent_shard"}
+"""Kind of a store -> kind of the `samples.json` of its shards."""
+TENSORS = {FEATURES: "features", LATENTS: "vae_latents"}
+"""Kind of a store -> name of the tensor in its safetensors files."""
+SCHEMA_VERSION = 2
 # A backbone gives the same values for a cell whichever other cells are read with it, so a store with more is as good.
 _PER_CELL = frozenset({"cells", "taps", "timesteps"})
 
@@ -35,12 +41,14 @@ class Manifest:
     """The identity of a store.
 
     Attributes:
-        backbone: `DiffusionFeatures.fingerprint`: weights, taps, timesteps, condition, pool, draws, seed, resolution.
-        cells: cell name -> width (`d_in`; channels when `pool=none`).
+        backbone: `DiffusionFeatures.fingerprint`: weights, taps, timesteps, conditions, pool, draws, seed, resolution;
+            for latents what fixes the VAE's output.
+        cells: cell name -> width (`d_in`; channels when `pool=none`); for latents the one name `vae_latents`.
         data: digest of the shard set (`shard_set`), field names, and how faults are treated.
         shards: the source shards in order, split by split.
         dtype: number format of the stored features.
         recorded: names, classes, attribute values, versions; not part of the digest.
+        kind: FEATURES or LATENTS.
     """
 
     backbone: dict[str, Any]
@@ -49,6 +57,7 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     dtype: str = "float32"
     recorded: dict[str, Any] = field(default_factory=dict)
+    kind: str = FEATURES
 
     def __post_init__(self) -> None:
         for name in ("backbone", "data", "recorded"):  # tuples become lists now, not only after the first reading
@@ -65,6 +74,7 @@ class Manifest:
     def content(self) -> dict[str, Any]:
         """Return everything that is digested, as JSON-able values."""
         return {
+            "kind": self.kind,
             "schema_version": SCHEMA_VERSION,
             "backbone": self.backbone,
             "cells": self.cells,
@@ -86,15 +96,15 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write the manifest as an artifact: header, content, digest, and what is recorded."""
         content = self.content()
-        del content["schema_version"]  # it stands in the header
+        del content["kind"], content["schema_version"]  # they stand in the header
         body = {**content, "digest": self.digest, "recorded": self.recorded}
         inputs = {"backbone": digest_json(self.backbone), "shards": self.data["shard_set"]}
-        write_artifact(path, body, kind=KIND, schema_version=SCHEMA_VERSION, inputs=inputs)
+        write_artifact(path, body, kind=self.kind, schema_version=SCHEMA_VERSION, inputs=inputs)
 
     @classmethod
-    def read(cls, path: Path) -> "Manifest":
+    def read(cls, path: Path, *, kind: str = FEATURES) -> "Manifest":
         """Read a manifest. Raises: SchemaError if it is foreign, incomplete or was changed after it was written."""
-        value = read_sealed(path, kind=KIND, schema_version=SCHEMA_VERSION)
+        value = read_sealed(path, kind=kind, schema_version=SCHEMA_VERSION)
         try:
             manifest = cls(
                 backbone=value["backbone"],
@@ -103,12 +113,24 @@ class Manifest:
                 shards=tuple(ShardEntry(**shard) for shard in value["shards"]),
                 dtype=value["dtype"],
                 recorded=value["recorded"],
+                kind=kind,
             )
         except (KeyError, TypeError) as error:
-            raise SchemaError(f"'{path}' is no manifest of a feature store: {error}.") from error
+            raise SchemaError(f"'{path}' is no complete manifest: {error!r}.") from error
         if manifest.digest != value.get("digest"):
             raise SchemaError(f"'{path}': the digest does not fit the content.", fix="extract the store again")
         return manifest
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of store that a manifest says it belongs to. Raises: SchemaError if it is none of the known."""
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SchemaError(f"'{path}' is no manifest: it has no readable header.") from error
+    if kind not in SHARD_KINDS:
+        raise SchemaError(f"'{path}' is an artifact '{kind}'.", f"expected: {' or '.join(SHARD_KINDS)}")
+    return str(kind)
 
 
 def read_sealed(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads a feature store. Owns the search for a store that fits a request, and the refusal of one that does not.
+"""Reads a store. Owns the search for a feature store that fits a request, and the refusal of one that does not.
 
 Feature files are memory-mapped (safetensors); nothing is unpickled. stored.py feeds them to probes.
 """
@@ -12,15 +12,15 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.errors import SchemaError, StoreIncomplete, StoreMismatch, unknown
 from diffprobe.features.batch import FeatureTable, concatenate
-from diffprobe.features.manifest import Manifest, ShardEntry, covers, differences, read_sealed
-from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_KIND, SHARD_SCHEMA_VERSION, shard_folder
+from diffprobe.features.manifest import FEATURES, TENSORS, Manifest, ShardEntry, covers, differences, kind_of
+from diffprobe.features.verify import find_faults, read_samples
+from diffprobe.features.writer import MANIFEST, shard_folder
 
 
 class FeatureStore:
-    """One store on disk. Make it with `open` or `find`.
+    """One store on disk, of features or of latents. Make it with `open` or `find`.
 
     Attributes:
         path: the store's folder.
@@ -31,15 +31,18 @@ class FeatureStore:
         self.path, self.manifest = path, manifest
 
     @classmethod
-    def open(cls, path: Path | str) -> "FeatureStore":
+    def open(cls, path: Path | str, *, kind: str | None = FEATURES) -> "FeatureStore":
         """Open a store by its folder, complete or not.
+
+        Args:
+            kind: FEATURES or LATENTS; None takes either.
 
         Raises: StoreIncomplete if there is no manifest, SchemaError if it is foreign or was changed.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            raise StoreIncomplete(f"'{path}' is no feature store: it has no {MANIFEST}.", fix="diffprobe store list")
-        return cls(path, Manifest.read(path / MANIFEST))
+            raise StoreIncomplete(f"'{path}' is no store: it has no {MANIFEST}.", fix="diffprobe store list FOLDER")
+        return cls(path, Manifest.read(path / MANIFEST, kind=kind or kind_of(path / MANIFEST)))
 
     @classmethod
     def find(cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...") -> "FeatureStore":
@@ -127,35 +130,17 @@ class FeatureStore:
             yield self._table(shard, chosen)
 
     def verify(self) -> list[str]:
-        """Compare every file with its recorded checksum; return the faults, one line each (empty: all is well)."""
-        faults = [f"{file}: not written yet" for file in self.missing()]
-        if self.path.name != self.manifest.folder:
-            faults.append(f"the folder is named {self.path.name}, its digest says {self.manifest.folder}")
-        for shard in self.manifest.shards:
-            if (self.path / shard_folder(shard.file)).is_dir():
-                faults += self._verify_shard(shard)
-        return faults
+        """Compare every file with what was recorded; return the faults, one line each (empty: all is well)."""
+        return find_faults(self.path, self.manifest)
 
-    def _verify_shard(self, shard: ShardEntry) -> list[str]:
-        folder = self.path / shard_folder(shard.file)
-        try:
-            samples = self._samples(shard)
-        except (DiffprobeError, FileNotFoundError) as error:
-            return [f"{folder.name}/{SAMPLES}: {str(error).splitlines()[0]}"]
-        faults = []
-        for cell in self.manifest.cells:
-            entry = samples["cells"][cell]
-            path = folder / entry["file"]
-            if not path.is_file():
-                faults.append(f"{folder.name}/{path.name}: missing")
-            elif digest_file(path) != entry["sha256"]:
-                faults.append(f"{folder.name}/{path.name}: its bytes are not those that were written (checksum)")
-        return faults
+    def samples(self, shard: ShardEntry) -> dict[str, Any]:
+        """Return the `samples.json` of a shard. Raises: SchemaError if it was changed, or is another store's."""
+        return read_samples(self.path, self.manifest, shard)
 
     def _table(self, shard: ShardEntry, cells: Sequence[str]) -> FeatureTable:
-        samples = self._samples(shard)
-        folder = self.path / shard_folder(shard.file)
-        features = {cell: _mapped(folder / samples["cells"][cell]["file"]) for cell in cells}
+        samples = self.samples(shard)
+        folder, name = self.path / shard_folder(shard.file), TENSORS[self.manifest.kind]
+        features = {cell: _mapped(folder / samples["cells"][cell]["file"], name) for cell in cells}
         keys = samples["keys"]
         for cell, values in features.items():
             if len(values) != len(keys):
@@ -169,13 +154,6 @@ class FeatureStore:
             shards=[shard.file] * len(keys),
         )
 
-    def _samples(self, shard: ShardEntry) -> dict[str, Any]:
-        path = self.path / shard_folder(shard.file) / SAMPLES
-        samples = read_sealed(path, kind=SHARD_KIND, schema_version=SHARD_SCHEMA_VERSION)
-        if samples["store"] != self.manifest.digest or samples["shard"] != shard.file:
-            raise SchemaError(f"'{path}' belongs to another store or shard.", fix="remove its folder and extract again")
-        return samples
-
     def _check_cells(self, cells: Sequence[str] | None) -> Sequence[str]:
         for cell in cells or ():
             if cell not in self.manifest.cells:
@@ -183,24 +161,30 @@ class FeatureStore:
         return self.cells if cells is None else cells
 
 
-def list_stores(root: Path | str, *, broken: dict[str, str] | None = None) -> Iterator[FeatureStore]:
+def list_stores(
+    root: Path | str, *, broken: dict[str, str] | None = None, kind: str | None = FEATURES
+) -> Iterator[FeatureStore]:
     """Yield the readable stores directly below `root`, by name. Folders without a manifest are none.
 
     Args:
         broken: gets folder name -> fault of the stores that cannot be read, which must not stand in others' way.
+        kind: FEATURES or LATENTS; None yields both.
     """
     for file in sorted(Path(root).glob(f"*/{MANIFEST}")):
         try:
-            yield FeatureStore.open(file.parent)
+            store = FeatureStore.open(file.parent, kind=None)
         except SchemaError as error:
             if broken is not None:
                 broken[file.parent.name] = error.what
+        else:
+            if kind in (None, store.manifest.kind):
+                yield store
 
 
-def _mapped(path: Path) -> Float[Tensor, "samples ..."]:
+def _mapped(path: Path, name: str) -> Float[Tensor, "samples ..."]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor("features")
+            return file.get_tensor(name)
     except FileNotFoundError as error:
         raise StoreIncomplete(f"'{path}' is missing.", fix="check the store: diffprobe store verify FOLDER") from error
     except Exception as error:  # safetensors' own error class is not public in all versions

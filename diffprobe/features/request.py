@@ -3,13 +3,16 @@
 Shared by extract.py, live.py and stored.py, so that the three can't disagree on what was asked for.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import Plan, plan_of
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import UnknownName, unknown
@@ -55,7 +58,11 @@ class Request:
     @cached_property
     def extractor(self) -> DiffusionFeatures:
         """The frozen backbone with its taps."""
-        return DiffusionFeatures.from_plan(self.plan, device=self.backbone.device)
+        return DiffusionFeatures.of_run(self.plan, self.backbone)
+
+    def load_extractor(self, *, images: bool) -> None:
+        """Load the backbone now; without `images` for kept latents alone, so that the VAE stays on disk."""
+        vars(self)["extractor"] = DiffusionFeatures.of_run(self.plan, self.backbone, images=images)
 
     @property
     def fields(self) -> Fields:
@@ -74,6 +81,12 @@ class Request:
             shards=tuple(shards),
             recorded={
                 "backbone": self.backbone.path,
+                "revision": self.backbone.revision,
+                "commit": commit_of(plan.checkpoint.folder),
+                "denoiser_weights": self.backbone.denoiser_weights,
+                "timesteps": timestep_notes(plan.schedule, plan.timesteps),
+                "snr": [[ratio, plan.outline.schedule.nearest(ratio, "")] for ratio in self.features.snr],
+                "taps": {tap.path: {"channels": tap.channels, "size": list(tap.size)} for tap in plan.taps},
                 "data": shard_set.name,
                 "licence": shard_set.licence,
                 "classes": list(shard_set.classes),
@@ -110,6 +123,20 @@ class Request:
             ),
         ]
         return " ".join(["diffprobe extract", *parts])
+
+
+def timestep_notes(schedule: NoiseSchedule, timesteps: Sequence[int]) -> dict[str, dict[str, float | None]]:
+    """Return sigma (noise to signal) and SNR (of variances) of some timesteps, by number; None where it is infinite."""
+    return {
+        str(t): {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        for t in timesteps
+        for numbers in [{"sigma": schedule.sigma(t), "snr": schedule.snr(t)}]
+    }
+
+
+def commit_of(folder: Path | None) -> str | None:
+    """Return the commit of a checkpoint that lies in the hub's cache, which names its folders by it; None elsewhere."""
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else None
 
 
 def shard_entries(shard_set: ShardSet, split: str, limit: int | None) -> list[ShardEntry]:

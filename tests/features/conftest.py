@@ -1,5 +1,6 @@
 """Small stores with made-up features, for the tests that need no backbone."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.manifest import LATENTS, Manifest, ShardEntry
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.writer import ExtractedBatch, StoreWriter
 
@@ -59,6 +60,11 @@ def manifest() -> Manifest:
 
 
 @pytest.fixture
+def latent_manifest() -> Manifest:
+    return make_manifest(kind=LATENTS, cells={"vae_latents": 4})
+
+
+@pytest.fixture
 def changed_manifest() -> Callable[..., Manifest]:
     return make_manifest
 
@@ -79,7 +85,7 @@ def fill() -> Callable[..., FeatureStore]:
         for shard in writer.pending(process):
             writer.write(shard, batches_of(manifest, shard, batch_size))
         writer.finish()
-        return FeatureStore.open(writer.path)
+        return FeatureStore.open(writer.path, kind=None)
 
     return write
 
@@ -125,6 +131,34 @@ def filled(tiny_sd: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFa
     parts = make_configs(tiny_sd, tiny_shards, tmp_path_factory.mktemp("filled"))
     extract(*parts, progress=False)
     return parts
+
+
+@pytest.fixture(scope="session")
+def alone(filled: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the shared request in a folder that holds no other."""
+    from diffprobe.features.request import Request
+
+    path = FeatureStore.find(filled[2].store, Request(*filled).manifest).path
+    return shutil.copytree(path, tmp_path_factory.mktemp("alone") / path.name)
+
+
+@pytest.fixture
+def broken_shards(tiny_shards: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the tiny shards with half an image, and the key of that sample."""
+    from diffprobe.shards.index import build_index
+    from diffprobe.shards.read import read_shard
+    from diffprobe.shards.write import write_shard
+
+    root, bad = tmp_path / "broken", ""
+    root.mkdir()
+    for path in sorted(tiny_shards.glob("*.tar*")):
+        samples = [(raw.key, dict(raw.files)) for raw in read_shard(path)]
+        if path.name.startswith("train") and not bad:
+            bad, files = samples[1]
+            files["png"] = files["png"][: len(files["png"]) // 2]
+        write_shard(root / path.name, samples)
+    build_index(root, name="broken", licence="none")
+    return root, bad
 
 
 @pytest.fixture

@@ -1,86 +1,21 @@
-"""Extraction: the same bytes whoever writes them and however often they are stopped; refused where they do not fit."""
+"""Extraction: complete stores are left alone, rows belong to their samples, other settings are refused."""
 
+import contextlib
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import asdict
 
 import pytest
 import torch
 
 from diffprobe.config.schema import FieldsConfig
-from diffprobe.core.errors import ConfigError, RunFailed, StoreIncomplete, StoreMismatch
-from diffprobe.features.extract import _SpaceCheck, extract
+from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
+from diffprobe.features.extract import extract
 from diffprobe.features.reader import FeatureStore
-from diffprobe.features.request import Request, shard_entries
+from diffprobe.features.request import shard_entries
 from diffprobe.features.stored import StoredFeatures
 from diffprobe.shards.index import ShardSet
 
 SPLITS = ("train", "val", "test")
-
-# One interpreter starts the extracting processes one after the other, so that the imports are paid for once. Each says
-# where it stands, so that it can be killed there.
-RUN = """
-import json, os, sys
-from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
-from diffprobe.features import extract as module
-backbone, data, features = json.loads(sys.argv[1])
-del data["fields"]
-features["taps"], features["timesteps"] = tuple(features["taps"]), tuple(features["timesteps"])
-for name in ("shard_loader", "to_features"):
-    def spoken(*args, _inner=getattr(module, name), _name=name):
-        print(os.getpid(), _name, flush=True)
-        return _inner(*args)
-    setattr(module, name, spoken)
-request = module.Request(BackboneConfig(**backbone), DataConfig(**data), FeaturesConfig(**features))
-request.extractor  # brings in what would be imported three times below
-for _ in range(int(sys.argv[2])):
-    child = os.fork()
-    if child == 0:
-        module.extract(BackboneConfig(**backbone), DataConfig(**data), FeaturesConfig(**features), progress=False)
-        os._exit(0)
-    print("ended", os.waitpid(child, 0)[1], flush=True)
-"""
-
-
-def kill_extractions(configs, after: list[tuple[int, float]]) -> None:
-    """Start one extraction after the other and kill each after so many spoken lines and seconds."""
-    command = [sys.executable, "-c", RUN, json.dumps([asdict(part) for part in configs]), str(len(after))]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as launcher:
-        for n_lines, seconds in after:
-            said = [launcher.stdout.readline() for _ in range(n_lines)]
-            time.sleep(seconds)
-            os.kill(int(said[-1].split()[0]), signal.SIGKILL)
-            while not (line := launcher.stdout.readline()).startswith("ended"):
-                assert line, "the launcher ended early"
-            assert line.split() == ["ended", str(int(signal.SIGKILL))]
-
-
-def test_killed_at_random_points_and_resumed_the_store_is_byte_identical(alone, configs, tmp_path, file_bytes):
-    generator = random.Random(0)
-    parts = configs(features_store=str(tmp_path / "killed"))
-    # 7 shards of 1 to 2 batches: the points lie in the first shard, behind it, and wherever a moment more leads
-    kill_extractions(parts, [(2, 0.0), (4, generator.random() * 0.02), (3, generator.random() * 0.02)])
-    with pytest.raises(StoreIncomplete):
-        FeatureStore.find(tmp_path / "killed", Request(*parts).manifest)
-    resumed = extract(*parts, progress=False)
-    assert file_bytes(resumed) == file_bytes(alone)
-    assert FeatureStore.open(resumed).verify() == []
-
-
-def test_two_processes_together_give_the_bytes_of_one(alone, configs, tmp_path, file_bytes):
-    parts = configs(features_store=str(tmp_path / "parts"))
-    first = extract(*parts, process=(1, 2), progress=False)
-    assert FeatureStore.open(first).missing()
-    second = extract(*parts, process=(0, 2), progress=False)
-    assert first == second
-    assert file_bytes(second) == file_bytes(alone)
 
 
 def test_a_complete_store_is_returned_untouched(alone, configs):
@@ -120,13 +55,6 @@ def test_rows_belong_to_their_samples(alone, tiny_shards):
         table = store.load(split)
         assert len(table) == shard_set.n_samples(split)
         assert table.shards == [shard.file for shard in shard_set.shards_of(split) for _ in range(shard.n_samples)]
-
-
-@pytest.fixture(scope="module")
-def alone(filled, tmp_path_factory):
-    """A folder that holds the shared store and no other."""
-    path = FeatureStore.find(filled[2].store, Request(*filled).manifest).path
-    return shutil.copytree(path, tmp_path_factory.mktemp("alone") / path.name)
 
 
 @pytest.mark.parametrize(
@@ -191,25 +119,12 @@ def test_limit_takes_the_first_samples_of_each_split(configs, tiny_shards):
     ]
 
 
-def test_skipped_samples_are_listed_and_shift_no_row(alone, configs, tiny_shards, tmp_path):
-    from diffprobe.shards.index import build_index
-    from diffprobe.shards.read import read_shard
-    from diffprobe.shards.write import write_shard
-
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    bad = ""
-    for path in sorted(tiny_shards.glob("*.tar*")):
-        samples = [(raw.key, dict(raw.files)) for raw in read_shard(path)]
-        if path.name.startswith("train") and not bad:
-            bad, files = samples[1]
-            name = next(extension for extension in files if extension not in ("json", "txt", "cls"))
-            files[name] = files[name][: len(files[name]) // 2]
-        write_shard(broken / path.name, samples)
-    build_index(broken, name="broken", licence="none")
-    parts = configs(data_path=str(broken), data_on_error="skip")
+def test_skipped_samples_are_listed_and_shift_no_row(alone, configs, broken_shards):
+    root, bad = broken_shards
+    counted = Count()
     good = FeatureStore.open(alone).load("train")
-    store = FeatureStore.open(extract(*parts, progress=False))
+    store = FeatureStore.open(extract(*configs(data_path=str(root), data_on_error="skip"), progress=counted))
+    assert counted.total == counted.done == 24  # those left out are behind us too
     table = store.load("train")
     assert table.keys == [key for key in good.keys if key != bad]
     kept = [row for row, key in enumerate(good.keys) if key != bad]
@@ -220,17 +135,48 @@ def test_skipped_samples_are_listed_and_shift_no_row(alone, configs, tiny_shards
     record = json.loads((store.path / shard.file / "samples.json").read_text())
     assert [entry["key"] for entry in record["left_out"]] == [bad]
     assert bad in record["left_out"][0]["message"]
+    assert store.verify() == []
+
+
+class Count:
+    """A bar that only counts."""
+
+    total = done = 0
+
+    def __call__(self, n):
+        self.total = n
+        return contextlib.nullcontext(self)
+
+    def update(self, n):
+        self.done += n
+
+
+def test_the_bar_and_the_last_line_count_what_this_call_did(configs, tmp_path):
+    parts, bar, lines = configs(), Count(), []
+    extract(*parts, process=(1, 2), progress=False)
+    path = extract(*parts, progress=bar, tell=lines.append)
+    n = sum(shard.n for shard in FeatureStore.open(path).manifest.shards[::2])
+    assert bar.total == bar.done == n
+    assert lines[0].startswith(f"to write: {n} images x 4 cells")
+    assert lines[-1].startswith(f"{n} images in ") and "images/s" in lines[-1] and str(path) in lines[-1]
+    assert extract(*parts, progress=False, tell=lines.append) == path
+    assert lines[-1] == f"the store is complete: {path}"
+
+
+def test_a_sample_without_a_caption_is_not_told_an_empty_one(configs, tiny_shards, tmp_path):
+    from diffprobe.shards.index import build_index
+    from diffprobe.shards.read import read_shard
+    from diffprobe.shards.write import write_shard
+
+    (raw,) = list(read_shard(tiny_shards / "val-0000.tar"))[:1]
+    record = {"label": 0, "class_name": "a"}
+    write_shard(tmp_path / "silent-0000.tar", [(raw.key, {**raw.files, "json": json.dumps(record).encode()})])
+    build_index(tmp_path, name="silent", licence="none")
+    parts = configs(data_path=str(tmp_path), features_condition="caption")
+    with pytest.raises(ConfigError, match="1 of 1 samples have no caption"):
+        extract(*parts, splits=["silent"], progress=False)
 
 
 def test_a_part_that_does_not_exist_is_refused(configs):
     with pytest.raises(ConfigError, match="process 2/2 does not exist"):
         extract(*configs(), process=(2, 2), progress=False)
-
-
-def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path):
-    from diffprobe.features.batch import FeatureBatch
-
-    batch = FeatureBatch({"a@t1:empty:mean": torch.zeros(2, 1000)}, ["x", "y"], torch.zeros(2).long(), {})
-    with pytest.raises(RunFailed, match="GB left"):
-        _SpaceCheck(tmp_path, 10**15)(batch)
-    _SpaceCheck(tmp_path, 2)(batch)

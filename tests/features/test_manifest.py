@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffprobe.core.errors import ConfigError, SchemaError
-from diffprobe.features.manifest import Manifest, ShardEntry, cell_file, differences, stored_counts
+from diffprobe.features.manifest import Manifest, ShardEntry, cell_file, differences, kind_of, stored_counts
 
 
 def test_versions_and_names_are_recorded_but_not_digested(manifest, changed_manifest):
@@ -55,8 +55,8 @@ def test_a_manifest_changed_by_hand_is_refused(manifest, tmp_path, old, new):
 def test_a_manifest_without_a_part_is_refused(manifest, tmp_path):
     from diffprobe.core.artifact import write_artifact
 
-    write_artifact(tmp_path / "m.json", {"cells": {}}, kind="feature_store", schema_version=1)
-    with pytest.raises(SchemaError, match="no manifest of a feature store.*backbone"):
+    write_artifact(tmp_path / "m.json", {"cells": {}}, kind="feature_store", schema_version=2)
+    with pytest.raises(SchemaError, match="no complete manifest.*backbone"):
         Manifest.read(tmp_path / "m.json")
 
 
@@ -113,3 +113,20 @@ def test_nothing_of_the_machine_is_in_the_file(manifest, tmp_path):
 
 def test_stored_counts(manifest):
     assert stored_counts(manifest) == "train 11, val 5"
+
+
+def test_the_kind_is_part_of_what_a_store_is(tmp_path, manifest, latent_manifest, changed_manifest):
+    same = changed_manifest(kind="latent_store")
+    assert same.digest != manifest.digest
+    latent_manifest.write(tmp_path / "m.json")
+    assert kind_of(tmp_path / "m.json") == "latent_store"
+    assert Manifest.read(tmp_path / "m.json", kind="latent_store") == latent_manifest
+    with pytest.raises(SchemaError, match="expected 'feature_store'"):
+        Manifest.read(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"header": {"kind": "result"}}'])
+def test_what_is_no_manifest_has_no_kind(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(SchemaError):
+        kind_of(tmp_path / "m.json")

@@ -78,6 +78,15 @@ def test_leftovers_of_a_dead_process_go_and_those_of_a_living_one_stay(tmp_path,
     assert alive.exists()
 
 
+def test_leftovers_under_our_own_number_go_too(tmp_path, manifest):
+    """A container starts its process again under the number that the killed one had."""
+    writer = StoreWriter(tmp_path, manifest)
+    killed = writer.path / f".writing-{socket.gethostname()}-{os.getpid()}-train-0000.tar"
+    killed.mkdir()
+    StoreWriter(tmp_path, manifest)
+    assert not killed.exists()
+
+
 def test_finish_sweeps_only_a_complete_store(tmp_path, manifest, toy_batches):
     writer = StoreWriter(tmp_path, manifest)
     leftover = writer.path / ".writing-elsewhere-1-train-0000.tar"
@@ -99,6 +108,20 @@ def test_a_second_process_with_the_same_part_does_no_harm(tmp_path, manifest, fi
     assert file_bytes(store.path) == before
 
 
+def test_a_process_whose_twin_was_faster_and_swept_up_goes_on(tmp_path, manifest, fill, toy_batches, file_bytes):
+    slow = StoreWriter(tmp_path, manifest)
+    shard = manifest.shards[0]
+
+    def overtaken():
+        batches = toy_batches(manifest, shard)
+        yield next(batches)
+        fill(tmp_path, manifest)  # completes the store, and removes what looks left behind
+        yield from batches
+
+    slow.write(shard, overtaken())
+    assert file_bytes(slow.path) == file_bytes(fill(tmp_path / "alone", manifest).path)
+
+
 def test_nan_is_refused_with_cell_shard_and_key(tmp_path, manifest, toy_batches):
     writer = StoreWriter(tmp_path, manifest)
     batches = list(toy_batches(manifest, manifest.shards[0]))
@@ -114,7 +137,7 @@ def test_samples_that_are_neither_there_nor_left_out_are_noticed(tmp_path, manif
     with pytest.raises(RunFailed, match="gave 6 samples and left out 0, of 7"):
         writer.write(shard, list(toy_batches(manifest, shard))[:2])
     left_out = {f"{shard.file}/6": "cut off"}
-    assert writer.write(shard, list(toy_batches(manifest, shard))[:2], left_out=left_out) == 6
+    writer.write(shard, list(toy_batches(manifest, shard))[:2], left_out=left_out)
     loaded = load_file(writer.path / shard.file / "mid_block@t10.empty.mean.safetensors")["features"]
     assert loaded.shape == (6, 3)
 

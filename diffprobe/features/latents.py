@@ -1,0 +1,127 @@
+"""The latent cache: the VAE's output for whole shards, kept on disk, so that images are encoded once for all runs.
+
+Owns what fixes a latent (`latent_manifest`); the files are a store of kind LATENTS, written by writer.py. Latents are
+float32, scaled, before any noise. Features from them are those of the images, to the bit. Next in the flow: extract.py.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.plan import Plan
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.manifest import LATENTS, TENSORS, Manifest, ShardEntry
+from diffprobe.features.reader import FeatureStore
+from diffprobe.features.request import Request, shard_entries
+from diffprobe.features.rows import read_rows
+from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
+from diffprobe.shards.batch import ImageBatch
+
+CELL = TENSORS[LATENTS]
+_RULES = 1
+"""Raised when the way from an image to a latent changes in a way that changes numbers."""
+_ENCODERS = ("vae", "movq")
+"""Names under which families digest the network that encodes images."""
+
+
+def latent_manifest(request: Request) -> Manifest:
+    """Return the manifest of the latents that serve a request, whatever taps, timesteps and prompts it has.
+
+    It lists the shards of all splits, so that runs on different splits share them; those of another `data.limit` are
+    others. Raises: ConfigError for a backbone without a VAE.
+    """
+    shard_set, plan, features = request.shard_set, request.plan, request.manifest
+    shards = [s for split in shard_set.splits() for s in shard_entries(shard_set, split, request.data.limit)]
+    recorded = ("backbone", "revision", "data", "licence", "classes", "attributes", "versions")
+    return Manifest(
+        kind=LATENTS,
+        backbone=_encoder(plan, features.backbone["weights"]),
+        cells={CELL: plan.outline.latent_shape[0]},
+        data=features.data,
+        shards=tuple(shards),
+        recorded={name: features.recorded[name] for name in recorded},
+    )
+
+
+def _encoder(plan: Plan, weights: dict[str, str]) -> dict[str, object]:
+    found = {name: weights[name] for name in _ENCODERS if name in weights}
+    if not found:
+        raise ConfigError(
+            f"backbone '{plan.checkpoint.name}' has no VAE: it reads the pixels themselves, so there are no latents.",
+            fix="leave features.latents out",
+        )
+    return {
+        "rules": _RULES,
+        "family": plan.outline.family,
+        "weights": found,
+        "resolution": plan.resolution,
+        "latent_shape": list(plan.outline.latent_shape),
+        "dtype": plan.dtype,
+    }
+
+
+class LatentCache:
+    """The latents of one request's images, below `features.latents`.
+
+    Args:
+        request: whose `features.latents` is not None.
+
+    Raises: ConfigError for a backbone without a VAE.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.manifest = latent_manifest(request)
+        self._writer = StoreWriter(Path(str(request.features.latents)), self.manifest)
+        self.path = self._writer.path
+        self._store = FeatureStore(self.path, self.manifest)
+
+    def missing(self, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+        """List the shards whose latents are not there."""
+        return [shard for shard in shards if not self._writer.has(shard)]
+
+    def fill(
+        self, shard: ShardEntry, batches: Iterable[ImageBatch], skipped: dict[str, str], extractor: DiffusionFeatures
+    ) -> None:
+        """Encode the images of a shard and keep the latents.
+
+        Args:
+            skipped: message by key of the samples left out as faulty; read after the last batch.
+
+        Raises: see `StoreWriter.write`.
+        """
+        encoded = (
+            ExtractedBatch(
+                FeatureBatch({CELL: extractor.encode(batch.images)}, batch.keys, batch.label, batch.attributes),
+                batch.captions,
+            )
+            for batch in batches
+        )
+        self._writer.write(shard, encoded, left_out=skipped)
+        self._writer.finish()
+
+    def batches(self, shard: ShardEntry, batch_size: int) -> Iterator[ExtractedBatch]:
+        """Yield the latents of a shard in shard order, with all that stood beside the images.
+
+        Raises: SchemaError if a file was changed after it was written.
+        """
+        samples = self._store.samples(shard)
+        path = self.path / shard_folder(shard.file) / samples["cells"][CELL]["file"]
+        if digest_file(path) != samples["cells"][CELL]["sha256"]:
+            raise SchemaError(
+                f"'{path}' was changed after it was written (checksum).", fix=f"remove the folder '{path.parent}'"
+            )
+        start = 0
+        for rows in read_rows(path, CELL, batch_size):
+            part = slice(start, start + len(rows))
+            attributes = {name: torch.tensor(ids[part]) for name, ids in samples["attributes"].items()}
+            batch = FeatureBatch({CELL: rows}, samples["keys"][part], torch.tensor(samples["label"][part]), attributes)
+            yield ExtractedBatch(batch, samples["captions"][part])
+            start += len(rows)
+
+    def left_out(self, shard: ShardEntry) -> dict[str, str]:
+        """Return the message by key of the samples that were left out as faulty."""
+        return {entry["key"]: entry["message"] for entry in self._store.samples(shard)["left_out"]}

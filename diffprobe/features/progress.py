@@ -1,0 +1,41 @@
+"""What is said while an extraction runs: the bar, and lines before and after it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+
+class Bar(Protocol):
+    """What shows how far extraction is."""
+
+    def update(self, n: int, /) -> object:
+        """Advance by `n` images."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+"""Takes the number of images to come."""
+
+Tell = Callable[[str], object]
+"""Takes one line for people."""
+
+
+def make_bar(n: int, progress: bool | MakeBar) -> AbstractContextManager[Bar]:
+    """Make the bar of an extraction: images done of those to come, images a second, the time left.
+
+    It counts what this process has still to do; what an earlier run left complete is in no number.
+    """
+    if callable(progress):
+        return progress(n)
+    from tqdm import tqdm
+
+    bar: Any = tqdm(total=n, unit="image", desc="extract", disable=not progress, dynamic_ncols=True, smoothing=0.1)
+    return bar  # type: ignore[no-any-return]
+
+
+def rate(n: int, seconds: float) -> str:
+    """Write a number of images and their time for people.
+
+    >>> rate(1500, 60)
+    '1,500 images in 60.0 s (25.0 images/s)'
+    """
+    return f"{n:,} images in {seconds:,.1f} s ({n / max(seconds, 1e-9):,.1f} images/s)"

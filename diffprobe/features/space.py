@@ -1,0 +1,98 @@
+"""The disk: how large a store will be, whether it fits, and what a full disk looks like.
+
+The sizes follow from the plan of the backbone alone, so that they are known before any weights are loaded.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffprobe.backbones.cell import parse_pool
+from diffprobe.backbones.plan import Plan
+from diffprobe.core.errors import RunFailed
+from diffprobe.features.manifest import ShardEntry
+
+_TEXT_BYTES = 512
+"""Allowed for a sample's key, caption and labels in `samples.json`."""
+_FILE_BYTES = 8192
+"""Allowed for a file's header and its last block."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is going to be written below one folder."""
+
+    folder: Path
+    n_samples: int
+    sample_bytes: int
+    """Bytes of one sample in the tensor files."""
+    n_files: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes in all, with an allowance for texts and file ends."""
+        return self.n_samples * (self.sample_bytes + _TEXT_BYTES) + self.n_files * _FILE_BYTES
+
+
+def features_need(folder: Path, plan: Plan, shards: Sequence[ShardEntry]) -> Need:
+    """Return what the features of some shards take."""
+    n_files = len(shards) * (len(plan.cells) + 1)
+    return Need(folder, sum(shard.n for shard in shards), sample_bytes(plan), n_files)
+
+
+def latents_need(folder: Path, plan: Plan, shards: Sequence[ShardEntry]) -> Need:
+    """Return what the VAE's latents of some shards take."""
+    return Need(folder, sum(shard.n for shard in shards), 4 * math.prod(plan.outline.latent_shape), 2 * len(shards))
+
+
+def sample_bytes(plan: Plan) -> int:
+    """Return the bytes of one sample's features, all cells together: float32 in the shape that the pooling leaves."""
+    kind, number = parse_pool(plan.pool)
+    draws = plan.draws if plan.keep_draws else 1
+    places = {"none": None, "tokens": number, "grid": number * number}.get(kind, 1)
+    sizes = {tap.path: tap.channels * (math.prod(tap.size) if places is None else places) for tap in plan.taps}
+    return sum(4 * draws * sizes[cell.tap] for cell in plan.cells)
+
+
+def check_space(needs: Sequence[Need]) -> int:
+    """Compare what will be written with what is free, disk by disk, and return the free bytes of the first folder.
+
+    Raises: RunFailed naming sizes, free space and folder.
+    """
+    by_disk: dict[int, list[Need]] = {}
+    for need in needs:
+        by_disk.setdefault(os.stat(need.folder).st_dev, []).append(need)
+    for group in by_disk.values():
+        total, free = sum(need.n_bytes for need in group), _free(group[0].folder)
+        if total > free:
+            raise RunFailed(
+                f"{size(total)} would be written, and '{group[0].folder}' has {size(free)} left.",
+                *(f"{n.n_samples:,} samples of {n.sample_bytes:,} bytes in '{n.folder}'" for n in group),
+                fix="choose another disk with features.store=FOLDER, read fewer taps and timesteps, or pool them",
+            )
+    return _free(needs[0].folder)
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes for people.
+
+    >>> size(1_234_567), size(512)
+    ('1.2 MB', '512 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:,.1f} TB"
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

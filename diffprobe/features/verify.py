@@ -1,0 +1,111 @@
+"""Judges what lies in a store's folder: every file against what was recorded of it, and nothing else beside them.
+
+Owns the seal of a shard's `samples.json`. A fault is a line of text; finding one never stops the search.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete
+from diffprobe.features.manifest import FEATURES, SHARD_KINDS, TENSORS, Manifest, ShardEntry, kind_of, read_sealed
+from diffprobe.features.rows import rows_shape
+from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_SCHEMA_VERSION, TEMPORARY, shard_folder
+
+
+def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str, Any]:
+    """Return the `samples.json` of a shard of the store in `path`.
+
+    Raises: SchemaError if it was changed, or is that of another store or shard; FileNotFoundError.
+    """
+    file = path / shard_folder(shard.file) / SAMPLES
+    samples = read_sealed(file, kind=SHARD_KINDS[manifest.kind], schema_version=SHARD_SCHEMA_VERSION)
+    if samples["store"] != manifest.digest or samples["shard"] != shard.file:
+        raise SchemaError(f"'{file}' belongs to another store or shard.", fix="remove its folder and extract again")
+    return samples
+
+
+def verify_folder(path: Path | str) -> list[str]:
+    """Return the faults of the store in a folder, one line each; those of its manifest too (empty: all is well).
+
+    Raises: StoreIncomplete if there is no manifest.
+    """
+    path = Path(path)
+    if not (path / MANIFEST).is_file():
+        raise StoreIncomplete(f"'{path}' is no store: it has no {MANIFEST}.", fix="diffprobe store list")
+    try:
+        manifest = Manifest.read(path / MANIFEST, kind=kind_of(path / MANIFEST))
+    except SchemaError as error:
+        return [f"{MANIFEST}: {error.what}"]
+    return find_faults(path, manifest)
+
+
+def find_faults(path: Path, manifest: Manifest) -> list[str]:
+    """Return the faults of a store with a good manifest, one line each.
+
+    A shard that is not written is a fault of a feature store; a latent store holds what was needed so far.
+    """
+    faults = []
+    if path.name != manifest.folder:
+        faults.append(f"the folder is named {path.name}, its digest says {manifest.folder}")
+    known = {shard_folder(shard.file): shard for shard in manifest.shards}
+    for name, shard in known.items():
+        if (path / name).is_dir():
+            faults += _shard_faults(path, manifest, shard)
+        elif manifest.kind == FEATURES:
+            faults.append(f"{shard.file}: not written yet")
+    return faults + list(_foreign(path, {MANIFEST, *known}))
+
+
+def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+    folder = path / shard_folder(shard.file)
+    try:
+        samples = read_samples(path, manifest, shard)
+        faults = list(_sample_faults(samples, manifest, shard))
+        files = {cell: samples["cells"][cell] for cell in manifest.cells if cell in samples["cells"]}
+        for entry in files.values():
+            faults += _file_faults(folder / entry["file"], entry, len(samples["keys"]), TENSORS[manifest.kind])
+    except (DiffprobeError, FileNotFoundError, KeyError, TypeError) as error:
+        return [f"{folder.name}/{SAMPLES}: {str(error).splitlines()[0]}"]
+    faults += _foreign(folder, {SAMPLES, *(entry["file"] for entry in files.values())})
+    return [fault if fault.startswith(folder.name) else f"{folder.name}/{fault}" for fault in faults]
+
+
+def _sample_faults(samples: dict[str, Any], manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
+    keys, n_left_out = samples["keys"], len(samples["left_out"])
+    if len(keys) + n_left_out != shard.n:
+        yield f"{SAMPLES}: {len(keys)} samples and {n_left_out} left out, the manifest says {shard.n}"
+    if len(set(keys)) != len(keys):
+        yield f"{SAMPLES}: a key comes twice"
+    columns = {"label": samples["label"], "captions": samples["captions"], **samples["attributes"]}
+    for name, column in columns.items():
+        if len(column) != len(keys):
+            yield f"{SAMPLES}: '{name}' has {len(column)} values for {len(keys)} keys"
+    if set(samples["cells"]) != set(manifest.cells):
+        yield f"{SAMPLES}: its cells are not those of the manifest"
+
+
+def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path.name}: missing"
+        return
+    if digest_file(path) != entry["sha256"]:
+        yield f"{path.name}: its bytes are not those that were written (checksum)"
+        return
+    try:
+        shape = rows_shape(path, tensor)
+    except SchemaError as error:
+        yield f"{path.name}: {error.what}"
+        return
+    if list(shape) != entry["shape"] or shape[0] != n_keys:
+        yield f"{path.name}: {shape[0]} rows for {n_keys} keys"
+
+
+def _foreign(folder: Path, known: Iterable[str]) -> Iterator[str]:
+    """Name what does not belong into a folder; what other processes are writing right now does."""
+    expected = set(known)
+    for entry in sorted(folder.iterdir()):
+        is_begun = entry.name.startswith(TEMPORARY) or (entry.name.startswith(".") and entry.suffix == ".tmp")
+        if entry.name not in expected and not is_begun:
+            yield f"{entry.name}: is not a part of the store"
