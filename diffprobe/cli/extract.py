@@ -1,8 +1,14 @@
 """``diffprobe extract``: write the feature store of a run."""
 
 import argparse
+import os
+import sys
 
 HELP = "write the features of a run to its store; a second call continues or returns at once"
+_PROCESS = (
+    "write part I of N (0/2 and 1/2 together make the store); the parts may run at the same time, anywhere. Without it "
+    "torchrun's RANK and WORLD_SIZE decide, or SLURM_PROCID and SLURM_STEP_NUM_TASKS of srun, or all is written"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,33 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
     )
-    parser.add_argument(
-        "--process",
-        metavar="I/N",
-        type=_part,
-        default=(0, 1),
-        help="write part I of N (0/2 and 1/2 together make the store); the parts may run at the same time, anywhere",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--process", metavar="I/N", type=_part, help=_PROCESS)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, and nothing but the folder at the end")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, then say where the store is and whether it is complete."""
+    """Extract, then say where the store is and whether it is complete. All but the folder goes to stderr."""
     from diffprobe.config.compose import load_run
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.experiment.extract import extract_run
+    from diffprobe.features.share import Share, share_of
 
+    share = share_of(os.environ) if args.process is None else Share(*args.process)
     keep_freed_memory()  # before the first tensor
     config = load_run(None, args.settings)
-    path = extract_run(config, process=args.process, progress=not args.quiet)
+    tell = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
+    if share.note:
+        tell(f"process {share} ({share.note})")
+    path = extract_run(config, process=(share.index, share.count), progress=not args.quiet, tell=tell)
 
     from diffprobe.features.reader import FeatureStore
 
     missing = FeatureStore.open(path).missing()
     print(path)
     if missing:
-        index, count = args.process
-        print(f"part {index}/{count} is written; {len(missing)} shards of the store are left to the other parts.")
+        print(f"part {share} is written; {len(missing)} shards of the store are left to the other parts.")
     return 0
 
 

@@ -1,8 +1,14 @@
-"""``diffprobe store``: list, show and check feature stores."""
+"""``diffprobe store``: list, show and check stores of features and of latents."""
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
-HELP = "list, show or verify feature stores"
+if TYPE_CHECKING:
+    from diffprobe.features.manifest import Manifest
+
+HELP = "list, show or verify feature stores and kept latents"
+_BACKBONE = ("family", "resolution", "dtype", "pool", "draws", "keep_draws", "seed", "random_weights", "random_seed")
+"""What is printed first of the backbone's fingerprint, in this order; the rest follows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -10,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the stores below a folder")
     listing.add_argument("path", nargs="?", default="runs/stores", help="the folder (default: runs/stores)")
-    show = commands.add_parser("show", help="print what a store was made from, and its cells and splits")
+    show = commands.add_parser("show", help="print everything that a store was made from, and its cells and splits")
     show.add_argument("path", help="the store's folder")
     verify = commands.add_parser("verify", help="compare every file of a store with its checksum")
     verify.add_argument("path", help="the store's folder")
@@ -22,16 +28,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(root: str) -> int:
-    from diffprobe.features.manifest import stored_counts
+    from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
+    from diffprobe.features.space import folder_bytes, size
 
     broken: dict[str, str] = {}
-    stores = list(list_stores(root, broken=broken))
+    stores = list(list_stores(root, broken=broken, kind=None))
     for store in stores:
         manifest, missing = store.manifest, store.missing()
         state = f"{len(missing)} of {len(manifest.shards)} shards missing" if missing else "complete"
+        what = "latents" if manifest.kind == LATENTS else f"{len(store.cells)} cells"
         print(f"{store.path}  {manifest.recorded['backbone']} x {manifest.recorded['data']}")
-        print(f"  {len(store.cells)} cells; {stored_counts(manifest)}; {_size(store.path)}; {state}")
+        print(f"  {what}; {stored_counts(manifest)}; {size(folder_bytes(store.path))}; {state}")
     for name, fault in broken.items():
         print(f"{root}/{name}  cannot be read: {fault}")
     if not stores and not broken:
@@ -40,40 +48,73 @@ def _list(root: str) -> int:
 
 
 def _show(path: str) -> int:
-    import json
-
     from diffprobe.features.manifest import stored_counts
     from diffprobe.features.reader import FeatureStore
 
-    store = FeatureStore.open(path)
+    store = FeatureStore.open(path, kind=None)
     manifest, missing = store.manifest, store.missing()
-    print(f"store      {manifest.digest}")
-    print(f"samples    {stored_counts(manifest)} in {len(manifest.shards)} shards, {len(missing)} of them missing")
-    print(f"classes    {len(store.classes)}; attributes: {', '.join(store.attributes) or '(none)'}")
-    for name, part in (("backbone", manifest.backbone), ("data", manifest.data)):
-        for key, value in sorted(part.items()):
-            print(f"{name:<10} {key} = {json.dumps(value, ensure_ascii=False)}")
+    _print("store", manifest.digest, manifest.kind)
+    _print("samples", f"{stored_counts(manifest)} in {len(manifest.shards)} shards, {len(missing)} of them missing")
+    _print("classes", f"{len(store.classes)}; attributes: {', '.join(store.attributes) or '(none)'}")
+    _print("licence", manifest.recorded["licence"])
+    _show_backbone(manifest)
+    for name, value in sorted(manifest.data.items()):
+        _print("data", f"{name} = {_text(value)}")
     for name, version in sorted(manifest.recorded["versions"].items()):
-        print(f"made with  {name} {version}")
+        _print("made with", f"{name} {version}")
     for cell, width in manifest.cells.items():
-        print(f"cell       {cell} ({width})")
+        _print("cell", f"{cell} ({width})")
     return 0
+
+
+def _show_backbone(manifest: "Manifest") -> None:
+    """Print the names under which the backbone was asked for, then all that fixes its features."""
+    recorded, content = manifest.recorded, dict(manifest.backbone)
+    for name in ("backbone", "revision", "commit", "denoiser_weights"):
+        if recorded.get(name) is not None:
+            _print("backbone", f"{'name' if name == 'backbone' else name} = {recorded[name]}")
+    for part, digest in sorted(content.pop("weights", {}).items()):
+        _print("weights", f"{part} {digest}")
+    for tap in content.pop("taps", []):
+        shape = recorded["taps"][tap]
+        _print("tap", f"{tap}: {shape['channels']} channels, {shape['size'][0]} x {shape['size'][1]} places")
+    for t in content.pop("timesteps", []):
+        noise = recorded["timesteps"][str(t)]
+        asked = "".join(f", asked as SNR {ratio:g}" for ratio, found in recorded["snr"] if found == t)
+        _print("timestep", f"{t}: sigma {_number(noise['sigma'])}, SNR {_number(noise['snr'])}{asked}")
+    for condition, prompt in content.pop("conditions", {}).items():
+        _print("condition", condition if prompt is None else f"{condition}: {_text(prompt)}")
+    for name, value in content.pop("told", {}).items():
+        _print("told", f"{name} = {_text(value)}")
+    for name in (*(name for name in _BACKBONE if name in content), *sorted(set(content) - set(_BACKBONE))):
+        _print("backbone", f"{name} = {_text(content[name])}")
 
 
 def _verify(path: str) -> int:
     from diffprobe.features.reader import FeatureStore
+    from diffprobe.features.verify import verify_folder
 
-    store = FeatureStore.open(path)
-    faults = store.verify()
+    faults = verify_folder(path)
     for fault in faults:
         print(fault)
-    n_files = len(store.manifest.shards) * (len(store.cells) + 1)
-    print(f"{path}: {len(faults)} faults." if faults else f"{path}: all {n_files} files are as they were written.")
-    return 1 if faults else 0
+    if faults:
+        print(f"{path}: {len(faults)} faults.")
+        return 1
+    store = FeatureStore.open(path, kind=None)
+    n_files = (len(store.manifest.shards) - len(store.missing())) * (len(store.cells) + 1)
+    print(f"{path}: all {n_files} files are as they were written.")
+    return 0
 
 
-def _size(path: object) -> str:
-    from pathlib import Path
+def _print(name: str, *values: str) -> None:
+    print(f"{name:<10} {'  '.join(values)}")
 
-    n_bytes = sum(file.stat().st_size for file in Path(str(path)).rglob("*") if file.is_file())
-    return f"{n_bytes / 1e6:,.1f} MB"
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4g}"
+
+
+def _text(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)

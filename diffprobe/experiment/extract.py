@@ -8,15 +8,22 @@ from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffprobe.features.extract import MakeBar
+    from diffprobe.features.progress import MakeBar, Tell
 
 
-def extract_run(run: RunConfig, *, process: tuple[int, int] = (0, 1), progress: "bool | MakeBar" = True) -> Path:
+def extract_run(
+    run: RunConfig,
+    *,
+    process: tuple[int, int] = (0, 1),
+    progress: "bool | MakeBar" = True,
+    tell: "Tell" = lambda line: None,
+) -> Path:
     """Write the feature store that a run reads, or what of it is missing, and return its folder.
 
     Args:
         process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
         progress: whether to show a bar, or the maker of one.
+        tell: takes lines for people: sizes, what is reused, a summary.
 
     Raises: ConfigError for a run with live features, and what `features.extract.extract` raises.
     """
@@ -25,7 +32,7 @@ def extract_run(run: RunConfig, *, process: tuple[int, int] = (0, 1), progress: 
     from diffprobe.features.extract import extract
 
     backbone, features = backbone_and_features(run)
-    return extract(backbone, run.data, features, process=process, progress=progress)
+    return extract(backbone, run.data, features, process=process, progress=progress, tell=tell)
 
 
 def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:

@@ -29,7 +29,10 @@ def test_extract_then_list_show_and_verify(settings, tmp_path, capsys):
     captured = capsys.readouterr()
     store = captured.out.strip()
     assert "15/15" in captured.err and "image/s" in captured.err  # the bar counts what was left to do
+    assert "to write: 15 images x 1 cells" in captured.err and "15 images in " in captured.err
     assert main(["extract", *settings]) == 0
+    assert capsys.readouterr() == (f"{store}\n", f"the store is complete: {store}\n")
+    assert main(["extract", *settings, "--quiet"]) == 0
     assert capsys.readouterr() == (f"{store}\n", "")
 
     assert main(["store", "list", str(tmp_path / "stores")]) == 0
@@ -37,6 +40,9 @@ def test_extract_then_list_show_and_verify(settings, tmp_path, capsys):
     assert main(["store", "show", store]) == 0
     out = capsys.readouterr().out
     assert "cell       mid_block@t20:empty:mean (32)" in out and "backbone   seed = 0" in out
+    assert "tap        mid_block: 32 channels, 4 x 4 places" in out
+    assert "timestep   20: sigma 0.15" in out and "condition  empty" in out
+    assert "weights    vae " in out and "licence    CC0-1.0" in out and "made with  torch " in out
     assert main(["store", "verify", store]) == 0
     assert "all 14 files are as they were written" in capsys.readouterr().out
 
@@ -46,6 +52,52 @@ def test_a_wrong_part_is_refused_before_anything_is_loaded(settings, capsys):
         with pytest.raises(SystemExit):
             main(["extract", *settings, "--process", part])
         assert "write I/N with I from 0 to N-1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "process 1/2 (RANK=1, WORLD_SIZE=2)"),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2"},
+            "process 1/2 (SLURM_PROCID=1, SLURM_STEP_NUM_TASKS=2)",
+        ),
+    ],
+)
+def test_the_part_comes_from_what_started_the_process(settings, capsys, monkeypatch, environ, said):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert main(["extract", *settings]) == 0
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "part 1/2 is written; 4 shards of the store are left to the other parts." in captured.out
+    assert main(["extract", *settings, "--process", "0/1"]) == 0  # what is asked for goes first
+    captured = capsys.readouterr()
+    assert "process" not in captured.err.splitlines()[0] and "left to the other parts" not in captured.out
+
+
+def test_latents_are_reused_listed_shown_and_verified(settings, tmp_path, capsys):
+    root = tmp_path / "latents"
+    cached = [*settings, f"features.latents={root}"]
+    assert main(["extract", *cached]) == 0
+    assert "latents: 0 of 7 shards reused, 7 to encode" in capsys.readouterr().err
+    assert main(["extract", *cached, "features.timesteps=[30]", "features.snr=[1.0]"]) == 0
+    captured = capsys.readouterr()
+    assert f"latents: 7 of 7 shards reused, 0 to encode: {root}" in captured.err
+    assert main(["store", "show", captured.out.strip()]) == 0
+    assert "asked as SNR 1" in capsys.readouterr().out
+
+    (latents,) = root.iterdir()
+    assert main(["store", "list", str(root)]) == 0
+    assert "latents; test 4, train 16, val 4" in capsys.readouterr().out
+    assert main(["store", "show", str(latents)]) == 0
+    out = capsys.readouterr().out
+    assert "latent_store" in out and "cell       vae_latents (4)" in out and "weights    vae " in out
+    assert main(["store", "verify", str(latents)]) == 0
+    assert "all 14 files are as they were written" in capsys.readouterr().out
+    (latents / "val-0000.tar" / "vae_latents.safetensors").unlink()
+    assert main(["store", "verify", str(latents)]) == 1
+    assert "val-0000.tar/vae_latents.safetensors: missing" in capsys.readouterr().out
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(settings, capsys, tmp_path):

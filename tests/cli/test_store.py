@@ -25,11 +25,23 @@ def test_verify_says_no_to_a_flipped_byte(store, capsys):
     assert f"{path.parent.name}/{path.name}" in out and "1 faults" in out
 
 
+def test_verify_says_no_to_an_edited_manifest_and_to_foreign_files(store, capsys):
+    (store / "notes.txt").write_text("mine")
+    assert main(["store", "verify", str(store)]) == 1
+    assert "notes.txt: is not a part of the store" in capsys.readouterr().out
+    manifest = store / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"CC0-1.0"', '"mine"'))
+    assert main(["store", "verify", str(store)]) == 1
+    assert "manifest.json: " in capsys.readouterr().out
+
+
 def test_an_empty_folder_says_how_to_make_a_store(tmp_path, capsys):
     assert main(["store", "list", str(tmp_path)]) == 0
     assert "no feature store" in capsys.readouterr().out
     assert main(["store", "show", str(tmp_path)]) == 2
     assert "StoreIncomplete" in capsys.readouterr().err
+    assert main(["store", "verify", str(tmp_path)]) == 2
+    assert "no manifest.json" in capsys.readouterr().err
 
 
 def test_a_broken_store_is_listed_with_its_fault(store, capsys):
