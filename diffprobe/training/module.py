@@ -129,12 +129,13 @@ class ProbeModule(lightning.LightningModule):
 
 
 def vectors(batch: FeatureBatch, cell: str) -> Tensor:
-    """Return the pooled features of one cell. Raises: ConfigError for feature maps."""
+    """Return the pooled features of one cell. Raises: ConfigError for feature maps, tokens and draws side by side."""
     x = batch.features[cell]
     if x.ndim != 2:
         raise ConfigError(
-            f"cell '{cell}' holds maps of shape {tuple(x.shape[1:])}; this probe reads pooled features.",
-            fix="features.pool=mean or features.pool=max",
+            f"cell '{cell}' has values of shape {tuple(x.shape[1:])} a sample; this probe reads one vector a sample.",
+            "features.pool=none and tokensN keep places, features.keep_draws=true keeps draws",
+            fix="features.pool=mean, max or gridK, and features.keep_draws=false",
         )
     return x
 

@@ -1,3 +1,5 @@
+import re
+
 import lightning
 import pytest
 import torch
@@ -15,8 +17,10 @@ def batch(x):
 
 
 def test_maps_are_refused_by_probes_of_vectors():
-    with pytest.raises(ConfigError, match=r"maps of shape \(3, 4, 4\)"):
-        vectors(batch(torch.zeros(2, 3, 4, 4)), "c")
+    for shape in ((3, 4, 4), (5, 3)):  # a map; tokens, or draws side by side
+        with pytest.raises(ConfigError, match=f"shape {re.escape(str(shape))}") as caught:
+            vectors(batch(torch.zeros(2, *shape)), "c")
+        assert "features.pool=none" in str(caught.value) and "features.keep_draws=false" in str(caught.value)
 
 
 def test_a_loss_that_is_no_number_names_the_sample():
