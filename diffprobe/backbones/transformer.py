@@ -125,7 +125,7 @@ def find_latents(
         raise WeightsMismatch(
             f"the transformer of '{checkpoint.name}' takes {channels} latent channels, its VAE gives {given}."
         )
-    side = resolution or own * factor
+    side = own * factor if resolution is None else resolution
     if only_own and side != own * factor:
         raise ConfigError(
             f"resolution {side}, but the positions of '{checkpoint.name}' are fixed.",

@@ -1,11 +1,13 @@
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-from diffprobe.backbones.condition import ClipText, PromptMemory, load_clip_text
+from diffprobe.backbones.condition import ClipText, PromptMemory, load_clip_text, load_t5_text
+from diffprobe.backbones.tiny_transformer import tiny_t5
 from diffprobe.core.errors import RunFailed, WeightsMissing
 
 Encode = Callable[[list[str]], torch.Tensor]
@@ -91,3 +93,35 @@ def test_without_a_vocabulary_nothing_is_made_up(tiny_sd: Path, tmp_path: Path) 
     (tmp_path / "text_encoder").symlink_to(tiny_sd / "text_encoder")
     with pytest.raises(WeightsMissing, match="no vocabulary"):
         load_clip_text(tmp_path, dtype=torch.float32)
+
+
+@pytest.fixture
+def t5(tmp_path: Path) -> Path:
+    """A pipeline folder that has a T5 alone."""
+    _, encoder = tiny_t5(tmp_path / "tokenizer")
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    return tmp_path
+
+
+PARTS = {"encoder": "text_encoder", "tokenizer": "tokenizer"}
+
+
+def test_a_t5_text_is_filled_to_its_length_and_padding_can_be_hidden(t5: Path) -> None:
+    text = load_t5_text(t5, dtype=torch.float32, length=7, **PARTS)
+    states, mask = text(["red cat", ""], masked=True)
+    assert states.shape == (2, 7, 32) and mask.sum(1).tolist() == [3, 1]
+    ids = text.tokenizer("red cat", return_tensors="pt").input_ids
+    torch.testing.assert_close(states[:1, :3], text.encoder(ids)[0], atol=1e-5, rtol=0)
+    seen, _ = text(["red cat", ""])
+    assert float((seen[:1, :3] - states[:1, :3]).abs().max()) > 1e-3
+
+
+def test_a_t5_has_the_asked_precision(t5: Path) -> None:
+    assert load_t5_text(t5, dtype=torch.bfloat16, length=7, **PARTS)(["cat"])[0].dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="with the package such a vocabulary can be read")
+def test_a_vocabulary_that_cannot_be_read_is_refused(t5: Path) -> None:
+    (t5 / "tokenizer" / "tokenizer.json").rename(t5 / "tokenizer" / "spiece.model")
+    with pytest.raises(WeightsMissing, match="needs the package sentencepiece"):
+        load_t5_text(t5, dtype=torch.float32, length=7, **PARTS)

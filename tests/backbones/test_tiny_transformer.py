@@ -1,0 +1,23 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
+
+
+def test_a_tokenizer_knows_words_and_letters_and_ends_a_text(tmp_path: Path) -> None:
+    from transformers import T5TokenizerFast
+
+    tokenizer, encoder = tiny_t5(tmp_path / "tokenizer")
+    assert tokenizer.tokenize("red cat ab") == ["▁red", "▁cat", "▁", "a", "b"]
+    tokens = T5TokenizerFast.from_pretrained(tmp_path / "tokenizer")(["", "red"], padding="max_length", max_length=4)
+    assert tokens.input_ids[0] == [1, 0, 0, 0] and tokens.attention_mask == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert encoder(torch.tensor(tokens.input_ids))[0].shape == (2, 4, 32)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_vae_halves_a_side_in_the_asked_channels(flow: bool) -> None:
+    vae = tiny_vae(32, latent_channels=8, shift=0.1, flow=flow)
+    assert vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 8, 16, 16)
+    assert (vae.quant_conv is None) is flow and vae.config.shift_factor == 0.1
