@@ -1,8 +1,9 @@
-"""``diffprobe eval backbone``: measure a text-to-image model on held-out images before anything is read from it."""
+"""``diffprobe eval``: measure a backbone before anything is read from it, or a trained autoencoder by what it costs."""
 
 import argparse
+from pathlib import Path
 
-HELP = "measure a backbone: reconstruction, use of the text, choice among captions, samples"
+HELP = "measure a backbone on held-out images, or what a trained sae costs the backbone it reads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,27 +14,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backbone.add_argument(
         "settings", nargs="*", metavar="SETTING", help="key=value, for example data.limit=100 (default: emoji/evaluate)"
     )
+    sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
+    sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained sae run, as `train` printed it")
+    sae.add_argument(
+        "settings", nargs="*", metavar="SETTING", help="key=value, for example limit=100 (default: emoji/evaluate_sae)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and tell by the exit status whether all gates were reached."""
+    return _run_sae(args) if args.what == "sae" else _run_backbone(args)
+
+
+def _run_backbone(args: argparse.Namespace) -> int:
     from diffprobe.config.compose import load, split_experiment
 
     experiment, settings = split_experiment(None, args.settings)
     config = load(experiment or "emoji/evaluate", [f"model={args.backbone}", *settings])
-    from diffprobe.core.result import read_result
     from diffprobe.experiment.evaluate_backbone import evaluate_backbone
 
     path, missed = evaluate_backbone(config)
-    for record in read_result(path).metrics:
-        nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
-        interval = record.detail.get("interval")
-        spread = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
-        print(
-            f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}"
-            + (f"  ({nulls})" if nulls else "")
-        )
-    print(f"result: {path}")
+    _print(path)
     for line in missed:
         print(f"gate missed: {line}")
     return 1 if missed else 0
+
+
+def _run_sae(args: argparse.Namespace) -> int:
+    from diffprobe.config.compose import load, split_experiment
+    from diffprobe.core.errors import ConfigError
+
+    experiment, settings = split_experiment(None, args.settings)
+    config = load(experiment or "emoji/evaluate_sae", [f"run={args.run_folder}", *settings])
+    from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae
+
+    if not isinstance(config, SaeEvaluation):
+        raise ConfigError(
+            f"experiment '{experiment}' does not describe the evaluation of an sae.",
+            fix="experiment=emoji/evaluate_sae",
+        )
+    _print(evaluate_sae(config))
+    return 0
+
+
+def _print(path: Path) -> None:
+    from diffprobe.core.result import read_result
+
+    for record in read_result(path).metrics:
+        nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
+        interval = record.detail.get("interval")
+        spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
+        of = f"  {record.cell}" if record.cell else ""
+        print(
+            f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}{of}"
+            + (f"  ({nulls})" if nulls else "")
+        )
+        if "no_recovered" in record.detail:
+            print(f"{record.split:5} no share recovered: {record.detail['no_recovered']}")
+    print(f"result: {path}")

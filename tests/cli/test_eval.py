@@ -1,4 +1,4 @@
-"""`diffprobe eval backbone`, through the door of the command line."""
+"""`diffprobe eval`, through the door of the command line."""
 
 import pytest
 
@@ -52,3 +52,44 @@ def test_errors_are_for_people(command, tmp_path, capsys):
     assert main([*command, "n_candidate=3"]) == 2
     assert "n_candidates" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def sae_settings(tiny_sd, tiny_shards, tmp_path):
+    return [
+        "probe=topk",
+        "probe.params.k=4",
+        f"backbone.path={tiny_sd}",
+        "backbone.device=cpu",
+        f"data.path={tiny_shards}",
+        "features.taps=[mid_block]",
+        "features.timesteps=[20]",
+        "features.source=live",
+        f"output={tmp_path / 'runs'}",
+        "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false",
+        "logger=none",
+    ]
+
+
+def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
+    assert main(["train", *sae_settings]) == 0
+    (folder,) = (tmp_path / "runs").glob("sae/*")
+    capfd.readouterr()
+    settings = ["group_attribute=null", "timesteps=[20,900]", "device=cpu", f"output={tmp_path / 'runs'}"]
+    assert main(["eval", "sae", str(folder), *settings]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    (rise,) = (line for line in lines if line.startswith("test  delta_mse ") and "mid_block@t900:empty:mean" in line)
+    assert " [" in rise and "n=4" in rise and "mean_ablation " in rise and "whole_map_ablation " in rise
+    assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
+
+
+def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):
+    assert main(["eval", "sae", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "is not the folder of a finished run: it has no result.json" in err and "fix: name the folder" in err
+    assert main(["eval", "sae", str(tmp_path), "timestep=3"]) == 2
+    assert "timesteps" in capsys.readouterr().err
+    assert main(["eval", "sae", str(tmp_path), "experiment=emoji/evaluate"]) == 2
+    assert capsys.readouterr().err.startswith("ConfigError: ")

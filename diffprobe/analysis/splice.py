@@ -1,0 +1,165 @@
+"""Features put back into the network that they were read from: one tap's output replaced while the denoiser runs.
+
+Owns what a replaced feature means for the map that it was read from. Next in the flow: `spliced_error.py`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffprobe.backbones.cell import parse_pool
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.pool import grid_pool, mean_pool
+from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.core.shapes import FeatureMap
+
+
+@dataclass(frozen=True)
+class Splice:
+    """The way from a feature map to features of one pooling, and back.
+
+    - `none`, `tokensN`: a feature is one place of the map. All places are replaced, those too that tokensN left out.
+    - `mean`, `gridK`: a feature is the mean over places (of each part). Only that mean is replaced: the same vector,
+      new mean minus old mean, is added to all places (of the part). What the map has beside its mean stays.
+
+    Args:
+        pool: a pooling as `cell.parse_pool` reads it.
+    Raises: ConfigError for `max`, which says nothing of the places below the maximum.
+    """
+
+    pool: str
+
+    def __post_init__(self) -> None:
+        if parse_pool(self.pool)[0] == "max":
+            raise ConfigError(
+                "pool=max: a maximum cannot be put back into a feature map.", "allowed: mean, gridK, none, tokensN"
+            )
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether a feature is a mean over places rather than one place."""
+        return parse_pool(self.pool)[0] in ("mean", "grid")
+
+    @property
+    def says(self) -> str:
+        """What is replaced, in words."""
+        if not self.is_pooled:
+            return "every place of the map"
+        parts = parse_pool(self.pool)[1] ** 2
+        return (
+            "the mean over places" + (f" of each of {parts} parts" if parts > 1 else "") + "; the rest of the map stays"
+        )
+
+    def check_size(self, tap: str, size: tuple[int, int]) -> None:
+        """Refuse a grid whose parts overlap or are of unequal size on a tap's map. Raises: ConfigError."""
+        kind, k = parse_pool(self.pool)
+        if kind == "grid" and (size[0] % k or size[1] % k):
+            raise ConfigError(
+                f"pool={self.pool}: {size[0]} x {size[1]} places of tap '{tap}' do not fall into {k} x {k} equal parts,"
+                " so their means cannot be put back.",
+            )
+
+    def read(self, x: FeatureMap) -> Float[Tensor, "rows d_in"]:
+        """Return the features of a map, float32: one row a sample if pooled, else one a place, sample by sample."""
+        kind, k = parse_pool(self.pool)
+        if kind == "mean":
+            return mean_pool(x)
+        if kind == "grid":
+            return grid_pool(x, k=k)
+        return x.float().permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+    def write(self, x: FeatureMap, before: Float[Tensor, "rows d_in"], after: Tensor) -> FeatureMap:
+        """Return the map with its features `before` replaced by `after`; bit by bit the same map if they are equal."""
+        if self.is_pooled:
+            changed = x.float() + self._spread(after.float() - before, x)
+        else:
+            n, channels, height, width = x.shape
+            changed = after.float().reshape(n, height, width, channels).permute(0, 3, 1, 2)
+        return torch.empty_like(x).copy_(changed)  # in the layout of x: another one would round differently
+
+    def fill(self, x: FeatureMap, mean: Float[Tensor, " d_in"]) -> FeatureMap:
+        """Return a map of the shape of `x` with nothing in it but the same feature everywhere."""
+        rows = mean.float().expand(len(x) if self.is_pooled else x.numel() // x.shape[1], -1)
+        if not self.is_pooled:
+            return self.write(x, rows, rows)
+        return torch.empty_like(x).copy_(self._spread(rows, x))
+
+    def _spread(self, values: Float[Tensor, "batch d_in"], x: FeatureMap) -> FeatureMap:
+        """Give each place the value of its part."""
+        k = parse_pool(self.pool)[1]
+        parts = values.reshape(len(x), x.shape[1], k, k)
+        return parts.repeat_interleave(x.shape[2] // k, 2).repeat_interleave(x.shape[3] // k, 3)
+
+
+@contextmanager
+def replaced(
+    network: nn.Module, tap: str, layout: Layout, change: Callable[[FeatureMap], FeatureMap | None]
+) -> Iterator[None]:
+    """Let `change` see the map of a tap in every pass, and give the network what it returns instead.
+
+    A module may hand its output on twice (a down block: to the next block, and to the up blocks as their skip); it is
+    replaced wherever it stands in what the module returns. Other tensors that the module returns stay.
+
+    Args:
+        network: the denoiser.
+        tap: module path.
+        layout: how its output holds the image; of tuples the first part.
+        change: None leaves the map as it is.
+    Raises: ConfigError for a tap that is no module, or one that gives text, heads or channels in another order; in the
+        pass, since only the output shows it.
+    """
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        x = layout.image(output, tap)
+        stream = _stream(output)
+        if x is None or stream is None:
+            raise RunFailed(f"tap '{tap}' gave no feature map.", f"got: {type(output).__name__}")
+        is_tokens = x is not stream
+        if is_tokens and not _same(x.flatten(2).transpose(1, 2), stream):
+            raise ConfigError(
+                f"the output of tap '{tap}' cannot be put back: it is neither a map nor a row of image tokens.",
+                "choose a whole block, or a transformer block",
+            )
+        new = change(x)
+        if new is None:
+            return None
+        if is_tokens:
+            new = torch.empty_like(stream).copy_(new.flatten(2).transpose(1, 2))
+        return _exchange(output, stream, new)
+
+    if tap not in dict(network.named_modules()):
+        raise ConfigError(f"'{tap}' is no module of the network whose output could be replaced.")
+    handle = network.get_submodule(tap).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _stream(output: Any) -> Tensor | None:
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    return output if isinstance(output, Tensor) else None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors are the same numbers in the same memory."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _exchange(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Put `new` wherever the tensor object `old` stands."""
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        return type(output)(**{name: _exchange(value, old, new) for name, value in output.items()})
+    if isinstance(output, (tuple, list)):
+        return type(output)(_exchange(value, old, new) for value in output)
+    return output

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from diffprobe.analysis.spliced_error import HeldOut, SplicedError
+from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.plan import make_plan
+from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite, WeightsMismatch
+from diffprobe.core.rng import noise_for
+
+T = (20, 500)
+KEYS = ["a", "b", "c"]
+TOKENS = "down_blocks.0.attentions.0.transformer_blocks.0"
+PLACES = [("mid_block", "mean"), ("mid_block", "none"), ("down_blocks.0", "grid2"), (TOKENS, "tokens5")]
+
+
+def open_network(path, tap, pool, rows=None, **options):
+    plan = make_plan(str(path), taps=[tap], timesteps=T, pool=pool, seed=3, **options)
+    return SplicedError(plan, tap, device="cpu", rows=rows)
+
+
+@pytest.fixture(scope="module")
+def network(tiny_sd):
+    opened = {}
+
+    def get(tap="mid_block", pool="mean"):
+        if (tap, pool) not in opened:
+            opened[tap, pool] = open_network(tiny_sd, tap, pool)
+        return opened[tap, pool]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def samples(network):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return HeldOut(network().encode_images(images), KEYS, ["", "red cat", ""])
+
+
+@pytest.mark.parametrize(("tap", "pool"), PLACES)
+def test_a_perfect_reconstruction_costs_exactly_nothing_and_the_mean_is_mean_ablation(network, samples, tap, pool):
+    here = network(tap, pool)
+    baseline = here.baseline(samples, T)
+    assert baseline.untouched.shape == baseline.ablated.shape == (3, 2)
+    assert (baseline.cleared is not None) == (pool in ("mean", "grid2"))
+    same = here.spliced(samples, T, lambda x: x.clone())
+    assert torch.equal(same.errors, baseline.untouched) and same.fvu == (0.0, 0.0)
+    for column, t in enumerate(T):
+        mean = here.spliced(samples, [t], lambda x, m=baseline.means[column]: m.expand_as(x))
+        assert torch.equal(mean.errors[:, 0], baseline.ablated[:, column])
+        assert mean.fvu == pytest.approx((1.0,), rel=1e-5)
+        assert not torch.equal(baseline.ablated[:, column], baseline.untouched[:, column])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path, prediction):
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+    path = tiny_sd if prediction == "epsilon" else sd_unet.tiny(tmp_path / "v", prediction=prediction)
+    here = open_network(path, "mid_block", "none", draws=2)
+    assert here.target == prediction
+    found = here.spliced(samples, T, lambda x: 0.5 * x)
+    untouched = here.baseline(samples, T).untouched
+    pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+
+    def error(row, t, draw):
+        clean = samples.latents[row : row + 1]
+        noise = noise_for(3, KEYS[row], draw, tuple(clean.shape[1:]))[None]
+        step = torch.tensor([t])
+        target = noise if prediction == "epsilon" else scheduler.get_velocity(clean, noise, step)
+        states, _ = pipeline.encode_prompt(samples.told[row], "cpu", 1, do_classifier_free_guidance=False)
+        with torch.no_grad():
+            predicted = pipeline.unet(scheduler.add_noise(clean, noise, step), t, states).sample
+        return float((predicted - target).square().mean())
+
+    def all_errors():
+        return torch.tensor([[(error(row, t, 0) + error(row, t, 1)) / 2 for t in T] for row in range(3)]).double()
+
+    torch.testing.assert_close(untouched, all_errors(), rtol=1e-4, atol=1e-6)
+    pipeline.unet.mid_block.register_forward_hook(lambda module, args, output: 0.5 * output)
+    torch.testing.assert_close(found.errors, all_errors(), rtol=1e-4, atol=1e-6)
+
+
+def test_order_and_batch_size_do_not_matter(tiny_sd, network, samples):
+    def measure(here, samples, timesteps):
+        baseline = here.baseline(samples, timesteps)
+        spliced = here.spliced(samples, timesteps, lambda x: 0.8 * x + 0.1)
+        return torch.stack([baseline.untouched, baseline.ablated, baseline.cleared, spliced.errors]), spliced.fvu
+
+    whole, fvu = measure(network(), samples, T)
+    flipped = HeldOut(samples.latents.flip(0), samples.keys[::-1], samples.told[::-1])
+    alone, alone_fvu = measure(open_network(tiny_sd, "mid_block", "mean", rows=1), flipped, T[::-1])
+    torch.testing.assert_close(alone.flip(1, 2), whole, rtol=1e-4, atol=1e-6)
+    assert alone_fvu[::-1] == pytest.approx(fvu, rel=1e-4)
+
+
+def test_every_sample_is_counted_once_a_pass(network, samples):
+    seen = []
+    network().baseline(samples, T, seen.append)
+    network().spliced(samples, T, lambda x: x, seen.append)
+    assert sum(seen) == (3 + 1) * len(T) * len(samples)
+
+
+def test_reconstructions_that_are_none_are_refused(network, samples):
+    with pytest.raises(ConfigError, match=r"features of shape \(3, 32\) were reconstructed as \(3, 31\)"):
+        network().spliced(samples, T, lambda x: x[:, 1:])
+    with pytest.raises(NonFinite, match="reconstruction of tap 'mid_block' holds NaN"):
+        network().spliced(samples, T, lambda x: x / 0)
+    with pytest.raises(BadTimestep, match="t=1000 outside"):
+        network().spliced(samples, [1000], lambda x: x)
+    with pytest.raises(BadTimestep, match="t=-1 outside"):
+        network().baseline(samples, [-1])
+
+
+def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
+    with pytest.raises(ConfigError, match="a maximum cannot be put back"):
+        open_network(tiny_sd, "mid_block", "max")
+    with pytest.raises(ConfigError, match="no denoising error"):
+        open_network(tiny_sd, "mid_block", "mean", clean_input=True)
+    with pytest.raises(WeightsMismatch, match="predicts 'sample'"):
+        open_network(sd_unet.tiny(tmp_path / "x0", prediction="sample"), "mid_block", "mean")
+    with pytest.raises(WeightsMismatch, match="'pixels' is a pixels, not a StableDiffusionPipeline"):
+        SplicedError(make_plan("pixels", taps=["pixels"], timesteps=[0]), "pixels")
