@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, T5Text, load_clip_text, load_t5_text
+from diffprobe.backbones.condition import (
+    TEXT_CONDITIONS,
+    ClipText,
+    T5Text,
+    TokenizedText,
+    load_clip_text,
+    load_t5_text,
+)
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
@@ -169,8 +176,10 @@ class Sd3(TextTransformer):
             pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
             return {"encoder_hidden_states": torch.cat(tokens, dim=1), "pooled_projections": pooled}
 
-        texts = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
-        super().__init__(denoiser, vae, texts if t5 is None else {**texts, "text_encoder_3": t5}, encode)
+        texts: dict[str, TokenizedText] = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
+        if t5 is not None:
+            texts["text_encoder_3"] = t5
+        super().__init__(denoiser, vae, texts, encode)
 
     def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
         """Run the transformer once."""
@@ -197,7 +206,8 @@ def tiny(path: Path | str, *, seed: int = 0, t5: bool = True, clip_tokens: int =
     """
     import diffusers
 
-    path, parts = Path(path), {}
+    path = Path(path)
+    parts: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = diffusers.SD3Transformer2DModel(
