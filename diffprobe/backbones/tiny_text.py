@@ -47,6 +47,7 @@ def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = 
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    pooled: dict[str, Any] = {} if projection is None else {"projection_dim": projection}
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -57,6 +58,6 @@ def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = 
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **({} if projection is None else {"projection_dim": projection}),
+        **pooled,
     )
     return CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +235,7 @@ def digest_part(folder: Path, *, weights: bool = True, source: Path | None = Non
     Large files are hashed once a process, remembered by path, size and time of change.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    content = {
+    content: dict[str, Any] = {
         "config": {
             key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"
         }
