@@ -4,8 +4,9 @@ Owns the pass over the shards. The bytes are writer.py's, kept latents are laten
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.latents import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
-from diffprobe.features.progress import Bar, MakeBar, Tell, make_bar, rate
+from diffprobe.features.progress import Bar, MakeBar, Tell, make_bar, make_side_bar, rate
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 from diffprobe.features.space import Need, check_space, features_need, folder_bytes, latents_need, size
@@ -22,6 +23,8 @@ from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
+
+Batch = TypeVar("Batch", ImageBatch, ExtractedBatch)
 
 
 def extract(
@@ -101,11 +104,19 @@ def _extract(
     n, started = sum(shard.n for shard in pending), time.monotonic()
     with make_bar(n, progress) as bar:
         for shard in pending:
+            if latents is not None and latents.missing([shard]):
+                _encode(request, latents, shard, progress)
             batches, left_out = _shard_features(request, latents, shard)
             writer.write(shard, _watched(batches, bar), left_out=left_out)
             bar.update(len(left_out))
     written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
     tell(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
+
+
+def _encode(request: Request, latents: LatentCache, shard: ShardEntry, progress: bool | MakeBar) -> None:
+    loader = shard_loader(request, shard)
+    with make_side_bar(shard.n, progress, "encode") as bar:
+        latents.fill(shard, _watched(loader, bar), loader.skipped, request.extractor)
 
 
 def _shard_features(
@@ -115,9 +126,6 @@ def _shard_features(
     if latents is None:
         loader = shard_loader(request, shard)
         return shard_batches(request, loader), loader.skipped
-    if latents.missing([shard]):
-        loader = shard_loader(request, shard)
-        latents.fill(shard, loader, loader.skipped, request.extractor)
     items = latents.batches(shard, request.data.batch_size)
     return (_from_latents(request, item) for item in items), latents.left_out(shard)
 
@@ -188,7 +196,7 @@ def _served(request: Request) -> Path | None:
     return store.path
 
 
-def _watched(batches: Iterator[ExtractedBatch], bar: Bar) -> Iterator[ExtractedBatch]:
-    for item in batches:
-        yield item
-        bar.update(len(item.batch))
+def _watched(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        bar.update(len(batch))

@@ -22,13 +22,23 @@ Tell = Callable[[str], object]
 def make_bar(n: int, progress: bool | MakeBar) -> AbstractContextManager[Bar]:
     """Make the bar of an extraction: images done of those to come, images a second, the time left.
 
-    It counts what this process has still to do; what an earlier run left complete is in no number.
+    It counts what this process has still to do; what an earlier run left complete is in no number. The time left rests
+    on the mean speed so far: shards may differ, and a cache of latents is filled a shard at a time.
     """
     if callable(progress):
         return progress(n)
     from tqdm import tqdm
 
-    bar: Any = tqdm(total=n, unit="image", desc="extract", disable=not progress, dynamic_ncols=True, smoothing=0.1)
+    bar: Any = tqdm(total=n, unit="image", desc="extract", disable=not progress, dynamic_ncols=True, smoothing=0)
+    return bar  # type: ignore[no-any-return]
+
+
+def make_side_bar(n: int, progress: bool | MakeBar, name: str) -> AbstractContextManager[Bar]:
+    """Make a bar for a step before images count as done; it goes when it is full. Silent beside a bar of one's own."""
+    from tqdm import tqdm
+
+    shown = progress is True
+    bar: Any = tqdm(total=n, unit="image", desc=name, disable=not shown, dynamic_ncols=True, smoothing=0, leave=False)
     return bar  # type: ignore[no-any-return]
 
 

@@ -40,6 +40,9 @@ class ExtractedBatch:
     batch: FeatureBatch
     captions: list[str]
 
+    def __len__(self) -> int:
+        return len(self.batch)
+
 
 class StoreWriter:
     """Fills the store of one manifest below `root`, shard by shard.

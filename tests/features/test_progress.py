@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from diffprobe.features.progress import make_bar, rate
+from diffprobe.features.progress import make_bar, make_side_bar, rate
 
 
 def test_a_bar_of_ones_own_is_told_the_number_of_images():
@@ -29,6 +29,15 @@ def test_no_bar_is_silent(capsys):
     with make_bar(4, False) as bar:
         bar.update(4)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_side_bar_goes_when_it_is_full_and_stands_beside_no_bar_of_ones_own(capsys):
+    for progress in (True, False, lambda n: None):
+        with make_side_bar(4, progress, "encode") as bar:
+            bar.update(4)
+        shown = capsys.readouterr().err
+        assert ("encode" in shown) == (progress is True)
+        assert "\n" not in shown
 
 
 def test_a_rate_over_no_time_is_a_number():
