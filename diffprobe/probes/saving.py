@@ -1,5 +1,6 @@
 """Probes at rest: a folder with `probe.json` (header and settings) and `probe.safetensors`. Nothing is pickled."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffprobe.core.artifact import read_json, write_artifact
+from diffprobe.core.artifact import HEADER, read_json, write_artifact
 from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import SchemaError
+from diffprobe.core.errors import SchemaError, WeightsMissing
 
 SETTINGS, TENSORS = "probe.json", "probe.safetensors"
 
@@ -35,6 +36,17 @@ def save_probe(
     body = {"settings": dict(settings)}
     write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})
     return folder
+
+
+def kind_of(folder: Path | str) -> str:
+    """Return what the probe in a folder is, for example "probe/sae/topk". Raises: WeightsMissing, SchemaError."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise WeightsMissing(f"'{folder}' holds no saved probe.", f"looked for: {SETTINGS}")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SchemaError(f"'{path}' is not the settings file of a probe: {error!r}.") from error
 
 
 def load_probe(folder: Path | str, *, kind: str, schema_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,4 +1,22 @@
-"""Sparse autoencoders: one file a variant; the file's name is `probe.name`."""
+"""Sparse autoencoders: one file a variant over base.py; the file's name is `probe.name`.
 
-SHARED = ("sparse_step",)
+`KSAE.from_pretrained(folder)` reads any of them.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffprobe.probes.sae.base import KSAE
+
+__all__ = ["KSAE"]
+
+SHARED = ("base", "contract", "hub", "interchange", "sparse_step", "start")
 """Files of this folder that are no variants: what the variants share."""
+
+
+def __getattr__(name: str) -> Any:  # torch is loaded when an autoencoder is asked for, not when variants are listed
+    if name == "KSAE":
+        from diffprobe.probes.sae.base import KSAE
+
+        return KSAE
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

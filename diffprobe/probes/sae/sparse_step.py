@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Largest [rows, latents] buffer of `scan` by device type. Small enough on a CPU that its pages stay mapped and warm."""
+"""Largest [rows, latents] buffer of `scan` by device type; small on a CPU, so that its pages stay warm."""
 
 
 class Top(NamedTuple):
@@ -50,7 +50,7 @@ def encoder_chunks(
     *,
     chunk_bytes: int | None = None,
 ) -> Iterator[tuple[slice, Float[Tensor, "rows n_latents"]]]:
-    """Yield the pre-activations of some rows at a time. All chunks share one buffer: use one before asking for the next.
+    """Yield the pre-activations of some rows at a time, in one buffer: use a chunk before asking for the next.
 
     Under autocast the product is computed in the lower precision; the weights themselves stay as they are.
 
@@ -97,6 +97,29 @@ def scan(
             values, indices = h.index_select(1, among).topk(k_among, dim=1)
             second.values[part], second.indices[part] = values.to(dtype), among[indices]
     return first, second
+
+
+@torch.no_grad()
+def scan_above(
+    centred: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "n_latents d_in"],
+    b_enc: Float[Tensor, " n_latents"],
+    threshold: Float[Tensor, ""] | Float[Tensor, " n_latents"],
+    *,
+    chunk_bytes: int | None = None,
+) -> Top:
+    """Encode and keep what lies above a threshold >= 0. As wide as the fullest row; others end with zeros."""
+    parts = []
+    for _, h in encoder_chunks(centred, W_enc, b_enc, chunk_bytes=chunk_bytes):
+        above = h > threshold
+        width = max(1, int(above.sum(1).max()))
+        values, indices = h.masked_fill_(~above, 0).topk(width, dim=1)
+        parts.append(Top(values.to(W_enc.dtype), indices))
+    width = max((part.values.shape[1] for part in parts), default=1)
+    if not parts:
+        return Top(centred.new_zeros(0, 1), torch.zeros(0, 1, dtype=torch.int64, device=centred.device))
+    padded = [[F.pad(t, (0, width - t.shape[1])) for t in part] for part in parts]
+    return Top(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
 
 
 def rows_to_bags(

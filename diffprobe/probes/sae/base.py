@@ -1,0 +1,252 @@
+"""What all sparse autoencoders share: the parameters, the start, the training step over a selection, the files.
+
+A variant says which latents of a batch are kept (`pick`, `encode`) and what the loss weighs. What a Trainer adds
+(schedules, dead-latent counters, metrics) is in training/sae.py.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.core.catalog import Catalog
+from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
+from diffprobe.probes.sae.contract import ALONE, Code, Config, Joint, Picked, StepOutput
+from diffprobe.probes.sae.sparse_step import Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.start import blend_datapoints, geometric_median
+from diffprobe.probes.saving import kind_of, load_probe, save_probe
+
+KIND, SCHEMA_VERSION = "probe/sae/", 2
+
+
+class KSAE(nn.Module):
+    """Base of the sparse autoencoders: x_hat = (W_dec^T select(W_enc (s x - b_pre) + b_enc) + b_pre) / s.
+
+    W_enc and W_dec hold a row a latent; decoder rows have unit norm; W_enc starts as a copy of W_dec. The scale s and
+    b_pre come from the training set (`initialise`): scaled features have d_in as expected squared distance from their
+    mean. s is stored with the weights.
+
+    Args:
+        config: the variant's settings.
+        d_in: width of the features.
+        seed: of the random directions.
+
+    Raises: ConfigError if k exceeds the number of latents.
+    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; the pre-bias starts at the data's mean.
+    """
+
+    variant: ClassVar[str]
+    relu: ClassVar[bool] = True
+    """Whether negative pre-activations count as 0."""
+    main_level: ClassVar[int] = 0
+    """The level of the reconstruction that is the autoencoder's own."""
+    scale: Tensor
+    initialised: Tensor
+
+    def __init__(self, config: Config, d_in: int, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.d_in, self.seed = config, d_in, seed
+        self.n_latents, self.k = config.n_latents or config.expansion * d_in, config.k
+        if self.k > self.n_latents:
+            raise ConfigError(
+                f"k = {self.k} must lie in 1..n_latents, and n_latents is {self.n_latents} (d_in {d_in})."
+            )
+        self.k_aux = config.k_aux or max(d_in // 2, 1)
+        generator = torch.Generator().manual_seed(seed)
+        rows = F.normalize(torch.randn(self.n_latents, d_in, generator=generator), dim=1)
+        self.W_dec = nn.Parameter(rows)
+        self.W_enc = nn.Parameter(rows.clone())  # a copy: tied at the start, free afterwards
+        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.b_pre = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def level_weights(self) -> tuple[float, ...]:
+        """Weight of each level of the reconstruction in the loss."""
+        return (1.0,)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether `initialise` wants samples beside mean and variance."""
+        return self.config.pre_bias == "geometric_median" or self.config.datapoint_blend > 0
+
+    @torch.no_grad()
+    def initialise(
+        self,
+        mean: Float[Tensor, " d_in"],
+        variance: Float[Tensor, " d_in"],
+        rows: Float[Tensor, "samples d_in"] | None = None,
+    ) -> None:
+        """Set scale, pre-bias and dictionary from the training set's mean and variance (float64 sums, divisor n).
+
+        Args:
+            rows: samples, in the unit of the features; see `needs_rows`.
+
+        Raises: ConfigError if the features are constant, or if rows are needed and none are given.
+        """
+        total = float(variance.sum())
+        if not total > 0:
+            raise ConfigError("the training features are constant: there is nothing for an autoencoder to explain.")
+        if self.needs_rows and (rows is None or rows.shape[0] == 0):
+            raise ConfigError(f"probe '{self.variant}' with these settings starts from samples, and none were given.")
+        scale, config = (self.d_in / total) ** 0.5, self.config
+        self.scale.fill_(scale)
+        centre = geometric_median(rows) if config.pre_bias == "geometric_median" and rows is not None else mean
+        self.b_pre.copy_(centre * scale)
+        if config.datapoint_blend > 0 and rows is not None:
+            centred = rows * self.scale - self.b_pre
+            self.W_dec.copy_(blend_datapoints(self.W_dec, centred, config.datapoint_blend, seed=self.seed))
+            self.W_enc.copy_(self.W_dec)
+        self.initialised.fill_(True)
+
+    def scaled(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return features in the autoencoder's own unit and precision. Raises: ConfigError for another width."""
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ConfigError(
+                f"features of shape {tuple(x.shape)} do not fit an autoencoder of width {self.d_in}.",
+                f"allowed: [batch, {self.d_in}]",
+            )
+        return x.to(self.W_enc.dtype) * self.scale
+
+    def preactivations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
+        """Return the encoder's dense output before selection and ReLU; differentiable."""
+        return F.linear(self.scaled(x) - self.b_pre, self.W_enc, self.b_enc)
+
+    def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:
+        """Return the sparse code of features, in their own unit. No gradient passes: `step` is for training."""
+        raise NotImplementedError
+
+    def pick(
+        self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, joint: Joint
+    ) -> tuple[Picked, Top | None]:
+        """Select in a training batch, and the k_among largest of the latents in `among`, from one encoder pass."""
+        raise NotImplementedError
+
+    def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
+        """Return the weighted sum of decoder rows: scaled, without the pre-bias."""
+        weights = code.values.to(self.W_dec.dtype)
+        return F.embedding_bag(code.indices, self.W_dec, per_sample_weights=weights, mode="sum")
+
+    def decode(self, code: Code) -> Float[Tensor, "batch d_in"]:
+        """Return the reconstruction in the unit of the features."""
+        return (self.decode_scaled(code) + self.b_pre) / self.scale
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> tuple[Float[Tensor, "batch d_in"], Code]:
+        """Return reconstruction and code."""
+        code = self.encode(x)
+        return self.decode(code), code
+
+    def step(
+        self, x: Float[Tensor, "batch d_in"], *, dead: Bool[Tensor, " n_latents"] | None = None, joint: Joint = ALONE
+    ) -> StepOutput:
+        """Compute the loss of a batch. Its gradients are those of the dense computation; only selected latents cost.
+
+        reconstruction = mean |s (x - x_hat)|^2 / d_in, where d_in is the scaled training set's variance, so that it is
+        the fvu in expectation, and the mean over processes is the value of the joint batch.
+
+        Args:
+            dead: latents that AuxK revives: they explain the detached residual, without the pre-bias that x_hat holds.
+            joint: how the processes of a joint batch agree.
+        """
+        x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
+        among, k_among = self._sleeping(dead)
+        picked, revived = self.pick((x - self.b_pre).detach(), among=among, k_among=k_among, joint=joint)
+        bags = [rows_to_bags(*picked.top, picked.part, levels)]
+        if revived is not None:
+            bags.append(rows_to_bags(*revived, torch.zeros_like(revived.indices), 1))
+        weights = (self.b_pre, self.W_enc, self.b_enc, self.W_dec)
+        decoded, _ = sparse_step(x, *weights, join(bags), relu=self.relu)
+        parts = decoded[: n * levels].view(n, levels, self.d_in)
+        hats = (parts.cumsum(1) if levels > 1 else parts) + self.b_pre
+        guess = decoded[n * levels :] if revived is not None else None
+        values = picked.top.values.relu() if self.relu else picked.top.values
+        kept = (picked.part >= 0) & (picked.part <= self.main_level)
+        return self.finish(x, hats, guess, _trim(values * kept, picked.top.indices, kept), joint)
+
+    def finish(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        hats: Float[Tensor, "batch levels d_in"],
+        guess: Float[Tensor, "batch d_in"] | None,
+        code: Code,
+        joint: Joint,
+    ) -> StepOutput:
+        """Assemble the loss from scaled features, reconstructions, and what the dead latents make of the residual."""
+        n = max(x.shape[0], 1)
+        residual = x[:, None] - hats
+        losses = residual.square().sum((0, 2)) / n / self.variance_of(x, joint)
+        main, aux = self.main_level, x.new_zeros(())
+        if guess is not None:
+            target = residual[:, main].detach()
+            energy = joint.mean(target.square().sum() / n).clamp(min=1e-12)
+            aux = (target - guess).square().sum() / n / energy
+        loss = self.config.aux_weight * aux
+        for weight, level in zip(self.level_weights, losses, strict=True):
+            loss = loss + weight * level
+        others = {f"level_{i}": losses[i].detach() for i in range(len(losses)) if i != main}
+        return StepOutput(loss, losses[main], aux, hats[:, main] / self.scale, code, others)
+
+    def variance_of(self, x: Float[Tensor, "batch d_in"], joint: Joint) -> Tensor | float:
+        """Return what the squared error is divided by: the variance of the scaled training set."""
+        return float(self.d_in)
+
+    def _sleeping(self, dead: Tensor | None) -> tuple[Tensor | None, int]:
+        if dead is None or self.config.aux_weight == 0:
+            return None, 0
+        among = dead.nonzero().squeeze(1)
+        return (among, min(self.k_aux, among.numel())) if among.numel() else (None, 0)
+
+    def begin_step(self) -> None:
+        """Prepare the weights for a training step. Call before `step`."""
+
+    @torch.no_grad()
+    def remove_parallel_gradient(self) -> None:
+        """Take from the decoder's gradient what would only change the norm of a row. Call before the optimiser."""
+        gradient = self.W_dec.grad
+        if gradient is not None:
+            gradient.addcmul_(self.W_dec, torch.linalg.vecdot(gradient, self.W_dec)[:, None], value=-1)
+
+    def end_step(self) -> None:
+        """Give every decoder row unit norm. Call after the optimiser, so that what is saved has it too."""
+        self.normalise_decoder()
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Give every decoder row unit norm."""
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_(min=1e-12))
+
+    def save_pretrained(self, folder: Path | str, *, cell: str | None = None) -> Path:
+        """Write the weights and settings to a folder (safetensors and JSON)."""
+        settings: dict[str, Any] = {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
+        kind, tensors = KIND + self.variant, self.state_dict()
+        return save_probe(folder, kind=kind, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> "KSAE":
+        """Read what `save_pretrained` wrote: any variant from `KSAE`, its own from a variant's class.
+
+        Raises: WeightsMissing, SchemaError, WeightsMismatch.
+        """
+        kind = kind_of(folder)
+        wanted = KIND + getattr(cls, "variant", kind.removeprefix(KIND))
+        if not kind.startswith(KIND) or kind != wanted:
+            raise SchemaError(f"'{folder}' holds a '{kind}', expected '{wanted if cls is not KSAE else KIND + '...'}'.")
+        settings, tensors = load_probe(folder, kind=kind, schema_version=SCHEMA_VERSION)
+        module = Catalog("diffprobe.probes.sae", "sparse autoencoder").load(kind.removeprefix(KIND))
+        sae: KSAE = module.make(parse(module.Config, settings["config"], at="config"), settings["d_in"], seed=0)
+        try:
+            sae.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsMismatch(f"the weights in '{folder}' do not fit their settings.", str(error)) from error
+        return sae
+
+
+def _trim(values: Tensor, indices: Tensor, kept: Tensor) -> Code:
+    """Cut the columns in which no sample has anything; rows are sorted, so what is kept comes first."""
+    width = max(1, int(kept.sum(1).max())) if kept.numel() else 1
+    return Code(values[:, :width].detach(), indices[:, :width])

@@ -1,0 +1,63 @@
+"""Matryoshka: nested dictionaries; the first latents alone have to reconstruct too, so that they stay general."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.probes.sae import batch_topk, contract
+from diffprobe.probes.sae.contract import Joint, Picked
+from diffprobe.probes.sae.sparse_step import Top
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(batch_topk.Config):
+    """Keys of `probe=matryoshka`, below `probe.params`."""
+
+    prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0)
+    """Sizes of the nested dictionaries as shares of all latents, rising to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rising = all(one < two for one, two in pairwise((0.0, *self.prefixes)))
+        if not self.prefixes or not rising or self.prefixes[-1] != 1:
+            raise ConfigError(f"prefixes = {self.prefixes} must rise from above 0 to exactly 1.")
+
+
+class Matryoshka(batch_topk.BatchTopK):
+    """BatchTopK whose loss is the mean over nested dictionaries; one selection and one sort serve them all.
+
+    Source: Bussmann et al. 2025, "Learning multi-level features with Matryoshka sparse autoencoders"; the shares are
+    theirs.
+    """
+
+    variant = "matryoshka"
+    config: Config
+
+    def __init__(self, config: contract.Config, d_in: int, *, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed=seed)
+        self.sizes = [max(1, round(share * self.n_latents)) for share in self.config.prefixes]
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ConfigError(
+                f"prefixes = {self.config.prefixes} of {self.n_latents} latents give {self.sizes}: two equal."
+            )
+        self.main_level = len(self.sizes) - 1  # type: ignore[misc]  # one a variant elsewhere, here of the settings
+
+    @property
+    def level_weights(self) -> tuple[float, ...]:
+        """The same weight for each dictionary; they add up to 1."""
+        return (1 / len(self.sizes),) * len(self.sizes)
+
+    def pick(self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Joint) -> tuple[Picked, Top | None]:
+        """Select as BatchTopK does and say to which dictionary each latent is new."""
+        picked, revived = super().pick(centred, among=among, k_among=k_among, joint=joint)
+        ends = torch.tensor(self.sizes[:-1], device=centred.device)
+        group = torch.bucketize(picked.top.indices.contiguous(), ends, right=True)
+        return Picked(picked.top, torch.where(picked.part < 0, -1, group)), revived
+
+
+def make(config: Config, d_in: int, *, seed: int) -> Matryoshka:
+    """Make the autoencoder that `config` describes for features of width `d_in`."""
+    return Matryoshka(config, d_in, seed=seed)

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.probes.sae import topk
+from diffprobe.probes.sae.contract import ALONE
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("k", 0, "k = 0 of probe 'topk' must be at least 1"),
+        ("n_latents", 0, "at least 1"),
+        ("warmup_steps", 0, "at least 1"),
+        ("aux_weight", -1.0, "not be negative"),
+        ("datapoint_blend", 1.5, r"must lie in 0\.\.1"),
+        ("learning_rate", 0.0, "more than 0"),
+        ("multi_k_weight", -0.1, "not be negative"),
+    ],
+)
+def test_settings_out_of_range(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        topk.Config(**{key: value})
+
+
+def test_one_process_agrees_with_itself():
+    assert ALONE.size == 1 and ALONE.mean(torch.tensor(3.0)) == 3 and ALONE.gather(torch.ones(2)).numel() == 2

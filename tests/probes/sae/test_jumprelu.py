@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.probes.sae.jumprelu import Config
+
+
+def test_what_lies_above_a_threshold_passes_as_it_is(make_sae, x):
+    sae = make_sae("jumprelu")
+    sae.log_threshold.data += torch.linspace(-0.5, 0.5, 48)
+    values, indices = sae.encode(x)
+    h = sae.preactivations(x).detach()
+    dense = torch.zeros_like(h).scatter(1, indices, values)
+    torch.testing.assert_close(dense, h * (h > sae.threshold))
+    assert (values > 0).sum(1).unique().numel() > 1
+
+
+def test_training_starts_with_k_latents_on_average(make_sae, x):
+    out = make_sae("jumprelu", k=4).step(x)
+    assert (out.code.values > 0).sum() / 200 == pytest.approx(4, abs=0.1)
+
+
+def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
+    sae = make_sae("jumprelu", l0_weight=0.05, bandwidth=0.4)
+    out = sae.step(x)
+    (got,) = torch.autograd.grad(out.loss, [sae.log_threshold])
+    h, threshold = sae.preactivations(x).detach(), sae.threshold.detach()
+    near = ((h - threshold).abs() < 0.2) / 0.4
+    residual = x * sae.scale - ((h * (h > threshold)) @ sae.W_dec + sae.b_pre)
+    to_activation = -2 * (residual @ sae.W_dec.T) / 12 / 200
+    by_hand = (to_activation * -threshold * near).sum(0) - 0.05 / 200 * near.sum(0)
+    torch.testing.assert_close(
+        got, (by_hand * threshold).detach(), rtol=1e-4, atol=1e-6
+    )  # d threshold = threshold d log
+
+
+def test_a_higher_price_leaves_fewer_latents(make_sae, x):
+    def l0(price):
+        sae = make_sae("jumprelu", l0_weight=price, bandwidth=0.5)
+        optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
+        for _ in range(60):
+            optimizer.zero_grad()
+            sae.step(x).loss.backward()
+            sae.remove_parallel_gradient()
+            optimizer.step()
+            sae.end_step()
+        return float((sae.encode(x).values > 0).sum() / 200)
+
+    assert l0(0.1) < 0.7 * l0(0.0)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ConfigError, match="bandwidth"):
+        Config(bandwidth=0.0)
+    with pytest.raises(ConfigError, match="l0_weight"):
+        Config(l0_weight=-1.0)
