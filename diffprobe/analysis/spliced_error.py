@@ -19,7 +19,8 @@ from diffprobe.analysis.splice import Splice, replaced
 from diffprobe.backbones.base import DTYPES, LoadOptions, Told
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.plan import Plan
-from diffprobe.core.errors import ConfigError, NonFinite, WeightsMismatch
+from diffprobe.backbones.pool import pooled_width
+from diffprobe.core.errors import ConfigError, NonFinite, UnknownTap, WeightsMismatch, unknown
 from diffprobe.core.rng import noise_for
 from diffprobe.core.shapes import FeatureMap, Images
 from diffprobe.metrics.fvu import Fvu
@@ -85,12 +86,12 @@ class SplicedError:
     precision. The error is that of the model's own target, epsilon or v.
 
     Args:
-        plan: backbone, pooling, seed and draws; its taps and timesteps do not matter.
-        tap: module path whose output is replaced.
+        plan: backbone, pooling, seed and draws; its timesteps do not matter.
+        tap: which of its taps is replaced.
         device: torch device; `auto` takes the accelerator if there is one.
         rows: samples a pass; None bounds them by memory.
-    Raises: WeightsMismatch for another pipeline, or a target that is not known; ConfigError for a pooling that cannot
-        be put back, or a backbone that is given clean images and so denoises nothing.
+    Raises: UnknownTap; WeightsMismatch for another pipeline, or a target that is not known; ConfigError for a pooling
+        that cannot be put back, or a backbone that is given clean images and so denoises nothing.
     """
 
     def __init__(self, plan: Plan, tap: str, *, device: torch.device | str = "auto", rows: int | None = None) -> None:
@@ -99,6 +100,11 @@ class SplicedError:
         self.target = _target(plan)
         if plan.schedule is not plan.outline.schedule:
             raise ConfigError("clean_input=true: a backbone that sees clean images has no denoising error.")
+        taps = {info.path: info for info in plan.taps}
+        if tap not in taps:
+            raise unknown("tap of the plan", tap, taps, UnknownTap)
+        self.splice.check_size(tap, taps[tap].size)
+        self.d_in = pooled_width(plan.pool, taps[tap].channels)
         _, height, width = plan.outline.latent_shape
         self.rows = rows or max(1, min(_ROWS, _PLACES // (height * width)))
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed)
@@ -122,16 +128,15 @@ class SplicedError:
         self.plan.schedule.check(timesteps, self.plan.checkpoint.name)
         untouched, ablated, cleared, means = [], [], [], []
         for t in timesteps:
-            total, count = 0.0, 0
+            total, count = torch.zeros(self.d_in, dtype=torch.float64, device=self.device), [0]
 
-            def add_up(x: FeatureMap) -> None:
-                nonlocal total, count
+            def add_up(x: FeatureMap, total: Tensor = total, count: list[int] = count) -> None:
                 features = self.splice.read(x)
-                self.splice.check_size(self.tap, (x.shape[2], x.shape[3]))
-                total, count = total + features.double().sum(0), count + len(features)
+                total += features.double().sum(0)
+                count[0] += len(features)
 
             untouched.append(self._errors(samples, t, add_up, tick))
-            mean = (total / count).float()  # type: ignore[attr-defined]
+            mean = (total / count[0]).float()
             means.append(mean)
             ablated.append(self._errors(samples, t, self._put(lambda x, m=mean: m.expand_as(x)), tick))
             if self.splice.is_pooled:
@@ -154,17 +159,15 @@ class SplicedError:
         self.plan.schedule.check(timesteps, self.plan.checkpoint.name)
         errors, fvus = [], []
         for t in timesteps:
-            metric: Fvu | None = None
+            metric = Fvu(self.d_in).to(self.device)
 
-            def through(x: Tensor) -> Tensor:
-                nonlocal metric
+            def through(x: Tensor, metric: Fvu = metric) -> Tensor:
                 x_hat = self._reconstruct(reconstruct, x)
-                metric = metric or Fvu(x.shape[1]).to(x.device)
                 metric.update(x, x_hat)
                 return x_hat
 
             errors.append(self._errors(samples, t, self._put(through), tick))
-            fvus.append(float(metric.compute()))  # type: ignore[attr-defined]
+            fvus.append(float(metric.compute()))
         return Spliced(errors=torch.stack(errors, 1), fvu=tuple(fvus))
 
     def _reconstruct(self, reconstruct: Reconstruct, x: Tensor) -> Tensor:

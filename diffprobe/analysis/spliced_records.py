@@ -50,8 +50,8 @@ def spliced_records(baseline: Baseline, spliced: Spliced, about: Described) -> l
 
     For each timestep `delta_mse`, `recovered` and `fvu`, in the cell of that timestep; over all of them, under the
     autoencoder's own cell, `delta_mse_overall` and `recovered_overall`, errors averaged over timesteps first. Each but
-    `fvu` has a bootstrap interval over samples. Where mean ablation does not raise the error there is no `recovered`, and the
-    `delta_mse` beside it says so.
+    `fvu` has a bootstrap interval over samples. Where mean ablation does not raise the error there is no `recovered`,
+    and the `delta_mse` beside it says so.
 
     Raises: ConfigError with fewer than two clusters.
     """

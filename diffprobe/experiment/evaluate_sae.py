@@ -136,21 +136,16 @@ def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], pro
     from diffprobe.analysis.spliced_records import Described, spliced_records
     from diffprobe.probes.sae import KSAE
 
-    opened: dict[tuple[str, str, str, tuple[int, ...]], _Opened] = {}
+    opened: dict[tuple[Any, ...], _Opened] = {}
     metrics: list[MetricRecord] = []
     for name, folder in saes.items():
         sae = KSAE.from_pretrained(folder).eval().requires_grad_(False)
         cell = _cell_of(folder, trained.result)
         timesteps = config.timesteps or (cell.timestep,)
-        key = (cell.tap, cell.condition, cell.pool, timesteps)
+        key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
         if key not in opened:
-            opened[key] = _open(config, trained, cell, timesteps, progress)
+            opened[key] = _open(config, trained, cell, timesteps, sae.d_in, progress)
         here = opened[key]
-        if sae.d_in != here.d_in:
-            raise WeightsMismatch(
-                f"'{folder}' reconstructs features of width {sae.d_in}; tap '{cell.tap}' of"
-                f" '{trained.config.backbone.path}' gives {here.d_in}."
-            )
         sae.to(here.network.device)
         task = progress.add_task(f"{name}: reconstruction", total=len(here.samples) * len(timesteps))
         spliced = here.network.spliced(
@@ -179,13 +174,14 @@ class _Opened:
     """A network with a tap, the samples, and their errors without any autoencoder."""
 
     network: "SplicedError"
-    d_in: int
     samples: "HeldOut"
     clusters: list[Any]
     baseline: "Baseline"
 
 
-def _open(config: SaeEvaluation, trained: Trained, cell: "Cell", timesteps: tuple[int, ...], progress: Any) -> _Opened:
+def _open(
+    config: SaeEvaluation, trained: Trained, cell: "Cell", timesteps: tuple[int, ...], d_in: int, progress: Any
+) -> _Opened:
     from diffprobe.analysis.splice import Splice
     from diffprobe.analysis.spliced_error import SplicedError
     from diffprobe.backbones.quiet import quiet_libraries
@@ -203,6 +199,11 @@ def _open(config: SaeEvaluation, trained: Trained, cell: "Cell", timesteps: tupl
         )
     if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
         raise unknown("group_attribute", config.group_attribute, request.shard_set.attributes)
+    (width,) = set(request.plan.widths.values())
+    if d_in != width:
+        raise WeightsMismatch(
+            f"the autoencoder takes features of width {d_in}; tap '{cell.tap}' of '{backbone.path}' gives {width}."
+        )
     with quiet_libraries():
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
     split = config.split or trained.config.data.test_split
@@ -210,7 +211,7 @@ def _open(config: SaeEvaluation, trained: Trained, cell: "Cell", timesteps: tupl
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
     task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)
     baseline = network.baseline(samples, timesteps, lambda n: progress.advance(task, n))
-    return _Opened(network, next(iter(request.plan.widths.values())), samples, clusters, baseline)
+    return _Opened(network, samples, clusters, baseline)
 
 
 def _hold_out(

@@ -4,7 +4,7 @@ import torch
 from diffprobe.analysis.spliced_error import HeldOut, SplicedError
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.plan import make_plan
-from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite, WeightsMismatch
+from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite, UnknownTap, WeightsMismatch
 from diffprobe.core.rng import noise_for
 
 T = (20, 500)
@@ -115,6 +115,10 @@ def test_reconstructions_that_are_none_are_refused(network, samples):
 def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
     with pytest.raises(ConfigError, match="a maximum cannot be put back"):
         open_network(tiny_sd, "mid_block", "max")
+    with pytest.raises(ConfigError, match="do not fall into 3 x 3 equal parts"):
+        open_network(tiny_sd, "mid_block", "grid3")
+    with pytest.raises(UnknownTap, match="unknown tap of the plan 'mid_blocks'"):
+        SplicedError(make_plan(str(tiny_sd), taps=["mid_block"], timesteps=T), "mid_blocks")
     with pytest.raises(ConfigError, match="no denoising error"):
         open_network(tiny_sd, "mid_block", "mean", clean_input=True)
     with pytest.raises(WeightsMismatch, match="predicts 'sample'"):

@@ -140,7 +140,7 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
     build_index(tmp_path / "fewer", name="tiny", licence="CC0-1.0")
     with pytest.raises(SchemaError, match="not the shard set that the run was trained on"):
         evaluate(data=str(tmp_path / "fewer"))
-    with pytest.raises(WeightsMismatch, match="features of width 32; tap 'mid_block' of '.*' gives 16"):
+    with pytest.raises(WeightsMismatch, match="takes features of width 32; tap 'mid_block' of '.*' gives 16"):
         evaluate(backbone=str(sd_unet.tiny(tmp_path / "narrow", channels=(16, 16))))
 
 
