@@ -22,7 +22,8 @@ class Cell:
     """Address of one feature.
 
     Attributes:
-        tap: module path in the denoiser, never an alias: `mid_block`, `up_blocks.1`.
+        tap: module path in the denoiser, never an alias: `mid_block`, `up_blocks.1`; with its readout if it has one:
+            `up_blocks.1.attentions.0.transformer_blocks.0.attn2/probs`.
         timestep: position on the training grid, larger is noisier.
         condition: one of `CONDITIONS`.
         pool: one of `POOLS`, with a number for K or N.

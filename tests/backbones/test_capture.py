@@ -47,6 +47,15 @@ def test_a_trace_knows_shapes_order_and_cost(traced: object) -> None:
     assert traced.flops == sum(flops)
 
 
+def test_a_trace_tells_maps_from_tokens() -> None:
+    network = nn.ModuleDict({"conv": nn.Conv2d(3, 5, 1), "flat": nn.Flatten(2), "linear": nn.Linear(5, 6)})
+    found = trace(network, lambda n: n["linear"](n["flat"](n["conv"](torch.zeros(1, 3, 4, 4))).transpose(1, 2)), LAYOUT)
+    assert {path: (tap.form, tap.channels, tap.size) for path, tap in found.taps.items()} == {
+        "conv": ("map", 5, (4, 4)),
+        "linear": ("tokens", 6, (4, 4)),
+    }
+
+
 def test_only_what_runs_before_the_deepest_tap_is_needed(traced: object) -> None:
     assert traced.needed(["blocks.0"]) == {"blocks.0"}
     assert traced.needed(["blocks.1", "blocks.0"]) == {"blocks.0", "blocks.1", "act"}

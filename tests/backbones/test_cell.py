@@ -12,6 +12,11 @@ def test_a_name_read_back_is_the_cell(condition: str, pool: str) -> None:
     assert str(cell) == cell.name == f"up_blocks.1.attentions.0@t999:{condition}:{pool}"
 
 
+def test_a_readout_is_part_of_the_tap() -> None:
+    cell = Cell.parse("up_blocks.1.attentions.0.transformer_blocks.0.attn2/probs@t261")
+    assert cell.tap.endswith("attn2/probs") and Cell.parse(cell.name) == cell
+
+
 def test_condition_and_pooling_may_be_left_out() -> None:
     assert Cell.parse("mid_block@t100") == Cell("mid_block", 100)
     assert Cell.parse("mid_block@t100:caption") == Cell("mid_block", 100, "caption", "mean")

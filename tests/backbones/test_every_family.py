@@ -48,11 +48,12 @@ class Case:
         """Settings that all families take: every block at two timesteps."""
         last = self.survey.outline.schedule.n_timesteps - 1
         condition = {"condition": self.survey.outline.conditions[0]}
-        return {"taps": self.blocks, "timesteps": sorted({last // 3, last // 2}), **condition}
+        timesteps = sorted({last // 3, last // 2})
+        return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
 
     def load(self, **changes: Any) -> DiffusionFeatures:
         """Load it on the CPU; the same settings once."""
-        chosen = {**self.settings, "resolution": RESOLUTION, "device": "cpu", **changes}
+        chosen = {**self.settings, "device": "cpu", **changes}
         key = repr(sorted(chosen.items()))
         if key not in self.loaded:
             self.loaded[key] = DiffusionFeatures.from_pretrained(self.path, **chosen)
@@ -103,7 +104,9 @@ def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
     assert [tap.path for tap in case.survey.taps] == list(outline.blocks)
     shares = [tap.flop_share or 0.0 for tap in case.survey.taps]
     assert shares == sorted(shares) and 0 < shares[-1] <= 1
-    assert set(outline.aliases.values()) <= {tap.path for tap in survey(case.path, inner=True).taps}
+    assert set(outline.aliases.values()) <= {
+        tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps
+    }
     assert not any(p.device.type != "meta" for p in outline.denoiser.parameters())
 
 
@@ -156,7 +159,7 @@ def test_a_cut_backbone_lacks_what_comes_later_and_gives_the_same(case: Case, im
 
 
 def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
-    close(read(case.load(compile="aot_eager", rows=2), images), read(case.load(), images))
+    close(read(case.load(compile="eager", rows=2), images), read(case.load(), images))
 
 
 def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
@@ -204,7 +207,7 @@ def test_an_unknown_tap_is_told_what_there_is(case: Case) -> None:
 
 @pytest.mark.parametrize("readout", ["probs", "logits", "text"])
 def test_a_readout_where_there_is_none_is_refused(readout: str, case: Case) -> None:
-    places = [tap.path for tap in survey(case.path, inner=True).taps]
+    places = [tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps]
     if f"{case.blocks[0]}/{readout}" in places:
         return
     with pytest.raises(UnknownTap, match="no attention" if readout != "text" else "no text"):
@@ -221,6 +224,6 @@ def test_a_timestep_off_the_grid_is_refused(beyond: int, case: Case) -> None:
 def test_the_checkpoint_is_found_by_its_own_index(case: Case) -> None:
     if case.path != "pixels":
         assert (Path(case.path) / "model_index.json").is_file()
-    plan = make_plan(case.path, **case.settings, resolution=RESOLUTION)
+    plan = make_plan(case.path, **case.settings)
     assert plan.outline.family == case.name
-    assert plan.fingerprint == make_plan(case.path, **case.settings, resolution=RESOLUTION).fingerprint
+    assert plan.fingerprint == make_plan(case.path, **case.settings).fingerprint

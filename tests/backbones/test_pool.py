@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.backbones.pool import check_size, make_pool, pooled_width, token_places
+from diffprobe.backbones.pool import add_rows, check_size, make_pool, pooled_width, token_places
 from diffprobe.core.errors import ConfigError
 
 
@@ -48,6 +48,15 @@ def test_more_places_than_there_are_is_refused(pool: str) -> None:
     check_size("grid4", "mid_block", (4, 4))
     with pytest.raises(ConfigError, match="at most grid4, tokens16"):
         check_size(pool, "mid_block", (4, 4))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 12])
+def test_rows_that_come_round_are_summed_draw_by_draw(rows: int) -> None:
+    values = torch.arange(12.0)[:, None]  # three draws of four rows
+    total = torch.zeros(4, 1)
+    for start in range(0, 12, rows):
+        add_rows(total, values[start : start + rows], start)
+    assert total[:, 0].tolist() == [12.0, 15.0, 18.0, 21.0]
 
 
 def test_an_unknown_pooling_lists_the_known() -> None:
