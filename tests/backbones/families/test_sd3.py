@@ -46,7 +46,8 @@ def reference(plain_hooks: Callable, noisy_latents: Callable) -> Callable[..., d
     def run(folder: Path, images: Tensor, taps: list[str]) -> dict[str, Any]:
         from diffusers import StableDiffusion3Pipeline
 
-        pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
+        none = {} if (folder / "text_encoder_3").is_dir() else {"text_encoder_3": None, "tokenizer_3": None}
+        pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **none)
         text, _, pooled, _ = pipeline.encode_prompt(CAPTIONS, None, None, do_classifier_free_guidance=False)
         return plain_hooks(
             pipeline.transformer,
