@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import SchemaError
-from diffprobe.probes.saving import load_probe, save_probe
+from diffprobe.core.errors import SchemaError, WeightsMissing
+from diffprobe.probes.saving import SETTINGS, kind_of, load_probe, save_probe
 
 
 def test_round_trip_and_refusals(tmp_path):
@@ -16,3 +16,14 @@ def test_round_trip_and_refusals(tmp_path):
     (tmp_path / "probe.safetensors").write_bytes(b"broken")
     with pytest.raises(SchemaError, match="not the file that was saved"):
         load_probe(tmp_path, kind="probe/x", schema_version=1)
+
+
+def test_a_folder_says_what_it_holds(tmp_path):
+    with pytest.raises(WeightsMissing, match="no saved probe"):
+        kind_of(tmp_path)
+    save_probe(tmp_path, kind="probe/x", schema_version=1, settings={}, tensors={})
+    assert kind_of(tmp_path) == "probe/x"
+    for text in ("broken", "{}", "[]"):
+        (tmp_path / SETTINGS).write_text(text)
+        with pytest.raises(SchemaError, match="not the settings file of a probe"):
+            kind_of(tmp_path)

@@ -1,12 +1,18 @@
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from threading import Barrier
+
 import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import NonFinite
+from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.metrics.fvu import fvu
-from diffprobe.probes.sae.topk import KSAE, Config
+from diffprobe.probes.sae import KSAE
+from diffprobe.probes.sae.contract import ALONE, Joint
+from diffprobe.probes.sae.topk import Config
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae import ChosenRows, SparseAutoencoderModule, make_sae
 
 CELL = "mid_block@t10:empty:mean"
 
@@ -83,3 +89,57 @@ def test_nan_is_named_by_cell(toy, tmp_path):
 
     with pytest.raises(NonFinite, match=rf"cell '{CELL}' has NaN or infinity in 1 samples, the first is 'train/5'"):
         run(toy, tmp_path, source=Broken(cells=(CELL,)))
+
+
+def test_constant_features_are_named_by_cell(toy, tmp_path):
+    class Constant(toy):
+        def table(self, split):
+            table = super().table(split)
+            table.features[CELL][:] = 3.0
+            return table
+
+    with pytest.raises(ConfigError, match=f"cell '{CELL}': the training features are constant"):
+        run(toy, tmp_path, source=Constant(cells=(CELL,)))
+
+
+@pytest.mark.parametrize("variant", ["batch_topk", "matryoshka", "jumprelu", "revelio_released"])
+def test_every_variant_trains_and_comes_back_from_its_files(toy, tmp_path, variant):
+    probe = import_module(f"diffprobe.probes.sae.{variant}").Config(k=3, n_latents=64, warmup_steps=5)
+    module = run(toy, tmp_path, probe=probe, max_epochs=8)
+    record = next(record for record in module.records("test") if record.name == "fvu")
+    assert record.probe == variant and record.value < 1 and module.scores["test"]["l0"] > 0
+    back = KSAE.from_pretrained(module.save(tmp_path)[0])
+    x = toy().table("test").features[CELL]
+    assert type(back) is type(module.sae) and back(x)[0].equal(module.sae(x)[0])
+
+
+def test_a_config_names_its_variant():
+    assert make_sae(Config(k=2, n_latents=8), 4, seed=0).variant == "topk"
+
+
+def test_chosen_rows_depend_on_keys_and_seed_alone():
+    x, keys = torch.arange(14.0).view(7, 2), [f"sample/{i}" for i in range(7)]
+
+    def choose(rows, joint=ALONE, seed=0):
+        chosen = ChosenRows(5, seed=seed)
+        for row in rows:  # one at a time: batches play no part
+            chosen.update(x[row : row + 1], [keys[row]])
+        return chosen.compute(joint)
+
+    barrier, slots = Barrier(2), [x, x]
+
+    def process(rank):
+        def gather(values):
+            slots[rank] = values
+            barrier.wait()
+            together = torch.cat(slots)
+            barrier.wait()
+            return together
+
+        return choose(range(5) if rank else range(5, 7), Joint(gather=gather, size=2))  # unequal shares
+
+    whole = choose(range(7))
+    with ThreadPoolExecutor(2) as pool:
+        assert all(found.equal(whole) for found in pool.map(process, range(2)))
+    assert choose(reversed(range(7))).equal(whole) and not choose(range(7), seed=1).equal(whole)
+    assert ChosenRows(0, seed=0).compute(ALONE) is None

@@ -66,7 +66,7 @@ class Code(NamedTuple):
     values: Float[Tensor, "batch width"]
     """Activations, largest first. Width is k for TopK, and the fullest sample's number of latents elsewhere."""
     indices: Int[Tensor, "batch width"]
-    """Their latents. An entry whose value is 0 is not active."""
+    """Their latents. An entry whose value is 0 is not active, and its latent may stand twice: add, never overwrite."""
 
 
 class Picked(NamedTuple):

@@ -119,9 +119,9 @@ def from_saelens(folder: Path | str) -> KSAE:
         W_enc, b_enc, W_dec = W_enc * norm[:, None], b_enc * norm, W_dec / norm[:, None]
     if not settings.get("apply_b_dec_to_input", True):
         b_enc = b_enc + W_enc @ b_dec
-    parts = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
-    plain = Plain(*parts, None if threshold is None else threshold.float(), int(settings.get("k") or 1))
-    return unfold(plain, variants[architecture])
+    W_enc, b_enc, W_dec, b_dec = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
+    limit, k = None if threshold is None else threshold.float(), int(settings.get("k") or 1)
+    return unfold(Plain(W_enc, b_enc, W_dec, b_dec, limit, k), variants[architecture])
 
 
 def to_dictionary_learning(sae: KSAE, folder: Path | str) -> Path:
@@ -173,8 +173,9 @@ def from_dictionary_learning(folder: Path | str) -> KSAE:
     k = int(tensors["k"]) if "k" in tensors else int(trainer.get("k") or 1)
     if threshold is not None and threshold.ndim == 0:
         threshold = threshold.expand(W_enc.shape[0])
-    parts = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
-    return unfold(Plain(*parts, None if variants[name] == "topk" else threshold, k), variants[name])
+    W_enc, b_enc, W_dec, b_dec = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
+    limit = None if variants[name] == "topk" else threshold
+    return unfold(Plain(W_enc, b_enc, W_dec, b_dec, limit, k), variants[name])
 
 
 def _present(path: Path) -> Path:

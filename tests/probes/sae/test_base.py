@@ -28,7 +28,7 @@ def test_decode_is_the_scaled_sum_of_decoder_rows(make_sae, x, variant):
     sae = make_sae(variant)
     with torch.no_grad():
         x_hat, (values, indices) = sae(x)
-        dense = torch.zeros(200, 48).scatter(1, indices, values)
+        dense = torch.zeros(200, 48).scatter_add(1, indices, values)
         torch.testing.assert_close(x_hat, (dense @ sae.W_dec + sae.b_pre) / sae.scale)
     assert not values.requires_grad and values.diff(dim=1).max() <= 0
     assert sae.relu is False or values.min() >= 0

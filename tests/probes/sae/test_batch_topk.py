@@ -10,8 +10,8 @@ from diffprobe.probes.sae.contract import ALONE, Joint
 
 def chosen(sae, x, joint=ALONE):
     picked, _ = sae.pick(sae.scaled(x) - sae.b_pre, among=None, k_among=0, joint=joint)
-    mask = torch.zeros(x.shape[0], sae.n_latents, dtype=torch.bool)
-    return mask.scatter(1, picked.top.indices, picked.part == 0) | mask
+    count = torch.zeros(x.shape[0], sae.n_latents, dtype=torch.int64)
+    return count.scatter_add(1, picked.top.indices, (picked.part == 0).long()) == 1
 
 
 @given(n=st.integers(1, 9), m=st.integers(1, 30), share=st.floats(0, 1), spread=st.floats(0, 6))

@@ -8,7 +8,7 @@ from diffprobe.probes.sae.matryoshka import Config
 def test_each_level_decodes_the_latents_of_its_dictionary(make_sae, x):
     sae = make_sae("matryoshka", prefixes=(0.25, 0.5, 1.0))
     out = sae.step(x)
-    dense = torch.zeros(200, 48).scatter(1, out.code.indices, out.code.values)
+    dense = torch.zeros(200, 48).scatter_add(1, out.code.indices, out.code.values)
     losses = []
     for size in (12, 24, 48):
         residual = x * sae.scale - (dense[:, :size] @ sae.W_dec[:size] + sae.b_pre)

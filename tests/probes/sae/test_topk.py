@@ -32,7 +32,7 @@ def test_the_wide_level_has_four_times_as_many_latents(make_sae, x):
     sae, alone = make_sae(multi_k_weight=1 / 8), make_sae()
     out, plain = sae.step(x), alone.step(x)
     torch.testing.assert_close(out.x_hat, plain.x_hat)
-    assert out.code.values.shape == (200, 4) and float(out.terms["level_1"]) < float(out.reconstruction)
+    assert out.code.values.shape == (200, 4)
     total = out.reconstruction + out.terms["level_1"] / 8
     torch.testing.assert_close(out.loss, total)
 
@@ -51,7 +51,7 @@ def test_any_batch_gives_a_finite_loss_and_finite_gradients(n, m, share, n_dead,
     out = sae.step(x, dead=torch.arange(m) < n_dead)  # none to all
     out.loss.backward()
     assert torch.isfinite(out.loss) and all(torch.isfinite(p.grad).all() for p in sae.parameters())
-    assert out.code.indices.shape == (n, k) and (n > 0 or float(out.loss) == 0)
+    assert (out.code.indices.shape == (n, k)) if n else (float(out.loss.detach()) == 0)
     assert sae.encode(x).values.shape == (n, k) and sae(x)[0].shape == x.shape
 
 
