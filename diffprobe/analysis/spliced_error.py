@@ -138,7 +138,7 @@ class SplicedError:
             untouched.append(self._errors(samples, t, add_up, tick))
             mean = (total / count[0]).float()
             means.append(mean)
-            ablated.append(self._errors(samples, t, self._put(lambda x, m=mean: m.expand_as(x)), tick))
+            ablated.append(self._errors(samples, t, self._put(mean.expand_as), tick))
             if self.splice.is_pooled:
                 cleared.append(self._errors(samples, t, partial(self.splice.fill, mean=mean), tick))
         return Baseline(

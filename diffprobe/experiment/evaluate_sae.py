@@ -7,6 +7,7 @@ Owns the way from a run's folder to the samples, the network and the autoencoder
 import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,9 +149,8 @@ def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], pro
         here = opened[key]
         sae.to(here.network.device)
         task = progress.add_task(f"{name}: reconstruction", total=len(here.samples) * len(timesteps))
-        spliced = here.network.spliced(
-            here.samples, timesteps, lambda x, sae=sae: sae(x)[0], lambda n, task=task: progress.advance(task, n)
-        )
+        tick = partial(progress.advance, task)
+        spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
         about = Described(
             cell=cell,
             split=config.split or trained.config.data.test_split,
@@ -167,6 +167,10 @@ def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], pro
         )
         metrics += spliced_records(here.baseline, spliced, about)
     return metrics
+
+
+def _reconstruct(sae: Any, x: Any) -> Any:
+    return sae(x)[0]
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,7 @@ def _open(
     samples, clusters = _hold_out(config, request, network, cell, split)
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
     task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)
-    baseline = network.baseline(samples, timesteps, lambda n: progress.advance(task, n))
+    baseline = network.baseline(samples, timesteps, partial(progress.advance, task))
     return _Opened(network, samples, clusters, baseline)
 
 
