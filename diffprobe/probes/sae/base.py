@@ -42,8 +42,6 @@ class KSAE(nn.Module):
     variant: ClassVar[str]
     relu: ClassVar[bool] = True
     """Whether negative pre-activations count as 0."""
-    main_level: ClassVar[int] = 0
-    """The level of the reconstruction that is the autoencoder's own."""
     scale: Tensor
     initialised: Tensor
 
@@ -69,6 +67,11 @@ class KSAE(nn.Module):
     def level_weights(self) -> tuple[float, ...]:
         """Weight of each level of the reconstruction in the loss."""
         return (1.0,)
+
+    @property
+    def main_level(self) -> int:
+        """The level of the reconstruction that is the autoencoder's own."""
+        return 0
 
     @property
     def needs_rows(self) -> bool:

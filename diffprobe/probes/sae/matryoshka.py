@@ -43,7 +43,11 @@ class Matryoshka(batch_topk.BatchTopK):
             raise ConfigError(
                 f"prefixes = {self.config.prefixes} of {self.n_latents} latents give {self.sizes}: two equal."
             )
-        self.main_level = len(self.sizes) - 1  # type: ignore[misc]  # one a variant elsewhere, here of the settings
+
+    @property
+    def main_level(self) -> int:
+        """The last: all latents."""
+        return len(self.sizes) - 1
 
     @property
     def level_weights(self) -> tuple[float, ...]:

@@ -77,9 +77,7 @@ def test_saelens_itself_reconstructs(make_sae, x, name, tmp_path):
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_dictionary_learning_itself_reconstructs(make_sae, x, name, tmp_path):
-    pytest.importorskip("dictionary_learning", exc_type=ImportError)
-    from dictionary_learning.utils import load_dictionary
-
+    utils = pytest.importorskip("dictionary_learning.utils", exc_type=ImportError)
     sae = make_sae(name)
-    theirs, _ = load_dictionary(str(interchange.to_dictionary_learning(sae, tmp_path)), "cpu")
+    theirs, _ = utils.load_dictionary(str(interchange.to_dictionary_learning(sae, tmp_path)), "cpu")
     torch.testing.assert_close(theirs(x), sae(x)[0], rtol=1e-4, atol=1e-3)
