@@ -23,7 +23,7 @@ from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
 from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
-from diffprobe.training.networks import DenoiserShape, make_networks
+from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
 from diffprobe.training.views import Views
 
 
@@ -76,6 +76,8 @@ class DenoiserTraining:
     """Draw samples by how rare their value of this attribute is; None takes each once an epoch."""
     balance_power: float = 0.5
     """0 draws all samples alike, 1 all values."""
+    start: str | None = None
+    """Folder of a trained pipeline to go on from: its U-Net, text encoder and words; None starts from random weights."""
     views: Views = field(default_factory=Views)
     """Shifted and scaled copies of the training images."""
     min_snr_gamma: float = 5.0
@@ -144,6 +146,9 @@ class DenoiserModule(lightning.LightningModule):
     def _build(self) -> None:
         """Make tokenizer, text encoder and U-Net; the vocabulary comes from the training captions alone."""
         shape, config = self.config.model, self.config
+        if config.start is not None:
+            self.tokenizer, self.text_encoder, self.unet = open_networks(Path(config.start), shape)
+            return
         table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
         texts = [text for captions in table.captions for text in captions]
         self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)

@@ -1,9 +1,15 @@
 """The networks of a small latent text-to-image model. Owns their shape; what they learn is `training.denoiser`'s."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from diffprobe.backbones.condition import require_vocabulary
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.weights import require_files
+from diffprobe.core.errors import WeightsMismatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +97,32 @@ def make_networks(
             )
         )
     return unet, text_encoder
+
+
+def open_networks(folder: Path, shape: DenoiserShape) -> tuple[Any, Any, Any]:
+    """Open the tokenizer, text encoder and U-Net of a trained pipeline, in float32, to train them further.
+
+    Raises: WeightsMissing without the three parts; WeightsMismatch if they are of another shape.
+    """
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    require_files(folder / "unet", folder / "text_encoder")
+    require_vocabulary(folder)
+    with quiet_libraries():
+        unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
+        text_encoder: Any = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True, attn_implementation="eager"
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    found = (tuple(unet.config.block_out_channels), text_encoder.config.hidden_size)
+    asked = (shape.channels, shape.text_width)
+    if found != asked:
+        raise WeightsMismatch(
+            f"'{folder}' holds networks of another shape.",
+            f"channels, text width: found {found}, model says {asked}",
+            fix="set model.channels and model.text_width to what was found",
+        )
+    unet.set_attn_processor(AttnProcessor())  # as in make_networks
+    return tokenizer, text_encoder.float(), unet.float()

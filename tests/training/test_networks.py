@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.networks import DenoiserShape, make_networks
+from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4, text_width=16, text_layers=1, text_heads=2
@@ -63,3 +63,16 @@ def test_plain_attention_is_the_fused_one(tokenizer):
         text_encoder.set_attn_implementation("sdpa")
         fused = unet(latents, 50, text_encoder(tokens).last_hidden_state).sample
     torch.testing.assert_close(plain, fused, atol=1e-5, rtol=1e-4)
+
+
+def test_trained_networks_are_opened_to_go_on(tiny_sd):
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd / "unet")
+    shape = DenoiserShape(channels=tuple(unet.config.block_out_channels), text_width=32)
+    words, text, opened = open_networks(tiny_sd, shape)
+    for name, value in unet.state_dict().items():
+        assert torch.equal(opened.state_dict()[name], value)
+    assert opened.dtype == text.dtype == torch.float32 and len(words) == text.config.vocab_size
+    with pytest.raises(WeightsMismatch, match="another shape"):
+        open_networks(tiny_sd, DenoiserShape())
