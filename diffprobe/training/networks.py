@@ -125,4 +125,4 @@ def open_networks(folder: Path, shape: DenoiserShape) -> tuple[Any, Any, Any]:
             fix="set model.channels and model.text_width to what was found",
         )
     unet.set_attn_processor(AttnProcessor())  # as in make_networks
-    return tokenizer, text_encoder.float(), unet.float()
+    return tokenizer, text_encoder.float().train(), unet.float().train()
