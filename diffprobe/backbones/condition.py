@@ -174,7 +174,7 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
     Raises: WeightsMissing without safetensors weights or a vocabulary that can be read; WeightsMismatch if the weights
         do not fit the config.
     """
-    from transformers import T5EncoderModel, T5TokenizerFast
+    from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     require_files(folder / encoder)
     require_vocabulary(folder, tokenizer)

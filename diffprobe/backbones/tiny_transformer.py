@@ -49,7 +49,7 @@ def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
     Returns: tokenizer and encoder.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     words = [f"▁{word}" for word in _WORDS.split() if len(word) > 1]
