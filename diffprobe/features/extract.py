@@ -88,7 +88,7 @@ def _check_space(
     own = "" if len(pending) == len(missing) else f", {n:,} images of them by this process"
     tell(
         f"to write: {needs[0].n_samples:,} images x {len(request.manifest.cells)} cells{own}, "
-        f"{size(sum(need.n_bytes for need in needs))} ({size(free)} free): {writer.path}"
+        f"about {size(sum(need.n_bytes for need in needs))} ({size(free)} free): {writer.path}"
     )
 
 

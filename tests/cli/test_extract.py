@@ -1,5 +1,8 @@
 """`diffprobe extract`, through the door of the command line."""
 
+import math
+import re
+
 import pytest
 
 from diffprobe.cli.main import main
@@ -41,7 +44,10 @@ def test_extract_then_list_show_and_verify(settings, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "cell       mid_block@t20:empty:mean (32)" in out and "backbone   seed = 0" in out
     assert "tap        mid_block: 32 channels, 4 x 4 places" in out
-    assert "timestep   20: sigma 0.15" in out and "condition  empty" in out
+    kept = math.prod(1 - (0.00085**0.5 + i / 999 * (0.012**0.5 - 0.00085**0.5)) ** 2 for i in range(21))  # alpha bar
+    sigma, snr = map(float, re.search(r"timestep   20: sigma (\S+), SNR (\S+)", out).groups())
+    assert (sigma, snr) == pytest.approx((((1 - kept) / kept) ** 0.5, kept / (1 - kept)), rel=1e-3)
+    assert "condition  empty" in out
     assert "weights    vae " in out and "licence    CC0-1.0" in out and "made with  torch " in out
     assert main(["store", "verify", store]) == 0
     assert "all 14 files are as they were written" in capsys.readouterr().out
