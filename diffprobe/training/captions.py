@@ -53,9 +53,12 @@ class CaptionRule:
     """Share of captions that lose words."""
     words: float = 0.3
     """Share of words that such a caption loses."""
+    foreign: float = 0.0
+    """Share of the lost words in whose place a word drawn from the whole vocabulary stands: what an unknown word does
+    to the others is then nothing new."""
 
     def __post_init__(self) -> None:
-        for name in ("main", "gaps", "words"):
+        for name in ("main", "gaps", "words", "foreign"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is no share: 0 to 1.")
 
@@ -66,6 +69,7 @@ def choose_captions(
     *,
     empty: Float[Tensor, " batch"],
     generator: torch.Generator,
+    vocabulary: Sequence[str] = (),
 ) -> list[str]:
     """Choose one caption a sample: the empty one, the main one or any of the others, whole or with gaps.
 
@@ -73,6 +77,7 @@ def choose_captions(
         captions: all captions of each sample, the main one first.
         empty: probability of the empty caption of each sample, for classifier-free guidance.
         generator: source of the choice.
+        vocabulary: words that stand in for lost ones; without any, lost words leave no trace.
     """
     draws = torch.rand(len(captions), 4, generator=generator).tolist()
     chosen = []
@@ -81,8 +86,25 @@ def choose_captions(
         if drop < share:
             caption = ""
         elif gaps < rule.gaps:
-            words = caption.split(" ")
-            kept = (torch.rand(len(words), generator=generator) >= rule.words).tolist()
-            caption = " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
+            caption = _with_gaps(caption, rule, generator, vocabulary)
         chosen.append(caption)
     return chosen
+
+
+def _with_gaps(caption: str, rule: CaptionRule, generator: torch.Generator, vocabulary: Sequence[str]) -> str:
+    words = caption.split(" ")
+    kept = []
+    for word, (lose, replace, which) in zip(
+        words, torch.rand(len(words), 3, generator=generator).tolist(), strict=True
+    ):
+        if lose >= rule.words:
+            kept.append(word)
+        elif vocabulary and replace < rule.foreign:
+            kept.append(vocabulary[int(which * len(vocabulary))])
+    return " ".join(kept)
+
+
+def whole_words(tokenizer: Any) -> list[str]:
+    """List the words of three letters and more that are one entry of a CLIP tokenizer's vocabulary, sorted."""
+    ended = (entry.removesuffix("</w>") for entry in tokenizer.get_vocab() if entry.endswith("</w>"))
+    return sorted(word for word in ended if len(word) > 2 and word.isalpha() and word.isascii())

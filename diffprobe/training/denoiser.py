@@ -21,7 +21,7 @@ from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
-from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer
+from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer, whole_words
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
 from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
 from diffprobe.training.views import Views
@@ -77,7 +77,7 @@ class DenoiserTraining:
     balance_power: float = 0.5
     """0 draws all samples alike, 1 all values."""
     start: str | None = None
-    """Folder of a trained pipeline to go on from: its U-Net, text encoder and words; None starts from random weights."""
+    """Folder of a trained pipeline whose U-Net, text encoder and words are trained on; None starts from random ones."""
     views: Views = field(default_factory=Views)
     """Shifted and scaled copies of the training images."""
     min_snr_gamma: float = 5.0
@@ -126,6 +126,7 @@ class DenoiserModule(lightning.LightningModule):
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
         self._build()
+        self._words = whole_words(self.tokenizer)
 
     @property
     def balance(self) -> tuple[str, float] | None:
@@ -183,6 +184,7 @@ class DenoiserModule(lightning.LightningModule):
             self.config.captions,
             empty=self.empty_share(timesteps),
             generator=generator,
+            vocabulary=self._words,
         )
         views = self.config.views.draw(len(rows), generator)
         clean = self._encoded("train", self.config.views)[rows, views].to(self.device)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer
+from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer, whole_words
 
 TEXTS = ["noto emoji, red cat", "twemoji emoji, red dog", "noto emoji, blue dog, café", "twemoji emoji, blue cat"]
 
@@ -101,3 +101,14 @@ def test_each_sample_has_its_own_share_of_empty_captions():
 def test_what_is_no_share_is_refused():
     with pytest.raises(ConfigError, match="words=1.5 is no share"):
         CaptionRule(words=1.5)
+
+
+def test_lost_words_may_be_replaced_by_others_of_the_vocabulary(tokenizer):
+    words = whole_words(tokenizer)
+    assert words == sorted(words) and "emoji" in words and all(len(tokenizer(word).input_ids) == 3 for word in words)
+    rule = CaptionRule(main=1.0, gaps=1.0, words=0.5, foreign=0.5)
+    chosen = choose_captions(
+        [("A " * 39 + "A",)] * 100, rule, empty=torch.zeros(100), generator=torch.Generator(), vocabulary=["B"]
+    )
+    counts = [sum(text.count(word) for text in chosen) / 4000 for word in "AB"]
+    assert counts == pytest.approx([0.5, 0.25], abs=0.03)

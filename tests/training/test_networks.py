@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
 
