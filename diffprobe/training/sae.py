@@ -238,7 +238,8 @@ class ChosenRows:
             longest = int(joint.gather(torch.tensor([len(ranks)], device=rows.device)).max())
             missing = longest - len(ranks)  # processes have unequal shares: fill up, and drop it again below
             rows = nn.functional.pad(rows, (0, 0, 0, missing))
-            ranks = nn.functional.pad(ranks, (0, missing), value=torch.iinfo(torch.int64).max)
+            # not by pad: its value goes through a float, which rounds the largest integer out of range
+            ranks = torch.cat([ranks, ranks.new_full((missing,), torch.iinfo(torch.int64).max)])
             rows = joint.gather(rows.flatten()).view(-1, rows.shape[1])
             ranks = joint.gather(ranks)
         order = ranks.argsort()[: self.n]
