@@ -53,7 +53,7 @@ def watch(network: nn.Module, tap: str, layout: Layout, give: Callable[[FeatureM
     Raises (in the pass): RunFailed if the module does not give what the tap says.
     """
     path, readout = split_tap(tap)
-    module = network.get_submodule(path)
+    module: Any = network.get_submodule(path)
 
     def read(module: nn.Module, args: Any, output: Any) -> None:
         give(_there(layout.text(output, path) if readout == "text" else layout.image(output, path), tap))

@@ -59,18 +59,18 @@ def test_a_region_that_cannot_be_compiled_is_told() -> None:
 
 class TestOnATinyPipeline:
     @pytest.mark.parametrize(
-        "taps",
+        ("taps", "backend"),
         [
-            ["down_blocks.0", "mid_block", "up_blocks.*"],
-            ["up_blocks.1.resnets.0", "mid_block.attentions.0"],
-            [f"{ATTN}/probs", "down_blocks.*.resnets.0.conv1"],
+            (["down_blocks.0", "mid_block", "up_blocks.*"], "eager"),
+            (["up_blocks.1.resnets.0", "mid_block.attentions.0"], "aot_eager"),
+            ([f"{ATTN}/probs", "down_blocks.*.resnets.0.conv1"], "aot_eager"),
         ],
         ids=["blocks", "inner", "attention"],
     )
-    def test_features_are_those_of_eager_code(self, taps: list[str], load: Load, images: Tensor) -> None:
+    def test_features_are_those_of_eager_code(self, taps: list[str], backend: str, load: Load, images: Tensor) -> None:
         settings = {"taps": taps, "timesteps": [0, 500], "draws": 2, "rows": 4}
         plain = load(**settings)(images, keys=KEYS)
-        compiled = load(**settings, compile="aot_eager")
+        compiled = load(**settings, compile=backend)
         for n in (5, 2, 5):  # passes of 4 rows with the last one filled up; then another batch size
             found = compiled(images[:n], keys=KEYS[:n])
             for cell, value in plain.items():
