@@ -145,3 +145,18 @@ def test_attention_of_the_image_to_itself_is_not_listed(tiny_sd: Path) -> None:
     readouts = [tap for tap in list_taps(str(tiny_sd), inner=True) if "/" in tap.path]
     assert {split_tap(tap.path)[0].rpartition(".")[2] for tap in readouts} == {"attn2"}
     assert {(tap.form, tap.channels) for tap in readouts} == {("attention", 24)}
+
+
+def test_padded_tokens_of_a_masked_prompt_get_no_attention(tmp_path: Path, images: Tensor) -> None:
+    from diffprobe.backbones.families import pixart
+
+    told = {"condition": "prompt", "prompt": "red cat", "timesteps": [100], "device": "cpu"}
+    taps = ["transformer_blocks.1.attn2/probs", "transformer_blocks.1.attn2/logits"]
+    path = str(pixart.tiny(tmp_path / "pixart"))
+    features = DiffusionFeatures.from_pretrained(path, taps=taps, **told)  # type: ignore[arg-type]
+    probs, logits = features(images, keys=KEYS).values()
+    assert probs.shape == logits.shape == (5, 120)
+    attended = probs[0] > 0
+    n = int(attended.sum())
+    assert 0 < n < 120 and bool(attended[:n].all())  # the prompt stands first, padding behind it
+    assert float(logits[:, n:].abs().max()) > 0  # logits are those before the mask

@@ -179,5 +179,6 @@ def tiny(path: Path | str, *, seed: int = 0, resolution: int = 32) -> Path:
             num_vq_embeddings=12,
         )
     scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear")
-    diffusers.KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq).save_pretrained(path)
+    pipeline: Any = diffusers.KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq)
+    pipeline.save_pretrained(path)
     return Path(path)

@@ -236,7 +236,7 @@ def tiny(path: Path | str, *, seed: int = 0, resolution: int = 32, zeros: bool =
         first = tiny_tokenizer(path / "tokenizer")
         second = tiny_tokenizer(path / "tokenizer_2", pad="-</w>")  # the real one too pads with another token
         encoders = tiny_clip_text(first, width=widths[0]), tiny_clip_text(second, width=widths[1], projection=pooled)
-    pipeline = diffusers.StableDiffusionXLPipeline(
+    pipeline: Any = diffusers.StableDiffusionXLPipeline(
         vae=vae,
         unet=unet,
         text_encoder=encoders[0],
