@@ -2,7 +2,7 @@
 
 import argparse
 
-HELP = "measure the speed of extraction beside the plain way and the least work"
+HELP = "measure the speed of extraction or of SAE training beside the plain way and the least work"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,19 +15,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extraction.add_argument("--repeats", type=int, default=3, metavar="N", help="the fastest counts (default: 3)")
     extraction.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     extraction.add_argument("--device", default="auto", help="torch device (default: the accelerator if there is one)")
-    extraction.add_argument("--json", metavar="FILE", help="write everything measured to a file")
+    ksae = what.add_parser("ksae", help="a training step of the k-sparse autoencoder")
+    ksae.add_argument(
+        "--shape", action="append", type=_shape, metavar="B,D,M,K", help="batch, width, latents, k (default: three)"
+    )
+    ksae.add_argument("--steps", type=int, default=8, metavar="N", help="steps; the fastest counts (default: 8)")
+    for parser_of in (extraction, ksae):
+        parser_of.add_argument("--json", metavar="FILE", help="write everything measured to a file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
-    import sys
-    from pathlib import Path
+    return {"extraction": _extraction, "ksae": _ksae}[args.what](args)
 
+
+def _extraction(args: argparse.Namespace) -> int:
     from diffprobe.experiment.bench_extraction import Setting, bench_extraction
 
     fields = ("size", "resolution", "images", "repeats", "dtype", "device")
     setting = Setting(**{name: getattr(args, name) for name in fields})
-    report = bench_extraction(setting, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = bench_extraction(setting, say=_say)
     print(
         f"{report.machine}; {setting.size} at {setting.resolution} px, {setting.dtype}, {setting.images} images a call"
     )
@@ -45,6 +52,48 @@ def run(args: argparse.Namespace) -> int:
         )
     difference = max(row.largest_difference for row in report.rows)
     print(f"\nlargest difference between the two ways' features: {difference:.1e} of the largest feature")
-    if args.json:
-        Path(args.json).write_text(report.to_json(), encoding="utf-8")
+    return _keep(args.json, report.to_json())
+
+
+def _ksae(args: argparse.Namespace) -> int:
+    from diffprobe.experiment.bench_ksae import PRECISIONS, SHAPES, bench_ksae
+
+    report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, say=_say)
+    print(f"{report.machine}; the fastest of {report.steps - 1} steps")
+    print(
+        "\n| batch, width, latents, k | precision | dense step | ours | encoder alone | dense / ours | ours / encoder |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in report.rows:
+        for precision in PRECISIONS:
+            dense, ours, floor = (row.of(name, precision) for name in ("dense", "ours", "floor"))
+            print(
+                f"| {row.batch}, {row.d_in}, {row.n_latents}, {row.k} | {precision} "
+                f"| {dense.seconds:.3f} s, {dense.peak_mib:,.0f} MiB, fvu {dense.fvu:.4f} "
+                f"| {ours.seconds:.3f} s, {ours.peak_mib:,.0f} MiB, fvu {ours.fvu:.4f} | {floor.seconds:.3f} s "
+                f"| {dense.seconds / ours.seconds:.1f} | {ours.seconds / floor.seconds:.2f} |"
+            )
+    return _keep(args.json, report.to_json())
+
+
+def _say(line: str) -> None:
+    import sys
+
+    print(line, file=sys.stderr, flush=True)
+
+
+def _keep(file: str | None, text: str) -> int:
+    from pathlib import Path
+
+    if file:
+        Path(file).write_text(text, encoding="utf-8")
     return 0
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no shape: write batch,width,latents,k, for example 2048,1280,5120,32"
+        )
+    return tuple(map(int, parts))

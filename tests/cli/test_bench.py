@@ -14,6 +14,20 @@ def test_a_table_is_printed_and_everything_written(tmp_path, capsys) -> None:
     assert len(json.loads(file.read_text())["rows"]) == 2
 
 
+def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "ksae", "--shape", "32,16,64,4", "--steps", "2", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "| 32, 16, 64, 4 | bfloat16 |" in out and "ours / encoder" in out
+    assert len(json.loads(file.read_text())["rows"][0]["measured"]) == 6
+
+
+def test_what_is_no_shape_is_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "ksae", "--shape", "32x16"])
+    assert "batch,width,latents,k" in capsys.readouterr().err
+
+
 def test_an_unknown_size_is_named(capsys) -> None:
     assert main(["bench", "extraction", "--size", "huge"]) == 2
     assert "sizes: sd15, small" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""`diffprobe bench ksae`: a training step of the k-sparse autoencoder beside the dense step and the encoder alone.
+
+All start from the same weights and see the same batches; each runs in a process of its own, so that its peak memory is
+its own. The dense step is the plain autograd program of the same model: dense codes, dense decoder, Adam. The floor is
+the encoder's matrix product, which no step can leave out. After equal steps the fvu must be equal: it is shown.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.memory import keep_freed_memory
+from diffprobe.experiment.bench_machine import machine, seconds
+from diffprobe.probes.sae import topk
+
+SHAPES = ((2048, 1280, 5120, 32), (2048, 1280, 20480, 32), (4096, 768, 6144, 32))
+"""Batch, width of the features, latents, k."""
+CONTENDERS = ("floor", "ours", "dense")
+PRECISIONS = ("float32", "bfloat16")
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One contender at one shape and precision."""
+
+    contender: str
+    precision: str
+    seconds: float
+    fvu: float | None
+    """After all steps, on a fresh batch; None for the floor."""
+    peak_mib: float
+    """Largest resident memory of its process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """All contenders at one shape."""
+
+    batch: int
+    d_in: int
+    n_latents: int
+    k: int
+    measured: tuple[Measured, ...]
+
+    def of(self, contender: str, precision: str) -> Measured:
+        """Return one contender's figures."""
+        return next(m for m in self.measured if (m.contender, m.precision) == (contender, precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found, and on what."""
+
+    machine: str
+    steps: int
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def bench_ksae(
+    shapes: tuple[tuple[int, int, int, int], ...] = SHAPES,
+    *,
+    steps: int = 8,
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Measure all contenders at all shapes on the CPU, one after the other; the fastest step of each counts.
+
+    Args:
+        shapes: batch, d_in, n_latents, k of each row.
+        steps: training steps a contender.
+        say: told what is being done.
+    Raises: ConfigError for shapes and counts that cannot be.
+    """
+    if steps < 2 or any(min(shape) < 1 or shape[3] > shape[2] for shape in shapes):
+        raise ConfigError(f"bench ksae: steps={steps} (2 and more), shapes {shapes} (k at most the latents).")
+    rows = []
+    for shape in shapes:
+        found = []
+        for precision in PRECISIONS:
+            for contender in CONTENDERS:
+                say(f"batch {shape[0]}, width {shape[1]}, latents {shape[2]}: {contender}, {precision}")
+                found.append(_in_own_process(contender, precision, shape, steps))
+        rows.append(Row(batch=shape[0], d_in=shape[1], n_latents=shape[2], k=shape[3], measured=tuple(found)))
+    return Report(machine=machine(), steps=steps, rows=tuple(rows))
+
+
+def _in_own_process(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int) -> Measured:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (contender, precision, shape, steps, torch.get_num_threads()))
+
+
+def measure(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int) -> Measured:
+    """Run one contender in this process."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    batch, d_in, n_latents, k = shape
+    features = planted(batch * 3, d_in, seed=0)
+    sae = topk.make(topk.Config(k=k, n_latents=n_latents, aux_weight=0.0), d_in, seed=0)
+    sae.initialise(features.mean(0), features.var(0, correction=0))
+    run = {"floor": _floor, "ours": _ours, "dense": _dense}[contender]
+    step = run(sae, k)
+    times = []
+    for number in range(steps):
+        x = features[number % 2 * batch : (number % 2 + 1) * batch]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            times.append(seconds(lambda x=x: step(x), _CPU))  # type: ignore[misc]
+    fvu = None
+    if contender != "floor":
+        held = features[2 * batch :]
+        with torch.no_grad():
+            x_hat, _ = sae(held)
+        fvu = float((held - x_hat).square().sum() / (held - held.mean(0)).square().sum())
+    unit = 1024 if sys.platform != "darwin" else 1024**2
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return Measured(contender=contender, precision=precision, seconds=min(times[1:]), fvu=fvu, peak_mib=peak)
+
+
+def planted(n: int, d_in: int, *, seed: int, active: int = 16) -> Tensor:
+    """Make sums of `active` out of 2 d_in known directions, about a mean of three times their spread."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(2 * d_in, d_in, generator=generator), dim=1)
+    indices = torch.randint(2 * d_in, (n, active), generator=generator)
+    weights = torch.rand(n, active, generator=generator) + 0.5
+    sums = torch.nn.functional.embedding_bag(indices, directions, per_sample_weights=weights, mode="sum")
+    return sums + 3 * float(sums.std()) * torch.randn(d_in, generator=generator)
+
+
+def _floor(sae: Any, k: int) -> Callable[[Tensor], object]:
+    @torch.no_grad()
+    def step(x: Tensor) -> object:
+        return torch.nn.functional.linear(x, sae.W_enc)
+
+    return step
+
+
+def _ours(sae: Any, k: int) -> Callable[[Tensor], object]:
+    optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, eps=6.25e-10, fused=True)
+
+    def step(x: Tensor) -> None:
+        optimiser.zero_grad()
+        sae.begin_step()
+        sae.step(x).loss.backward()
+        sae.remove_parallel_gradient()
+        optimiser.step()
+        sae.end_step()
+
+    return step
+
+
+def _dense(sae: Any, k: int) -> Callable[[Tensor], object]:
+    """Make the step as it is usually written: every latent of every sample is in memory, and decoded."""
+    optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, eps=6.25e-10)
+
+    def step(x: Tensor) -> None:
+        optimiser.zero_grad()
+        scaled = x * sae.scale
+        h = torch.nn.functional.linear(scaled - sae.b_pre, sae.W_enc, sae.b_enc)
+        values, indices = h.topk(k, dim=1)
+        codes = torch.zeros_like(h).scatter(1, indices, values.relu())
+        x_hat = codes @ sae.W_dec + sae.b_pre
+        ((scaled - x_hat).float().square().sum(1).mean() / sae.d_in).backward()
+        with torch.no_grad():
+            sae.W_dec.grad -= (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+        optimiser.step()
+        with torch.no_grad():
+            sae.W_dec /= sae.W_dec.norm(dim=1, keepdim=True)
+
+    return step
