@@ -24,6 +24,9 @@ import json, os, resource, sys
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features import extract as module
 
+def say(*words):  # in one write: what several processes say must not run together
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 def configs(text):
     backbone, data, features = json.loads(text)
     del data["fields"]
@@ -32,7 +35,7 @@ def configs(text):
 
 for name in ("shard_loader", "to_features"):
     def spoken(*args, _inner=getattr(module, name), _name=name):
-        print(os.getpid(), _name, flush=True)
+        say(os.getpid(), _name)
         return _inner(*args)
     setattr(module, name, spoken)
 module.Request(*configs(sys.argv[1])).extractor  # brings in what would be imported in each of them
@@ -42,11 +45,11 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             module.extract(*configs(words[3]), process=(int(words[1]), int(words[2])), progress=False)
-            print(os.getpid(), "peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+            say(os.getpid(), "peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
             os._exit(0)
-        print(child, "started", flush=True)
+        say(child, "started")
     else:
-        print(*os.waitpid(int(words[1]), 0), "ended", flush=True)
+        say(*os.waitpid(int(words[1]), 0), "ended")
 """
 
 
