@@ -1,0 +1,201 @@
+"""SparseAutoencoderBankModule: trains many sparse autoencoders in one pass over the features."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.result import MetricRecord
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.sae.contract import Config
+from diffprobe.training.module import ProbeModule
+from diffprobe.training.sae import SparseAutoencoderModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSpec:
+    """What one autoencoder of a bank is made of."""
+
+    name: str
+    """Its name in logs and folders, unique in the bank."""
+    config: Config
+    """The probe's own settings."""
+    cell: str
+    """Whose features are reconstructed."""
+    d_in: int
+    """Their width."""
+    seed: int
+    """Seed of its initial dictionary."""
+
+
+class Member(SparseAutoencoderModule):
+    """One autoencoder of a bank; what it logs goes to `log_to`, under its name.
+
+    Args:
+        spec: what it is made of.
+        settings: see `ProbeModule`.
+        log_to: the bank's `log`.
+    """
+
+    def __init__(self, spec: MemberSpec, *, settings: TrainerConfig, log_to: Callable[..., None]) -> None:
+        super().__init__(spec.config, cell=spec.cell, d_in=spec.d_in, settings=settings, seed=spec.seed)
+        self.label, self._log_to = spec.name, log_to
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a value as <name of the member>/<name>: the Trainer knows the bank alone."""
+        self._log_to(f"{self.label}/{name}", value, *args, **kwargs)
+
+
+class SparseAutoencoderBankModule(ProbeModule):
+    """Trains several autoencoders on the same batches; each ends with the weights it would have alone.
+
+    The loss is the sum of the members' losses. No member reads another's weights, so gradients are those of single
+    runs; AdamW works by entries, so one optimizer with a parameter group a member takes the steps of single runs.
+    Gradients are clipped by the norm of each member.
+
+    What is not done: members of equal shape are not batched into one product. They share the reading of the batches,
+    and the optimizer's launch; the sparse steps run one after the other, and what their gradients need is held for
+    all members until the one backward pass. Each member still passes over the training set by itself once before
+    training and once after it. A member whose loss is no number stops all.
+
+    Args:
+        specs: the members.
+        settings, seed: see `ProbeModule`. Members have their own seeds; no number depends on this one.
+
+    Raises: ConfigError for no member, for two of one name, for precision=16-mixed, and, naming the member, for
+        settings that do not fit its features.
+    """
+
+    def __init__(self, specs: Sequence[MemberSpec], *, settings: TrainerConfig, seed: int = 0) -> None:
+        super().__init__(settings, seed=seed)
+        names = [spec.name for spec in specs]
+        if not names:
+            raise ConfigError("a bank without a member has nothing to train.")
+        if len(set(names)) < len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ConfigError(f"two members of the bank have one name: {', '.join(twice)}.")
+        if settings.precision == "16-mixed":
+            raise ConfigError(
+                "precision=16-mixed scales the loss of all members together; an overflow in one would skip a step of "
+                "the others.",
+                fix="trainer.precision=bf16-mixed or 32-true, or a run for each member",
+            )
+        self.n_members = len(specs)
+        for i, spec in enumerate(specs):
+            with naming(spec.name):  # direct children, as Lightning hands its Trainer to those alone
+                self.add_module(f"member_{i}", Member(spec, settings=settings, log_to=self.log))
+
+    @property
+    def members(self) -> list[Member]:
+        """The autoencoders under training, in the order of their specs."""
+        return [cast(Member, self.get_submodule(f"member_{i}")) for i in range(self.n_members)]
+
+    def on_fit_start(self) -> None:
+        """Start all members, each from its pass over the training set; weights of a resumed run stay."""
+        for member in self.members:
+            with naming(member.label):
+                member.on_fit_start()
+
+    def on_validation_start(self) -> None:
+        """Prepare where nothing was trained before."""
+        for member in self.members:
+            with naming(member.label):
+                member.on_validation_start()
+
+    def on_test_start(self) -> None:
+        """Prepare where nothing was trained before."""
+        for member in self.members:
+            with naming(member.label):
+                member.on_test_start()
+
+    def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Let the variants prepare their weights."""
+        for member in self.members:
+            member.on_train_batch_start(batch, batch_idx)
+
+    def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
+        """Return the sum of the members' losses. Raises: NonFinite, naming the member."""
+        losses = []
+        for member in self.members:
+            with naming(member.label):
+                losses.append(member.training_step(batch, batch_idx))
+        return torch.stack(losses).sum()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take out the gradients that would only lengthen decoder rows."""
+        for member in self.members:
+            member.on_before_optimizer_step(optimizer)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each member by its own norm, as in a run of its own."""
+        if gradient_clip_val is None:
+            return
+        for member in self.members:
+            torch.nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the variants give the decoder rows unit norm again."""
+        super().optimizer_step(*args, **kwargs)
+        for member in self.members:
+            member.sae.end_step()
+
+    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Add validation samples to the metrics of all members."""
+        for member in self.members:
+            member.validation_step(batch, batch_idx)
+
+    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Add test samples to the metrics of all members."""
+        for member in self.members:
+            member.test_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the scores."""
+        for member in self.members:
+            member.on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the scores, those of the training set too."""
+        for member in self.members:
+            member.on_test_epoch_end()
+
+    def records(self, split: str) -> list[MetricRecord]:
+        """Return the records of all members; which is whose, `members` tells."""
+        return [record for member in self.members for record in member.records(split)]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write each autoencoder into a folder of its name."""
+        return [path for member in self.members for path in member.save(folder / member.label)]
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The members' own optimizers and schedules as one: a parameter group, with its step size, a member."""
+        groups, factors = [], []
+        for member in self.members:
+            alone = cast(Any, member.configure_optimizers())
+            for group in alone["optimizer"].param_groups:
+                groups.append({**group, "lr": group["initial_lr"]})
+            factors += alone["lr_scheduler"]["scheduler"].lr_lambdas
+        optimizer = torch.optim.AdamW(groups, fused=groups[0]["fused"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@contextmanager
+def naming(member: str) -> Iterator[None]:
+    """Put the name of a member before what goes wrong in it."""
+    try:
+        yield
+    except (ConfigError, NonFinite) as error:
+        raise type(error)(f"{member}: {error.what}", *error.details, fix=error.fix) from error

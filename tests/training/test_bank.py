@@ -1,0 +1,137 @@
+import lightning
+import pytest
+import torch
+
+from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.probes.sae import KSAE, jumprelu
+from diffprobe.probes.sae.topk import Config
+from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.sae import SparseAutoencoderModule
+
+WIDTHS = {"mid_block@t10:empty:mean": 12, "up_blocks.0@t10:empty:mean": 7}
+
+
+def spec(cell, config, seed=0):
+    name = f"{cell.replace(':', '.')},k={config.k},seed={seed}"
+    return MemberSpec(name=name, config=config, cell=cell, d_in=WIDTHS[cell], seed=seed)
+
+
+def topk(k, **settings):
+    return Config(k=k, n_latents=24, dead_after=100, k_aux=4, **settings)
+
+
+def grid():
+    return [spec(cell, topk(k), seed) for cell in WIDTHS for k in (2, 3) for seed in (0, 1)]
+
+
+def settings_of(**settings):
+    return TrainerConfig(**{"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 3} | settings)
+
+
+def fit(toy, tmp_path, module, *, evaluate=False, **arguments):
+    source = toy()
+    with quiet():
+        trainer = make_trainer(module.settings, run_dir=tmp_path, **arguments)
+        trainer.fit(module, datamodule=source)
+        if evaluate:
+            trainer.validate(module, datamodule=source, verbose=False)
+            trainer.test(module, datamodule=source, verbose=False)
+    return module
+
+
+def alone(one, settings):
+    return SparseAutoencoderModule(one.config, cell=one.cell, d_in=one.d_in, settings=settings, seed=one.seed)
+
+
+def same(one, other):
+    return all(a.equal(other.state_dict()[name]) for name, a in one.state_dict().items())
+
+
+def test_members_are_bit_for_bit_those_of_single_runs(toy, tmp_path):
+    settings = settings_of()
+    bank = fit(toy, tmp_path / "bank", SparseAutoencoderBankModule(grid(), settings=settings), evaluate=True)
+    for one, member in zip(grid(), bank.members, strict=True):
+        single = fit(toy, tmp_path / one.name, alone(one, settings), evaluate=True)
+        assert same(single, member), one.name
+        for split in ("train", "val", "test"):
+            assert member.records(split) == single.records(split)
+    assert len({float(member.sae.W_enc.detach().sum()) for member in bank.members}) == 8
+
+
+@pytest.mark.parametrize("settings", [{"gradient_clip": 0.05}, {"learning_rate": 0.02, "precision": "bf16-mixed"}])
+def test_each_member_has_its_own_step_size_schedule_and_clipping(toy, tmp_path, settings):
+    settings, (first, second) = settings_of(**settings), WIDTHS
+    specs = [
+        spec(first, topk(2, learning_rate=0.01, decay=0.0)),
+        spec(second, topk(3, warmup_steps=5, adam_eps=1e-6)),
+        spec(first, jumprelu.Config(k=4, n_latents=24, learning_rate=0.003)),
+    ]
+    bank = fit(toy, tmp_path / "bank", SparseAutoencoderBankModule(specs, settings=settings))
+    for one, member in zip(specs, bank.members, strict=True):
+        assert same(fit(toy, tmp_path / one.name, alone(one, settings)), member), one.name
+
+
+class Interrupt(lightning.Callback):
+    """Stops the run after some steps, as a job's end would."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 11:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("every", [0, 4])  # after an epoch of 6 steps; in the middle of one
+def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, every):
+    settings = settings_of(checkpoint_every_steps=every)
+    whole = fit(toy, tmp_path / "whole", SparseAutoencoderBankModule(grid()[2:6], settings=settings))
+    with pytest.raises(RuntimeError, match="stopped"):
+        module = SparseAutoencoderBankModule(grid()[2:6], settings=settings)
+        fit(toy, tmp_path / "cut", module, callbacks=[Interrupt()])
+    second = SparseAutoencoderBankModule(grid()[2:6], settings=settings)
+    with quiet():
+        trainer = make_trainer(settings, run_dir=tmp_path / "cut")
+        last = find_checkpoint(tmp_path / "cut", resume=True)
+        trainer.fit(second, datamodule=toy(), ckpt_path=last, weights_only=True)
+    assert trainer.global_step == 18 and same(whole, second)
+
+
+def test_logs_and_files_carry_the_names_of_members(toy, tmp_path):
+    specs = grid()[:2]
+    bank = SparseAutoencoderBankModule(specs, settings=settings_of(max_epochs=1, log_every_steps=1))
+    logged = {}
+
+    class Watch(lightning.Callback):
+        def on_train_end(self, trainer, module):
+            logged.update(trainer.callback_metrics)
+
+    fit(toy, tmp_path, bank, callbacks=[Watch()])
+    for one in specs:
+        assert {f"{one.name}/train/loss", f"{one.name}/train/dead_fraction", f"{one.name}/val/fvu"} <= set(logged)
+    for one, member, path in zip(specs, bank.members, bank.save(tmp_path), strict=True):
+        assert path.parent.name == one.name
+        assert KSAE.from_pretrained(path).W_dec.equal(member.sae.W_dec)
+    assert len(bank.records("val")) == 2 * len(bank.members[0].records("val"))
+
+
+def test_faults_name_the_member(toy, tmp_path):
+    settings, one = settings_of(), grid()[0]
+    with pytest.raises(ConfigError, match="nothing to train"):
+        SparseAutoencoderBankModule([], settings=settings)
+    with pytest.raises(ConfigError, match=f"have one name: {one.name}"):
+        SparseAutoencoderBankModule([one, one], settings=settings)
+    with pytest.raises(ConfigError, match="16-mixed scales the loss of all members together"):
+        SparseAutoencoderBankModule([one], settings=settings_of(precision="16-mixed"))
+    wide = spec(one.cell, topk(25))
+    with pytest.raises(ConfigError, match=rf"{wide.name}: k = 25 must lie in"):
+        SparseAutoencoderBankModule([one, wide], settings=settings)
+
+    class Broken(toy):
+        def table(self, split):
+            table = super().table(split)
+            table.features[one.cell][5, 2] = float("nan")
+            return table
+
+    with pytest.raises(NonFinite, match=rf"{one.name}: cell '{one.cell}' has NaN"):
+        fit(Broken, tmp_path, SparseAutoencoderBankModule([one], settings=settings))
