@@ -3,21 +3,17 @@ import math
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from diffprobe.backbones.noise import clean_schedule, load_schedule, make_schedule
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
 
-SAMPLERS = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "LCMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
+SAMPLERS = sorted(  # those that the pipelines of epsilon and v models take
+    {sampler.name for sampler in KarrasDiffusionSchedulers}.union(
+        {"LCMScheduler", "TCDScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"}
+    ).difference({"EDMEulerScheduler", "DPMSolverSDEScheduler"})  # no betas; a package that is not ours
 )
+FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -30,6 +26,25 @@ def test_noise_is_that_of_ddpm_whichever_sampler_is_shipped(sampler: str, betas:
     timesteps = torch.tensor([0, 1, 25, 261, 500, 999])
     expected = diffusers.DDPMScheduler.from_config(shipped.config).add_noise(clean, noise, timesteps)
     torch.testing.assert_close(schedule.add(clean, noise, timesteps), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_noise_follows_the_closed_form_of_the_betas(sampler: str) -> None:
+    shipped = getattr(diffusers, sampler)(**BETAS)
+    schedule = make_schedule(dict(shipped.config) | {"_class_name": sampler})
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)  # scaled_linear
+    a = (1 - roots**2).cumprod(0)
+    torch.testing.assert_close(schedule.signal.double(), a.sqrt(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(schedule.noise.double(), (1 - a).sqrt(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", FLOWS)
+def test_flows_follow_their_closed_form_whatever_their_shift(sampler: str) -> None:
+    shipped = getattr(diffusers, sampler)(shift=3.0)
+    schedule = make_schedule(dict(shipped.config) | {"_class_name": sampler})
+    s = torch.arange(1001, dtype=torch.float64) / 1000
+    torch.testing.assert_close(schedule.signal.double(), 1 - s, atol=1e-6, rtol=0)
+    torch.testing.assert_close(schedule.noise.double(), s, atol=1e-6, rtol=0)
 
 
 def test_noise_follows_the_closed_form() -> None:
