@@ -1,6 +1,5 @@
 import lightning
 import pytest
-import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite

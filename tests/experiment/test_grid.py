@@ -1,0 +1,121 @@
+"""Grids of sparse autoencoders on tiny real things: one run, a record a member."""
+
+import pytest
+import torch
+
+from diffprobe.config.compose import load_run
+from diffprobe.config.parse import parse
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, UnknownName
+from diffprobe.core.result import read_result
+from diffprobe.experiment.extract import extract_run
+from diffprobe.experiment.grid import seeds_of
+from diffprobe.experiment.train import plan, train
+from diffprobe.probes.sae import KSAE
+from diffprobe.report.collect import collect
+from diffprobe.report.entries import build_table
+from diffprobe.report.spec import Axis, TableSpec
+
+CELLS = ("mid_block@t20", "up_blocks.0@t20")
+
+
+@pytest.fixture
+def run(tiny_sd, tiny_shards, tmp_path_factory, tmp_path):
+    """Make a judged config; the store is shared by the tests of this file."""
+    stores = tmp_path_factory.getbasetemp() / "grid-stores"
+
+    def make(*settings):
+        return load_run(
+            None,
+            [
+                "probe=topk",
+                "probe.params.n_latents=40",
+                f"backbone.path={tiny_sd}",
+                "backbone.device=cpu",
+                f"data.path={tiny_shards}",
+                "data.batch_size=4",
+                "features.taps=[mid_block,up_blocks.0]",
+                "features.timesteps=[20]",
+                f"features.store={stores}",
+                "trainer.max_epochs=2",
+                "trainer.enable_progress_bar=false",
+                f"output={tmp_path}",
+                *settings,
+            ],
+        )
+
+    return make
+
+
+def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
+    config = run(f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]", "probe.grid.seed=[0,1]", "logger=csv")
+    extract_run(config, progress=False)
+    path = train(config)
+    members = path.parent / "members"
+    assert sorted(folder.name for folder in members.iterdir()) == sorted(
+        f"{cell},k={k},seed={seed}" for cell in CELLS for k in (2, 4) for seed in (0, 1)
+    )
+    name = f"{CELLS[1]},k=4,seed=0"
+    member, alone = read_result(members / name / "result.json"), run(f"probe.cell={CELLS[1]}", "probe.params.k=4")
+    single = read_result(train(alone))
+    assert member.metrics == single.metrics and member.seeds == single.seeds
+    assert member.run == f"{path.parent.name}/{name}" and member.config["probe"] == single.config["probe"]
+    folder = plan(alone).run_dir / "probes" / "sae"
+    weights, expected = KSAE.from_pretrained(members / name / "probes" / "sae"), KSAE.from_pretrained(folder)
+    assert torch.equal(weights.W_enc, expected.W_enc) and torch.equal(weights.W_dec, expected.W_dec)
+    whole = read_result(path)
+    assert whole.metrics == () and whole.config["probe"]["grid"]["k"] == [2, 4]
+    assert f"{name}/test/fvu" in (path.parent / "curves" / "metrics.csv").read_text().splitlines()[0]
+
+    results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]
+    assert len(results) == 9
+    axes = {"rows": (Axis(field="cell"),), "columns": Axis(field="config.probe.params.k")}
+    table = build_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "test"}, **axes))
+    assert [entry.n_seeds for entry in table.entries()] == [2, 2, 2, 2]
+
+
+def test_the_record_of_another_seed_says_whose_order_the_samples_had(run):
+    config = run("probe.grid.seed=[3,5]", "seed=3", f"probe.cell={CELLS[0]}")
+    own, other = plan(config).points
+    assert seeds_of(own, config) == {"run": 3} and seeds_of(other, config) == {"run": 5, "order": 3}
+    assert own.tree == plan(run("seed=3", f"probe.cell={CELLS[0]}")).tree
+    again = plan(parse(RunConfig, other.tree)).points
+    assert [point.seed for point in again] == [5] and other.tree["seed"] == 3
+
+
+def test_a_run_without_a_grid_keeps_its_digest(run):
+    planned = plan(run(f"probe.cell={CELLS[0]}"))
+    assert "grid" not in planned.tree["probe"] and planned.points == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["probe.grid.kk=[1,2]"], r"unknown key of probe.grid for probe 'topk': 'kk'(.|\n)*nearest: k"),
+        (["probe.grid.k=[]"], "grid.k is empty"),
+        (["probe.grid.k=[4,2,4]"], "grid.k names one twice: 4, 2, 4"),
+        (["probe.grid.k=4"], "'probe.grid.k' is 4"),
+        (["probe.grid.k=[4,x]"], "'probe.grid.k' is 'x'"),
+        (["probe.grid.k=[4,0]"], "k = 0 of probe 'topk' must be at least 1"),
+        (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
+        (["probe.grid.k=[2]", "features.source=live"], "probe.grid with features.source=live"),
+        (["probe.grid.cell=[a@t1]", "null=raw_pixels"], "the pixels are one cell"),
+        (["probe=linear", "probe.grid.k=[2]"], "grid belongs to kind=sae"),
+    ],
+)
+def test_faults_are_found_before_anything_is_loaded(run, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan(run(*settings))
+    assert not list(tmp_path.iterdir()), caught
+
+
+def test_faults_that_need_the_features(run):
+    extract_run(run(), progress=False)
+    with pytest.raises(UnknownName, match="unknown cell 'mid_blok@t20'"):
+        train(run(f"probe.grid.cell=[{CELLS[0]},mid_blok@t20]"))
+    with pytest.raises(ConfigError, match=f"names '{CELLS[0]}:empty:mean' twice"):
+        train(run(f"probe.grid.cell=[{CELLS[0]},'{CELLS[0]}:empty:mean']"))
+    with pytest.raises(ConfigError, match="reads one cell; the features have 2"):
+        train(run("probe.grid.k=[2,4]"))
+    with pytest.raises(ConfigError, match="k=41: k = 41 must lie in"):
+        train(run(f"probe.cell={CELLS[0]}", "probe.grid.k=[2,41]"))
