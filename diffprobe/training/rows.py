@@ -1,0 +1,214 @@
+"""From features to the rows that a sparse autoencoder trains on: places of maps, tokens, draws, several timesteps.
+
+Owns the order of the rows, the refusal of cells that do not belong together, the choice of some rows of the training
+set, and the buffer that mixes rows of several batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffprobe.backbones.cell import Cell, parse_pool
+from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.core.rng import derive_seed
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.sae.contract import Joint
+
+_AXES = {"none": 3, "tokens": 2}
+"""Pooling -> axes of one draw of one sample; 1 for all others."""
+
+
+class Rows(NamedTuple):
+    """Rows of one or more cells: cell after cell; within a cell by sample, then draw, then place row by row."""
+
+    x: Float[Tensor, "rows d_in"]
+    """The features."""
+    group: Int[Tensor, " rows"]
+    """Index of the cell."""
+    sample: Int[Tensor, " rows"]
+    """Index of the sample in its batch."""
+    number: Int[Tensor, " rows"]
+    """Number of the row among all rows of its sample, over cells, draws and places; 0 where there is one."""
+
+
+def rows_of(batch: FeatureBatch, cells: Sequence[str]) -> Rows:
+    """Stack the features of some cells of one tap as rows of equal width.
+
+    A pooled cell [batch, d] gives a row a sample, a map [batch, channels, height, width] a row a place, tokens
+    [batch, n, channels] a row a token; kept draws, the second axis, as many times that.
+
+    Raises: ConfigError for cells of several taps or of different widths.
+    """
+    check_one_tap(cells)
+    parts = [_rows_of_cell(batch.features[cell], cell) for cell in cells]
+    joint_width({cell: part.shape[1] for cell, part in zip(cells, parts, strict=True)})
+    each = [len(part) // max(len(batch), 1) for part in parts]
+    device = parts[0].device
+    sample, number = [], []
+    for i, n in enumerate(each):
+        sample.append(torch.arange(len(batch), device=device).repeat_interleave(n))
+        number.append((torch.arange(n, device=device) + sum(each[:i])).repeat(len(batch)))
+    group = torch.arange(len(parts), device=device).repeat_interleave(
+        torch.tensor([len(part) for part in parts], device=device)
+    )
+    return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), group, torch.cat(sample), torch.cat(number))
+
+
+def _rows_of_cell(values: Tensor, name: str) -> Tensor:
+    kind, _ = parse_pool(Cell.parse(name).pool)
+    axes = _AXES.get(kind, 1)
+    if values.ndim - axes not in (1, 2):  # samples; samples and draws
+        raise ConfigError(
+            f"cell '{name}' has features of shape {list(values.shape)}.",
+            f"expected for pool={kind}: {axes} axes after the samples, or {axes + 1} with features.keep_draws=true",
+        )
+    if kind == "none":
+        values = values.movedim(-3, -1)
+    return values if values.ndim == 2 else values.flatten(0, -2)
+
+
+def check_one_tap(cells: Sequence[str]) -> None:
+    """Refuse no cells, and cells that one autoencoder can't share. Raises: ConfigError."""
+    if not cells or len(set(cells)) < len(cells):
+        raise ConfigError(f"a sparse autoencoder needs cells, each named once; got {list(cells)}.")
+    parsed = [Cell.parse(cell) for cell in cells]
+    for what, setting in (("tap", "features.taps"), ("condition", "features.condition"), ("pool", "features.pool")):
+        found = list(dict.fromkeys(getattr(cell, what) for cell in parsed))
+        if len(found) > 1:
+            raise ConfigError(
+                f"a sparse autoencoder reads cells of one {what}, at one or more timesteps; these have {len(found)}.",
+                f"{setting}: {', '.join(found)}",
+                *(["latents of different layers have nothing in common to share"] if what == "tap" else []),
+                fix=f"probe.cell={parsed[0].tap}@t*:{parsed[0].condition}:{parsed[0].pool}",
+            )
+
+
+def joint_width(widths: Mapping[str, int]) -> int:
+    """Return the width that all cells have. Raises: ConfigError if they differ."""
+    if len(set(widths.values())) != 1:
+        raise ConfigError(
+            "a sparse autoencoder reads rows of one width; these cells differ.",
+            *(f"{cell}: {width}" for cell, width in widths.items()),
+            fix="name cells of one width in probe.cell",
+        )
+    return next(iter(widths.values()))
+
+
+def row_ranks(seeds: Int[Tensor, " rows"], number: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """Hash the seed of a row's sample and the row's number; where all numbers are 0 the seeds are the ranks.
+
+    Source: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), kept to 63 bits.
+    """
+    if not bool(number.any()):
+        return seeds
+    z = seeds + number * -7046029254386353131  # the constants are unsigned 64-bit numbers, written as signed ones
+    z = (z ^ _shift(z, 30)) * -4658895280553007687
+    z = (z ^ _shift(z, 27)) * -7723592293110705685
+    return (z ^ _shift(z, 31)) & torch.iinfo(torch.int64).max
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts the sign in; this takes it out again
+
+
+class ChosenRows:
+    """The samples with the smallest hashes of their keys: the same ones in any order and on any number of processes.
+
+    Args:
+        n: how many; 0 for none.
+        seed: another seed chooses others.
+    """
+
+    def __init__(self, n: int, *, seed: int) -> None:
+        self.n, self.seed = n, seed
+        self._rows: Tensor | None = None
+        self._ranks: Tensor | None = None
+
+    def update(self, x: Tensor, keys: Sequence[str], rows: Rows | None = None) -> None:
+        """Add the samples `keys`, or the rows that they gave."""
+        if self.n == 0:
+            return
+        ranks = torch.tensor([derive_seed("init", self.seed, key) for key in keys], device=x.device)
+        if rows is not None:
+            ranks = row_ranks(ranks[rows.sample], rows.number)
+        if self._rows is None or self._ranks is None:
+            self._rows, self._ranks = x, ranks
+        else:
+            self._rows, self._ranks = torch.cat([self._rows, x]), torch.cat([self._ranks, ranks])
+        order = self._ranks.argsort()[: self.n]
+        self._rows, self._ranks = self._rows[order], self._ranks[order]
+
+    def compute(self, joint: Joint) -> Tensor | None:
+        """Return the chosen samples of all processes; None where none are wanted."""
+        if self._rows is None or self._ranks is None:
+            return None
+        rows, ranks = self._rows, self._ranks
+        if joint.size > 1:
+            longest = int(joint.gather(torch.tensor([len(ranks)], device=rows.device)).max())
+            missing = longest - len(ranks)  # processes have unequal shares: fill up, and drop it again below
+            rows = nn.functional.pad(rows, (0, 0, 0, missing))
+            # not by pad: its value goes through a float, which rounds the largest integer out of range
+            ranks = torch.cat([ranks, ranks.new_full((missing,), torch.iinfo(torch.int64).max)])
+            rows = joint.gather(rows.flatten()).view(-1, rows.shape[1])
+            ranks = joint.gather(ranks)
+        order = ranks.argsort()[: self.n]
+        return rows[order[ranks[order] < torch.iinfo(torch.int64).max]]
+
+
+class RowBuffer(nn.Module):
+    """Rows held back, so that a training batch mixes rows of many images.
+
+    It is filled once; after that each batch is exchanged for as many rows drawn from the buffer and the batch together,
+    without repetition. What is drawn follows from (seed, number of batches so far) alone, and the state lies in the
+    module's buffers: a run that continues from a checkpoint draws what the uninterrupted one draws.
+
+    Args:
+        size: rows held.
+        width: their width.
+        seed: another seed mixes in another order.
+    Raises: ConfigError for a size below 1.
+    """
+
+    held: Tensor
+    drawn: Tensor
+    filled: Tensor
+
+    def __init__(self, size: int, width: int, *, seed: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"a row buffer of {size} rows holds nothing; at least 1.")
+        self.size, self.seed = size, seed
+        self.register_buffer("held", torch.zeros(size, width))
+        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def fill(self, rows: Float[Tensor, "size width"]) -> None:
+        """Take the first rows. Raises: ConfigError if they are not as many as the buffer holds."""
+        if len(rows) != self.size:
+            raise ConfigError(
+                f"the row buffer holds {self.size} rows; the training set has {len(rows)}.",
+                fix=f"probe.params.row_buffer={len(rows)} or less; 0 for no buffer",
+            )
+        self.held.copy_(rows)
+        self.filled.fill_(True)
+
+    @torch.no_grad()
+    def exchange(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        """Take rows and give as many, drawn from all that are here. Raises: RunFailed if it was not filled."""
+        if not self.filled:
+            raise RunFailed("a row buffer was asked for rows before it was filled.", fix="call `fill` before training")
+        generator = torch.Generator().manual_seed(derive_seed("row buffer", self.seed, int(self.drawn)))
+        order = torch.randperm(self.size + len(x), generator=generator).to(x.device)  # on the CPU: equal everywhere
+        out, stay = order[: len(x)], order[len(x) :]
+        leaving = out[out < self.size]
+        entering = stay[stay >= self.size] - self.size  # as many as leave
+        given = x.clone()
+        given[: len(leaving)] = self.held[leaving].to(x.dtype)
+        given[len(leaving) :] = x[out[out >= self.size] - self.size]
+        self.held[leaving] = x[entering].to(self.held.dtype)
+        self.drawn += 1
+        return given

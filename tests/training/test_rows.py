@@ -1,0 +1,142 @@
+import pytest
+import torch
+
+from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.sae.contract import ALONE
+from diffprobe.training.rows import ChosenRows, RowBuffer, check_one_tap, joint_width, row_ranks, rows_of
+
+
+def batch_of(**features):
+    named = {name.replace("__", "@").replace("_as_", ":empty:"): values for name, values in features.items()}
+    n = len(next(iter(named.values())))
+    return FeatureBatch(named, [f"s/{i}" for i in range(n)], torch.zeros(n, dtype=torch.int64), {})
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_a_pooled_cell_is_its_own_rows():
+    x = noise(3, 5)
+    rows = rows_of(batch_of(mid__t1_as_mean=x), ["mid@t1:empty:mean"])
+    assert rows.x is x and rows.sample.tolist() == [0, 1, 2]
+    assert not rows.group.any() and not rows.number.any()
+
+
+def test_places_of_a_map_are_rows_in_reading_order():
+    maps = noise(2, 5, 3, 4)
+    rows = rows_of(batch_of(mid__t1_as_none=maps), ["mid@t1:empty:none"])
+    assert rows.x.shape == (24, 5)
+    for row, sample, number in zip(rows.x, rows.sample.tolist(), rows.number.tolist(), strict=True):
+        assert row.equal(maps[sample, :, number // 4, number % 4])
+
+
+def test_tokens_and_draws_are_rows():
+    tokens = noise(2, 6, 5)
+    rows = rows_of(batch_of(mid__t1_as_tokens6=tokens), ["mid@t1:empty:tokens6"])
+    assert rows.x.equal(tokens.reshape(12, 5)) and rows.number.tolist() == [*range(6), *range(6)]
+    drawn = noise(2, 3, 6, 5)  # as many axes as a map has: the cell's name tells them apart
+    rows = rows_of(batch_of(mid__t1_as_tokens6=drawn), ["mid@t1:empty:tokens6"])
+    assert rows.x.shape == (36, 5) and rows.x[18 + 2 * 6 + 4].equal(drawn[1, 2, 4]) and int(rows.sample[17]) == 0
+    pooled = noise(2, 3, 5)
+    assert rows_of(batch_of(mid__t1_as_mean=pooled), ["mid@t1:empty:mean"]).x.equal(pooled.reshape(6, 5))
+    maps = noise(2, 3, 5, 4, 4)
+    rows = rows_of(batch_of(mid__t1_as_none=maps), ["mid@t1:empty:none"])
+    assert rows.x.shape == (96, 5) and rows.x[48 + 2 * 16 + 7].equal(maps[1, 2, :, 1, 3])
+
+
+def test_several_timesteps_stand_behind_each_other():
+    one, two = noise(2, 5, 2, 2), noise(2, 5, 2, 2) + 1
+    cells = ["mid@t1:empty:none", "mid@t9:empty:none"]
+    rows = rows_of(batch_of(mid__t1_as_none=one, mid__t9_as_none=two), cells)
+    assert rows.group.tolist() == [0] * 8 + [1] * 8 and rows.sample.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] * 2
+    assert rows.x[8 + 4 + 3].equal(two[1, :, 1, 1]) and int(rows.number[8 + 4 + 3]) == 7
+    both = set(zip(rows.sample.tolist(), rows.number.tolist(), strict=True))
+    assert len(both) == 16  # a row of the set has one address
+
+
+def test_what_does_not_belong_together_is_refused():
+    batch = batch_of(mid__t1_as_mean=noise(2, 5), mid__t9_as_mean=noise(2, 4))
+    with pytest.raises(ConfigError, match="rows of one width"):
+        rows_of(batch, list(batch.features))
+    with pytest.raises(ConfigError, match="rows of one width") as caught:
+        joint_width({"a": 3, "b": 4})
+    assert "a: 3" in str(caught.value)
+    with pytest.raises(ConfigError, match="cells of one tap") as caught:
+        check_one_tap(["mid@t1:empty:mean", "up@t1:empty:mean"])
+    assert "features.taps: mid, up" in str(caught.value) and "probe.cell=mid@t*:empty:mean" in str(caught.value)
+    with pytest.raises(ConfigError, match="cells of one condition"):
+        check_one_tap(["mid@t1:empty:mean", "mid@t1:caption:mean"])
+    with pytest.raises(ConfigError, match="each named once"):
+        check_one_tap(["mid@t1", "mid@t1"])
+    with pytest.raises(ConfigError, match="expected for pool=tokens: 2 axes"):
+        rows_of(batch_of(mid__t1_as_tokens4=noise(2, 5)), ["mid@t1:empty:tokens4"])
+
+
+def test_ranks_are_the_seeds_where_a_sample_is_one_row_and_else_differ_by_row():
+    seeds = torch.tensor([5, 7, 7])
+    assert row_ranks(seeds, torch.zeros(3, dtype=torch.int64)).equal(seeds)
+    ranks = row_ranks(torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    # published SplitMix64 from state 0: its first outputs, without the sign bit
+    assert [hex(r) for r in ranks[1:3].tolist()] == ["0x6220a8397b1dcdaf", "0x6e789e6aa1b965f4"]
+    many = row_ranks(torch.full((10_000,), 3), torch.arange(10_000))
+    assert len(many.unique()) == 10_000 and int(many.min()) >= 0
+    assert abs(float(many.double().mean()) / 2**62 - 1) < 0.05
+
+
+def test_chosen_rows_of_maps_come_from_all_places_in_any_order_of_batches():
+    maps, cell = noise(6, 2, 4, 4), "mid@t1:empty:none"
+
+    def choose(order):
+        chosen = ChosenRows(20, seed=0)
+        for i in order:
+            batch = batch_of(mid__t1_as_none=maps[i : i + 1])
+            batch.keys = [f"s/{i}"]
+            rows = rows_of(batch, [cell])
+            chosen.update(rows.x, batch.keys, rows)
+        return chosen.compute(joint=ALONE)
+
+    found = choose(range(6))
+    assert found.equal(choose([4, 1, 0, 5, 3, 2])) and found.shape == (20, 2)
+    flat = maps.movedim(1, -1).reshape(96, 2)
+    places = (found[:, None] == flat).all(2).nonzero()[:, 1]
+    assert len(places.unique()) == 20 and len((places // 16).unique()) > 3
+
+
+def test_the_buffer_exchanges_rows_and_loses_none():
+    buffer = RowBuffer(20, 1, seed=0)
+    buffer.fill(torch.arange(20.0)[:, None])
+    given = []
+    for start in (20, 27, 34):
+        given.append(buffer.exchange(torch.arange(start, start + 7.0)[:, None]))
+    out = torch.cat(given)
+    assert torch.cat([out, buffer.held]).flatten().sort().values.equal(torch.arange(41.0))
+    assert len(given[0]) == 7 and (out < 20).sum() >= 8  # most of what is given was held
+
+
+def test_the_buffer_continues_from_its_state():
+    def make():
+        buffer = RowBuffer(9, 2, seed=3)
+        buffer.fill(noise(9, 2))
+        return buffer
+
+    batches = [noise(4, 2) + i for i in range(6)]
+    whole, cut = make(), make()
+    expected = [whole.exchange(x) for x in batches]
+    for x in batches[:3]:
+        cut.exchange(x)
+    second = RowBuffer(9, 2, seed=3)
+    second.load_state_dict(cut.state_dict())
+    assert all(second.exchange(x).equal(y) for x, y in zip(batches[3:], expected[3:], strict=True))
+    assert not RowBuffer(9, 2, seed=4).filled
+
+
+def test_a_buffer_that_cannot_be_filled_is_refused():
+    with pytest.raises(ConfigError, match="at least 1"):
+        RowBuffer(0, 2, seed=0)
+    with pytest.raises(ConfigError, match="holds 9 rows; the training set has 4") as caught:
+        RowBuffer(9, 2, seed=0).fill(noise(4, 2))
+    assert "probe.params.row_buffer=4" in str(caught.value)
+    with pytest.raises(RunFailed, match="before it was filled"):
+        RowBuffer(9, 2, seed=0).exchange(noise(4, 2))
