@@ -151,21 +151,35 @@ def shard_entries(shard_set: ShardSet, split: str, limit: int | None) -> list[Sh
 
 
 def choose_cells(asked: Sequence[str] | None, available: Sequence[str]) -> tuple[str, ...]:
-    """Return the full names of the cells asked for (all if None); `mid_block@t100` is enough where it is unambiguous.
+    """Return the full names of the cells asked for (all if None), each once.
+
+    `mid_block@t100` is enough where it is unambiguous. `mid_block@t*`, in short `mid_block`, stands for all timesteps
+    of the tap; where they were read under several conditions it needs one: `mid_block@t*:caption`.
 
     Raises: UnknownName listing the cells there are.
     """
     if asked is None:
         return tuple(available)
-    chosen = []
+    chosen: list[str] = []
     for name in asked:
-        found = [cell for cell in available if cell == name or cell.startswith(f"{name}:")]
-        if len(found) > 1:
+        tap, joker, rest = name.partition("@t*")
+        if not joker and "@" in name:
+            found = [cell for cell in available if cell == name or cell.startswith(f"{name}:")]
+            too_many = len(found) > 1
+        else:
+            found = [cell for cell in available if _is_of(Cell.parse(cell), tap, rest)]
+            too_many = len({Cell.parse(cell).condition for cell in found}) > 1
+        if too_many:
             raise UnknownName(f"cell '{name}' fits several cells.", f"given: {', '.join(found)}")
         if not found:
             raise unknown("cell", name, available)
         chosen += found
-    return tuple(chosen)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _is_of(cell: Cell, tap: str, rest: str) -> bool:
+    """Say whether a cell is of a tap, and has the condition and pooling that `rest` names, as far as it does."""
+    return cell.tap == tap and f":{cell.condition}:{cell.pool}:".startswith(f"{rest}:")
 
 
 def _overrides(group: str, config: object, names: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import FeaturesConfig
+from diffprobe.core.errors import UnknownName
 from diffprobe.features.request import Request, choose_cells
 
 
@@ -46,3 +47,18 @@ def test_configs_of_the_same_content_meet_in_one_folder(configs):
     backbone, data, features = configs()
     other = Request(backbone, replace(data, batch_size=9, num_workers=3, shuffle_buffer=0), features)
     assert other.manifest.folder == Request(backbone, data, features).manifest.folder
+
+
+def test_a_tap_stands_for_all_its_timesteps():
+    cells = [f"mid_block@t{t}:{condition}:mean" for condition in ("empty", "caption") for t in (10, 90)]
+    others = ["mid_block.x@t10:empty:mean", "up_blocks.0@t10:empty:mean"]
+    both = tuple(cells[:2])
+    for name in ("mid_block", "mid_block@t*", "mid_block@t*:empty", "mid_block@t*:empty:mean"):
+        assert choose_cells([name], [*both, *others]) == both
+    assert choose_cells(["mid_block@t*:caption"], [*cells, *others]) == tuple(cells[2:])
+    assert choose_cells(["mid_block", "mid_block@t10"], both) == both  # each once
+    with pytest.raises(UnknownName, match=r"'mid_block' fits several cells"):
+        choose_cells(["mid_block"], cells)
+    for name in ("mid_bloc", "mid_block@t*:emp", "mid_block@t*:empty:max"):
+        with pytest.raises(UnknownName, match="unknown cell"):
+            choose_cells([name], [*both, *others])
