@@ -1,4 +1,4 @@
-"""SparseAutoencoderModule: trains a sparse autoencoder of any variant on the features of one cell."""
+"""SparseAutoencoderModule: trains a sparse autoencoder of any variant on the rows of one tap's cells."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,13 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.fvu import Fvu
+from diffprobe.metrics.grouped import Grouped
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.metrics.sparsity import LatentUse, count_active
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.contract import Code, Config, Joint
-from diffprobe.training.module import ProbeModule, check_finite_loss, vectors
+from diffprobe.training.module import ProbeModule, check_finite_loss
+from diffprobe.training.rows import ChosenRows, RowBuffer, Rows, check_one_tap, rows_of
 
 
 class SparseAutoencoderModule(ProbeModule):
@@ -27,43 +29,75 @@ class SparseAutoencoderModule(ProbeModule):
 
     Args:
         config: the probe's own settings; their file says which variant it is.
-        cell: whose features are reconstructed.
-        d_in: their width.
+        cell: whose features are reconstructed; several are cells of one tap at different timesteps.
+        d_in: the width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
     """
 
     idle: Tensor
 
-    def __init__(self, config: Config, *, cell: str, d_in: int, settings: TrainerConfig, seed: int = 0) -> None:
+    def __init__(
+        self, config: Config, *, cell: str | Sequence[str], d_in: int, settings: TrainerConfig, seed: int = 0
+    ) -> None:
         super().__init__(settings, seed=seed)
-        self.config, self.cell = config, cell
+        self.config = config
+        self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
+        check_one_tap(self.cells)
         self.default_learning_rate = config.learning_rate
         self.sae = make_sae(config, d_in, seed=derive_seed("sae", seed))
-        self.register_buffer("idle", torch.zeros(self.sae.n_latents, dtype=torch.int64))  # samples since it was active
+        self.register_buffer("idle", torch.zeros(self.sae.n_latents, dtype=torch.int64))  # rows since it was active
         splits = ("train", "val", "test")
         self.fvu = nn.ModuleDict({f"on_{split}": Fvu(d_in) for split in splits})
         self.use = nn.ModuleDict({f"on_{split}": LatentUse(self.sae.n_latents) for split in splits})
+        several = self.cells if len(self.cells) > 1 else ()
+        self.cell_fvu = nn.ModuleDict({f"on_{split}": Grouped(Fvu(d_in), several) for split in splits if several})
+        use = LatentUse(self.sae.n_latents)
+        self.cell_use = nn.ModuleDict({f"on_{split}": Grouped(use, several) for split in splits if several})
+        size = config.row_buffer
+        self.row_buffer = RowBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
+        self.cell_scores: dict[str, dict[str, dict[str, float]]] = {}
+
+    @property
+    def cell(self) -> str | None:
+        """The cell, None where there are several."""
+        return self.cells[0] if len(self.cells) == 1 else None
 
     def prepare(self) -> None:
         """Set input scale, pre-bias and what else starts from the training set, unless the weights bring their own.
 
-        Raises: NonFinite, naming cell and sample; ConfigError, naming the cell, for constant features.
+        Raises: NonFinite, naming cell and sample; ConfigError, naming the cell, for constant features, for a row buffer
+            in several processes or larger than the training set.
         """
-        if bool(self.sae.initialised):
+        if self.row_buffer is not None and self.trainer.world_size > 1:
+            raise ConfigError(
+                f"probe.params.row_buffer={self.row_buffer.size} with {self.trainer.world_size} processes.",
+                "a checkpoint holds the buffer of one process, so such a run could not be continued",
+                fix="trainer.devices=1, or probe.params.row_buffer=0",
+            )
+        buffer = None if self.row_buffer is None or bool(self.row_buffer.filled) else self.row_buffer
+        is_initialised = bool(self.sae.initialised)
+        if is_initialised and buffer is None:
             return
         running = RunningMoments(self.sae.d_in).to(self.device)
         chosen = ChosenRows(self.config.init_samples if self.sae.needs_rows else 0, seed=self.seed)
+        held = ChosenRows(buffer.size if buffer else 0, seed=derive_seed("rows", self.seed))
         for batch in self.batches(self.train_split):
-            x = vectors(batch, self.cell)
-            check_finite(x, batch, self.cell)
-            running.update(x)
-            chosen.update(x, batch.keys)
+            rows = rows_of(batch, self.cells)
+            check_finite(rows, batch, self.cells)
+            running.update(rows.x)
+            for some in (chosen, held):
+                some.update(rows.x, batch.keys, rows)
+        first = held.compute(self.joint)
+        if buffer is not None and first is not None:
+            buffer.fill(first)
+        if is_initialised:
+            return
         sums = running.compute()
         try:
             self.sae.initialise(sums.mean, sums.variance, chosen.compute(self.joint))
         except ConfigError as error:
-            raise ConfigError(f"cell '{self.cell}': {error.what}", *error.details, fix=error.fix) from error
+            raise ConfigError(f"{_named(self.cells)}: {error.what}", *error.details, fix=error.fix) from error
 
     @property
     def joint(self) -> Joint:
@@ -82,16 +116,18 @@ class SparseAutoencoderModule(ProbeModule):
 
     @property
     def dead(self) -> Tensor:
-        """Latents that were not active for `dead_after` training samples."""
+        """Latents that were not active for `dead_after` training rows."""
         return self.idle >= self.config.dead_after
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the reconstruction loss with AuxK."""
-        x = vectors(batch, self.cell)
+        x = rows_of(batch, self.cells).x
+        if self.row_buffer is not None:
+            x = self.row_buffer.exchange(x)
         dead = self.dead
         out = self.sae.step(x, dead=dead, joint=self.joint)
-        check_finite_loss(out.loss.detach(), batch, [self.cell])
-        self._count_idle(out.code, len(batch))
+        check_finite_loss(out.loss.detach(), batch, self.cells)
+        self._count_idle(out.code, len(x))
         scores = {"train/loss": out.loss, "train/fvu": out.reconstruction, "train/aux": out.aux}
         scores |= {f"train/{name}": value for name, value in out.terms.items()}
         self.log_dict({name: value.detach() for name, value in scores.items()}, batch_size=len(batch))
@@ -100,7 +136,7 @@ class SparseAutoencoderModule(ProbeModule):
 
     @torch.no_grad()
     def _count_idle(self, code: Code, n: int) -> None:
-        """Advance the counters by the samples of all processes."""
+        """Advance the counters by the rows of all processes."""
         active = count_active(code.values, code.indices, self.sae.n_latents)
         joint = self.sum_over_processes(torch.cat([active, active.new_tensor([n])]))
         self.idle += joint[-1]
@@ -122,10 +158,19 @@ class SparseAutoencoderModule(ProbeModule):
         return cast(LatentUse, self.use[f"on_{split}"])
 
     def _score(self, batch: FeatureBatch, split: str) -> None:
-        x = vectors(batch, self.cell)
-        x_hat, code = self.sae(x)
-        self._fvu(split).update(x, x_hat)
+        rows = rows_of(batch, self.cells)
+        x_hat, code = self.sae(rows.x)
+        self._fvu(split).update(rows.x, x_hat)
         self._use(split).update(code.values, code.indices)
+        if self.cell is None:
+            fvu, use = self._grouped(split)
+            for i, cell in enumerate(self.cells):
+                mine = rows.group == i
+                fvu.update(cell, rows.x[mine], x_hat[mine])
+                use.update(cell, code.values[mine], code.indices[mine])
+
+    def _grouped(self, split: str) -> tuple[Grouped, Grouped]:
+        return cast(Grouped, self.cell_fvu[f"on_{split}"]), cast(Grouped, self.cell_use[f"on_{split}"])
 
     def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Add validation samples to the metrics."""
@@ -148,36 +193,44 @@ class SparseAutoencoderModule(ProbeModule):
         self._finish("train")
 
     def _finish(self, split: str) -> None:
-        fvu, use = self._fvu(split), self._use(split)
-        scores = {"fvu": float(fvu.compute())}
-        scores["explained_variance"] = 1 - scores["fvu"]
-        used = use.compute()
-        scores |= {name: float(used[name]) for name in ("l0", "dead_fraction")}
-        with fvu.sync_context():
-            n = int(fvu.n)
-        fvu.reset()
-        use.reset()
-        self.scores[split] = {**scores, "n": n}
-        self.log_scores({f"{split}/{name}": value for name, value in scores.items()})
+        self.scores[split] = _scores(self._fvu(split), self._use(split))
+        self.log_scores({f"{split}/{name}": value for name, value in self.scores[split].items() if name != "n"})
+        if self.cell is None:
+            fvu, use = self._grouped(split)
+            found = self.cell_scores[split] = {cell: _scores(fvu[cell], use[cell]) for cell in self.cells}
+            for cell, scores in found.items():
+                self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.items() if name != "n"})
+            fvu.reset()
+            use.reset()
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return fvu, explained variance, L0 and dead fraction (latents never active on the split)."""
-        scores = dict(self.scores[split])
-        n = int(scores.pop("n"))
+        """Return fvu, explained variance, L0 and dead fraction (latents never active on the split).
+
+        Several cells give them over all rows, under no cell, and then of each; `n` counts rows.
+        """
+        found = self._records(self.scores[split], split, self.cell)
+        for cell, scores in self.cell_scores.get(split, {}).items():
+            found += self._records(scores, split, cell)
+        return found
+
+    def _records(self, scores: dict[str, float], split: str, cell: str | None) -> list[MetricRecord]:
         nulls = {"fvu": {"mean_prediction": 1.0}, "explained_variance": {"mean_prediction": 0.0}}
-        sizes = {"n_latents": self.sae.n_latents, "k": self.sae.k, "d_in": self.sae.d_in}
+        sizes: dict[str, Any] = {"n_latents": self.sae.n_latents, "k": self.sae.k, "d_in": self.sae.d_in}
+        if cell is None:
+            sizes["cells"] = list(self.cells)
         return [
             MetricRecord(
                 name=name,
                 value=value,
                 split=split,
-                n=n,
-                cell=self.cell,
+                n=int(scores["n"]),
+                cell=cell,
                 probe=self.sae.variant,
                 nulls=nulls.get(name, {}),
                 detail=sizes,
             )
             for name, value in scores.items()
+            if name != "n"
         ]
 
     def save(self, folder: Path) -> list[Path]:
@@ -204,57 +257,35 @@ class SparseAutoencoderModule(ProbeModule):
         return self.schedule(optimizer, factor)
 
 
-class ChosenRows:
-    """The samples with the smallest hashes of their keys: the same ones in any order and on any number of processes.
-
-    Args:
-        n: how many; 0 for none.
-        seed: another seed chooses others.
-    """
-
-    def __init__(self, n: int, *, seed: int) -> None:
-        self.n, self.seed = n, seed
-        self._rows: Tensor | None = None
-        self._ranks: Tensor | None = None
-
-    def update(self, x: Tensor, keys: Sequence[str]) -> None:
-        """Add samples."""
-        if self.n == 0:
-            return
-        ranks = torch.tensor([derive_seed("init", self.seed, key) for key in keys], device=x.device)
-        if self._rows is None or self._ranks is None:
-            self._rows, self._ranks = x, ranks
-        else:
-            self._rows, self._ranks = torch.cat([self._rows, x]), torch.cat([self._ranks, ranks])
-        order = self._ranks.argsort()[: self.n]
-        self._rows, self._ranks = self._rows[order], self._ranks[order]
-
-    def compute(self, joint: Joint) -> Tensor | None:
-        """Return the chosen samples of all processes; None where none are wanted."""
-        if self._rows is None or self._ranks is None:
-            return None
-        rows, ranks = self._rows, self._ranks
-        if joint.size > 1:
-            longest = int(joint.gather(torch.tensor([len(ranks)], device=rows.device)).max())
-            missing = longest - len(ranks)  # processes have unequal shares: fill up, and drop it again below
-            rows = nn.functional.pad(rows, (0, 0, 0, missing))
-            # not by pad: its value goes through a float, which rounds the largest integer out of range
-            ranks = torch.cat([ranks, ranks.new_full((missing,), torch.iinfo(torch.int64).max)])
-            rows = joint.gather(rows.flatten()).view(-1, rows.shape[1])
-            ranks = joint.gather(ranks)
-        order = ranks.argsort()[: self.n]
-        return rows[order[ranks[order] < torch.iinfo(torch.int64).max]]
-
-
 def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
     """Make the autoencoder of the variant in whose file the settings are defined."""
     name = type(config).__module__.rpartition(".")[2]
     return cast(KSAE, Catalog("diffprobe.probes.sae", "sparse autoencoder").load(name).make(config, d_in, seed=seed))
 
 
-def check_finite(x: Tensor, batch: FeatureBatch, cell: str) -> None:
+def check_finite(rows: Rows, batch: FeatureBatch, cells: Sequence[str]) -> None:
     """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
-    bad = ~torch.isfinite(x).all(1)
-    if bad.any():
-        key = batch.keys[int(bad.nonzero()[0])]
-        raise NonFinite(f"cell '{cell}' has NaN or infinity in {int(bad.sum())} samples, the first is '{key}'.")
+    bad = ~torch.isfinite(rows.x).all(1)
+    if not bad.any():
+        return
+    group = rows.group[bad][0]
+    samples = rows.sample[bad & (rows.group == group)].unique()
+    key = batch.keys[int(samples[0])]
+    raise NonFinite(f"cell '{cells[int(group)]}' has NaN or infinity in {len(samples)} samples, the first is '{key}'.")
+
+
+def _named(cells: Sequence[str]) -> str:
+    return f"cell '{cells[0]}'" if len(cells) == 1 else f"cells {', '.join(cells)}"
+
+
+def _scores(fvu: Fvu, use: LatentUse) -> dict[str, float]:
+    """Compute the numbers of one set of rows, with their count `n`, and forget the rows."""
+    scores = {"fvu": float(fvu.compute())}
+    scores["explained_variance"] = 1 - scores["fvu"]
+    used = use.compute()
+    scores |= {name: float(used[name]) for name in ("l0", "dead_fraction")}
+    with fvu.sync_context():
+        scores["n"] = int(fvu.n)
+    fvu.reset()
+    use.reset()
+    return scores

@@ -98,6 +98,23 @@ def test_sae(run):
     assert by_name["fvu", "test"].value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("source", ["stored", "live"])
+def test_one_sae_for_tokens_of_all_timesteps(run, source):
+    settings = ["features.timesteps=[20,500]", "features.pool=tokens2", f"features.source={source}"]
+    config = run("probe=topk", "probe.cell=mid_block", "probe.params.k=4", "probe.params.n_latents=40", *settings)
+    if source == "stored":
+        extract_run(config, progress=False)
+    result = read_result(train(config))
+    found = {(r.split, r.cell): r for r in result.metrics if r.name == "fvu"}
+    one, other = "mid_block@t20:empty:tokens2", "mid_block@t500:empty:tokens2"
+    assert {cell for split, cell in found if split == "test"} == {None, one, other}
+    assert found["train", None].n == 16 * 2 * 2 and found["train", one].n == 16 * 2
+    with pytest.raises(ConfigError, match=r"mid_block@t\* for all timesteps of it"):
+        train(run("probe=topk", *settings))
+    with pytest.raises(ConfigError, match="reads one cell; the features have 2"):
+        train(run("probe=ridge", "probe.cell=mid_block", "probe.params.positive=noto", *settings))
+
+
 @pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
 def test_direction(run, name):
     config = run(

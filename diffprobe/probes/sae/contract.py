@@ -26,7 +26,9 @@ class Config:
     aux_weight: float = 1 / 32
     """Weight of AuxK in the loss; 0 switches it off."""
     dead_after: int = 1_000_000
-    """A latent is dead when it was not active for this many training samples."""
+    """A latent is dead when it was not active for this many training samples; places, tokens and draws count each."""
+    row_buffer: int = 0
+    """Rows (vectors, places, tokens) held back to mix those of several batches; 0 trains on each batch's own."""
     pre_bias: Literal["mean", "geometric_median"] = "mean"
     """Where the pre-bias starts: at the mean of the training set, or the geometric median of `init_samples` of it."""
     init_samples: int = 8192
@@ -50,6 +52,8 @@ class Config:
         for name in ("n_latents", "k_aux", "warmup_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} = {value} {of} must be at least 1.")
+        if self.row_buffer < 0:
+            raise ConfigError(f"row_buffer = {self.row_buffer} {of} must not be negative.")
         if self.aux_weight < 0:
             raise ConfigError(f"aux_weight = {self.aux_weight} {of} must not be negative.")
         for name in ("datapoint_blend", "decay"):
