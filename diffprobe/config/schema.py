@@ -162,6 +162,18 @@ class ProbeConfig:
     """What is predicted: label, or names of attributes. An sae ignores it."""
     params: dict[str, Any] = field(default_factory=dict)
     """The probe's own keys; its file's Config says which there are."""
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Of an sae: key (cell, seed, or one of params) -> values. All combinations train in one run, in place of `cell`,
+    `seed` and `params`; the order of the samples stays that of the run's seed."""
+
+    def __post_init__(self) -> None:
+        if self.grid and self.kind != "sae":
+            raise ConfigError(f"grid belongs to kind=sae; this probe's kind is {self.kind}.")
+        for key, values in self.grid.items():
+            if not values:
+                raise ConfigError(f"grid.{key} is empty; at least one value is needed.")
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise ConfigError(f"grid.{key} names one twice: {', '.join(map(str, values))}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from diffprobe.core.catalog import Catalog
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.experiment.extract import backbone_and_features
+from diffprobe.experiment.grid import MEMBERS, Point, points, seeds_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -42,6 +43,8 @@ class Plan:
     """What the result records and the digest names: everything but the place of the output."""
     run_dir: Path
     """Folder of the run: <output>/<experiment>/<first 12 digits of the digest>."""
+    points: tuple[Point, ...] = ()
+    """What trains in the run where `probe.grid` is given; each has a record of its own."""
 
     @property
     def name(self) -> str:
@@ -50,7 +53,7 @@ class Plan:
 
 
 def plan(config: RunConfig) -> Plan:
-    """Judge a run: the probe's file, its settings, the null.
+    """Judge a run: the probe's file, its settings and grid, the null.
 
     Raises: ConfigError, UnknownName. Nothing is loaded or written.
     """
@@ -66,12 +69,19 @@ def plan(config: RunConfig) -> Plan:
             "null=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
         )
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
+    if not config.probe.grid:
+        del tree["probe"]["grid"]  # a run without one has the digest that it had before there were any
     folder = Path(config.output) / (config.experiment or kind) / digest_json(tree)[:12]
-    return Plan(config=config, probe=probe, params=params, tree=tree, run_dir=folder)
+    return Plan(
+        config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=points(config, probe.Config, tree)
+    )
 
 
 def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     """Train, evaluate on validation and test, and write probe and `result.json` into the run's folder.
+
+    The points of a grid train together; probe and `result.json` of each are in members/<name> below the run's folder,
+    whose own `result.json` then holds no numbers.
 
     An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew.
 
@@ -95,6 +105,8 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
         if checkpoint is None:  # what is left of a finished run must not be taken for this one's
             for name in (resume.LAST, resume.RESULT):  # in this order: others that start now see no checkpoint
                 (planned.run_dir / name).unlink(missing_ok=True)
+            for point in planned.points:
+                (planned.run_dir / MEMBERS / point.name / resume.RESULT).unlink(missing_ok=True)
     with fit.quiet():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         logger = tracking.make_logger(
@@ -125,6 +137,7 @@ def make_source(config: RunConfig) -> "FeatureSource":
 
     backbone, features = backbone_and_features(config)
     cells = None if config.probe.cell is None or config.null == "raw_pixels" else [config.probe.cell]
+    cells = list(config.probe.grid.get("cell", ())) or cells
     make = LiveFeatures if features.source == "live" else StoredFeatures
     source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
     names_several = config.probe.kind == "sae" and cells is not None  # all timesteps of a tap, and asked for
@@ -143,6 +156,8 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     """Make the LightningModule of a run for the features that `source` gives. Raises: UnknownName for a target."""
     config, params = planned.config, planned.params
     common: dict[str, Any] = {"settings": config.trainer, "seed": config.seed}
+    if planned.points:
+        return _bank(planned, source)
     if config.probe.kind == "sae":
         from diffprobe.training.rows import joint_width
         from diffprobe.training.sae import SparseAutoencoderModule
@@ -169,6 +184,27 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     )
 
 
+def _bank(planned: Plan, source: "FeatureSource") -> "ProbeModule":
+    from diffprobe.features.request import choose_cells
+    from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
+
+    specs: list[MemberSpec] = []
+    asked: dict[str, str | None] = {}
+    for point in planned.points:
+        wanted = [point.cell] if "cell" in planned.config.probe.grid and point.cell else None
+        found = choose_cells(wanted, list(source.widths))
+        if len(found) > 1:
+            raise ConfigError(
+                f"'{point.name}' has several cells; one of a grid reads one.", f"given: {', '.join(found)}"
+            )
+        cell = found[0]
+        if asked.setdefault(cell, point.cell) != point.cell:
+            raise ConfigError(f"probe.grid.cell names '{cell}' twice: {asked[cell]}, {point.cell}.")
+        d_in = source.widths[cell]
+        specs.append(MemberSpec(name=point.name, config=point.params, cell=cell, d_in=d_in, seed=point.seed))
+    return SparseAutoencoderBankModule(specs, settings=planned.config.trainer, seed=planned.config.seed)
+
+
 def target_classes(targets: tuple[str, ...], source: "FeatureSource") -> dict[str, tuple[str, ...]]:
     """Return the names of each target's classes. Raises: UnknownName for a target that the data has not got."""
     known = {"label": source.classes, **source.attributes}
@@ -189,26 +225,38 @@ def _tags(config: RunConfig) -> tuple[str, ...]:
 
 
 def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
-    from diffprobe.core.result import make_result, write_result
-    from diffprobe.probes.saving import TENSORS
     from diffprobe.training import resume, tracking
+    from diffprobe.training.bank import SparseAutoencoderBankModule
 
     config = planned.config
-    folders = module.save(planned.run_dir / "probes")
-    artifacts = {str(folder.relative_to(planned.run_dir)): digest_file(folder / TENSORS) for folder in folders}
-    result = make_result(
-        run=planned.name,
-        experiment=config.experiment,
-        kind=config.probe.kind,
-        config=planned.tree,
-        seeds={"run": config.seed, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
-        metrics=[record for split in module.scores for record in module.records(split)],
-        started_at=started_at,
-        artifacts={**artifacts, **_inputs(source)},
-        wandb_run_id=tracking.run_id(logger),
-    )
-    write_result(result, planned.run_dir / resume.RESULT)
-    tracking.finish(logger, result)
+
+    def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
+        from diffprobe.core.result import make_result, write_result
+        from diffprobe.probes.saving import TENSORS
+
+        saved = part.save(folder / "probes") if part else []
+        artifacts = {str(path.relative_to(folder)): digest_file(path / TENSORS) for path in saved}
+        result = make_result(
+            run=run,
+            experiment=config.experiment,
+            kind=config.probe.kind,
+            config=tree,
+            seeds={**seeds, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
+            metrics=[record for split in part.scores for record in part.records(split)] if part else [],
+            started_at=started_at,
+            artifacts={**artifacts, **_inputs(source)},
+            wandb_run_id=tracking.run_id(logger),
+        )
+        write_result(result, folder / resume.RESULT)
+        return result
+
+    whole: ProbeModule | None = module
+    if isinstance(module, SparseAutoencoderBankModule):
+        for point, member in zip(planned.points, module.members, strict=True):
+            folder = planned.run_dir / MEMBERS / point.name
+            write(folder, f"{planned.name}/{point.name}", point.tree, seeds_of(point, config), member)
+        whole = None  # its numbers are those of the members: a table must not find them twice
+    tracking.finish(logger, write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole))
 
 
 def _inputs(source: "FeatureSource") -> dict[str, str]:
