@@ -191,13 +191,12 @@ def plan_of(backbone: BackboneConfig, features: FeaturesConfig) -> Plan:
 
 
 def _check(taps: Sequence[str], timesteps: Sequence[int], snr: Sequence[float], draws: int, dtype: str) -> None:
-    for name, values in (("taps", taps), ("timesteps", (*timesteps, *snr) if _is_list(timesteps, snr) else "")):
-        if isinstance(values, str) or not len(values):
-            raise ConfigError(f"{name} must be a list with at least one entry; got {values or timesteps!r}.")
+    for name, values in (("taps", taps), ("timesteps", timesteps), ("snr", snr)):
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise ConfigError(f"{name} must be a list; got {values!r}.")
+    for name, empty in (("taps", not taps), ("timesteps", not timesteps and not snr)):
+        if empty:
+            raise ConfigError(f"{name} must be a list with at least one entry; got [].")
     if draws < 1:
         raise ConfigError(f"draws={draws}: at least one noise sample is needed.")
     check_choice("dtype", dtype, tuple(DTYPES))
-
-
-def _is_list(*values: object) -> bool:
-    return all(isinstance(value, Sequence) and not isinstance(value, str) for value in values)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-_WORDS = (
+WORDS = (
     "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
 )
+"""What tiny tokenizers know as one token each."""
 _LENGTH = 24
 """Tokens of a prompt."""
 
@@ -23,7 +24,7 @@ def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> Any:
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-_'"
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[str] = []
-    for word in _WORDS.split():
+    for word in WORDS.split():
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
             merges.append(f"{parts[0]} {parts[1]}")

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-_WORDS = (
-    "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
-)
+from diffprobe.backbones.tiny_text import WORDS
 
 
-def tiny_vae(resolution: int, *, latent_channels: int, shift: float | None = None, flow: bool = False) -> Any:
+def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None = None, flow: bool = False) -> Any:
     """Draw an AutoencoderKL that halves a side.
 
     Args:
@@ -52,7 +50,7 @@ def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    words = [f"▁{word}" for word in _WORDS.split() if len(word) > 1]
+    words = [f"▁{word}" for word in WORDS.split() if len(word) > 1]
     pieces = [("▁", -3.0), *((word, -4.0) for word in words), *((c, -6.0) for c in "abcdefghijklmnopqrstuvwxyz,.-'")]
     made = Tokenizer(models.Unigram([*((token, 0.0) for token in special.values()), *pieces], unk_id=2))
     made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")

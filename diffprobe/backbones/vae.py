@@ -76,18 +76,10 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
     """
     from diffusers import AutoencoderKL
 
-    config = AutoencoderKL.load_config(folder, local_files_only=True)
-    with torch.device("meta"):
-        vae: Any = AutoencoderKL.from_config(config)
-    expected = frozenset(vae.state_dict())
-    vae.decoder, vae.post_quant_conv = Absent(), Absent()
-    if dtype == torch.float16 and vae.config.force_upcast:
+    config: Any = AutoencoderKL.load_config(folder, local_files_only=True)
+    if dtype == torch.float16 and config.get("force_upcast", True):  # the class's own default
         dtype = torch.float32
-    if images:
-        load_tensors(vae, folder, dtype=dtype, expected=expected)
-    else:
-        vae.encoder, vae.quant_conv = Absent(), Absent()
-    return VaeEncoder(vae.eval().requires_grad_(False))
+    return VaeEncoder(_load_half(AutoencoderKL, config, folder, ("decoder", "post_quant_conv"), dtype, images))
 
 
 def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:
@@ -95,30 +87,17 @@ def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) 
     from diffusers import VQModel
 
     config = VQModel.load_config(folder, local_files_only=True)
+    unused = ("decoder", "post_quant_conv", "quantize")
+    return MovqEncoder(_load_half(VQModel, config, folder, unused, dtype, images))
+
+
+def _load_half(kind: Any, config: Any, folder: Path, unused: tuple[str, ...], dtype: torch.dtype, images: bool) -> Any:
+    """Load an autoencoder without its `unused` parts, and without `images` without its encoder too."""
     with torch.device("meta"):
-        movq: Any = VQModel.from_config(config)
-    expected = frozenset(movq.state_dict())
-    movq.decoder, movq.post_quant_conv, movq.quantize = Absent(), Absent(), Absent()
+        network = kind.from_config(config)
+    expected = frozenset(network.state_dict())
+    for name in (*unused, *(() if images else ("encoder", "quant_conv"))):
+        setattr(network, name, Absent())
     if images:
-        load_tensors(movq, folder, dtype=dtype, expected=expected)
-    else:
-        movq.encoder, movq.quant_conv = Absent(), Absent()
-    return MovqEncoder(movq.eval().requires_grad_(False))
-
-
-def tiny_vae(resolution: int) -> Any:
-    """Draw a tiny AutoencoderKL that halves an image's side, from the global generator, for tests."""
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        sample_size=resolution,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
-        mid_block_add_attention=False,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        scaling_factor=6.0,  # brings the random latents near unit variance: images stand out from the noise
-        force_upcast=False,
-    )
+        load_tensors(network, folder, dtype=dtype, expected=expected)
+    return network.eval().requires_grad_(False)

@@ -226,7 +226,7 @@ def _hold_out(
 
     from diffprobe.analysis.spliced_error import HeldOut
     from diffprobe.backbones.told import SampleTexts, tell
-    from diffprobe.features.extract import text_columns
+    from diffprobe.features.extract import sample_texts
     from diffprobe.shards.stream import SampleStream, make_loader
 
     (branch,) = (branch for branch in request.plan.branches if branch.condition == cell.condition)
@@ -237,9 +237,7 @@ def _hold_out(
     )  # fmt: skip
     latents, keys, told, clusters = [], [], [], []
     for batch in make_loader(stream, data.batch_size, data.num_workers):
-        columns = text_columns(request.shard_set, batch, batch.captions)
-        labels = batch.label.tolist()
-        told += tell(branch, SampleTexts(keys=batch.keys, captions=columns["caption"], labels=labels, columns=columns))
+        told += tell(branch, SampleTexts(**sample_texts(request.shard_set, batch, batch.captions)))
         latents.append(network.encode_images(batch.images))
         keys += batch.keys
         groups = batch.attributes[config.group_attribute].tolist() if config.group_attribute else [-1] * len(batch)

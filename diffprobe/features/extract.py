@@ -6,7 +6,7 @@ Owns the pass over the shards. The bytes are writer.py's, kept latents are laten
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -155,33 +155,30 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
-    columns = text_columns(request.shard_set, images, images.captions)
-    features = request.extractor(
-        images.images, keys=images.keys, captions=columns["caption"], labels=images.label.tolist(), columns=columns
-    )
+    features = request.extractor(images.images, **sample_texts(request.shard_set, images, images.captions))
     return FeatureBatch(features=features, keys=images.keys, label=images.label, attributes=images.attributes)
 
 
 def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
     batch = item.batch
-    columns = text_columns(request.shard_set, batch, item.captions)
-    features = request.extractor.from_latents(
-        batch.features[CELL], keys=batch.keys, captions=columns["caption"], labels=batch.label.tolist(), columns=columns
-    )
+    texts = sample_texts(request.shard_set, batch, item.captions)
+    features = request.extractor.from_latents(batch.features[CELL], **texts)
     return ExtractedBatch(FeatureBatch(features, batch.keys, batch.label, batch.attributes), item.captions)
 
 
-def text_columns(
-    shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]
-) -> dict[str, list[str | None]]:
-    """Return the texts of a batch by column: `caption`, `class_name` and the attributes; None where there is none."""
+def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
+    """Return what is known of a batch's samples, as the fields of `told.SampleTexts` and the arguments of an extractor.
+
+    Its columns are `caption`, `class_name` and the attributes; None where a sample has none.
+    """
     columns: dict[str, list[str | None]] = {
         "caption": [caption or None for caption in captions],
         "class_name": _named(shard_set.classes, samples.label),
     }
     for name, ids in samples.attributes.items():
         columns.setdefault(name, _named(shard_set.attributes[name], ids))
-    return columns
+    labels = samples.label.tolist()
+    return {"keys": samples.keys, "captions": columns["caption"], "labels": labels, "columns": columns}
 
 
 def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:

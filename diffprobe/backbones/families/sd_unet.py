@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
 from diffprobe.backbones.condition import TEXT_CONDITIONS, load_clip_text
 from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.tiny_transformer import tiny_vae
 from diffprobe.backbones.unet import (
     GUIDANCE,
     TextUnet,
@@ -30,7 +31,7 @@ from diffprobe.backbones.unet import (
     require_parts,
     unet_outline,
 )
-from diffprobe.backbones.vae import latent_geometry, load_vae_encoder, tiny_vae
+from diffprobe.backbones.vae import latent_geometry, load_vae_encoder
 from diffprobe.backbones.weights import digest_denoiser, digest_part
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
