@@ -6,18 +6,17 @@ text encoders are `condition.py`'s.
 
 import copy
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.base import Checkpoint, LoadOptions, Outline
 from diffprobe.backbones.capture import cut
-from diffprobe.backbones.condition import PromptMemory, TokenizedText
 from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.backbones.vae import VaeEncoder, latent_geometry
+from diffprobe.backbones.vae import latent_geometry
 from diffprobe.backbones.weights import (
     denoiser_source,
     digest_denoiser,
@@ -28,7 +27,6 @@ from diffprobe.backbones.weights import (
 )
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed
-from diffprobe.core.shapes import FeatureMap, Images
 
 _PART = "transformer"
 _TOKENIZER_FILES = (
@@ -207,60 +205,3 @@ def digest_parts(
         **{name: digest_part(checkpoint.part(name)) for name in parts},
         **{name: digest_files([checkpoint.part(name) / file for file in _TOKENIZER_FILES]) for name in tokenizers},
     }
-
-
-class LatentTransformer(Backbone):
-    """A transformer over VAE latents.
-
-    Args:
-        denoiser: the transformer, cut.
-        vae: the way to its latents.
-    """
-
-    def __init__(self, denoiser: nn.Module, vae: VaeEncoder) -> None:
-        self.denoiser, self._vae = denoiser, vae
-
-    def encode_images(self, images: Images) -> FeatureMap:
-        """See `VaeEncoder`."""
-        return self._vae(images)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Name the loaded networks."""
-        return {"denoiser": self.denoiser, "vae": self._vae.vae}
-
-
-class TextTransformer(LatentTransformer):
-    """A transformer that is told a text.
-
-    Args:
-        texts: its text encoders by the names of their parts.
-        encode: turns prompts into what the transformer takes; may hold on to the encoders, nothing else may.
-    """
-
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        vae: VaeEncoder,
-        texts: Mapping[str, TokenizedText],
-        encode: Callable[[list[str]], Condition],
-    ) -> None:
-        super().__init__(denoiser, vae)
-        self._texts, self._prompts = dict(texts), PromptMemory(encode)
-
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
-        """See `PromptMemory`."""
-        return self._prompts(["" if value is None else str(value) for value in values])
-
-    def parts(self) -> dict[str, nn.Module]:
-        """Name the loaded networks."""
-        return {**super().parts(), **{name: text.encoder for name, text in self._texts.items()}}
-
-    def release_text(self) -> None:
-        """Free the text encoders."""
-        self._texts = {}
-        self._prompts.seal()
-
-    def to(self, device: torch.device) -> None:
-        """Move all loaded networks, and the remembered prompts."""
-        super().to(device)
-        self._prompts.to(device)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.base import Checkpoint, Condition, LoadOptions, Outline
 from diffprobe.backbones.capture import cut
-from diffprobe.backbones.condition import ClipText, PromptMemory
+from diffprobe.backbones.condition import ClipText
+from diffprobe.backbones.latent import TextBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.quiet import quiet_libraries
@@ -26,7 +27,7 @@ from diffprobe.backbones.weights import denoiser_source, digest_files, load_tens
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed
-from diffprobe.core.shapes import FeatureMap, Images
+from diffprobe.core.shapes import FeatureMap
 
 GUIDANCE = 8.5
 """Guidance scale that a U-Net with distilled guidance is told: the default of diffusers' pipeline for such models."""
@@ -215,7 +216,7 @@ def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Tenso
     return row[None]
 
 
-class TextUnet(Backbone):
+class TextUnet(TextBackbone[ClipText]):
     """A loaded U-Net over VAE latents that is told texts.
 
     Args:
@@ -226,44 +227,21 @@ class TextUnet(Backbone):
     """
 
     def __init__(self, unet: nn.Module, vae: VaeEncoder, texts: dict[str, ClipText], guidance: Tensor | None) -> None:
-        self.denoiser, self._vae, self.texts = unet, vae, texts
+        super().__init__(unet, vae, texts, self.encode)
         self._guidance = None if guidance is None else guidance.to(_dtype(unet))
-        self._prompts = PromptMemory(lambda prompts: self.encode(prompts))
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Condition:
         """Encode prompts, one row each."""
-
-    def encode_images(self, images: Images) -> FeatureMap:
-        """See `VaeEncoder`."""
-        return self._vae(images)
-
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
-        """See `PromptMemory`."""
-        return self._prompts([str(value) for value in values])
 
     def run_unet(self, x_t: FeatureMap, timesteps: Tensor, text: Tensor, **told: Any) -> None:
         """Run the U-Net once."""
         scale = None if self._guidance is None else self._guidance.expand(len(x_t), -1)
         self.denoiser(x_t, timesteps, encoder_hidden_states=text, timestep_cond=scale, return_dict=False, **told)
 
-    def parts(self) -> dict[str, nn.Module]:
-        """Name the loaded networks."""
-        return {
-            "denoiser": self.denoiser,
-            "vae": self._vae.vae,
-            **{name: text.encoder for name, text in self.texts.items()},
-        }
-
-    def release_text(self) -> None:
-        """Free the text encoders."""
-        self.texts = {}
-        self._prompts.seal()
-
     def to(self, device: torch.device) -> None:
-        """Move all loaded networks, and the remembered prompts."""
+        """Move all loaded networks, the remembered prompts, and the guidance."""
         super().to(device)
-        self._prompts.to(device)
         if self._guidance is not None:
             self._guidance = self._guidance.to(device)
 

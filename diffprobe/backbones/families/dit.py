@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.latent import LatentBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.tiny_transformer import tiny_vae
 from diffprobe.backbones.transformer import (
-    LatentTransformer,
     describe_denoiser,
     digest_parts,
     find_latents,
@@ -80,7 +80,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name)
 
 
-class Dit(LatentTransformer):
+class Dit(LatentBackbone):
     """A loaded DiT checkpoint.
 
     Args:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
 from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, T5Text, load_clip_text, load_t5_text
+from diffprobe.backbones.latent import TextBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.transformer import (
-    TextTransformer,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -152,7 +152,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     return Flux(flux, vae, clip, t5, guidance=told["guidance"])
 
 
-class Flux(TextTransformer):
+class Flux(TextBackbone):
     """A loaded FLUX.1 checkpoint.
 
     Args:

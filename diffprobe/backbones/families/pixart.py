@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
 from diffprobe.backbones.condition import TEXT_CONDITIONS, T5Text, load_t5_text
+from diffprobe.backbones.latent import TextBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.transformer import (
-    TextTransformer,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -122,7 +122,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     return PixArt(pixart, vae, text, resolution=outline.resolution if "resolution" in outline.told else None)
 
 
-class PixArt(TextTransformer):
+class PixArt(TextBackbone):
     """A loaded PixArt checkpoint.
 
     Args:

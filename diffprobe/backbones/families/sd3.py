@@ -21,13 +21,13 @@ from diffprobe.backbones.condition import (
     load_clip_text,
     load_t5_text,
 )
+from diffprobe.backbones.latent import TextBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.transformer import (
     Latents,
-    TextTransformer,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -154,7 +154,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
     return Sd3(sd3, vae, clips, t5, width=width)
 
 
-class Sd3(TextTransformer):
+class Sd3(TextBackbone):
     """A loaded Stable Diffusion 3 checkpoint.
 
     Args:

@@ -1,0 +1,73 @@
+"""Loaded backbones over VAE latents: what U-Nets and transformers of this kind share, with and without texts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from diffprobe.backbones.base import Backbone, Condition, Told
+from diffprobe.backbones.condition import PromptMemory, TokenizedText
+from diffprobe.backbones.vae import VaeEncoder
+from diffprobe.core.shapes import FeatureMap, Images
+
+
+Encoder = TypeVar("Encoder", bound=TokenizedText)
+"""What turns a prompt into tensors, with its own way of being called."""
+
+
+class LatentBackbone(Backbone):
+    """A denoiser over VAE latents.
+
+    Args:
+        denoiser: the network, cut.
+        vae: the way to its latents.
+    """
+
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder) -> None:
+        self.denoiser, self._vae = denoiser, vae
+
+    def encode_images(self, images: Images) -> FeatureMap:
+        """See `VaeEncoder`."""
+        return self._vae(images)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {"denoiser": self.denoiser, "vae": self._vae.vae}
+
+
+class TextBackbone(LatentBackbone, Generic[Encoder]):
+    """A denoiser over VAE latents that is told a text.
+
+    Args:
+        texts: its text encoders by the names of their parts.
+        encode: turns prompts into what the denoiser takes; may hold on to the encoders, nothing else may.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        vae: VaeEncoder,
+        texts: Mapping[str, Encoder],
+        encode: Callable[[list[str]], Condition],
+    ) -> None:
+        super().__init__(denoiser, vae)
+        self.texts, self._prompts = dict(texts), PromptMemory(encode)
+
+    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+        """See `PromptMemory`."""
+        return self._prompts(["" if value is None else str(value) for value in values])
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Name the loaded networks."""
+        return {**super().parts(), **{name: text.encoder for name, text in self.texts.items()}}
+
+    def release_text(self) -> None:
+        """Free the text encoders."""
+        self.texts = {}
+        self._prompts.seal()
+
+    def to(self, device: torch.device) -> None:
+        """Move all loaded networks, and the remembered prompts."""
+        super().to(device)
+        self._prompts.to(device)
