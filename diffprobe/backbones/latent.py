@@ -11,7 +11,6 @@ from diffprobe.backbones.condition import PromptMemory, TokenizedText
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.core.shapes import FeatureMap, Images
 
-
 Encoder = TypeVar("Encoder", bound=TokenizedText)
 """What turns a prompt into tensors, with its own way of being called."""
 
