@@ -43,8 +43,9 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int
 class CaptionRule:
     """Which of its captions a training sample sees, and how much of it.
 
-    A caption that is always whole is the name of one drawing, and a small model learns drawings by name. Captions with
-    gaps make it learn what single words stand for.
+    A caption that is always whole is the name of one drawing, and a small model learns drawings by name: a name that it
+    never saw then says something definite, and wrong. Captions with gaps make it learn what single words stand for, and
+    that a word may say nothing.
     """
 
     main: float = 0.5
@@ -53,14 +54,45 @@ class CaptionRule:
     """Share of captions that lose words."""
     words: float = 0.3
     """Share of words that such a caption loses."""
-    foreign: float = 0.0
-    """Share of the lost words in whose place a word drawn from the whole vocabulary stands: what an unknown word does
-    to the others is then nothing new."""
+    rarity: float = 0.0
+    """How much longer common words last: a word of n groups of drawings (see `Words`) is lost with probability
+    words * n ** -rarity. 0 takes all words alike; 0.25 takes a word of 16 groups half as often as a name."""
+    invented: float = 0.0
+    """Share of the lost words in whose place an invented one stands, as an unknown word will when captions are new."""
 
     def __post_init__(self) -> None:
-        for name in ("main", "gaps", "words", "foreign"):
+        for name in ("main", "gaps", "words", "rarity", "invented"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is no share: 0 to 1.")
+
+
+class Words:
+    """The words of a training set: in how many groups of drawings each stands, and words that nobody knows.
+
+    Args:
+        captions: all captions of each sample.
+        groups: the drawing that each sample is a variant of; a word's count is the number of different ones.
+    """
+
+    def __init__(self, captions: Sequence[tuple[str, ...]], groups: Sequence[str]) -> None:
+        found: dict[str, set[str]] = {}
+        for options, group in zip(captions, groups, strict=True):
+            for word in {bare(word) for caption in options for word in caption.split(" ")}:
+                found.setdefault(word, set()).add(group)
+        self.counts = {word: len(members) for word, members in found.items()}
+        self._parts = sorted(word for word in found if len(word) > 2 and word.isalpha())
+
+    def invent(self, one: float, other: float) -> str:
+        """Return the first half of one word and the last of another, which two draws from [0, 1) choose."""
+        if not self._parts:
+            return ""
+        first, last = (self._parts[int(draw * len(self._parts))] for draw in (one, other))
+        return first[: (len(first) + 1) // 2] + last[len(last) // 2 :]
+
+
+def bare(word: str) -> str:
+    """Return a word of a caption without the comma that ends a part of it."""
+    return word.removesuffix(",")
 
 
 def choose_captions(
@@ -69,7 +101,7 @@ def choose_captions(
     *,
     empty: Float[Tensor, " batch"],
     generator: torch.Generator,
-    vocabulary: Sequence[str] = (),
+    words: Words,
 ) -> list[str]:
     """Choose one caption a sample: the empty one, the main one or any of the others, whole or with gaps.
 
@@ -77,7 +109,7 @@ def choose_captions(
         captions: all captions of each sample, the main one first.
         empty: probability of the empty caption of each sample, for classifier-free guidance.
         generator: source of the choice.
-        vocabulary: words that stand in for lost ones; without any, lost words leave no trace.
+        words: of the training set.
     """
     draws = torch.rand(len(captions), 4, generator=generator).tolist()
     chosen = []
@@ -86,25 +118,18 @@ def choose_captions(
         if drop < share:
             caption = ""
         elif gaps < rule.gaps:
-            caption = _with_gaps(caption, rule, generator, vocabulary)
+            caption = _with_gaps(caption, rule, generator, words)
         chosen.append(caption)
     return chosen
 
 
-def _with_gaps(caption: str, rule: CaptionRule, generator: torch.Generator, vocabulary: Sequence[str]) -> str:
-    words = caption.split(" ")
+def _with_gaps(caption: str, rule: CaptionRule, generator: torch.Generator, words: Words) -> str:
     kept = []
-    for word, (lose, replace, which) in zip(
-        words, torch.rand(len(words), 3, generator=generator).tolist(), strict=True
-    ):
-        if lose >= rule.words:
+    parts = caption.split(" ")
+    draws = torch.rand(len(parts), 4, generator=generator).tolist()
+    for word, (lose, replace, one, other) in zip(parts, draws, strict=True):
+        if lose >= rule.words * words.counts.get(bare(word), 1) ** -rule.rarity:
             kept.append(word)
-        elif vocabulary and replace < rule.foreign:
-            kept.append(vocabulary[int(which * len(vocabulary))])
+        elif replace < rule.invented:
+            kept.append(words.invent(one, other) + word[len(bare(word)) :])
     return " ".join(kept)
-
-
-def whole_words(tokenizer: Any) -> list[str]:
-    """List the words of three letters and more that are one entry of a CLIP tokenizer's vocabulary, sorted."""
-    ended = (entry.removesuffix("</w>") for entry in tokenizer.get_vocab() if entry.endswith("</w>"))
-    return sorted(word for word in ended if len(word) > 2 and word.isalpha() and word.isascii())

@@ -6,7 +6,7 @@ The result is a StableDiffusionPipeline folder like any other, and every later s
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
@@ -21,24 +21,10 @@ from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
-from diffprobe.training.captions import CaptionRule, choose_captions, train_tokenizer, whole_words
+from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
-from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
+from diffprobe.training.networks import DenoiserShape, NoiseSchedule, make_networks, open_networks
 from diffprobe.training.views import Views
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
-    """The forward process (names as in diffusers' schedulers)."""
-
-    num_train_timesteps: int = 1000
-    """Timesteps of the training grid."""
-    beta_start: float = 0.00085
-    """First beta."""
-    beta_end: float = 0.012
-    """Last beta."""
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """How betas run between the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +84,7 @@ class DenoiserModule(lightning.LightningModule):
 
     def __init__(self, config: DenoiserTraining) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL, DDIMScheduler
+        from diffusers import AutoencoderKL
 
         folder = Path(config.autoencoder)
         if not (folder / "config.json").is_file() or not weight_files(folder):
@@ -111,22 +97,13 @@ class DenoiserModule(lightning.LightningModule):
         # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
         self._frozen = (vae.float().eval().requires_grad_(False),)
         self.config = config
-        scheduler: Any = DDIMScheduler(
-            num_train_timesteps=config.noise.num_train_timesteps,
-            beta_start=config.noise.beta_start,
-            beta_end=config.noise.beta_end,
-            beta_schedule=config.noise.beta_schedule,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        )
-        self.scheduler = scheduler
-        alphas = scheduler.alphas_cumprod.float()
+        self.scheduler = config.noise.scheduler()
+        alphas = self.scheduler.alphas_cumprod.float()
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
         self._build()
-        self._words = whole_words(self.tokenizer)
+        self._words: Words | None = None
 
     @property
     def balance(self) -> tuple[str, float] | None:
@@ -184,7 +161,7 @@ class DenoiserModule(lightning.LightningModule):
             self.config.captions,
             empty=self.empty_share(timesteps),
             generator=generator,
-            vocabulary=self._words,
+            words=self.words,
         )
         views = self.config.views.draw(len(rows), generator)
         clean = self._encoded("train", self.config.views)[rows, views].to(self.device)
@@ -195,6 +172,14 @@ class DenoiserModule(lightning.LightningModule):
         loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
+
+    @property
+    def words(self) -> Words:
+        """The words of the training captions, counted by the values of `balance_attribute`."""
+        if self._words is None:
+            table = self._table("train")
+            self._words = Words(table.captions, table.groups(self.config.balance_attribute))
+        return self._words
 
     def empty_share(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the probability of the empty caption at each timestep."""

@@ -48,6 +48,10 @@ class ImageTable:
         """Return some images in [0, 1]."""
         return self.images[rows].float() / 255
 
+    def groups(self, attribute: str | None) -> list[str]:
+        """Name the drawing each sample is a variant of: its value of an attribute, its own key where it has none."""
+        return [sample.get(attribute or "", key) for key, sample in zip(self.keys, self.attributes, strict=True)]
+
 
 def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool = False) -> ImageTable:
     """Decode a split into memory, in shard order.

@@ -1,8 +1,9 @@
-"""The networks of a small latent text-to-image model. Owns their shape; what they learn is `training.denoiser`'s."""
+"""The networks and the forward process of a small latent text-to-image model. Owns their shape; what they learn is
+`training.denoiser`'s."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -38,6 +39,34 @@ class DenoiserShape:
     """Entries of the caption vocabulary."""
     max_tokens: int = 32
     """Longest caption in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The forward process (names as in diffusers' schedulers)."""
+
+    num_train_timesteps: int = 1000
+    """Timesteps of the training grid."""
+    beta_start: float = 0.00085
+    """First beta."""
+    beta_end: float = 0.012
+    """Last beta."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    """How betas run between the two."""
+
+    def scheduler(self) -> Any:
+        """Make diffusers' DDIMScheduler of it, which predicts the noise."""
+        from diffusers import DDIMScheduler
+
+        return DDIMScheduler(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        )
 
 
 def make_networks(

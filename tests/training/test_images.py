@@ -88,6 +88,15 @@ def test_rare_values_are_drawn_as_often_as_their_power_says(tiny_shards):
         balance_weights(samples, "colour", 0.5)
 
 
+def test_a_sample_without_the_attribute_is_a_group_of_its_own(tiny_shards):
+    table = load_table(DataConfig(path=str(tiny_shards)), "train", resolution=16)
+    name = next(iter(table.attributes[0]))
+    table.attributes[0].clear()
+    found = table.groups(name)
+    assert found[0] == table.keys[0] and found[1:] == [values[name] for values in table.attributes[1:]]
+    assert table.groups(None) == table.keys
+
+
 def test_balanced_epochs_are_fixed_by_seed_and_epoch(tiny_shards):
     data = DataConfig(path=str(tiny_shards), batch_size=5)
     attribute = next(iter(ImagesInMemory(data, resolution=16, seed=0).train.attributes[0]))
