@@ -21,10 +21,11 @@ def run(args: argparse.Namespace) -> int:
 
     from diffprobe.report.collect import collect
     from diffprobe.report.fields import parse_condition
-    from diffprobe.report.spec import find_spec, load_spec
-    from diffprobe.report.table import render
+    from diffprobe.report.spec import find_spec, load_specs
+    from diffprobe.report.table import render_all
 
-    spec = load_spec(find_spec(args.experiment))
-    spec = dataclasses.replace(spec, filter={**spec.filter, **dict(map(parse_condition, args.where))})
-    print(render(collect(args.results), spec, args.format), end="")
+    results, where = collect(args.results), dict(map(parse_condition, args.where))
+    specs = load_specs(find_spec(args.experiment))
+    specs = tuple(dataclasses.replace(spec, filter={**spec.filter, **where}) for spec in specs)
+    print(render_all(results, specs, args.format), end="")
     return 0

@@ -75,13 +75,15 @@ class Table:
         return [(value, list(rows)) for value, rows in itertools.groupby(self.rows, key=lambda row: row.values[0])]
 
     def best(self, rows: Sequence[Row]) -> float | None:
-        """Return the best measured value among some rows."""
+        """Return the best measured value among some rows; None where values are not ranked."""
+        if not self.spec.ranked:
+            return None
         values = [entry.value for row in rows for entry in row.entries if entry.value is not None]
         return (max if self.spec.higher_is_better else min)(values, default=None)
 
     def beats_nulls(self, entry: Entry) -> bool | None:
-        """Say whether an entry is better than each of its nulls; None if it has no value or no null."""
-        if entry.value is None or not entry.nulls:
+        """Say whether an entry is better than each of its nulls; None without value, null or ranking."""
+        if entry.value is None or not entry.nulls or not self.spec.ranked:
             return None
         if self.spec.higher_is_better:
             return entry.value > max(entry.nulls.values())

@@ -59,6 +59,8 @@ def _what(table: Table, measured: list[Entry]) -> str:
     text = f"{spec.metric.replace('_', ' ')}{unit}{on}; {samples} samples an entry, {seeds}"
     if any(entry.spread is not None for entry in measured):
         text += ", ± standard deviation over seeds"
+    if not spec.ranked:
+        return f"{text}."
     return f"{text}; {'higher' if spec.higher_is_better else 'lower'} is better, best of each block in bold."
 
 

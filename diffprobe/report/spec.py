@@ -110,6 +110,8 @@ class TableSpec:
     """How numbers are printed."""
     higher_is_better: bool = True
     """Direction of the metric: decides bold entries and what counts as above a null."""
+    ranked: bool = True
+    """Whether one value is better than another; false prints no entry bold and marks none, as for L0."""
     missing: str = "n/a"
     """What stands where a result or a null is missing."""
     published: tuple[Published, ...] = ()
@@ -130,14 +132,38 @@ class TableSpec:
 
 
 def load_spec(path: Path | str) -> TableSpec:
-    """Read a `table.yaml`. Raises: ConfigError with every fault, its file and line."""
+    """Read a `table.yaml` of one table. Raises: ConfigError with every fault, its file and line, or for several."""
+    found = load_specs(path)
+    if len(found) > 1:
+        raise ConfigError(f"{display(Path(path))} holds {len(found)} tables; one is wanted here.")
+    return found[0]
+
+
+def load_specs(path: Path | str) -> tuple[TableSpec, ...]:
+    """Read a `table.yaml`: one table, or below `tables` several that share the keys beside it.
+
+    Raises: ConfigError with every fault, its file and line.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
         node, tree = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{display(path)} is not readable YAML.", *str(error).splitlines()) from error
-    return parse(TableSpec, tree, {key: (display(path), line) for key, line in _lines(node, "")})
+    lines = {key: (display(path), line) for key, line in _lines(node, "")}
+    if not isinstance(tree, dict) or "tables" not in tree:
+        return (parse(TableSpec, tree, lines),)
+    shared = {key: value for key, value in tree.items() if key != "tables"}
+    parts = tree["tables"]
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
+        raise ConfigError(f"{display(path)}: tables is no list of tables, each with the keys that are its own.")
+    return tuple(parse(TableSpec, {**shared, **part}, {**lines, **_own(lines, i)}) for i, part in enumerate(parts))
+
+
+def _own(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tuple[str, int]]:
+    """Return the places of the keys of the i-th table."""
+    start = f"tables[{i}]."
+    return {key.removeprefix(start): place for key, place in lines.items() if key.startswith(start)}
 
 
 def find_spec(name: str) -> Path:

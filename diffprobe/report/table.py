@@ -37,6 +37,18 @@ def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "mark
     assert_never(format)
 
 
+def render_all(results: Sequence[RunResult], specs: Sequence[TableSpec], format: Format = "markdown") -> str:
+    """Render several tables behind each other; CSV says its columns once where all have the same.
+
+    Raises: what `build_table` raises.
+    """
+    texts = [render(results, spec, format) for spec in specs]
+    if format != "csv":
+        return "\n".join(texts)
+    heads, bodies = zip(*(text.split("\n", 1) for text in texts), strict=True)
+    return f"{heads[0]}\n{''.join(bodies)}" if len(set(heads)) == 1 else "\n".join(texts)
+
+
 def render_markdown(table: Table) -> str:
     """Render a table for a README and a terminal: columns aligned, text wrapped; bold = best of its block."""
     spec, notes = table.spec, table_notes(table)

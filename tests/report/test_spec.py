@@ -6,7 +6,7 @@ import pytest
 
 from diffprobe.config.locate import shipped_root
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.spec import NumberFormat, find_spec, load_spec
+from diffprobe.report.spec import NumberFormat, find_spec, load_spec, load_specs
 
 TOY = (Path(__file__).parent / "table.yaml").read_text()
 
@@ -18,8 +18,8 @@ def load(tmp_path, text):
 
 @pytest.mark.parametrize("path", sorted((shipped_root() / "experiments").rglob("table.yaml")), ids=str)
 def test_every_shipped_table_parses(path):
-    spec = load_spec(path)
-    assert spec.nulls and spec.filter.get("split") == "test"
+    for spec in load_specs(path):
+        assert spec.nulls and spec.filter.get("split") == "test"
 
 
 def test_a_typo_is_refused_with_file_line_and_nearest_name(tmp_path):
@@ -40,6 +40,27 @@ def test_axes_and_published_places_must_agree(tmp_path):
         load(tmp_path, TOY.replace("{target: group, tap: mid_block, timestep: 25}", "{target: group, tap: mid_block}"))
     with pytest.raises(ConfigError, match="not readable YAML"):
         load(tmp_path, "rows: [")
+
+
+def test_several_tables_share_keys_and_bring_their_own(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text(TOY + "tables:\n  - {title: one}\n  - {title: two, metric: l0, ranked: false}\n")
+    one, two = load_specs(path)
+    assert (one.title, two.title, two.metric) == ("one", "two", "l0")
+    assert one.ranked and not two.ranked and one.rows == two.rows
+    with pytest.raises(ConfigError, match="holds 2 tables"):
+        load_spec(path)
+
+
+def test_a_fault_in_one_of_several_tables_is_placed(tmp_path):
+    path = tmp_path / "table.yaml"
+    path.write_text(TOY + "tables:\n  - {title: one}\n  - title: two\n    rankd: false\n")
+    with pytest.raises(ConfigError) as error:
+        load_specs(path)
+    assert "nearest: ranked" in str(error.value) and f"line {len(TOY.splitlines()) + 4}" in str(error.value)
+    path.write_text(TOY + "tables: []\n")
+    with pytest.raises(ConfigError, match="no list of tables"):
+        load_specs(path)
 
 
 def test_numbers_are_written_without_minus_zero():

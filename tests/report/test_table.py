@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.report.table import FORMATS, render
+from diffprobe.report.table import FORMATS, render, render_all
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,3 +52,13 @@ def test_markdown_lines_up_and_breaks_no_paragraph_into_a_list(results, spec):
     assert max(len(line) for line in lines if line.startswith("word")) <= 110
     long = "x" * 107 + " - 3. and so on"
     assert long in render(results, dataclasses.replace(spec, caption=long), "markdown").splitlines()
+
+
+def test_several_tables_stand_behind_each_other_and_csv_has_one_head(results, spec):
+    specs = (spec, dataclasses.replace(spec, title="again", ranked=False))
+    one, two = (render(results, each, "markdown") for each in specs)
+    assert render_all(results, specs, "markdown") == f"{one}\n{two}"
+    assert "is better" in one and "is better" not in two and two.count("**") == 2 and "‡" not in two
+    rows = list(csv.DictReader(io.StringIO(render_all(results, specs, "csv"))))
+    assert len(rows) == 24 and rows[0]["value"] == rows[12]["value"] == "0.515625"
+    assert render_all(results, [spec], "latex") == render(results, spec, "latex")
