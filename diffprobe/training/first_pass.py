@@ -1,0 +1,54 @@
+"""What sparse autoencoders must know of the training set before their first step, collected in one pass over it.
+
+Owns the sums and the chosen rows, and the refusal of features that are no numbers. Next in the flow:
+`SparseAutoencoderModule.begin`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from diffprobe.core.errors import NonFinite
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.metrics.moments import RunningMoments
+from diffprobe.training.rows import ChosenRows, Rows, rows_of
+
+
+class FirstPass:
+    """Mean and variance of the rows of some cells, and the rows that were asked for; for any number of autoencoders.
+
+    Nothing here depends on who asks, so what one autoencoder gets is bit for bit what it would get alone.
+
+    Args:
+        cells: whose rows.
+        d_in: their width.
+        device: where they are.
+    """
+
+    def __init__(self, cells: Sequence[str], d_in: int, device: torch.device) -> None:
+        self.cells = tuple(cells)
+        self.moments = RunningMoments(d_in).to(device)
+        self._chosen: dict[tuple[int, int], ChosenRows] = {}
+
+    def choose(self, n: int, *, seed: int) -> ChosenRows:
+        """Return the n rows that `seed` chooses, filled as the pass goes on. Ask before it begins."""
+        return self._chosen.setdefault((n, seed), ChosenRows(n, seed=seed))
+
+    def update(self, batch: FeatureBatch) -> None:
+        """Add a batch. Raises: NonFinite, naming cell and sample."""
+        rows = rows_of(batch, self.cells)
+        check_finite(rows, batch, self.cells)
+        self.moments.update(rows.x)
+        for chosen in self._chosen.values():
+            chosen.update(rows.x, batch.keys, rows)
+
+
+def check_finite(rows: Rows, batch: FeatureBatch, cells: Sequence[str]) -> None:
+    """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
+    bad = ~torch.isfinite(rows.x).all(1)
+    if not bad.any():
+        return
+    group = rows.group[bad][0]
+    samples = rows.sample[bad & (rows.group == group)].unique()
+    key = batch.keys[int(samples[0])]
+    raise NonFinite(f"cell '{cells[int(group)]}' has NaN or infinity in {len(samples)} samples, the first is '{key}'.")
