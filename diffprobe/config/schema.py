@@ -130,8 +130,19 @@ class FeaturesConfig:
     """Folder that holds the feature stores, one a digest."""
     latents: str | None = None
     """Folder in which `diffprobe extract` keeps the VAE's latents, for later extractions from the same images."""
+    hold: Literal["auto", "memory", "mapped", "device"] = "auto"
+    """Where a stored split is kept: in memory, in its files, or on the probe's device; auto: in memory up to 2 GiB."""
+    shuffle: Literal["samples", "rows"] = "samples"
+    """What an epoch permutes: whole samples, or (sae, from a store) every row of a cell: vector, place, token, draw."""
 
     def __post_init__(self) -> None:
+        if self.source == "live" and self.hold != "auto":
+            raise ConfigError(f"hold={self.hold} with source=live: live features are not kept.")
+        if self.source == "live" and self.shuffle == "rows":
+            raise ConfigError(
+                "shuffle=rows with source=live: rows that are not made yet can't be drawn.",
+                fix="probe.params.row_buffer=N mixes N rows while streaming; or features.source=stored",
+            )
         if self.latents is not None and self.source == "live":
             raise ConfigError("latents are kept by an extraction run; features.source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):

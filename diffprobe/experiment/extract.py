@@ -59,6 +59,8 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
             seed=run.features.seed,
             resolution=run.features.resolution,
             store=run.features.store,
+            hold=run.features.hold,
+            shuffle=run.features.shuffle,
         )
         return BackboneConfig(path="pixels", device=run.backbone.device), pixels
     return run.backbone, run.features

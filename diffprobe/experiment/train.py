@@ -69,12 +69,31 @@ def plan(config: RunConfig) -> Plan:
             "null=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
         )
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
+    # a run that does not use these keys has the digest that it had before there were any
     if not config.probe.grid:
-        del tree["probe"]["grid"]  # a run without one has the digest that it had before there were any
+        del tree["probe"]["grid"]
+    for key, default in (("hold", "auto"), ("shuffle", "samples")):
+        if tree["features"][key] == default:
+            del tree["features"][key]
     folder = Path(config.output) / (config.experiment or kind) / digest_json(tree)[:12]
-    return Plan(
-        config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=points(config, probe.Config, tree)
-    )
+    found = points(config, probe.Config, tree)
+    if config.features.shuffle == "rows":
+        _check_rows(kind, [point.params for point in found] or [params])
+    return Plan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
+
+
+def _check_rows(kind: str, params: Sequence[Any]) -> None:
+    """Refuse a permutation of single rows for probes that can't use one. Raises: ConfigError."""
+    if kind != "sae":
+        raise ConfigError(
+            f"features.shuffle=rows: a probe of kind '{kind}' learns from whole samples.",
+            fix="features.shuffle=samples",
+        )
+    if any(part.row_buffer for part in params):
+        raise ConfigError(
+            "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",
+            fix="probe.params.row_buffer=0",
+        )
 
 
 def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:

@@ -20,6 +20,8 @@ from diffprobe.features.manifest import Manifest, ShardEntry
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
+_READING = ("source", "hold", "shuffle")
+"""Keys of `features` that say how features are read; a store is the same with any of their values."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
 
 
@@ -119,7 +121,7 @@ class Request:
             *_overrides(
                 "features",
                 self.features,
-                [name for name in type(self.features).__dataclass_fields__ if name != "source"],
+                [name for name in type(self.features).__dataclass_fields__ if name not in _READING],
             ),
         ]
         return " ".join(["diffprobe extract", *parts])

@@ -1,21 +1,21 @@
 """StoredFeatures: feature batches from a store. The same batches as live.py, without the backbone at work."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffprobe.features.batch import FeatureBatch, FeatureTable, concatenate
-from diffprobe.features.order import eval_order, train_order
+from diffprobe.backbones.device import choose_device
+from diffprobe.features.batch import FeatureBatch, FeatureTable, RowBatch, RowValues, concatenate
+from diffprobe.features.hold import hold_tables
+from diffprobe.features.order import RowOrder, eval_order, train_order
+from diffprobe.features.places import Layout, pick
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import choose_cells
 from diffprobe.features.source import EpochLoader, FeatureSource
-
-IN_MEMORY_BYTES = 2 << 30
-"""Splits up to this size are read whole; larger ones stay mapped, and each batch is gathered from the files."""
 
 
 class StoredFeatures(FeatureSource):
@@ -66,9 +66,14 @@ class StoredFeatures(FeatureSource):
 
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
-    ) -> "StoredLoader":
-        """Make the loader of one split for one rank (see `FeatureSource.loader`)."""
+    ) -> "StoredLoader | RowLoader":
+        """Make the loader of one split for one rank (see `FeatureSource.loader`).
+
+        With `features.shuffle=rows` the order of training is one of single rows, and its batches are `RowBatch`.
+        """
         rows = self._split_rows(split)
+        if shuffle and self.request.features.shuffle == "rows":
+            return RowLoader(rows, self.data.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
 
         def order(number: int) -> Tensor:
             if shuffle:
@@ -83,35 +88,73 @@ class StoredFeatures(FeatureSource):
 
     def _split_rows(self, split: str) -> "Rows":
         if split not in self._rows:
-            self._rows[split] = Rows(list(self.store.iter_shards(split, list(self.widths))))
+            device, processes = self._memory()
+            tables = list(self.store.iter_shards(split, list(self.widths)))
+            mode = self.request.features.hold
+            self._rows[split] = Rows(hold_tables(tables, mode, split=split, device=device, processes=processes))
         return self._rows[split]
+
+    def _memory(self) -> tuple[torch.device, int]:
+        """Return the device that features are needed on, and how many processes share its memory."""
+        if self.trainer is None:
+            return choose_device("auto"), 1
+        device = self.trainer.strategy.root_device
+        return device, self.trainer.num_devices if device.type == "cpu" else 1
 
 
 class Rows:
-    """Random access to the rows of several tables as if they were one; large ones are not copied into memory."""
+    """Random access to the samples of several tables as if they were one. Nothing is copied but what is taken."""
 
-    def __init__(self, tables: Sequence[FeatureTable], *, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
-        size = sum(values.numel() * values.element_size() for table in tables for values in table.features.values())
-        self.tables = [concatenate(tables)] if size <= in_memory_bytes else list(tables)
+    def __init__(self, tables: Sequence[FeatureTable]) -> None:
+        self.tables = list(tables)
         self._ends = torch.tensor([len(table) for table in self.tables]).cumsum(0)
 
     @property
     def n(self) -> int:
-        """The number of rows."""
+        """The number of samples."""
         return int(self._ends[-1])
 
+    @cached_property
+    def keys(self) -> list[str]:
+        """The keys of all samples."""
+        return self.tables[0].keys if len(self.tables) == 1 else [key for table in self.tables for key in table.keys]
+
     def take(self, rows: Int[Tensor, " chosen"]) -> FeatureBatch:
-        """Return rows as a batch, in the given order."""
+        """Return samples as a batch, in the given order."""
         if len(self.tables) == 1:
             return self.tables[0].take(rows)
-        owner = torch.searchsorted(self._ends, rows, right=True)
         places, parts = [], []
+        for table, place, local in self._owners(rows):
+            places.append(place)
+            parts.append(table.take(local))
+        return _reorder(parts, torch.cat(places).argsort())
+
+    def layout(self, cells: Sequence[str]) -> Layout:
+        """Return how the rows of some cells are numbered."""
+        return Layout.of(cells, self.tables[0].features)
+
+    def take_rows(self, layout: Layout, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
+        """Return single rows, numbered as `layout` says, in the given order; files are read from front to back."""
+        first = self.tables[0].features[layout.cells[0]]
+        out = torch.empty(len(rows), layout.width, dtype=first.dtype, device=first.device)
+        rows, order = rows.sort()
+        sample, number = rows // layout.total, rows % layout.total
+        group = layout.group(number)
+        for i, cell in enumerate(layout.cells):
+            chosen = (group == i).nonzero().squeeze(1)
+            for table, place, local in self._owners(sample[chosen]):
+                mine = chosen[place]
+                values = pick(table.features[cell], cell, local, number[mine] - layout.starts[i])
+                out[order[mine].to(out.device)] = values
+        return out
+
+    def _owners(self, samples: Tensor) -> Iterator[tuple[FeatureTable, Tensor, Tensor]]:
+        """Yield each table that has some of the samples, which of them, and their places in it."""
+        owner = torch.searchsorted(self._ends, samples, right=True)
         for number in owner.unique().tolist():
             place = (owner == number).nonzero().squeeze(1)
-            start = int(self._ends[number]) - len(self.tables[number])
-            places.append(place)
-            parts.append(self.tables[number].take(rows[place] - start))
-        return _reorder(parts, torch.cat(places).argsort())
+            table = self.tables[number]
+            yield table, place, samples[place] - (int(self._ends[number]) - len(table))
 
 
 def _reorder(parts: list[FeatureBatch], order: Tensor) -> FeatureBatch:
@@ -137,7 +180,48 @@ class StoredLoader(EpochLoader):
             yield self.rows.take(rows)
 
 
+class RowLoader(EpochLoader):
+    """Batches of single rows of one rank: an epoch is one permutation of the rows of all samples.
+
+    As many batches as with whole samples, of as many rows; which they are follows from (seed, epoch) alone. An epoch's
+    permutation is made when its first rows are asked for, one for each number of rows that a set of cells has.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        epoch: int | Callable[[], int] = 0,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(epoch)
+        self.rows, self.batch_size = rows, batch_size
+        self._share = -(-rows.n // world_size)
+        self._order = partial(RowOrder, seed=seed, rank=rank, world_size=world_size)
+
+    def __len__(self) -> int:
+        return (self._share + self.batch_size - 1) // self.batch_size
+
+    def _batches(self, epoch: int, skip: int) -> Iterator[RowBatch]:
+        orders: dict[int, RowOrder] = {}
+        for step in range(skip, len(self)):
+            n = min(self.batch_size, self._share - step * self.batch_size)
+            yield RowBatch(partial(self._take, orders, epoch, step), self.rows.keys, n)
+
+    def _take(self, orders: dict[int, RowOrder], epoch: int, step: int, cells: tuple[str, ...]) -> RowValues:
+        layout = self.rows.layout(cells)
+        n, size = self.rows.n * layout.total, self.batch_size * layout.total
+        if n not in orders:
+            orders[n] = self._order(n, epoch=epoch)
+        rows = orders[n].take(step * size, (step + 1) * size)
+        sample, number = rows // layout.total, rows % layout.total
+        return RowValues(self.rows.take_rows(layout, rows), layout.group(number), sample, number)
+
+
 def open_rows(path: Path | str, split: str, cells: Sequence[str] | None = None) -> Rows:
     """Open one split of a store by its folder, without any backbone: for notebooks and machines without weights."""
     store = FeatureStore.open(path)
-    return Rows(list(store.iter_shards(split, choose_cells(cells, store.cells))))
+    return Rows(hold_tables(list(store.iter_shards(split, choose_cells(cells, store.cells))), "auto", split=split))

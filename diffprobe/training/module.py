@@ -13,6 +13,10 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.training.rows import RowBuffer
+
+ROW_BUFFERS = "row_buffers"
+"""Key of a checkpoint that holds the row buffers, by the names of their modules."""
 
 
 class ProbeModule(lightning.LightningModule):
@@ -57,6 +61,25 @@ class ProbeModule(lightning.LightningModule):
     def on_test_start(self) -> None:
         """Prepare where nothing was trained before."""
         self._prepare_once()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put in the row buffers, of which each process has its share; Lightning calls this on all of them."""
+        found = {name: part.shares(self._gather_rows) for name, part in self._row_buffers()}
+        if found:
+            checkpoint[ROW_BUFFERS] = found
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take this process's shares of the row buffers. Raises: ConfigError for another number of processes."""
+        for name, part in self._row_buffers():
+            if name in checkpoint.get(ROW_BUFFERS, {}):
+                part.place(self.trainer.global_rank, self.trainer.world_size)
+                part.restore(checkpoint[ROW_BUFFERS][name])
+
+    def _row_buffers(self) -> list[tuple[str, RowBuffer]]:
+        return [(name, part) for name, part in self.named_modules() if isinstance(part, RowBuffer)]
+
+    def _gather_rows(self, values: Tensor) -> Tensor:
+        return values if self.trainer.world_size == 1 else self.all_gather(values).flatten(0, 1)  # type: ignore[union-attr]
 
     def _prepare_once(self) -> None:
         if not self._is_prepared:

@@ -4,38 +4,30 @@ Owns the order of the rows, the refusal of cells that do not belong together, th
 set, and the buffer that mixes rows of several batches.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.cell import Cell, parse_pool
+from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.rng import derive_seed
-from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.batch import FeatureBatch, RowBatch
+from diffprobe.features.batch import RowValues as Rows
+from diffprobe.features.places import by_place, joint_width
 from diffprobe.probes.sae.contract import Joint
 
-_AXES = {"none": 3, "tokens": 2}
-"""Pooling -> axes of one draw of one sample; 1 for all others."""
+__all__ = ["ChosenRows", "RowBuffer", "Rows", "check_one_tap", "joint_width", "row_ranks", "rows_of"]
+
+GATHERED_ROWS = 8192
+"""Rows of each process that are brought together at a time for a checkpoint, so that no device holds all of them."""
 
 
-class Rows(NamedTuple):
-    """Rows of one or more cells: cell after cell; within a cell by sample, then draw, then place row by row."""
-
-    x: Float[Tensor, "rows d_in"]
-    """The features."""
-    group: Int[Tensor, " rows"]
-    """Index of the cell."""
-    sample: Int[Tensor, " rows"]
-    """Index of the sample in its batch."""
-    number: Int[Tensor, " rows"]
-    """Number of the row among all rows of its sample, over cells, draws and places; 0 where there is one."""
-
-
-def rows_of(batch: FeatureBatch, cells: Sequence[str]) -> Rows:
-    """Stack the features of some cells of one tap as rows of equal width.
+def rows_of(batch: FeatureBatch | RowBatch, cells: Sequence[str]) -> Rows:
+    """Stack the features of some cells of one tap as rows of equal width: cell after cell, within a cell by sample,
+    then draw, then place row by row. A batch of single rows has them in its own order.
 
     A pooled cell [batch, d] gives a row a sample, a map [batch, channels, height, width] a row a place, tokens
     [batch, n, channels] a row a token; kept draws, the second axis, as many times that.
@@ -43,7 +35,10 @@ def rows_of(batch: FeatureBatch, cells: Sequence[str]) -> Rows:
     Raises: ConfigError for cells of several taps or of different widths.
     """
     check_one_tap(cells)
-    parts = [_rows_of_cell(batch.features[cell], cell) for cell in cells]
+    if isinstance(batch, RowBatch):
+        return batch.rows(cells)
+    parts = [by_place(batch.features[cell], cell) for cell in cells]
+    parts = [part if part.ndim == 2 else part.flatten(0, -2) for part in parts]
     joint_width({cell: part.shape[1] for cell, part in zip(cells, parts, strict=True)})
     each = [len(part) // max(len(batch), 1) for part in parts]
     device = parts[0].device
@@ -55,19 +50,6 @@ def rows_of(batch: FeatureBatch, cells: Sequence[str]) -> Rows:
         torch.tensor([len(part) for part in parts], device=device)
     )
     return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), group, torch.cat(sample), torch.cat(number))
-
-
-def _rows_of_cell(values: Tensor, name: str) -> Tensor:
-    kind, _ = parse_pool(Cell.parse(name).pool)
-    axes = _AXES.get(kind, 1)
-    if values.ndim - axes not in (1, 2):  # samples; samples and draws
-        raise ConfigError(
-            f"cell '{name}' has features of shape {list(values.shape)}.",
-            f"expected for pool={kind}: {axes} axes after the samples, or {axes + 1} with features.keep_draws=true",
-        )
-    if kind == "none":
-        values = values.movedim(-3, -1)
-    return values if values.ndim == 2 else values.flatten(0, -2)
 
 
 def check_one_tap(cells: Sequence[str]) -> None:
@@ -84,17 +66,6 @@ def check_one_tap(cells: Sequence[str]) -> None:
                 *(["latents of different layers have nothing in common to share"] if what == "tap" else []),
                 fix=f"probe.cell={parsed[0].tap}@t*:{parsed[0].condition}:{parsed[0].pool}",
             )
-
-
-def joint_width(widths: Mapping[str, int]) -> int:
-    """Return the width that all cells have. Raises: ConfigError if they differ."""
-    if len(set(widths.values())) != 1:
-        raise ConfigError(
-            "a sparse autoencoder reads rows of one width; these cells differ.",
-            *(f"{cell}: {width}" for cell, width in widths.items()),
-            fix="name cells of one width in probe.cell",
-        )
-    return next(iter(widths.values()))
 
 
 def row_ranks(seeds: Int[Tensor, " rows"], number: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
@@ -162,53 +133,103 @@ class RowBuffer(nn.Module):
     """Rows held back, so that a training batch mixes rows of many images.
 
     It is filled once; after that each batch is exchanged for as many rows drawn from the buffer and the batch together,
-    without repetition. What is drawn follows from (seed, number of batches so far) alone, and the state lies in the
-    module's buffers: a run that continues from a checkpoint draws what the uninterrupted one draws.
+    without repetition. What is drawn follows from (seed, number of batches so far, process) alone. Of several processes
+    each holds an equal share and exchanges its own batches with it.
+
+    The rows are no buffers of the module: DistributedDataParallel would give those of the first process to all. They
+    travel in a checkpoint by `shares` and `restore`, so that a run that continues from it draws what the uninterrupted
+    one draws.
 
     Args:
-        size: rows held.
+        size: rows held by all processes together.
         width: their width.
         seed: another seed mixes in another order.
     Raises: ConfigError for a size below 1.
     """
 
-    held: Tensor
-    drawn: Tensor
-    filled: Tensor
-
     def __init__(self, size: int, width: int, *, seed: int) -> None:
         super().__init__()
         if size < 1:
             raise ConfigError(f"a row buffer of {size} rows holds nothing; at least 1.")
-        self.size, self.seed = size, seed
-        self.register_buffer("held", torch.zeros(size, width))
-        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+        self.size, self.seed, self.drawn, self.filled = size, seed, 0, False
+        self.rank, self.world_size = 0, 1
+        self.held = torch.zeros(0, width)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBuffer":
+        super()._apply(fn, recurse)
+        self.held = fn(self.held)  # moves with the module all the same
+        return self
+
+    def place(self, rank: int, world_size: int) -> None:
+        """Say which of how many processes this is. Raises: ConfigError if the rows can't be shared out equally."""
+        if self.size % world_size:
+            raise ConfigError(
+                f"a row buffer of {self.size} rows can't be shared equally by {world_size} processes.",
+                fix=f"probe.params.row_buffer={-(-self.size // world_size) * world_size}",
+            )
+        self.rank, self.world_size = rank, world_size
 
     @torch.no_grad()
     def fill(self, rows: Float[Tensor, "size width"]) -> None:
-        """Take the first rows. Raises: ConfigError if they are not as many as the buffer holds."""
+        """Take this process's share of the first rows, which are the same on all processes.
+
+        Raises: ConfigError if they are not as many as the buffer holds.
+        """
         if len(rows) != self.size:
             raise ConfigError(
                 f"the row buffer holds {self.size} rows; the training set has {len(rows)}.",
                 fix=f"probe.params.row_buffer={len(rows)} or less; 0 for no buffer",
             )
-        self.held.copy_(rows)
-        self.filled.fill_(True)
+        self.held = rows[self.rank :: self.world_size].to(self.held).clone()
+        self.filled = True
 
     @torch.no_grad()
     def exchange(self, x: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """Take rows and give as many, drawn from all that are here. Raises: RunFailed if it was not filled."""
         if not self.filled:
             raise RunFailed("a row buffer was asked for rows before it was filled.", fix="call `fill` before training")
-        generator = torch.Generator().manual_seed(derive_seed("row buffer", self.seed, int(self.drawn)))
-        order = torch.randperm(self.size + len(x), generator=generator).to(x.device)  # on the CPU: equal everywhere
+        size, of_process = len(self.held), (self.rank,) if self.rank else ()
+        generator = torch.Generator().manual_seed(derive_seed("row buffer", self.seed, self.drawn, *of_process))
+        order = torch.randperm(size + len(x), generator=generator).to(x.device)  # on the CPU: equal everywhere
         out, stay = order[: len(x)], order[len(x) :]
-        leaving = out[out < self.size]
-        entering = stay[stay >= self.size] - self.size  # as many as leave
+        leaving = out[out < size]
+        entering = stay[stay >= size] - size  # as many as leave
         given = x.clone()
         given[: len(leaving)] = self.held[leaving].to(x.dtype)
-        given[len(leaving) :] = x[out[out >= self.size] - self.size]
+        given[len(leaving) :] = x[out[out >= size] - size]
         self.held[leaving] = x[entering].to(self.held.dtype)
         self.drawn += 1
         return given
+
+    @torch.no_grad()
+    def shares(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Return the state of all processes, the rows share after share, on the CPU. All processes must call it.
+
+        Args:
+            gather: gives the tensors of all processes, of equal shape, behind each other.
+        """
+        parts = []
+        for part in self.held.split(GATHERED_ROWS):
+            whole = gather(part).unflatten(0, (self.world_size, -1))
+            parts.append(whole.cpu() if self.rank == 0 else whole[:, :0].cpu())  # the first process writes the file
+        held = torch.cat(parts, 1).flatten(0, 1)
+        return {"held": held, "drawn": self.drawn, "filled": self.filled, "processes": self.world_size}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `shares` gave. Raises: ConfigError for another number of processes or rows."""
+        held, processes = state["held"], state["processes"]
+        if processes != self.world_size:
+            raise ConfigError(
+                f"the checkpoint has a row buffer in shares for {processes} processes; this run has {self.world_size}.",
+                "the shares were filled and drawn from apart, so another number of processes can't continue them",
+                fix=f"trainer.devices={processes}, or trainer.resume=false to start anew",
+            )
+        if state["filled"] and held.shape != (self.size, self.held.shape[1]):
+            raise ConfigError(
+                f"the checkpoint has a row buffer of shape {list(held.shape)}.",
+                f"expected: {[self.size, self.held.shape[1]]}",
+            )
+        if state["filled"]:
+            self.held = held.view(processes, -1, held.shape[1])[self.rank].to(self.held).clone()
+        self.drawn, self.filled = state["drawn"], state["filled"]

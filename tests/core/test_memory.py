@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.memory import free_memory, keep_freed_memory
 
 # Resident memory does not fall when a large tensor goes: the C library keeps it.
 PROBE = """
@@ -42,3 +42,39 @@ def test_freed_memory_stays_with_the_process():
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Write what a kernel would tell: 8 MiB available, and the limits of the groups by name."""
+
+    def write(**groups):
+        (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "proc/meminfo").write_text("MemTotal: 16384 kB\nMemFree: 100 kB\nMemAvailable: 8192 kB\n")
+        (tmp_path / "proc/self/cgroup").write_text("0::/job/step\n")
+        for name, limit in groups.items():
+            folder = tmp_path / "sys/fs/cgroup" / name.replace("_", "/")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "memory.max").write_text(f"{limit}\n")
+            (folder / "memory.current").write_text("1000\n")
+            (folder / "memory.stat").write_text("anon 400\ninactive_file 600\n")
+        return tmp_path
+
+    return write
+
+
+def test_free_memory_is_what_is_available_and_no_more_than_a_group_leaves(machine):
+    assert free_memory(machine()) == 8 * 2**20
+    assert free_memory(machine(job_step="max", job="max")) == 8 * 2**20
+    assert free_memory(machine(job_step="max", job="5000")) == 5000 - 1000 + 600
+    assert free_memory(machine(job_step="3000", job="5000")) == 3000 - 1000 + 600
+    assert free_memory(machine(job_step="10")) == 0
+
+
+def test_free_memory_is_not_guessed(tmp_path):
+    assert free_memory(tmp_path) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_this_machine_has_some_memory_left():
+    assert 2**20 < free_memory() < 2**50

@@ -1,0 +1,95 @@
+"""Where a split is kept while it is trained on: in its files, in memory, or on the accelerator."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffprobe.backbones.cell import Cell, parse_pool
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.memory import free_memory
+from diffprobe.features.batch import FeatureTable
+
+IN_MEMORY_BYTES = 2 << 30
+"""With `hold=auto`, splits up to this size are read whole; larger ones stay mapped."""
+
+
+def hold_tables(
+    tables: Sequence[FeatureTable],
+    mode: str,
+    *,
+    split: str,
+    device: torch.device | str = "cpu",
+    processes: int = 1,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
+) -> list[FeatureTable]:
+    """Return the tables of a split as `features.hold` says: as they are (mapped), or as one table that is read whole.
+
+    Args:
+        mode: auto, memory, mapped or device.
+        device: where `device` keeps them.
+        processes: how many processes keep the split in the same memory.
+
+    Raises: ConfigError, with the sizes, where the split is larger than what is free, as far as that can be known.
+    """
+    size = sum(values.numel() * values.element_size() for table in tables for values in table.features.values())
+    if mode == "mapped" or (mode == "auto" and (len(tables) == 1 or size > in_memory_bytes)):
+        return list(tables)
+    kept_on = torch.device(device if mode == "device" else "cpu")
+    if mode != "auto":
+        check_fits(size, free_on(kept_on), mode=mode, split=split, device=kept_on, processes=processes)
+    return [_join(tables, kept_on)]
+
+
+def check_fits(size: int, free: int | None, *, mode: str, split: str, device: torch.device, processes: int = 1) -> None:
+    """Refuse a split that is larger than what is free. Raises: ConfigError.
+
+    Args:
+        size, free: bytes; None where it is not known, which refuses nothing.
+        mode: the value of `features.hold`.
+    """
+    if free is None or size * processes <= free:
+        return
+    of_all = f"{_gib(size * processes)} for {processes} processes, " if processes > 1 else ""
+    raise ConfigError(
+        f"features.hold={mode}: split '{split}' takes {_gib(size)}; {of_all}{_gib(free)} of {device} memory are free.",
+        fix="features.hold=mapped, or fewer cells",
+    )
+
+
+def free_on(device: torch.device) -> int | None:
+    """Return the free bytes of a device's memory, what torch keeps for later tensors included; None if not known."""
+    if device.type == "cpu":
+        return free_memory()
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _join(tables: Sequence[FeatureTable], device: torch.device) -> FeatureTable:
+    """Copy tables below each other, cell by cell and shard by shard: never more than one shard is there twice."""
+    first = tables[0]
+    return FeatureTable(
+        features={cell: _stack([table.features[cell] for table in tables], cell, device) for cell in first.features},
+        keys=[key for table in tables for key in table.keys],
+        label=torch.cat([table.label for table in tables]).to(device),
+        attributes={
+            name: torch.cat([table.attributes[name] for table in tables]).to(device) for name in first.attributes
+        },
+        captions=[caption for table in tables for caption in table.captions],
+        shards=[shard for table in tables for shard in table.shards],
+    )
+
+
+def _stack(parts: list[Tensor], cell: str, device: torch.device) -> Tensor:
+    is_map = parse_pool(Cell.parse(cell).pool)[0] == "none" and parts[0].ndim > 3
+    views = [part.movedim(-3, -1) if is_map else part for part in parts]  # what lies together is a place, not a channel
+    out = torch.empty((sum(map(len, parts)), *views[0].shape[1:]), dtype=parts[0].dtype, device=device)
+    for target, view in zip(out.split([len(part) for part in parts]), views, strict=True):
+        target.copy_(view)
+    return out.movedim(-1, -3) if is_map else out
