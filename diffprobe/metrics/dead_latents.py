@@ -1,10 +1,11 @@
 """Latents that did not fire over the last so many samples. Owns the project's one definition of a dead latent.
 
-A latent is dead when it was active in none of the last `window` samples. `sparsity.LatentUse` answers the simpler
-question over all samples that it saw.
+A latent is dead when it was active in none of the last `window` samples: what AuxK revives in training, and what a
+metric tells of a trained autoencoder. `sparsity.LatentUse` answers the simpler question over all samples that it saw.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,9 +48,14 @@ class DeadLatents(Metric):
     The samples of W processes count as one line: the first of each process, then the second of each, and so on. That is
     the line which one process sees if the others take every W-th sample of it.
 
+    A process keeps its own part of the line, and `compute` brings the parts together. In training, where each step asks
+    which latents are dead, `update(..., gather=...)` brings them together at once and every process keeps the whole
+    line; such a metric is made with sync_on_compute=False, and `persistent(True)` puts it in a checkpoint.
+
     Args:
         n_latents: number of latents.
         window: samples.
+        settings: those of every torchmetrics `Metric`.
     Raises: ConfigError for a window without samples.
     """
 
@@ -59,19 +65,42 @@ class DeadLatents(Metric):
     n: Tensor
     last: Tensor
 
-    def __init__(self, n_latents: int, window: int) -> None:
-        super().__init__()
+    def __init__(self, n_latents: int, window: int, **settings: Any) -> None:
+        super().__init__(**settings)
         if window < 1:
             raise ConfigError(f"dead latents: window={window} samples; at least one is needed.")
         self.n_latents, self.window = n_latents, window
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
         self.add_state("last", torch.full((n_latents,), -1, dtype=torch.int64), dist_reduce_fx=None)
 
-    def update(self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"]) -> None:
-        """Add codes, in the order of the samples: activations and the ids of their latents."""
-        row = last_active(values.detach(), indices, self.n_latents)
-        self.last = torch.where(row >= 0, row + self.n, self.last)
-        self.n = self.n + len(values)
+    def update(
+        self,
+        values: Float[Tensor, "batch k"],
+        indices: Int[Tensor, "batch k"],
+        *,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Add codes, in the order of the samples: activations and the ids of their latents.
+
+        Args:
+            gather: returns the vectors of all processes behind each other, of equal length; None for this process only.
+        """
+        own = last_active(values.detach(), indices, self.n_latents)
+        own = torch.cat([own, own.new_tensor([len(values)])])
+        parts = (own if gather is None else gather(own)).view(-1, self.n_latents + 1)
+        place = _joint_line(parts[:, :-1], parts[:, -1])
+        self.last = torch.where(place >= 0, place + self.n, self.last)
+        self.n = self.n + parts[:, -1].sum()
+
+    @property
+    def idle(self) -> Int[Tensor, " n_latents"]:
+        """Samples of this process's line since each latent was active; all of them for one that never was."""
+        return self.n - 1 - self.last
+
+    @property
+    def mask(self) -> Bool[Tensor, " n_latents"]:
+        """Which latents are known to be dead by this process's line; none before it is as long as the window."""
+        return self.idle >= self.window
 
     def compute(self) -> Dead:
         """Return the dead latents. Raises: EmptyClass before `window` samples were seen: none can be known dead."""
@@ -79,9 +108,15 @@ class DeadLatents(Metric):
         n = int(counts.sum())
         if n < self.window:
             raise EmptyClass(f"dead latents: {n} samples were seen, the window is {self.window}.")
-        place = torch.stack([_place_in_line(rows, rank, counts) for rank, rows in enumerate(last)]).amax(0)
-        mask = n - 1 - place >= self.window  # one that never fired stands at -1
+        mask = n - 1 - _joint_line(last, counts) >= self.window  # one that never fired stands at -1
         return Dead(mask.double().mean(), mask, self.window, n)
+
+
+def _joint_line(last: Int[Tensor, "world n_latents"], counts: Int[Tensor, " world"]) -> Int[Tensor, " n_latents"]:
+    """Return the last place of each latent in the joint line, from its last place within each process."""
+    if len(last) == 1:
+        return last[0]
+    return torch.stack([_place_in_line(rows, rank, counts) for rank, rows in enumerate(last)]).amax(0)
 
 
 def _place_in_line(last: Int[Tensor, " n_latents"], rank: int, counts: Int[Tensor, " world"]) -> Tensor:

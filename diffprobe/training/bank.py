@@ -15,6 +15,7 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.contract import Config
+from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.module import ProbeModule
 from diffprobe.training.sae import SparseAutoencoderModule
 
@@ -60,10 +61,10 @@ class SparseAutoencoderBankModule(ProbeModule):
     runs; AdamW works by entries, so one optimizer with a parameter group a member takes the steps of single runs.
     Gradients are clipped by the norm of each member.
 
-    What is not done: members of equal shape are not batched into one product. They share the reading of the batches,
-    and the optimizer's launch; the sparse steps run one after the other, and what their gradients need is held for
-    all members until the one backward pass. Each member still passes over the training set by itself once before
-    training and once after it. A member whose loss is no number stops all.
+    The batches are read once for all members: in training, in the one pass before it that gives scales and first rows,
+    and in the one after it that scores the training set. What is not done: members of equal shape are not batched into
+    one product. The sparse steps run one after the other, and what their gradients need is held for all members until
+    the one backward pass. A member whose loss is no number stops all.
 
     Args:
         specs: the members.
@@ -97,23 +98,26 @@ class SparseAutoencoderBankModule(ProbeModule):
         """The autoencoders under training, in the order of their specs."""
         return [cast(Member, self.get_submodule(f"member_{i}")) for i in range(self.n_members)]
 
-    def on_fit_start(self) -> None:
-        """Start all members, each from its pass over the training set; weights of a resumed run stay."""
+    def prepare(self) -> None:
+        """Start all members from one pass over the training set; weights of a resumed run stay."""
+        found: dict[tuple[str, ...], FirstPass] = {}
+        owners: dict[tuple[str, ...], Member] = {}  # the first of those that read the same cells
+        starting = []
         for member in self.members:
             with naming(member.label):
-                member.on_fit_start()
-
-    def on_validation_start(self) -> None:
-        """Prepare where nothing was trained before."""
-        for member in self.members:
+                if member.needs_first_pass():
+                    starting.append(member)
+        for member in starting:
+            cells = member.cells
+            owners.setdefault(cells, member)
+            found[cells] = member.ask(found.get(cells) or FirstPass(cells, member.sae.d_in, self.device))
+        for batch in self.batches(self.train_split) if starting else ():
+            for cells, first in found.items():
+                with naming(owners[cells].label):
+                    first.update(batch)
+        for member in starting:
             with naming(member.label):
-                member.on_validation_start()
-
-    def on_test_start(self) -> None:
-        """Prepare where nothing was trained before."""
-        for member in self.members:
-            with naming(member.label):
-                member.on_test_start()
+                member.begin(found[member.cells])
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Let the variants prepare their weights."""
@@ -167,9 +171,15 @@ class SparseAutoencoderBankModule(ProbeModule):
             member.on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the scores, those of the training set too."""
+        """Compute and log the scores, those of the training set too, from one more pass over it."""
         for member in self.members:
-            member.on_test_epoch_end()
+            member.finish("test")
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.batches(self.train_split):
+                for member in self.members:
+                    member.score(batch, "train")
+        for member in self.members:
+            member.finish("train")
 
     def records(self, split: str) -> list[MetricRecord]:
         """Return the records of all members; which is whose, `members` tells."""

@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.catalog import Catalog
-from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.metrics.fvu import Fvu
-from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.moments import RunningMoments
-from diffprobe.metrics.sparsity import LatentUse, count_active
+from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import Code, Config, Joint
+from diffprobe.probes.sae.contract import Config, Joint, StepOutput
+from diffprobe.training.first_pass import FirstPass, check_finite
 from diffprobe.training.module import ProbeModule, check_finite_loss
-from diffprobe.training.rows import ChosenRows, RowBuffer, Rows, check_one_tap, rows_of
+from diffprobe.training.rows import RowBuffer, check_one_tap, rows_of
+from diffprobe.training.sae_scores import SplitScores
 
 
 class SparseAutoencoderModule(ProbeModule):
@@ -34,8 +33,6 @@ class SparseAutoencoderModule(ProbeModule):
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
     """
 
-    idle: Tensor
-
     def __init__(
         self, config: Config, *, cell: str | Sequence[str], d_in: int, settings: TrainerConfig, seed: int = 0
     ) -> None:
@@ -45,14 +42,13 @@ class SparseAutoencoderModule(ProbeModule):
         check_one_tap(self.cells)
         self.default_learning_rate = config.learning_rate
         self.sae = make_sae(config, d_in, seed=derive_seed("sae", seed))
-        self.register_buffer("idle", torch.zeros(self.sae.n_latents, dtype=torch.int64))  # rows since it was active
-        splits = ("train", "val", "test")
-        self.fvu = nn.ModuleDict({f"on_{split}": Fvu(d_in) for split in splits})
-        self.use = nn.ModuleDict({f"on_{split}": LatentUse(self.sae.n_latents) for split in splits})
-        several = self.cells if len(self.cells) > 1 else ()
-        self.cell_fvu = nn.ModuleDict({f"on_{split}": Grouped(Fvu(d_in), several) for split in splits if several})
-        use = LatentUse(self.sae.n_latents)
-        self.cell_use = nn.ModuleDict({f"on_{split}": Grouped(use, several) for split in splits if several})
+        # Its line is that of all processes, so each process and the checkpoint of one know all of it.
+        self.dead_latents = DeadLatents(self.sae.n_latents, config.dead_after, sync_on_compute=False)
+        self.dead_latents.persistent(True)
+        n_latents = self.sae.n_latents
+        self.measured = nn.ModuleDict(  # "train" is a name that every module has
+            {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
+        )
         size = config.row_buffer
         self.row_buffer = RowBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
@@ -67,35 +63,49 @@ class SparseAutoencoderModule(ProbeModule):
         """Set input scale, pre-bias and what else starts from the training set, unless the weights bring their own.
 
         Raises: NonFinite, naming cell and sample; ConfigError, naming the cell, for constant features, for a row buffer
-            in several processes or larger than the training set.
+            that the processes can't share equally or that is larger than the training set.
         """
-        if self.row_buffer is not None and self.trainer.world_size > 1:
-            raise ConfigError(
-                f"probe.params.row_buffer={self.row_buffer.size} with {self.trainer.world_size} processes.",
-                "a checkpoint holds the buffer of one process, so such a run could not be continued",
-                fix="trainer.devices=1, or probe.params.row_buffer=0",
-            )
-        buffer = None if self.row_buffer is None or bool(self.row_buffer.filled) else self.row_buffer
-        is_initialised = bool(self.sae.initialised)
-        if is_initialised and buffer is None:
+        if not self.needs_first_pass():
             return
-        running = RunningMoments(self.sae.d_in).to(self.device)
-        chosen = ChosenRows(self.config.init_samples if self.sae.needs_rows else 0, seed=self.seed)
-        held = ChosenRows(buffer.size if buffer else 0, seed=derive_seed("rows", self.seed))
+        found = self.ask(FirstPass(self.cells, self.sae.d_in, self.device))
         for batch in self.batches(self.train_split):
-            rows = rows_of(batch, self.cells)
-            check_finite(rows, batch, self.cells)
-            running.update(rows.x)
-            for some in (chosen, held):
-                some.update(rows.x, batch.keys, rows)
-        first = held.compute(self.joint)
-        if buffer is not None and first is not None:
-            buffer.fill(first)
-        if is_initialised:
+            found.update(batch)
+        self.begin(found)
+
+    def needs_first_pass(self) -> bool:
+        """Whether anything has to be known of the training set. Raises: ConfigError, see `prepare`."""
+        if self.row_buffer is not None:
+            self.row_buffer.place(self.trainer.global_rank, self.trainer.world_size)
+        return not bool(self.sae.initialised) or self._buffer_to_fill is not None
+
+    @property
+    def _buffer_to_fill(self) -> RowBuffer | None:
+        return None if self.row_buffer is None or bool(self.row_buffer.filled) else self.row_buffer
+
+    def ask(self, first: FirstPass) -> FirstPass:
+        """Say, before the pass over the training set begins, which rows of it are wanted."""
+        if self._buffer_to_fill is not None:
+            first.choose(self._buffer_to_fill.size, seed=derive_seed("rows", self.seed))
+        if not self.sae.initialised:
+            first.choose(self._n_init, seed=self.seed)
+        return first
+
+    @property
+    def _n_init(self) -> int:
+        return self.config.init_samples if self.sae.needs_rows else 0
+
+    def begin(self, found: FirstPass) -> None:
+        """Start from what the pass found. Raises: ConfigError, see `prepare`."""
+        buffer = self._buffer_to_fill
+        if buffer is not None:
+            rows = found.choose(buffer.size, seed=derive_seed("rows", self.seed)).compute(self.joint)
+            if rows is not None:
+                buffer.fill(rows)
+        if self.sae.initialised:
             return
-        sums = running.compute()
+        sums, rows = found.moments.compute(), found.choose(self._n_init, seed=self.seed).compute(self.joint)
         try:
-            self.sae.initialise(sums.mean, sums.variance, chosen.compute(self.joint))
+            self.sae.initialise(sums.mean, sums.variance, rows)
         except ConfigError as error:
             raise ConfigError(f"{_named(self.cells)}: {error.what}", *error.details, fix=error.fix) from error
 
@@ -114,33 +124,28 @@ class SparseAutoencoderModule(ProbeModule):
         """Let the variant prepare its weights."""
         self.sae.begin_step()
 
-    @property
-    def dead(self) -> Tensor:
-        """Latents that were not active for `dead_after` training rows."""
-        return self.idle >= self.config.dead_after
-
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the reconstruction loss with AuxK."""
+        out = self.sae.step(self.training_rows(batch), dead=self.dead_latents.mask, joint=self.joint)
+        return self.account(out, batch)
+
+    def training_rows(self, batch: FeatureBatch) -> Tensor:
+        """Return the rows to train on: the batch's own, or what the row buffer gives for them. Call once a step."""
         x = rows_of(batch, self.cells).x
-        if self.row_buffer is not None:
-            x = self.row_buffer.exchange(x)
-        dead = self.dead
-        out = self.sae.step(x, dead=dead, joint=self.joint)
-        check_finite_loss(out.loss.detach(), batch, self.cells)
-        self._count_idle(out.code, len(x))
+        return x if self.row_buffer is None else self.row_buffer.exchange(x)
+
+    def account(self, out: StepOutput, batch: FeatureBatch) -> Tensor:
+        """Count the latents that a step used, log what it gave, and return its loss. Raises: NonFinite."""
+        if not torch.isfinite(out.loss):
+            check_finite(rows_of(batch, self.cells), batch, self.cells)
+            check_finite_loss(out.loss.detach(), batch, ())
+        dead = self.dead_latents.mask
+        self.dead_latents.update(*out.code, gather=self.gather_over_processes)
         scores = {"train/loss": out.loss, "train/fvu": out.reconstruction, "train/aux": out.aux}
         scores |= {f"train/{name}": value for name, value in out.terms.items()}
         self.log_dict({name: value.detach() for name, value in scores.items()}, batch_size=len(batch))
         self.log("train/dead_fraction", dead.float().mean(), batch_size=len(batch), prog_bar=True)
         return out.loss
-
-    @torch.no_grad()
-    def _count_idle(self, code: Code, n: int) -> None:
-        """Advance the counters by the rows of all processes."""
-        active = count_active(code.values, code.indices, self.sae.n_latents)
-        joint = self.sum_over_processes(torch.cat([active, active.new_tensor([n])]))
-        self.idle += joint[-1]
-        self.idle[joint[:-1] > 0] = 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take out the gradient that would only lengthen decoder rows."""
@@ -151,57 +156,42 @@ class SparseAutoencoderModule(ProbeModule):
         super().optimizer_step(*args, **kwargs)
         self.sae.end_step()
 
-    def _fvu(self, split: str) -> Fvu:
-        return cast(Fvu, self.fvu[f"on_{split}"])
-
-    def _use(self, split: str) -> LatentUse:
-        return cast(LatentUse, self.use[f"on_{split}"])
-
-    def _score(self, batch: FeatureBatch, split: str) -> None:
+    def score(self, batch: FeatureBatch, split: str) -> None:
+        """Add samples of a split to its metrics."""
         rows = rows_of(batch, self.cells)
-        x_hat, code = self.sae(rows.x)
-        self._fvu(split).update(rows.x, x_hat)
-        self._use(split).update(code.values, code.indices)
-        if self.cell is None:
-            fvu, use = self._grouped(split)
-            for i, cell in enumerate(self.cells):
-                mine = rows.group == i
-                fvu.update(cell, rows.x[mine], x_hat[mine])
-                use.update(cell, code.values[mine], code.indices[mine])
+        self._measured(split).update(rows, *self.sae(rows.x))
 
-    def _grouped(self, split: str) -> tuple[Grouped, Grouped]:
-        return cast(Grouped, self.cell_fvu[f"on_{split}"]), cast(Grouped, self.cell_use[f"on_{split}"])
+    def _measured(self, split: str) -> SplitScores:
+        return cast(SplitScores, self.measured[f"on_{split}"])
 
     def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Add validation samples to the metrics."""
-        self._score(batch, "val")
+        self.score(batch, "val")
 
     def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Add test samples to the metrics."""
-        self._score(batch, "test")
+        self.score(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the scores."""
-        self._finish("val")
+        self.finish("val")
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the scores, of the training set too: how many latents it uses is part of the result."""
-        self._finish("test")
+        self.finish("test")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.batches(self.train_split):
-                self._score(batch, "train")
-        self._finish("train")
+                self.score(batch, "train")
+        self.finish("train")
 
-    def _finish(self, split: str) -> None:
-        self.scores[split] = _scores(self._fvu(split), self._use(split))
+    def finish(self, split: str) -> None:
+        """Compute and log the scores of a split from all that `score` saw of it."""
+        self.scores[split], by_cell = self._measured(split).compute()
         self.log_scores({f"{split}/{name}": value for name, value in self.scores[split].items() if name != "n"})
-        if self.cell is None:
-            fvu, use = self._grouped(split)
-            found = self.cell_scores[split] = {cell: _scores(fvu[cell], use[cell]) for cell in self.cells}
-            for cell, scores in found.items():
-                self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.items() if name != "n"})
-            fvu.reset()
-            use.reset()
+        for cell, scores in by_cell.items():
+            self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.items() if name != "n"})
+        if by_cell:
+            self.cell_scores[split] = by_cell
 
     def records(self, split: str) -> list[MetricRecord]:
         """Return fvu, explained variance, L0 and dead fraction (latents never active on the split).
@@ -263,29 +253,5 @@ def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
     return cast(KSAE, Catalog("diffprobe.probes.sae", "sparse autoencoder").load(name).make(config, d_in, seed=seed))
 
 
-def check_finite(rows: Rows, batch: FeatureBatch, cells: Sequence[str]) -> None:
-    """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
-    bad = ~torch.isfinite(rows.x).all(1)
-    if not bad.any():
-        return
-    group = rows.group[bad][0]
-    samples = rows.sample[bad & (rows.group == group)].unique()
-    key = batch.keys[int(samples[0])]
-    raise NonFinite(f"cell '{cells[int(group)]}' has NaN or infinity in {len(samples)} samples, the first is '{key}'.")
-
-
 def _named(cells: Sequence[str]) -> str:
     return f"cell '{cells[0]}'" if len(cells) == 1 else f"cells {', '.join(cells)}"
-
-
-def _scores(fvu: Fvu, use: LatentUse) -> dict[str, float]:
-    """Compute the numbers of one set of rows, with their count `n`, and forget the rows."""
-    scores = {"fvu": float(fvu.compute())}
-    scores["explained_variance"] = 1 - scores["fvu"]
-    used = use.compute()
-    scores |= {name: float(used[name]) for name in ("l0", "dead_fraction")}
-    with fvu.sync_context():
-        scores["n"] = int(fvu.n)
-    fvu.reset()
-    use.reset()
-    return scores

@@ -45,6 +45,35 @@ def test_processes_that_share_a_line_count_it_as_one(window, world, seed):
     assert joint.compute().mask.tolist() == silent(values, indices, window)
 
 
+@given(st.integers(1, N), st.integers(1, 7), st.integers(0, 20))
+def test_a_line_brought_together_at_each_step_is_known_to_every_process(window, batch, seed):
+    values, indices = codes(seed)
+    world, metrics = 2, [DeadLatents(LATENTS, window, sync_on_compute=False) for _ in range(2)]
+    for rows in torch.arange(N - N % world).split(batch * world):
+        shares, sent = [rows[rank::world] for rank in range(world)], []
+        for rank in (0, 1, 0, 1):  # first what each would send, then the update with all of it
+            told = len(sent) >= world
+            metric = metrics[rank] if told else DeadLatents(LATENTS, window)
+            gather = (lambda own: torch.cat(sent[:2])) if told else (lambda own: sent.append(own) or own)  # noqa: B023
+            metric.update(values[shares[rank]], indices[shares[rank]], gather=gather)
+    end = N - N % world
+    for metric in metrics:
+        assert int(metric.n) == end
+        expected = silent(values[:end], indices[:end], window) if window <= end else [False] * LATENTS
+        assert metric.mask.tolist() == expected
+
+
+def test_the_line_travels_in_a_state_dict_if_it_is_asked_to():
+    values, indices = codes()
+    metric, other = (DeadLatents(LATENTS, 5, sync_on_compute=False) for _ in range(2))
+    assert metric.state_dict() == {}
+    for one in (metric, other):
+        one.persistent(True)
+    metric.update(values, indices)
+    other.load_state_dict(metric.state_dict())
+    assert other.idle.equal(metric.idle) and other.mask.tolist() == silent(values, indices, 5)
+
+
 def test_forward_gives_the_value_of_the_batch_and_keeps_the_line():
     values, indices = codes()
     metric = DeadLatents(LATENTS, 5)

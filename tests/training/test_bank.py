@@ -1,15 +1,19 @@
+from dataclasses import replace
+
 import lightning
 import pytest
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
-from diffprobe.probes.sae import KSAE, jumprelu
+from diffprobe.probes.sae import KSAE, batch_topk, jumprelu
+from diffprobe.probes.sae import topk as plain
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.resume import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
 
+KINDS = (plain, batch_topk)
 WIDTHS = {"mid_block@t10:empty:mean": 12, "up_blocks.0@t10:empty:mean": 7}
 
 
@@ -71,6 +75,32 @@ def test_each_member_has_its_own_step_size_schedule_and_clipping(toy, tmp_path, 
     bank = fit(toy, tmp_path / "bank", SparseAutoencoderBankModule(specs, settings=settings))
     for one, member in zip(specs, bank.members, strict=True):
         assert same(fit(toy, tmp_path / one.name, alone(one, settings)), member), one.name
+
+
+def test_all_members_share_one_pass_before_training_and_one_after_it(toy, tmp_path):
+    asked = []
+
+    class Counted(toy):
+        def loader(self, split, *, shuffle, **place):
+            asked.append((split, shuffle))
+            return super().loader(split, shuffle=shuffle, **place)
+
+    settings, cells = settings_of(max_epochs=1), list(WIDTHS)
+    specs = [spec(cell, kind.Config(k=2, n_latents=24), seed) for cell in cells for kind in KINDS for seed in (0, 1)]
+    specs = [replace(one, name=f"{i}") for i, one in enumerate(specs)]
+    fit(Counted, tmp_path / "bank", SparseAutoencoderBankModule(specs, settings=settings), evaluate=True)
+    of_bank = [split for split, shuffle in asked if not shuffle]
+    asked.clear()
+    fit(Counted, tmp_path / "alone", alone(specs[0], settings), evaluate=True)
+    assert of_bank == [split for split, shuffle in asked if not shuffle] and of_bank.count("train") == 2
+
+
+@pytest.mark.parametrize("settings", [{"datapoint_blend": 0.8, "init_samples": 40}, {"row_buffer": 30}])
+def test_rows_that_members_start_from_are_those_of_single_runs(toy, tmp_path, settings):
+    specs = [spec(cell, topk(2, **settings), seed) for cell in WIDTHS for seed in (0, 1)]
+    bank = fit(toy, tmp_path / "bank", SparseAutoencoderBankModule(specs, settings=settings_of(max_epochs=1)))
+    for one, member in zip(specs, bank.members, strict=True):
+        assert same(fit(toy, tmp_path / one.name, alone(one, settings_of(max_epochs=1))), member), one.name
 
 
 class Interrupt(lightning.Callback):

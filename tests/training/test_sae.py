@@ -12,7 +12,8 @@ from diffprobe.probes.sae import KSAE
 from diffprobe.probes.sae.contract import ALONE, Joint
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.sae import ChosenRows, SparseAutoencoderModule, make_sae
+from diffprobe.training.rows import ChosenRows
+from diffprobe.training.sae import SparseAutoencoderModule, make_sae
 
 CELL = "mid_block@t10:empty:mean"
 
@@ -60,11 +61,11 @@ def test_reported_numbers_are_those_of_the_saved_weights(toy, tmp_path):
 def test_idle_counters_count_samples_and_evaluation_leaves_them_alone(toy, tmp_path):
     module = run(toy, tmp_path, max_epochs=2)
     source = toy(cells=(CELL,))
-    before = module.idle.clone()
+    before = module.dead_latents.idle.clone()
     assert int(before.max()) <= 2 * 91 and int(before.min()) < 16
     with quiet():
         make_trainer(module.settings, run_dir=tmp_path / "again").validate(module, datamodule=source, verbose=False)
-    assert module.idle.equal(before)
+    assert module.dead_latents.idle.equal(before)
 
 
 def test_dead_latents_are_revived(toy, tmp_path):
@@ -76,8 +77,8 @@ def test_dead_latents_are_revived(toy, tmp_path):
         module.sae.b_enc.data[6:] = -2.0  # three in four latents lose every selection
 
     without, with_aux = train(0.0), train(1 / 32)
-    assert int(without.dead.sum()) >= 8
-    assert int(with_aux.dead.sum()) <= int(without.dead.sum()) / 2
+    assert int(without.dead_latents.mask.sum()) >= 8
+    assert int(with_aux.dead_latents.mask.sum()) <= int(without.dead_latents.mask.sum()) / 2
 
 
 def test_nan_is_named_by_cell(toy, tmp_path):

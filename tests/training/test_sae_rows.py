@@ -109,7 +109,7 @@ def test_every_timestep_is_measured_beside_all(wide, tmp_path):
 def test_idle_counters_count_rows(wide, tmp_path):
     module = make(TOKENS, Config(k=1, n_latents=64), max_steps=1)
     run(module, wide(), tmp_path)
-    assert int(module.idle.max()) == 16 * 4 * 2
+    assert int(module.dead_latents.idle.max()) == 16 * 4 * 2
 
 
 def test_cells_that_do_not_belong_together_are_refused():
