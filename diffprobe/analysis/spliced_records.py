@@ -32,7 +32,9 @@ class Described:
     """What all records of one autoencoder share."""
 
     cell: Cell
-    """The cell that the autoencoder was trained on."""
+    """The cell that the autoencoder was trained on, or the first of several of one tap."""
+    several: bool = False
+    """Whether there are several; what holds over all timesteps is then recorded under no cell."""
     split: str
     """Split of the samples."""
     probe: str
@@ -49,9 +51,9 @@ def spliced_records(baseline: Baseline, spliced: Spliced, about: Described) -> l
     """Make the records of one autoencoder.
 
     For each timestep `delta_mse`, `recovered` and `fvu`, in the cell of that timestep; over all of them, under the
-    autoencoder's own cell, `delta_mse_overall` and `recovered_overall`, errors averaged over timesteps first. Each but
-    `fvu` has a bootstrap interval over samples. Where mean ablation does not raise the error there is no `recovered`,
-    and the `delta_mse` beside it says so.
+    autoencoder's own cell (none where it has several), `delta_mse_overall` and `recovered_overall`, errors averaged
+    over timesteps first. Each but `fvu` has a bootstrap interval over samples. Where mean ablation does not raise the
+    error there is no `recovered`, and the `delta_mse` beside it says so.
 
     Raises: ConfigError with fewer than two clusters.
     """
@@ -101,7 +103,7 @@ def _records(
             value=interval.estimate,
             split=about.split,
             n=len(before),
-            cell=about.cell.name,
+            cell=None if about.several and suffix else about.cell.name,
             probe=about.probe,
             nulls=nulls,
             detail={**detail, **spread},

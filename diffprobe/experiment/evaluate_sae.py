@@ -34,7 +34,7 @@ class SaeEvaluation:
     run: str = ""
     """Folder of a trained sae run."""
     timesteps: tuple[int, ...] = ()
-    """Timesteps at which features are replaced; none takes the one that the autoencoder was trained on."""
+    """Timesteps at which features are replaced; none takes those that the autoencoder was trained on."""
     split: str | None = None
     """Split that is denoised; None takes the run's test split."""
     limit: int | None = None
@@ -141,8 +141,8 @@ def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], pro
     metrics: list[MetricRecord] = []
     for name, folder in saes.items():
         sae = KSAE.from_pretrained(folder).eval().requires_grad_(False)
-        cell = _cell_of(folder, trained.result)
-        timesteps = config.timesteps or (cell.timestep,)
+        cells = _cells_of(folder, trained.result)
+        cell, timesteps = cells[0], config.timesteps or tuple(cell.timestep for cell in cells)
         key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
         if key not in opened:
             opened[key] = _open(config, trained, cell, timesteps, sae.d_in, progress)
@@ -153,13 +153,14 @@ def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], pro
         spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
         about = Described(
             cell=cell,
+            several=len(cells) > 1,
             split=config.split or trained.config.data.test_split,
             probe=trained.config.probe.name,
             clusters=here.clusters,
             seed=config.seed,
             detail={
                 "sae": name,
-                "trained_on": cell.name,
+                "trained_on": ", ".join(cell.name for cell in cells),
                 "replaced": here.network.splice.says,
                 "target": here.network.target,
                 "draws": here.network.plan.draws,
@@ -247,18 +248,19 @@ def _hold_out(
     return HeldOut(torch.cat(latents), keys, told), clusters
 
 
-def _cell_of(folder: Path, result: RunResult) -> "Cell":
-    """Return the cell that an autoencoder was trained on, by its own file, else by the run's only one."""
+def _cells_of(folder: Path, result: RunResult) -> "tuple[Cell, ...]":
+    """Return the cells that an autoencoder was trained on, by its own file, else all of the run (of one tap)."""
     import json
 
     from diffprobe.backbones.cell import Cell
     from diffprobe.probes.saving import SETTINGS
 
     named = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"].get("cell")
-    cells = [named] if named else sorted({record.cell for record in result.metrics if record.cell})
-    if len(cells) != 1:
-        raise SchemaError(f"'{folder}' does not say which cell it was trained on.", f"cells of the run: {cells}")
-    return Cell.parse(cells[0])
+    names = [named] if named else sorted({record.cell for record in result.metrics if record.cell})
+    cells = sorted((Cell.parse(name) for name in names), key=lambda cell: cell.timestep)
+    if len({(cell.tap, cell.condition, cell.pool) for cell in cells}) != 1:
+        raise SchemaError(f"'{folder}' does not say which cells it was trained on.", f"cells of the run: {names}")
+    return tuple(cells)
 
 
 def _progress() -> AbstractContextManager[Any]:

@@ -23,14 +23,13 @@ from diffprobe.experiment.train import train
 CELL = "mid_block@t20:caption:mean"
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_sd, tiny_shards, tmp_path_factory):
-    """Folder of a trained run that was told the captions."""
-    root = tmp_path_factory.mktemp("trained")
+def train_on(timesteps, tiny_sd, tiny_shards, root):
+    """Train an autoencoder of the mid block that was told the captions; return the run's folder."""
     config = load_run(
         None,
         [
             "probe=topk",
+            "probe.cell=mid_block@t*",
             "probe.params.k=4",
             "probe.params.n_latents=40",
             f"backbone.path={tiny_sd}",
@@ -38,7 +37,7 @@ def trained(tiny_sd, tiny_shards, tmp_path_factory):
             f"data.path={tiny_shards}",
             "data.batch_size=8",
             "features.taps=[mid_block]",
-            "features.timesteps=[20]",
+            f"features.timesteps={list(timesteps)}",
             "features.condition=caption",
             "features.seed=5",
             f"features.store={root / 'stores'}",
@@ -50,6 +49,12 @@ def trained(tiny_sd, tiny_shards, tmp_path_factory):
     )
     extract_run(config, progress=False)
     return train(config).parent
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_sd, tiny_shards, tmp_path_factory):
+    """Folder of a run of one cell."""
+    return train_on([20], tiny_sd, tiny_shards, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -101,6 +106,16 @@ def test_by_default_it_is_the_timestep_of_training(config):
     assert {r.cell for r in found.metrics} == {CELL} and {r.split for r in found.metrics} == {"val"}
     (record,) = (r for r in found.metrics if r.name == "delta_mse")
     assert record.detail["n_clusters"] == 3
+
+
+def test_one_autoencoder_of_several_timesteps_is_measured_at_each(tiny_sd, tiny_shards, tmp_path):
+    run = train_on([20, 500], tiny_sd, tiny_shards, tmp_path)
+    config = SaeEvaluation(experiment="tiny/evaluate_sae", run=str(run), device="cpu", output=str(tmp_path))
+    found = [(r.name, r.cell, r.detail["trained_on"]) for r in read_result(evaluate_sae(config)).metrics]
+    other = CELL.replace("t20", "t500")
+    assert {cell for name, cell, _ in found if name == "delta_mse"} == {CELL, other}
+    assert [cell for name, cell, _ in found if name == "delta_mse_overall"] == [None]
+    assert {trained_on for _, _, trained_on in found} == {f"{CELL}, {other}"}
 
 
 def test_folders_that_are_no_sae_run_are_told(config, trained, tmp_path):
