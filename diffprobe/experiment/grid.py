@@ -47,8 +47,8 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         probe_config: the `Config` of the probe's file.
         tree: what the run's own record says as configuration.
 
-    Raises: ConfigError for a key that the probe has not got (with the nearest), values that its `Config` refuses,
-        cells where there is one only, or features that are not stored.
+    Raises: ConfigError for a key that the probe has not got (with the nearest), values that its `Config` refuses, or
+        cells where there is one only.
     """
     grid = config.probe.grid
     if not grid:
@@ -59,12 +59,6 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         if key not in known:
             raise unknown(f"key of probe.grid for probe '{config.probe.name}':", key, known, ConfigError)
     parse(_OwnKeys, {key: grid[key] for key in grid if key in own}, at="probe.grid")
-    if config.features.source == "live":
-        raise ConfigError(
-            "probe.grid with features.source=live: each member passes over the training set twice by itself, and the "
-            "backbone would run as often.",
-            fix="diffprobe extract, then features.source=stored",
-        )
     if "cell" in grid and config.null == "raw_pixels":
         raise ConfigError("probe.grid.cell with null=raw_pixels: the pixels are one cell.")
     found = [

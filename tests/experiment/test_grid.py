@@ -1,5 +1,6 @@
 """Grids of sparse autoencoders on tiny real things: one run, a record a member."""
 
+import lightning
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from diffprobe.probes.sae import KSAE
 from diffprobe.report.collect import collect
 from diffprobe.report.entries import build_table
 from diffprobe.report.spec import Axis, TableSpec
+from diffprobe.shards.batch import ImageBatch
 
 CELLS = ("mid_block@t20", "up_blocks.0@t20")
 
@@ -74,6 +76,50 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     assert [entry.n_seeds for entry in table.entries()] == [2, 2, 2, 2]
 
 
+class Count(lightning.Callback):
+    """Counts the images that go through the backbone while its features are made."""
+
+    def __init__(self):
+        self.images = 0
+
+    def setup(self, trainer, module, stage):
+        source = trainer.datamodule
+        if vars(source).get("on_after_batch_transfer") is not None:
+            return  # fit, validate and test each set up
+        make = source.on_after_batch_transfer
+
+        def counted(batch, index):
+            self.images += len(batch.keys) if isinstance(batch, ImageBatch) else 0
+            return make(batch, index)
+
+        source.on_after_batch_transfer = counted
+
+
+def test_live_features_give_the_grid_of_stored_ones_and_are_made_as_often_as_for_one(run):
+    # All of the training set is one batch, so that neither source orders what the other does not.
+    grid = [f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]", "data.batch_size=16"]
+    config = run(*grid)
+    extract_run(config, progress=False)
+    of_grid, of_one = Count(), Count()
+    stored, live = train(config), train(run(*grid, "features.source=live"), callbacks=[of_grid])
+    for cell in CELLS:
+        name = f"{cell},k=4"
+        one, other = (read_result(path.parent / "members" / name / "result.json") for path in (stored, live))
+        for a, b in zip(one.metrics, other.metrics, strict=True):
+            assert (a.name, a.split, a.cell, a.n) == (b.name, b.split, b.cell, b.n)
+            assert b.value == pytest.approx(a.value, rel=1e-4), (a.name, a.split)
+        one, other = (
+            KSAE.from_pretrained(path.parent / "members" / name / "probes" / "sae") for path in (stored, live)
+        )
+        torch.testing.assert_close(other.b_pre, one.b_pre, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.W_dec, one.W_dec, rtol=1e-3, atol=1e-4)
+    alone = [f"probe.cell={CELLS[1]}", "probe.params.k=4", "data.batch_size=16", "features.source=live"]
+    train(run(*alone), callbacks=[of_one])
+    # 2 epochs, the pass before and the one after them over 16 images; 4 of validation after each epoch and at the end,
+    # and 4 of the test.
+    assert of_grid.images == of_one.images == 4 * 16 + 3 * 4 + 4
+
+
 def test_the_record_of_another_seed_says_whose_order_the_samples_had(run):
     config = run("probe.grid.seed=[3,5]", "seed=3", f"probe.cell={CELLS[0]}")
     own, other = plan(config).points
@@ -98,7 +144,6 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.k=[4,x]"], "'probe.grid.k' is 'x'"),
         (["probe.grid.k=[4,0]"], "k = 0 of probe 'topk' must be at least 1"),
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
-        (["probe.grid.k=[2]", "features.source=live"], "probe.grid with features.source=live"),
         (["probe.grid.cell=[a@t1]", "null=raw_pixels"], "the pixels are one cell"),
         (["probe=linear", "probe.grid.k=[2]"], "grid belongs to kind=sae"),
     ],
