@@ -1,8 +1,10 @@
 """Batches and tables: rows stay together."""
 
+import pytest
 import torch
 
-from diffprobe.features.batch import FeatureTable, concatenate
+from diffprobe.core.errors import ConfigError
+from diffprobe.features.batch import FeatureTable, RowBatch, RowValues, concatenate
 
 
 def make_table(first: int, n: int) -> FeatureTable:
@@ -44,3 +46,22 @@ def test_a_moved_batch_has_all_its_tensors_moved():
     tensors = [*moved.features.values(), moved.label, *moved.attributes.values()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.keys == ["key 0", "key 1"]
+
+
+def test_a_batch_of_rows_gathers_once_and_has_no_samples():
+    asked = []
+
+    def take(cells):
+        asked.append(cells)
+        numbers = torch.arange(3)
+        return RowValues(torch.full((3, 2), float(len(cells))), numbers, numbers, numbers)
+
+    batch = RowBatch(take, ["a", "b", "c"], 2)
+    assert len(batch) == 2 and batch.keys[2] == "c"
+    assert batch.rows(["x"]) is batch.rows(("x",)) and asked == [("x",)]
+    moved = batch.to("meta", non_blocking=True)
+    assert {part.device.type for part in moved.rows(["x", "y"])} == {"meta"} and moved.keys == batch.keys
+    for name in ("features", "label", "attributes"):
+        with pytest.raises(ConfigError, match=f"no {name} of whole samples"):
+            getattr(batch, name)
+    assert not hasattr(batch, "anything")

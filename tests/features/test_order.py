@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.features.order import eval_order, train_order
+from diffprobe.features.order import RowOrder, eval_order, train_order
 
 
 @pytest.mark.parametrize(("n", "world"), [(1, 1), (10, 1), (10, 3), (11, 2), (2, 5)])
@@ -41,3 +41,12 @@ def test_evaluation_gives_each_row_exactly_once(n, world):
 def test_more_ranks_than_samples_are_refused():
     with pytest.raises(ConfigError, match="2 samples can't be shared by 3 processes"):
         eval_order(2, rank=0, world_size=3)
+
+
+@pytest.mark.parametrize(("n", "world"), [(1, 1), (10, 1), (10, 3), (11, 2), (2, 5)])
+def test_the_order_of_rows_is_that_of_samples_cut_into_batches(n, world):
+    for rank in range(world):
+        place = {"seed": 4, "epoch": 2, "rank": rank, "world_size": world}
+        order, expected = RowOrder(n, **place), train_order(n, **place)
+        batches = [order.take(start, start + 3) for start in range(0, len(expected), 3)]
+        assert torch.cat(batches).equal(expected)

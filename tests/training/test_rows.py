@@ -115,21 +115,63 @@ def test_the_buffer_exchanges_rows_and_loses_none():
     assert len(given[0]) == 7 and (out < 20).sum() >= 8  # most of what is given was held
 
 
-def test_the_buffer_continues_from_its_state():
-    def make():
-        buffer = RowBuffer(9, 2, seed=3)
-        buffer.fill(noise(9, 2))
-        return buffer
+def made(rank=0, world=1, size=12):
+    buffer = RowBuffer(size, 2, seed=3)
+    buffer.place(rank, world)
+    return buffer
 
+
+def test_the_buffer_continues_from_its_state():
     batches = [noise(4, 2) + i for i in range(6)]
-    whole, cut = make(), make()
+    whole, cut, second = made(), made(), made()
+    for buffer in (whole, cut):
+        buffer.fill(noise(12, 2))
     expected = [whole.exchange(x) for x in batches]
     for x in batches[:3]:
         cut.exchange(x)
-    second = RowBuffer(9, 2, seed=3)
-    second.load_state_dict(cut.state_dict())
+    second.restore(cut.shares(lambda values: values))
     assert all(second.exchange(x).equal(y) for x, y in zip(batches[3:], expected[3:], strict=True))
-    assert not RowBuffer(9, 2, seed=4).filled
+    empty = made()
+    empty.restore(made().shares(lambda values: values))
+    assert not empty.filled and not list(cut.state_dict())
+
+
+def test_processes_share_the_rows_of_a_buffer_and_find_their_shares_again(monkeypatch):
+    monkeypatch.setattr("diffprobe.training.rows.GATHERED_ROWS", 4)  # in two parts
+    first = torch.arange(24.0).view(12, 2)
+    buffers = [made(rank, 2) for rank in range(2)]
+    for buffer in buffers:
+        buffer.fill(first)
+    assert torch.cat([buffer.held for buffer in buffers]).sort(0).values.equal(first)
+    x = 100 + torch.arange(24.0).view(12, 2)
+    given = [buffer.exchange(part) for buffer, part in zip(buffers, x.chunk(2), strict=True)]
+    everything = torch.cat([*given, *(buffer.held for buffer in buffers)])
+    assert everything.sort(0).values.equal(torch.cat([first, x]))
+    drawn_alike = [(part[:, 0] >= 100).tolist() for part in given]
+    assert drawn_alike[0] != drawn_alike[1]  # each process by its own seed
+    parts = [[buffer.held.split(4)[i] for buffer in buffers] for i in range(2)]
+    for rank in range(2):
+        gathered = iter(parts)
+        state = buffers[rank].shares(lambda values, gathered=gathered: torch.cat(next(gathered)))
+        if rank == 0:
+            saved = state
+    assert len(state["held"]) == 0  # one process writes the file
+    for rank in range(2):
+        again = made(rank, 2)
+        again.restore(saved)
+        assert again.held.equal(buffers[rank].held) and again.drawn == 1
+    with pytest.raises(ConfigError, match="in shares for 2 processes; this run has 1") as caught:
+        made().restore(saved)
+    assert "trainer.devices=2" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"of shape \[12, 2\]"):
+        made(0, 2, size=14).restore(saved)
+
+
+def test_a_buffer_moves_with_its_module():
+    buffer = made()
+    buffer.fill(noise(12, 2))
+    assert torch.nn.Sequential(buffer).double()[0].held.dtype == torch.float64
+    assert not list(buffer.buffers())  # DistributedDataParallel would copy one process's rows over all others
 
 
 def test_a_buffer_that_cannot_be_filled_is_refused():
@@ -138,5 +180,8 @@ def test_a_buffer_that_cannot_be_filled_is_refused():
     with pytest.raises(ConfigError, match="holds 9 rows; the training set has 4") as caught:
         RowBuffer(9, 2, seed=0).fill(noise(4, 2))
     assert "probe.params.row_buffer=4" in str(caught.value)
+    with pytest.raises(ConfigError, match="a row buffer of 12 rows can't be shared equally by 5 processes") as caught:
+        made(0, 5)
+    assert "probe.params.row_buffer=15" in str(caught.value)
     with pytest.raises(RunFailed, match="before it was filled"):
         RowBuffer(9, 2, seed=0).exchange(noise(4, 2))
