@@ -176,15 +176,14 @@ class ProbeConfig:
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Of an sae: key (cell, seed, or one of params) -> values. All combinations train in one run, in place of `cell`,
     `seed` and `params`; the order of the samples stays that of the run's seed."""
+    batched: bool = False
+    """Step the autoencoders of a grid that have equal shape as one; they are then those of single runs to rounding."""
 
     def __post_init__(self) -> None:
         if self.grid and self.kind != "sae":
             raise ConfigError(f"grid belongs to kind=sae; this probe's kind is {self.kind}.")
-        for key, values in self.grid.items():
-            if not values:
-                raise ConfigError(f"grid.{key} is empty; at least one value is needed.")
-            if any(value in values[:i] for i, value in enumerate(values)):
-                raise ConfigError(f"grid.{key} names one twice: {', '.join(map(str, values))}.")
+        if self.batched and not self.grid:
+            raise ConfigError("batched belongs to grid: one autoencoder has nothing to be stepped with.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class Point:
     """Seed of the initial weights."""
     tree: dict[str, Any]
     """What its record says as configuration: that of a run of this point alone. Where the point's seed is not that of
-    the run, which orders the samples, it stands in `probe.grid.seed`."""
+    the run, which orders the samples, it stands in `probe.grid.seed`; so it does in a batched run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +47,21 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         probe_config: the `Config` of the probe's file.
         tree: what the run's own record says as configuration.
 
-    Raises: ConfigError for a key that the probe has not got (with the nearest), values that its `Config` refuses, or
-        cells where there is one only.
+    Raises: ConfigError for a key that the probe has not got (with the nearest), no values or one twice, values that its
+        `Config` refuses, or cells where there is one only.
     """
     grid = config.probe.grid
     if not grid:
         return ()
     own = {field.name for field in fields(_OwnKeys)}
     known = own | {field.name for field in fields(probe_config)}
-    for key in grid:
+    for key, values in grid.items():
         if key not in known:
             raise unknown(f"key of probe.grid for probe '{config.probe.name}':", key, known, ConfigError)
+        if not values:
+            raise ConfigError(f"probe.grid.{key} is empty; at least one value is needed.")
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise ConfigError(f"probe.grid.{key} names one twice: {', '.join(map(str, values))}.")
     parse(_OwnKeys, {key: grid[key] for key in grid if key in own}, at="probe.grid")
     if "cell" in grid and config.null == "raw_pixels":
         raise ConfigError("probe.grid.cell with null=raw_pixels: the pixels are one cell.")
@@ -78,7 +82,7 @@ def _point(config: RunConfig, probe_config: type[Any], tree: dict[str, Any], cho
     judged = parse(probe_config, {**config.probe.params, **params}, at="probe.grid")
     probe = {key: value for key, value in tree["probe"].items() if key != "grid"}
     probe |= {"cell": cell, "params": {**probe["params"], **to_tree(params)}}
-    if seed != config.seed:
+    if seed != config.seed or config.probe.batched:
         probe["grid"] = {"seed": [seed]}
     parts = [str(value) if key == "cell" else f"{key}={value}" for key, value in chosen.items()]
     name = re.sub(r"[^\w@=.,+-]+", ".", ",".join(parts))

@@ -70,8 +70,9 @@ def plan(config: RunConfig) -> Plan:
         )
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
     # a run that does not use these keys has the digest that it had before there were any
-    if not config.probe.grid:
-        del tree["probe"]["grid"]
+    for key in ("grid", "batched"):
+        if not tree["probe"][key]:
+            del tree["probe"][key]
     for key, default in (("hold", "auto"), ("shuffle", "samples")):
         if tree["features"][key] == default:
             del tree["features"][key]
@@ -221,7 +222,8 @@ def _bank(planned: Plan, source: "FeatureSource") -> "ProbeModule":
             raise ConfigError(f"probe.grid.cell names '{cell}' twice: {asked[cell]}, {point.cell}.")
         d_in = source.widths[cell]
         specs.append(MemberSpec(name=point.name, config=point.params, cell=cell, d_in=d_in, seed=point.seed))
-    return SparseAutoencoderBankModule(specs, settings=planned.config.trainer, seed=planned.config.seed)
+    settings, batched = planned.config.trainer, planned.config.probe.batched
+    return SparseAutoencoderBankModule(specs, settings=settings, seed=planned.config.seed, batched=batched)
 
 
 def target_classes(targets: tuple[str, ...], source: "FeatureSource") -> dict[str, tuple[str, ...]]:

@@ -120,6 +120,21 @@ def test_live_features_give_the_grid_of_stored_ones_and_are_made_as_often_as_for
     assert of_grid.images == of_one.images == 4 * 16 + 3 * 4 + 4
 
 
+def test_a_batched_grid_has_the_records_of_one_that_is_not_to_rounding(run):
+    grid = [f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]"]
+    extract_run(run(*grid), progress=False)
+    paths = train(run(*grid)), train(run(*grid, "probe.batched=true"))
+    assert paths[0].parent != paths[1].parent
+    for name in (f"{cell},k={k}" for cell in CELLS for k in (2, 4)):
+        one, other = (read_result(path.parent / "members" / name / "result.json") for path in paths)
+        assert "batched" not in one.config["probe"] and other.config["probe"]["batched"]
+        for a, b in zip(one.metrics, other.metrics, strict=True):
+            assert (a.name, a.split, a.cell, a.n, a.detail) == (b.name, b.split, b.cell, b.n, b.detail)
+            assert b.value == pytest.approx(a.value, abs=1e-4)
+        (point,) = plan(parse(RunConfig, other.config)).points  # the record can be run by itself
+        assert point.params.k == other.config["probe"]["params"]["k"] and point.seed == 0
+
+
 def test_the_record_of_another_seed_says_whose_order_the_samples_had(run):
     config = run("probe.grid.seed=[3,5]", "seed=3", f"probe.cell={CELLS[0]}")
     own, other = plan(config).points
@@ -146,6 +161,7 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
         (["probe.grid.cell=[a@t1]", "null=raw_pixels"], "the pixels are one cell"),
         (["probe=linear", "probe.grid.k=[2]"], "grid belongs to kind=sae"),
+        (["probe.batched=true"], "batched belongs to grid"),
     ],
 )
 def test_faults_are_found_before_anything_is_loaded(run, tmp_path, settings, message):
