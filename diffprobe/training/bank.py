@@ -15,6 +15,7 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.contract import Config
+from diffprobe.training.bank_batched import step_members
 from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.module import ProbeModule
 from diffprobe.training.sae import SparseAutoencoderModule
@@ -62,20 +63,25 @@ class SparseAutoencoderBankModule(ProbeModule):
     Gradients are clipped by the norm of each member.
 
     The batches are read once for all members: in training, in the one pass before it that gives scales and first rows,
-    and in the one after it that scores the training set. What is not done: members of equal shape are not batched into
-    one product. The sparse steps run one after the other, and what their gradients need is held for all members until
-    the one backward pass. A member whose loss is no number stops all.
+    and in the one after it that scores the training set. The sparse steps run one after the other, and what their
+    gradients need is held for all members until the one backward pass. With `batched` those of equal shape are one step
+    (see bank_batched.py): fewer and larger operations, and weights that agree to rounding. A member whose loss is no
+    number stops all.
 
     Args:
         specs: the members.
         settings, seed: see `ProbeModule`. Members have their own seeds; no number depends on this one.
+        batched: step members of equal shape as one. Then they are those of single runs to rounding, not bit for bit.
 
     Raises: ConfigError for no member, for two of one name, for precision=16-mixed, and, naming the member, for
         settings that do not fit its features.
     """
 
-    def __init__(self, specs: Sequence[MemberSpec], *, settings: TrainerConfig, seed: int = 0) -> None:
+    def __init__(
+        self, specs: Sequence[MemberSpec], *, settings: TrainerConfig, seed: int = 0, batched: bool = False
+    ) -> None:
         super().__init__(settings, seed=seed)
+        self.batched = batched
         names = [spec.name for spec in specs]
         if not names:
             raise ConfigError("a bank without a member has nothing to train.")
@@ -126,10 +132,11 @@ class SparseAutoencoderBankModule(ProbeModule):
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the members' losses. Raises: NonFinite, naming the member."""
-        losses = []
-        for member in self.members:
+        losses, members = [], self.members
+        outputs = step_members(members, batch) if self.batched else None
+        for i, member in enumerate(members):
             with naming(member.label):
-                losses.append(member.training_step(batch, batch_idx))
+                losses.append(member.account(outputs[i], batch) if outputs else member.training_step(batch, batch_idx))
         return torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -172,7 +172,7 @@ def sum_bags(
 
 def sparse_step(
     x: Float[Tensor, "batch d_in"],
-    b_pre: Float[Tensor, " d_in"],
+    b_pre: Float[Tensor, " d_in"] | Float[Tensor, "members d_in"],
     W_enc: Float[Tensor, "n_latents d_in"],
     b_enc: Float[Tensor, " n_latents"],
     W_dec: Float[Tensor, "n_latents d_in"],
@@ -183,6 +183,8 @@ def sparse_step(
     """Decode a selection that was made from W_enc (x - b_pre) + b_enc, differentiably.
 
     Args:
+        b_pre: a row a member where several autoencoders of one shape stand behind each other, with equally many samples
+            and latents each; a sample selects among the latents of its own.
         selection: with the pre-activations as values.
         relu: whether negative ones count as 0.
 
@@ -201,7 +203,9 @@ class _SparseStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, b_pre: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, *rest: Any) -> Any:
         values, latents, starts, samples, ctx.relu = rest
-        ctx.save_for_backward(x - b_pre, W_enc, W_dec, values, latents, starts, samples)
+        ctx.members = len(b_pre) if b_pre.ndim == 2 else None
+        centred = x - (b_pre if ctx.members is None else b_pre.repeat_interleave(len(x) // len(b_pre), 0))
+        ctx.save_for_backward(centred, W_enc, W_dec, values, latents, starts, samples)
         return sum_bags(W_dec, latents, starts, values), values.clone()
 
     @staticmethod
@@ -219,7 +223,11 @@ class _SparseStep(torch.autograd.Function):
         d_dec = sum_bags(g, bags_sorted, ends, values[order])
         d_enc = sum_bags(centred, samples[bags_sorted], ends, d_sorted)
         d_bias = sum_bags(d_values[:, None], order, ends, torch.ones_like(d_sorted)).squeeze(1)
-        d_pre = -(d_bias @ W_enc) if ctx.needs_input_grad[1] else None
+        d_pre = None
+        if ctx.needs_input_grad[1] and ctx.members is None:
+            d_pre = -(d_bias @ W_enc)
+        elif ctx.needs_input_grad[1]:
+            d_pre = -torch.bmm(d_bias.view(ctx.members, 1, -1), W_enc.view(ctx.members, -1, W_enc.shape[1])).squeeze(1)
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = torch.zeros_like(centred).index_add_(0, samples, sum_bags(W_enc, latents, starts, d_values))

@@ -1,0 +1,142 @@
+"""One training step of several TopK autoencoders of one shape: products and selections with a leading member axis.
+
+Owns which members of a bank can be stepped together, and their joint step. It is `KSAE.step` with an axis more: the
+same loss, the same AuxK, and its gradients reach the members' own parameters, so optimiser, checkpoints and files know
+nothing of it. The order of sums within a product is the library's affair, so results are promised to agree with single
+steps to rounding only. Each step copies the weights once, and their gradients once. It is meant for many small
+autoencoders on a GPU, where starting an operation costs more than its work; no GPU was measured.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.sae.base import KSAE
+from diffprobe.probes.sae.contract import ALONE, Code, Joint, StepOutput
+from diffprobe.probes.sae.sparse_step import CHUNK_BYTES, Selection, Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.topk import TopK
+from diffprobe.training.sae import SparseAutoencoderModule
+
+
+def step_members(members: Sequence[SparseAutoencoderModule], batch: FeatureBatch) -> list[StepOutput]:
+    """Step all members on a batch, those that can be together as one, the others by themselves."""
+    xs = [member.training_rows(batch) for member in members]
+    dead, joint = [member.dead_latents.mask for member in members], members[0].joint
+    outputs: dict[int, StepOutput] = {}
+    for group in groups([member.sae for member in members], xs):
+        if len(group) == 1:
+            (i,) = group
+            outputs[i] = members[i].sae.step(xs[i], dead=dead[i], joint=joint)
+            continue
+        saes = [cast(TopK, members[i].sae) for i in group]
+        found = step_together(saes, [xs[i] for i in group], dead=[dead[i] for i in group], joint=joint)
+        outputs |= zip(group, found, strict=True)
+    return [outputs[i] for i in range(len(members))]
+
+
+def groups(saes: Sequence[KSAE], xs: Sequence[Float[Tensor, "rows d_in"]]) -> list[list[int]]:
+    """Return the places of the autoencoders that can be stepped together: TopK, as wide, as many latents and rows.
+
+    What differs freely is k, seed, cell and AuxK. Multi-TopK and other variants are alone in their groups.
+    """
+    found: dict[object, list[int]] = {}
+    for i, (sae, x) in enumerate(zip(saes, xs, strict=True)):
+        is_plain = type(sae) is TopK and len(sae.level_weights) == 1
+        found.setdefault((sae.n_latents, *x.shape) if is_plain else i, []).append(i)
+    return list(found.values())
+
+
+def step_together(
+    saes: Sequence[TopK],
+    xs: Sequence[Float[Tensor, "rows d_in"]],
+    *,
+    dead: Sequence[Bool[Tensor, " n_latents"]],
+    joint: Joint = ALONE,
+) -> list[StepOutput]:
+    """Return what `saes[i].step(xs[i], dead=dead[i], joint=joint)` returns, to rounding.
+
+    Args:
+        saes: of one group of `groups`.
+        xs: rows of each, in the unit of the features.
+        dead: latents of each that AuxK revives.
+    """
+    x = torch.stack([sae.scaled(rows) for sae, rows in zip(saes, xs, strict=True)])
+    b_pre, W_enc = torch.stack([sae.b_pre for sae in saes]), torch.stack([sae.W_enc for sae in saes])
+    b_enc, W_dec = torch.stack([sae.b_enc for sae in saes]), torch.stack([sae.W_dec for sae in saes])
+    n_members, n, d_in = x.shape
+    weights = x.new_tensor([sae.config.aux_weight for sae in saes])
+    asleep = torch.stack(list(dead)) & (weights > 0)[:, None]
+    k = torch.tensor([sae.k for sae in saes], device=x.device)
+    k_aux = asleep.sum(1).minimum(torch.tensor([sae.k_aux for sae in saes], device=x.device))
+    top, revived = _scan(
+        (x - b_pre[:, None]).detach(), W_enc, b_enc, k=max(sae.k for sae in saes), asleep=asleep, k_aux=k_aux
+    )
+    bags = [_bags(top, k, W_enc.shape[1])]
+    if revived is not None:
+        bags.append(_bags(revived, k_aux, W_enc.shape[1]))
+    flat = x.flatten(0, 1), b_pre, W_enc.flatten(0, 1), b_enc.flatten(), W_dec.flatten(0, 1)
+    decoded, _ = sparse_step(*flat, join(bags))
+    hats = decoded[: n_members * n].view_as(x) + b_pre[:, None]
+    residual = x - hats
+    reconstruction = residual.square().sum((1, 2)) / max(n, 1) / d_in
+    aux = torch.zeros_like(reconstruction)
+    if revived is not None:
+        target, guess = residual.detach(), decoded[n_members * n :].view_as(x)
+        energy = joint.mean(target.square().sum((1, 2)) / max(n, 1)).clamp(min=1e-12)
+        share = (target - guess).square().sum((1, 2)) / max(n, 1) / energy
+        aux = torch.where(k_aux > 0, share, 0)  # a member without a dead latent has nothing to revive
+    losses, x_hats = weights * aux + reconstruction, hats / torch.stack([sae.scale for sae in saes])[:, None, None]
+    codes = [Code(top.values[i, :, : sae.k].relu(), top.indices[i, :, : sae.k]) for i, sae in enumerate(saes)]
+    return [StepOutput(losses[i], reconstruction[i], aux[i], x_hats[i], code, {}) for i, code in enumerate(codes)]
+
+
+@torch.no_grad()
+def _scan(
+    centred: Float[Tensor, "members rows d_in"],
+    W_enc: Float[Tensor, "members n_latents d_in"],
+    b_enc: Float[Tensor, "members n_latents"],
+    *,
+    k: int,
+    asleep: Bool[Tensor, "members n_latents"],
+    k_aux: Int[Tensor, " members"],
+) -> tuple[Top, Top | None]:
+    """Encode once and keep the k largest latents of each row, and of those asleep as many as any member revives."""
+    width = int(k_aux.max())
+    kept, revived = [], []
+    for h in _encoder_chunks(centred, W_enc, b_enc):
+        kept.append(h.topk(k, dim=2))
+        if width:
+            revived.append(h.masked_fill_(~asleep[:, None], -torch.inf).topk(width, dim=2))
+    tops = [
+        Top(
+            torch.cat([values for values, _ in found], 1).to(W_enc.dtype), torch.cat([places for _, places in found], 1)
+        )
+        for found in (kept, revived)
+        if found
+    ]
+    return tops[0], tops[1] if width else None
+
+
+def _encoder_chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Float[Tensor, "members part n_latents"]]:
+    """Yield pre-activations of some rows of all members, as `sparse_step.encoder_chunks` does for one of them."""
+    device = centred.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
+    rows = max(1, budget // (b_enc.numel() * dtype.itemsize))
+    with torch.autocast(device, enabled=False):
+        centred, weight, bias = centred.to(dtype), W_enc.to(dtype).transpose(1, 2), b_enc.to(dtype)[:, None]
+        for part in centred.split(rows, dim=1):
+            yield torch.baddbmm(bias, part, weight)
+
+
+def _bags(top: Top, k: Int[Tensor, " members"], n_latents: int) -> Selection:
+    """Put the first k[member] entries of each row into a bag; latents are numbered through over the members."""
+    n_members, n, width = top.values.shape
+    first = n_latents * torch.arange(n_members, device=k.device)[:, None, None]
+    part = (torch.arange(width, device=k.device) < k[:, None]).long() - 1
+    part = part[:, None].expand(n_members, n, width)
+    return rows_to_bags(top.values.flatten(0, 1), (top.indices + first).flatten(0, 1), part.flatten(0, 1), 1)

@@ -1,0 +1,79 @@
+"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK, AuxK, and a bank."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffprobe.probes.sae import KSAE
+
+SCRIPT = Path(__file__).with_name("sae_bank.py")
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sae_bank")
+    clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for world in (1, 2):
+        own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PROBES_WORLD": str(world)}
+        environment = {**clean, **own, "PROBES_OUTPUT": str(root / str(world))}
+        command = [sys.executable, str(SCRIPT)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+    return root / "1", root / "2"
+
+
+@pytest.fixture(scope="module")
+def seen(folders):
+    one, two = folders
+    paths = (one / "seen-0.json", two / "seen-0.json", two / "seen-1.json")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_batch_topk_shares_its_budget_over_the_processes(seen):
+    one, first, second = seen
+    assert one["kept"] == [a + b for a, b in zip(first["kept"], second["kept"], strict=True)]
+    assert any(a != b for a, b in zip(first["kept"], second["kept"], strict=True))  # not half of it each
+
+
+def test_both_processes_know_the_same_dead_latents_and_revive_them(seen):
+    one, first, second = seen
+    assert one["dead"] == first["dead"] == second["dead"] and max(one["dead"]) > 0
+    assert any(aux > 0 for aux in one["aux"])
+    joint = [(a + b) / 2 for a, b in zip(first["aux"], second["aux"], strict=True)]
+    assert joint == pytest.approx(one["aux"], rel=1e-3, abs=1e-6)
+
+
+def test_scores_agree_and_count_each_sample_once(seen):
+    one, first, second = (part["scores"] for part in seen)
+    assert first == second
+    for split in ("train", "test"):
+        assert first[split] == pytest.approx(one[split], abs=1e-4)
+
+
+def test_the_saved_threshold_is_that_of_one_process(folders):
+    one, two = (KSAE.from_pretrained(folder / "batch_topk" / "sae") for folder in folders)
+    assert float(one.threshold) > 0 and float(two.threshold) == pytest.approx(float(one.threshold), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["batch_topk", "bank", "batched"])
+def test_training_agrees_to_rounding(folders, name):
+    one, two = (load_file(folder / f"{name}.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_members_that_step_together_are_those_that_step_one_by_one(folders):
+    for folder in folders:
+        one, other = (load_file(folder / f"{name}.safetensors") for name in ("bank", "batched"))
+        for key, value in one.items():
+            torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
