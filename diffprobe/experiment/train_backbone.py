@@ -1,4 +1,4 @@
-"""`diffprobe train` for experiments that train a diffusion model: its autoencoder first, its denoiser after it.
+"""`diffprobe train` for experiments that train a diffusion model: its autoencoder, its text encoder, then its denoiser.
 
 Owns the run's folder and the order of things; losses and export are the modules'. An interrupted run continues from
 its last epoch, as if it had not been interrupted.
@@ -17,8 +17,9 @@ from diffprobe.core.result import MetricRecord, make_result, write_result
 if TYPE_CHECKING:
     from diffprobe.training.autoencoder import AutoencoderTraining
     from diffprobe.training.denoiser import DenoiserTraining
+    from diffprobe.training.text_encoder import TextEncoderTraining
 
-    BackboneTraining = AutoencoderTraining | DenoiserTraining
+    BackboneTraining = AutoencoderTraining | TextEncoderTraining | DenoiserTraining
 
 WEIGHTS = "weights"
 """Folder in the run's folder that holds what was trained, in diffusers' format."""
@@ -47,7 +48,6 @@ def train_backbone(config: "BackboneTraining") -> Path:
 
     from diffprobe.training import fit, resume, tracking
     from diffprobe.training.averaging import Averaging
-    from diffprobe.training.images import ImagesInMemory
 
     run_dir = run_dir_of(config)
     checkpoint = resume.find_checkpoint(run_dir, resume=config.trainer.resume)
@@ -56,14 +56,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
         for name in (resume.LAST, resume.RESULT):
             (run_dir / name).unlink(missing_ok=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    module, resolution = _make_module(config)
-    data = ImagesInMemory(
-        config.data,
-        resolution=resolution,
-        seed=config.seed,
-        captioned=module.needs_captions,
-        balance=module.balance,
-    )
+    module, data = _make_module(config)
     tree = to_tree(config)
     with fit.quiet():
         logger = tracking.make_logger(
@@ -101,12 +94,21 @@ def train_backbone(config: "BackboneTraining") -> Path:
     return run_dir / resume.RESULT
 
 
-def _make_module(config: "BackboneTraining") -> tuple[Any, int]:
+def _make_module(config: "BackboneTraining") -> tuple[Any, Any]:
+    """Make what is trained, and its data."""
     from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderTraining
-
-    if isinstance(config, AutoencoderTraining):
-        return AutoencoderModule(config), config.model.resolution
     from diffprobe.training.denoiser import DenoiserModule
+    from diffprobe.training.images import ImagesInMemory
+    from diffprobe.training.text_encoder import TextEncoderModule, TextEncoderTraining, Texts
 
-    module = DenoiserModule(config)
-    return module, module.resolution
+    if isinstance(config, TextEncoderTraining):
+        texts = Texts(config)
+        return TextEncoderModule(config, texts), texts
+    if isinstance(config, AutoencoderTraining):
+        autoencoder = AutoencoderModule(config)
+        return autoencoder, ImagesInMemory(config.data, resolution=config.model.resolution, seed=config.seed)
+    denoiser = DenoiserModule(config)
+    images = ImagesInMemory(
+        config.data, resolution=denoiser.resolution, seed=config.seed, captioned=True, balance=denoiser.balance
+    )
+    return denoiser, images

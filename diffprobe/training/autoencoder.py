@@ -93,9 +93,6 @@ class AutoencoderModule(lightning.LightningModule):
     Randomness is a function of (seed, step), so an interrupted run goes on as it would have.
     """
 
-    needs_captions = False
-    balance = None
-
     def __init__(self, config: AutoencoderTraining) -> None:
         super().__init__()
         from diffusers import AutoencoderKL

@@ -23,7 +23,14 @@ from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
-from diffprobe.training.networks import DenoiserShape, NoiseSchedule, make_networks, open_networks
+from diffprobe.training.networks import (
+    DenoiserShape,
+    NoiseSchedule,
+    make_text_encoder,
+    make_unet,
+    open_text_encoder,
+    open_unet,
+)  # fmt: skip
 from diffprobe.training.views import Views
 
 
@@ -56,14 +63,19 @@ class DenoiserTraining:
     drop_captions: float = 0.1
     """Share of samples that see the empty caption, for classifier-free guidance."""
     drop_captions_clean: float = 0.1
-    """The same share at timestep 0; it falls in a straight line to `drop_captions` at half of the schedule. Little
-    noise leaves most of the image to be seen, and a model that is told its name as well learns it by heart."""
+    """The same share at timestep 0, falling in a straight line to `drop_captions` at half of the schedule. A model that
+    sees most of an image and is told its name learns it by heart."""
     balance_attribute: str | None = None
     """Draw samples by how rare their value of this attribute is; None takes each once an epoch."""
     balance_power: float = 0.5
     """0 draws all samples alike, 1 all values."""
+    text_encoder: str | None = None
+    """Folder with a text encoder and its words, trained before (emoji/train_text_encoder); None learns both here."""
+    text_learning_rate: float = 1.0
+    """Step size of the text encoder, as a share of the U-Net's; 0 leaves it as it is."""
     start: str | None = None
-    """Folder of a trained pipeline whose U-Net, text encoder and words are trained on; None starts from random ones."""
+    """Folder of a trained pipeline that is trained on, with its text encoder and words unless `text_encoder` brings
+    others; None starts from random weights."""
     views: Views = field(default_factory=Views)
     """Shifted and scaled copies of the training images."""
     min_snr_gamma: float = 5.0
@@ -78,7 +90,6 @@ class DenoiserModule(lightning.LightningModule):
     Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).
     """
 
-    needs_captions = True
     signal: Tensor
     sigma: Tensor
 
@@ -102,8 +113,8 @@ class DenoiserModule(lightning.LightningModule):
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
-        self._build()
         self._words: Words | None = None
+        self._build()
 
     @property
     def balance(self) -> tuple[str, float] | None:
@@ -122,21 +133,22 @@ class DenoiserModule(lightning.LightningModule):
         return int(self.vae.config.sample_size)
 
     def _build(self) -> None:
-        """Make tokenizer, text encoder and U-Net; the vocabulary comes from the training captions alone."""
-        shape, config = self.config.model, self.config
+        """Make or open tokenizer, text encoder and U-Net; a vocabulary comes from the training captions alone."""
+        shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
+        folder = config.text_encoder or config.start
+        if folder is not None:
+            self.tokenizer, self.text_encoder = open_text_encoder(Path(folder), shape)
+        else:
+            table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
+            texts = [text for captions in table.captions for text in captions]
+            self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
+            self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         if config.start is not None:
-            self.tokenizer, self.text_encoder, self.unet = open_networks(Path(config.start), shape)
-            return
-        table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
-        texts = [text for captions in table.captions for text in captions]
-        self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
-        self.unet, self.text_encoder = make_networks(
-            shape,
-            tokenizer=self.tokenizer,
-            latent_channels=self.vae.config.latent_channels,
-            latent_side=self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1),
-            seed=derive_seed("weights", config.seed),
-        )
+            self.unet = open_unet(Path(config.start), shape)
+        else:
+            side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+            channels = self.vae.config.latent_channels
+            self.unet = make_unet(shape, latent_channels=channels, latent_side=side, seed=seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which vocabulary the embeddings belong to."""
@@ -227,9 +239,12 @@ class DenoiserModule(lightning.LightningModule):
         """AdamW with warm-up and cosine."""
         trainer = self.config.trainer
         total = total_steps(trainer, self.config.data, len(self._table("train")))
+        rate, share = trainer.learning_rate or 1e-3, self.config.text_learning_rate
         optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=trainer.learning_rate or 1e-3,
+            [
+                {"params": list(self.unet.parameters()), "lr": rate},
+                {"params": list(self.text_encoder.parameters()), "lr": rate * share},
+            ],
             weight_decay=trainer.weight_decay,
             betas=(0.9, 0.99),
         )

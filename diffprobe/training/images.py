@@ -83,7 +83,7 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     )
 
 
-class _Rows(Dataset[Tensor]):
+class Rows(Dataset[Tensor]):
     """Row numbers; a batch is a tensor of them, and the module takes the rows from its table."""
 
     def __init__(self, n: int) -> None:
@@ -96,13 +96,14 @@ class _Rows(Dataset[Tensor]):
         return torch.tensor(row)
 
 
-class _Shuffled(Sampler[int]):
+class Shuffled(Sampler[int]):
     """A permutation for each epoch, fixed by (seed, epoch); Lightning calls `set_epoch`, after a resume too."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -113,7 +114,7 @@ class _Shuffled(Sampler[int]):
         yield from torch.randperm(self.n, generator=generator).tolist()
 
 
-class _Balanced(_Shuffled):
+class _Balanced(Shuffled):
     """As many draws as there are samples, with replacement, by weight; fixed by (seed, epoch)."""
 
     def __init__(self, weights: Float[Tensor, " sample"], seed: int) -> None:
@@ -173,10 +174,10 @@ class ImagesInMemory(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
-        rows = _Rows(len(self.train))
-        sampler = _Shuffled(len(rows), self.seed) if self._weights is None else _Balanced(self._weights, self.seed)
+        rows = Rows(len(self.train))
+        sampler = Shuffled(len(rows), self.seed) if self._weights is None else _Balanced(self._weights, self.seed)
         return DataLoader(rows, batch_size=self.data.batch_size, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Yield all validation rows in order."""
-        return DataLoader(_Rows(len(self.val)), batch_size=self.data.batch_size)
+        return DataLoader(Rows(len(self.val)), batch_size=self.data.batch_size)

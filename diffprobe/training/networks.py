@@ -69,22 +69,17 @@ class NoiseSchedule:
         )
 
 
-def make_networks(
-    shape: DenoiserShape, *, tokenizer: Any, latent_channels: int, latent_side: int, seed: int
-) -> tuple[Any, Any]:
-    """Make U-Net and text encoder with random weights; the global generator stays as it was.
+def make_unet(shape: DenoiserShape, *, latent_channels: int, latent_side: int, seed: int) -> Any:
+    """Make a diffusers UNet2DConditionModel with random weights; the global generator stays as it was.
 
     Args:
-        shape: of both.
-        tokenizer: whose vocabulary the text encoder embeds.
+        shape: of U-Net and text encoder.
         latent_channels: channels of a vae_latent.
         latent_side: its height and width.
         seed: of all weights.
-    Returns: a diffusers UNet2DConditionModel and a transformers CLIPTextModel.
     """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
     up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
@@ -110,7 +105,22 @@ def make_networks(
         # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
         # one computes the same function, and what is saved does not know of it.
         unet.set_attn_processor(AttnProcessor())
-        text_encoder = CLIPTextModel(
+    return unet
+
+
+def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any:
+    """Make a transformers CLIPTextModel with random weights; the global generator stays as it was.
+
+    Args:
+        shape: of U-Net and text encoder.
+        tokenizer: whose vocabulary it embeds.
+        seed: of all weights.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIPTextModel(
             CLIPTextConfig(
                 attn_implementation="eager",  # type: ignore[call-arg]  # a keyword of every config
                 vocab_size=len(tokenizer),
@@ -125,33 +135,48 @@ def make_networks(
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-    return unet, text_encoder
 
 
-def open_networks(folder: Path, shape: DenoiserShape) -> tuple[Any, Any, Any]:
-    """Open the tokenizer, text encoder and U-Net of a trained pipeline, in float32, to train them further.
+def open_unet(folder: Path, shape: DenoiserShape) -> Any:
+    """Open the U-Net of a trained pipeline, in float32, to train it further.
 
-    Raises: WeightsMissing without the three parts; WeightsMismatch if they are of another shape.
+    Raises: WeightsMissing without it; WeightsMismatch if it is of another shape.
     """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
-    from transformers import CLIPTextModel, CLIPTokenizer
 
-    require_files(folder / "unet", folder / "text_encoder")
-    require_vocabulary(folder)
+    require_files(folder / "unet")
     with quiet_libraries():
         unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
+    _require_shape(folder, "channels", tuple(unet.config.block_out_channels), shape.channels)
+    unet.set_attn_processor(AttnProcessor())  # as in make_unet
+    return unet.float().train()
+
+
+def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
+    """Open the tokenizer and text encoder of a folder, in float32, to train the latter further.
+
+    Raises: WeightsMissing without the two parts; WeightsMismatch if they are of another shape.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    require_files(folder / "text_encoder")
+    require_vocabulary(folder)
+    with quiet_libraries():
         text_encoder: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", local_files_only=True, use_safetensors=True, attn_implementation="eager"
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    found = (tuple(unet.config.block_out_channels), text_encoder.config.hidden_size)
-    asked = (shape.channels, shape.text_width)
+    config = text_encoder.config
+    _require_shape(folder, "text_width", config.hidden_size, shape.text_width)
+    _require_shape(folder, "max_tokens", config.max_position_embeddings, shape.max_tokens)
+    return tokenizer, text_encoder.float().train()
+
+
+def _require_shape(folder: Path, key: str, found: object, asked: object) -> None:
     if found != asked:
         raise WeightsMismatch(
             f"'{folder}' holds networks of another shape.",
-            f"channels, text width: found {found}, model says {asked}",
-            fix="set model.channels and model.text_width to what was found",
+            f"{key}: found {found}, model.{key} says {asked}",
+            fix=f"set model.{key} to what was found",
         )
-    unet.set_attn_processor(AttnProcessor())  # as in make_networks
-    return tokenizer, text_encoder.float().train(), unet.float().train()

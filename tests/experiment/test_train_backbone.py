@@ -16,8 +16,9 @@ from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderShape, 
 from diffprobe.training.averaging import Averaging
 from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.training.networks import DenoiserShape
+from diffprobe.training.text_encoder import TextEncoderModule, TextEncoderTraining
 
-MODULES = {"autoencoder": AutoencoderModule, "denoiser": DenoiserModule}
+MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 
 
 class Interrupted(Exception):
@@ -25,8 +26,8 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module")
-def configs(tiny_shards, tmp_path_factory):
-    """The two runs; two epochs of two steps. The denoiser works in the space of an untrained autoencoder."""
+def configs(tiny_shards, tiny_teacher, tmp_path_factory):
+    """The three runs; two epochs of two steps. The denoiser works in the space of an untrained autoencoder."""
     common = {
         "data": DataConfig(path=str(tiny_shards), batch_size=8),
         "trainer": TrainerConfig(accelerator="cpu", max_epochs=2, enable_progress_bar=False, log_every_steps=1),
@@ -43,7 +44,11 @@ def configs(tiny_shards, tmp_path_factory):
         text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=16,
     )  # fmt: skip
     denoiser = DenoiserTraining(experiment="tiny/denoiser", autoencoder=str(folder), model=text, **common)
-    return {"autoencoder": autoencoder, "denoiser": denoiser}
+    text_encoder = TextEncoderTraining(
+        experiment="tiny/text_encoder", teacher=str(tiny_teacher), model=text, mixtures=8,
+        **{**common, "data": dataclasses.replace(common["data"], batch_size=20)},
+    )  # fmt: skip
+    return {"autoencoder": autoencoder, "text_encoder": text_encoder, "denoiser": denoiser}
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +118,12 @@ def test_the_result_says_what_was_trained(name, configs, whole):
     found, folder = read_result(whole[name]), whole[name].parent
     assert found.kind == "train_backbone" and found.experiment == f"tiny/{name}" and found.seeds == {"seed": 0}
     assert [(record.name, record.split, record.n) for record in found.metrics] == [
-        ("psnr_db" if name == "autoencoder" else "mse", "val", 4)
+        ({"autoencoder": "psnr_db", "text_encoder": "distance", "denoiser": "mse"}[name], "val", 4)
     ]
     assert found.artifacts and all(
         digest_file(folder / "weights" / path) == digest for path, digest in found.artifacts.items()
     )
-    parts = {"autoencoder": {""}, "denoiser": {"unet", "vae", "text_encoder"}}[name]
+    parts = {"autoencoder": {""}, "text_encoder": {"text_encoder"}, "denoiser": {"unet", "vae", "text_encoder"}}[name]
     assert {path.rpartition("/")[0] for path in found.artifacts} == parts
     assert (folder / "last.ckpt").is_file()
 

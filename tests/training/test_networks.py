@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.networks import DenoiserShape, make_networks, open_networks
+from diffprobe.training.networks import DenoiserShape, make_text_encoder, make_unet, open_text_encoder, open_unet
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4, text_width=16, text_layers=1, text_heads=2
@@ -16,7 +16,8 @@ def tokenizer():
 
 
 def make(tokenizer, seed=0):
-    return make_networks(SHAPE, tokenizer=tokenizer, latent_channels=2, latent_side=8, seed=seed)
+    unet = make_unet(SHAPE, latent_channels=2, latent_side=8, seed=seed)
+    return unet, make_text_encoder(SHAPE, tokenizer=tokenizer, seed=seed)
 
 
 def test_text_and_latent_fit_together(tokenizer):
@@ -70,10 +71,12 @@ def test_trained_networks_are_opened_to_go_on(tiny_sd):
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(tiny_sd / "unet")
-    shape = DenoiserShape(channels=tuple(unet.config.block_out_channels), text_width=32)
-    words, text, opened = open_networks(tiny_sd, shape)
+    shape = DenoiserShape(channels=tuple(unet.config.block_out_channels), text_width=32, max_tokens=24)
+    words, text = open_text_encoder(tiny_sd, shape)
+    opened = open_unet(tiny_sd, shape)
     for name, value in unet.state_dict().items():
         assert torch.equal(opened.state_dict()[name], value)
     assert opened.dtype == text.dtype == torch.float32 and len(words) == text.config.vocab_size
-    with pytest.raises(WeightsMismatch, match="another shape"):
-        open_networks(tiny_sd, DenoiserShape())
+    for open_one in (open_unet, open_text_encoder):
+        with pytest.raises(WeightsMismatch, match="another shape"):
+            open_one(tiny_sd, DenoiserShape())

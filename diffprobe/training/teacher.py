@@ -1,0 +1,61 @@
+"""A trained sentence encoder whose embeddings another encoder learns. Owns opening it and its pooling."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.weights import require_files
+from diffprobe.core.errors import WeightsMissing
+
+
+class Teacher:
+    """A sentence encoder in transformers' format, for example all-MiniLM-L6-v2 of sentence-transformers.
+
+    An embedding is the mean of the last hidden state over the tokens, at length 1 (Reimers and Gurevych, 1908.10084,
+    section 3, MEAN strategy).
+
+    Args:
+        folder: config.json, safetensors weights and tokenizer.json.
+        batch_size: texts at once.
+        max_tokens: where a text is cut.
+    Raises: WeightsMissing.
+    """
+
+    def __init__(self, folder: Path, *, batch_size: int = 256, max_tokens: int = 64) -> None:
+        require_files(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder can't read a text.")
+        from transformers import AutoModel, AutoTokenizer
+
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        with quiet_libraries():
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Words of three letters and more that are one entry of its vocabulary, sorted."""
+        return sorted(
+            word for word in self._tokenizer.get_vocab() if len(word) > 2 and word.isalpha() and word.isascii()
+        )
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "text width"]:
+        """Embed texts, those of a like length together; the order is the given one."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts = []
+        for start in range(0, len(order), self.batch_size):
+            some = [texts[i] for i in order[start : start + self.batch_size]]
+            tokens = self._tokenizer(
+                some, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
+            states = self._model(**tokens).last_hidden_state.float()
+            weights = tokens.attention_mask[..., None].float()
+            parts.append(torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1))
+        return torch.cat(parts)[torch.tensor(order).argsort()]

