@@ -21,6 +21,7 @@ from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.autoencoder import total_steps, warmup_cosine
+from diffprobe.training.blur import blur
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
 from diffprobe.training.networks import (
@@ -73,6 +74,8 @@ class DenoiserTraining:
     """Folder with a text encoder and its words, trained before (emoji/train_text_encoder); None learns both here."""
     text_learning_rate: float = 1.0
     """Step size of the text encoder, as a share of the U-Net's; 0 leaves it as it is."""
+    text_noise: float = 0.0
+    """Noise on the text encoder's states in training, see `blur`."""
     start: str | None = None
     """Folder of a trained pipeline that is trained on, with its text encoder and words unless `text_encoder` brings
     others; None starts from random weights."""
@@ -179,7 +182,7 @@ class DenoiserModule(lightning.LightningModule):
         clean = self._encoded("train", self.config.views)[rows, views].to(self.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         timesteps = timesteps.to(self.device)
-        errors = self.errors(clean, captions, timesteps, noise)
+        errors = self.errors(clean, captions, timesteps, noise, generator)
         snr = (self.signal / self.sigma).square()[timesteps]
         loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
@@ -214,6 +217,7 @@ class DenoiserModule(lightning.LightningModule):
         captions: list[str],
         timesteps: Int[Tensor, " batch"],
         noise: Float[Tensor, "batch c h w"],
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
         """Mean squared error of the predicted noise of each sample.
 
@@ -222,16 +226,14 @@ class DenoiserModule(lightning.LightningModule):
             captions: one a sample.
             timesteps: on the training grid.
             noise: standard normal.
+            generator: source of noise on the text; None adds none.
         """
         signal, sigma = (values[timesteps, None, None, None] for values in (self.signal, self.sigma))
-        tokens = self.tokenizer(
-            captions,
-            padding="max_length",
-            truncation=True,
-            max_length=self.config.model.max_tokens,
-            return_tensors="pt",
-        ).input_ids.to(self.device)
-        text = self.text_encoder(tokens).last_hidden_state
+        size = self.config.model.max_tokens
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
+        text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        if generator is not None:
+            text = blur(text, captions, share=self.config.text_noise, generator=generator)
         predicted = self.unet(signal * clean + sigma * noise, timesteps, text).sample
         return (predicted.float() - noise).square().flatten(1).mean(1)
 
