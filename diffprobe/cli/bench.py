@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape", action="append", type=_shape, metavar="B,D,M,K", help="batch, width, latents, k (default: three)"
     )
     ksae.add_argument("--steps", type=int, default=8, metavar="N", help="steps; the fastest counts (default: 8)")
+    ksae.add_argument(
+        "--no-peers", action="store_true", help="leave out other libraries (diffprobe[peers] installs them)"
+    )
     for parser_of in (extraction, ksae):
         parser_of.add_argument("--json", metavar="FILE", help="write everything measured to a file")
 
@@ -57,22 +60,35 @@ def _extraction(args: argparse.Namespace) -> int:
 
 def _ksae(args: argparse.Namespace) -> int:
     from diffprobe.experiment.bench_ksae import PRECISIONS, SHAPES, bench_ksae
+    from diffprobe.experiment.bench_ksae_peers import PEERS
 
-    report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, say=_say)
+    peers = () if args.no_peers else tuple(PEERS)
+    report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, peers=peers, say=_say)
     print(f"{report.machine}; the fastest of {report.steps - 1} steps")
-    print(
-        "\n| batch, width, latents, k | precision | dense step | ours | encoder alone | dense / ours | ours / encoder |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in report.rows:
-        for precision in PRECISIONS:
-            dense, ours, floor = (row.of(name, precision) for name in ("dense", "ours", "floor"))
+    print("\n| batch, width, latents, k | precision | contender | s/step | x ours | x encoder | peak MiB | fvu |")
+    print("|---|---|---|---|---|---|---|---|")
+    cells = [(row, precision) for row in report.rows for precision in PRECISIONS]
+    for row, precision in cells:
+        ours, floor = row.of("ours", precision), row.of("floor", precision)
+        for one in (floor, ours, *row.peers(precision), row.of("dense", precision)):
+            name = {"floor": "encoder alone", "dense": "dense step"}.get(one.contender, one.contender)
             print(
-                f"| {row.batch}, {row.d_in}, {row.n_latents}, {row.k} | {precision} "
-                f"| {dense.seconds:.3f} s, {dense.peak_mib:,.0f} MiB, fvu {dense.fvu:.4f} "
-                f"| {ours.seconds:.3f} s, {ours.peak_mib:,.0f} MiB, fvu {ours.fvu:.4f} | {floor.seconds:.3f} s "
-                f"| {dense.seconds / ours.seconds:.1f} | {ours.seconds / floor.seconds:.2f} |"
+                f"| {row.name} | {precision} | {name} | {one.seconds:.3f} | {one.seconds / ours.seconds:.2f} "
+                f"| {one.seconds / floor.seconds:.2f} | {one.peak_mib:,.0f} ({one.loaded_mib:,.0f} before) "
+                f"| {'' if one.fvu is None else f'{one.fvu:.4f}'} |"
             )
+    print("\n| batch, width, latents, k | precision | dense / ours | fastest other / ours | ours / encoder |")
+    print("|---|---|---|---|---|")
+    for row, precision in cells:
+        dense_s, ours_s, floor_s = (row.of(name, precision).seconds for name in ("dense", "ours", "floor"))
+        best = [f"{peer.seconds / ours_s:.1f} ({peer.contender})" for peer in row.peers(precision)[:1]]
+        ratio = f"{dense_s / ours_s:.1f} | {' '.join(best) or '-'} | {ours_s / floor_s:.2f}"
+        print(f"| {row.name} | {precision} | {ratio} |")
+    print()
+    for name, version in report.versions.items():
+        print(f"{name}: {version}")
+    for name, reason in report.absent.items():
+        print(f"{name}: {reason}")
     return _keep(args.json, report.to_json())
 
 

@@ -1,10 +1,12 @@
-"""`diffprobe bench ksae`: a training step of the k-sparse autoencoder beside the dense step and the encoder alone.
+"""`diffprobe bench ksae`: a training step of the k-sparse autoencoder, beside other libraries and the floor.
 
 All start from the same weights and see the same batches; each runs in a process of its own, so that its peak memory is
 its own. The dense step is the plain autograd program of the same model: dense codes, dense decoder, Adam. The floor is
-the encoder's matrix product, which no step can leave out. After equal steps the fvu must be equal: it is shown.
+the encoder's matrix product, which no step can leave out. After equal steps the fvu of the dense step must be equal,
+and that of the other libraries near: it is shown. What each of them runs is said in bench_ksae_peers.py.
 """
 
+import functools
 import json
 import multiprocessing
 import resource
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
+from diffprobe.experiment.bench_ksae_peers import PEERS, Trainee, Unusable, prepare, version
 from diffprobe.experiment.bench_machine import machine, seconds
 from diffprobe.probes.sae import topk
 
@@ -38,7 +41,9 @@ class Measured:
     fvu: float | None
     """After all steps, on a fresh batch; None for the floor."""
     peak_mib: float
-    """Largest resident memory of its process."""
+    """Largest resident memory of its process up to the end of the last step."""
+    loaded_mib: float
+    """Of that, what was resident when its libraries were loaded, before the first tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +56,19 @@ class Row:
     k: int
     measured: tuple[Measured, ...]
 
+    @property
+    def name(self) -> str:
+        """Batch, width, latents, k, as a table shows them."""
+        return f"{self.batch}, {self.d_in}, {self.n_latents}, {self.k}"
+
     def of(self, contender: str, precision: str) -> Measured:
         """Return one contender's figures."""
         return next(m for m in self.measured if (m.contender, m.precision) == (contender, precision))
+
+    def peers(self, precision: str) -> tuple[Measured, ...]:
+        """Return the other libraries' figures, the fastest first; none where none is installed."""
+        found = (m for m in self.measured if m.contender in PEERS and m.precision == precision)
+        return tuple(sorted(found, key=lambda m: m.seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +78,10 @@ class Report:
     machine: str
     steps: int
     rows: tuple[Row, ...]
+    versions: dict[str, str]
+    """Of the other libraries that were measured."""
+    absent: dict[str, str]
+    """The others, and why."""
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -73,6 +92,7 @@ def bench_ksae(
     shapes: tuple[tuple[int, int, int, int], ...] = SHAPES,
     *,
     steps: int = 8,
+    peers: tuple[str, ...] = tuple(PEERS),
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Measure all contenders at all shapes on the CPU, one after the other; the fastest step of each counts.
@@ -80,20 +100,29 @@ def bench_ksae(
     Args:
         shapes: batch, d_in, n_latents, k of each row.
         steps: training steps a contender.
+        peers: other libraries to set beside; those that are not installed are named in the report.
         say: told what is being done.
     Raises: ConfigError for shapes and counts that cannot be.
     """
     if steps < 2 or any(min(shape) < 1 or shape[3] > shape[2] for shape in shapes):
         raise ConfigError(f"bench ksae: steps={steps} (2 and more), shapes {shapes} (k at most the latents).")
+    absent = {name: "not installed" for name in peers if version(name) is None}
     rows = []
     for shape in shapes:
         found = []
         for precision in PRECISIONS:
-            for contender in CONTENDERS:
+            able = [name for name in peers if precision in PEERS[name].precisions]
+            for contender in (*CONTENDERS, *able):
+                if contender in absent:
+                    continue
                 say(f"batch {shape[0]}, width {shape[1]}, latents {shape[2]}: {contender}, {precision}")
-                found.append(_in_own_process(contender, precision, shape, steps))
+                try:
+                    found.append(_in_own_process(contender, precision, shape, steps))
+                except Unusable as error:
+                    absent[contender] = str(error)
         rows.append(Row(batch=shape[0], d_in=shape[1], n_latents=shape[2], k=shape[3], measured=tuple(found)))
-    return Report(machine=machine(), steps=steps, rows=tuple(rows))
+    versions = {name: str(version(name)) for name in peers if name not in absent}
+    return Report(machine=machine(), steps=steps, rows=tuple(rows), versions=versions, absent=absent)
 
 
 def _in_own_process(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int) -> Measured:
@@ -102,29 +131,40 @@ def _in_own_process(contender: str, precision: str, shape: tuple[int, int, int, 
 
 
 def measure(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int) -> Measured:
-    """Run one contender in this process."""
+    """Run one contender in this process. Raises: Unusable for a library that cannot be imported."""
     keep_freed_memory()
+    if contender in PEERS:
+        prepare(contender)
     torch.set_num_threads(threads)
-    batch, d_in, n_latents, k = shape
+    loaded, (batch, d_in, n_latents, k) = _peak_mib(), shape
     features = planted(batch * 3, d_in, seed=0)
     sae = topk.make(topk.Config(k=k, n_latents=n_latents, aux_weight=0.0), d_in, seed=0)
     sae.initialise(features.mean(0), features.var(0, correction=0))
-    run = {"floor": _floor, "ours": _ours, "dense": _dense}[contender]
-    step = run(sae, k)
+    if contender in PEERS:
+        features *= sae.scale  # the unit in which ours trains
+        trainee = PEERS[contender].make(sae, batch)
+    else:
+        run = {"floor": _floor, "ours": _ours, "dense": _dense}[contender]
+        trainee = Trainee(run(sae, k), functools.partial(_reconstruct, sae))
+    del sae  # another library has its own weights: ours must not count to its memory
     times = []
     for number in range(steps):
         x = features[number % 2 * batch : (number % 2 + 1) * batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            times.append(seconds(lambda x=x: step(x), _CPU))  # type: ignore[misc]
-    fvu = None
+            times.append(seconds(lambda x=x: trainee.step(x), _CPU))  # type: ignore[misc]
+    fvu, peak = None, _peak_mib()
     if contender != "floor":
         held = features[2 * batch :]
         with torch.no_grad():
-            x_hat, _ = sae(held)
-        fvu = float((held - x_hat).square().sum() / (held - held.mean(0)).square().sum())
-    unit = 1024 if sys.platform != "darwin" else 1024**2
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return Measured(contender=contender, precision=precision, seconds=min(times[1:]), fvu=fvu, peak_mib=peak)
+            residual = held - trainee.reconstruct(held)
+        fvu = float(residual.square().sum() / (held - held.mean(0)).square().sum())
+    return Measured(
+        contender=contender, precision=precision, seconds=min(times[1:]), fvu=fvu, peak_mib=peak, loaded_mib=loaded
+    )
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def planted(n: int, d_in: int, *, seed: int, active: int = 16) -> Tensor:
@@ -135,6 +175,11 @@ def planted(n: int, d_in: int, *, seed: int, active: int = 16) -> Tensor:
     weights = torch.rand(n, active, generator=generator) + 0.5
     sums = torch.nn.functional.embedding_bag(indices, directions, per_sample_weights=weights, mode="sum")
     return sums + 3 * float(sums.std()) * torch.randn(d_in, generator=generator)
+
+
+def _reconstruct(sae: Any, x: Tensor) -> Tensor:
+    x_hat: Tensor = sae(x)[0]
+    return x_hat
 
 
 def _floor(sae: Any, k: int) -> Callable[[Tensor], object]:

@@ -16,10 +16,11 @@ def test_a_table_is_printed_and_everything_written(tmp_path, capsys) -> None:
 
 def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
-    assert main(["bench", "ksae", "--shape", "32,16,64,4", "--steps", "2", "--json", str(file)]) == 0
+    assert main(["bench", "ksae", "--shape", "32,16,64,4", "--steps", "2", "--no-peers", "--json", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "| 32, 16, 64, 4 | bfloat16 |" in out and "ours / encoder" in out
-    assert len(json.loads(file.read_text())["rows"][0]["measured"]) == 6
+    assert "| 32, 16, 64, 4 | bfloat16 | dense step |" in out and "| fastest other / ours | ours / encoder |" in out
+    written = json.loads(file.read_text())
+    assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
 
 
 def test_what_is_no_shape_is_refused(capsys) -> None:

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.experiment.bench_ksae import bench_ksae, measure, planted
+from diffprobe.experiment.bench_ksae import Measured, Report, Row, bench_ksae, measure, planted
+from diffprobe.experiment.bench_ksae_peers import PEERS, Unusable, version
 
 SHAPE = (64, 32, 128, 8)
 
@@ -12,6 +15,37 @@ def test_ours_learns_what_the_dense_step_learns() -> None:
     assert ours.fvu == pytest.approx(dense.fvu, rel=1e-4)
     untrained = measure("ours", "float32", SHAPE, 2, torch.get_num_threads())
     assert ours.fvu < untrained.fvu < 1.5
+    assert 0 < ours.loaded_mib <= ours.peak_mib
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_another_library_is_near_after_equal_steps(name: str) -> None:
+    try:
+        theirs = measure(name, "float32", SHAPE, 6, torch.get_num_threads())
+    except Unusable as error:
+        pytest.skip(f"{name}: {error}")
+    ours = measure("ours", "float32", SHAPE, 6, torch.get_num_threads())
+    assert theirs.fvu == pytest.approx(ours.fvu, rel=0.1)
+
+
+def test_what_is_not_installed_is_named_in_the_report() -> None:
+    absent = tuple(name for name in PEERS if version(name) is None)
+    report = bench_ksae(((16, 8, 32, 4),), steps=2, peers=absent)
+    assert report.absent == dict.fromkeys(absent, "not installed") and report.versions == {}
+    assert json.loads(report.to_json())["absent"] == report.absent
+    assert report.rows[0].peers("float32") == () and report.rows[0].name == "16, 8, 32, 4"
+
+
+def test_the_fastest_other_comes_first() -> None:
+    def one(contender: str, seconds: float) -> Measured:
+        numbers = {"seconds": seconds, "fvu": 0.5, "peak_mib": 2.0, "loaded_mib": 1.0}
+        return Measured(contender=contender, precision="float32", **numbers)
+
+    found = (one("ours", 1.0), one("sparsify", 3.0), one("overcomplete", 2.0))
+    row = Row(batch=8, d_in=4, n_latents=8, k=2, measured=found)
+    report = Report(machine="one", steps=2, rows=(row,), versions={"sparsify": "1"}, absent={})
+    assert [peer.contender for peer in report.rows[0].peers("float32")] == ["overcomplete", "sparsify"]
+    assert row.peers("bfloat16") == ()
 
 
 def test_the_features_are_sparse_sums_about_a_large_mean() -> None:
