@@ -139,10 +139,7 @@ class FeaturesConfig:
         if self.source == "live" and self.hold != "auto":
             raise ConfigError(f"hold={self.hold} with source=live: live features are not kept.")
         if self.source == "live" and self.shuffle == "rows":
-            raise ConfigError(
-                "shuffle=rows with source=live: rows that are not made yet can't be drawn.",
-                fix="probe.params.row_buffer=N mixes N rows while streaming; or features.source=stored",
-            )
+            raise ConfigError("shuffle=rows with source=live: probe.params.row_buffer=N mixes N rows while streaming.")
         if self.latents is not None and self.source == "live":
             raise ConfigError("latents are kept by an extraction run; features.source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):

@@ -136,6 +136,8 @@ class Rows:
     def take_rows(self, layout: Layout, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
         """Return single rows, numbered as `layout` says, in the given order; files are read from front to back."""
         first = self.tables[0].features[layout.cells[0]]
+        if len(self.tables) == len(layout.cells) == 1:  # nothing to bring together, and no file to spare
+            return pick(first, layout.cells[0], rows // layout.total, rows % layout.total)
         out = torch.empty(len(rows), layout.width, dtype=first.dtype, device=first.device)
         rows, order = rows.sort()
         sample, number = rows // layout.total, rows % layout.total
@@ -145,7 +147,7 @@ class Rows:
             for table, place, local in self._owners(sample[chosen]):
                 mine = chosen[place]
                 values = pick(table.features[cell], cell, local, number[mine] - layout.starts[i])
-                out[order[mine].to(out.device)] = values
+                out.index_copy_(0, order[mine].to(out.device), values)
         return out
 
     def _owners(self, samples: Tensor) -> Iterator[tuple[FeatureTable, Tensor, Tensor]]:

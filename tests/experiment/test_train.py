@@ -115,6 +115,20 @@ def test_one_sae_for_tokens_of_all_timesteps(run, source):
         train(run("probe=ridge", "probe.cell=mid_block", "probe.params.positive=noto", *settings))
 
 
+def test_an_sae_on_a_permutation_of_tokens_of_all_timesteps(run):
+    settings = ["features.timesteps=[20,500]", "features.pool=tokens2", "probe.params.k=4", "probe.params.n_latents=40"]
+    mixed = ["probe=topk", "probe.cell=mid_block", *settings, "features.shuffle=rows", "features.hold=memory"]
+    extract_run(run(*mixed), progress=False)
+    result = read_result(train(run(*mixed)))
+    assert result.config["features"]["shuffle"] == "rows" and result.config["features"]["hold"] == "memory"
+    found = {(r.split, r.cell): r for r in result.metrics if r.name == "fvu"}
+    assert found["train", None].n == 16 * 2 * 2 and found["train", None].value < 1
+    whole = read_result(train(run(*mixed[:-2])))
+    assert "shuffle" not in whole.config["features"]  # the digest of runs without it is what it was
+    assert [(r.name, r.n) for r in whole.metrics] == [(r.name, r.n) for r in result.metrics]
+    assert [r.value for r in whole.metrics] != [r.value for r in result.metrics]
+
+
 @pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
 def test_direction(run, name):
     config = run(
@@ -178,6 +192,14 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
         plan(run("probe=topk", "null=shuffled_labels"))
     with pytest.raises(ConfigError, match="missing key 'probe.params.positive'"):
         plan(run("probe=ridge"))
+    for probe in (["probe=linear"], ["probe=ridge", "probe.params.positive=noto"]):
+        with pytest.raises(ConfigError, match="shuffle=rows: a probe of kind '.*' learns from whole samples"):
+            plan(run(*probe, "features.shuffle=rows"))
+    for buffer in ("probe.params.row_buffer=8", "probe.grid.row_buffer=[0,8]"):
+        with pytest.raises(ConfigError, match="a permutation of all rows leaves nothing to mix"):
+            plan(run("probe=topk", buffer, "features.shuffle=rows"))
+    with pytest.raises(ConfigError, match="source=live: probe.params.row_buffer=N mixes N rows while streaming"):
+        run("probe=topk", "features.shuffle=rows", "features.source=live")
     assert not list(tmp_path.iterdir())
 
 

@@ -35,6 +35,13 @@ def test_the_command_of_a_message_makes_the_store_it_names(configs):
     assert parse(FeaturesConfig, tree) == parts[2]
 
 
+def test_a_store_is_the_same_however_it_is_read(configs):
+    plain, other = (
+        Request(*configs(**changes)) for changes in ({}, {"features_hold": "device", "features_shuffle": "rows"})
+    )
+    assert plain.command == other.command and plain.manifest.digest == other.manifest.digest
+
+
 def test_cells_may_be_named_short_where_that_is_unambiguous():
     cells = ("mid_block@t10:empty:mean", "mid_block@t100:empty:mean")
     assert choose_cells(["mid_block@t10"], cells) == cells[:1]
