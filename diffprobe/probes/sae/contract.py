@@ -28,7 +28,7 @@ class Config:
     dead_after: int = 1_000_000
     """A latent is dead when it was not active for this many training samples; places, tokens and draws count each."""
     row_buffer: int = 0
-    """Rows (vectors, places, tokens) held back to mix those of several batches; 0 trains on each batch's own."""
+    """Rows (vectors, places, tokens) that all processes hold back to mix those of several batches; 0 for none."""
     pre_bias: Literal["mean", "geometric_median"] = "mean"
     """Where the pre-bias starts: at the mean of the training set, or the geometric median of `init_samples` of it."""
     init_samples: int = 8192
