@@ -1,8 +1,8 @@
 """Trains autoencoders whose rows are mixed, by a row buffer or by a permutation: run by test_row_orders.py.
 
-ROWS_WORLD=2 ROWS_OUTPUT=folder ROWS_STOP=5 python row_orders.py NAME
+ROWS_WORLD=2 ROWS_OUTPUT=folder ROWS_STOP=5 python row_orders.py NAME...
 
-NAME is `shuffle`, `buffer` or `buffer_of_61`; after ROWS_STOP steps the run breaks off. Another call continues it.
+NAME is `shuffle` or `buffer`; after ROWS_STOP steps a run breaks off. Another call continues it.
 """
 
 import importlib.util
@@ -26,7 +26,6 @@ from diffprobe.training.sae import SparseAutoencoderModule
 WORLD, OUTPUT = int(os.environ.get("ROWS_WORLD", "1")), Path(os.environ.get("ROWS_OUTPUT", "."))
 STOP = int(os.environ.get("ROWS_STOP", "-1"))
 GLOBAL_BATCH = 16
-SIZES = {"buffer": 60, "buffer_of_61": 61}
 POOLED, TOKENS = "mid_block@t10:empty:mean", "mid_block@t10:empty:tokens3"
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "training" / "conftest.py")
@@ -77,7 +76,7 @@ def main(name):
         learning_rate=0.01,
         **parallel,
     )
-    probe = Config(k=3, n_latents=32, dead_after=300, k_aux=4, row_buffer=SIZES.get(name, 0))
+    probe = Config(k=3, n_latents=32, dead_after=300, k_aux=4, row_buffer=60 if name == "buffer" else 0)
     module = SparseAutoencoderModule(probe, cell=TOKENS, d_in=12, settings=settings)
     folder = OUTPUT / name
     with quiet():
@@ -91,4 +90,5 @@ def main(name):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for given in sys.argv[1:]:
+        main(given)

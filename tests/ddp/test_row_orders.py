@@ -1,6 +1,7 @@
 """Mixed rows in two gloo processes: a row buffer of which each has a share, and a permutation of single rows."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,32 +16,53 @@ STEPS = 12
 pytestmark = pytest.mark.ddp
 
 
-def start(name, folder, *, world, stop=-1):
-    """Run the script and return its exit code and what it complained of."""
+def start(names, folder, *, world, stop=-1):
+    """Run the script in all processes at once; return the first one's exit code and what it complained of."""
     folder.mkdir(exist_ok=True)
     clean = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT")}
-    own = {"ROWS_WORLD": str(world), "ROWS_OUTPUT": str(folder), "ROWS_STOP": str(stop), "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, str(SCRIPT), name]
-    done = subprocess.run(
-        command, env={**clean, **own, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False
-    )
-    return done.returncode, done.stderr[-6000:]
+    clean |= {"ROWS_WORLD": str(world), "ROWS_OUTPUT": str(folder), "ROWS_STOP": str(stop), "PYTHONPATH": path}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(world):
+        place = {"WORLD_SIZE": str(world), "NODE_RANK": "0", "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(SCRIPT), *names]
+        running.append(subprocess.Popen(command, env={**clean, **place}, stderr=subprocess.PIPE, text=True))
+    try:
+        complaint = running[0].communicate(timeout=600)[1]
+        for process in running[1:]:
+            process.communicate(timeout=60)
+    finally:
+        for process in running:
+            process.kill()
+    return running[0].returncode, complaint[-6000:]
 
 
-def finish(name, folder, *, world):
-    code, complaint = start(name, folder, world=world)
-    assert code == 0, complaint
+def results(name, folder, *, world):
     return [load_file(folder / f"{name}.{rank}.safetensors") for rank in range(world)]
 
 
-def test_a_row_buffer_of_two_processes_resumes_bit_for_bit(tmp_path):
-    whole = finish("buffer", tmp_path / "whole", world=2)
-    code, complaint = start("buffer", tmp_path / "cut", world=2, stop=7)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What two processes left in one go, and after an interruption; and one process."""
+    whole, cut = (tmp_path_factory.mktemp("rows") / name for name in ("whole", "cut"))
+    code, complaint = start(["shuffle", "buffer"], whole, world=2)
+    assert code == 0, complaint
+    code, complaint = start(["buffer"], cut, world=2, stop=7)
     assert code != 0 and "stopped on purpose" in complaint
-    code, complaint = start("buffer", tmp_path / "cut", world=1)
+    code, complaint = start(["shuffle", "buffer"], cut, world=1)
     assert code != 0 and "a row buffer in shares for 2 processes; this run has 1." in complaint
-    resumed = finish("buffer", tmp_path / "cut", world=2)
+    one = results("shuffle", cut, world=1)[0]
+    code, complaint = start(["buffer"], cut, world=2)
+    assert code == 0, complaint
+    return whole, cut, one
+
+
+def test_a_row_buffer_of_two_processes_resumes_bit_for_bit(folders):
+    whole, resumed = (results("buffer", folder, world=2) for folder in folders[:2])
     for one, other in zip(whole, resumed, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -52,14 +74,8 @@ def test_a_row_buffer_of_two_processes_resumes_bit_for_bit(tmp_path):
     assert all(value.equal(second[name]) for name, value in first.items())  # the weights are one
 
 
-def test_a_permutation_of_rows_gives_the_weights_of_one_process(tmp_path):
-    (one,), two = (finish("shuffle", tmp_path / str(world), world=world) for world in (1, 2))
-    for name, value in one.items():
+def test_a_permutation_of_rows_gives_the_weights_of_one_process(folders):
+    two = results("shuffle", folders[0], world=2)
+    for name, value in folders[2].items():
         torch.testing.assert_close(two[0][name], value, rtol=1e-3, atol=1e-4)
     assert all(value.equal(two[1][name]) for name, value in two[0].items())
-
-
-def test_a_buffer_that_two_processes_cannot_share_is_refused(tmp_path):
-    # one process says it before anything is trained; the sizes are judged in tests/training/test_rows.py
-    code, complaint = start("buffer_of_61", tmp_path, world=2)
-    assert code != 0 and "a row buffer of 61 rows can't be shared equally by 2 processes." in complaint
