@@ -82,9 +82,10 @@ def _sae_lens(sae: TopK, batch: int, *, sparse: bool = False) -> Trainee:
     """TopKTrainingSAE in `SAETrainer.step`: their forward, firing counts, clipping at norm 1, `torch.optim.Adam`.
 
     Decoder norms are free and multiplied into the pre-activations, their default; the first steps lower the fvu more
-    with free norms than with unit ones. aux_loss_coefficient is 0, and no latent is dead before step 1000. `sparse` is their `use_sparse_activations`: a COO tensor is decoded, which they
-    advise for float32 without autocast alone. It is run without the factor of decoder norms, whose backward torch lacks
-    for such tensors ("could not run aten::view"); the start is the same function either way.
+    with free norms than with unit ones. aux_loss_coefficient is 0, and no latent is dead before step 1000. `sparse` is
+    their `use_sparse_activations`: a COO tensor is decoded, which they advise for float32 without autocast alone. It is
+    run without the factor of decoder norms, whose backward torch lacks for such tensors ("could not run aten::view");
+    the start is the same function either way.
     """
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
