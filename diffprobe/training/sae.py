@@ -118,7 +118,9 @@ class SparseAutoencoderModule(ProbeModule):
         """Return the vectors of all processes, of equal length, behind each other."""
         if self.trainer.world_size == 1:
             return values
-        return cast(Tensor, self.all_gather(values)).flatten(0, 1)
+        parts = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, values.detach().contiguous())  # numbers only: no gradient passes
+        return torch.cat(parts)
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Let the variant prepare its weights."""

@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PROBES_WORLD": str(world)}
         environment = {**clean, **own, "PROBES_OUTPUT": str(root / str(world))}
         command = [sys.executable, str(SCRIPT)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
     return root / "1", root / "2"
 
