@@ -20,6 +20,13 @@ def test_training_starts_with_k_latents_on_average(make_sae, x):
     assert (out.code.values > 0).sum() / 200 == pytest.approx(4, abs=0.1)
 
 
+def test_all_latents_start_equally_active(make_sae, x):
+    """However little the features vary in a latent's direction, as long as it is ever active."""
+    sae = make_sae("jumprelu", k=4)
+    active = (sae.preactivations(x) > sae.threshold).float().mean(0)
+    torch.testing.assert_close(active, torch.full_like(active, 4 / 48), atol=1 / 200, rtol=0)
+
+
 def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
     sae = make_sae("jumprelu", l0_weight=0.05, bandwidth=0.4)
     out = sae.step(x)
