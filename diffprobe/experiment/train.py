@@ -179,7 +179,7 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     if planned.points:
         return _bank(planned, source)
     if config.probe.kind == "sae":
-        from diffprobe.training.rows import joint_width
+        from diffprobe.features.places import joint_width
         from diffprobe.training.sae import SparseAutoencoderModule
 
         return SparseAutoencoderModule(params, cell=list(source.widths), d_in=joint_width(source.widths), **common)

@@ -1,6 +1,7 @@
 """Where a split is kept while it is trained on: in its files, in memory, or on the accelerator."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import free_memory
-from diffprobe.features.batch import FeatureTable
+from diffprobe.features.batch import FeatureTable, concatenate
 
 IN_MEMORY_BYTES = 2 << 30
 """With `hold=auto`, splits up to this size are read whole; larger ones stay mapped."""
@@ -73,16 +74,14 @@ def _gib(size: int) -> str:
 
 def _join(tables: Sequence[FeatureTable], device: torch.device) -> FeatureTable:
     """Copy tables below each other, cell by cell and shard by shard: never more than one shard is there twice."""
-    first = tables[0]
-    return FeatureTable(
-        features={cell: _stack([table.features[cell] for table in tables], cell, device) for cell in first.features},
-        keys=[key for table in tables for key in table.keys],
-        label=torch.cat([table.label for table in tables]).to(device),
-        attributes={
-            name: torch.cat([table.attributes[name] for table in tables]).to(device) for name in first.attributes
+    joined = concatenate([replace(table, features={}) for table in tables])
+    return replace(
+        joined,
+        features={
+            cell: _stack([table.features[cell] for table in tables], cell, device) for cell in tables[0].features
         },
-        captions=[caption for table in tables for caption in table.captions],
-        shards=[shard for table in tables for shard in table.shards],
+        label=joined.label.to(device),
+        attributes={name: values.to(device) for name, values in joined.attributes.items()},
     )
 
 

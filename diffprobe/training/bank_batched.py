@@ -17,7 +17,7 @@ from torch import Tensor
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.contract import ALONE, Code, Joint, StepOutput
-from diffprobe.probes.sae.sparse_step import CHUNK_BYTES, Selection, Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.sparse_step import Selection, Top, chunk_of, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.topk import TopK
 from diffprobe.training.sae import SparseAutoencoderModule
 
@@ -123,11 +123,8 @@ def _scan(
 
 def _encoder_chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Float[Tensor, "members part n_latents"]]:
     """Yield pre-activations of some rows of all members, as `sparse_step.encoder_chunks` does for one of them."""
-    device = centred.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
-    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
-    rows = max(1, budget // (b_enc.numel() * dtype.itemsize))
-    with torch.autocast(device, enabled=False):
+    dtype, rows = chunk_of(W_enc, b_enc.numel())
+    with torch.autocast(centred.device.type, enabled=False):
         centred, weight, bias = centred.to(dtype), W_enc.to(dtype).transpose(1, 2), b_enc.to(dtype)[:, None]
         for part in centred.split(rows, dim=1):
             yield torch.baddbmm(bias, part, weight)

@@ -5,6 +5,7 @@ The result is a StableDiffusionPipeline folder like any other, and every later s
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,6 @@ class DenoiserModule(lightning.LightningModule):
         self.register_buffer("signal", alphas.sqrt(), persistent=False)
         self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
         self._latents: dict[str, Tensor] = {}
-        self._words: Words | None = None
         self._build()
 
     @property
@@ -188,13 +188,11 @@ class DenoiserModule(lightning.LightningModule):
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
 
-    @property
+    @cached_property
     def words(self) -> Words:
         """The words of the training captions, counted by the values of `balance_attribute`."""
-        if self._words is None:
-            table = self._table("train")
-            self._words = Words(table.captions, table.groups(self.config.balance_attribute))
-        return self._words
+        table = self._table("train")
+        return Words(table.captions, table.groups(self.config.balance_attribute))
 
     def empty_share(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the probability of the empty caption at each timestep."""

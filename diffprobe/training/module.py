@@ -64,7 +64,7 @@ class ProbeModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in the row buffers, of which each process has its share; Lightning calls this on all of them."""
-        found = {name: part.shares(self._gather_rows) for name, part in self._row_buffers()}
+        found = {name: part.shares(self.gather_over_processes) for name, part in self._row_buffers()}
         if found:
             checkpoint[ROW_BUFFERS] = found
 
@@ -78,8 +78,13 @@ class ProbeModule(lightning.LightningModule):
     def _row_buffers(self) -> list[tuple[str, RowBuffer]]:
         return [(name, part) for name, part in self.named_modules() if isinstance(part, RowBuffer)]
 
-    def _gather_rows(self, values: Tensor) -> Tensor:
-        return values if self.trainer.world_size == 1 else self.all_gather(values).flatten(0, 1)  # type: ignore[union-attr]
+    def gather_over_processes(self, values: Tensor) -> Tensor:
+        """Return the tensors of all processes, of equal shape, behind each other."""
+        if self.trainer.world_size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, values.detach().contiguous())  # numbers only: no gradient passes
+        return torch.cat(parts)
 
     def _prepare_once(self) -> None:
         if not self._is_prepared:

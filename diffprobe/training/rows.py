@@ -19,8 +19,6 @@ from diffprobe.features.batch import RowValues as Rows
 from diffprobe.features.places import by_place, joint_width
 from diffprobe.probes.sae.contract import Joint
 
-__all__ = ["ChosenRows", "RowBuffer", "Rows", "check_one_tap", "joint_width", "row_ranks", "rows_of"]
-
 GATHERED_ROWS = 8192
 """Rows of each process that are brought together at a time for a checkpoint, so that no device holds all of them."""
 

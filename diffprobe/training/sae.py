@@ -114,14 +114,6 @@ class SparseAutoencoderModule(ProbeModule):
         """How the processes of this run agree on a batch."""
         return Joint(self.mean_over_processes, self.gather_over_processes, self.trainer.world_size)
 
-    def gather_over_processes(self, values: Tensor) -> Tensor:
-        """Return the vectors of all processes, of equal length, behind each other."""
-        if self.trainer.world_size == 1:
-            return values
-        parts = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(parts, values.detach().contiguous())  # numbers only: no gradient passes
-        return torch.cat(parts)
-
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Let the variant prepare its weights."""
         self.sae.begin_step()

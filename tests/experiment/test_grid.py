@@ -4,7 +4,6 @@ import lightning
 import pytest
 import torch
 
-from diffprobe.config.compose import load_run
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, UnknownName
@@ -22,31 +21,9 @@ CELLS = ("mid_block@t20", "up_blocks.0@t20")
 
 
 @pytest.fixture
-def run(tiny_sd, tiny_shards, tmp_path_factory, tmp_path):
-    """Make a judged config; the store is shared by the tests of this file."""
-    stores = tmp_path_factory.getbasetemp() / "grid-stores"
-
-    def make(*settings):
-        return load_run(
-            None,
-            [
-                "probe=topk",
-                "probe.params.n_latents=40",
-                f"backbone.path={tiny_sd}",
-                "backbone.device=cpu",
-                f"data.path={tiny_shards}",
-                "data.batch_size=4",
-                "features.taps=[mid_block,up_blocks.0]",
-                "features.timesteps=[20]",
-                f"features.store={stores}",
-                "trainer.max_epochs=2",
-                "trainer.enable_progress_bar=false",
-                f"output={tmp_path}",
-                *settings,
-            ],
-        )
-
-    return make
+def run(run):
+    """Make a judged config of a small TopK."""
+    return lambda *settings: run("probe=topk", "probe.params.n_latents=40", *settings)
 
 
 def test_each_member_has_the_record_of_its_own_run(run, tmp_path):

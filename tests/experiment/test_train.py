@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError, StoreIncomplete, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.experiment.extract import extract_run
@@ -15,32 +14,6 @@ from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
 
 CELL = "mid_block@t20:empty:mean"
-
-
-@pytest.fixture
-def run(tiny_sd, tiny_shards, tmp_path_factory, tmp_path):
-    """Make a judged config; the store is shared by the tests of this file."""
-    stores = tmp_path_factory.getbasetemp() / "train-stores"
-
-    def make(*settings):
-        return load_run(
-            None,
-            [
-                f"backbone.path={tiny_sd}",
-                "backbone.device=cpu",
-                f"data.path={tiny_shards}",
-                "data.batch_size=4",
-                "features.taps=[mid_block,up_blocks.0]",
-                "features.timesteps=[20]",
-                f"features.store={stores}",
-                "trainer.max_epochs=2",
-                "trainer.enable_progress_bar=false",
-                f"output={tmp_path}",
-                *settings,
-            ],
-        )
-
-    return make
 
 
 def test_classifier_from_store_and_live_agree(run):

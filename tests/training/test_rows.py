@@ -3,8 +3,9 @@ import torch
 
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.places import joint_width
 from diffprobe.probes.sae.contract import ALONE
-from diffprobe.training.rows import ChosenRows, RowBuffer, check_one_tap, joint_width, row_ranks, rows_of
+from diffprobe.training.rows import ChosenRows, RowBuffer, check_one_tap, row_ranks, rows_of
 
 
 def batch_of(**features):

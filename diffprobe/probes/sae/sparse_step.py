@@ -43,6 +43,20 @@ class Selection(NamedTuple):
     """The sample that each bag belongs to."""
 
 
+def chunk_of(W_enc: Tensor, n_latents: int, chunk_bytes: int | None = None) -> tuple[torch.dtype, int]:
+    """Return the precision in which an encoder's product is computed, and how many rows of it a chunk may hold.
+
+    Args:
+        W_enc: the weights, wherever they are.
+        n_latents: pre-activations a row.
+        chunk_bytes: largest buffer; None for `CHUNK_BYTES` of the device. One row is always possible.
+    """
+    device = W_enc.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
+    budget = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
+    return dtype, max(1, budget // (n_latents * dtype.itemsize))
+
+
 def encoder_chunks(
     centred: Float[Tensor, "batch d_in"],
     W_enc: Float[Tensor, "n_latents d_in"],
@@ -55,13 +69,11 @@ def encoder_chunks(
     Under autocast the product is computed in the lower precision; the weights themselves stay as they are.
 
     Args:
-        chunk_bytes: largest buffer; None for `CHUNK_BYTES` of the device. One row is always possible.
+        chunk_bytes: see `chunk_of`.
     """
-    device = centred.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
-    budget = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
-    n, n_latents = centred.shape[0], W_enc.shape[0]
-    rows = max(1, min(n, budget // (n_latents * dtype.itemsize)))
+    device, n, n_latents = centred.device.type, centred.shape[0], W_enc.shape[0]
+    dtype, rows = chunk_of(W_enc, n_latents, chunk_bytes)
+    rows = min(max(n, 1), rows)
     with torch.no_grad(), torch.autocast(device, enabled=False):
         centred, weight, bias = centred.to(dtype), W_enc.detach().to(dtype).T, b_enc.detach().to(dtype)
         buffer = centred.new_empty(rows, n_latents)
