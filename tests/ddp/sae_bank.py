@@ -1,4 +1,4 @@
-"""Trains BatchTopK, and a bank in both of its ways, on toy features: run by test_sae_bank.py in one process and in two.
+"""Trains BatchTopK, JumpReLU and a bank, in both of its ways, on toy features, as test_sae_bank.py has them compared.
 
 PROBES_WORLD=2 PROBES_OUTPUT=folder python sae_bank.py
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from diffprobe.probes.sae import batch_topk, topk
+from diffprobe.probes.sae import batch_topk, jumprelu, topk
 from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.sae import SparseAutoencoderModule
@@ -62,6 +62,8 @@ def main():
     with quiet():
         alone = Watched(BATCH_TOPK, cell=probes.CELL, d_in=12, settings=settings)
         rank = run("batch_topk", alone)
+        jumps = jumprelu.Config(k=3, **SHAPE)
+        run("jumprelu", SparseAutoencoderModule(jumps, cell=probes.CELL, d_in=12, settings=settings))
         run("bank", SparseAutoencoderBankModule(members(), settings=settings))
         run("batched", SparseAutoencoderBankModule(members(), settings=settings, batched=True))
     seen = {"kept": alone.kept, "dead": alone.n_dead, "aux": alone.aux, "scores": alone.scores}

@@ -1,4 +1,5 @@
-"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK, AuxK, and a bank."""
+"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK, AuxK, JumpReLU
+(whose penalty and waking look at the joint batch), and a bank."""
 
 import json
 import os
@@ -64,7 +65,7 @@ def test_the_saved_threshold_is_that_of_one_process(folders):
     assert float(one.threshold) > 0 and float(two.threshold) == pytest.approx(float(one.threshold), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["batch_topk", "bank", "batched"])
+@pytest.mark.parametrize("name", ["batch_topk", "jumprelu", "bank", "batched"])
 def test_training_agrees_to_rounding(folders, name):
     one, two = (load_file(folder / f"{name}.safetensors") for folder in folders)
     assert one.keys() == two.keys()

@@ -5,7 +5,7 @@ training; codes are sparse again.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from diffprobe.probes.sae.sparse_step import scan_above
 _CHUNK = 1024
 """Latents looked at together at the start."""
 _LEAST = 1e-3
-"""The lowest threshold at the start, in units of a pre-activation; its logarithm is what is learned."""
+"""The lowest threshold that is set, in units of a pre-activation; its logarithm is what is learned."""
+_JUST_BELOW = 0.999
+"""Where a sleeping latent's threshold is put, as a share of the largest pre-activation of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +32,20 @@ class Config(contract.Config):
     """Keys of `probe=jumprelu`, below `probe.params`."""
 
     k: int = 32
-    """Latents active a sample at the start, on average; afterwards the loss decides, l0_weight among it."""
-    l0_weight: float = 1e-3
-    """What an active latent costs in units of the fvu."""
+    """Latents active a sample at the start, on average, and where penalty=target keeps them."""
+    penalty: Literal["target", "linear"] = "target"
+    """target: a mean that leaves k costs the square of how far it is off, as a share of k, so that variants can be
+    compared at one L0. linear: each active latent costs the same, and the loss decides how many there are."""
+    l0_weight: float | None = None
+    """In units of the fvu: for target, what a mean of 0 or of 2 k costs; for linear, what an active latent costs. None
+    for 1 and 1e-3."""
     bandwidth: float = 0.8
     """Width of the kernel around a threshold, in units of a pre-activation; only there a threshold learns. Of 0.02,
     0.1, 0.3, 0.8, 1.5 and 3 this left the least fvu on val, three cells of emoji-sd together (one seed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.l0_weight < 0:
+        if self.l0_weight is not None and self.l0_weight < 0:
             raise ConfigError(f"l0_weight = {self.l0_weight} must not be negative.")
         if not self.bandwidth > 0:
             raise ConfigError(f"bandwidth = {self.bandwidth} must be more than 0.")
@@ -48,10 +54,11 @@ class Config(contract.Config):
 class JumpReLU(KSAE):
     """Pre-activations above a learned threshold, as they are; the rest 0.
 
-    loss = fvu + l0_weight * L0 (+ AuxK). The threshold is exp(log_threshold), float32 like all weights.
+    loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the joint batch's mean number of
+    active latents. The threshold is exp(log_threshold), float32 like all weights.
 
     Source: Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
-    autoencoders", for both pseudo-derivatives and their rectangular kernel.
+    autoencoders", for both pseudo-derivatives, their rectangular kernel, and both penalties.
     """
 
     variant = "jumprelu"
@@ -60,6 +67,7 @@ class JumpReLU(KSAE):
     def __init__(self, config: contract.Config, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
         self.log_threshold = nn.Parameter(torch.zeros(self.n_latents))
+        self._highest: tuple[Tensor, Tensor] | None = None  # sleeping latents and their largest pre-activations
 
     @property
     def threshold(self) -> Float[Tensor, " n_latents"]:
@@ -99,13 +107,36 @@ class JumpReLU(KSAE):
         among, k_among = self._sleeping(dead)
         guess = None
         if among is not None:
-            values, places = h.index_select(1, among).topk(k_among, dim=1)
+            asleep = h.index_select(1, among)
+            self._highest = among, joint.gather(asleep.detach().amax(0)).view(-1, among.numel()).amax(0)
+            values, places = asleep.topk(k_among, dim=1)
             guess = self.decode_scaled(Code(values, among[places]))
         hats = (activations @ self.W_dec + self.b_pre)[:, None]
         active = max(1, int((activations > 0).sum(1).max())) if x.shape[0] else 1
         out = self.finish(x, hats, guess, Code(*activations.detach().topk(active, dim=1)), joint)
-        penalty = self.config.l0_weight * l0
+        penalty = self._price(l0, joint)
         return out._replace(loss=out.loss + penalty, terms={"l0_penalty": penalty.detach()})
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Give decoder rows unit norm, and sleeping latents a threshold that some sample of the batch exceeds.
+
+        AuxK alone does not wake them: what it teaches is as large as the residual, and thresholds lie above that.
+        """
+        super().end_step()
+        if self._highest is not None:
+            latents, highest = self._highest
+            just_below = (highest * _JUST_BELOW).clamp(min=_LEAST).log()
+            self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
+            self._highest = None
+
+    def _price(self, l0: Tensor, joint: Joint) -> Tensor:
+        weight = self.config.l0_weight
+        if self.config.penalty == "linear":
+            return (1e-3 if weight is None else weight) * l0
+        off = joint.mean(l0.detach()) / self.k - 1
+        # Its value is off^2; its gradient, whose mean over processes is taken, that of the joint batch.
+        return (1.0 if weight is None else weight) * (off.square() + 2 * off * (l0 - l0.detach()) / self.k)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:

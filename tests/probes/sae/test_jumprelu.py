@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.probes.sae.contract import Joint
 from diffprobe.probes.sae.jumprelu import Config
 
 
@@ -28,7 +29,7 @@ def test_all_latents_start_equally_active(make_sae, x):
 
 
 def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
-    sae = make_sae("jumprelu", l0_weight=0.05, bandwidth=0.4)
+    sae = make_sae("jumprelu", penalty="linear", l0_weight=0.05, bandwidth=0.4)
     out = sae.step(x)
     (got,) = torch.autograd.grad(out.loss, [sae.log_threshold])
     h, threshold = sae.preactivations(x).detach(), sae.threshold.detach()
@@ -43,7 +44,7 @@ def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
 
 def test_a_higher_price_leaves_fewer_latents(make_sae, x):
     def l0(price):
-        sae = make_sae("jumprelu", l0_weight=price, bandwidth=0.5)
+        sae = make_sae("jumprelu", penalty="linear", l0_weight=price, bandwidth=0.5)
         optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
         for _ in range(60):
             optimizer.zero_grad()
@@ -54,6 +55,50 @@ def test_a_higher_price_leaves_fewer_latents(make_sae, x):
         return float((sae.encode(x).values > 0).sum() / 200)
 
     assert l0(0.1) < 0.7 * l0(0.0)
+
+
+def test_the_target_penalty_is_that_of_the_joint_batch(make_sae, x):
+    """Its value everywhere; and the mean of the processes' gradients is the gradient for all samples."""
+    sae = make_sae("jumprelu", l0_weight=3.0, aux_weight=0)
+    sae.log_threshold.data -= 0.3
+    halves = x[:60], x[60:120]
+    counts = [(sae.preactivations(half) > sae.threshold).float().sum() / 60 for half in halves]
+    joint = Joint(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
+    whole = sae.step(x[:120])
+    parts = [sae.step(half, joint=joint) for half in halves]
+    for part in parts:
+        torch.testing.assert_close(part.terms["l0_penalty"], whole.terms["l0_penalty"])
+    assert whole.terms["l0_penalty"] == pytest.approx(3.0 * float((counts[0] + counts[1]) / 2 / 4 - 1) ** 2, rel=1e-5)
+    of_parts = [torch.autograd.grad(part.loss, [sae.log_threshold])[0] for part in parts]
+    (of_whole,) = torch.autograd.grad(whole.loss, [sae.log_threshold])
+    torch.testing.assert_close((of_parts[0] + of_parts[1]) / 2, of_whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("start", [2.0, 8.0])
+def test_the_target_penalty_brings_k_latents(make_sae, x, start):
+    sae = make_sae("jumprelu", l0_weight=5.0)
+    with torch.no_grad():
+        cut = sae.preactivations(x).flatten().topk(int(200 * start)).values[-1]
+        sae.log_threshold.fill_(float(cut.log()))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        sae.step(x).loss.backward()
+        optimizer.step()
+        sae.end_step()
+    assert float((sae.encode(x).values > 0).sum() / 200) == pytest.approx(4, rel=0.1)
+
+
+def test_a_sleeping_latent_is_woken(make_sae, x):
+    sae = make_sae("jumprelu")
+    sae.log_threshold.data[:3] = 5.0
+    before = sae.log_threshold.detach().clone()
+    dead = torch.arange(48) < 2
+    sae.step(x, dead=dead)
+    sae.end_step()
+    active = (sae.preactivations(x) > sae.threshold).any(0)
+    assert active[:2].all() and not active[2]
+    assert sae.log_threshold[2:].equal(before[2:])
 
 
 def test_settings_out_of_range():
