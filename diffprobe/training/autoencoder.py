@@ -3,7 +3,6 @@
 Next in the flow: `training.denoiser`, which learns in the latent space that is saved here.
 """
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn import functional
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
 from diffprobe.training.images import ImagesInMemory, ImageTable
+from diffprobe.training.schedule import adamw_with_cosine, total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +75,6 @@ def edge_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]
     )
 
 
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor of the step size: linear rise over `warmup` steps, then a cosine that reaches 0 at `total`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-
-def total_steps(trainer: TrainerConfig, data: DataConfig, n_samples: int) -> int:
-    """Optimiser steps of a run: whole batches times epochs, or `trainer.max_steps` if that is set."""
-    return trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * (n_samples // data.batch_size)
-
-
 class AutoencoderModule(lightning.LightningModule):
     """Trains an AutoencoderKL by L1, squared error, edges and a little KL.
 
@@ -138,17 +126,15 @@ class AutoencoderModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
-        trainer, total = (
-            self.config.trainer,
-            total_steps(self.config.trainer, self.config.data, len(self._table("train"))),
+        config = self.config
+        return adamw_with_cosine(
+            self.parameters(),
+            config.trainer,
+            rate=config.trainer.learning_rate or 2e-3,
+            beta2=0.99,
+            warmup=config.warmup_steps,
+            total=total_steps(config.trainer, config.data, len(self._table("train"))),
         )
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=trainer.learning_rate or 2e-3, weight_decay=trainer.weight_decay, betas=(0.9, 0.99)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def save(self, folder: Path) -> None:
         """Write the autoencoder in diffusers' format, with the scaling factor that gives latents unit spread."""

@@ -21,7 +21,6 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.training.autoencoder import total_steps, warmup_cosine
 from diffprobe.training.blur import blur
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
@@ -33,6 +32,7 @@ from diffprobe.training.networks import (
     open_text_encoder,
     open_unet,
 )  # fmt: skip
+from diffprobe.training.schedule import adamw_with_cosine, total_steps
 from diffprobe.training.views import Views
 
 
@@ -237,21 +237,14 @@ class DenoiserModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
-        trainer = self.config.trainer
-        total = total_steps(trainer, self.config.data, len(self._table("train")))
-        rate, share = trainer.learning_rate or 1e-3, self.config.text_learning_rate
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": list(self.unet.parameters()), "lr": rate},
-                {"params": list(self.text_encoder.parameters()), "lr": rate * share},
-            ],
-            weight_decay=trainer.weight_decay,
-            betas=(0.9, 0.99),
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        config = self.config
+        rate = config.trainer.learning_rate or 1e-3
+        groups = [
+            {"params": list(self.unet.parameters()), "lr": rate},
+            {"params": list(self.text_encoder.parameters()), "lr": rate * config.text_learning_rate},
+        ]
+        total = total_steps(config.trainer, config.data, len(self._table("train")))
+        return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
 
     def save(self, folder: Path) -> None:
         """Write the pipeline in diffusers' format, weights as fp16 safetensors."""

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.autoencoder import total_steps, warmup_cosine
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.images import Rows, Shuffled, load_table
 from diffprobe.training.networks import DenoiserShape, make_text_encoder
+from diffprobe.training.schedule import adamw_with_cosine, total_steps
 from diffprobe.training.teacher import Teacher
 
 
@@ -184,18 +184,15 @@ class TextEncoderModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
-        trainer = self.config.trainer
-        total = total_steps(trainer, self.config.data, len(self._texts[0].train))
-        optimizer = torch.optim.AdamW(
+        config = self.config
+        return adamw_with_cosine(
             self.parameters(),
-            lr=trainer.learning_rate or 1e-3,
-            weight_decay=trainer.weight_decay,
-            betas=(0.9, 0.98),
+            config.trainer,
+            rate=config.trainer.learning_rate or 1e-3,
+            beta2=0.98,
+            warmup=config.warmup_steps,
+            total=total_steps(config.trainer, config.data, len(self._texts[0].train)),
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.config.warmup_steps, total)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def save(self, folder: Path) -> None:
         """Write text encoder and tokenizer as a pipeline's folder has them."""

@@ -12,8 +12,6 @@ from diffprobe.training.autoencoder import (
     edge_loss,
     psnr_db,
     reconstruct,
-    total_steps,
-    warmup_cosine,
 )  # fmt: skip
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.images import ImagesInMemory
@@ -48,20 +46,6 @@ def test_edges_are_the_differences_of_neighbours():
     flat, step = torch.full((1, 1, 2, 4), 0.3), torch.tensor([[[[0.0, 0, 1, 1], [0, 0, 1, 1]]]])
     assert edge_loss(step, step + 0.5) == pytest.approx(0, abs=1e-7)  # the level alone is no edge
     assert edge_loss(step, flat) == pytest.approx(1 / 3)  # one of three horizontal differences, no vertical one
-
-
-def test_step_size_rises_and_reaches_zero():
-    factors = [warmup_cosine(step, 4, 20) for step in range(21)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[4] == 1.0
-    assert factors[12] == pytest.approx(0.5) and factors[20] == pytest.approx(0)
-    assert all(later < earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
-    assert warmup_cosine(0, 0, 10) == 1.0 and warmup_cosine(30, 4, 20) == pytest.approx(0)
-
-
-def test_steps_are_whole_batches_times_epochs():
-    data = DataConfig(path="x", batch_size=8)
-    assert total_steps(TrainerConfig(max_epochs=3), data, 20) == 6
-    assert total_steps(TrainerConfig(max_epochs=3, max_steps=4), data, 20) == 4
 
 
 def test_psnr_is_that_of_each_image():

@@ -1,0 +1,40 @@
+"""The optimizer of the networks that are trained from images and texts: AdamW, a linear warm-up, a cosine to 0."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+from diffprobe.config.schema import DataConfig, TrainerConfig
+
+
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor of the step size: linear rise over `warmup` steps, then a cosine that reaches 0 at `total`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def total_steps(trainer: TrainerConfig, data: DataConfig, n_samples: int) -> int:
+    """Optimiser steps of a run: whole batches times epochs, or `trainer.max_steps` if that is set."""
+    return trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * (n_samples // data.batch_size)
+
+
+def adamw_with_cosine(
+    parameters: Iterable[Any], trainer: TrainerConfig, *, rate: float, beta2: float, warmup: int, total: int
+) -> OptimizerLRSchedulerConfig:
+    """Return what `configure_optimizers` returns.
+
+    Args:
+        parameters: parameters, or groups of them with a step size of their own.
+        trainer: gives the weight decay.
+        rate: largest step size.
+        beta2: decay a step of the mean of squared gradients.
+        warmup: steps over which the step size rises.
+        total: steps of the run.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=trainer.weight_decay, betas=(0.9, beta2))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
