@@ -5,7 +5,6 @@ text encoders are `condition.py`'s.
 """
 
 import copy
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,10 @@ from diffprobe.backbones.weights import (
     digest_files,
     digest_part,
     load_tensors,
+    read_config,
     require_files,
 )
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed
 
 _PART = "transformer"
@@ -62,22 +62,6 @@ class Latents:
     def empty(self) -> Tensor:
         """Make one on the meta device."""
         return torch.empty(1, *self.shape, device="meta")
-
-
-def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
-    """Read the config of one part; the transformer's comes with the weights that are loaded.
-
-    Raises: WeightsMissing.
-    """
-    folder = denoiser_source(checkpoint, part)[0] if part == _PART else checkpoint.part(part)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WeightsMissing(
-            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
-            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
-        )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
 
 
 def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:

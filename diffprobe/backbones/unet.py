@@ -5,7 +5,6 @@ told, and what its images become before they are noised, is the family's.
 """
 
 import copy
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from itertools import chain
@@ -23,9 +22,9 @@ from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.vae import VaeEncoder
-from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, require_files
+from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, read_config, require_files
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap
 
@@ -37,11 +36,6 @@ _TEXT_ONLY = r"(.*\.)?(attn2\.to_[kv]|add_[kv]_proj)|(encoder_hid_proj|add_embed
 _CHANNELS_FIRST = r".*\.group_norm"
 
 
-def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
-    """Read a part's config.json. Raises: WeightsMissing."""
-    return _read(checkpoint, checkpoint.part(part), part)
-
-
 def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     """Read the config of the U-Net, that of the replaced weights if they bring one.
 
@@ -49,23 +43,11 @@ def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
         kind: the diffusers class it must be of.
     Raises: WeightsMissing, WeightsMismatch.
     """
-    config = _read(checkpoint, denoiser_source(checkpoint, "unet")[0], "unet")
+    config = read_config(checkpoint, "unet")
     if config.get("_class_name", kind) != kind:
         raise WeightsMismatch(
             f"the U-Net of '{checkpoint.name}' is a {config['_class_name']}; pipelines of this family have a {kind}."
         )
-    return config
-
-
-def _read(checkpoint: Checkpoint, folder: Path, part: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WeightsMissing(
-            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
-            *([] if folder.name == part else [f"looked for: {path}"]),
-            fix="save it again with save_pretrained(FOLDER)",
-        )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
 

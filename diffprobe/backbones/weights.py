@@ -20,6 +20,8 @@ from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
 SHIPPED = ("emoji-sd",)
 """Checkpoints that come with the package, under `assets/`."""
+DENOISERS = ("unet", "transformer")
+"""Parts of a pipeline whose weights can be replaced."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -105,6 +107,23 @@ def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
     if replaced is None:
         return folder, folder
     return (replaced if replaced.is_dir() else folder), replaced
+
+
+def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    """Read the config.json of one part; the denoiser's comes with the weights that are loaded.
+
+    Raises: WeightsMissing.
+    """
+    folder = denoiser_source(checkpoint, part)[0] if part in DENOISERS else checkpoint.part(part)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsMissing(
+            f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
+            *([] if folder.name == part else [f"looked for: {path}"]),
+            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+        )
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:

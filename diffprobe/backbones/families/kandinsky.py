@@ -19,13 +19,12 @@ from diffprobe.backbones.unet import (
     image_side,
     load_unet,
     make_unet,
-    read_config,
     read_unet_config,
     require_parts,
     unet_outline,
 )
 from diffprobe.backbones.vae import MovqEncoder, latent_geometry, load_movq_encoder
-from diffprobe.backbones.weights import digest_denoiser, digest_part
+from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap, Images
 

@@ -33,10 +33,10 @@ from diffprobe.backbones.transformer import (
     digest_parts,
     find_latents,
     load_denoiser,
-    read_config,
     require_parts,
 )
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.shapes import FeatureMap

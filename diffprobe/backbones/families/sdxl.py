@@ -27,13 +27,12 @@ from diffprobe.backbones.unet import (
     image_side,
     load_unet,
     make_unet,
-    read_config,
     read_unet_config,
     require_parts,
     unet_outline,
 )
 from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
-from diffprobe.backbones.weights import digest_denoiser, digest_part
+from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
