@@ -1,10 +1,14 @@
-"""A dictionary that is known: the autoencoder has to find it, from any seed."""
+"""A dictionary that is known: the autoencoder has to find it, from any seed.
+
+Matryoshka is not among them: its narrow levels have to explain everything with few latents and blend directions that
+are equals here (0.83 where the others reach 0.9).
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from diffprobe.probes.sae.topk import Config, TopK
+from diffprobe.probes.sae import batch_topk, jumprelu, topk
 
 D, TRUE, ACTIVE, BATCH, STEPS = 32, 64, 3, 512, 350
 
@@ -28,15 +32,18 @@ def planted(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_planted_dictionary_is_found(seed):
+@pytest.mark.parametrize("variant", [topk, batch_topk, jumprelu], ids=lambda v: v.__name__.split(".")[-1])
+def test_a_planted_dictionary_is_found(variant, seed):
     directions, sample = planted(seed)
-    sae = TopK(Config(k=ACTIVE + 1, n_latents=TRUE, k_aux=16, dead_after=5 * BATCH), D, seed=seed)
+    config = variant.Config(k=ACTIVE + 1, n_latents=TRUE, k_aux=16, dead_after=5 * BATCH)
+    sae = variant.make(config, D, seed=seed)
     first = sample(4096)
-    sae.initialise(first.double().mean(0), first.double().var(0, unbiased=False))
+    sae.initialise(first.double().mean(0), first.double().var(0, unbiased=False), first)
     optimizer = torch.optim.Adam(sae.parameters(), lr=6e-3, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / 20, (STEPS - i) / 100))
     idle = torch.zeros(TRUE)
     for _ in range(STEPS):
+        sae.begin_step()
         out = sae.step(sample(BATCH), dead=idle >= sae.config.dead_after)
         idle += BATCH
         idle[out.code.indices[out.code.values > 0]] = 0
