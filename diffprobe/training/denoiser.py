@@ -268,6 +268,11 @@ class DenoiserModule(lightning.LightningModule):
             pipeline.save_pretrained(folder, safe_serialization=True)
         vocabulary = folder / "tokenizer" / "tokenizer.json"  # transformers indents every merge; a third of it is space
         vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
+        for name in ("vae", "unet"):  # diffusers notes the folder that a part was opened from
+            path = folder / name / "config.json"
+            described = json.loads(path.read_text("utf-8"))
+            described.pop("_name_or_path", None)
+            path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
