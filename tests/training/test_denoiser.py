@@ -122,6 +122,8 @@ def test_the_export_is_a_pipeline_that_samples(trained, tmp_path):
     module, _, _, _ = trained
     module.save(tmp_path)
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
+    described = [(tmp_path / part / "config.json").read_text() for part in ("vae", "unet")]
+    assert not any("_name_or_path" in text for text in described)  # the VAE was opened from a folder of this machine
     stored = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert next(module.unet.parameters()).dtype == torch.float32  # the run's own weights stay as they are
