@@ -108,7 +108,8 @@ class JumpReLU(KSAE):
         guess = None
         if among is not None:
             asleep = h.index_select(1, among)
-            self._highest = among, joint.gather(asleep.detach().amax(0)).view(-1, among.numel()).amax(0)
+            highest = asleep.detach().amax(0) if x.shape[0] else h.new_full((among.numel(),), -torch.inf)
+            self._highest = among, joint.gather(highest).view(-1, among.numel()).amax(0)
             values, places = asleep.topk(k_among, dim=1)
             guess = self.decode_scaled(Code(values, among[places]))
         hats = (activations @ self.W_dec + self.b_pre)[:, None]
@@ -127,6 +128,7 @@ class JumpReLU(KSAE):
         if self._highest is not None:
             latents, highest = self._highest
             just_below = (highest * _JUST_BELOW).clamp(min=_LEAST).log()
+            just_below = torch.where(highest.isfinite(), just_below, torch.inf)  # a batch without samples wakes nothing
             self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
             self._highest = None
 

@@ -101,6 +101,23 @@ def test_a_sleeping_latent_is_woken(make_sae, x):
     assert sae.log_threshold[2:].equal(before[2:])
 
 
+def test_a_batch_without_samples_wakes_nothing(make_sae, x):
+    sae = make_sae("jumprelu")
+    before = sae.log_threshold.detach().clone()
+    sae.step(x[:0], dead=torch.ones(48, dtype=torch.bool)).loss.backward()
+    sae.end_step()
+    assert sae.log_threshold.equal(before)
+
+
+def test_a_process_without_samples_takes_the_others_word(make_sae, x):
+    sae, dead = make_sae("jumprelu"), torch.arange(48) < 2
+    sae.log_threshold.data[:2] = 5.0
+    highest = sae.preactivations(x)[:, :2].detach().amax(0)
+    sae.step(x[:0], dead=dead, joint=Joint(gather=lambda own: torch.cat([own, highest]), size=2))
+    sae.end_step()
+    assert (highest > sae.threshold[:2]).all()
+
+
 def test_settings_out_of_range():
     with pytest.raises(ConfigError, match="bandwidth"):
         Config(bandwidth=0.0)
