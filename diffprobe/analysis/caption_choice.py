@@ -4,23 +4,26 @@ Owns the candidates and the choice; errors come from `denoising_error.py`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffprobe.analysis.denoising_error import DenoisingError
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.rng import derive_seed
 
 
 def spread_timesteps(n: int, n_timesteps: int) -> list[int]:
     """Return `n` timesteps evenly spread over the grid, each in the middle of its part.
 
+    An odd multiple of parts holds the same middles: the 10 of a grid are among its 50.
+
     >>> spread_timesteps(4, 1000)
     [125, 375, 625, 875]
     """
-    return [int(n_timesteps * (2 * part + 1) / (2 * n)) for part in range(n)]
+    return [n_timesteps * (2 * part + 1) // (2 * n) for part in range(n)]
 
 
 def candidates_of(
@@ -53,6 +56,32 @@ def candidates_of(
     return table
 
 
+@dataclass(frozen=True, kw_only=True)
+class Screening:
+    """A first look at few timesteps, after which only the likeliest candidates are scored at the others.
+
+    The staged pruning of the paper's released code (there 50 samples for all classes, 500 for the best five).
+    """
+
+    timesteps: tuple[int, ...]
+    """Where all candidates are scored; a part of all timesteps."""
+    kept: int
+    """Candidates that are scored at the other timesteps too."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether each sample's own caption was chosen.
+
+    Attributes:
+        right: over all timesteps, among the candidates that were kept.
+        right_at_screening: over the timesteps of the screening alone, among all; the same as `right` without one.
+    """
+
+    right: Bool[Tensor, " sample"]
+    right_at_screening: Bool[Tensor, " sample"]
+
+
 def choose(
     score: DenoisingError,
     latents: Float[Tensor, "sample c h w"],
@@ -61,18 +90,47 @@ def choose(
     candidates: Int[Tensor, "sample n"],
     timesteps: Sequence[int],
     *,
+    screening: Screening | None = None,
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda count: None,
-) -> Bool[Tensor, " sample"]:
+) -> Choice:
     """Tell for each sample whether its own caption has the least error, averaged over timesteps; a tie is wrong.
 
     Args:
         text: states of each sample's caption; `candidates` are rows of it, the right one in column 0.
+        screening: None scores all candidates at all timesteps.
         on_batch: called with the number of samples done, for progress.
+    Raises: ConfigError for a screening at timesteps that are not among all, or that keeps no rival.
     """
-    found = []
+    first = list(timesteps) if screening is None else list(screening.timesteps)
+    others = sorted(set(timesteps) - set(first))
+    kept = candidates.shape[1] if screening is None else min(screening.kept, candidates.shape[1])
+    if kept < 2 or not set(first) <= set(timesteps):
+        raise ConfigError(
+            f"a screening at {first} that keeps {kept} candidates does not fit a choice at {list(timesteps)}.",
+            fix="screen at some of the timesteps, and keep at least 2",
+        )
+    right, at_screening = [], []
     for rows in torch.arange(len(keys)).split(batch_size):
-        errors = score(latents[rows], [keys[row] for row in rows.tolist()], text[candidates[rows]], timesteps).mean(-1)
-        found.append((errors[:, :1] < errors[:, 1:]).all(1))
+        names, asked = [keys[row] for row in rows.tolist()], candidates[rows]
+        errors = score(latents[rows], names, text[asked], first).double().sum(-1)
+        at_screening.append(_leads(errors))
+        if others:
+            places = _likeliest(errors, kept)
+            more = score(latents[rows], names, text[asked.gather(1, places)], others).double().sum(-1)
+            # The own caption is in column 0 of what is kept, or was worse than `kept` others and is beaten.
+            right.append(_leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
         on_batch(len(rows))
-    return torch.cat(found)
+    found = torch.cat(at_screening)
+    return Choice(torch.cat(right) if right else found, found)
+
+
+def _leads(errors: Float[Tensor, "sample n"]) -> Bool[Tensor, " sample"]:
+    return (errors[:, :1] < errors[:, 1:]).all(1)
+
+
+def _likeliest(errors: Float[Tensor, "sample n"], kept: int) -> Int[Tensor, "sample kept"]:
+    """Return the columns of the least errors, in the order of columns; in a tie the own caption gives way."""
+    rivals = errors.clone()
+    rivals[:, 0] = rivals[:, 0].nextafter(torch.tensor(torch.inf, dtype=errors.dtype))
+    return rivals.argsort(dim=1, stable=True)[:, :kept].sort(1).values

@@ -55,6 +55,17 @@ class DenoisingError:
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "caption token width"]:
         """Return the text encoder's states, padded to the tokenizer's longest caption."""
+        return self._states(captions)[0]
+
+    @torch.no_grad()
+    def encode_pooled(self, captions: Sequence[str]) -> Float[Tensor, "caption width"]:
+        """Return the text encoder's states, averaged over the tokens of each caption, the start left out."""
+        states, told = self._states(captions)
+        told = told.clone()
+        told[:, 0] = 0
+        return (states * told[..., None]).sum(1) / told.sum(1, keepdim=True)
+
+    def _states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer = self.pipeline.tokenizer
         tokens = tokenizer(
             list(captions),
@@ -62,8 +73,9 @@ class DenoisingError:
             truncation=True,
             max_length=tokenizer.model_max_length,
             return_tensors="pt",
-        ).input_ids
-        return torch.cat([self.pipeline.text_encoder(part).last_hidden_state for part in tokens.split(ROWS_A_PASS)])
+        )
+        parts = [self.pipeline.text_encoder(part).last_hidden_state for part in tokens.input_ids.split(ROWS_A_PASS)]
+        return torch.cat(parts), tokens.attention_mask
 
     @torch.no_grad()
     def __call__(

@@ -13,17 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.caption_choice import candidates_of, choose, spread_timesteps
-from diffprobe.analysis.denoising_error import DenoisingError, tenths
-from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.analysis.caption_choice import Screening, spread_timesteps
+from diffprobe.analysis.caption_regression import RegressionRule
+from diffprobe.analysis.denoising_error import DenoisingError
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.config.schema import DataConfig
-from diffprobe.core.errors import EmptyClass, WeightsMismatch, unknown
+from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import MetricRecord, make_result, write_result
 from diffprobe.core.rng import derive_seed
+from diffprobe.experiment.evaluate_captions import (
+    Encoded,
+    Expectation,
+    caption_choice,
+    encode_split,
+    regressions,
+    text_use,
+)
 from diffprobe.shards.index import ShardSet
-from diffprobe.training.images import ImageTable, load_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,13 @@ class BackboneEvaluation:
     """Captions to choose from; the first one is right."""
     n_choice_timesteps: int = 15
     """Timesteps over which the error of a candidate is averaged."""
+    n_screening_timesteps: int = 0
+    """Timesteps at which all candidates are scored, before `n_screened` of them are at all; `n_choice_timesteps` has to
+    be an odd multiple. 0 scores all candidates at all timesteps."""
+    n_screened: int = 3
+    """Candidates that a screening keeps."""
+    regression: RegressionRule = field(default_factory=RegressionRule)
+    """The null of the caption choice: what a regression from captions to latents makes of the training split."""
     gates: dict[str, float] = field(default_factory=dict)
     """Least value of a metric, as "<metric>/<split>": missed ones are named and the verb exits with 1."""
     prompts: tuple[str, ...] = ()
@@ -55,15 +69,13 @@ class BackboneEvaluation:
     output: str = "runs"
     """Folder of runs."""
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """One split, ready to be scored."""
-
-    table: ImageTable
-    latents: Tensor
-    text: Tensor
-    groups: list[str]
+    def __post_init__(self) -> None:
+        first, every = self.n_screening_timesteps, self.n_choice_timesteps
+        if first and (every % first or every // first % 2 == 0):
+            raise ConfigError(
+                f"n_screening_timesteps={first} are not among n_choice_timesteps={every}.",
+                fix="an odd multiple, for example 10 and 50; or n_screening_timesteps=0",
+            )
 
 
 def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
@@ -82,12 +94,17 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     run_dir = Path(config.output) / config.experiment
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics: list[MetricRecord] = []
+    expectations: dict[str, Expectation] = {}
     with _progress() as progress:
+        if config.regression.images:
+            train = _encode(config, pipeline, score, config.data.train_split)
+            expectations = regressions(score, train, config.regression, seed=config.seed)
         for split in (config.data.val_split, config.data.test_split):
             encoded = _encode(config, pipeline, score, split)
+            text = score.encode_captions(encoded.captions)
             metrics.append(_reconstruction(pipeline, encoded, split))
-            metrics += _text_use(config, score, encoded, split, progress)
-            metrics.append(_caption_choice(config, score, encoded, split, progress))
+            metrics += text_use(score, encoded, text, split, seed=config.seed, progress=progress)
+            metrics.append(_caption_choice(config, score, encoded, text, split, expectations, progress))
     if config.prompts:
         sample_grid(config, pipeline).save(run_dir / "samples.png")
     result = make_result(
@@ -154,13 +171,8 @@ def resolution_of(pipeline: Any) -> int:
 
 
 def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str) -> Encoded:
-    table = load_table(config.data, split, resolution=resolution_of(pipeline), captioned=True)
-    latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
-    groups = [
-        attributes.get(config.group_attribute or "", key)
-        for attributes, key in zip(table.attributes, table.keys, strict=True)
-    ]
-    return Encoded(table, latents, score.encode_captions([captions[0] for captions in table.captions]), groups)
+    resolution = resolution_of(pipeline)
+    return encode_split(config.data, split, score, group_attribute=config.group_attribute, resolution=resolution)
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord:
@@ -184,77 +196,30 @@ def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord
     )
 
 
-def _text_use(
-    config: BackboneEvaluation, score: DenoisingError, encoded: Encoded, split: str, progress: Any
-) -> list[MetricRecord]:
-    """Denoising error with the right caption at each tenth of the schedule; its null is a caption of another sample."""
-    timesteps, n = tenths(score.n_timesteps), len(encoded.table)
-    other = _other_rows(encoded.groups, config.seed)
-    task = progress.add_task(f"{split}: error with and without the right caption", total=n)
-    parts = []
-    for rows in torch.arange(n).split(64):
-        text = torch.stack([encoded.text[rows], encoded.text[other[rows]]], 1)
-        keys = [encoded.table.keys[row] for row in rows.tolist()]
-        parts.append(score(encoded.latents[rows], keys, text, timesteps))
-        progress.advance(task, len(rows))
-    errors = torch.cat(parts).double()  # [sample, right or shuffled, timestep]
-    gain = errors[:, 1] - errors[:, 0]
-    records = [
-        MetricRecord(
-            name=f"denoising_error_t{t}",
-            value=float(errors[:, 0, column].mean()),
-            split=split,
-            n=n,
-            nulls={"shuffled_captions": float(errors[:, 1, column].mean())},
-            detail={"gain_standard_error": float(gain[:, column].std() / n**0.5)},
-        )
-        for column, t in enumerate(timesteps)
-    ]
-    tenths_won = int((gain.mean(0) > 0).sum())
-    return [*records, MetricRecord(name="tenths_where_text_helps", value=tenths_won, split=split, n=n)]
-
-
-def _other_rows(groups: Sequence[str], seed: int) -> Tensor:
-    """Return for each sample a row of another group: a seeded shuffle, repaired where it hits the same group."""
-    generator = torch.Generator().manual_seed(derive_seed("shuffled captions", seed))
-    rows = torch.randperm(len(groups), generator=generator).tolist()
-    for place, row in enumerate(rows):
-        if groups[row] == groups[place]:
-            fits = (
-                other
-                for other in range(len(rows))
-                if groups[rows[other]] != groups[place] and groups[row] != groups[other]
-            )
-            swap = next(fits, None)
-            if swap is None:
-                raise EmptyClass(
-                    f"more than half of {len(groups)} samples are of the group '{groups[row]}'.",
-                    "each needs the caption of another group as its wrong one",
-                )
-            rows[place], rows[swap] = rows[swap], rows[place]
-    return torch.tensor(rows)
-
-
 def _caption_choice(
-    config: BackboneEvaluation, score: DenoisingError, encoded: Encoded, split: str, progress: Any
+    config: BackboneEvaluation,
+    score: DenoisingError,
+    encoded: Encoded,
+    text: Tensor,
+    split: str,
+    expectations: dict[str, Expectation],
+    progress: Any,
 ) -> MetricRecord:
-    table, n = encoded.table, config.n_candidates
-    captions = [captions[0] for captions in table.captions]
-    candidates = candidates_of(table.keys, encoded.groups, captions, n=n, seed=config.seed)
-    task = progress.add_task(f"{split}: which of {n} captions", total=len(table))
-    timesteps = spread_timesteps(config.n_choice_timesteps, score.n_timesteps)
-    right = choose(
-        score, encoded.latents, table.keys, encoded.text, candidates, timesteps,
-        on_batch=lambda count: progress.advance(task, count),
-    ).numpy()  # fmt: skip
-    interval = bootstrap_interval(lambda rows: float(right[rows].mean()), encoded.groups, seed=config.seed)
-    return MetricRecord(
-        name=f"caption_of_{n}_accuracy",
-        value=float(right.mean()),
-        split=split,
-        n=len(table),
-        nulls={"chance": 1 / n},
-        detail={"interval": [interval.low, interval.high], "level": interval.level, "timesteps": timesteps},
+    screening = None
+    if config.n_screening_timesteps:
+        first = tuple(spread_timesteps(config.n_screening_timesteps, score.n_timesteps))
+        screening = Screening(timesteps=first, kept=config.n_screened)
+    return caption_choice(
+        score,
+        encoded,
+        text,
+        split,
+        n=config.n_candidates,
+        timesteps=spread_timesteps(config.n_choice_timesteps, score.n_timesteps),
+        screening=screening,
+        expectations=expectations,
+        seed=config.seed,
+        progress=progress,
     )
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffprobe.analysis.caption_choice import candidates_of, choose, spread_timesteps
-from diffprobe.core.errors import EmptyClass
+from diffprobe.analysis.caption_choice import Screening, candidates_of, choose, spread_timesteps
+from diffprobe.core.errors import ConfigError, EmptyClass
 
 N = 60
 KEYS = [f"key {i}" for i in range(N)]
@@ -61,30 +61,88 @@ def test_a_score_that_knows_is_always_right_and_says_so_in_batches():
     latents, text = numbers()
     table = candidates_of(KEYS, GROUPS, CAPTIONS, n=10, seed=0)
     score, done = Planted(), []
-    right = choose(score, latents, KEYS, text, table, [1, 2], batch_size=25, on_batch=done.append)
+    choice = choose(score, latents, KEYS, text, table, [1, 2], batch_size=25, on_batch=done.append)
+    right = choice.right
+    assert torch.equal(right, choice.right_at_screening)
     assert right.dtype == torch.bool and right.all() and len(right) == N
     assert score.sizes == done == [25, 25, 10]
     wrong = table.clone()
     wrong[:, [0, 1]] = wrong[:, [1, 0]]  # the first is taken for the right one
-    assert not choose(score, latents, KEYS, text, wrong, [1, 2]).any()
+    assert not choose(score, latents, KEYS, text, wrong, [1, 2]).right.any()
 
 
 def test_a_tie_is_wrong():
     latents, text = numbers()
     table = torch.stack([torch.arange(N), torch.arange(N)], 1)
-    assert not choose(Planted(), latents, KEYS, text, table, [1, 2]).any()
+    assert not choose(Planted(), latents, KEYS, text, table, [1, 2]).right.any()
+    table = torch.stack([torch.arange(N), *[torch.arange(N)] * 3], 1)  # all alike: the own one is not kept
+    screening = Screening(timesteps=(1, 2), kept=2)
+    assert not choose(Planted(), latents, KEYS, text, table, [1, 2, 3, 4], screening=screening).right.any()
 
 
 def test_a_score_that_knows_nothing_is_right_one_time_in_ten():
     n = 2000
     latents, text = numbers(n)
     table = torch.stack([torch.randperm(n)[:10] for _ in range(n)])
-    right = choose(Planted(chance=True), latents, [f"key {i}" for i in range(n)], text, table, [1, 2, 3])
-    assert float(right.float().mean()) == pytest.approx(0.1, abs=0.025)  # standard error 0.007
+    choice = choose(Planted(chance=True), latents, [f"key {i}" for i in range(n)], text, table, [1, 2, 3])
+    assert float(choice.right.float().mean()) == pytest.approx(0.1, abs=0.025)  # standard error 0.007
 
 
 def test_timesteps_are_spread_evenly():
     assert spread_timesteps(1, 1000) == [500]
+    assert set(spread_timesteps(10, 1000)) < set(spread_timesteps(50, 1000))
     steps = spread_timesteps(15, 1000)
     assert len(set(steps)) == 15 and {b - a for a, b in zip(steps, steps[1:], strict=False)} <= {66, 67}
     assert 0 <= steps[0] and steps[-1] < 1000
+
+
+class Table:
+    """Errors that are looked up: [sample, candidate, timestep]."""
+
+    def __init__(self, errors: torch.Tensor) -> None:
+        self.errors, self.asked = errors, []
+
+    def __call__(self, latents, keys, text, timesteps):
+        rows = torch.tensor([int(key.split()[1]) for key in keys])
+        columns = text[..., 0, 0].long() - 10 * rows[:, None]
+        self.asked.append((columns.shape[1], list(timesteps)))
+        return self.errors[rows[:, None, None], columns[..., None], torch.tensor(timesteps)]
+
+
+def choose_from(errors: torch.Tensor, screening: Screening | None, **options):
+    n = len(errors)
+    score, candidates = Table(errors), torch.arange(10 * n).reshape(n, 10)
+    text = torch.arange(10.0 * n).reshape(-1, 1, 1)
+    keys, steps = [f"key {i}" for i in range(n)], list(range(errors.shape[-1]))
+    return score, choose(score, numbers(n)[0], keys, text, candidates, steps, screening=screening, **options)
+
+
+def test_a_screening_scores_the_others_at_what_is_left_and_sums_over_all():
+    errors = torch.rand(400, 10, 6, generator=torch.Generator().manual_seed(1))
+    errors[:, 0] -= 0.3  # the own caption is often best, and often not
+    screening = Screening(timesteps=(1, 4), kept=3)
+    score, choice = choose_from(errors, screening, batch_size=400)
+    assert score.asked == [(10, [1, 4]), (3, [0, 2, 3, 5])]
+    first, total = errors[..., [1, 4]].sum(-1), errors.sum(-1)
+    expected = []
+    for row in range(400):  # as one would say it
+        kept = first[row].argsort()[:3].tolist()
+        expected.append(0 in kept and total[row, kept].argmin().item() == kept.index(0))
+    assert choice.right.tolist() == expected
+    assert torch.equal(choice.right_at_screening, first.argmin(1) == 0)
+    assert 0.1 < choice.right_at_screening.float().mean() < choice.right.float().mean() < 0.99
+
+
+def test_a_screening_that_keeps_all_changes_nothing():
+    errors = torch.rand(50, 10, 6, generator=torch.Generator().manual_seed(2))
+    errors[:, 0] -= 0.2
+    kept = choose_from(errors, Screening(timesteps=(0, 3), kept=10))[1].right
+    assert torch.equal(kept, choose_from(errors, None)[1].right) and 0 < kept.sum() < 50
+    assert torch.equal(kept, choose_from(errors, Screening(timesteps=(0, 3), kept=99), batch_size=7)[1].right)
+
+
+def test_a_screening_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="keeps 1 candidates"):
+        choose_from(torch.rand(3, 10, 4), Screening(timesteps=(0,), kept=1))
+    with pytest.raises(ConfigError, match=r"at \[7\] .* does not fit a choice at \[0, 1, 2, 3\]"):
+        choose_from(torch.rand(3, 10, 4), Screening(timesteps=(7,), kept=3))

@@ -59,6 +59,15 @@ def test_images_are_the_scaled_modes_of_the_autoencoder(pipeline, score):
     assert torch.equal(score.encode_images(images), expected)
 
 
+def test_pooled_states_are_means_over_the_words_and_the_end(pipeline, score):
+    pooled = score.encode_pooled(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        tokens = pipeline.tokenizer([caption], return_tensors="pt").input_ids  # not padded
+        with torch.no_grad():
+            states = pipeline.text_encoder(tokens).last_hidden_state[0, 1:]
+        torch.testing.assert_close(pooled[row], states.mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_an_error_does_not_depend_on_company(score, latents, text, monkeypatch):
     whole = score(latents, KEYS, text, [50, 500])
     alone = score(latents[1:], KEYS[1:], text[1:, 2:], [500])

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.backbones.families import sd_unet
 from diffprobe.config.schema import DataConfig
-from diffprobe.core.errors import EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
 from diffprobe.core.result import MetricRecord, read_result
 from diffprobe.experiment.evaluate_backbone import (
     BackboneEvaluation,
-    _other_rows,
     evaluate_backbone,
     load_pipeline,
     missed_gates,
@@ -30,7 +30,10 @@ def config(tiny_sd, tiny_shards) -> BackboneEvaluation:
         data=DataConfig(path=str(tiny_shards)),
         group_attribute="colour",
         n_candidates=3,
-        n_choice_timesteps=2,
+        n_choice_timesteps=3,
+        n_screening_timesteps=1,
+        n_screened=2,
+        regression=RegressionRule(images=20),
         gates={"psnr_db/val": -100.0, "caption_of_3_accuracy/test": 1.1},
         prompts=("noto emoji, cat", "twemoji emoji, dog", "red circle"),
         sampling_steps=2,
@@ -76,8 +79,11 @@ def test_the_use_of_the_text_is_counted_over_the_tenths(evaluated):
 def test_the_choice_has_chance_and_an_interval_beside_it(evaluated):
     record = evaluated[2]["caption_of_3_accuracy", "test"]
     low, high = record.detail["interval"]
-    assert record.nulls == {"chance": 1 / 3} and low <= record.value <= high
-    assert record.detail["timesteps"] == [250, 750]
+    assert record.nulls.pop("chance") == 1 / 3 and low <= record.value <= high
+    assert set(record.nulls) == {"regression_on_words", "regression_on_text_encoder"}
+    assert all(0 <= value <= 1 for value in record.nulls.values())
+    assert record.detail["timesteps"] == [166, 500, 833]
+    assert record.detail["screening"]["timesteps"] == [500] and record.detail["screening"]["kept"] == 2
 
 
 def test_samples_are_a_grid_of_all_prompts(evaluated):
@@ -100,17 +106,6 @@ def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():
     assert len(missed_gates({"psnr_db/test": 27.01, "x/y": 0}, [record])) == 2
 
 
-def test_wrong_captions_are_a_seeded_shuffle_over_groups():
-    groups = [f"g{i // 5}" for i in range(40)]
-    rows = _other_rows(groups, 0)
-    assert sorted(rows.tolist()) == list(range(40))  # every caption is wrong once
-    assert all(groups[row] != groups[place] for place, row in enumerate(rows.tolist()))
-    assert torch.equal(rows, _other_rows(groups, 0)) and not torch.equal(rows, _other_rows(groups, 1))
-    assert all(_other_rows(["a", "b"] * 3, seed)[::2].tolist() != [0, 2, 4] for seed in range(5))  # half is possible
-    with pytest.raises(EmptyClass, match="more than half of 5 samples are of the group 'a'"):
-        _other_rows(["a", "a", "a", "b", "c"], 0)
-
-
 def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
     def evaluate(**changed):
         evaluate_backbone(dataclasses.replace(config, output=str(tmp_path), **changed))
@@ -119,6 +114,11 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
         evaluate(group_attribute="color")
     with pytest.raises(EmptyClass, match="10 different groups"):
         evaluate(n_candidates=10)
+    for screening in (2, 9):
+        with pytest.raises(ConfigError, match=f"n_screening_timesteps={screening} are not among n_choice_timesteps=3"):
+            evaluate(n_screening_timesteps=screening)
+    with pytest.raises(ConfigError, match="n_screening_timesteps=1 are not among n_choice_timesteps=2"):
+        evaluate(n_choice_timesteps=2)
     assert not list(tmp_path.rglob("result.json"))
 
 

@@ -1,0 +1,186 @@
+"""What captions do for the denoising error of held-out images: at which noise levels the right one helps, and whether
+it is told from others. Beside each answer stands what chance, or a model that denoises nothing, would say.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffprobe.analysis.caption_choice import Screening, candidates_of, choose
+from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
+from diffprobe.analysis.denoising_error import DenoisingError, tenths
+from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import EmptyClass
+from diffprobe.core.result import MetricRecord
+from diffprobe.core.rng import derive_seed
+from diffprobe.training.images import ImageTable, load_table
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One split, ready to be scored.
+
+    Attributes:
+        table: images, keys, captions.
+        latents: scaled vae_latents.
+        groups: of each sample; two of one group are never each other's wrong caption.
+    """
+
+    table: ImageTable
+    latents: Float[Tensor, "sample c h w"]
+    groups: list[str]
+
+    @property
+    def captions(self) -> list[str]:
+        """The main caption of each sample."""
+        return [captions[0] for captions in self.table.captions]
+
+
+def encode_split(
+    data: DataConfig, split: str, score: DenoisingError, *, group_attribute: str | None, resolution: int
+) -> Encoded:
+    """Load a split and encode its images. Raises: what `load_table` raises."""
+    table = load_table(data, split, resolution=resolution, captioned=True)
+    latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
+    return Encoded(table, latents, table.groups(group_attribute))
+
+
+def text_use(
+    score: DenoisingError, encoded: Encoded, text: Tensor, split: str, *, seed: int, progress: Any
+) -> list[MetricRecord]:
+    """Denoising error with the right caption at each tenth of the schedule; its null is a caption of another sample.
+
+    Args:
+        text: states of each sample's caption.
+    Raises: EmptyClass if more than half of the samples share a group.
+    """
+    timesteps, n = tenths(score.n_timesteps), len(encoded.table)
+    other = other_rows(encoded.groups, seed)
+    task = progress.add_task(f"{split}: error with and without the right caption", total=n)
+    parts = []
+    for rows in torch.arange(n).split(64):
+        both = torch.stack([text[rows], text[other[rows]]], 1)
+        keys = [encoded.table.keys[row] for row in rows.tolist()]
+        parts.append(score(encoded.latents[rows], keys, both, timesteps))
+        progress.advance(task, len(rows))
+    errors = torch.cat(parts).double()  # [sample, right or shuffled, timestep]
+    gain = errors[:, 1] - errors[:, 0]
+    records = [
+        MetricRecord(
+            name=f"denoising_error_t{t}",
+            value=float(errors[:, 0, column].mean()),
+            split=split,
+            n=n,
+            nulls={"shuffled_captions": float(errors[:, 1, column].mean())},
+            detail={"gain_standard_error": float(gain[:, column].std() / n**0.5)},
+        )
+        for column, t in enumerate(timesteps)
+    ]
+    tenths_won = int((gain.mean(0) > 0).sum())
+    return [*records, MetricRecord(name="tenths_where_text_helps", value=tenths_won, split=split, n=n)]
+
+
+def other_rows(groups: Sequence[str], seed: int) -> Tensor:
+    """Return for each sample a row of another group: a seeded shuffle, repaired where it hits the same group.
+
+    Raises: EmptyClass if more than half of the samples share a group.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("shuffled captions", seed))
+    rows = torch.randperm(len(groups), generator=generator).tolist()
+    for place, row in enumerate(rows):
+        if groups[row] == groups[place]:
+            fits = (
+                other
+                for other in range(len(rows))
+                if groups[rows[other]] != groups[place] and groups[row] != groups[other]
+            )
+            swap = next(fits, None)
+            if swap is None:
+                raise EmptyClass(
+                    f"more than half of {len(groups)} samples are of the group '{groups[row]}'.",
+                    "each needs the caption of another group as its wrong one",
+                )
+            rows[place], rows[swap] = rows[swap], rows[place]
+    return torch.tensor(rows)
+
+
+Expectation = Callable[[Sequence[str]], Float[Tensor, "caption number"]]
+"""Captions to the latents that a regression expects under them."""
+
+
+def regressions(score: DenoisingError, train: Encoded, rule: RegressionRule, *, seed: int) -> dict[str, Expectation]:
+    """Fit the nulls of the caption choice: on the words of captions, and on what the text encoder makes of them.
+
+    Args:
+        train: the split that the model was trained on, or one like it.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("regression", seed))
+    rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
+    captions, groups = ([values[row] for row in rows.tolist()] for values in (train.captions, train.groups))
+    inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
+        "regression_on_words": WordVectors(captions),
+        "regression_on_text_encoder": score.encode_pooled,
+    }
+    fitted: dict[str, Expectation] = {}
+    for name, vectors in inputs.items():
+        regression = CaptionRegression(vectors(captions), train.latents[rows], groups, rule)
+        fitted[name] = _of_captions(vectors, regression)
+    return fitted
+
+
+def _of_captions(vectors: Callable[[Sequence[str]], Tensor], regression: CaptionRegression) -> Expectation:
+    return lambda captions: regression(vectors(captions))
+
+
+def caption_choice(
+    score: DenoisingError,
+    encoded: Encoded,
+    text: Tensor,
+    split: str,
+    *,
+    n: int,
+    timesteps: Sequence[int],
+    screening: Screening | None,
+    expectations: dict[str, Expectation],
+    seed: int,
+    progress: Any,
+) -> MetricRecord:
+    """Share of images whose own caption among n has the least denoising error; nulls: chance, and the regressions.
+
+    Args:
+        text: states of each sample's caption.
+        expectations: of `regressions`, scored on the same candidates; may be empty.
+    Raises: EmptyClass with fewer than n groups.
+    """
+    table = encoded.table
+    candidates = candidates_of(table.keys, encoded.groups, encoded.captions, n=n, seed=seed)
+    task = progress.add_task(f"{split}: which of {n} captions", total=len(table))
+    choice = choose(
+        score, encoded.latents, table.keys, text, candidates, timesteps,
+        screening=screening, on_batch=lambda count: progress.advance(task, count),
+    )  # fmt: skip
+    right = choice.right.numpy()
+    interval = bootstrap_interval(lambda rows: float(right[rows].mean()), encoded.groups, seed=seed)
+    nulls = {"chance": 1 / n}
+    for name, expected in expectations.items():
+        nulls[name] = float(choose_nearest(expected(encoded.captions), encoded.latents, candidates).float().mean())
+    detail: dict[str, Any] = {
+        "interval": [interval.low, interval.high],
+        "level": interval.level,
+        "timesteps": list(timesteps),
+    }
+    if screening is not None:
+        detail["screening"] = {
+            "timesteps": list(screening.timesteps),
+            "kept": screening.kept,
+            "accuracy": float(choice.right_at_screening.float().mean()),
+        }
+    return MetricRecord(
+        name=f"caption_of_{n}_accuracy", value=float(right.mean()), split=split, n=len(table), nulls=nulls,
+        detail=detail,
+    )  # fmt: skip
