@@ -25,10 +25,12 @@ class FeatureStore:
     Attributes:
         path: the store's folder.
         manifest: what fixed its content.
+        only: names of the source shards that are read; None for all. A store may hold more than a request asks for
+            (`data.limit`), and what serves it must look as if it did not.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, *, only: frozenset[str] | None = None) -> None:
+        self.path, self.manifest, self.only = path, manifest, only
 
     @classmethod
     def open(cls, path: Path | str, *, kind: str | None = FEATURES) -> "FeatureStore":
@@ -48,6 +50,8 @@ class FeatureStore:
     def find(cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...") -> "FeatureStore":
         """Return the store below `root` that serves a request: the same settings, at least its cells and shards.
 
+        What the store holds beyond the shards asked for is not read.
+
         Args:
             command: what the user can type to make the store; ends up in the messages.
 
@@ -60,7 +64,8 @@ class FeatureStore:
             if not exact.missing(expected.splits):
                 return exact
         found = list(list_stores(root))
-        fitting = [store for store in found if covers(store.manifest, expected)]
+        asked = frozenset(shard.file for shard in expected.shards)
+        fitting = [cls(store.path, store.manifest, only=asked) for store in found if covers(store.manifest, expected)]
         splits = expected.splits
         for store in fitting:
             if not store.missing(splits):
@@ -93,11 +98,15 @@ class FeatureStore:
         return {name: tuple(values) for name, values in self.manifest.recorded["attributes"].items()}
 
     def shards(self, splits: Sequence[str] | None = None) -> list[ShardEntry]:
-        """List the source shards of some splits (all if None). Raises: UnknownName for a split the store lacks."""
+        """List the source shards of some splits (all if None) that are read. Raises: UnknownName for a split the store lacks."""
         for split in splits or ():
             if split not in self.manifest.splits:
                 raise unknown("split of this store", split, self.manifest.splits)
-        return [shard for shard in self.manifest.shards if splits is None or shard.split in splits]
+        return [
+            shard
+            for shard in self.manifest.shards
+            if (splits is None or shard.split in splits) and (self.only is None or shard.file in self.only)
+        ]
 
     def missing(self, splits: Sequence[str] | None = None) -> list[str]:
         """List the source shards that are not written yet."""

@@ -119,6 +119,17 @@ def test_limit_takes_the_first_samples_of_each_split(configs, tiny_shards):
     ]
 
 
+def test_a_store_of_all_samples_serves_a_limit_and_no_sample_more(alone, configs, tiny_shards):
+    first = ShardSet.load(tiny_shards).shards_of("train")[0]  # a whole shard, whose entry is the same either way
+    parts = configs(features_store=str(alone.parent), data_limit=first.n_samples)
+    assert extract(*parts, progress=False) == alone
+    source = StoredFeatures(*parts)
+    source.setup()
+    assert source.table("train").shards == [first.file] * first.n_samples
+    assert [shard.file for shard in source.store.shards(["train"])] == [first.file]
+    assert sum(len(batch) for batch in source.loader("train", shuffle=True)) == first.n_samples
+
+
 def test_skipped_samples_are_listed_and_shift_no_row(alone, configs, broken_shards):
     root, bad = broken_shards
     counted = Count()
