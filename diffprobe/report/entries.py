@@ -25,6 +25,12 @@ _NOT_CONTENT = {
     "seed", "random_seed", "device", "devices", "num_nodes", "accelerator", "num_workers", "store", "source",
     "enable_progress_bar", "resume", "checkpoint_every_steps",
 }  # fmt: skip
+# what a null changes by its nature, and what says only which other cells or nulls the same run measured
+_FREE_OF_NULLS = (
+    "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
+    "probe.params.nulls",
+)  # fmt: skip
+_FREE_OF_PIXELS = ("backbone.", "features.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: F
         return Entry(where=where, nulls={}, comparison=compare(published, None))
     values = [record.value for _, record in found]
     value = statistics.fmean(values)
-    nulls = _merge_nulls(where, found, _null_runs(found[0][1], passing, where))
+    nulls = _merge_nulls(where, found, _null_runs(found, passing, where))
     if len(found) == 1:
         spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
     else:
@@ -186,16 +192,44 @@ def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _null_runs(record: MetricRecord, passing: Found, where: dict[str, Value]) -> dict[str, float]:
-    """Average the runs that measured a null of this entry; pixels have one cell, so it serves all of them."""
-    values: dict[str, list[float]] = {}
-    for run, null in passing:
-        name = null_of(run)
+def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[str, float]:
+    """Average over seeds the runs that measured a null of this entry; pixels have one cell, so it serves all of them.
+
+    Raises: RunFailed for a null of this place that was measured with other settings, which would be no null of it.
+    """
+    run, record = found[0]
+    nulls: dict[str, Found] = {}
+    for null_run, null in passing:
+        name = null_of(null_run)
         if name is None or (null.target, null.probe) != (record.target, record.probe):
             continue
-        if name == "raw_pixels" or null.cell == record.cell:
-            values.setdefault(name, []).append(null.value)
-    return {name: statistics.fmean(numbers) for name, numbers in values.items()}
+        fixed = {field: value for field, value in where.items() if not _is_free(name, field.removeprefix("config."))}
+        fixed = {field: value for field, value in fixed.items() if field.startswith("config.")}
+        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, fixed):
+            nulls.setdefault(name, []).append((null_run, null))
+    for name, candidates in nulls.items():
+        for null_run, _ in candidates:
+            a, b = (  # an empty section is one whose settings are all free
+                {key: value for key, value in _content(each.config) if value != {} and not _is_free(name, key)}
+                for each in (run, null_run)
+            )
+            differing = [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+            if differing:
+                raise RunFailed(
+                    f"{where}: the null '{name}' was measured with other settings.",
+                    *(f"config.{key}: {ours!r}, the null {theirs!r}" for key, ours, theirs in differing),
+                    f"runs: {run.run}, {null_run.run}",
+                    fix="measure the null with the settings of the run, and move the other one out of the folder",
+                )
+    return {
+        name: statistics.fmean(null.value for _, null in _distinct(candidates, where))
+        for name, candidates in nulls.items()
+    }
+
+
+def _is_free(null: str, key: str) -> bool:
+    """Say whether a null may differ from what it is set beside in a setting (a dotted key of the configuration)."""
+    return key.startswith(_FREE_OF_NULLS + (_FREE_OF_PIXELS if null == "raw_pixels" else ()))
 
 
 def _merge_nulls(where: dict[str, Value], found: Found, runs: dict[str, float]) -> dict[str, float]:

@@ -89,6 +89,50 @@ def test_a_null_run_serves_its_own_cell_only(results, spec):
     assert "untrained_vae" not in entry_at(table, target="group", tap="mid_block", timestep=200).nulls
 
 
+def null_run(results, value=None, config=None, **changes):
+    """The run of seed 0 again as a null that no shipped result has measured."""
+    config = {"null": "untrained_vae", **(config or {})}
+    return changed(results[1], config, value, run="null-0", **changes)
+
+
+def null_value(table):
+    return entry_at(table, target="group", tap="mid_block", timestep=25).nulls["untrained_vae"]
+
+
+def test_a_null_is_averaged_over_seeds_and_counted_once(results, spec):
+    one, again = null_run(results, 0.25), null_run(results, 0.25)
+    other = null_run(results, 0.75, seeds={"run": 7})
+    assert null_value(build_table([*results, one, again, other], spec)) == 0.5
+    with pytest.raises(RunFailed, match="disagree"):
+        build_table([*results, one, null_run(results, 0.3)], spec)
+
+
+def test_a_null_of_other_settings_is_refused_with_what_differs(results, spec):
+    with pytest.raises(RunFailed, match=r"(?s)null 'untrained_vae' was measured with other settings.*data.limit"):
+        build_table([*results, null_run(results, config={"data": {"path": "toy", "limit": 10}})], spec)
+
+
+def test_what_a_null_is_about_may_differ(results, spec):
+    features = {**results[1].config["features"], "taps": ["mid_block"]}
+    backbone = {**results[1].config["backbone"], "random_weights": True, "random_seed": 4}
+    probe = {**results[1].config.get("probe", {}), "params": {"nulls": []}}
+    run = null_run(results, 0.25, {"features": features, "backbone": backbone, "probe": probe})
+    measured = changed(results[1], {"probe": {**probe, "params": {}}})
+    assert null_value(build_table([results[0], measured, run], spec)) == 0.25
+
+
+def test_a_null_serves_its_own_place_on_an_axis_of_settings(results, spec):
+    here, there = ({"data": {**results[1].config["data"], "path": path}} for path in ("here", "there"))
+    runs = [changed(results[1], here, run="a"), changed(results[1], there, run="b")]
+    nulls = [null_run(results, value, config) for value, config in ((0.25, here), (0.75, there))]
+    axis = dataclasses.replace(spec.rows[0], field="config.data.path", values=("here", "there"))
+    table = build_table([*runs, *nulls], dataclasses.replace(
+        spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
+    ))  # fmt: skip
+    found = {entry.where["config.data.path"]: entry.nulls["untrained_vae"] for entry in table.entries() if entry.nulls}
+    assert found == {"here": 0.25, "there": 0.75}
+
+
 def test_beating_the_nulls_follows_the_direction_of_the_metric(results, spec):
     table = build_table(results, spec)
     below = entry_at(table, target="group", tap="up_blocks.1", timestep=200)
