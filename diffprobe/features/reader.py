@@ -98,7 +98,10 @@ class FeatureStore:
         return {name: tuple(values) for name, values in self.manifest.recorded["attributes"].items()}
 
     def shards(self, splits: Sequence[str] | None = None) -> list[ShardEntry]:
-        """List the source shards of some splits (all if None) that are read. Raises: UnknownName for a split the store lacks."""
+        """List the source shards that are read of some splits (all if None).
+
+        Raises: UnknownName for a split the store lacks.
+        """
         for split in splits or ():
             if split not in self.manifest.splits:
                 raise unknown("split of this store", split, self.manifest.splits)

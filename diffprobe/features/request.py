@@ -4,6 +4,8 @@ Shared by extract.py, live.py and stored.py, so that the three can't disagree on
 """
 
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -23,6 +25,10 @@ from diffprobe.shards.index import ShardSet
 _READING = ("source", "hold", "shuffle")
 """Keys of `features` that say how features are read; a store is the same with any of their values."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
+
+
+_WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*")
+_SPECIAL = re.compile(r"null|none|true|false|inf|nan|.*interp.*", re.IGNORECASE)
 
 
 class Request:
@@ -118,6 +124,7 @@ class Request:
                 ("path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "clean_input"),
             ),
             *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
+            *_overrides("data.fields", self.data.fields, list(type(self.data.fields).__dataclass_fields__)),
             *_overrides(
                 "features",
                 self.features,
@@ -191,7 +198,17 @@ def _overrides(group: str, config: object, names: Sequence[str]) -> list[str]:
         value = getattr(config, name)
         if value == fields[name].default:
             continue
-        text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
-        quoted = f"'{group}.{name}={text}'" if any(c in text for c in "[] '*") else f"{group}.{name}={text}"
-        parts.append(quoted)
+        text = f"[{','.join(map(_plain, value))}]" if isinstance(value, tuple) else _plain(value)
+        parts.append(shlex.quote(f"{group}.{name}={text}"))
     return parts
+
+
+def _plain(value: object) -> str:
+    """Write a value as a setting holds it: words as they are, other text in quotes, which settings read as one text."""
+    if not isinstance(value, str):
+        return "null" if value is None else str(value)
+    if _WORD.fullmatch(value) and not _SPECIAL.fullmatch(value):
+        return value
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and the backslashes before it, are escaped
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"

@@ -12,6 +12,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
@@ -64,7 +65,13 @@ def make_trainer(
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # metric states made in inference mode could not be updated outside of it
     }
-    return lightning.Trainer(**{**arguments, **overrides})
+    trainer = lightning.Trainer(**{**arguments, **overrides})
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # "auto" on several devices in a notebook
+        raise ConfigError(
+            f"trainer.devices={config.devices} in a notebook trains in processes that take their results with them.",
+            fix="trainer.devices=1; or diffprobe train, from a shell",
+        )
+    return trainer
 
 
 def _check_machine(config: TrainerConfig) -> None:

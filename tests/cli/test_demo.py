@@ -20,7 +20,7 @@ def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
     first = capsys.readouterr().out
     assert "What a tiny model knows" in first and "16 train, 4 val, 4 test" in first
     assert first.count("24 images") == 3 and "kept from before" not in first
-    assert "AUROC" in first and "noto emoji" in first and "diffprobe taps backbone=sd15" in first
+    assert "AUROC" in first and "noto emoji" in first and "diffprobe taps emoji-sd" in first
     page = Path("out/report.html").read_text()
     assert page.count('<article class="latent">') == 3 and "What a tiny model knows" in page
 

@@ -35,6 +35,8 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
         (TrainerConfig, {"learning_rate": float("nan")}, "learning_rate=nan"),
         (TrainerConfig, {"weight_decay": -0.1}, "weight_decay=-0.1"),
         (TrainerConfig, {"devices": 0}, "devices=0"),
+        (TrainerConfig, {"strategy": "ddp_spawn"}, "strategy=ddp_spawn trains in processes that take their results"),
+        (TrainerConfig, {"strategy": "ddp_notebook_find_unused_parameters_true"}, "strategy=ddp_notebook"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )

@@ -166,6 +166,6 @@ def test_the_console_says_what_was_done_and_where_it_is(outcome):
     assert done.tables[0] in said and "32 latents, fvu" in said and "2 targets x 2 cells" in said
     for line in said.splitlines():
         assert line.startswith("|") or len(line) <= 112
-    assert "strongest null" in said and "peak memory" in said and "diffprobe taps backbone=sd15" in said
+    assert "strongest null" in said and "peak memory" in said and "diffprobe taps emoji-sd" in said
     assert (done.demo.folder / "report.html").is_file()
     assert json.loads(done.result_paths[0].read_text())["experiment"] == "tiny/classifier"

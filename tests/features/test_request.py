@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from diffprobe.config.parse import parse
-from diffprobe.config.schema import FeaturesConfig
+from diffprobe.config.compose import load_run
+from diffprobe.config.schema import FieldsConfig
 from diffprobe.core.errors import UnknownName
 from diffprobe.features.request import Request, choose_cells
 
@@ -24,15 +24,23 @@ def test_narrowed_asks_for_the_cells_and_nothing_else(configs):
     assert list(request.narrowed([cell]).plan.widths) == [cell]
 
 
-def test_the_command_of_a_message_makes_the_store_it_names(configs):
-    parts = configs(features_draws=3)
-    request = Request(*parts)
-    settings = dict(part.split("=", 1) for part in shlex.split(request.command)[2:])
-    assert settings["features.draws"] == "3"
-    taps = tuple(settings["features.taps"].strip("[]").split(","))
-    timesteps = tuple(int(t) for t in settings["features.timesteps"].strip("[]").split(","))
-    tree = {"taps": list(taps), "timesteps": list(timesteps), "draws": 3, "store": settings["features.store"]}
-    assert parse(FeaturesConfig, tree) == parts[2]
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features_draws": 3},
+        {"data_fields": FieldsConfig(caption="text", image=("png", "seg.png"), label="class-id")},
+        {"features_condition": "template", "features_prompt": "a {class_name}, it's = 'new' [v2] \\\\"},
+        {"features_condition": "prompt", "features_prompt": "true"},
+        {"data_limit": 3, "backbone_random_weights": True},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_command_of_a_message_makes_the_store_it_names(configs, changes):
+    request = Request(*configs(**changes))
+    _, verb, *settings = shlex.split(request.command)
+    run = load_run(None, settings)
+    assert verb == "extract" and run.data.fields == request.data.fields and run.features == request.features
+    assert Request(run.backbone, run.data, run.features).manifest.folder == request.manifest.folder
 
 
 def test_a_store_is_the_same_however_it_is_read(configs):

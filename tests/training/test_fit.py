@@ -25,6 +25,17 @@ def test_what_the_machine_has_not_got_is_refused(tmp_path, settings, words):
         make_trainer(TrainerConfig(**settings), run_dir=tmp_path)
 
 
+def test_several_devices_in_a_notebook_are_refused(tmp_path, monkeypatch):
+    from lightning.pytorch.trainer.connectors import accelerator_connector
+
+    config = TrainerConfig(accelerator="cpu", devices=2)
+    with quiet():
+        make_trainer(config, run_dir=tmp_path)
+        monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
+        with pytest.raises(ConfigError, match="trainer.devices=2 in a notebook"):
+            make_trainer(config, run_dir=tmp_path)
+
+
 def test_quiet_keeps_other_warnings():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
