@@ -1,13 +1,11 @@
 """Where curves go: W&B, a CSV file, or nowhere. Owns the rule for W&B: online if logged in, else offline, no prompt."""
 
-import netrc
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -17,35 +15,52 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.training.fit import is_main_process
 
-_HOST = "https://api.wandb.ai"
 _RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
 def logged_in() -> bool:
-    """Tell whether W&B has a key: WANDB_API_KEY, or a netrc entry of its host. Nothing is asked or sent."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", _HOST)).hostname or ""
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    """Tell whether W&B has a key for the server it would send to, by its own rules. Nothing is asked or sent.
+
+    Those rules are its (its settings file names the server, netrc a port too): judged otherwise, a run would end up
+    offline that belongs online, or W&B would ask for a key.
+
+    Raises: ConfigError for a key of a wrong form.
+    """
+    from wandb.errors import AuthenticationError
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    host = wandb_setup.singleton().settings.base_url
     try:
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        found = wbauth.authenticate_session(host=host, source="diffprobe", prompt=False, update_session=False)
+    except AuthenticationError as error:
+        raise ConfigError(f"W&B has a key that it does not take: {error}", fix="wandb login --relogin") from error
+    return found is not None
 
 
-def is_offline(config: LoggerConfig) -> bool:
+def wandb_mode(config: LoggerConfig) -> Literal["online", "offline", "disabled"]:
     """Judge the mode. WANDB_MODE of the environment wins over `auto`.
 
-    Raises: ConfigError if `online` is asked for without a login.
+    Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
     """
-    mode = config.mode if config.mode != "auto" else os.environ.get("WANDB_MODE", "auto")
-    if mode == "online" and not logged_in():
+    asked, by = config.mode, "logger.mode"
+    if asked == "auto":
+        asked, by = os.environ.get("WANDB_MODE") or "auto", "WANDB_MODE"
+    if asked in ("offline", "dryrun"):
+        return "offline"
+    if asked == "disabled":
+        return "disabled"
+    if asked not in ("auto", "online", "run"):  # "run" is W&B's old word for online
+        raise ConfigError(f"{by}={asked} is none of the modes that are known.", fix="online, offline or disabled")
+    if logged_in():
+        return "online"
+    if asked != "auto":
         raise ConfigError(
-            "logger.mode=online, but there is no W&B key (neither WANDB_API_KEY nor a netrc entry).",
+            f"{by}={asked}, but W&B has no key for its server (neither WANDB_API_KEY nor a netrc entry).",
             "results do not depend on W&B: result.json is written in any case",
             fix="wandb login    or: logger.mode=offline (send later: wandb sync)    or: logger=csv",
         )
-    return mode in ("offline", "disabled", "dryrun") or not logged_in()
+    return "offline"
 
 
 def make_logger(
@@ -59,7 +74,7 @@ def make_logger(
     tags: tuple[str, ...] = (),
     resume: bool = False,
 ) -> Logger | None:
-    """Make the logger of one run, or None.
+    """Make the logger of one run, or None: of kind "none", or where WANDB_MODE=disabled.
 
     Args:
         experiment: W&B's group, unless the config names one.
@@ -69,7 +84,7 @@ def make_logger(
         tags: tags of the run, besides those of the config.
         resume: continue the W&B run and the CSV file of an interrupted run.
 
-    Raises: ConfigError if `online` is asked for without a login.
+    Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
     """
     if config.kind == "none":
         return None
@@ -80,14 +95,16 @@ def make_logger(
             for folder in old:
                 shutil.rmtree(folder)
         return CSVLogger(run_dir, name="", version=f"curves-{n}" if n else "curves")
-    offline = is_offline(config)
+    mode = wandb_mode(config)
+    if mode == "disabled":
+        return None
     run_dir.mkdir(parents=True, exist_ok=True)
     name = _run_id(run_dir, resume=resume)
     if not is_main_process():
         return WandbLogger(offline=True, id=name)  # never opens a run: Lightning logs on the main process only
     run = _open_run(
         config,
-        offline=offline,
+        mode=mode,
         dir=str(run_dir),
         id=name,
         name=run_name,
@@ -99,15 +116,15 @@ def make_logger(
     return WandbLogger(experiment=run, save_dir=run_dir)
 
 
-def _open_run(keys: LoggerConfig, *, offline: bool, **arguments: Any) -> Any:
+def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **arguments: Any) -> Any:
     """Start a W&B run that says nothing on the console; Lightning's own call warns and changes the environment."""
     import wandb
 
     run = wandb.init(
         project=keys.project,
         entity=keys.entity,
-        mode="offline" if offline else "online",
-        resume=None if offline else "allow",
+        mode=mode,
+        resume=None if mode == "offline" else "allow",
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off", quiet=True),
         **arguments,

@@ -5,6 +5,7 @@ import struct
 import time
 
 import pytest
+import wandb
 
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
@@ -71,23 +72,69 @@ def read_run(folder):
 @pytest.fixture
 def logged_out(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
-def test_login_is_found_in_key_or_netrc(logged_out, monkeypatch, tmp_path):
-    assert tracking.is_offline(LoggerConfig(kind="wandb"))
-    with pytest.raises(ConfigError, match="no W&B key"):
-        tracking.is_offline(LoggerConfig(kind="wandb", mode="online"))
-    (tmp_path / "no-netrc").write_text("machine api.wandb.ai login user password secret\n")
-    assert not tracking.is_offline(LoggerConfig(kind="wandb"))
+@pytest.fixture
+def mode_of(logged_out):
+    """Judge a mode as a new process would: W&B reads its settings once."""
+
+    def judge(mode="auto"):
+        wandb.teardown()
+        return tracking.wandb_mode(LoggerConfig(kind="wandb", mode=mode))
+
+    yield judge
+    wandb.teardown()
+
+
+KEY = "0123456789" * 4
+
+
+def test_login_is_found_in_key_or_netrc(mode_of, monkeypatch, tmp_path):
+    assert mode_of() == mode_of("offline") == "offline"
+    with pytest.raises(ConfigError, match="logger.mode=online, but W&B has no key"):
+        mode_of("online")
+    (tmp_path / "no-netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    assert mode_of() == mode_of("online") == "online" and mode_of("offline") == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://elsewhere.example")
-    assert tracking.is_offline(LoggerConfig(kind="wandb"))
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert not tracking.is_offline(LoggerConfig(kind="wandb"))
-    assert tracking.is_offline(LoggerConfig(kind="wandb", mode="offline"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert tracking.is_offline(LoggerConfig(kind="wandb"))
+    assert mode_of() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert mode_of() == "online"
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(ConfigError, match="a key that it does not take: WANDB_API_KEY invalid"):
+        mode_of()
+
+
+def test_a_server_of_ones_own_is_known_by_its_settings_file_and_its_port(mode_of, tmp_path):
+    (tmp_path / "no-netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = http://localhost:8080\n")
+    assert mode_of() == "offline"  # the key is another server's: online, W&B would ask for one
+    (tmp_path / "no-netrc").write_text(f"machine localhost:8080 login user password {KEY}\n")
+    assert mode_of() == "online"
+    (tmp_path / "no-netrc").write_text('machine localhost:8080 login user password ""\n')
+    assert mode_of() == "offline"
+
+
+def test_the_environment_decides_where_the_config_leaves_it_open(mode_of, monkeypatch, toy, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    for value, mode in (("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled"), ("run", "online")):
+        monkeypatch.setenv("WANDB_MODE", value)
+        assert mode_of() == mode and mode_of("online") == "online"
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    with pytest.raises(ConfigError, match="WANDB_MODE=of-line is none of the modes"):
+        mode_of()
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(ConfigError, match="WANDB_MODE=online, but W&B has no key"):
+        mode_of()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = tracking.make_logger(
+        LoggerConfig(kind="wandb"), run_dir=tmp_path / "run", experiment="e", run_name="r", job_type="j", tree={}
+    )
+    assert logger is None and not (tmp_path / "run").exists()
 
 
 def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, tmp_path, capfd):
