@@ -18,6 +18,7 @@ from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.experiment.extract import backbone_and_features
 from diffprobe.experiment.grid import MEMBERS, Point, points, seeds_of
+from diffprobe.experiment.inputs import inputs_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -265,7 +266,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             seeds={**seeds, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
             metrics=[record for split in part.scores for record in part.records(split)] if part else [],
             started_at=started_at,
-            artifacts={**artifacts, **_inputs(source)},
+            artifacts={**artifacts, **inputs_of(source)},
             wandb_run_id=tracking.run_id(logger),
         )
         write_result(result, folder / resume.RESULT)
@@ -278,13 +279,3 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             write(folder, f"{planned.name}/{point.name}", point.tree, seeds_of(point, config), member)
         whole = None  # its numbers are those of the members: a table must not find them twice
     tracking.finish(logger, write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole))
-
-
-def _inputs(source: "FeatureSource") -> dict[str, str]:
-    """Name what the numbers rest on: the shard set, and the feature store if there is one."""
-    from diffprobe.features.stored import StoredFeatures
-
-    inputs = {"input/shards": source.request.shard_set.digest}
-    if isinstance(source, StoredFeatures):
-        inputs["input/store"] = source.store.manifest.digest
-    return inputs
