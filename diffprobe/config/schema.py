@@ -81,7 +81,7 @@ class DataConfig:
     batch_size: int = 64
     """Samples a batch, per process."""
     num_workers: int = 0
-    """Loader processes; numbers never depend on it."""
+    """Loader processes. Features never depend on it; the order of a live training stream does."""
     shuffle_buffer: int = 1000
     """Samples held to shuffle a training stream; 0 keeps the shard order."""
     on_error: Literal["raise", "skip"] = "raise"

@@ -139,10 +139,11 @@ def build_index(
         count, size = scan.shard(path), path.stat().st_size
         digest = digest_file(path)
         shards.append(ShardInfo(file=path.name, split=split_of(path), n_samples=count, sha256=digest, n_bytes=size))
-    if scan.faults and on_error == "raise":
-        more = [f"... and {len(scan.faults) - 10} more"] if len(scan.faults) > 10 else []
+    faults = scan.all_faults()
+    if faults and on_error == "raise":
+        more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise ShardError(
-            f"'{root}' has {len(scan.faults)} faults; no index was written.", *scan.faults[:10], *more,
+            f"'{root}' has {len(faults)} faults; no index was written.", *faults[:10], *more,
             fix="repair the shards, or index them as they are with --on-error skip",
         )  # fmt: skip
     shard_set = ShardSet(
@@ -152,7 +153,7 @@ def build_index(
         classes=scan.classes(),
         attributes={key: tuple(sorted(values)) for key, values in sorted(scan.values.items())},
         licence=licence,
-        faults=tuple(scan.faults),
+        faults=tuple(faults),
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:

@@ -21,6 +21,8 @@ class Scan:
         self.unlabelled: set[str] = set()
         self.values: dict[str, set[str]] = {}
         self.faults: list[str] = []
+        self._annotated = 0
+        self._bare: list[str] = []
 
     def shard(self, path: Path) -> int:
         """Read one shard and return its number of samples, faulty ones too. Raises: DuplicateKey, ShardError."""
@@ -43,9 +45,17 @@ class Scan:
     def _sample(self, raw: RawSample) -> None:
         image_field(raw, self.fields)
         annotation = parse_annotation(raw, self.fields)
+        if raw.files.keys() & {self.fields.json, "cls", "txt"}:
+            self._annotated += 1
+        else:
+            self._bare.append(fault(raw, f"there is no annotation ({self.fields.json}), while others have one").what)
         for key, value in annotation.attributes.items():
             self.values.setdefault(key, set()).add(value)
         self._class(raw, annotation)
+
+    def all_faults(self) -> list[str]:
+        """List the faults of what was read. A set may have no annotations at all, but not lack that of one sample."""
+        return [*self.faults, *(self._bare if self._annotated else [])]
 
     def _class(self, raw: RawSample, annotation: Annotation) -> None:
         label, name = annotation.label, annotation.class_name

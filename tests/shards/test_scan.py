@@ -31,4 +31,29 @@ def test_members_of_no_sample_are_a_fault(tmp_path: Path) -> None:
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
     scan = Scan(Fields())
     assert scan.shard(path) == 1
-    assert scan.faults == ["train-0000.tar: member 'README' belongs to no sample (it has no extension)."]
+    assert (
+        scan.all_faults()
+        == scan.faults
+        == ["train-0000.tar: member 'README' belongs to no sample (it has no extension)."]
+    )
+
+
+def test_a_sample_that_alone_lacks_its_annotation_is_a_fault(tmp_path: Path) -> None:
+    def scanned(*shards: dict[str, bytes]) -> list[str]:
+        scan = Scan(Fields(json="meta.json"))
+        for number, members in enumerate(shards):
+            path = tmp_path / f"train-{number:04d}.tar"
+            with tarfile.open(path, "w") as tar:
+                for name, data in members.items():
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+            scan.shard(path)
+        return scan.all_faults()
+
+    bare = {"a.png": b"", "b.png": b"", "b.json": b"{}"}
+    assert scanned(bare) == []
+    assert scanned({**bare, "c.png": b"", "c.meta.json": b"{}"}, {"d.png": b"", "d.cls": b"0"}) == [
+        f"train-0000.tar, sample '{key}': there is no annotation (meta.json), while others have one." for key in "ab"
+    ]
+    assert scanned({"a.png": b"", "a.txt": b"a cat"}, {"b.png": b"", "b.cls": b"0"}) == []
