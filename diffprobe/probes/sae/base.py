@@ -254,6 +254,7 @@ class KSAE(nn.Module):
 
 
 def _trim(values: Tensor, indices: Tensor, kept: Tensor) -> Code:
-    """Cut the columns in which no sample has anything; rows are sorted, so what is kept comes first."""
-    width = max(1, int(kept.sum(1).max())) if kept.numel() else 1
+    """Cut the columns behind the last one in which a sample has something."""
+    columns = kept.any(0).nonzero()
+    width = int(columns[-1]) + 1 if len(columns) else 1
     return Code(values[:, :width].detach(), indices[:, :width])

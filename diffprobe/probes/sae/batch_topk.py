@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError, RunFailed
@@ -38,6 +38,9 @@ class BatchTopK(KSAE):
     The threshold starts at the smallest kept activation of the initial samples and follows that of the training
     batches as a running average. The budget is that of the joint batch where several processes share one.
 
+    A batch keeps exactly k * batch. Of equal pre-activations at the bar, which are common in bfloat16, those of earlier
+    samples of the joint batch and then of lower latents are kept, so that the number of processes changes nothing.
+
     Source: Bussmann et al. 2024, "BatchTopK sparse autoencoders".
     """
 
@@ -67,22 +70,34 @@ class BatchTopK(KSAE):
         """Keep the k * batch largest of the joint batch. Raises: ConfigError for an empty batch."""
         if centred.shape[0] == 0:
             raise ConfigError("BatchTopK selects among the samples of a batch, and this one is empty.")
-        count = min(self.k * centred.shape[0] * joint.size, centred.shape[0] * self.n_latents)
+        budget = self.k * centred.shape[0] * joint.size
+        count = min(budget, centred.shape[0] * self.n_latents)
         top, revived = self._candidates(centred, count, among, k_among)
-        flat = top.values.flatten()
-        if joint.size == 1:
-            part = torch.full_like(top.indices, -1).flatten()
-            part[flat.topk(count).indices] = 0
-            part = part.view_as(top.indices)
-        else:
-            joint_values = joint.gather(flat.topk(count).values)
-            bar = joint_values.topk(self.k * centred.shape[0] * joint.size).values[-1]
-            part = (top.values >= bar).long() - 1
-        width = max(1, int((part >= 0).sum(1).max()))
-        return Picked(Top(*(t[:, :width] for t in top)), part[:, :width]), revived
+        largest = top.values.flatten().topk(count).values
+        if joint.size > 1:
+            largest = joint.gather(largest).topk(budget).values
+        kept = self._share_out(top, largest[-1], budget, joint)
+        width = max(1, int(kept.max()))
+        part = (torch.arange(width, device=kept.device) < kept[:, None]).long() - 1
+        return Picked(Top(*(t[:, :width] for t in top)), part), revived
+
+    def _share_out(self, top: Top, bar: Tensor, budget: int, joint: Joint) -> Int[Tensor, " batch"]:
+        """Return how many candidates each sample keeps, its first ones: those above the bar, and its share of the ties.
+
+        Sorts, in place, a sample's ties by latent: which of equal ones `topk` puts first is not fixed.
+        """
+        tied = top.values == bar
+        places = tied.nonzero()[:, 0] * self.n_latents + top.indices[tied]
+        top.indices[tied] = places.sort().values % self.n_latents
+        above = (~(top.values <= bar)).sum(1)  # in these words NaN is above, and makes the loss one
+        counts = joint.gather(torch.cat([above.sum()[None], tied.sum(1)])).view(joint.size, -1)
+        waiting = counts[:, 1:].T.flatten()  # in the order of the joint batch, which is dealt out sample by sample
+        before = waiting.cumsum(0) - waiting
+        given = (budget - counts[:, 0].sum() - before).clamp(min=0).minimum(waiting)
+        return above + given.view(-1, joint.size)[:, joint.rank]
 
     def _candidates(self, centred: Tensor, count: int, among: Tensor | None, k_among: int) -> tuple[Top, Top | None]:
-        """Return, for each row, sorted candidates that hold the `count` largest entries of the whole batch.
+        """Return, for each row, sorted candidates that hold all entries of the batch as large as the `count`th largest.
 
         Rows are cut at twice the average and only those that turn out too short are encoded again, wider.
         """
@@ -91,7 +106,7 @@ class BatchTopK(KSAE):
         top, revived = scan(centred, self.W_enc, self.b_enc, k=width, among=among, k_among=k_among)
         while width < m:
             bar = top.values.flatten().topk(count).values[-1]
-            short = (top.values[:, -1] > bar).nonzero().squeeze(1)  # all candidates are in: there may be more
+            short = (top.values[:, -1] >= bar).nonzero().squeeze(1)  # all candidates are in: there may be more
             if short.numel() == 0:
                 break
             wider = min(m, 4 * width)

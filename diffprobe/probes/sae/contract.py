@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,7 +27,8 @@ class Config:
     aux_weight: float = 1 / 32
     """Weight of AuxK in the loss; 0 switches it off."""
     dead_after: int = 1_000_000
-    """A latent is dead when it was not active for this many training samples; places, tokens and draws count each."""
+    """A latent is dead when it was not active for this many training samples; places, tokens and draws count each. In a
+    run on fewer AuxK never acts, and the run warns of it."""
     row_buffer: int = 0
     """Rows (vectors, places, tokens) that all processes hold back to mix those of several batches; 0 for none."""
     pre_bias: Literal["mean", "geometric_median"] = "mean"
@@ -103,11 +105,16 @@ class Joint(NamedTuple):
     """What a batch spread over several processes needs; as given, for one process."""
 
     mean: Callable[[Tensor], Tensor] = lambda scalar: scalar
-    """Mean of a scalar over processes."""
+    """Mean of a tensor over processes, element by element; all of them have as many samples."""
     gather: Callable[[Tensor], Tensor] = lambda values: values
-    """Vectors of equal length of all processes behind each other."""
+    """Vectors of equal length of all processes behind each other, in the order of their ranks."""
     size: int = 1
     """Number of processes."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this one is. Sample i of the joint batch is sample i // size of process i % size."""
+        return torch.distributed.get_rank() if self.size > 1 else 0
 
 
 ALONE = Joint()

@@ -1,9 +1,13 @@
-"""Features with a large common mean, and an autoencoder of any variant that has seen them."""
+"""Features with a large common mean, an autoencoder of any variant that has seen them, and several processes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from threading import Barrier, local
 
 import pytest
 import torch
+
+from diffprobe.probes.sae.contract import Joint
 
 VARIANTS = ("topk", "batch_topk", "matryoshka", "jumprelu", "revelio_released")
 
@@ -29,6 +33,32 @@ def x():
 @pytest.fixture
 def make_sae():
     return fresh
+
+
+@pytest.fixture
+def share_out(monkeypatch):
+    """Call a function of (rows, joint) on every second row each, as two processes do; return both results."""
+    own, meeting, sent = local(), Barrier(2, timeout=60), [None, None]
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: own.rank)
+
+    def exchange(values):
+        sent[own.rank] = values
+        meeting.wait()
+        found = list(sent)
+        meeting.wait()
+        return found
+
+    joint = Joint(lambda t: sum(exchange(t)) / 2, lambda t: torch.cat(exchange(t)), size=2)
+
+    def call(function, x):
+        def work(rank):
+            own.rank = rank
+            return function(x[rank::2], joint)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(work, range(2)))
+
+    return call
 
 
 @pytest.fixture(params=VARIANTS)

@@ -34,6 +34,20 @@ def test_decode_is_the_scaled_sum_of_decoder_rows(make_sae, x, variant):
     assert sae.relu is False or values.min() >= 0
 
 
+def test_a_code_holds_all_that_was_decoded_wherever_it_stands(make_sae, x):
+    sae = make_sae()
+    pick = sae.pick
+
+    def with_a_hole(*args, **kwargs):
+        picked, revived = pick(*args, **kwargs)
+        return picked._replace(part=torch.tensor([-1, 0, 0, -1]).expand_as(picked.part)), revived
+
+    sae.pick = with_a_hole
+    out, whole = sae.step(x), sae.encode(x)
+    assert out.code.values[:, 1:].equal(whole.values[:, 1:3]) and not out.code.values[:, 0].any()
+    torch.testing.assert_close(sae.decode(out.code), out.x_hat)
+
+
 def test_decoder_keeps_unit_norm_and_parallel_gradient_goes(make_sae, x, variant):
     sae = make_sae(variant)
     sae.step(x).loss.backward()
