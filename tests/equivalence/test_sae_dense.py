@@ -27,14 +27,27 @@ def keep_batch(h, k):
     return flat.scatter(0, h.flatten().topk(k * h.shape[0]).indices, 1.0).view_as(h)
 
 
+def jump(sae, h, log_threshold):
+    """JumpReLU's code and price. Thresholds have no derivative but the kernel's: `moved` is 0 and carries it."""
+    threshold, width = log_threshold.exp(), sae.config.bandwidth
+    above, near = (h > threshold).to(h), (h - threshold).abs() < width / 2
+    moved = threshold - threshold.detach()
+    code = h * above - threshold.detach() / width * near * moved
+    l0 = (above - near / width * moved).sum(1).mean()
+    return code, sae.config.l0_weight * (l0 if sae.config.penalty == "linear" else (l0 / K - 1) ** 2)
+
+
 def dense_loss(sae, weights, x):
     """The loss as the papers write it, all of it dense, differentiated by autograd."""
-    b_pre, W_enc, b_enc, W_dec = weights
+    b_pre, W_enc, b_enc, W_dec, *others = weights
     x = x * sae.scale
     h = (x - b_pre) @ W_enc.T + b_enc
     acts = h if sae.variant == "revelio_released" else F.relu(h)
     keep = (keep_batch if sae.variant in ("batch_topk", "matryoshka") else keep_rows)(h, K)
-    codes = [acts * keep]
+    codes, price = [acts * keep], 0.0
+    if sae.variant == "jumprelu":
+        code, price = jump(sae, h, *others)
+        codes = [code]
     if sae.variant == "matryoshka":
         codes = [acts * keep * (torch.arange(M) < size) for size in sae.sizes]
     if len(sae.level_weights) > len(codes):
@@ -47,7 +60,7 @@ def dense_loss(sae, weights, x):
     target = residuals[sae.main_level].detach()
     hidden = keep_rows(h.masked_fill(~DEAD, -torch.inf), K_AUX)
     miss = (target - (F.relu(h) * hidden) @ W_dec).square().sum() / target.square().sum()
-    return loss + sae.config.aux_weight * miss
+    return loss + sae.config.aux_weight * miss + price
 
 
 CASES = [
@@ -56,12 +69,16 @@ CASES = [
     ("topk", {"multi_k_weight": 1 / 8, "aux_weight": 0.5}),
     ("batch_topk", {"aux_weight": 0.5}),
     ("matryoshka", {"aux_weight": 0.5, "prefixes": (0.25, 0.5, 1.0)}),
+    ("jumprelu", {"aux_weight": 0.5, "l0_weight": 0.5}),
+    ("jumprelu", {"aux_weight": 0.5, "l0_weight": 0.05, "penalty": "linear", "bandwidth": 3.0}),  # below 0 too
     ("revelio_released", {}),
 ]
+SPARSE = [case for case in CASES if case[0] != "jumprelu"]  # how many latents it has at once is not bounded
 
 
 def parameters(sae):
-    return [sae.b_pre, sae.W_enc, sae.b_enc, sae.W_dec]
+    found = [sae.b_pre, sae.W_enc, sae.b_enc, sae.W_dec]
+    return [*found, sae.log_threshold] if sae.variant == "jumprelu" else found
 
 
 @pytest.mark.parametrize(("variant", "settings"), CASES, ids=[f"{name}-{len(keys)}" for name, keys in CASES])
@@ -98,7 +115,7 @@ def test_ten_steps_of_training_agree():
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("variant", "settings"), CASES, ids=[f"{name}-{len(keys)}" for name, keys in CASES])
+@pytest.mark.parametrize(("variant", "settings"), SPARSE, ids=[f"{name}-{len(keys)}" for name, keys in SPARSE])
 def test_no_tensor_of_batch_times_latents_is_kept(variant, settings):
     sae, x = make(variant, **settings)
     kept = []

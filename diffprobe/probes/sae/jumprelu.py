@@ -55,7 +55,9 @@ class JumpReLU(KSAE):
     """Pre-activations above a learned threshold, as they are; the rest 0.
 
     loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the joint batch's mean number of
-    active latents. The threshold is exp(log_threshold), float32 like all weights.
+    active latents. The threshold is exp(log_threshold), float32 like all weights; what it is compared with is float32
+    too, under autocast also, where the product before is not. Pre-activations meet it without a ReLU, which changes no
+    activation as thresholds are positive: with one, all negative pre-activations would count as near a low threshold.
 
     Source: Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
     autoencoders", for both pseudo-derivatives, their rectangular kernel, and both penalties.
@@ -92,17 +94,17 @@ class JumpReLU(KSAE):
             n_active = max(1, round(len(x) * self.k / self.n_latents))
             for part in torch.arange(self.n_latents, device=x.device).split(_CHUNK):
                 h = F.linear(x, self.W_enc[part], self.b_enc[part])
-                top = h.topk(min(n_active + 1, len(x)), dim=0).values
+                top = h.topk(min(n_active + 1, len(x)), dim=0).values.to(self.W_enc.dtype)
                 between = (top[n_active - 1] + top[-1]) / 2  # activations lie above the threshold, not on it
                 self.log_threshold[part] = between.clamp(min=_LEAST).log()
 
     def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = contract.ALONE) -> StepOutput:
         """Compute the loss of a batch, densely."""
         x = self.scaled(x)
-        h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).relu()
+        h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).to(self.W_enc.dtype)
         threshold, width = self.threshold, self.config.bandwidth
-        activations: Tensor = _Jump.apply(h.float(), threshold, width)  # type: ignore[no-untyped-call]
-        count: Tensor = _Count.apply(h.float(), threshold, width)  # type: ignore[no-untyped-call]
+        activations: Tensor = _Jump.apply(h, threshold, width)  # type: ignore[no-untyped-call]
+        count: Tensor = _Count.apply(h, threshold, width)  # type: ignore[no-untyped-call]
         l0 = count.sum() / max(x.shape[0], 1)
         among, k_among = self._sleeping(dead)
         guess = None
@@ -111,7 +113,7 @@ class JumpReLU(KSAE):
             highest = asleep.detach().amax(0) if x.shape[0] else h.new_full((among.numel(),), -torch.inf)
             self._highest = among, joint.gather(highest).view(-1, among.numel()).amax(0)
             values, places = asleep.topk(k_among, dim=1)
-            guess = self.decode_scaled(Code(values, among[places]))
+            guess = self.decode_scaled(Code(values.relu(), among[places]))
         hats = (activations @ self.W_dec + self.b_pre)[:, None]
         active = max(1, int((activations > 0).sum(1).max())) if x.shape[0] else 1
         out = self.finish(x, hats, guess, Code(*activations.detach().topk(active, dim=1)), joint)
@@ -122,13 +124,15 @@ class JumpReLU(KSAE):
     def end_step(self) -> None:
         """Give decoder rows unit norm, and sleeping latents a threshold that some sample of the batch exceeds.
 
-        AuxK alone does not wake them: what it teaches is as large as the residual, and thresholds lie above that.
+        AuxK alone does not wake them: what it teaches is as large as the residual, and thresholds lie above that. One
+        whose pre-activations are all negative, or below the lowest threshold, sleeps on: no threshold makes it active.
+        The first batch with a larger one wakes it; until then AuxK gives it no gradient, as in the other variants.
         """
         super().end_step()
         if self._highest is not None:
             latents, highest = self._highest
             just_below = (highest * _JUST_BELOW).clamp(min=_LEAST).log()
-            just_below = torch.where(highest.isfinite(), just_below, torch.inf)  # a batch without samples wakes nothing
+            just_below = torch.where(highest > _LEAST, just_below, torch.inf)  # -inf where there was no sample
             self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
             self._highest = None
 

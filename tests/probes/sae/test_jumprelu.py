@@ -42,6 +42,18 @@ def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
     )  # d threshold = threshold d log
 
 
+def test_negative_preactivations_are_not_near_a_low_threshold(make_sae, x):
+    """Were they cut off at 0 first, all of them would lie within the kernel of a threshold of 0.3."""
+    sae = make_sae("jumprelu", penalty="linear", l0_weight=1.0, bandwidth=0.8, aux_weight=0)
+    sae.log_threshold.data.fill_(torch.tensor(0.3).log())
+    h, threshold = sae.preactivations(x).detach(), sae.threshold.detach()
+    near = ((h > threshold - 0.4) & (h < threshold + 0.4)).float()
+    assert 0.1 < near.mean() < 0.6 and ((h.relu() - threshold).abs() < 0.4).float().mean() > near.mean() + 0.2
+    out = sae.step(x)
+    (got,) = torch.autograd.grad(out.loss - out.reconstruction, [sae.log_threshold])
+    torch.testing.assert_close(got, -near.mean(0) / 0.8 * threshold)
+
+
 def test_a_higher_price_leaves_fewer_latents(make_sae, x):
     def l0(price):
         sae = make_sae("jumprelu", penalty="linear", l0_weight=price, bandwidth=0.5)
@@ -99,6 +111,33 @@ def test_a_sleeping_latent_is_woken(make_sae, x):
     active = (sae.preactivations(x) > sae.threshold).any(0)
     assert active[:2].all() and not active[2]
     assert sae.log_threshold[2:].equal(before[2:])
+
+
+def test_under_autocast_a_latent_is_woken_too(make_sae, x):
+    """0.999 of a bfloat16 number is that number again in bfloat16."""
+    sae, dead = make_sae("jumprelu"), torch.ones(48, dtype=torch.bool)
+    sae.log_threshold.data.fill_(5.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        sae.step(x, dead=dead)
+        sae.end_step()
+        seen = sae.preactivations(x).float()
+        values, indices = sae.encode(x)
+    active = seen > sae.threshold
+    assert active.any(0).all() and (sae.threshold > 0.998 * seen.amax(0)).all()
+    assert set(indices[values > 0].tolist()) == set(range(48)) and int((values > 0).sum()) == int(active.sum())
+
+
+def test_a_latent_that_no_threshold_makes_active_sleeps_on(make_sae, x):
+    sae = make_sae("jumprelu")
+    sae.log_threshold.data[:3] = 5.0
+    highest = sae.preactivations(x).detach().amax(0)
+    sae.b_enc.data[:2] -= highest[:2] + torch.tensor([1.0, -5e-4])  # all negative; below the lowest threshold
+    sae.step(x, dead=torch.arange(48) < 3)
+    sae.end_step()
+    assert sae.log_threshold[:2].tolist() == [5.0, 5.0] and sae.log_threshold[2] < 5.0
+    sae.step(x + 30 * sae.W_enc.detach()[0] / sae.scale, dead=torch.arange(48) < 3)  # here the first one is positive
+    sae.end_step()
+    assert sae.log_threshold[0] < 5.0
 
 
 def test_a_batch_without_samples_wakes_nothing(make_sae, x):
