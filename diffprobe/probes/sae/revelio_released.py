@@ -80,9 +80,10 @@ class RevelioReleased(topk.TopK):
         self.b_pre.copy_(rows.double().mean(0))
 
     def variance_of(self, x: Tensor, joint: Joint) -> Tensor:
-        """Return the variance of the batch."""
+        """Return the variance of the joint batch, about its own mean."""
         n = max(x.shape[0], 1)
-        return joint.mean((x - x.mean(0)).square().sum() / n).detach().clamp(min=1e-12)
+        mean = joint.mean(x.sum(0) / n)
+        return joint.mean((x - mean).square().sum() / n).detach().clamp(min=1e-12)
 
     def begin_step(self) -> None:
         """Normalise the decoder: before the step, and not after it."""

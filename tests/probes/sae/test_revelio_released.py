@@ -20,6 +20,15 @@ def test_the_loss_is_the_error_over_the_variance_of_the_batch(make_sae, x):
     torch.testing.assert_close(out.loss, wanted)
 
 
+def test_two_processes_divide_by_the_variance_of_the_joint_batch(make_sae, x, share_out):
+    sae = make_sae("revelio_released")
+    x[::2] += 9  # what one of them has lies elsewhere
+    found = share_out(sae.variance_of, x)
+    assert found[0] == found[1] == pytest.approx(float(x.var(0, unbiased=False).sum()), rel=1e-5)
+    losses = share_out(lambda rows, joint: sae.step(rows, joint=joint).loss.detach(), x)
+    assert float(sum(losses)) / 2 == pytest.approx(float(sae.step(x).loss.detach()), rel=1e-5)
+
+
 def test_the_encoder_starts_small_and_the_decoder_is_normalised_before_the_step(make_sae):
     sae = make_sae("revelio_released", n_latents=600)
     assert 0.9 * (6 / 600) ** 0.5 < float(sae.W_enc.detach().abs().max()) <= (6 / 600) ** 0.5
