@@ -49,8 +49,10 @@ def decoder_coherence(rows: Float[Tensor, "n_latents d_in"], *, chunk: int = CHU
             for j in range(i, n, chunk):  # the other half is its mirror image
                 cosines = (unit[i : i + chunk] @ unit[j : j + chunk].T).abs()
                 if i == j:
-                    cosines = cosines.triu(1)
+                    cosines = cosines.triu(1)  # a pair once, and no row with itself
                 total += float(cosines.sum(dtype=torch.float64))
+                if i == j:
+                    cosines -= torch.ones_like(cosines).tril()  # below any pair, orthogonal ones too
                 place = int(cosines.argmax())
                 found, width = float(cosines.flatten()[place]), cosines.shape[1]
                 if found > largest:

@@ -21,6 +21,19 @@ def test_chunks_do_not_matter(n, d, chunk, seed):
     assert a < b and float((unit[a] @ unit[b]).abs()) == pytest.approx(found.largest, abs=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 2048])
+def test_orthogonal_rows_have_none(chunk):
+    for n in (2, 3, 7):
+        assert decoder_coherence(torch.eye(n), chunk=chunk) == (0, 0, (0, 1))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 2048])
+def test_opposed_directions_count_as_much_as_alike_ones(chunk):
+    angles = torch.tensor([0.0, 2.0, 4.1], dtype=torch.float64)  # all cosines are negative
+    found = decoder_coherence(torch.stack([angles.cos(), angles.sin()], 1), chunk=chunk)
+    assert found.pair == (0, 2) and found.largest == pytest.approx(-math.cos(4.1), abs=1e-12)
+
+
 def test_twins_are_found_whatever_their_sign_and_length():
     rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     rows[41] = -7 * rows[3]
