@@ -91,7 +91,8 @@ class SplicedError:
         device: torch device; `auto` takes the accelerator if there is one.
         rows: samples a pass; None bounds them by memory.
     Raises: UnknownTap; WeightsMismatch for another pipeline, or a target that is not known; ConfigError for a pooling
-        that cannot be put back, or a backbone that is given clean images and so denoises nothing.
+        that cannot be put back, features that are means over several draws (no pass of the network holds one), or a
+        backbone that is given clean images and so denoises nothing.
     """
 
     def __init__(self, plan: Plan, tap: str, *, device: torch.device | str = "auto", rows: int | None = None) -> None:
@@ -100,6 +101,12 @@ class SplicedError:
         self.target = _target(plan)
         if plan.schedule is not plan.outline.schedule:
             raise ConfigError("clean_input=true: a backbone that sees clean images has no denoising error.")
+        if plan.draws > 1 and not plan.keep_draws:
+            raise ConfigError(
+                f"draws={plan.draws}, averaged: what was learned from means over draws never saw the features of one"
+                " draw, which are all that a pass of the network has to be replaced.",
+                fix="train with features.keep_draws=true, or with features.draws=1",
+            )
         taps = {info.path: info for info in plan.taps}
         if tap not in taps:
             raise unknown("tap of the plan", tap, taps, UnknownTap)

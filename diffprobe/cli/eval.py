@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "settings", nargs="*", metavar="SETTING", help="key=value, for example data.limit=100 (default: emoji/evaluate)"
     )
     sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
-    sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained sae run, as `train` printed it")
+    sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained sae run, or grid of them")
     sae.add_argument(
         "settings", nargs="*", metavar="SETTING", help="key=value, for example limit=100 (default: emoji/evaluate_sae)"
     )
@@ -53,14 +53,19 @@ def _run_sae(args: argparse.Namespace) -> int:
             f"experiment '{experiment}' does not describe the evaluation of an sae.",
             fix="experiment=emoji/evaluate_sae",
         )
-    _print(evaluate_sae(config))
+    paths = evaluate_sae(config)
+    for path in paths:
+        _print(path, headed=len(paths) > 1)
     return 0
 
 
-def _print(path: Path) -> None:
+def _print(path: Path, *, headed: bool = False) -> None:
     from diffprobe.core.result import read_result
 
-    for record in read_result(path).metrics:
+    result = read_result(path)
+    if headed:
+        print(f"{result.config['run']}:")
+    for record in result.metrics:
         nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
         interval = record.detail.get("interval")
         spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""

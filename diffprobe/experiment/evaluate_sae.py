@@ -1,6 +1,6 @@
 """`diffprobe eval sae`: what a trained autoencoder's reconstruction costs the model that its features come from.
 
-Owns the way from a run's folder to the samples, the network and the autoencoders. What is measured is
+Owns the way from a run to the samples and the network that its autoencoders are put into. What is measured is
 `analysis/spliced_error.py`.
 """
 
@@ -11,18 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.config.parse import parse
-from diffprobe.config.schema import RunConfig
-from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, EmptyClass, SchemaError, WeightsMismatch, WeightsMissing, unknown
-from diffprobe.core.result import MetricRecord, RunResult, make_result, read_result, write_result
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
+from diffprobe.core.result import MetricRecord, make_result, write_result
 from diffprobe.experiment.extract import backbone_and_features
+from diffprobe.experiment.inputs import BACKBONE, SHARDS, backbone_digest
+from diffprobe.experiment.trained_sae import RESULT, Trained, open_runs
 
 if TYPE_CHECKING:
     from diffprobe.analysis.spliced_error import Baseline, HeldOut, SplicedError
     from diffprobe.backbones.cell import Cell
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class SaeEvaluation:
     experiment: str
     """Name of the experiment."""
     run: str = ""
-    """Folder of a trained sae run."""
+    """Folder of a trained sae run; of a grid's, all members are measured."""
     timesteps: tuple[int, ...] = ()
     """Timesteps at which features are replaced; none takes those that the autoencoder was trained on."""
     split: str | None = None
@@ -53,54 +51,8 @@ class SaeEvaluation:
     """Folder of runs."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A finished sae run."""
-
-    folder: Path
-    """Where it is."""
-    result: RunResult
-    """Its result."""
-    config: RunConfig
-    """Its configuration, with data and backbone where they are now."""
-
-    def saes(self) -> dict[str, Path]:
-        """Return the folders of its autoencoders by name.
-
-        Raises: WeightsMissing, SchemaError if one is not there or not the one that the result is about.
-        """
-        from diffprobe.probes.saving import TENSORS
-
-        folders = {name: self.folder / name for name in self.result.artifacts if not name.startswith("input/")}
-        for name, folder in folders.items():
-            if not (folder / TENSORS).is_file():
-                raise WeightsMissing(
-                    f"the run '{self.folder}' has no weights '{name}/{TENSORS}'.", fix="train it again"
-                )
-            if digest_file(folder / TENSORS) != self.result.artifacts[name]:
-                raise SchemaError(f"'{folder / TENSORS}' is not the file that the run's {RESULT} is about.")
-        return folders
-
-
-def open_run(config: SaeEvaluation) -> Trained:
-    """Read a run's result and judge that it is one of an autoencoder. Raises: ConfigError, SchemaError."""
-    folder = Path(config.run)
-    if not config.run or not (folder / RESULT).is_file():
-        raise ConfigError(
-            f"'{config.run}' is not the folder of a finished run: it has no {RESULT}.",
-            fix="name the folder that `diffprobe train` printed: diffprobe eval sae runs/emoji/sae/DIGEST",
-        )
-    result = read_result(folder / RESULT)
-    if result.kind != "sae":
-        raise ConfigError(f"'{config.run}' is a run of kind '{result.kind}'; only those of kind 'sae' reconstruct.")
-    run: RunConfig = parse(RunConfig, result.config, at=f"{folder / RESULT}: config")
-    backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
-    data = replace(run.data, path=config.data or run.data.path, limit=config.limit or run.data.limit)
-    return Trained(folder=folder, result=result, config=replace(run, backbone=backbone, data=data))
-
-
-def evaluate_sae(config: SaeEvaluation) -> Path:
-    """Measure every autoencoder of a run, write `result.json`, and return its path.
+def evaluate_sae(config: SaeEvaluation) -> list[Path]:
+    """Measure every autoencoder of a run, write `result.json`, and return its path; of a grid's run, one a member.
 
     Raises: ConfigError for a folder that is no sae run, or features that cannot be put back; WeightsMissing,
         WeightsMismatch, SchemaError for files that do not fit the run; UnknownName, BadTimestep, EmptyClass; what
@@ -108,15 +60,35 @@ def evaluate_sae(config: SaeEvaluation) -> Path:
     """
     from diffprobe.core.memory import keep_freed_memory
 
-    started_at = time.time()
     keep_freed_memory()
-    trained = open_run(config)
-    saes = trained.saes()
+    runs = [(_as_it_is_now(config, trained), trained.saes()) for trained in open_runs(config.run)]
+    runs.sort(key=lambda run: [cell.name for folder in run[1].values() for cell in run[0].cells(folder)])
+    networks: dict[tuple[Any, ...], _Opened] = {}
+    with _progress() as progress:
+        return [_evaluate(config, trained, saes, networks, progress) for trained, saes in runs]
+
+
+def _as_it_is_now(config: SaeEvaluation, trained: Trained) -> Trained:
+    """Return the run with data and backbone where they are now."""
+    run = trained.config
+    backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
+    data = replace(run.data, path=config.data or run.data.path, limit=config.limit or run.data.limit)
+    return replace(trained, config=replace(run, backbone=backbone, data=data))
+
+
+def _evaluate(
+    config: SaeEvaluation,
+    trained: Trained,
+    saes: dict[str, Path],
+    networks: "dict[tuple[Any, ...], _Opened]",
+    progress: Any,
+) -> Path:
+    """Measure one run or one member of a grid; its record is the same in both cases."""
+    started_at = time.time()
     tree = {key: value for key, value in asdict(config).items() if key not in ("output", "run", "device")}
     tree |= {"run": trained.result.run, "trained": trained.result.config}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
-    with _progress() as progress:
-        metrics = _measure(config, trained, saes, progress)
+    metrics = _measure(config, trained, saes, networks, progress)
     run_dir.mkdir(parents=True, exist_ok=True)
     result = make_result(
         run=run_dir.name,
@@ -132,25 +104,36 @@ def evaluate_sae(config: SaeEvaluation) -> Path:
     return run_dir / RESULT
 
 
-def _measure(config: SaeEvaluation, trained: Trained, saes: dict[str, Path], progress: Any) -> list[MetricRecord]:
-    """Measure all autoencoders; those of one tap share the network and the errors without them."""
+def _measure(
+    config: SaeEvaluation,
+    trained: Trained,
+    saes: dict[str, Path],
+    networks: "dict[tuple[Any, ...], _Opened]",
+    progress: Any,
+) -> list[MetricRecord]:
+    """Measure all autoencoders; those that follow each other on one tap share the network and the errors without them.
+
+    Args:
+        networks: holds the last one that was opened: those of all taps of a grid need not fit into memory together.
+    """
     from diffprobe.analysis.spliced_records import Described, spliced_records
     from diffprobe.probes.sae import KSAE
 
-    opened: dict[tuple[Any, ...], _Opened] = {}
     metrics: list[MetricRecord] = []
     for name, folder in saes.items():
         sae = KSAE.from_pretrained(folder).eval().requires_grad_(False)
-        cells = _cells_of(folder, trained.result)
+        cells = trained.cells(folder)
         cell, timesteps = cells[0], config.timesteps or tuple(cell.timestep for cell in cells)
         key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
-        if key not in opened:
-            opened[key] = _open(config, trained, cell, timesteps, sae.d_in, progress)
-        here = opened[key]
+        if key not in networks:
+            networks.clear()
+            networks[key] = _open(config, trained, cell, timesteps, sae.d_in, progress)
+        here = networks[key]
         sae.to(here.network.device)
-        task = progress.add_task(f"{name}: reconstruction", total=len(here.samples) * len(timesteps))
+        task = progress.add_task(f"{trained.result.run}: reconstruction", total=len(here.samples) * len(timesteps))
         tick = partial(progress.advance, task)
         spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
+        progress.remove_task(task)
         about = Described(
             cell=cell,
             several=len(cells) > 1,
@@ -196,10 +179,11 @@ def _open(
     backbone, features = backbone_and_features(trained.config)
     features = replace(features, taps=(cell.tap,), timesteps=timesteps, snr=())
     request = Request(backbone, trained.config.data, features)
-    if request.shard_set.digest != trained.result.artifacts.get("input/shards"):
+    inputs = trained.result.artifacts
+    if request.shard_set.digest != inputs.get(SHARDS):
         raise SchemaError(
             f"'{trained.config.data.path}' is not the shard set that the run was trained on.",
-            f"digest: the run's {trained.result.artifacts.get('input/shards')}, this one's {request.shard_set.digest}",
+            f"digest: the run's {inputs.get(SHARDS)}, this one's {request.shard_set.digest}",
             fix="name the right one: data=FOLDER",
         )
     if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
@@ -209,6 +193,13 @@ def _open(
         raise WeightsMismatch(
             f"the autoencoder takes features of width {d_in}; tap '{cell.tap}' of '{backbone.path}' gives {width}."
         )
+    digest = backbone_digest(request.plan.fingerprint)
+    if digest != inputs.get(BACKBONE):
+        raise WeightsMismatch(
+            f"'{backbone.path}' is not the backbone that the run was trained on.",
+            f"digest: the run's {inputs.get(BACKBONE, 'not recorded')}, this one's {digest}",
+            fix="name the right one: backbone=FOLDER; or train on this one",
+        )
     with quiet_libraries():
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
     split = config.split or trained.config.data.test_split
@@ -216,6 +207,7 @@ def _open(
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
     task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)
     baseline = network.baseline(samples, timesteps, partial(progress.advance, task))
+    progress.remove_task(task)
     return _Opened(network, samples, clusters, baseline)
 
 
@@ -246,21 +238,6 @@ def _hold_out(
     if not keys:
         raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
     return HeldOut(torch.cat(latents), keys, told), clusters
-
-
-def _cells_of(folder: Path, result: RunResult) -> "tuple[Cell, ...]":
-    """Return the cells that an autoencoder was trained on, by its own file, else all of the run (of one tap)."""
-    import json
-
-    from diffprobe.backbones.cell import Cell
-    from diffprobe.probes.saving import SETTINGS
-
-    named = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"].get("cell")
-    names = [named] if named else sorted({record.cell for record in result.metrics if record.cell})
-    cells = sorted((Cell.parse(name) for name in names), key=lambda cell: cell.timestep)
-    if len({(cell.tap, cell.condition, cell.pool) for cell in cells}) != 1:
-        raise SchemaError(f"'{folder}' does not say which cells it was trained on.", f"cells of the run: {names}")
-    return tuple(cells)
 
 
 def _progress() -> AbstractContextManager[Any]:

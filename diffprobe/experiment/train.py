@@ -251,6 +251,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
     from diffprobe.training.bank import SparseAutoencoderBankModule
 
     config = planned.config
+    written: dict[str, str] = {}  # all probes of the run; the record of a grid names those of its members
 
     def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
         from diffprobe.core.result import make_result, write_result
@@ -258,6 +259,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
 
         saved = part.save(folder / "probes") if part else []
         artifacts = {str(path.relative_to(folder)): digest_file(path / TENSORS) for path in saved}
+        written.update({str((folder / name).relative_to(planned.run_dir)): sha for name, sha in artifacts.items()})
         result = make_result(
             run=run,
             experiment=config.experiment,
@@ -266,7 +268,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             seeds={**seeds, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
             metrics=[record for split in part.scores for record in part.records(split)] if part else [],
             started_at=started_at,
-            artifacts={**artifacts, **inputs_of(source)},
+            artifacts={**(artifacts if part else written), **inputs_of(source)},
             wandb_run_id=tracking.run_id(logger),
         )
         write_result(result, folder / resume.RESULT)

@@ -56,7 +56,7 @@ def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path,
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     path = tiny_sd if prediction == "epsilon" else sd_unet.tiny(tmp_path / "v", prediction=prediction)
-    here = open_network(path, "mid_block", "none", draws=2)
+    here = open_network(path, "mid_block", "none", draws=2, keep_draws=True)
     assert here.target == prediction
     found = here.spliced(samples, T, lambda x: 0.5 * x)
     untouched = here.baseline(samples, T).untouched
@@ -121,6 +121,8 @@ def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
         SplicedError(make_plan(str(tiny_sd), taps=["mid_block"], timesteps=T), "mid_blocks")
     with pytest.raises(ConfigError, match="no denoising error"):
         open_network(tiny_sd, "mid_block", "mean", clean_input=True)
+    with pytest.raises(ConfigError, match=r"draws=2, averaged(.|\n)*fix: train with features.keep_draws=true"):
+        open_network(tiny_sd, "mid_block", "mean", draws=2)
     with pytest.raises(WeightsMismatch, match="predicts 'sample'"):
         open_network(sd_unet.tiny(tmp_path / "x0", prediction="sample"), "mid_block", "mean")
     with pytest.raises(WeightsMismatch, match="'pixels' is a pixels, not a StableDiffusionPipeline"):

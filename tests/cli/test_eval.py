@@ -85,6 +85,19 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
 
 
+def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, capfd):
+    assert main(["train", *sae_settings, "probe.grid.k=[2,4]"]) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    folder = last.removeprefix("result: ").removesuffix("/result.json")
+    assert main(["eval", "sae", folder, "group_attribute=null", "device=cpu", f"output={tmp_path / 'runs'}"]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    heads = [line for line in lines if line.endswith(":")]
+    assert [head.rpartition("/")[2] for head in heads] == ["k=2:", "k=4:"] and err == ""
+    assert sum(line.startswith("test  delta_mse ") for line in lines) == 2
+    assert len({line for line in lines if line.startswith("result: ")}) == 2
+
+
 def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):
     assert main(["eval", "sae", str(tmp_path)]) == 2
     err = capsys.readouterr().err

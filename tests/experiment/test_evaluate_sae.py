@@ -1,35 +1,28 @@
-"""From a trained run to what it costs the model, on the tiny pipeline and shards."""
+"""From a trained run, or a grid of them, to what it costs the model, on the tiny pipeline and shards."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
 
+from diffprobe.analysis.spliced_error import SplicedError
 from diffprobe.config.compose import load, load_run
-from diffprobe.core.errors import (
-    BadTimestep,
-    ConfigError,
-    SchemaError,
-    UnknownName,
-    WeightsMismatch,
-    WeightsMissing,
-)
+from diffprobe.core.errors import BadTimestep, ConfigError, SchemaError, UnknownName, WeightsMismatch
 from diffprobe.core.result import read_result
-from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae, open_run
+from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae
 from diffprobe.experiment.extract import extract_run
 from diffprobe.experiment.train import train
 
 CELL = "mid_block@t20:caption:mean"
 
 
-def train_on(timesteps, tiny_sd, tiny_shards, root):
-    """Train an autoencoder of the mid block that was told the captions; return the run's folder."""
+def train_on(timesteps, tiny_sd, tiny_shards, root, *settings):
+    """Train an autoencoder of the mid block that was told the captions, or a grid; return the run's folder."""
     config = load_run(
         None,
         [
             "probe=topk",
-            "probe.cell=mid_block@t*",
+            *([] if settings else ["probe.cell=mid_block@t*"]),
             "probe.params.k=4",
             "probe.params.n_latents=40",
             f"backbone.path={tiny_sd}",
@@ -45,6 +38,7 @@ def train_on(timesteps, tiny_sd, tiny_shards, root):
             "trainer.enable_progress_bar=false",
             "logger=none",
             f"output={root / 'runs'}",
+            *settings,
         ],
     )
     extract_run(config, progress=False)
@@ -70,7 +64,8 @@ def evaluated(trained, tmp_path_factory):
     run = SaeEvaluation(
         experiment="tiny/evaluate_sae", run=str(trained), timesteps=(20, 500), device="cpu", output=output
     )
-    return read_result(evaluate_sae(run))
+    (path,) = evaluate_sae(run)
+    return read_result(path)
 
 
 def test_the_result_walks_back_to_the_run(evaluated, trained):
@@ -79,6 +74,7 @@ def test_the_result_walks_back_to_the_run(evaluated, trained):
     assert evaluated.config["run"] == source.run and evaluated.config["trained"] == source.config
     assert evaluated.artifacts["input/probes/sae"] == source.artifacts["probes/sae"]
     assert evaluated.artifacts["input/shards"] == source.artifacts["input/shards"]
+    assert evaluated.artifacts["input/backbone"] == source.artifacts["input/backbone"]
     assert evaluated.seeds["noise"] == 5 and "output" not in evaluated.config
 
 
@@ -102,7 +98,8 @@ def test_the_features_replaced_are_those_that_were_trained_on(evaluated, trained
 
 
 def test_by_default_it_is_the_timestep_of_training(config):
-    found = read_result(evaluate_sae(dataclasses.replace(config, timesteps=(), group_attribute="colour", split="val")))
+    (path,) = evaluate_sae(dataclasses.replace(config, timesteps=(), group_attribute="colour", split="val"))
+    found = read_result(path)
     assert {r.cell for r in found.metrics} == {CELL} and {r.split for r in found.metrics} == {"val"}
     (record,) = (r for r in found.metrics if r.name == "delta_mse")
     assert record.detail["n_clusters"] == 3
@@ -111,31 +108,60 @@ def test_by_default_it_is_the_timestep_of_training(config):
 def test_one_autoencoder_of_several_timesteps_is_measured_at_each(tiny_sd, tiny_shards, tmp_path):
     run = train_on([20, 500], tiny_sd, tiny_shards, tmp_path)
     config = SaeEvaluation(experiment="tiny/evaluate_sae", run=str(run), device="cpu", output=str(tmp_path))
-    found = [(r.name, r.cell, r.detail["trained_on"]) for r in read_result(evaluate_sae(config)).metrics]
+    (path,) = evaluate_sae(config)
+    found = [(r.name, r.cell, r.detail["trained_on"]) for r in read_result(path).metrics]
     other = CELL.replace("t20", "t500")
     assert {cell for name, cell, _ in found if name == "delta_mse"} == {CELL, other}
     assert [cell for name, cell, _ in found if name == "delta_mse_overall"] == [None]
     assert {trained_on for _, _, trained_on in found} == {f"{CELL}, {other}"}
 
 
-def test_folders_that_are_no_sae_run_are_told(config, trained, tmp_path):
-    for run in ("", str(tmp_path / "nothing")):
-        with pytest.raises(ConfigError, match="is not the folder of a finished run"):
-            open_run(dataclasses.replace(config, run=run))
-    other = tmp_path / "other"
-    other.mkdir()
-    result = json.loads((trained / "result.json").read_text())
-    (other / "result.json").write_text(json.dumps({**result, "kind": "classifier"}))
-    with pytest.raises(ConfigError, match="of kind 'classifier'; only those of kind 'sae'"):
-        open_run(dataclasses.replace(config, run=str(other)))
-    (other / "result.json").write_text(json.dumps(result))
-    with pytest.raises(WeightsMissing, match="has no weights 'probes/sae/probe.safetensors'"):
-        evaluate_sae(dataclasses.replace(config, run=str(other)))
-    shutil.copytree(trained / "probes", other / "probes")
-    (other / "probes" / "sae" / "probe.safetensors").write_bytes(b"other")
-    with pytest.raises(SchemaError, match="is not the file that the run's result.json is about"):
-        evaluate_sae(dataclasses.replace(config, run=str(other)))
-    assert not list(tmp_path.glob("tiny/**/result.json"))
+@pytest.fixture(scope="module")
+def grid(tiny_sd, tiny_shards, tmp_path_factory):
+    """Folder of a grid whose cells alternate, so that its order is not that of the networks."""
+    cells = "features.taps=[mid_block,up_blocks.0]", "probe.grid.cell=[up_blocks.0@t20,mid_block@t20]"
+    root = tmp_path_factory.mktemp("grid")
+    return train_on([20], tiny_sd, tiny_shards, root, "probe.grid.seed=[0,3]", *cells)
+
+
+def test_a_grid_is_measured_member_by_member_and_each_has_the_record_of_its_own(grid, tmp_path, monkeypatch):
+    opened = []
+    make = SplicedError.__init__
+    monkeypatch.setattr(SplicedError, "__init__", lambda self, *a, **k: opened.append(a[1]) or make(self, *a, **k))
+    config = SaeEvaluation(experiment="tiny/evaluate_sae", run=str(grid), device="cpu", output=str(tmp_path / "grid"))
+    paths = evaluate_sae(config)
+    assert opened == ["mid_block", "up_blocks.0"]
+    found = {read_result(path).config["run"]: read_result(path) for path in paths}
+    members = [f"seed={seed},{cell}@t20" for cell in ("mid_block", "up_blocks.0") for seed in (0, 3)]
+    assert list(found) == [f"{grid.name}/{member}" for member in members] and len(set(paths)) == 4
+    for member, result in zip(members, found.values(), strict=True):
+        assert {r.cell for r in result.metrics} == {f"{member.partition(',')[2]}:caption:mean"}
+        assert {r.name for r in result.metrics} >= {"delta_mse", "delta_mse_overall", "fvu"}
+        source = read_result(grid / "members" / member / "result.json")
+        assert result.seeds["run"] == source.seeds["run"]
+        assert result.artifacts["input/probes/sae"] == source.artifacts["probes/sae"]
+    alone = dataclasses.replace(config, run=str(grid / "members" / members[3]), output=str(tmp_path / "alone"))
+    (path,) = evaluate_sae(alone)
+    assert path.parent.name == paths[3].parent.name
+    assert read_result(path).metrics == read_result(paths[3]).metrics
+
+
+def test_features_that_are_means_over_draws_are_refused(tiny_sd, tiny_shards, tmp_path):
+    def evaluate(*settings):
+        run = train_on([20], tiny_sd, tiny_shards, tmp_path, "features.draws=2", *settings)
+        config = SaeEvaluation(
+            experiment="tiny/evaluate_sae", run=str(run), device="cpu", output=str(tmp_path / "found")
+        )
+        (path,) = evaluate_sae(config)
+        return read_result(run / "result.json"), read_result(path)
+
+    with pytest.raises(ConfigError, match=r"draws=2, averaged(.|\n)*fix: train with features.keep_draws=true"):
+        evaluate()
+    assert not (tmp_path / "found").exists()
+    trained, found = evaluate("features.keep_draws=true")
+    (store,) = (r for r in trained.metrics if (r.name, r.split) == ("fvu", "test"))
+    (here,) = (r for r in found.metrics if r.name == "fvu")
+    assert here.value == pytest.approx(store.value, rel=1e-4) and here.detail["draws"] == 2
 
 
 def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_path):
@@ -155,6 +181,8 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
     build_index(tmp_path / "fewer", name="tiny", licence="CC0-1.0")
     with pytest.raises(SchemaError, match="not the shard set that the run was trained on"):
         evaluate(data=str(tmp_path / "fewer"))
+    with pytest.raises(WeightsMismatch, match="is not the backbone that the run was trained on"):
+        evaluate(backbone=str(sd_unet.tiny(tmp_path / "other", seed=1)))
     with pytest.raises(WeightsMismatch, match="takes features of width 32; tap 'mid_block' of '.*' gives 16"):
         evaluate(backbone=str(sd_unet.tiny(tmp_path / "narrow", channels=(16, 16))))
 

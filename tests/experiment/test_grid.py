@@ -44,6 +44,8 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     assert torch.equal(weights.W_enc, expected.W_enc) and torch.equal(weights.W_dec, expected.W_dec)
     whole = read_result(path)
     assert whole.metrics == () and whole.config["probe"]["grid"]["k"] == [2, 4]
+    named = {f"members/{entry.name}/probes/sae" for entry in members.iterdir()}
+    assert named == {name for name in whole.artifacts if not name.startswith("input/")}
     assert f"{name}/test/fvu" in (path.parent / "curves" / "metrics.csv").read_text().splitlines()[0]
 
     results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]
