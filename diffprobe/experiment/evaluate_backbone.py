@@ -18,6 +18,7 @@ from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.analysis.denoising_error import DenoisingError
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.config.schema import DataConfig
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import MetricRecord, make_result, write_result
@@ -30,6 +31,7 @@ from diffprobe.experiment.evaluate_captions import (
     regressions,
     text_use,
 )
+from diffprobe.experiment.inputs import BACKBONE, SHARDS, checkpoint_digest
 from diffprobe.shards.index import ShardSet
 
 
@@ -81,17 +83,21 @@ class BackboneEvaluation:
 def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     """Measure, write `result.json` (and `samples.png`), and return its path and the gates that were missed.
 
+    The folder is <output>/<experiment>/<first 12 digits of a digest>: of the config, the model's files and the shards.
+
     Raises: UnknownName for a `group_attribute` the data do not have; EmptyClass if they are too few or too alike for
         wrong captions; what opening model and data raises.
     """
     started_at = time.time()
     keep_freed_memory()
-    attributes = ShardSet.load(config.data.path).attributes
-    if config.group_attribute is not None and config.group_attribute not in attributes:
-        raise unknown("group_attribute", config.group_attribute, attributes)
+    shard_set = ShardSet.load(config.data.path)
+    if config.group_attribute is not None and config.group_attribute not in shard_set.attributes:
+        raise unknown("group_attribute", config.group_attribute, shard_set.attributes)
     pipeline = load_pipeline(config.model)
     score = DenoisingError(pipeline, seed=config.seed)
-    run_dir = Path(config.output) / config.experiment
+    tree = {key: value for key, value in asdict(config).items() if key != "output"}
+    inputs = {SHARDS: shard_set.digest, BACKBONE: checkpoint_digest(config.model)}
+    run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics: list[MetricRecord] = []
     expectations: dict[str, Expectation] = {}
@@ -108,13 +114,14 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     if config.prompts:
         sample_grid(config, pipeline).save(run_dir / "samples.png")
     result = make_result(
-        run=config.experiment,
+        run=run_dir.name,
         experiment=config.experiment,
         kind="backbone_eval",
-        config={key: value for key, value in asdict(config).items() if key != "output"},
+        config=tree,
         seeds={"seed": config.seed},
         metrics=metrics,
         started_at=started_at,
+        artifacts=inputs,
     )
     write_result(result, run_dir / "result.json")
     return run_dir / "result.json", missed_gates(config.gates, metrics)

@@ -19,6 +19,8 @@ from diffprobe.experiment.evaluate_backbone import (
     load_pipeline,
     missed_gates,
 )
+from diffprobe.experiment.inputs import checkpoint_digest
+from diffprobe.shards.index import ShardSet
 from diffprobe.training.images import load_table
 
 
@@ -55,7 +57,29 @@ def test_all_questions_are_answered_on_both_splits(evaluated):
     assert {record.n for record in records.values()} == {4}
     result = read_result(path)
     assert result.kind == "backbone_eval" and result.seeds == {"seed": 0} and "output" not in result.config
-    assert path.parent.parts[-2:] == ("tiny", "evaluate")
+    assert path.parent.parts[-3:] == ("tiny", "evaluate", result.run)
+
+
+def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results(tiny_sd, config, tmp_path):
+    model = tmp_path / "model"
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few |= {"model": str(model), "output": str(tmp_path / "runs"), "n_screening_timesteps": 0}
+
+    def evaluate(**changed):
+        return evaluate_backbone(dataclasses.replace(config, **few, **changed))[0]
+
+    shutil.copytree(tiny_sd, model)
+    first, again, fewer = evaluate(), evaluate(), evaluate(data=dataclasses.replace(config.data, limit=3))
+    shutil.rmtree(model)
+    sd_unet.tiny(model, seed=1)
+    other = evaluate()
+    assert first == again and len({first, fewer, other}) == 3
+    results = {path: read_result(path) for path in (first, fewer, other)}
+    assert results[first].artifacts["input/backbone"] == results[fewer].artifacts["input/backbone"]
+    assert results[first].artifacts["input/backbone"] == checkpoint_digest(str(tiny_sd))
+    assert results[other].artifacts["input/backbone"] == checkpoint_digest(str(model))
+    assert {found.artifacts["input/shards"] for found in results.values()} == {ShardSet.load(config.data.path).digest}
+    assert results[first].config == results[other].config and results[first].metrics != results[other].metrics
 
 
 def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
