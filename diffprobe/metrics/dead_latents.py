@@ -1,7 +1,8 @@
 """Latents that did not fire over the last so many samples. Owns the project's one definition of a dead latent.
 
-A latent is dead when it was active in none of the last `window` samples: what AuxK revives in training, and what a
-metric tells of a trained autoencoder. `sparsity.LatentUse` answers the simpler question over all samples that it saw.
+A latent is dead when it was active in none of the last `window` samples: what AuxK revives in training, and what a run
+records as `windowed_dead_fraction`. The `dead_fraction` of a split (`sparsity.LatentUse`) is the same question with all
+samples of the split as the window, asked of the finished weights.
 """
 
 from collections.abc import Callable
@@ -96,6 +97,11 @@ class DeadLatents(Metric):
     def idle(self) -> Int[Tensor, " n_latents"]:
         """Samples of this process's line since each latent was active; all of them for one that never was."""
         return self.n - 1 - self.last
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this process's line is as long as the window; before that no latent can be known to be dead."""
+        return int(self.n) >= self.window
 
     @property
     def mask(self) -> Bool[Tensor, " n_latents"]:

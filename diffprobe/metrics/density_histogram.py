@@ -1,5 +1,6 @@
 """How often latents fire, as a histogram of log10(frequency). Shows dense and nearly dead latents at one glance."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.metrics.sparsity import LatentUse
+
+DENSE = 0.1
+"""A latent that is active on this share of the samples or more is dense."""
 
 
 class DensityHistogram(NamedTuple):
@@ -21,6 +25,12 @@ class DensityHistogram(NamedTuple):
     """Latents that never fired: they have no logarithm."""
     n_below: int
     """Latents that fired, but less often than the first edge."""
+
+    @property
+    def dense_fraction(self) -> float:
+        """Share of all latents that are dense; every histogram has an edge there."""
+        n_latents = int(self.counts.sum()) + self.n_never + self.n_below
+        return float(self.counts[self.edges[:-1] >= math.log10(DENSE)].sum() / n_latents)
 
 
 def density_histogram(

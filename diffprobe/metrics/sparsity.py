@@ -41,7 +41,9 @@ class LatentUse(Metric):
         self.active += count_active(values.detach(), indices, self.n_latents)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `l0` (active latents a sample), `dead_fraction` (latents never active), `density` (one a latent)."""
+        """Return `l0` (active latents a sample), `dead_fraction` (latents active in none of the samples), `density`
+        (share of the samples in which each latent was active).
+        """
         n = self.n.double().clamp(min=1)
         return {
             "l0": self.active.sum() / n,

@@ -85,8 +85,12 @@ def test_forward_gives_the_value_of_the_batch_and_keeps_the_line():
 def test_before_the_window_is_full_nothing_is_known():
     values, indices = codes()
     metric = DeadLatents(LATENTS, N + 1)
+    assert not metric.is_full
     metric.update(values, indices)
+    assert not metric.is_full
     with pytest.raises(EmptyClass, match="37 samples were seen, the window is 38"):
         metric.compute()
+    metric.update(values[:1], indices[:1])
+    assert metric.is_full and metric.compute().n == N + 1
     with pytest.raises(ConfigError, match="window=0"):
         DeadLatents(3, 0)

@@ -14,6 +14,12 @@ def test_by_hand():
     assert (found.n_never, found.n_below) == (2, 2)
 
 
+def test_dense_latents_are_those_of_a_tenth_of_the_samples_or_more():
+    active = torch.tensor([0, 1, 99, 100, 101, 1000])
+    assert density_histogram(active, 1000, decades=2, bins_per_decade=3).dense_fraction == 0.5
+    assert density_histogram(active, 10**7, decades=1).dense_fraction == 0
+
+
 def test_frequencies_at_an_edge_belong_to_the_bin_above():
     found = density_histogram(torch.tensor([1, 10, 100, 1000]), 1000, decades=3, bins_per_decade=1)
     assert found.counts.tolist() == [1, 1, 2] and found.n_below == 0
