@@ -1,7 +1,6 @@
 """SparseAutoencoderBankModule: trains many sparse autoencoders in one pass over the features."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,14 +10,15 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.contract import Config
 from diffprobe.training.bank_batched import step_members
 from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.module import ProbeModule
-from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae import SparseAutoencoderModule, naming
+from diffprobe.training.sae_settings import check_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +73,14 @@ class SparseAutoencoderBankModule(ProbeModule):
         settings, seed: see `ProbeModule`. Members have their own seeds; no number depends on this one.
         batched: step members of equal shape as one. Then they are those of single runs to rounding, not bit for bit.
 
-    Raises: ConfigError for no member, for two of one name, for precision=16-mixed, and, naming the member, for
-        settings that do not fit its features.
+    Raises: ConfigError for no member, for two of one name, for a precision that would round the weights, for
+        precision=16-mixed, and, naming the member, for settings that do not fit its features.
     """
 
     def __init__(
         self, specs: Sequence[MemberSpec], *, settings: TrainerConfig, seed: int = 0, batched: bool = False
     ) -> None:
+        check_precision(settings)
         super().__init__(settings, seed=seed)
         self.batched = batched
         names = [spec.name for spec in specs]
@@ -164,29 +165,33 @@ class SparseAutoencoderBankModule(ProbeModule):
 
     def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Add validation samples to the metrics of all members."""
-        for member in self.members:
-            member.validation_step(batch, batch_idx)
+        self._score(batch, "val")
 
     def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Add test samples to the metrics of all members."""
+        self._score(batch, "test")
+
+    def _score(self, batch: FeatureBatch, split: str) -> None:
         for member in self.members:
-            member.test_step(batch, batch_idx)
+            with naming(member.label):
+                member.score(batch, split)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the scores."""
-        for member in self.members:
-            member.on_validation_epoch_end()
+        self._finish("val")
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the scores, those of the training set too, from one more pass over it."""
-        for member in self.members:
-            member.finish("test")
+        self._finish("test")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.batches(self.train_split):
-                for member in self.members:
-                    member.score(batch, "train")
+                self._score(batch, "train")
+        self._finish("train")
+
+    def _finish(self, split: str) -> None:
         for member in self.members:
-            member.finish("train")
+            with naming(member.label):
+                member.finish(split)
 
     def records(self, split: str) -> list[MetricRecord]:
         """Return the records of all members; which is whose, `members` tells."""
@@ -207,12 +212,3 @@ class SparseAutoencoderBankModule(ProbeModule):
         optimizer = torch.optim.AdamW(groups, fused=groups[0]["fused"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-@contextmanager
-def naming(member: str) -> Iterator[None]:
-    """Put the name of a member before what goes wrong in it."""
-    try:
-        yield
-    except (ConfigError, NonFinite) as error:
-        raise type(error)(f"{member}: {error.what}", *error.details, fix=error.fix) from error

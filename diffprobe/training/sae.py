@@ -1,26 +1,31 @@
 """SparseAutoencoderModule: trains a sparse autoencoder of any variant on the rows of one tap's cells."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.catalog import Catalog
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.dead_latents import DeadLatents
+from diffprobe.metrics.decoder_coherence import Coherence, decoder_coherence
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.contract import Config, Joint, StepOutput
 from diffprobe.training.first_pass import FirstPass, check_finite
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.rows import RowBuffer, check_one_tap, rows_of
-from diffprobe.training.sae_scores import SplitScores
+from diffprobe.training.sae_records import coherence_records, split_records, window_record
+from diffprobe.training.sae_scores import Scores, SplitScores
+from diffprobe.training.sae_settings import check_precision, step_size_factor, warn_of_window
 
 
 class SparseAutoencoderModule(ProbeModule):
@@ -31,11 +36,14 @@ class SparseAutoencoderModule(ProbeModule):
         cell: whose features are reconstructed; several are cells of one tap at different timesteps.
         d_in: the width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
+
+    Raises: ConfigError for a precision that would round the weights, cells of several taps, k above the latents.
     """
 
     def __init__(
         self, config: Config, *, cell: str | Sequence[str], d_in: int, settings: TrainerConfig, seed: int = 0
     ) -> None:
+        check_precision(settings)
         super().__init__(settings, seed=seed)
         self.config = config
         self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
@@ -52,7 +60,8 @@ class SparseAutoencoderModule(ProbeModule):
         size = config.row_buffer
         self.row_buffer = RowBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
-        self.cell_scores: dict[str, dict[str, dict[str, float]]] = {}
+        self._found: dict[str, tuple[Scores, dict[str, Scores]]] = {}
+        self._coherence: Coherence | None = None
 
     @property
     def cell(self) -> str | None:
@@ -61,6 +70,8 @@ class SparseAutoencoderModule(ProbeModule):
 
     def prepare(self) -> None:
         """Set input scale, pre-bias and what else starts from the training set, unless the weights bring their own.
+
+        Warns if no latent can count as dead within the run (`warn_of_window`).
 
         Raises: NonFinite, naming cell and sample; ConfigError, naming the cell, for constant features, for a row buffer
             that the processes can't share equally or that is larger than the training set.
@@ -104,10 +115,11 @@ class SparseAutoencoderModule(ProbeModule):
         if self.sae.initialised:
             return
         sums, rows = found.moments.compute(), found.choose(self._n_init, seed=self.seed).compute(self.joint)
-        try:
+        with naming(_named(self.cells)):
             self.sae.initialise(sums.mean, sums.variance, rows)
-        except ConfigError as error:
-            raise ConfigError(f"{_named(self.cells)}: {error.what}", *error.details, fix=error.fix) from error
+        if self.trainer.state.fn is TrainerFn.FITTING and self.trainer.is_global_zero:
+            n_trained = sums.n * self._total_steps() // len(self.source.train_dataloader())
+            warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
 
     @property
     def joint(self) -> Joint:
@@ -129,16 +141,21 @@ class SparseAutoencoderModule(ProbeModule):
         return x if self.row_buffer is None else self.row_buffer.exchange(x)
 
     def account(self, out: StepOutput, batch: FeatureBatch) -> Tensor:
-        """Count the latents that a step used, log what it gave, and return its loss. Raises: NonFinite."""
+        """Count the latents that a step used, log what it gave the joint batch, and return this process's loss.
+
+        The share of dead latents is logged from the step on before which the window was full. Raises: NonFinite.
+        """
         if not torch.isfinite(out.loss):
             check_finite(rows_of(batch, self.cells), batch, self.cells)
             check_finite_loss(out.loss.detach(), batch, ())
-        dead = self.dead_latents.mask
+        if self.dead_latents.is_full:
+            dead = self.dead_latents.mask.float().mean()
+            self.log("train/windowed_dead_fraction", dead, batch_size=len(batch), prog_bar=True)
         self.dead_latents.update(*out.code, gather=self.gather_over_processes)
-        scores = {"train/loss": out.loss, "train/fvu": out.reconstruction, "train/aux": out.aux}
-        scores |= {f"train/{name}": value for name, value in out.terms.items()}
-        self.log_dict({name: value.detach() for name, value in scores.items()}, batch_size=len(batch))
-        self.log("train/dead_fraction", dead.float().mean(), batch_size=len(batch), prog_bar=True)
+        curves = {"loss": out.loss, "fvu": out.reconstruction, "aux": out.aux, **out.terms}
+        joint = self.mean_over_processes(torch.stack([value.detach().float() for value in curves.values()]))
+        named = {f"train/{name}": value for name, value in zip(curves, joint, strict=True)}
+        self.log_dict(named, batch_size=len(batch))
         return out.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -151,8 +168,9 @@ class SparseAutoencoderModule(ProbeModule):
         self.sae.end_step()
 
     def score(self, batch: FeatureBatch, split: str) -> None:
-        """Add samples of a split to its metrics."""
+        """Add samples of a split to its metrics. Raises: NonFinite, naming cell and sample."""
         rows = rows_of(batch, self.cells)
+        check_finite(rows, batch, self.cells)
         self._measured(split).update(rows, *self.sae(rows.x))
 
     def _measured(self, split: str) -> SplitScores:
@@ -179,43 +197,38 @@ class SparseAutoencoderModule(ProbeModule):
         self.finish("train")
 
     def finish(self, split: str) -> None:
-        """Compute and log the scores of a split from all that `score` saw of it."""
-        self.scores[split], by_cell = self._measured(split).compute()
-        self.log_scores({f"{split}/{name}": value for name, value in self.scores[split].items() if name != "n"})
+        """Compute and log the scores of a split from all that `score` saw of it; with "train", of the dictionary too.
+
+        Raises: NonFinite, naming the cells, for rows that do not vary and for a decoder row without direction.
+        """
+        with naming(_named(self.cells)):
+            whole, by_cell = self._found[split] = self._measured(split).compute()
+            if split == "train" and self.sae.n_latents > 1:
+                self._coherence = decoder_coherence(self.sae.W_dec)
+                self.log_scores({"train/decoder_coherence": self._coherence.largest})
+        self.scores[split] = {**whole.values, "n": whole.n}
+        self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
-            self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.items() if name != "n"})
-        if by_cell:
-            self.cell_scores[split] = by_cell
+            self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.values.items()})
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return fvu, explained variance, L0 and dead fraction (latents never active on the split).
+        """Return what was measured on a split; `n` counts rows. Several cells: over all rows, under no cell, then each.
 
-        Several cells give them over all rows, under no cell, and then of each; `n` counts rows.
+        With "train" also of the training itself and of the dictionary: `windowed_dead_fraction`, if training was as
+        long as the window, and the coherence of the decoder rows, if there are two to compare.
         """
-        found = self._records(self.scores[split], split, self.cell)
-        for cell, scores in self.cell_scores.get(split, {}).items():
-            found += self._records(scores, split, cell)
+        whole, by_cell = self._found[split]
+        detail: dict[str, Any] = {"n_latents": self.sae.n_latents, "k": self.sae.k, "d_in": self.sae.d_in}
+        probe, several = self.sae.variant, {} if self.cell else {"cells": list(self.cells)}
+        own: dict[str, Any] = {"cell": self.cell, "probe": probe, "detail": {**detail, **several}}
+        found = split_records(whole, split=split, **own)
+        for cell, scores in by_cell.items():
+            found += split_records(scores, split=split, cell=cell, probe=probe, detail=detail)
+        if split == "train" and self.dead_latents.is_full:
+            found.append(window_record(self.dead_latents.compute(), **own))
+        if split == "train" and self._coherence is not None:
+            found += coherence_records(self._coherence, d_in=self.sae.d_in, **own)
         return found
-
-    def _records(self, scores: dict[str, float], split: str, cell: str | None) -> list[MetricRecord]:
-        nulls = {"fvu": {"mean_prediction": 1.0}, "explained_variance": {"mean_prediction": 0.0}}
-        sizes: dict[str, Any] = {"n_latents": self.sae.n_latents, "k": self.sae.k, "d_in": self.sae.d_in}
-        if cell is None:
-            sizes["cells"] = list(self.cells)
-        return [
-            MetricRecord(
-                name=name,
-                value=value,
-                split=split,
-                n=int(scores["n"]),
-                cell=cell,
-                probe=self.sae.variant,
-                nulls=nulls.get(name, {}),
-                detail=sizes,
-            )
-            for name, value in scores.items()
-            if name != "n"
-        ]
 
     def save(self, folder: Path) -> list[Path]:
         """Write the autoencoder."""
@@ -231,14 +244,7 @@ class SparseAutoencoderModule(ProbeModule):
             eps=self.config.adam_eps,
             fused=fused,
         )
-        rise, fall = 0.05, self.config.decay
-        if self.config.warmup_steps is not None:
-            rise = self.config.warmup_steps / self._total_steps()
-
-        def factor(progress: float) -> float:
-            return min(1.0, (progress + 1e-3) / rise, (1 - progress) / fall if fall > 0 else 1.0)
-
-        return self.schedule(optimizer, factor)
+        return self.schedule(optimizer, step_size_factor(self.config, self._total_steps()))
 
 
 def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
@@ -249,3 +255,12 @@ def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
 
 def _named(cells: Sequence[str]) -> str:
     return f"cell '{cells[0]}'" if len(cells) == 1 else f"cells {', '.join(cells)}"
+
+
+@contextmanager
+def naming(whose: str) -> Iterator[None]:
+    """Put a name before what goes wrong: of cells, of a member of a bank."""
+    try:
+        yield
+    except (ConfigError, NonFinite) as error:
+        raise type(error)(f"{whose}: {error.what}", *error.details, fix=error.fix) from error

@@ -1,15 +1,33 @@
-"""What is measured of a sparse autoencoder on one split, over all rows and for each cell: fvu, L0, dead fraction."""
+"""What is measured of a sparse autoencoder on one split, over all rows and for each cell.
+
+Reconstruction (fvu), use of the latents (L0, dead, dense, the histogram of their frequencies), and gamma of the rows.
+Next in the flow: `sae_records.py`.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffprobe.metrics.density_histogram import DensityHistogram, density_histogram
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
+from diffprobe.metrics.mean_to_spread import MeanToSpread
 from diffprobe.metrics.sparsity import LatentUse
 from diffprobe.probes.sae.contract import Code
 from diffprobe.training.rows import Rows
+
+
+class Scores(NamedTuple):
+    """What was measured on some rows."""
+
+    values: dict[str, float]
+    """fvu, explained_variance, l0, dead_fraction (never active on these rows), dense_fraction, gamma."""
+    n: int
+    """Rows."""
+    density: DensityHistogram
+    """Latents by the share of the rows on which they were active."""
 
 
 class SplitScores(nn.Module):
@@ -24,36 +42,42 @@ class SplitScores(nn.Module):
     def __init__(self, d_in: int, n_latents: int, cells: Sequence[str]) -> None:
         super().__init__()
         self.cells = tuple(cells) if len(cells) > 1 else ()
-        self.fvu, self.use = Fvu(d_in), LatentUse(n_latents)
+        self.fvu, self.use, self.spread = Fvu(d_in), LatentUse(n_latents), MeanToSpread(d_in)
         if self.cells:
             self.cell_fvu, self.cell_use = Grouped(Fvu(d_in), self.cells), Grouped(LatentUse(n_latents), self.cells)
+            self.cell_spread = Grouped(MeanToSpread(d_in), self.cells)
 
     def update(self, rows: Rows, x_hat: Float[Tensor, "rows d_in"], code: Code) -> None:
         """Add rows with their reconstructions and codes."""
         self.fvu.update(rows.x, x_hat)
         self.use.update(code.values, code.indices)
+        self.spread.update(rows.x)
         for i, cell in enumerate(self.cells):
             mine = rows.group == i
-            self.cell_fvu.update(cell, rows.x[mine], x_hat[mine])
+            x = rows.x[mine]
+            self.cell_fvu.update(cell, x, x_hat[mine])
             self.cell_use.update(cell, code.values[mine], code.indices[mine])
+            self.cell_spread.update(cell, x)
 
-    def compute(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """Return the numbers over all rows and of each cell, with their counts of rows `n`; and forget the rows."""
-        whole = _scores(self.fvu, self.use)
-        by_cell = {cell: _scores(self.cell_fvu[cell], self.cell_use[cell]) for cell in self.cells}
-        if self.cells:
-            self.cell_fvu.reset()
-            self.cell_use.reset()
+    def compute(self) -> tuple[Scores, dict[str, Scores]]:
+        """Return what was measured over all rows and of each cell; and forget the rows.
+
+        Raises: NonFinite for rows that do not vary.
+        """
+        whole, by_cell = _scores(self.fvu, self.use, self.spread), {}
+        for cell in self.cells:
+            by_cell[cell] = _scores(self.cell_fvu[cell], self.cell_use[cell], self.cell_spread[cell])
+        for part in self.children():
+            part.reset()  # type: ignore[operator]
         return whole, by_cell
 
 
-def _scores(fvu: Fvu, use: LatentUse) -> dict[str, float]:
-    scores = {"fvu": float(fvu.compute())}
-    scores["explained_variance"] = 1 - scores["fvu"]
+def _scores(fvu: Fvu, use: LatentUse, spread: MeanToSpread) -> Scores:
+    values = {"fvu": float(fvu.compute())}
+    values["explained_variance"] = 1 - values["fvu"]
     used = use.compute()
-    scores |= {name: float(used[name]) for name in ("l0", "dead_fraction")}
-    with fvu.sync_context():
-        scores["n"] = int(fvu.n)
-    fvu.reset()
-    use.reset()
-    return scores
+    values |= {name: float(used[name]) for name in ("l0", "dead_fraction")}
+    with use.sync_context():
+        n, density = int(use.n), density_histogram(use.active, int(use.n))
+    values |= {"dense_fraction": density.dense_fraction, "gamma": float(spread.compute())}
+    return Scores(values, n, density)

@@ -1,4 +1,4 @@
-"""Trains BatchTopK, JumpReLU and a bank, in both of its ways, on toy features, as test_sae_bank.py has them compared.
+"""Trains the other variants and a bank, in both of its ways, on toy features, as test_sae_bank.py has them compared.
 
 PROBES_WORLD=2 PROBES_OUTPUT=folder python sae_bank.py
 """
@@ -7,9 +7,10 @@ import importlib.util
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
-from diffprobe.probes.sae import batch_topk, jumprelu, topk
+from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, revelio_released, topk
 from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.sae import SparseAutoencoderModule
@@ -19,21 +20,44 @@ probes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(probes)
 
 SHAPE = {"n_latents": 32, "dead_after": 40, "k_aux": 4}
-BATCH_TOPK = batch_topk.Config(k=3, **SHAPE)
+BATCH_TOPK, MATRYOSHKA = batch_topk.Config(k=3, **SHAPE), matryoshka.Config(k=3, **SHAPE)
 
 
 class Watched(SparseAutoencoderModule):
-    """Notes how many latents this process kept and how many were dead, step by step."""
+    """Notes how many latents this process kept, how many were dead, and what it logged, step by step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kept, self.n_dead, self.aux = [], [], []
+        self.kept, self.n_dead, self.aux, self.curves = [], [], [], []
+
+    def log_dict(self, dictionary, *args, **kwargs):
+        if "train/loss" in dictionary and self.trainer.training:
+            self.curves.append({name: float(value) for name, value in dictionary.items()})
+        super().log_dict(dictionary, *args, **kwargs)
 
     def account(self, out, batch):
         self.kept.append(int((out.code.values > 0).sum()))
         self.n_dead.append(int(self.dead_latents.mask.sum()))
         self.aux.append(float(out.aux.detach()))
         return super().account(out, batch)
+
+    def seen(self):
+        return {"kept": self.kept, "dead": self.n_dead, "aux": self.aux, "scores": self.scores, "curves": self.curves}
+
+
+def watched(config, precision="32-true"):
+    return Watched(config, cell=probes.CELL, d_in=12, settings=probes.settings(precision))
+
+
+def choice_among_ties(module, rank):
+    """Which latents this process keeps, and in which part, where pre-activations are small whole numbers."""
+    sae, generator = module.sae, torch.Generator().manual_seed(0)
+    x = torch.randint(-1, 2, (probes.GLOBAL_BATCH, 12), generator=generator).float()[rank :: probes.WORLD]
+    sae.W_enc.data = torch.randint(-1, 2, (32, 12), generator=generator).float()
+    sae.b_enc.data.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        picked, _ = sae.pick(x, among=None, k_among=0, joint=module.joint)
+    return torch.zeros(len(x), 32, dtype=torch.int64).scatter_add(1, picked.top.indices, picked.part + 1)
 
 
 def members():
@@ -59,15 +83,22 @@ def run(name, module):
 def main():
     probes.OUTPUT.mkdir(parents=True, exist_ok=True)
     settings = probes.settings()
+    alone = {
+        "batch_topk": watched(BATCH_TOPK),
+        "matryoshka": watched(MATRYOSHKA),
+        "jumprelu": watched(jumprelu.Config(k=3, **SHAPE)),
+        "revelio_released": watched(revelio_released.Config(k=3, n_latents=32, learning_rate=0.01)),
+        "batch_topk_bf16": watched(BATCH_TOPK, "bf16-mixed"),
+        "matryoshka_bf16": watched(MATRYOSHKA, "bf16-mixed"),
+    }
     with quiet():
-        alone = Watched(BATCH_TOPK, cell=probes.CELL, d_in=12, settings=settings)
-        rank = run("batch_topk", alone)
-        jumps = jumprelu.Config(k=3, **SHAPE)
-        run("jumprelu", SparseAutoencoderModule(jumps, cell=probes.CELL, d_in=12, settings=settings))
+        rank = max(run(name, module) for name, module in alone.items())
         run("bank", SparseAutoencoderBankModule(members(), settings=settings))
         run("batched", SparseAutoencoderBankModule(members(), settings=settings, batched=True))
-    seen = {"kept": alone.kept, "dead": alone.n_dead, "aux": alone.aux, "scores": alone.scores}
+    seen = {name: module.seen() for name, module in alone.items()}
     (probes.OUTPUT / f"seen-{rank}.json").write_text(json.dumps(seen))
+    ties = {name: choice_among_ties(alone[name], rank) for name in ("batch_topk", "matryoshka")}
+    save_file(ties, probes.OUTPUT / f"ties-{rank}.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK, AuxK, JumpReLU
-(whose penalty and waking look at the joint batch), and a bank."""
+"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK and Matryoshka (whose
+budget is the joint batch's, of ties too), AuxK, JumpReLU (whose penalty and waking look at the joint batch), what Revelio
+released (whose loss is divided by the joint batch's variance), and a bank."""
 
 import json
 import os
@@ -39,14 +40,29 @@ def seen(folders):
     return [json.loads(path.read_text()) for path in paths]
 
 
-def test_batch_topk_shares_its_budget_over_the_processes(seen):
-    one, first, second = seen
-    assert one["kept"] == [a + b for a, b in zip(first["kept"], second["kept"], strict=True)]
-    assert any(a != b for a, b in zip(first["kept"], second["kept"], strict=True))  # not half of it each
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka", "batch_topk_bf16", "matryoshka_bf16"])
+def test_processes_share_one_budget(seen, name):
+    one, first, second = (part[name]["kept"] for part in seen)
+    assert one == [a + b for a, b in zip(first, second, strict=True)] == 4 * [*5 * [3 * 16], 3 * 12]
+    assert any(a != b for a, b in zip(first, second, strict=True))  # not half of it each
+
+
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
+def test_processes_keep_the_same_ones_of_equal_latents(folders, name):
+    one, two = folders
+    first, second = (load_file(two / f"ties-{rank}.safetensors")[name] for rank in (0, 1))
+    whole = load_file(one / "ties-0.safetensors")[name]
+    assert torch.stack([first, second], 1).flatten(0, 1).equal(whole) and int((whole > 0).sum()) == 3 * 16
+
+
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka", "jumprelu", "revelio_released"])
+def test_the_mean_loss_of_the_processes_is_that_of_one(seen, name):
+    one, first, second = ([step["train/loss"] for step in part[name]["curves"]] for part in seen)
+    assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(one, rel=1e-3)
 
 
 def test_both_processes_know_the_same_dead_latents_and_revive_them(seen):
-    one, first, second = seen
+    one, first, second = (part["batch_topk"] for part in seen)
     assert one["dead"] == first["dead"] == second["dead"] and max(one["dead"]) > 0
     assert any(aux > 0 for aux in one["aux"])
     joint = [(a + b) / 2 for a, b in zip(first["aux"], second["aux"], strict=True)]
@@ -54,10 +70,17 @@ def test_both_processes_know_the_same_dead_latents_and_revive_them(seen):
 
 
 def test_scores_agree_and_count_each_sample_once(seen):
-    one, first, second = (part["scores"] for part in seen)
+    one, first, second = (part["batch_topk"]["scores"] for part in seen)
     assert first == second
     for split in ("train", "test"):
         assert first[split] == pytest.approx(one[split], abs=1e-4)
+
+
+def test_curves_are_those_of_the_joint_batch(seen):
+    one, first, second = (part["batch_topk"]["curves"] for part in seen)
+    assert first == second and len(one) == len(first) == 4 * 6
+    for a, b in zip(one, first, strict=True):
+        assert set(a) == {"train/loss", "train/fvu", "train/aux"} and b == pytest.approx(a, rel=1e-3, abs=1e-6)
 
 
 def test_the_saved_threshold_is_that_of_one_process(folders):
@@ -65,7 +88,7 @@ def test_the_saved_threshold_is_that_of_one_process(folders):
     assert float(one.threshold) > 0 and float(two.threshold) == pytest.approx(float(one.threshold), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["batch_topk", "jumprelu", "bank", "batched"])
+@pytest.mark.parametrize("name", ["batch_topk", "matryoshka", "jumprelu", "revelio_released", "bank", "batched"])
 def test_training_agrees_to_rounding(folders, name):
     one, two = (load_file(folder / f"{name}.safetensors") for folder in folders)
     assert one.keys() == two.keys()

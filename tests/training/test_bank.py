@@ -128,7 +128,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, every):
 
 def test_logs_and_files_carry_the_names_of_members(toy, tmp_path):
     specs = grid()[:2]
-    bank = SparseAutoencoderBankModule(specs, settings=settings_of(max_epochs=1, log_every_steps=1))
+    bank = SparseAutoencoderBankModule(specs, settings=settings_of(max_epochs=2, log_every_steps=1))
     logged = {}
 
     class Watch(lightning.Callback):
@@ -137,7 +137,8 @@ def test_logs_and_files_carry_the_names_of_members(toy, tmp_path):
 
     fit(toy, tmp_path, bank, callbacks=[Watch()])
     for one in specs:
-        assert {f"{one.name}/train/loss", f"{one.name}/train/dead_fraction", f"{one.name}/val/fvu"} <= set(logged)
+        names = ("train/loss", "train/windowed_dead_fraction", "val/fvu")
+        assert {f"{one.name}/{name}" for name in names} <= set(logged)
     for one, member, path in zip(specs, bank.members, bank.save(tmp_path), strict=True):
         assert path.parent.name == one.name
         assert KSAE.from_pretrained(path).W_dec.equal(member.sae.W_dec)
@@ -152,6 +153,8 @@ def test_faults_name_the_member(toy, tmp_path):
         SparseAutoencoderBankModule([one, one], settings=settings)
     with pytest.raises(ConfigError, match="16-mixed scales the loss of all members together"):
         SparseAutoencoderBankModule([one], settings=settings_of(precision="16-mixed"))
+    with pytest.raises(ConfigError, match="^trainer.precision=bf16-true would round"):
+        SparseAutoencoderBankModule([one], settings=settings_of(precision="bf16-true"))
     wide = spec(one.cell, topk(25))
     with pytest.raises(ConfigError, match=rf"{wide.name}: k = 25 must lie in"):
         SparseAutoencoderBankModule([one, wide], settings=settings)
@@ -159,8 +162,11 @@ def test_faults_name_the_member(toy, tmp_path):
     class Broken(toy):
         def table(self, split):
             table = super().table(split)
-            table.features[one.cell][5, 2] = float("nan")
+            if split == broken:
+                table.features[one.cell][5, 2] = float("nan")
             return table
 
-    with pytest.raises(NonFinite, match=rf"{one.name}: cell '{one.cell}' has NaN"):
-        fit(Broken, tmp_path, SparseAutoencoderBankModule([one], settings=settings))
+    for broken in ("train", "val", "test"):
+        with pytest.raises(NonFinite, match=rf"^{one.name}: cell '{one.cell}' has NaN or .* the first is '{broken}/5'"):
+            module = SparseAutoencoderBankModule([one], settings=settings)
+            fit(Broken, tmp_path / broken, module, evaluate=True)

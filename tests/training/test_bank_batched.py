@@ -115,7 +115,9 @@ def test_a_bank_agrees_with_its_loop_to_rounding(toy, tmp_path, settings, roundi
     for split in ("train", "test"):
         for one, other in zip(loop.members, batched.members, strict=True):
             a, b = one.records(split), other.records(split)
-            assert [(r.name, r.cell, r.n, r.detail) for r in a] == [(r.name, r.cell, r.n, r.detail) for r in b]
+            assert [(r.name, r.cell, r.n) for r in a] == [(r.name, r.cell, r.n) for r in b]
+            if rounding < 1e-3:  # counts of histograms, and which rows are the most alike, flip in bf16
+                assert [r.detail for r in a] == [r.detail for r in b]
             assert [r.value for r in a] == pytest.approx([r.value for r in b], abs=10 * rounding)
 
 

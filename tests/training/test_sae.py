@@ -2,6 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from threading import Barrier
 
+import lightning
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from diffprobe.training.sae import SparseAutoencoderModule, make_sae
 CELL = "mid_block@t10:empty:mean"
 
 
-def run(toy, tmp_path, source=None, probe=None, start=None, **settings):
+def run(toy, tmp_path, source=None, probe=None, start=None, callbacks=(), **settings):
     source = source or toy(cells=(CELL,))
     settings = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 5, "learning_rate": 0.01} | settings
     config = TrainerConfig(**settings)
@@ -27,7 +28,7 @@ def run(toy, tmp_path, source=None, probe=None, start=None, **settings):
     if start is not None:
         start(module)
     with quiet():
-        trainer = make_trainer(config, run_dir=tmp_path)
+        trainer = make_trainer(config, run_dir=tmp_path, callbacks=callbacks)
         trainer.fit(module, datamodule=source)
         trainer.validate(module, datamodule=source, verbose=False)
         trainer.test(module, datamodule=source, verbose=False)
@@ -92,6 +93,19 @@ def test_nan_is_named_by_cell(toy, tmp_path):
         run(toy, tmp_path, source=Broken(cells=(CELL,)))
 
 
+@pytest.mark.parametrize("broken", ["val", "test"])
+def test_nan_that_is_only_evaluated_is_named_by_cell_and_sample(toy, tmp_path, broken):
+    class Broken(toy):
+        def table(self, split):
+            table = super().table(split)
+            if split == broken:
+                table.features[CELL][7, 2] = float("inf")
+            return table
+
+    with pytest.raises(NonFinite, match=rf"cell '{CELL}' has NaN or .* in 1 samples, the first is '{broken}/7'"):
+        run(toy, tmp_path, source=Broken(cells=(CELL,)), max_epochs=1)
+
+
 def test_constant_features_are_named_by_cell(toy, tmp_path):
     class Constant(toy):
         def table(self, split):
@@ -112,6 +126,67 @@ def test_every_variant_trains_and_comes_back_from_its_files(toy, tmp_path, varia
     back = KSAE.from_pretrained(module.save(tmp_path)[0])
     x = toy().table("test").features[CELL]
     assert type(back) is type(module.sae) and back(x)[0].equal(module.sae(x)[0])
+
+
+class Curves(lightning.Callback):
+    """Notes what each step logs."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def test_a_run_records_what_it_measured_of_training_dictionary_and_rows(toy, tmp_path):
+    curves = Curves()
+    module = run(toy, tmp_path, callbacks=[curves])
+    train = {record.name: record for record in module.records("train")}
+    dead = train["windowed_dead_fraction"]
+    assert dead.value == float(module.dead_latents.mask.double().mean()) and dead.n == 5 * 91
+    assert dead.detail["window"] == 150 and train["dead_fraction"].detail["window"] == 91
+    coherence = train["decoder_coherence"]
+    unit = module.sae.W_dec.detach().double()
+    cosines = (unit @ unit.T).abs() - torch.eye(32)
+    assert coherence.value == pytest.approx(float(cosines.max()), abs=1e-6) and coherence.n == 32
+    x = toy(cells=(CELL,)).table("train").features[CELL].double()
+    assert train["gamma"].value == pytest.approx(float(x.mean(0).norm() / x.std(0, unbiased=False).norm()))
+    histogram = train["dense_fraction"].detail["histogram"]
+    assert sum(histogram["counts"]) + histogram["n_never"] == 32
+    assert histogram["n_never"] / 32 == train["dead_fraction"].value
+    assert train["mean_decoder_coherence"].value == pytest.approx(float(cosines.sum() / (32 * 31)), abs=1e-6)
+    own = {"windowed_dead_fraction", "decoder_coherence", "mean_decoder_coherence"}
+    assert {record.name for record in module.records("test")} == set(train) - own
+    known = ["train/windowed_dead_fraction" in step for step in curves.steps]
+    assert known == [False] * 10 + [True] * 20  # nine batches are 16 * 5 + 11 + 16 * 3 = 139 rows, ten 155
+
+
+def test_a_run_shorter_than_the_window_warns_and_claims_nothing(toy, tmp_path):
+    curves = Curves()
+    with pytest.warns(UserWarning, match=r"dead_after=1000000 rows .* trains on 455 \(91 a pass\), so AuxK never acts"):
+        module = run(toy, tmp_path, probe=Config(k=3, n_latents=32), callbacks=[curves])
+    assert not any("windowed_dead_fraction" in record.name for record in module.records("train"))
+    assert not any("train/windowed_dead_fraction" in step for step in curves.steps) and len(curves.steps) == 30
+
+
+def test_a_run_as_long_as_the_window_does_not_warn(toy, tmp_path, recwarn):
+    run(toy, tmp_path, probe=Config(k=3, n_latents=32, dead_after=5 * 91))
+    assert not [str(warning.message) for warning in recwarn if "dead_after" in str(warning.message)]
+
+
+def test_the_rate_of_the_first_step_is_one_part_of_the_warm_up(toy, tmp_path):
+    class Rate(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates, probe = [], Config(k=3, n_latents=32, dead_after=60, warmup_steps=4, decay=0.0)
+    run(toy, tmp_path, probe=probe, max_epochs=1, callbacks=[Rate()])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+def test_weights_of_16_bits_are_refused(toy, tmp_path):
+    with pytest.raises(ConfigError, match="trainer.precision=bf16-true would round"):
+        run(toy, tmp_path, precision="bf16-true")
 
 
 def test_a_config_names_its_variant():

@@ -66,7 +66,10 @@ def test_one_place_a_sample_gives_the_weights_of_a_pooled_run(toy, wide, tmp_pat
     token = run(make("mid_block@t10:empty:tokens1", probe), OneToken(cells=(CELL,)), tmp_path / "token")
     for (name, one), other in zip(pooled.state_dict().items(), token.state_dict().values(), strict=True):
         assert one.equal(other), name
-    assert pooled.scores == token.scores and pooled.cell_scores == {}
+    assert pooled.scores == token.scores
+    assert [(r.name, r.value, r.n) for r in pooled.records("train")] == [
+        (r.name, r.value, r.n) for r in token.records("train")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +104,12 @@ def test_every_timestep_is_measured_beside_all(wide, tmp_path):
             assert found["l0", name].value == pytest.approx(float((code.values > 0).sum(1).float().mean()))
             used = code.indices[code.values > 0].unique().numel()
             assert found["dead_fraction", name].value == pytest.approx(1 - used / 32)
+            gamma = x.double().mean(0).norm() / x.double().std(0, unbiased=False).norm()
+            assert found["gamma", name].value == pytest.approx(float(gamma))
+            histogram = found["dense_fraction", name].detail["histogram"]
+            assert sum(histogram["counts"]) == used and histogram["n_never"] == 32 - used
             assert found["fvu", name].n == 84 * len(cells)
-    assert len(found) == 12 and found["fvu", None].detail["cells"] == list(TOKENS)
+    assert len(found) == 18 and found["fvu", None].detail["cells"] == list(TOKENS)
     assert found["fvu", TOKENS[1]].value != found["fvu", TOKENS[0]].value
 
 
