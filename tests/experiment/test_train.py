@@ -13,22 +13,44 @@ from diffprobe.probes.classify.linear import LinearProbe
 from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
 
-CELL = "mid_block@t20:empty:mean"
+CELL, OTHER = "mid_block@t20:empty:mean", "up_blocks.0@t20:empty:mean"
+
+
+def from_both(run, *settings):
+    """Run once on stored and once on live features; return both results and the folders of their probes."""
+    extract_run(run(*settings), progress=False)
+    paths = [train(run(*settings, f"features.source={source}")) for source in ("stored", "live")]
+    return [read_result(path) for path in paths], [path.parent / "probes" for path in paths]
+
+
+def assert_equal(stored, live):
+    for a, b in zip(stored.metrics, live.metrics, strict=True):
+        assert (a.name, a.split, a.cell, a.target, a.n) == (b.name, b.split, b.cell, b.target, b.n)
+        assert b.value == pytest.approx(a.value, abs=1e-5), (a.name, a.split, a.cell, a.target)
+        assert b.nulls == pytest.approx(a.nulls, abs=1e-5), (a.name, a.split, a.cell, a.target)
 
 
 def test_classifier_from_store_and_live_agree(run):
-    config = run("probe=linear", "probe.targets=[label,style]", "data.shuffle_buffer=0")
-    extract_run(config, progress=False)
-    stored = read_result(train(config))
-    live = read_result(train(run("probe=linear", "probe.targets=[label,style]", "features.source=live")))
+    # All of the training set is one batch, so that neither source orders what the other does not.
+    (stored, live), probes = from_both(run, "probe=linear", "probe.targets=[label,style]", "data.batch_size=16")
     assert stored.kind == "classifier" and stored.wall_time_s > 0
-    assert {r.cell for r in stored.metrics} == {CELL, "up_blocks.0@t20:empty:mean"}
+    assert {r.cell for r in stored.metrics} == {CELL, OTHER}
     assert {r.split for r in stored.metrics} == {"val", "test"} and {r.n for r in stored.metrics} == {4}
     assert all(set(r.nulls) == {"chance", "shuffled_labels"} for r in stored.metrics)
-    key = [(r.name, r.split, r.cell, r.target) for r in stored.metrics]
-    assert key == [(r.name, r.split, r.cell, r.target) for r in live.metrics]
-    chance = [r.nulls["chance"] for r in stored.metrics]
-    assert chance == [r.nulls["chance"] for r in live.metrics]
+    assert_equal(stored, live)
+    for cell in (CELL, OTHER):
+        one, other = (LinearProbe.from_pretrained(path / "style" / cell.replace(":", ".")) for path in probes)
+        torch.testing.assert_close(other.mean, one.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.inverse_std, one.inverse_std, rtol=1e-3, atol=0)
+        torch.testing.assert_close(other.weight, one.weight, rtol=1e-2, atol=1e-4)
+
+
+def test_directions_from_store_and_live_agree(run):
+    named = ["probe.targets=[style]", "probe.params.positive=noto", "probe.params.n_random=20"]
+    (stored, live), probes = from_both(run, "probe=mean_difference", f"probe.cell={CELL}", *named)
+    assert_equal(stored, live)
+    one, other = (Direction.load(path / "style" / CELL.replace(":", ".")) for path in probes)
+    torch.testing.assert_close(other.vector, one.vector, rtol=1e-4, atol=1e-4)
 
 
 def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_path):
@@ -127,7 +149,7 @@ def test_a_run_that_is_a_null(run, null):
     result = read_result(train(config))
     assert result.config["null"] == null
     cells = {record.cell for record in result.metrics}
-    assert cells == ({"pixels@t0:empty:mean"} if null == "raw_pixels" else {CELL, "up_blocks.0@t20:empty:mean"})
+    assert cells == ({"pixels@t0:empty:mean"} if null == "raw_pixels" else {CELL, OTHER})
     assert ("shuffled_labels" in result.metrics[0].nulls) == (null != "shuffled_labels")
 
 
