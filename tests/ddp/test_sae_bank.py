@@ -1,6 +1,6 @@
 """Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK and Matryoshka (whose
-budget is the joint batch's, of ties too), AuxK, JumpReLU (whose penalty and waking look at the joint batch), what Revelio
-released (whose loss is divided by the joint batch's variance), and a bank."""
+budget is the joint batch's, of ties too), AuxK, JumpReLU (whose penalty and waking look at the joint batch), the
+released Revelio (whose loss is divided by the joint batch's variance), and a bank."""
 
 import json
 import os

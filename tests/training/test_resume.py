@@ -3,13 +3,14 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.probes.sae.topk import Config
+from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.resume import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
 
 CELL = "mid_block@t10:empty:mean"
+VARIANTS = {"topk": topk, "batch_topk": batch_topk, "matryoshka": matryoshka, "jumprelu": jumprelu}
 
 
 class Interrupt(lightning.Callback):
@@ -24,15 +25,28 @@ class Interrupt(lightning.Callback):
 
 
 def make(kind, settings):
-    if kind == "sae":
-        probe = Config(k=3, n_latents=32, dead_after=100, k_aux=4)
+    if kind in VARIANTS:
+        probe = VARIANTS[kind].Config(k=3, n_latents=32, dead_after=100, k_aux=4)
         return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings)
     return ClassifierModule(widths={CELL: 12}, classes={"label": ("a", "b", "c", "d")}, settings=settings)
 
 
-@pytest.mark.parametrize("kind", ["sae", "classifier"])
-@pytest.mark.parametrize(("every", "stop"), [(0, 14), (4, 11)])  # after an epoch of 6 steps; in the middle of one
-def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, kind, every, stop):
+AFTER_AN_EPOCH, WITHIN_ONE, AT_ITS_LAST_STEP = (0, 14, 12), (4, 11, 8), (3, 14, 12)
+"""An epoch has 6 steps: a checkpoint every so many (0: after an epoch), where the run stops, where it continues."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "when"),
+    [(kind, when) for kind in ("topk", "classifier") for when in (AFTER_AN_EPOCH, WITHIN_ONE, AT_ITS_LAST_STEP)]
+    + [
+        ("batch_topk", WITHIN_ONE),
+        ("matryoshka", WITHIN_ONE),
+        ("jumprelu", WITHIN_ONE),
+        ("jumprelu", AT_ITS_LAST_STEP),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, kind, when):
+    every, stop, continued = when
     settings = TrainerConfig(accelerator="cpu", max_epochs=4, checkpoint_every_steps=every, enable_progress_bar=False)
     with quiet():
         whole = make(kind, settings)
@@ -43,11 +57,11 @@ def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, kind, every, st
                 make(kind, settings), datamodule=toy(cells=(CELL,))
             )
         last = find_checkpoint(cut, resume=True)
-        assert torch.load(last, weights_only=True)["global_step"] == (8 if every else 12)
+        assert torch.load(last, weights_only=True)["global_step"] == continued
         second = make(kind, settings)
         trainer = make_trainer(settings, run_dir=cut)
         trainer.fit(second, datamodule=toy(cells=(CELL,)), ckpt_path=last, weights_only=True)
-    assert trainer.global_step == 24
+    assert trainer.global_step == 24 and trainer.current_epoch == 4
     for (name, one), other in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
         assert one.equal(other), name
 
