@@ -28,6 +28,11 @@ METRIC_HELP = {
     "explained_variance": "1 - fvu",
     "l0": "active latents a sample",
     "dead_fraction": "share of latents that never fire on this split",
+    "windowed_dead_fraction": "share of latents that were silent over the last rows of training",
+    "dense_fraction": "share of latents that fire on a tenth of the rows or more",
+    "gamma": "norm of the features' mean over their spread; large values predict dead latents",
+    "decoder_coherence": "largest |cosine| of two decoder rows",
+    "mean_decoder_coherence": "mean |cosine| of two decoder rows",
     "mse": "mean squared error, in the squared unit of the features",
 }
 """What the SAE's metrics mean, one line each."""
