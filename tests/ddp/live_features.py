@@ -1,0 +1,50 @@
+"""Trains a classifier and a direction on live features, and notes what each process was shown: run by test_ddp_live.py.
+
+LIVE_WORLD=2 LIVE_OUTPUT=folder python live_features.py SETTING...
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import lightning
+
+from diffprobe.config.compose import load_run
+from diffprobe.experiment.train import train
+
+WORLD, OUTPUT = int(os.environ.get("LIVE_WORLD", "1")), Path(os.environ.get("LIVE_OUTPUT", "."))
+GLOBAL_BATCH = 10  # all of the training set: the order of a stream depends on the number of processes
+PROBES = {
+    "classifier": ["probe=linear", "probe.targets=[style,group]"],
+    "direction": ["probe=mean_difference", "probe.targets=[style]", "probe.params.positive=noto"],
+}
+
+
+class Seen(lightning.Callback):
+    """Notes the keys of the samples that this process was given in the last evaluation of each split."""
+
+    def __init__(self):
+        self.keys = {"val": [], "test": []}
+
+    def on_validation_epoch_start(self, trainer, module):
+        self.keys["val"] = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.keys["val"] += batch.keys
+
+    def on_test_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.keys["test"] += batch.keys
+
+
+def main(settings):
+    parallel = ["trainer=ddp_cpu", f"trainer.devices={WORLD}"] if WORLD > 1 else []
+    for name, probe in PROBES.items():
+        seen, own = Seen(), [f"data.batch_size={GLOBAL_BATCH // WORLD}", f"output={OUTPUT / name}"]
+        train(load_run(None, [*settings, *probe, *parallel, *own]), callbacks=[seen])
+        rank = os.environ.get("LOCAL_RANK", "0")
+        (OUTPUT / f"{name}-{rank}.json").write_text(json.dumps(seen.keys))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
