@@ -22,9 +22,10 @@ class RegressionRule:
     images: int = 0
     """Training images, a seeded choice of them if there are more; 0 leaves the regression out. Memory grows with the
     square: 10,000 take 1.2 GB."""
-    width: float = 2.0
-    """Of the Gaussian kernel exp(-width * d^2), where inputs are centred and have norm 1 on average."""
-    ridge: float = 0.3
+    width: float = 1.0
+    """Of the Gaussian kernel exp(-width * d^2), where inputs are centred and have norm 1 on average. This and `ridge` are
+    of 12 pairs the best on the training split of `emoji` (113 bases held out, four choices of them)."""
+    ridge: float = 1.0
     """Penalty; 0 would give back the training images."""
     balance_power: float = 0.4
     """An image counts n ** -power, where n images share its group: variants of one drawing say little more than one."""
