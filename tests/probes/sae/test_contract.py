@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
-from diffprobe.probes.sae.contract import ALONE
+from diffprobe.probes.sae.contract import ALONE, Joint
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,8 @@ def test_settings_out_of_range(key, value, message):
 
 def test_one_process_agrees_with_itself():
     assert ALONE.size == 1 and ALONE.mean(torch.tensor(3.0)) == 3 and ALONE.gather(torch.ones(2)).numel() == 2
+
+
+def test_several_processes_know_their_rank(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert Joint(size=2).rank == 1 and ALONE.rank == 0  # what all do alike is done alone
