@@ -220,10 +220,8 @@ class TrainerConfig:
         if self.max_steps < -1:
             raise ConfigError(f"max_steps={self.max_steps} is out of range: -1 (no bound) or more.")
         if any(word in self.strategy for word in ("spawn", "fork", "notebook")):
-            raise ConfigError(
-                f"strategy={self.strategy} trains in processes that take their results with them when they end.",
-                fix="trainer.strategy=ddp, from a shell",
-            )
+            what = f"strategy={self.strategy} trains in processes that take their results with them when they end."
+            raise ConfigError(what, fix="trainer.strategy=ddp, from a shell")
         _at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
         _at_least(1, log_every_steps=self.log_every_steps)
         _at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)

@@ -43,6 +43,8 @@ class _OwnKeys:
 def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> tuple[Point, ...]:
     """Judge the grid of a run and list its points, the last key running fastest; none without a grid.
 
+    Keys are taken in alphabetical order: two grids that differ in theirs are one run, and have one set of names.
+
     Args:
         probe_config: the `Config` of the probe's file.
         tree: what the run's own record says as configuration.
@@ -50,7 +52,7 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
     Raises: ConfigError for a key that the probe has not got (with the nearest), no values or one twice, values that its
         `Config` refuses, or cells where there is one only.
     """
-    grid = config.probe.grid
+    grid = dict(sorted(config.probe.grid.items()))
     if not grid:
         return ()
     own = {field.name for field in fields(_OwnKeys)}

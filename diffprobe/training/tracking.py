@@ -43,7 +43,8 @@ def wandb_mode(config: LoggerConfig) -> Literal["online", "offline", "disabled"]
 
     Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
     """
-    asked, by = config.mode, "logger.mode"
+    asked: str = config.mode
+    by = "logger.mode"
     if asked == "auto":
         asked, by = os.environ.get("WANDB_MODE") or "auto", "WANDB_MODE"
     if asked in ("offline", "dryrun"):
