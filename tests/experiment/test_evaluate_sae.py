@@ -132,10 +132,10 @@ def test_a_grid_is_measured_member_by_member_and_each_has_the_record_of_its_own(
     paths = evaluate_sae(config)
     assert opened == ["mid_block", "up_blocks.0"]
     found = {read_result(path).config["run"]: read_result(path) for path in paths}
-    members = [f"seed={seed},{cell}@t20" for cell in ("mid_block", "up_blocks.0") for seed in (0, 3)]
+    members = [f"{cell}@t20,seed={seed}" for cell in ("mid_block", "up_blocks.0") for seed in (0, 3)]
     assert list(found) == [f"{grid.name}/{member}" for member in members] and len(set(paths)) == 4
     for member, result in zip(members, found.values(), strict=True):
-        assert {r.cell for r in result.metrics} == {f"{member.partition(',')[2]}:caption:mean"}
+        assert {r.cell for r in result.metrics} == {f"{member.partition(',')[0]}:caption:mean"}
         assert {r.name for r in result.metrics} >= {"delta_mse", "delta_mse_overall", "fvu"}
         source = read_result(grid / "members" / member / "result.json")
         assert result.seeds["run"] == source.seeds["run"]

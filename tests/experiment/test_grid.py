@@ -123,6 +123,13 @@ def test_the_record_of_another_seed_says_whose_order_the_samples_had(run):
     assert [point.seed for point in again] == [5] and other.tree["seed"] == 3
 
 
+def test_the_order_of_keys_is_no_part_of_a_grid(run):
+    keys = ["probe.grid.seed=[0,1]", "probe.grid.k=[2,4]"]
+    one, other = (plan(run(*settings, f"probe.cell={CELLS[0]}")) for settings in (keys, keys[::-1]))
+    assert one.name == other.name and one.points == other.points
+    assert [point.name for point in one.points] == ["k=2,seed=0", "k=2,seed=1", "k=4,seed=0", "k=4,seed=1"]
+
+
 def test_a_run_without_a_grid_keeps_its_digest(run):
     planned = plan(run(f"probe.cell={CELLS[0]}"))
     assert "grid" not in planned.tree["probe"] and planned.points == ()

@@ -35,9 +35,9 @@ def test_a_run_has_one_autoencoder_and_its_cell(trained):
 
 
 def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
-    folder = trained("probe.grid.seed=[0,1]", "probe.grid.k=[4,2]")  # records sort their keys, names of members do not
+    folder = trained("probe.grid.seed=[0,1]", "probe.grid.k=[4,2]")
     found = open_runs(str(folder))
-    names = ["seed=0,k=2", "seed=0,k=4", "seed=1,k=2", "seed=1,k=4"]
+    names = ["k=2,seed=0", "k=2,seed=1", "k=4,seed=0", "k=4,seed=1"]
     assert [member.folder.name for member in found] == names
     assert [member.saes() for member in found] == [
         {"probes/sae": folder / "members" / name / "probes" / "sae"} for name in names
@@ -45,7 +45,7 @@ def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
     (member,) = open_runs(str(folder / "members" / names[3]))  # its record names a grid, of its seed
     assert member.config.probe.grid == {"seed": (1,)} and member.folder.name == names[3]
     (folder / "members" / names[2] / "result.json").unlink()
-    with pytest.raises(WeightsMissing, match=r"lacks 1 of its 4 members(.|\n)*missing: seed=1,k=2(.|\n)*eval sae '"):
+    with pytest.raises(WeightsMissing, match=r"lacks 1 of its 4 members(.|\n)*missing: k=4,seed=0(.|\n)*eval sae '"):
         open_runs(str(folder))
 
 
