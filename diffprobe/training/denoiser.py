@@ -250,7 +250,8 @@ class DenoiserModule(lightning.LightningModule):
         """Write the pipeline in diffusers' format, weights as fp16 safetensors."""
         from copy import deepcopy
 
-        from diffusers import StableDiffusionPipeline
+        with quiet_libraries():  # what its imports say of image processors concerns nobody here
+            from diffusers import StableDiffusionPipeline
 
         parts = {
             name: deepcopy(part).half()

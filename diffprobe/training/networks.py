@@ -17,7 +17,7 @@ from diffprobe.core.errors import WeightsMismatch
 class DenoiserShape:
     """Shape of the U-Net and of the text encoder."""
 
-    channels: tuple[int, ...] = (112, 144, 120)
+    channels: tuple[int, ...] = (96, 112, 88)
     """U-Net channels a level; each level but the last halves the side."""
     cross_attention: tuple[bool, ...] = (True, True, False)
     """Which levels read the caption; the mid block always does."""
@@ -29,11 +29,11 @@ class DenoiserShape:
     """Groups of GroupNorm."""
     dropout: float = 0.0
     """Share of the residual blocks' activations that training leaves out."""
-    text_width: int = 128
+    text_width: int = 256
     """Width of the text encoder."""
-    text_layers: int = 2
+    text_layers: int = 3
     """Layers of the text encoder."""
-    text_heads: int = 4
+    text_heads: int = 8
     """Attention heads in the text encoder."""
     vocab_size: int = 4096
     """Entries of the caption vocabulary."""
