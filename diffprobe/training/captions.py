@@ -15,7 +15,8 @@ from diffprobe.core.errors import ConfigError
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int) -> Any:
     """Learn a byte-level BPE vocabulary on `captions`, each distinct one counted once.
 
-    Unknown words fall apart into known pieces, down to single bytes, so no caption is refused.
+    Unknown words fall apart into known pieces, down to single bytes, so no caption is refused. Equal captions give an
+    equal vocabulary, whatever their order.
 
     Args:
         vocab_size: entries at most, the 512 byte entries and two special ones included, which are there in any case.
@@ -28,7 +29,12 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_tokens: int
     alphabet = sorted(ByteLevel.alphabet())
     symbols = [*alphabet, *(letter + "</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
     blank = CLIPTokenizer(vocab={symbol: number for number, symbol in enumerate(symbols)}, merges=[])
-    learnt = blank.train_new_from_iterator(sorted(set(captions)), vocab_size, initial_alphabet=alphabet)
+    # Between equally frequent pairs the trainer decides by the numbers of their symbols, and it numbers the word ends
+    # as it meets them, in the order of a hash table that is another one each time. As special tokens they come first.
+    ends = [letter + "</w>" for letter in alphabet]
+    learnt = blank.train_new_from_iterator(
+        sorted(set(captions)), vocab_size, initial_alphabet=alphabet, new_special_tokens=ends
+    )
     record = json.loads(learnt.backend_tokenizer.to_str())["model"]  # the only form that holds the merges
     merges: Any = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in record["merges"]]
     # The trainer leaves out the word ends that no caption has; without them an unknown word's end would be unreadable.

@@ -36,6 +36,14 @@ def test_the_vocabulary_is_as_long_as_asked_and_depends_on_the_set_of_captions(a
     assert len(one) == found or 520 < len(one) <= asked  # four captions hold fewer pairs than were asked for
 
 
+def test_equally_frequent_pairs_are_taken_in_one_order():
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    texts = [f"q{letter}" for letter in letters]  # 26 pairs, each once, of which 10 find room
+    found = [train_tokenizer(texts, vocab_size=524, max_tokens=8).get_vocab() for _ in range(4)]
+    assert all(vocabulary == found[0] for vocabulary in found)
+    assert {"qa</w>", "qj</w>"} <= found[0].keys() and "qk</w>" not in found[0]
+
+
 def test_every_byte_can_stand_in_and_end_a_word():
     tokenizer = train_tokenizer(["a cat"], vocab_size=520, max_tokens=8)
     words = [chr(code) for code in (*range(33, 127), *range(0xA1, 0x180), 0x732B, 0x1F600)]
