@@ -58,6 +58,9 @@ def main(rank, world, rendezvous):
     found |= {f"{name}_by_timestep": plain(metric.present()) for name, metric in grouped.items()}
     found["coherence"] = plain(decoder_coherence(x))
     print(json.dumps(found))
+    if world > 1:  # a process that ends while gloo's threads still run may be aborted
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
