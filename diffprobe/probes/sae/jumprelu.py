@@ -41,7 +41,7 @@ class Config(contract.Config):
     for 1 and 1e-3."""
     bandwidth: float = 0.8
     """Width of the kernel around a threshold, in units of a pre-activation; only there a threshold learns. Of 0.02,
-    0.1, 0.3, 0.8, 1.5 and 3 this left the least fvu on val, three cells of emoji-sd together (one seed)."""
+    0.1, 0.3, 0.8, 1.5 and 3 this left the least fvu on val, three cells of an earlier emoji-sd together (one seed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
