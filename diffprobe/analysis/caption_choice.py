@@ -114,18 +114,19 @@ def choose(
     for rows in torch.arange(len(keys)).split(batch_size):
         names, asked = [keys[row] for row in rows.tolist()], candidates[rows]
         errors = score(latents[rows], names, text[asked], first).double().sum(-1)
-        at_screening.append(_leads(errors))
+        at_screening.append(leads(errors))
         if others:
             places = _likeliest(errors, kept)
             more = score(latents[rows], names, text[asked.gather(1, places)], others).double().sum(-1)
             # The own caption is in column 0 of what is kept, or was worse than `kept` others and is beaten.
-            right.append(_leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
+            right.append(leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
         on_batch(len(rows))
     found = torch.cat(at_screening)
     return Choice(torch.cat(right) if right else found, found)
 
 
-def _leads(errors: Float[Tensor, "sample n"]) -> Bool[Tensor, " sample"]:
+def leads(errors: Float[Tensor, "sample n"]) -> Bool[Tensor, " sample"]:
+    """Tell for each sample whether column 0 has the least error; a tie is wrong."""
     return (errors[:, :1] < errors[:, 1:]).all(1)
 
 

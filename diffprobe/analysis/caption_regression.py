@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffprobe.analysis.caption_choice import leads
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 
@@ -122,5 +123,4 @@ def choose_nearest(
     Args:
         expected: latents by each sample's caption; `candidates` are rows of it, the right one in column 0.
     """
-    distances = (expected[candidates] - latents.flatten(1)[:, None]).square().sum(-1)
-    return (distances[:, :1] < distances[:, 1:]).all(1)
+    return leads((expected[candidates] - latents.flatten(1)[:, None]).square().sum(-1))

@@ -25,10 +25,9 @@ from diffprobe.shards.index import ShardSet
 _READING = ("source", "hold", "shuffle")
 """Keys of `features` that say how features are read; a store is the same with any of their values."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
-
-
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*")
-_SPECIAL = re.compile(r"null|none|true|false|inf|nan|.*interp.*", re.IGNORECASE)
+_NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
+"""Words that a setting reads as another value than the text."""
 
 
 class Request:
@@ -207,7 +206,7 @@ def _plain(value: object) -> str:
     """Write a value as a setting holds it: words as they are, other text in quotes, which settings read as one text."""
     if not isinstance(value, str):
         return "null" if value is None else str(value)
-    if _WORD.fullmatch(value) and not _SPECIAL.fullmatch(value):
+    if _WORD.fullmatch(value) and not _NO_TEXT.fullmatch(value):
         return value
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and the backslashes before it, are escaped
     trailing = len(escaped) - len(escaped.rstrip("\\"))

@@ -177,9 +177,14 @@ def _differences(
     """List what two results of one entry do not share, seeds left out."""
     pairs = [(name, getattr(one[1], name), getattr(other[1], name)) for name in ("cell", "target", "probe", "split")]
     pairs += [("kind", one[0].kind, other[0].kind)]
-    a, b = (dict(_content(run.config)) for run, _ in (one, other))
-    pairs += [(f"config.{key}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    return differing + [(f"config.{key}", ours, theirs) for key, ours, theirs in _apart(one[0], other[0])]
+
+
+def _apart(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
+    """List the settings that two runs do not share, seeds left out."""
+    a, b = (dict(_content(run.config)) for run in (one, other))
+    return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
 def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
@@ -198,22 +203,23 @@ def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[st
     Raises: RunFailed for a null of this place that was measured with other settings, which would be no null of it.
     """
     run, record = found[0]
+    settings = {field: value for field, value in where.items() if field.startswith("config.")}
     nulls: dict[str, Found] = {}
     for null_run, null in passing:
         name = null_of(null_run)
         if name is None or (null.target, null.probe) != (record.target, record.probe):
             continue
-        fixed = {field: value for field, value in where.items() if not _is_free(name, field.removeprefix("config."))}
-        fixed = {field: value for field, value in fixed.items() if field.startswith("config.")}
-        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, fixed):
+        place = {field: v for field, v in settings.items() if not _is_free(name, field.removeprefix("config."))}
+        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, place):
             nulls.setdefault(name, []).append((null_run, null))
     for name, candidates in nulls.items():
         for null_run, _ in candidates:
-            a, b = (  # an empty section is one whose settings are all free
-                {key: value for key, value in _content(each.config) if value != {} and not _is_free(name, key)}
-                for each in (run, null_run)
-            )
-            differing = [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+            differing = [
+                (key, *values)
+                for key, *values in _apart(run, null_run)
+                # an empty section is one whose settings are all free
+                if not _is_free(name, key) and values not in ([{}, None], [None, {}])
+            ]
             if differing:
                 raise RunFailed(
                     f"{where}: the null '{name}' was measured with other settings.",
