@@ -20,6 +20,9 @@ from diffprobe.core.errors import ConfigError, nearest, unknown
 VERSION_BASE = "1.3"
 RUN_SCHEMA = "diffprobe.config.schema:RunConfig"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL)
+_WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*")
+_NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
+"""Words that a setting reads as another value than the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,7 @@ def _merge(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    paths = ",".join(f"'file://{_quote(str(folder))}'" for folder in folders[1:])
+    paths = ",".join(_quoted(f"file://{folder}") for folder in folders[1:])
     overrides = [f"hydra.searchpath=[{paths}]"]
     if with_base:
         overrides.append(f"+{locate.BASE}@_global_=run")  # no primary config: Hydra looks for one in one folder only
@@ -195,8 +198,21 @@ def _reasons(error: BaseException) -> list[str]:
     return lines or [type(error).__name__]
 
 
-def _quote(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("'", "\\'")
+def setting_text(value: object) -> str:
+    """Write a value as a setting holds it: words as they are, other text in quotes, which settings read as one text.
+
+    >>> [setting_text(value) for value in ("up_blocks.*", "a cat, it's red", "true", True, None)]
+    ['up_blocks.*', "'a cat, it\\\\'s red'", "'true'", 'True', 'null']
+    """
+    if not isinstance(value, str):
+        return "null" if value is None else str(value)
+    return value if _WORD.fullmatch(value) and not _NO_TEXT.fullmatch(value) else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)  # a quote, and the backslashes before it, are escaped
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
 
 
 def _mark(origin: dict[str, tuple[str, int]], tree: dict[str, Any], key: str) -> None:

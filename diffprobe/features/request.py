@@ -4,7 +4,6 @@ Shared by extract.py, live.py and stored.py, so that the three can't disagree on
 """
 
 import math
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,6 +15,7 @@ from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import Plan, plan_of
+from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import UnknownName, unknown
 from diffprobe.features.manifest import Manifest, ShardEntry
@@ -25,9 +25,6 @@ from diffprobe.shards.index import ShardSet
 _READING = ("source", "hold", "shuffle")
 """Keys of `features` that say how features are read; a store is the same with any of their values."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
-_WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*")
-_NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
-"""Words that a setting reads as another value than the text."""
 
 
 class Request:
@@ -197,17 +194,6 @@ def _overrides(group: str, config: object, names: Sequence[str]) -> list[str]:
         value = getattr(config, name)
         if value == fields[name].default:
             continue
-        text = f"[{','.join(map(_plain, value))}]" if isinstance(value, tuple) else _plain(value)
+        text = f"[{','.join(map(setting_text, value))}]" if isinstance(value, tuple) else setting_text(value)
         parts.append(shlex.quote(f"{group}.{name}={text}"))
     return parts
-
-
-def _plain(value: object) -> str:
-    """Write a value as a setting holds it: words as they are, other text in quotes, which settings read as one text."""
-    if not isinstance(value, str):
-        return "null" if value is None else str(value)
-    if _WORD.fullmatch(value) and not _NO_TEXT.fullmatch(value):
-        return value
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # a quote, and the backslashes before it, are escaped
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{escaped[len(escaped) - trailing :]}'"
