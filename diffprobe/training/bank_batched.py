@@ -72,16 +72,14 @@ def step_together(
     asleep = torch.stack(list(dead)) & (weights > 0)[:, None]
     k = torch.tensor([sae.k for sae in saes], device=x.device)
     k_aux = asleep.sum(1).minimum(torch.tensor([sae.k_aux for sae in saes], device=x.device))
-    top, revived = _scan(
-        (x - b_pre[:, None]).detach(), W_enc, b_enc, k=max(sae.k for sae in saes), asleep=asleep, k_aux=k_aux
-    )
+    centred = x - b_pre.detach()[:, None]
+    top, revived = _scan(centred.detach(), W_enc, b_enc, k=max(sae.k for sae in saes), asleep=asleep, k_aux=k_aux)
     bags = [_bags(top, k, W_enc.shape[1])]
     if revived is not None:
         bags.append(_bags(revived, k_aux, W_enc.shape[1]))
-    flat = x.flatten(0, 1), b_pre, W_enc.flatten(0, 1), b_enc.flatten(), W_dec.flatten(0, 1)
+    flat = centred.flatten(0, 1), b_pre, W_enc.flatten(0, 1), b_enc.flatten(), W_dec.flatten(0, 1)
     decoded, _ = sparse_step(*flat, join(bags))
-    hats = decoded[: n_members * n].view_as(x) + b_pre[:, None]
-    residual = x - hats
+    residual = x - b_pre[:, None] - decoded[: n_members * n].view_as(x)
     reconstruction = residual.square().sum((1, 2)) / max(n, 1) / d_in
     aux = torch.zeros_like(reconstruction)
     if revived is not None:
@@ -89,9 +87,9 @@ def step_together(
         energy = joint.mean(target.square().sum((1, 2)) / max(n, 1)).clamp(min=1e-12)
         share = (target - guess).square().sum((1, 2)) / max(n, 1) / energy
         aux = torch.where(k_aux > 0, share, 0)  # a member without a dead latent has nothing to revive
-    losses, x_hats = weights * aux + reconstruction, hats / torch.stack([sae.scale for sae in saes])[:, None, None]
+    losses = weights * aux + reconstruction
     codes = [Code(top.values[i, :, : sae.k].relu(), top.indices[i, :, : sae.k]) for i, sae in enumerate(saes)]
-    return [StepOutput(losses[i], reconstruction[i], aux[i], x_hats[i], code, {}) for i, code in enumerate(codes)]
+    return [StepOutput(losses[i], reconstruction[i], aux[i], code, {}) for i, code in enumerate(codes)]
 
 
 @torch.no_grad()

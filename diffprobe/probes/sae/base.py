@@ -17,6 +17,7 @@ from diffprobe.core.catalog import Catalog
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
 from diffprobe.probes.sae.contract import ALONE, Code, Config, Joint, Picked, StepOutput
 from diffprobe.probes.sae.sparse_step import Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.squared_error import squared_error
 from diffprobe.probes.sae.start import blend_datapoints, geometric_median
 from diffprobe.probes.saving import kind_of, load_probe, save_probe
 
@@ -157,42 +158,49 @@ class KSAE(nn.Module):
             joint: how the processes of a joint batch agree.
         """
         x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
+        centred = self.centred(x)
         among, k_among = self._sleeping(dead)
-        picked, revived = self.pick((x - self.b_pre).detach(), among=among, k_among=k_among, joint=joint)
+        picked, revived = self.pick(centred.detach(), among=among, k_among=k_among, joint=joint)
         bags = [rows_to_bags(*picked.top, picked.part, levels)]
         if revived is not None:
             bags.append(rows_to_bags(*revived, torch.zeros_like(revived.indices), 1))
         weights = (self.b_pre, self.W_enc, self.b_enc, self.W_dec)
-        decoded, _ = sparse_step(x, *weights, join(bags), relu=self.relu)
+        decoded, _ = sparse_step(centred, *weights, join(bags), relu=self.relu)
         parts = decoded[: n * levels].view(n, levels, self.d_in)
-        hats = (parts.cumsum(1) if levels > 1 else parts) + self.b_pre
         guess = decoded[n * levels :] if revived is not None else None
         values = picked.top.values.relu() if self.relu else picked.top.values
         kept = (picked.part >= 0) & (picked.part <= self.main_level)
-        return self.finish(x, hats, guess, _trim(values * kept, picked.top.indices, kept), joint)
+        return self.finish(x, centred, parts, guess, _trim(values * kept, picked.top.indices, kept), joint)
+
+    def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return scaled features less the pre-bias, taken as a constant here."""
+        return x - self.b_pre.detach()
 
     def finish(
         self,
         x: Float[Tensor, "batch d_in"],
-        hats: Float[Tensor, "batch levels d_in"],
+        centred: Float[Tensor, "batch d_in"],
+        parts: Float[Tensor, "batch levels d_in"],
         guess: Float[Tensor, "batch d_in"] | None,
         code: Code,
         joint: Joint,
     ) -> StepOutput:
-        """Assemble the loss from scaled features, reconstructions, and what the dead latents make of the residual."""
+        """Assemble the loss from scaled features, also centred, what each level adds to their reconstruction, and what
+        the dead latents make of the residual.
+        """
         n = max(x.shape[0], 1)
-        residual = x[:, None] - hats
-        losses = residual.square().sum((0, 2)) / n / self.variance_of(x, joint)
+        errors, residual = squared_error(centred, self.b_pre, parts)
+        losses = errors / n / self.variance_of(x, joint)
         main, aux = self.main_level, x.new_zeros(())
         if guess is not None:
-            target = residual[:, main].detach()
+            target = residual[:, main]
             energy = joint.mean(target.square().sum() / n).clamp(min=1e-12)
             aux = (target - guess).square().sum() / n / energy
         loss = self.config.aux_weight * aux
         for weight, level in zip(self.level_weights, losses, strict=True):
             loss = loss + weight * level
         others = {f"level_{i}": losses[i].detach() for i in range(len(losses)) if i != main}
-        return StepOutput(loss, losses[main], aux, hats[:, main] / self.scale, code, others)
+        return StepOutput(loss, losses[main], aux, code, others)
 
     def variance_of(self, x: Float[Tensor, "batch d_in"], joint: Joint) -> Tensor | float:
         """Return what the squared error is divided by: the variance of the scaled training set."""

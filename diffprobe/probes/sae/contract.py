@@ -93,8 +93,6 @@ class StepOutput(NamedTuple):
     """Squared error over the variance of the training set."""
     aux: Float[Tensor, ""]
     """Share of the residual that the dead latents leave; 0 without dead latents."""
-    x_hat: Float[Tensor, "batch d_in"]
-    """Reconstruction in the unit of the features."""
     code: Code
     """The code."""
     terms: dict[str, Tensor]

@@ -114,9 +114,9 @@ class JumpReLU(KSAE):
             self._highest = among, joint.gather(highest).view(-1, among.numel()).amax(0)
             values, places = asleep.topk(k_among, dim=1)
             guess = self.decode_scaled(Code(values.relu(), among[places]))
-        hats = (activations @ self.W_dec + self.b_pre)[:, None]
+        parts = (activations @ self.W_dec)[:, None]
         active = max(1, int((activations > 0).sum(1).max())) if x.shape[0] else 1
-        out = self.finish(x, hats, guess, Code(*activations.detach().topk(active, dim=1)), joint)
+        out = self.finish(x, self.centred(x), parts, guess, Code(*activations.detach().topk(active, dim=1)), joint)
         penalty = self._price(l0, joint)
         return out._replace(loss=out.loss + penalty, terms={"l0_penalty": penalty.detach()})
 

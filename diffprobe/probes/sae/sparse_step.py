@@ -73,7 +73,7 @@ def encoder_chunks(
     """
     device, n, n_latents = centred.device.type, centred.shape[0], W_enc.shape[0]
     dtype, rows = chunk_of(W_enc, n_latents, chunk_bytes)
-    rows = min(max(n, 1), rows)
+    rows = -(-n // -(-n // rows)) if n else 1  # chunks of one size: a short last one would waste its pass over W_enc
     with torch.no_grad(), torch.autocast(device, enabled=False):
         centred, weight, bias = centred.to(dtype), W_enc.detach().to(dtype).T, b_enc.detach().to(dtype)
         buffer = centred.new_empty(rows, n_latents)
@@ -183,7 +183,7 @@ def sum_bags(
 
 
 def sparse_step(
-    x: Float[Tensor, "batch d_in"],
+    centred: Float[Tensor, "batch d_in"],
     b_pre: Float[Tensor, " d_in"] | Float[Tensor, "members d_in"],
     W_enc: Float[Tensor, "n_latents d_in"],
     b_enc: Float[Tensor, " n_latents"],
@@ -195,8 +195,10 @@ def sparse_step(
     """Decode a selection that was made from W_enc (x - b_pre) + b_enc, differentiably.
 
     Args:
-        b_pre: a row a member where several autoencoders of one shape stand behind each other, with equally many samples
-            and latents each; a sample selects among the latents of its own.
+        centred: x - b_pre. If x wants a gradient, it passes through here.
+        b_pre: gets the gradient of its part in the encoder: centred is taken as x less a constant. A row a member where
+            several autoencoders of one shape stand behind each other, with equally many samples and latents each; a
+            sample selects among the latents of its own.
         selection: with the pre-activations as values.
         relu: whether negative ones count as 0.
 
@@ -205,7 +207,7 @@ def sparse_step(
     """
     values = selection.values.relu() if relu else selection.values
     places = selection.latents, selection.starts, selection.samples
-    decoded, activations = _SparseStep.apply(x, b_pre, W_enc, b_enc, W_dec, values, *places, relu)  # type: ignore[no-untyped-call]
+    decoded, activations = _SparseStep.apply(centred, b_pre, W_enc, b_enc, W_dec, values, *places, relu)  # type: ignore[no-untyped-call]
     return decoded, activations
 
 
@@ -213,10 +215,11 @@ class _SparseStep(torch.autograd.Function):
     """Gradients of the whole autoencoder from one sort of the selected latents."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, b_pre: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, *rest: Any) -> Any:
+    def forward(
+        ctx: Any, centred: Tensor, b_pre: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, *rest: Any
+    ) -> Any:
         values, latents, starts, samples, ctx.relu = rest
         ctx.members = len(b_pre) if b_pre.ndim == 2 else None
-        centred = x - (b_pre if ctx.members is None else b_pre.repeat_interleave(len(x) // len(b_pre), 0))
         ctx.save_for_backward(centred, W_enc, W_dec, values, latents, starts, samples)
         return sum_bags(W_dec, latents, starts, values), values.clone()
 

@@ -15,8 +15,9 @@ def test_negative_activations_are_kept_and_nothing_is_scaled(make_sae, x):
 
 
 def test_the_loss_is_the_error_over_the_variance_of_the_batch(make_sae, x):
-    out = make_sae("revelio_released").step(x[:50])
-    wanted = (x[:50] - out.x_hat).square().sum() / (x[:50] - x[:50].mean(0)).square().sum()
+    sae = make_sae("revelio_released")
+    out = sae.step(x[:50])
+    wanted = (x[:50] - sae(x[:50])[0]).square().sum() / (x[:50] - x[:50].mean(0)).square().sum()
     torch.testing.assert_close(out.loss, wanted)
 
 

@@ -31,7 +31,7 @@ def test_no_dead_latent_means_no_aux(make_sae, x):
 def test_the_wide_level_has_four_times_as_many_latents(make_sae, x):
     sae, alone = make_sae(multi_k_weight=1 / 8), make_sae()
     out, plain = sae.step(x), alone.step(x)
-    torch.testing.assert_close(out.x_hat, plain.x_hat)
+    torch.testing.assert_close(out.reconstruction, plain.reconstruction)
     assert out.code.values.shape == (200, 4)
     total = out.reconstruction + out.terms["level_1"] / 8
     torch.testing.assert_close(out.loss, total)
