@@ -104,7 +104,8 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     The points of a grid train together; probe and `result.json` of each are in members/<name> below the run's folder,
     whose own `result.json` then holds no numbers.
 
-    An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew.
+    An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew, and keeps
+    its files until everything that can be judged before training has been.
 
     Args:
         callbacks: Lightning callbacks that watch the run; none of them may change what is measured.
@@ -120,16 +121,13 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
 
     source = make_source(config)
     module = make_module(planned, source)
+    source.setup()  # with live features it opens the backbone: whatever can be refused is, before anything is removed
     checkpoint = resume.find_checkpoint(planned.run_dir, resume=config.trainer.resume)
-    if fit.is_main_process():
-        planned.run_dir.mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:  # what is left of a finished run must not be taken for this one's
-            for name in (resume.LAST, resume.RESULT):  # in this order: others that start now see no checkpoint
-                (planned.run_dir / name).unlink(missing_ok=True)
-            for point in planned.points:
-                (planned.run_dir / MEMBERS / point.name / resume.RESULT).unlink(missing_ok=True)
     with fit.quiet():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
+        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks)
+        if fit.is_main_process():
+            planned.run_dir.mkdir(parents=True, exist_ok=True)
         logger = tracking.make_logger(
             config.logger,
             run_dir=planned.run_dir,
@@ -140,7 +138,9 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
             tags=_tags(config),
             resume=checkpoint is not None,
         )
-        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, logger=logger, callbacks=callbacks)
+        trainer.logger = logger
+        if checkpoint is None and fit.is_main_process():
+            resume.forget(planned.run_dir, *(planned.run_dir / MEMBERS / point.name for point in planned.points))
         if _has_steps(module):
             trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
         trainer.validate(module, datamodule=source, verbose=False)

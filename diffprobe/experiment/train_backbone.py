@@ -51,15 +51,14 @@ def train_backbone(config: "BackboneTraining") -> Path:
 
     run_dir = run_dir_of(config)
     checkpoint = resume.find_checkpoint(run_dir, resume=config.trainer.resume)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if checkpoint is None:
-        for name in (resume.LAST, resume.RESULT):
-            (run_dir / name).unlink(missing_ok=True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module, data = _make_module(config)
     tree = to_tree(config)
     with fit.quiet():
-        logger = tracking.make_logger(
+        averaging = Averaging(config.ema_decay)
+        trainer = fit.make_trainer(config.trainer, run_dir=run_dir, callbacks=[averaging])
+        run_dir.mkdir(parents=True, exist_ok=True)
+        trainer.logger = tracking.make_logger(
             config.logger,
             run_dir=run_dir,
             experiment=config.experiment,
@@ -69,8 +68,8 @@ def train_backbone(config: "BackboneTraining") -> Path:
             tags=("backbone",),
             resume=checkpoint is not None,
         )
-        averaging = Averaging(config.ema_decay)
-        trainer = fit.make_trainer(config.trainer, run_dir=run_dir, logger=logger, callbacks=[averaging])
+        if checkpoint is None:
+            resume.forget(run_dir)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         scores = trainer.validate(module, datamodule=data, verbose=False)[0]
         module.save(run_dir / WEIGHTS)

@@ -34,3 +34,13 @@ def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
     if not resume or (run_dir / RESULT).exists() or not last.exists():
         return None
     return last
+
+
+def forget(*folders: Path) -> None:
+    """Remove what a finished run left in its folders, which must not be taken for that of the run that starts now.
+
+    Call it when all is judged and only training is left: a run that is refused loses nothing.
+    """
+    for folder in folders:
+        for name in (LAST, RESULT):  # in this order: other processes that start now see no checkpoint
+            (folder / name).unlink(missing_ok=True)

@@ -76,6 +76,48 @@ def test_a_finished_run_is_trained_anew_with_the_same_numbers(run):
     assert first.metrics == second.metrics
 
 
+REFUSALS = [
+    pytest.param(
+        ["trainer.accelerator=gpu"],
+        "no GPU",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without"),
+    ),
+    (["trainer.accelerator=cpu", "logger=wandb"], "WANDB_MODE=of-line is none of the modes"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSALS)
+@pytest.mark.parametrize("source", ["stored", "live"])
+def test_a_run_that_is_refused_loses_nothing(run, monkeypatch, settings, words, source):
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    probe = ["probe=topk", "probe.cell=mid_block@t20", "probe.params.n_latents=40", "probe.grid.k=[2,4]"]
+    config = run(*probe, f"features.source={source}", *settings)
+    if source == "stored":
+        extract_run(config, progress=False)
+    folder = plan(config).run_dir
+    for name in ("result.json", "last.ckpt", "curves/metrics.csv", "members/k=2/result.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the run before")
+    before = {path: path.is_file() and path.read_text() for path in folder.rglob("*")}
+    with pytest.raises(ConfigError, match=words):
+        train(config)
+    assert {path: path.is_file() and path.read_text() for path in folder.rglob("*")} == before
+
+
+def test_a_grid_that_starts_anew_forgets_the_members_of_before(run, monkeypatch):
+    config = run("probe=topk", "probe.cell=mid_block@t20", "probe.params.n_latents=40", "probe.grid.k=[2,4]")
+    extract_run(config, progress=False)
+    folder = train(config).parent
+
+    def stops(*args, **options):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr("lightning.Trainer.fit", stops)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config)
+    assert not list(folder.rglob("result.json")) and not (folder / "last.ckpt").exists()
+
+
 def test_sae(run):
     config = run("probe=topk", f"probe.cell={CELL}", "probe.params.k=4", "probe.params.n_latents=40")
     extract_run(config, progress=False)

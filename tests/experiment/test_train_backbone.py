@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, WeightsMissing
 from diffprobe.core.result import read_result
 from diffprobe.experiment.train_backbone import run_dir_of, train_backbone
 from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
@@ -167,6 +167,23 @@ def test_another_seed_gives_another_model_and_curves_are_kept(configs, whole, tm
     (curves,) = result.parent.rglob("metrics.csv")
     assert {"train/mse", "train/kl", "val/psnr_db"} <= set(curves.read_text().splitlines()[0].split(","))
     assert json.loads(result.read_text())["config"]["seed"] == 1
+
+
+def test_a_run_that_is_refused_loses_nothing(configs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    online = {"logger": LoggerConfig(kind="wandb"), "output": str(tmp_path)}
+    for config, error in (
+        (dataclasses.replace(configs["autoencoder"], **online), ConfigError),
+        (dataclasses.replace(configs["denoiser"], **online, autoencoder=str(tmp_path / "gone")), WeightsMissing),
+    ):
+        folder = run_dir_of(config)
+        folder.mkdir(parents=True)
+        files = [folder / name for name in ("result.json", "last.ckpt")]
+        for file in files:
+            file.write_text("of the run before")
+        with pytest.raises(error):
+            train_backbone(config)
+        assert all(file.is_file() for file in files)
 
 
 def test_more_than_one_process_is_refused(configs, tmp_path):

@@ -6,7 +6,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.resume import find_checkpoint, forget
 from diffprobe.training.sae import SparseAutoencoderModule
 
 CELL = "mid_block@t10:empty:mean"
@@ -73,3 +73,10 @@ def test_a_finished_or_unwanted_checkpoint_is_not_continued(tmp_path):
     assert find_checkpoint(tmp_path, resume=False) is None
     (tmp_path / "result.json").touch()
     assert find_checkpoint(tmp_path, resume=True) is None
+
+
+def test_results_and_checkpoints_are_forgotten_and_nothing_else(tmp_path):
+    for name in ("result.json", "last.ckpt", "report.html"):
+        (tmp_path / name).touch()
+    forget(tmp_path, tmp_path / "not-there")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
