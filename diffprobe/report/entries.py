@@ -11,20 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
-from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.result import RunResult
 from diffprobe.report.fields import field_of, matches
 from diffprobe.report.published import Comparison, compare, find_published
+from diffprobe.report.seeds import Found, inputs_apart, null_of, one_a_seed, settings_apart
 from diffprobe.report.spec import Axis, TableSpec, Value
 
-Found = list[tuple[RunResult, MetricRecord]]
-_SECTIONS = ("backbone", "data", "features", "probe", "trainer")
-# settings that change where or how fast something ran, or that seeds are averaged over, but not what was measured
-_NOT_CONTENT = {
-    "seed", "random_seed", "device", "devices", "num_nodes", "accelerator", "num_workers", "store", "source",
-    "enable_progress_bar", "resume", "checkpoint_every_steps",
-}  # fmt: skip
 # what a null changes by its nature, and what says only which other cells or nulls the same run measured
 _FREE_OF_NULLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
@@ -120,14 +113,8 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
     return Table(spec=spec, columns=columns, rows=tuple(rows))
 
 
-def null_of(run: RunResult) -> str | None:
-    """Return the null that a whole run measures, None for an ordinary run."""
-    name = run.config.get("null", "none")
-    return None if name in ("none", None) else str(name)
-
-
 def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: Found) -> Entry:
-    found = _distinct([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
+    found = one_a_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
     published = find_published(spec, where, found)
     if not found:
         return Entry(where=where, nulls={}, comparison=compare(published, None))
@@ -142,59 +129,6 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: F
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         nulls=nulls, comparison=compare(published, value),
     )  # fmt: skip
-
-
-def _distinct(found: Found, where: dict[str, Value]) -> Found:
-    """Leave one result a seed, and refuse to average over anything but seeds."""
-    for run, record in found[1:]:
-        differing = _differences(found[0], (run, record))
-        if differing:
-            raise RunFailed(
-                f"{where}: results with different settings fall into one entry.",
-                *(f"{key}: {a!r} and {b!r}" for key, a, b in differing),
-                f"runs: {found[0][0].run}, {run.run}",
-                fix="narrow the filter of the table, or --where FIELD=VALUE",
-            )
-    by_seed: dict[str, tuple[RunResult, MetricRecord]] = {}
-    for run, record in found:
-        seed = canonical_json([run.seeds, run.config.get("seed")])
-        known = by_seed.setdefault(seed, (run, record))
-        if known[1].value != record.value:
-            raise RunFailed(
-                f"{where}: two results of the same settings and seeds disagree.",
-                f"{known[0].run} ({known[0].started}): {known[1].value}",
-                f"{run.run} ({run.started}): {record.value}",
-                fix="move one of the runs out of the folder",
-            )
-    if len(by_seed) > 1 and any(record.n_seeds > 1 for _, record in by_seed.values()):
-        raise RunFailed(f"{where}: a mean over seeds falls into one entry with other results.")
-    return list(by_seed.values())
-
-
-def _differences(
-    one: tuple[RunResult, MetricRecord], other: tuple[RunResult, MetricRecord]
-) -> list[tuple[str, Any, Any]]:
-    """List what two results of one entry do not share, seeds left out."""
-    pairs = [(name, getattr(one[1], name), getattr(other[1], name)) for name in ("cell", "target", "probe", "split")]
-    pairs += [("kind", one[0].kind, other[0].kind)]
-    differing = [pair for pair in pairs if pair[1] != pair[2]]
-    return differing + [(f"config.{key}", ours, theirs) for key, ours, theirs in _apart(one[0], other[0])]
-
-
-def _apart(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
-    """List the settings that two runs do not share, seeds left out."""
-    a, b = (dict(_content(run.config)) for run in (one, other))
-    return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
-
-
-def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if (not at and key not in _SECTIONS) or key in _NOT_CONTENT:
-            continue
-        full = f"{at}.{key}" if at else key
-        flat += _content(value, full) if isinstance(value, dict) and value else [(full, value)]
-    return flat
 
 
 def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[str, float]:
@@ -215,20 +149,21 @@ def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[st
     for name, candidates in nulls.items():
         for null_run, _ in candidates:
             differing = [
-                (key, *values)
-                for key, *values in _apart(run, null_run)
+                (f"config.{key}", *values)
+                for key, *values in settings_apart(run, null_run)
                 # an empty section is one whose settings are all free
                 if not _is_free(name, key) and values not in ([{}, None], [None, {}])
             ]
+            differing += inputs_apart(run, null_run)
             if differing:
                 raise RunFailed(
                     f"{where}: the null '{name}' was measured with other settings.",
-                    *(f"config.{key}: {ours!r}, the null {theirs!r}" for key, ours, theirs in differing),
+                    *(f"{key}: {ours!r}, the null {theirs!r}" for key, ours, theirs in differing),
                     f"runs: {run.run}, {null_run.run}",
                     fix="measure the null with the settings of the run, and move the other one out of the folder",
                 )
     return {
-        name: statistics.fmean(null.value for _, null in _distinct(candidates, where))
+        name: statistics.fmean(null.value for _, null in one_a_seed(candidates, where))
         for name, candidates in nulls.items()
     }
 

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.report.entries import build_table, null_of
+from diffprobe.report.entries import build_table
+from diffprobe.report.seeds import null_of
 
 
 def entry_at(table, **where):

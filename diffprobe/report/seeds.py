@@ -1,0 +1,113 @@
+"""What may be averaged: results of one measurement, which differ in their seeds alone.
+
+Owns which settings and inputs make two results the same measurement. Next in the flow: `report/entries.py`.
+"""
+
+from typing import Any
+
+from diffprobe.core.digest import canonical_json
+from diffprobe.core.errors import RunFailed
+from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.fields import config_value
+from diffprobe.report.spec import Value
+
+Found = list[tuple[RunResult, MetricRecord]]
+SHARDS, BACKBONE = "input/shards", "input/backbone"
+"""Names in a result's artifacts of the digests of the data set and of the model's files (`experiment/inputs.py`)."""
+
+_SECTIONS = ("backbone", "data", "features", "probe", "trainer")
+# settings that change where or how fast something ran, or that seeds are averaged over, but not what was measured
+_NOT_CONTENT = {
+    "seed", "random_seed", "device", "devices", "num_nodes", "accelerator", "num_workers", "store", "source",
+    "enable_progress_bar", "resume", "checkpoint_every_steps",
+}  # fmt: skip
+_OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
+"""Nulls whose backbone is another than that of the run they stand beside."""
+
+
+def null_of(run: RunResult) -> str | None:
+    """Return the null that a whole run measures, None for an ordinary run."""
+    name = run.config.get("null", "none")
+    return None if name in ("none", None) else str(name)
+
+
+def one_a_seed(found: Found, where: dict[str, Value]) -> Found:
+    """Leave one result a seed.
+
+    Args:
+        where: the entry that the results belong to, for messages.
+    Raises: RunFailed where results differ in more than seeds, or disagree under the same seeds.
+    """
+    for run, record in found[1:]:
+        differing = _differences(found[0], (run, record))
+        if differing:
+            raise RunFailed(
+                f"{where}: results with different settings fall into one entry.",
+                *(f"{key}: {a!r} and {b!r}" for key, a, b in differing),
+                f"runs: {found[0][0].run}, {run.run}",
+                fix="narrow the filter of the table, or --where FIELD=VALUE, for example --where run=NAME",
+            )
+    by_seed: dict[str, tuple[RunResult, MetricRecord]] = {}
+    for run, record in found:
+        seed = canonical_json([run.seeds, run.config.get("seed")])
+        known = by_seed.setdefault(seed, (run, record))
+        if known[1].value != record.value:
+            raise RunFailed(
+                f"{where}: two results of the same settings and seeds disagree.",
+                f"{known[0].run} ({known[0].started}): {known[1].value}",
+                f"{run.run} ({run.started}): {record.value}",
+                fix="move one of the runs out of the folder",
+            )
+    if len(by_seed) > 1 and any(record.n_seeds > 1 for _, record in by_seed.values()):
+        raise RunFailed(f"{where}: a mean over seeds falls into one entry with other results.")
+    return list(by_seed.values())
+
+
+def _differences(
+    one: tuple[RunResult, MetricRecord], other: tuple[RunResult, MetricRecord]
+) -> list[tuple[str, Any, Any]]:
+    """List what two results of one entry do not share, seeds left out."""
+    pairs = [(name, getattr(one[1], name), getattr(other[1], name)) for name in ("cell", "target", "probe", "split")]
+    pairs += [("kind", one[0].kind, other[0].kind)]
+    differing = [pair for pair in pairs if pair[1] != pair[2]]
+    settings = [(f"config.{key}", ours, theirs) for key, ours, theirs in settings_apart(one[0], other[0])]
+    return differing + settings + inputs_apart(one[0], other[0])
+
+
+def settings_apart(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
+    """List the settings that two runs do not share, seeds left out: dotted key of the config, and both values."""
+    a, b = (dict(_content(run.config)) for run in (one, other))
+    return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def inputs_apart(one: RunResult, other: RunResult) -> list[tuple[str, str | None, str | None]]:
+    """List which of data set and weights two runs do not share: name, and both digests; None where none was recorded.
+
+    Weights of a null are compared with those of a run where the null is about the same weights; random weights of two
+    seeds are two draws of one thing.
+    """
+    names = [SHARDS] if _weights_may_differ(one, other) else [SHARDS, BACKBONE]
+    digests = [(name, one.artifacts.get(name), other.artifacts.get(name)) for name in names]
+    return [digest for digest in digests if digest[1] != digest[2]]
+
+
+def _weights_may_differ(one: RunResult, other: RunResult) -> bool:
+    names = (null_of(one), null_of(other))
+    if names[0] != names[1]:
+        return any(name in _OF_OTHER_WEIGHTS for name in names)
+    seeds = [config_value(run.config, "backbone.random_seed") for run in (one, other)]
+    return _is_random(one) and _is_random(other) and seeds[0] != seeds[1]
+
+
+def _is_random(run: RunResult) -> bool:
+    return null_of(run) == "random_weights" or config_value(run.config, "backbone.random_weights") is True
+
+
+def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        if (not at and key not in _SECTIONS) or key in _NOT_CONTENT:
+            continue
+        full = f"{at}.{key}" if at else key
+        flat += _content(value, full) if isinstance(value, dict) and value else [(full, value)]
+    return flat

@@ -1,0 +1,80 @@
+"""Which results are one measurement, and what of them may differ."""
+
+import dataclasses
+
+import pytest
+
+from diffprobe.core.errors import RunFailed
+from diffprobe.experiment import inputs
+from diffprobe.report.entries import build_table
+from diffprobe.report.seeds import BACKBONE, SHARDS, inputs_apart, null_of
+
+
+def made(run, *, shards="s1", backbone="b1", seed=0, null="none", value=None, name=None, **sections):
+    """A copy of a run with other inputs, seeds, sections of its configuration or values."""
+    metrics = run.metrics if value is None else tuple(dataclasses.replace(m, value=value) for m in run.metrics)
+    return dataclasses.replace(
+        run, run=name or f"run-{shards}-{backbone}-{seed}-{null}", artifacts={SHARDS: shards, BACKBONE: backbone},
+        seeds={"run": seed}, config={**run.config, "seed": seed, "null": null, **sections}, metrics=metrics,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def base(results):
+    return results[1]
+
+
+def test_the_inputs_have_the_names_under_which_runs_record_them():
+    assert (SHARDS, BACKBONE) == (inputs.SHARDS, inputs.BACKBONE)
+
+
+@pytest.mark.parametrize(("changed", "key"), [({"shards": "s2"}, SHARDS), ({"backbone": "b2"}, BACKBONE)])
+def test_seeds_of_other_weights_or_data_are_never_averaged(base, spec, changed, key):
+    runs = [made(base), made(base, seed=1, **changed)]
+    with pytest.raises(RunFailed) as error:
+        build_table(runs, spec)
+    assert key in str(error.value) and runs[1].run in str(error.value) and "--where run=" in str(error.value)
+
+
+def test_seeds_of_the_same_weights_and_data_are(base, spec):
+    (entry, *_) = build_table([made(base), made(base, seed=1)], spec).entries()
+    assert entry.n_seeds == 2
+
+
+def test_a_run_that_recorded_no_inputs_is_not_taken_for_one_that_did(base, spec):
+    with pytest.raises(RunFailed, match="None"):
+        build_table([made(base), dataclasses.replace(made(base, seed=1), artifacts={})], spec)
+
+
+@pytest.mark.parametrize("null", ["random_weights", "raw_pixels", "shuffled_labels"])
+def test_a_null_of_other_data_is_no_null(base, null):
+    assert inputs_apart(made(base), made(base, null=null, shards="s2")) == [(SHARDS, "s1", "s2")]
+
+
+def test_a_null_on_other_data_is_refused_in_a_table(base, spec):
+    record = dataclasses.replace(base.metrics[0], nulls={})
+    run = dataclasses.replace(base, metrics=(record,))
+    with pytest.raises(RunFailed, match=r"(?s)null 'random_weights' was measured with other settings.*input/shards"):
+        build_table([made(run), made(run, null="random_weights", shards="s2", backbone="b9")], spec)
+
+
+def test_a_null_has_the_weights_that_its_kind_has(base):
+    run = made(base)
+    assert inputs_apart(run, made(base, null="random_weights", backbone="b9")) == []
+    assert inputs_apart(run, made(base, null="raw_pixels", backbone="b9")) == []
+    assert inputs_apart(run, made(base, null="shuffled_labels", backbone="b9")) == [(BACKBONE, "b1", "b9")]
+
+
+def test_random_weights_of_two_seeds_are_two_draws_of_one_null(base):
+    draw = [made(base, null="random_weights", backbone=f"b{i}") for i in (1, 2)]
+    drawn = [
+        dataclasses.replace(run, config={**run.config, "backbone": {"path": "toy", "random_seed": i}})
+        for i, run in enumerate(draw)
+    ]
+    assert inputs_apart(*drawn) == []
+    assert inputs_apart(*draw) == [(BACKBONE, "b1", "b2")]  # of one seed: two networks
+
+
+def test_null_of_a_run(base):
+    assert null_of(base) is None and null_of(made(base, null="raw_pixels")) == "raw_pixels"
+    assert null_of(dataclasses.replace(base, config={})) is None
