@@ -1,15 +1,22 @@
 """Reads the raw samples of one shard. Owns keys: what belongs to which sample, and that no key comes twice.
 
-WebDataset opens the tar and groups its members. What the bytes mean is left to annotation.py and decode.py.
+The tar is read to its end mark and its checksum, for a damaged one could else end early without a word; WebDataset
+groups its members. What the bytes mean is left to annotation.py and decode.py.
 """
 
+import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from diffprobe.core.errors import DuplicateKey, ShardError
+
+_META = re.compile(r"__[^/]*__($|/)")
+"""Names of members that WebDataset keeps for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +41,19 @@ def read_shard(path: Path, *, strays: list[str] | None = None) -> Iterator[RawSa
 
     Args:
         path: a `.tar` or `.tar.gz` file.
-        strays: gets the names of members that belong to no sample (no extension), which WebDataset passes over.
+        strays: gets a line for each member that belongs to no sample (no extension, or a link) and is passed over.
 
-    Raises: ShardError for a file that is missing, cut off or no tar; DuplicateKey for a key that comes twice.
+    Raises: ShardError for a file that is missing, cut off, damaged or no tar; DuplicateKey for a key that comes twice.
     """
-    from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
+    from webdataset.tariterators import base_plus_ext, group_by_keys
 
     members: set[str] = set()
+    passed_over: list[str] = [] if strays is None else strays
 
     def split_name(name: str) -> tuple[str | None, str | None]:
         key, extension = base_plus_ext(name)
         if key is None:
-            if strays is not None:
-                strays.append(name)
+            passed_over.append(f"member '{name}' belongs to no sample (it has no extension)")
         elif f"{key}.{extension.lower()}" in members:
             raise DuplicateKey(f"{path.name}: sample '{key}' has two files '.{extension.lower()}'.", fix=_DUPLICATE_FIX)
         else:
@@ -55,23 +62,66 @@ def read_shard(path: Path, *, strays: list[str] | None = None) -> Iterator[RawSa
 
     last, position, keys = "(none)", 0, set()
     try:
-        with open(path, "rb") as file:
-            source = [{"url": path.name, "stream": file}]
-            for group in group_by_keys(tar_file_expander(source), keys=split_name):
-                key = group["__key__"]
-                if key in keys:
-                    raise DuplicateKey(f"{path.name}: key '{key}' comes back after other samples.", fix=_DUPLICATE_FIX)
-                keys.add(key)
-                files = {name: data for name, data in group.items() if not name.startswith("__")}
-                yield RawSample(key=key, shard=path.name, position=position, files=files)
-                last, position = key, position + 1
+        for group in group_by_keys(_members(path, passed_over), keys=split_name):
+            key = group["__key__"]
+            if key in keys:
+                raise DuplicateKey(f"{path.name}: key '{key}' comes back after other samples.", fix=_DUPLICATE_FIX)
+            keys.add(key)
+            files = {name: data for name, data in group.items() if not name.startswith("__")}
+            yield RawSample(key=key, shard=path.name, position=position, files=files)
+            last, position = key, position + 1
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ShardError(
-            f"{path.name}: the shard can't be read to its end ({type(error).__name__}: {error.args[0]}).",
+            f"{path.name}: the shard can't be read to its end ({type(error).__name__}: {error}).",
             f"samples read before: {position}, the last one: '{last}'",
             f"file: {path}",
-            fix="copy or download the shard again; it may be cut off",
+            fix="copy or download the shard again; it may be cut off or damaged",
         ) from error
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. A broken or a missing one is an error; tarfile itself takes it for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end mark
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"no member and no end mark where one should be: {error}") from error
+
+
+def _members(path: Path, strays: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield name and bytes of each file in a tar, as WebDataset's grouping takes them, then judge the tar's end."""
+    with open(path, "rb") as plain:
+        packed = plain.peek(2)[:2] == b"\x1f\x8b"
+        file: Any = gzip.GzipFile(fileobj=plain) if packed else plain
+        with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep every header to the end
+                if member.isdir() or _META.match(member.name):
+                    continue
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None:
+                    strays.append(f"member '{member.name}' belongs to no sample (it is a link or a device)")
+                else:
+                    yield {"fname": member.name, "data": content.read(), "__url__": path.name}
+            _check_end(tar.fileobj)
+
+
+def _check_end(stream: Any) -> None:
+    """Read on behind the first block of zeros: one more must follow, and nothing else. gzip checks its sum meanwhile.
+
+    Source: POSIX.1-2017, pax, "ustar Interchange Format".
+    """
+    n_zeros = 0
+    while block := stream.read(1 << 16):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("there is more behind the end mark")
+        n_zeros += len(block)
+    if n_zeros < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("the end mark is cut off")
 
 
 _DUPLICATE_FIX = "give every sample its own key and write all files of a sample one after the other"

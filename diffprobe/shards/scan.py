@@ -37,7 +37,7 @@ class Scan:
                 self._sample(raw)
             except SampleError as error:
                 self.faults.append(error.what)
-        self.faults += [f"{path.name}: member '{name}' belongs to no sample (it has no extension)." for name in strays]
+        self.faults += [f"{path.name}: {stray}." for stray in strays]
         if not count:
             raise ShardError(f"{path.name}: the shard holds no sample.", f"file: {path}")
         return count

@@ -1,5 +1,6 @@
 """Raw samples, and the faults of whole shards."""
 
+import gzip
 import io
 import random
 import tarfile
@@ -33,7 +34,19 @@ def test_members_of_no_sample_are_told(tmp_path: Path) -> None:
     strays: list[str] = []
     path = tar_of(tmp_path / "a-0.tar", ["README", "k.jpg", "._k.jpg"])
     assert [raw.key for raw in read_shard(path, strays=strays)] == ["k"]
-    assert strays == ["README", "._k.jpg"]
+    assert strays == [f"member '{name}' belongs to no sample (it has no extension)" for name in ("README", "._k.jpg")]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_are_told_and_not_followed(tmp_path: Path, kind: bytes) -> None:
+    path = tar_of(tmp_path / "a-0.tar", ["k.jpg"])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("l.jpg")
+        link.type, link.linkname = kind, "k.jpg"
+        tar.addfile(link)
+    strays: list[str] = []
+    assert [raw.key for raw in read_shard(path, strays=strays)] == ["k"]
+    assert strays == ["member 'l.jpg' belongs to no sample (it is a link or a device)"]
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.json"], ["a.jpg", "a.JPG"]])
@@ -51,6 +64,58 @@ def test_a_shard_that_is_cut_off_is_named_with_its_last_good_sample(tmp_path: Pa
     with pytest.raises(ShardError, match=rf"a-0{suffix}: the shard can't be read to its end") as caught:
         list(read_shard(path))
     assert "samples read before: 0, the last one: '(none)'" in str(caught.value)
+
+
+def shard_bytes(path: Path, n: int = 8) -> bytes:
+    """Write a shard of `n` samples of noise, 2,048 bytes each in the tar, and return its bytes."""
+    rng = random.Random(0)
+    write_shard(path, [(f"k{i}", {"bin": rng.randbytes(1500)}) for i in range(n)])
+    return path.read_bytes()
+
+
+def test_any_cut_through_a_tar_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a-0.tar"
+    data = shard_bytes(path)
+    end = 8 * 2048  # what follows is the end mark, and zeros up to a full record
+    for cut in [*range(512, end + 1024, 512), 700, end + 300]:
+        path.write_bytes(data[:cut])
+        with pytest.raises(ShardError, match=r"a-0.tar: the shard can't be read to its end"):
+            list(read_shard(path))
+    path.write_bytes(data[: end + 1024])
+    assert len(list(read_shard(path))) == 8
+
+
+def test_a_damaged_header_or_a_hole_is_not_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a-0.tar"
+    data = shard_bytes(path)
+    for place, hole in [
+        (3 * 2048 + 10, b"\xff"),
+        (3 * 2048, bytes(512)),
+        (3 * 2048, bytes(2048)),
+        (8 * 2048 + 2000, b"x"),
+    ]:
+        path.write_bytes(data[:place] + hole + data[place + len(hole) :])
+        with pytest.raises(ShardError, match=r"a-0.tar: the shard can't be read to its end"):
+            list(read_shard(path))
+
+
+def test_a_flipped_bit_of_a_packed_shard_is_noticed(tmp_path: Path) -> None:
+    path, rng = tmp_path / "a-0.tar.gz", random.Random(0)
+    data = shard_bytes(path)
+    for _ in range(40):
+        damaged = bytearray(data)
+        damaged[rng.randrange(20, len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(ShardError, match=r"a-0.tar.gz: the shard can't be read to its end"):
+            list(read_shard(path))
+
+
+def test_all_parts_of_a_gzip_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a-0.tar"
+    data = shard_bytes(path)
+    packed = path.rename(tmp_path / "a-0.tar.gz")
+    packed.write_bytes(gzip.compress(data[: 3 * 2048]) + gzip.compress(data[3 * 2048 :]))
+    assert [raw.key for raw in read_shard(packed)] == [f"k{i}" for i in range(8)]
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
