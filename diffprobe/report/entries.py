@@ -13,7 +13,7 @@ from typing import Any
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
-from diffprobe.report.fields import field_of, matches
+from diffprobe.report.fields import CELL_FIELDS, field_of, matches
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.seeds import Found, inputs_apart, null_of, one_a_seed, settings_apart
 from diffprobe.report.spec import Axis, TableSpec, Value
@@ -98,8 +98,9 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
     # canonical order, so that no mean depends on the order in which files were found
     ordered = sorted(results, key=lambda run: (run.experiment, run.run, run.config_digest, run.started))
     conditions = {"metric": spec.metric, **spec.filter}
-    passing = [(run, rec) for run in ordered for rec in run.metrics if matches(run, rec, conditions)]
-    measured = [(run, record) for run, record in passing if null_of(run) is None]
+    records = [(run, record) for run in ordered for record in run.metrics if record.name == spec.metric]
+    measured = [(run, record) for run, record in records if null_of(run) is None and matches(run, record, conditions)]
+    nulls = [(run, record) for run, record in records if null_of(run) is not None]
     if not measured:
         raise _nothing(ordered, conditions)
     axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
@@ -107,20 +108,20 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
     rows = []
     for values in itertools.product(*(found for _, found in axes[:-1])):
         place = {axis.field: value for axis, value in zip(spec.rows, values, strict=True)}
-        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, passing) for column in columns)
+        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, nulls) for column in columns)
         if any(axis.values for axis in spec.rows) or any(entry.value is not None for entry in entries):
             rows.append(Row(values=values, entries=entries, nulls=tuple(_row_nulls(spec, entries))))
     return Table(spec=spec, columns=columns, rows=tuple(rows))
 
 
-def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: Found) -> Entry:
+def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, null_runs: Found) -> Entry:
     found = one_a_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
     published = find_published(spec, where, found)
     if not found:
         return Entry(where=where, nulls={}, comparison=compare(published, None))
     values = [record.value for _, record in found]
     value = statistics.fmean(values)
-    nulls = _merge_nulls(where, found, _null_runs(found, passing, where))
+    nulls = _merge_nulls(where, found, _null_runs(spec, found, null_runs, where))
     if len(found) == 1:
         spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
     else:
@@ -131,21 +132,26 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, passing: F
     )  # fmt: skip
 
 
-def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[str, float]:
+def _null_runs(spec: TableSpec, found: Found, null_runs: Found, where: dict[str, Value]) -> dict[str, float]:
     """Average over seeds the runs that measured a null of this entry; pixels have one cell, so it serves all of them.
 
+    A null need not meet a condition on what it differs in by its nature; where some of its runs do, they are taken.
     Raises: RunFailed for a null of this place that was measured with other settings, which would be no null of it.
     """
     run, record = found[0]
-    settings = {field: value for field, value in where.items() if field.startswith("config.")}
+    conditions = {**spec.filter, **{field: value for field, value in where.items() if field.startswith("config.")}}
     nulls: dict[str, Found] = {}
-    for null_run, null in passing:
-        name = null_of(null_run)
-        if name is None or (null.target, null.probe) != (record.target, record.probe):
+    for null_run, null in null_runs:
+        name = str(null_of(null_run))
+        if (null.target, null.probe) != (record.target, record.probe):
             continue
-        place = {field: v for field, v in settings.items() if not _is_free(name, field.removeprefix("config."))}
-        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, place):
+        bound = {field: wanted for field, wanted in conditions.items() if not _is_no_condition(name, field)}
+        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, bound):
             nulls.setdefault(name, []).append((null_run, null))
+    settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
+    for name, candidates in nulls.items():
+        nearest = [candidate for candidate in candidates if matches(*candidate, settings)]
+        nulls[name] = nearest or candidates
     for name, candidates in nulls.items():
         for null_run, _ in candidates:
             differing = [
@@ -166,6 +172,13 @@ def _null_runs(found: Found, passing: Found, where: dict[str, Value]) -> dict[st
         name: statistics.fmean(null.value for _, null in one_a_seed(candidates, where))
         for name, candidates in nulls.items()
     }
+
+
+def _is_no_condition(null: str, field: str) -> bool:
+    """Say whether a null cannot be asked for a field: it has a run of its own, and pixels are a cell of their own."""
+    if field.startswith("config."):
+        return _is_free(null, field.removeprefix("config."))
+    return field == "run" or (null == "raw_pixels" and field in ("cell", *CELL_FIELDS))
 
 
 def _is_free(null: str, key: str) -> bool:

@@ -13,9 +13,10 @@ from diffprobe.core.errors import ConfigError, nearest
 from diffprobe.core.result import MetricRecord, RunResult
 
 _RECORD = {"metric": "name", "split": "split", "target": "target", "probe": "probe", "cell": "cell"}
-_CELL = ("tap", "timestep", "condition", "pool")
+CELL_FIELDS = ("tap", "timestep", "condition", "pool")
+"""Fields that are parts of a cell."""
 _RUN = ("kind", "experiment", "run", "git_commit")
-NAMES = (*_RECORD, *_CELL, *_RUN)
+NAMES = (*_RECORD, *CELL_FIELDS, *_RUN)
 
 
 def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
@@ -25,7 +26,7 @@ def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
     """
     if name in _RECORD:
         return getattr(record, _RECORD[name])
-    if name in _CELL:
+    if name in CELL_FIELDS:
         return None if record.cell is None else getattr(Cell.parse(record.cell), name)
     if name in _RUN:
         return getattr(run, name)

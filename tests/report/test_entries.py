@@ -134,6 +134,53 @@ def test_a_null_serves_its_own_place_on_an_axis_of_settings(results, spec):
     assert found == {"here": 0.25, "there": 0.75}
 
 
+@pytest.mark.parametrize(
+    "condition",
+    [
+        {"timestep": 200}, {"tap": ["mid_block", "up_blocks.0"]}, {"cell": "up_blocks.0@t200:empty:mean"},
+        {"condition": "empty"}, {"config.backbone.path": "toy"}, {"config.features.seed": 0}, {"run": "bank-0"},
+    ],
+    ids=lambda condition: next(iter(condition)),
+)  # fmt: skip
+def test_a_filter_on_what_pixels_do_not_have_keeps_their_null_and_its_mark(results, spec, condition):
+    pixels = changed(results[0], {"backbone": {"path": "pixels"}, "features": {"seed": 5}}, value=0.8)
+    pixels = dataclasses.replace(
+        pixels, metrics=tuple(dataclasses.replace(m, cell="pixels@t0:clean:max") for m in pixels.metrics)
+    )
+    table = build_table([pixels, *results[1:]], dataclasses.replace(spec, filter={**spec.filter, **condition}))
+    found = entry_at(table, target="group", tap="up_blocks.0", timestep=200)
+    assert found.nulls["raw_pixels"] == 0.8
+    low = [entry for entry in table.entries() if entry.value is not None and entry.value <= 0.8]
+    assert low and all(table.beats_nulls(entry) is False for entry in low)
+
+
+def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, spec):
+    """Two backbones in one folder, each with its pixels: a condition on the backbone says whose are meant."""
+    runs = []
+    for path, value in (("small", 0.25), ("large", 0.75)):
+        backbone = {"backbone": {"path": path}}
+        runs += [changed(results[1], backbone, run=path), changed(results[0], backbone, value, run=f"{path}-pixels")]
+    for path, value in (("small", 0.25), ("large", 0.75)):
+        narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.backbone.path": path})
+        assert entry_at(build_table(runs, narrowed), target="group", tap="mid_block", timestep=25).nulls[
+            "raw_pixels"
+        ] == value  # fmt: skip
+    axis = dataclasses.replace(spec.rows[0], field="config.backbone.path", values=("small", "large"))
+    table = build_table(runs, dataclasses.replace(
+        spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
+    ))  # fmt: skip
+    found = {entry.where["config.backbone.path"]: entry.nulls["raw_pixels"] for entry in table.entries()}
+    assert found == {"small": 0.25, "large": 0.75}
+
+
+def test_a_condition_that_a_null_could_meet_still_binds_it(results, spec):
+    other = changed(results[1], {"data": {"path": "other"}}, run="other")
+    pixels = changed(results[0], {"data": {"path": "other"}}, value=0.8, run="other-pixels")
+    narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.data.path": "other"})
+    table = build_table([*results, other, pixels], narrowed)
+    assert entry_at(table, target="group", tap="mid_block", timestep=25).nulls["raw_pixels"] == 0.8
+
+
 def test_beating_the_nulls_follows_the_direction_of_the_metric(results, spec):
     table = build_table(results, spec)
     below = entry_at(table, target="group", tap="up_blocks.1", timestep=200)
