@@ -143,7 +143,7 @@ def _null_runs(spec: TableSpec, found: Found, null_runs: Found, where: dict[str,
     nulls: dict[str, Found] = {}
     for null_run, null in null_runs:
         name = str(null_of(null_run))
-        if (null.target, null.probe) != (record.target, record.probe):
+        if (null.target, null.probe, null.split) != (record.target, record.probe, record.split):
             continue
         bound = {field: wanted for field, wanted in conditions.items() if not _is_no_condition(name, field)}
         if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, bound):

@@ -173,6 +173,22 @@ def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, 
     assert found == {"small": 0.25, "large": 0.75}
 
 
+def test_a_null_serves_its_own_split(results, spec):
+    """A run records its null on every split, as the measured one does."""
+
+    def on_val(run, value):
+        metrics = [dataclasses.replace(m, split="val", value=value) for m in run.metrics if m.split == "test"]
+        return dataclasses.replace(run, metrics=(*run.metrics, *metrics))
+
+    runs = [on_val(results[0], 0.125), on_val(results[1], 0.875), on_val(null_run(results, 0.25), 0.75)]
+    filter = {key: value for key, value in spec.filter.items() if key != "split"} | {"target": "group"}
+    axis = dataclasses.replace(spec.rows[0], field="split", values=("val", "test"))
+    spec = dataclasses.replace(spec, rows=(axis, spec.rows[1]), filter=filter, published=())
+    nulls = {entry.where["split"]: entry.nulls for entry in build_table(runs, spec).entries()}
+    assert (nulls["val"]["raw_pixels"], nulls["test"]["raw_pixels"]) == (0.125, 0.4375)
+    assert (nulls["val"]["untrained_vae"], nulls["test"]["untrained_vae"]) == (0.75, 0.25)
+
+
 def test_a_condition_that_a_null_could_meet_still_binds_it(results, spec):
     other = changed(results[1], {"data": {"path": "other"}}, run="other")
     pixels = changed(results[0], {"data": {"path": "other"}}, value=0.8, run="other-pixels")
