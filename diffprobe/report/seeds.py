@@ -16,11 +16,19 @@ SHARDS, BACKBONE = "input/shards", "input/backbone"
 """Names in a result's artifacts of the digests of the data set and of the model's files (`experiment/inputs.py`)."""
 
 _SECTIONS = ("backbone", "data", "features", "probe", "trainer")
-# settings that change where or how fast something ran, or that seeds are averaged over, but not what was measured
 _NOT_CONTENT = {
-    "seed", "random_seed", "device", "devices", "num_nodes", "accelerator", "num_workers", "store", "source",
-    "enable_progress_bar", "resume", "checkpoint_every_steps",
+    # what seeds are averaged over
+    "backbone.random_seed", "features.seed",
+    # where something ran, lay or was shown
+    "backbone.device", "features.source", "features.store", "features.hold", "trainer.accelerator",
+    "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",
+    "trainer.num_nodes", "trainer.resume", "data.num_workers",
+    "features.latents",  # latents are kept in float32: the same features to the bit
+    # how fast it ran: other sums of the same terms, so numbers move by rounding
+    "backbone.channels_last", "backbone.compile", "backbone.rows", "probe.batched", "trainer.strategy",
 }  # fmt: skip
+"""Settings that say nothing of what was measured. Precision (`backbone.dtype`, `trainer.precision`) is no rounding:
+it is a choice that numbers are compared over."""
 _OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
 """Nulls whose backbone is another than that of the run they stand beside."""
 
@@ -106,8 +114,8 @@ def _is_random(run: RunResult) -> bool:
 def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:
     flat: list[tuple[str, Any]] = []
     for key, value in config.items():
-        if (not at and key not in _SECTIONS) or key in _NOT_CONTENT:
-            continue
         full = f"{at}.{key}" if at else key
+        if (not at and key not in _SECTIONS) or full in _NOT_CONTENT:
+            continue
         flat += _content(value, full) if isinstance(value, dict) and value else [(full, value)]
     return flat

@@ -1,20 +1,23 @@
 """Which results are one measurement, and what of them may differ."""
 
 import dataclasses
+from typing import get_type_hints
 
 import pytest
 
+from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
 from diffprobe.experiment import inputs
+from diffprobe.report import seeds
 from diffprobe.report.entries import build_table
 from diffprobe.report.seeds import BACKBONE, SHARDS, inputs_apart, null_of
 
 
-def made(run, *, shards="s1", backbone="b1", seed=0, null="none", value=None, name=None, **sections):
+def made(run, *, shards="s1", weights="b1", seed=0, null="none", value=None, name=None, **sections):
     """A copy of a run with other inputs, seeds, sections of its configuration or values."""
     metrics = run.metrics if value is None else tuple(dataclasses.replace(m, value=value) for m in run.metrics)
     return dataclasses.replace(
-        run, run=name or f"run-{shards}-{backbone}-{seed}-{null}", artifacts={SHARDS: shards, BACKBONE: backbone},
+        run, run=name or f"run-{shards}-{weights}-{seed}-{null}", artifacts={SHARDS: shards, BACKBONE: weights},
         seeds={"run": seed}, config={**run.config, "seed": seed, "null": null, **sections}, metrics=metrics,
     )  # fmt: skip
 
@@ -28,7 +31,7 @@ def test_the_inputs_have_the_names_under_which_runs_record_them():
     assert (SHARDS, BACKBONE) == (inputs.SHARDS, inputs.BACKBONE)
 
 
-@pytest.mark.parametrize(("changed", "key"), [({"shards": "s2"}, SHARDS), ({"backbone": "b2"}, BACKBONE)])
+@pytest.mark.parametrize(("changed", "key"), [({"shards": "s2"}, SHARDS), ({"weights": "b2"}, BACKBONE)])
 def test_seeds_of_other_weights_or_data_are_never_averaged(base, spec, changed, key):
     runs = [made(base), made(base, seed=1, **changed)]
     with pytest.raises(RunFailed) as error:
@@ -55,24 +58,60 @@ def test_a_null_on_other_data_is_refused_in_a_table(base, spec):
     record = dataclasses.replace(base.metrics[0], nulls={})
     run = dataclasses.replace(base, metrics=(record,))
     with pytest.raises(RunFailed, match=r"(?s)null 'random_weights' was measured with other settings.*input/shards"):
-        build_table([made(run), made(run, null="random_weights", shards="s2", backbone="b9")], spec)
+        build_table([made(run), made(run, null="random_weights", shards="s2", weights="b9")], spec)
 
 
 def test_a_null_has_the_weights_that_its_kind_has(base):
     run = made(base)
-    assert inputs_apart(run, made(base, null="random_weights", backbone="b9")) == []
-    assert inputs_apart(run, made(base, null="raw_pixels", backbone="b9")) == []
-    assert inputs_apart(run, made(base, null="shuffled_labels", backbone="b9")) == [(BACKBONE, "b1", "b9")]
+    assert inputs_apart(run, made(base, null="random_weights", weights="b9")) == []
+    assert inputs_apart(run, made(base, null="raw_pixels", weights="b9")) == []
+    assert inputs_apart(run, made(base, null="shuffled_labels", weights="b9")) == [(BACKBONE, "b1", "b9")]
 
 
 def test_random_weights_of_two_seeds_are_two_draws_of_one_null(base):
-    draw = [made(base, null="random_weights", backbone=f"b{i}") for i in (1, 2)]
+    draw = [made(base, null="random_weights", weights=f"b{i}") for i in (1, 2)]
     drawn = [
         dataclasses.replace(run, config={**run.config, "backbone": {"path": "toy", "random_seed": i}})
         for i, run in enumerate(draw)
     ]
     assert inputs_apart(*drawn) == []
     assert inputs_apart(*draw) == [(BACKBONE, "b1", "b2")]  # of one seed: two networks
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"features": {"hold": "memory", "latents": "kept", "source": "live", "store": "x", "seed": 3}},
+        {"backbone": {"path": "toy", "rows": 8, "compile": True, "channels_last": False, "device": "cuda"}},
+        {"trainer": {"log_every_steps": 5, "strategy": "ddp", "accelerator": "gpu", "resume": False}},
+        {"probe": {"kind": "classifier", "name": "linear", "batched": True}, "data": {"path": "toy", "num_workers": 4}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_where_and_how_fast_a_run_ran_keeps_no_seeds_apart(base, spec, section):
+    (entry, *_) = build_table([made(base), made(base, seed=1, **section)], spec).entries()
+    assert entry.n_seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"backbone": {"path": "toy", "dtype": "bfloat16"}}, "config.backbone.dtype"),
+        ({"trainer": {"precision": "bf16-mixed"}}, "config.trainer.precision"),
+        ({"features": {"shuffle": "rows"}}, "config.features.shuffle"),
+        ({"probe": {"kind": "classifier", "name": "linear", "params": {"rows": 4}}}, "config.probe.params.rows"),
+    ],
+)
+def test_what_changes_numbers_keeps_results_apart(base, spec, section, key):
+    """A key of a probe is its own, whatever other sections call theirs."""
+    with pytest.raises(RunFailed, match=key):
+        build_table([made(base), made(base, seed=1, **section)], spec)
+
+
+def test_every_setting_that_is_left_out_exists():
+    for key in seeds._NOT_CONTENT:
+        section, name = key.split(".")
+        assert name in {field.name for field in dataclasses.fields(get_type_hints(RunConfig)[section])}, key
 
 
 def test_null_of_a_run(base):
