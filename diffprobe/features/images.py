@@ -23,10 +23,12 @@ def fetch_images(
     Args:
         shards: key -> shard file, for example `dict(zip(table.keys, table.shards))`; only these files are opened. If
             None, shards are read one after the other until every key is found.
-        fields: which file of a sample holds the image; the defaults of `Fields` if None.
+        fields: which file of a sample holds the image (see `ShardSet.fields_for`).
 
-    Raises: SampleError naming the keys that are not there, or an image that cannot be decoded.
+    Raises: SampleError naming the keys that are not there, or an image that cannot be decoded; ConfigError for
+        fields that are not those of the index.
     """
+    names = shard_set.fields_for(fields)
     wanted = list(dict.fromkeys(keys))
     left = set(wanted)
     found: dict[str, Image.Image] = {}
@@ -36,7 +38,7 @@ def fetch_images(
             continue
         for raw in read_shard(shard_set.root / shard.file):
             if raw.key in left:
-                found[raw.key] = decode_image(raw, fields or Fields())
+                found[raw.key] = decode_image(raw, names)
                 left.discard(raw.key)
                 if not left:
                     break

@@ -70,8 +70,8 @@ class Request:
 
     @property
     def fields(self) -> Fields:
-        """The names of the parts of a sample."""
-        return Fields(**asdict(self.data.fields))
+        """The names of the parts of a sample. Raises: ConfigError, see `ShardSet.fields_for`."""
+        return self.shard_set.fields_for(self.data.fields)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -81,7 +81,7 @@ class Request:
         return Manifest(
             backbone=plan.fingerprint,
             cells=plan.widths,
-            data={"shard_set": shard_set.digest, "fields": asdict(self.data.fields), "on_error": self.data.on_error},
+            data={"shard_set": shard_set.digest, "fields": asdict(self.fields), "on_error": self.data.on_error},
             shards=tuple(shards),
             recorded={
                 "backbone": self.backbone.path,

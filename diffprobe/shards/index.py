@@ -4,20 +4,23 @@ Owns `index.json` (format: PROTOCOL.md) and the names of data sets that ship wit
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from diffprobe.core.artifact import make_header, read_json, write_json_atomic
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import SchemaError, ShardError, unknown
+from diffprobe.core.errors import ConfigError, SchemaError, ShardError, unknown
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.scan import Scan, find_shards, split_of
 
 SCHEMA_VERSION = 1
 KIND = "shard_index"
 INDEX_NAME = "index.json"
+_INDEXED = ("json", "label", "class_name", "attributes")
+"""Fields that the index's classes and attribute values were read from."""
 SHIPPED = ("emoji",)
 """Data sets inside the package, found by name."""
 
@@ -45,6 +48,7 @@ class ShardSet:
         attributes: values by attribute name, sorted; an attribute id is an index into them.
         licence: terms of the images.
         faults: faulty samples that were indexed on purpose, one message each.
+        fields: which file and key of a sample holds what, as the set was indexed.
     """
 
     name: str
@@ -54,6 +58,7 @@ class ShardSet:
     attributes: dict[str, tuple[str, ...]]
     licence: str
     faults: tuple[str, ...] = ()
+    fields: Fields = Fields()
 
     @cached_property
     def digest(self) -> str:
@@ -76,6 +81,25 @@ class ShardSet:
         """Return the number of samples of a split."""
         return sum(shard.n_samples for shard in self.shards_of(split))
 
+    def fields_for(self, asked: Fields | None) -> Fields:
+        """Return the names that samples are read under: those of the index where `asked` is left at the defaults.
+
+        Image and captions may be read under other names than those of the index.
+
+        Raises: ConfigError for other names of what labels and attribute ids were read from.
+        """
+        chosen = {name: getattr(asked, name) for name in _changed(asked or Fields())}
+        names = replace(self.fields, **chosen)
+        had, wanted = asdict(self.fields), asdict(names)
+        wrong = [name for name in _INDEXED if had[name] != wanted[name]]
+        if wrong:
+            raise ConfigError(
+                f"the index of '{self.name}' was made under other names than those asked for.",
+                *(f"{name}: index '{had[name]}', asked '{wanted[name]}'" for name in wrong),
+                fix=f"leave them out of data.fields (--field), or {_fix(self.root, names)}",
+            )
+        return names
+
     @classmethod
     def load(cls, path_or_name: str | Path) -> "ShardSet":
         """Open a shard set by its folder, its index file, or the name of a shipped set ("emoji").
@@ -93,7 +117,7 @@ class ShardSet:
             name, licence, faults = record["name"], record["licence"], tuple(record["faults"])
             shard_set = cls(
                 name=name, root=root, shards=shards, classes=tuple(record["classes"]), attributes=attributes,
-                licence=licence, faults=faults,
+                licence=licence, faults=faults, fields=_read_fields(record.get("fields", {})),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             raise SchemaError(
@@ -122,7 +146,7 @@ def build_index(
         root: folder of the shards.
         name: what the set is called in results.
         licence: terms of the images, with attribution where they ask for it.
-        fields: which file and key holds what; the defaults of `Fields` if None.
+        fields: which file and key holds what; the defaults of `Fields` if None. They go into the index.
         index_path: where to write, `root/index.json` if None; elsewhere for a read-only folder.
         on_error: "raise" refuses faulty samples, all at once; "skip" indexes the set and lists them in the index.
             Streams will meet them again and judge by their own `on_error`.
@@ -154,13 +178,15 @@ def build_index(
         attributes={key: tuple(sorted(values)) for key, values in sorted(scan.values.items())},
         licence=licence,
         faults=tuple(faults),
+        fields=scan.fields,
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
         _write(shard_set, path)
     except OSError as error:
         raise ShardError(
-            f"the index can't be written to '{path}' ({error.strerror}).", fix=f"{_fix(root)} --out FOLDER/{INDEX_NAME}"
+            f"the index can't be written to '{path}' ({error.strerror}).",
+            fix=f"{_fix(root, scan.fields)} --out FOLDER/{INDEX_NAME}",
         ) from error
     return shard_set
 
@@ -181,8 +207,25 @@ def _find(path_or_name: str | Path) -> Path:
     return path / INDEX_NAME
 
 
-def _fix(root: Path) -> str:
-    return f"diffprobe data index {root} --name NAME --licence LICENCE"
+def _fix(root: Path, fields: Fields | None = None) -> str:
+    options = "".join(f" --field {option}" for option in _options(fields or Fields()))
+    return f"diffprobe data index {root} --name NAME --licence LICENCE{options}"
+
+
+def _changed(names: Fields) -> list[str]:
+    """List the fields whose names are not the default ones."""
+    return [name for name, value in asdict(Fields()).items() if getattr(names, name) != value]
+
+
+def _options(names: Fields) -> list[str]:
+    """Write what differs from the default names, as `--field` takes it: "label=fine", "image=png,jpg"."""
+    values = {name: getattr(names, name) for name in _changed(names)}
+    return [f"{name}={','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items()]
+
+
+def _read_fields(record: dict[str, Any]) -> Fields:
+    values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Fields(**values)
 
 
 def _check_files(shard_set: ShardSet, index: Path) -> None:
@@ -198,7 +241,7 @@ def _check_files(shard_set: ShardSet, index: Path) -> None:
         raise ShardError(
             f"the shards in '{shard_set.root}' are not those of '{index}'.",
             f"{len(wrong)} of {len(shard_set.shards)} differ:",
-            *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root)}",
+            *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root, shard_set.fields)}",
         )  # fmt: skip
 
 
@@ -207,6 +250,8 @@ def _write(shard_set: ShardSet, path: Path) -> None:
     # The index is rebuilt byte for byte by any version that writes this schema, so no package version stands in it.
     header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
     body = asdict(shard_set)
+    if shard_set.fields == Fields():
+        del body["fields"]
     if path.parent.resolve() == shard_set.root.resolve():
         del body["root"]
     else:
@@ -221,6 +266,8 @@ def render(shard_set: ShardSet) -> str:
         lines.append(f"  {split}: {shard_set.n_samples(split):,} samples in {len(shard_set.shards_of(split))} shards")
     lines.append(f"  classes: {len(shard_set.classes)}")
     lines += [f"  attribute {name}: {len(values)} values" for name, values in shard_set.attributes.items()]
+    if options := _options(shard_set.fields):
+        lines.append(f"  fields: {' '.join(options)}")
     lines.append(f"  licence: {shard_set.licence}")
     if shard_set.faults:
         lines += [f"  indexed with {len(shard_set.faults)} faults:", *(f"    {fault}" for fault in shard_set.faults)]

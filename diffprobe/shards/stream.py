@@ -35,7 +35,7 @@ class SampleStream(IterableDataset[Sample]):
         shard_set: the set, from `ShardSet.load`.
         split: name of a split.
         resolution: height and width of the images in pixels (see `decode.fit`); None keeps their size.
-        fields: which file and key of a sample holds what.
+        fields: which file and key of a sample holds what (see `ShardSet.fields_for`).
         rank: of this process, from 0.
         world_size: number of processes.
         shuffle_buffer: 0 keeps the order of the shards; else shards are shuffled, and samples among that many others.
@@ -51,7 +51,7 @@ class SampleStream(IterableDataset[Sample]):
         skipped: message by key of the samples left out so far in this process. Loader workers hand theirs over to
             `ImageLoader.skipped`.
 
-    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number or choice; when iterated,
+    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number, choice or field; when iterated,
         SampleError and ShardError, named by shard and key.
     """
 
@@ -78,7 +78,8 @@ class SampleStream(IterableDataset[Sample]):
             raise ConfigError(f"rank={rank} is outside of world_size={world_size}.", f"allowed: 0 to {world_size - 1}")
         if (resolution is not None and resolution < 1) or shuffle_buffer < 0:
             raise ConfigError(f"resolution={resolution}, shuffle_buffer={shuffle_buffer}: a size is too small.")
-        self.shard_set, self.split, self.resolution, self.fields = shard_set, split, resolution, fields or Fields()
+        self.shard_set, self.split, self.resolution = shard_set, split, resolution
+        self.fields = shard_set.fields_for(fields)
         self.rank, self.world_size, self.equal = rank, world_size, equal
         self.shuffle_buffer, self.seed, self.epoch, self.on_error = shuffle_buffer, seed, epoch, on_error
         self.skipped: dict[str, str] = {}

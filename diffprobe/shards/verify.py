@@ -24,13 +24,16 @@ def verify(
 ) -> Verification:
     """Read every byte of a shard set: checksums, counts, unique keys, annotations, images to their end.
 
-    All faults are gathered, none is raised.
+    All faults of the set are gathered, none is raised.
 
     Args:
         shard_set: the set, from `ShardSet.load`.
-        fields: which file and key of a sample holds what.
+        fields: which file and key of a sample holds what (see `ShardSet.fields_for`).
         on_shard: called with each file name before it is read, for progress.
+
+    Raises: ConfigError for fields that are not those of the index.
     """
+    names = shard_set.fields_for(fields)
     faults: list[str] = []
     keys: dict[str, str] = {}
     n_good = 0
@@ -40,7 +43,7 @@ def verify(
         if digest_file(path) != shard.sha256:
             faults.append(f"{shard.file}: the shard has changed since it was indexed (sha256 differs).")
         try:
-            for fault in _samples(shard_set, shard, fields or Fields(), keys):
+            for fault in _samples(shard_set, shard, names, keys):
                 n_good += fault is None
                 faults += [] if fault is None else [fault]
         except ShardError as error:

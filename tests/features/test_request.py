@@ -1,14 +1,16 @@
 """What is asked for: the command that makes it, cells by short names, equal requests in one folder."""
 
 import shlex
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from diffprobe.config.compose import load_run
 from diffprobe.config.schema import FieldsConfig
-from diffprobe.core.errors import UnknownName
+from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.features.request import Request, choose_cells
+from diffprobe.shards.index import build_index
 
 
 def test_a_manifest_is_known_before_any_weights_are_loaded(configs):
@@ -28,7 +30,7 @@ def test_narrowed_asks_for_the_cells_and_nothing_else(configs):
     "changes",
     [
         {"features_draws": 3},
-        {"data_fields": FieldsConfig(caption="text", image=("png", "seg.png"), label="class-id")},
+        {"data_fields": FieldsConfig(caption="text", image=("png", "seg.png"))},
         {"features_condition": "template", "features_prompt": "a {class_name}, it's = 'new' [v2] \\\\"},
         {"features_condition": "prompt", "features_prompt": "true"},
         {"data_limit": 3, "backbone_random_weights": True},
@@ -41,6 +43,18 @@ def test_the_command_of_a_message_makes_the_store_it_names(configs, changes):
     run = load_run(None, settings)
     assert verb == "extract" and run.data.fields == request.data.fields and run.features == request.features
     assert Request(run.backbone, run.data, run.features).manifest.folder == request.manifest.folder
+
+
+def test_names_of_the_index_are_those_of_the_store(configs, tiny_shards, tmp_path):
+    """A request that leaves the names out and one that gives them are the same."""
+    copy, names = tmp_path / "copy", FieldsConfig(label="fine")
+    shutil.copytree(tiny_shards, copy)
+    build_index(copy, name="copy", licence="none", fields=names)
+    plain, named = (Request(*configs(data_path=str(copy), **changes)) for changes in ({}, {"data_fields": names}))
+    assert plain.fields == names and plain.manifest.digest == named.manifest.digest
+    assert plain.manifest.data["fields"]["label"] == "fine"
+    with pytest.raises(ConfigError, match="label: index 'label', asked 'fine'"):
+        _ = Request(*configs(data_fields=names)).manifest
 
 
 def test_a_store_is_the_same_however_it_is_read(configs):

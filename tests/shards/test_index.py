@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.core.errors import DuplicateKey, SchemaError, ShardError, UnknownName
+from diffprobe.core.errors import ConfigError, DuplicateKey, SchemaError, ShardError, UnknownName
+from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet, build_index, render
+from diffprobe.shards.stream import SampleStream
+from diffprobe.shards.verify import verify
 from diffprobe.shards.write import write_shard
 
 Make = Callable[..., ShardSet]
@@ -85,6 +88,38 @@ def test_labels_without_a_name_are_called_by_number(make_set: Make) -> None:
 def test_labels_at_odds_are_refused(make_set: Make, records: list[dict[str, object]], message: str) -> None:
     with pytest.raises(ShardError, match=message):
         make_set(2, change=lambda number, members: members.update(json=json.dumps(records[number]).encode()))
+
+
+def test_the_names_of_fields_go_with_the_index(tmp_path: Path, png: Callable[..., bytes]) -> None:
+    samples = [
+        (f"k{i}", {"png": png(), "json": json.dumps({"label": 0, "fine": 1 - i, "text": f"t{i}"}).encode()})
+        for i in range(2)
+    ]
+    write_shard(tmp_path / "train-0000.tar", samples)
+    given = Fields(label="fine", caption="text", image=("png",))
+    build_index(tmp_path, name="n", licence="l", fields=given)
+    shard_set = ShardSet.load(tmp_path)
+    assert shard_set.fields == given
+    for asked in (None, Fields(), given):
+        assert [(s.label, s.caption) for s in SampleStream(shard_set, "train", fields=asked)] == [(1, "t0"), (0, "t1")]
+        assert verify(shard_set, fields=asked).faults == ()
+    assert shard_set.fields_for(Fields(caption="title")) == Fields(label="fine", caption="title", image=("png",))
+    other = Fields(label="coarse")
+    for read in (lambda: SampleStream(shard_set, "train", fields=other), lambda: verify(shard_set, fields=other)):
+        with pytest.raises(ConfigError, match=r"label: index 'fine', asked 'coarse'\n  fix: .* --field label=coarse"):
+            read()
+    assert "fields: image=png label=fine caption=text" in render(shard_set)
+    (tmp_path / "train-0000.tar").unlink()
+    with pytest.raises(ShardError, match=r"--field image=png --field label=fine --field caption=text"):
+        ShardSet.load(tmp_path)
+
+
+def test_an_index_that_names_no_fields_has_the_default_ones(make_set: Make) -> None:
+    shard_set = make_set(2)
+    assert "fields" not in json.loads((shard_set.root / "index.json").read_text())
+    assert ShardSet.load(shard_set.root).fields == Fields()
+    with pytest.raises(ConfigError, match="label: index 'label', asked 'fine'"):
+        shard_set.fields_for(Fields(label="fine"))
 
 
 def test_faults_are_gathered_and_no_index_is_written(make_set: Make, tmp_path: Path) -> None:
