@@ -150,7 +150,8 @@ def _auroc(estimate: Estimate) -> str:
     if estimate.interval is not None:
         text += f" ({estimate.interval[0]:.3f} to {estimate.interval[1]:.3f})"
     null = estimate.strongest_null
-    beside = "" if null is None else f"; strongest null {null[1]:.3f}, {null[0]}"
+    above = "not above the " if estimate.below_null else ""
+    beside = "" if null is None else f"; {above}strongest null {null[1]:.3f}, {null[0]}"
     return f"{text}, {estimate.n:,} images, {estimate.estimator.replace('_', ' ')}{beside}"
 
 

@@ -6,6 +6,7 @@ from diffprobe.report.entries import Entry, Table
 from diffprobe.report.spec import TableSpec
 
 BELOW_NULL = "not better than the strongest null of the same entry"
+"""What the mark ‡ says."""
 _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
 
 

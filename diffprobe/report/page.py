@@ -19,7 +19,7 @@ from diffprobe.report.drawing import bar_share, draw_histogram
 from diffprobe.report.entries import Entry, Row, Table, build_table
 from diffprobe.report.figure import heat_map, null_levels
 from diffprobe.report.images import data_uri
-from diffprobe.report.notes import table_notes
+from diffprobe.report.notes import BELOW_NULL, table_notes
 from diffprobe.report.panels import DirectionPanel, LatentPanel
 from diffprobe.report.spec import TableSpec
 
@@ -153,7 +153,7 @@ def _describe(table: Table, rows: Sequence[Row], label: str) -> str:
     return f"Heat map, {label}. " + "; ".join(lines) + (f". Nulls: {nulls}." if nulls else ".")
 
 
-def _headlines(table: Table) -> list[dict[str, str]]:
+def _headlines(table: Table) -> list[dict[str, Any]]:
     """State the best entry of each block beside the strongest null of that very entry."""
     spec, lines = table.spec, []
     for value, rows in table.blocks():
@@ -171,6 +171,7 @@ def _headlines(table: Table) -> list[dict[str, str]]:
             {
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
+                "below": table.beats_nulls(entry) is False,
                 "place": f"best {_words(spec.metric)}, at {place}",
                 "null": "no null measured"
                 if rival is None
@@ -219,6 +220,7 @@ def _direction_view(panel: DirectionPanel) -> dict[str, Any]:
     return {
         "panel": panel,
         "histogram": None if panel.histogram is None else draw_histogram(panel.histogram),
+        "below_note": f"‡ {BELOW_NULL}." if any(e.below_null for e in panel.estimates) else "",
         "has_networks": any(e.random_weights is not None or e.raw_pixels is not None for e in panel.estimates),
     }
 

@@ -87,6 +87,12 @@ class Estimate:
         measured = [(name, value) for name, value in nulls.items() if value is not None]
         return max(measured, key=lambda null: null[1], default=None)
 
+    @property
+    def below_null(self) -> bool:
+        """Whether the AUROC does not beat the strongest null; False if none was measured."""
+        null = self.strongest_null
+        return null is not None and self.auroc <= null[1]
+
     @classmethod
     def from_record(cls, record: MetricRecord) -> "Estimate":
         """Read an estimate from a result's record.

@@ -83,6 +83,28 @@ def test_every_number_stands_beside_its_null(page):
     assert "the negative end -2.50" in words
 
 
+def test_a_direction_that_does_not_beat_its_nulls_is_marked_in_table_and_tile(page):
+    """The reading guide says so of ‡; equal to the strongest null is no better."""
+    panel = page.directions[0]
+    low = dataclasses.replace(panel.estimates[0], raw_pixels=panel.estimates[0].auroc)
+    high = dataclasses.replace(low, estimator="logistic", auroc=0.995)
+    words = Reader(render_page(page)).words()
+    assert "0.987 0.951 to" in words and "0.987 ‡" not in words
+    marked = dataclasses.replace(page, tables=(), directions=(dataclasses.replace(panel, estimates=(low, high)),))
+    words = Reader(render_page(marked)).words()
+    assert words.count("0.987 ‡") == 2 and "0.995 ‡" not in words  # the tile and the table
+    assert words.count("‡ not better than the strongest null") == 1
+
+
+def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_null(page):
+    pixels = page.results[0]
+    strong = dataclasses.replace(
+        pixels, metrics=tuple(dataclasses.replace(record, value=0.9) for record in pixels.metrics)
+    )
+    words = Reader(render_page(dataclasses.replace(page, results=(strong, *page.results[1:])))).words()
+    assert "82.8 % ‡ best accuracy" in words and "82.8 % ‡" not in Reader(render_page(page)).words()
+
+
 def test_every_column_of_the_table_is_there(page):
     read = Reader(render_page(page))
     assert "layer t = 25 t = 200 raw pixels random weights shuffled labels chance" in read.words()

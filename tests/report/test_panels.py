@@ -40,6 +40,13 @@ def test_an_estimate_is_read_from_a_record():
     assert bare.estimator == "auroc" and bare.interval is None and bare.shuffled is None
 
 
+def test_an_estimate_beats_its_nulls_only_above_the_strongest():
+    estimate = Estimate(estimator="ridge", auroc=0.9, n=40, shuffled=0.52, raw_pixels=0.9)
+    assert estimate.strongest_null == ("raw pixels", 0.9) and estimate.below_null
+    assert not Estimate(estimator="ridge", auroc=0.9, n=40, raw_pixels=0.89).below_null
+    assert not Estimate(estimator="ridge", auroc=0.1, n=40).below_null
+
+
 def test_a_histogram_has_the_classes_of_its_poles():
     with pytest.raises(ConfigError, match="expected: noto, twemoji"):
         DirectionPanel(
