@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_backbone(args: argparse.Namespace) -> int:
-    from diffprobe.config.compose import load, split_experiment
+    from diffprobe.config.compose import load, setting_text, split_experiment
 
     experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "emoji/evaluate", [f"model={args.backbone}", *settings])
+    config = load(experiment or "emoji/evaluate", [f"model={setting_text(args.backbone)}", *settings])
     from diffprobe.experiment.evaluate_backbone import evaluate_backbone
 
     path, missed = evaluate_backbone(config)
@@ -41,11 +41,11 @@ def _run_backbone(args: argparse.Namespace) -> int:
 
 
 def _run_sae(args: argparse.Namespace) -> int:
-    from diffprobe.config.compose import load, split_experiment
+    from diffprobe.config.compose import load, setting_text, split_experiment
     from diffprobe.core.errors import ConfigError
 
     experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "emoji/evaluate_sae", [f"run={args.run_folder}", *settings])
+    config = load(experiment or "emoji/evaluate_sae", [f"run={setting_text(args.run_folder)}", *settings])
     from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae
 
     if not isinstance(config, SaeEvaluation):

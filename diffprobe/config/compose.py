@@ -4,7 +4,9 @@ Hydra merges and nothing more; `parse.py` judges, so that every fault is found w
 was written is read from the same files in the order in which Hydra merged them.
 """
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -19,8 +21,8 @@ from diffprobe.core.errors import ConfigError, nearest, unknown
 
 VERSION_BASE = "1.3"
 RUN_SCHEMA = "diffprobe.config.schema:RunConfig"
-_SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL)
-_WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*")
+_SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
+_WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
 _NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
 """Words that a setting reads as another value than the text."""
 
@@ -59,6 +61,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     folders = locate.search_path()
     tree, merged = _merge(schema == RUN_SCHEMA, experiment, chosen, values, folders)
     tree.pop("schema", None)
+    tree = _from_home(tree)
     origin = origins(merged, folders)
     for setting in values:
         _mark(origin, tree, setting.split("=", 1)[0])
@@ -166,7 +169,7 @@ def _merge(
         group, _, name = experiment.rpartition("/")
         overrides.append(f"+{group}@_global_={name}")
     overrides += [f"{group}={name}" for group, name in chosen.items()]
-    overrides += [f"++{value}" for value in values]  # added or replaced alike: unknown keys are parse's to refuse
+    overrides += [_added(value) for value in values]
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base=VERSION_BASE):
             config = hydra_compose(config_name=None, overrides=overrides)
@@ -188,9 +191,52 @@ def _merge(
     return {str(key): value for key, value in tree.items()}, files
 
 
+def _from_home(value: Any) -> Any:
+    """Return a tree in which `~/...` is the path that it means: a shell leaves it as it is after `key=`."""
+    if isinstance(value, dict):
+        return {key: _from_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def _added(setting: str) -> str:
+    """Write `key=value` as Hydra takes it: added or replaced alike, as unknown keys are `parse`'s to refuse.
+
+    A value that is none in Hydra's grammar (a path with an umlaut, a prompt with an apostrophe) is the text it is.
+    Raises: ConfigError for a list, block or quoted text that does not end, and for several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = setting.partition("=")
+    try:
+        several = OverridesParser.create().parse_override(setting).is_sweep_override()
+    except HydraException as error:
+        if value.lstrip().startswith(("[", "{", "'", '"')) or "${" in value:
+            raise ConfigError(
+                f"the setting {setting} cannot be composed.",
+                "a value that begins with [, { or a quote is a list, a block of keys or quoted text up to its end",
+                fix=f"as plain text: {_typed(f'{key}={_quoted(value)}')}",
+            ) from error
+        return f"++{key}={_quoted(value.strip())}"
+    if several:
+        raise ConfigError(
+            f"the setting {setting} gives several values; a key has one.",
+            fix=f"as a list: {_typed(f'{key}=[{value}]')}; as one text, quote the value: "
+            f"{_typed(f'{key}={_quoted(value)}')}",
+        )
+    return f"++{setting}"
+
+
+def _typed(setting: str) -> str:
+    """Write a setting as a shell takes it."""
+    return shlex.quote(setting) if set('"$`\\!') & set(setting) else f'"{setting}"'
+
+
 def _reasons(error: BaseException) -> list[str]:
     """Return Hydra's own words without what a command of ours cannot do; some of its errors only wrap another."""
-    text = str(error).replace("'++", "'").replace("'+", "'")
+    text = re.sub(r"\+\+?(?=[\w/.@-]+=)", "", str(error))  # the signs that we put before a setting
     foreign = ("--multirun", "To append", "hydra.cc")
     lines = [line for line in text.splitlines() if line.strip() and not any(word in line for word in foreign)]
     if not lines and error.__cause__ is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from diffprobe.config.compose import load, load_run, split_experiment
+from diffprobe.config.compose import load, load_run, setting_text, split_experiment
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import RunResult
@@ -122,7 +122,8 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
 
 
 def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str]) -> RunConfig:
-    return load_run(spec.experiment, [*config.settings, *spec.settings, *settings, f"output={config.output}"])
+    output = f"output={setting_text(config.output)}"
+    return load_run(spec.experiment, [*config.settings, *spec.settings, *settings, output])
 
 
 def _check_distinct(runs: Sequence[RunConfig]) -> None:

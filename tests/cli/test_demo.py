@@ -38,8 +38,9 @@ def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
 def test_check_judges_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys):
     assert main(["demo", *tiny_study, f"output={tmp_path / 'out'}", "--check"]) == 0
     assert "8 runs, 3 stores" in capsys.readouterr().out and not (tmp_path / "out").exists()
-    assert main(["demo", f"output={tmp_path / 'out'}", "--check"]) == 0
-    assert "11 runs, 3 stores" in capsys.readouterr().out
+    folder = tmp_path / "out, [für]=1"
+    assert main(["demo", f"output='{folder}'", "--check"]) == 0
+    assert str(folder) in (out := capsys.readouterr().out) and "11 runs, 3 stores" in out
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,13 @@ def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert err == ""  # no bar, warning or notice of the libraries
 
 
+def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
+    folder = tmp_path / "bilder für alle, [a] 'b'"
+    folder.symlink_to(tiny_sd)
+    assert main([*command[:2], str(folder), *command[3:], "data.limit=4"]) == 0
+    assert "psnr_db" in capsys.readouterr().out
+
+
 def test_a_missed_gate_is_the_exit_status(command, capsys):
     assert main([*command, "gates={psnr_db/test: 200}"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
@@ -87,7 +94,7 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
 
 
 def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, capfd):
-    assert main(["train", *sae_settings, "probe.grid.k=[2,4]"]) == 0
+    assert main(["train", *sae_settings, "probe.grid.k=[2,4]", f"output='{tmp_path}/läufe, a=1'"]) == 0
     last = capfd.readouterr().out.splitlines()[-1]
     folder = last.removeprefix("result: ").removesuffix("/result.json")
     assert main(["eval", "sae", folder, "group_attribute=null", "device=cpu", f"output={tmp_path / 'runs'}"]) == 0
@@ -97,6 +104,10 @@ def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, ca
     assert [head.rpartition("/")[2] for head in heads] == ["k=2:", "k=4:"] and err == ""
     assert sum(line.startswith("test  delta_mse ") for line in lines) == 2
     assert len({line for line in lines if line.startswith("result: ")}) == 2
+    member = f"{folder}/members/k=2"
+    assert main(["eval", "sae", member, "group_attribute=null", "device=cpu", f"output={tmp_path / 'one'}"]) == 0
+    found = [line for line in capfd.readouterr().out.splitlines() if line.startswith("test  delta_mse ")]
+    assert found == [next(line for line in lines if line.startswith("test  delta_mse "))]
 
 
 def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load, load_run, split_experiment
+from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load, load_run, setting_text, split_experiment
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
@@ -101,7 +101,9 @@ def test_the_keys_of_a_probe_keep_their_lines(write: Write) -> None:
         (["data=emojis"], ["no such data", "nearest: emoji", "there are: emoji"]),
         (["trainer"], ["'trainer' is not of the form key=value"]),
         (["+data=emoji", "~seed=1"], ["'+data=emoji' is not", "'~seed=1' is not"]),
-        (["seed=[1"], ["cannot be composed"]),
+        (["seed=[1"], ["the setting seed=[1 cannot be composed", "fix: as plain text: \"seed='[1'\""]),
+        (["größe=1"], ["'größe=1' is not of the form key=value"]),
+        (["seed=range(1,3)"], ["the setting seed=range(1,3) gives several values"]),
         (["features.prompt=a, b"], ["quote the value"]),
         (["experiment=emoji/a", "experiment=emoji/b"], ["more than one experiment"]),
         (["experiment=emoji/clasifier"], ["unknown experiment", "nearest: emoji/classifier"]),
@@ -115,6 +117,7 @@ def test_settings_that_cannot_be_read_are_refused(settings: list[str], messages:
         load_run(None, settings)
     for message in messages:
         assert message in str(caught.value)
+    assert "++" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,20 @@ def test_values_keep_their_types() -> None:
     config = load_run(None, [*settings, "probe.cell=mid_block@t100:empty:mean", "data.limit=null"])
     assert config.trainer.learning_rate == 1e-3 and config.features.prompt == "a cat, sitting: 1"
     assert config.probe.cell == "mid_block@t100:empty:mean" and config.data.limit is None
+
+
+@pytest.mark.parametrize("text", ["/data/bilder für alle", "a=b", "cat's (1)", "a]b", "x#1"])
+def test_text_is_taken_as_it_is_where_it_can_be_nothing_else(text: str) -> None:
+    config = load_run(None, [f"output={text}", f"backbone.path={setting_text(text)}"])
+    assert config.output == config.backbone.path == text
+
+
+def test_a_path_below_the_home_folder_is_that_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    write("experiments/paper/row.yaml", "data: {path: ~/pets}\nfeatures: {taps: [~/tap, a~/b]}\n")
+    config = load_run("paper/row", ["output=~/für mich", "features.store='~/stores'"])
+    assert (config.data.path, config.output) == ("/home/me/pets", "/home/me/für mich")
+    assert (config.features.store, config.features.taps) == ("/home/me/stores", ("/home/me/tap", "a~/b"))
 
 
 def test_the_experiment_is_taken_out_of_the_settings() -> None:
