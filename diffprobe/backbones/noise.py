@@ -20,14 +20,8 @@ from torch import Tensor
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
 
-_BETA_FIELDS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
+_BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
+_BETA_FIELDS = ("num_train_timesteps", *sorted(_BETAS), "rescale_betas_zero_snr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +118,12 @@ def make_schedule(config: dict[str, Any]) -> NoiseSchedule:
         or config.get("prediction_type") == "flow_prediction"
     ):
         return flow_schedule(config.get("num_train_timesteps", 1000))
-    if "num_train_timesteps" not in config:
+    # EDM models have sigmas in place of betas, yet their samplers name a number of timesteps too
+    continuous = "sigma_data" in config or config.get("timestep_type") == "continuous"
+    if continuous or "num_train_timesteps" not in config or not _BETAS & config.keys():
         raise WeightsMismatch(
-            f"scheduler {kind} has no grid of training timesteps.", f"its config has: {', '.join(sorted(config))}"
+            f"scheduler {kind} is one of a continuous-time model: its timesteps are not given by betas.",
+            f"its config has: {', '.join(sorted(key for key in config if key[0] != '_'))}",
         )
     known = {key: config[key] for key in _BETA_FIELDS if key in config}
     try:

@@ -112,7 +112,13 @@ def test_the_clean_schedule_has_one_timestep_and_no_noise() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"_class_name": "EDMEulerScheduler", "sigma_max": 80},
+        {**diffusers.EDMEulerScheduler().config, "_class_name": "EDMEulerScheduler"},
+        {**diffusers.EDMDPMSolverMultistepScheduler().config, "_class_name": "EDMDPMSolverMultistepScheduler"},
+        {
+            **diffusers.EulerDiscreteScheduler(timestep_type="continuous").config,
+            "_class_name": "EulerDiscreteScheduler",
+        },
+        {**diffusers.ScoreSdeVeScheduler().config, "_class_name": "ScoreSdeVeScheduler"},
         {"_class_name": "DDPMScheduler", "num_train_timesteps": 10, "beta_schedule": "made_up"},
     ],
 )
