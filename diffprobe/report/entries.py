@@ -73,6 +73,16 @@ class Table:
             return [(None, list(self.rows))]
         return [(value, list(rows)) for value, rows in itertools.groupby(self.rows, key=lambda row: row.values[0])]
 
+    @property
+    def inner_axes(self) -> tuple[Axis, ...]:
+        """The row axes that tell the rows of a block apart: all but the outermost, or the only one."""
+        return self.spec.rows[1:] or self.spec.rows
+
+    def row_labels(self, row: Row) -> list[str]:
+        """Write the place of a row within its block, one label an inner axis."""
+        values = row.values[-len(self.inner_axes) :]
+        return [axis.label(value) for axis, value in zip(self.inner_axes, values, strict=True)]
+
     def best(self, rows: Sequence[Row]) -> float | None:
         """Return the best measured value among some rows; None where values are not ranked."""
         if not self.spec.ranked:

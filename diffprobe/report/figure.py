@@ -33,7 +33,7 @@ def heat_map(table: Table, rows: Sequence[Row] | None = None, *, format: Literal
 
     Args:
         table: the filled table.
-        rows: the rows to draw, for example one block; all if None. Only the innermost row axis is labelled.
+        rows: the rows to draw, for example one block; all if None. The outermost of several row axes is not labelled.
         format: "svg" is an inline fragment (its text takes the colour and font of the page); "png" stands alone.
     Returns: UTF-8 SVG or PNG bytes, the same for the same table and matplotlib version.
     """
@@ -51,10 +51,11 @@ def heat_map(table: Table, rows: Sequence[Row] | None = None, *, format: Literal
         "axes.linewidth": 0,
     }
     with mpl.rc_context(settings):
-        width, height = 1.3 + 0.95 * n_columns + 2.1, 0.75 + 0.62 * n_rows
+        margin = _margin(table, rows)
+        width, height = margin + 0.15 + 0.95 * n_columns + 2.1, 0.75 + 0.62 * n_rows
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        left, bottom, top = 1.15 / width, 0.5 / height, 1 - 0.12 / height
+        left, bottom, top = margin / width, 0.5 / height, 1 - 0.12 / height
         grid = figure.add_axes((left, bottom, 0.95 * n_columns / width, top - bottom))
         bar = figure.add_axes((left + (0.95 * n_columns + 0.28) / width, bottom, 0.14 / width, top - bottom))
         scale = mpl.colors.Normalize(low, high)
@@ -86,6 +87,12 @@ def _limits(table: Table, rows: Sequence[Row]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
+def _margin(table: Table, rows: Sequence[Row]) -> float:
+    """Return the inches that the row labels need; a character takes about 0.08 at the size they have."""
+    longest = max((len(label) for row in rows for label in table.row_labels(row)), default=0)
+    return max(1.15, 0.25 + 0.08 * longest)
+
+
 def _draw_cells(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, scale: Any) -> None:
     from matplotlib.patches import Rectangle
 
@@ -111,7 +118,7 @@ def _draw_cells(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, s
         label = spec.columns.label(value)
         axes.text(j + 0.5, len(rows) + 0.14, label, ha="center", va="top", color=_INK, parse_math=False)
     for i, row in enumerate(rows):
-        label = spec.rows[-1].label(row.values[-1])
+        label = "\n".join(table.row_labels(row))  # a row is as high as three lines
         axes.text(-0.1, i + 0.5, label, ha="right", va="center", color=_INK, parse_math=False)
 
 

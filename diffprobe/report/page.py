@@ -103,9 +103,7 @@ def _table_view(table: Table) -> dict[str, Any]:
                 "figure": Markup(heat_map(table, rows).decode()),  # matplotlib escapes its text
                 "rows": [
                     {
-                        "labels": [axis.label(v) for axis, v in zip(spec.rows, row.values, strict=True)][-1:]
-                        if value is not None
-                        else [axis.label(v) for axis, v in zip(spec.rows, row.values, strict=True)],
+                        "labels": table.row_labels(row),
                         "cells": [cell(entry) for entry in row.entries],
                         "nulls": [spec.missing if v is None else spec.number.show(v) for v in row.nulls],
                     }
@@ -113,11 +111,10 @@ def _table_view(table: Table) -> dict[str, Any]:
                 ],
             }
         )
-    heads = [axis.title or axis.field for axis in spec.rows][-1 if len(spec.rows) > 1 else 0 :]
     return {
         "spec": spec,
         "caption": " ".join(spec.caption.split()),
-        "heads": heads,
+        "heads": [axis.title or axis.field for axis in table.inner_axes],
         "columns": [spec.columns.label(value) for value in table.columns],
         "nulls": [null.title for null in spec.nulls],
         "blocks": blocks,
@@ -145,7 +142,7 @@ def _describe(table: Table, rows: Sequence[Row], label: str) -> str:
     """Say in words what a heat map shows, for readers who cannot see it."""
     show = table.spec.number.show
     lines = [
-        f"{table.spec.rows[-1].label(entry_row.values[-1])}: "
+        f"{', '.join(table.row_labels(entry_row))}: "
         + ", ".join(table.spec.missing if e.value is None else show(e.value) for e in entry_row.entries)
         for entry_row in rows
     ]
@@ -162,7 +159,7 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
         if entry is None or entry.value is None:
             continue
         unit = f" {spec.number.unit}" if spec.number.unit else ""
-        axes = (*spec.rows, spec.columns)[1 if len(spec.rows) > 1 else 0 :]
+        axes = (*table.inner_axes, spec.columns)
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
         titles = {null.name: null.title for null in spec.nulls}

@@ -7,6 +7,7 @@ import pytest
 
 from diffprobe.report.entries import build_table
 from diffprobe.report.figure import _luminance, _spread, heat_map, null_levels
+from diffprobe.report.spec import Axis
 
 
 def texts(svg):
@@ -34,6 +35,18 @@ def test_a_hostile_label_stays_text(results, spec):
     table = build_table(results, dataclasses.replace(spec, rows=(spec.rows[0], axis)))
     svg = heat_map(table)
     assert b"<script" not in svg and "</text><script>x</script> $\\frac{1}$" in texts(svg)
+
+
+def test_all_axes_within_a_block_are_labelled_and_have_room(results, spec):
+    pool = Axis(field="pool", values=("mean",), labels={"mean": "a mean over all the places"})
+    deep = build_table(results, dataclasses.replace(spec, rows=(spec.rows[0], pool, spec.rows[1]), published=()))
+    flat = build_table(results, spec)
+    found = texts(heat_map(deep, deep.blocks()[0][1]))
+    assert found.count("a mean over all the places") == 3 and found.count("mid_block") == 1
+    widths = [
+        float(ET.fromstring(heat_map(table, table.blocks()[0][1])).get("viewBox").split()[2]) for table in (flat, deep)
+    ]
+    assert widths[1] - widths[0] > 72  # points: an inch for fifteen more characters
 
 
 def test_png_stands_alone(results, spec):

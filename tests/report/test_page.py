@@ -9,6 +9,7 @@ import pytest
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.report.page import Page, render_page
 from diffprobe.report.panels import Picture
+from diffprobe.report.spec import Axis
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -81,6 +82,17 @@ def test_every_number_stands_beside_its_null(page):
     ):
         assert text in words
     assert "the negative end -2.50" in words
+
+
+def test_a_table_of_three_row_axes_keeps_the_middle_one(page):
+    spec = page.tables[0]
+    pool = Axis(field="pool", title="pooling", values=("mean",), heading="{value} pool")
+    spec = dataclasses.replace(spec, rows=(spec.rows[0], pool, spec.rows[1]), published=())
+    html = render_page(dataclasses.replace(page, tables=(spec,)))
+    words = Reader(html).words()
+    assert "pooling layer t = 25" in words and "mean pool up_blocks.0 76.6" in words
+    assert "at mean\N{NO-BREAK SPACE}pool, up_blocks.0" in html  # the tile
+    assert "mean pool, up_blocks.0: 76.6, 82.8" in html  # the map, for those who cannot see it
 
 
 def test_a_direction_that_does_not_beat_its_nulls_is_marked_in_table_and_tile(page):
