@@ -9,7 +9,7 @@ from typing import Any
 
 from diffprobe.config.schema import FieldsConfig
 from diffprobe.core.errors import SampleError
-from diffprobe.shards.read import RawSample
+from diffprobe.shards.read import RawSample, is_text
 
 Fields = FieldsConfig
 """Which file and key of a sample holds what; part of the configuration, so defined there."""
@@ -31,7 +31,7 @@ def parse_annotation(raw: RawSample, fields: Fields) -> Annotation:
 
     `cls` is the label as decimal text, `txt` the caption; the JSON goes first for captions, and both labels must agree.
 
-    Raises: SampleError, named by shard and key, for bad JSON or a value of the wrong type.
+    Raises: SampleError, named by shard and key, for bad JSON, a value of the wrong type, or a text that is none.
     """
     record = _record(raw, fields.json)
     label = _label(raw, record.get(fields.label), fields.label)
@@ -50,12 +50,12 @@ def parse_annotation(raw: RawSample, fields: Fields) -> Annotation:
         captions = [caption] if caption else []
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise fault(raw, f"json '{fields.captions}' must be a list of texts")
+    class_name = _string(raw, record.get(fields.class_name), fields.class_name)
+    attributes = _attributes(raw, record.get(fields.attributes), fields.attributes)
+    if not is_text("".join((caption, class_name or "", *captions, *attributes, *attributes.values()))):
+        raise fault(raw, f"field '{fields.json}' holds half a character (a lone surrogate, \\ud800 to \\udfff)")
     return Annotation(
-        label=label,
-        class_name=_string(raw, record.get(fields.class_name), fields.class_name),
-        caption=caption,
-        captions=tuple(captions),
-        attributes=_attributes(raw, record.get(fields.attributes), fields.attributes),
+        label=label, class_name=class_name, caption=caption, captions=tuple(captions), attributes=attributes
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from diffprobe.core.errors import DuplicateKey, ShardError
+from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Names of members that WebDataset keeps for itself."""
@@ -43,7 +43,8 @@ def read_shard(path: Path, *, strays: list[str] | None = None) -> Iterator[RawSa
         path: a `.tar` or `.tar.gz` file.
         strays: gets a line for each member that belongs to no sample (no extension, or a link) and is passed over.
 
-    Raises: ShardError for a file that is missing, cut off, damaged or no tar; DuplicateKey for a key that comes twice.
+    Raises: ShardError for a file that is missing, cut off, damaged or no tar; DuplicateKey for a key that comes twice;
+        SampleError for a name that is no UTF-8 text.
     """
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
@@ -102,12 +103,30 @@ def _members(path: Path, strays: list[str]) -> Iterator[dict[str, Any]]:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header to the end
                 if member.isdir() or _META.match(member.name):
                     continue
+                if not is_text(member.name):
+                    raise SampleError(
+                        f"{path.name}: the name of member {member.name!a} is no UTF-8 text.",
+                        fix="give it a name in UTF-8: noise and features are named by the key",
+                    )
                 content = tar.extractfile(member) if member.isreg() else None
                 if content is None:
                     strays.append(f"member '{member.name}' belongs to no sample (it is a link or a device)")
                 else:
                     yield {"fname": member.name, "data": content.read(), "__url__": path.name}
             _check_end(tar.fileobj)
+
+
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: bytes and escapes that are none become lone surrogates in Python.
+
+    >>> is_text("caf\\u00e9"), is_text("caf\\udce9")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_end(stream: Any) -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
+from diffprobe.shards.read import is_text
 
 Members = Iterable[tuple[str, dict[str, bytes]]]
 """Samples to write: the key, and the bytes of each field by file extension without its dot."""
@@ -111,10 +112,10 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
 def _check(shard: str, key: str, fields: dict[str, bytes]) -> None:
     """Refuse what readers would skip or split at another place (WebDataset: the first dot after the last slash)."""
     base = key.rsplit("/", 1)[-1]
-    if not base or "." in base or key.startswith(("/", "__")) or "\0" in key:
+    if not base or "." in base or key.startswith(("/", "__")) or "\0" in key or not is_text(key):
         raise SampleError(
-            f"{shard}: '{key}' can't be a key.",
-            "allowed: text without a dot after the last slash, no slash at either end, no '__' at the beginning",
+            f"{shard}: {key!r} can't be a key.",
+            "allowed: UTF-8 text without a dot after the last slash, no slash at either end, no '__' at the beginning",
         )
     if not fields:
         raise SampleError(f"{shard}: sample '{key}' has no field.")

@@ -40,6 +40,10 @@ def test_plain_webdataset_fields() -> None:
     assert of({"caption": "json first", "label": 7}, cls=b"7", txt=b"a cup").caption == "json first"
 
 
+def test_a_character_in_two_escapes_is_whole() -> None:
+    assert parse_annotation(raw(json=b'{"caption": "\\ud83d\\ude00"}'), Fields()).caption == "\U0001f600"
+
+
 def test_field_names_are_the_users() -> None:
     fields = Fields(json="meta", label="y", caption="text")
     found = parse_annotation(raw(meta=b'{"y": 1, "text": "t", "label": 9}'), fields)
@@ -59,6 +63,10 @@ def test_field_names_are_the_users() -> None:
         ({"json": b'{"captions": "a"}'}, "'captions' must be a list of texts"),
         ({"json": b'{"attributes": ["a"]}'}, "must map names to values, not be list"),
         ({"json": b'{"attributes": {"a": {"b": 1}}}'}, "'attributes.a' must be one value"),
+        ({"json": b'{"caption": "a \\ud83d cup"}'}, "holds half a character"),
+        ({"json": b'{"captions": ["a cup", "\\ude00"]}'}, "holds half a character"),
+        ({"json": b'{"class_name": "\xed\xa0\x80"}'}, "holds half a character"),
+        ({"json": b'{"attributes": {"tone": "\\ud800"}}'}, "holds half a character"),
         ({"cls": b"cup"}, "field 'cls' holds 'cup'"),
         ({"cls": b"1", "json": b'{"label": 2}'}, "says label 1, the json says 2"),
         ({"txt": b"\xff"}, "field 'txt' is no UTF-8"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.core.errors import DuplicateKey, ShardError
+from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 from diffprobe.shards.read import read_shard
 from diffprobe.shards.write import write_shard
 
@@ -64,6 +64,13 @@ def test_a_shard_that_is_cut_off_is_named_with_its_last_good_sample(tmp_path: Pa
     with pytest.raises(ShardError, match=rf"a-0{suffix}: the shard can't be read to its end") as caught:
         list(read_shard(path))
     assert "samples read before: 0, the last one: '(none)'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "k.jp\udce9", "READM\udcc9"])
+def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SampleError, match=r"^a-0.tar: the name of member '.*\\udc.9.*' is no UTF-8 text") as caught:
+        list(read_shard(tar_of(tmp_path / "a-0.tar", ["k.png", name])))
+    str(caught.value).encode()  # the message itself is text
 
 
 def shard_bytes(path: Path, n: int = 8) -> bytes:

@@ -65,7 +65,7 @@ def test_a_failure_leaves_the_old_shard_and_nothing_else(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["a-0.tar"]
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "__meta__", "x/.hidden"])
+@pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "__meta__", "x/.hidden", "caf\udce9"])
 def test_keys_that_webdataset_reads_differently_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(SampleError, match="can't be a key"):
         write_shard(tmp_path / "a-0.tar", [(key, {"png": b""})])
