@@ -53,7 +53,8 @@ def pole_captions(
         n_each: samples at each end.
         one_per: a group a sample (for example its base), of which only the most extreme member is shown, so that
             variants of one drawing do not fill an end.
-    Returns: at most `n_each` samples an end. No sample stands at both ends.
+    Returns: at most `n_each` samples an end, and no more than half of the groups, rounded up: what is nearer to the
+        middle is no end. No sample stands at both ends.
     Raises: ConfigError if the lengths differ, NonFinite on NaN.
 
     >>> ends = pole_captions(torch.tensor([0.1, 3.0, -2.0]), ["a", "b", "c"], ["cat", "dog", "cow"], n_each=1)
@@ -73,6 +74,7 @@ def pole_captions(
     numbers = projections.detach().to("cpu", torch.float64).tolist()
     order = sorted(range(len(keys)), key=lambda i: (-numbers[i], keys[i]))
     half = (len(keys) + 1) // 2  # few samples: the ends meet in the middle instead of overlapping
+    n_each = min(n_each, (len(set(groups)) + 1) // 2)
     top = _distinct(order[:half], groups, n_each)
     bottom = _distinct(sorted(order[half:], key=lambda i: (numbers[i], keys[i])), groups, n_each)
 

@@ -245,6 +245,6 @@ def _independent(reading: _Reading, one_per: str | None) -> str:
     if one_per is None:
         return f"{text}."
     return (
-        f"{text}, with {len(set(reading.groups)):,} different values of '{one_per}': an end shows each value once, "
-        "and intervals resample whole values."
+        f"{text}, with {len(set(reading.groups)):,} different values of '{one_per}': an end shows each value once "
+        "and at most half of them, and intervals resample whole values."
     )
