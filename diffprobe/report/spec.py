@@ -150,6 +150,9 @@ def load_specs(path: Path | str) -> tuple[TableSpec, ...]:
         node, tree = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{display(path)} is not readable YAML.", *str(error).splitlines()) from error
+    faults = [f"'{key}': lines {first} and {line}" for key, first, line in _given_twice(node, "")]
+    if faults:
+        raise ConfigError(f"{display(path)} gives a key twice, and only the last would count.", *faults)
     lines = {key: (display(path), line) for key, line in _lines(node, "")}
     if not isinstance(tree, dict) or "tables" not in tree:
         return (parse(TableSpec, tree, lines),)
@@ -184,6 +187,22 @@ def find_spec(name: str) -> Path:
             f"tables: {', '.join(sorted(found)) or '(none)'}",
         )
     return found[name]
+
+
+def _given_twice(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each dotted key that one mapping has twice, with the lines of both, from 1."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            full, line = f"{at}.{key.value}" if at else str(key.value), key.start_mark.line + 1
+            name = (key.tag, str(key.value))  # 1 and "1" are two keys
+            if name in seen:
+                yield full, seen[name], line
+            seen[name] = line
+            yield from _given_twice(value, full)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _given_twice(value, f"{at}[{i}]")
 
 
 def _lines(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int]]:

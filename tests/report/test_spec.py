@@ -43,6 +43,16 @@ def test_axes_and_published_places_must_agree(tmp_path):
         load(tmp_path, "rows: [")
 
 
+def test_a_key_given_twice_is_refused_with_both_lines(tmp_path):
+    n = len(TOY.splitlines())
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, TOY + "filter: {experiment: toy,\n  kind: sae, kind: direction}\ntitle: again\n")
+    first = 1 + TOY.splitlines().index("filter: {experiment: toy, kind: classifier, probe: [linear], split: test}")
+    said = str(error.value)
+    assert "table.yaml gives a key twice" in said and f"'title': lines 1 and {n + 3}" in said
+    assert f"'filter': lines {first} and {n + 1}" in said and f"'filter.kind': lines {n + 2} and {n + 2}" in said
+
+
 def test_several_tables_share_keys_and_bring_their_own(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text(TOY + "tables:\n  - {title: one}\n  - {title: two, metric: l0, ranked: false}\n")
