@@ -6,19 +6,20 @@ times and decoding would cost more than the passes.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import lightning
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, unknown
 from diffprobe.core.rng import derive_seed
+from diffprobe.features.source import EpochLoader
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
 
@@ -96,34 +97,43 @@ class Rows(Dataset[Tensor]):
         return torch.tensor(row)
 
 
-class Shuffled(Sampler[int]):
-    """A permutation for each epoch, fixed by (seed, epoch); Lightning calls `set_epoch`, after a resume too."""
+class RowNumbers(EpochLoader):
+    """Batches of row numbers in an order that (seed, epoch) fixes; the last, smaller one is dropped.
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+    As every `EpochLoader` it has a state, so an interrupted epoch goes on with the batches that are left of it.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation."""
-        self.epoch = epoch
+    Args:
+        n: rows.
+        batch_size: rows a batch.
+        seed: of the order.
+        weights: draw n rows an epoch by these weights, with replacement; None takes each row once.
+        epoch: the epoch, or a function that tells it when an epoch begins.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        seed: int,
+        weights: Float[Tensor, " n"] | None = None,
+        epoch: int | Callable[[], int],
+    ) -> None:
+        super().__init__(epoch)
+        self.n, self.batch_size, self.seed, self.weights = n, batch_size, seed, weights
 
     def __len__(self) -> int:
-        return self.n
+        return self.n // self.batch_size
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
-        yield from torch.randperm(self.n, generator=generator).tolist()
+    def order(self, epoch: int) -> Int[Tensor, " n"]:
+        """Return the rows of one epoch."""
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
+        if self.weights is None:
+            return torch.randperm(self.n, generator=generator)
+        return torch.multinomial(self.weights, self.n, replacement=True, generator=generator)
 
-
-class _Balanced(Shuffled):
-    """As many draws as there are samples, with replacement, by weight; fixed by (seed, epoch)."""
-
-    def __init__(self, weights: Float[Tensor, " sample"], seed: int) -> None:
-        super().__init__(len(weights), seed)
-        self.weights = weights
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, self.epoch))
-        yield from torch.multinomial(self.weights, self.n, replacement=True, generator=generator).tolist()
+    def _batches(self, epoch: int, skip: int) -> Iterator[Tensor]:
+        yield from self.order(epoch).split(self.batch_size)[skip : len(self)]
 
 
 def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: float) -> Float[Tensor, " sample"]:
@@ -137,6 +147,11 @@ def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: floa
         raise unknown("attribute", name, sorted(found))
     counts = Counter(sample[name] for sample in attributes if name in sample)
     return torch.tensor([counts[sample[name]] ** -power if name in sample else 1.0 for sample in attributes])
+
+
+def epoch_of(source: lightning.LightningDataModule) -> Callable[[], int]:
+    """Return what tells the epoch of the run that a DataModule belongs to; 0 without a run."""
+    return lambda: 0 if source.trainer is None else source.trainer.current_epoch
 
 
 class ImagesInMemory(lightning.LightningDataModule):
@@ -172,11 +187,11 @@ class ImagesInMemory(lightning.LightningDataModule):
             )
         self._weights = None if balance is None else balance_weights(self.train.attributes, *balance)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> RowNumbers:
         """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
-        rows = Rows(len(self.train))
-        sampler = Shuffled(len(rows), self.seed) if self._weights is None else _Balanced(self._weights, self.seed)
-        return DataLoader(rows, batch_size=self.data.batch_size, sampler=sampler, drop_last=True)
+        return RowNumbers(
+            len(self.train), self.data.batch_size, seed=self.seed, weights=self._weights, epoch=epoch_of(self)
+        )
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Yield all validation rows in order."""

@@ -23,7 +23,7 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
 from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.images import Rows, Shuffled, load_table
+from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table
 from diffprobe.training.networks import DenoiserShape, make_text_encoder
 from diffprobe.training.schedule import adamw_with_cosine, total_steps
 from diffprobe.training.teacher import Teacher
@@ -94,10 +94,9 @@ class Texts(lightning.LightningDataModule):
             "val": (teacher.embed(self.val) - self.centre) / self.scale,
         }
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> RowNumbers:
         """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
-        rows = Rows(len(self.train))
-        return DataLoader(rows, self.data.batch_size, sampler=Shuffled(len(rows), self.seed), drop_last=True)
+        return RowNumbers(len(self.train), self.data.batch_size, seed=self.seed, epoch=epoch_of(self))
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Yield all validation rows in order."""

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import lightning
 import pytest
 import torch
 
@@ -13,8 +14,10 @@ from diffprobe.training.autoencoder import (
     psnr_db,
     reconstruct,
 )  # fmt: skip
+from diffprobe.training.averaging import Averaging
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.images import ImagesInMemory
+from diffprobe.training.resume import find_checkpoint
 
 SHAPE = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
 
@@ -33,12 +36,12 @@ def config(tiny_shards):
     )
 
 
-def fit(config, tmp_path, **overrides):
+def fit(config, tmp_path, checkpoint=None, **overrides):
     data = ImagesInMemory(config.data, resolution=config.model.resolution, seed=config.seed)
     module = AutoencoderModule(config)
     with quiet():
         trainer = make_trainer(config.trainer, run_dir=tmp_path, **overrides)
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer, module, data
 
 
@@ -98,6 +101,32 @@ def test_training_reconstructs_and_the_export_is_scaled(config, tmp_path):
     with torch.no_grad():
         latents = saved.encode(data.train.floats(slice(None)) * 2 - 1).latent_dist.mode() * saved.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1, abs=1e-3)
+
+
+class Interrupt(lightning.Callback):
+    """Stops the run after some steps, as a job's end would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize(("every", "stop", "continued"), [(0, 6, 4), (2, 7, 6), (4, 5, 4)])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, stop, continued):
+    """An epoch has 4 steps: the checkpoint is that of its end, of its middle, and of its last step."""
+    trainer = dataclasses.replace(config.trainer, max_epochs=3, checkpoint_every_steps=every)
+    config = dataclasses.replace(config, trainer=trainer, data=dataclasses.replace(config.data, batch_size=4))
+    _, whole, _ = fit(config, tmp_path / "whole", callbacks=[Averaging(0.9)])
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(config, tmp_path / "cut", callbacks=[Averaging(0.9), Interrupt(stop)])
+    last = find_checkpoint(tmp_path / "cut", resume=True)
+    assert torch.load(last, weights_only=True)["global_step"] == continued
+    _, resumed, _ = fit(config, tmp_path / "cut", last, callbacks=[Averaging(0.9)])
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_losses_are_logged_and_weighted(config, tmp_path):

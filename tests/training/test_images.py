@@ -1,5 +1,6 @@
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from PIL import Image
 
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, UnknownName
+from diffprobe.core.rng import derive_seed
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.stream import SampleStream
 from diffprobe.shards.write import write_shard
-from diffprobe.training.images import ImagesInMemory, balance_weights, load_table
+from diffprobe.training.images import ImagesInMemory, RowNumbers, balance_weights, load_table
 
 
 @pytest.fixture
@@ -57,10 +59,9 @@ def test_what_cannot_be_trained_on_is_told(tiny_shards, odd_shards, caplog):
 
 
 def epochs(data: ImagesInMemory, n: int) -> list[list[int]]:
-    loader = data.train_dataloader()
-    found = []
+    loader, found = data.train_dataloader(), []
     for epoch in range(n):
-        loader.sampler.set_epoch(epoch)
+        data.trainer = SimpleNamespace(current_epoch=epoch)
         found.append([int(row) for batch in loader for row in batch])
     return found
 
@@ -72,6 +73,36 @@ def test_the_order_is_fixed_by_seed_and_epoch(tiny_shards):
     assert all(len(order) == len(set(order)) == 15 for order in first)  # the last, smaller batch is dropped
     assert len({tuple(order) for order in first}) == 3
     assert first != epochs(ImagesInMemory(data, resolution=16, seed=1), 3)
+
+
+@pytest.mark.parametrize("weights", [None, torch.arange(1.0, 104)])
+def test_an_epoch_goes_on_where_it_was_interrupted(weights):
+    def loader(epoch=3):
+        return RowNumbers(103, 8, seed=5, weights=weights, epoch=epoch)
+
+    whole = [batch.tolist() for batch in loader()]
+    assert len(whole) == len(loader()) == 12 and {len(batch) for batch in whole} == {8}
+    for n in (1, 5, 12):
+        cut = loader()
+        assert [batch.tolist() for _, batch in zip(range(n), cut, strict=False)] == whole[:n]
+        resumed = loader()
+        resumed.load_state_dict(cut.state_dict())
+        assert [batch.tolist() for batch in resumed] == whole[n:]
+        assert [batch.tolist() for batch in resumed] == whole  # what follows is a whole epoch again
+    other = loader(epoch=4)
+    other.load_state_dict(cut.state_dict())
+    assert len(list(other)) == 12  # the state is that of its epoch alone
+
+
+def test_the_order_is_that_of_the_weights_that_ship():
+    def generator():
+        return torch.Generator().manual_seed(derive_seed("order", 5, 2))
+
+    weights = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    expected = torch.randperm(20, generator=generator())
+    assert torch.equal(torch.cat(list(RowNumbers(20, 4, seed=5, epoch=2))), expected)
+    expected = torch.multinomial(weights, 20, replacement=True, generator=generator())
+    assert torch.equal(torch.cat(list(RowNumbers(20, 4, seed=5, weights=weights, epoch=2))), expected)
 
 
 def test_validation_takes_every_sample_in_order(tiny_shards):

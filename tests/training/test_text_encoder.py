@@ -9,6 +9,7 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.networks import DenoiserShape, open_text_encoder
+from diffprobe.training.resume import find_checkpoint
 from diffprobe.training.text_encoder import TextEncoderModule, TextEncoderTraining, Texts, mixtures
 
 SHAPE = DenoiserShape(text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=32)
@@ -81,6 +82,22 @@ def test_an_embedding_does_not_depend_on_the_others_of_its_batch(config, texts):
     with torch.no_grad():
         both = module.embed(["a red cat", "a blue dog with a long description of what it does"])
         torch.testing.assert_close(module.embed(["a red cat"])[0], both[0], atol=1e-5, rtol=1e-4)
+
+
+def test_resumed_within_an_epoch_equals_uninterrupted_bit_for_bit(config, texts, tmp_path):
+    def fit(folder, *, until, checkpoint=None):
+        settings = dataclasses.replace(config.trainer, max_epochs=1, max_steps=until, checkpoint_every_steps=3)
+        module = TextEncoderModule(config, texts)
+        with quiet():
+            trainer = make_trainer(settings, run_dir=folder)
+            trainer.fit(module, datamodule=texts, ckpt_path=checkpoint, weights_only=True)
+        return module.state_dict()
+
+    assert len(texts.train_dataloader()) > 6
+    whole = fit(tmp_path / "whole", until=6)
+    fit(tmp_path / "cut", until=3)
+    resumed = fit(tmp_path / "cut", until=6, checkpoint=find_checkpoint(tmp_path / "cut", resume=True))
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_a_run_without_a_teacher_says_where_there_is_one(config):
