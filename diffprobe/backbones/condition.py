@@ -13,7 +13,7 @@ from torch import nn
 
 from diffprobe.backbones.base import Condition
 from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.backbones.weights import require_files
+from diffprobe.backbones.weights import require_files, weight_files
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
 
 TEXT_CONDITIONS = ("empty", "caption", "prompt", "template", "negative")
@@ -191,10 +191,19 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
 
 
 def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """Load a frozen transformers model from one part's folder. Raises: WeightsMismatch if the weights do not fit."""
+    """Load a frozen transformers model from the weights of one part's folder, which must be there.
+
+    Raises: WeightsMismatch if they do not fit.
+    """
+    variant = weight_files(folder)[0].name.split(".")[1:-1]  # model.fp16.safetensors
     with quiet_libraries():
         model, report = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            variant=".".join(variant) or None,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     if report["missing_keys"] or report["mismatched_keys"]:
         faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

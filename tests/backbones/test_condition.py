@@ -120,6 +120,16 @@ def test_a_t5_has_the_asked_precision(t5: Path) -> None:
     assert load_t5_text(t5, dtype=torch.bfloat16, length=7, **PARTS)(["cat"])[0].dtype == torch.bfloat16
 
 
+def test_the_only_variant_of_an_encoder_is_read(t5: Path) -> None:
+    plain = load_t5_text(t5, dtype=torch.float32, length=7, **PARTS)
+    (t5 / "text_encoder" / "model.safetensors").unlink()
+    plain.encoder.half().save_pretrained(t5 / "text_encoder", variant="fp16")  # type: ignore[operator]
+    assert [file.name for file in (t5 / "text_encoder").glob("*.safetensors")] == ["model.fp16.safetensors"]
+    found = load_t5_text(t5, dtype=torch.float32, length=7, **PARTS)
+    for name, value in found.encoder.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, plain.encoder.state_dict()[name].float())
+
+
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="with the package such a vocabulary can be read")
 def test_a_vocabulary_that_cannot_be_read_is_refused(t5: Path) -> None:
     (t5 / "tokenizer" / "tokenizer.json").rename(t5 / "tokenizer" / "spiece.model")
