@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.config import locate
+from diffprobe.config.faults import fault
 from diffprobe.config.origin import COMMAND_LINE, origins, read_schema
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
@@ -23,6 +24,7 @@ VERSION_BASE = "1.3"
 RUN_SCHEMA = "diffprobe.config.schema:RunConfig"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
+_GROUP = re.compile(r"[A-Za-z_][\w-]*(/[A-Za-z_][\w-]*)*", re.ASCII)
 _NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
 """Words that a setting reads as another value than the text."""
 
@@ -59,6 +61,8 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     groups = locate.groups()
     chosen, values = _sort_settings(settings, groups)
     folders = locate.search_path()
+    if experiment is not None and _choice(experiment)[0] == locate.EXPERIMENTS:
+        folders += locate.roots()
     tree, merged = _merge(schema == RUN_SCHEMA, experiment, chosen, values, folders)
     tree.pop("schema", None)
     tree = _from_home(tree)
@@ -128,6 +132,15 @@ def _experiment_path(name: str) -> Path:
     return known[name]
 
 
+def _choice(experiment: str) -> tuple[str, str]:
+    """Return the group and the choice by which Hydra finds an experiment file.
+
+    A group has to be a word or several; a choice may have any name, so other files are seen from their root.
+    """
+    group, _, name = experiment.rpartition("/")
+    return (group, name) if _GROUP.fullmatch(group) else (locate.EXPERIMENTS, experiment)
+
+
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
     """Part settings into group choices and key values. Raises: ConfigError naming every malformed one."""
     chosen: dict[str, str] = {}
@@ -153,10 +166,11 @@ def _merge(
     with_base: bool, experiment: str | None, chosen: dict[str, str], values: list[str], folders: list[Path]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Let Hydra merge. Returns: the tree, and (config name, package) of each file in merge order."""
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -166,29 +180,25 @@ def _merge(
     if with_base:
         overrides.append(f"+{locate.BASE}@_global_=run")  # no primary config: Hydra looks for one in one folder only
     if experiment is not None:
-        group, _, name = experiment.rpartition("/")
-        overrides.append(f"+{group}@_global_={name}")
+        group, name = _choice(experiment)
+        overrides.append(f"+{group}@_global_={_quoted(name)}")
     overrides += [f"{group}={name}" for group, name in chosen.items()]
     overrides += [_added(value) for value in values]
+    listed: list[Any] = []
     try:
         with initialize_config_dir(config_dir=str(folders[0]), version_base=VERSION_BASE):
             config = hydra_compose(config_name=None, overrides=overrides)
             loader = GlobalHydra.instance().config_loader()
             listed = loader.compute_defaults_list(None, overrides, RunMode.RUN).defaults
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        where = f"experiment '{experiment}'" if experiment else "the settings"
-        if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-            group, _, choice = str(error.missing_cfg_file).rpartition("/")
-            found = unknown(group or "preset", choice, error.options or [], ConfigError)
-            raise ConfigError(f"{where} picks an {found.what}", *found.details) from error
-        lines = _reasons(error)
-        raise ConfigError(f"{where} cannot be composed: {lines[0]}", *lines[1:]) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise fault(error, experiment, values, _files(listed), folders) from error
     assert isinstance(tree, dict)
-    files = [
-        (d.config_path, d.package or "") for d in listed if d.config_path and not d.config_path.startswith("hydra")
-    ]
-    return {str(key): value for key, value in tree.items()}, files
+    return {str(key): value for key, value in tree.items()}, _files(listed)
+
+
+def _files(listed: Sequence[Any]) -> list[tuple[str, str]]:
+    return [(d.config_path, d.package or "") for d in listed if d.config_path and not d.config_path.startswith("hydra")]
 
 
 def _from_home(value: Any) -> Any:
@@ -232,16 +242,6 @@ def _added(setting: str) -> str:
 def _typed(setting: str) -> str:
     """Write a setting as a shell takes it."""
     return shlex.quote(setting) if set('"$`\\!') & set(setting) else f'"{setting}"'
-
-
-def _reasons(error: BaseException) -> list[str]:
-    """Return Hydra's own words without what a command of ours cannot do; some of its errors only wrap another."""
-    text = re.sub(r"\+\+?(?=[\w/.@-]+=)", "", str(error))  # the signs that we put before a setting
-    foreign = ("--multirun", "To append", "hydra.cc")
-    lines = [line for line in text.splitlines() if line.strip() and not any(word in line for word in foreign)]
-    if not lines and error.__cause__ is not None:
-        return _reasons(error.__cause__)
-    return lines or [type(error).__name__]
 
 
 def setting_text(value: object) -> str:

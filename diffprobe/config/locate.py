@@ -6,6 +6,9 @@ from pathlib import Path
 from diffprobe.core.errors import ConfigError
 
 VARIABLE = "DIFFPROBE_CONFIGS"
+INSTEAD = "in place of the shipped file of that name"
+EXPERIMENTS = "experiments"
+"""Folder of the experiment files in a root."""
 BASE = "base"
 """Folder of the files that a run starts from; not a group of choices."""
 
@@ -87,8 +90,13 @@ def experiments() -> dict[str, Path]:
 
 
 def display(path: Path) -> str:
-    """Write a file for messages: relative to the working folder or its root where possible."""
+    """Write a file for messages: relative to the working folder or its root where possible.
+
+    A file that is read instead of the shipped one of its name is said to be that: a folder `configs` may be there for
+    other reasons.
+    """
     for base in (Path.cwd().resolve(), *roots()):
         if path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
+            shown, shipped = path.relative_to(base).as_posix(), shipped_root() / path.relative_to(base)
+            return f"{shown} ({INSTEAD})" if shipped != path and shipped.is_file() else shown
     return str(path)

@@ -67,8 +67,30 @@ def _node(path: Path) -> yaml.Node | None:
         with open(path, encoding="utf-8") as file:
             return yaml.compose(file, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        lines = str(error).splitlines()
-        raise ConfigError(f"{display(path)} is not readable YAML: {lines[0]}.", *lines[1:]) from error
+        raise unreadable(error, [path]) from error
+
+
+def unreadable(error: yaml.YAMLError | UnicodeDecodeError, paths: Sequence[Path]) -> ConfigError:
+    """Make the error for a file that is no YAML, naming the file and the line.
+
+    Args:
+        paths: files, or folders of files, one of which it is about; searched where the error does not name it.
+    """
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        what = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+        return ConfigError(f"{display(Path(mark.name))} is not readable YAML: {what}, in line {mark.line + 1}.")
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.yaml")))]
+    odd = ", ".join(display(file) for file in files if not _is_text(file))
+    return ConfigError(f"{odd or 'a preset or experiment file'} is not readable YAML: {error}.", fix="save it as UTF-8")
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _keys(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int]]:

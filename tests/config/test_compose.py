@@ -151,6 +151,18 @@ def test_a_file_with_a_schema_of_its_own_starts_from_nothing(write: Write) -> No
         load_run("paper/other")
 
 
+NAMES = ["top", "x/12", "x/1e5", "x/null", "my paper/t", "énoncé/t", "2024/a-b", "x/it's, [a]=b", "a.b/c"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_that_is_listed_can_be_read(write: Write, name: str) -> None:
+    write(f"experiments/{name}.yaml", "defaults: [override /probe: topk]\n\nseed: 7\n")
+    config = compose(None, [f"experiment={name}"])
+    assert config.tree["seed"] == 7 and config.tree["probe"]["name"] == "topk"
+    assert config.origin["seed"] == (f"experiments/{name}.yaml", 3)
+    assert load_run(name).experiment == name
+
+
 def test_an_empty_experiment_file_is_the_base(write: Write) -> None:
     write("experiments/paper/row.yaml", "# nothing differs\n")
     assert compose("paper/row").tree == compose(None).tree and compose(None).schema == RUN_SCHEMA

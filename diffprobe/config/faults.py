@@ -1,0 +1,67 @@
+"""What Hydra, OmegaConf and YAML say of a configuration that they cannot merge, for people: the file, the line, the way
+out. Next in the flow: `compose.py`, which raises it.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from diffprobe.config import locate
+from diffprobe.config.origin import origins, unreadable
+from diffprobe.core.errors import ConfigError, unknown
+
+
+def fault(
+    error: Exception,
+    experiment: str | None,
+    settings: Sequence[str],
+    merged: list[tuple[str, str]],
+    folders: list[Path],
+) -> ConfigError:
+    """Make the error for a configuration that cannot be merged.
+
+    Args:
+        error: what the merging raised.
+        experiment: name of the experiment file, if there is one.
+        settings: those of the command line.
+        merged: (config name, package) of each file, as far as Hydra came.
+        folders: the search path.
+    """
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
+        return unreadable(error, locate.search_path())
+    where = f"experiment '{experiment}'" if experiment else "the configuration"
+    place = _place(error, settings, merged, folders)
+    fix = "rename or move that file, or start in another folder" if locate.INSTEAD in "".join(place) else None
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        found = unknown(group or "preset", choice, error.options or [], ConfigError)
+        return ConfigError(f"{where} picks an {found.what}", *place, *found.details, fix=fix)
+    lines = _reasons(error)
+    return ConfigError(f"{where} cannot be composed: {lines[0]}", *place, *lines[1:], fix=fix)
+
+
+def _place(error: Exception, settings: Sequence[str], merged: list[tuple[str, str]], folders: list[Path]) -> list[str]:
+    """Say which file an error of Hydra's is about, where it names one, or a key that stands in one."""
+    named = re.match(r"In '(.+?)':", str(error))
+    path = locate.find(named[1], folders) if named else None
+    if path:
+        return [f"read in {locate.display(path)}"]
+    key = str(getattr(error, "full_key", None))
+    written = origins(merged, folders).get(key)
+    if written is None or key in [setting.partition("=")[0] for setting in settings]:
+        return []
+    return [f"read in {written[0]}, line {written[1]}"]
+
+
+def _reasons(error: BaseException) -> list[str]:
+    """Return Hydra's own words without what a command of ours cannot do; some of its errors only wrap another."""
+    text = re.sub(r"\+\+?(?=[\w/.@-]+=)", "", str(error))  # the signs that we put before a setting
+    foreign = ("--multirun", "To append", "hydra.cc", "object_type=")
+    lines = [line for line in text.splitlines() if line.strip() and not any(word in line for word in foreign)]
+    if not lines and error.__cause__ is not None:
+        return _reasons(error.__cause__)
+    return lines or [type(error).__name__]
