@@ -17,7 +17,7 @@ from torch.nn import functional
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
 from diffprobe.training.images import ImagesInMemory, ImageTable
-from diffprobe.training.schedule import adamw_with_cosine, total_steps
+from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ class AutoencoderModule(lightning.LightningModule):
         }
         weights = {name: getattr(self.config, f"{name}_weight") for name in losses}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        require_finite_loss(loss.detach(), self.global_step)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         return loss
 

@@ -32,7 +32,7 @@ from diffprobe.training.networks import (
     open_text_encoder,
     open_unet,
 )  # fmt: skip
-from diffprobe.training.schedule import adamw_with_cosine, total_steps
+from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.training.views import Views
 
 
@@ -185,6 +185,7 @@ class DenoiserModule(lightning.LightningModule):
         errors = self.errors(clean, captions, timesteps, noise, generator)
         snr = (self.signal / self.sigma).square()[timesteps]
         loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
+        require_finite_loss(loss.detach(), self.global_step)
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
 

@@ -1,13 +1,19 @@
-"""The optimizer of the networks that are trained from images and texts: AdamW, a linear warm-up, a cosine to 0."""
+"""The optimizer of the networks that are trained from images and texts: AdamW, a linear warm-up, a cosine to 0.
+
+Owns what stops such a run too: a loss that is no number.
+"""
 
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from diffprobe.config.schema import DataConfig, TrainerConfig
+from diffprobe.core.errors import NonFinite
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -15,6 +21,21 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+
+def require_finite_loss(loss: Float[Tensor, ""], step: int) -> None:
+    """Stop before a loss that is no number reaches weights and checkpoint.
+
+    Args:
+        loss: of a batch.
+        step: optimiser steps taken so far.
+    Raises: NonFinite.
+    """
+    if not torch.isfinite(loss):
+        raise NonFinite(
+            f"the loss became {float(loss)} after {step} steps.",
+            fix="a smaller trainer.learning_rate, trainer.gradient_clip=1.0, or trainer.precision=32-true",
+        )
 
 
 def total_steps(trainer: TrainerConfig, data: DataConfig, n_samples: int) -> int:

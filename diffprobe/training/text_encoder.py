@@ -25,7 +25,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table
 from diffprobe.training.networks import DenoiserShape, make_text_encoder
-from diffprobe.training.schedule import adamw_with_cosine, total_steps
+from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.training.teacher import Teacher
 
 
@@ -174,6 +174,7 @@ class TextEncoderModule(lightning.LightningModule):
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
         """Return the squared distance to the teacher's embedding; texts vary by 1 about their mean."""
         loss = self._errors(rows, "train").mean()
+        require_finite_loss(loss.detach(), self.global_step)
         self.log("train/distance", loss.detach(), prog_bar=True)
         return loss
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.core.errors import NonFinite
 from diffprobe.training.autoencoder import (
     AutoencoderModule,
     AutoencoderShape,
@@ -127,6 +128,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, stop,
     _, resumed, _ = fit(config, tmp_path / "cut", last, callbacks=[Averaging(0.9)])
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
+    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+        fit(dataclasses.replace(config, trainer=wild), tmp_path)
+    assert "smaller trainer.learning_rate" in raised.value.fix
 
 
 def test_losses_are_logged_and_weighted(config, tmp_path):

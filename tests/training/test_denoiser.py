@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.errors import SampleError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.training.fit import make_trainer, quiet
@@ -144,6 +144,17 @@ def test_the_export_is_a_pipeline_that_samples(trained, tmp_path):
 
     assert sample(0).shape == (1, 3, 16, 16)
     assert torch.equal(sample(0), sample(0)) and not torch.equal(sample(0), sample(1))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
+    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+        module = DenoiserModule(dataclasses.replace(config, trainer=wild))
+        with quiet():
+            make_trainer(wild, run_dir=tmp_path).fit(
+                module, datamodule=ImagesInMemory(config.data, resolution=16, seed=0)
+            )
+    assert "smaller trainer.learning_rate" in raised.value.fix
 
 
 def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):

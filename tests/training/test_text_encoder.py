@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.networks import DenoiserShape, open_text_encoder
 from diffprobe.training.resume import find_checkpoint
@@ -98,6 +98,15 @@ def test_resumed_within_an_epoch_equals_uninterrupted_bit_for_bit(config, texts,
     fit(tmp_path / "cut", until=3)
     resumed = fit(tmp_path / "cut", until=6, checkpoint=find_checkpoint(tmp_path / "cut", resume=True))
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, texts, tmp_path):
+    wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
+    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+        module = TextEncoderModule(dataclasses.replace(config, trainer=wild), texts)
+        with quiet():
+            make_trainer(wild, run_dir=tmp_path).fit(module, datamodule=texts)
+    assert "smaller trainer.learning_rate" in raised.value.fix
 
 
 def test_a_run_without_a_teacher_says_where_there_is_one(config):
