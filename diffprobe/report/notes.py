@@ -7,6 +7,8 @@ from diffprobe.report.spec import TableSpec
 
 BELOW_NULL = "not better than the strongest null of the same entry"
 """What the mark ‡ says."""
+_MEANS_OVER_CLASSES = ("balanced_accuracy",)
+"""Metrics that are a mean over those classes of which the split holds samples."""
 _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
 
 
@@ -40,6 +42,11 @@ def table_notes(table: Table) -> Notes:
     return Notes(lines=tuple(lines), marks=marks)
 
 
+def over_what(spec: TableSpec) -> str:
+    """Say over which classes a metric is a mean: a split need not hold all that there are. Empty for other metrics."""
+    return " over the classes that the split holds" if spec.metric in _MEANS_OVER_CLASSES else ""
+
+
 def _picks(spec: TableSpec) -> str:
     """Say which of a row's nulls is printed; the columns are named only where they differ."""
     picks = dict.fromkeys(null.pick for null in spec.nulls)
@@ -57,7 +64,7 @@ def _what(table: Table, measured: list[Entry]) -> str:
     samples = _span({entry.n for entry in measured})
     seeds = _span({entry.n_seeds for entry in measured})
     seeds += " seed" if seeds == "1" else " seeds"
-    text = f"{spec.metric.replace('_', ' ')}{unit}{on}; {samples} samples an entry, {seeds}"
+    text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec)}; {samples} samples an entry, {seeds}"
     if any(entry.spread is not None for entry in measured):
         text += ", ± standard deviation over seeds"
     if not spec.ranked:

@@ -19,7 +19,7 @@ from diffprobe.report.drawing import bar_share, draw_histogram
 from diffprobe.report.entries import Entry, Row, Table, build_table
 from diffprobe.report.figure import heat_map, null_levels
 from diffprobe.report.images import data_uri
-from diffprobe.report.notes import BELOW_NULL, table_notes
+from diffprobe.report.notes import BELOW_NULL, over_what, table_notes
 from diffprobe.report.panels import DirectionPanel, LatentPanel
 from diffprobe.report.spec import TableSpec
 
@@ -169,7 +169,7 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
                 "below": table.beats_nulls(entry) is False,
-                "place": f"best {_words(spec.metric)}, at {place}",
+                "place": f"best {_words(spec.metric)}{over_what(spec)}, at {place}",
                 "null": "no null measured"
                 if rival is None
                 else f"strongest null {spec.number.show(entry.nulls[rival])}{unit} ({titles.get(rival, rival)})",

@@ -23,6 +23,19 @@ def test_a_plain_table_has_one_note(results, spec):
     )
 
 
+def test_a_mean_over_classes_says_over_which(results, spec):
+    """Its chance level is one over their number, which need not be that of the data set."""
+    runs = [
+        dataclasses.replace(
+            run, metrics=tuple(dataclasses.replace(record, name="balanced_accuracy") for record in run.metrics)
+        )
+        for run in results
+    ]
+    lines = table_notes(build_table(runs, dataclasses.replace(spec, metric="balanced_accuracy"))).lines
+    assert lines[0].startswith("balanced accuracy in % on test over the classes that the split holds; 50 samples")
+    assert "over" not in table_notes(build_table(results, spec)).lines[0].split(";")[0]
+
+
 def test_unequal_samples_are_given_as_a_span(results, spec):
     run = results[1]
     first = dataclasses.replace(run.metrics[0], n=1500)

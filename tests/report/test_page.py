@@ -108,6 +108,19 @@ def test_a_direction_that_does_not_beat_its_nulls_is_marked_in_table_and_tile(pa
     assert words.count("‡ not better than the strongest null") == 1
 
 
+def test_the_tile_of_a_mean_over_classes_says_over_which(page):
+    def renamed(run):
+        metrics = tuple(
+            dataclasses.replace(m, name=m.name.replace("accuracy", "balanced_accuracy")) for m in run.metrics
+        )
+        return dataclasses.replace(run, metrics=metrics)
+
+    results = tuple(renamed(run) for run in page.results)
+    spec = dataclasses.replace(page.tables[0], metric="balanced_accuracy")
+    words = Reader(render_page(dataclasses.replace(page, results=results, tables=(spec,)))).words()
+    assert "82.8 % best balanced accuracy over the classes that the split holds, at up_blocks.0" in words
+
+
 def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_null(page):
     pixels = page.results[0]
     strong = dataclasses.replace(
