@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import EmptyClass, NonFinite
 
 
 def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batch"]) -> Float[Tensor, " n_scores"]:
@@ -13,7 +13,7 @@ def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batc
 
     Mann-Whitney's U over n_pos * n_neg, with mid-ranks for ties, in float64.
 
-    Raises: EmptyClass if either side has no sample.
+    Raises: EmptyClass if either side has no sample; NonFinite if a score is NaN, which has no rank.
 
     >>> auroc(torch.tensor([[1.0], [2.0], [2.0]]), torch.tensor([False, False, True]))
     tensor([0.7500], dtype=torch.float64)
@@ -22,6 +22,8 @@ def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batc
     n_negative = positive.numel() - n_positive
     if n_positive == 0 or n_negative == 0:
         raise EmptyClass(f"auroc: {n_positive} positive and {n_negative} negative samples; both sides need one.")
+    if scores.isnan().any():
+        raise NonFinite(f"auroc: {int(scores.isnan().any(1).sum())} of {len(scores)} samples have a score that is NaN.")
     columns = scores.detach().double().T.contiguous()
     ordered = columns.sort(dim=1).values
     below = torch.searchsorted(ordered, columns, right=False)
@@ -56,7 +58,7 @@ class Auroc(Metric):
         self.positive.append(positive.to(torch.int64))
 
     def compute(self) -> Float[Tensor, " n_scores"]:
-        """Return one area a column. Raises: EmptyClass if either side has no sample."""
+        """Return one area a column. Raises: EmptyClass, NonFinite as `auroc` does."""
         scores, positive = _joined(self.scores, self.n_scores), _joined(self.positive, None)
         return auroc(scores, positive.bool())
 

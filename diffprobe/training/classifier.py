@@ -22,7 +22,14 @@ from diffprobe.metrics.keyed import KeyedLabels
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classify.linear import LinearBank, LinearProbe
 from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
-from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_samples, vectors
+from diffprobe.training.module import (
+    ProbeModule,
+    check_finite_loss,
+    labels_of,
+    require_finite,
+    require_samples,
+    vectors,
+)  # fmt: skip
 
 REAL = "none"
 
@@ -94,6 +101,7 @@ class ClassifierModule(ProbeModule):
             rows = torch.stack([labels_of(batch, target) for target in targets], dim=1)
             keyed.update(hash_keys(batch.keys).to(self.device), rows.to(self.device))
             if not fitted:
+                require_finite(batch, self.cells)
                 for cell, running in zip(self.cells, moments, strict=True):
                     running.update(vectors(batch, cell))
         if not fitted:
@@ -127,6 +135,7 @@ class ClassifierModule(ProbeModule):
         return loss
 
     def _count(self, batch: FeatureBatch, split: str) -> None:
+        require_finite(batch, self.cells)
         start = 0
         for cell, bank in zip(self.cells, self.banks, strict=True):
             for i, logits in enumerate(bank(vectors(batch, cell))):

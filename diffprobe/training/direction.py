@@ -23,7 +23,7 @@ from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import Axis, AxisConfig, Direction, class_means, random_directions
 from diffprobe.probes.direction.logistic import LogisticDirections
 from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
-from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, vectors
+from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
 
 TRAINED = ("logistic",)
 
@@ -98,6 +98,7 @@ class DirectionModule(ProbeModule):
             for axis in self.axes
         ]
         for batch in self.batches(self.train_split):
+            require_finite(batch, self.widths)
             hashes = hash_keys(batch.keys)
             for i, axis in enumerate(self.axes):
                 known, sides = self._sides(i, batch, hashes)
@@ -176,6 +177,7 @@ class DirectionModule(ProbeModule):
         self._refresh()
 
     def _project(self, batch: FeatureBatch, split: str) -> None:
+        require_finite(batch, self.widths)
         for axis, columns, area in zip(self.axes, self._columns, self.areas(split), strict=True):
             side = axis.side(labels_of(batch, axis.target))
             x = vectors(batch, axis.cell)[side >= 0].double()

@@ -1,6 +1,6 @@
 """The base of all probe modules. Owns the exact pass over a split, sums over processes, and optimiser settings."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +173,20 @@ def labels_of(batch: Any, target: str) -> Tensor:
     return batch.label if target == "label" else batch.attributes[target]  # type: ignore[no-any-return]
 
 
-def check_finite_loss(loss: Tensor, batch: FeatureBatch, cells: Sequence[str]) -> None:
-    """Stop at a loss that is no number, saying whether the features were to blame. Raises: NonFinite."""
-    if torch.isfinite(loss):
-        return
+def require_finite(batch: FeatureBatch, cells: Iterable[str]) -> None:
+    """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
     for cell in cells:
         bad = ~torch.isfinite(batch.features[cell]).flatten(1).all(1)
         if bad.any():
             key = batch.keys[int(bad.nonzero()[0])]
             raise NonFinite(f"cell '{cell}' has NaN or infinity in {int(bad.sum())} samples, the first is '{key}'.")
+
+
+def check_finite_loss(loss: Tensor, batch: FeatureBatch, cells: Sequence[str]) -> None:
+    """Stop at a loss that is no number, saying whether the features were to blame. Raises: NonFinite."""
+    if torch.isfinite(loss):
+        return
+    require_finite(batch, cells)
     raise NonFinite(
         f"the loss became {float(loss)} on finite features.",
         fix="a smaller trainer.learning_rate, or precision=32-true",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import EmptyClass, NonFinite
 from diffprobe.metrics.auroc import Auroc, auroc
 
 
@@ -27,6 +27,15 @@ def test_batches_do_not_matter():
         metric.update(scores[i : {0: 7, 7: 30, 30: 50}[i]], positive[i : {0: 7, 7: 30, 30: 50}[i]])
     assert metric.compute().tolist() == auroc(scores, positive).tolist()
     assert metric.counts == (int(positive.sum()), int((~positive).sum()))
+
+
+def test_infinity_has_a_rank_and_nan_has_none():
+    positive = torch.tensor([True, False, True, False])
+    scores = torch.tensor([[float("inf"), 1.0], [2.0, 0.0], [1.0, 3.0], [float("-inf"), 2.0]])
+    assert auroc(scores, positive).tolist() == [0.75, 0.75]
+    scores[1, 1] = float("nan")
+    with pytest.raises(NonFinite, match="1 of 4 samples have a score that is NaN"):
+        auroc(scores, positive)
 
 
 def test_one_sided_labels_are_an_error():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
 
@@ -58,6 +58,19 @@ def test_bf16_runs_and_agrees_roughly(toy, tmp_path):
     assert half.probe(half.cells[0], "label").weight.dtype == torch.float32
     for a, b in zip(full.records("val"), half.records("val"), strict=True):
         assert b.value == pytest.approx(a.value, abs=0.15)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_features_that_are_no_numbers_are_named(toy, tmp_path, split):
+    class Spoilt(toy):
+        def table(self, asked):
+            table = super().table(asked)
+            if asked == split:
+                table.features[self.cells[1]][5, 1] = float("inf")
+            return table
+
+    with pytest.raises(NonFinite, match=rf"cell 'up_blocks.*' has NaN .* in 1 samples, the first is '{split}/5'"):
+        run(Spoilt, tmp_path, max_epochs=1)
 
 
 def test_clipping_is_refused(toy):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.catalog import Catalog
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import EmptyClass, NonFinite
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
@@ -75,6 +75,22 @@ def test_swapping_the_ends_turns_it_round(toy, tmp_path):
     one, two = run(toy, tmp_path, "ridge"), run(toy, tmp_path, "ridge", positive="twemoji", negative="noto")
     torch.testing.assert_close(one.directions()[0].vector, -two.directions()[0].vector, rtol=1e-4, atol=1e-6)
     assert two.records("val")[0].value == pytest.approx(one.records("val")[0].value, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("mean_difference", "train"), ("mean_difference", "test"), ("logistic", "train"), ("logistic", "val")],
+)
+def test_features_that_are_no_numbers_are_named(toy, tmp_path, name, split):
+    class Spoilt(toy):
+        def table(self, asked):
+            table = super().table(asked)
+            if asked == split:
+                table.features[CELL][[3, 7], 1] = float("nan")
+            return table
+
+    with pytest.raises(NonFinite, match=rf"cell '{CELL}' has NaN .* in 2 samples, the first is '{split}/3'"):
+        run(Spoilt, tmp_path, name, max_epochs=1)
 
 
 def test_an_end_without_samples_is_an_error(toy, tmp_path):
