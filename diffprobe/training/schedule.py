@@ -39,8 +39,9 @@ def require_finite_loss(loss: Float[Tensor, ""], step: int) -> None:
 
 
 def total_steps(trainer: TrainerConfig, data: DataConfig, n_samples: int) -> int:
-    """Optimiser steps of a run: whole batches times epochs, or `trainer.max_steps` if that is set."""
-    return trainer.max_steps if trainer.max_steps > 0 else trainer.max_epochs * (n_samples // data.batch_size)
+    """Optimiser steps of a run: whole batches times epochs, and `trainer.max_steps` at most if that is set."""
+    total = trainer.max_epochs * (n_samples // data.batch_size)
+    return min(total, trainer.max_steps) if trainer.max_steps > 0 else total
 
 
 def adamw_with_cosine(

@@ -17,6 +17,7 @@ def test_steps_are_whole_batches_times_epochs():
     data = DataConfig(path="x", batch_size=8)
     assert total_steps(TrainerConfig(max_epochs=3), data, 20) == 6
     assert total_steps(TrainerConfig(max_epochs=3, max_steps=4), data, 20) == 4
+    assert total_steps(TrainerConfig(max_epochs=3, max_steps=100), data, 20) == 6  # the epochs end first
 
 
 def test_groups_keep_their_share_of_the_step_size():
