@@ -16,10 +16,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.backbones.weights import weight_files
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import canonical_json, digest_json
-from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.blur import blur
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
@@ -31,6 +30,8 @@ from diffprobe.training.networks import (
     make_unet,
     open_text_encoder,
     open_unet,
+    require_autoencoder,
+    weights_folder,
 )  # fmt: skip
 from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.training.views import Views
@@ -43,7 +44,7 @@ class DenoiserTraining:
     experiment: str
     """Name of the experiment."""
     autoencoder: str
-    """Folder of the trained AutoencoderKL in diffusers' format."""
+    """Folder of the trained AutoencoderKL in diffusers' format, or "emoji-sd" for the shipped one."""
     data: DataConfig
     """Captioned images."""
     model: DenoiserShape = field(default_factory=DenoiserShape)
@@ -72,7 +73,8 @@ class DenoiserTraining:
     balance_power: float = 0.5
     """0 draws all samples alike, 1 all values."""
     text_encoder: str | None = None
-    """Folder with a text encoder and its words, trained before (emoji/train_text_encoder); None learns both here."""
+    """Folder with a text encoder and its words, trained before (emoji/train_text_encoder), or "emoji-sd" for the
+    shipped ones; None learns both here."""
     text_learning_rate: float = 1.0
     """Step size of the text encoder, as a share of the U-Net's; 0 leaves it as it is."""
     text_noise: float = 0.0
@@ -101,14 +103,9 @@ class DenoiserModule(lightning.LightningModule):
         super().__init__()
         from diffusers import AutoencoderKL
 
-        folder = Path(config.autoencoder)
-        if not (folder / "config.json").is_file() or not weight_files(folder):
-            raise WeightsMissing(
-                f"'{config.autoencoder}' holds no autoencoder (config.json and safetensors weights).",
-                fix="diffprobe train experiment=emoji/train_autoencoder, then set autoencoder=RUN_FOLDER/weights",
-            )
+        folder = require_autoencoder(config.autoencoder)
         with quiet_libraries():
-            vae = AutoencoderKL.from_pretrained(config.autoencoder, local_files_only=True, use_safetensors=True)
+            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
         self._frozen = (vae.float().eval().requires_grad_(False),)
         self.config = config
@@ -140,14 +137,14 @@ class DenoiserModule(lightning.LightningModule):
         shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
         folder = config.text_encoder or config.start
         if folder is not None:
-            self.tokenizer, self.text_encoder = open_text_encoder(Path(folder), shape)
+            self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
             table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
             texts = [text for captions in table.captions for text in captions]
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         if config.start is not None:
-            self.unet = open_unet(Path(config.start), shape)
+            self.unet = open_unet(weights_folder(config.start), shape)
         else:
             side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
             channels = self.vae.config.latent_channels
