@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train_backbone(config: Any, *, check: bool) -> int:
-    from diffprobe.experiment.train_backbone import run_dir_of, train_backbone
+    from diffprobe.experiment.train_backbone import plan_backbone, train_backbone
 
     if check:
-        print(f"the configuration is fine; the run's folder is {run_dir_of(config)}")
+        print(f"the configuration is fine; the run's folder is {plan_backbone(config)}")
     else:
         print(f"result: {train_backbone(config)}")
     return 0

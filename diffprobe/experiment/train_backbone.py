@@ -25,23 +25,60 @@ WEIGHTS = "weights"
 """Folder in the run's folder that holds what was trained, in diffusers' format."""
 
 
+OTHER_VERBS = {
+    "DemoConfig": "demo",
+    "BackboneEvaluation": "eval backbone BACKBONE",
+    "SaeEvaluation": "eval sae RUN_FOLDER",
+}
+"""Class of an experiment's settings -> the verb that takes it instead."""
+
+
 def run_dir_of(config: "BackboneTraining") -> Path:
     """Return the folder of the run: <output>/<experiment>/<first 12 digits of the config's digest>."""
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
     return Path(config.output) / config.experiment / digest_json(tree)[:12]
 
 
-def train_backbone(config: "BackboneTraining") -> Path:
-    """Train, save the weights and write `result.json`; return its path.
+def plan_backbone(config: Any) -> Path:
+    """Judge a run as far as it can be without data, and return its folder. Nothing is loaded or written.
 
-    Raises: ConfigError for more than one process, and what opening data and trackers raises.
+    Raises: ConfigError for what is not trained by this verb, and for more than one process; WeightsMissing if the
+        weights that it builds on are not there.
     """
+    from diffprobe.backbones.weights import require_files
+    from diffprobe.training import networks
+    from diffprobe.training.autoencoder import AutoencoderTraining
+    from diffprobe.training.denoiser import DenoiserTraining
+    from diffprobe.training.text_encoder import TextEncoderTraining
+
+    if not isinstance(config, AutoencoderTraining | TextEncoderTraining | DenoiserTraining):
+        name = getattr(config, "experiment", "")
+        verb = OTHER_VERBS.get(type(config).__name__, "config")
+        raise ConfigError(
+            f"experiment '{name}' describes no training: its settings are those of {type(config).__name__}.",
+            fix=f"diffprobe {verb} experiment={name}",
+        )
     if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
         raise ConfigError(
             "a backbone is trained in one process.",
             f"given: trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}",
             fix="trainer.devices=1 trainer.num_nodes=1",
         )
+    if isinstance(config, DenoiserTraining):
+        networks.require_autoencoder(config.autoencoder)
+        if config.text_encoder or config.start:
+            networks.require_text_encoder(networks.weights_folder(config.text_encoder or config.start or ""))
+        if config.start:
+            require_files(networks.weights_folder(config.start) / "unet")
+    return run_dir_of(config)
+
+
+def train_backbone(config: "BackboneTraining") -> Path:
+    """Train, save the weights and write `result.json`; return its path.
+
+    Raises: what `plan_backbone` raises, and what opening data and trackers raises.
+    """
+    run_dir = plan_backbone(config)
     started_at = time.time()
     keep_freed_memory()
     import lightning
@@ -49,7 +86,6 @@ def train_backbone(config: "BackboneTraining") -> Path:
     from diffprobe.training import fit, resume, tracking
     from diffprobe.training.averaging import Averaging
 
-    run_dir = run_dir_of(config)
     checkpoint = resume.find_checkpoint(run_dir, resume=config.trainer.resume)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module, data = _make_module(config)

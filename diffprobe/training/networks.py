@@ -9,8 +9,8 @@ import torch
 
 from diffprobe.backbones.condition import require_vocabulary
 from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.backbones.weights import require_files
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.backbones.weights import SHIPPED, locate, require_files, weight_files
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +137,32 @@ def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any
         )
 
 
+def weights_folder(name: str) -> Path:
+    """Return the folder of trained weights: a shipped checkpoint (emoji-sd) by its name, any other by its path."""
+    return (locate(name).folder if name in SHIPPED else None) or Path(name)
+
+
+def require_autoencoder(name: str) -> Path:
+    """Return the folder of a trained AutoencoderKL, given by its path or as a shipped checkpoint whose VAE it is.
+
+    Raises: WeightsMissing.
+    """
+    folder = weights_folder(name) / ("vae" if name in SHIPPED else "")
+    if not (folder / "config.json").is_file() or not weight_files(folder):
+        raise WeightsMissing(
+            f"'{name}' holds no autoencoder (config.json and safetensors weights).",
+            fix="autoencoder=emoji-sd for the shipped one; or diffprobe train experiment=emoji/train_autoencoder, then "
+            "autoencoder=RUN_FOLDER/weights",
+        )
+    return folder
+
+
+def require_text_encoder(folder: Path) -> None:
+    """Check that a folder has a text encoder and its words. Raises: WeightsMissing."""
+    require_files(folder / "text_encoder")
+    require_vocabulary(folder)
+
+
 def open_unet(folder: Path, shape: DenoiserShape) -> Any:
     """Open the U-Net of a trained pipeline, in float32, to train it further.
 
@@ -160,8 +186,7 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    require_files(folder / "text_encoder")
-    require_vocabulary(folder)
+    require_text_encoder(folder)
     with quiet_libraries():
         text_encoder: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", local_files_only=True, use_safetensors=True, attn_implementation="eager"

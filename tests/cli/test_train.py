@@ -41,6 +41,30 @@ def test_check_judges_and_writes_nothing(settings, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("experiment", "verb"),
+    [("demo", "demo"), ("evaluate", "eval backbone BACKBONE"), ("evaluate_sae", "eval sae RUN_FOLDER")],
+)
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_what_describes_no_training_is_sent_to_its_verb(experiment, verb, check, capsys):
+    assert main(["train", f"experiment=emoji/{experiment}", *check]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"ConfigError: experiment 'emoji/{experiment}' describes no training")
+    assert f"fix: diffprobe {verb} experiment=emoji/{experiment}\n" in err
+
+
+def test_the_shipped_weights_have_a_name_and_others_are_looked_for_by_the_check(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--check", "experiment=emoji/train_denoiser"]
+    assert main(command) == 0
+    assert main([*command, "start=emoji-sd"]) == 0
+    for key in ("autoencoder", "text_encoder", "start"):
+        capsys.readouterr()
+        assert main([*command, "text_encoder=null", f"{key}=gone"]) == 2
+        assert "WeightsMissing: " in (err := capsys.readouterr().err) and "'gone'" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_store_the_command_that_makes_it_is_printed(settings, capsys):
     assert main(["train", *settings]) == 2
     assert "diffprobe extract" in capsys.readouterr().err

@@ -1,9 +1,20 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.networks import DenoiserShape, make_text_encoder, make_unet, open_text_encoder, open_unet
+from diffprobe.training.networks import (
+    DenoiserShape,
+    make_text_encoder,
+    make_unet,
+    open_text_encoder,
+    open_unet,
+    require_autoencoder,
+    require_text_encoder,
+    weights_folder,
+)
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4, text_width=16, text_layers=1, text_heads=2
@@ -18,6 +29,17 @@ def tokenizer():
 def make(tokenizer, seed=0):
     unet = make_unet(SHAPE, latent_channels=2, latent_side=8, seed=seed)
     return unet, make_text_encoder(SHAPE, tokenizer=tokenizer, seed=seed)
+
+
+def test_the_shipped_weights_are_found_by_their_name(tmp_path):
+    autoencoder = require_autoencoder("emoji-sd")
+    assert autoencoder == weights_folder("emoji-sd") / "vae" and (autoencoder / "config.json").is_file()
+    assert require_autoencoder(str(autoencoder)) == autoencoder and weights_folder("a/b") == Path("a/b")
+    require_text_encoder(weights_folder("emoji-sd"))
+    with pytest.raises(WeightsMissing, match="holds no autoencoder"):
+        require_autoencoder(str(tmp_path))
+    with pytest.raises(WeightsMissing, match="missing: text_encoder"):
+        require_text_encoder(tmp_path)
 
 
 def test_text_and_latent_fit_together(tokenizer):
