@@ -14,6 +14,7 @@ from rich.text import Text
 
 from diffprobe.experiment.demo import REPORT, Demo, Outcome
 from diffprobe.report.panels import DirectionPanel, Estimate, Picture
+from diffprobe.report.plain import print_what_can_be
 
 _KIND, _TITLE, _TEXT = 12, 32, 24
 _WIDTH = 110
@@ -49,6 +50,7 @@ class DemoConsole:
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        print_what_can_be(sys.stdout)
         self.console = console or Console(highlight=False)
         if not self.console.is_terminal:  # a file or a pipe has no width; Rich would take 80
             self.console.width = _WIDTH

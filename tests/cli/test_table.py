@@ -1,5 +1,6 @@
 """`diffprobe table` from the command line to the printed text."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def test_prints_each_format(project, capsys, format, suffix):
 def test_conditions_narrow_the_filter(project, capsys):
     assert main(["table", "toy", "--where", "run=bank-0", "--results", "runs"]) == 0
     assert "1 seed;" in capsys.readouterr().out
+
+
+def test_a_stream_without_the_mark_gets_a_plain_one(project, monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="latin-1", newline="\n", write_through=True))
+    assert main(["table", "toy"]) == 0
+    said, expected = buffer.getvalue().decode("latin-1"), (REPORT / "golden" / "table.md").read_text()
+    assert said == expected.replace("‡", "^") and "^ not better than the strongest null" in said
 
 
 def test_errors_leave_no_half_table(project, capsys):

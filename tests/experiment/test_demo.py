@@ -150,6 +150,14 @@ def test_the_page_holds_everything(outcome):
     assert "2 of 16 train" in dict(demo_facts(limited))["images"]
 
 
+def test_the_console_writes_to_a_stream_of_few_characters(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="latin-1", newline="\n", write_through=True))
+    with DemoConsole().step("train", "a probe") as step:
+        step.done("fine")
+    assert buffer.getvalue().decode("latin-1").startswith("* train ")
+
+
 def load_limited(done):
     runs = tuple(replace(run, data=replace(run.data, limit=2)) for run in done.demo.runs)
     return replace(done.demo, runs=runs)

@@ -1,0 +1,39 @@
+"""Streams of few characters."""
+
+import io
+
+import pytest
+
+from diffprobe.report.plain import _PLAIN, print_what_can_be
+
+
+def written(encoding, text, **settings):
+    buffer = io.BytesIO()
+    stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n", **settings)
+    print_what_can_be(stream)
+    print(text, end="", file=stream, flush=True)
+    return buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("utf-8", "13.3 ‡ ± 0.2, man’s 茶"),
+        ("latin-1", "13.3 ^ ± 0.2, man's ?"),
+        ("cp1252", "13.3 ‡ ± 0.2, man’s ?"),
+        ("ascii", "13.3 ^ +- 0.2, man's ?"),
+    ],
+)
+def test_a_stream_writes_what_it_can(encoding, expected):
+    assert written(encoding, "13.3 ‡ ± 0.2, man’s 茶") == expected
+
+
+def test_what_stands_for_a_mark_can_be_written_anywhere():
+    assert all(plain.isascii() for plain in _PLAIN.values())
+
+
+def test_a_stream_that_handles_its_errors_is_left_alone():
+    assert written("ascii", "‡", errors="xmlcharrefreplace") == "&#8225;"
+    text = io.StringIO()
+    print_what_can_be(text)
+    assert text.errors is None
