@@ -116,7 +116,7 @@ def _extract(
 def _encode(request: Request, latents: LatentCache, shard: ShardEntry, progress: bool | MakeBar) -> None:
     loader = shard_loader(request, shard)
     with make_side_bar(shard.n, progress, "encode") as bar:
-        latents.fill(shard, _watched(loader, bar), loader.skipped, request.extractor)
+        latents.fill(shard, _watched(_checked(request, shard, loader), bar), loader.skipped, request.extractor)
 
 
 def _shard_features(
@@ -125,7 +125,7 @@ def _shard_features(
     """Return the features of a shard, and the samples left out, which are known after the last batch."""
     if latents is None:
         loader = shard_loader(request, shard)
-        return shard_batches(request, loader), loader.skipped
+        return _checked(request, shard, shard_batches(request, loader)), loader.skipped
     items = latents.batches(shard, request.data.batch_size)
     return (_from_latents(request, item) for item in items), latents.left_out(shard)
 
@@ -191,6 +191,15 @@ def _served(request: Request) -> Path | None:
     except (StoreIncomplete, StoreMismatch):  # there is none, or it is not complete: that is what extraction is for
         return None
     return store.path
+
+
+def _checked(request: Request, shard: ShardEntry, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Pass on what was read from a shard, then compare its checksum: nothing is kept under that of another file.
+
+    Raises: ShardError.
+    """
+    yield from batches
+    request.shard_set.check(shard.file)
 
 
 def _watched(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:

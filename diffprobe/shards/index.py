@@ -4,8 +4,8 @@ Owns `index.json` (format: PROTOCOL.md) and the names of data sets that ship wit
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class ShardSet:
         licence: terms of the images.
         faults: faulty samples that were indexed on purpose, one message each.
         fields: which file and key of a sample holds what, as the set was indexed.
+        newer: files written after the index, which may be others than those it describes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ShardSet:
     licence: str
     faults: tuple[str, ...] = ()
     fields: Fields = Fields()
+    newer: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def digest(self) -> str:
@@ -100,11 +102,22 @@ class ShardSet:
             )
         return names
 
+    def check(self, file: str) -> None:
+        """Compare the checksum of a shard with the index. Raises: ShardError if it has changed since."""
+        (shard,) = (shard for shard in self.shards if shard.file == file)
+        path = self.root / file
+        if _digest_once(path, path.stat().st_size, path.stat().st_mtime_ns) != shard.sha256:
+            raise ShardError(
+                f"{file}: the shard has changed since it was indexed (sha256 differs).",
+                fix=f"copy the shard again, or {_fix(self.root, self.fields)}",
+            )
+
     @classmethod
     def load(cls, path_or_name: str | Path) -> "ShardSet":
         """Open a shard set by its folder, its index file, or the name of a shipped set ("emoji").
 
-        Files are compared by presence and size; `diffprobe data verify` compares checksums and decodes every image.
+        Files are compared by presence and size, those written after the index by their checksum when a stream opens
+        them; `diffprobe data verify` compares all checksums and decodes every image.
 
         Raises: ShardError for a folder without index or shards that don't fit it, SchemaError for a foreign file.
         """
@@ -123,8 +136,7 @@ class ShardSet:
             raise SchemaError(
                 f"'{index}' is not a complete shard index ({error!r}).", fix=_fix(index.parent)
             ) from error
-        _check_files(shard_set, index)
-        return shard_set
+        return replace(shard_set, newer=_check_files(shard_set, index))
 
 
 def build_index(
@@ -228,21 +240,33 @@ def _read_fields(record: dict[str, Any]) -> Fields:
     return Fields(**values)
 
 
-def _check_files(shard_set: ShardSet, index: Path) -> None:
-    """Compare the shards with the index by presence and size, and report all that differ at once."""
-    wrong = []
+def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
+    """Compare the shards with the index by presence and size, and report all that differ at once.
+
+    Returns: the files that are newer than the index. A tar is padded: one written anew often has the size of the old.
+    """
+    wrong, newer, indexed = [], [], index.stat().st_mtime_ns
     for shard in shard_set.shards:
         path = shard_set.root / shard.file
         if not path.is_file():
             wrong.append(f"missing: {shard.file}")
         elif path.stat().st_size != shard.n_bytes:
             wrong.append(f"changed: {shard.file} has {path.stat().st_size:,} bytes, the index says {shard.n_bytes:,}")
+        elif path.stat().st_mtime_ns > indexed:
+            newer.append(shard.file)
     if wrong:
         raise ShardError(
             f"the shards in '{shard_set.root}' are not those of '{index}'.",
             f"{len(wrong)} of {len(shard_set.shards)} differ:",
             *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root, shard_set.fields)}",
         )  # fmt: skip
+    return tuple(newer)
+
+
+@cache
+def _digest_once(path: Path, n_bytes: int, changed_ns: int) -> str:
+    """Hash a file once a process, as long as neither its size nor its time of change does change."""
+    return digest_file(path)
 
 
 def _write(shard_set: ShardSet, path: Path) -> None:
@@ -250,6 +274,7 @@ def _write(shard_set: ShardSet, path: Path) -> None:
     # The index is rebuilt byte for byte by any version that writes this schema, so no package version stands in it.
     header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
     body = asdict(shard_set)
+    del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
     if path.parent.resolve() == shard_set.root.resolve():

@@ -51,8 +51,9 @@ class SampleStream(IterableDataset[Sample]):
         skipped: message by key of the samples left out so far in this process. Loader workers hand theirs over to
             `ImageLoader.skipped`.
 
-    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number, choice or field; when iterated,
-        SampleError and ShardError, named by shard and key.
+    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number, choice or field,
+        ShardError for a shard that has changed since it was indexed; when iterated, SampleError and ShardError, named
+        by shard and key.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class SampleStream(IterableDataset[Sample]):
                 if file not in self._counts:
                     raise unknown(f"shard of split '{split}'", file, self._counts)
             self._pieces = [piece for piece in self._pieces if piece.file in shard_subset]
+        for file in {piece.file for piece in self._pieces} & set(shard_set.newer):
+            shard_set.check(file)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch for the next iteration; call it in the main process before the loader is iterated."""

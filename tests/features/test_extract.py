@@ -2,18 +2,21 @@
 
 import contextlib
 import json
+import os
 import shutil
 
 import pytest
 import torch
 
 from diffprobe.config.schema import FieldsConfig
-from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
+from diffprobe.core.errors import ConfigError, ShardError, StoreIncomplete, StoreMismatch
 from diffprobe.features.extract import extract
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import shard_entries
 from diffprobe.features.stored import StoredFeatures
 from diffprobe.shards.index import ShardSet
+from diffprobe.shards.read import read_shard
+from diffprobe.shards.write import write_shard
 
 SPLITS = ("train", "val", "test")
 
@@ -172,6 +175,22 @@ def test_the_bar_and_the_last_line_count_what_this_call_did(configs, tmp_path):
     assert lines[-1].startswith(f"{n} images in ") and "images/s" in lines[-1] and str(path) in lines[-1]
     assert extract(*parts, progress=False, tell=lines.append) == path
     assert lines[-1] == f"the store is complete: {path}"
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_nothing_is_kept_of_a_shard_that_is_not_the_one_indexed(configs, tiny_shards, tmp_path, latents):
+    """The file is another one of the same size and time, as a copy from elsewhere may be."""
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    shard = copy / "train-0000.tar"
+    raws = list(read_shard(shard))
+    stat = shard.stat()
+    write_shard(shard, [(raw.key, other.files) for raw, other in zip(raws, reversed(raws), strict=True)])
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert shard.stat().st_size == stat.st_size
+    changes = {"features_latents": str(tmp_path / "l")} if latents else {}
+    with pytest.raises(ShardError, match=r"train-0000.tar: the shard has changed since it was indexed"):
+        extract(*configs(data_path=str(copy), **changes), splits=["train"], progress=False)
+    assert not list(tmp_path.glob("[sl]/*/train-0000.tar"))
 
 
 def test_a_sample_without_a_caption_is_not_told_an_empty_one(configs, tiny_shards, tmp_path):

@@ -1,6 +1,7 @@
 """The index: what it lists, what it refuses, and that it notices shards that are not its own."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,6 +173,23 @@ def test_missing_and_resized_shards_are_noticed_at_once(make_set: Make, tmp_path
         ShardSet.load(tmp_path)
     assert "missing: train-0000.tar" in str(caught.value)
     assert "changed: train-0002.tar has 0 bytes" in str(caught.value)
+
+
+def test_a_shard_written_anew_is_noticed_though_its_size_is_the_same(make_set: Make, files: Files) -> None:
+    shard_set = make_set(2, 2)
+    index, shard = shard_set.root / "index.json", shard_set.root / "train-0001.tar"
+    time = index.stat().st_mtime_ns
+    os.utime(shard, ns=(time, time + 10**9))
+    loaded = ShardSet.load(shard_set.root)
+    assert loaded == shard_set and loaded.newer == ("train-0001.tar",)
+    assert len(list(SampleStream(loaded, "train"))) == 4  # copied, but not changed
+    write_shard(shard, [("k002", files(2)), ("k003", files(3, caption="number 9"))])
+    os.utime(shard, ns=(time, time + 2 * 10**9))
+    changed = ShardSet.load(shard_set.root)
+    with pytest.raises(ShardError, match="train-0001.tar: the shard has changed since it was indexed"):
+        SampleStream(changed, "train")
+    SampleStream(changed, "train", limit=2)  # reads the other one alone
+    assert verify(changed).faults == ("train-0001.tar: the shard has changed since it was indexed (sha256 differs).",)
 
 
 def test_foreign_and_incomplete_index_files(make_set: Make, tmp_path: Path) -> None:
