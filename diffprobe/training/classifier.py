@@ -138,7 +138,9 @@ class ClassifierModule(ProbeModule):
         require_finite(batch, self.cells)
         start = 0
         for cell, bank in zip(self.cells, self.banks, strict=True):
-            for i, logits in enumerate(bank(vectors(batch, cell))):
+            with torch.autocast(self.device.type, enabled=False):  # what is saved is a float32 probe
+                found = bank(vectors(batch, cell))
+            for i, logits in enumerate(found):
                 self.counts(split).update(start + i, logits, labels_of(batch, self.tasks[i][0]))
             start += len(self.tasks)
 

@@ -3,6 +3,7 @@ import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.features.batch import FeatureBatch
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
 
@@ -71,6 +72,17 @@ def test_features_that_are_no_numbers_are_named(toy, tmp_path, split):
 
     with pytest.raises(NonFinite, match=rf"cell 'up_blocks.*' has NaN .* in 1 samples, the first is '{split}/5'"):
         run(Spoilt, tmp_path, max_epochs=1)
+
+
+def test_under_bf16_the_accuracy_is_that_of_the_float32_probe():
+    module = ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, nulls=(), settings=TrainerConfig(**CPU))
+    with torch.no_grad():
+        module.banks[0].weight.copy_(torch.tensor([[256.0, 0.0], [257.0, 0.0]]))  # bf16 has no 257
+    batch = FeatureBatch({"c": torch.tensor([[1.0, 0.0]])}, ["one"], torch.tensor([1]), {})
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        module.test_step(batch, 0)
+    assert module.probe("c", "label").predict(batch.features["c"]).tolist() == [1]
+    assert module.counts("test").compute()[0]["accuracy"] == 1
 
 
 def test_clipping_is_refused(toy):
