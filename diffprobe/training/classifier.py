@@ -53,8 +53,8 @@ class ClassifierModule(ProbeModule):
         classes: target -> names of its classes.
         nulls: null heads beside each real one.
         only_null: train all heads on shuffled labels; for a run that is itself the null.
-        settings, seed: see `ProbeModule`. The seed fixes the shuffled labels.
-        gradient_clip must be off: the joint norm would tie the heads to each other.
+        settings, seed: see `ProbeModule`. The seed fixes the shuffled labels. gradient_clip must be off: the joint norm
+            would tie the heads to each other.
     """
 
     default_learning_rate = 3e-3

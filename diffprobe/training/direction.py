@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
@@ -42,7 +42,8 @@ class DirectionModule(ProbeModule):
         config: its settings.
         axes: what to find.
         widths: cell name -> d_in.
-        settings, seed: see `ProbeModule`. The seed fixes both nulls.
+        settings, seed: see `ProbeModule`. The seed fixes both nulls. For a trained direction gradient_clip must be off:
+            the joint norm would tie it to its nulls.
     """
 
     default_learning_rate = 1e-2
@@ -60,6 +61,8 @@ class DirectionModule(ProbeModule):
         seed: int = 0,
     ) -> None:
         super().__init__(settings, seed=seed)
+        if name in TRAINED and settings.gradient_clip is not None:
+            raise ConfigError("gradient_clip ties the directions and their nulls to each other.", fix="leave it unset")
         self.name, self.config, self.axes, self.widths = name, config, list(axes), widths
         self._estimate, self._needs_gram = estimate, needs_gram
         n_columns = 1 + config.n_shuffles

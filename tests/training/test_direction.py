@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.catalog import Catalog
-from diffprobe.core.errors import EmptyClass, NonFinite
+from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
@@ -91,6 +91,12 @@ def test_features_that_are_no_numbers_are_named(toy, tmp_path, name, split):
 
     with pytest.raises(NonFinite, match=rf"cell '{CELL}' has NaN .* in 2 samples, the first is '{split}/3'"):
         run(Spoilt, tmp_path, name, max_epochs=1)
+
+
+def test_clipping_is_refused_where_something_is_trained(toy, tmp_path):
+    with pytest.raises(ConfigError, match="ties the directions"):
+        run(toy, tmp_path, "logistic", gradient_clip=1.0)
+    assert run(toy, tmp_path, "ridge", gradient_clip=1.0).records("test")  # a closed form has no gradient
 
 
 def test_an_end_without_samples_is_an_error(toy, tmp_path):
