@@ -8,15 +8,16 @@ from PIL import Image
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.picture import is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
 
 def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     """Bring images to `[batch, 3, resolution, resolution]` in [0, 1], float32.
 
-    PIL images are laid on white, converted to RGB, resized (shorter side, bicubic) and centre-cropped, as in the
-    shard stream. Tensors must have the right size and range already: what is not as promised is refused, never
-    rescaled.
+    PIL images of 8 bits a channel are laid on white, converted to RGB, resized (shorter side, bicubic) and
+    centre-cropped, as in the shard stream. Tensors must have the right size and range already: what is not as promised
+    is refused, never rescaled.
     Raises: ConfigError.
     """
     if not isinstance(images, Tensor):
@@ -40,10 +41,12 @@ def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
 
 
 def _from_pil(image: Image.Image, resolution: int) -> Tensor:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    if is_deep(image):
+        raise ConfigError(
+            f"an image (mode {image.mode}) has more than 8 bits a channel, whose range it does not tell.",
+            fix="scale it to 0..255 and convert it to 8 bits, or pass a tensor in [0, 1]",
+        )
+    image = to_rgb(image)
     shorter = min(image.size)
     if shorter != resolution:
         width, height = (round(side * resolution / shorter) for side in image.size)

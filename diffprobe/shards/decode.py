@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from diffprobe.core.picture import is_deep, to_rgb
 from diffprobe.shards.annotation import Fields, fault, image_field, parse_annotation
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.read import RawSample
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-_NO_RGB = ("I", "F")
-"""PIL modes of more than 8 bits a channel ("I", "I;16", "F"), whose range the file does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,13 @@ def decode_image(raw: RawSample, fields: Fields) -> Image.Image:
     name = image_field(raw, fields)
     try:
         image = Image.open(io.BytesIO(raw.files[name]), formats=FORMATS)
+        deep = is_deep(image)
         image.load()
     except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error and others
         raise fault(raw, f"image '{name}' can't be decoded ({type(error).__name__}: {error})") from error
-    if image.mode.split(";")[0] in _NO_RGB:
-        raise fault(raw, f"image '{name}' has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-    return _on_white(image)
+    if deep:
+        raise fault(raw, f"image '{name}' has more than 8 bits a channel; convert it to 8 bits")
+    return to_rgb(image)
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
@@ -111,11 +111,3 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
     if image.size == (resolution, resolution):
         return image
     return image.crop((left, top, left + resolution, top + resolution))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
-    return image.convert("RGB")

@@ -16,6 +16,11 @@ from diffprobe.shards.index import ShardSet
 from diffprobe.shards.read import RawSample
 
 Png = Callable[..., bytes]
+RGB_16_BITS = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000011002000000c0e78f9d0000000c49444154789c6398e300820009"
+    "970295994a5e240000000049454e44ae426082"
+)
+"""One pixel; Pillow reads such a file and can't write one."""
 
 
 def raw(**files: bytes) -> RawSample:
@@ -62,6 +67,8 @@ def test_faulty_images_are_named(png: Png) -> None:
         decode_image(raw(png=png(kind="gif")), Fields())
     with pytest.raises(SampleError, match="more than 8 bits a channel"):
         decode_image(raw(png=png(40_000, "I;16")), Fields())
+    with pytest.raises(SampleError, match="more than 8 bits a channel"):
+        decode_image(raw(png=RGB_16_BITS), Fields())
 
 
 def test_fit_scales_the_shorter_side_and_cuts_the_centre() -> None:
