@@ -1,1 +1,1 @@
-"""What every other package may use: errors, digests, seeded noise, pictures, catalogues, artifact headers, result records."""
+"""What every other package may use: errors, digests, noise, pictures, catalogues, artifact headers, result records."""

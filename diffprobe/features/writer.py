@@ -6,6 +6,7 @@ continues, and several processes may write different shards of one store without
 
 import errno
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,8 @@ SAMPLES = "samples.json"
 SHARD_SCHEMA_VERSION = 2
 TEMPORARY = ".writing-"
 """What the names of folders begin with that are not complete."""
+_OTHER_FILES = 256
+"""Files that a process may have open beside those of the cells: shards, workers, libraries."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no quota, a limit on the size of files
 
 
@@ -47,10 +50,12 @@ class ExtractedBatch:
 class StoreWriter:
     """Fills the store of one manifest below `root`, shard by shard.
 
-    Raises: StoreMismatch if the folder of this digest holds another manifest.
+    Raises: StoreMismatch if the folder of this digest holds another manifest; RunFailed if this process may not open as
+        many files as there are cells.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
+        _allow_files(len(manifest.cells))
         self.manifest = manifest
         self.path = Path(root) / manifest.folder
         file = self.path / MANIFEST
@@ -199,6 +204,21 @@ def shard_folder(file: str) -> str:
     'part%2Ftrain-0000.tar'
     """
     return quote(file, safe="@+=,")
+
+
+def _allow_files(n: int) -> None:
+    """Let this process open `n` files for cells: its soft limit (1,024 by habit) may be raised up to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = n + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise RunFailed(
+            f"{n:,} cells are written at once, each to its own file, but this process may open {hard:,} files.",
+            f"needed: {needed:,}, with {_OTHER_FILES} for everything else",
+            fix=f"raise the hard limit (ulimit -Hn {needed}), or extract fewer taps or timesteps at once",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_finite(values: Tensor, shard: ShardEntry, cell: str, keys: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Shard folders appear complete or not at all, with the same bytes whoever writes them."""
 
 import os
+import resource
 import socket
 import subprocess
 
@@ -152,6 +153,27 @@ def test_a_folder_with_another_manifest_is_not_written_to(tmp_path, manifest, ch
     other.write(tmp_path / manifest.folder / "manifest.json")
     with pytest.raises(StoreMismatch, match="another store than its name says"):
         StoreWriter(tmp_path, manifest)
+
+
+@pytest.fixture
+def few_files():
+    """Let the process open 40 files more than it has open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 40, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_there_may_be_more_cells_than_files_by_habit(tmp_path, changed_manifest, fill, few_files):
+    store = fill(tmp_path, changed_manifest(cells={f"mid_block@t{t}:empty:mean": 2 for t in range(60)}))
+    assert len(store.load("val").features) == 60
+
+
+def test_more_cells_than_the_process_may_open_are_told(tmp_path, manifest, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (100, 200))
+    with pytest.raises(RunFailed, match=r"2 cells .* may open 200 files") as caught:
+        StoreWriter(tmp_path, manifest)
+    assert "ulimit -Hn 258" in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_shards_of_different_folders_never_meet():
