@@ -50,8 +50,8 @@ class DemoConsole:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        print_what_can_be(sys.stdout)
         self.console = console or Console(highlight=False)
+        print_what_can_be(self.console.file)
         if not self.console.is_terminal:  # a file or a pipe has no width; Rich would take 80
             self.console.width = _WIDTH
         self._started = time.monotonic()
