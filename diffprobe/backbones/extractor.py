@@ -101,8 +101,8 @@ class DiffusionFeatures:
             random_weights: draw the denoiser's weights afresh (the null); VAE and text encoder stay trained.
             random_seed: seed of those weights.
             revision: for hub ids.
-            denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub) to take the denoiser's weights
-                from, for example CleanDIFT's.
+            denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub, OWNER/NAME@REVISION:FILE) to
+                take the denoiser's weights from, for example CleanDIFT's.
             clean_input: give the denoiser the image without noise; the timestep is only what it is told.
             rows: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
             channels_last: memory layout of the convolutions. Changes features by rounding only.

@@ -29,25 +29,34 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
         raise WeightsMissing(
-            f"checkpoint '{repo}'{f' at {revision}' if revision else ''} is not on this machine, and "
-            f"{_reason(offline, error)}.",
+            f"checkpoint '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
             "looked in: the hub cache; backbone.path names no folder",
-            fix=f"set backbone.path=FOLDER (a saved pipeline), or on a machine with network: hf download {repo}",
+            fix="set backbone.path=FOLDER (a saved pipeline), or on a machine with network: "
+            f"hf download {repo}{_option(revision)}",
         ) from error
 
 
-def fetch_file(repo: str, file: str) -> Path:
-    """Return one file of a repository from the hub's cache. Raises: WeightsMissing."""
+def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
+    """Return one file of a repository from the hub's cache, of `main` by default. Raises: WeightsMissing."""
     from huggingface_hub import hf_hub_download
 
     offline = _is_offline()
     try:
-        return Path(hf_hub_download(repo, file, local_files_only=offline))
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))
     except Exception as error:  # as in fetch_pipeline
         raise WeightsMissing(
-            f"'{file}' of '{repo}' is not on this machine, and {_reason(offline, error)}.",
-            fix=f"set backbone.denoiser_weights=FILE, or on a machine with network: hf download {repo} {file}",
+            f"'{file}' of '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
+            fix="set backbone.denoiser_weights=FILE, or on a machine with network: "
+            f"hf download {repo} {file}{_option(revision)}",
         ) from error
+
+
+def _at(revision: str | None) -> str:
+    return f" at {revision}" if revision else ""
+
+
+def _option(revision: str | None) -> str:
+    return f" --revision {revision}" if revision else ""
 
 
 def _is_offline() -> bool:

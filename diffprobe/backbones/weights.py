@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.hub import STEMS, fetch_file, fetch_pipeline
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
 SHIPPED = ("emoji-sd",)
 """Checkpoints that come with the package, under `assets/`."""
@@ -37,9 +37,16 @@ def locate(
         path: a folder in diffusers format, a hub id, the name of a shipped checkpoint, or `pixels`.
         revision: commit, tag or branch; for hub ids only.
         configs_only: fetch nothing but JSON files.
-        denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser.
-    Raises: WeightsMissing if there is no such folder, or a hub id cannot be had.
+        denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
+            OWNER/NAME@REVISION:FILE for another revision than main.
+    Raises: WeightsMissing if there is no such folder, or a hub id cannot be had; ConfigError for the revision of what
+        has none.
     """
+    if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
+        raise ConfigError(
+            f"revision={revision}, but '{path}' is no hub id: a folder, or a part of diffprobe.",
+            fix="leave backbone.revision out, or set backbone.path=OWNER/NAME",
+        )
     if path == "pixels":
         if denoiser_weights is not None:
             raise WeightsMissing("backbone 'pixels' has no weights to replace.", fix="leave denoiser_weights out")
@@ -83,13 +90,15 @@ def _denoiser_file(name: str) -> Path:
             f"denoiser_weights '{name}' is no safetensors file; pickles are never read.",
             fix="convert it to safetensors, or name a folder with config.json and safetensors weights",
         )
-    repo, _, file = name.partition(":")
-    if not _HUB_ID.fullmatch(repo) or not file.endswith(".safetensors"):
+    place, _, file = name.partition(":")
+    repo, at, revision = place.partition("@")
+    if not _HUB_ID.fullmatch(repo) or bool(at) != bool(revision) or not file.endswith(".safetensors"):
         raise WeightsMissing(
             f"there is no file or folder '{name}', and it is not OWNER/NAME:FILE.safetensors.",
+            "with a commit, tag or branch: OWNER/NAME@REVISION:FILE.safetensors",
             fix="set backbone.denoiser_weights to a safetensors file",
         )
-    return fetch_file(repo, file)
+    return fetch_file(repo, file, revision or None)
 
 
 def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:

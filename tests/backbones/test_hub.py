@@ -60,3 +60,15 @@ def test_replaced_weights_may_come_from_the_hub(cache: Callable[..., Path], tiny
     snapshot = cache("diffprobe-tests/weights", a__safetensors="")
     found = locate(str(tiny_sd), denoiser_weights="diffprobe-tests/weights:a.safetensors").denoiser_weights
     assert found is not None and found.samefile(snapshot / "a.safetensors")
+
+
+def test_replaced_weights_may_be_of_a_revision(cache: Callable[..., Path], tiny_sd: Path) -> None:
+    snapshot = cache("diffprobe-tests/weights", a__safetensors="")
+    other = snapshot.with_name("1" * 40)
+    other.mkdir()
+    (other / "a.safetensors").write_text("other")
+    (snapshot.parents[1] / "refs" / "v1").write_text("1" * 40)
+    found = locate(str(tiny_sd), denoiser_weights="diffprobe-tests/weights@v1:a.safetensors").denoiser_weights
+    assert found is not None and found.read_text() == "other"
+    with pytest.raises(WeightsMissing, match=r"'diffprobe-tests/weights' at v2 .*\n.*a\.safetensors --revision v2"):
+        locate(str(tiny_sd), denoiser_weights="diffprobe-tests/weights@v2:a.safetensors")

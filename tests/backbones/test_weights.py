@@ -19,7 +19,7 @@ from diffprobe.backbones.weights import (
     require_files,
     weight_files,
 )
-from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
 STEM = "diffusion_pytorch_model"
 
@@ -48,6 +48,11 @@ class TestLocate:
     def test_a_folder_is_taken_as_it_is(self, tiny_sd: Path) -> None:
         found = locate(str(tiny_sd))
         assert found.folder == tiny_sd and found.index["_class_name"] == "StableDiffusionPipeline"
+
+    @pytest.mark.parametrize("path", ["folder", "emoji-sd", "pixels"])
+    def test_a_revision_of_what_has_none_is_refused(self, path: str, tiny_sd: Path) -> None:
+        with pytest.raises(ConfigError, match="revision=v1, but .* is no hub id"):
+            locate(str(tiny_sd) if path == "folder" else path, revision="v1")
 
     @pytest.mark.parametrize("path", ["no/such/folder", "./nothing", "nothing"])
     def test_what_is_neither_folder_nor_hub_id_is_refused(self, path: str) -> None:
@@ -212,6 +217,7 @@ class TestReplacedWeights:
         [
             ("model.ckpt", "pickles are never read"),
             ("nowhere.safetensors", r"not OWNER/NAME:FILE\.safetensors"),
+            ("OWNER/NAME@:model.safetensors", r"not OWNER/NAME:FILE\.safetensors"),
             ("OWNER/NAME:model.bin", r"not OWNER/NAME:FILE\.safetensors"),
         ],
     )
