@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
+    _require_room(args.json)
     return {"extraction": _extraction, "ksae": _ksae}[args.what](args)
 
 
@@ -96,6 +97,18 @@ def _say(line: str) -> None:
     import sys
 
     print(line, file=sys.stderr, flush=True)
+
+
+def _require_room(file: str | None) -> None:
+    """Try the file before anything is measured. Raises: OSError."""
+    from pathlib import Path
+
+    if file:
+        path = Path(file)
+        is_new = not path.exists()
+        path.open("a").close()
+        if is_new:
+            path.unlink()
 
 
 def _keep(file: str | None, text: str) -> int:

@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader left, as `diffprobe ... | head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a disk that is full, a folder that cannot be written, a hub that cannot be reached
+        if traceback:
+            raise
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}\n  {_trace_note()}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

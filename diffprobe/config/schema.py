@@ -6,13 +6,8 @@ Judged by `parse.py`. A probe's own keys (`probe.params`) are judged by the ``Co
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffprobe.config.ranges import a_device, at_least
 from diffprobe.core.errors import ConfigError
-
-
-def _at_least(minimum: int, **values: int | float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise ConfigError(f"{name}={value} is out of range: at least {minimum}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +38,8 @@ class BackboneConfig:
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
 
     def __post_init__(self) -> None:
-        _at_least(1, rows=self.rows)
+        at_least(1, rows=self.rows)
+        a_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +88,8 @@ class DataConfig:
     """Names of the parts of a sample."""
 
     def __post_init__(self) -> None:
-        _at_least(1, batch_size=self.batch_size, limit=self.limit)
-        _at_least(0, num_workers=self.num_workers, shuffle_buffer=self.shuffle_buffer)
+        at_least(1, batch_size=self.batch_size, limit=self.limit)
+        at_least(0, num_workers=self.num_workers, shuffle_buffer=self.shuffle_buffer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +148,7 @@ class FeaturesConfig:
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
         if self.negative_prompt is not None and not self.unconditional:
             raise ConfigError("negative_prompt belongs to unconditional=true.")
-        _at_least(1, draws=self.draws, resolution=self.resolution)
+        at_least(1, draws=self.draws, resolution=self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +218,9 @@ class TrainerConfig:
         if any(word in self.strategy for word in ("spawn", "fork", "notebook")):
             what = f"strategy={self.strategy} trains in processes that take their results with them when they end."
             raise ConfigError(what, fix="trainer.strategy=ddp, from a shell")
-        _at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
-        _at_least(1, log_every_steps=self.log_every_steps)
-        _at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)
+        at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
+        at_least(1, log_every_steps=self.log_every_steps)
+        at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:

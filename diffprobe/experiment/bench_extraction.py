@@ -22,6 +22,7 @@ from diffprobe.backbones.condition import load_clip_text
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.taps import list_taps
+from diffprobe.config.ranges import a_device, at_least
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.rng import noise_for
@@ -105,10 +106,12 @@ def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda li
 
     Args:
         say: told what is being done.
-    Raises: ConfigError for a size, resolution or count that cannot be.
+    Raises: ConfigError for a size, resolution, count or device that cannot be.
     """
     if setting.size not in SIZES or setting.images < 1 or setting.repeats < 1:
         raise ConfigError(f"bench extraction: {setting} cannot be run.", f"sizes: {', '.join(SIZES)}; counts from 1")
+    at_least(1, resolution=setting.resolution)
+    a_device(setting.device)
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="diffprobe-bench-") as scratch, torch.no_grad():
         say(f"writing a model of size {setting.size} with random weights")

@@ -17,6 +17,7 @@ from diffprobe.analysis.caption_choice import Screening, spread_timesteps
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.analysis.denoising_error import DenoisingError
 from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.config.ranges import at_least
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
@@ -72,6 +73,10 @@ class BackboneEvaluation:
     """Folder of runs."""
 
     def __post_init__(self) -> None:
+        at_least(2, n_candidates=self.n_candidates)
+        at_least(1, n_choice_timesteps=self.n_choice_timesteps, n_screened=self.n_screened)
+        at_least(1, sampling_steps=self.sampling_steps)
+        at_least(0, n_screening_timesteps=self.n_screening_timesteps)
         first, every = self.n_screening_timesteps, self.n_choice_timesteps
         if first and (every % first or every // first % 2 == 0):
             raise ConfigError(
@@ -111,8 +116,6 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
             metrics.append(_reconstruction(pipeline, encoded, split))
             metrics += text_use(score, encoded, text, split, seed=config.seed, progress=progress)
             metrics.append(_caption_choice(config, score, encoded, text, split, expectations, progress))
-    if config.prompts:
-        sample_grid(config, pipeline).save(run_dir / "samples.png")
     result = make_result(
         run=run_dir.name,
         experiment=config.experiment,
@@ -124,6 +127,8 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         artifacts=inputs,
     )
     write_result(result, run_dir / "result.json")
+    if config.prompts:
+        sample_grid(config, pipeline).save(run_dir / "samples.png")
     return run_dir / "result.json", missed_gates(config.gates, metrics)
 
 

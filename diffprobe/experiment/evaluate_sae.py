@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.config.ranges import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
 from diffprobe.core.result import MetricRecord, make_result, write_result
@@ -36,7 +37,7 @@ class SaeEvaluation:
     split: str | None = None
     """Split that is denoised; None takes the run's test split."""
     limit: int | None = None
-    """Samples, the first ones in shard order; None takes all."""
+    """Samples, the first ones in shard order; None takes as many as the run did, by its own `data.limit`."""
     group_attribute: str | None = None
     """Samples that share it are resampled together for the intervals; one without it stands alone, None: all do."""
     backbone: str | None = None
@@ -49,6 +50,10 @@ class SaeEvaluation:
     """Seed of the bootstrap; that of the noise is the run's."""
     output: str = "runs"
     """Folder of runs."""
+
+    def __post_init__(self) -> None:
+        at_least(1, limit=self.limit)
+        a_device(self.device)
 
 
 def evaluate_sae(config: SaeEvaluation) -> list[Path]:
@@ -72,7 +77,8 @@ def _as_it_is_now(config: SaeEvaluation, trained: Trained) -> Trained:
     """Return the run with data and backbone where they are now."""
     run = trained.config
     backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
-    data = replace(run.data, path=config.data or run.data.path, limit=config.limit or run.data.limit)
+    limit = run.data.limit if config.limit is None else config.limit
+    data = replace(run.data, path=config.data or run.data.path, limit=limit)
     return replace(trained, config=replace(run, backbone=backbone, data=data))
 
 
@@ -88,8 +94,7 @@ def _evaluate(
     tree = {key: value for key, value in asdict(config).items() if key not in ("output", "run", "device")}
     tree |= {"run": trained.result.run, "trained": trained.result.config}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
-    metrics = _measure(config, trained, saes, networks, progress)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    metrics = _measure(config, trained, saes, networks, run_dir, progress)
     result = make_result(
         run=run_dir.name,
         experiment=config.experiment,
@@ -109,12 +114,14 @@ def _measure(
     trained: Trained,
     saes: dict[str, Path],
     networks: "dict[tuple[Any, ...], _Opened]",
+    run_dir: Path,
     progress: Any,
 ) -> list[MetricRecord]:
     """Measure all autoencoders; those that follow each other on one tap share the network and the errors without them.
 
     Args:
         networks: holds the last one that was opened: those of all taps of a grid need not fit into memory together.
+        run_dir: is made when all is judged, before anything is measured that could then not be written.
     """
     from diffprobe.analysis.spliced_records import Described, spliced_records
     from diffprobe.probes.sae import KSAE
@@ -127,7 +134,7 @@ def _measure(
         key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
         if key not in networks:
             networks.clear()
-            networks[key] = _open(config, trained, cell, timesteps, sae.d_in, progress)
+            networks[key] = _open(config, trained, cell, timesteps, sae.d_in, run_dir, progress)
         here = networks[key]
         sae.to(here.network.device)
         task = progress.add_task(f"{trained.result.run}: reconstruction", total=len(here.samples) * len(timesteps))
@@ -168,7 +175,13 @@ class _Opened:
 
 
 def _open(
-    config: SaeEvaluation, trained: Trained, cell: "Cell", timesteps: tuple[int, ...], d_in: int, progress: Any
+    config: SaeEvaluation,
+    trained: Trained,
+    cell: "Cell",
+    timesteps: tuple[int, ...],
+    d_in: int,
+    run_dir: Path,
+    progress: Any,
 ) -> _Opened:
     from diffprobe.analysis.splice import Splice
     from diffprobe.analysis.spliced_error import SplicedError
@@ -203,6 +216,7 @@ def _open(
     with quiet_libraries():
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
     split = config.split or trained.config.data.test_split
+    run_dir.mkdir(parents=True, exist_ok=True)
     samples, clusters = _hold_out(config, request, network, cell, split)
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
     task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)

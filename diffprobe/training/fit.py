@@ -12,10 +12,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.training.resume import checkpoint_callback
 
 _NOISE = (
@@ -43,7 +45,8 @@ def make_trainer(
         callbacks: further callbacks.
         overrides: arguments of Lightning's Trainer that no config has, for example `limit_val_batches`.
 
-    Raises: ConfigError if the machine has not got what is asked for; precision and devices are never lowered.
+    Raises: ConfigError if there is no such strategy, or the machine has not got what is asked for; precision and
+        devices are never lowered.
     """
     _check_machine(config)
     arguments: dict[str, Any] = {
@@ -65,7 +68,10 @@ def make_trainer(
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # metric states made in inference mode could not be updated outside of it
     }
-    trainer = lightning.Trainer(**{**arguments, **overrides})
+    try:
+        trainer = lightning.Trainer(**{**arguments, **overrides})
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"this machine cannot train with these settings of trainer: {error}") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # "auto" on several devices in a notebook
         raise ConfigError(
             f"trainer.devices={config.devices} in a notebook trains in processes that take their results with them.",
@@ -75,6 +81,9 @@ def make_trainer(
 
 
 def _check_machine(config: TrainerConfig) -> None:
+    strategies = ["auto", *StrategyRegistry.available_strategies()]
+    if config.strategy not in strategies:
+        raise unknown("trainer.strategy", config.strategy, strategies, ConfigError)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(
             "trainer.accelerator=gpu, but torch sees no GPU.",

@@ -17,6 +17,8 @@ def run(args):
     from diffprobe.core.errors import ShardError
     if args.what == "fail":
         raise ShardError("no shard.", "looked for: *.tar", fix="make one")
+    if args.what == "write":
+        open("/proc/x/y", "w")
     if args.what == "stop":
         raise KeyboardInterrupt
     print("done", args.what)
@@ -49,6 +51,15 @@ class TestVerbs:
         assert cli.main(["do-it", "fail"]) == 2
         out, err = capsys.readouterr()
         assert (out, err) == ("", "ShardError: no shard.\n  looked for: *.tar\n  fix: make one\n")
+
+    def test_what_the_system_refuses_is_no_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "write"]) == 2
+        out, err = capsys.readouterr()
+        first, second = err.splitlines()
+        assert out == "" and first == "FileNotFoundError: [Errno 2] No such file or directory: '/proc/x/y'"
+        assert "--traceback" in second
+        with pytest.raises(FileNotFoundError):
+            cli.main(["do-it", "write", "--traceback"])
 
     def test_traceback_shows_where(self) -> None:
         with pytest.raises(ValueError, match="no shard"):

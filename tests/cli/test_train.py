@@ -65,6 +65,12 @@ def test_the_shipped_weights_have_a_name_and_others_are_looked_for_by_the_check(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_cannot_be_written_is_one_line(settings, capsys):
+    assert main(["train", *settings, "features.source=live", "output=/proc/x"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("FileNotFoundError: ") and "'/proc/x" in err and "Traceback" not in err
+
+
 def test_without_a_store_the_command_that_makes_it_is_printed(settings, capsys):
     assert main(["train", *settings]) == 2
     assert "diffprobe extract" in capsys.readouterr().err

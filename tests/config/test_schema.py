@@ -5,7 +5,7 @@ import pytest
 
 from diffprobe.config import schema
 from diffprobe.config.describe import field_docs
-from diffprobe.config.schema import DataConfig, FeaturesConfig, TrainerConfig
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 
 CLASSES = [cls for cls in vars(schema).values() if dataclasses.is_dataclass(cls)]
@@ -20,6 +20,7 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
 @pytest.mark.parametrize(
     ("cls", "changes", "message"),
     [
+        (BackboneConfig, {"device": "gpu"}, "device=gpu is no device"),
         (DataConfig, {"batch_size": 0}, "batch_size=0 is out of range: at least 1"),
         (DataConfig, {"limit": 0}, "limit=0"),
         (DataConfig, {"num_workers": -1}, "num_workers=-1"),
@@ -41,7 +42,8 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_values_out_of_range_are_refused(cls: Any, changes: dict[str, Any], message: str) -> None:
-    required = {DataConfig: {"path": "x"}, FeaturesConfig: {"taps": ("mid_block",), "timesteps": (1,)}}
+    required = {cls: {"path": "x"} for cls in (BackboneConfig, DataConfig)}
+    required |= {FeaturesConfig: {"taps": ("mid_block",), "timesteps": (1,)}}
     cls(**required.get(cls, {}))
     with pytest.raises(ConfigError, match=message):
         cls(**{**required.get(cls, {}), **changes})

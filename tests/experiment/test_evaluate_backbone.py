@@ -146,6 +146,27 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
     assert not list(tmp_path.rglob("result.json"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_candidates", 1), ("n_choice_timesteps", 0), ("sampling_steps", 0), ("n_screened", 0),
+     ("n_screening_timesteps", -1)],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(config, key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value} is out of range"):
+        dataclasses.replace(config, **{key: value})
+
+
+def test_the_numbers_are_kept_where_the_samples_fail(config, tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no samples")
+
+    monkeypatch.setattr("diffprobe.experiment.evaluate_backbone.sample_grid", fails)
+    few = {"regression": RegressionRule(images=0), "n_candidates": 2, "n_choice_timesteps": 1}
+    with pytest.raises(RuntimeError, match="no samples"):
+        evaluate_backbone(dataclasses.replace(config, **few, n_screening_timesteps=0, output=str(tmp_path)))
+    assert [read_result(path).kind for path in tmp_path.rglob("result.json")] == ["backbone_eval"]
+
+
 def test_a_pipeline_is_opened_in_float32_without_a_word(tiny_sd, tmp_path, capfd):
     from diffusers import StableDiffusionPipeline
 

@@ -9,9 +9,10 @@ from diffprobe.analysis.spliced_error import SplicedError
 from diffprobe.config.compose import load, load_run
 from diffprobe.core.errors import BadTimestep, ConfigError, SchemaError, UnknownName, WeightsMismatch
 from diffprobe.core.result import read_result
-from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae
+from diffprobe.experiment.evaluate_sae import SaeEvaluation, _as_it_is_now, evaluate_sae
 from diffprobe.experiment.extract import extract_run
 from diffprobe.experiment.train import train
+from diffprobe.experiment.trained_sae import open_runs
 
 CELL = "mid_block@t20:caption:mean"
 
@@ -162,6 +163,29 @@ def test_features_that_are_means_over_draws_are_refused(tiny_sd, tiny_shards, tm
     (store,) = (r for r in trained.metrics if (r.name, r.split) == ("fvu", "test"))
     (here,) = (r for r in found.metrics if r.name == "fvu")
     assert here.value == pytest.approx(store.value, rel=1e-4) and here.detail["draws"] == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(config, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(SplicedError, "encode_images", lambda *args: encoded.append(args))
+    with pytest.raises(OSError, match="/proc/x"):
+        evaluate_sae(dataclasses.replace(config, output="/proc/x"))
+    assert not encoded
+
+
+def test_the_runs_own_limit_holds_where_no_other_is_given(config, trained):
+    (run,) = open_runs(str(trained))
+    limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=3))
+    run = dataclasses.replace(run, config=limited)
+    limits = [_as_it_is_now(dataclasses.replace(config, limit=limit), run).config.data.limit for limit in (None, 2, 5)]
+    assert limits == [3, 2, 5]
+
+
+def test_values_out_of_range_are_refused(config):
+    with pytest.raises(ConfigError, match="limit=0 is out of range: at least 1"):
+        dataclasses.replace(config, limit=0)
+    with pytest.raises(ConfigError, match="device=gpu is no device"):
+        dataclasses.replace(config, device="gpu")
 
 
 def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_path):

@@ -25,6 +25,13 @@ def test_what_the_machine_has_not_got_is_refused(tmp_path, settings, words):
         make_trainer(TrainerConfig(**settings), run_dir=tmp_path)
 
 
+def test_what_lightning_does_not_know_or_take_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown trainer.strategy 'dpp'(.|\n)*ddp"):
+        make_trainer(TrainerConfig(accelerator="cpu", strategy="dpp"), run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="cannot train with these settings of trainer: .*[Dd]eep[Ss]peed|fsdp|FSDP"):
+        make_trainer(TrainerConfig(accelerator="cpu", strategy="fsdp"), run_dir=tmp_path)
+
+
 def test_several_devices_in_a_notebook_are_refused(tmp_path, monkeypatch):
     from lightning.pytorch.trainer.connectors import accelerator_connector
 
