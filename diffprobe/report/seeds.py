@@ -18,7 +18,7 @@ SHARDS, BACKBONE = "input/shards", "input/backbone"
 _SECTIONS = ("backbone", "data", "features", "probe", "trainer")
 _NOT_CONTENT = {
     # what seeds are averaged over
-    "backbone.random_seed", "features.seed",
+    "backbone.random_seed", "features.seed", "probe.grid.seed",
     # where something ran, lay or was shown
     "backbone.device", "features.source", "features.store", "features.hold", "trainer.accelerator",
     "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",

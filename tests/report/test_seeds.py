@@ -84,6 +84,7 @@ def test_random_weights_of_two_seeds_are_two_draws_of_one_null(base):
         {"features": {"hold": "memory", "latents": "kept", "source": "live", "store": "x", "seed": 3}},
         {"backbone": {"path": "toy", "rows": 8, "compile": True, "channels_last": False, "device": "cuda"}},
         {"trainer": {"log_every_steps": 5, "strategy": "ddp", "accelerator": "gpu", "resume": False}},
+        {"probe": {"kind": "classifier", "name": "linear", "grid": {"seed": [1]}}},  # a member of a grid of seeds
         {"probe": {"kind": "classifier", "name": "linear", "batched": True}, "data": {"path": "toy", "num_workers": 4}},
     ],
     ids=str,
@@ -110,7 +111,7 @@ def test_what_changes_numbers_keeps_results_apart(base, spec, section, key):
 
 def test_every_setting_that_is_left_out_exists():
     for key in seeds._NOT_CONTENT:
-        section, name = key.split(".")
+        section, name, *_ = key.split(".")
         assert name in {field.name for field in dataclasses.fields(get_type_hints(RunConfig)[section])}, key
 
 
