@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
+from diffprobe.training.backbone_settings import require_settings
 from diffprobe.training.images import ImagesInMemory, ImageTable
 from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 
@@ -66,6 +67,9 @@ class AutoencoderTraining:
     """Weight of the KL term a vae_latent number: keeps the latents bounded, no more."""
     ema_decay: float = 0.999
     """Decay a step of the averaged weights, which are the ones that are saved."""
+
+    def __post_init__(self) -> None:
+        require_settings(self, not_negative=("mse_weight", "l1_weight", "edge_weight", "kl_weight"))
 
 
 def edge_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:

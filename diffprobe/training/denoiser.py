@@ -3,7 +3,6 @@
 The result is a StableDiffusionPipeline folder like any other, and every later step opens it as such.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +16,10 @@ from torch import Tensor
 
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.digest import canonical_json, digest_json
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
+from diffprobe.training.backbone_settings import require_settings
 from diffprobe.training.blur import blur
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
@@ -33,6 +33,7 @@ from diffprobe.training.networks import (
     require_autoencoder,
     weights_folder,
 )  # fmt: skip
+from diffprobe.training.pipeline import save_pipeline
 from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.training.views import Views
 
@@ -88,6 +89,12 @@ class DenoiserTraining:
     """Loss weight min(SNR, gamma) / SNR (Hang et al., 2303.09556, eq. 6 for epsilon prediction)."""
     ema_decay: float = 0.9995
     """Decay a step of the averaged weights, which are the ones that are saved."""
+
+    def __post_init__(self) -> None:
+        shares = ("drop_captions", "drop_captions_clean")
+        require_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
+        if not self.min_snr_gamma > 0:
+            raise ConfigError(f"min_snr_gamma={self.min_snr_gamma} is out of range: more than 0.")
 
 
 class DenoiserModule(lightning.LightningModule):
@@ -246,32 +253,14 @@ class DenoiserModule(lightning.LightningModule):
 
     def save(self, folder: Path) -> None:
         """Write the pipeline in diffusers' format, weights as fp16 safetensors."""
-        from copy import deepcopy
-
-        with quiet_libraries():  # what its imports say of image processors concerns nobody here
-            from diffusers import StableDiffusionPipeline
-
-        parts = {
-            name: deepcopy(part).half()
-            for name, part in (("vae", self.vae), ("unet", self.unet), ("text_encoder", self.text_encoder))
-        }
-        pipeline: Any = StableDiffusionPipeline(
-            **parts,
+        save_pipeline(
+            folder,
+            vae=self.vae,
+            unet=self.unet,
+            text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
         )
-        with quiet_libraries():
-            pipeline.save_pretrained(folder, safe_serialization=True)
-        vocabulary = folder / "tokenizer" / "tokenizer.json"  # transformers indents every merge; a third of it is space
-        vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
-        for name in ("vae", "unet"):  # diffusers notes the folder that a part was opened from
-            path = folder / name / "config.json"
-            described = json.loads(path.read_text("utf-8"))
-            described.pop("_name_or_path", None)
-            path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]

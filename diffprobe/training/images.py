@@ -149,6 +149,14 @@ def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: floa
     return torch.tensor([counts[sample[name]] ** -power if name in sample else 1.0 for sample in attributes])
 
 
+def tell_unused(data: DataConfig) -> None:
+    """Warn of loader processes that are asked for and not started; they would change no result."""
+    if data.num_workers:
+        _log.warning(
+            "data.num_workers=%d is not used: shards are decoded once, in this process, and kept.", data.num_workers
+        )
+
+
 def epoch_of(source: lightning.LightningDataModule) -> Callable[[], int]:
     """Return what tells the epoch of the run that a DataModule belongs to; 0 without a run."""
     return lambda: 0 if source.trainer is None else source.trainer.current_epoch
@@ -176,6 +184,7 @@ class ImagesInMemory(lightning.LightningDataModule):
         balance: tuple[str, float] | None = None,
     ) -> None:
         super().__init__()
+        tell_unused(data)
         self.data, self.resolution, self.seed = data, resolution, seed
         self.train = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
         self.val = load_table(data, data.val_split, resolution=resolution, captioned=captioned)

