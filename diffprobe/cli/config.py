@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the resolved configuration as YAML, each key as the run will see it."""
+    """Print the resolved configuration as YAML, each key as the run will see it. A probe's file judges its own keys."""
     from diffprobe.config import compose, describe, locate
+    from diffprobe.config.schema import RunConfig
 
     if args.list:
         print("experiment:", *(f"  {name}" for name in locate.experiments()), sep="\n")
@@ -27,5 +28,10 @@ def run(args: argparse.Namespace) -> int:
     if args.keys:
         print(describe.render_keys(compose.schema_class(composed)), end="")
         return 0
-    print(describe.render_yaml(compose.judge(composed)), end="")
+    config = compose.judge(composed)
+    if isinstance(config, RunConfig):
+        from diffprobe.experiment.train import plan
+
+        plan(config)
+    print(describe.render_yaml(config), end="")
     return 0

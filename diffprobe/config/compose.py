@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.config import locate
-from diffprobe.config.faults import fault
+from diffprobe.config.faults import fault, reasons
 from diffprobe.config.origin import COMMAND_LINE, origins, read_schema
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
@@ -82,7 +82,11 @@ def load(experiment: str | None, overrides: Sequence[str] = ()) -> Any:
 
 def load_run(experiment: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Compose and judge a probe run. Raises: ConfigError with every fault of the configuration."""
-    composed = compose(experiment, overrides)
+    return judge_run(compose(experiment, overrides))
+
+
+def judge_run(composed: Composed) -> RunConfig:
+    """Parse a merged configuration of a probe run. Raises: ConfigError with every fault, or for one of another kind."""
     if composed.schema != RUN_SCHEMA:
         raise ConfigError(
             f"experiment '{composed.experiment}' does not describe a probe run: its schema is {composed.schema}.",
@@ -226,6 +230,7 @@ def _added(setting: str) -> str:
         if value.lstrip().startswith(("[", "{", "'", '"')) or "${" in value:
             raise ConfigError(
                 f"the setting {setting} cannot be composed.",
+                *reasons(error),
                 "a value that begins with [, { or a quote is a list, a block of keys or quoted text up to its end",
                 fix=f"as plain text: {_typed(f'{key}={_quoted(value)}')}",
             ) from error

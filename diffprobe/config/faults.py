@@ -40,7 +40,7 @@ def fault(
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         found = unknown(group or "preset", choice, error.options or [], ConfigError)
         return ConfigError(f"{where} picks an {found.what}", *place, *found.details, fix=fix)
-    lines = _reasons(error)
+    lines = reasons(error)
     return ConfigError(f"{where} cannot be composed: {lines[0]}", *place, *lines[1:], fix=fix)
 
 
@@ -57,11 +57,11 @@ def _place(error: Exception, settings: Sequence[str], merged: list[tuple[str, st
     return [f"read in {written[0]}, line {written[1]}"]
 
 
-def _reasons(error: BaseException) -> list[str]:
+def reasons(error: BaseException) -> list[str]:
     """Return Hydra's own words without what a command of ours cannot do; some of its errors only wrap another."""
     text = re.sub(r"\+\+?(?=[\w/.@-]+=)", "", str(error))  # the signs that we put before a setting
     foreign = ("--multirun", "To append", "hydra.cc", "object_type=")
     lines = [line for line in text.splitlines() if line.strip() and not any(word in line for word in foreign)]
     if not lines and error.__cause__ is not None:
-        return _reasons(error.__cause__)
+        return reasons(error.__cause__)
     return lines or [type(error).__name__]

@@ -6,13 +6,15 @@ and page are made of the result files. A run does what `diffprobe train` does. N
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from diffprobe.config.compose import load, load_run, setting_text, split_experiment
+from diffprobe.config.compose import compose, judge, judge_run, setting_text, split_experiment
+from diffprobe.config.origin import COMMAND_LINE
+from diffprobe.config.parse import Origin
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.result import RunResult
 from diffprobe.experiment.demo_config import DemoConfig, RunSpec
 from diffprobe.experiment.extract import backbone_and_features, extract_run
@@ -110,20 +112,51 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
     own = {field.name for field in fields(DemoConfig)} - {"settings"}
     for_demo = [setting for setting in rest if setting.partition("=")[0].partition(".")[0] in own]
     for_runs = [setting for setting in rest if setting not in for_demo]
-    config = load(experiment or DEFAULT, for_demo)
+    composed = compose(experiment or DEFAULT, for_demo)
+    config = judge(composed)
     if not isinstance(config, DemoConfig):
         raise ConfigError(f"experiment '{experiment}' does not describe a demo.", fix="diffprobe demo")
     specs = tuple(load_spec(find_spec(table)) for table in config.tables)
-    runs = tuple(_load(spec, config, for_runs) for spec in config.runs)
+    runs = _load_runs(config, for_runs, composed.origin)
     _check_distinct(runs)
     demo = Demo(config=config, runs=runs, specs=specs)
     _check_folder(demo)
     return demo
 
 
-def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str]) -> RunConfig:
+def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> tuple[RunConfig, ...]:
+    """Judge all runs as `diffprobe train` does. Raises: ConfigError that says which run has the fault."""
+    runs = []
+    for number, spec in enumerate(config.runs, start=1):
+        try:
+            run = _load(spec, config, settings, written)
+            plan(run)
+            if run.features.source == "live":
+                raise ConfigError(
+                    "features.source=live: the runs of a demo share feature stores, and its report reads them.",
+                    fix="features.source=stored; or diffprobe train, which reads live features too",
+                )
+        except DiffprobeError as error:
+            file, line = written.get("runs", COMMAND_LINE)
+            place = f"in {file}, line {line}" if line else f"on {file}"
+            name = " ".join([spec.experiment, *spec.settings])
+            raise ConfigError(f"run {number} {place} ({name}): {error.what}", *error.details, fix=error.fix) from error
+        runs.append(run)
+    return tuple(runs)
+
+
+def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: Origin) -> RunConfig:
+    """Compose and judge one run; what the demo's file sets is not said to have been set on the command line."""
+    own = [("settings", setting) for setting in config.settings] + [("runs", setting) for setting in spec.settings]
     output = f"output={setting_text(config.output)}"
-    return load_run(spec.experiment, [*config.settings, *spec.settings, *settings, output])
+    composed = compose(spec.experiment, [*(setting for _, setting in own), *settings, output])
+    origin = dict(composed.origin)
+    for block, setting in [*own, *(("", setting) for setting in settings)]:  # later ones win
+        at = setting.partition("=")[0]
+        for key in origin:
+            if composed.origin[key] == COMMAND_LINE and f"{key}.".startswith(f"{at}."):
+                origin[key] = written.get(block, COMMAND_LINE)
+    return judge_run(replace(composed, origin=origin))
 
 
 def _check_distinct(runs: Sequence[RunConfig]) -> None:

@@ -18,6 +18,27 @@ def test_an_unknown_key_prints_no_config(capsys: pytest.CaptureFixture[str]) -> 
     assert out == "" and "nearest: trainer.max_epochs" in err
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("probe.params.kk=3", "unknown key 'probe.params.kk' on the command line"),
+        ("probe.name=topkk", "unknown probe of kind 'sae' 'topkk'"),
+        ("probe.grid.kk=[3]", "unknown key of probe.grid"),
+    ],
+)
+def test_settings_that_the_probe_has_not_got_are_no_config(
+    setting: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "experiment=emoji/sae", setting]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and words in err
+
+
+def test_what_is_no_probe_run_is_printed_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "experiment=emoji/demo"]) == 0
+    assert "tables:" in capsys.readouterr().out
+
+
 def test_choices_and_keys_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--list"]) == 0
     out = capsys.readouterr().out

@@ -59,6 +59,49 @@ def test_a_bad_setting_is_refused_before_anything_is_written(tiny_study, tmp_pat
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['null=raw_pixels']}]"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("probe=logistic", "run 1 on the command line (tiny/sae): "),
+        ("features.source=live", "run 1 on the command line (tiny/sae): features.source=live"),
+        ("probe.grid.k=[2,4]", "run 2 on the command line (tiny/classifier null=raw_pixels): probe: grid belongs"),
+    ],
+)
+def test_the_check_says_which_run_has_the_fault(tiny_study, tmp_path, capsys, setting, words):
+    settings = [*tiny_study, RUNS, "tables=[tiny]", f"output={tmp_path / 'out'}"]
+    assert main(["demo", "--check", *settings, setting]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_fault_in_a_demos_own_file_is_found_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments" / "x").mkdir(parents=True)
+    file = tmp_path / "experiments" / "x" / "demo.yaml"
+    text = """\
+schema: diffprobe.experiment.demo_config:DemoConfig
+title: t
+lead: l
+tables: [emoji]
+settings: [trainer.max_epochs=2]
+runs:
+  - {experiment: emoji/classifier, settings: [trainer.fast=true, data.limit=500]}
+"""
+    command = ["demo", "--check", "experiment=x/demo"]
+    file.write_text(text)
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    run = "run 1 in experiments/x/demo.yaml, line 6 (emoji/classifier trainer.fast=true data.limit=500): "
+    assert f"{run}unknown key 'trainer.fast' in experiments/x/demo.yaml, line 6." in err
+    file.write_text(text.replace("max_epochs=2", "max_epochs=two").replace("trainer.fast=true, ", ""))
+    assert main(command) == 2
+    assert "expected int in experiments/x/demo.yaml, line 5." in capsys.readouterr().err
+    assert main([*command, "trainer.max_epochs=2", "data.limit=x"]) == 2
+    assert "on the command line." in capsys.readouterr().err
+
+
 def test_an_experiment_that_is_no_demo_is_refused(capsys):
     assert main(["demo", "experiment=emoji/sae"]) == 2
     assert "does not describe a demo" in capsys.readouterr().err

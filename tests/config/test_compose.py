@@ -101,7 +101,7 @@ def test_the_keys_of_a_probe_keep_their_lines(write: Write) -> None:
         (["data=emojis"], ["no such data", "nearest: emoji", "there are: emoji"]),
         (["trainer"], ["'trainer' is not of the form key=value"]),
         (["+data=emoji", "~seed=1"], ["'+data=emoji' is not", "'~seed=1' is not"]),
-        (["seed=[1"], ["the setting seed=[1 cannot be composed", "fix: as plain text: \"seed='[1'\""]),
+        (["seed=[1"], ["the setting seed=[1 cannot be composed", "at input '[1'", "fix: as plain text: \"seed='[1'\""]),
         (["größe=1"], ["'größe=1' is not of the form key=value"]),
         (["seed=range(1,3)"], ["the setting seed=range(1,3) gives several values"]),
         (["features.prompt=a, b"], ["quote the value"]),
