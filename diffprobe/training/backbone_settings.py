@@ -32,6 +32,6 @@ def require_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative:
     default = DataConfig(path="").shuffle_buffer
     if config.data.shuffle_buffer != default:  # it orders a stream; here a split is decoded once and kept in memory
         raise ConfigError(
-            f"data.shuffle_buffer={config.data.shuffle_buffer} does nothing here: every epoch shuffles the whole split.",
-            f"leave data.shuffle_buffer unset ({default})",
+            f"data.shuffle_buffer={config.data.shuffle_buffer} does nothing here.",
+            f"every epoch shuffles the whole split; leave the key unset ({default})",
         )

@@ -186,7 +186,9 @@ class DenoiserModule(lightning.LightningModule):
         clean = self._encoded("train", self.config.views)[rows, views].to(self.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         timesteps = timesteps.to(self.device)
-        errors = self.errors(clean, captions, timesteps, noise, generator)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed("dropout", self.config.seed, self.global_step))  # it has no other generator
+            errors = self.errors(clean, captions, timesteps, noise, generator)
         snr = (self.signal / self.sigma).square()[timesteps]
         loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
         require_finite_loss(loss.detach(), self.global_step)

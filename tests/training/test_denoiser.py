@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.images import ImagesInMemory
 from diffprobe.training.networks import DenoiserShape
+from diffprobe.training.resume import find_checkpoint
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
@@ -97,6 +99,39 @@ def test_nothing_of_the_autoencoder_is_trained_or_kept_in_the_checkpoint(trained
     before = AutoencoderKL.from_pretrained(autoencoder).state_dict()
     assert all(torch.equal(value, before[name]) for name, value in module.vae.state_dict().items())
     assert not any(value.requires_grad for value in module.vae.parameters())
+
+
+class Interrupt(lightning.Callback):
+    """Stops the run after four steps, as a job's end would."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 4:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize(("every", "continued"), [(0, 2), (1, 3)])
+def test_with_dropout_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, continued):
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(SHAPE, dropout=0.3),
+        trainer=dataclasses.replace(config.trainer, max_epochs=3, checkpoint_every_steps=every),
+    )
+    data = ImagesInMemory(config.data, resolution=16, seed=0)  # an epoch has 2 steps
+
+    def fit(folder, *, checkpoint=None, callbacks=()):
+        module = DenoiserModule(config)
+        with quiet():
+            trainer = make_trainer(config.trainer, run_dir=folder, callbacks=callbacks)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return module.state_dict()
+
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(tmp_path / "cut", callbacks=[Interrupt()])
+    last = find_checkpoint(tmp_path / "cut", resume=True)
+    assert torch.load(last, weights_only=True)["global_step"] == continued
+    resumed = fit(tmp_path / "cut", checkpoint=last)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_both_networks_learn(trained, config):
