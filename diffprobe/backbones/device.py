@@ -1,21 +1,43 @@
 """Where a backbone runs, and how exactly. Owns the choice of the device and the guard around a forward pass."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 
 from diffprobe.core.errors import ConfigError
 
+_LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
+"""What torchrun and srun call the number of a process on its machine; torchrun's is the finer one under srun."""
+Value = TypeVar("Value")
+
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device called `name`; `auto` takes the accelerator if there is one. Raises: ConfigError."""
+    """Return the device called `name`; `auto` takes the accelerator if there is one.
+
+    Of several accelerators each process that torchrun or srun started takes its own, by its number on the machine.
+
+    Raises: ConfigError.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_accelerator() if torch.cuda.is_available() else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}, but torch sees no CUDA device.", fix="backbone.device=cpu, or auto")
     return device
+
+
+def _own_accelerator() -> torch.device:
+    given = [(name, os.environ[name]) for name in _LOCAL if name in os.environ]
+    n_devices = torch.cuda.device_count()
+    if not given or n_devices < 2:  # srun may show each process its own accelerator alone
+        return torch.device("cuda")
+    name, number = given[0]
+    if not number.isdecimal():
+        raise ConfigError(f"the environment says {name}='{number}', which is no number.", fix="backbone.device=cuda:0")
+    return torch.device("cuda", int(number) % n_devices)
 
 
 @contextmanager
@@ -24,8 +46,39 @@ def exact(device: torch.device, dtype: str) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda" and dtype == "float32":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
-            precision = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+            stack.enter_context(_no_tf32())
         yield
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Switch TF32 off, and nothing else.
+
+    Since 2.9 torch has old switches and new ones (`fp32_precision`). Only the new ones reach a convolution where a
+    user set `torch.backends.fp32_precision`; the old ones must say the same, for reading them raises where they differ.
+    """
+    cudnn: Any = torch.backends.cudnn
+    new = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
+    before = [switch.fp32_precision for switch in new]
+    matmul, convolution = _read(torch.get_float32_matmul_precision), _read(lambda: cudnn.allow_tf32)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        cudnn.allow_tf32 = False
+        for switch in new:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        if matmul is not None:
+            torch.set_float32_matmul_precision(matmul)
+        if convolution is not None:
+            cudnn.allow_tf32 = convolution
+        for switch, precision in zip(new, before, strict=True):
+            switch.fp32_precision = precision
+
+
+def _read(old_switch: Callable[[], Value]) -> Value | None:
+    """Read an old switch; None where it and the new ones differ already."""
+    try:
+        return old_switch()
+    except RuntimeError:
+        return None
