@@ -12,12 +12,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     backbone = what.add_parser("backbone", help="a StableDiffusionPipeline folder, or emoji-sd")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a folder in diffusers format")
     backbone.add_argument(
-        "settings", nargs="*", metavar="SETTING", help="key=value, for example data.limit=100 (default: emoji/evaluate)"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="SETTING",
+        help="key=value, for example data.limit=100 (default: emoji/evaluate)",
     )
     sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
     sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained sae run, or grid of them")
     sae.add_argument(
-        "settings", nargs="*", metavar="SETTING", help="key=value, for example limit=100 (default: emoji/evaluate_sae)"
+        "settings",
+        nargs="*",
+        default=[],
+        metavar="SETTING",
+        help="key=value, for example limit=100 (default: emoji/evaluate_sae)",
     )
 
 

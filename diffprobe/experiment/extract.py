@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.experiment.inputs import require_splits
 
 if TYPE_CHECKING:
     from diffprobe.features.progress import MakeBar, Tell
@@ -25,12 +26,15 @@ def extract_run(
         progress: whether to show a bar, or the maker of one.
         tell: takes lines for people: sizes, what is reused, a summary.
 
-    Raises: ConfigError for a run with live features, and what `features.extract.extract` raises.
+    Raises: ConfigError for a run with live features, UnknownName for a split that the data have not got, and what
+        `features.extract.extract` raises.
     """
     if run.features.source == "live":
         raise ConfigError("this run reads live features; it needs no store.", fix="to make one: features.source=stored")
     from diffprobe.features.extract import extract
+    from diffprobe.shards.index import ShardSet
 
+    require_splits(run.data, ShardSet.load(run.data.path))
     backbone, features = backbone_and_features(run)
     return extract(backbone, run.data, features, process=process, progress=progress, tell=tell)
 

@@ -1,4 +1,4 @@
-"""What the numbers of a run rest on, as digests in the `artifacts` of its `result.json`.
+"""What the numbers of a run rest on: the splits that it reads, and digests in the `artifacts` of its `result.json`.
 
 Owns the name of a backbone: one for all that is read from it, so that results of the same weights can be told from
 those of others, whatever the folder was called.
@@ -7,16 +7,32 @@ those of others, whatever the folder was called.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.config.schema import DataConfig
 from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import unknown
 
 if TYPE_CHECKING:
     from diffprobe.features.source import FeatureSource
+    from diffprobe.shards.index import ShardSet
 
 SHARDS, BACKBONE, STORE = "input/shards", "input/backbone", "input/store"
 """Names of what a run may rest on."""
 
 _OWN = ("family", "weights", "random_seed", "schedule")
 """Of a backbone's fingerprint: what the model is. The rest says what was read from it, and stands in the config."""
+
+
+def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
+    """Check that a shard set has the splits that a run reads. Raises: UnknownName with the key that names another."""
+    splits = shard_set.splits()
+    for key in ("train_split", "val_split", "test_split"):
+        name = getattr(data, key)
+        if name not in splits:
+            error = unknown(f"data.{key} of '{shard_set.name}':", name, splits)
+            error.fix = (
+                f"data.{key}=NAME for one that it has; or name shards {name}-0000.tar and index the folder again"
+            )
+            raise error
 
 
 def backbone_digest(fingerprint: Mapping[str, Any]) -> str:

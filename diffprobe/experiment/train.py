@@ -18,7 +18,7 @@ from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.experiment.extract import backbone_and_features
 from diffprobe.experiment.grid import MEMBERS, Point, points, seeds_of
-from diffprobe.experiment.inputs import inputs_of
+from diffprobe.experiment.inputs import inputs_of, require_splits
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -161,6 +161,7 @@ def make_source(config: RunConfig) -> "FeatureSource":
     cells = list(config.probe.grid.get("cell", ())) or cells
     make = LiveFeatures if features.source == "live" else StoredFeatures
     source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
+    require_splits(config.data, source.request.shard_set)
     names_several = config.probe.kind == "sae" and cells is not None  # all timesteps of a tap, and asked for
     if config.probe.kind != "classifier" and len(source.widths) > 1 and not names_several:
         first = next(iter(source.widths))

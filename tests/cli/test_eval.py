@@ -110,6 +110,13 @@ def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, ca
     assert found == [next(line for line in lines if line.startswith("test  delta_mse "))]
 
 
+@pytest.mark.parametrize(("what", "needed"), [("sae", "RUN_FOLDER"), ("backbone", "BACKBONE")])
+def test_only_what_is_needed_is_asked_for(what, needed, capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", what])
+    assert capsys.readouterr().err.endswith(f"the following arguments are required: {needed}\n")
+
+
 def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):
     assert main(["eval", "sae", str(tmp_path)]) == 2
     err = capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.plan import make_plan
+from diffprobe.core.errors import UnknownName
 from diffprobe.experiment.extract import extract_run
 from diffprobe.experiment.inputs import backbone_digest, checkpoint_digest, inputs_of
 from diffprobe.experiment.train import make_source
@@ -24,6 +25,13 @@ def test_a_backbone_is_named_by_its_content(tiny_sd, tmp_path):
     others += [digest_of(tiny_sd, random_weights=True, random_seed=seed) for seed in (0, 1)]
     others += [digest_of(tiny_sd, clean_input=True), digest_of("pixels", ["pixels"], [0])]
     assert len({name, *others}) == 6
+
+
+@pytest.mark.parametrize("begin", [make_source, extract_run])
+def test_a_split_that_is_not_there_is_named_by_its_key(run, begin):
+    words = "unknown data.val_split of 'tiny': 'dev'.\n  allowed: test, train, val\n  fix: data.val_split=NAME"
+    with pytest.raises(UnknownName, match=words):
+        begin(run("probe=linear", "data.val_split=dev"))
 
 
 @pytest.mark.parametrize("source", ["stored", "live"])
