@@ -32,6 +32,11 @@ class Averaging(WeightAveraging):
         # buffers stay as they are: averaged whole numbers (positions in a text) would be cut to lower ones
         super().__init__(use_buffers=False, avg_fn=bias_corrected(decay))
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Make the average where the model will be trained: Lightning asks for it before it moves the model there."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Put the average in place; Lightning's own hook for it is called only after at least one epoch."""
         self.on_train_end(trainer, pl_module)

@@ -1,8 +1,22 @@
 """The corrected average against its closed form."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import lightning
 import torch
 
-from diffprobe.training.averaging import bias_corrected
+from diffprobe.training.averaging import Averaging, bias_corrected
+
+
+def test_the_average_lies_where_the_model_will_be_trained() -> None:
+    module = lightning.LightningModule()
+    module.weight = torch.nn.Parameter(torch.ones(2))
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    averaging = Averaging(0.9)
+    averaging.setup(trainer, module, "fit")  # before Lightning moves the model
+    assert {value.device.type for value in averaging._average_model.parameters()} == {"meta"}
+    assert module.weight.device.type == "cpu"
 
 
 def test_average_is_the_normalised_sum_of_decayed_steps() -> None:
