@@ -33,9 +33,9 @@ class Interval:
     n_clusters: int
     """Independent units that were resampled."""
     n_resamples: int
-    """Resamples behind the percentiles."""
+    """Resamples drawn; those that are not `n_undefined` stand behind the percentiles."""
     n_undefined: int
-    """Resamples left out because the statistic does not exist there (a class drew no sample)."""
+    """Those of them left out because the statistic does not exist there (a class drew no sample)."""
 
 
 def bootstrap_interval(

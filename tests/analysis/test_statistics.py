@@ -39,6 +39,7 @@ def test_resamples_without_the_statistic_are_counted():
         return 1.0
 
     interval = bootstrap_interval(needs_first, range(20), n_resamples=500)
+    assert interval.n_resamples == 500  # the undefined ones counted in
     assert interval.n_undefined / 500 == pytest.approx((1 - 1 / 20) ** 20, abs=0.08)
 
     def mostly_undefined(rows):
