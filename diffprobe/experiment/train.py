@@ -121,7 +121,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
 
     source = make_source(config)
     module = make_module(planned, source)
-    source.setup()  # with live features it opens the backbone: whatever can be refused is, before anything is removed
+    source.setup("fit")  # with live features it opens the backbone: what can be refused is, before files are removed
     checkpoint = resume.find_checkpoint(planned.run_dir, resume=config.trainer.resume)
     with fit.quiet():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
