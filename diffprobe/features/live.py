@@ -7,6 +7,7 @@ code sees feature batches only.
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -61,15 +62,21 @@ class LiveFeatures(FeatureSource):
         return {cell: widths[cell] for cell in chosen}
 
     def on_after_batch_transfer(self, batch: ImageBatch | FeatureBatch, dataloader_idx: int) -> FeatureBatch:
-        """Turn the images of a batch, on the probe's device by now, into features."""
+        """Turn the images of a batch, on the probe's device by now, into features there.
+
+        Raises: ConfigError if the backbone was asked to be elsewhere.
+        """
         if isinstance(batch, FeatureBatch):
             return batch
-        device = batch.images.device
+        device, asked = batch.images.device, self.request.backbone.device
+        if asked != "auto" and not _is_same(torch.device(asked), device):
+            raise ConfigError(
+                f"backbone.device={asked}, but the probe is trained on {device}: live features are made there.",
+                fix="leave backbone.device out, or features.source=stored",
+            )
         self._open()
         self.request.extractor.to(device)
-        with torch.autocast(device.type, enabled=False):  # the backbone's precision is its own affair
-            features = to_features(self.request, batch)
-        return self._chosen(features)
+        return self._features(batch)
 
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order; every image runs through the backbone."""
@@ -113,17 +120,31 @@ class LiveFeatures(FeatureSource):
         return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
 
     def batches(self, split: str, **options: int) -> Iterator[FeatureBatch]:
-        """Yield the evaluation batches of a split as features, outside of a Trainer. `options`: rank, world_size."""
+        """Yield the evaluation batches of a split as features, outside of a Trainer, on the backbone's own device.
+
+        `options`: rank, world_size.
+        """
+        self._open()
+        images: Any
         for images in self.loader(split, shuffle=False, **options):
-            yield self.on_after_batch_transfer(images, 0)
+            yield self._features(images.to(self.request.extractor.device))
 
     def _open(self) -> None:
         _ = self.widths  # first: it narrows the request to the cells that are read
         _ = self.request.extractor
 
+    def _features(self, images: ImageBatch) -> FeatureBatch:
+        with torch.autocast(images.images.device.type, enabled=False):  # the backbone's precision is its own affair
+            return self._chosen(to_features(self.request, images))
+
     def _chosen(self, batch: FeatureBatch) -> FeatureBatch:
         features = {cell: batch.features[cell] for cell in self.widths}
         return FeatureBatch(features, batch.keys, batch.label, batch.attributes)
+
+
+def _is_same(asked: torch.device, device: torch.device) -> bool:
+    """Tell whether a device is the one asked for; "cuda" stands for any accelerator."""
+    return asked.type == device.type and (asked.index is None or device.index in (None, asked.index))
 
 
 class LiveLoader(EpochLoader):

@@ -31,6 +31,22 @@ def test_live_features_refuse_a_precision_that_rounds_the_images(both, make_trai
         make_trainer(precision="bf16-true").fit(probe, live)
 
 
+def test_outside_of_a_trainer_the_backbone_stays_where_it_is(both, shared, by_key, assert_same):
+    live = LiveFeatures(*shared())
+    live.setup()
+    live.request.extractor.to("cpu:0")
+    assert_same(by_key(live.batches("val")), by_key(both[0].batches("val")))
+    assert live.request.extractor.device == torch.device("cpu:0")  # images come on "cpu"
+
+
+def test_a_backbone_that_was_asked_to_be_elsewhere_is_not_moved(shared):
+    live = LiveFeatures(*shared(backbone_device="cpu"))
+    (batch, *_) = live.loader("val", shuffle=False)
+    with pytest.raises(ConfigError, match="backbone.device=cpu, but the probe is trained on meta"):
+        live.on_after_batch_transfer(batch.to("meta"), 0)
+    assert live.on_after_batch_transfer(batch, 0).keys == batch.keys
+
+
 def test_bf16_mixed_leaves_the_features_in_full_precision(both, make_trainer, probe_class):
     live, stored = both
     seen = {}
