@@ -48,7 +48,7 @@ def token_pool(x: FeatureMap, keys: Sequence[str], *, n: int, seed: int) -> Tens
     return tokens.gather(1, places[:, :, None].expand(-1, -1, x.shape[1])).float()
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**12)  # a few batches: taps, timesteps and draws of an image ask again; 4,096 places take 32 KB
 def token_places(seed: int, key: str, n_places: int, n: int) -> Tensor:
     """Draw n of the places of a map without repetition, ascending."""
     generator = torch.Generator().manual_seed(derive_seed("tokens", seed, key, n_places))
