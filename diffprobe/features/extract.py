@@ -64,6 +64,8 @@ def extract(
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
     if pending:
+        if data.num_workers > 1:
+            tell(f"data.num_workers={data.num_workers}, of which extraction takes one: rows are written in shard order")
         _check_space(request, writer, latents, pending, tell)
         _extract(request, writer, latents, pending, progress, tell)
     writer.finish()

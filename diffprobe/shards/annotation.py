@@ -51,6 +51,8 @@ def parse_annotation(raw: RawSample, fields: Fields) -> Annotation:
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise fault(raw, f"json '{fields.captions}' must be a list of texts")
     class_name = _string(raw, record.get(fields.class_name), fields.class_name)
+    if class_name == "":
+        raise fault(raw, f"json '{fields.class_name}' is empty; null stands for none")
     attributes = _attributes(raw, record.get(fields.attributes), fields.attributes)
     if not is_text("".join((caption, class_name or "", *captions, *attributes, *attributes.values()))):
         raise fault(raw, f"field '{fields.json}' holds half a character (a lone surrogate, \\ud800 to \\udfff)")

@@ -43,6 +43,11 @@ def test_places_depend_on_seed_and_key_and_nothing_else() -> None:
     assert token_places(1, "b", 16, 16).tolist() == list(range(16))
 
 
+def test_the_memory_of_places_is_small() -> None:
+    n_bytes = token_places(0, "a", 64 * 64, 64 * 64).untyped_storage().nbytes()
+    assert n_bytes * token_places.cache_info().maxsize <= 2**28  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("pool", ["grid5", "tokens17"])
 def test_more_places_than_there_are_is_refused(pool: str) -> None:
     check_size("grid4", "mid_block", (4, 4))

@@ -50,6 +50,12 @@ def test_features_do_not_depend_on_batch_size_and_workers(alone, configs, tmp_pa
             torch.testing.assert_close(first.features[cell], second.features[cell], atol=1e-5, rtol=0)
 
 
+def test_workers_that_are_not_taken_are_told(configs):
+    lines = []
+    extract(*configs(data_num_workers=2), splits=["val"], progress=False, tell=lines.append)
+    assert lines[0].startswith("data.num_workers=2, of which extraction takes one")
+
+
 def test_rows_belong_to_their_samples(alone, tiny_shards):
     shard_set = ShardSet.load(tiny_shards)
     store = FeatureStore.open(alone)

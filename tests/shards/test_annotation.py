@@ -60,6 +60,7 @@ def test_field_names_are_the_users() -> None:
         ({"json": b'{"label": true}'}, "'label' is True, not an integer from 0"),
         ({"json": b'{"label": -1}'}, "'label' is -1, not an integer from 0"),
         ({"json": b'{"class_name": 3}'}, "'class_name' must be a text, not int"),
+        ({"json": b'{"label": 1, "class_name": ""}'}, "'class_name' is empty"),
         ({"json": b'{"captions": "a"}'}, "'captions' must be a list of texts"),
         ({"json": b'{"attributes": ["a"]}'}, "must map names to values, not be list"),
         ({"json": b'{"attributes": {"a": {"b": 1}}}'}, "'attributes.a' must be one value"),
