@@ -157,9 +157,12 @@ def test_a_folder_with_another_manifest_is_not_written_to(tmp_path, manifest, ch
 
 @pytest.fixture
 def few_files():
-    """Let the process open 40 files more than it has open."""
+    """Let the process open 40 files more than it has open: the limit is one of the highest number a file may get."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 40, hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]
+    for number in taken:
+        os.close(number)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
