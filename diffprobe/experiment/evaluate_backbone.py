@@ -48,6 +48,9 @@ class BackboneEvaluation:
     """Captioned images; its validation and test splits are scored."""
     group_attribute: str | None = "base"
     """Samples that share it are never each other's wrong caption; one without it, or with None all, stand alone."""
+    family_attribute: str | None = None
+    """A wider likeness. Where samples share it with none of the training split, the choice among captions is given for
+    them by themselves too (`caption_of_<n>_accuracy_new_<attribute>`)."""
     n_candidates: int = 10
     """Captions to choose from; the first one is right."""
     n_choice_timesteps: int = 15
@@ -90,14 +93,15 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
 
     The folder is <output>/<experiment>/<first 12 digits of a digest>: of the config, the model's files and the shards.
 
-    Raises: UnknownName for a `group_attribute` the data do not have; EmptyClass if they are too few or too alike for
+    Raises: UnknownName for an attribute that the data do not have; EmptyClass if they are too few or too alike for
         wrong captions; what opening model and data raises.
     """
     started_at = time.time()
     keep_freed_memory()
     shard_set = ShardSet.load(config.data.path)
-    if config.group_attribute is not None and config.group_attribute not in shard_set.attributes:
-        raise unknown("group_attribute", config.group_attribute, shard_set.attributes)
+    for key in ("group_attribute", "family_attribute"):
+        if (name := getattr(config, key)) is not None and name not in shard_set.attributes:
+            raise unknown(key, name, shard_set.attributes)
     pipeline = load_pipeline(config.model)
     score = DenoisingError(pipeline, seed=config.seed)
     tree = {key: value for key, value in asdict(config).items() if key != "output"}
@@ -106,16 +110,19 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     run_dir.mkdir(parents=True, exist_ok=True)
     metrics: list[MetricRecord] = []
     expectations: dict[str, Expectation] = {}
+    known: set[str] = set()
     with _progress() as progress:
-        if config.regression.images:
+        if config.regression.images or config.family_attribute:
             train = _encode(config, pipeline, score, config.data.train_split)
+            known = set(train.table.groups(config.family_attribute))
+        if config.regression.images:
             expectations = regressions(score, train, config.regression, seed=config.seed)
         for split in (config.data.val_split, config.data.test_split):
             encoded = _encode(config, pipeline, score, split)
             text = score.encode_captions(encoded.captions)
             metrics.append(_reconstruction(pipeline, encoded, split))
             metrics += text_use(score, encoded, text, split, seed=config.seed, progress=progress)
-            metrics.append(_caption_choice(config, score, encoded, text, split, expectations, progress))
+            metrics += _caption_choice(config, score, encoded, text, split, expectations, known, progress)
     result = make_result(
         run=run_dir.name,
         experiment=config.experiment,
@@ -215,9 +222,12 @@ def _caption_choice(
     text: Tensor,
     split: str,
     expectations: dict[str, Expectation],
+    known: set[str],
     progress: Any,
-) -> MetricRecord:
-    screening = None
+) -> list[MetricRecord]:
+    screening, parts, family = None, {}, config.family_attribute
+    if family is not None:
+        parts[f"new_{family}"] = torch.tensor([name not in known for name in encoded.table.groups(family)])
     if config.n_screening_timesteps:
         first = tuple(spread_timesteps(config.n_screening_timesteps, score.n_timesteps))
         screening = Screening(timesteps=first, kept=config.n_screened)
@@ -230,6 +240,7 @@ def _caption_choice(
         timesteps=spread_timesteps(config.n_choice_timesteps, score.n_timesteps),
         screening=screening,
         expectations=expectations,
+        parts=parts,
         seed=config.seed,
         progress=progress,
     )

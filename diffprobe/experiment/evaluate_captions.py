@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffprobe.analysis.caption_choice import Screening, candidates_of, choose
@@ -77,12 +77,19 @@ def text_use(
             split=split,
             n=n,
             nulls={"shuffled_captions": float(errors[:, 1, column].mean())},
-            detail={"gain_standard_error": float(gain[:, column].std() / n**0.5)},
+            detail=_gain(gain[:, column], encoded.groups, seed),
         )
         for column, t in enumerate(timesteps)
     ]
     tenths_won = int((gain.mean(0) > 0).sum())
     return [*records, MetricRecord(name="tenths_where_text_helps", value=tenths_won, split=split, n=n)]
+
+
+def _gain(gain: Float[Tensor, " sample"], groups: Sequence[str], seed: int) -> dict[str, Any]:
+    """What the right caption saves, with an interval over groups: variants of one drawing are not independent."""
+    values = gain.numpy()
+    interval = bootstrap_interval(lambda drawn: float(values[drawn].mean()), groups, seed=seed)
+    return {"gain": interval.estimate, "gain_interval": [interval.low, interval.high], "level": interval.level}
 
 
 def other_rows(groups: Sequence[str], seed: int) -> Tensor:
@@ -147,14 +154,17 @@ def caption_choice(
     timesteps: Sequence[int],
     screening: Screening | None,
     expectations: dict[str, Expectation],
+    parts: dict[str, Bool[Tensor, " sample"]],
     seed: int,
     progress: Any,
-) -> MetricRecord:
+) -> list[MetricRecord]:
     """Share of images whose own caption among n has the least denoising error; nulls: chance, and the regressions.
 
     Args:
         text: states of each sample's caption.
         expectations: of `regressions`, scored on the same candidates; may be empty.
+        parts: samples that are also counted by themselves, by the end of the record's name; left out where none is.
+    Returns: `caption_of_<n>_accuracy` over all samples, and one for each part; a part of one group has no interval.
     Raises: EmptyClass with fewer than n groups.
     """
     table = encoded.table
@@ -164,23 +174,30 @@ def caption_choice(
         score, encoded.latents, table.keys, text, candidates, timesteps,
         screening=screening, on_batch=lambda count: progress.advance(task, count),
     )  # fmt: skip
-    right = choice.right.numpy()
-    interval = bootstrap_interval(lambda rows: float(right[rows].mean()), encoded.groups, seed=seed)
-    nulls = {"chance": 1 / n}
-    for name, expected in expectations.items():
-        nulls[name] = float(choose_nearest(expected(encoded.captions), encoded.latents, candidates).float().mean())
-    detail: dict[str, Any] = {
-        "interval": [interval.low, interval.high],
-        "level": interval.level,
-        "timesteps": list(timesteps),
+    by_null = {
+        name: choose_nearest(expected(encoded.captions), encoded.latents, candidates)
+        for name, expected in expectations.items()
     }
-    if screening is not None:
-        detail["screening"] = {
-            "timesteps": list(screening.timesteps),
-            "kept": screening.kept,
-            "accuracy": float(choice.right_at_screening.float().mean()),
-        }
-    return MetricRecord(
-        name=f"caption_of_{n}_accuracy", value=float(right.mean()), split=split, n=len(table), nulls=nulls,
-        detail=detail,
-    )  # fmt: skip
+    records = []
+    for part, rows in {"": torch.ones(len(table), dtype=torch.bool), **parts}.items():
+        if not rows.any():
+            continue
+        right, groups = choice.right[rows].numpy(), [encoded.groups[row] for row in rows.nonzero().flatten().tolist()]
+        detail: dict[str, Any] = {"timesteps": list(timesteps)}
+        if len(set(groups)) > 1:  # one group has no spread
+            interval = bootstrap_interval(lambda drawn, of=right: float(of[drawn].mean()), groups, seed=seed)
+            detail |= {"interval": [interval.low, interval.high], "level": interval.level}
+        if screening is not None:
+            detail["screening"] = {
+                "timesteps": list(screening.timesteps),
+                "kept": screening.kept,
+                "accuracy": float(choice.right_at_screening[rows].float().mean()),
+            }
+        nulls = {"chance": 1 / n, **{name: float(found[rows].float().mean()) for name, found in by_null.items()}}
+        name = f"caption_of_{n}_accuracy" + (f"_{part}" if part else "")
+        records.append(
+            MetricRecord(
+                name=name, value=float(right.mean()), split=split, n=int(rows.sum()), nulls=nulls, detail=detail
+            )
+        )
+    return records

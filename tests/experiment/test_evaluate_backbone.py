@@ -82,6 +82,19 @@ def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results
     assert results[first].config == results[other].config and results[first].metrics != results[other].metrics
 
 
+def test_what_training_had_nothing_like_is_counted_by_itself(config, tmp_path):
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few |= {"n_screening_timesteps": 0, "data": dataclasses.replace(config.data, limit=2), "output": str(tmp_path)}
+    path, _ = evaluate_backbone(dataclasses.replace(config, family_attribute="colour", **few))
+    found = {record.split: record for record in read_result(path).metrics if record.name.endswith("_new_colour")}
+    colours = {
+        split: {sample["colour"] for sample in load_table(few["data"], split, resolution=32).attributes}
+        for split in ("train", "val", "test")
+    }
+    assert colours["train"] == {"red"} and colours["val"] == {"red", "green"} and "red" not in colours["test"]
+    assert {split: record.n for split, record in found.items()} == {"val": 1, "test": 2}
+
+
 def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
     record = evaluated[2]["psnr_db", "val"]
     images = load_table(config.data, "val", resolution=32).floats(slice(None))
@@ -136,6 +149,8 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
 
     with pytest.raises(UnknownName, match="unknown group_attribute 'color'"):
         evaluate(group_attribute="color")
+    with pytest.raises(UnknownName, match="unknown family_attribute 'shade'"):
+        evaluate(family_attribute="shade")
     with pytest.raises(EmptyClass, match="10 different groups"):
         evaluate(n_candidates=10)
     for screening in (2, 9):
