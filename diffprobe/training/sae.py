@@ -171,7 +171,8 @@ class SparseAutoencoderModule(ProbeModule):
         """Add samples of a split to its metrics. Raises: NonFinite, naming cell and sample."""
         rows = rows_of(batch, self.cells)
         check_finite(rows, batch, self.cells)
-        self._measured(split).update(rows, *self.sae(rows.x))
+        with torch.autocast(self.device.type, enabled=False):  # what is saved is a float32 autoencoder
+            self._measured(split).update(rows, *self.sae(rows.x))
 
     def _measured(self, split: str) -> SplitScores:
         return cast(SplitScores, self.measured[f"on_{split}"])

@@ -47,8 +47,9 @@ def test_training_explains_more_and_keeps_its_promises(toy, tmp_path, precision)
     assert records["explained_variance"].value == pytest.approx(1 - records["fvu"].value)
 
 
-def test_reported_numbers_are_those_of_the_saved_weights(toy, tmp_path):
-    module = run(toy, tmp_path)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_reported_numbers_are_those_of_the_saved_weights(toy, tmp_path, precision):
+    module = run(toy, tmp_path, precision=precision)
     module.sae.save_pretrained(tmp_path / "sae")
     sae, x = KSAE.from_pretrained(tmp_path / "sae"), toy().table("test").features[CELL]
     with torch.no_grad():
