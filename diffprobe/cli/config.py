@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config = compose.judge(composed)
     if isinstance(config, RunConfig):
-        from diffprobe.experiment.train import plan
+        from diffprobe.experiment.plan import plan
 
         plan(config)
     print(describe.render_yaml(config), end="")
