@@ -17,7 +17,7 @@ class BackboneConfig:
     path: str
     """Folder in diffusers format, hub id, "emoji-sd" (the shipped model), or "pixels" (no model: the raw pixels)."""
     revision: str | None = None
-    """Commit, tag or branch on the hub; None takes the main branch."""
+    """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False
     """Keep the denoiser's shape and draw its weights afresh: the random-weights null. VAE and text stay trained."""
     random_seed: int = 0
@@ -25,9 +25,10 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the forward pass; features are float32 in any case."""
     device: str = "auto"
-    """Torch device; "auto" takes the accelerator if there is one."""
+    """Torch device; "auto" takes the accelerator if there is one; of several, each process takes its own."""
     denoiser_weights: str | None = None
-    """Safetensors file or folder, or OWNER/NAME:FILE on the hub, in place of the checkpoint's own denoiser weights."""
+    """Safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE) on the hub, in place of the checkpoint's
+    own denoiser weights."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
     rows: int | None = None
@@ -85,7 +86,7 @@ class DataConfig:
     limit: int | None = None
     """Samples a split, the first ones in shard order; None takes all."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
-    """Names of the parts of a sample."""
+    """Names of the parts of a sample; those left at their defaults are the index's."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, limit=self.limit)
