@@ -27,8 +27,8 @@ class BackboneConfig:
     device: str = "auto"
     """Torch device; "auto" takes the accelerator if there is one; of several, each process takes its own."""
     denoiser_weights: str | None = None
-    """Safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE) on the hub, in place of the checkpoint's
-    own denoiser weights."""
+    """Safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE) on the hub, in place of the denoiser's
+    own weights."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
     rows: int | None = None
