@@ -113,6 +113,10 @@ def quiet() -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Tell, before there is a Trainer, whether this process may print: children of a DDP launch may not."""
-    ranks = [os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ]
-    return not ranks or int(ranks[0]) == 0
+    """Tell, before there is a Trainer, whether this process may print: children of a DDP launch may not.
+
+    RANK counts over all processes. Where it is not set none of the others alone says enough: the children of an
+    interactive Slurm shell all have its SLURM_PROCID=0, the first ones of two nodes LOCAL_RANK=0.
+    """
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(int(os.environ.get(name, "0")) == 0 for name in names)

@@ -52,11 +52,25 @@ def test_quiet_keeps_other_warnings():
     assert [str(w.message) for w in seen] == ["something else"]
 
 
-def test_main_process_by_environment(monkeypatch):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+@pytest.mark.parametrize(
+    ("environment", "main"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0"}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun inside of a task
+        ({"RANK": "3", "LOCAL_RANK": "0"}, False),  # first process of a second node
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # a child of an interactive Slurm shell
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "1"}, False),  # the launch on a second node, before it has children
+        ({"NODE_RANK": "0"}, True),
+        ({"SLURM_PROCID": "2"}, False),  # srun starts every process itself
+        ({"SLURM_PROCID": "0"}, True),
+        ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, False),  # on a second node, by a script that names the GPU so
+    ],
+)
+def test_main_process_by_environment(monkeypatch, environment, main):
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert is_main_process()
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert is_main_process()
-    monkeypatch.setenv("RANK", "3")  # first process of a second node
-    assert not is_main_process()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_main_process() is main
