@@ -1,11 +1,18 @@
 """Where a run left off: an unfinished run continues from its last checkpoint, a finished one starts anew."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from diffprobe.core.artifact import read_json, write_artifact
+from diffprobe.core.errors import ConfigError
+
 LAST = "last.ckpt"
 RESULT = "result.json"
+INPUTS = "inputs.json"
+"""What a run of a backbone rests on, in its folder from the start: a checkpoint does not say."""
+_KIND, _SCHEMA_VERSION = "run_inputs", 1
 
 
 def checkpoint_callback(run_dir: Path, *, every_steps: int = 0) -> ModelCheckpoint:
@@ -34,6 +41,32 @@ def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
     if not resume or (run_dir / RESULT).exists() or not last.exists():
         return None
     return last
+
+
+def note_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
+    """Write down what a run that starts rests on: name -> digest."""
+    write_artifact(run_dir / INPUTS, {"inputs": dict(inputs)}, kind=_KIND, schema_version=_SCHEMA_VERSION)
+
+
+def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
+    """Check that an interrupted run would go on with what it started with.
+
+    Raises: ConfigError if any of it was replaced since, or if the run's folder does not say what it was.
+    """
+    path = run_dir / INPUTS
+    if not path.is_file():
+        raise ConfigError(
+            f"the interrupted run in '{run_dir}' does not say what it rests on: it has no {INPUTS}.",
+            fix="trainer.resume=false starts anew",
+        )
+    before = read_json(path, kind=_KIND, schema_version=_SCHEMA_VERSION)["inputs"]
+    other = sorted(name for name in {*before, *inputs} if before.get(name) != inputs.get(name))
+    if other:
+        raise ConfigError(
+            f"the interrupted run in '{run_dir}' began with other files than are there now.",
+            f"changed since: {', '.join(name.removeprefix('input/') for name in other)}",
+            fix="put the files back; or trainer.resume=false to start anew with those of now",
+        )
 
 
 def forget(*folders: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from safetensors.torch import load_file
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import ConfigError, WeightsMissing
+from diffprobe.core.errors import ConfigError, NonFinite, WeightsMissing
 from diffprobe.core.result import read_result
-from diffprobe.experiment.train_backbone import run_dir_of, train_backbone
+from diffprobe.experiment.train_backbone import inputs_of, run_dir_of, train_backbone
 from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
 from diffprobe.training.averaging import Averaging
 from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
@@ -120,11 +121,13 @@ def test_the_result_says_what_was_trained(name, configs, whole):
     assert [(record.name, record.split, record.n) for record in found.metrics] == [
         ({"autoencoder": "psnr_db", "text_encoder": "distance", "denoiser": "mse"}[name], "val", 4)
     ]
-    assert found.artifacts and all(
-        digest_file(folder / "weights" / path) == digest for path, digest in found.artifacts.items()
-    )
+    inputs = {path: digest for path, digest in found.artifacts.items() if path.startswith("input/")}
+    others = {"autoencoder": [], "text_encoder": ["input/teacher"], "denoiser": ["input/autoencoder"]}[name]
+    assert set(inputs) == {"input/shards", *others} and all(inputs.values())
+    written = {path: digest for path, digest in found.artifacts.items() if path not in inputs}
+    assert written and all(digest_file(folder / "weights" / path) == digest for path, digest in written.items())
     parts = {"autoencoder": {""}, "text_encoder": {"text_encoder"}, "denoiser": {"unet", "vae", "text_encoder"}}[name]
-    assert {path.rpartition("/")[0] for path in found.artifacts} == parts
+    assert {path.rpartition("/")[0] for path in written} == parts
     assert (folder / "last.ckpt").is_file()
 
 
@@ -184,6 +187,57 @@ def test_a_run_that_is_refused_loses_nothing(configs, tmp_path, monkeypatch):
         with pytest.raises(error):
             train_backbone(config)
         assert all(file.is_file() for file in files)
+
+
+def test_other_files_under_an_interrupted_run_are_noticed(configs, tmp_path, monkeypatch):
+    folder = tmp_path / "vae"
+    shutil.copytree(configs["denoiser"].autoencoder, folder)
+    config = dataclasses.replace(configs["denoiser"], autoencoder=str(folder), output=str(tmp_path / "runs"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        watch(patch, DenoiserModule, "training_step", [], stop_at=2)
+        train_backbone(config)
+    AutoencoderModule(dataclasses.replace(configs["autoencoder"], seed=7)).vae.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"other files than are there now(.|\n)*changed since: autoencoder"):
+        train_backbone(config)
+    assert (run_dir_of(config) / "last.ckpt").is_file()
+
+
+def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
+    weights = str(whole["denoiser"].parent / "weights")
+    config = configs["denoiser"]
+    both, other = (
+        inputs_of(dataclasses.replace(config, start=weights, text_encoder=text_encoder))
+        for text_encoder in (None, str(whole["text_encoder"].parent / "weights"))
+    )
+    assert set(both) == {"input/shards", "input/autoencoder", "input/text_encoder", "input/start"}
+    assert {name for name in both if both[name] != other[name]} == {"input/text_encoder"}
+
+
+def test_the_run_of_wandb_is_named_and_closed(configs, tmp_path, monkeypatch):
+    import wandb
+
+    from diffprobe.training import tracking
+
+    finished = []
+    finish = tracking.finish
+    monkeypatch.setattr(tracking, "finish", lambda *args: finished.append(args[1]) or finish(*args))
+    logger = LoggerConfig(kind="wandb", mode="offline")
+    result = train_backbone(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
+    found = read_result(result)
+    assert found.wandb_run_id == json.loads((result.parent / "wandb.json").read_text())["id"]
+    assert wandb.run is None and [one.metrics for one in finished] == [found.metrics]
+
+
+def test_weights_that_score_no_number_do_not_replace_others(configs, whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(configs["autoencoder"], output=str(tmp_path))
+    shutil.copytree(whole["autoencoder"].parent, run_dir_of(config))
+    monkeypatch.setattr(
+        AutoencoderModule, "validation_step", lambda module, *_: module.log("val/psnr_db", float("nan"), batch_size=1)
+    )
+    with pytest.raises(NonFinite, match="scores no number: val/psnr_db=nan"):
+        train_backbone(config)
+    files = {path.name: path.read_bytes() for path in (whole["autoencoder"].parent / "weights").iterdir()}
+    assert files and all((run_dir_of(config) / "weights" / name).read_bytes() == old for name, old in files.items())
 
 
 def test_more_than_one_process_is_refused(configs, tmp_path):

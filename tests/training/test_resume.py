@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint, forget
+from diffprobe.training.resume import find_checkpoint, forget, note_inputs, require_same_inputs
 from diffprobe.training.sae import SparseAutoencoderModule
 
 CELL = "mid_block@t10:empty:mean"
@@ -80,3 +81,13 @@ def test_results_and_checkpoints_are_forgotten_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     forget(tmp_path, tmp_path / "not-there")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_what_a_run_rests_on_must_be_what_it_started_with(tmp_path):
+    with pytest.raises(ConfigError, match="has no inputs.json"):
+        require_same_inputs(tmp_path, {"input/shards": "a"})
+    note_inputs(tmp_path, {"input/shards": "a", "input/start": "b"})
+    require_same_inputs(tmp_path, {"input/start": "b", "input/shards": "a"})
+    for now in ({"input/shards": "a", "input/start": "c"}, {"input/shards": "a"}):
+        with pytest.raises(ConfigError, match="changed since: start"):
+            require_same_inputs(tmp_path, now)
