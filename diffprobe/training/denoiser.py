@@ -31,6 +31,7 @@ from diffprobe.training.networks import (
     open_text_encoder,
     open_unet,
     require_autoencoder,
+    require_schedule,
     weights_folder,
 )  # fmt: skip
 from diffprobe.training.pipeline import save_pipeline
@@ -151,6 +152,7 @@ class DenoiserModule(lightning.LightningModule):
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         if config.start is not None:
+            require_schedule(weights_folder(config.start), config.noise)
             self.unet = open_unet(weights_folder(config.start), shape)
         else:
             side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)

@@ -1,6 +1,8 @@
 """The networks and the forward process of a small latent text-to-image model. Owns their shape; what they learn is
 `training.denoiser`'s."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +13,9 @@ from diffprobe.backbones.condition import require_vocabulary
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.weights import SHIPPED, locate, require_files, weight_files
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+
+LEAST_ENTRIES = 514
+"""Entries that every caption vocabulary has: all bytes, alone and at a word's end, and two special ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class DenoiserShape:
     text_heads: int = 8
     """Attention heads in the text encoder."""
     vocab_size: int = 4096
-    """Entries of the caption vocabulary."""
+    """Entries of the caption vocabulary at most: few captions have fewer."""
     max_tokens: int = 32
     """Longest caption in tokens."""
 
@@ -69,6 +74,12 @@ class NoiseSchedule:
         )
 
 
+def _block_types(shape: DenoiserShape) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name diffusers' blocks on the way down and on the way up."""
+    down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
+    return down, tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
+
+
 def make_unet(shape: DenoiserShape, *, latent_channels: int, latent_side: int, seed: int) -> Any:
     """Make a diffusers UNet2DConditionModel with random weights; the global generator stays as it was.
 
@@ -81,8 +92,7 @@ def make_unet(shape: DenoiserShape, *, latent_channels: int, latent_side: int, s
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
 
-    down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
-    up = tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
+    down, up = _block_types(shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet: Any = UNet2DConditionModel(
@@ -164,7 +174,7 @@ def require_text_encoder(folder: Path) -> None:
 
 
 def open_unet(folder: Path, shape: DenoiserShape) -> Any:
-    """Open the U-Net of a trained pipeline, in float32, to train it further.
+    """Open the U-Net of a trained pipeline, in float32, to train it further with the dropout of `shape`.
 
     Raises: WeightsMissing without it; WeightsMismatch if it is of another shape.
     """
@@ -173,8 +183,21 @@ def open_unet(folder: Path, shape: DenoiserShape) -> Any:
 
     require_files(folder / "unet")
     with quiet_libraries():
-        unet: Any = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True, use_safetensors=True)
-    _require_shape(folder, "channels", tuple(unet.config.block_out_channels), shape.channels)
+        unet: Any = UNet2DConditionModel.from_pretrained(
+            folder / "unet", local_files_only=True, use_safetensors=True, dropout=shape.dropout
+        )
+    config = unet.config
+    found = {
+        "channels": tuple(config.block_out_channels),
+        "cross_attention": _reading_levels(config),
+        "layers_per_block": _one(config.layers_per_block),
+        "heads": _one(config.num_attention_heads or config.attention_head_dim),
+        "norm_groups": config.norm_num_groups,
+        "text_width": _one(config.cross_attention_dim),
+    }
+    if config.addition_embed_type == "text":
+        found["text_heads"] = config.addition_embed_type_num_heads
+    _require_shape(folder, found, shape)
     unet.set_attn_processor(AttnProcessor())  # as in make_unet
     return unet.float().train()
 
@@ -193,15 +216,65 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
         )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     config = text_encoder.config
-    _require_shape(folder, "text_width", config.hidden_size, shape.text_width)
-    _require_shape(folder, "max_tokens", config.max_position_embeddings, shape.max_tokens)
+    found = {
+        "text_width": config.hidden_size,
+        "text_layers": config.num_hidden_layers,
+        "text_heads": config.num_attention_heads,
+        "max_tokens": config.max_position_embeddings,
+    }
+    if len(tokenizer) > max(shape.vocab_size, LEAST_ENTRIES):  # fewer are what few captions give
+        found["vocab_size"] = len(tokenizer)
+    _require_shape(folder, found, shape)
     return tokenizer, text_encoder.float().train()
 
 
-def _require_shape(folder: Path, key: str, found: object, asked: object) -> None:
-    if found != asked:
+def require_schedule(folder: Path, noise: NoiseSchedule) -> None:
+    """Check that a trained pipeline predicts the noise of the forward process that is asked for.
+
+    Raises: WeightsMissing without its scheduler; WeightsMismatch if the U-Net learnt under another one.
+    """
+    from diffusers import DDIMScheduler
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise WeightsMissing(
+            f"'{folder}' has no scheduler/scheduler_config.json, so it does not say under which noise it was trained.",
+            fix="save it again with save_pretrained(FOLDER)",
+        )
+    with quiet_libraries():
+        found: Any = DDIMScheduler.from_config(json.loads(path.read_text("utf-8")))
+    asked = noise.scheduler()
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    other = [key for key in keys if found.config[key] != asked.config[key]]
+    lines = [f"{key}: found {found.config[key]}, this run has {asked.config[key]}" for key in other]
+    if not lines and not torch.equal(found.alphas_cumprod, asked.alphas_cumprod):
+        lines = ["its betas are others than these keys make: trained_betas or rescale_betas_zero_snr"]
+    if lines:
+        raise WeightsMismatch(
+            f"'{folder}' was trained under another forward process.",
+            *lines,
+            fix="set noise.* to what was found; only prediction_type=epsilon and betas by a formula are trained",
+        )
+
+
+def _reading_levels(config: Any) -> object:
+    """Return `cross_attention` of a U-Net's config; the names of its blocks where they are none of ours."""
+    reads = tuple(name.startswith("CrossAttn") for name in config.down_block_types)
+    names = tuple(config.down_block_types), tuple(config.up_block_types)
+    return reads if names == _block_types(DenoiserShape(cross_attention=reads)) else names
+
+
+def _one(value: Any) -> object:
+    """Return the one value of what a config may give by level, or all of them where they differ."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values[0] if len(set(values)) == 1 else values
+
+
+def _require_shape(folder: Path, found: Mapping[str, object], asked: DenoiserShape) -> None:
+    other = [key for key, value in found.items() if value != getattr(asked, key)]
+    if other:
         raise WeightsMismatch(
             f"'{folder}' holds networks of another shape.",
-            f"{key}: found {found}, model.{key} says {asked}",
-            fix=f"set model.{key} to what was found",
+            *(f"{key}: found {found[key]}, model.{key} says {getattr(asked, key)}" for key in other),
+            fix=f"set {', '.join(f'model.{key}' for key in other)} to what was found",
         )

@@ -13,7 +13,7 @@ from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.images import ImagesInMemory
-from diffprobe.training.networks import DenoiserShape
+from diffprobe.training.networks import DenoiserShape, NoiseSchedule
 from diffprobe.training.resume import find_checkpoint
 
 SHAPE = DenoiserShape(
@@ -204,6 +204,13 @@ def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):
     fields = dataclasses.replace(config.data.fields, caption="title", captions="titles")
     with pytest.raises(SampleError, match="16 samples have no caption"):
         DenoiserModule(replaced(data=dataclasses.replace(config.data, fields=fields)))
+
+
+def test_a_start_under_another_forward_process_is_refused(trained, config, tmp_path):
+    trained[0].save(tmp_path)
+    DenoiserModule(dataclasses.replace(config, start=str(tmp_path)))
+    with pytest.raises(WeightsMismatch, match="beta_end: found 0.012, this run has 0.02"):
+        DenoiserModule(dataclasses.replace(config, start=str(tmp_path), noise=NoiseSchedule(beta_end=0.02)))
 
 
 def test_little_noise_hides_the_caption_more_often(config):

@@ -1,17 +1,23 @@
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.networks import (
     DenoiserShape,
+    NoiseSchedule,
     make_text_encoder,
     make_unet,
     open_text_encoder,
     open_unet,
     require_autoencoder,
+    require_schedule,
     require_text_encoder,
     weights_folder,
 )
@@ -89,16 +95,93 @@ def test_plain_attention_is_the_fused_one(tokenizer):
     torch.testing.assert_close(plain, fused, atol=1e-5, rtol=1e-4)
 
 
-def test_trained_networks_are_opened_to_go_on(tiny_sd):
-    from diffusers import UNet2DConditionModel
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """Networks of SHAPE, saved as a pipeline's folder has them."""
+    path = tmp_path_factory.mktemp("pipeline")
+    unet, text_encoder = make(tokenizer)
+    unet.save_pretrained(path / "unet")
+    text_encoder.save_pretrained(path / "text_encoder")
+    tokenizer.save_pretrained(path / "tokenizer")
+    NoiseSchedule().scheduler().save_pretrained(path / "scheduler")
+    return path
 
-    unet = UNet2DConditionModel.from_pretrained(tiny_sd / "unet")
-    shape = DenoiserShape(channels=tuple(unet.config.block_out_channels), text_width=32, max_tokens=24)
-    words, text = open_text_encoder(tiny_sd, shape)
-    opened = open_unet(tiny_sd, shape)
+
+def test_trained_networks_are_opened_to_go_on(folder, tokenizer):
+    unet, _ = make(tokenizer)
+    words, text = open_text_encoder(folder, SHAPE)
+    opened = open_unet(folder, SHAPE)
     for name, value in unet.state_dict().items():
         assert torch.equal(opened.state_dict()[name], value)
     assert opened.dtype == text.dtype == torch.float32 and len(words) == text.config.vocab_size
-    for open_one in (open_unet, open_text_encoder):
-        with pytest.raises(WeightsMismatch, match="another shape"):
-            open_one(tiny_sd, DenoiserShape())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channels", (8, 8)),
+        ("cross_attention", (True, True)),
+        ("layers_per_block", 2),
+        ("heads", 4),
+        ("norm_groups", 2),
+        ("text_width", 32),
+        ("text_heads", 4),
+        ("text_layers", 2),
+        ("max_tokens", 16),
+        ("vocab_size", 515),
+    ],
+)
+def test_networks_of_another_shape_are_refused_by_the_key(folder, key, value):
+    openers = {
+        "text_width": (open_unet, open_text_encoder),
+        "text_heads": (open_unet, open_text_encoder),
+        **dict.fromkeys(("text_layers", "max_tokens", "vocab_size"), (open_text_encoder,)),
+    }
+    for open_one in openers.get(key, (open_unet,)):
+        with pytest.raises(WeightsMismatch, match=rf"another shape(.|\n)*{key}: found .*, model.{key} says") as raised:
+            open_one(folder, dataclasses.replace(SHAPE, **{key: value}))
+        assert raised.value.fix == f"set model.{key} to what was found"
+
+
+def test_a_shape_that_model_cannot_say_is_refused(folder, tmp_path):
+    """Blocks that do not mirror each other, and heads by level."""
+    shutil.copytree(folder / "unet", tmp_path / "unet")
+    path = tmp_path / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "attention_head_dim": [2, 2]}))
+    open_unet(tmp_path, SHAPE)
+    path.write_text(json.dumps({**config, "attention_head_dim": [2, 4]}))
+    with pytest.raises(WeightsMismatch, match=r"heads: found \(2, 4\), model.heads says 2"):
+        open_unet(tmp_path, SHAPE)
+
+
+def test_a_trained_unet_goes_on_with_the_dropout_that_is_asked_for(folder):
+    opened = open_unet(folder, dataclasses.replace(SHAPE, dropout=0.5))
+    assert {block.dropout.p for block in opened.modules() if isinstance(block, ResnetBlock2D)} == {0.5}
+    assert opened.config.dropout == 0.5 and opened.training
+
+
+def test_another_forward_process_is_refused(folder, tiny_sd, tmp_path):
+    require_schedule(folder, NoiseSchedule())
+    require_schedule(tiny_sd, NoiseSchedule())
+    with pytest.raises(WeightsMismatch, match="beta_schedule: found scaled_linear, this run has linear"):
+        require_schedule(folder, NoiseSchedule(beta_schedule="linear"))
+    with pytest.raises(WeightsMissing, match="no scheduler/scheduler_config.json"):
+        require_schedule(tmp_path, NoiseSchedule())
+    (tmp_path / "scheduler").mkdir()
+    given = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    for changed, words in (
+        ({"prediction_type": "v_prediction"}, "prediction_type: found v_prediction, this run has epsilon"),
+        ({"trained_betas": [0.01] * 1000}, "its betas are others than these keys make"),
+    ):
+        (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({**given, **changed}))
+        with pytest.raises(WeightsMismatch, match=words):
+            require_schedule(tmp_path, NoiseSchedule())
+
+
+def test_the_shipped_networks_have_the_default_shape_and_noise():
+    """So `start=emoji-sd` and `text_encoder=emoji-sd` need no further key."""
+    shipped = weights_folder("emoji-sd")
+    require_schedule(shipped, NoiseSchedule())
+    open_unet(shipped, DenoiserShape())
+    open_text_encoder(shipped, DenoiserShape())
