@@ -202,9 +202,12 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
         return result
 
     whole: ProbeModule | None = module
+    members = {}
     if isinstance(module, SparseAutoencoderBankModule):
         for point, member in zip(planned.points, module.members, strict=True):
             folder = planned.run_dir / MEMBERS / point.name
-            write(folder, f"{planned.name}/{point.name}", point.tree, seeds_of(point, config), member)
+            run = f"{planned.name}/{point.name}"
+            members[point.name] = write(folder, run, point.tree, seeds_of(point, config), member)
         whole = None  # its numbers are those of the members: a table must not find them twice
-    tracking.finish(logger, write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole))
+    result = write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole)
+    tracking.finish(logger, result, members=members)

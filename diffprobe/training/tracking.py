@@ -157,15 +157,21 @@ def summary_name(record: MetricRecord) -> str:
     return "/".join(part for part in parts if part)
 
 
-def finish(logger: Logger | None, result: RunResult) -> None:
-    """Put the results and their nulls into the summary and close the run. Call on the main process only."""
+def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, RunResult] | None = None) -> None:
+    """Put the results and their nulls into the summary and close the run. Call on the main process only.
+
+    Args:
+        members: name -> result of what trained in a run of a grid, whose own result holds no numbers; the name stands
+            before theirs: "k=16/result/test/fvu/...".
+    """
     if isinstance(logger, WandbLogger):
         run = logger.experiment
-        for record in result.metrics:
-            name = summary_name(record)
-            run.summary[name] = record.value
-            for null, value in record.nulls.items():
-                run.summary[f"{name}/{null}"] = value
+        for prefix, one in (("", result), *((f"{name}/", member) for name, member in (members or {}).items())):
+            for record in one.metrics:
+                name = prefix + summary_name(record)
+                run.summary[name] = record.value
+                for null, value in record.nulls.items():
+                    run.summary[f"{name}/{null}"] = value
         run.summary["config_digest"] = result.config_digest
         run.finish()
     elif logger is not None:

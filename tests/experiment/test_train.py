@@ -118,6 +118,19 @@ def test_a_grid_that_starts_anew_forgets_the_members_of_before(run, monkeypatch)
     assert not list(folder.rglob("result.json")) and not (folder / "last.ckpt").exists()
 
 
+def test_the_numbers_of_a_grid_reach_the_tracker_by_member(run, monkeypatch):
+    from diffprobe.training import tracking
+
+    config = run("probe=topk", "probe.cell=mid_block@t20", "probe.params.n_latents=40", "probe.grid.k=[2,4]")
+    extract_run(config, progress=False)
+    sent = {}
+    monkeypatch.setattr(tracking, "finish", lambda logger, result, members: sent.update(members))
+    folder = train(config).parent
+    assert set(sent) == {"k=2", "k=4"}
+    for name, member in sent.items():
+        assert member.metrics and member.metrics == read_result(folder / "members" / name / "result.json").metrics
+
+
 def test_sae(run):
     config = run("probe=topk", f"probe.cell={CELL}", "probe.params.k=4", "probe.params.n_latents=40")
     extract_run(config, progress=False)

@@ -9,7 +9,7 @@ import wandb
 
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.result import make_result
+from diffprobe.core.result import MetricRecord, make_result
 from diffprobe.training import tracking
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.fit import make_trainer, quiet
@@ -181,6 +181,27 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
     assert any("val/accuracy/up_blocks.0@t10:empty:mean/style" in row for row in history)
     out, err = capfd.readouterr()
     assert "wandb" not in (out + err).lower()
+
+
+def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_path):
+    def result(*metrics):
+        return make_result(
+            run="r", experiment="e", kind="sae", config={"k": [2, 4]}, seeds={}, metrics=metrics, started_at=0.0
+        )
+
+    def fvu(value):
+        return MetricRecord(name="fvu", value=value, split="test", n=4, cell="mid_block@t20", nulls={"mean": 1.0})
+
+    with quiet():
+        logger = tracking.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="sae", tree={}
+        )
+        tracking.finish(logger, result(), members={"k=2": result(fvu(0.5)), "k=4": result(fvu(0.25))})
+    summary = read_run(tmp_path)[2]
+    for member, value in (("k=2", 0.5), ("k=4", 0.25)):
+        name = f"{member}/result/test/fvu/mid_block@t20"
+        assert summary[name] == value and summary[f"{name}/mean"] == 1.0
+    assert summary["config_digest"] == result().config_digest
 
 
 def test_a_continued_run_keeps_its_id_and_a_new_one_gets_another(logged_out, tmp_path):
