@@ -65,7 +65,7 @@ def matches(run: RunResult, record: MetricRecord, conditions: Mapping[str, Any])
 def parse_condition(text: str) -> tuple[str, Any]:
     """Read `FIELD=VALUE`; the value is YAML, so numbers, none and lists are what they look like.
 
-    Raises: ConfigError without a `=` or for a name that is no field.
+    Raises: ConfigError without a `=`, for a name that is no field, or for a value that is no YAML.
 
     >>> parse_condition("timestep=100")
     ('timestep', 100)
@@ -75,7 +75,14 @@ def parse_condition(text: str) -> tuple[str, Any]:
         raise ConfigError(f"'{text}' is no condition.", "expected: FIELD=VALUE")
     if name not in NAMES and not name.startswith("config."):
         raise _no_field(name)
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that no calendar has
+        raise ConfigError(
+            f"'{text}' is no condition: its value is no YAML.",
+            " ".join(str(error).split()),
+            fix=f"a list is {name}=[1,2]; text with signs of YAML stands in quotes: '{name}=\"[a\"'",
+        ) from error
 
 
 def _no_field(name: str) -> ConfigError:

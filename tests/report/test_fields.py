@@ -44,5 +44,12 @@ def test_conditions_are_read_as_yaml():
         parse_condition("timestep")
 
 
+@pytest.mark.parametrize("value", ["[25", "{a", "'a", "2020-13-45"])
+def test_a_value_that_is_no_yaml_is_told(value):
+    with pytest.raises(ConfigError, match="its value is no YAML") as raised:
+        parse_condition(f"timestep={value}")
+    assert f"'timestep={value}'" in str(raised.value) and "timestep=[1,2]" in raised.value.fix
+
+
 def test_config_value_stops_at_what_is_no_block():
     assert config_value({"a": {"b": 1}}, "a.b.c") is None
