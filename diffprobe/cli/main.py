@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from diffprobe import __version__
 from diffprobe.core.catalog import Catalog
 from diffprobe.core.errors import DiffprobeError, nearest
+from diffprobe.report.plain import print_what_can_be
 
 VERBS = Catalog("diffprobe.cli", "verb")
 _EPILOG = "first steps: diffprobe demo    one verb: diffprobe VERB --help"
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit status: 0 done, 1 the command's own "no", 2 an error of the user's making, 130 interrupted.
     """
+    print_what_can_be(sys.stdout)  # names, captions and marks are more than a Latin-1 terminal has
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,13 @@ class TestVerbs:
     def test_an_unknown_verb_names_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-iy"]) == 2
         assert "there is no verb 'do-iy' (nearest: do-it). Verbs: do-it" in capsys.readouterr().err
+
+    def test_a_terminal_of_few_characters_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+        assert cli.main(["do-it", "‡ 茶"]) == 0
+        sys.stdout.flush()
+        assert written.getvalue() == b"done ^ ?\n"
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
