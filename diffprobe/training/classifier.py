@@ -168,14 +168,18 @@ class ClassifierModule(ProbeModule):
                 require_samples(score["n"], split=split, target=head.target)
                 seen = counts.samples.split(counts.n_classes)[i] > 0
                 score["chance"] = counts.best_constant(i)
-                score["balanced_chance"] = 1 / int(seen.sum())
+                score["n_seen"] = int(seen.sum())
+                score["balanced_chance"] = 1 / score["n_seen"]
         counts.reset()
         self.scores[split] = scores
         names = [f"{split}/accuracy/{h.cell}/{h.target}" + f"/{h.null}" * (h.null != REAL) for h in self.heads]
         self.log_scores({name: score["accuracy"] for name, score in zip(names, scores, strict=True)})
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return accuracy and balanced accuracy of each real head, beside chance and its null heads."""
+        """Return accuracy and balanced accuracy of each real head, beside chance and its null heads.
+
+        `detail` counts the classes of the data set and those of which the split holds samples.
+        """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []
         for head, score in by_head.items():
@@ -195,7 +199,7 @@ class ClassifierModule(ProbeModule):
                         target=head.target,
                         probe="linear",
                         nulls=nulls,
-                        detail={"n_classes": len(self.classes[head.target])},
+                        detail={"n_classes": len(self.classes[head.target]), "n_classes_held": int(score["n_seen"])},
                     )
                 )
         return made

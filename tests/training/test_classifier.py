@@ -10,10 +10,19 @@ from diffprobe.training.fit import make_trainer, quiet
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
-def run(toy, tmp_path, cells=None, targets=("label", "style"), nulls=("shuffled_labels",), batch_size=16, **settings):
+def run(
+    toy,
+    tmp_path,
+    cells=None,
+    targets=("label", "style"),
+    nulls=("shuffled_labels",),
+    batch_size=16,
+    more=(),
+    **settings,
+):
     source = toy(batch_size=batch_size, **({"cells": cells} if cells else {}))
     config = TrainerConfig(**{**CPU, "max_epochs": 6, "weight_decay": 0.01, **settings})
-    classes = {t: source.classes if t == "label" else source.attributes[t] for t in targets}
+    classes = {t: (*(source.classes if t == "label" else source.attributes[t]), *more) for t in targets}
     module = ClassifierModule(widths=source.widths, classes=classes, nulls=nulls, settings=config)
     with quiet():
         trainer = make_trainer(config, run_dir=tmp_path)
@@ -32,6 +41,14 @@ def test_learns_the_labels_and_its_null_does_not(toy, tmp_path):
     assert len(module.records("test")) == 2 * 2 * 2
     known = int((toy().table("test").label >= 0).sum())
     assert {r.n for r in module.records("test") if r.target == "label"} == {known}
+
+
+def test_classes_that_the_split_lacks_are_counted_apart(toy, tmp_path):
+    module = run(toy, tmp_path, targets=("style",), nulls=(), more=("absent",), max_epochs=1)
+    for record in module.records("test"):
+        assert record.detail == {"n_classes": 4, "n_classes_held": 3}
+        if record.name == "balanced_accuracy":
+            assert record.nulls["chance"] == pytest.approx(1 / 3)
 
 
 def test_a_bank_equals_separate_runs(toy, tmp_path):
