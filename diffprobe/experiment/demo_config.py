@@ -26,9 +26,9 @@ class PanelConfig:
     n_top: int = 9
     """Images a latent."""
     n_ends: int = 8
-    """Samples at each end of a direction on the page."""
+    """Samples at each end of a direction on the page at most; of few samples no more than half stand at one end."""
     n_printed: int = 3
-    """Samples at each end of a direction in the terminal."""
+    """The same in the terminal."""
     one_per: str | None = None
     """Attribute of which each end shows a value once, and whose values are resampled whole in intervals; None: each
     sample stands for itself."""
