@@ -40,6 +40,8 @@ class Entry:
     """Seeds behind the value."""
     n: int = 0
     """Samples behind the value (the smallest over seeds)."""
+    n_classes: int | None = None
+    """Classes of which the split holds samples (the smallest over seeds); None where a result does not say."""
     nulls: dict[str, float]
     """Null name -> its value for this entry."""
     comparison: Comparison | None = None
@@ -136,8 +138,10 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, null_runs:
         spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
     else:
         spread, n_seeds = statistics.stdev(values), len(found)
+    held = [record.detail.get("n_classes_held") for _, record in found]
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
+        n_classes=None if None in held else min(held),
         nulls=nulls, comparison=compare(published, value),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What must be said under a table: samples, seeds, nulls, marks. The same notes serve text, LaTeX and the page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffprobe.report.entries import Entry, Table
@@ -42,9 +43,17 @@ def table_notes(table: Table) -> Notes:
     return Notes(lines=tuple(lines), marks=marks)
 
 
-def over_what(spec: TableSpec) -> str:
-    """Say over which classes a metric is a mean: a split need not hold all that there are. Empty for other metrics."""
-    return " over the classes that the split holds" if spec.metric in _MEANS_OVER_CLASSES else ""
+def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:
+    """Say over which classes a metric is a mean: a split need not hold all that there are. Empty for other metrics.
+
+    Their number, on which the chance level rests, is told where all results have it.
+    """
+    if spec.metric not in _MEANS_OVER_CLASSES:
+        return ""
+    counts = {entry.n_classes for entry in entries}
+    known = {count for count in counts if count is not None}
+    number = f"{_span(known)} " if known and known == counts else ""
+    return f" over the {number}classes that the split holds"
 
 
 def _picks(spec: TableSpec) -> str:
@@ -64,7 +73,7 @@ def _what(table: Table, measured: list[Entry]) -> str:
     samples = _span({entry.n for entry in measured})
     seeds = _span({entry.n_seeds for entry in measured})
     seeds += " seed" if seeds == "1" else " seeds"
-    text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec)}; {samples} samples an entry, {seeds}"
+    text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec, measured)}; {samples} samples an entry, {seeds}"
     if any(entry.spread is not None for entry in measured):
         text += ", ± standard deviation over seeds"
     if not spec.ranked:

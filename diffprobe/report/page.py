@@ -169,7 +169,7 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
                 "below": table.beats_nulls(entry) is False,
-                "place": f"best {_words(spec.metric)}{over_what(spec)}, at {place}",
+                "place": f"best {_words(spec.metric)}{over_what(spec, [entry])}, at {place}",
                 "null": "no null measured"
                 if rival is None
                 else f"strongest null {spec.number.show(entry.nulls[rival])}{unit} ({titles.get(rival, rival)})",

@@ -1,6 +1,7 @@
 """Notes say what a table needs and nothing else."""
 
 import dataclasses
+import itertools
 
 from diffprobe.report.entries import build_table
 from diffprobe.report.notes import table_notes
@@ -33,6 +34,23 @@ def test_a_mean_over_classes_says_over_which(results, spec):
     ]
     lines = table_notes(build_table(runs, dataclasses.replace(spec, metric="balanced_accuracy"))).lines
     assert lines[0].startswith("balanced accuracy in % on test over the classes that the split holds; 50 samples")
+    for counts, words in (
+        ((3,), "over the 3 classes"),
+        ((3, 8), "over the 3 to 8 classes"),
+        ((3, None), "the classes"),
+    ):
+        told = [
+            dataclasses.replace(
+                run,
+                metrics=tuple(
+                    dataclasses.replace(record, detail={} if n is None else {"n_classes_held": n})
+                    for record, n in zip(run.metrics, itertools.cycle(counts), strict=False)
+                ),
+            )
+            for run in runs
+        ]
+        table = build_table(told, dataclasses.replace(spec, metric="balanced_accuracy"))
+        assert f"{words} that the split holds" in table_notes(table).lines[0]
     assert "over" not in table_notes(build_table(results, spec)).lines[0].split(";")[0]
 
 
