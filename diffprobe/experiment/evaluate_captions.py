@@ -13,7 +13,7 @@ from torch import Tensor
 from diffprobe.analysis.caption_choice import Screening, candidates_of, choose
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
 from diffprobe.analysis.denoising_error import DenoisingError, tenths
-from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.analysis.statistics import Statistic, bootstrap_interval
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.result import MetricRecord
@@ -87,9 +87,12 @@ def text_use(
 
 def _gain(gain: Float[Tensor, " sample"], groups: Sequence[str], seed: int) -> dict[str, Any]:
     """What the right caption saves, with an interval over groups: variants of one drawing are not independent."""
-    values = gain.numpy()
-    interval = bootstrap_interval(lambda drawn: float(values[drawn].mean()), groups, seed=seed)
+    interval = bootstrap_interval(_mean_of(gain.numpy()), groups, seed=seed)
     return {"gain": interval.estimate, "gain_interval": [interval.low, interval.high], "level": interval.level}
+
+
+def _mean_of(values: Any) -> Statistic:
+    return lambda rows: float(values[rows].mean())
 
 
 def other_rows(groups: Sequence[str], seed: int) -> Tensor:
@@ -185,7 +188,7 @@ def caption_choice(
         right, groups = choice.right[rows].numpy(), [encoded.groups[row] for row in rows.nonzero().flatten().tolist()]
         detail: dict[str, Any] = {"timesteps": list(timesteps)}
         if len(set(groups)) > 1:  # one group has no spread
-            interval = bootstrap_interval(lambda drawn, of=right: float(of[drawn].mean()), groups, seed=seed)
+            interval = bootstrap_interval(_mean_of(right), groups, seed=seed)
             detail |= {"interval": [interval.low, interval.high], "level": interval.level}
         if screening is not None:
             detail["screening"] = {

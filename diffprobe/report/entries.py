@@ -138,10 +138,10 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, null_runs:
         spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
     else:
         spread, n_seeds = statistics.stdev(values), len(found)
-    held = [record.detail.get("n_classes_held") for _, record in found]
+    held = [record.detail["n_classes_held"] for _, record in found if "n_classes_held" in record.detail]
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
-        n_classes=None if None in held else min(held),
+        n_classes=min(held) if len(held) == len(found) else None,
         nulls=nulls, comparison=compare(published, value),
     )  # fmt: skip
 
