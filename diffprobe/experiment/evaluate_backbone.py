@@ -49,8 +49,9 @@ class BackboneEvaluation:
     group_attribute: str | None = "base"
     """Samples that share it are never each other's wrong caption; one without it, or with None all, stand alone."""
     family_attribute: str | None = None
-    """A wider likeness. Where samples share it with none of the training split, the choice among captions is given for
-    them by themselves too (`caption_of_<n>_accuracy_new_<attribute>`)."""
+    """A wider likeness; None for `group_attribute`. Intervals resample whole families. Where samples share it with none
+    of the training split, the choice among captions is given for them by themselves too
+    (`caption_of_<n>_accuracy_new_<attribute>`)."""
     n_candidates: int = 10
     """Captions to choose from; the first one is right."""
     n_choice_timesteps: int = 15
@@ -114,7 +115,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     with _progress() as progress:
         if config.regression.images or config.family_attribute:
             train = _encode(config, pipeline, score, config.data.train_split)
-            known = set(train.table.groups(config.family_attribute))
+            known = set(train.families)
         if config.regression.images:
             expectations = regressions(score, train, config.regression, seed=config.seed)
         for split in (config.data.val_split, config.data.test_split):
@@ -191,7 +192,8 @@ def resolution_of(pipeline: Any) -> int:
 
 def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str) -> Encoded:
     resolution = resolution_of(pipeline)
-    return encode_split(config.data, split, score, group_attribute=config.group_attribute, resolution=resolution)
+    of = {"group_attribute": config.group_attribute, "family_attribute": config.family_attribute}
+    return encode_split(config.data, split, score, **of, resolution=resolution)
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord:
@@ -227,7 +229,7 @@ def _caption_choice(
 ) -> list[MetricRecord]:
     screening, parts, family = None, {}, config.family_attribute
     if family is not None:
-        parts[f"new_{family}"] = torch.tensor([name not in known for name in encoded.table.groups(family)])
+        parts[f"new_{family}"] = torch.tensor([name not in known for name in encoded.families])
     if config.n_screening_timesteps:
         first = tuple(spread_timesteps(config.n_screening_timesteps, score.n_timesteps))
         screening = Screening(timesteps=first, kept=config.n_screened)

@@ -29,11 +29,13 @@ class Encoded:
         table: images, keys, captions.
         latents: scaled vae_latents.
         groups: of each sample; two of one group are never each other's wrong caption.
+        families: of each sample; whole ones are resampled for intervals, since what is in one is not independent.
     """
 
     table: ImageTable
     latents: Float[Tensor, "sample c h w"]
     groups: list[str]
+    families: list[str]
 
     @property
     def captions(self) -> list[str]:
@@ -42,12 +44,21 @@ class Encoded:
 
 
 def encode_split(
-    data: DataConfig, split: str, score: DenoisingError, *, group_attribute: str | None, resolution: int
+    data: DataConfig,
+    split: str,
+    score: DenoisingError,
+    *,
+    group_attribute: str | None,
+    family_attribute: str | None,
+    resolution: int,
 ) -> Encoded:
-    """Load a split and encode its images. Raises: what `load_table` raises."""
+    """Load a split and encode its images; without a family attribute the groups are the families.
+
+    Raises: what `load_table` raises.
+    """
     table = load_table(data, split, resolution=resolution, captioned=True)
     latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
-    return Encoded(table, latents, table.groups(group_attribute))
+    return Encoded(table, latents, table.groups(group_attribute), table.groups(family_attribute or group_attribute))
 
 
 def text_use(
@@ -77,7 +88,7 @@ def text_use(
             split=split,
             n=n,
             nulls={"shuffled_captions": float(errors[:, 1, column].mean())},
-            detail=_gain(gain[:, column], encoded.groups, seed),
+            detail=_gain(gain[:, column], encoded.families, seed),
         )
         for column, t in enumerate(timesteps)
     ]
@@ -85,9 +96,11 @@ def text_use(
     return [*records, MetricRecord(name="tenths_where_text_helps", value=tenths_won, split=split, n=n)]
 
 
-def _gain(gain: Float[Tensor, " sample"], groups: Sequence[str], seed: int) -> dict[str, Any]:
-    """What the right caption saves, with an interval over groups: variants of one drawing are not independent."""
-    interval = bootstrap_interval(_mean_of(gain.numpy()), groups, seed=seed)
+def _gain(gain: Float[Tensor, " sample"], families: Sequence[str], seed: int) -> dict[str, Any]:
+    """What the right caption saves, with an interval over families: variants of one drawing are not independent."""
+    if len(set(families)) < 2:
+        return {"gain": float(gain.mean())}  # one family has no spread
+    interval = bootstrap_interval(_mean_of(gain.numpy()), families, seed=seed)
     return {"gain": interval.estimate, "gain_interval": [interval.low, interval.high], "level": interval.level}
 
 
@@ -167,7 +180,7 @@ def caption_choice(
         text: states of each sample's caption.
         expectations: of `regressions`, scored on the same candidates; may be empty.
         parts: samples that are also counted by themselves, by the end of the record's name; left out where none is.
-    Returns: `caption_of_<n>_accuracy` over all samples, and one for each part; a part of one group has no interval.
+    Returns: `caption_of_<n>_accuracy` over all samples, and one for each part; a part of one family has no interval.
     Raises: EmptyClass with fewer than n groups.
     """
     table = encoded.table
@@ -185,10 +198,11 @@ def caption_choice(
     for part, rows in {"": torch.ones(len(table), dtype=torch.bool), **parts}.items():
         if not rows.any():
             continue
-        right, groups = choice.right[rows].numpy(), [encoded.groups[row] for row in rows.nonzero().flatten().tolist()]
+        right = choice.right[rows].numpy()
+        families = [encoded.families[row] for row in rows.nonzero().flatten().tolist()]
         detail: dict[str, Any] = {"timesteps": list(timesteps)}
-        if len(set(groups)) > 1:  # one group has no spread
-            interval = bootstrap_interval(_mean_of(right), groups, seed=seed)
+        if len(set(families)) > 1:
+            interval = bootstrap_interval(_mean_of(right), families, seed=seed)
             detail |= {"interval": [interval.low, interval.high], "level": interval.level}
         if screening is not None:
             detail["screening"] = {

@@ -43,7 +43,8 @@ def planted(n: int, seed: int) -> Encoded:
         captions=[(caption, "another caption") for caption in captions],
         attributes=[{}] * n,
     )
-    return Encoded(table, vectors(captions).reshape(n, 10, 1, 1), [" ".join(sorted(c.split(" "))) for c in captions])
+    groups = [" ".join(sorted(c.split(" "))) for c in captions]
+    return Encoded(table, vectors(captions).reshape(n, 10, 1, 1), groups, groups)
 
 
 def test_the_text_helps_where_it_was_planted():
@@ -79,8 +80,9 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
     )  # fmt: skip
     loud = torch.where(torch.arange(40) % 2 == 0, 1.0, 6.0)  # captions do more for some drawings than for others
     latents = test.latents * loud[:, None, None, None]
-    copies = Encoded(table, latents[rows], [str(row) for row in rows.tolist()])
-    alone = dataclasses.replace(copies, groups=[str(i) for i in range(200)])
+    of_drawings = [str(row) for row in rows.tolist()]
+    copies = Encoded(table, latents[rows], of_drawings, of_drawings)
+    alone = dataclasses.replace(copies, families=[str(i) for i in range(200)])
     assert width(alone) < 0.75 * width(copies)
 
 
@@ -99,7 +101,7 @@ def test_the_choice_stands_beside_chance_and_the_regressions():
     assert record.name == "caption_of_10_accuracy" and record.value == 1 and record.n == 80
     assert record.nulls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
     assert record.nulls["regression_on_words"] > 0.9 and record.nulls["regression_on_text_encoder"] > 0.9
-    mixed = Encoded(train.table, train.latents[torch.randperm(300)], train.groups)  # captions of other images
+    mixed = dataclasses.replace(train, latents=train.latents[torch.randperm(300)])  # captions of other images
     fitted = regressions(Planted(), mixed, RegressionRule(images=250), seed=0)
     nulls = chosen(test, vectors(test.captions), fitted)[0].nulls
     assert nulls["regression_on_words"] < 0.35 and nulls["regression_on_text_encoder"] < 0.35
