@@ -18,17 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table. Returns the exit status."""
     import dataclasses
-    import sys
 
     from diffprobe.report.collect import collect
     from diffprobe.report.fields import parse_condition
-    from diffprobe.report.plain import print_what_can_be
     from diffprobe.report.spec import find_spec, load_specs
     from diffprobe.report.table import render_all
 
     results, where = collect(args.results), dict(map(parse_condition, args.where))
     specs = load_specs(find_spec(args.experiment))
     specs = tuple(dataclasses.replace(spec, filter={**spec.filter, **where}) for spec in specs)
-    print_what_can_be(sys.stdout)
     print(render_all(results, specs, args.format), end="")
     return 0
