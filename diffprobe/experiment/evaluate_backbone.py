@@ -34,6 +34,7 @@ from diffprobe.experiment.evaluate_captions import (
 )
 from diffprobe.experiment.inputs import BACKBONE, SHARDS, checkpoint_digest
 from diffprobe.shards.index import ShardSet
+from diffprobe.training.images import load_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +114,13 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     expectations: dict[str, Expectation] = {}
     known: set[str] = set()
     with _progress() as progress:
-        if config.regression.images or config.family_attribute:
+        if config.regression.images:
             train = _encode(config, pipeline, score, config.data.train_split)
             known = set(train.families)
-        if config.regression.images:
             expectations = regressions(score, train, config.regression, seed=config.seed)
+        elif config.family_attribute:  # names alone are wanted, so nothing is encoded
+            table = load_table(config.data, config.data.train_split, resolution=resolution_of(pipeline), captioned=True)
+            known = set(table.groups(config.family_attribute))
         for split in (config.data.val_split, config.data.test_split):
             encoded = _encode(config, pipeline, score, split)
             text = score.encode_captions(encoded.captions)
