@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diffprobe.probes.sae.row_topk import row_topk
+
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Largest [rows, latents] buffer of `scan` by device type; small on a CPU, so that its pages stay warm."""
 
@@ -103,10 +105,10 @@ def scan(
     if among is not None and k_among > 0:
         second = Top(first.values.new_empty(n, k_among), first.indices.new_empty(n, k_among))
     for part, h in encoder_chunks(centred, W_enc, b_enc, chunk_bytes=chunk_bytes):
-        values, indices = h.topk(k, dim=1)
+        values, indices = row_topk(h, k)
         first.values[part], first.indices[part] = values.to(dtype), indices
         if second is not None and among is not None:
-            values, indices = h.index_select(1, among).topk(k_among, dim=1)
+            values, indices = row_topk(h.index_select(1, among), k_among)
             second.values[part], second.indices[part] = values.to(dtype), among[indices]
     return first, second
 
@@ -125,7 +127,7 @@ def scan_above(
     for _, h in encoder_chunks(centred, W_enc, b_enc, chunk_bytes=chunk_bytes):
         above = h > threshold
         width = max(1, int(above.sum(1).max()))
-        values, indices = h.masked_fill_(~above, 0).topk(width, dim=1)
+        values, indices = row_topk(h.masked_fill_(~above, 0), width)
         parts.append(Top(values.to(W_enc.dtype), indices))
     width = max((part.values.shape[1] for part in parts), default=1)
     if not parts:
@@ -228,16 +230,18 @@ class _SparseStep(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor, g_values: Tensor) -> Any:
         centred, W_enc, W_dec, values, latents, starts, samples = ctx.saved_tensors
         n_latents, g = W_dec.shape[0], g.contiguous()
-        d_values = entry_products(g, W_dec, latents, starts) + g_values
-        if ctx.relu:
-            d_values = torch.where(values > 0, d_values, 0)
         bags = torch.repeat_interleave(torch.arange(g.shape[0], device=g.device), starts.diff())
         found, order = latents.sort(stable=True)
         ends = torch.searchsorted(found, torch.arange(n_latents + 1, device=g.device))
-        d_sorted, bags_sorted = d_values[order], bags[order]
-        d_dec = sum_bags(g, bags_sorted, ends, values[order])
-        d_enc = sum_bags(centred, samples[bags_sorted], ends, d_sorted)
-        d_bias = sum_bags(d_values[:, None], order, ends, torch.ones_like(d_sorted)).squeeze(1)
+        bags, values = bags[order], values[order]
+        # by latent, so that each decoder row is fetched once and the rows fetched at random are the fewer ones of g
+        d_values = entry_products(W_dec, g, bags, ends) + g_values[order]
+        if ctx.relu:
+            d_values = torch.where(values > 0, d_values, 0)
+        d_dec = sum_bags(g, bags, ends, values)
+        d_enc = sum_bags(centred, samples[bags], ends, d_values)
+        d_bias = sum_bags(d_values[:, None], torch.arange(len(order), device=g.device), ends, torch.ones_like(d_values))
+        d_bias = d_bias.squeeze(1)
         d_pre = None
         if ctx.needs_input_grad[1] and ctx.members is None:
             d_pre = -(d_bias @ W_enc)
@@ -245,7 +249,8 @@ class _SparseStep(torch.autograd.Function):
             d_pre = -torch.bmm(d_bias.view(ctx.members, 1, -1), W_enc.view(ctx.members, -1, W_enc.shape[1])).squeeze(1)
         d_x = None
         if ctx.needs_input_grad[0]:
-            d_x = torch.zeros_like(centred).index_add_(0, samples, sum_bags(W_enc, latents, starts, d_values))
+            as_selected = torch.empty_like(d_values).index_copy_(0, order, d_values)
+            d_x = torch.zeros_like(centred).index_add_(0, samples, sum_bags(W_enc, latents, starts, as_selected))
         return d_x, d_pre, d_enc, d_bias, d_dec, None, None, None, None, None
 
 
@@ -254,24 +259,27 @@ GATHER_BYTES = 256 << 20
 
 
 def entry_products(
-    g: Float[Tensor, "bags d"],
-    W: Float[Tensor, "n_latents d"],
-    latents: Int[Tensor, " entries"],
+    left: Float[Tensor, "bags d"],
+    right: Float[Tensor, "rows d"],
+    rows: Int[Tensor, " entries"],
     starts: Int[Tensor, " bags_and_one"],
 ) -> Float[Tensor, " entries"]:
-    """Return g[bag] . W[latent] for each entry. On a CPU in place, elsewhere over gathered blocks of `GATHER_BYTES`."""
-    if latents.numel() == 0:
-        return g.new_zeros(0)
-    if g.device.type == "cpu":
+    """Return left[bag] . right[row] for each entry of each bag, a row at most once a bag.
+
+    On a CPU in place, elsewhere over gathered blocks of `GATHER_BYTES`.
+    """
+    if rows.numel() == 0:
+        return left.new_zeros(0)
+    if left.device.type == "cpu":
         _quiet_csr()
         pattern = torch.sparse_csr_tensor(
-            starts, latents, g.new_zeros(latents.numel()), size=(g.shape[0], W.shape[0]), check_invariants=False
+            starts, rows, left.new_zeros(rows.numel()), size=(left.shape[0], right.shape[0]), check_invariants=False
         )
-        return torch.sparse.sampled_addmm(pattern, g, W.T, beta=0.0).values()
-    bags = torch.repeat_interleave(torch.arange(g.shape[0], device=g.device), starts.diff())
-    step = max(1, GATHER_BYTES // (g.shape[1] * g.element_size()))
-    blocks = zip(bags.split(step), latents.split(step), strict=True)
-    return torch.cat([torch.linalg.vecdot(g[bag], W[latent]) for bag, latent in blocks])
+        return torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0).values()
+    bags = torch.repeat_interleave(torch.arange(left.shape[0], device=left.device), starts.diff())
+    step = max(1, GATHER_BYTES // (left.shape[1] * left.element_size()))
+    blocks = zip(bags.split(step), rows.split(step), strict=True)
+    return torch.cat([torch.linalg.vecdot(left[bag], right[row]) for bag, row in blocks])
 
 
 @functools.cache
