@@ -6,6 +6,7 @@ and place together, for which numpy has vector instructions.
 """
 
 import functools
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -76,11 +77,11 @@ def _largest_places(values: Tensor, k: int) -> Tensor:
 
     threads = torch.get_num_threads()
     edges = np.linspace(0, len(table), threads + 1).astype(int)
-    list(_pool(threads).map(select, map(slice, edges[:-1], edges[1:])))
+    list(_pool(threads, os.getpid()).map(select, map(slice, edges[:-1], edges[1:])))
     return (keys[:, kth:] & ((1 << width) - 1)).flip(1).long()
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads for numpy, which uses one; it lets go of the interpreter while it sorts."""
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads for numpy, which uses one; it lets go of the interpreter while it sorts. A fork has none of its parent's."""
     return ThreadPoolExecutor(threads, thread_name_prefix="row_topk")

@@ -47,6 +47,11 @@ def test_rows_that_one_thread_each_sorts_and_rows_without_a_thread():
         check(rows(n, 640), 8)
 
 
+def test_a_forked_process_has_threads_of_its_own():
+    mine, other = module._pool(1, 1), module._pool(1, 2)
+    assert mine is module._pool(1, 1) and mine is not other
+
+
 def test_infinities_zeros_of_both_signs_and_what_is_not_a_number():
     h = rows(6, 512)
     h[0, 5], h[0, 6] = torch.inf, -torch.inf
