@@ -83,5 +83,5 @@ def _largest_places(values: Tensor, k: int) -> Tensor:
 
 @functools.cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads for numpy, which uses one; it lets go of the interpreter while it sorts. A fork has none of its parent's."""
+    """Threads for numpy, which lets go of the interpreter while it sorts. A forked process has none of its parent's."""
     return ThreadPoolExecutor(threads, thread_name_prefix="row_topk")
