@@ -63,7 +63,7 @@ def write_json_atomic(path: Path | str, obj: Any) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
+        open_to_readers(temporary)  # mkstemp too makes files that only the owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -116,6 +116,17 @@ def read_json(path: Path | str, *, kind: str, schema_version: int) -> dict[str, 
             fix="update diffprobe" if newer else "make the file again with this version",
         )
     return dict(obj)
+
+
+def open_to_readers(path: Path | str) -> None:
+    """Give a file, or every file below a folder, the rights that new files have here (umask).
+
+    For what libraries write that only the owner can read (safetensors): colleagues share these folders.
+    """
+    path, mode = Path(path), 0o666 & ~_umask()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            os.chmod(file, mode)
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.parse import to_tree
+from diffprobe.core.artifact import open_to_readers
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.memory import keep_freed_memory
@@ -120,6 +121,7 @@ def train_backbone(config: "BackboneTraining") -> Path:
         scores = trainer.validate(module, datamodule=data, verbose=False)[0]
         _require_numbers(scores, run_dir)
         module.save(run_dir / WEIGHTS)
+        open_to_readers(run_dir / WEIGHTS)
     result = make_result(
         run=f"{config.experiment}/{run_dir.name}",
         experiment=config.experiment,

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffprobe.core.artifact import HEADER, read_json, write_artifact
+from diffprobe.core.artifact import HEADER, open_to_readers, read_json, write_artifact
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import SchemaError, WeightsMissing
 
@@ -31,6 +31,7 @@ def save_probe(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{TENSORS}.tmp"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    open_to_readers(temporary)
     digest = digest_file(temporary)
     os.replace(temporary, folder / TENSORS)
     body = {"settings": dict(settings)}

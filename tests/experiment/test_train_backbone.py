@@ -128,6 +128,7 @@ def test_the_result_says_what_was_trained(name, configs, whole):
     assert written and all(digest_file(folder / "weights" / path) == digest for path, digest in written.items())
     parts = {"autoencoder": {""}, "text_encoder": {"text_encoder"}, "denoiser": {"unet", "vae", "text_encoder"}}[name]
     assert {path.rpartition("/")[0] for path in written} == parts
+    assert {(folder / "weights" / path).stat().st_mode for path in written} == {whole[name].stat().st_mode}
     assert (folder / "last.ckpt").is_file()
 
 

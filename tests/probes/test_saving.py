@@ -18,6 +18,11 @@ def test_round_trip_and_refusals(tmp_path):
         load_probe(tmp_path, kind="probe/x", schema_version=1)
 
 
+def test_whoever_can_read_the_settings_can_read_the_tensors(tmp_path):
+    save_probe(tmp_path, kind="probe/x", schema_version=1, settings={}, tensors={"W": torch.zeros(2)})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_folder_says_what_it_holds(tmp_path):
     with pytest.raises(WeightsMissing, match="no saved probe"):
         kind_of(tmp_path)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffprobe.core.artifact import write_json_atomic
+from diffprobe.core.artifact import open_to_readers, write_json_atomic
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing, unknown
 from diffprobe.probes.sae import batch_topk, jumprelu, topk
 from diffprobe.probes.sae.base import KSAE
@@ -86,6 +86,7 @@ def to_saelens(sae: KSAE, folder: Path | str, *, cell: str | None = None) -> Pat
     if plain.threshold is not None:
         settings, tensors["threshold"] = {"architecture": "jumprelu"}, plain.threshold
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+    open_to_readers(folder / "sae_weights.safetensors")
     common = {
         "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
         "normalize_activations": "none", "reshape_activations": "none", "metadata": {"hook_name": cell},

@@ -21,6 +21,7 @@ def test_reconstructions_agree_after_the_journey(make_sae, x, name, form, tmp_pa
     sae = make_sae(name)
     sae.b_enc.data += 0.1 * torch.randn(48, generator=torch.Generator().manual_seed(0))
     back = there_and_back(sae, form, tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # safetensors alone makes private files
     assert float(back.scale) == 1 and not float(sae.scale) == pytest.approx(1, abs=0.1)
     torch.testing.assert_close(back(x)[0], sae(x)[0], rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(back.W_dec.norm(dim=1), torch.ones(48))
