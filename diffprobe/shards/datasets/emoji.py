@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ SAMPLES_PER_SHARD = 512
 LEFT_OUT_GROUPS = ("component", "flags")
 LICENCE = "noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see README.md)"
 
-# Words that only tell who is shown; a base is what stays without them, so that no variant of a base leaks over a split.
+# Words that only tell who is shown; a family is what stays of a base without them.
 _PERSON_WORDS = frozenset("man men woman women person people boy boys girl girls adult child and".split())
 _MALE_WORDS = frozenset("man men boy boys".split())
 _FEMALE_WORDS = frozenset("woman women girl girls".split())
@@ -59,13 +59,21 @@ class Emoji:
 
     @property
     def base(self) -> str:
-        """What is shown, whoever shows it: "woman health worker" and "man health worker" are one base.
+        """What is drawn, in all styles and skin tones, whichever way it faces: the name, in lower case.
 
         >>> Emoji("1F468-200D-2695", "man health worker", (), "people-body", "person-role", ()).base
+        'man health worker'
+        """
+        return re.sub(r":? facing right", "", self.name.lower())
+
+    @property
+    def family(self) -> str:
+        """What is shown, whoever shows it: "woman health worker" and "man health worker" are of one family.
+
+        >>> Emoji("1F468-200D-2695", "man health worker", (), "people-body", "person-role", ()).family
         'health worker'
         """
-        text = self.name.replace("facing right", "")
-        words = [word for word in re.findall(r"[\w'.’!?-]+", text.lower()) if word not in _PERSON_WORDS]
+        words = [word for word in re.findall(r"[\w'.’!?-]+", self.base) if word not in _PERSON_WORDS]
         return " ".join(words) if words else "person"
 
     @property
@@ -132,15 +140,20 @@ def _fraction(*parts: str) -> float:
     return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") / 2**64
 
 
-def split_of(base: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]) -> str:
+def split_of(
+    base: str, family: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]
+) -> str:
     """Give the split of one sample.
 
-    A tenth of the bases is `test`, whole. Of the others, a tenth of the (style, skin tone) combinations is `val`, in
-    all genders, as long as another combination of that base stays in `train`.
+    A tenth of the bases is `test`, whole (of those that share a drawing, all or none: `base` is the first of them). Of the others, a tenth of the (style, skin tone) combinations is `val`, the
+    same ones for all bases of a family, as long as another combination of that base stays in `train`.
+
+    Args:
+        combinations: in which the base is drawn.
     """
     if _fraction("test", base) < 0.1:
         return "test"
-    ranks = {combination: _fraction("val", base, combination[0], *combination[1]) for combination in combinations}
+    ranks = {combination: _fraction("val", family, combination[0], *combination[1]) for combination in combinations}
     chosen = (style, tones)
     kept = max(ranks, key=lambda item: (ranks[item], item))
     return "val" if ranks[chosen] < 0.1 and chosen != kept else "train"
@@ -169,6 +182,20 @@ def _find(folder: Path, hexcode: str) -> Path | None:
     return None
 
 
+def _first_of_equals(bases: Sequence[str], images: Sequence[bytes]) -> dict[str, str]:
+    """Map each base to the first name, in the alphabet, among those that a chain of equal drawings leads to."""
+    first = {base: base for base in bases}
+    by_image: dict[bytes, set[str]] = {}
+    for base, image in zip(bases, images, strict=True):
+        by_image.setdefault(image, set()).add(base)
+    chains = [equals for equals in by_image.values() if len(equals) > 1]
+    for _ in chains:  # each pass carries a name at least one drawing further
+        for equals in chains:
+            least = min(first[base] for base in equals)
+            first.update(dict.fromkeys(equals, least))
+    return first
+
+
 def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, dict[str, bytes]]]:
     """Yield (split, key, members) of every sample, styles within emoji, emoji in emojibase's order."""
     emojis = read_names(names)
@@ -185,8 +212,10 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
     combinations: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
     for emoji, style, _ in drawn:
         combinations.setdefault(emoji.base, set()).add((style, emoji.tones))
-    for emoji, style, path in drawn:
-        attributes = {"style": style, "group": emoji.group, "base": emoji.base}
+    images = [_encode(path) for _, _, path in drawn]
+    first = _first_of_equals([emoji.base for emoji, _, _ in drawn], images)
+    for (emoji, style, _), image in zip(drawn, images, strict=True):
+        attributes = {"style": style, "group": emoji.group, "base": emoji.base, "family": emoji.family}
         if len(emoji.tones) == 1:
             attributes["skin_tone"] = emoji.tones[0]
         if emoji.gender:
@@ -199,8 +228,9 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
             "class_name": emoji.subgroup,
             "label": classes.index(emoji.subgroup),
         }
-        members = {"json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), "webp": _encode(path)}
-        yield split_of(emoji.base, style, emoji.tones, combinations[emoji.base]), f"{style}-{emoji.hexcode}", members
+        members = {"json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), "webp": image}
+        split = split_of(first[emoji.base], emoji.family, style, emoji.tones, combinations[emoji.base])
+        yield split, f"{style}-{emoji.hexcode}", members
 
 
 def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
