@@ -145,10 +145,11 @@ def split_of(
 ) -> str:
     """Give the split of one sample.
 
-    A tenth of the bases is `test`, whole (of those that share a drawing, all or none: `base` is the first of them). Of the others, a tenth of the (style, skin tone) combinations is `val`, the
+    A tenth of the bases is `test`, whole. Of the others, a tenth of the (style, skin tone) combinations is `val`, the
     same ones for all bases of a family, as long as another combination of that base stays in `train`.
 
     Args:
+        base: of bases that share a drawing the first one, so that all or none of them are in `test`.
         combinations: in which the base is drawn.
     """
     if _fraction("test", base) < 0.1:
