@@ -144,14 +144,14 @@ def regressions(score: DenoisingError, train: Encoded, rule: RegressionRule, *, 
     """
     generator = torch.Generator().manual_seed(derive_seed("regression", seed))
     rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
-    captions, groups = ([values[row] for row in rows.tolist()] for values in (train.captions, train.groups))
+    captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
         "regression_on_words": WordVectors(captions),
         "regression_on_text_encoder": score.encode_pooled,
     }
     fitted: dict[str, Expectation] = {}
     for name, vectors in inputs.items():
-        regression = CaptionRegression(vectors(captions), train.latents[rows], groups, rule)
+        regression = CaptionRegression(vectors(captions), train.latents[rows], families, rule)
         fitted[name] = _of_captions(vectors, regression)
     return fitted
 

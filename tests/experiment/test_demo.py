@@ -67,7 +67,7 @@ def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     kinds = {kind: {run.null for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
     assert kinds == {"sae": {"none", "random_weights"}, "classifier": {"none", "random_weights", "raw_pixels"}}
     assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)}
-    assert demo.config.panels == PanelConfig(one_per="base")
+    assert demo.config.panels == PanelConfig(one_per="family")
 
 
 def test_the_same_run_twice_is_refused(tiny_study):
