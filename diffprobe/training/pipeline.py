@@ -8,6 +8,9 @@ from typing import Any
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.core.digest import canonical_json
 
+OPENED_FROM = ("_name_or_path", "is_local", "local_files_only")
+"""What diffusers and transformers note of the folder that a part was opened from, and how."""
+
 
 def save_pipeline(folder: Path, *, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
     """Write a StableDiffusionPipeline in diffusers' format, weights as fp16 safetensors; the parts stay as they are.
@@ -32,8 +35,11 @@ def save_pipeline(folder: Path, *, vae: Any, unet: Any, text_encoder: Any, token
         pipeline.save_pretrained(folder, safe_serialization=True)
     vocabulary = folder / "tokenizer" / "tokenizer.json"  # transformers indents every merge; a third of it is space
     vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
-    for name in ("vae", "unet"):  # diffusers notes the folder that a part was opened from
-        path = folder / name / "config.json"
+    for path in (
+        folder / "vae" / "config.json",
+        folder / "unet" / "config.json",
+        folder / "tokenizer" / "tokenizer_config.json",
+    ):
         described = json.loads(path.read_text("utf-8"))
-        described.pop("_name_or_path", None)
-        path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", "utf-8")
+        kept = {key: value for key, value in described.items() if key not in OPENED_FROM}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")

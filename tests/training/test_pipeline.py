@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.networks import DenoiserShape, NoiseSchedule, make_text_encoder, make_unet
-from diffprobe.training.pipeline import save_pipeline
+from diffprobe.training.pipeline import OPENED_FROM, save_pipeline
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
@@ -15,6 +15,7 @@ SHAPE = DenoiserShape(
 
 def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
     from diffusers import AutoencoderKL
+    from transformers import AutoTokenizer
 
     torch.manual_seed(0)
     AutoencoderKL(
@@ -23,7 +24,8 @@ def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
     ).save_pretrained(tmp_path / "opened")  # fmt: skip
     vae = AutoencoderKL.from_pretrained(tmp_path / "opened")
     unet = make_unet(SHAPE, latent_channels=2, latent_side=8, seed=0)
-    tokenizer = train_tokenizer(["a red cat", "a blue dog"], vocab_size=540, max_tokens=16)
+    train_tokenizer(["a red cat", "a blue dog"], vocab_size=540, max_tokens=16).save_pretrained(tmp_path / "words")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "words", local_files_only=True)
     text_encoder = make_text_encoder(SHAPE, tokenizer=tokenizer, seed=0)
     folder = tmp_path / "saved"
     save_pipeline(
@@ -36,7 +38,8 @@ def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
     )
 
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))
-    assert "_name_or_path" not in json.loads((folder / "vae" / "config.json").read_text())
+    for described in ("vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json"):
+        assert not set(OPENED_FROM) & set(json.loads((folder / described).read_text()))
     for part in (vae, unet, text_encoder):
         assert {value.dtype for value in part.parameters()} == {torch.float32}  # the run's own stay as they are
     stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
