@@ -25,7 +25,7 @@ class RegressionRule:
     square: 10,000 take 1.2 GB."""
     width: float = 1.0
     """Of the Gaussian kernel exp(-width * d^2), where inputs are centred and have norm 1 on average. This and `ridge`
-    are of 12 pairs the best on the training split of `emoji` (113 bases held out, four choices of them)."""
+    are of 12 pairs the best on the training split of `emoji` (113 families held out, four choices of them)."""
     ridge: float = 1.0
     """Penalty; 0 would give back the training images."""
     balance_power: float = 0.4
