@@ -17,7 +17,8 @@ from torch import Tensor
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.contract import ALONE, Code, Joint, StepOutput
-from diffprobe.probes.sae.sparse_step import Selection, Top, chunk_of, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.encoder import chunk_of
+from diffprobe.probes.sae.sparse_step import Selection, Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.topk import TopK
 from diffprobe.training.sae import SparseAutoencoderModule
 
@@ -120,7 +121,7 @@ def _scan(
 
 
 def _encoder_chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Float[Tensor, "members part n_latents"]]:
-    """Yield pre-activations of some rows of all members, as `sparse_step.encoder_chunks` does for one of them."""
+    """Yield pre-activations of some rows of all members, as `encoder.encoder_chunks` does for one of them."""
     dtype, rows = chunk_of(W_enc, b_enc.numel())
     with torch.autocast(centred.device.type, enabled=False):
         centred, weight, bias = centred.to(dtype), W_enc.to(dtype).transpose(1, 2), b_enc.to(dtype)[:, None]

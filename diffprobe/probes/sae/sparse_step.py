@@ -10,7 +10,6 @@ stock operators, none of which adds in an order that depends on timing.
 
 import functools
 import warnings
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,10 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diffprobe.probes.sae.encoder import encoder_chunks
 from diffprobe.probes.sae.row_topk import row_topk
-
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Largest [rows, latents] buffer of `scan` by device type; small on a CPU, so that its pages stay warm."""
 
 
 class Top(NamedTuple):
@@ -43,45 +40,6 @@ class Selection(NamedTuple):
     """Where each bag begins, and the number of entries at the end."""
     samples: Int[Tensor, " bags"]
     """The sample that each bag belongs to."""
-
-
-def chunk_of(W_enc: Tensor, n_latents: int, chunk_bytes: int | None = None) -> tuple[torch.dtype, int]:
-    """Return the precision in which an encoder's product is computed, and how many rows of it a chunk may hold.
-
-    Args:
-        W_enc: the weights, wherever they are.
-        n_latents: pre-activations a row.
-        chunk_bytes: largest buffer; None for `CHUNK_BYTES` of the device. One row is always possible.
-    """
-    device = W_enc.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else W_enc.dtype
-    budget = chunk_bytes or CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
-    return dtype, max(1, budget // (n_latents * dtype.itemsize))
-
-
-def encoder_chunks(
-    centred: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "n_latents d_in"],
-    b_enc: Float[Tensor, " n_latents"],
-    *,
-    chunk_bytes: int | None = None,
-) -> Iterator[tuple[slice, Float[Tensor, "rows n_latents"]]]:
-    """Yield the pre-activations of some rows at a time, in one buffer: use a chunk before asking for the next.
-
-    Under autocast the product is computed in the lower precision; the weights themselves stay as they are.
-
-    Args:
-        chunk_bytes: see `chunk_of`.
-    """
-    device, n, n_latents = centred.device.type, centred.shape[0], W_enc.shape[0]
-    dtype, rows = chunk_of(W_enc, n_latents, chunk_bytes)
-    rows = -(-n // -(-n // rows)) if n else 1  # chunks of one size: a short last one would waste its pass over W_enc
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        centred, weight, bias = centred.to(dtype), W_enc.detach().to(dtype).T, b_enc.detach().to(dtype)
-        buffer = centred.new_empty(rows, n_latents)
-        for start in range(0, n, rows):
-            part = slice(start, min(start + rows, n))
-            yield part, torch.addmm(bias, centred[part], weight, out=buffer[: part.stop - start])
 
 
 @torch.no_grad()
