@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shape", action="append", type=_shape, metavar="B,D,M,K", help="batch, width, latents, k (default: three)"
     )
     ksae.add_argument("--steps", type=int, default=8, metavar="N", help="steps; the fastest counts (default: 8)")
+    ksae.add_argument("--rounds", type=int, default=2, metavar="N", help="turns of each; the fastest (default: 2)")
     ksae.add_argument(
         "--no-peers", action="store_true", help="leave out other libraries (diffprobe[peers] installs them)"
     )
@@ -64,8 +65,8 @@ def _ksae(args: argparse.Namespace) -> int:
     from diffprobe.experiment.bench_ksae_peers import PEERS
 
     peers = () if args.no_peers else tuple(PEERS)
-    report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, peers=peers, say=_say)
-    print(f"{report.machine}; the fastest of {report.steps - 1} steps")
+    report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, rounds=args.rounds, peers=peers, say=_say)
+    print(f"{report.machine}; the fastest of {report.rounds} x {report.steps - 1} steps")
     print("\n| batch, width, latents, k | precision | contender | s/step | x ours | x encoder | peak MiB | fvu |")
     print("|---|---|---|---|---|---|---|---|")
     cells = [(row, precision) for row in report.rows for precision in PRECISIONS]
