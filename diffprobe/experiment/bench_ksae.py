@@ -109,7 +109,8 @@ def bench_ksae(
     """
     if steps < 2 or rounds < 1 or any(min(shape) < 1 or shape[3] > shape[2] for shape in shapes):
         raise ConfigError(
-            f"bench ksae: steps={steps} (2 and more), rounds={rounds} (1 and more), shapes {shapes} (k at most the latents)."
+            f"bench ksae: steps={steps} (2 and more), rounds={rounds} (1 and more), "
+            f"shapes {shapes} (k at most the latents)."
         )
     absent = {name: "not installed" for name in peers if version(name) is None}
     rows = []
