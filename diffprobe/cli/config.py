@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the resolved configuration as YAML, each key as the run will see it. A probe's file judges its own keys."""
     from diffprobe.config import compose, describe, locate
-    from diffprobe.config.schema import RunConfig
+    from diffprobe.config.kinds import KINDS, PROBE
 
     if args.list:
         print("experiment:", *(f"  {name}" for name in locate.experiments()), sep="\n")
@@ -26,10 +26,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     composed = compose.compose(None, args.settings)
     if args.keys:
-        print(describe.render_keys(compose.schema_class(composed)), end="")
+        print(describe.render_keys(KINDS[composed.kind].load()), end="")
         return 0
-    config = compose.judge(composed)
-    if isinstance(config, RunConfig):
+    config = compose.validate(composed)
+    if composed.kind == PROBE:
         from diffprobe.experiment.plan import plan
 
         plan(config)

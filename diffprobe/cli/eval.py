@@ -38,7 +38,8 @@ def _run_backbone(args: argparse.Namespace) -> int:
     from diffprobe.config.compose import load, setting_text, split_experiment
 
     experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "emoji/evaluate", [f"model={setting_text(args.backbone)}", *settings])
+    settings = [f"model={setting_text(args.backbone)}", *settings]
+    config = load(experiment or "emoji/evaluate", settings, kinds=("evaluate_backbone",))
     from diffprobe.experiment.evaluate_backbone import evaluate_backbone
 
     path, missed = evaluate_backbone(config)
@@ -50,17 +51,12 @@ def _run_backbone(args: argparse.Namespace) -> int:
 
 def _run_sae(args: argparse.Namespace) -> int:
     from diffprobe.config.compose import load, setting_text, split_experiment
-    from diffprobe.core.errors import ConfigError
 
     experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "emoji/evaluate_sae", [f"run={setting_text(args.run_folder)}", *settings])
-    from diffprobe.experiment.evaluate_sae import SaeEvaluation, evaluate_sae
+    settings = [f"run={setting_text(args.run_folder)}", *settings]
+    config = load(experiment or "emoji/evaluate_sae", settings, kinds=("evaluate_sae",))
+    from diffprobe.experiment.evaluate_sae import evaluate_sae
 
-    if not isinstance(config, SaeEvaluation):
-        raise ConfigError(
-            f"experiment '{experiment}' does not describe the evaluation of an sae.",
-            fix="experiment=emoji/evaluate_sae",
-        )
     paths = evaluate_sae(config)
     for path in paths:
         _print(path, headed=len(paths) > 1)

@@ -16,13 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, train, and say where the result is."""
-    from diffprobe.config.compose import load
-    from diffprobe.config.schema import RunConfig
+    from diffprobe.config.compose import compose, require_kind, validate
+    from diffprobe.config.kinds import PROBE, kinds_of
     from diffprobe.core.memory import keep_freed_memory
 
     keep_freed_memory()  # before the first tensor
-    config = load(None, args.settings)
-    if not isinstance(config, RunConfig):
+    composed = compose(None, args.settings)
+    require_kind(composed, kinds_of("train"))
+    config = validate(composed)
+    if composed.kind != PROBE:
         return _train_backbone(config, check=args.check)
     from diffprobe.experiment.train import plan, train
 

@@ -7,21 +7,20 @@ was written is read from the same files in the order in which Hydra merged them.
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from diffprobe.config import locate
 from diffprobe.config.faults import fault, reasons
-from diffprobe.config.origin import COMMAND_LINE, origins, read_schema
+from diffprobe.config.kinds import KINDS, PROBE
+from diffprobe.config.origin import COMMAND_LINE, origins, read_kind
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, nearest, unknown
 
 VERSION_BASE = "1.3"
-RUN_SCHEMA = "diffprobe.config.schema:RunConfig"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z_][\w-]*(/[A-Za-z_][\w-]*)*", re.ASCII)
@@ -37,8 +36,8 @@ class Composed:
     """The merged keys, interpolations resolved."""
     origin: dict[str, tuple[str, int]]
     """Dotted key -> (file, line) of the value that won; line 0 for the command line."""
-    schema: str = RUN_SCHEMA
-    """"module:Class" that judges the tree: the experiment file's `schema:` key, else that of probe runs."""
+    kind: str = PROBE
+    """Kind of the experiment file (`kinds.py`): its dataclass validates the tree."""
     experiment: str | None = None
     """Name of the experiment file."""
 
@@ -46,7 +45,7 @@ class Composed:
 def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     """Merge `configs/base/run.yaml` and its groups, the experiment file, and settings, in this order.
 
-    An experiment file with a `schema:` key starts from nothing instead of that base: it lists the groups it wants.
+    An experiment file with a `kind:` key starts from nothing instead of that base: it lists the groups it wants.
 
     Args:
         experiment: name of a file below `experiments/`, without suffix; None for a run described by settings alone.
@@ -54,69 +53,65 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     Raises: ConfigError on an unknown experiment, group choice or malformed setting. Keys are judged by `parse`.
     """
     experiment, settings = split_experiment(experiment, overrides)
-    schema = RUN_SCHEMA
+    kind = PROBE
     if experiment is not None:
         path = _experiment_path(experiment)
-        schema = read_schema(path) or RUN_SCHEMA
+        kind = read_kind(path) or PROBE
+        if kind not in KINDS:
+            raise unknown(f"kind of experiment in {locate.display(path)}:", kind, KINDS, ConfigError)
     groups = locate.groups()
     chosen, values = _sort_settings(settings, groups)
     folders = locate.search_path()
     if experiment is not None and _choice(experiment)[0] == locate.EXPERIMENTS:
         folders += locate.roots()
-    tree, merged = _merge(schema == RUN_SCHEMA, experiment, chosen, values, folders)
-    tree.pop("schema", None)
+    tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
+    tree.pop("kind", None)
     tree = _from_home(tree)
     origin = origins(merged, folders)
     for setting in values:
         _mark(origin, tree, setting.split("=", 1)[0])
-    return Composed(tree=tree, origin=origin, schema=schema, experiment=experiment)
+    return Composed(tree=tree, origin=origin, kind=kind, experiment=experiment)
 
 
-def load(experiment: str | None, overrides: Sequence[str] = ()) -> Any:
-    """Compose and judge by the schema that the experiment file names (`RunConfig` if it names none).
+def load(experiment: str | None, overrides: Sequence[str] = (), *, kinds: Collection[str] = tuple(KINDS)) -> Any:
+    """Compose a configuration and validate it by the dataclass of its kind.
 
-    Raises: ConfigError with every fault of the configuration.
+    Args:
+        kinds: kinds of experiment files that the caller can run.
+    Raises: ConfigError with every fault of the configuration, or for an experiment of another kind.
     """
-    return judge(compose(experiment, overrides))
+    composed = compose(experiment, overrides)
+    require_kind(composed, kinds)
+    return validate(composed)
 
 
 def load_run(experiment: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Compose and judge a probe run. Raises: ConfigError with every fault of the configuration."""
-    return judge_run(compose(experiment, overrides))
-
-
-def judge_run(composed: Composed) -> RunConfig:
-    """Parse a merged configuration of a probe run. Raises: ConfigError with every fault, or for one of another kind."""
-    if composed.schema != RUN_SCHEMA:
-        raise ConfigError(
-            f"experiment '{composed.experiment}' does not describe a probe run: its schema is {composed.schema}.",
-            fix=f"see it: diffprobe config experiment={composed.experiment}",
-        )
-    config: RunConfig = judge(composed)
+    """Compose and validate a probe run. Raises: ConfigError, see `load`."""
+    config: RunConfig = load(experiment, overrides, kinds=(PROBE,))
     return config
 
 
-def judge(composed: Composed) -> Any:
-    """Parse a merged configuration by its schema and fill in the name of its experiment, where the schema has one."""
-    cls = schema_class(composed)
+def require_kind(composed: Composed, kinds: Collection[str]) -> None:
+    """Refuse an experiment that the caller cannot run. Raises: ConfigError that names the verb which can."""
+    if composed.kind not in kinds:
+        raise ConfigError(
+            f"experiment '{composed.experiment}' is of kind '{composed.kind}'; expected: {', '.join(kinds)}.",
+            fix=f"diffprobe {KINDS[composed.kind].verb} experiment={composed.experiment}",
+        )
+
+
+def validate(composed: Composed) -> Any:
+    """Build the dataclass of a composed configuration; fill in the name of its experiment, where it has that field.
+
+    Raises: ConfigError with every fault.
+    """
+    cls = KINDS[composed.kind].load()
     tree = dict(composed.tree)
     if "experiment" in {f.name for f in fields(cls)}:
         if "experiment" in tree:
             raise ConfigError("'experiment' names the file itself; it cannot be set inside one.")
         tree["experiment"] = composed.experiment or ""
     return parse(cls, tree, composed.origin)
-
-
-def schema_class(composed: Composed) -> type[Any]:
-    """Import the dataclass that judges `composed`. Raises: ConfigError if there is none of that name."""
-    module, _, name = composed.schema.partition(":")
-    if not module.startswith("diffprobe."):
-        raise ConfigError(f"schema '{composed.schema}' is not a dataclass of diffprobe (module:Class).")
-    try:
-        found = getattr(import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(f"schema '{composed.schema}' of experiment '{composed.experiment}': {error}.") from error
-    return found  # type: ignore[no-any-return]
 
 
 def split_experiment(experiment: str | None, overrides: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -32,8 +32,8 @@ def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str,
     return found
 
 
-def read_schema(path: Path) -> str | None:
-    """Return the `schema:` key of an experiment file, None if it has none.
+def read_kind(path: Path) -> str | None:
+    """Return the `kind:` key at the top of an experiment file, None if it has none.
 
     Raises: ConfigError on YAML that holds no configuration.
     """
@@ -44,7 +44,7 @@ def read_schema(path: Path) -> str | None:
         raise ConfigError(f"{display(path)} holds no keys at its top level.")
     _refuse_odd_keys(node, path)
     for key, value in node.value:
-        if key.value == "schema":
+        if key.value == "kind":
             return str(value.value)
     return None
 
@@ -97,7 +97,7 @@ def _keys(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int]]:
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
-        if not at and key.value in ("defaults", "schema"):
+        if not at and key.value in ("defaults", "kind"):
             continue
         full = f"{at}.{key.value}" if at else str(key.value)
         yield full, key.start_mark.line + 1

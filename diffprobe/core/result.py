@@ -24,6 +24,12 @@ from diffprobe.core.errors import SchemaError, nearest
 
 SCHEMA_VERSION = 1
 KIND = "result"
+RESULT_FILE = "result.json"
+"""Name of the record in the folder of a run."""
+INPUT = "input/"
+"""What the names of a run's inputs begin with in `artifacts`; all other names are of files that the run wrote."""
+SHARDS, BACKBONE, STORE = f"{INPUT}shards", f"{INPUT}backbone", f"{INPUT}store"
+"""Names of what a run may rest on."""
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
 
 

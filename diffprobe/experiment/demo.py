@@ -10,16 +10,17 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from diffprobe.config.compose import compose, judge, judge_run, setting_text, split_experiment
+from diffprobe.config.compose import compose, require_kind, setting_text, split_experiment, validate
+from diffprobe.config.kinds import PROBE
 from diffprobe.config.origin import COMMAND_LINE
 from diffprobe.config.parse import Origin
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError
-from diffprobe.core.result import RunResult
+from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.experiment.demo_config import DemoConfig, RunSpec
 from diffprobe.experiment.extract import backbone_and_features, extract_run
 from diffprobe.experiment.train import plan, train
-from diffprobe.report.collect import RESULT_FILE, read_results
+from diffprobe.report.collect import read_results
 from diffprobe.report.spec import TableSpec, find_spec, load_spec
 from diffprobe.report.table import render
 
@@ -113,9 +114,8 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
     for_demo = [setting for setting in rest if setting.partition("=")[0].partition(".")[0] in own]
     for_runs = [setting for setting in rest if setting not in for_demo]
     composed = compose(experiment or DEFAULT, for_demo)
-    config = judge(composed)
-    if not isinstance(config, DemoConfig):
-        raise ConfigError(f"experiment '{experiment}' does not describe a demo.", fix="diffprobe demo")
+    require_kind(composed, ("demo",))
+    config: DemoConfig = validate(composed)
     specs = tuple(load_spec(find_spec(table)) for table in config.tables)
     runs = _load_runs(config, for_runs, composed.origin)
     _check_distinct(runs)
@@ -156,7 +156,9 @@ def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: O
         for key in origin:
             if composed.origin[key] == COMMAND_LINE and f"{key}.".startswith(f"{at}."):
                 origin[key] = written.get(block, COMMAND_LINE)
-    return judge_run(replace(composed, origin=origin))
+    require_kind(composed, (PROBE,))
+    run: RunConfig = validate(replace(composed, origin=origin))
+    return run
 
 
 def _check_distinct(runs: Sequence[RunConfig]) -> None:

@@ -22,7 +22,7 @@ from diffprobe.config.schema import DataConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
-from diffprobe.core.result import MetricRecord, make_result, write_result
+from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.experiment.evaluate_captions import (
     Encoded,
@@ -32,14 +32,14 @@ from diffprobe.experiment.evaluate_captions import (
     regressions,
     text_use,
 )
-from diffprobe.experiment.inputs import BACKBONE, SHARDS, checkpoint_digest
+from diffprobe.experiment.inputs import checkpoint_digest
 from diffprobe.shards.index import ShardSet
 from diffprobe.training.images import load_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneEvaluation:
-    """What `diffprobe eval backbone` measures (`schema:` of its experiment file)."""
+    """What `diffprobe eval backbone` measures (experiment files of kind `evaluate_backbone`)."""
 
     experiment: str
     """Name of the experiment."""
@@ -137,10 +137,10 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         started_at=started_at,
         artifacts=inputs,
     )
-    write_result(result, run_dir / "result.json")
+    write_result(result, run_dir / RESULT_FILE)
     if config.prompts:
         sample_grid(config, pipeline).save(run_dir / "samples.png")
-    return run_dir / "result.json", missed_gates(config.gates, metrics)
+    return run_dir / RESULT_FILE, missed_gates(config.gates, metrics)
 
 
 def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> list[str]:

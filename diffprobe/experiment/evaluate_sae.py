@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from diffprobe.config.ranges import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
-from diffprobe.core.result import MetricRecord, make_result, write_result
+from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
 from diffprobe.experiment.extract import backbone_and_features
-from diffprobe.experiment.inputs import BACKBONE, SHARDS, backbone_digest
-from diffprobe.experiment.trained_sae import RESULT, Trained, open_runs
+from diffprobe.experiment.inputs import backbone_digest
+from diffprobe.experiment.trained_sae import Trained, open_runs
 
 if TYPE_CHECKING:
     from diffprobe.analysis.spliced_error import Baseline, HeldOut, SplicedError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SaeEvaluation:
-    """What `diffprobe eval sae` measures (`schema:` of its experiment file)."""
+    """What `diffprobe eval sae` measures (experiment files of kind `evaluate_sae`)."""
 
     experiment: str
     """Name of the experiment."""
@@ -103,10 +103,10 @@ def _evaluate(
         seeds={**trained.result.seeds, "bootstrap": config.seed},
         metrics=metrics,
         started_at=started_at,
-        artifacts={f"input/{name.removeprefix('input/')}": sha for name, sha in trained.result.artifacts.items()},
+        artifacts={INPUT + name.removeprefix(INPUT): sha for name, sha in trained.result.artifacts.items()},
     )
-    write_result(result, run_dir / RESULT)
-    return run_dir / RESULT
+    write_result(result, run_dir / RESULT_FILE)
+    return run_dir / RESULT_FILE
 
 
 def _measure(

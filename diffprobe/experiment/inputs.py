@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import unknown
+from diffprobe.core.result import BACKBONE, SHARDS, STORE
 
 if TYPE_CHECKING:
     from diffprobe.features.source import FeatureSource
     from diffprobe.shards.index import ShardSet
-
-SHARDS, BACKBONE, STORE = "input/shards", "input/backbone", "input/store"
-"""Names of what a run may rest on."""
 
 _OWN = ("family", "weights", "random_seed", "schedule")
 """Of a backbone's fingerprint: what the model is. The rest says what was read from it, and stands in the config."""

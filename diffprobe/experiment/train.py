@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.result import RESULT_FILE
 from diffprobe.experiment.extract import backbone_and_features
 from diffprobe.experiment.grid import MEMBERS, seeds_of
 from diffprobe.experiment.inputs import inputs_of, require_splits
@@ -43,16 +44,18 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     planned = plan(config)
     import lightning
 
-    from diffprobe.training import fit, resume, tracking
+    from diffprobe.training import tracking
+    from diffprobe.training.fit import is_main_process, make_trainer, quiet
+    from diffprobe.training.resume import find_checkpoint, forget
 
     source = make_source(config)
     module = make_module(planned, source)
     source.setup("fit")  # with live features it opens the backbone: what can be refused is, before files are removed
-    checkpoint = resume.find_checkpoint(planned.run_dir, resume=config.trainer.resume)
-    with fit.quiet():
+    checkpoint = find_checkpoint(planned.run_dir, resume=config.trainer.resume)
+    with quiet():
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        trainer = fit.make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks)
-        if fit.is_main_process():
+        trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks)
+        if is_main_process():
             planned.run_dir.mkdir(parents=True, exist_ok=True)
         logger = tracking.make_logger(
             config.logger,
@@ -65,8 +68,8 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
             resume=checkpoint is not None,
         )
         trainer.logger = logger
-        if checkpoint is None and fit.is_main_process():
-            resume.forget(planned.run_dir, *(planned.run_dir / MEMBERS / point.name for point in planned.points))
+        if checkpoint is None and is_main_process():
+            forget(planned.run_dir, *(planned.run_dir / MEMBERS / point.name for point in planned.points))
         if _has_steps(module):
             trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
         trainer.validate(module, datamodule=source, verbose=False)
@@ -74,7 +77,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
         if trainer.is_global_zero:
             _write(planned, module, source, logger, started_at)
         trainer.strategy.barrier("result written")
-    return planned.run_dir / resume.RESULT
+    return planned.run_dir / RESULT_FILE
 
 
 def make_source(config: RunConfig) -> "FeatureSource":
@@ -174,7 +177,7 @@ def _tags(config: RunConfig) -> tuple[str, ...]:
 
 
 def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
-    from diffprobe.training import resume, tracking
+    from diffprobe.training import tracking
     from diffprobe.training.bank import SparseAutoencoderBankModule
 
     config = planned.config
@@ -198,7 +201,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             artifacts={**(artifacts if part else written), **inputs_of(source)},
             wandb_run_id=tracking.run_id(logger),
         )
-        write_result(result, folder / resume.RESULT)
+        write_result(result, folder / RESULT_FILE)
         return result
 
     whole: ProbeModule | None = module

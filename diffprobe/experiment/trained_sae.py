@@ -13,13 +13,11 @@ from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
-from diffprobe.core.result import RunResult, read_result
+from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, read_result
 from diffprobe.experiment.grid import MEMBERS
 
 if TYPE_CHECKING:
     from diffprobe.backbones.cell import Cell
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Trained:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of its autoencoders: their folders, seen from its own. A grid names those of all members."""
-        return tuple(name for name in self.result.artifacts if not name.startswith("input/"))
+        return tuple(name for name in self.result.artifacts if not name.startswith(INPUT))
 
     def saes(self) -> dict[str, Path]:
         """Return the folders of its autoencoders by name.
@@ -52,7 +50,7 @@ class Trained:
                     f"the run '{self.folder}' has no weights '{name}/{TENSORS}'.", fix="train it again"
                 )
             if digest_file(folder / TENSORS) != self.result.artifacts[name]:
-                raise SchemaError(f"'{folder / TENSORS}' is not the file that the run's {RESULT} is about.")
+                raise SchemaError(f"'{folder / TENSORS}' is not the file that the run's {RESULT_FILE} is about.")
         return folders
 
     def cells(self, sae: Path) -> "tuple[Cell, ...]":
@@ -78,17 +76,17 @@ def open_runs(run: str) -> list[Trained]:
         WeightsMissing for a grid that lacks a member.
     """
     folder = Path(run)
-    if not run or not (folder / RESULT).is_file():
+    if not run or not (folder / RESULT_FILE).is_file():
         raise ConfigError(
-            f"'{run}' is not the folder of a finished run: it has no {RESULT}.",
+            f"'{run}' is not the folder of a finished run: it has no {RESULT_FILE}.",
             fix="name the folder that `diffprobe train` printed: diffprobe eval sae runs/emoji/sae/DIGEST",
         )
     whole = _read(folder)
     if not whole.names:
-        raise SchemaError(f"'{folder / RESULT}' names no autoencoder.", fix="train it again")
+        raise SchemaError(f"'{folder / RESULT_FILE}' names no autoencoder.", fix="train it again")
     paths = [Path(name).parts for name in whole.names]
     members = list(dict.fromkeys(parts[1] for parts in paths if parts[0] == MEMBERS))
-    missing = [name for name in members if not (folder / MEMBERS / name / RESULT).is_file()]
+    missing = [name for name in members if not (folder / MEMBERS / name / RESULT_FILE).is_file()]
     if missing:
         raise WeightsMissing(
             f"the grid '{folder}' lacks {len(missing)} of its {len(members)} members.",
@@ -99,9 +97,9 @@ def open_runs(run: str) -> list[Trained]:
 
 
 def _read(folder: Path) -> Trained:
-    result = read_result(folder / RESULT)
+    result = read_result(folder / RESULT_FILE)
     if result.kind != "sae":
         raise ConfigError(f"'{folder}' is a run of kind '{result.kind}'; only those of kind 'sae' reconstruct.")
     return Trained(
-        folder=folder, result=result, config=parse(RunConfig, result.config, at=f"{folder / RESULT}: config")
+        folder=folder, result=result, config=parse(RunConfig, result.config, at=f"{folder / RESULT_FILE}: config")
     )

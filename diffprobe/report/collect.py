@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffprobe.core.errors import DiffprobeError, RunFailed, SchemaError
-from diffprobe.core.result import RunResult, read_result
-
-RESULT_FILE = "result.json"
+from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
 
 def collect(results_dir: Path | str) -> list[RunResult]:

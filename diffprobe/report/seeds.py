@@ -7,13 +7,11 @@ from typing import Any
 
 from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
-from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.result import BACKBONE, SHARDS, MetricRecord, RunResult
 from diffprobe.report.fields import config_value
 from diffprobe.report.spec import Value
 
 Found = list[tuple[RunResult, MetricRecord]]
-SHARDS, BACKBONE = "input/shards", "input/backbone"
-"""Names in a result's artifacts of the digests of the data set and of the model's files (`experiment/inputs.py`)."""
 
 _SECTIONS = ("backbone", "data", "features", "probe", "trainer")
 _NOT_CONTENT = {

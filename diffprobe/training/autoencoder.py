@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.backbone_settings import require_settings
+from diffprobe.training.backbone_settings import GenerativeModule, require_settings
 from diffprobe.training.images import ImagesInMemory, ImageTable
 from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
 
@@ -39,7 +38,7 @@ class AutoencoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTraining:
-    """A training run of an autoencoder (`schema:` of its experiment file)."""
+    """A training run of an autoencoder (experiment files of kind `train_autoencoder`)."""
 
     experiment: str
     """Name of the experiment."""
@@ -71,6 +70,17 @@ class AutoencoderTraining:
     def __post_init__(self) -> None:
         require_settings(self, not_negative=("mse_weight", "l1_weight", "edge_weight", "kl_weight"))
 
+    def require_weights(self) -> None:
+        """Nothing is built on: an autoencoder starts from random weights."""
+
+    def inputs(self) -> dict[str, str]:
+        """No trained network is opened."""
+        return {}
+
+    def make(self) -> "tuple[AutoencoderModule, ImagesInMemory]":
+        """Build the module and its images. Raises: what reading the shards raises."""
+        return AutoencoderModule(self), ImagesInMemory(self.data, resolution=self.model.resolution, seed=self.seed)
+
 
 def edge_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """Mean absolute error of the differences between neighbouring pixels, horizontal plus vertical."""
@@ -79,7 +89,7 @@ def edge_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]
     )
 
 
-class AutoencoderModule(lightning.LightningModule):
+class AutoencoderModule(GenerativeModule):
     """Trains an AutoencoderKL by L1, squared error, edges and a little KL.
 
     Randomness is a function of (seed, step), so an interrupted run goes on as it would have.
@@ -151,7 +161,7 @@ class AutoencoderModule(lightning.LightningModule):
         self.vae.save_pretrained(folder)
 
     def _table(self, split: str) -> ImageTable:
-        source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        source = self.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(source, ImagesInMemory)
         return source.train if split == "train" else source.val
 

@@ -1,12 +1,51 @@
-"""Which settings of the runs that train a backbone are refused: values out of range, and a key that would do nothing.
-
-Asked when a configuration is made, before anything is loaded.
+"""What the runs that train a part of a diffusion model have in common: the contract of their configurations, and which
+settings are refused. The checks run when a configuration is made, before anything is loaded.
 """
 
-from typing import Any
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any, Protocol
 
-from diffprobe.config.schema import DataConfig
+import lightning
+
+from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
+
+
+class GenerativeModule(lightning.LightningModule):
+    """A LightningModule that can write what it has trained."""
+
+    def save(self, folder: Path) -> None:
+        """Write the weights in diffusers' format."""
+        raise NotImplementedError
+
+
+class GenerativeData(lightning.LightningDataModule):
+    """The data of such a run; batches are row numbers."""
+
+    val: Sized
+    """The validation rows."""
+
+
+class GenerativeTraining(Protocol):
+    """The configuration of a run that trains a part of a diffusion model, and how the run is built from it."""
+
+    experiment: str
+    data: DataConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    seed: int
+    output: str
+    ema_decay: float
+
+    def require_weights(self) -> None:
+        """Check that the trained weights which the run builds on exist. Raises: WeightsMissing."""
+
+    def inputs(self) -> dict[str, str]:
+        """Return the digest of each trained network that the run opens, by name. Raises: WeightsMissing."""
+
+    def make(self) -> tuple[GenerativeModule, GenerativeData]:
+        """Build the module and its data."""
 
 
 def require_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:

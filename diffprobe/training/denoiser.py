@@ -8,18 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.weights import digest_files, digest_part, require_files
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.training.backbone_settings import require_settings
+from diffprobe.training.backbone_settings import GenerativeModule, require_settings
 from diffprobe.training.blur import blur
 from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
 from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
@@ -32,6 +32,7 @@ from diffprobe.training.networks import (
     open_unet,
     require_autoencoder,
     require_schedule,
+    require_text_encoder,
     weights_folder,
 )  # fmt: skip
 from diffprobe.training.pipeline import save_pipeline
@@ -41,7 +42,7 @@ from diffprobe.training.views import Views
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserTraining:
-    """A training run of a denoiser (`schema:` of its experiment file)."""
+    """A training run of a denoiser (experiment files of kind `train_denoiser`)."""
 
     experiment: str
     """Name of the experiment."""
@@ -97,8 +98,39 @@ class DenoiserTraining:
         if not self.min_snr_gamma > 0:
             raise ConfigError(f"min_snr_gamma={self.min_snr_gamma} is out of range: more than 0.")
 
+    def require_weights(self) -> None:
+        """Check the folders of the autoencoder, the text encoder and the pipeline to start from.
 
-class DenoiserModule(lightning.LightningModule):
+        Raises: WeightsMissing.
+        """
+        require_autoencoder(self.autoencoder)
+        if self.text_encoder or self.start:
+            require_text_encoder(weights_folder(self.text_encoder or self.start or ""))
+        if self.start:
+            require_files(weights_folder(self.start) / "unet")
+
+    def inputs(self) -> dict[str, str]:
+        """Return the digests of autoencoder, text encoder and start. Raises: WeightsMissing."""
+        found = {"autoencoder": digest_part(require_autoencoder(self.autoencoder))}
+        text_encoder = self.text_encoder or self.start
+        if text_encoder:
+            folder = weights_folder(text_encoder)
+            words = digest_files(sorted((folder / "tokenizer").iterdir()))
+            found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": words})
+        if self.start:
+            found["start"] = digest_part(weights_folder(self.start) / "unet")
+        return found
+
+    def make(self) -> "tuple[DenoiserModule, ImagesInMemory]":
+        """Build the module and its captioned images. Raises: what reading weights and shards raises."""
+        module = DenoiserModule(self)
+        images = ImagesInMemory(
+            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance
+        )
+        return module, images
+
+
+class DenoiserModule(GenerativeModule):
     """Learns to predict the noise in a vae_latent under its caption.
 
     Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).

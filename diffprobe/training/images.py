@@ -22,6 +22,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.features.source import EpochLoader
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
+from diffprobe.training.backbone_settings import GenerativeData
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def epoch_of(source: lightning.LightningDataModule) -> Callable[[], int]:
     return lambda: 0 if source.trainer is None else source.trainer.current_epoch
 
 
-class ImagesInMemory(lightning.LightningDataModule):
+class ImagesInMemory(GenerativeData):
     """Training and validation tables of a shard set; batches are row numbers.
 
     Args:
@@ -186,8 +187,8 @@ class ImagesInMemory(lightning.LightningDataModule):
         super().__init__()
         tell_unused(data)
         self.data, self.resolution, self.seed = data, resolution, seed
-        self.train = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
-        self.val = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
+        self.train: ImageTable = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
+        self.val: ImageTable = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
         if len(self.train) < data.batch_size:
             raise ConfigError(
                 f"data.batch_size={data.batch_size} is more than the {len(self.train)} samples of split"

@@ -7,9 +7,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import INPUT, RESULT_FILE
 
 LAST = "last.ckpt"
-RESULT = "result.json"
 INPUTS = "inputs.json"
 """What a run of a backbone rests on, in its folder from the start: a checkpoint does not say."""
 _KIND, _SCHEMA_VERSION = "run_inputs", 1
@@ -38,7 +38,7 @@ def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
         resume: `trainer.resume`; False starts anew in any case.
     """
     last = run_dir / LAST
-    if not resume or (run_dir / RESULT).exists() or not last.exists():
+    if not resume or (run_dir / RESULT_FILE).exists() or not last.exists():
         return None
     return last
 
@@ -64,7 +64,7 @@ def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
     if other:
         raise ConfigError(
             f"the interrupted run in '{run_dir}' began with other files than are there now.",
-            f"changed since: {', '.join(name.removeprefix('input/') for name in other)}",
+            f"changed since: {', '.join(name.removeprefix(INPUT) for name in other)}",
             fix="put the files back; or trainer.resume=false to start anew with those of now",
         )
 
@@ -75,5 +75,5 @@ def forget(*folders: Path) -> None:
     Call it when all is judged and only training is left: a run that is refused loses nothing.
     """
     for folder in folders:
-        for name in (LAST, RESULT):  # in this order: other processes that start now see no checkpoint
+        for name in (LAST, RESULT_FILE):  # in this order: other processes that start now see no checkpoint
             (folder / name).unlink(missing_ok=True)

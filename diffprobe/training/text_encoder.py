@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.backbone_settings import require_settings
+from diffprobe.training.backbone_settings import GenerativeData, GenerativeModule, require_settings
 from diffprobe.training.captions import train_tokenizer
 from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table, tell_unused
 from diffprobe.training.networks import DenoiserShape, make_text_encoder
@@ -32,7 +32,7 @@ from diffprobe.training.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderTraining:
-    """A training run of a text encoder (`schema:` of its experiment file)."""
+    """A training run of a text encoder (experiment files of kind `train_text_encoder`)."""
 
     experiment: str
     """Name of the experiment."""
@@ -60,8 +60,24 @@ class TextEncoderTraining:
     def __post_init__(self) -> None:
         require_settings(self, not_negative=("mixtures",))
 
+    def require_weights(self) -> None:
+        """Nothing is built on; the teacher is checked when it is opened."""
 
-class Texts(lightning.LightningDataModule):
+    def inputs(self) -> dict[str, str]:
+        """Return the digest of the teacher. Raises: WeightsMissing."""
+        from diffprobe.backbones.weights import digest_files, digest_part
+
+        teacher = Path(self.teacher)
+        words = digest_files([teacher / "tokenizer.json"])
+        return {"teacher": digest_json({"network": digest_part(teacher), "words": words})}
+
+    def make(self) -> "tuple[TextEncoderModule, Texts]":
+        """Build the module and its texts. Raises: see `Texts`."""
+        texts = Texts(self)
+        return TextEncoderModule(self, texts), texts
+
+
+class Texts(GenerativeData):
     """The texts of a run and what the teacher makes of them; batches are row numbers.
 
     Args:
@@ -141,7 +157,7 @@ def _other(word: str, words: Sequence[str], rng: random.Random) -> str:
     return rng.choice(words) + ("," if word.endswith(",") else "")
 
 
-class TextEncoderModule(lightning.LightningModule):
+class TextEncoderModule(GenerativeModule):
     """Learns the teacher's embedding of a text, up to a linear map, as the mean of its last hidden state over tokens.
 
     So each token's state says what it adds to the whole; the denoiser reads these states.

@@ -81,7 +81,7 @@ def test_a_fault_in_a_demos_own_file_is_found_there(tmp_path, monkeypatch, capsy
     (tmp_path / "experiments" / "x").mkdir(parents=True)
     file = tmp_path / "experiments" / "x" / "demo.yaml"
     text = """\
-schema: diffprobe.experiment.demo_config:DemoConfig
+kind: demo
 title: t
 lead: l
 tables: [emoji]

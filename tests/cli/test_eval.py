@@ -5,7 +5,7 @@ import pytest
 from diffprobe.cli.main import main
 
 EXPERIMENT = """\
-schema: diffprobe.experiment.evaluate_backbone:BackboneEvaluation
+kind: evaluate_backbone
 defaults:
   - /data: emoji
   - _self_

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load, load_run, setting_text, split_experiment
+from diffprobe.config.compose import compose, load, load_run, setting_text, split_experiment, validate
+from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
@@ -130,8 +131,7 @@ def test_settings_that_cannot_be_read_are_refused(settings: list[str], messages:
         ("defaults:\n  - override /probe: topkk\n", "experiment 'paper/row' picks an unknown probe 'topkk'"),
         ("data: emoji\n", "`override /data: emoji`"),
         ("experiment: other\n", "'experiment' names the file itself"),
-        ("schema: diffprobe.config.schema:Nothing\n", "has no attribute 'Nothing'"),
-        ("schema: os:environ\n", "is not a dataclass of diffprobe"),
+        ("kind: demmo\n", "unknown kind of experiment in experiments/paper/row.yaml: 'demmo'"),
     ],
 )
 def test_an_experiment_file_that_cannot_be_read_is_refused(write: Write, text: str, message: str) -> None:
@@ -141,13 +141,13 @@ def test_an_experiment_file_that_cannot_be_read_is_refused(write: Write, text: s
     assert message in str(caught.value)
 
 
-def test_a_file_with_a_schema_of_its_own_starts_from_nothing(write: Write) -> None:
-    text = "schema: diffprobe.config.schema:DataConfig\npath: pets\nbatch_size: 3\n"
+def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:
+    text = "kind: evaluate_sae\nrun: runs/x\nseed: 3\n"
     write("experiments/paper/other.yaml", text)
     composed = compose("paper/other", ["limit=5"])
-    assert composed.tree == {"path": "pets", "batch_size": 3, "limit": 5}
-    assert judge(composed).limit == 5
-    with pytest.raises(ConfigError, match="does not describe a probe run"):
+    assert composed.tree == {"run": "runs/x", "seed": 3, "limit": 5}
+    assert validate(composed).limit == 5
+    with pytest.raises(ConfigError, match="is of kind 'evaluate_sae'.*diffprobe eval sae RUN_FOLDER"):
         load_run("paper/other")
 
 
@@ -165,7 +165,7 @@ def test_every_experiment_that_is_listed_can_be_read(write: Write, name: str) ->
 
 def test_an_empty_experiment_file_is_the_base(write: Write) -> None:
     write("experiments/paper/row.yaml", "# nothing differs\n")
-    assert compose("paper/row").tree == compose(None).tree and compose(None).schema == RUN_SCHEMA
+    assert compose("paper/row").tree == compose(None).tree and compose(None).kind == PROBE
 
 
 def test_a_resolved_config_comes_back_equal() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config.origin import origins, read_schema
+from diffprobe.config.origin import origins, read_kind
 from diffprobe.core.errors import ConfigError
 
 
@@ -11,7 +11,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.yaml").write_text("# note\npath: x\nfields:\n  image: [png]\n")
-    (tmp_path / "row.yaml").write_text("schema: diffprobe.x:Y\ndefaults:\n  - a\ndata:\n  path: y\n")
+    (tmp_path / "row.yaml").write_text("kind: demo\ndefaults:\n  - a\ndata:\n  path: y\n")
     return tmp_path
 
 
@@ -29,14 +29,14 @@ def test_files_outside_the_search_path_have_no_origin(folder: Path) -> None:
     assert origins([("hydra/output", "hydra")], [folder]) == {}
 
 
-def test_the_schema_is_read_before_anything_is_merged(folder: Path) -> None:
-    assert read_schema(folder / "row.yaml") == "diffprobe.x:Y"
-    assert read_schema(folder / "data" / "a.yaml") is None
+def test_the_kind_is_read_before_anything_is_merged(folder: Path) -> None:
+    assert read_kind(folder / "row.yaml") == "demo"
+    assert read_kind(folder / "data" / "a.yaml") is None
     (folder / "empty.yaml").write_text("")
-    assert read_schema(folder / "empty.yaml") is None
+    assert read_kind(folder / "empty.yaml") is None
 
 
 def test_keys_of_nested_blocks_have_to_be_text_too(folder: Path) -> None:
     (folder / "odd.yaml").write_text("data:\n  limit: 3\n  3: x\n")
     with pytest.raises(ConfigError, match=r"key '3' in odd\.yaml, line 3, is no text to YAML but int"):
-        read_schema(folder / "odd.yaml")
+        read_kind(folder / "odd.yaml")

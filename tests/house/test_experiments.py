@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from diffprobe.config import locate
-from diffprobe.config.compose import RUN_SCHEMA, compose, judge, load_run
+from diffprobe.config.compose import compose, load_run, validate
+from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.catalog import Catalog
@@ -20,9 +21,9 @@ FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
     composed = compose(name)
-    config = judge(composed)
+    config = validate(composed)
     assert parse(type(config), to_tree(config)) == config
-    if composed.schema == RUN_SCHEMA:
+    if composed.kind == PROBE:
         assert config.experiment == name
         probe = Catalog(f"diffprobe.probes.{FOLDERS[config.probe.kind]}", "probe").load(config.probe.name)
         parse(probe.Config, config.probe.params)

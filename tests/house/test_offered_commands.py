@@ -8,10 +8,10 @@ import pytest
 
 from diffprobe.cli.main import VERBS
 from diffprobe.config import locate
-from diffprobe.config.compose import compose, judge, load, split_experiment
+from diffprobe.config.compose import compose, load, split_experiment, validate
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMOS = [name for name in locate.experiments() if compose(name).schema.endswith(":DemoConfig")]
+DEMOS = [name for name in locate.experiments() if compose(name).kind == "demo"]
 COMPOSED = ("extract", "train", "demo")  # verbs whose settings are all there is to know
 
 
@@ -21,7 +21,7 @@ def commands_of_readme() -> list[str]:
 
 
 def commands_of_demos() -> list[str]:
-    return [command for name in DEMOS for command in judge(compose(name)).next_steps]
+    return [command for name in DEMOS for command in validate(compose(name)).next_steps]
 
 
 @pytest.mark.parametrize("command", [*commands_of_readme(), *commands_of_demos()])

@@ -1,0 +1,47 @@
+"""Kinds of experiment files: which dataclass validates a file, and which verb runs it.
+
+A file names its kind with `kind: demo`; without one it describes a probe run. The dataclass is imported when a file of
+that kind is read, so that listing the kinds costs nothing.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of experiment file.
+
+    Attributes:
+        config: "module:Class" of the dataclass that validates the file.
+        verb: the command that runs it, without `diffprobe`.
+    """
+
+    config: str
+    verb: str
+
+    def load(self) -> type[Any]:
+        """Import the dataclass."""
+        module, _, name = self.config.partition(":")
+        found: type[Any] = getattr(import_module(module), name)
+        return found
+
+
+PROBE = "probe"
+"""The kind of a file that names none."""
+
+KINDS = {
+    PROBE: Kind("diffprobe.config.schema:RunConfig", "train"),
+    "demo": Kind("diffprobe.experiment.demo_config:DemoConfig", "demo"),
+    "evaluate_backbone": Kind("diffprobe.experiment.evaluate_backbone:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_sae": Kind("diffprobe.experiment.evaluate_sae:SaeEvaluation", "eval sae RUN_FOLDER"),
+    "train_autoencoder": Kind("diffprobe.training.autoencoder:AutoencoderTraining", "train"),
+    "train_denoiser": Kind("diffprobe.training.denoiser:DenoiserTraining", "train"),
+    "train_text_encoder": Kind("diffprobe.training.text_encoder:TextEncoderTraining", "train"),
+}
+
+
+def kinds_of(verb: str) -> tuple[str, ...]:
+    """List the kinds that one verb runs."""
+    return tuple(name for name, kind in KINDS.items() if kind.verb == verb)
