@@ -103,10 +103,10 @@ class Texts(GenerativeData):
         teacher = Teacher(Path(config.teacher))
         mixed = mixtures(self.captions, teacher.words, n=config.mixtures, seed=config.seed)
         parts = sorted({part for text in self.captions for part in text.split(", ")})
-        self.train = [*self.captions, *parts, *teacher.words, *mixed]
+        self.train: list[str] = [*self.captions, *parts, *teacher.words, *mixed]
         if len(self.train) < config.data.batch_size:
             raise ConfigError(f"data.batch_size={config.data.batch_size} is more than the {len(self.train)} texts.")
-        self.val = sorted({options[0] for options in captions[config.data.val_split]})
+        self.val: list[str] = sorted({options[0] for options in captions[config.data.val_split]})
         found = teacher.embed(self.train)
         self.centre = found.mean(0)
         self.scale = (found - self.centre).norm(dim=1).mean()

@@ -104,4 +104,4 @@ runs:
 
 def test_an_experiment_that_is_no_demo_is_refused(capsys):
     assert main(["demo", "experiment=emoji/sae"]) == 2
-    assert "does not describe a demo" in capsys.readouterr().err
+    assert "'emoji/sae' is of kind 'probe'" in capsys.readouterr().err

@@ -49,7 +49,7 @@ def test_check_judges_and_writes_nothing(settings, tmp_path, capsys):
 def test_what_describes_no_training_is_sent_to_its_verb(experiment, verb, check, capsys):
     assert main(["train", f"experiment=emoji/{experiment}", *check]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"ConfigError: experiment 'emoji/{experiment}' describes no training")
+    assert err.startswith(f"ConfigError: experiment 'emoji/{experiment}' is of kind")
     assert f"fix: diffprobe {verb} experiment=emoji/{experiment}\n" in err
 
 

@@ -147,7 +147,7 @@ def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:
     composed = compose("paper/other", ["limit=5"])
     assert composed.tree == {"run": "runs/x", "seed": 3, "limit": 5}
     assert validate(composed).limit == 5
-    with pytest.raises(ConfigError, match="is of kind 'evaluate_sae'.*diffprobe eval sae RUN_FOLDER"):
+    with pytest.raises(ConfigError, match="(?s)kind 'evaluate_sae'.*diffprobe eval sae RUN_FOLDER"):
         load_run("paper/other")
 
 
