@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.picture import is_deep, to_rgb
+from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
 

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from diffprobe import __version__
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.errors import DiffprobeError, nearest
 from diffprobe.report.plain import print_what_can_be
 
-VERBS = Catalog("diffprobe.cli", "verb")
+VERBS = Registry("diffprobe.cli", "verb")
 _EPILOG = "first steps: diffprobe demo    one verb: diffprobe VERB --help"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.experiment.grid import Point, points
@@ -50,7 +50,7 @@ def plan(config: RunConfig) -> Plan:
     Raises: ConfigError, UnknownName. Nothing is loaded or written.
     """
     kind, name = config.probe.kind, config.probe.name
-    probe = Catalog(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
+    probe = Registry(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
     params = parse(probe.Config, config.probe.params, at="probe.params")
     if kind == "sae" and config.null == "shuffled_labels":
         raise ConfigError("null=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")

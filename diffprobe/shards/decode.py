@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from diffprobe.core.picture import is_deep, to_rgb
+from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.shards.annotation import Fields, fault, image_field, parse_annotation
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.read import RawSample

@@ -7,7 +7,7 @@ import pytest
 
 from diffprobe import __version__
 from diffprobe.cli import main as cli
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError
 
 VERB = """\
@@ -36,7 +36,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "do_it.py").write_text(VERB)
     (folder / "main.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(cli, "VERBS", Catalog(folder.name, "verb"))
+    monkeypatch.setattr(cli, "VERBS", Registry(folder.name, "verb"))
     for name in [name for name in sys.modules if name.startswith("verbs_under_test")]:
         monkeypatch.delitem(sys.modules, name)
 

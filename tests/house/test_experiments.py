@@ -10,7 +10,7 @@ from diffprobe.config.compose import compose, load_run, validate
 from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(name for name, path in locate.experiments().items() if path.is_relative_to(ROOT / "experiments"))
@@ -25,7 +25,7 @@ def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
     assert parse(type(config), to_tree(config)) == config
     if composed.kind == PROBE:
         assert config.experiment == name
-        probe = Catalog(f"diffprobe.probes.{FOLDERS[config.probe.kind]}", "probe").load(config.probe.name)
+        probe = Registry(f"diffprobe.probes.{FOLDERS[config.probe.kind]}", "probe").load(config.probe.name)
         parse(probe.Config, config.probe.params)
 
 
@@ -43,6 +43,6 @@ def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
 
 
 def test_each_probe_has_a_preset() -> None:
-    probes = {name for folder in FOLDERS.values() for name in Catalog(f"diffprobe.probes.{folder}", "probe").names()}
+    probes = {name for folder in FOLDERS.values() for name in Registry(f"diffprobe.probes.{folder}", "probe").names()}
     presets = [load_run(None, [f"probe={choice}"]).probe for choice in locate.groups()["probe"]]
     assert probes == {preset.name for preset in presets}

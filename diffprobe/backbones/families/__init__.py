@@ -3,10 +3,10 @@
 from typing import cast
 
 from diffprobe.backbones.base import Checkpoint, Family
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.errors import WeightsMismatch
 
-FAMILIES = Catalog("diffprobe.backbones.families", "family")
+FAMILIES = Registry("diffprobe.backbones.families", "family")
 """All families, found by file name."""
 
 

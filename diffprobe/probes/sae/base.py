@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
 from diffprobe.probes.sae.contract import ALONE, Code, Config, Joint, Picked, StepOutput
 from diffprobe.probes.sae.sparse_step import Top, join, rows_to_bags, sparse_step
@@ -252,7 +252,7 @@ class KSAE(nn.Module):
         if not kind.startswith(KIND) or kind != wanted:
             raise SchemaError(f"'{folder}' holds a '{kind}', expected '{wanted if cls is not KSAE else KIND + '...'}'.")
         settings, tensors = load_probe(folder, kind=kind, schema_version=SCHEMA_VERSION)
-        module = Catalog("diffprobe.probes.sae", "sparse autoencoder").load(kind.removeprefix(KIND))
+        module = Registry("diffprobe.probes.sae", "sparse autoencoder").load(kind.removeprefix(KIND))
         sae: KSAE = module.make(parse(module.Config, settings["config"], at="config"), settings["d_in"], seed=0)
         try:
             sae.load_state_dict(tensors)

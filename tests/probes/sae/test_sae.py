@@ -4,11 +4,11 @@ import sys
 import pytest
 
 import diffprobe.probes.sae as package
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 
 
 def test_shared_files_are_no_variants():
-    names = Catalog("diffprobe.probes.sae", "probe").names()
+    names = Registry("diffprobe.probes.sae", "probe").names()
     assert names == ["batch_topk", "jumprelu", "matryoshka", "revelio_released", "topk"]
 
 

@@ -2,34 +2,34 @@ import sys
 
 import pytest
 
-from diffprobe.core.catalog import Catalog
+from diffprobe.core.registry import Registry
 from diffprobe.core.errors import UnknownName
 
 
 @pytest.fixture
-def catalog(tmp_path, monkeypatch) -> Catalog:
-    folder = tmp_path / "catalogue_under_test"
+def registry(tmp_path, monkeypatch) -> Registry:
+    folder = tmp_path / "registry_under_test"
     folder.mkdir()
     for name in ("__init__", "topk", "linear", "_shared"):
         (folder / f"{name}.py").write_text(f"NAME = {name!r}\n")
     (folder / "base.py").write_text("")
     (folder / "__init__.py").write_text('SHARED = ("base",)\n')
     monkeypatch.syspath_prepend(tmp_path)
-    return Catalog(folder.name, "probe")
+    return Registry(folder.name, "probe")
 
 
-def test_names_are_the_public_files_in_order_and_none_is_imported(catalog: Catalog) -> None:
+def test_names_are_the_public_files_in_order_and_none_is_imported(registry: Registry) -> None:
     assert catalog.names() == ["linear", "topk"]
-    assert not [name for name in sys.modules if name.startswith("catalogue_under_test.")]
+    assert not [name for name in sys.modules if name.startswith("registry_under_test.")]
 
 
-def test_load_imports_the_one_asked_for(catalog: Catalog) -> None:
+def test_load_imports_the_one_asked_for(registry: Registry) -> None:
     assert catalog.load("topk").NAME == "topk"
-    assert "catalogue_under_test.linear" not in sys.modules
+    assert "registry_under_test.linear" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["topkk", "_shared", "base", "os"])
-def test_an_unknown_entry_is_refused_with_what_there_is(catalog: Catalog, name: str) -> None:
+def test_an_unknown_entry_is_refused_with_what_there_is(registry: Registry, name: str) -> None:
     with pytest.raises(UnknownName, match=f"unknown probe '{name}'.*") as caught:
         catalog.load(name)
     assert "allowed: linear, topk" in str(caught.value)

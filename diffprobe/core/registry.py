@@ -12,7 +12,7 @@ from diffprobe.core.errors import unknown
 
 
 @dataclass(frozen=True)
-class Catalog:
+class Registry:
     """The public modules of one package, by name.
 
     Attributes:

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from diffprobe.core.picture import is_deep, to_rgb
+from diffprobe.core.image import is_deep, to_rgb
 
 
 def png(colour_type: int, n_channels: int, bits: int) -> Image.Image:
