@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from diffprobe import __version__
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import DiffprobeError, nearest
+from diffprobe.core.registry import Registry
 from diffprobe.report.plain import print_what_can_be
 
 VERBS = Registry("diffprobe.cli", "verb")

@@ -36,9 +36,9 @@ KINDS = {
     "demo": Kind("diffprobe.experiment.demo_config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.experiment.evaluate_backbone:BackboneEvaluation", "eval backbone BACKBONE"),
     "evaluate_sae": Kind("diffprobe.experiment.evaluate_sae:SaeEvaluation", "eval sae RUN_FOLDER"),
-    "train_autoencoder": Kind("diffprobe.training.autoencoder:AutoencoderTraining", "train"),
-    "train_denoiser": Kind("diffprobe.training.denoiser:DenoiserTraining", "train"),
-    "train_text_encoder": Kind("diffprobe.training.text_encoder:TextEncoderTraining", "train"),
+    "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
+    "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
+    "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
 }
 
 

@@ -244,7 +244,7 @@ def write_checkpoint(folder: Path, size: dict[str, Any]) -> Path:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from diffprobe.training.captions import train_tokenizer
+    from diffprobe.generative.tokenizer import train_tokenizer
 
     width, layers, heads = size["text"]
     tokenizer = train_tokenizer(["a photo"], vocab_size=600, max_tokens=77)

@@ -33,8 +33,8 @@ from diffprobe.experiment.evaluate_captions import (
     text_use,
 )
 from diffprobe.experiment.inputs import checkpoint_digest
+from diffprobe.generative.image_table import load_table
 from diffprobe.shards.index import ShardSet
-from diffprobe.training.images import load_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, sp
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord:
     """PSNR of each image, averaged; beside it what the mean colour alone and an 8 x 8 thumbnail reach."""
-    from diffprobe.training.autoencoder import psnr_db, reconstruct
+    from diffprobe.generative.autoencoder import psnr_db, reconstruct
 
     sums: dict[str, list[Tensor]] = {"vae": [], "mean_colour": [], "thumbnail_8x8": []}
     for rows in torch.arange(len(encoded.table)).split(64):

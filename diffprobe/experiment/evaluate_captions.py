@@ -18,7 +18,7 @@ from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.images import ImageTable, load_table
+from diffprobe.generative.image_table import ImageTable, load_table
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.registry import Registry
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.registry import Registry
 from diffprobe.experiment.grid import Point, points
 
 FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}

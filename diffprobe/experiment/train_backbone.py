@@ -18,7 +18,7 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
 
 if TYPE_CHECKING:
-    from diffprobe.training.backbone_settings import GenerativeTraining
+    from diffprobe.generative.run_settings import GenerativeTraining
 
 WEIGHTS = "weights"
 """Folder in the run's folder that holds what was trained, in diffusers' format."""
@@ -57,8 +57,8 @@ def train_backbone(config: "GenerativeTraining") -> Path:
     keep_freed_memory()
     import lightning
 
+    from diffprobe.generative.ema import Averaging
     from diffprobe.training import tracking
-    from diffprobe.training.averaging import Averaging
     from diffprobe.training.fit import make_trainer, quiet
     from diffprobe.training.resume import find_checkpoint, forget, note_inputs, require_same_inputs
 

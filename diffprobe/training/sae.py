@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.registry import Registry
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch

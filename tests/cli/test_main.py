@@ -7,8 +7,8 @@ import pytest
 
 from diffprobe import __version__
 from diffprobe.cli import main as cli
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.registry import Registry
 
 VERB = """\
 HELP = "does it"

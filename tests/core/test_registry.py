@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import UnknownName
+from diffprobe.core.registry import Registry
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from diffprobe.experiment.evaluate_backbone import (
     missed_gates,
 )
 from diffprobe.experiment.inputs import checkpoint_digest
+from diffprobe.generative.image_table import load_table
 from diffprobe.shards.index import ShardSet
-from diffprobe.training.images import load_table
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from diffprobe.analysis.caption_choice import Screening
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.core.errors import EmptyClass
 from diffprobe.experiment.evaluate_captions import Encoded, caption_choice, other_rows, regressions, text_use
-from diffprobe.training.images import ImageTable
+from diffprobe.generative.image_table import ImageTable
 
 WORDS = ["red", "green", "blue", "round", "flat", "thin", "wide", "old", "new", "far"]
 

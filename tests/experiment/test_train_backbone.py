@@ -13,11 +13,11 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, NonFinite, WeightsMissing
 from diffprobe.core.result import read_result
 from diffprobe.experiment.train_backbone import inputs_of, run_dir_of, train_backbone
-from diffprobe.training.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
-from diffprobe.training.averaging import Averaging
-from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
-from diffprobe.training.networks import DenoiserShape
-from diffprobe.training.text_encoder import TextEncoderModule, TextEncoderTraining
+from diffprobe.generative.architectures import DenoiserShape
+from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
+from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.ema import Averaging
+from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining
 
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
+from diffprobe.core.registry import Registry
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge

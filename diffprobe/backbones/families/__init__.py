@@ -3,8 +3,8 @@
 from typing import cast
 
 from diffprobe.backbones.base import Checkpoint, Family
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.registry import Registry
 
 FAMILIES = Registry("diffprobe.backbones.families", "family")
 """All families, found by file name."""

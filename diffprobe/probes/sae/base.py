@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
-from diffprobe.core.registry import Registry
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
+from diffprobe.core.registry import Registry
 from diffprobe.probes.sae.contract import ALONE, Code, Config, Joint, Picked, StepOutput
 from diffprobe.probes.sae.sparse_step import Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.squared_error import squared_error

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
+from diffprobe.generative.tokenizer import CaptionRule, Words, choose_captions, train_tokenizer
 
 TEXTS = ["noto emoji, red cat", "twemoji emoji, red dog", "noto emoji, blue dog, café", "twemoji emoji, blue cat"]
 

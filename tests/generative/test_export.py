@@ -3,9 +3,9 @@ import json
 import torch
 from safetensors.torch import load_file
 
-from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.networks import DenoiserShape, NoiseSchedule, make_text_encoder, make_unet
-from diffprobe.training.pipeline import OPENED_FROM, save_pipeline
+from diffprobe.generative.architectures import DenoiserShape, NoiseSchedule, make_text_encoder, make_unet
+from diffprobe.generative.export import OPENED_FROM, save_pipeline
+from diffprobe.generative.tokenizer import train_tokenizer
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.backbone_settings import GenerativeModule, require_settings
-from diffprobe.training.images import ImagesInMemory, ImageTable
-from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.image_table import ImagesInMemory, ImageTable
+from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.run_settings import GenerativeModule, require_settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,7 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.training.backbone_settings import GenerativeModule, require_settings
-from diffprobe.training.blur import blur
-from diffprobe.training.captions import CaptionRule, Words, choose_captions, train_tokenizer
-from diffprobe.training.images import ImagesInMemory, ImageTable, load_table
-from diffprobe.training.networks import (
+from diffprobe.generative.architectures import (
     DenoiserShape,
     NoiseSchedule,
     make_text_encoder,
@@ -35,9 +31,13 @@ from diffprobe.training.networks import (
     require_text_encoder,
     weights_folder,
 )  # fmt: skip
-from diffprobe.training.pipeline import save_pipeline
-from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
-from diffprobe.training.views import Views
+from diffprobe.generative.augmentation import Views
+from diffprobe.generative.embedding_noise import blur
+from diffprobe.generative.export import save_pipeline
+from diffprobe.generative.image_table import ImagesInMemory, ImageTable, load_table
+from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.run_settings import GenerativeModule, require_settings
+from diffprobe.generative.tokenizer import CaptionRule, Words, choose_captions, train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

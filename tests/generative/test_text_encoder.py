@@ -7,10 +7,10 @@ import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.generative.architectures import DenoiserShape, open_text_encoder
+from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining, Texts, mixtures
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.networks import DenoiserShape, open_text_encoder
 from diffprobe.training.resume import find_checkpoint
-from diffprobe.training.text_encoder import TextEncoderModule, TextEncoderTraining, Texts, mixtures
 
 SHAPE = DenoiserShape(text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=32)
 
@@ -37,7 +37,7 @@ def texts(config):
 
 
 def test_the_texts_are_captions_parts_words_and_mixtures_of_the_training_split(texts, config):
-    from diffprobe.training.images import load_table
+    from diffprobe.generative.image_table import load_table
 
     train = {text for options in load_table(config.data, "train", resolution=1).captions for text in options}
     assert set(texts.captions) == train <= set(texts.train)

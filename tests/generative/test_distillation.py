@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import WeightsMissing
-from diffprobe.training.teacher import Teacher
+from diffprobe.generative.distillation import Teacher
 
 
 def test_an_embedding_is_the_mean_over_tokens(tiny_teacher):

@@ -7,7 +7,7 @@ import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import NonFinite
-from diffprobe.training.autoencoder import (
+from diffprobe.generative.autoencoder import (
     AutoencoderModule,
     AutoencoderShape,
     AutoencoderTraining,
@@ -15,9 +15,9 @@ from diffprobe.training.autoencoder import (
     psnr_db,
     reconstruct,
 )  # fmt: skip
-from diffprobe.training.averaging import Averaging
+from diffprobe.generative.ema import Averaging
+from diffprobe.generative.image_table import ImagesInMemory
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.images import ImagesInMemory
 from diffprobe.training.resume import find_checkpoint
 
 SHAPE = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)

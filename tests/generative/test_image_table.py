@@ -10,10 +10,10 @@ from PIL import Image
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, UnknownName
 from diffprobe.core.rng import derive_seed
+from diffprobe.generative.image_table import ImagesInMemory, RowNumbers, balance_weights, load_table
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.stream import SampleStream
 from diffprobe.shards.write import write_shard
-from diffprobe.training.images import ImagesInMemory, RowNumbers, balance_weights, load_table
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 The captions of a small data set name a thousand things, once each; from them alone an encoder can't know that a candy
 is sweet and a chime hangs. A sentence encoder that read a large part of the web does. What is learnt is its embedding
 of the training captions, of single words, and of captions with other words in them; captions of other splits are not
-among the texts. Next in the flow: `training/denoiser.py`.
+among the texts. Next in the flow: `generative/denoiser.py`.
 """
 
 import random
@@ -22,12 +22,12 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
-from diffprobe.training.backbone_settings import GenerativeData, GenerativeModule, require_settings
-from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.images import RowNumbers, Rows, epoch_of, load_table, tell_unused
-from diffprobe.training.networks import DenoiserShape, make_text_encoder
-from diffprobe.training.schedule import adamw_with_cosine, require_finite_loss, total_steps
-from diffprobe.training.teacher import Teacher
+from diffprobe.generative.architectures import DenoiserShape, make_text_encoder
+from diffprobe.generative.distillation import Teacher
+from diffprobe.generative.image_table import RowNumbers, Rows, epoch_of, load_table, tell_unused
+from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.run_settings import GenerativeData, GenerativeModule, require_settings
+from diffprobe.generative.tokenizer import train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

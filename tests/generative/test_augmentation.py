@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.views import Views
+from diffprobe.generative.augmentation import Views
 
 
 def test_the_first_view_is_the_image_and_the_others_are_the_seeds_and_keys():

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, TrainerConfig
-from diffprobe.training.schedule import adamw_with_cosine, total_steps, warmup_cosine
+from diffprobe.generative.lr_schedule import adamw_with_cosine, total_steps, warmup_cosine
 
 
 def test_step_size_rises_and_reaches_zero():

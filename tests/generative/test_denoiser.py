@@ -10,10 +10,10 @@ import torch
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.training.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.architectures import DenoiserShape, NoiseSchedule
+from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.image_table import ImagesInMemory
 from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.images import ImagesInMemory
-from diffprobe.training.networks import DenoiserShape, NoiseSchedule
 from diffprobe.training.resume import find_checkpoint
 
 SHAPE = DenoiserShape(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.training.blur import blur
+from diffprobe.generative.embedding_noise import blur
 
 
 def noised(share, seed=0, captions=("a", "", "b")):

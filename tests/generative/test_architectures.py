@@ -8,8 +8,7 @@ import torch
 from diffusers.models.resnet import ResnetBlock2D
 
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
-from diffprobe.training.captions import train_tokenizer
-from diffprobe.training.networks import (
+from diffprobe.generative.architectures import (
     DenoiserShape,
     NoiseSchedule,
     make_text_encoder,
@@ -21,6 +20,7 @@ from diffprobe.training.networks import (
     require_text_encoder,
     weights_folder,
 )
+from diffprobe.generative.tokenizer import train_tokenizer
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4, text_width=16, text_layers=1, text_heads=2

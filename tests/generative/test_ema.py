@@ -6,7 +6,7 @@ from typing import Any
 import lightning
 import torch
 
-from diffprobe.training.averaging import Averaging, bias_corrected
+from diffprobe.generative.ema import Averaging, bias_corrected
 
 
 def test_the_average_lies_where_the_model_will_be_trained() -> None:

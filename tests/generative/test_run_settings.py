@@ -2,9 +2,9 @@ import pytest
 
 from diffprobe.config.parse import parse
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.autoencoder import AutoencoderTraining
-from diffprobe.training.denoiser import DenoiserTraining
-from diffprobe.training.text_encoder import TextEncoderTraining
+from diffprobe.generative.autoencoder import AutoencoderTraining
+from diffprobe.generative.denoiser import DenoiserTraining
+from diffprobe.generative.text_encoder import TextEncoderTraining
 
 RUNS = (AutoencoderTraining, TextEncoderTraining, DenoiserTraining)
 
