@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extraction(args: argparse.Namespace) -> int:
-    from diffprobe.experiment.bench_extraction import Setting, bench_extraction
+    from diffprobe.benchmarks.extraction import Setting, bench_extraction
 
     fields = ("size", "resolution", "images", "repeats", "dtype", "device")
     setting = Setting(**{name: getattr(args, name) for name in fields})
@@ -61,8 +61,8 @@ def _extraction(args: argparse.Namespace) -> int:
 
 
 def _ksae(args: argparse.Namespace) -> int:
-    from diffprobe.experiment.bench_ksae import PRECISIONS, SHAPES, bench_ksae
-    from diffprobe.experiment.bench_ksae_peers import PEERS
+    from diffprobe.benchmarks.ksae import PRECISIONS, SHAPES, bench_ksae
+    from diffprobe.benchmarks.ksae_peers import PEERS
 
     peers = () if args.no_peers else tuple(PEERS)
     report = bench_ksae(tuple(args.shape or SHAPES), steps=args.steps, rounds=args.rounds, peers=peers, say=_say)

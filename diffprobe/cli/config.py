@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     config = compose.validate(composed)
     if composed.kind == PROBE:
-        from diffprobe.experiment.plan import plan
+        from diffprobe.runs.plan import plan
 
         plan(config)
     print(describe.render_yaml(config), end="")

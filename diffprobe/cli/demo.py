@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge, run, and show."""
     from diffprobe.core.memory import keep_freed_memory
-    from diffprobe.experiment.demo import load_demo, run_demo, write_report
-    from diffprobe.experiment.demo_console import DemoConsole
+    from diffprobe.demo.console import DemoConsole
+    from diffprobe.demo.run import load_demo, run_demo, write_report
 
     keep_freed_memory()  # before the first tensor
     view = DemoConsole()

@@ -40,7 +40,7 @@ def _run_backbone(args: argparse.Namespace) -> int:
     experiment, settings = split_experiment(None, args.settings)
     settings = [f"model={setting_text(args.backbone)}", *settings]
     config = load(experiment or "emoji/evaluate", settings, kinds=("evaluate_backbone",))
-    from diffprobe.experiment.evaluate_backbone import evaluate_backbone
+    from diffprobe.evaluation.backbone import evaluate_backbone
 
     path, missed = evaluate_backbone(config)
     _print(path)
@@ -55,7 +55,7 @@ def _run_sae(args: argparse.Namespace) -> int:
     experiment, settings = split_experiment(None, args.settings)
     settings = [f"run={setting_text(args.run_folder)}", *settings]
     config = load(experiment or "emoji/evaluate_sae", settings, kinds=("evaluate_sae",))
-    from diffprobe.experiment.evaluate_sae import evaluate_sae
+    from diffprobe.evaluation.sae import evaluate_sae
 
     paths = evaluate_sae(config)
     for path in paths:

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     config = validate(composed)
     if composed.kind != PROBE:
         return _train_backbone(config, check=args.check)
-    from diffprobe.experiment.train import plan, train
+    from diffprobe.runs.train import plan, train
 
     if args.check:
         print(f"the configuration is fine; the run's folder is {plan(config).run_dir}")
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train_backbone(config: Any, *, check: bool) -> int:
-    from diffprobe.experiment.train_backbone import plan_backbone, train_backbone
+    from diffprobe.runs.train_generative import plan_backbone, train_backbone
 
     if check:
         print(f"the configuration is fine; the run's folder is {plan_backbone(config)}")

@@ -33,9 +33,9 @@ PROBE = "probe"
 
 KINDS = {
     PROBE: Kind("diffprobe.config.schema:RunConfig", "train"),
-    "demo": Kind("diffprobe.experiment.demo_config:DemoConfig", "demo"),
-    "evaluate_backbone": Kind("diffprobe.experiment.evaluate_backbone:BackboneEvaluation", "eval backbone BACKBONE"),
-    "evaluate_sae": Kind("diffprobe.experiment.evaluate_sae:SaeEvaluation", "eval sae RUN_FOLDER"),
+    "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
+    "evaluate_backbone": Kind("diffprobe.evaluation.backbone:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),

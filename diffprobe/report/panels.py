@@ -1,6 +1,6 @@
 """What a report page is made of: plain data, no tensors. Owns the input contract of `report/page.py`.
 
-`experiment/demo.py` fills these from runs; a notebook may fill them by hand.
+`demo/run.py` fills these from runs; a notebook may fill them by hand.
 """
 
 from collections.abc import Mapping, Sequence

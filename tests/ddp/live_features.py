@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning
 
 from diffprobe.config.compose import load_run
-from diffprobe.experiment.train import train
+from diffprobe.runs.train import train
 
 WORLD, OUTPUT = int(os.environ.get("LIVE_WORLD", "1")), Path(os.environ.get("LIVE_OUTPUT", "."))
 GLOBAL_BATCH = 10  # all of the training set: the order of a stream depends on the number of processes

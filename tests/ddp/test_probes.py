@@ -85,8 +85,8 @@ def test_dead_latent_counters_count_both_processes(folders):
 def test_the_command_line_starts_two_processes_and_writes_one_result(tiny_sd, tiny_shards, tmp_path):
     from diffprobe.config.compose import load_run
     from diffprobe.core.result import read_result
-    from diffprobe.experiment.extract import extract_run
-    from diffprobe.experiment.train import train
+    from diffprobe.runs.extract import extract_run
+    from diffprobe.runs.train import train
 
     settings = [
         f"backbone.path={tiny_sd}",

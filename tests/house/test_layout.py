@@ -13,10 +13,10 @@ MAX_LINES = 300
 
 NO_TWIN = {
     "diffprobe/__main__.py": "tests/cli/test_main.py",  # one call
-    "diffprobe/experiment/demo_config.py": "tests/experiment/test_demo.py",  # one demo, taken apart in one file
-    "diffprobe/experiment/demo_console.py": "tests/experiment/test_demo.py",
-    "diffprobe/experiment/demo_page.py": "tests/experiment/test_demo.py",
-    "diffprobe/experiment/demo_panels.py": "tests/experiment/test_demo.py",
+    "diffprobe/demo/config.py": "tests/experiment/test_demo.py",  # one demo, taken apart in one file
+    "diffprobe/demo/console.py": "tests/experiment/test_demo.py",
+    "diffprobe/demo/page.py": "tests/experiment/test_demo.py",
+    "diffprobe/demo/panels.py": "tests/experiment/test_demo.py",
 }
 """Modules with logic that no test file of their name covers -> the test file that does, with the reason."""
 

@@ -7,10 +7,10 @@ import pytest
 
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
-from diffprobe.experiment import inputs
 from diffprobe.report import seeds
 from diffprobe.report.entries import build_table
 from diffprobe.report.seeds import BACKBONE, SHARDS, inputs_apart, null_of
+from diffprobe.runs import provenance
 
 
 def made(run, *, shards="s1", weights="b1", seed=0, null="none", value=None, name=None, **sections):
@@ -28,7 +28,7 @@ def base(results):
 
 
 def test_the_inputs_have_the_names_under_which_runs_record_them():
-    assert (SHARDS, BACKBONE) == (inputs.SHARDS, inputs.BACKBONE)
+    assert (SHARDS, BACKBONE) == (provenance.SHARDS, provenance.BACKBONE)
 
 
 @pytest.mark.parametrize(("changed", "key"), [({"shards": "s2"}, SHARDS), ({"weights": "b2"}, BACKBONE)])

@@ -1,0 +1,282 @@
+"""`diffprobe bench extraction`: how far extraction is from the least work that its features need.
+
+One run, side by side, on a model of Stable Diffusion 1.5's shape with random weights: the plain way (for each tap and
+timestep the image and the prompt are encoded and the whole denoiser runs), ours, and the floor. The floor is counted,
+not run: the operations of one image encoding and of the denoiser up to the deepest tap, at the speed at which the
+untouched networks do theirs in this run.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprobe.backbones.base import DTYPES
+from diffprobe.backbones.condition import load_clip_text
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.taps import list_taps
+from diffprobe.benchmarks.machine import count_flop, machine, matmul_gflops, seconds, wait
+from diffprobe.config.ranges import a_device, at_least
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.rng import noise_for
+
+ONE = ("up_blocks.1",), (25,)
+"""One tap at one timestep: Revelio's main setting."""
+GRID = ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"), (0, 25, 100, 200, 500)
+"""Revelio's layers by its timesteps."""
+
+SIZES: dict[str, dict[str, Any]] = {
+    "sd15": {"unet": (320, 640, 1280, 1280), "vae": (128, 256, 512, 512), "layers": 2, "text": (768, 12, 12)},
+    "small": {"unet": (64, 128, 128, 128), "vae": (64, 64, 64, 64), "layers": 1, "text": (32, 2, 4)},
+}
+"""Channels a level, layers a block, and the text encoder's width, layers and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured."""
+
+    size: str = "sd15"
+    """One of `SIZES`."""
+    resolution: int = 256
+    """Image side in pixels."""
+    images: int = 2
+    """Images a call; time is told for one."""
+    repeats: int = 3
+    """Repetitions, ours and the plain way in turn; the fastest of each counts."""
+    dtype: str = "float32"
+    """Precision of the forward pass."""
+    device: str = "auto"
+    """Torch device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One scenario. Seconds are for one image."""
+
+    name: str
+    taps: tuple[str, ...]
+    timesteps: tuple[int, ...]
+    naive_s: float
+    ours_s: float
+    floor_s: float
+    largest_difference: float
+    """Between the plain way's features and ours, over the largest feature."""
+
+    @property
+    def over_floor(self) -> float:
+        """Ours as a multiple of the floor."""
+        return self.ours_s / self.floor_s
+
+    @property
+    def speed_up(self) -> float:
+        """The plain way as a multiple of ours."""
+        return self.naive_s / self.ours_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was found, and on what."""
+
+    setting: Setting
+    machine: str
+    vae_gflop: float
+    denoiser_gflop: float
+    denoiser_gflops: float
+    """Billions of operations a second of the whole, untouched denoiser."""
+    matmul_gflops: float
+    """The same of one large matrix product in the run's precision: what the machine can do at best."""
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda line: None) -> Report:
+    """Measure both scenarios.
+
+    Args:
+        say: told what is being done.
+    Raises: ConfigError for a size, resolution, count or device that cannot be.
+    """
+    if setting.size not in SIZES or setting.images < 1 or setting.repeats < 1:
+        raise ConfigError(f"bench extraction: {setting} cannot be run.", f"sizes: {', '.join(SIZES)}; counts from 1")
+    at_least(1, resolution=setting.resolution)
+    a_device(setting.device)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory(prefix="diffprobe-bench-") as scratch, torch.no_grad():
+        say(f"writing a model of size {setting.size} with random weights")
+        folder = write_checkpoint(Path(scratch), SIZES[setting.size])
+        whole = _open(folder, setting, ("conv_out",), (0,))
+        plain = PlainWay(whole, setting, folder)
+        say("measuring the untouched networks")
+        costs = plain.costs()
+        shares = {tap.path: tap.flop_share or 0.0 for tap in list_taps(str(folder), resolution=setting.resolution)}
+        rows = []
+        for name, (taps, timesteps) in (("one tap, one timestep", ONE), ("4 taps x 5 timesteps", GRID)):
+            say(f"measuring {name}")
+            deepest = max(shares[tap] for tap in taps)
+            floor = costs.vae_s + len(timesteps) * deepest * costs.denoiser_s
+            rows.append(_row(name, _open(folder, setting, taps, timesteps), plain, floor))
+    return Report(
+        setting=setting,
+        machine=machine(),
+        vae_gflop=costs.vae_flop / 1e9,
+        denoiser_gflop=costs.denoiser_flop / 1e9,
+        denoiser_gflops=costs.denoiser_flop / costs.denoiser_s / 1e9,
+        matmul_gflops=matmul_gflops(whole.device, DTYPES[setting.dtype]),
+        rows=tuple(rows),
+    )
+
+
+def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequence[int]) -> DiffusionFeatures:
+    return DiffusionFeatures.from_pretrained(
+        str(folder),
+        taps=taps,
+        timesteps=timesteps,
+        resolution=setting.resolution,
+        dtype=setting.dtype,
+        device=setting.device,
+        random_weights=True,
+    )
+
+
+def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) -> Row:
+    taps, timesteps = [tap.path for tap in ours.plan.taps], ours.plan.timesteps
+    n, times = len(plain.images), {"naive": float("inf"), "ours": float("inf")}
+    found = ours(plain.images, keys=plain.keys)  # once before the clock runs: caches, kernels, pages
+    for _ in range(plain.repeats):
+        times["ours"] = min(times["ours"], seconds(lambda: ours(plain.images, keys=plain.keys), ours.device))
+        start = time.perf_counter()
+        expected = {(tap, t): plain.features(tap, t) for tap in taps for t in timesteps}
+        wait(ours.device)
+        times["naive"] = min(times["naive"], time.perf_counter() - start)
+    pairs = [(found[cell.name], expected[cell.tap, cell.timestep]) for cell in ours.cells]
+    scale = max(float(theirs.abs().max()) for _, theirs in pairs)
+    return Row(
+        name=name,
+        taps=tuple(taps),
+        timesteps=tuple(timesteps),
+        naive_s=times["naive"] / n,
+        ours_s=times["ours"] / n,
+        floor_s=floor,
+        largest_difference=max(float((mine - theirs).abs().max()) for mine, theirs in pairs) / scale,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Operations and seconds for one image."""
+
+    vae_flop: int
+    vae_s: float
+    denoiser_flop: int
+    denoiser_s: float
+
+
+class PlainWay:
+    """Feature extraction as it is mostly written: every tap and timestep is a pass of its own through everything.
+
+    Args:
+        whole: an extractor whose denoiser is not cut; its networks are called directly.
+        folder: the checkpoint.
+    """
+
+    def __init__(self, whole: DiffusionFeatures, setting: Setting, folder: Path) -> None:
+        self._backbone = whole._backbone
+        self._plan, self.repeats, self._device = whole.plan, setting.repeats, whole.device
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(setting.images, 3, setting.resolution, setting.resolution, generator=generator)
+        self.keys = [f"image {i}" for i in range(setting.images)]
+        self._dtype = DTYPES[setting.dtype]
+        text = load_clip_text(folder, dtype=self._dtype)
+        text.encoder.to(whole.device)
+        self._embed = lambda: {"encoder_hidden_states": text([""])[0].expand(setting.images, -1, -1)}
+
+    def features(self, tap: str, t: int) -> Tensor:
+        """Encode images and prompt, run the whole denoiser, and average one tap over space."""
+        found: list[Tensor] = []
+        clean, condition = self._backbone.encode_images(self.images.to(self._device)), self._embed()
+        handle = self._backbone.denoiser.get_submodule(tap).register_forward_hook(
+            lambda module, args, output: found.append(output if isinstance(output, Tensor) else output[0])
+        )
+        try:
+            self._backbone.denoise(*self._noised(clean, t), condition)
+        finally:
+            handle.remove()
+        return found[0].float().mean((2, 3))
+
+    def costs(self) -> Costs:
+        """Count and time the two large networks, untouched."""
+        images = self.images.to(self._device)
+        clean, condition = self._backbone.encode_images(images), self._embed()
+        encode = lambda: self._backbone.encode_images(images)  # noqa: E731
+        denoise = lambda: self._backbone.denoise(*self._noised(clean, 25), condition)  # noqa: E731
+        n = len(images)
+        times = {"encode": float("inf"), "denoise": float("inf")}
+        for _ in range(self.repeats):
+            times["encode"] = min(times["encode"], seconds(encode, self._device))
+            times["denoise"] = min(times["denoise"], seconds(denoise, self._device))
+        return Costs(
+            vae_flop=count_flop(encode) // n,
+            vae_s=times["encode"] / n,
+            denoiser_flop=count_flop(denoise) // n,
+            denoiser_s=times["denoise"] / n,
+        )
+
+    def _noised(self, clean: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        noise = torch.stack([noise_for(self._plan.seed, key, 0, tuple(clean.shape[1:])) for key in self.keys])
+        timesteps = torch.full((len(clean),), t, device=clean.device)
+        return self._plan.schedule.add(clean, noise.to(clean), timesteps).to(self._dtype), timesteps
+
+
+def write_checkpoint(folder: Path, size: dict[str, Any]) -> Path:
+    """Write a pipeline folder of a size. The U-Net is its config alone: its weights are drawn when it is opened."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from diffprobe.generative.tokenizer import train_tokenizer
+
+    width, layers, heads = size["text"]
+    tokenizer = train_tokenizer(["a photo"], vocab_size=600, max_tokens=77)
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        torch.manual_seed(0)
+        vae = diffusers.AutoencoderKL(
+            block_out_channels=size["vae"],
+            layers_per_block=size["layers"],
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            sample_size=512,
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        with torch.device("meta"):
+            unet: Any = diffusers.UNet2DConditionModel(
+                block_out_channels=size["unet"], layers_per_block=size["layers"], cross_attention_dim=width
+            )
+        scheduler: Any = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+        parts: dict[str, Any] = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
+        for name, part in parts.items():
+            part.save_pretrained(folder / name)
+        unet.save_config(folder / "unet")
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder

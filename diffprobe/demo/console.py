@@ -1,0 +1,161 @@
+"""What a demo says in the terminal. Owns its wording and layout; the tables are those of `diffprobe table`."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from diffprobe.demo.run import REPORT, Demo, Outcome
+from diffprobe.report.panels import DirectionPanel, Estimate, Picture
+from diffprobe.report.plain import print_what_can_be
+
+_KIND, _TITLE, _TEXT = 12, 32, 24
+_WIDTH = 110
+
+
+class _Step:
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+        self.text = ""
+
+    @contextmanager
+    def bar(self, total: int, unit: str) -> Iterator["_Bar"]:
+        self._progress.update(self._task, total=total, completed=0, unit=unit)
+        yield _Bar(self._progress, self._task)
+
+    def done(self, text: str) -> None:
+        self.text = text
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, n: int) -> None:
+        self._progress.advance(self._task, n)
+
+
+class DemoConsole:
+    """Shows a demo step by step: a bar while a step runs, one line when it is done.
+
+    Args:
+        console: where to write; stdout if None. Bars appear on a terminal only, lines everywhere.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        print_what_can_be(self.console.file)
+        if not self.console.is_terminal:  # a file or a pipe has no width; Rich would take 80
+            self.console.width = _WIDTH
+        self._started = time.monotonic()
+
+    def loading(self) -> AbstractContextManager[object]:
+        """Show that something goes on while libraries are imported and configurations judged."""
+        return self.console.status("loading")
+
+    def opening(self, demo: Demo) -> None:
+        """Print title and facts."""
+        from diffprobe.demo.page import demo_facts
+
+        with self.loading():
+            facts = demo_facts(demo)
+        self.console.print()
+        self.console.print(Text(demo.config.title, style="bold"))
+        self.console.print()
+        self._pairs(facts)
+        self.console.print()
+
+    @contextmanager
+    def step(self, kind: str, title: str) -> Iterator[_Step]:
+        """Show a bar while the step runs, then its line with what came out and the seconds it took."""
+        started = time.monotonic()
+        columns = (
+            SpinnerColumn(),
+            TextColumn(f"{kind:<{_KIND}}{title:<{_TITLE}}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+        )
+        terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
+            step = _Step(progress, progress.add_task(title, total=None, unit=""))
+            yield step
+        line = Text("✓ ", style="green").append(f"{kind:<{_KIND}}", style="bold").append(f"{title:<{_TITLE}}")
+        line.append(f"{step.text:<{_TEXT}}", style="dim").append(f"{time.monotonic() - started:>6.1f} s")
+        self.console.print(line)
+
+    def tables(self, outcome: Outcome) -> None:
+        """Print the tables as they are: `diffprobe table` prints the same."""
+        for table in outcome.tables:
+            self.console.print()
+            self.console.file.write(table)
+
+    def directions(self, panels: Sequence[DirectionPanel], n: int) -> None:
+        """Print, for each direction, its AUROC and the captions at its two ends."""
+        if not panels:
+            return
+        self._heading("The two ends of each direction, on held-out images")
+        for panel in panels:
+            shown = next(e for e in panel.estimates if e.estimator == panel.shown)
+            title = Text(panel.target.replace("_", " "), style="bold")
+            self.console.print(title.append(f"  {_auroc(shown)}", style="not bold"))
+            grid = Table.grid(padding=(0, 2))
+            grid.add_column(style="dim", min_width=10)
+            grid.add_column(justify="right", style="dim")
+            grid.add_column(overflow="fold")
+            for name, end in ((panel.positive, panel.positive_end), (panel.negative, panel.negative_end)):
+                for i, picture in enumerate(end[:n]):
+                    grid.add_row(f"  {name}" if i == 0 else "", _value(picture), Text(picture.caption))
+            self.console.print(grid)
+
+    def closing(self, outcome: Outcome) -> None:
+        """Say where everything is, what to run next, and what it took."""
+        folder, config = outcome.demo.folder, outcome.demo.config
+        self._heading("Where everything is")
+        rows = [("report", str(folder / REPORT))]
+        rows += [("results", f"{len(outcome.results)} result.json files and their probes, below {folder}")]
+        rows += [("stores", ", ".join(str(path) for path in outcome.store_paths))]
+        rows += [("tables", f"diffprobe table {name} --results {folder}") for name in config.tables]
+        self._pairs(rows)
+        if config.next_steps:
+            self._heading("Next, on your own models and images")
+            for command in config.next_steps:
+                self.console.print(Text(f"  {command}"), soft_wrap=True)
+        self.console.print()
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        seconds = time.monotonic() - self._started
+        self.console.print(Text(f"took {seconds:.0f} s, peak memory {memory / 1e9:.1f} GB", style="dim"))
+
+    def _heading(self, text: str) -> None:
+        self.console.print()
+        self.console.print(Text(text, style="bold"))
+
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="dim", min_width=10, no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in pairs:
+            grid.add_row(f"  {name}", Text(value))
+        self.console.print(grid)
+
+
+def _auroc(estimate: Estimate) -> str:
+    text = f"AUROC {estimate.auroc:.3f}"
+    if estimate.interval is not None:
+        text += f" ({estimate.interval[0]:.3f} to {estimate.interval[1]:.3f})"
+    null = estimate.strongest_null
+    above = "not above the " if estimate.below_null else ""
+    beside = "" if null is None else f"; {above}strongest null {null[1]:.3f}, {null[0]}"
+    return f"{text}, {estimate.n:,} images, {estimate.estimator.replace('_', ' ')}{beside}"
+
+
+def _value(picture: Picture) -> str:
+    return "" if picture.value is None else f"{picture.value:+.2f}"

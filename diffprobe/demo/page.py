@@ -1,0 +1,82 @@
+"""The report page of a demo. Owns its facts: what was read of which model and images, under which seeds."""
+
+from typing import TYPE_CHECKING
+
+from diffprobe.config.schema import RunConfig
+from diffprobe.demo.run import Demo, Outcome
+from diffprobe.report.page import Page
+from diffprobe.report.panels import DirectionPanel
+
+if TYPE_CHECKING:
+    from diffprobe.features.request import Request
+
+
+def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
+    """Gather everything the page shows. Raises: what the panels raise."""
+    from diffprobe.demo.panels import latent_panels
+
+    config, latents = outcome.demo.config, latent_panels(outcome)
+    return Page(
+        title=config.title,
+        lead=" ".join(config.lead.split()),
+        facts=(*demo_facts(outcome.demo), *_machine(outcome)),
+        results=outcome.results,
+        tables=outcome.demo.specs[:1],
+        latents=latents.panels if latents else (),
+        latent_rule=latents.rule if latents else "",
+        latent_cell=latents.cell if latents else "",
+        n_classes=latents.n_classes if latents else 0,
+        directions=directions,
+        limits=config.limits,
+        next_steps=config.next_steps,
+    )
+
+
+def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
+    """Name what the demo's first run reads: backbone, images, cells, noise, seeds. No weights are loaded.
+
+    Raises: WeightsMissing, UnknownTap and the like if the backbone cannot be read as asked.
+    """
+    from diffprobe.features.request import Request
+
+    run = demo.runs[0]
+    request = Request(run.backbone, run.data, run.features)
+    plan, manifest = request.plan, request.manifest
+    latent = " x ".join(map(str, plan.outline.latent_shape))
+    weights = manifest.backbone["weights"].get("denoiser", "")
+    fields = {
+        "backbone": f"{run.backbone.path}: {plan.outline.family}, {plan.resolution} px, latents {latent}, "
+        f"{run.backbone.dtype}",
+        "weights": f"denoiser sha256 {weights[:16]}",
+        "images": f"{request.shard_set.name}: {_samples(run, request)}",
+        "shard set": f"digest {request.shard_set.digest[:16]}; {request.shard_set.licence}",
+        "taps": ", ".join(tap.path for tap in plan.taps),
+        "timesteps": f"{', '.join(map(str, plan.timesteps))} of {plan.outline.schedule.n_timesteps:,}; "
+        "larger is noisier",
+        "features": f"condition {plan.branches[0].condition}, {plan.pool} over places, "
+        f"noise draws an image: {plan.draws}",
+        "seeds": f"run {run.seed}, noise {run.features.seed}, random weights {run.backbone.random_seed}",
+    }
+    return tuple(fields.items())
+
+
+def _samples(run: RunConfig, request: "Request") -> str:
+    from diffprobe.features.request import shard_entries
+
+    parts = []
+    for split in request.splits:
+        whole = request.shard_set.n_samples(split)
+        taken = sum(entry.n for entry in shard_entries(request.shard_set, split, run.data.limit))
+        parts.append(f"{taken:,} {split}" if taken == whole else f"{taken:,} of {whole:,} {split}")
+    rule = "" if run.data.limit is None else f" (at most {run.data.limit:,} a split, the first in shard order)"
+    return ", ".join(parts) + rule
+
+
+def _machine(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+    hardware, seconds = outcome.results[0].hardware, sum(result.wall_time_s for result in outcome.results)
+    accelerators = hardware.get("accelerators") or ["none"]
+    return (
+        ("stores", ", ".join(path.name for path in outcome.store_paths)),
+        ("machine", f"{hardware['machine']}, {hardware['cores']} cores, accelerators: {', '.join(accelerators)}"),
+        ("training", f"{seconds:.0f} s for {len(outcome.results)} runs, extraction not counted"),
+    )

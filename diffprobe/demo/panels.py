@@ -1,0 +1,250 @@
+"""Panels of a demo's report: what its latents fire on, and the two ends of its directions, on held-out samples.
+
+Owns which samples are looked at for what: latents are chosen on the training split, everything shown is of the test
+split. The rules themselves are `analysis/`.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffprobe.analysis.latent_panels import LatentCounts, choose_latents, summarize_latent
+from diffprobe.analysis.pole_captions import PoleSample, pole_captions
+from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.analysis.top_samples import TopSample, TopSamples
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.demo.run import Outcome
+from diffprobe.features.batch import FeatureTable
+from diffprobe.features.images import fetch_images
+from diffprobe.metrics.auroc import auroc
+from diffprobe.probes.direction import Axis, Direction
+from diffprobe.probes.sae.topk import KSAE, Code
+from diffprobe.report.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
+from diffprobe.runs.train import make_source, plan, target_classes
+
+if TYPE_CHECKING:
+    from diffprobe.features.source import FeatureSource
+
+_ROWS = 1024
+
+
+class Latents(NamedTuple):
+    """The latents of one autoencoder that a page shows."""
+
+    panels: tuple[LatentPanel, ...]
+    rule: str
+    cell: str
+    n_classes: int
+
+
+class _Album:
+    """Pictures of the samples of one table, encoded for a page."""
+
+    def __init__(self, source: "FeatureSource", table: FeatureTable, side: int) -> None:
+        self._source, self._side = source, side
+        self._captions = dict(zip(table.keys, table.captions, strict=True))
+        self._shards = dict(zip(table.keys, table.shards, strict=True))
+
+    def pictures(self, shown: Sequence[tuple[str, float]]) -> dict[tuple[str, float], Picture]:
+        """Return a picture for each (key, value)."""
+        request = self._source.request
+        images = fetch_images(
+            request.shard_set, dict.fromkeys(key for key, _ in shown), shards=self._shards, fields=request.fields
+        )
+        encoded = {}
+        for key, image in images.items():
+            image.thumbnail((self._side, self._side))
+            buffer = io.BytesIO()
+            image.save(buffer, format="WEBP", lossless=True)
+            encoded[key] = buffer.getvalue()
+        return {
+            (key, value): Picture(data=encoded[key], caption=self._captions[key], key=key, value=value)
+            for key, value in shown
+        }
+
+
+def latent_panels(outcome: Outcome) -> Latents | None:
+    """Choose latents of the demo's autoencoder on the training split and describe them on the test split.
+
+    Returns: None if the demo trained no autoencoder.
+    Raises: EmptyClass if no latent is active often enough.
+    """
+    runs = outcome.of_kind("sae")
+    if not runs:
+        return None
+    run, _, folder = runs[0]
+    settings, source = outcome.demo.config.panels, make_source(run)
+    sae, classes = KSAE.from_pretrained(folder / "probes" / "sae"), source.classes
+    cell = next(iter(source.widths))
+
+    seen = LatentCounts(sae.n_latents, len(classes))
+    for code, rows, table in _codes(sae, source.table(run.data.train_split), cell):
+        seen.update(code.values, code.indices, table.label[rows])
+    choice = choose_latents(seen, n=settings.n_latents, min_active=settings.min_active)
+
+    counts, top = LatentCounts(sae.n_latents, len(classes)), TopSamples(sae.n_latents, settings.n_top)
+    held_out = source.table(run.data.test_split)
+    for code, rows, table in _codes(sae, held_out, cell):
+        counts.update(code.values, code.indices, table.label[rows])
+        top.update(code.values, code.indices, [table.keys[row] for row in rows.tolist()])
+    samples = top.result()
+    shown = [(sample.key, sample.activation) for latent in choice.latents for sample in samples[latent]]
+    pictures = _Album(source, held_out, settings.picture_side).pictures(shown)
+    panels = [_latent(counts, latent, samples[latent], pictures, classes, run.seed) for latent in choice.latents]
+    rule = (
+        f"{choice.rule} Chosen on {seen.n_samples:,} training samples ({choice.n_eligible:,} of {choice.n_latents:,} "
+        f"latents qualify); images and numbers are of the {counts.n_samples:,} test samples."
+    )
+    return Latents(tuple(panels), rule, cell, len(classes))
+
+
+@torch.no_grad()
+def _codes(sae: KSAE, table: FeatureTable, cell: str) -> Iterator[tuple[Code, Tensor, FeatureTable]]:
+    for rows in torch.arange(len(table)).split(_ROWS):
+        yield sae.encode(table.features[cell][rows]), rows, table
+
+
+def _latent(
+    counts: LatentCounts,
+    latent: int,
+    samples: Sequence[TopSample],
+    pictures: dict[tuple[str, float], Picture],
+    classes: Sequence[str],
+    seed: int,
+) -> LatentPanel:
+    shown = tuple(pictures[sample.key, sample.activation] for sample in samples)
+    n = int(counts.n_active[latent])
+    if counts.label_active[latent].sum() == 0:  # chosen elsewhere, silent here: that is shown, not hidden
+        return LatentPanel(
+            latent=latent, pictures=shown, n_active=n, density=n / counts.n_samples,
+            mean_activation=float(counts.total[latent]) / max(n, 1), max_activation=float(counts.maximum[latent]),
+            label_entropy=None,
+        )  # fmt: skip
+    found = summarize_latent(counts, latent, seed=seed)
+    return LatentPanel(
+        latent=latent, pictures=shown, n_active=found.n_active, density=found.density,
+        mean_activation=found.mean_activation, max_activation=found.max_activation,
+        label_entropy=found.label_entropy, chance_entropy=found.chance_entropy,
+        chance_entropy_sd=found.chance_entropy_sd, top_label=classes[found.top_label],
+        top_label_share=found.top_label_share,
+    )  # fmt: skip
+
+
+def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
+    """Describe each direction on the test split: AUROC of every estimator with interval and nulls, ends, histogram.
+
+    Ends and histogram are those of the first estimator that the demo ran; the sign of a direction was fixed on the
+    training split.
+    """
+    panels: dict[str, DirectionPanel] = {}
+    for run, result, folder in outcome.of_kind("direction"):
+        source, planned = make_source(run), plan(run)
+        cell = next(iter(source.widths))
+        table = source.table(run.data.test_split)
+        for axis in planned.params.axes([cell], target_classes(run.probe.targets, source)):
+            reading = _Reading(run, folder, axis, table, source.attributes, outcome.demo.config.panels.one_per)
+            estimate = _estimate(outcome, run, result, axis, reading)
+            if axis.target in panels:
+                known = panels[axis.target]
+                panels[axis.target] = replace(known, estimates=(*known.estimates, estimate))
+            else:
+                album = _Album(source, table, outcome.demo.config.panels.picture_side)
+                panels[axis.target] = _panel(outcome, run, axis, reading, estimate, album)
+    return tuple(panels.values())
+
+
+class _Reading:
+    """The test samples at both poles of one axis, projected on its direction."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: Path,
+        axis: Axis,
+        table: FeatureTable,
+        attributes: dict[str, tuple[str, ...]],
+        one_per: str | None,
+    ) -> None:
+        direction = Direction.load(folder / "probes" / axis.target / axis.cell.replace(":", "."))
+        side = axis.side(table.label if axis.target == "label" else table.attributes[axis.target])
+        rows = (side >= 0).nonzero().squeeze(1)
+        self.positive = side[rows] == 1
+        self.projections = direction.project(table.features[axis.cell][rows])
+        self.keys = [table.keys[row] for row in rows.tolist()]
+        self.captions = [table.captions[row] for row in rows.tolist()]
+        self.groups = self.keys
+        if one_per is not None:
+            values = table.attributes[one_per][rows].tolist()
+            names = attributes[one_per]
+            self.groups = [names[v] if v >= 0 else key for v, key in zip(values, self.keys, strict=True)]
+        self.seed = run.seed
+
+    def interval(self, n_resamples: int) -> tuple[float, float]:
+        """Return the 95 % bootstrap interval of the AUROC, groups resampled whole."""
+
+        def area(rows: object) -> float:
+            chosen = torch.as_tensor(rows)
+            return float(auroc(self.projections[chosen, None], self.positive[chosen]))
+
+        found = bootstrap_interval(area, self.groups, n_resamples=n_resamples, seed=self.seed)
+        return found.low, found.high
+
+
+def _estimate(outcome: Outcome, run: RunConfig, result: RunResult, axis: Axis, reading: _Reading) -> Estimate:
+    nulls: dict[str, Any] = {}
+    for null in ("random_weights", "raw_pixels"):
+        for other, found, _ in outcome.of_kind("direction", null=null):
+            if other.probe.name == run.probe.name and axis.target in other.probe.targets:
+                nulls[null] = _record(found, axis.target).value
+    interval = reading.interval(outcome.demo.config.panels.n_resamples)
+    return replace(Estimate.from_record(_record(result, axis.target)), interval=interval, **nulls)
+
+
+def _record(result: RunResult, target: str) -> MetricRecord:
+    return next(r for r in result.metrics if (r.name, r.split, r.target) == ("auroc", "test", target))
+
+
+def _panel(
+    outcome: Outcome, run: RunConfig, axis: Axis, reading: _Reading, estimate: Estimate, album: _Album
+) -> DirectionPanel:
+    settings = outcome.demo.config.panels
+    ends = pole_captions(
+        reading.projections, reading.keys, reading.captions, n_each=settings.n_ends, one_per=reading.groups
+    )
+    shown = [(sample.key, sample.projection) for sample in (*ends.positive, *ends.negative)]
+    pictures = album.pictures(shown)
+
+    def end(samples: Sequence[PoleSample]) -> tuple[Picture, ...]:
+        return tuple(pictures[sample.key, sample.projection] for sample in samples)
+
+    positive, negative = (" or ".join(value.split("|")) for value in (axis.positive, axis.negative))
+    by_pole = {
+        positive: reading.projections[reading.positive].tolist(),
+        negative: reading.projections[~reading.positive].tolist(),
+    }
+    return DirectionPanel(
+        target=axis.target, positive=positive, negative=negative, cell=axis.cell, estimates=(estimate,),
+        shown=run.probe.name, positive_end=end(ends.positive), negative_end=end(ends.negative),
+        histogram=make_histogram(by_pole),
+        note=(
+            f"{_independent(reading, settings.one_per)} Intervals: 95 %, {settings.n_resamples:,} bootstrap resamples. "
+            "The sign was fixed on the training split."
+        ),
+    )  # fmt: skip
+
+
+def _independent(reading: _Reading, one_per: str | None) -> str:
+    """Say how many samples stand behind the numbers, and how many of them are really different things."""
+    text = f"{len(reading.keys):,} test samples of either pole"
+    if one_per is None:
+        return f"{text}."
+    return (
+        f"{text}, with {len(set(reading.groups)):,} different values of '{one_per}': an end shows each value once "
+        "and at most half of them, and intervals resample whole values."
+    )

@@ -1,0 +1,252 @@
+"""`diffprobe demo`: the main job from shards to a report, as a list of runs of experiment files.
+
+Owns the order of things: every run is judged, then all stores are written, then every probe is trained, then tables
+and page are made of the result files. A run does what `diffprobe train` does. Next in the flow: `demo_page.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from diffprobe.config.compose import compose, require_kind, setting_text, split_experiment, validate
+from diffprobe.config.kinds import PROBE
+from diffprobe.config.origin import COMMAND_LINE
+from diffprobe.config.parse import Origin
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, DiffprobeError
+from diffprobe.core.result import RESULT_FILE, RunResult
+from diffprobe.demo.config import DemoConfig, RunSpec
+from diffprobe.report.collect import read_results
+from diffprobe.report.spec import TableSpec, find_spec, load_spec
+from diffprobe.report.table import render
+from diffprobe.runs.extract import backbone_and_features, extract_run
+from diffprobe.runs.train import plan, train
+
+if TYPE_CHECKING:
+    from diffprobe.report.panels import DirectionPanel
+
+DEFAULT = "emoji/demo"
+REPORT = "report.html"
+
+
+class Bar(Protocol):
+    """Shows how far one step is."""
+
+    def update(self, n: int, /) -> object:
+        """Advance by `n` units."""
+
+
+class Step(Protocol):
+    """One step of the demo, as it is shown."""
+
+    def bar(self, total: int, unit: str) -> AbstractContextManager[Bar]:
+        """Open a bar of `total` units; a step that has nothing to do opens none."""
+
+    def done(self, text: str) -> None:
+        """Say what came out."""
+
+
+class View(Protocol):
+    """What a demo tells while it runs."""
+
+    def opening(self, demo: "Demo") -> None:
+        """Say what will be done."""
+
+    def step(self, kind: str, title: str) -> AbstractContextManager[Step]:
+        """Open a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """A demo that was judged: every run's configuration is fine, its tables exist."""
+
+    config: DemoConfig
+    """The demo's own settings."""
+    runs: tuple[RunConfig, ...]
+    """Its runs, in order."""
+    specs: tuple[TableSpec, ...]
+    """Its tables."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of its runs."""
+        return Path(self.config.output)
+
+    def stores(self) -> list[RunConfig]:
+        """Return one run for each feature store that the runs read."""
+        distinct = {(*backbone_and_features(run), run.data): run for run in reversed(self.runs)}
+        return [run for run in self.runs if any(run is one for one in distinct.values())]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a demo left behind."""
+
+    demo: Demo
+    """What was asked for."""
+    results: tuple[RunResult, ...]
+    """One for each run, in order."""
+    result_paths: tuple[Path, ...]
+    """Their files."""
+    store_paths: tuple[Path, ...]
+    """The feature stores."""
+    tables: tuple[str, ...]
+    """The tables in Markdown, as `diffprobe table` prints them."""
+
+    def of_kind(self, kind: str, *, null: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
+        """Return the runs of one kind that measure a null, or that are no null: config, result, folder."""
+        runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
+        return [(run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.null == null]
+
+
+def load_demo(settings: Sequence[str] = ()) -> Demo:
+    """Compose and judge a demo and all its runs. Nothing is loaded or written.
+
+    Args:
+        settings: as on the command line. Those that name a key of `DemoConfig` are the demo's own; all others go to
+            every run, after what the demo and its runs set: backbone.path=FOLDER, data.limit=500, logger=wandb.
+    Raises: ConfigError, UnknownName.
+    """
+    experiment, rest = split_experiment(None, settings)
+    own = {field.name for field in fields(DemoConfig)} - {"settings"}
+    for_demo = [setting for setting in rest if setting.partition("=")[0].partition(".")[0] in own]
+    for_runs = [setting for setting in rest if setting not in for_demo]
+    composed = compose(experiment or DEFAULT, for_demo)
+    require_kind(composed, ("demo",))
+    config: DemoConfig = validate(composed)
+    specs = tuple(load_spec(find_spec(table)) for table in config.tables)
+    runs = _load_runs(config, for_runs, composed.origin)
+    _check_distinct(runs)
+    demo = Demo(config=config, runs=runs, specs=specs)
+    _check_folder(demo)
+    return demo
+
+
+def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> tuple[RunConfig, ...]:
+    """Judge all runs as `diffprobe train` does. Raises: ConfigError that says which run has the fault."""
+    runs = []
+    for number, spec in enumerate(config.runs, start=1):
+        try:
+            run = _load(spec, config, settings, written)
+            plan(run)
+            if run.features.source == "live":
+                raise ConfigError(
+                    "features.source=live: the runs of a demo share feature stores, and its report reads them.",
+                    fix="features.source=stored; or diffprobe train, which reads live features too",
+                )
+        except DiffprobeError as error:
+            file, line = written.get("runs", COMMAND_LINE)
+            place = f"in {file}, line {line}" if line else f"on {file}"
+            name = " ".join([spec.experiment, *spec.settings])
+            raise ConfigError(f"run {number} {place} ({name}): {error.what}", *error.details, fix=error.fix) from error
+        runs.append(run)
+    return tuple(runs)
+
+
+def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: Origin) -> RunConfig:
+    """Compose and judge one run; what the demo's file sets is not said to have been set on the command line."""
+    own = [("settings", setting) for setting in config.settings] + [("runs", setting) for setting in spec.settings]
+    output = f"output={setting_text(config.output)}"
+    composed = compose(spec.experiment, [*(setting for _, setting in own), *settings, output])
+    origin = dict(composed.origin)
+    for block, setting in [*own, *(("", setting) for setting in settings)]:  # later ones win
+        at = setting.partition("=")[0]
+        for key in origin:
+            if composed.origin[key] == COMMAND_LINE and f"{key}.".startswith(f"{at}."):
+                origin[key] = written.get(block, COMMAND_LINE)
+    require_kind(composed, (PROBE,))
+    run: RunConfig = validate(replace(composed, origin=origin))
+    return run
+
+
+def _check_distinct(runs: Sequence[RunConfig]) -> None:
+    folders = [plan(run).run_dir for run in runs]
+    twice = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
+    if twice:
+        raise ConfigError(f"two runs of the demo are the same: {', '.join(twice)}.")
+
+
+def _check_folder(demo: Demo) -> None:
+    """Refuse a folder with results of other settings, which `diffprobe table` would find beside the new ones."""
+    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs}
+    foreign = sorted(str(path) for path in demo.folder.rglob(RESULT_FILE) if path not in own)
+    if foreign:
+        raise ConfigError(
+            f"'{demo.folder}' holds {len(foreign)} result(s) of other settings.",
+            *foreign[:3],
+            "tables are made of all results in a folder, and would mix them",
+            fix=f"another folder: output={demo.folder}-2; or remove this one",
+        )
+
+
+def run_demo(demo: Demo, view: View) -> Outcome:
+    """Write the stores that are missing, train every probe anew, and fill the tables from the result files.
+
+    Raises: what extraction and training raise.
+    """
+    view.opening(demo)
+    stores = tuple(_extract(run, view) for run in demo.stores())
+    paths = tuple(_train(run, view) for run in demo.runs)
+    results = tuple(read_results(paths))
+    tables = tuple(render(results, spec) for spec in demo.specs)
+    return Outcome(demo=demo, results=results, result_paths=paths, store_paths=stores, tables=tables)
+
+
+def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
+    """Write `report.html` into the demo's folder. Returns: the direction panels, for whoever prints their ends."""
+    from diffprobe.demo.page import make_page
+    from diffprobe.demo.panels import direction_panels
+    from diffprobe.report.page import render_page
+
+    with view.step("report", REPORT) as step:
+        directions = direction_panels(outcome)
+        html = render_page(make_page(outcome, directions))
+        (outcome.demo.folder / REPORT).write_text(html, encoding="utf-8")
+        step.done(f"{len(html.encode()) / 1e6:.1f} MB, one file")
+    return directions
+
+
+def backbone_name(run: RunConfig) -> str:
+    """Name what a run reads: the backbone, or what its null puts in its place."""
+    names = {"random_weights": "random weights", "raw_pixels": "raw pixels"}
+    return names.get(run.null, Path(run.backbone.path).name)
+
+
+def _extract(run: RunConfig, view: View) -> Path:
+    with view.step("features", backbone_name(run)) as step:
+        made = []
+
+        def bar(total: int) -> AbstractContextManager[Bar]:
+            made.append(total)
+            return step.bar(total, "images")
+
+        path = extract_run(run, progress=bar)
+        step.done(f"{sum(made):,} images" if made else "kept from before")
+    return path
+
+
+def _train(run: RunConfig, view: View) -> Path:
+    from diffprobe.core.result import read_result
+    from diffprobe.training.progress import StepBar
+
+    with view.step(run.probe.kind, f"{backbone_name(run)}{_estimator(run)}") as step:
+        make: Callable[[int], AbstractContextManager[Bar]] = lambda total: step.bar(total, "steps")  # noqa: E731
+        path = train(run, callbacks=[StepBar(make)])
+        step.done(_summary(run, read_result(path)))
+    return path
+
+
+def _estimator(run: RunConfig) -> str:
+    return f", {run.probe.name.replace('_', ' ')}" if run.probe.kind == "direction" else ""
+
+
+def _summary(run: RunConfig, result: RunResult) -> str:
+    tests = [record for record in result.metrics if record.split == "test"]
+    if run.probe.kind == "sae":
+        values = {record.name: record.value for record in tests}
+        return f"{tests[0].detail['n_latents']:,} latents, fvu {values['fvu']:.3f}"
+    cells = len({record.cell for record in tests})
+    targets = len({record.target for record in tests})
+    return f"{targets} targets x {cells} cells" if cells > 1 else f"{targets} targets"

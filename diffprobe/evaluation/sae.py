@@ -1,0 +1,260 @@
+"""`diffprobe eval sae`: what a trained autoencoder's reconstruction costs the model that its features come from.
+
+Owns the way from a run to the samples and the network that its autoencoders are put into. What is measured is
+`analysis/spliced_error.py`.
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.config.ranges import a_device, at_least
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
+from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
+from diffprobe.evaluation.load_sae_run import Trained, open_runs
+from diffprobe.runs.extract import backbone_and_features
+from diffprobe.runs.provenance import backbone_digest
+
+if TYPE_CHECKING:
+    from diffprobe.analysis.spliced_error import Baseline, HeldOut, SplicedError
+    from diffprobe.backbones.cell import Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeEvaluation:
+    """What `diffprobe eval sae` measures (experiment files of kind `evaluate_sae`)."""
+
+    experiment: str
+    """Name of the experiment."""
+    run: str = ""
+    """Folder of a trained sae run; of a grid's, all members are measured."""
+    timesteps: tuple[int, ...] = ()
+    """Timesteps at which features are replaced; none takes those that the autoencoder was trained on."""
+    split: str | None = None
+    """Split that is denoised; None takes the run's test split."""
+    limit: int | None = None
+    """Samples, the first ones in shard order; None takes as many as the run did, by its own `data.limit`."""
+    group_attribute: str | None = None
+    """Samples that share it are resampled together for the intervals; one without it stands alone, None: all do."""
+    backbone: str | None = None
+    """Where the backbone is now; None takes the run's own path."""
+    data: str | None = None
+    """Where the shards are now; None takes the run's own path."""
+    device: str = "auto"
+    """Torch device; "auto" takes the accelerator if there is one."""
+    seed: int = 0
+    """Seed of the bootstrap; that of the noise is the run's."""
+    output: str = "runs"
+    """Folder of runs."""
+
+    def __post_init__(self) -> None:
+        at_least(1, limit=self.limit)
+        a_device(self.device)
+
+
+def evaluate_sae(config: SaeEvaluation) -> list[Path]:
+    """Measure every autoencoder of a run, write `result.json`, and return its path; of a grid's run, one a member.
+
+    Raises: ConfigError for a folder that is no sae run, or features that cannot be put back; WeightsMissing,
+        WeightsMismatch, SchemaError for files that do not fit the run; UnknownName, BadTimestep, EmptyClass; what
+        opening shards and backbone raises.
+    """
+    from diffprobe.core.memory import keep_freed_memory
+
+    keep_freed_memory()
+    runs = [(_as_it_is_now(config, trained), trained.saes()) for trained in open_runs(config.run)]
+    runs.sort(key=lambda run: [cell.name for folder in run[1].values() for cell in run[0].cells(folder)])
+    networks: dict[tuple[Any, ...], _Opened] = {}
+    with _progress() as progress:
+        return [_evaluate(config, trained, saes, networks, progress) for trained, saes in runs]
+
+
+def _as_it_is_now(config: SaeEvaluation, trained: Trained) -> Trained:
+    """Return the run with data and backbone where they are now."""
+    run = trained.config
+    backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
+    limit = run.data.limit if config.limit is None else config.limit
+    data = replace(run.data, path=config.data or run.data.path, limit=limit)
+    return replace(trained, config=replace(run, backbone=backbone, data=data))
+
+
+def _evaluate(
+    config: SaeEvaluation,
+    trained: Trained,
+    saes: dict[str, Path],
+    networks: "dict[tuple[Any, ...], _Opened]",
+    progress: Any,
+) -> Path:
+    """Measure one run or one member of a grid; its record is the same in both cases."""
+    started_at = time.time()
+    tree = {key: value for key, value in asdict(config).items() if key not in ("output", "run", "device")}
+    tree |= {"run": trained.result.run, "trained": trained.result.config}
+    run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
+    metrics = _measure(config, trained, saes, networks, run_dir, progress)
+    result = make_result(
+        run=run_dir.name,
+        experiment=config.experiment,
+        kind="sae_eval",
+        config=tree,
+        seeds={**trained.result.seeds, "bootstrap": config.seed},
+        metrics=metrics,
+        started_at=started_at,
+        artifacts={INPUT + name.removeprefix(INPUT): sha for name, sha in trained.result.artifacts.items()},
+    )
+    write_result(result, run_dir / RESULT_FILE)
+    return run_dir / RESULT_FILE
+
+
+def _measure(
+    config: SaeEvaluation,
+    trained: Trained,
+    saes: dict[str, Path],
+    networks: "dict[tuple[Any, ...], _Opened]",
+    run_dir: Path,
+    progress: Any,
+) -> list[MetricRecord]:
+    """Measure all autoencoders; those that follow each other on one tap share the network and the errors without them.
+
+    Args:
+        networks: holds the last one that was opened: those of all taps of a grid need not fit into memory together.
+        run_dir: is made when all is judged, before anything is measured that could then not be written.
+    """
+    from diffprobe.analysis.spliced_records import Described, spliced_records
+    from diffprobe.probes.sae import KSAE
+
+    metrics: list[MetricRecord] = []
+    for name, folder in saes.items():
+        sae = KSAE.from_pretrained(folder).eval().requires_grad_(False)
+        cells = trained.cells(folder)
+        cell, timesteps = cells[0], config.timesteps or tuple(cell.timestep for cell in cells)
+        key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
+        if key not in networks:
+            networks.clear()
+            networks[key] = _open(config, trained, cell, timesteps, sae.d_in, run_dir, progress)
+        here = networks[key]
+        sae.to(here.network.device)
+        task = progress.add_task(f"{trained.result.run}: reconstruction", total=len(here.samples) * len(timesteps))
+        tick = partial(progress.advance, task)
+        spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
+        progress.remove_task(task)
+        about = Described(
+            cell=cell,
+            several=len(cells) > 1,
+            split=config.split or trained.config.data.test_split,
+            probe=trained.config.probe.name,
+            clusters=here.clusters,
+            seed=config.seed,
+            detail={
+                "sae": name,
+                "trained_on": ", ".join(cell.name for cell in cells),
+                "replaced": here.network.splice.says,
+                "target": here.network.target,
+                "draws": here.network.plan.draws,
+            },
+        )
+        metrics += spliced_records(here.baseline, spliced, about)
+    return metrics
+
+
+def _reconstruct(sae: Any, x: Any) -> Any:
+    return sae(x)[0]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A network with a tap, the samples, and their errors without any autoencoder."""
+
+    network: "SplicedError"
+    samples: "HeldOut"
+    clusters: list[Any]
+    baseline: "Baseline"
+
+
+def _open(
+    config: SaeEvaluation,
+    trained: Trained,
+    cell: "Cell",
+    timesteps: tuple[int, ...],
+    d_in: int,
+    run_dir: Path,
+    progress: Any,
+) -> _Opened:
+    from diffprobe.analysis.splice import Splice
+    from diffprobe.analysis.spliced_error import SplicedError
+    from diffprobe.backbones.quiet import quiet_libraries
+    from diffprobe.features.request import Request
+
+    Splice(cell.pool)  # what cannot be put back is refused before anything is opened
+    backbone, features = backbone_and_features(trained.config)
+    features = replace(features, taps=(cell.tap,), timesteps=timesteps, snr=())
+    request = Request(backbone, trained.config.data, features)
+    inputs = trained.result.artifacts
+    if request.shard_set.digest != inputs.get(SHARDS):
+        raise SchemaError(
+            f"'{trained.config.data.path}' is not the shard set that the run was trained on.",
+            f"digest: the run's {inputs.get(SHARDS)}, this one's {request.shard_set.digest}",
+            fix="name the right one: data=FOLDER",
+        )
+    if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
+        raise unknown("group_attribute", config.group_attribute, request.shard_set.attributes)
+    (width,) = set(request.plan.widths.values())
+    if d_in != width:
+        raise WeightsMismatch(
+            f"the autoencoder takes features of width {d_in}; tap '{cell.tap}' of '{backbone.path}' gives {width}."
+        )
+    digest = backbone_digest(request.plan.fingerprint)
+    if digest != inputs.get(BACKBONE):
+        raise WeightsMismatch(
+            f"'{backbone.path}' is not the backbone that the run was trained on.",
+            f"digest: the run's {inputs.get(BACKBONE, 'not recorded')}, this one's {digest}",
+            fix="name the right one: backbone=FOLDER; or train on this one",
+        )
+    with quiet_libraries():
+        network = SplicedError(request.plan, cell.tap, device=backbone.device)
+    split = config.split or trained.config.data.test_split
+    run_dir.mkdir(parents=True, exist_ok=True)
+    samples, clusters = _hold_out(config, request, network, cell, split)
+    passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
+    task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)
+    baseline = network.baseline(samples, timesteps, partial(progress.advance, task))
+    progress.remove_task(task)
+    return _Opened(network, samples, clusters, baseline)
+
+
+def _hold_out(
+    config: SaeEvaluation, request: Any, network: "SplicedError", cell: "Cell", split: str
+) -> "tuple[HeldOut, list[Any]]":
+    """Encode a split, say what each sample is told, and name the cluster of each."""
+    import torch
+
+    from diffprobe.analysis.spliced_error import HeldOut
+    from diffprobe.backbones.told import SampleTexts, tell
+    from diffprobe.features.extract import sample_texts
+    from diffprobe.shards.stream import SampleStream, make_loader
+
+    (branch,) = (branch for branch in request.plan.branches if branch.condition == cell.condition)
+    data = request.data
+    stream = SampleStream(
+        request.shard_set, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
+        limit=data.limit,
+    )  # fmt: skip
+    latents, keys, told, clusters = [], [], [], []
+    for batch in make_loader(stream, data.batch_size, data.num_workers):
+        told += tell(branch, SampleTexts(**sample_texts(request.shard_set, batch, batch.captions)))
+        latents.append(network.encode_images(batch.images))
+        keys += batch.keys
+        groups = batch.attributes[config.group_attribute].tolist() if config.group_attribute else [-1] * len(batch)
+        clusters += [group if group >= 0 else key for group, key in zip(groups, batch.keys, strict=True)]
+    if not keys:
+        raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
+    return HeldOut(torch.cat(latents), keys, told), clusters
+
+
+def _progress() -> AbstractContextManager[Any]:
+    from rich.progress import Progress
+
+    return Progress(transient=True)

@@ -1,0 +1,70 @@
+"""`diffprobe extract`: the features of one run, written to its store. Owns what a run's null means for the backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.runs.provenance import require_splits
+
+if TYPE_CHECKING:
+    from diffprobe.features.progress import MakeBar, Tell
+
+
+def extract_run(
+    run: RunConfig,
+    *,
+    process: tuple[int, int] = (0, 1),
+    progress: "bool | MakeBar" = True,
+    tell: "Tell" = lambda line: None,
+) -> Path:
+    """Write the feature store that a run reads, or what of it is missing, and return its folder.
+
+    Args:
+        process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
+        progress: whether to show a bar, or the maker of one.
+        tell: takes lines for people: sizes, what is reused, a summary.
+
+    Raises: ConfigError for a run with live features, UnknownName for a split that the data have not got, and what
+        `features.extract.extract` raises.
+    """
+    if run.features.source == "live":
+        raise ConfigError("this run reads live features; it needs no store.", fix="to make one: features.source=stored")
+    from diffprobe.features.extract import extract
+    from diffprobe.shards.index import ShardSet
+
+    require_splits(run.data, ShardSet.load(run.data.path))
+    backbone, features = backbone_and_features(run)
+    return extract(backbone, run.data, features, process=process, progress=progress, tell=tell)
+
+
+def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:
+    """Return the backbone and cells that a run really reads: its own, or those that its null puts in their place.
+
+    >>> from diffprobe.config.schema import DataConfig, ProbeConfig
+    >>> run = RunConfig(
+    ...     backbone=BackboneConfig(path="emoji-sd"),
+    ...     data=DataConfig(path="emoji"),
+    ...     features=FeaturesConfig(taps=("mid_block",), timesteps=(100,)),
+    ...     probe=ProbeConfig(kind="classifier", name="linear"),
+    ...     null="raw_pixels",
+    ... )
+    >>> backbone, features = backbone_and_features(run)
+    >>> backbone.path, features.taps, features.timesteps
+    ('pixels', ('pixels',), (0,))
+    """
+    if run.null == "random_weights":
+        return replace(run.backbone, random_weights=True), run.features
+    if run.null == "raw_pixels":
+        pixels = replace(
+            FeaturesConfig(taps=("pixels",), timesteps=(0,)),
+            source=run.features.source,
+            seed=run.features.seed,
+            resolution=run.features.resolution,
+            store=run.features.store,
+            hold=run.features.hold,
+            shuffle=run.features.shuffle,
+        )
+        return BackboneConfig(path="pixels", device=run.backbone.device), pixels
+    return run.backbone, run.features

@@ -1,0 +1,226 @@
+"""The measures on the tiny pipeline and shards, and what they say of models and data that cannot be measured."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from diffprobe.analysis.caption_regression import RegressionRule
+from diffprobe.backbones.families import sd_unet
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
+from diffprobe.core.result import MetricRecord, read_result
+from diffprobe.evaluation.backbone import (
+    BackboneEvaluation,
+    evaluate_backbone,
+    load_pipeline,
+    missed_gates,
+)
+from diffprobe.generative.image_table import load_table
+from diffprobe.runs.provenance import checkpoint_digest
+from diffprobe.shards.index import ShardSet
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd, tiny_shards) -> BackboneEvaluation:
+    return BackboneEvaluation(
+        experiment="tiny/evaluate",
+        model=str(tiny_sd),
+        data=DataConfig(path=str(tiny_shards)),
+        group_attribute="colour",
+        n_candidates=3,
+        n_choice_timesteps=3,
+        n_screening_timesteps=1,
+        n_screened=2,
+        regression=RegressionRule(images=20),
+        gates={"psnr_db/val": -100.0, "caption_of_3_accuracy/test": 1.1},
+        prompts=("noto emoji, cat", "twemoji emoji, dog", "red circle"),
+        sampling_steps=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(config, tmp_path_factory):
+    output = tmp_path_factory.mktemp("evaluated")
+    path, missed = evaluate_backbone(dataclasses.replace(config, output=str(output)))
+    return path, missed, {(r.name, r.split): r for r in read_result(path).metrics}
+
+
+def test_all_questions_are_answered_on_both_splits(evaluated):
+    path, _, records = evaluated
+    names = {"psnr_db", "tenths_where_text_helps", "caption_of_3_accuracy"}
+    names |= {f"denoising_error_t{t}" for t in range(50, 1000, 100)}
+    assert set(records) == {(name, split) for name in names for split in ("val", "test")}
+    assert {record.n for record in records.values()} == {4}
+    result = read_result(path)
+    assert result.kind == "backbone_eval" and result.seeds == {"seed": 0} and "output" not in result.config
+    assert path.parent.parts[-3:] == ("tiny", "evaluate", result.run)
+
+
+def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results(tiny_sd, config, tmp_path):
+    model = tmp_path / "model"
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few |= {"model": str(model), "output": str(tmp_path / "runs"), "n_screening_timesteps": 0}
+
+    def evaluate(**changed):
+        return evaluate_backbone(dataclasses.replace(config, **few, **changed))[0]
+
+    shutil.copytree(tiny_sd, model)
+    first, again, fewer = evaluate(), evaluate(), evaluate(data=dataclasses.replace(config.data, limit=3))
+    shutil.rmtree(model)
+    sd_unet.tiny(model, seed=1)
+    other = evaluate()
+    assert first == again and len({first, fewer, other}) == 3
+    results = {path: read_result(path) for path in (first, fewer, other)}
+    assert results[first].artifacts["input/backbone"] == results[fewer].artifacts["input/backbone"]
+    assert results[first].artifacts["input/backbone"] == checkpoint_digest(str(tiny_sd))
+    assert results[other].artifacts["input/backbone"] == checkpoint_digest(str(model))
+    assert {found.artifacts["input/shards"] for found in results.values()} == {ShardSet.load(config.data.path).digest}
+    assert results[first].config == results[other].config and results[first].metrics != results[other].metrics
+
+
+def test_what_training_had_nothing_like_is_counted_by_itself(config, tmp_path):
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few |= {"n_screening_timesteps": 0, "data": dataclasses.replace(config.data, limit=2), "output": str(tmp_path)}
+    path, _ = evaluate_backbone(dataclasses.replace(config, family_attribute="colour", **few))
+    found = {record.split: record for record in read_result(path).metrics if record.name.endswith("_new_colour")}
+    colours = {
+        split: {sample["colour"] for sample in load_table(few["data"], split, resolution=32).attributes}
+        for split in ("train", "val", "test")
+    }
+    assert colours["train"] == {"red"} and colours["val"] == {"red", "green"} and "red" not in colours["test"]
+    assert {split: record.n for split, record in found.items()} == {"val": 1, "test": 2}
+
+
+def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
+    record = evaluated[2]["psnr_db", "val"]
+    images = load_table(config.data, "val", resolution=32).floats(slice(None))
+    mse = (images - images.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
+    assert record.nulls["mean_colour"] == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)
+    assert record.nulls["mean_colour"] < record.nulls["thumbnail_8x8"] < 100
+    assert record.value < record.nulls["thumbnail_8x8"]  # random weights
+
+
+def test_the_use_of_the_text_is_counted_over_the_tenths(evaluated):
+    records = evaluated[2]
+    for split in ("val", "test"):
+        errors = [records[f"denoising_error_t{t}", split] for t in range(50, 1000, 100)]
+        assert all(0.5 < record.value < 2 for record in errors)  # a net that predicts nothing is at 1
+        won = sum(record.nulls["shuffled_captions"] > record.value for record in errors)
+        assert records["tenths_where_text_helps", split].value == won
+
+
+def test_the_choice_has_chance_and_an_interval_beside_it(evaluated):
+    record = evaluated[2]["caption_of_3_accuracy", "test"]
+    low, high = record.detail["interval"]
+    assert record.nulls.pop("chance") == 1 / 3 and low <= record.value <= high
+    assert set(record.nulls) == {"regression_on_words", "regression_on_text_encoder"}
+    assert all(0 <= value <= 1 for value in record.nulls.values())
+    assert record.detail["timesteps"] == [166, 500, 833]
+    assert record.detail["screening"]["timesteps"] == [500] and record.detail["screening"]["kept"] == 2
+
+
+def test_samples_are_a_grid_of_all_prompts(evaluated):
+    grid = Image.open(evaluated[0].parent / "samples.png")
+    assert grid.size == (2 * (32 + 8) + 8, 2 * (32 + 8) + 8)  # three images of 32 pixels in a square of four
+    assert grid.getpixel((4, 4)) == (255, 255, 255) and grid.getpixel((60, 60)) == (255, 255, 255)
+    assert grid.crop((8, 8, 40, 40)).getcolors() is None or len(grid.crop((8, 8, 40, 40)).getcolors()) > 10
+
+
+def test_missed_gates_are_named(evaluated):
+    _, missed, records = evaluated
+    value = records["caption_of_3_accuracy", "test"].value
+    assert missed == [f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is asked for"]
+
+
+def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():
+    record = MetricRecord(name="psnr_db", value=27.0, split="test", n=3)
+    assert missed_gates({"psnr_db/test": 27.0}, [record]) == []
+    assert missed_gates({"psnr_db/val": 1.0}, [record]) == ["psnr_db/val was not measured"]
+    assert len(missed_gates({"psnr_db/test": 27.01, "x/y": 0}, [record])) == 2
+
+
+def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
+    def evaluate(**changed):
+        evaluate_backbone(dataclasses.replace(config, output=str(tmp_path), **changed))
+
+    with pytest.raises(UnknownName, match="unknown group_attribute 'color'"):
+        evaluate(group_attribute="color")
+    with pytest.raises(UnknownName, match="unknown family_attribute 'shade'"):
+        evaluate(family_attribute="shade")
+    with pytest.raises(EmptyClass, match="10 different groups"):
+        evaluate(n_candidates=10)
+    for screening in (2, 9):
+        with pytest.raises(ConfigError, match=f"n_screening_timesteps={screening} are not among n_choice_timesteps=3"):
+            evaluate(n_screening_timesteps=screening)
+    with pytest.raises(ConfigError, match="n_screening_timesteps=1 are not among n_choice_timesteps=2"):
+        evaluate(n_choice_timesteps=2)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n_candidates", 1), ("n_choice_timesteps", 0), ("sampling_steps", 0), ("n_screened", 0),
+     ("n_screening_timesteps", -1)],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(config, key, value):
+    with pytest.raises(ConfigError, match=f"{key}={value} is out of range"):
+        dataclasses.replace(config, **{key: value})
+
+
+def test_the_numbers_are_kept_where_the_samples_fail(config, tmp_path, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("no samples")
+
+    monkeypatch.setattr("diffprobe.evaluation.backbone.sample_grid", fails)
+    few = {"regression": RegressionRule(images=0), "n_candidates": 2, "n_choice_timesteps": 1}
+    with pytest.raises(RuntimeError, match="no samples"):
+        evaluate_backbone(dataclasses.replace(config, **few, n_screening_timesteps=0, output=str(tmp_path)))
+    assert [read_result(path).kind for path in tmp_path.rglob("result.json")] == ["backbone_eval"]
+
+
+def test_a_pipeline_is_opened_in_float32_without_a_word(tiny_sd, tmp_path, capfd):
+    from diffusers import StableDiffusionPipeline
+
+    half = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).to(torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    capfd.readouterr()
+    pipeline = load_pipeline(str(tmp_path / "half"))
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_models_that_cannot_be_measured_are_told(tiny_sd, tmp_path):
+    with pytest.raises(WeightsMismatch, match="'pixels' is a pixels, not a StableDiffusionPipeline"):
+        load_pipeline("pixels")
+    with pytest.raises(WeightsMissing, match="no folder"):
+        load_pipeline(str(tmp_path / "nothing"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+    with pytest.raises(WeightsMismatch, match="is a PixArtAlphaPipeline"):
+        load_pipeline(str(other))
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsMissing, match="lacks a config.json or safetensors"):
+        load_pipeline(str(broken))
+    shutil.copytree(tiny_sd / "unet", broken / "unet", dirs_exist_ok=True)
+    shutil.rmtree(broken / "scheduler")
+    with pytest.raises(WeightsMismatch, match="cannot be opened"):
+        load_pipeline(str(broken))
+    shutil.rmtree(broken / "tokenizer")
+    with pytest.raises(WeightsMissing, match="no vocabulary"):
+        load_pipeline(str(broken))
+
+
+def test_a_model_that_predicts_something_else_is_refused(config, tmp_path):
+    other = sd_unet.tiny(tmp_path / "v", channels=(16,))
+    scheduler = other / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(WeightsMismatch, match="predicts 'v_prediction'"):
+        evaluate_backbone(dataclasses.replace(config, model=str(other), output=str(tmp_path)))

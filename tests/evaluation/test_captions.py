@@ -1,0 +1,164 @@
+"""What is planted in errors and latents is found; what only looks like it is not."""
+
+import dataclasses
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from diffprobe.analysis.caption_choice import Screening
+from diffprobe.analysis.caption_regression import RegressionRule
+from diffprobe.core.errors import EmptyClass
+from diffprobe.evaluation.captions import Encoded, caption_choice, other_rows, regressions, text_use
+from diffprobe.generative.image_table import ImageTable
+
+WORDS = ["red", "green", "blue", "round", "flat", "thin", "wide", "old", "new", "far"]
+
+
+class Planted:
+    """A model that denoises better by as much as a text's number is near the latent's, at early timesteps only."""
+
+    n_timesteps = 1000
+
+    def __call__(self, latents, keys, text, timesteps):
+        far = (latents.flatten(1)[:, None] - text[:, :, 0]).square().mean(-1)
+        early = torch.tensor([float(t < 500) for t in timesteps])
+        return 1 + far[..., None] * early
+
+    def encode_pooled(self, captions):
+        return vectors(captions)
+
+
+def vectors(captions) -> torch.Tensor:
+    return torch.tensor([[float(word in caption.split(" ")) for word in WORDS] for caption in captions])
+
+
+def planted(n: int, seed: int) -> Encoded:
+    """Samples of three words each; the latent has one channel a word."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = [" ".join(WORDS[i] for i in torch.randperm(10, generator=generator)[:3].tolist()) for _ in range(n)]
+    table = ImageTable(
+        images=torch.zeros(n, 3, 1, 1, dtype=torch.uint8),
+        keys=[f"{seed}-{i}" for i in range(n)],
+        captions=[(caption, "another caption") for caption in captions],
+        attributes=[{}] * n,
+    )
+    groups = [" ".join(sorted(c.split(" "))) for c in captions]
+    return Encoded(table, vectors(captions).reshape(n, 10, 1, 1), groups, groups)
+
+
+def test_the_text_helps_where_it_was_planted():
+    encoded = planted(60, 0)
+    with Progress(disable=True) as progress:
+        records = text_use(
+            Planted(), encoded, vectors(encoded.captions)[:, None], "test", seed=0, progress=progress
+        )  # fmt: skip
+    assert [record.name for record in records[:-1]] == [f"denoising_error_t{t}" for t in range(50, 1000, 100)]
+    for record in records[:5]:
+        assert record.value == 1 and record.nulls["shuffled_captions"] > 1
+        low, high = record.detail["gain_interval"]
+        assert 0 < low < record.detail["gain"] < high
+    for record in records[5:-1]:
+        assert record.value == record.nulls["shuffled_captions"] == 1
+    assert records[-1].name == "tenths_where_text_helps" and records[-1].value == 5
+
+
+def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
+    test = planted(40, 0)
+    rows = torch.arange(40).repeat_interleave(5)  # five copies of each
+
+    def width(encoded: Encoded) -> float:
+        with Progress(disable=True) as progress:
+            text = encoded.latents.flatten(1)[:, None]
+            first = text_use(Planted(), encoded, text, "test", seed=0, progress=progress)[0]
+        low, high = first.detail["gain_interval"]
+        return high - low
+
+    table = dataclasses.replace(
+        test.table, images=test.table.images[rows], keys=[f"{row}-{i}" for i, row in enumerate(rows.tolist())],
+        captions=[test.table.captions[row] for row in rows], attributes=[{}] * 200,
+    )  # fmt: skip
+    loud = torch.where(torch.arange(40) % 2 == 0, 1.0, 6.0)  # captions do more for some drawings than for others
+    latents = test.latents * loud[:, None, None, None]
+    of_drawings = [str(row) for row in rows.tolist()]
+    copies = Encoded(table, latents[rows], of_drawings, of_drawings)
+    alone = dataclasses.replace(copies, families=[str(i) for i in range(200)])
+    assert width(alone) < 0.75 * width(copies)
+
+
+def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, parts=None):
+    with Progress(disable=True) as progress:
+        return caption_choice(
+            Planted(), encoded, text[:, None], "test", n=10, timesteps=[100, 300, 700], screening=screening,
+            expectations=expectations, parts=parts or {}, seed=0, progress=progress,
+        )  # fmt: skip
+
+
+def test_the_choice_stands_beside_chance_and_the_regressions():
+    train, test = planted(300, 1), planted(80, 2)
+    fitted = regressions(Planted(), train, RegressionRule(images=250), seed=0)
+    [record] = chosen(test, vectors(test.captions), fitted)
+    assert record.name == "caption_of_10_accuracy" and record.value == 1 and record.n == 80
+    assert record.nulls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
+    assert record.nulls["regression_on_words"] > 0.9 and record.nulls["regression_on_text_encoder"] > 0.9
+    mixed = dataclasses.replace(train, latents=train.latents[torch.randperm(300)])  # captions of other images
+    fitted = regressions(Planted(), mixed, RegressionRule(images=250), seed=0)
+    nulls = chosen(test, vectors(test.captions), fitted)[0].nulls
+    assert nulls["regression_on_words"] < 0.35 and nulls["regression_on_text_encoder"] < 0.35
+
+
+def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not_change():
+    train, test = planted(200, 1), planted(200, 2)
+    fitted = regressions(Planted(), train, RegressionRule(images=200), seed=0)
+    blind = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
+    [known], [unknown] = chosen(test, vectors(test.captions), fitted), chosen(test, blind, fitted)
+    low, high = unknown.detail["interval"]
+    assert low <= unknown.value <= high and unknown.value < 0.3 and known.nulls == unknown.nulls
+
+
+def test_parts_of_the_samples_are_counted_by_themselves_on_the_same_candidates():
+    train, test = planted(200, 1), planted(60, 2)
+    fitted = regressions(Planted(), train, RegressionRule(images=200), seed=0)
+    half = torch.arange(60) < 30
+    text = vectors(test.captions)
+    text[:30] = torch.rand(30, 10, generator=torch.Generator().manual_seed(0))  # nothing is known of these
+    parts = {"lost": half, "found": ~half, "none": half & ~half}
+    whole, lost, found = chosen(test, text, fitted, parts=parts)
+    assert [r.name for r in (lost, found)] == ["caption_of_10_accuracy_lost", "caption_of_10_accuracy_found"]
+    assert lost.n == found.n == 30 and whole.n == 60 and lost.value < 0.4 < found.value
+    assert whole.value == pytest.approx((lost.value + found.value) / 2)
+    for name in whole.nulls:
+        assert whole.nulls[name] == pytest.approx((lost.nulls[name] + found.nulls[name]) / 2)
+    assert lost.detail["interval"][1] < found.detail["interval"][1]
+
+
+def test_a_screening_is_recorded_with_what_it_alone_would_say():
+    test = planted(40, 3)
+    late = Screening(timesteps=(700,), kept=3)  # where the planted model knows nothing, so all is a tie
+    [record] = chosen(test, vectors(test.captions), {}, late)
+    assert record.detail["screening"] == {"timesteps": [700], "kept": 3, "accuracy": 0.0} and record.value == 0
+    [early] = chosen(test, vectors(test.captions), {}, Screening(timesteps=(100,), kept=3))
+    assert early.detail["screening"]["accuracy"] == early.value == 1
+
+
+def test_a_regression_on_some_images_is_a_seeded_choice():
+    train, test = planted(200, 1), planted(20, 2)
+
+    def expected(seed: int, images: int) -> torch.Tensor:
+        return regressions(Planted(), train, RegressionRule(images=images), seed=seed)["regression_on_words"](
+            test.captions
+        )
+
+    assert torch.equal(expected(0, 100), expected(0, 100)) and not torch.equal(expected(0, 100), expected(1, 100))
+    torch.testing.assert_close(expected(0, 200), expected(1, 9999))  # all of them, whatever the seed
+
+
+def test_wrong_captions_are_a_seeded_shuffle_over_groups():
+    groups = [f"g{i // 5}" for i in range(40)]
+    rows = other_rows(groups, 0)
+    assert sorted(rows.tolist()) == list(range(40))  # every caption is wrong once
+    assert all(groups[row] != groups[place] for place, row in enumerate(rows.tolist()))
+    assert torch.equal(rows, other_rows(groups, 0)) and not torch.equal(rows, other_rows(groups, 1))
+    assert all(other_rows(["a", "b"] * 3, seed)[::2].tolist() != [0, 2, 4] for seed in range(5))  # half is possible
+    with pytest.raises(EmptyClass, match="more than half of 5 samples are of the group 'a'"):
+        other_rows(["a", "a", "a", "b", "c"], 0)

@@ -1,0 +1,79 @@
+"""What a folder of `diffprobe train` must hold for its autoencoders to be found, all of them or none."""
+
+import json
+import shutil
+
+import pytest
+
+from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
+from diffprobe.evaluation.load_sae_run import open_runs
+from diffprobe.evaluation.sae import SaeEvaluation, evaluate_sae
+from diffprobe.runs.extract import extract_run
+from diffprobe.runs.train import train
+
+CELL = "mid_block@t20:empty:mean"
+
+
+@pytest.fixture
+def trained(run):
+    """Train an sae, or a grid; return the run's folder."""
+
+    def make(*settings):
+        config = run("probe=topk", "probe.params.n_latents=40", f"probe.cell={CELL}", "probe.params.k=4", *settings)
+        extract_run(config, progress=False)
+        return train(config).parent
+
+    return make
+
+
+def test_a_run_has_one_autoencoder_and_its_cell(trained):
+    folder = trained()
+    (found,) = open_runs(str(folder))
+    assert found.folder == folder and found.config.probe.name == "topk"
+    assert found.saes() == {"probes/sae": folder / "probes" / "sae"}
+    assert [cell.name for cell in found.cells(folder / "probes" / "sae")] == [CELL]
+
+
+def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
+    folder = trained("probe.grid.seed=[0,1]", "probe.grid.k=[4,2]")
+    found = open_runs(str(folder))
+    names = ["k=2,seed=0", "k=2,seed=1", "k=4,seed=0", "k=4,seed=1"]
+    assert [member.folder.name for member in found] == names
+    assert [member.saes() for member in found] == [
+        {"probes/sae": folder / "members" / name / "probes" / "sae"} for name in names
+    ]
+    (member,) = open_runs(str(folder / "members" / names[3]))  # its record names a grid, of its seed
+    assert member.config.probe.grid == {"seed": (1,)} and member.folder.name == names[3]
+    (folder / "members" / names[2] / "result.json").unlink()
+    with pytest.raises(WeightsMissing, match=r"lacks 1 of its 4 members(.|\n)*missing: k=4,seed=0(.|\n)*eval sae '"):
+        open_runs(str(folder))
+
+
+def test_folders_that_are_no_sae_run_are_told(trained, tmp_path):
+    for run in ("", str(tmp_path / "nothing")):
+        with pytest.raises(ConfigError, match="is not the folder of a finished run"):
+            open_runs(run)
+    folder, other = trained(), tmp_path / "other"
+    other.mkdir()
+
+    def write(**changed):
+        (other / "result.json").write_text(json.dumps({**result, **changed}))
+
+    def evaluate():
+        evaluate_sae(SaeEvaluation(experiment="tiny/evaluate_sae", run=str(other), output=str(tmp_path / "found")))
+
+    result = json.loads((folder / "result.json").read_text())
+    write(kind="classifier")
+    with pytest.raises(ConfigError, match="of kind 'classifier'; only those of kind 'sae'"):
+        evaluate()
+    write(artifacts={name: sha for name, sha in result["artifacts"].items() if name.startswith("input/")})
+    with pytest.raises(SchemaError, match="names no autoencoder"):
+        evaluate()
+    write()
+    with pytest.raises(WeightsMissing, match="has no weights 'probes/sae/probe.safetensors'"):
+        evaluate()
+    shutil.copytree(folder / "probes", other / "probes")
+    (other / "probes" / "sae" / "probe.safetensors").write_bytes(b"other")
+    with pytest.raises(SchemaError, match="is not the file that the run's result.json is about"):
+        evaluate()
+    assert not (tmp_path / "found").exists()

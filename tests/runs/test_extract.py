@@ -1,0 +1,52 @@
+"""What a run's null means for the backbone, and the verb's function."""
+
+from dataclasses import replace
+
+import pytest
+
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, ProbeConfig, RunConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.features.reader import FeatureStore
+from diffprobe.runs.extract import backbone_and_features, extract_run
+
+
+@pytest.fixture
+def run_config(tiny_sd, tiny_shards, tmp_path):
+    return RunConfig(
+        backbone=BackboneConfig(path=str(tiny_sd), device="cpu"),
+        data=DataConfig(path=str(tiny_shards)),
+        features=FeaturesConfig(taps=("mid_block",), timesteps=(20, 30), draws=2, store=str(tmp_path / "stores")),
+        probe=ProbeConfig(kind="classifier", name="linear"),
+    )
+
+
+def test_a_run_without_null_and_one_with_shuffled_labels_read_the_same_features(run_config):
+    assert backbone_and_features(run_config) == (run_config.backbone, run_config.features)
+    shuffled = replace(run_config, null="shuffled_labels")
+    assert backbone_and_features(shuffled) == (run_config.backbone, run_config.features)
+
+
+def test_random_weights_change_the_backbone_alone(run_config):
+    backbone, features = backbone_and_features(replace(run_config, null="random_weights"))
+    assert backbone == replace(run_config.backbone, random_weights=True)
+    assert features == run_config.features
+
+
+def test_raw_pixels_have_one_cell_without_noise(run_config):
+    backbone, features = backbone_and_features(replace(run_config, null="raw_pixels"))
+    assert (backbone.path, backbone.device) == ("pixels", "cpu")
+    assert (features.taps, features.timesteps, features.draws) == (("pixels",), (0,), 1)
+    assert features.store == run_config.features.store
+
+
+def test_each_null_gets_a_store_beside_the_others(run_config):
+    paths = {null: extract_run(replace(run_config, null=null), progress=False) for null in ("none", "raw_pixels")}
+    assert paths["none"].parent == paths["raw_pixels"].parent
+    assert FeatureStore.open(paths["raw_pixels"]).cells == ("pixels@t0:empty:mean",)
+    assert FeatureStore.open(paths["none"]).cells == ("mid_block@t20:empty:mean", "mid_block@t30:empty:mean")
+
+
+def test_a_run_with_live_features_has_no_store(run_config):
+    live = replace(run_config, features=replace(run_config.features, source="live"))
+    with pytest.raises(ConfigError, match="it needs no store"):
+        extract_run(live)

@@ -1,0 +1,46 @@
+"""One name for one backbone, whatever its folder is called and whatever is read from it."""
+
+import shutil
+
+import pytest
+
+from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.plan import make_plan
+from diffprobe.core.errors import UnknownName
+from diffprobe.runs.extract import extract_run
+from diffprobe.runs.provenance import backbone_digest, checkpoint_digest, inputs_of
+from diffprobe.runs.train import make_source
+
+
+def digest_of(path, taps=("mid_block",), timesteps=(20,), **options):
+    return backbone_digest(make_plan(str(path), taps=taps, timesteps=timesteps, **options).fingerprint)
+
+
+def test_a_backbone_is_named_by_its_content(tiny_sd, tmp_path):
+    name = checkpoint_digest(str(tiny_sd))
+    assert digest_of(tiny_sd) == digest_of(tiny_sd, ["up_blocks.0"], [500], seed=3, condition="caption") == name
+    shutil.copytree(tiny_sd, tmp_path / "copy")
+    assert checkpoint_digest(str(tmp_path / "copy")) == name
+    others = [checkpoint_digest(str(sd_unet.tiny(tmp_path / "other", seed=1)))]
+    others += [digest_of(tiny_sd, random_weights=True, random_seed=seed) for seed in (0, 1)]
+    others += [digest_of(tiny_sd, clean_input=True), digest_of("pixels", ["pixels"], [0])]
+    assert len({name, *others}) == 6
+
+
+@pytest.mark.parametrize("begin", [make_source, extract_run])
+def test_a_split_that_is_not_there_is_named_by_its_key(run, begin):
+    words = "unknown data.val_split of 'tiny': 'dev'.\n  allowed: test, train, val\n  fix: data.val_split=NAME"
+    with pytest.raises(UnknownName, match=words):
+        begin(run("probe=linear", "data.val_split=dev"))
+
+
+@pytest.mark.parametrize("source", ["stored", "live"])
+def test_features_of_both_sources_rest_on_the_same(run, tiny_sd, source):
+    config = run("probe=linear", f"features.source={source}")
+    if source == "stored":
+        extract_run(config, progress=False)
+    opened = make_source(config)
+    found = inputs_of(opened)
+    assert found["input/shards"] == opened.request.shard_set.digest
+    assert found["input/backbone"] == checkpoint_digest(str(tiny_sd))
+    assert found.get("input/store") == (opened.store.manifest.digest if source == "stored" else None)

@@ -1,0 +1,248 @@
+"""Both stages of a tiny diffusion model through the run's folder: equal seeds, an interruption, what is written."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.core.digest import digest_file
+from diffprobe.core.errors import ConfigError, NonFinite, WeightsMissing
+from diffprobe.core.result import read_result
+from diffprobe.generative.architectures import DenoiserShape
+from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
+from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.ema import Averaging
+from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining
+from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_backbone
+
+MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def configs(tiny_shards, tiny_teacher, tmp_path_factory):
+    """The three runs; two epochs of two steps. The denoiser works in the space of an untrained autoencoder."""
+    common = {
+        "data": DataConfig(path=str(tiny_shards), batch_size=8),
+        "trainer": TrainerConfig(accelerator="cpu", max_epochs=2, enable_progress_bar=False, log_every_steps=1),
+        "logger": LoggerConfig(kind="none"),
+        "warmup_steps": 1,
+        "ema_decay": 0.9,
+    }
+    shape = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
+    autoencoder = AutoencoderTraining(experiment="tiny/autoencoder", model=shape, **common)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    AutoencoderModule(autoencoder).vae.save_pretrained(folder)
+    text = DenoiserShape(
+        channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
+        text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=16,
+    )  # fmt: skip
+    denoiser = DenoiserTraining(experiment="tiny/denoiser", autoencoder=str(folder), model=text, **common)
+    text_encoder = TextEncoderTraining(
+        experiment="tiny/text_encoder", teacher=str(tiny_teacher), model=text, mixtures=8,
+        **{**common, "data": dataclasses.replace(common["data"], batch_size=20)},
+    )  # fmt: skip
+    return {"autoencoder": autoencoder, "text_encoder": text_encoder, "denoiser": denoiser}
+
+
+@pytest.fixture(scope="module")
+def whole(configs, tmp_path_factory):
+    """Result paths of the uninterrupted runs."""
+    output = str(tmp_path_factory.mktemp("whole"))
+    return {name: train_backbone(dataclasses.replace(config, output=output)) for name, config in configs.items()}
+
+
+def weights(result) -> dict[str, torch.Tensor]:
+    folder = result.parent / "weights"
+    return {
+        f"{path.relative_to(folder)}:{name}": value
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def assert_same(left, right) -> None:
+    one, two = weights(left), weights(right)
+    assert one.keys() == two.keys() and one
+    assert not [name for name in one if not one[name].equal(two[name])]
+    assert read_result(left).metrics == read_result(right).metrics
+
+
+def watch(patch, module_class, place: str, steps: list[int], stop_at: int | None = None) -> None:
+    """Note the step at each call of a method, and fail there at one of them."""
+    original = getattr(module_class, place)
+
+    def watched(module, *args):
+        steps.append(module.global_step)
+        if module.global_step == stop_at:
+            raise Interrupted
+        return original(module, *args)
+
+    patch.setattr(module_class, place, watched)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_seed_gives_one_model(name, configs, whole, tmp_path):
+    again = train_backbone(dataclasses.replace(configs[name], output=str(tmp_path)))
+    assert_same(again, whole[name])
+
+
+@pytest.mark.parametrize("place", ["training_step", "save"])
+@pytest.mark.parametrize("name", MODULES)
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, place, configs, whole, tmp_path, monkeypatch):
+    """In the middle of the second epoch, and after the last one, when only the export was to come."""
+    config = dataclasses.replace(configs[name], output=str(tmp_path))
+    steps: list[int] = []
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        watch(patch, MODULES[name], place, steps, stop_at=4 if place == "save" else 3)
+        train_backbone(config)
+    assert steps == ([4] if place == "save" else [0, 1, 2, 3])
+    assert not (run_dir_of(config) / "result.json").exists()
+
+    steps.clear()
+    with monkeypatch.context() as patch:
+        watch(patch, MODULES[name], "training_step", steps)
+        result = train_backbone(config)
+    assert steps == ([] if place == "save" else [2, 3])  # what the checkpoint holds is not done again
+    assert_same(result, whole[name])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_result_says_what_was_trained(name, configs, whole):
+    found, folder = read_result(whole[name]), whole[name].parent
+    assert found.kind == "train_backbone" and found.experiment == f"tiny/{name}" and found.seeds == {"seed": 0}
+    assert [(record.name, record.split, record.n) for record in found.metrics] == [
+        ({"autoencoder": "psnr_db", "text_encoder": "distance", "denoiser": "mse"}[name], "val", 4)
+    ]
+    inputs = {path: digest for path, digest in found.artifacts.items() if path.startswith("input/")}
+    others = {"autoencoder": [], "text_encoder": ["input/teacher"], "denoiser": ["input/autoencoder"]}[name]
+    assert set(inputs) == {"input/shards", *others} and all(inputs.values())
+    written = {path: digest for path, digest in found.artifacts.items() if path not in inputs}
+    assert written and all(digest_file(folder / "weights" / path) == digest for path, digest in written.items())
+    parts = {"autoencoder": {""}, "text_encoder": {"text_encoder"}, "denoiser": {"unet", "vae", "text_encoder"}}[name]
+    assert {path.rpartition("/")[0] for path in written} == parts
+    assert {(folder / "weights" / path).stat().st_mode for path in written} == {whole[name].stat().st_mode}
+    assert (folder / "last.ckpt").is_file()
+
+
+def test_the_averaged_weights_are_the_saved_ones(whole):
+    saved = torch.load(whole["autoencoder"].parent / "last.ckpt", weights_only=True)
+    exported = {name.partition(":")[2]: value for name, value in weights(whole["autoencoder"]).items()}
+    averaged = {name.removeprefix("vae."): value for name, value in saved["state_dict"].items()}
+    assert all(exported[name].equal(averaged[name]) for name in exported)
+    current = {name.removeprefix("vae."): value for name, value in saved["current_model_state"].items()}
+    assert not all(exported[name].equal(current[name]) for name in exported)
+
+
+def test_averaging_leaves_positions_in_a_text_alone(configs):
+    """0.9 x 3 + 0.1 x 3 is less than 3 in float32, and a whole number would be cut to 2."""
+    import lightning
+
+    module = DenoiserModule(configs["denoiser"])
+    averaging = Averaging(0.9)
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, barebones=False, enable_checkpointing=False)
+    averaging.setup(trainer, module, "fit")
+    for _ in range(3):
+        averaging._average_model.update_parameters(module)
+    averaging.on_train_end(trainer, module)
+    assert module.text_encoder.embeddings.position_ids.flatten().tolist() == list(range(16))
+
+
+def test_a_run_has_a_folder_of_its_settings(configs, tmp_path):
+    config = configs["autoencoder"]
+    elsewhere = run_dir_of(dataclasses.replace(config, output=str(tmp_path)))
+    assert elsewhere.parent == tmp_path / "tiny" / "autoencoder" and elsewhere.name == run_dir_of(config).name
+    assert run_dir_of(dataclasses.replace(config, seed=1)).name != elsewhere.name
+
+
+def test_another_seed_gives_another_model_and_curves_are_kept(configs, whole, tmp_path):
+    logger = LoggerConfig(kind="csv")
+    config = dataclasses.replace(configs["autoencoder"], output=str(tmp_path), seed=1, logger=logger)
+    result = train_backbone(config)
+    one, two = weights(result), weights(whole["autoencoder"])
+    assert not all(one[name].equal(two[name]) for name in one)
+    (curves,) = result.parent.rglob("metrics.csv")
+    assert {"train/mse", "train/kl", "val/psnr_db"} <= set(curves.read_text().splitlines()[0].split(","))
+    assert json.loads(result.read_text())["config"]["seed"] == 1
+
+
+def test_a_run_that_is_refused_loses_nothing(configs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of-line")
+    online = {"logger": LoggerConfig(kind="wandb"), "output": str(tmp_path)}
+    for config, error in (
+        (dataclasses.replace(configs["autoencoder"], **online), ConfigError),
+        (dataclasses.replace(configs["denoiser"], **online, autoencoder=str(tmp_path / "gone")), WeightsMissing),
+    ):
+        folder = run_dir_of(config)
+        folder.mkdir(parents=True)
+        files = [folder / name for name in ("result.json", "last.ckpt")]
+        for file in files:
+            file.write_text("of the run before")
+        with pytest.raises(error):
+            train_backbone(config)
+        assert all(file.is_file() for file in files)
+
+
+def test_other_files_under_an_interrupted_run_are_noticed(configs, tmp_path, monkeypatch):
+    folder = tmp_path / "vae"
+    shutil.copytree(configs["denoiser"].autoencoder, folder)
+    config = dataclasses.replace(configs["denoiser"], autoencoder=str(folder), output=str(tmp_path / "runs"))
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        watch(patch, DenoiserModule, "training_step", [], stop_at=2)
+        train_backbone(config)
+    AutoencoderModule(dataclasses.replace(configs["autoencoder"], seed=7)).vae.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"other files than are there now(.|\n)*changed since: autoencoder"):
+        train_backbone(config)
+    assert (run_dir_of(config) / "last.ckpt").is_file()
+
+
+def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
+    weights = str(whole["denoiser"].parent / "weights")
+    config = configs["denoiser"]
+    both, other = (
+        inputs_of(dataclasses.replace(config, start=weights, text_encoder=text_encoder))
+        for text_encoder in (None, str(whole["text_encoder"].parent / "weights"))
+    )
+    assert set(both) == {"input/shards", "input/autoencoder", "input/text_encoder", "input/start"}
+    assert {name for name in both if both[name] != other[name]} == {"input/text_encoder"}
+
+
+def test_the_run_of_wandb_is_named_and_closed(configs, tmp_path, monkeypatch):
+    import wandb
+
+    from diffprobe.training import tracking
+
+    finished = []
+    finish = tracking.finish
+    monkeypatch.setattr(tracking, "finish", lambda *args: finished.append(args[1]) or finish(*args))
+    logger = LoggerConfig(kind="wandb", mode="offline")
+    result = train_backbone(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
+    found = read_result(result)
+    assert found.wandb_run_id == json.loads((result.parent / "wandb.json").read_text())["id"]
+    assert wandb.run is None and [one.metrics for one in finished] == [found.metrics]
+
+
+def test_weights_that_score_no_number_do_not_replace_others(configs, whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(configs["autoencoder"], output=str(tmp_path))
+    shutil.copytree(whole["autoencoder"].parent, run_dir_of(config))
+    monkeypatch.setattr(
+        AutoencoderModule, "validation_step", lambda module, *_: module.log("val/psnr_db", float("nan"), batch_size=1)
+    )
+    with pytest.raises(NonFinite, match="scores no number: val/psnr_db=nan"):
+        train_backbone(config)
+    files = {path.name: path.read_bytes() for path in (whole["autoencoder"].parent / "weights").iterdir()}
+    assert files and all((run_dir_of(config) / "weights" / name).read_bytes() == old for name, old in files.items())
+
+
+def test_more_than_one_process_is_refused(configs, tmp_path):
+    trainer = dataclasses.replace(configs["autoencoder"].trainer, devices=2)
+    with pytest.raises(ConfigError, match="one process"):
+        train_backbone(dataclasses.replace(configs["autoencoder"], trainer=trainer, output=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
