@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffprobe.analysis.caption_choice import leads
 from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.probes.score.diffusion_classifier import leads
 
 
 @dataclass(frozen=True, kw_only=True)

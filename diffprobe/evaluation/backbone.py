@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.caption_choice import Screening, spread_timesteps
 from diffprobe.analysis.caption_regression import RegressionRule
-from diffprobe.analysis.denoising_error import DenoisingError
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.config.ranges import at_least
 from diffprobe.config.schema import DataConfig
@@ -33,7 +31,9 @@ from diffprobe.evaluation.captions import (
     text_use,
 )
 from diffprobe.generative.image_table import load_table
+from diffprobe.probes.score.diffusion_classifier import Screening, spread_timesteps
 from diffprobe.runs.provenance import checkpoint_digest
+from diffprobe.scoring.denoising_error import DenoisingError
 from diffprobe.shards.index import ShardSet
 
 

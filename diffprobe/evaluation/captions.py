@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffprobe.analysis.caption_choice import Screening, candidates_of, choose
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
-from diffprobe.analysis.denoising_error import DenoisingError, tenths
 from diffprobe.analysis.statistics import Statistic, bootstrap_interval
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.image_table import ImageTable, load_table
+from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
+from diffprobe.scoring.denoising_error import DenoisingError, tenths
 
 
 @dataclass(frozen=True)

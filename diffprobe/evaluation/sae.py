@@ -1,7 +1,7 @@
 """`diffprobe eval sae`: what a trained autoencoder's reconstruction costs the model that its features come from.
 
 Owns the way from a run to the samples and the network that its autoencoders are put into. What is measured is
-`analysis/spliced_error.py`.
+`scoring/intervention_error.py`.
 """
 
 import time
@@ -20,8 +20,8 @@ from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
-    from diffprobe.analysis.spliced_error import Baseline, HeldOut, SplicedError
     from diffprobe.backbones.cell import Cell
+    from diffprobe.scoring.intervention_error import Baseline, HeldOut, SplicedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def _measure(
         networks: holds the last one that was opened: those of all taps of a grid need not fit into memory together.
         run_dir: is made when all is judged, before anything is measured that could then not be written.
     """
-    from diffprobe.analysis.spliced_records import Described, spliced_records
+    from diffprobe.analysis.loss_recovered import Described, spliced_records
     from diffprobe.probes.sae import KSAE
 
     metrics: list[MetricRecord] = []
@@ -183,10 +183,10 @@ def _open(
     run_dir: Path,
     progress: Any,
 ) -> _Opened:
-    from diffprobe.analysis.splice import Splice
-    from diffprobe.analysis.spliced_error import SplicedError
+    from diffprobe.backbones.intervention import Splice
     from diffprobe.backbones.quiet import quiet_libraries
     from diffprobe.features.request import Request
+    from diffprobe.scoring.intervention_error import SplicedError
 
     Splice(cell.pool)  # what cannot be put back is refused before anything is opened
     backbone, features = backbone_and_features(trained.config)
@@ -231,9 +231,9 @@ def _hold_out(
     """Encode a split, say what each sample is told, and name the cluster of each."""
     import torch
 
-    from diffprobe.analysis.spliced_error import HeldOut
     from diffprobe.backbones.told import SampleTexts, tell
     from diffprobe.features.extract import sample_texts
+    from diffprobe.scoring.intervention_error import HeldOut
     from diffprobe.shards.stream import SampleStream, make_loader
 
     (branch,) = (branch for branch in request.plan.branches if branch.condition == cell.condition)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from diffprobe.analysis.caption_choice import Screening
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.core.errors import EmptyClass
 from diffprobe.evaluation.captions import Encoded, caption_choice, other_rows, regressions, text_use
 from diffprobe.generative.image_table import ImageTable
+from diffprobe.probes.score.diffusion_classifier import Screening
 
 WORDS = ["red", "green", "blue", "round", "flat", "thin", "wide", "old", "new", "far"]
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from diffprobe.analysis.spliced_error import SplicedError
 from diffprobe.config.compose import load, load_run
 from diffprobe.core.errors import BadTimestep, ConfigError, SchemaError, UnknownName, WeightsMismatch
 from diffprobe.core.result import read_result
@@ -13,6 +12,7 @@ from diffprobe.evaluation.load_sae_run import open_runs
 from diffprobe.evaluation.sae import SaeEvaluation, _as_it_is_now, evaluate_sae
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import train
+from diffprobe.scoring.intervention_error import SplicedError
 
 CELL = "mid_block@t20:caption:mean"
 

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.analysis.splice import Splice, replaced
 from diffprobe.backbones.base import DTYPES, LoadOptions, Told
 from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.intervention import Splice, replaced
 from diffprobe.backbones.plan import Plan
 from diffprobe.backbones.pool import pooled_width
 from diffprobe.core.errors import ConfigError, NonFinite, UnknownTap, WeightsMismatch, unknown

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from diffprobe.analysis.spliced_error import HeldOut, SplicedError
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite, UnknownTap, WeightsMismatch
 from diffprobe.core.rng import noise_for
+from diffprobe.scoring.intervention_error import HeldOut, SplicedError
 
 T = (20, 500)
 KEYS = ["a", "b", "c"]

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from diffprobe.analysis import denoising_error
-from diffprobe.analysis.denoising_error import DenoisingError, tenths
 from diffprobe.core.errors import BadTimestep, WeightsMismatch
 from diffprobe.core.rng import noise_for
+from diffprobe.scoring import denoising_error
+from diffprobe.scoring.denoising_error import DenoisingError, tenths
 
 CAPTIONS = ["noto emoji, red circle", "twemoji emoji, blue square", ""]
 KEYS = ["a", "b"]

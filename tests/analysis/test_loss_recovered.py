@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from diffprobe.analysis.spliced_error import Baseline, Spliced
-from diffprobe.analysis.spliced_records import Described, recovered, spliced_records
+from diffprobe.analysis.loss_recovered import Described, recovered, spliced_records
 from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.scoring.intervention_error import Baseline, Spliced
 
 N = 40
 GENERATOR = torch.Generator().manual_seed(0)

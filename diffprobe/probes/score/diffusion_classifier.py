@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffprobe.analysis.denoising_error import DenoisingError
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.rng import derive_seed
+from diffprobe.scoring.denoising_error import DenoisingError
 
 
 def spread_timesteps(n: int, n_timesteps: int) -> list[int]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffprobe.analysis.splice import Splice, replaced
+from diffprobe.backbones.intervention import Splice, replaced
 from diffprobe.backbones.layout import Layout
 from diffprobe.core.errors import ConfigError
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffprobe.analysis.caption_choice import Screening, candidates_of, choose, spread_timesteps
 from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose, spread_timesteps
 
 N = 60
 KEYS = [f"key {i}" for i in range(N)]

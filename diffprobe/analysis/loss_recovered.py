@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.analysis.spliced_error import Baseline, Spliced
 from diffprobe.analysis.statistics import bootstrap_interval
 from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.result import MetricRecord
+from diffprobe.scoring.intervention_error import Baseline, Spliced
 
 
 def recovered(untouched: float, spliced: float, ablated: float) -> float:
