@@ -20,7 +20,7 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.accuracy import ClassCounts
 from diffprobe.metrics.keyed import KeyedLabels
 from diffprobe.metrics.moments import RunningMoments
-from diffprobe.probes.classify.linear import LinearBank, LinearProbe
+from diffprobe.probes.classifier.linear import LinearBank, LinearProbe
 from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,

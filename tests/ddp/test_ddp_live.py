@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffprobe.core.result import read_result
-from diffprobe.probes.classify.linear import LinearProbe
+from diffprobe.probes.classifier.linear import LinearProbe
 from diffprobe.probes.direction import Direction
 from diffprobe.shards.index import build_index
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from diffprobe.metrics.accuracy import ClassCounts
 from diffprobe.metrics.auroc import auroc
-from diffprobe.probes.classify.linear import LinearProbe
+from diffprobe.probes.classifier.linear import LinearProbe
 from diffprobe.probes.direction.ridge import ridge
 
 sklearn = pytest.importorskip("sklearn")

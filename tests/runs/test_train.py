@@ -7,7 +7,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError, StoreIncomplete, UnknownName
 from diffprobe.core.result import read_result
-from diffprobe.probes.classify.linear import LinearProbe
+from diffprobe.probes.classifier.linear import LinearProbe
 from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.runs.extract import extract_run

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.classify.linear import Config, LinearBank, LinearProbe
+from diffprobe.probes.classifier.linear import Config, LinearBank, LinearProbe
 
 
 def bank():
