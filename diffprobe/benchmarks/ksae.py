@@ -22,7 +22,8 @@ from diffprobe.benchmarks.ksae_peers import PEERS, Trainee, Unusable, prepare, v
 from diffprobe.benchmarks.machine import machine, seconds
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
-from diffprobe.probes.sae import encoder, topk
+from diffprobe.probes.sae import topk
+from diffprobe.probes.sae.kernels import encoder_matmul
 
 SHAPES = ((2048, 1280, 5120, 32), (2048, 1280, 20480, 32), (4096, 768, 6144, 32))
 """Batch, width of the features, latents, k."""
@@ -201,7 +202,7 @@ def _floor(sae: Any, k: int) -> Callable[[Tensor], object]:
 
     @torch.no_grad()
     def step(x: Tensor) -> object:
-        if encoder.mkl_is_narrow() and not torch.is_autocast_enabled("cpu"):
+        if encoder_matmul.mkl_is_narrow() and not torch.is_autocast_enabled("cpu"):
             return torch.nn.functional.linear(x.to_mkldnn(), sae.W_enc.detach().to_mkldnn())
         return torch.nn.functional.linear(x, sae.W_enc)
 

@@ -41,7 +41,7 @@ class Trained:
 
         Raises: WeightsMissing, SchemaError if one is not there or not the one that the result is about.
         """
-        from diffprobe.probes.saving import TENSORS
+        from diffprobe.probes.serialization import TENSORS
 
         folders = {name: self.folder / name for name in self.names}
         for name, folder in folders.items():
@@ -59,7 +59,7 @@ class Trained:
         Raises: SchemaError if they are not of one tap, condition and pooling.
         """
         from diffprobe.backbones.cell import Cell
-        from diffprobe.probes.saving import SETTINGS
+        from diffprobe.probes.serialization import SETTINGS
 
         named = json.loads((sae / SETTINGS).read_text(encoding="utf-8"))["settings"].get("cell")
         names = [named] if named else sorted({record.cell for record in self.result.metrics if record.cell})

@@ -185,7 +185,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
 
     def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
         from diffprobe.core.result import make_result, write_result
-        from diffprobe.probes.saving import TENSORS
+        from diffprobe.probes.serialization import TENSORS
 
         saved = part.save(folder / "probes") if part else []
         artifacts = {str(path.relative_to(folder)): digest_file(path / TENSORS) for path in saved}

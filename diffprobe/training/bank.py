@@ -13,7 +13,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.probes.sae.contract import Config
+from diffprobe.probes.sae.types import Config
 from diffprobe.training.bank_batched import step_members
 from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.module import ProbeModule

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import ALONE, Code, Joint, StepOutput
-from diffprobe.probes.sae.encoder import chunk_of
-from diffprobe.probes.sae.sparse_step import Selection, Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.kernels.encoder_matmul import chunk_of
+from diffprobe.probes.sae.kernels.sparse_step import Selection, Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.topk import TopK
+from diffprobe.probes.sae.types import ALONE, Code, Joint, StepOutput
 from diffprobe.training.sae import SparseAutoencoderModule
 
 

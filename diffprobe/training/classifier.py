@@ -21,7 +21,7 @@ from diffprobe.metrics.accuracy import ClassCounts
 from diffprobe.metrics.keyed import KeyedLabels
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.linear import LinearBank, LinearProbe
-from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
+from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,
     check_finite_loss,

@@ -22,7 +22,7 @@ from diffprobe.metrics.keyed import KeyedLabels
 from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import Axis, AxisConfig, Direction, class_means, random_directions
 from diffprobe.probes.direction.logistic import LogisticDirections
-from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
+from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
 
 TRAINED = ("logistic",)

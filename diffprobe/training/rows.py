@@ -17,7 +17,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch, RowBatch
 from diffprobe.features.batch import RowValues as Rows
 from diffprobe.features.places import by_place, joint_width
-from diffprobe.probes.sae.contract import Joint
+from diffprobe.probes.sae.types import Joint
 
 GATHERED_ROWS = 8192
 """Rows of each process that are brought together at a time for a checkpoint, so that no device holds all of them."""

@@ -19,7 +19,7 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.metrics.decoder_coherence import Coherence, decoder_coherence
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import Config, Joint, StepOutput
+from diffprobe.probes.sae.types import Config, Joint, StepOutput
 from diffprobe.training.first_pass import FirstPass, check_finite
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.rows import RowBuffer, check_one_tap, rows_of

@@ -15,7 +15,7 @@ from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
 from diffprobe.metrics.mean_to_spread import MeanToSpread
 from diffprobe.metrics.sparsity import LatentUse
-from diffprobe.probes.sae.contract import Code
+from diffprobe.probes.sae.types import Code
 from diffprobe.training.rows import Rows
 
 

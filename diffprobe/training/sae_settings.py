@@ -11,7 +11,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffprobe.probes.sae.contract import Config
+    from diffprobe.probes.sae.types import Config
 
 RISE = 0.05
 """Share of a run in which the step size rises where `warmup_steps` is not given."""
@@ -37,7 +37,7 @@ def step_size_factor(config: "Config", total: int) -> Callable[[float], float]:
     It rises to 1 in `warmup_steps` equal parts, the first of which is the first step's, and falls to 0 over the last
     `decay` of the run.
 
-    >>> from diffprobe.probes.sae.contract import Config
+    >>> from diffprobe.probes.sae.types import Config
     >>> factor = step_size_factor(Config(warmup_steps=4, decay=0.5), 10)
     >>> [round(factor(step / 10), 2) for step in range(11)]
     [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]

@@ -84,7 +84,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     found, x = saes(12, (2, 5)), torch.randn(9, 6)
     asleep = [torch.arange(12) < 4] * 2
     whole = step_together(found, [x, x], dead=asleep)
-    monkeypatch.setattr("diffprobe.probes.sae.encoder.CHUNK_BYTES", {"cpu": 2 * 2 * 12 * 4, "cuda": 1})
+    monkeypatch.setattr("diffprobe.probes.sae.kernels.encoder_matmul.CHUNK_BYTES", {"cpu": 2 * 2 * 12 * 4, "cuda": 1})
     for one, other in zip(whole, step_together(found, [x, x], dead=asleep), strict=True):
         assert other.code.indices.equal(one.code.indices)
         torch.testing.assert_close(other.loss, one.loss, rtol=1e-6, atol=1e-6)

@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import NonFinite
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.probes.sae.contract import ALONE
+from diffprobe.probes.sae.types import ALONE
 from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.rows import ChosenRows
 

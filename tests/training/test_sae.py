@@ -10,8 +10,8 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae import KSAE
-from diffprobe.probes.sae.contract import ALONE, Joint
 from diffprobe.probes.sae.topk import Config
+from diffprobe.probes.sae.types import ALONE, Joint
 from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.rows import ChosenRows
 from diffprobe.training.sae import SparseAutoencoderModule, make_sae

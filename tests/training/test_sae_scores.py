@@ -4,7 +4,7 @@ import torch
 from diffprobe.metrics.density_histogram import density_histogram
 from diffprobe.metrics.fvu import fvu
 from diffprobe.metrics.sparsity import count_active
-from diffprobe.probes.sae.contract import Code
+from diffprobe.probes.sae.types import Code
 from diffprobe.training.rows import Rows
 from diffprobe.training.sae_scores import SplitScores
 

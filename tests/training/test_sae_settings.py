@@ -2,7 +2,7 @@ import pytest
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae.contract import Config
+from diffprobe.probes.sae.types import Config
 from diffprobe.training.sae_settings import check_precision, step_size_factor, warn_of_window
 
 

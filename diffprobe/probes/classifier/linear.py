@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.core.errors import ConfigError, WeightsMismatch
-from diffprobe.probes.saving import load_probe, save_probe
+from diffprobe.probes.serialization import load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/classify/linear", 1
 

@@ -1,5 +1,5 @@
 """Directions: one axis of feature space each. One file an estimator; the file's name is `probe.name`."""
 
-from diffprobe.probes.direction._direction import Axis, AxisConfig, Direction, class_means, random_directions
+from diffprobe.probes.direction.base import Axis, AxisConfig, Direction, class_means, random_directions
 
 __all__ = ["Axis", "AxisConfig", "Direction", "class_means", "random_directions"]

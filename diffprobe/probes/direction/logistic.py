@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffprobe.probes.direction._direction import AxisConfig
+from diffprobe.probes.direction.base import AxisConfig
 
 NEEDS_GRAM = False
 

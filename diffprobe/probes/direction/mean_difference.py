@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.direction._direction import AxisConfig, class_means, sides
+from diffprobe.probes.direction.base import AxisConfig, class_means, sides
 
 NEEDS_GRAM = False
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.direction._direction import AxisConfig, class_means, sides
+from diffprobe.probes.direction.base import AxisConfig, class_means, sides
 
 NEEDS_GRAM = True
 

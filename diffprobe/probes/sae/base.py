@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
 from diffprobe.core.registry import Registry
-from diffprobe.probes.sae.contract import ALONE, Code, Config, Joint, Picked, StepOutput
-from diffprobe.probes.sae.sparse_step import Top, join, rows_to_bags, sparse_step
-from diffprobe.probes.sae.squared_error import squared_error
-from diffprobe.probes.sae.start import blend_datapoints, geometric_median
-from diffprobe.probes.saving import kind_of, load_probe, save_probe
+from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
+from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.kernels.squared_error import squared_error
+from diffprobe.probes.sae.types import ALONE, Code, Config, Joint, Picked, StepOutput
+from diffprobe.probes.serialization import kind_of, load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/sae/", 2
 

@@ -11,14 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError, RunFailed
-from diffprobe.probes.sae import contract
+from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import Code, Joint, Picked
-from diffprobe.probes.sae.sparse_step import Top, scan, scan_above
+from diffprobe.probes.sae.kernels.sparse_step import Top, scan, scan_above
+from diffprobe.probes.sae.types import Code, Joint, Picked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(contract.Config):
+class Config(types.Config):
     """Keys of `probe=batch_topk`, below `probe.params`."""
 
     k: int = 32
@@ -48,7 +48,7 @@ class BatchTopK(KSAE):
     config: Config
     threshold: Tensor
 
-    def __init__(self, config: contract.Config, d_in: int, *, seed: int = 0) -> None:
+    def __init__(self, config: types.Config, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
         self.register_buffer("threshold", torch.full((), -1.0))  # none yet
 
@@ -62,7 +62,7 @@ class BatchTopK(KSAE):
         """Set scale, pre-bias, dictionary, and the first threshold."""
         super().initialise(mean, variance, rows)
         if rows is not None:
-            picked, _ = self.pick(self.scaled(rows) - self.b_pre, among=None, k_among=0, joint=contract.ALONE)
+            picked, _ = self.pick(self.scaled(rows) - self.b_pre, among=None, k_among=0, joint=types.ALONE)
             kept = picked.top.values[(picked.part >= 0) & (picked.top.values > 0)]
             self.threshold.copy_(kept.min() if kept.numel() else torch.zeros(()))
 
@@ -116,7 +116,7 @@ class BatchTopK(KSAE):
             width = wider
         return top, revived
 
-    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = contract.ALONE) -> contract.StepOutput:
+    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = types.ALONE) -> types.StepOutput:
         """Compute the loss of a batch and, in training mode, move the threshold."""
         out = super().step(x, dead=dead, joint=joint)
         if self.training:

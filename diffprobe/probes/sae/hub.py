@@ -7,7 +7,7 @@ from typing import Any
 
 from diffprobe.config.parse import to_tree
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.saving import SETTINGS, TENSORS
+from diffprobe.probes.serialization import SETTINGS, TENSORS
 
 CARD = """---
 library_name: diffprobe

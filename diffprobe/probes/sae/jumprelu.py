@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae import contract
+from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import Code, Joint, StepOutput
-from diffprobe.probes.sae.sparse_step import scan_above
+from diffprobe.probes.sae.kernels.sparse_step import scan_above
+from diffprobe.probes.sae.types import Code, Joint, StepOutput
 
 _CHUNK = 1024
 """Latents looked at together at the start."""
@@ -28,7 +28,7 @@ _JUST_BELOW = 0.999
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(contract.Config):
+class Config(types.Config):
     """Keys of `probe=jumprelu`, below `probe.params`."""
 
     k: int = 32
@@ -66,7 +66,7 @@ class JumpReLU(KSAE):
     variant = "jumprelu"
     config: Config
 
-    def __init__(self, config: contract.Config, d_in: int, *, seed: int = 0) -> None:
+    def __init__(self, config: types.Config, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
         self.log_threshold = nn.Parameter(torch.zeros(self.n_latents))
         self._highest: tuple[Tensor, Tensor] | None = None  # sleeping latents and their largest pre-activations
@@ -98,7 +98,7 @@ class JumpReLU(KSAE):
                 between = (top[n_active - 1] + top[-1]) / 2  # activations lie above the threshold, not on it
                 self.log_threshold[part] = between.clamp(min=_LEAST).log()
 
-    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = contract.ALONE) -> StepOutput:
+    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = types.ALONE) -> StepOutput:
         """Compute the loss of a batch, densely."""
         x = self.scaled(x)
         h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).to(self.W_enc.dtype)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae import batch_topk, contract
-from diffprobe.probes.sae.contract import Joint, Picked
-from diffprobe.probes.sae.sparse_step import Top
+from diffprobe.probes.sae import batch_topk, types
+from diffprobe.probes.sae.kernels.sparse_step import Top
+from diffprobe.probes.sae.types import Joint, Picked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Matryoshka(batch_topk.BatchTopK):
     variant = "matryoshka"
     config: Config
 
-    def __init__(self, config: contract.Config, d_in: int, *, seed: int = 0) -> None:
+    def __init__(self, config: types.Config, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
         self.sizes = [max(1, round(share * self.n_latents)) for share in self.config.prefixes]
         if len(set(self.sizes)) < len(self.sizes):

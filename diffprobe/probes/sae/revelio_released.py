@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
-from diffprobe.probes.sae.contract import Config as BaseConfig
-from diffprobe.probes.sae.contract import Joint
+from diffprobe.probes.sae.types import Config as BaseConfig
+from diffprobe.probes.sae.types import Joint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae import contract
+from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.contract import Code, Joint, Picked, StepOutput
-from diffprobe.probes.sae.sparse_step import Top, scan
+from diffprobe.probes.sae.kernels.sparse_step import Top, scan
+from diffprobe.probes.sae.types import Code, Joint, Picked, StepOutput
 
 __all__ = ["KSAE", "Code", "Config", "StepOutput", "TopK", "make"]
 
@@ -19,7 +19,7 @@ WIDE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(contract.Config):
+class Config(types.Config):
     """Keys of `probe=topk`, below `probe.params`."""
 
     multi_k_weight: float = 0.0

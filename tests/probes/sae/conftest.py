@@ -7,7 +7,7 @@ from threading import Barrier, local
 import pytest
 import torch
 
-from diffprobe.probes.sae.contract import Joint
+from diffprobe.probes.sae.types import Joint
 
 VARIANTS = ("topk", "batch_topk", "matryoshka", "jumprelu", "revelio_released")
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.probes.sae import batch_topk, matryoshka
 from diffprobe.probes.sae.batch_topk import BatchTopK, Config
-from diffprobe.probes.sae.contract import ALONE
+from diffprobe.probes.sae.types import ALONE
 
 
 def chosen(sae, x, joint=ALONE):

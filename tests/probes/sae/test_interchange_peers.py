@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from diffprobe.probes.sae import interchange
+from diffprobe.probes.sae import convert
 
 EXPORTED = ["topk", "batch_topk", "matryoshka", "jumprelu"]
 CLOSE = 1e-5
@@ -41,7 +41,7 @@ def dictionary_learning():
 @pytest.mark.parametrize("name", EXPORTED)
 def test_saelens_opens_ours(sae_lens, make_sae, x, name, tmp_path):
     sae = trained(make_sae, name)
-    theirs = sae_lens.SAE.load_from_disk(interchange.to_saelens(sae, tmp_path))
+    theirs = sae_lens.SAE.load_from_disk(convert.to_saelens(sae, tmp_path))
     same(theirs(x), sae(x)[0], x)
 
 
@@ -56,7 +56,7 @@ def test_we_open_what_saelens_trained_and_saved(sae_lens, x, rescaled, apply_b_d
     for part in theirs.parameters():
         part.data += 0.1 * torch.randn_like(part)
     theirs.save_inference_model(tmp_path)
-    same(interchange.from_saelens(tmp_path)(x)[0], theirs(x), x)
+    same(convert.from_saelens(tmp_path)(x)[0], theirs(x), x)
 
 
 def test_we_open_a_jumprelu_of_saelens(sae_lens, x, tmp_path):
@@ -65,13 +65,13 @@ def test_we_open_a_jumprelu_of_saelens(sae_lens, x, tmp_path):
     for part in theirs.parameters():
         part.data = part.data + 0.3 * torch.rand_like(part)
     theirs.save_model(tmp_path)
-    same(interchange.from_saelens(tmp_path)(x)[0], theirs(x), x)
+    same(convert.from_saelens(tmp_path)(x)[0], theirs(x), x)
 
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_dictionary_learning_opens_ours(dictionary_learning, make_sae, x, name, tmp_path):
     sae = trained(make_sae, name)
-    theirs, _ = dictionary_learning.load_dictionary(str(interchange.to_dictionary_learning(sae, tmp_path)), "cpu")
+    theirs, _ = dictionary_learning.load_dictionary(str(convert.to_dictionary_learning(sae, tmp_path)), "cpu")
     same(theirs(x), sae(x)[0], x)
 
 
@@ -92,4 +92,4 @@ def test_we_open_what_dictionary_learning_saved(dictionary_learning, x, kind, tm
         theirs.threshold.fill_(0.5)
     torch.save(theirs.state_dict(), tmp_path / "ae.pt")
     (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": kind, "k": 4}}))
-    same(interchange.from_dictionary_learning(tmp_path)(x)[0], theirs(x), x)
+    same(convert.from_dictionary_learning(tmp_path)(x)[0], theirs(x), x)

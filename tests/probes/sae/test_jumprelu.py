@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae.contract import Joint
 from diffprobe.probes.sae.jumprelu import Config
+from diffprobe.probes.sae.types import Joint
 
 
 def test_what_lies_above_a_threshold_passes_as_it_is(make_sae, x):

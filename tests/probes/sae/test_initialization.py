@@ -1,6 +1,6 @@
 import torch
 
-from diffprobe.probes.sae.start import blend_datapoints, geometric_median
+from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 
 
 def test_the_median_is_where_no_step_makes_the_distances_smaller():

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError, EmptyClass, unknown
 from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.saving import load_probe, save_probe
+from diffprobe.probes.serialization import load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/direction", 1
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.probes.sae.squared_error import squared_error
+from diffprobe.probes.sae.kernels.squared_error import squared_error
 
 
 @pytest.mark.parametrize("levels", [1, 3])

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffprobe.probes.sae.encoder import encoder_chunks
-from diffprobe.probes.sae.row_topk import row_topk
+from diffprobe.probes.sae.kernels.encoder_matmul import encoder_chunks
+from diffprobe.probes.sae.kernels.row_topk import row_topk
 
 
 class Top(NamedTuple):

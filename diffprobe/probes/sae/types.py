@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae.sparse_step import Top
+from diffprobe.probes.sae.kernels.sparse_step import Top
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.probes.shuffled import ShuffledLabels, hash_keys
+from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 
 KEYS = [f"sample-{i}" for i in range(60)]
 LABEL = torch.tensor([i % 4 - 1 for i in range(60)])

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffprobe.probes.sae import row_topk as module
-from diffprobe.probes.sae.row_topk import row_topk
+from diffprobe.probes.sae.kernels import row_topk as module
+from diffprobe.probes.sae.kernels.row_topk import row_topk
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import SchemaError, WeightsMissing
-from diffprobe.probes.saving import SETTINGS, kind_of, load_probe, save_probe
+from diffprobe.probes.serialization import SETTINGS, kind_of, load_probe, save_probe
 
 
 def test_round_trip_and_refusals(tmp_path):

@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
-from diffprobe.probes.sae.contract import ALONE, Joint
+from diffprobe.probes.sae.types import ALONE, Joint
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
-from diffprobe.probes.sae import interchange
+from diffprobe.probes.sae import convert
 
 FORMATS = ["saelens", "dictionary_learning"]
 EXPORTED = ["topk", "batch_topk", "matryoshka", "jumprelu"]
 
 
 def there_and_back(sae, form, folder):
-    getattr(interchange, f"to_{form}")(sae, folder)
-    return getattr(interchange, f"from_{form}")(folder)
+    getattr(convert, f"to_{form}")(sae, folder)
+    return getattr(convert, f"from_{form}")(folder)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -32,7 +32,7 @@ def test_the_written_formula_of_saelens_reconstructs(make_sae, x, tmp_path):
     from safetensors.torch import load_file
 
     sae = make_sae()
-    folder = interchange.to_saelens(sae, tmp_path, cell="mid_block@t100:empty:mean")
+    folder = convert.to_saelens(sae, tmp_path, cell="mid_block@t100:empty:mean")
     settings, w = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
     h = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
     z = torch.zeros_like(h).scatter(1, h.topk(settings["k"]).indices, h.topk(settings["k"]).values.relu())
@@ -42,27 +42,27 @@ def test_the_written_formula_of_saelens_reconstructs(make_sae, x, tmp_path):
 
 def test_options_of_saelens_are_folded_or_refused(make_sae, x, tmp_path):
     sae = make_sae()
-    interchange.to_saelens(sae, tmp_path)
+    convert.to_saelens(sae, tmp_path)
     path = tmp_path / "cfg.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps(plain | {"apply_b_dec_to_input": False}))
-    back = interchange.from_saelens(tmp_path)
+    back = convert.from_saelens(tmp_path)
     h = x @ back.W_enc.T + sae.b_enc / sae.scale  # what SAELens computes then
     torch.testing.assert_close(back.preactivations(x), h, rtol=1e-3, atol=1e-3)
     for key, value in {"normalize_activations": "layer_norm", "architecture": "gated"}.items():
         path.write_text(json.dumps(plain | {key: value}))
         with pytest.raises(SchemaError, match=value):
-            interchange.from_saelens(tmp_path)
+            convert.from_saelens(tmp_path)
 
 
 def test_what_others_cannot_say_and_what_is_not_there(make_sae, tmp_path):
     with pytest.raises(ConfigError, match="negative activations"):
-        interchange.to_saelens(make_sae("revelio_released"), tmp_path)
+        convert.to_saelens(make_sae("revelio_released"), tmp_path)
     with pytest.raises(ConfigError, match="no threshold"):
-        interchange.to_saelens(make_sae("batch_topk", start=False), tmp_path)
+        convert.to_saelens(make_sae("batch_topk", start=False), tmp_path)
     for form in FORMATS:
         with pytest.raises(WeightsMissing, match="has no file"):
-            getattr(interchange, f"from_{form}")(tmp_path)
+            getattr(convert, f"from_{form}")(tmp_path)
     (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "GatedAutoEncoder"}}')
     with pytest.raises(SchemaError, match="GatedAutoEncoder"):
-        interchange.from_dictionary_learning(tmp_path)
+        convert.from_dictionary_learning(tmp_path)

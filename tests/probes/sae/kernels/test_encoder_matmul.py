@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffprobe.probes.sae import encoder
-from diffprobe.probes.sae.encoder import chunk_of, encoder_chunks, maker, mkl_is_narrow
+from diffprobe.probes.sae.kernels import encoder_matmul
+from diffprobe.probes.sae.kernels.encoder_matmul import chunk_of, encoder_chunks, maker, mkl_is_narrow
 
 
 def problem(n, d, m, dtype=torch.float32):
@@ -21,8 +21,8 @@ def all_of(x, W_enc, b_enc, **options):
 def by_onednn(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(encoder, "mkl_is_narrow", lambda: True)
-    monkeypatch.setattr(encoder, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(encoder_matmul, "mkl_is_narrow", lambda: True)
+    monkeypatch.setattr(encoder_matmul, "LEAST_WEIGHTS", 1)
 
 
 def test_chunks_share_one_buffer_of_the_stated_size():
@@ -48,7 +48,7 @@ def test_onednn_is_for_large_float32_products_on_a_cpu(by_onednn, monkeypatch):
     all_of(*problem(4, 6, 16, torch.float64))
     with torch.autocast("cpu", torch.bfloat16):
         assert all_of(*problem(4, 6, 16))[0].dtype == torch.bfloat16
-    monkeypatch.setattr(encoder, "LEAST_WEIGHTS", 6 * 16 + 1)
+    monkeypatch.setattr(encoder_matmul, "LEAST_WEIGHTS", 6 * 16 + 1)
     all_of(*problem(4, 6, 16))
     assert not called
 
@@ -70,7 +70,7 @@ def test_a_chunk_has_a_row_at_least_and_its_precision_is_that_of_autocast():
      (None, "AVX512", False)],
 )  # fmt: skip
 def test_the_processor_decides(vendor, capability, narrow, monkeypatch):
-    monkeypatch.setattr(encoder, "maker", lambda: vendor)
+    monkeypatch.setattr(encoder_matmul, "maker", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     for library in (torch.backends.mkl, torch.backends.mkldnn):
         monkeypatch.setattr(library, "is_available", lambda: True)

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffprobe.probes.sae.sparse_step import entry_products, join, rows_to_bags, scan, sparse_step
+from diffprobe.probes.sae.kernels.sparse_step import entry_products, join, rows_to_bags, scan, sparse_step
 
 
 def problem(n=9, d=6, m=20, seed=0, dtype=torch.float64, ties=False):
