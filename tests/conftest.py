@@ -81,7 +81,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     style (the outline), group (the shape), colour.
     """
     from diffprobe.shards.index import build_index
-    from diffprobe.shards.write import write_shard
+    from diffprobe.shards.writer import write_shard
 
     root = tmp_path_factory.mktemp("tiny_shards")
     samples = list(_drawings())

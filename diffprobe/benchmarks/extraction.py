@@ -23,7 +23,7 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.quiet import quiet_libraries
 from diffprobe.backbones.taps import list_taps
 from diffprobe.benchmarks.machine import count_flop, machine, matmul_gflops, seconds, wait
-from diffprobe.config.ranges import a_device, at_least
+from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.rng import noise_for

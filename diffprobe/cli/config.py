@@ -16,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the resolved configuration as YAML, each key as the run will see it. A probe's file judges its own keys."""
-    from diffprobe.config import compose, describe, locate
+    from diffprobe.config import compose, describe, search_path
     from diffprobe.config.kinds import KINDS, PROBE
 
     if args.list:
-        print("experiment:", *(f"  {name}" for name in locate.experiments()), sep="\n")
-        for group, choices in locate.groups().items():
+        print("experiment:", *(f"  {name}" for name in search_path.experiments()), sep="\n")
+        for group, choices in search_path.groups().items():
             print(f"{group}: {', '.join(choices)}")
         return 0
     composed = compose.compose(None, args.settings)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from diffprobe.config import locate
-from diffprobe.config.faults import fault, reasons
+from diffprobe.config import search_path
+from diffprobe.config.compose_errors import fault, reasons
 from diffprobe.config.kinds import KINDS, PROBE
-from diffprobe.config.origin import COMMAND_LINE, origins, read_kind
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
+from diffprobe.config.source_lines import COMMAND_LINE, origins, read_kind
 from diffprobe.core.errors import ConfigError, nearest, unknown
 
 VERSION_BASE = "1.3"
@@ -58,12 +58,12 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
         path = _experiment_path(experiment)
         kind = read_kind(path) or PROBE
         if kind not in KINDS:
-            raise unknown(f"kind of experiment in {locate.display(path)}:", kind, KINDS, ConfigError)
-    groups = locate.groups()
+            raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
+    groups = search_path.groups()
     chosen, values = _sort_settings(settings, groups)
-    folders = locate.search_path()
-    if experiment is not None and _choice(experiment)[0] == locate.EXPERIMENTS:
-        folders += locate.roots()
+    folders = search_path.search_path()
+    if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
+        folders += search_path.roots()
     tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
     tree.pop("kind", None)
     tree = _from_home(tree)
@@ -125,7 +125,7 @@ def split_experiment(experiment: str | None, overrides: Sequence[str]) -> tuple[
 
 
 def _experiment_path(name: str) -> Path:
-    known = locate.experiments()
+    known = search_path.experiments()
     if name not in known:
         raise unknown("experiment", name, known, ConfigError)
     return known[name]
@@ -137,7 +137,7 @@ def _choice(experiment: str) -> tuple[str, str]:
     A group has to be a word or several; a choice may have any name, so other files are seen from their root.
     """
     group, _, name = experiment.rpartition("/")
-    return (group, name) if _GROUP.fullmatch(group) else (locate.EXPERIMENTS, experiment)
+    return (group, name) if _GROUP.fullmatch(group) else (search_path.EXPERIMENTS, experiment)
 
 
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
@@ -177,7 +177,9 @@ def _merge(
     paths = ",".join(_quoted(f"file://{folder}") for folder in folders[1:])
     overrides = [f"hydra.searchpath=[{paths}]"]
     if with_base:
-        overrides.append(f"+{locate.BASE}@_global_=run")  # no primary config: Hydra looks for one in one folder only
+        overrides.append(
+            f"+{search_path.BASE}@_global_=run"
+        )  # no primary config: Hydra looks for one in one folder only
     if experiment is not None:
         group, name = _choice(experiment)
         overrides.append(f"+{group}@_global_={_quoted(name)}")

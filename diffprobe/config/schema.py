@@ -6,7 +6,7 @@ Judged by `parse.py`. A probe's own keys (`probe.params`) are judged by the ``Co
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from diffprobe.config.ranges import a_device, at_least
+from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError
 
 

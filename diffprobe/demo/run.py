@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from diffprobe.config.compose import compose, require_kind, setting_text, split_experiment, validate
 from diffprobe.config.kinds import PROBE
-from diffprobe.config.origin import COMMAND_LINE
 from diffprobe.config.parse import Origin
 from diffprobe.config.schema import RunConfig
+from diffprobe.config.source_lines import COMMAND_LINE
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.demo.config import DemoConfig, RunSpec

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.backbones.quiet import quiet_libraries
-from diffprobe.config.ranges import at_least
 from diffprobe.config.schema import DataConfig
+from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.config.ranges import a_device, at_least
+from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result

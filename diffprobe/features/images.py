@@ -8,7 +8,7 @@ from diffprobe.core.errors import SampleError
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.decode import decode_image
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import read_shard
+from diffprobe.shards.reader import read_shard
 
 
 def fetch_images(

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import yaml
 
-from diffprobe.config.locate import display, roots
 from diffprobe.config.parse import parse
+from diffprobe.config.search_path import display, roots
 from diffprobe.core.errors import ConfigError, nearest
 
 Value = str | int | float

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffprobe.config.schema import FieldsConfig
 from diffprobe.core.errors import SampleError
-from diffprobe.shards.read import RawSample, is_text
+from diffprobe.shards.reader import RawSample, is_text
 
 Fields = FieldsConfig
 """Which file and key of a sample holds what; part of the configuration, so defined there."""

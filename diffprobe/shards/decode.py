@@ -11,7 +11,7 @@ from PIL import Image
 from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.shards.annotation import Fields, fault, image_field, parse_annotation
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import RawSample
+from diffprobe.shards.reader import RawSample
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 from diffprobe.shards.annotation import Annotation, Fields, fault, image_field, parse_annotation
-from diffprobe.shards.read import RawSample, read_shard
+from diffprobe.shards.reader import RawSample, read_shard
 
 SHARD_NAME = re.compile(r"(?P<split>.+)-\d+\.tar(\.gz)?")
 NAMES = "allowed: <split>-<number>.tar[.gz], for example train-0000.tar"

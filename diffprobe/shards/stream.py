@@ -18,8 +18,8 @@ from diffprobe.shards.annotation import Fields
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.plan import Piece, cut, limit_pieces, span_of_rank, span_of_worker
-from diffprobe.shards.read import RawSample, read_shard
+from diffprobe.shards.partition import Piece, cut, limit_pieces, span_of_rank, span_of_worker
+from diffprobe.shards.reader import RawSample, read_shard
 
 _log = logging.getLogger(__name__)
 

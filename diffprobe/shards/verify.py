@@ -7,7 +7,7 @@ from diffprobe.core.errors import SampleError, ShardError
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.decode import decode_sample
 from diffprobe.shards.index import ShardInfo, ShardSet
-from diffprobe.shards.read import read_shard
+from diffprobe.shards.reader import read_shard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.cli.main import main
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 
 @pytest.fixture

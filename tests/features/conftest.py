@@ -146,8 +146,8 @@ def alone(filled: tuple, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken_shards(tiny_shards: Path, tmp_path: Path) -> tuple[Path, str]:
     """A copy of the tiny shards with half an image, and the key of that sample."""
     from diffprobe.shards.index import build_index
-    from diffprobe.shards.read import read_shard
-    from diffprobe.shards.write import write_shard
+    from diffprobe.shards.reader import read_shard
+    from diffprobe.shards.writer import write_shard
 
     root, bad = tmp_path / "broken", ""
     root.mkdir()

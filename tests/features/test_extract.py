@@ -15,8 +15,8 @@ from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import shard_entries
 from diffprobe.features.stored import StoredFeatures
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import read_shard
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.reader import read_shard
+from diffprobe.shards.writer import write_shard
 
 SPLITS = ("train", "val", "test")
 
@@ -201,8 +201,8 @@ def test_nothing_is_kept_of_a_shard_that_is_not_the_one_indexed(configs, tiny_sh
 
 def test_a_sample_without_a_caption_is_not_told_an_empty_one(configs, tiny_shards, tmp_path):
     from diffprobe.shards.index import build_index
-    from diffprobe.shards.read import read_shard
-    from diffprobe.shards.write import write_shard
+    from diffprobe.shards.reader import read_shard
+    from diffprobe.shards.writer import write_shard
 
     (raw,) = list(read_shard(tiny_shards / "val-0000.tar"))[:1]
     record = {"label": 0, "class_name": "a"}

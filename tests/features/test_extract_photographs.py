@@ -10,7 +10,7 @@ from PIL import Image
 from diffprobe.cli.main import main
 from diffprobe.features.reader import FeatureStore
 from diffprobe.shards.index import build_index
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 MODES = {
     "grey": ("L", "JPEG"),

@@ -193,8 +193,8 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(configs, many_image
 def many_images(tiny_shards, tmp_path):
     """Make a shard set of one shard with n small images."""
     from diffprobe.shards.index import build_index
-    from diffprobe.shards.read import read_shard
-    from diffprobe.shards.write import write_shard
+    from diffprobe.shards.reader import read_shard
+    from diffprobe.shards.writer import write_shard
 
     def make(n):
         root = tmp_path / f"images-{n}"

@@ -13,7 +13,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.generative.image_table import ImagesInMemory, RowNumbers, balance_weights, load_table
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.stream import SampleStream
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config import locate
+from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load_run, validate
 from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import parse, to_tree
@@ -13,8 +13,10 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = sorted(name for name, path in locate.experiments().items() if path.is_relative_to(ROOT / "experiments"))
-CHOICES = [(group, choice) for group, choices in locate.groups().items() for choice in choices]
+EXPERIMENTS = sorted(
+    name for name, path in search_path.experiments().items() if path.is_relative_to(ROOT / "experiments")
+)
+CHOICES = [(group, choice) for group, choices in search_path.groups().items() for choice in choices]
 FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
 
 
@@ -31,7 +33,7 @@ def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_says_how_it_is_run(name: str) -> None:
-    lines = locate.experiments()[name].read_text().splitlines()
+    lines = search_path.experiments()[name].read_text().splitlines()
     header = itertools.takewhile(lambda line: line.startswith("#"), lines)
     assert any(line.startswith("#   diffprobe ") and f"experiment={name}" in line for line in header)
 
@@ -44,5 +46,5 @@ def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
 
 def test_each_probe_has_a_preset() -> None:
     probes = {name for folder in FOLDERS.values() for name in Registry(f"diffprobe.probes.{folder}", "probe").names()}
-    presets = [load_run(None, [f"probe={choice}"]).probe for choice in locate.groups()["probe"]]
+    presets = [load_run(None, [f"probe={choice}"]).probe for choice in search_path.groups()["probe"]]
     assert probes == {preset.name for preset in presets}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from diffprobe.cli.main import VERBS
-from diffprobe.config import locate
+from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load, split_experiment, validate
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMOS = [name for name in locate.experiments() if compose(name).kind == "demo"]
+DEMOS = [name for name in search_path.experiments() if compose(name).kind == "demo"]
 COMPOSED = ("extract", "train", "demo")  # verbs whose settings are all there is to know
 
 

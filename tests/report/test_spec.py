@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config.locate import shipped_root
+from diffprobe.config.search_path import shipped_root
 from diffprobe.core.errors import ConfigError
 from diffprobe.report.spec import NumberFormat, find_spec, load_spec, load_specs
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.shards.index import ShardSet, build_index
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 
 def encode(colour: object = "red", mode: str = "RGB", size: tuple[int, int] = (8, 8), kind: str = "png") -> bytes:

@@ -7,7 +7,7 @@ import pytest
 
 from diffprobe.core.errors import SampleError
 from diffprobe.shards.annotation import Annotation, Fields, image_field, parse_annotation
-from diffprobe.shards.read import RawSample
+from diffprobe.shards.reader import RawSample
 
 
 def raw(**files: bytes) -> RawSample:

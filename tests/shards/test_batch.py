@@ -11,7 +11,7 @@ from diffprobe.shards.annotation import Fields
 from diffprobe.shards.batch import collate, to_tensor
 from diffprobe.shards.decode import decode_sample
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import read_shard
+from diffprobe.shards.reader import read_shard
 
 
 def test_values_lie_in_zero_to_one() -> None:

@@ -13,7 +13,7 @@ from diffprobe.core.errors import SampleError
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.decode import Sample, decode_image, decode_sample, fit
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import RawSample
+from diffprobe.shards.reader import RawSample
 
 Png = Callable[..., bytes]
 RGB_16_BITS = bytes.fromhex(

@@ -12,7 +12,7 @@ from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet, build_index, render
 from diffprobe.shards.stream import SampleStream
 from diffprobe.shards.verify import verify
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 Make = Callable[..., ShardSet]
 Files = Callable[..., dict[str, bytes]]

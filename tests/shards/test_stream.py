@@ -11,7 +11,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 
 from diffprobe.core.errors import ConfigError, SampleError, ShardError, UnknownName
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.plan import steps_per_epoch
+from diffprobe.shards.partition import steps_per_epoch
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
 
 Make = Callable[..., ShardSet]
@@ -184,7 +184,7 @@ def test_an_equal_stream_of_faults_alone_stops(make_set: Make) -> None:
 def test_a_shard_that_is_not_what_the_index_says_stops_the_run(
     make_set: Make, files: Callable[..., dict[str, bytes]], on_error: str
 ) -> None:
-    from diffprobe.shards.write import write_shard
+    from diffprobe.shards.writer import write_shard
 
     shard_set = make_set(3)
     for count in (2, 4):

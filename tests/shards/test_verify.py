@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.verify import verify
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 Make = Callable[..., ShardSet]
 

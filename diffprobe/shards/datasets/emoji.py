@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffprobe.core.errors import ShardError
 from diffprobe.shards.index import ShardSet, build_index
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.writer import write_shard
 
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 N_CAPTION_TAGS = 3

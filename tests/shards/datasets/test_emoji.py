@@ -15,7 +15,7 @@ from diffprobe.core.errors import ShardError
 from diffprobe.shards.datasets import emoji
 from diffprobe.shards.datasets.emoji import Emoji, read_names, split_of
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.read import read_shard
+from diffprobe.shards.reader import read_shard
 
 TITLES = {
     "groups": [{"key": "people", "order": 1}, {"key": "component", "order": 2}, {"key": "animals", "order": 3}],

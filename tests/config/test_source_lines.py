@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config.origin import origins, read_kind
+from diffprobe.config.source_lines import origins, read_kind
 from diffprobe.core.errors import ConfigError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from diffprobe.config.ranges import a_device, at_least
+from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from diffprobe.config.locate import display, find
+from diffprobe.config.search_path import display, find
 from diffprobe.core.errors import ConfigError
 
 COMMAND_LINE = ("the command line", 0)

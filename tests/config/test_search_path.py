@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.config import locate
+from diffprobe.config import search_path
 from diffprobe.core.errors import ConfigError
 
 
@@ -19,36 +19,36 @@ def two_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pa
     make(here / "configs/data/pets.yaml", "path: here\n")
     make(here / "experiments/paper/row.yaml")
     make(here / "experiments/paper/table.yaml")
-    monkeypatch.setenv(locate.VARIABLE, str(named))
+    monkeypatch.setenv(search_path.VARIABLE, str(named))
     monkeypatch.chdir(here)
     return named, here
 
 
 def test_the_variable_comes_before_the_working_folder_before_the_shipped_root(two_roots: tuple[Path, Path]) -> None:
-    assert locate.roots() == [*two_roots, locate.shipped_root()]
-    assert locate.find("data/pets") == two_roots[0] / "configs/data/pets.yaml"
-    assert locate.find("data/emoji") == locate.shipped_root() / "configs/data/emoji.yaml"
-    assert locate.find("data/nothing") is None
+    assert search_path.roots() == [*two_roots, search_path.shipped_root()]
+    assert search_path.find("data/pets") == two_roots[0] / "configs/data/pets.yaml"
+    assert search_path.find("data/emoji") == search_path.shipped_root() / "configs/data/emoji.yaml"
+    assert search_path.find("data/nothing") is None
 
 
 def test_choices_of_all_roots_are_listed(two_roots: tuple[Path, Path]) -> None:
-    groups = locate.groups()
+    groups = search_path.groups()
     assert {"pets", "emoji", "folder"} <= set(groups["data"])
-    assert locate.BASE not in groups
+    assert search_path.BASE not in groups
 
 
 def test_tables_are_no_experiments(two_roots: tuple[Path, Path]) -> None:
-    assert {"paper/row", "emoji/classifier"} <= set(locate.experiments())
-    assert "paper/table" not in locate.experiments()
+    assert {"paper/row", "emoji/classifier"} <= set(search_path.experiments())
+    assert "paper/table" not in search_path.experiments()
 
 
 def test_files_are_shown_relative_where_possible(two_roots: tuple[Path, Path], tmp_path: Path) -> None:
-    assert locate.display(two_roots[1] / "configs/data/pets.yaml") == "configs/data/pets.yaml"
-    assert locate.display(two_roots[0] / "configs/data/pets.yaml") == "configs/data/pets.yaml"
-    assert locate.display(tmp_path / "elsewhere.yaml") == str(tmp_path / "elsewhere.yaml")
+    assert search_path.display(two_roots[1] / "configs/data/pets.yaml") == "configs/data/pets.yaml"
+    assert search_path.display(two_roots[0] / "configs/data/pets.yaml") == "configs/data/pets.yaml"
+    assert search_path.display(tmp_path / "elsewhere.yaml") == str(tmp_path / "elsewhere.yaml")
 
 
 def test_a_variable_that_names_no_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(locate.VARIABLE, str(tmp_path / "nothing"))
+    monkeypatch.setenv(search_path.VARIABLE, str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="holds neither configs/ nor experiments/"):
-        locate.roots()
+        search_path.roots()

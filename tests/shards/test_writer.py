@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
-from diffprobe.shards.read import read_shard
-from diffprobe.shards.write import write_shard, write_shards
+from diffprobe.shards.reader import read_shard
+from diffprobe.shards.writer import write_shard, write_shards
 
 SAMPLES = [("cup/2", {"png": b"x" * 700, "json": b"{}"}), ("cup/1", {"json": b"[]"})]
 

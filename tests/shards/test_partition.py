@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import ShardError
-from diffprobe.shards.plan import Piece, cut, limit_pieces, span_of_rank, span_of_worker, steps_per_epoch
+from diffprobe.shards.partition import Piece, cut, limit_pieces, span_of_rank, span_of_worker, steps_per_epoch
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 small = st.integers(1, 5)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from diffprobe.config import locate
-from diffprobe.config.origin import origins, unreadable
+from diffprobe.config import search_path
+from diffprobe.config.source_lines import origins, unreadable
 from diffprobe.core.errors import ConfigError, unknown
 
 
@@ -32,10 +32,10 @@ def fault(
     from hydra.errors import MissingConfigException
 
     if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
-        return unreadable(error, locate.search_path())
+        return unreadable(error, search_path.search_path())
     where = f"experiment '{experiment}'" if experiment else "the configuration"
     place = _place(error, settings, merged, folders)
-    fix = "rename or move that file, or start in another folder" if locate.INSTEAD in "".join(place) else None
+    fix = "rename or move that file, or start in another folder" if search_path.INSTEAD in "".join(place) else None
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         found = unknown(group or "preset", choice, error.options or [], ConfigError)
@@ -47,9 +47,9 @@ def fault(
 def _place(error: Exception, settings: Sequence[str], merged: list[tuple[str, str]], folders: list[Path]) -> list[str]:
     """Say which file an error of Hydra's is about, where it names one, or a key that stands in one."""
     named = re.match(r"In '(.+?)':", str(error))
-    path = locate.find(named[1], folders) if named else None
+    path = search_path.find(named[1], folders) if named else None
     if path:
-        return [f"read in {locate.display(path)}"]
+        return [f"read in {search_path.display(path)}"]
     key = str(getattr(error, "full_key", None))
     written = origins(merged, folders).get(key)
     if written is None or key in [setting.partition("=")[0] for setting in settings]:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
-from diffprobe.shards.read import is_text
+from diffprobe.shards.reader import is_text
 
 Members = Iterable[tuple[str, dict[str, bytes]]]
 """Samples to write: the key, and the bytes of each field by file extension without its dot."""

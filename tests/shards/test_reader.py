@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
-from diffprobe.shards.read import read_shard
-from diffprobe.shards.write import write_shard
+from diffprobe.shards.reader import read_shard
+from diffprobe.shards.writer import write_shard
 
 
 def tar_of(path: Path, names: Sequence[str]) -> Path:
