@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from diffprobe.backbones.capture import Absent
+from diffprobe.backbones.hooks import Absent
 from diffprobe.backbones.readouts import hooked_modules
 from diffprobe.core.errors import RunFailed
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, Told
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.denoiser_runner import Passes, memory_told
 from diffprobe.backbones.device import choose_device, exact
-from diffprobe.backbones.images import as_batch
-from diffprobe.backbones.passes import Passes, memory_told
 from diffprobe.backbones.plan import Plan, make_plan, plan_of
-from diffprobe.backbones.told import SampleTexts, tell
+from diffprobe.backbones.preprocess import as_batch
+from diffprobe.backbones.prompts import SampleTexts, tell
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 

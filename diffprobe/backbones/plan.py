@@ -13,8 +13,8 @@ from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import family_of
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
 from diffprobe.backbones.pool import check_size, pooled_width
+from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_outline
-from diffprobe.backbones.told import Branch, make_branches
 from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError

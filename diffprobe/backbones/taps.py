@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffprobe.backbones.base import Outline
-from diffprobe.backbones.capture import Trace, trace
 from diffprobe.backbones.families import family_of
+from diffprobe.backbones.hooks import Trace, trace
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint, LoadOptions, Outline
-from diffprobe.backbones.capture import cut
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.vae import latent_geometry
 from diffprobe.backbones.weights import (
     denoiser_source,

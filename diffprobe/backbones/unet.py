@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.capture import cut
-from diffprobe.backbones.condition import ClipText
-from diffprobe.backbones.latent import TextBackbone
+from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.text_encoders import ClipText
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, read_config, require_files
 from diffprobe.core.digest import digest_json

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.capture import Absent
+from diffprobe.backbones.hooks import Absent
 from diffprobe.backbones.weights import load_tensors
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES
-from diffprobe.backbones.condition import load_clip_text
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.taps import list_taps
+from diffprobe.backbones.text_encoders import load_clip_text
 from diffprobe.benchmarks.machine import count_flop, machine, matmul_gflops, seconds, wait
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError

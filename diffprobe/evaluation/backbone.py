@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.analysis.caption_regression import RegressionRule
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
@@ -161,8 +161,8 @@ def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> li
 
 def load_pipeline(path: str) -> Any:
     """Open a StableDiffusionPipeline folder in float32. Raises: WeightsMissing, WeightsMismatch."""
-    from diffprobe.backbones.condition import require_vocabulary
     from diffprobe.backbones.families import sd_unet
+    from diffprobe.backbones.text_encoders import require_vocabulary
     from diffprobe.backbones.weights import locate, require_files
 
     checkpoint = locate(path)

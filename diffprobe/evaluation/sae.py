@@ -184,7 +184,7 @@ def _open(
     progress: Any,
 ) -> _Opened:
     from diffprobe.backbones.intervention import Splice
-    from diffprobe.backbones.quiet import quiet_libraries
+    from diffprobe.backbones.library_logging import quiet_libraries
     from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_error import SplicedError
 
@@ -231,7 +231,7 @@ def _hold_out(
     """Encode a split, say what each sample is told, and name the cluster of each."""
     import torch
 
-    from diffprobe.backbones.told import SampleTexts, tell
+    from diffprobe.backbones.prompts import SampleTexts, tell
     from diffprobe.features.extract import sample_texts
     from diffprobe.scoring.intervention_error import HeldOut
     from diffprobe.shards.stream import SampleStream, make_loader

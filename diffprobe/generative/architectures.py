@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from diffprobe.backbones.condition import require_vocabulary
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.text_encoders import require_vocabulary
 from diffprobe.backbones.weights import SHIPPED, locate, require_files, weight_files
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.weights import require_files
 from diffprobe.core.errors import WeightsMissing
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.core.digest import canonical_json
 
 OPENED_FROM = ("_name_or_path", "is_local", "local_files_only")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.capture import cut
 from diffprobe.backbones.compiled import compile_regions, compiling, regions
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.hooks import cut
 from diffprobe.core.errors import RunFailed
 
 Load = Callable[..., DiffusionFeatures]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diffprobe.backbones.capture import Capture, trace
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.hooks import Capture, trace
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.readouts import attention, hooked_modules, may_attend, split_tap
 from diffprobe.core.errors import RunFailed

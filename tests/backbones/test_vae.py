@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.tiny_transformer import tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.vae import latent_geometry, load_movq_encoder, load_vae_encoder
 from diffprobe.core.errors import WeightsMismatch
 

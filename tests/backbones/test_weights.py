@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffprobe.backbones.capture import cut
+from diffprobe.backbones.hooks import cut
 from diffprobe.backbones.weights import (
     denoiser_source,
     digest_denoiser,

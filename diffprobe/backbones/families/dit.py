@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
-from diffprobe.backbones.latent import LatentBackbone
+from diffprobe.backbones.latent_backbone import LatentBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.tiny_transformer import tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.condition import TEXT_CONDITIONS, T5Text, load_t5_text
-from diffprobe.backbones.latent import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import Layout
 from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5Text, load_t5_text
 from diffprobe.backbones.transformer import (
     check_width,
     describe_denoiser,

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.condition import (
+from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.text_encoders import (
     TEXT_CONDITIONS,
     ClipText,
     T5Text,
@@ -21,11 +26,6 @@ from diffprobe.backbones.condition import (
     load_clip_text,
     load_t5_text,
 )
-from diffprobe.backbones.latent import TextBackbone
-from diffprobe.backbones.layout import Layout
-from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
-from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.transformer import (
     Latents,
     check_width,

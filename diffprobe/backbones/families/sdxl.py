@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.condition import TEXT_CONDITIONS, ClipText, load_clip_text
-from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
-from diffprobe.backbones.tiny_transformer import tiny_vae
+from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.testing.tiny_transformer import tiny_vae
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipText, load_clip_text
 from diffprobe.backbones.unet import (
     GUIDANCE,
     TextUnet,

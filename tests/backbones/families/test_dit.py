@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.capture import Absent
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit
+from diffprobe.backbones.hooks import Absent
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffprobe.backbones.capture import Absent
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.hooks import Absent
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.capture import Absent, Capture, cut, trace
+from diffprobe.backbones.hooks import Absent, Capture, cut, trace
 from diffprobe.backbones.layout import Layout
 from diffprobe.core.errors import RunFailed
 

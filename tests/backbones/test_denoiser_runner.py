@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffprobe.backbones.denoiser_runner import memory_told
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.passes import memory_told
 from diffprobe.core.errors import ConfigError, RunFailed
 
 Load = Callable[..., DiffusionFeatures]

@@ -2,7 +2,7 @@ import pytest
 from diffusers.utils import logging as of_diffusers
 from transformers.utils import logging as of_transformers
 
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 
 LIBRARIES = (of_diffusers, of_transformers)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from diffprobe.backbones.base import Condition
-from diffprobe.backbones.quiet import quiet_libraries
+from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.weights import require_files, weight_files
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
 

@@ -1,6 +1,6 @@
 import pytest
 
-from diffprobe.backbones.told import Branch, SampleTexts, make_branches, tell
+from diffprobe.backbones.prompts import Branch, SampleTexts, make_branches, tell
 from diffprobe.core.errors import ConfigError
 
 TEXTS = SampleTexts(

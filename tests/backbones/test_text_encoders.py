@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.condition import ClipText, PromptMemory, load_clip_text, load_t5_text
-from diffprobe.backbones.tiny_transformer import tiny_t5
+from diffprobe.backbones.testing.tiny_transformer import tiny_t5
+from diffprobe.backbones.text_encoders import ClipText, PromptMemory, load_clip_text, load_t5_text
 from diffprobe.core.errors import RunFailed, WeightsMissing
 
 Encode = Callable[[list[str]], torch.Tensor]
@@ -51,7 +51,7 @@ def test_a_prompt_is_encoded_once(encoder: Encode, seen: list[int]) -> None:
 def test_memory_is_bounded_and_the_oldest_goes_first(
     encoder: Encode, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffprobe.backbones.condition._CACHE_BYTES", 2 * 24 * 32 * 4)  # two prompts
+    monkeypatch.setattr("diffprobe.backbones.text_encoders._CACHE_BYTES", 2 * 24 * 32 * 4)  # two prompts
     encoder(["cat"])
     encoder(["dog"])
     encoder(["cat"])  # used again, so dog is now the older one

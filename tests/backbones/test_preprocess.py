@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprobe.backbones.images import as_batch
+from diffprobe.backbones.preprocess import as_batch
 from diffprobe.core.errors import ConfigError
 
 

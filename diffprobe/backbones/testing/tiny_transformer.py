@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffprobe.backbones.tiny_text import WORDS
+from diffprobe.backbones.testing.tiny_text import WORDS
 
 
 def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None = None, flow: bool = False) -> Any:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 
 
 def test_a_tokenizer_knows_words_and_letters_and_ends_a_text(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffprobe.backbones.base import Backbone, Condition, Told
-from diffprobe.backbones.condition import PromptMemory, TokenizedText
+from diffprobe.backbones.text_encoders import PromptMemory, TokenizedText
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.core.shapes import FeatureMap, Images
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import torch
 
-from diffprobe.backbones.tiny_text import tiny_clip_text, tiny_tokenizer
+from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 
 
 def test_words_are_one_token_and_other_texts_go_by_letters(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition
-from diffprobe.backbones.capture import Capture
 from diffprobe.backbones.compiled import compile_regions, compiling
+from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.plan import Plan
 from diffprobe.backbones.pool import add_rows, make_pool
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed
