@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Extract, then say where the store is and whether it is complete. All but the folder goes to stderr."""
     from diffprobe.config.compose import load_run
     from diffprobe.core.memory import keep_freed_memory
-    from diffprobe.features.share import Share, share_of
+    from diffprobe.features.process_partition import Share, share_of
     from diffprobe.runs.extract import extract_run
 
     share = share_of(os.environ) if args.process is None else Share(*args.process)

@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(root: str) -> int:
+    from diffprobe.features.disk_space import folder_bytes, size
     from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
-    from diffprobe.features.space import folder_bytes, size
 
     broken: dict[str, str] = {}
     stores = list(list_stores(root, broken=broken, kind=None))

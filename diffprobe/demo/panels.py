@@ -21,7 +21,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.demo.run import Outcome
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.images import fetch_images
+from diffprobe.features.fetch_images import fetch_images
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import Axis, Direction
 from diffprobe.probes.sae.topk import KSAE, Code
@@ -29,7 +29,7 @@ from diffprobe.report.panels import DirectionPanel, Estimate, LatentPanel, Pictu
 from diffprobe.runs.train import make_source, plan, target_classes
 
 if TYPE_CHECKING:
-    from diffprobe.features.source import FeatureSource
+    from diffprobe.features.datamodule import FeatureSource
 
 _ROWS = 1024
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.features.latents import CELL, LatentCache
+from diffprobe.features.disk_space import Need, check_space, features_need, folder_bytes, latents_need, size
+from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
 from diffprobe.features.progress import Bar, MakeBar, Tell, make_bar, make_side_bar, rate
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
-from diffprobe.features.space import Need, check_space, features_need, folder_bytes, latents_need, size
 from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet

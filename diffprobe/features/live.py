@@ -13,10 +13,10 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.features.batch import FeatureBatch, FeatureTable, concatenate
+from diffprobe.features.datamodule import EpochLoader, FeatureSource
 from diffprobe.features.extract import shard_batches, shard_loader, to_features
-from diffprobe.features.order import check_ranks
 from diffprobe.features.request import choose_cells, shard_entries
-from diffprobe.features.source import EpochLoader, FeatureSource
+from diffprobe.features.samplers import check_ranks
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
 

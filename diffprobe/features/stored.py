@@ -10,12 +10,12 @@ from torch import Tensor
 
 from diffprobe.backbones.device import choose_device
 from diffprobe.features.batch import FeatureBatch, FeatureTable, RowBatch, RowValues, concatenate
-from diffprobe.features.hold import hold_tables
-from diffprobe.features.order import RowOrder, eval_order, train_order
-from diffprobe.features.places import Layout, pick
+from diffprobe.features.datamodule import EpochLoader, FeatureSource
+from diffprobe.features.placement import hold_tables
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import choose_cells
-from diffprobe.features.source import EpochLoader, FeatureSource
+from diffprobe.features.row_layout import Layout, pick
+from diffprobe.features.samplers import RowOrder, eval_order, train_order
 
 
 class StoredFeatures(FeatureSource):

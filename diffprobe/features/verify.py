@@ -10,7 +10,7 @@ from typing import Any
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete
 from diffprobe.features.manifest import FEATURES, SHARD_KINDS, TENSORS, Manifest, ShardEntry, kind_of, read_sealed
-from diffprobe.features.rows import rows_shape
+from diffprobe.features.tensor_file import rows_shape
 from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_SCHEMA_VERSION, TEMPORARY, shard_folder
 
 

@@ -24,7 +24,7 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import NonFinite, RunFailed, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.manifest import SHARD_KINDS, TENSORS, Manifest, ShardEntry, cell_file
-from diffprobe.features.rows import RowWriter
+from diffprobe.features.tensor_file import RowWriter
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.json"

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, unknown
 from diffprobe.core.rng import derive_seed
-from diffprobe.features.source import EpochLoader
+from diffprobe.features.datamodule import EpochLoader
 from diffprobe.generative.run_settings import GenerativeData
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream

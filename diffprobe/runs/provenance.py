@@ -13,7 +13,7 @@ from diffprobe.core.errors import unknown
 from diffprobe.core.result import BACKBONE, SHARDS, STORE
 
 if TYPE_CHECKING:
-    from diffprobe.features.source import FeatureSource
+    from diffprobe.features.datamodule import FeatureSource
     from diffprobe.shards.index import ShardSet
 
 _OWN = ("family", "weights", "random_seed", "schedule")

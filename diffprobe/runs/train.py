@@ -21,7 +21,7 @@ from diffprobe.runs.provenance import inputs_of, require_splits
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 
-    from diffprobe.features.source import FeatureSource
+    from diffprobe.features.datamodule import FeatureSource
     from diffprobe.training.module import ProbeModule
 
 
@@ -110,7 +110,7 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     if planned.points:
         return _bank(planned, source)
     if config.probe.kind == "sae":
-        from diffprobe.features.places import joint_width
+        from diffprobe.features.row_layout import joint_width
         from diffprobe.training.sae import SparseAutoencoderModule
 
         return SparseAutoencoderModule(params, cell=list(source.widths), d_in=joint_width(source.widths), **common)

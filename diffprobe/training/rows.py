@@ -16,7 +16,7 @@ from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch, RowBatch
 from diffprobe.features.batch import RowValues as Rows
-from diffprobe.features.places import by_place, joint_width
+from diffprobe.features.row_layout import by_place, joint_width
 from diffprobe.probes.sae.types import Joint
 
 GATHERED_ROWS = 8192

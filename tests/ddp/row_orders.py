@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.hold import hold_tables
+from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.fit import make_trainer, quiet

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diffprobe.core.errors import StoreMismatch
 from diffprobe.features.batch import FeatureTable, RowBatch
-from diffprobe.features.hold import hold_tables
+from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows, StoredFeatures, StoredLoader, open_rows
 from diffprobe.training.rows import rows_of
 

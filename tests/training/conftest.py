@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.order import eval_order, train_order
+from diffprobe.features.samplers import eval_order, train_order
 from diffprobe.features.stored import Rows, StoredLoader
 
 SIZES = {"train": 91, "val": 33, "test": 21}

@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.features.places import joint_width
+from diffprobe.features.row_layout import joint_width
 from diffprobe.probes.sae.types import ALONE
 from diffprobe.training.rows import ChosenRows, RowBuffer, check_one_tap, row_ranks, rows_of
 

@@ -7,7 +7,7 @@ import torch
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.hold import hold_tables
+from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows
 from diffprobe.probes.sae.batch_topk import Config as BatchConfig
 from diffprobe.probes.sae.topk import Config

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.core.errors import SampleError
-from diffprobe.features.images import fetch_images
+from diffprobe.features.fetch_images import fetch_images
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
 

@@ -5,7 +5,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.features.batch import FeatureTable, concatenate
-from diffprobe.features.hold import check_fits, free_on, hold_tables
+from diffprobe.features.placement import check_fits, free_on, hold_tables
 
 MEAN, MAP = "mid@t1:empty:mean", "mid@t1:empty:none"
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.features.places import Layout, by_place, joint_width, pick
+from diffprobe.features.row_layout import Layout, by_place, joint_width, pick
 
 AXES = {"mean": 0, "tokens9": 1, "none": 2}
 

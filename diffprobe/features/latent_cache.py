@@ -17,7 +17,7 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.manifest import LATENTS, TENSORS, Manifest, ShardEntry
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request, shard_entries
-from diffprobe.features.rows import read_rows
+from diffprobe.features.tensor_file import read_rows
 from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
 from diffprobe.shards.batch import ImageBatch
 

@@ -13,10 +13,10 @@ import torch
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.core.errors import RunFailed
+from diffprobe.features.disk_space import Need, check_space, folder_bytes, sample_bytes, size
 from diffprobe.features.extract import extract
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
-from diffprobe.features.space import Need, check_space, folder_bytes, sample_bytes, size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
 from diffprobe.features.extract import extract
-from diffprobe.features.latents import LatentCache, latent_manifest
+from diffprobe.features.latent_cache import LatentCache, latent_manifest
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 

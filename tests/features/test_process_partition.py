@@ -3,7 +3,7 @@
 import pytest
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.features.share import share_of
+from diffprobe.features.process_partition import share_of
 
 STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
 

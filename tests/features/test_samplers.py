@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.features.order import RowOrder, eval_order, train_order
+from diffprobe.features.samplers import RowOrder, eval_order, train_order
 
 
 @pytest.mark.parametrize(("n", "world"), [(1, 1), (10, 1), (10, 3), (11, 2), (2, 5)])

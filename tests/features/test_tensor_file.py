@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffprobe.core.errors import RunFailed, SchemaError
-from diffprobe.features.rows import RowWriter, read_rows, rows_shape
+from diffprobe.features.tensor_file import RowWriter, read_rows, rows_shape
 
 
 def write(path, rows, parts, *, capacity=None):
