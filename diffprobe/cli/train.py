@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"the configuration is fine; the run's folder is {plan(config).run_dir}")
         return 0
     path = train(config)
-    from diffprobe.training.fit import is_main_process
+    from diffprobe.training.trainer import is_main_process
 
     if is_main_process():
         _print(str(path))

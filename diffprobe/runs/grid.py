@@ -1,7 +1,7 @@
 """The points of `probe.grid`: what each of the autoencoders that train in one run is made of, and what it records.
 
 Owns the judging of the grid's keys and values, and the configuration in a member's record. Free of torch. Next in the
-flow: `training/bank.py`.
+flow: `training/sae_bank.py`.
 """
 
 import itertools

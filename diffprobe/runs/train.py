@@ -44,9 +44,9 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     planned = plan(config)
     import lightning
 
-    from diffprobe.training import tracking
-    from diffprobe.training.fit import is_main_process, make_trainer, quiet
-    from diffprobe.training.resume import find_checkpoint, forget
+    from diffprobe.training import loggers
+    from diffprobe.training.checkpoint import find_checkpoint, forget
+    from diffprobe.training.trainer import is_main_process, make_trainer, quiet
 
     source = make_source(config)
     module = make_module(planned, source)
@@ -57,7 +57,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
         trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks)
         if is_main_process():
             planned.run_dir.mkdir(parents=True, exist_ok=True)
-        logger = tracking.make_logger(
+        logger = loggers.make_logger(
             config.logger,
             run_dir=planned.run_dir,
             experiment=config.experiment,
@@ -137,7 +137,7 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
 
 def _bank(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     from diffprobe.features.request import choose_cells
-    from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
+    from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 
     specs: list[MemberSpec] = []
     asked: dict[str, str | None] = {}
@@ -177,8 +177,8 @@ def _tags(config: RunConfig) -> tuple[str, ...]:
 
 
 def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
-    from diffprobe.training import tracking
-    from diffprobe.training.bank import SparseAutoencoderBankModule
+    from diffprobe.training import loggers
+    from diffprobe.training.sae_bank import SparseAutoencoderBankModule
 
     config = planned.config
     written: dict[str, str] = {}  # all probes of the run; the record of a grid names those of its members
@@ -199,7 +199,7 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             metrics=[record for split in part.scores for record in part.records(split)] if part else [],
             started_at=started_at,
             artifacts={**(artifacts if part else written), **inputs_of(source)},
-            wandb_run_id=tracking.run_id(logger),
+            wandb_run_id=loggers.run_id(logger),
         )
         write_result(result, folder / RESULT_FILE)
         return result
@@ -213,4 +213,4 @@ def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger
             members[point.name] = write(folder, run, point.tree, seeds_of(point, config), member)
         whole = None  # its numbers are those of the members: a table must not find them twice
     result = write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole)
-    tracking.finish(logger, result, members=members)
+    loggers.finish(logger, result, members=members)

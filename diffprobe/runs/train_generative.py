@@ -58,9 +58,9 @@ def train_backbone(config: "GenerativeTraining") -> Path:
     import lightning
 
     from diffprobe.generative.ema import Averaging
-    from diffprobe.training import tracking
-    from diffprobe.training.fit import make_trainer, quiet
-    from diffprobe.training.resume import find_checkpoint, forget, note_inputs, require_same_inputs
+    from diffprobe.training import loggers
+    from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
+    from diffprobe.training.trainer import make_trainer, quiet
 
     checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -73,7 +73,7 @@ def train_backbone(config: "GenerativeTraining") -> Path:
         averaging = Averaging(config.ema_decay)
         trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=[averaging])
         run_dir.mkdir(parents=True, exist_ok=True)
-        logger = tracking.make_logger(
+        logger = loggers.make_logger(
             config.logger,
             run_dir=run_dir,
             experiment=config.experiment,
@@ -110,10 +110,10 @@ def train_backbone(config: "GenerativeTraining") -> Path:
             },
             **inputs,
         },
-        wandb_run_id=tracking.run_id(logger),
+        wandb_run_id=loggers.run_id(logger),
     )
     write_result(result, run_dir / RESULT_FILE)
-    tracking.finish(logger, result)
+    loggers.finish(logger, result)
     return run_dir / RESULT_FILE
 
 

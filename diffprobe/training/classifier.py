@@ -18,7 +18,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.accuracy import ClassCounts
-from diffprobe.metrics.keyed import KeyedLabels
+from diffprobe.metrics.label_collector import KeyedLabels
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.linear import LinearBank, LinearProbe
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys

@@ -18,7 +18,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
-from diffprobe.metrics.keyed import KeyedLabels
+from diffprobe.metrics.label_collector import KeyedLabels
 from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import Axis, AxisConfig, Direction, class_means, random_directions
 from diffprobe.probes.direction.logistic import LogisticDirections

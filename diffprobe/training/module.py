@@ -13,7 +13,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.training.rows import RowBuffer
+from diffprobe.training.sae_rows import RowBuffer
 
 ROW_BUFFERS = "row_buffers"
 """Key of a checkpoint that holds the row buffers, by the names of their modules."""

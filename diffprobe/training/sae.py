@@ -20,12 +20,12 @@ from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.metrics.decoder_coherence import Coherence, decoder_coherence
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Config, Joint, StepOutput
-from diffprobe.training.first_pass import FirstPass, check_finite
 from diffprobe.training.module import ProbeModule, check_finite_loss
-from diffprobe.training.rows import RowBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_records import coherence_records, split_records, window_record
+from diffprobe.training.sae_rows import RowBuffer, check_one_tap, rows_of
+from diffprobe.training.sae_schedule import check_precision, step_size_factor, warn_of_window
 from diffprobe.training.sae_scores import Scores, SplitScores
-from diffprobe.training.sae_settings import check_precision, step_size_factor, warn_of_window
+from diffprobe.training.training_statistics import FirstPass, check_finite
 
 
 class SparseAutoencoderModule(ProbeModule):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from diffprobe.metrics.density_histogram import DensityHistogram, density_histogram
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.mean_to_spread import MeanToSpread
+from diffprobe.metrics.mean_std_ratio import MeanToSpread
 from diffprobe.metrics.sparsity import LatentUse
 from diffprobe.probes.sae.types import Code
-from diffprobe.training.rows import Rows
+from diffprobe.training.sae_rows import Rows
 
 
 class Scores(NamedTuple):

@@ -17,8 +17,8 @@ from diffprobe.core.registry import Registry
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
-from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 WORLD, OUTPUT = int(os.environ.get("PROBES_WORLD", "1")), Path(os.environ.get("PROBES_OUTPUT", "."))
 GLOBAL_BATCH = 16

@@ -19,9 +19,9 @@ from diffprobe.features.batch import FeatureTable
 from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows
 from diffprobe.probes.sae.topk import Config
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 WORLD, OUTPUT = int(os.environ.get("ROWS_WORLD", "1")), Path(os.environ.get("ROWS_OUTPUT", "."))
 STOP = int(os.environ.get("ROWS_STOP", "-1"))

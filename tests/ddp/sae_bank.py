@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, revelio_released, topk
-from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
-from diffprobe.training.fit import make_trainer, quiet
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 _spec = importlib.util.spec_from_file_location("all_probes", Path(__file__).with_name("all_probes.py"))
 probes = importlib.util.module_from_spec(_spec)

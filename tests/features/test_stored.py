@@ -9,7 +9,7 @@ from diffprobe.core.errors import StoreMismatch
 from diffprobe.features.batch import FeatureTable, RowBatch
 from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows, StoredFeatures, StoredLoader, open_rows
-from diffprobe.training.rows import rows_of
+from diffprobe.training.sae_rows import rows_of
 
 
 def test_mapped_and_in_memory_rows_are_the_same(both):

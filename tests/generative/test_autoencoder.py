@@ -17,8 +17,8 @@ from diffprobe.generative.autoencoder import (
 )  # fmt: skip
 from diffprobe.generative.ema import Averaging
 from diffprobe.generative.image_table import ImagesInMemory
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.trainer import make_trainer, quiet
 
 SHAPE = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
 

@@ -13,8 +13,8 @@ from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import DenoiserShape, NoiseSchedule
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.generative.image_table import ImagesInMemory
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.trainer import make_trainer, quiet
 
 SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,

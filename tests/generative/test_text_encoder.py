@@ -9,8 +9,8 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.generative.architectures import DenoiserShape, open_text_encoder
 from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining, Texts, mixtures
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.trainer import make_trainer, quiet
 
 SHAPE = DenoiserShape(text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=32)
 

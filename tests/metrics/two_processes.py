@@ -14,7 +14,7 @@ from diffprobe.metrics.density_histogram import LatentDensity
 from diffprobe.metrics.explained_variance import ExplainedVariance
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.mean_to_spread import MeanToSpread
+from diffprobe.metrics.mean_std_ratio import MeanToSpread
 from diffprobe.metrics.sparsity import LatentUse
 
 N, D, LATENTS = 41, 5, 16

@@ -217,11 +217,11 @@ def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
 def test_the_run_of_wandb_is_named_and_closed(configs, tmp_path, monkeypatch):
     import wandb
 
-    from diffprobe.training import tracking
+    from diffprobe.training import loggers
 
     finished = []
-    finish = tracking.finish
-    monkeypatch.setattr(tracking, "finish", lambda *args: finished.append(args[1]) or finish(*args))
+    finish = loggers.finish
+    monkeypatch.setattr(loggers, "finish", lambda *args: finished.append(args[1]) or finish(*args))
     logger = LoggerConfig(kind="wandb", mode="offline")
     result = train_backbone(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
     found = read_result(result)

@@ -5,7 +5,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.training.classifier import ClassifierModule
-from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.trainer import make_trainer, quiet
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 

@@ -9,7 +9,7 @@ from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
 from diffprobe.training.direction import DirectionModule
-from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
 

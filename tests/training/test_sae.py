@@ -12,9 +12,9 @@ from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae import KSAE
 from diffprobe.probes.sae.topk import Config
 from diffprobe.probes.sae.types import ALONE, Joint
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.rows import ChosenRows
 from diffprobe.training.sae import SparseAutoencoderModule, make_sae
+from diffprobe.training.sae_rows import ChosenRows
+from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
 

@@ -9,9 +9,9 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae.batch_topk import Config as BatchConfig
 from diffprobe.probes.sae.topk import Config
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
 TOKENS = ("mid_block@t10:empty:tokens4", "mid_block@t90:empty:tokens4")

@@ -5,7 +5,7 @@ from diffprobe.metrics.density_histogram import density_histogram
 from diffprobe.metrics.fvu import fvu
 from diffprobe.metrics.sparsity import count_active
 from diffprobe.probes.sae.types import Code
-from diffprobe.training.rows import Rows
+from diffprobe.training.sae_rows import Rows
 from diffprobe.training.sae_scores import SplitScores
 
 CELLS = ("mid_block@t10:empty:mean", "mid_block@t90:empty:mean")

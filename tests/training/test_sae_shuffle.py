@@ -11,11 +11,11 @@ from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, Rows
 from diffprobe.probes.sae.batch_topk import Config as BatchConfig
 from diffprobe.probes.sae.topk import Config
-from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.classifier import ClassifierModule
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 POOLED = "mid_block@t10:empty:mean"
 MAPS = ("mid_block@t10:empty:none", "mid_block@t90:empty:none")

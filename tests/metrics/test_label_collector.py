@@ -1,6 +1,6 @@
 import torch
 
-from diffprobe.metrics.keyed import KeyedLabels
+from diffprobe.metrics.label_collector import KeyedLabels
 
 
 def test_the_order_of_batches_is_gone():

@@ -4,8 +4,8 @@ import torch
 from diffprobe.core.errors import NonFinite
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.types import ALONE
-from diffprobe.training.first_pass import FirstPass
-from diffprobe.training.rows import ChosenRows
+from diffprobe.training.sae_rows import ChosenRows
+from diffprobe.training.training_statistics import FirstPass
 
 CELLS = ("mid_block@t10:empty:tokens2", "mid_block@t90:empty:tokens2")
 

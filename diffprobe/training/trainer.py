@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, unknown
-from diffprobe.training.resume import checkpoint_callback
+from diffprobe.training.checkpoint import checkpoint_callback
 
 _NOISE = (
     ".*does not have many workers.*",

@@ -8,10 +8,10 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.probes.sae import KSAE, batch_topk, jumprelu
 from diffprobe.probes.sae import topk as plain
 from diffprobe.probes.sae.topk import Config
-from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 KINDS = (plain, batch_topk)
 WIDTHS = {"mid_block@t10:empty:mean": 12, "up_blocks.0@t10:empty:mean": 7}

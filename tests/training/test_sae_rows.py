@@ -5,7 +5,7 @@ from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.row_layout import joint_width
 from diffprobe.probes.sae.types import ALONE
-from diffprobe.training.rows import ChosenRows, RowBuffer, check_one_tap, row_ranks, rows_of
+from diffprobe.training.sae_rows import ChosenRows, RowBuffer, check_one_tap, row_ranks, rows_of
 
 
 def batch_of(**features):
@@ -138,7 +138,7 @@ def test_the_buffer_continues_from_its_state():
 
 
 def test_processes_share_the_rows_of_a_buffer_and_find_their_shares_again(monkeypatch):
-    monkeypatch.setattr("diffprobe.training.rows.GATHERED_ROWS", 4)  # in two parts
+    monkeypatch.setattr("diffprobe.training.sae_rows.GATHERED_ROWS", 4)  # in two parts
     first = torch.arange(24.0).view(12, 2)
     buffers = [made(rank, 2) for rank in range(2)]
     for buffer in buffers:

@@ -11,7 +11,7 @@ import torch
 from diffprobe.core.errors import NonFinite
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.moments import RunningMoments
-from diffprobe.training.rows import ChosenRows, Rows, rows_of
+from diffprobe.training.sae_rows import ChosenRows, Rows, rows_of
 
 
 class FirstPass:

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import NonFinite
 from diffprobe.probes.sae import batch_topk, topk
-from diffprobe.training.bank import MemberSpec, SparseAutoencoderBankModule
-from diffprobe.training.bank_batched import groups, step_together
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint
+from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
+from diffprobe.training.sae_bank_batched import groups, step_together
+from diffprobe.training.trainer import make_trainer, quiet
 
 WIDTHS = {"mid_block@t10:empty:mean": 12, "up_blocks.0@t10:empty:mean": 7}
 WIDE, NARROW = WIDTHS

@@ -14,11 +14,11 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.types import Config
-from diffprobe.training.bank_batched import step_members
-from diffprobe.training.first_pass import FirstPass
 from diffprobe.training.module import ProbeModule
 from diffprobe.training.sae import SparseAutoencoderModule, naming
-from diffprobe.training.sae_settings import check_precision
+from diffprobe.training.sae_bank_batched import step_members
+from diffprobe.training.sae_schedule import check_precision
+from diffprobe.training.training_statistics import FirstPass
 
 
 @dataclass(frozen=True, kw_only=True)

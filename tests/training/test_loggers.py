@@ -10,9 +10,9 @@ import wandb
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord, make_result
-from diffprobe.training import tracking
+from diffprobe.training import loggers
 from diffprobe.training.classifier import ClassifierModule
-from diffprobe.training.fit import make_trainer, quiet
+from diffprobe.training.trainer import make_trainer, quiet
 
 BLOCK = 32768
 
@@ -83,7 +83,7 @@ def mode_of(logged_out):
 
     def judge(mode="auto"):
         wandb.teardown()
-        return tracking.wandb_mode(LoggerConfig(kind="wandb", mode=mode))
+        return loggers.wandb_mode(LoggerConfig(kind="wandb", mode=mode))
 
     yield judge
     wandb.teardown()
@@ -131,7 +131,7 @@ def test_the_environment_decides_where_the_config_leaves_it_open(mode_of, monkey
     with pytest.raises(ConfigError, match="WANDB_MODE=online, but W&B has no key"):
         mode_of()
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    logger = tracking.make_logger(
+    logger = loggers.make_logger(
         LoggerConfig(kind="wandb"), run_dir=tmp_path / "run", experiment="e", run_name="r", job_type="j", tree={}
     )
     assert logger is None and not (tmp_path / "run").exists()
@@ -143,7 +143,7 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
     source = toy()
     module = ClassifierModule(widths=source.widths, classes={"style": source.attributes["style"]}, settings=settings)
     with quiet():
-        logger = tracking.make_logger(
+        logger = loggers.make_logger(
             LoggerConfig(kind="wandb", tags=("mine",)),
             run_dir=tmp_path,
             experiment="emoji/classifier",
@@ -164,9 +164,9 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
             seeds={},
             metrics=module.records("test"),
             started_at=0.0,
-            wandb_run_id=tracking.run_id(logger),
+            wandb_run_id=loggers.run_id(logger),
         )
-        tracking.finish(logger, result)
+        loggers.finish(logger, result)
     run, config, summary, history = read_run(tmp_path)
     assert run.run_id == result.wandb_run_id and run.project == "diffprobe"
     assert (run.run_group, run.job_type, run.display_name) == ("emoji/classifier", "classifier", "emoji/classifier/abc")
@@ -193,10 +193,10 @@ def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_
         return MetricRecord(name="fvu", value=value, split="test", n=4, cell="mid_block@t20", nulls={"mean": 1.0})
 
     with quiet():
-        logger = tracking.make_logger(
+        logger = loggers.make_logger(
             LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="sae", tree={}
         )
-        tracking.finish(logger, result(), members={"k=2": result(fvu(0.5)), "k=4": result(fvu(0.25))})
+        loggers.finish(logger, result(), members={"k=2": result(fvu(0.5)), "k=4": result(fvu(0.25))})
     summary = read_run(tmp_path)[2]
     for member, value in (("k=2", 0.5), ("k=4", 0.25)):
         name = f"{member}/result/test/fvu/mid_block@t20"
@@ -207,7 +207,7 @@ def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_
 def test_a_continued_run_keeps_its_id_and_a_new_one_gets_another(logged_out, tmp_path):
     def make(resume):
         with quiet():
-            logger = tracking.make_logger(
+            logger = loggers.make_logger(
                 LoggerConfig(kind="wandb"),
                 run_dir=tmp_path,
                 experiment="",
@@ -216,7 +216,7 @@ def test_a_continued_run_keeps_its_id_and_a_new_one_gets_another(logged_out, tmp
                 tree={},
                 resume=resume,
             )
-        return tracking.run_id(logger)
+        return loggers.run_id(logger)
 
     first = make(False)
     assert make(True) == first != make(False)
@@ -224,10 +224,10 @@ def test_a_continued_run_keeps_its_id_and_a_new_one_gets_another(logged_out, tmp
 
 def test_csv_and_none(tmp_path):
     common = {"run_dir": tmp_path, "experiment": "", "run_name": "r", "job_type": "sae", "tree": {}}
-    assert tracking.make_logger(LoggerConfig(kind="none"), **common) is None
-    logger = tracking.make_logger(LoggerConfig(kind="csv"), **common)
+    assert loggers.make_logger(LoggerConfig(kind="none"), **common) is None
+    logger = loggers.make_logger(LoggerConfig(kind="csv"), **common)
     logger.log_metrics({"a": 1.0}, step=0)
     logger.finalize("success")
     assert "1.0" in (tmp_path / "curves" / "metrics.csv").read_text()
-    again = tracking.make_logger(LoggerConfig(kind="csv"), resume=True, **common)
-    assert again.version == "curves-1" and tracking.run_id(again) is None
+    again = loggers.make_logger(LoggerConfig(kind="csv"), resume=True, **common)
+    assert again.version == "curves-1" and loggers.run_id(again) is None

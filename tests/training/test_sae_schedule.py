@@ -3,7 +3,7 @@ import pytest
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae.types import Config
-from diffprobe.training.sae_settings import check_precision, step_size_factor, warn_of_window
+from diffprobe.training.sae_schedule import check_precision, step_size_factor, warn_of_window
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])

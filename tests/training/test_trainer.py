@@ -5,7 +5,7 @@ import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.fit import is_main_process, make_trainer, quiet
+from diffprobe.training.trainer import is_main_process, make_trainer, quiet
 
 
 def test_config_reaches_the_trainer(tmp_path):

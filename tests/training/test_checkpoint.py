@@ -5,10 +5,10 @@ import torch
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
+from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
 from diffprobe.training.classifier import ClassifierModule
-from diffprobe.training.fit import make_trainer, quiet
-from diffprobe.training.resume import find_checkpoint, forget, note_inputs, require_same_inputs
 from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
 VARIANTS = {"topk": topk, "batch_topk": batch_topk, "matryoshka": matryoshka, "jumprelu": jumprelu}

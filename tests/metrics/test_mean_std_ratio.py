@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import NonFinite
-from diffprobe.metrics.mean_to_spread import MeanToSpread
+from diffprobe.metrics.mean_std_ratio import MeanToSpread
 
 
 def test_it_is_the_ratio_of_norms_and_batches_do_not_matter():
