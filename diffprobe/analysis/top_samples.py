@@ -1,6 +1,6 @@
 """The samples on which each latent is most active, found in one pass over a stream of codes.
 
-Owns the bounded heaps and the order of ties. Which latents are worth showing is `analysis/latent_panels.py`.
+Owns the bounded heaps and the order of ties. Which latents are worth showing is `analysis/latent_selection.py`.
 """
 
 import heapq

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from diffprobe import __version__
 from diffprobe.core.errors import DiffprobeError, nearest
 from diffprobe.core.registry import Registry
-from diffprobe.report.plain import print_what_can_be
+from diffprobe.report.terminal_encoding import print_what_can_be
 
 VERBS = Registry("diffprobe.cli", "verb")
 _EPILOG = "first steps: diffprobe demo    one verb: diffprobe VERB --help"

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
 
     from diffprobe.report.collect import collect
-    from diffprobe.report.fields import parse_condition
+    from diffprobe.report.query import parse_condition
     from diffprobe.report.spec import find_spec, load_specs
     from diffprobe.report.table import render_all
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from diffprobe.demo.run import REPORT, Demo, Outcome
-from diffprobe.report.panels import DirectionPanel, Estimate, Picture
-from diffprobe.report.plain import print_what_can_be
+from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture
+from diffprobe.report.terminal_encoding import print_what_can_be
 
 _KIND, _TITLE, _TEXT = 12, 32, 24
 _WIDTH = 110

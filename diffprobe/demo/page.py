@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import RunConfig
 from diffprobe.demo.run import Demo, Outcome
-from diffprobe.report.page import Page
-from diffprobe.report.panels import DirectionPanel
+from diffprobe.report.pages.page import Page
+from diffprobe.report.pages.panels import DirectionPanel
 
 if TYPE_CHECKING:
     from diffprobe.features.request import Request

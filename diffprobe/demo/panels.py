@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.latent_panels import LatentCounts, choose_latents, summarize_latent
-from diffprobe.analysis.pole_captions import PoleSample, pole_captions
+from diffprobe.analysis.direction_extremes import PoleSample, pole_captions
+from diffprobe.analysis.latent_selection import LatentCounts, choose_latents, summarize_latent
 from diffprobe.analysis.statistics import bootstrap_interval
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.config.schema import RunConfig
@@ -25,7 +25,7 @@ from diffprobe.features.fetch_images import fetch_images
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import Axis, Direction
 from diffprobe.probes.sae.topk import KSAE, Code
-from diffprobe.report.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
+from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
 from diffprobe.runs.train import make_source, plan, target_classes
 
 if TYPE_CHECKING:

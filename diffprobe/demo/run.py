@@ -25,7 +25,7 @@ from diffprobe.runs.extract import backbone_and_features, extract_run
 from diffprobe.runs.train import plan, train
 
 if TYPE_CHECKING:
-    from diffprobe.report.panels import DirectionPanel
+    from diffprobe.report.pages.panels import DirectionPanel
 
 DEFAULT = "emoji/demo"
 REPORT = "report.html"
@@ -198,7 +198,7 @@ def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
     """Write `report.html` into the demo's folder. Returns: the direction panels, for whoever prints their ends."""
     from diffprobe.demo.page import make_page
     from diffprobe.demo.panels import direction_panels
-    from diffprobe.report.page import render_page
+    from diffprobe.report.pages.page import render_page
 
     with view.step("report", REPORT) as step:
         directions = direction_panels(outcome)

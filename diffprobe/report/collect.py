@@ -1,6 +1,6 @@
 """Find the result files of a folder. Owns the walk and the report of what could not be read.
 
-What is drawn from them is `report/entries.py`.
+What is drawn from them is `report/table_data.py`.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Heat maps of a table with matplotlib. Owns the drawing; what stands in it is `report/entries.py`.
+"""Heat maps of a table with matplotlib. Owns the drawing; what stands in it is `report/table_data.py`.
 
 matplotlib is imported only when a figure is drawn, and only with its Agg canvas: no display, no global state.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffprobe.report.entries import Row, Table
+from diffprobe.report.table_data import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

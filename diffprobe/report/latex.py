@@ -1,10 +1,10 @@
 """Tables for a paper: LaTeX with booktabs, no other package. Owns escaping.
 
-What stands in a table is `report/entries.py`.
+What stands in a table is `report/table_data.py`.
 """
 
-from diffprobe.report.entries import Entry, Row, Table
-from diffprobe.report.notes import Notes, table_notes
+from diffprobe.report.footnotes import Notes, table_notes
+from diffprobe.report.table_data import Entry, Row, Table
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

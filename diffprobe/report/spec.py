@@ -1,4 +1,4 @@
-"""The schema of `table.yaml`. Owns what a table may ask for; `report/entries.py` fills it from results.
+"""The schema of `table.yaml`. Owns what a table may ask for; `report/table_data.py` fills it from results.
 
 Fields that rows, columns and filters can use: `metric`, `split`, `target`, `probe`, `cell` and its parts `tap`,
 `timestep`, `condition`, `pool`; `kind`, `experiment`, `run`, `git_commit`; `config.<dotted key>` of the run.

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, CSV, LaTeX. Owns their wording; what stands in them is `report/entries.py`.
+"""Tables as text: Markdown, CSV, LaTeX. Owns their wording; what stands in them is `report/table_data.py`.
 
 Markdown and LaTeX round and mark; CSV holds one line an entry, unrounded, with everything that is known about it.
 """
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Literal, assert_never
 
 from diffprobe.core.result import RunResult
-from diffprobe.report.entries import Entry, Row, Table, build_table
+from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.latex import render_latex
-from diffprobe.report.notes import Notes, table_notes
 from diffprobe.report.spec import TableSpec
+from diffprobe.report.table_data import Entry, Row, Table, build_table
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")

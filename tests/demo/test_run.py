@@ -21,7 +21,7 @@ from diffprobe.demo.run import backbone_name, load_demo, run_demo, write_report
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
-from diffprobe.report.page import render_page
+from diffprobe.report.pages.page import render_page
 from diffprobe.runs.train import make_source
 
 

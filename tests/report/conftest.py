@@ -9,8 +9,8 @@ from PIL import Image
 
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.collect import collect
-from diffprobe.report.page import Page
-from diffprobe.report.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
+from diffprobe.report.pages.page import Page
+from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
 from diffprobe.report.spec import TableSpec, load_spec
 
 HERE = Path(__file__).parent

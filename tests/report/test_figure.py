@@ -5,9 +5,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from diffprobe.report.entries import build_table
 from diffprobe.report.figure import _luminance, _spread, heat_map, null_levels
 from diffprobe.report.spec import Axis
+from diffprobe.report.table_data import build_table
 
 
 def texts(svg):

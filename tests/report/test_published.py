@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from diffprobe.core.errors import ConfigError, RunFailed
-from diffprobe.report.entries import build_table
 from diffprobe.report.published import compare
 from diffprobe.report.spec import Published
+from diffprobe.report.table_data import build_table
 
 NUMBER = Published(where={}, value=0.83, tolerance=0.02, source="Nobody, Table 1", provenance="read in the table")
 BLOCK = {"metric": "accuracy", "value": 0.5, "tolerance": 0.1, "source": "S", "provenance": "P"}

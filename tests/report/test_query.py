@@ -3,7 +3,7 @@
 import pytest
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.fields import config_value, field_of, matches, parse_condition
+from diffprobe.report.query import config_value, field_of, matches, parse_condition
 
 
 @pytest.mark.parametrize(

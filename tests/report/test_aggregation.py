@@ -7,9 +7,9 @@ import pytest
 
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
-from diffprobe.report import seeds
-from diffprobe.report.entries import build_table
-from diffprobe.report.seeds import BACKBONE, SHARDS, inputs_apart, null_of
+from diffprobe.report import aggregation
+from diffprobe.report.aggregation import BACKBONE, SHARDS, inputs_apart, null_of
+from diffprobe.report.table_data import build_table
 from diffprobe.runs import provenance
 
 
@@ -110,7 +110,7 @@ def test_what_changes_numbers_keeps_results_apart(base, spec, section, key):
 
 
 def test_every_setting_that_is_left_out_exists():
-    for key in seeds._NOT_CONTENT:
+    for key in aggregation._NOT_CONTENT:
         section, name, *_ = key.split(".")
         assert name in {field.name for field in dataclasses.fields(get_type_hints(RunConfig)[section])}, key
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffprobe.report.panels import Histogram
+from diffprobe.report.pages.panels import Histogram
 
 
 @dataclass(frozen=True, kw_only=True)

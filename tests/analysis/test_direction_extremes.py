@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffprobe.analysis.pole_captions import pole_captions
+from diffprobe.analysis.direction_extremes import pole_captions
 from diffprobe.core.errors import ConfigError, NonFinite
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffprobe.analysis.latent_panels import LatentCounts, choose_latents, summarize_latent
+from diffprobe.analysis.latent_selection import LatentCounts, choose_latents, summarize_latent
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 

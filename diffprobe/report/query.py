@@ -1,6 +1,6 @@
 """What a result can be asked for by name. Owns the field names of `table.yaml`.
 
-Next in the flow: `report/entries.py`.
+Next in the flow: `report/table_data.py`.
 """
 
 from collections.abc import Mapping

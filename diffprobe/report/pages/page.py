@@ -15,13 +15,13 @@ from markupsafe import Markup
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.report.drawing import bar_share, draw_histogram
-from diffprobe.report.entries import Entry, Row, Table, build_table
+from diffprobe.report.data_uri import data_uri
 from diffprobe.report.figure import heat_map, null_levels
-from diffprobe.report.images import data_uri
-from diffprobe.report.notes import BELOW_NULL, over_what, table_notes
-from diffprobe.report.panels import DirectionPanel, LatentPanel
+from diffprobe.report.footnotes import BELOW_NULL, over_what, table_notes
+from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
 from diffprobe.report.spec import TableSpec
+from diffprobe.report.svg import bar_share, draw_histogram
+from diffprobe.report.table_data import Entry, Row, Table, build_table
 
 METRIC_HELP = {
     "fvu": "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean",

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.report.entries import build_table
-from diffprobe.report.seeds import null_of
+from diffprobe.report.aggregation import null_of
+from diffprobe.report.table_data import build_table
 
 
 def entry_at(table, **where):

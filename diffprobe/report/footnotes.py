@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffprobe.report.entries import Entry, Table
 from diffprobe.report.spec import TableSpec
+from diffprobe.report.table_data import Entry, Table
 
 BELOW_NULL = "not better than the strongest null of the same entry"
 """What the mark ‡ says."""

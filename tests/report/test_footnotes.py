@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 
-from diffprobe.report.entries import build_table
-from diffprobe.report.notes import table_notes
+from diffprobe.report.footnotes import table_notes
+from diffprobe.report.table_data import build_table
 
 
 def test_each_source_has_one_letter_in_order_of_appearance(results, spec):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.images import data_uri
+from diffprobe.report.data_uri import data_uri
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg", "gif"])

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from diffprobe.core.errors import ConfigError, RunFailed
-from diffprobe.report.page import Page, render_page
-from diffprobe.report.panels import Picture
+from diffprobe.report.pages.page import Page, render_page
+from diffprobe.report.pages.panels import Picture
 from diffprobe.report.spec import Axis
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}

@@ -1,4 +1,4 @@
-"""What a report page is made of: plain data, no tensors. Owns the input contract of `report/page.py`.
+"""What a report page is made of: plain data, no tensors. Owns the input contract of `report/pages/page.py`.
 
 `demo/run.py` fills these from runs; a notebook may fill them by hand.
 """

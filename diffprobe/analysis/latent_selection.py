@@ -1,6 +1,6 @@
 """Which latents a report shows, and the numbers beside each. Owns the rule of choice and the chance level of purity.
 
-The images of a latent come from `analysis/top_samples.py`; the panels are drawn by `report/page.py`.
+The images of a latent come from `analysis/top_samples.py`; the panels are drawn by `report/pages/page.py`.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """What may be averaged: results of one measurement, which differ in their seeds alone.
 
-Owns which settings and inputs make two results the same measurement. Next in the flow: `report/entries.py`.
+Owns which settings and inputs make two results the same measurement. Next in the flow: `report/table_data.py`.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import BACKBONE, SHARDS, MetricRecord, RunResult
-from diffprobe.report.fields import config_value
+from diffprobe.report.query import config_value
 from diffprobe.report.spec import Value
 
 Found = list[tuple[RunResult, MetricRecord]]

@@ -2,8 +2,8 @@
 
 import re
 
-from diffprobe.report.drawing import bar_share, draw_histogram
-from diffprobe.report.panels import Histogram, make_histogram
+from diffprobe.report.pages.panels import Histogram, make_histogram
+from diffprobe.report.svg import bar_share, draw_histogram
 
 
 def test_each_class_is_scaled_to_its_own_size():

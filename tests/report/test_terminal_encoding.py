@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from diffprobe.report.plain import _PLAIN, print_what_can_be
+from diffprobe.report.terminal_encoding import _PLAIN, print_what_can_be
 
 
 def written(encoding, text, **settings):

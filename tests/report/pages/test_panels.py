@@ -4,7 +4,7 @@ import pytest
 
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 from diffprobe.core.result import MetricRecord
-from diffprobe.report.panels import DirectionPanel, Estimate, Histogram, make_histogram
+from diffprobe.report.pages.panels import DirectionPanel, Estimate, Histogram, make_histogram
 
 
 def test_histogram_counts_every_value_once():

@@ -13,9 +13,9 @@ from typing import Any
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
-from diffprobe.report.fields import CELL_FIELDS, field_of, matches
+from diffprobe.report.aggregation import Found, inputs_apart, null_of, one_a_seed, settings_apart
 from diffprobe.report.published import Comparison, compare, find_published
-from diffprobe.report.seeds import Found, inputs_apart, null_of, one_a_seed, settings_apart
+from diffprobe.report.query import CELL_FIELDS, field_of, matches
 from diffprobe.report.spec import Axis, TableSpec, Value
 
 # what a null changes by its nature, and what says only which other cells or nulls the same run measured
