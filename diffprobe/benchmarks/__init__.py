@@ -1,1 +1,1 @@
-"""TODO."""
+"""What `diffprobe bench` does: ours, a baseline and a floor, timed in one run."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What `diffprobe demo` does: a list of runs of experiment files, their tables, and a report page."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from diffprobe.demo.run import REPORT, Demo, Outcome
+from diffprobe.demo.types import REPORT, Demo, Outcome
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture
 from diffprobe.report.terminal_encoding import print_what_can_be
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import RunConfig
-from diffprobe.demo.run import Demo, Outcome
+from diffprobe.demo.types import Demo, Outcome
 from diffprobe.report.pages.page import Page
 from diffprobe.report.pages.panels import DirectionPanel
 

@@ -19,7 +19,7 @@ from diffprobe.analysis.statistics import bootstrap_interval
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.demo.run import Outcome
+from diffprobe.demo.types import Outcome
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.metrics.auroc import auroc

@@ -6,9 +6,9 @@ and page are made of the result files. A run does what `diffprobe train` does. N
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from diffprobe.config.compose import compose, require_kind, setting_text, split_experiment, validate
 from diffprobe.config.kinds import PROBE
@@ -18,87 +18,17 @@ from diffprobe.config.source_lines import COMMAND_LINE
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.demo.config import DemoConfig, RunSpec
+from diffprobe.demo.types import REPORT, Bar, Demo, Outcome, View
 from diffprobe.report.collect import read_results
-from diffprobe.report.spec import TableSpec, find_spec, load_spec
+from diffprobe.report.spec import find_spec, load_spec
 from diffprobe.report.table import render
-from diffprobe.runs.extract import backbone_and_features, extract_run
+from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import plan, train
 
 if TYPE_CHECKING:
     from diffprobe.report.pages.panels import DirectionPanel
 
 DEFAULT = "emoji/demo"
-REPORT = "report.html"
-
-
-class Bar(Protocol):
-    """Shows how far one step is."""
-
-    def update(self, n: int, /) -> object:
-        """Advance by `n` units."""
-
-
-class Step(Protocol):
-    """One step of the demo, as it is shown."""
-
-    def bar(self, total: int, unit: str) -> AbstractContextManager[Bar]:
-        """Open a bar of `total` units; a step that has nothing to do opens none."""
-
-    def done(self, text: str) -> None:
-        """Say what came out."""
-
-
-class View(Protocol):
-    """What a demo tells while it runs."""
-
-    def opening(self, demo: "Demo") -> None:
-        """Say what will be done."""
-
-    def step(self, kind: str, title: str) -> AbstractContextManager[Step]:
-        """Open a step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """A demo that was judged: every run's configuration is fine, its tables exist."""
-
-    config: DemoConfig
-    """The demo's own settings."""
-    runs: tuple[RunConfig, ...]
-    """Its runs, in order."""
-    specs: tuple[TableSpec, ...]
-    """Its tables."""
-
-    @property
-    def folder(self) -> Path:
-        """Folder of its runs."""
-        return Path(self.config.output)
-
-    def stores(self) -> list[RunConfig]:
-        """Return one run for each feature store that the runs read."""
-        distinct = {(*backbone_and_features(run), run.data): run for run in reversed(self.runs)}
-        return [run for run in self.runs if any(run is one for one in distinct.values())]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a demo left behind."""
-
-    demo: Demo
-    """What was asked for."""
-    results: tuple[RunResult, ...]
-    """One for each run, in order."""
-    result_paths: tuple[Path, ...]
-    """Their files."""
-    store_paths: tuple[Path, ...]
-    """The feature stores."""
-    tables: tuple[str, ...]
-    """The tables in Markdown, as `diffprobe table` prints them."""
-
-    def of_kind(self, kind: str, *, null: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
-        """Return the runs of one kind that measure a null, or that are no null: config, result, folder."""
-        runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
-        return [(run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.null == null]
 
 
 def load_demo(settings: Sequence[str] = ()) -> Demo:

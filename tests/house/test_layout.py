@@ -13,10 +13,10 @@ MAX_LINES = 300
 
 NO_TWIN = {
     "diffprobe/__main__.py": "tests/cli/test_main.py",  # one call
-    "diffprobe/demo/config.py": "tests/experiment/test_demo.py",  # one demo, taken apart in one file
-    "diffprobe/demo/console.py": "tests/experiment/test_demo.py",
-    "diffprobe/demo/page.py": "tests/experiment/test_demo.py",
-    "diffprobe/demo/panels.py": "tests/experiment/test_demo.py",
+    "diffprobe/demo/config.py": "tests/demo/test_run.py",  # one demo, taken apart in one file
+    "diffprobe/demo/console.py": "tests/demo/test_run.py",
+    "diffprobe/demo/page.py": "tests/demo/test_run.py",
+    "diffprobe/demo/panels.py": "tests/demo/test_run.py",
 }
 """Modules with logic that no test file of their name covers -> the test file that does, with the reason."""
 

@@ -2,4 +2,7 @@
 
 from diffprobe.probes.direction.base import Axis, AxisConfig, Direction, class_means, random_directions
 
+SHARED = ("base",)
+"""Files of this folder that are no estimators."""
+
 __all__ = ["Axis", "AxisConfig", "Direction", "class_means", "random_directions"]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KSAE"]
 
-SHARED = ("base", "contract", "encoder", "hub", "interchange", "row_topk", "sparse_step", "squared_error", "start")
+SHARED = ("base", "convert", "hub", "initialization", "kernels", "types")
 """Files of this folder that are no variants: what the variants share."""
 
 

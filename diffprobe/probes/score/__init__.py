@@ -1,1 +1,3 @@
-"""TODO."""
+"""Probes that read the model by its own scores: which text fits an image, by denoising error."""
+
+SHARED = ()

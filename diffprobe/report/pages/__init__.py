@@ -1,1 +1,1 @@
-"""TODO."""
+"""Report pages: one HTML file each, pictures included. Made of result files and panels, without torch."""

@@ -19,8 +19,8 @@ from diffprobe.report.data_uri import data_uri
 from diffprobe.report.figure import heat_map, null_levels
 from diffprobe.report.footnotes import BELOW_NULL, over_what, table_notes
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
+from diffprobe.report.pages.svg import bar_share, draw_histogram
 from diffprobe.report.spec import TableSpec
-from diffprobe.report.svg import bar_share, draw_histogram
 from diffprobe.report.table_data import Entry, Row, Table, build_table
 
 METRIC_HELP = {

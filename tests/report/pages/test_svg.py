@@ -3,7 +3,7 @@
 import re
 
 from diffprobe.report.pages.panels import Histogram, make_histogram
-from diffprobe.report.svg import bar_share, draw_histogram
+from diffprobe.report.pages.svg import bar_share, draw_histogram
 
 
 def test_each_class_is_scaled_to_its_own_size():
