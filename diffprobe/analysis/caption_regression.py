@@ -1,6 +1,6 @@
 """Which of n captions is this image's, told without a diffusion model: a regression from captions to vae_latents.
 
-The null of `caption_choice.py`. What a few thousand captions and images say of unseen ones when nothing is denoised; a
+The control of `caption_choice.py`. What a few thousand captions and images say of unseen ones when nothing is denoised; a
 diffusion model that chooses no better has learnt no more of words than a closed form does.
 """
 

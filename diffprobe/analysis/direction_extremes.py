@@ -41,7 +41,7 @@ def pole_captions(
     captions: Sequence[str],
     *,
     n_each: int = 8,
-    one_per: Sequence[str] | None = None,
+    group_by: Sequence[str] | None = None,
 ) -> PoleCaptions:
     """Choose the samples at the two ends of a direction.
 
@@ -51,7 +51,7 @@ def pole_captions(
         keys: one key a sample; ties in the projection are ordered by key.
         captions: one caption a sample.
         n_each: samples at each end.
-        one_per: a group a sample (for example its base), of which only the most extreme member is shown, so that
+        group_by: a group a sample (for example its base), of which only the most extreme member is shown, so that
             variants of one drawing do not fill an end.
     Returns: at most `n_each` samples an end, and no more than half of the groups, rounded up: what is nearer to the
         middle is no end. No sample stands at both ends.
@@ -61,7 +61,7 @@ def pole_captions(
     >>> ends.positive[0].caption, ends.negative[0].caption
     ('dog', 'cow')
     """
-    groups = list(keys) if one_per is None else list(one_per)
+    groups = list(keys) if group_by is None else list(group_by)
     if not len(projections) == len(keys) == len(captions) == len(groups):
         raise ConfigError(
             "the ends of a direction need one projection, key, caption and group a sample.",

@@ -70,7 +70,7 @@ def spliced_records(baseline: Baseline, spliced: Spliced, about: Described) -> l
                 n=n,
                 cell=at.cell.name,
                 probe=about.probe,
-                nulls={"mean_prediction": 1.0},
+                controls={"mean_prediction": 1.0},
                 detail={**about.detail, "timestep": t},
             )
         )
@@ -90,7 +90,7 @@ def _records(
         "mse": float(before.mean()),
     }
 
-    def record(name: str, nulls: dict[str, float], statistic: Callable[[NDArray[np.int64]], float]) -> MetricRecord:
+    def record(name: str, controls: dict[str, float], statistic: Callable[[NDArray[np.int64]], float]) -> MetricRecord:
         interval = bootstrap_interval(statistic, about.clusters, seed=about.seed)
         spread = {
             "interval": [interval.low, interval.high],
@@ -105,14 +105,14 @@ def _records(
             n=len(before),
             cell=None if about.several and suffix else about.cell.name,
             probe=about.probe,
-            nulls=nulls,
+            controls=controls,
             detail={**detail, **spread},
         )
 
-    nulls = {"mean_ablation": float((ablated - before).mean())}
+    controls = {"mean_ablation": float((ablated - before).mean())}
     if baseline.cleared is not None:
-        nulls["whole_map_ablation"] = float((mean_of(baseline.cleared) - before).mean())
-    rise = record("delta_mse", nulls, lambda rows: float((after[rows] - before[rows]).mean()))
+        controls["whole_map_ablation"] = float((mean_of(baseline.cleared) - before).mean())
+    rise = record("delta_mse", controls, lambda rows: float((after[rows] - before[rows]).mean()))
     try:
         share = record(
             "recovered",

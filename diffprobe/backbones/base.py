@@ -3,8 +3,8 @@
 A family is one module under `families/`. It offers five names:
 
 - `matches(index) -> bool`: does this `model_index.json` belong to the family?
-- `outline(checkpoint, resolution) -> Outline`: everything that the config alone tells, the denoiser on the meta device.
-- `load(checkpoint, outline, needed, options) -> Backbone`: the trained parts, of the denoiser only the modules in
+- `spec(checkpoint, resolution) -> BackboneSpec`: everything that the config alone tells, the denoiser on the meta device.
+- `load(checkpoint, spec, needed, options) -> Backbone`: the trained parts, of the denoiser only the modules in
   `needed`.
 - `digests(checkpoint, trained) -> dict`: a digest of each part that features depend on, from the files alone.
 - `tiny(path) -> Path`: write a tiny checkpoint with random weights in the real format, for tests.
@@ -22,12 +22,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
 
-Told = str | int | None
+ConditionInput = str | int | None
 """What one sample's backbone is told: a text, a class, or nothing (the null class)."""
 
 Condition = dict[str, Tensor]
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outline:
+class BackboneSpec:
     """A backbone as its config describes it. Costs no memory: the denoiser is on the meta device."""
 
     family: str
@@ -75,7 +75,7 @@ class Outline:
     """Image side in pixels: the asked one, or the checkpoint's own."""
     latent_shape: tuple[int, int, int]
     """Channels, height, width of what is noised."""
-    layout: Layout
+    layout: OutputLayout
     """How the outputs of the denoiser's modules hold the image."""
     schedule: NoiseSchedule
     """The forward process of the checkpoint."""
@@ -85,7 +85,7 @@ class Outline:
     """Names used in papers -> tap."""
     blocks: tuple[str, ...] = ()
     """Taps that are listed first: the whole blocks, in the order in which they run."""
-    told: dict[str, Any] = field(default_factory=dict)
+    conditioning: dict[str, Any] = field(default_factory=dict)
     """What the denoiser is told beside the condition (sizes, guidance), in JSON; part of a store's manifest."""
 
 
@@ -102,7 +102,7 @@ class LoadOptions:
 
 
 class Backbone(ABC):
-    """A loaded family member: frozen, in evaluation mode, its denoiser cut after the deepest tap."""
+    """A loaded family member: frozen, in evaluation mode, its denoiser prune_after after the deepest tap."""
 
     denoiser: nn.Module
     """The network that taps lie in."""
@@ -112,7 +112,7 @@ class Backbone(ABC):
         """Turn images in [0, 1] into what is noised (scaled VAE latents, or the pixels themselves), float32."""
 
     @abstractmethod
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """Turn what samples are told into what the denoiser takes, one row a value.
 
         Raises: ConfigError for a class that the backbone does not have.
@@ -128,7 +128,7 @@ class Backbone(ABC):
         """Run the denoiser once. Its output is of no interest: taps are read by hooks, which may end the pass early."""
 
     @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
 
     def release_text(self) -> None:
@@ -137,7 +137,7 @@ class Backbone(ABC):
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks."""
-        for module in self.parts().values():
+        for module in self.components().values():
             module.to(device)
 
 
@@ -147,11 +147,13 @@ class Family(Protocol):
     def matches(self, index: dict[str, Any]) -> bool:
         """Tell from `model_index.json` whether a checkpoint is of this family."""
 
-    def outline(self, checkpoint: Checkpoint, resolution: int | None) -> Outline:
+    def spec(self, checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
 
-    def load(self, checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
-        """Load what is needed; the outline stays as it is. Raises: WeightsMissing, WeightsMismatch."""
+    def load(
+        self, checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions
+    ) -> Backbone:
+        """Load what is needed; the spec stays as it is. Raises: WeightsMissing, WeightsMismatch."""
 
     def digests(self, checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
         """Digest the parts; without `trained` the denoiser's weights do not count. Raises: WeightsMissing."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from diffprobe.backbones.hooks import Absent
+from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.readouts import hooked_modules
 from diffprobe.core.errors import RunFailed
 
@@ -25,7 +25,7 @@ def regions(network: nn.Module, blocks: Sequence[str], taps: Sequence[str]) -> t
     """List the modules to compile: as large as possible without a hook strictly inside.
 
     Args:
-        network: the denoiser, cut or whole.
+        network: the denoiser, prune_after or whole.
         blocks: paths of its blocks; what lies outside them stays as it is.
         taps: what is read.
     """
@@ -33,7 +33,7 @@ def regions(network: nn.Module, blocks: Sequence[str], taps: Sequence[str]) -> t
     found: list[str] = []
 
     def visit(path: str, module: nn.Module) -> None:
-        if isinstance(module, Absent) or not any(True for _ in module.children()):
+        if isinstance(module, PrunedModule) or not any(True for _ in module.children()):
             return  # a single layer gains nothing
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)) or any(h.startswith(f"{path}.") for h in hooked):
             for name, child in module.named_children():

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition
 from diffprobe.backbones.compiled import compile_regions, compiling
 from diffprobe.backbones.hooks import Capture
-from diffprobe.backbones.plan import Plan
+from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import add_rows, make_pool
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed
 from diffprobe.core.rng import noise_for
@@ -34,7 +34,7 @@ class Passes:
     Args:
         plan: what is read.
         backbone: the loaded backbone.
-        rows: images a pass; None bounds it by memory.
+        max_rows_per_pass: images a pass; None bounds it by memory.
         channels_last: memory layout of the convolutions.
         compile: True, or a backend of torch.compile. The last pass of several is then filled up to the rows of the
             others, so that a batch needs one shape; a batch of another size that fits into one pass is compiled anew,
@@ -44,17 +44,17 @@ class Passes:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ReadPlan,
         backbone: Backbone,
         *,
-        rows: int | None = None,
+        max_rows_per_pass: int | None = None,
         channels_last: bool = True,
         compile: bool | str = False,
     ) -> None:
-        if rows is not None and rows < 1:
-            raise ConfigError(f"rows={rows}: a pass needs at least one row.")
-        self._plan, self._backbone, self._shape = plan, backbone, plan.outline.latent_shape
-        self.rows = rows or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
+        if max_rows_per_pass is not None and max_rows_per_pass < 1:
+            raise ConfigError(f"max_rows_per_pass={max_rows_per_pass}: a pass needs at least one row.")
+        self._plan, self._backbone, self._shape = plan, backbone, plan.spec.latent_shape
+        self.rows = max_rows_per_pass or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=self._format)
@@ -62,9 +62,9 @@ class Passes:
         self._compiled = bool(compile)
         if compile:
             backend = compile if isinstance(compile, str) else "inductor"
-            compile_regions(denoiser, plan.outline.blocks, paths, backend=backend)
+            compile_regions(denoiser, plan.spec.blocks, paths, backend=backend)
         pool = make_pool(plan.pool, seed=plan.seed)
-        self._capture = Capture(denoiser, paths, layout=plan.outline.layout, read=pool)
+        self._capture = Capture(denoiser, paths, layout=plan.spec.layout, read=pool)
 
     def __call__(self, clean: Tensor, condition: Condition, row_of: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
         """Read the taps, [1 or draws, timesteps, branches, batch, ...] each: draws are summed unless they are kept.
@@ -85,7 +85,7 @@ class Passes:
         sums: dict[str, Tensor] = {}
         for start in range(0, n_rows, self.rows):
             stop = min(start + self.rows, n_rows)
-            with _rows_told(stop - start, n, clean.device):
+            with _explain_rows(stop - start, n, clean.device):
                 for tap, values in self._pass(clean, noise, condition, row_of, keys, start, stop).items():
                     if tap not in sums:
                         sums[tap] = torch.zeros(n_kept, *values.shape[1:], device=clean.device)
@@ -111,9 +111,9 @@ class Passes:
         t, draw = grid[rows // (n * len(row_of)) % len(grid)], rows // (n * len(row_of) * len(grid))
         x_t = plan.schedule.add(clean[image], noise[draw, image], t)
         x_t = x_t.to(DTYPES[plan.dtype]).contiguous(memory_format=self._format)
-        told = {name: values[row_of[branch, image]] for name, values in condition.items()}
+        conditioning = {name: values[row_of[branch, image]] for name, values in condition.items()}
         with compiling() if self._compiled else nullcontext():
-            run = partial(self._backbone.denoise, x_t, t, told)
+            run = partial(self._backbone.denoise, x_t, t, conditioning)
             return self._capture(run, [keys[i] for i in image.tolist()])
 
     def _noise(self, keys: Sequence[str]) -> Tensor:
@@ -123,17 +123,17 @@ class Passes:
         return torch.stack(rows).reshape(plan.draws, len(keys), *self._shape)
 
 
-def _rows_told(rows: int, batch: int, device: torch.device) -> Any:
+def _explain_rows(rows: int, batch: int, device: torch.device) -> Any:
     smaller = f"data.batch_size={batch // 2}" if batch > 1 else "a smaller features.resolution, or dtype=bfloat16"
-    return memory_told(
+    return explain_oom(
         f"in a pass of {rows} rows (a batch of {batch} images) on {device}",
         "a row is an image at one timestep, draw and condition; features do not depend on their number",
-        fix=f"backbone.rows={rows // 2}; if that is not enough, {smaller}" if rows > 1 else smaller,
+        fix=f"backbone.max_rows_per_pass={rows // 2}; if that is not enough, {smaller}" if rows > 1 else smaller,
     )
 
 
 @contextmanager
-def memory_told(where: str, *details: str, fix: str) -> Iterator[None]:
+def explain_oom(where: str, *details: str, fix: str) -> Iterator[None]:
     """Turn a failed allocation into a message that says what to change. Raises: RunFailed."""
     try:
         yield

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, Told
+from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.cell import Cell
-from diffprobe.backbones.denoiser_runner import Passes, memory_told
+from diffprobe.backbones.denoiser_runner import Passes, explain_oom
 from diffprobe.backbones.device import choose_device, exact
-from diffprobe.backbones.plan import Plan, make_plan, plan_of
+from diffprobe.backbones.plan import ReadPlan, make_plan, plan_from_configs
 from diffprobe.backbones.preprocess import as_batch
-from diffprobe.backbones.prompts import SampleTexts, tell
+from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 
@@ -39,17 +39,19 @@ class DiffusionFeatures:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: ReadPlan,
         backbone: Backbone,
         *,
-        rows: int | None = None,
+        max_rows_per_pass: int | None = None,
         channels_last: bool = True,
         compile: bool | str = False,
     ) -> None:
         self.plan, self.cells, self.widths, self.resolution = plan, plan.cells, plan.widths, plan.resolution
         self.device = torch.device("cpu")
-        self._backbone, self._shape, self._released = backbone, plan.outline.latent_shape, False
-        self._passes = Passes(plan, backbone, rows=rows, channels_last=channels_last, compile=compile)
+        self._backbone, self._shape, self._released = backbone, plan.spec.latent_shape, False
+        self._passes = Passes(
+            plan, backbone, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
+        )
 
     @classmethod
     def from_pretrained(
@@ -75,14 +77,14 @@ class DiffusionFeatures:
         revision: str | None = None,
         denoiser_weights: str | None = None,
         clean_input: bool = False,
-        rows: int | None = None,
+        max_rows_per_pass: int | None = None,
         channels_last: bool = True,
         compile: bool | str = False,
     ) -> Self:
-        """Load a checkpoint, cut after the deepest tap. All settings are checked before any weights are read.
+        """Load a checkpoint, prune_after after the deepest tap. All settings are checked before any weights are read.
 
         Args:
-            id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel null).
+            id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel control).
             taps: module paths, globs or aliases: `mid_block`, `up_blocks.*`, `up_ft1`; with a readout behind a slash:
                 `/probs` and `/logits` of a cross-attention, `/text` of a joint block.
             timesteps: positions on the training grid, larger is noisier.
@@ -98,13 +100,13 @@ class DiffusionFeatures:
             resolution: image side in pixels; None takes the checkpoint's own.
             dtype: precision of the forward pass; features are float32 in any case.
             device: torch device; `auto` takes the accelerator if there is one.
-            random_weights: draw the denoiser's weights afresh (the null); VAE and text encoder stay trained.
+            random_weights: draw the denoiser's weights afresh (the control); VAE and text encoder stay trained.
             random_seed: seed of those weights.
             revision: for hub ids.
             denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub, OWNER/NAME@REVISION:FILE) to
                 take the denoiser's weights from, for example CleanDIFT's.
             clean_input: give the denoiser the image without noise; the timestep is only what it is told.
-            rows: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
+            max_rows_per_pass: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
             channels_last: memory layout of the convolutions. Changes features by rounding only.
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
@@ -131,20 +133,22 @@ class DiffusionFeatures:
             denoiser_weights=denoiser_weights,
             clean_input=clean_input,
         )
-        return cls.from_plan(plan, device=device, rows=rows, channels_last=channels_last, compile=compile)
+        return cls.from_plan(
+            plan, device=device, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
+        )
 
     @classmethod
     def from_config(cls, backbone: BackboneConfig, features: FeaturesConfig) -> Self:
         """Load the backbone of a run. Raises: see `from_pretrained`."""
-        return cls.of_run(plan_of(backbone, features), backbone)
+        return cls.from_run_config(plan_from_configs(backbone, features), backbone)
 
     @classmethod
-    def of_run(cls, plan: Plan, backbone: BackboneConfig, *, images: bool = True) -> Self:
+    def from_run_config(cls, plan: ReadPlan, backbone: BackboneConfig, *, images: bool = True) -> Self:
         """Load what a plan needs, to be run as the config says. Raises: see `from_plan`."""
         return cls.from_plan(
             plan,
             device=backbone.device,
-            rows=backbone.rows,
+            max_rows_per_pass=backbone.max_rows_per_pass,
             channels_last=backbone.channels_last,
             compile=backbone.compile,
             images=images,
@@ -153,10 +157,10 @@ class DiffusionFeatures:
     @classmethod
     def from_plan(
         cls,
-        plan: Plan,
+        plan: ReadPlan,
         *,
         device: str | torch.device = "auto",
-        rows: int | None = None,
+        max_rows_per_pass: int | None = None,
         channels_last: bool = True,
         compile: bool | str = False,
         images: bool = True,
@@ -167,18 +171,20 @@ class DiffusionFeatures:
         """
         chosen = choose_device(device)
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
-        backbone = plan.family.load(plan.checkpoint, plan.outline, plan.needed, options)
-        return cls(plan, backbone, rows=rows, channels_last=channels_last, compile=compile).to(chosen)
+        backbone = plan.family.load(plan.checkpoint, plan.spec, plan.needed, options)
+        return cls(
+            plan, backbone, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
+        ).to(chosen)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Say in JSON everything on the backbone's side that fixes the features. See `Plan.fingerprint`."""
+        """Say in JSON everything on the backbone's side that fixes the features. See `ReadPlan.fingerprint`."""
         return self.plan.fingerprint
 
     def to(self, device: torch.device | str) -> Self:
         """Move the backbone. Raises: RunFailed if it does not fit there."""
         self.device = torch.device(device)
-        with memory_told(f"while the weights were moved to {self.device}", fix="backbone.dtype=bfloat16"):
+        with explain_oom(f"while the weights were moved to {self.device}", fix="backbone.dtype=bfloat16"):
             self._backbone.to(self.device)
         return self
 
@@ -208,20 +214,20 @@ class DiffusionFeatures:
         channels, height, width], for tokensN [batch, N, channels]. With keep_draws the draws are the second axis.
         Raises: ConfigError if the images are not as promised, or texts do not go with them.
         """
-        texts = SampleTexts(keys=keys, captions=captions, labels=labels, columns=columns or {})
-        told = self._tell(len(images), texts)
-        return self._features(self.encode(images), keys, told)
+        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=columns or {})
+        conditioning = self._condition_inputs(len(images), texts)
+        return self._features(self.encode(images), keys, conditioning)
 
     @torch.no_grad()
     def encode(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Return what is noised, [batch, *plan.outline.latent_shape], float32: the scaled latents of the VAE's mode.
+        """Return what is noised, [batch, *plan.spec.latent_shape], float32: the scaled latents of the VAE's mode.
 
         Raises: ConfigError if the images are not as promised, WeightsMissing if it was loaded without a VAE.
         """
         batch = as_batch(images, self.resolution).to(self.device)
         n = len(batch)
         smaller = f"data.batch_size={n // 2}" if n > 1 else "a smaller features.resolution"
-        with exact(self.device, self.plan.dtype), memory_told(f"while {n} images were encoded", fix=smaller):
+        with exact(self.device, self.plan.dtype), explain_oom(f"while {n} images were encoded", fix=smaller):
             return self._backbone.encode_images(batch)
 
     @torch.no_grad()
@@ -241,25 +247,27 @@ class DiffusionFeatures:
         if tuple(latents.shape[1:]) != self._shape or latents.dtype != torch.float32:
             given, shape = f"{latents.dtype} {list(latents.shape)}", ", ".join(map(str, self._shape))
             raise ConfigError(f"latents must be float32, [batch, {shape}]; got {given}.")
-        texts = SampleTexts(keys=keys, captions=captions, labels=labels, columns=columns or {})
-        return self._features(latents.to(self.device), keys, self._tell(len(latents), texts))
+        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=columns or {})
+        return self._features(latents.to(self.device), keys, self._condition_inputs(len(latents), texts))
 
-    def _features(self, clean: Tensor, keys: Sequence[str], told: list[list[Told]]) -> dict[str, Tensor]:
+    def _features(
+        self, clean: Tensor, keys: Sequence[str], conditioning: list[list[ConditionInput]]
+    ) -> dict[str, Tensor]:
         with exact(self.device, self.plan.dtype):
-            return self._read(clean, keys, told)
+            return self._read(clean, keys, conditioning)
 
-    def _tell(self, n: int, texts: SampleTexts) -> list[list[Told]]:
+    def _condition_inputs(self, n: int, texts: SampleMetadata) -> list[list[ConditionInput]]:
         """Say what the samples are told, one list a branch."""
         if n == 0:
             raise ConfigError("a batch without images has no features.")
         if isinstance(texts.keys, str) or len(texts.keys) != n:
             given = "one text" if isinstance(texts.keys, str) else len(texts.keys)
             raise ConfigError(f"{n} images need {n} keys; got {given}.")
-        return [tell(branch, texts) for branch in self.plan.branches]
+        return [condition_inputs(branch, texts) for branch in self.plan.branches]
 
-    def _read(self, clean: Tensor, keys: Sequence[str], told: list[list[Told]]) -> dict[str, Tensor]:
+    def _read(self, clean: Tensor, keys: Sequence[str], conditioning: list[list[ConditionInput]]) -> dict[str, Tensor]:
         """Return the features of clean latents."""
-        condition, row_of = self._encode(told)
+        condition, row_of = self._encode(conditioning)
         plan, found = self.plan, {}
         for tap, total in self._passes(clean, condition, row_of, keys).items():
             for i, t in enumerate(plan.timesteps):
@@ -268,10 +276,12 @@ class DiffusionFeatures:
                     found[Cell(tap, t, branch.condition, plan.pool).name] = values
         return {cell.name: found[cell.name] for cell in self.cells}
 
-    def _encode(self, told: list[list[Told]]) -> tuple[Condition, Tensor]:
+    def _encode(self, conditioning: list[list[ConditionInput]]) -> tuple[Condition, Tensor]:
         """Encode each distinct value of the batch; return the rows, and which one each image takes in each branch."""
-        number = {value: i for i, value in enumerate(dict.fromkeys(value for branch in told for value in branch))}
-        rows = torch.tensor([[number[value] for value in branch] for branch in told], device=self.device)
+        number = {
+            value: i for i, value in enumerate(dict.fromkeys(value for branch in conditioning for value in branch))
+        }
+        rows = torch.tensor([[number[value] for value in branch] for branch in conditioning], device=self.device)
         condition = self._backbone.encode_conditions(list(number))
         if not self._released and all(branch.is_fixed for branch in self.plan.branches):
             self._backbone.release_text()

@@ -1,7 +1,7 @@
 """Reading modules of a network while it runs, in one layout, and running no further than needed.
 
-Owns the trace and the cut; how an output holds the image is layout.py's, what else a tap can give is readouts.py's.
-`trace` learns from one pass on the meta device what every tap gives and what runs before it; `cut` takes away what
+Owns the trace and the prune_after; how an output holds the image is layout.py's, what else a tap can give is readouts.py's.
+`trace` learns from one pass on the meta device what every tap gives and what runs before it; `prune_after` takes away what
 never runs; `Capture` reads the taps of the real network.
 """
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.readouts import ATTENTION, Ready, may_attend, watch, watch_attention
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
@@ -61,7 +61,7 @@ class Trace:
         return frozenset(self.entered[: max(self.taps[tap].n_entered for tap in taps)])
 
 
-def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Layout, *, count: bool = True) -> Trace:
+def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: OutputLayout, *, count: bool = True) -> Trace:
     """Run a network on the meta device and note what can be read.
 
     Args:
@@ -119,35 +119,37 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Layout
     return Trace(once, tuple(entered), flops())
 
 
-class Absent(nn.Module):
+class PrunedModule(nn.Module):
     """Stands where a module was that no asked-for tap needs. Has no parameters and can't be run."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse. Raises: RunFailed."""
         raise RunFailed(
-            "a module ran that was cut from the backbone.", "this is a fault of diffprobe: the trace missed it"
+            "a module ran that was prune_after from the backbone.", "this is a fault of diffprobe: the trace missed it"
         )
 
 
-def cut(network: nn.Module, needed: Collection[str]) -> None:
+def prune_after(network: nn.Module, needed: Collection[str]) -> None:
     """Replace in place every module that is neither in `needed` nor holds one that is, and so free its parameters."""
     kept = {""}
     for path in needed:
         parts = path.split(".")
         kept.update(".".join(parts[: i + 1]) for i in range(len(parts)))
-    _cut_below(network, "", kept)
+    _prune_below(network, "", kept)
 
 
-def _cut_below(module: nn.Module, prefix: str, kept: Collection[str]) -> None:
+def _prune_below(module: nn.Module, prefix: str, kept: Collection[str]) -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
         if path in kept or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            _cut_below(child, f"{path}.", kept)  # lists keep their length: blocks iterate over them before they are run
+            _prune_below(
+                child, f"{path}.", kept
+            )  # lists keep their length: blocks iterate over them before they are run
         else:
-            module.register_module(name, Absent())
+            module.register_module(name, PrunedModule())
 
 
-class _Reached(Exception):
+class StopForward(Exception):
     """Ends a pass once the deepest tap has been read."""
 
 
@@ -155,7 +157,7 @@ class Capture:
     """Hooks on the taps of one network.
 
     Args:
-        network: the network, cut or whole.
+        network: the network, prune_after or whole.
         taps: module paths and readouts in the order in which they can be read.
         layout: how outputs hold the image.
         read: what to keep of each feature map; called inside the pass, so that the map itself need not be held. Its
@@ -168,7 +170,7 @@ class Capture:
         network: nn.Module,
         taps: Sequence[str],
         *,
-        layout: Layout,
+        layout: OutputLayout,
         read: Callable[[FeatureMap, Any], Tensor],
         stop: bool = True,
     ) -> None:
@@ -181,7 +183,7 @@ class Capture:
         with self._hooked(found, rows):
             try:
                 run()
-            except _Reached:
+            except StopForward:
                 pass
         missing = [tap for tap in self._taps if tap not in found]
         if missing:
@@ -194,7 +196,7 @@ class Capture:
             def give(feature_map: FeatureMap) -> None:
                 found[tap] = self._read(feature_map, rows)
                 if self._stop and len(found) == len(self._taps):
-                    raise _Reached
+                    raise StopForward
 
             return give
 

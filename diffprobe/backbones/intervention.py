@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffprobe.backbones.cell import parse_pool
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.pool import grid_pool, mean_pool
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.shapes import FeatureMap
@@ -98,7 +98,7 @@ class Splice:
 
 @contextmanager
 def replaced(
-    network: nn.Module, tap: str, layout: Layout, change: Callable[[FeatureMap], FeatureMap | None]
+    network: nn.Module, tap: str, layout: OutputLayout, change: Callable[[FeatureMap], FeatureMap | None]
 ) -> Iterator[None]:
     """Let `change` see the map of a tap in every pass, and give the network what it returns instead.
 

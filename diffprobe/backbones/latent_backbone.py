@@ -6,12 +6,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from diffprobe.backbones.base import Backbone, Condition, Told
-from diffprobe.backbones.text_encoders import PromptMemory, TokenizedText
+from diffprobe.backbones.base import Backbone, Condition, ConditionInput
+from diffprobe.backbones.text_encoders import PromptCache, TextEncoder
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.core.shapes import FeatureMap, Images
 
-Encoder = TypeVar("Encoder", bound=TokenizedText)
+Encoder = TypeVar("Encoder", bound=TextEncoder)
 """What turns a prompt into tensors, with its own way of being called."""
 
 
@@ -19,7 +19,7 @@ class LatentBackbone(Backbone):
     """A denoiser over VAE latents.
 
     Args:
-        denoiser: the network, cut.
+        denoiser: the network, prune_after.
         vae: the way to its latents.
     """
 
@@ -30,7 +30,7 @@ class LatentBackbone(Backbone):
         """See `VaeEncoder`."""
         return self._vae(images)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
         return {"denoiser": self.denoiser, "vae": self._vae.vae}
 
@@ -51,15 +51,15 @@ class TextBackbone(LatentBackbone, Generic[Encoder]):
         encode: Callable[[list[str]], Condition],
     ) -> None:
         super().__init__(denoiser, vae)
-        self.texts, self._prompts = dict(texts), PromptMemory(encode)
+        self.texts, self._prompts = dict(texts), PromptCache(encode)
 
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
-        """See `PromptMemory`."""
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
+        """See `PromptCache`."""
         return self._prompts(["" if value is None else str(value) for value in values])
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
-        return {**super().parts(), **{name: text.encoder for name, text in self.texts.items()}}
+        return {**super().components(), **{name: text.encoder for name, text in self.texts.items()}}
 
     def release_text(self) -> None:
         """Free the text encoders."""

@@ -1,6 +1,6 @@
 """How the outputs of a denoiser's modules hold the image: one layout for all, `[batch, channels, height, width]`.
 
-Owns the grid of token outputs, and where the image stands beside the text. A family's `Layout` says what can't be seen
+Owns the grid of token outputs, and where the image stands beside the text. A family's `OutputLayout` says what can't be seen
 from a tensor.
 """
 
@@ -15,7 +15,7 @@ from diffprobe.core.shapes import FeatureMap
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class OutputLayout:
     """Where the image is in the outputs of a denoiser. Patterns are regular expressions for whole module paths."""
 
     size: tuple[int, int]

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffprobe.backbones.base import DTYPES, Checkpoint, Family, Outline
+from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
 from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import family_of
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
-from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_outline
+from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
 from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -24,14 +24,14 @@ _RULES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ReadPlan:
     """A backbone and what is read from it."""
 
     checkpoint: Checkpoint
     """Where the weights are."""
     family: Family
     """The family module."""
-    outline: Outline
+    spec: BackboneSpec
     """The backbone as its config describes it."""
     taps: tuple[TapInfo, ...]
     """What is read, in the order in which the backbone reaches it."""
@@ -75,7 +75,7 @@ class Plan:
     @property
     def resolution(self) -> int:
         """Image side in pixels."""
-        return self.outline.resolution
+        return self.spec.resolution
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -86,14 +86,14 @@ class Plan:
         """
         return {
             "rules": _RULES,
-            "family": self.outline.family,
+            "family": self.spec.family,
             "weights": self.family.digests(self.checkpoint, self.random_seed is None),
             "random_weights": self.random_seed is not None,
             "random_seed": self.random_seed,
             "taps": [tap.path for tap in self.taps],
             "timesteps": list(self.timesteps),
             "conditions": {branch.condition: branch.prompt for branch in self.branches},
-            "told": self.outline.told,
+            "conditioning": self.spec.conditioning,
             "pool": self.pool,
             "draws": self.draws,
             "keep_draws": self.keep_draws,
@@ -125,7 +125,7 @@ def make_plan(
     revision: str | None = None,
     denoiser_weights: str | None = None,
     clean_input: bool = False,
-) -> Plan:
+) -> ReadPlan:
     """Check settings against a checkpoint's configs. For the arguments see `DiffusionFeatures.from_pretrained`.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
@@ -136,21 +136,21 @@ def make_plan(
         raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
     checkpoint = locate(str(id_or_path), revision=revision, denoiser_weights=denoiser_weights)
     family = family_of(checkpoint)
-    outline = family.outline(checkpoint, resolution)
+    spec = family.spec(checkpoint, resolution)
     for branch in branches:
-        check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, outline.conditions)
-    chosen = {*timesteps, *(outline.schedule.nearest(ratio, checkpoint.name) for ratio in snr)}
-    schedule = clean_schedule(outline.schedule.n_timesteps) if clean_input else outline.schedule
+        check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, spec.conditions)
+    chosen = {*timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in snr)}
+    schedule = clean_schedule(spec.schedule.n_timesteps) if clean_input else spec.schedule
     schedule.check(sorted(chosen), checkpoint.name)
-    traced = trace_outline(outline, count=False)
-    infos = {tap.path: tap for tap in tap_infos(outline, traced, counted=False)}
-    paths = resolve(taps, list(infos.values()), outline)
+    traced = trace_spec(spec, count=False)
+    infos = {tap.path: tap for tap in tap_infos(spec, traced, counted=False)}
+    paths = resolve(taps, list(infos.values()), spec)
     for path in paths:
         check_size(pool, path, infos[path].size)
-    return Plan(
+    return ReadPlan(
         checkpoint=checkpoint,
         family=family,
-        outline=outline,
+        spec=spec,
         taps=tuple(infos[path] for path in paths),
         needed=traced.needed(paths),
         schedule=schedule,
@@ -165,7 +165,7 @@ def make_plan(
     )
 
 
-def plan_of(backbone: BackboneConfig, features: FeaturesConfig) -> Plan:
+def plan_from_configs(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     """Make the plan of a run's configs. Raises: see `make_plan`."""
     return make_plan(
         backbone.path,

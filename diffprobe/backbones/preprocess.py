@@ -43,7 +43,7 @@ def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
 def _from_pil(image: Image.Image, resolution: int) -> Tensor:
     if is_deep(image):
         raise ConfigError(
-            f"an image (mode {image.mode}) has more than 8 bits a channel, whose range it does not tell.",
+            f"an image (mode {image.mode}) has more than 8 bits a channel, whose range it does not condition_inputs.",
             fix="scale it to 0..255 and convert it to 8 bits, or pass a tensor in [0, 1]",
         )
     image = to_rgb(image)

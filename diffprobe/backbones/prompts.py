@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from diffprobe.backbones.base import Told
+from diffprobe.backbones.base import ConditionInput
 from diffprobe.core.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleTexts:
+class SampleMetadata:
     """What is known of the samples of a batch, each column one value a sample.
 
     Attributes:
@@ -69,7 +69,7 @@ def make_branches(condition: str, prompt: str | None, *, unconditional: bool, ne
     return branches
 
 
-def tell(branch: Branch, samples: SampleTexts) -> list[Told]:
+def condition_inputs(branch: Branch, samples: SampleMetadata) -> list[ConditionInput]:
     """Say what each sample is told. Raises: ConfigError naming the samples that lack what the rule needs."""
     n = len(samples.keys)
     if branch.condition == "empty":
@@ -84,7 +84,7 @@ def tell(branch: Branch, samples: SampleTexts) -> list[Told]:
     return _fill(branch.prompt or "", samples)
 
 
-def _fill(template: str, samples: SampleTexts) -> list[Told]:
+def _fill(template: str, samples: SampleMetadata) -> list[ConditionInput]:
     columns = dict(samples.columns)
     if samples.captions is not None:
         columns.setdefault("caption", samples.captions)

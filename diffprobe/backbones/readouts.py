@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
@@ -47,7 +47,9 @@ def hooked_modules(tap: str) -> tuple[str, ...]:
     return (path, f"{path}.to_q", f"{path}.to_k") if readout in ATTENTION else (path,)
 
 
-def watch(network: nn.Module, tap: str, layout: Layout, give: Callable[[FeatureMap], None]) -> list[RemovableHandle]:
+def watch(
+    network: nn.Module, tap: str, layout: OutputLayout, give: Callable[[FeatureMap], None]
+) -> list[RemovableHandle]:
     """Hook one tap of a network; `give` is called with its feature map inside the pass.
 
     Raises (in the pass): RunFailed if the module does not give what the tap says.
@@ -74,7 +76,7 @@ def _there(found: FeatureMap | None, tap: str) -> FeatureMap:
 def may_attend(module: nn.Module) -> bool:
     """Tell whether a module is built as an attention that can be read: plain queries and keys, nothing joined to them.
 
-    Joint attentions have further projections for the text (`add_k_proj`); where queries or keys are normalised after
+    Collective attentions have further projections for the text (`add_k_proj`); where queries or keys are normalised after
     the projection, its output is not what is compared.
     """
     plain = all(isinstance(getattr(module, name, None), nn.Linear) for name in ("to_q", "to_k"))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffprobe.backbones.base import Outline
+from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import family_of
 from diffprobe.backbones.hooks import Trace, trace
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
@@ -39,10 +39,10 @@ class TapInfo:
     """Share of the denoiser's floating-point operations spent when the tap has been read; None if not counted."""
 
 
-def tap_infos(outline: Outline, traced: Trace, *, counted: bool) -> list[TapInfo]:
+def tap_infos(spec: BackboneSpec, traced: Trace, *, counted: bool) -> list[TapInfo]:
     """List every tap of a traced backbone, in the order in which they are reached."""
     aliases: dict[str, list[str]] = {}
-    for alias, path in outline.aliases.items():
+    for alias, path in spec.aliases.items():
         aliases.setdefault(path, []).append(alias)
     return [
         TapInfo(
@@ -61,23 +61,23 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else 1.0  # a backbone without a network spends nothing
 
 
-def trace_outline(outline: Outline, *, count: bool) -> Trace:
-    """Run an outline's denoiser on the meta device, counting operations if asked to; remembered by its signature."""
-    key = (outline.family, outline.signature, count)
-    if not count and (counted := _traces.get((outline.family, outline.signature, True))) is not None:
+def trace_spec(spec: BackboneSpec, *, count: bool) -> Trace:
+    """Run an spec's denoiser on the meta device, counting operations if asked to; remembered by its signature."""
+    key = (spec.family, spec.signature, count)
+    if not count and (counted := _traces.get((spec.family, spec.signature, True))) is not None:
         return counted  # it knows more than is asked for
     if key not in _traces:
         if len(_traces) >= _N_TRACES:
             _traces.pop(next(iter(_traces)))
-        _traces[key] = trace(outline.denoiser, outline.run, outline.layout, count=count)
+        _traces[key] = trace(spec.denoiser, spec.run, spec.layout, count=count)
     return _traces[key]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class BackboneInfo:
     """What a checkpoint offers, from its config alone."""
 
-    outline: Outline
+    spec: BackboneSpec
     """The backbone as its config describes it."""
     taps: tuple[TapInfo, ...]
     """What can be read, in the order in which it is reached."""
@@ -87,7 +87,9 @@ class Survey:
     """Floating-point operations of the whole denoiser for one image."""
 
 
-def survey(path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False) -> Survey:
+def survey(
+    path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
+) -> BackboneInfo:
     """Describe a checkpoint and its taps from its config alone: no weights are read.
 
     Args:
@@ -98,11 +100,11 @@ def survey(path: str, *, resolution: int | None = None, revision: str | None = N
     Raises: WeightsMissing, WeightsMismatch, ConfigError.
     """
     checkpoint = locate(path, revision=revision, configs_only=True)
-    outline = family_of(checkpoint).outline(checkpoint, resolution)
-    traced = trace_outline(outline, count=True)
-    taps = tap_infos(outline, traced, counted=True)
-    shown = tuple(tap for tap in taps if inner or tap.path in outline.blocks)
-    return Survey(outline=outline, taps=shown, n_inner=len(taps) - len(shown), flops=traced.flops)
+    spec = family_of(checkpoint).spec(checkpoint, resolution)
+    traced = trace_spec(spec, count=True)
+    taps = tap_infos(spec, traced, counted=True)
+    shown = tuple(tap for tap in taps if inner or tap.path in spec.blocks)
+    return BackboneInfo(spec=spec, taps=shown, n_inner=len(taps) - len(shown), flops=traced.flops)
 
 
 def list_taps(
@@ -112,7 +114,7 @@ def list_taps(
     return list(survey(path, resolution=resolution, revision=revision, inner=inner).taps)
 
 
-def resolve(names: Sequence[str], taps: Sequence[TapInfo], outline: Outline) -> tuple[str, ...]:
+def resolve(names: Sequence[str], taps: Sequence[TapInfo], spec: BackboneSpec) -> tuple[str, ...]:
     """Turn paths, globs and aliases into taps, each once, in the order in which the backbone reaches them.
 
     Raises: UnknownTap for all names that fit nothing, with the nearest taps and the list of blocks.
@@ -121,44 +123,44 @@ def resolve(names: Sequence[str], taps: Sequence[TapInfo], outline: Outline) -> 
     chosen: set[str] = set()
     bad: list[str] = []
     for name in names:
-        pattern = re.compile(re.escape(_without_alias(name, outline)).replace(r"\*", "[^./]*"))
+        pattern = re.compile(re.escape(_without_alias(name, spec)).replace(r"\*", "[^./]*"))
         hits = [path for path in known if pattern.fullmatch(path)]
         chosen.update(hits)
         if not hits:
             bad.append(name)
     if bad:
-        raise _unknown_tap(bad, known, outline)
+        raise _unknown_tap(bad, known, spec)
     return tuple(path for path in known if path in chosen)
 
 
-def _without_alias(name: str, outline: Outline) -> str:
+def _without_alias(name: str, spec: BackboneSpec) -> str:
     path, slash, readout = name.partition("/")
-    return f"{outline.aliases.get(path, path)}{slash}{readout}"
+    return f"{spec.aliases.get(path, path)}{slash}{readout}"
 
 
-def _unknown_tap(bad: Sequence[str], known: dict[str, TapInfo], outline: Outline) -> DiffprobeError:
+def _unknown_tap(bad: Sequence[str], known: dict[str, TapInfo], spec: BackboneSpec) -> DiffprobeError:
     details: list[str] = []
     for name in bad:
         if "/" in name:
-            details += _about_readout(_without_alias(name, outline), known, outline)
+            details += _about_readout(_without_alias(name, spec), known, spec)
             continue
-        close = nearest(name, [*outline.aliases, *outline.blocks, *known])
+        close = nearest(name, [*spec.aliases, *spec.blocks, *known])
         if close:
             details.append(f"nearest to '{name}': {', '.join(dict.fromkeys(close))}")
     if not all("/" in name for name in bad):
-        blocks = [known[path] for path in outline.blocks if path in known]
+        blocks = [known[path] for path in spec.blocks if path in known]
         listed = ", ".join(f"{tap.path} ({tap.channels} x {tap.size[0]} x {tap.size[1]})" for tap in blocks)
         details.append(f"allowed: {listed}, and {len(known) - len(blocks)} places inside them")
-    if outline.aliases:
-        details.append(f"aliases: {', '.join(outline.aliases)}")
+    if spec.aliases:
+        details.append(f"aliases: {', '.join(spec.aliases)}")
     return UnknownTap(
-        f"backbone '{outline.name}' (family {outline.family}) has no tap {', '.join(repr(name) for name in bad)}.",
+        f"backbone '{spec.name}' (family {spec.family}) has no tap {', '.join(repr(name) for name in bad)}.",
         *details,
-        fix=f"list all: diffprobe taps {outline.name} --inner",
+        fix=f"list all: diffprobe taps {spec.name} --inner",
     )
 
 
-def _about_readout(name: str, known: dict[str, TapInfo], outline: Outline) -> list[str]:
+def _about_readout(name: str, known: dict[str, TapInfo], spec: BackboneSpec) -> list[str]:
     """Say why a readout can't be had, and where it can."""
     path, readout = split_tap(name)
     if readout not in READOUTS:
@@ -168,6 +170,6 @@ def _about_readout(name: str, known: dict[str, TapInfo], outline: Outline) -> li
     places = [tap for tap in known if tap.endswith(f"/{readout}")]
     if not places:
         joint = "; its text and image attend to each other jointly" if any(t.endswith("/text") for t in known) else ""
-        return [f"{why}; {outline.family} has no /{readout} anywhere{joint}"]
+        return [f"{why}; {spec.family} has no /{readout} anywhere{joint}"]
     shown = nearest(name, places) or places[:3]
     return [f"{why}", f"/{readout} can be had at {len(places)} places, for example: {', '.join(shown)}"]

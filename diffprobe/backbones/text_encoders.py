@@ -23,7 +23,7 @@ _CHUNK = 64
 _CACHE_BYTES = 256 * 2**20
 
 
-class PromptMemory:
+class PromptCache:
     """A bounded memory of encoded prompts, so that each one is encoded once.
 
     Args:
@@ -63,13 +63,13 @@ class PromptMemory:
             self._memory[prompt] = {name: x.to(device) for name, x in rows.items()}
 
 
-class TokenizedText:
+class TextEncoder:
     """A frozen text encoder with its tokenizer.
 
     Args:
         tokenizer: a transformers tokenizer.
         encoder: the text encoder.
-        length: tokens of every prompt; shorter ones are padded, longer ones cut, as the pipelines do.
+        length: tokens of every prompt; shorter ones are padded, longer ones prune_after, as the pipelines do.
     """
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, length: int) -> None:
@@ -77,7 +77,7 @@ class TokenizedText:
         self._warned = False
 
     def tokens(self, prompts: list[str]) -> Any:
-        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first prompt that is cut."""
+        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first prompt that is prune_after."""
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
@@ -91,14 +91,14 @@ class TokenizedText:
             if len(ids) > self.length:
                 self._warned = True
                 warnings.warn(
-                    f"a prompt of {len(ids)} tokens is cut to the {self.length} that the text encoder takes: "
-                    f"'{prompt}'. Further ones are cut without a word.",
+                    f"a prompt of {len(ids)} tokens is prune_after to the {self.length} that the text encoder takes: "
+                    f"'{prompt}'. Further ones are prune_after without a word.",
                     stacklevel=2,
                 )
                 return
 
 
-class ClipText(TokenizedText):
+class ClipTextEncoder(TextEncoder):
     """A frozen CLIP text encoder."""
 
     def __call__(self, prompts: list[str], *, hidden: bool = False) -> Any:
@@ -108,7 +108,7 @@ class ClipText(TokenizedText):
         return self.encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=hidden)
 
 
-class T5Text(TokenizedText):
+class T5TextEncoder(TextEncoder):
     """A frozen T5 encoder."""
 
     def __call__(self, prompts: list[str], *, masked: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +140,7 @@ def require_vocabulary(folder: Path, tokenizer: str = "tokenizer") -> None:
 
 def load_clip_text(
     folder: Path, *, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
-) -> ClipText:
+) -> ClipTextEncoder:
     """Load a CLIP text encoder and its tokenizer from a pipeline folder.
 
     Args:
@@ -162,10 +162,10 @@ def load_clip_text(
             f"allowed: {model.config.max_position_embeddings}, the length of the text encoder",
             fix=f"set model_max_length in {tokenizer}/tokenizer_config.json",
         )
-    return ClipText(words, model, words.model_max_length)
+    return ClipTextEncoder(words, model, words.model_max_length)
 
 
-def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5Text:
+def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5TextEncoder:
     """Load a T5 encoder and its tokenizer from a pipeline folder.
 
     Args:
@@ -187,7 +187,7 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
     model = load_transformer(T5EncoderModel, folder / encoder, dtype=dtype)
     with quiet_libraries():
         words = T5TokenizerFast.from_pretrained(folder / tokenizer, local_files_only=True)
-    return T5Text(words, model, length)
+    return T5TextEncoder(words, model, length)
 
 
 def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:

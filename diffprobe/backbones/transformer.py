@@ -1,4 +1,4 @@
-"""What the families with a transformer share: describing it, loading it cut, holding it with its VAE and its texts.
+"""What the families with a transformer share: describing it, loading it prune_after, holding it with its VAE and its texts.
 
 A family file adds what is its own: the class, what its modules give, what it is told and how. The VAE is `vae.py`'s,
 text encoders are `condition.py`'s.
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Checkpoint, LoadOptions, Outline
-from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.base import BackboneSpec, Checkpoint, LoadOptions
+from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.vae import latent_geometry
 from diffprobe.backbones.weights import (
@@ -41,7 +41,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentGrid:
     """What a transformer denoises.
 
     Attributes:
@@ -90,7 +90,7 @@ def _make(kind: str, config: Mapping[str, Any], device: torch.device) -> Any:
 
 def find_latents(
     checkpoint: Checkpoint, resolution: int | None, *, own: int, patch: int, channels: int, only_own: bool = False
-) -> Latents:
+) -> LatentGrid:
     """Say what is denoised at a resolution.
 
     Args:
@@ -119,7 +119,7 @@ def find_latents(
             f"resolution {side} of '{checkpoint.name}' gives no whole number of tokens.",
             f"allowed: multiples of {factor * patch}, which is {factor} (VAE) x {patch} (patch)",
         )
-    return Latents(side, channels, side // factor)
+    return LatentGrid(side, channels, side // factor)
 
 
 def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int | None) -> None:
@@ -132,24 +132,24 @@ def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int
 
 
 def load_denoiser(
-    checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions, kind: str
+    checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions, kind: str
 ) -> nn.Module:
-    """Load the modules in `needed` of the transformer, or draw their weights afresh; the outline stays as it is.
+    """Load the modules in `needed` of the transformer, or draw their weights afresh; the spec stays as it is.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     config = read_config(checkpoint, _PART)
     if options.random_seed is None:
-        network = copy.deepcopy(outline.denoiser)
+        network = copy.deepcopy(spec.denoiser)
         expected = frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
-        cut(network, needed)
+        prune_after(network, needed)
         load_tensors(network, denoiser_source(checkpoint, _PART)[1], dtype=options.dtype, expected=expected)
     else:
-        # drawn whole and then cut, so that the weights do not depend on the taps
+        # drawn whole and then prune_after, so that the weights do not depend on the taps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             network = _make(kind, config, torch.device("cpu")).to(options.dtype)
-        cut(network, needed)
+        prune_after(network, needed)
     _fill_tables(network, kind, config)
     return network.eval().requires_grad_(False)
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Checkpoint, Condition, LoadOptions, Outline
-from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.base import BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.text_encoders import ClipText
+from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, read_config, require_files
 from diffprobe.core.digest import digest_json
@@ -103,10 +103,10 @@ def unet_outline(
     side: int,
     latent_shape: tuple[int, int, int],
     conditions: tuple[str, ...],
-    told: dict[str, Any] | None = None,
+    conditioning: dict[str, Any] | None = None,
     scheduler: Path | None = None,
-) -> Outline:
-    """Describe a U-Net on the meta device; see `Outline`.
+) -> BackboneSpec:
+    """Describe a U-Net on the meta device; see `BackboneSpec`.
 
     Args:
         signature: in JSON, what fixes the shapes of the pass.
@@ -116,7 +116,7 @@ def unet_outline(
     downs = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     ups = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
     mid = [] if unet.mid_block is None else ["mid_block"]
-    return Outline(
+    return BackboneSpec(
         family=family,
         name=checkpoint.name,
         denoiser=unet,
@@ -125,40 +125,40 @@ def unet_outline(
         resolution=side,
         latent_shape=latent_shape,
         schedule=load_schedule(scheduler or checkpoint.part("scheduler")),
-        layout=Layout(size=latent_shape[1:], text_only=_TEXT_ONLY, channels_first=_CHANNELS_FIRST),
+        layout=OutputLayout(size=latent_shape[1:], text_only=_TEXT_ONLY, channels_first=_CHANNELS_FIRST),
         conditions=conditions,
         aliases={
             **({"bottleneck": "mid_block", "h-space": "mid_block"} if mid else {}),
             **{f"up_ft{i}": path for i, path in enumerate(ups)},
         },
         blocks=(*downs, *mid, *ups),
-        told=told or {},
+        conditioning=conditioning or {},
     )
 
 
 def load_unet(
-    checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions, *, source: Path
+    checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions, *, source: Path
 ) -> nn.Module:
-    """Load the modules in `needed` of an outline's U-Net, frozen and in evaluation mode.
+    """Load the modules in `needed` of an spec's U-Net, frozen and in evaluation mode.
 
     Args:
         source: folder or file of the trained weights; not read for random ones.
     Raises: WeightsMissing, WeightsMismatch.
     """
     if options.random_seed is None:
-        unet = copy.deepcopy(outline.denoiser)
+        unet = copy.deepcopy(spec.denoiser)
         expected = frozenset(unet.state_dict())
-        cut(unet, needed)
+        prune_after(unet, needed)
         load_tensors(unet, source, dtype=options.dtype, expected=expected)
     else:
-        # drawn whole and then cut, so that the weights do not depend on the taps; under a seed of their own, so that
+        # drawn whole and then prune_after, so that the weights do not depend on the taps; under a seed of their own, so that
         # they can't be those that a training run with the same seed started from
-        kind = type(outline.denoiser).__name__
+        kind = type(spec.denoiser).__name__
         config = read_unet_config(checkpoint, kind)
         with torch.random.fork_rng(devices=[]), quiet_libraries():
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             unet = make_unet(config, torch.device("cpu"), kind).to(options.dtype)
-        cut(unet, needed)
+        prune_after(unet, needed)
     left = [name for name, value in chain(unet.named_parameters(), unet.named_buffers()) if value.is_meta]
     if left:
         raise WeightsMismatch(
@@ -198,7 +198,7 @@ def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Tenso
     return row[None]
 
 
-class TextUnet(TextBackbone[ClipText]):
+class TextUnet(TextBackbone[ClipTextEncoder]):
     """A loaded U-Net over VAE latents that is told texts.
 
     Args:
@@ -208,7 +208,9 @@ class TextUnet(TextBackbone[ClipText]):
         guidance: the embedded guidance scale, for U-Nets that take one.
     """
 
-    def __init__(self, unet: nn.Module, vae: VaeEncoder, texts: dict[str, ClipText], guidance: Tensor | None) -> None:
+    def __init__(
+        self, unet: nn.Module, vae: VaeEncoder, texts: dict[str, ClipTextEncoder], guidance: Tensor | None
+    ) -> None:
         super().__init__(unet, vae, texts, self.encode)
         self._guidance = None if guidance is None else guidance.to(_dtype(unet))
 
@@ -216,10 +218,12 @@ class TextUnet(TextBackbone[ClipText]):
     def encode(self, prompts: list[str]) -> Condition:
         """Encode prompts, one row each."""
 
-    def run_unet(self, x_t: FeatureMap, timesteps: Tensor, text: Tensor, **told: Any) -> None:
+    def run_unet(self, x_t: FeatureMap, timesteps: Tensor, text: Tensor, **conditioning: Any) -> None:
         """Run the U-Net once."""
         scale = None if self._guidance is None else self._guidance.expand(len(x_t), -1)
-        self.denoiser(x_t, timesteps, encoder_hidden_states=text, timestep_cond=scale, return_dict=False, **told)
+        self.denoiser(
+            x_t, timesteps, encoder_hidden_states=text, timestep_cond=scale, return_dict=False, **conditioning
+        )
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks, the remembered prompts, and the guidance."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.hooks import Absent
+from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.weights import load_tensors
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
@@ -32,7 +32,7 @@ class VaeEncoder:
 
         Raises: WeightsMissing if it was loaded without images in view.
         """
-        if isinstance(self.vae.encoder, Absent):
+        if isinstance(self.vae.encoder, PrunedModule):
             raise WeightsMissing("the VAE was not loaded: this backbone reads kept latents only.")
         dtype = next(self.vae.parameters()).dtype
         rows = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
@@ -97,7 +97,7 @@ def _load_half(kind: Any, config: Any, folder: Path, unused: tuple[str, ...], dt
         network = kind.from_config(config)
     expected = frozenset(network.state_dict())
     for name in (*unused, *(() if images else ("encoder", "quant_conv"))):
-        setattr(network, name, Absent())
+        setattr(network, name, PrunedModule())
     if images:
         load_tensors(network, folder, dtype=dtype, expected=expected)
     return network.eval().requires_grad_(False)

@@ -189,7 +189,7 @@ def load_tensors(
     """Read the weights that a network on the meta device has places for; leave the rest on disk.
 
     Args:
-        network: the network, cut to what is needed; its parameters become real.
+        network: the network, prune_after to what is needed; its parameters become real.
         folder: the part's folder, or one safetensors file.
         dtype: what floating-point weights are converted to, however they are stored.
         expected: names of the whole network; a stored name outside them means weights of another network.

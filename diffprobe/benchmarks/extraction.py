@@ -59,7 +59,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExtractionRow:
     """One scenario. Seconds are for one image."""
 
     name: str
@@ -83,7 +83,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ExtractionReport:
     """What was found, and on what."""
 
     setting: Setting
@@ -94,14 +94,14 @@ class Report:
     """Billions of operations a second of the whole, untouched denoiser."""
     matmul_gflops: float
     """The same of one large matrix product in the run's precision: what the machine can do at best."""
-    rows: tuple[Row, ...]
+    rows: tuple[ExtractionRow, ...]
 
     def to_json(self) -> str:
         """Return everything as JSON."""
         return json.dumps(asdict(self), indent=2)
 
 
-def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda line: None) -> Report:
+def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda line: None) -> ExtractionReport:
     """Measure both scenarios.
 
     Args:
@@ -127,7 +127,7 @@ def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda li
             deepest = max(shares[tap] for tap in taps)
             floor = costs.vae_s + len(timesteps) * deepest * costs.denoiser_s
             rows.append(_row(name, _open(folder, setting, taps, timesteps), plain, floor))
-    return Report(
+    return ExtractionReport(
         setting=setting,
         machine=machine(),
         vae_gflop=costs.vae_flop / 1e9,
@@ -150,7 +150,7 @@ def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequen
     )
 
 
-def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) -> Row:
+def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) -> ExtractionRow:
     taps, timesteps = [tap.path for tap in ours.plan.taps], ours.plan.timesteps
     n, times = len(plain.images), {"naive": float("inf"), "ours": float("inf")}
     found = ours(plain.images, keys=plain.keys)  # once before the clock runs: caches, kernels, pages
@@ -162,7 +162,7 @@ def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) ->
         times["naive"] = min(times["naive"], time.perf_counter() - start)
     pairs = [(found[cell.name], expected[cell.tap, cell.timestep]) for cell in ours.cells]
     scale = max(float(theirs.abs().max()) for _, theirs in pairs)
-    return Row(
+    return ExtractionRow(
         name=name,
         taps=tuple(taps),
         timesteps=tuple(timesteps),

@@ -48,7 +48,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class KsaeRow:
     """All contenders at one shape."""
 
     batch: int
@@ -73,13 +73,13 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class KsaeReport:
     """What was found, and on what."""
 
     machine: str
     steps: int
     rounds: int
-    rows: tuple[Row, ...]
+    rows: tuple[KsaeRow, ...]
     versions: dict[str, str]
     """Of the other libraries that were measured."""
     absent: dict[str, str]
@@ -97,7 +97,7 @@ def bench_ksae(
     rounds: int = 2,
     peers: tuple[str, ...] = tuple(PEERS),
     say: Callable[[str], None] = lambda line: None,
-) -> Report:
+) -> KsaeReport:
     """Measure all contenders at all shapes on the CPU, one after the other; the fastest step of each counts.
 
     Args:
@@ -131,9 +131,9 @@ def bench_ksae(
                     continue
                 found[contender, precision] = min(found.get((contender, precision), turn), turn, key=_seconds_of)
         measured = tuple(found.values())
-        rows.append(Row(batch=shape[0], d_in=shape[1], n_latents=shape[2], k=shape[3], measured=measured))
+        rows.append(KsaeRow(batch=shape[0], d_in=shape[1], n_latents=shape[2], k=shape[3], measured=measured))
     versions = {name: str(version(name)) for name in peers if name not in absent}
-    return Report(machine=machine(), steps=steps, rounds=rounds, rows=tuple(rows), versions=versions, absent=absent)
+    return KsaeReport(machine=machine(), steps=steps, rounds=rounds, rows=tuple(rows), versions=versions, absent=absent)
 
 
 def _seconds_of(measured: Measured) -> float:

@@ -70,13 +70,13 @@ def _print(path: Path, *, headed: bool = False) -> None:
     if headed:
         print(f"{result.config['run']}:")
     for record in result.metrics:
-        nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
+        controls = ", ".join(f"{name} {value:.4g}" for name, value in record.controls.items())
         interval = record.detail.get("interval")
         spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
         of = f"  {record.cell}" if record.cell else ""
         print(
             f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}{of}"
-            + (f"  ({nulls})" if nulls else "")
+            + (f"  ({controls})" if controls else "")
         )
         if "no_recovered" in record.detail:
             print(f"{record.split:5} no share recovered: {record.detail['no_recovered']}")

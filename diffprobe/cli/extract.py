@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     share = share_of(os.environ) if args.process is None else Share(*args.process)
     keep_freed_memory()  # before the first tensor
     config = load_run(None, args.settings)
-    tell = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
+    announce = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
     if share.note:
-        tell(f"process {share} ({share.note})")
-    path = extract_run(config, process=(share.index, share.count), progress=not args.quiet, tell=tell)
+        announce(f"process {share} ({share.note})")
+    path = extract_run(config, process=(share.index, share.count), progress=not args.quiet, announce=announce)
 
     from diffprobe.features.reader import FeatureStore
 

@@ -84,8 +84,8 @@ def _show_backbone(manifest: "Manifest") -> None:
         _print("timestep", f"{t}: sigma {_number(noise['sigma'])}, SNR {_number(noise['snr'])}{asked}")
     for condition, prompt in content.pop("conditions", {}).items():
         _print("condition", condition if prompt is None else f"{condition}: {_text(prompt)}")
-    for name, value in content.pop("told", {}).items():
-        _print("told", f"{name} = {_text(value)}")
+    for name, value in content.pop("conditioning", {}).items():
+        _print("conditioning", f"{name} = {_text(value)}")
     for name in (*(name for name in _BACKBONE if name in content), *sorted(set(content) - set(_BACKBONE))):
         _print("backbone", f"{name} = {_text(content[name])}")
 

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffprobe.backbones.taps import Survey, TapInfo
+    from diffprobe.backbones.taps import BackboneInfo, TapInfo
 
 HELP = "list a backbone's taps with their sizes and cost"
 
@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _header(found: "Survey") -> list[str]:
-    outline = found.outline
-    last = outline.schedule.n_timesteps - 1
-    noised = " x ".join(map(str, outline.latent_shape))
+def _header(found: "BackboneInfo") -> list[str]:
+    spec = found.spec
+    last = spec.schedule.n_timesteps - 1
+    noised = " x ".join(map(str, spec.latent_shape))
     return [
-        f"{outline.name}: family {outline.family}, {outline.resolution} px, noised as {noised} "
+        f"{spec.name}: family {spec.family}, {spec.resolution} px, noised as {noised} "
         f"(channels x height x width), timesteps {f'0..{last}' if last else 'only 0'}",
-        f"can be told: {', '.join(outline.conditions)}; one image costs {_flops(found.flops)} in the whole denoiser",
+        f"can be told: {', '.join(spec.conditions)}; one image costs {_flops(found.flops)} in the whole denoiser",
     ]
 
 
@@ -68,7 +68,7 @@ def _table(taps: "tuple[TapInfo, ...]") -> list[str]:
     ]
 
 
-def _notes(found: "Survey") -> list[str]:
+def _notes(found: "BackboneInfo") -> list[str]:
     forms = dict.fromkeys(tap.form for tap in found.taps)
     notes = [f"{form}: {_FORMS[form]}" for form in forms if form != "map"]
     if found.n_inner:

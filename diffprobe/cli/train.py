@@ -55,6 +55,6 @@ def _print(path: str) -> None:
     for record in read_result(path).metrics:
         if record.split == "test":
             of = " ".join(part for part in (record.cell, record.target) if part)
-            nulls = ", ".join(f"{name} {value:.4g}" for name, value in record.nulls.items())
-            print(f"test {record.name} = {record.value:.4g}  {of}" + (f"  (nulls: {nulls})" if nulls else ""))
+            controls = ", ".join(f"{name} {value:.4g}" for name, value in record.controls.items())
+            print(f"test {record.name} = {record.value:.4g}  {of}" + (f"  (controls: {controls})" if controls else ""))
     print(f"result: {path}")

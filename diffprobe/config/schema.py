@@ -19,7 +19,7 @@ class BackboneConfig:
     revision: str | None = None
     """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False
-    """Keep the denoiser's shape and draw its weights afresh: the random-weights null. VAE and text stay trained."""
+    """Keep the denoiser's shape and draw its weights afresh: the random-weights control. VAE and text stay trained."""
     random_seed: int = 0
     """Seed of the random weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -31,7 +31,7 @@ class BackboneConfig:
     own weights."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
-    rows: int | None = None
+    max_rows_per_pass: int | None = None
     """Images a pass of the denoiser, draws, timesteps and conditions counted apart; None bounds them by memory."""
     channels_last: bool = True
     """Memory layout of the convolutions; changes features by rounding only."""
@@ -39,7 +39,7 @@ class BackboneConfig:
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
 
     def __post_init__(self) -> None:
-        at_least(1, rows=self.rows)
+        at_least(1, max_rows_per_pass=self.max_rows_per_pass)
         a_device(self.device)
 
 
@@ -125,19 +125,19 @@ class FeaturesConfig:
     """Side of the images in pixels; None takes the backbone's own."""
     store: str = "runs/stores"
     """Folder that holds the feature stores, one a digest."""
-    latents: str | None = None
+    latent_cache: str | None = None
     """Folder in which `diffprobe extract` keeps the VAE's latents, for later extractions from the same images."""
-    hold: Literal["auto", "memory", "mapped", "device"] = "auto"
+    placement: Literal["auto", "memory", "mapped", "device"] = "auto"
     """Where a stored split is kept: in memory, in its files, or on the probe's device; auto: in memory up to 2 GiB."""
     shuffle: Literal["samples", "rows"] = "samples"
     """What an epoch permutes: whole samples, or (sae, from a store) every row of a cell: vector, place, token, draw."""
 
     def __post_init__(self) -> None:
-        if self.source == "live" and self.hold != "auto":
-            raise ConfigError(f"hold={self.hold} with source=live: live features are not kept.")
+        if self.source == "live" and self.placement != "auto":
+            raise ConfigError(f"placement={self.placement} with source=live: live features are not kept.")
         if self.source == "live" and self.shuffle == "rows":
             raise ConfigError("shuffle=rows with source=live: probe.params.row_buffer=N mixes N rows while streaming.")
-        if self.latents is not None and self.source == "live":
+        if self.latent_cache is not None and self.source == "live":
             raise ConfigError("latents are kept by an extraction run; features.source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):
             raise ConfigError(f"{'timesteps' if self.taps else 'taps'} is empty; at least one is needed.")
@@ -282,8 +282,8 @@ class RunConfig:
     """Where curves go."""
     seed: int = 0
     """Seed of weights, order and splits of the probe."""
-    null: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
-    """Which null this run is, if it is one."""
+    control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
+    """Which control this run is, if it is one."""
     output: str = "runs"
     """Folder for what runs leave behind."""
     paper: str | None = None

@@ -50,7 +50,7 @@ def read_kind(path: Path) -> str | None:
 
 
 def _refuse_odd_keys(node: yaml.MappingNode, path: Path) -> None:
-    """Refuse keys that YAML does not read as text (`null:` is no key of that name, `on:` means true)."""
+    """Refuse keys that YAML does not read as text (`control:` is no key of that name, `on:` means true)."""
     for key, value in node.value:
         if key.tag != "tag:yaml.org,2002:str":
             kind = key.tag.rpartition(":")[2]

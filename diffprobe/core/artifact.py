@@ -7,7 +7,7 @@ and the digests of its inputs. Standard library only; tensors lie beside it in s
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,21 @@ def write_artifact(
     write_json_atomic(path, {HEADER: header, **body})
 
 
-def read_json(path: Path | str, *, kind: str, schema_version: int) -> dict[str, Any]:
-    """Read an artifact and judge its header.
+def read_json(
+    path: Path | str,
+    *,
+    kind: str,
+    schema_version: int,
+    remake: str | Callable[[dict[str, Any]], str] = "make the file again with this version",
+) -> dict[str, Any]:
+    """Read an artifact and check its header.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        schema_version: the only version that is read.
+        remake: the way to a file of this version, for the message about an older one: a text, or a function of the
+            old content.
 
     Returns: the whole object, header included.
     Raises: SchemaError if the file is no JSON, of another kind, or of a schema version this code does not read.
@@ -113,7 +126,7 @@ def read_json(path: Path | str, *, kind: str, schema_version: int) -> dict[str, 
         raise SchemaError(
             f"'{path}' has schema version {found} of '{kind}', this code reads {schema_version}.",
             f"it was made by: {header.get('made_by', 'unknown')}; this is diffprobe {__version__}",
-            fix="update diffprobe" if newer else "make the file again with this version",
+            fix="update diffprobe" if newer else remake if isinstance(remake, str) else remake(obj),
         )
     return dict(obj)
 

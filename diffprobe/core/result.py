@@ -22,7 +22,7 @@ from diffprobe.core.artifact import HEADER, read_json, write_artifact
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import SchemaError, nearest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "result"
 RESULT_FILE = "result.json"
 """Name of the record in the folder of a run."""
@@ -35,7 +35,7 @@ _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One measured number with what it was measured on and the nulls it must beat."""
+    """One measured number with what it was measured on and the controls it must beat."""
 
     name: str
     """What was measured: "accuracy", "fvu", "auroc", "l0", "dead_fraction", "psnr_db", ..."""
@@ -51,8 +51,8 @@ class MetricRecord:
     """What was predicted: "label" or an attribute's name."""
     probe: str | None = None
     """The probe that was read: "linear", "topk", "mean_difference", "ridge", "logistic"."""
-    nulls: dict[str, float] = field(default_factory=dict)
-    """Null name ("random_weights", "shuffled_labels", "raw_pixels", "chance", "random_direction") -> its value."""
+    controls: dict[str, float] = field(default_factory=dict)
+    """Control name ("random_weights", "shuffled_labels", "raw_pixels", "chance", "random_direction") -> its value."""
     spread: float | None = None
     """Standard deviation over seeds; None for one seed."""
     n_seeds: int = 1
@@ -141,13 +141,20 @@ def write_result(result: RunResult, path: Path | str) -> None:
 
 def read_result(path: Path | str) -> RunResult:
     """Read a record back. Raises: SchemaError on a foreign, broken or newer file, naming it."""
-    tree = read_json(path, kind=KIND, schema_version=SCHEMA_VERSION)
+    tree = read_json(path, kind=KIND, schema_version=SCHEMA_VERSION, remake=_remake)
     del tree[HEADER]
     if not isinstance(tree.get("metrics"), list):
         raise SchemaError(f"'{path}' has no list 'metrics'.")
     metrics = tuple(_build(MetricRecord, entry, f"{path}, metrics[{i}]") for i, entry in enumerate(tree["metrics"]))
     result: RunResult = _build(RunResult, {**tree, "metrics": metrics}, str(path))
     return result
+
+
+def _remake(old: dict[str, Any]) -> str:
+    """Return the command that makes a result of an older version anew."""
+    name = old.get("experiment")
+    what = f"experiment={name}" if isinstance(name, str) and name else "with the settings in its `config`"
+    return f"run it again: diffprobe train {what}, then remove the old file"
 
 
 def _build(cls: type, tree: Any, where: str) -> Any:

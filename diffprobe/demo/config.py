@@ -12,7 +12,7 @@ class RunSpec:
     experiment: str
     """Experiment file without suffix, for example emoji/classifier."""
     settings: tuple[str, ...] = ()
-    """Settings of this run, as on the command line: null=random_weights, probe=ridge, ..."""
+    """Settings of this run, as on the command line: control=random_weights, probe=ridge, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class PanelConfig:
     """What the report shows of latents and directions."""
 
     n_latents: int = 24
-    """Latents of the sparse autoencoder."""
+    """LatentSection of the sparse autoencoder."""
     min_active: int = 30
     """Training samples on which a latent must be active to be shown."""
     n_top: int = 9
@@ -29,7 +29,7 @@ class PanelConfig:
     """Samples at each end of a direction on the page at most; of few samples no more than half stand at one end."""
     n_printed: int = 3
     """The same in the terminal."""
-    one_per: str | None = None
+    group_by: str | None = None
     """Attribute of which each end shows a value once, and whose values are resampled whole in intervals; None: each
     sample stands for itself."""
     n_resamples: int = 1000

@@ -151,9 +151,9 @@ def _auroc(estimate: Estimate) -> str:
     text = f"AUROC {estimate.auroc:.3f}"
     if estimate.interval is not None:
         text += f" ({estimate.interval[0]:.3f} to {estimate.interval[1]:.3f})"
-    null = estimate.strongest_null
-    above = "not above the " if estimate.below_null else ""
-    beside = "" if null is None else f"; {above}strongest null {null[1]:.3f}, {null[0]}"
+    control = estimate.strongest_control
+    above = "not above the " if estimate.below_control else ""
+    beside = "" if control is None else f"; {above}strongest control {control[1]:.3f}, {control[0]}"
     return f"{text}, {estimate.n:,} images, {estimate.estimator.replace('_', ' ')}{beside}"
 
 

@@ -42,17 +42,16 @@ def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
     run = demo.runs[0]
     request = Request(run.backbone, run.data, run.features)
     plan, manifest = request.plan, request.manifest
-    latent = " x ".join(map(str, plan.outline.latent_shape))
+    latent = " x ".join(map(str, plan.spec.latent_shape))
     weights = manifest.backbone["weights"].get("denoiser", "")
     fields = {
-        "backbone": f"{run.backbone.path}: {plan.outline.family}, {plan.resolution} px, latents {latent}, "
+        "backbone": f"{run.backbone.path}: {plan.spec.family}, {plan.resolution} px, latents {latent}, "
         f"{run.backbone.dtype}",
         "weights": f"denoiser sha256 {weights[:16]}",
         "images": f"{request.shard_set.name}: {_samples(run, request)}",
         "shard set": f"digest {request.shard_set.digest[:16]}; {request.shard_set.licence}",
         "taps": ", ".join(tap.path for tap in plan.taps),
-        "timesteps": f"{', '.join(map(str, plan.timesteps))} of {plan.outline.schedule.n_timesteps:,}; "
-        "larger is noisier",
+        "timesteps": f"{', '.join(map(str, plan.timesteps))} of {plan.spec.schedule.n_timesteps:,}; larger is noisier",
         "features": f"condition {plan.branches[0].condition}, {plan.pool} over places, "
         f"noise draws an image: {plan.draws}",
         "seeds": f"run {run.seed}, noise {run.features.seed}, random weights {run.backbone.random_seed}",

@@ -23,7 +23,7 @@ from diffprobe.demo.types import Outcome
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.metrics.auroc import auroc
-from diffprobe.probes.direction import Axis, Direction
+from diffprobe.probes.direction import ContrastPair, Direction
 from diffprobe.probes.sae.topk import KSAE, Code
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
 from diffprobe.runs.train import make_source, plan, target_classes
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _ROWS = 1024
 
 
-class Latents(NamedTuple):
+class LatentSection(NamedTuple):
     """The latents of one autoencoder that a page shows."""
 
     panels: tuple[LatentPanel, ...]
@@ -69,7 +69,7 @@ class _Album:
         }
 
 
-def latent_panels(outcome: Outcome) -> Latents | None:
+def latent_panels(outcome: Outcome) -> LatentSection | None:
     """Choose latents of the demo's autoencoder on the training split and describe them on the test split.
 
     Returns: None if the demo trained no autoencoder.
@@ -101,7 +101,7 @@ def latent_panels(outcome: Outcome) -> Latents | None:
         f"{choice.rule} Chosen on {seen.n_samples:,} training samples ({choice.n_eligible:,} of {choice.n_latents:,} "
         f"latents qualify); images and numbers are of the {counts.n_samples:,} test samples."
     )
-    return Latents(tuple(panels), rule, cell, len(classes))
+    return LatentSection(tuple(panels), rule, cell, len(classes))
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def _latent(
 
 
 def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
-    """Describe each direction on the test split: AUROC of every estimator with interval and nulls, ends, histogram.
+    """Describe each direction on the test split: AUROC of every estimator with interval and controls, ends, histogram.
 
     Ends and histogram are those of the first estimator that the demo ran; the sign of a direction was fixed on the
     training split.
@@ -148,7 +148,7 @@ def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
         cell = next(iter(source.widths))
         table = source.table(run.data.test_split)
         for axis in planned.params.axes([cell], target_classes(run.probe.targets, source)):
-            reading = _Reading(run, folder, axis, table, source.attributes, outcome.demo.config.panels.one_per)
+            reading = _Reading(run, folder, axis, table, source.attributes, outcome.demo.config.panels.group_by)
             estimate = _estimate(outcome, run, result, axis, reading)
             if axis.target in panels:
                 known = panels[axis.target]
@@ -166,10 +166,10 @@ class _Reading:
         self,
         run: RunConfig,
         folder: Path,
-        axis: Axis,
+        axis: ContrastPair,
         table: FeatureTable,
         attributes: dict[str, tuple[str, ...]],
-        one_per: str | None,
+        group_by: str | None,
     ) -> None:
         direction = Direction.load(folder / "probes" / axis.target / axis.cell.replace(":", "."))
         side = axis.side(table.label if axis.target == "label" else table.attributes[axis.target])
@@ -179,9 +179,9 @@ class _Reading:
         self.keys = [table.keys[row] for row in rows.tolist()]
         self.captions = [table.captions[row] for row in rows.tolist()]
         self.groups = self.keys
-        if one_per is not None:
-            values = table.attributes[one_per][rows].tolist()
-            names = attributes[one_per]
+        if group_by is not None:
+            values = table.attributes[group_by][rows].tolist()
+            names = attributes[group_by]
             self.groups = [names[v] if v >= 0 else key for v, key in zip(values, self.keys, strict=True)]
         self.seed = run.seed
 
@@ -196,14 +196,14 @@ class _Reading:
         return found.low, found.high
 
 
-def _estimate(outcome: Outcome, run: RunConfig, result: RunResult, axis: Axis, reading: _Reading) -> Estimate:
-    nulls: dict[str, Any] = {}
-    for null in ("random_weights", "raw_pixels"):
-        for other, found, _ in outcome.of_kind("direction", null=null):
+def _estimate(outcome: Outcome, run: RunConfig, result: RunResult, axis: ContrastPair, reading: _Reading) -> Estimate:
+    controls: dict[str, Any] = {}
+    for control in ("random_weights", "raw_pixels"):
+        for other, found, _ in outcome.of_kind("direction", control=control):
             if other.probe.name == run.probe.name and axis.target in other.probe.targets:
-                nulls[null] = _record(found, axis.target).value
+                controls[control] = _record(found, axis.target).value
     interval = reading.interval(outcome.demo.config.panels.n_resamples)
-    return replace(Estimate.from_record(_record(result, axis.target)), interval=interval, **nulls)
+    return replace(Estimate.from_record(_record(result, axis.target)), interval=interval, **controls)
 
 
 def _record(result: RunResult, target: str) -> MetricRecord:
@@ -211,11 +211,11 @@ def _record(result: RunResult, target: str) -> MetricRecord:
 
 
 def _panel(
-    outcome: Outcome, run: RunConfig, axis: Axis, reading: _Reading, estimate: Estimate, album: _Album
+    outcome: Outcome, run: RunConfig, axis: ContrastPair, reading: _Reading, estimate: Estimate, album: _Album
 ) -> DirectionPanel:
     settings = outcome.demo.config.panels
     ends = pole_captions(
-        reading.projections, reading.keys, reading.captions, n_each=settings.n_ends, one_per=reading.groups
+        reading.projections, reading.keys, reading.captions, n_each=settings.n_ends, group_by=reading.groups
     )
     shown = [(sample.key, sample.projection) for sample in (*ends.positive, *ends.negative)]
     pictures = album.pictures(shown)
@@ -233,18 +233,18 @@ def _panel(
         shown=run.probe.name, positive_end=end(ends.positive), negative_end=end(ends.negative),
         histogram=make_histogram(by_pole),
         note=(
-            f"{_independent(reading, settings.one_per)} Intervals: 95 %, {settings.n_resamples:,} bootstrap resamples. "
+            f"{_independent(reading, settings.group_by)} Intervals: 95 %, {settings.n_resamples:,} bootstrap resamples. "
             "The sign was fixed on the training split."
         ),
     )  # fmt: skip
 
 
-def _independent(reading: _Reading, one_per: str | None) -> str:
+def _independent(reading: _Reading, group_by: str | None) -> str:
     """Say how many samples stand behind the numbers, and how many of them are really different things."""
     text = f"{len(reading.keys):,} test samples of either pole"
-    if one_per is None:
+    if group_by is None:
         return f"{text}."
     return (
-        f"{text}, with {len(set(reading.groups)):,} different values of '{one_per}': an end shows each value once "
+        f"{text}, with {len(set(reading.groups)):,} different values of '{group_by}': an end shows each value once "
         "and at most half of them, and intervals resample whole values."
     )

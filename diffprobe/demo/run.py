@@ -139,9 +139,9 @@ def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
 
 
 def backbone_name(run: RunConfig) -> str:
-    """Name what a run reads: the backbone, or what its null puts in its place."""
+    """Name what a run reads: the backbone, or what its control puts in its place."""
     names = {"random_weights": "random weights", "raw_pixels": "raw pixels"}
-    return names.get(run.null, Path(run.backbone.path).name)
+    return names.get(run.control, Path(run.backbone.path).name)
 
 
 def _extract(run: RunConfig, view: View) -> Path:

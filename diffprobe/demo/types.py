@@ -79,7 +79,9 @@ class Outcome:
     tables: tuple[str, ...]
     """The tables in Markdown, as `diffprobe table` prints them."""
 
-    def of_kind(self, kind: str, *, null: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
-        """Return the runs of one kind that measure a null, or that are no null: config, result, folder."""
+    def of_kind(self, kind: str, *, control: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
+        """Return the runs of one kind that measure a control, or that are no control: config, result, folder."""
         runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
-        return [(run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.null == null]
+        return [
+            (run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.control == control
+        ]

@@ -63,7 +63,7 @@ class BackboneEvaluation:
     n_screened: int = 3
     """Candidates that a screening keeps."""
     regression: RegressionRule = field(default_factory=RegressionRule)
-    """The null of the caption choice: what a regression from captions to latents makes of the training split."""
+    """The control of the caption choice: what a regression from captions to latents makes of the training split."""
     gates: dict[str, float] = field(default_factory=dict)
     """Least value of a metric, as "<metric>/<split>": missed ones are named and the verb exits with 1."""
     prompts: tuple[str, ...] = ()
@@ -216,7 +216,12 @@ def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord
     spread = float(torch.cat(sums["vae"]).std())
     value = means.pop("vae")
     return MetricRecord(
-        name="psnr_db", value=value, split=split, n=len(encoded.table), nulls=means, detail={"sd_over_images": spread}
+        name="psnr_db",
+        value=value,
+        split=split,
+        n=len(encoded.table),
+        controls=means,
+        detail={"sd_over_images": spread},
     )
 
 

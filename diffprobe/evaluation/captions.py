@@ -64,7 +64,7 @@ def encode_split(
 def text_use(
     score: DenoisingError, encoded: Encoded, text: Tensor, split: str, *, seed: int, progress: Any
 ) -> list[MetricRecord]:
-    """Denoising error with the right caption at each tenth of the schedule; its null is a caption of another sample.
+    """Denoising error with the right caption at each tenth of the schedule; its control is a caption of another sample.
 
     Args:
         text: states of each sample's caption.
@@ -87,7 +87,7 @@ def text_use(
             value=float(errors[:, 0, column].mean()),
             split=split,
             n=n,
-            nulls={"shuffled_captions": float(errors[:, 1, column].mean())},
+            controls={"shuffled_captions": float(errors[:, 1, column].mean())},
             detail=_gain(gain[:, column], encoded.families, seed),
         )
         for column, t in enumerate(timesteps)
@@ -137,7 +137,7 @@ Expectation = Callable[[Sequence[str]], Float[Tensor, "caption number"]]
 
 
 def regressions(score: DenoisingError, train: Encoded, rule: RegressionRule, *, seed: int) -> dict[str, Expectation]:
-    """Fit the nulls of the caption choice: on the words of captions, and on what the text encoder makes of them.
+    """Fit the controls of the caption choice: on the words of captions, and on what the text encoder makes of them.
 
     Args:
         train: the split that the model was trained on, or one like it.
@@ -174,7 +174,7 @@ def caption_choice(
     seed: int,
     progress: Any,
 ) -> list[MetricRecord]:
-    """Share of images whose own caption among n has the least denoising error; nulls: chance, and the regressions.
+    """Share of images whose own caption among n has the least denoising error; controls: chance, and the regressions.
 
     Args:
         text: states of each sample's caption.
@@ -190,7 +190,7 @@ def caption_choice(
         score, encoded.latents, table.keys, text, candidates, timesteps,
         screening=screening, on_batch=lambda count: progress.advance(task, count),
     )  # fmt: skip
-    by_null = {
+    by_control = {
         name: choose_nearest(expected(encoded.captions), encoded.latents, candidates)
         for name, expected in expectations.items()
     }
@@ -210,11 +210,11 @@ def caption_choice(
                 "kept": screening.kept,
                 "accuracy": float(choice.right_at_screening[rows].float().mean()),
             }
-        nulls = {"chance": 1 / n, **{name: float(found[rows].float().mean()) for name, found in by_null.items()}}
+        controls = {"chance": 1 / n, **{name: float(found[rows].float().mean()) for name, found in by_control.items()}}
         name = f"caption_of_{n}_accuracy" + (f"_{part}" if part else "")
         records.append(
             MetricRecord(
-                name=name, value=float(right.mean()), split=split, n=int(rows.sum()), nulls=nulls, detail=detail
+                name=name, value=float(right.mean()), split=split, n=int(rows.sum()), controls=controls, detail=detail
             )
         )
     return records

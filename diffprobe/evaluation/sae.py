@@ -231,7 +231,7 @@ def _hold_out(
     """Encode a split, say what each sample is told, and name the cluster of each."""
     import torch
 
-    from diffprobe.backbones.prompts import SampleTexts, tell
+    from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
     from diffprobe.features.extract import sample_texts
     from diffprobe.scoring.intervention_error import HeldOut
     from diffprobe.shards.stream import SampleStream, make_loader
@@ -242,16 +242,16 @@ def _hold_out(
         request.shard_set, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
         limit=data.limit,
     )  # fmt: skip
-    latents, keys, told, clusters = [], [], [], []
+    latents, keys, inputs, clusters = [], [], [], []
     for batch in make_loader(stream, data.batch_size, data.num_workers):
-        told += tell(branch, SampleTexts(**sample_texts(request.shard_set, batch, batch.captions)))
+        inputs += condition_inputs(branch, SampleMetadata(**sample_texts(request.shard_set, batch, batch.captions)))
         latents.append(network.encode_images(batch.images))
         keys += batch.keys
         groups = batch.attributes[config.group_attribute].tolist() if config.group_attribute else [-1] * len(batch)
         clusters += [group if group >= 0 else key for group, key in zip(groups, batch.keys, strict=True)]
     if not keys:
         raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
-    return HeldOut(torch.cat(latents), keys, told), clusters
+    return HeldOut(torch.cat(latents), keys, inputs), clusters
 
 
 def _progress() -> AbstractContextManager[Any]:

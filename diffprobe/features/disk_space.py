@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffprobe.backbones.cell import parse_pool
-from diffprobe.backbones.plan import Plan
+from diffprobe.backbones.plan import ReadPlan
 from diffprobe.core.errors import RunFailed
 from diffprobe.features.manifest import ShardEntry
 
@@ -37,18 +37,18 @@ class Need:
         return self.n_samples * (self.sample_bytes + _TEXT_BYTES) + self.n_files * _FILE_BYTES
 
 
-def features_need(folder: Path, plan: Plan, shards: Sequence[ShardEntry]) -> Need:
+def features_need(folder: Path, plan: ReadPlan, shards: Sequence[ShardEntry]) -> Need:
     """Return what the features of some shards take."""
     n_files = len(shards) * (len(plan.cells) + 1)
     return Need(folder, sum(shard.n for shard in shards), sample_bytes(plan), n_files)
 
 
-def latents_need(folder: Path, plan: Plan, shards: Sequence[ShardEntry]) -> Need:
+def latents_need(folder: Path, plan: ReadPlan, shards: Sequence[ShardEntry]) -> Need:
     """Return what the VAE's latents of some shards take."""
-    return Need(folder, sum(shard.n for shard in shards), 4 * math.prod(plan.outline.latent_shape), 2 * len(shards))
+    return Need(folder, sum(shard.n for shard in shards), 4 * math.prod(plan.spec.latent_shape), 2 * len(shards))
 
 
-def sample_bytes(plan: Plan) -> int:
+def sample_bytes(plan: ReadPlan) -> int:
     """Return the bytes of one sample's features, all cells together: float32 in the shape that the pooling leaves."""
     kind, number = parse_pool(plan.pool)
     draws = plan.draws if plan.keep_draws else 1

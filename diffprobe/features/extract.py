@@ -16,7 +16,7 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, folder_bytes, latents_need, size
 from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
-from diffprobe.features.progress import Bar, MakeBar, Tell, make_bar, make_side_bar, rate
+from diffprobe.features.progress import Announce, Bar, MakeBar, make_bar, make_side_bar, rate
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
@@ -35,20 +35,20 @@ def extract(
     splits: Sequence[str] | None = None,
     process: tuple[int, int] = (0, 1),
     progress: bool | MakeBar = True,
-    tell: Tell = lambda line: None,
+    announce: Announce = lambda line: None,
 ) -> Path:
     """Write the store of a request, or what of it is missing, and return its folder.
 
     A store that holds all that is asked for already (more cells do no harm) is returned at once. A second process with
     another `process` writes its own part of the same store; the two need not know of each other. With
-    `features.latents` the VAE's output is kept there, and images whose latents are there already are not decoded.
+    `features.latent_cache` the VAE's output is kept there, and images whose latents are there already are not decoded.
 
     Args:
         splits: splits to extract; those of `data` if None.
         process: (i, n): write the shards i, i + n, i + 2n, ...
         progress: show a bar with images a second and the time left, on stderr; or the maker of a bar to show instead,
             called only if there is something to extract.
-        tell: takes lines for people: the size to be written, what is reused, and a summary at the end.
+        announce: takes lines for people: the size to be written, what is reused, and a summary at the end.
 
     Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, and what shards and backbone raise.
     """
@@ -58,22 +58,24 @@ def extract(
     request = Request(backbone, data, features, splits)
     served = _served(request)
     if served is not None:
-        tell(f"the store is complete: {served}")
+        announce(f"the store is complete: {served}")
         return served
-    latents = None if features.latents is None else LatentCache(request)
+    latents = None if features.latent_cache is None else LatentCache(request)
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
     if pending:
         if data.num_workers > 1:
-            tell(f"data.num_workers={data.num_workers}, of which extraction takes one: rows are written in shard order")
-        _check_space(request, writer, latents, pending, tell)
-        _extract(request, writer, latents, pending, progress, tell)
+            announce(
+                f"data.num_workers={data.num_workers}, of which extraction takes one: rows are written in shard order"
+            )
+        _check_space(request, writer, latents, pending, announce)
+        _extract(request, writer, latents, pending, progress, announce)
     writer.finish()
     return writer.path
 
 
 def _check_space(
-    request: Request, writer: StoreWriter, latents: LatentCache | None, pending: list[ShardEntry], tell: Tell
+    request: Request, writer: StoreWriter, latents: LatentCache | None, pending: list[ShardEntry], announce: Announce
 ) -> None:
     """Compare the missing part of the whole store with the free space: other processes write to the same disk."""
     missing = writer.pending()
@@ -81,14 +83,14 @@ def _check_space(
     if latents is not None:
         encode = latents.missing(missing)
         needs.append(latents_need(latents.path, request.plan, encode))
-        tell(
+        announce(
             f"latents: {len(missing) - len(encode)} of {len(missing)} shards reused, {len(encode)} to encode: "
             f"{latents.path}"
         )
     free = check_space(needs)
     n = sum(shard.n for shard in pending)
     own = "" if len(pending) == len(missing) else f", {n:,} images of them by this process"
-    tell(
+    announce(
         f"to write: {needs[0].n_samples:,} images x {len(request.manifest.cells)} cells{own}, "
         f"about {size(sum(need.n_bytes for need in needs))} ({size(free)} free): {writer.path}"
     )
@@ -100,7 +102,7 @@ def _extract(
     latents: LatentCache | None,
     pending: list[ShardEntry],
     progress: bool | MakeBar,
-    tell: Tell,
+    announce: Announce,
 ) -> None:
     request.load_extractor(images=latents is None or bool(latents.missing(pending)))
     n, started = sum(shard.n for shard in pending), time.monotonic()
@@ -112,7 +114,7 @@ def _extract(
             writer.write(shard, _watched(batches, bar), left_out=left_out)
             bar.update(len(left_out))
     written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
-    tell(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
+    announce(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
 
 
 def _encode(request: Request, latents: LatentCache, shard: ShardEntry, progress: bool | MakeBar) -> None:
@@ -169,7 +171,7 @@ def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
 
 
 def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
-    """Return what is known of a batch's samples, as the fields of `told.SampleTexts` and the arguments of an extractor.
+    """Return what is known of a batch's samples, as the fields of `told.SampleMetadata` and the arguments of an extractor.
 
     Its columns are `caption`, `class_name` and the attributes; None where a sample has none.
     """

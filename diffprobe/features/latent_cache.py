@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.plan import Plan
+from diffprobe.backbones.plan import ReadPlan
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.features.batch import FeatureBatch
@@ -40,42 +40,42 @@ def latent_manifest(request: Request) -> Manifest:
     return Manifest(
         kind=LATENTS,
         backbone=_encoder(plan, features.backbone["weights"]),
-        cells={CELL: plan.outline.latent_shape[0]},
+        cells={CELL: plan.spec.latent_shape[0]},
         data=features.data,
         shards=tuple(shards),
         recorded={name: features.recorded[name] for name in recorded},
     )
 
 
-def _encoder(plan: Plan, weights: dict[str, str]) -> dict[str, object]:
+def _encoder(plan: ReadPlan, weights: dict[str, str]) -> dict[str, object]:
     found = {name: weights[name] for name in _ENCODERS if name in weights}
     if not found:
         raise ConfigError(
             f"backbone '{plan.checkpoint.name}' has no VAE: it reads the pixels themselves, so there are no latents.",
-            fix="leave features.latents out",
+            fix="leave features.latent_cache out",
         )
     return {
         "rules": _RULES,
-        "family": plan.outline.family,
+        "family": plan.spec.family,
         "weights": found,
         "resolution": plan.resolution,
-        "latent_shape": list(plan.outline.latent_shape),
+        "latent_shape": list(plan.spec.latent_shape),
         "dtype": plan.dtype,
     }
 
 
 class LatentCache:
-    """The latents of one request's images, below `features.latents`.
+    """The latents of one request's images, below `features.latent_cache`.
 
     Args:
-        request: whose `features.latents` is not None.
+        request: whose `features.latent_cache` is not None.
 
     Raises: ConfigError for a backbone without a VAE.
     """
 
     def __init__(self, request: Request) -> None:
         self.manifest = latent_manifest(request)
-        self._writer = StoreWriter(Path(str(request.features.latents)), self.manifest)
+        self._writer = StoreWriter(Path(str(request.features.latent_cache)), self.manifest)
         self.path = self._writer.path
         self._store = FeatureStore(self.path, self.manifest)
 

@@ -143,7 +143,7 @@ class LiveFeatures(FeatureSource):
 
 
 def _is_same(asked: torch.device, device: torch.device) -> bool:
-    """Tell whether a device is the one asked for; "cuda" stands for any accelerator."""
+    """Announce whether a device is the one asked for; "cuda" stands for any accelerator."""
     return asked.type == device.type and (asked.index is None or device.index in (None, asked.index))
 
 

@@ -21,7 +21,7 @@ SHARD_KINDS = {FEATURES: "feature_shard", LATENTS: "latent_shard"}
 """Kind of a store -> kind of the `samples.json` of its shards."""
 TENSORS = {FEATURES: "features", LATENTS: "vae_latents"}
 """Kind of a store -> name of the tensor in its safetensors files."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # A backbone gives the same values for a cell whichever other cells are read with it, so a store with more is as good.
 _PER_CELL = frozenset({"cells", "taps", "timesteps"})
 
@@ -135,7 +135,12 @@ def kind_of(path: Path) -> str:
 
 def read_sealed(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
     """Read an artifact and compare its body with the digest in its header. Raises: SchemaError where they differ."""
-    value = read_json(path, kind=kind, schema_version=schema_version)
+    value = read_json(
+        path,
+        kind=kind,
+        schema_version=schema_version,
+        remake="`diffprobe extract` writes it anew; remove the old folder",
+    )
     header = value.pop(HEADER)
     if header.get("digest") != digest_json(value):
         raise SchemaError(f"'{path}' was changed after it was written: its digest differs.", fix="extract it again")
@@ -152,7 +157,7 @@ def cell_file(cell: str) -> str:
 
 
 def covers(stored: Manifest, asked: Manifest) -> bool:
-    """Tell whether a store holds all that is asked for: the same settings, and at least the same cells and shards."""
+    """Announce whether a store holds all that is asked for: the same settings, and at least the same cells and shards."""
     return not differences(stored, asked)
 
 

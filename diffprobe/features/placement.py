@@ -12,7 +12,7 @@ from diffprobe.core.memory import free_memory
 from diffprobe.features.batch import FeatureTable, concatenate
 
 IN_MEMORY_BYTES = 2 << 30
-"""With `hold=auto`, splits up to this size are read whole; larger ones stay mapped."""
+"""With `placement=auto`, splits up to this size are read whole; larger ones stay mapped."""
 
 
 def hold_tables(
@@ -24,7 +24,7 @@ def hold_tables(
     processes: int = 1,
     in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> list[FeatureTable]:
-    """Return the tables of a split as `features.hold` says: as they are (mapped), or as one table that is read whole.
+    """Return the tables of a split as `features.placement` says: as they are (mapped), or as one table that is read whole.
 
     Args:
         mode: auto, memory, mapped or device.
@@ -47,14 +47,14 @@ def check_fits(size: int, free: int | None, *, mode: str, split: str, device: to
 
     Args:
         size, free: bytes; None where it is not known, which refuses nothing.
-        mode: the value of `features.hold`.
+        mode: the value of `features.placement`.
     """
     if free is None or size * processes <= free:
         return
     of_all = f"{_gib(size * processes)} for {processes} processes, " if processes > 1 else ""
     raise ConfigError(
-        f"features.hold={mode}: split '{split}' takes {_gib(size)}; {of_all}{_gib(free)} of {device} memory are free.",
-        fix="features.hold=mapped, or fewer cells",
+        f"features.placement={mode}: split '{split}' takes {_gib(size)}; {of_all}{_gib(free)} of {device} memory are free.",
+        fix="features.placement=mapped, or fewer cells",
     )
 
 

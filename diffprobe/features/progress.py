@@ -15,7 +15,7 @@ class Bar(Protocol):
 MakeBar = Callable[[int], AbstractContextManager[Bar]]
 """Takes the number of images to come."""
 
-Tell = Callable[[str], object]
+Announce = Callable[[str], object]
 """Takes one line for people."""
 
 

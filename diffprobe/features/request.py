@@ -14,7 +14,7 @@ from pathlib import Path
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.noise import NoiseSchedule
-from diffprobe.backbones.plan import Plan, plan_of
+from diffprobe.backbones.plan import ReadPlan, plan_from_configs
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import UnknownName, unknown
@@ -22,7 +22,7 @@ from diffprobe.features.manifest import Manifest, ShardEntry
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
-_READING = ("source", "hold", "shuffle")
+_READING = ("source", "placement", "shuffle")
 """Keys of `features` that say how features are read; a store is the same with any of their values."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
 
@@ -55,18 +55,18 @@ class Request:
         return ShardSet.load(self.data.path)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> ReadPlan:
         """What the backbone will be read for; no weights are loaded for it."""
-        return plan_of(self.backbone, self.features)
+        return plan_from_configs(self.backbone, self.features)
 
     @cached_property
     def extractor(self) -> DiffusionFeatures:
         """The frozen backbone with its taps."""
-        return DiffusionFeatures.of_run(self.plan, self.backbone)
+        return DiffusionFeatures.from_run_config(self.plan, self.backbone)
 
     def load_extractor(self, *, images: bool) -> None:
         """Load the backbone now; without `images` for kept latents alone, so that the VAE stays on disk."""
-        vars(self)["extractor"] = DiffusionFeatures.of_run(self.plan, self.backbone, images=images)
+        vars(self)["extractor"] = DiffusionFeatures.from_run_config(self.plan, self.backbone, images=images)
 
     @property
     def fields(self) -> Fields:
@@ -89,7 +89,7 @@ class Request:
                 "commit": commit_of(plan.checkpoint.folder),
                 "denoiser_weights": self.backbone.denoiser_weights,
                 "timesteps": timestep_notes(plan.schedule, plan.timesteps),
-                "snr": [[ratio, plan.outline.schedule.nearest(ratio, "")] for ratio in self.features.snr],
+                "snr": [[ratio, plan.spec.schedule.nearest(ratio, "")] for ratio in self.features.snr],
                 "taps": {tap.path: {"channels": tap.channels, "size": list(tap.size)} for tap in plan.taps},
                 "data": shard_set.name,
                 "licence": shard_set.licence,

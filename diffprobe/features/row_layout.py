@@ -43,7 +43,7 @@ def joint_width(widths: Mapping[str, int]) -> int:
     return next(iter(widths.values()))
 
 
-def pick(
+def select(
     values: Float[Tensor, "samples ..."], cell: str, sample: Int[Tensor, " rows"], within: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows d_in"]:
     """Return rows of a cell: of each its sample, and its number among the rows that the sample has in this cell."""
@@ -57,7 +57,7 @@ def pick(
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """How the rows of samples are numbered through: row r is row r % total of sample r // total.
 
     Attributes:
@@ -73,7 +73,7 @@ class Layout:
     width: int
 
     @classmethod
-    def of(cls, cells: Sequence[str], features: Mapping[str, Tensor]) -> "Layout":
+    def of(cls, cells: Sequence[str], features: Mapping[str, Tensor]) -> "RowLayout":
         """Make the layout of some cells from features of any samples. Raises: ConfigError, see `by_place`."""
         views = {cell: by_place(features[cell], cell) for cell in cells}
         ends = torch.tensor([0, *(view.shape[1:-1].numel() for view in views.values())]).cumsum(0).tolist()

@@ -14,7 +14,7 @@ from diffprobe.features.datamodule import EpochLoader, FeatureSource
 from diffprobe.features.placement import hold_tables
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import choose_cells
-from diffprobe.features.row_layout import Layout, pick
+from diffprobe.features.row_layout import RowLayout, select
 from diffprobe.features.samplers import RowOrder, eval_order, train_order
 
 
@@ -83,15 +83,15 @@ class StoredFeatures(FeatureSource):
         return StoredLoader(rows, order, self.data.batch_size, epoch)
 
     @cached_property
-    def _rows(self) -> dict[str, "Rows"]:
+    def _rows(self) -> dict[str, "StoredRows"]:
         return {}
 
-    def _split_rows(self, split: str) -> "Rows":
+    def _split_rows(self, split: str) -> "StoredRows":
         if split not in self._rows:
             device, processes = self._memory()
             tables = list(self.store.iter_shards(split, list(self.widths)))
-            mode = self.request.features.hold
-            self._rows[split] = Rows(hold_tables(tables, mode, split=split, device=device, processes=processes))
+            mode = self.request.features.placement
+            self._rows[split] = StoredRows(hold_tables(tables, mode, split=split, device=device, processes=processes))
         return self._rows[split]
 
     def _memory(self) -> tuple[torch.device, int]:
@@ -102,7 +102,7 @@ class StoredFeatures(FeatureSource):
         return device, self.trainer.num_devices if device.type == "cpu" else 1
 
 
-class Rows:
+class StoredRows:
     """Random access to the samples of several tables as if they were one. Nothing is copied but what is taken."""
 
     def __init__(self, tables: Sequence[FeatureTable]) -> None:
@@ -129,15 +129,15 @@ class Rows:
             parts.append(table.take(local))
         return _reorder(parts, torch.cat(places).argsort())
 
-    def layout(self, cells: Sequence[str]) -> Layout:
+    def layout(self, cells: Sequence[str]) -> RowLayout:
         """Return how the rows of some cells are numbered."""
-        return Layout.of(cells, self.tables[0].features)
+        return RowLayout.of(cells, self.tables[0].features)
 
-    def take_rows(self, layout: Layout, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
+    def take_rows(self, layout: RowLayout, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
         """Return single rows, numbered as `layout` says, in the given order; files are read from front to back."""
         first = self.tables[0].features[layout.cells[0]]
         if len(self.tables) == len(layout.cells) == 1:  # nothing to bring together, and no file to spare
-            return pick(first, layout.cells[0], rows // layout.total, rows % layout.total)
+            return select(first, layout.cells[0], rows // layout.total, rows % layout.total)
         out = torch.empty(len(rows), layout.width, dtype=first.dtype, device=first.device)
         rows, order = rows.sort()
         sample, number = rows // layout.total, rows % layout.total
@@ -146,7 +146,7 @@ class Rows:
             chosen = (group == i).nonzero().squeeze(1)
             for table, place, local in self._owners(sample[chosen]):
                 mine = chosen[place]
-                values = pick(table.features[cell], cell, local, number[mine] - layout.starts[i])
+                values = select(table.features[cell], cell, local, number[mine] - layout.starts[i])
                 out.index_copy_(0, order[mine].to(out.device), values)
         return out
 
@@ -168,7 +168,7 @@ class StoredLoader(EpochLoader):
     """Batches of one rank; `order(epoch)` gives its row numbers."""
 
     def __init__(
-        self, rows: Rows, order: Callable[[int], Tensor], batch_size: int, epoch: int | Callable[[], int]
+        self, rows: StoredRows, order: Callable[[int], Tensor], batch_size: int, epoch: int | Callable[[], int]
     ) -> None:
         super().__init__(epoch)
         self.rows, self.order, self.batch_size = rows, order, batch_size
@@ -191,7 +191,7 @@ class RowLoader(EpochLoader):
 
     def __init__(
         self,
-        rows: Rows,
+        rows: StoredRows,
         batch_size: int,
         epoch: int | Callable[[], int] = 0,
         *,
@@ -223,7 +223,9 @@ class RowLoader(EpochLoader):
         return RowValues(self.rows.take_rows(layout, rows), layout.group(number), sample, number)
 
 
-def open_rows(path: Path | str, split: str, cells: Sequence[str] | None = None) -> Rows:
+def open_rows(path: Path | str, split: str, cells: Sequence[str] | None = None) -> StoredRows:
     """Open one split of a store by its folder, without any backbone: for notebooks and machines without weights."""
     store = FeatureStore.open(path)
-    return Rows(hold_tables(list(store.iter_shards(split, choose_cells(cells, store.cells))), "auto", split=split))
+    return StoredRows(
+        hold_tables(list(store.iter_shards(split, choose_cells(cells, store.cells))), "auto", split=split)
+    )

@@ -72,7 +72,7 @@ class StoreWriter:
         return [shard for shard in self.manifest.shards[index::count] if not self.has(shard)]
 
     def has(self, shard: ShardEntry) -> bool:
-        """Tell whether a shard is complete."""
+        """Announce whether a shard is complete."""
         return (self.path / shard_folder(shard.file)).is_dir()
 
     def write(
@@ -115,7 +115,7 @@ class StoreWriter:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def finish(self) -> bool:
-        """Remove what dead processes left if every shard is there, and tell whether it is."""
+        """Remove what dead processes left if every shard is there, and announce whether it is."""
         if not all(self.has(shard) for shard in self.manifest.shards):
             return False
         for folder in self.path.glob(f"{TEMPORARY}*"):

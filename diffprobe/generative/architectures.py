@@ -47,7 +47,7 @@ class DenoiserShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseSchedule:
+class BetaSchedule:
     """The forward process (names as in diffusers' schedulers)."""
 
     num_train_timesteps: int = 1000
@@ -228,7 +228,7 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
     return tokenizer, text_encoder.float().train()
 
 
-def require_schedule(folder: Path, noise: NoiseSchedule) -> None:
+def require_schedule(folder: Path, noise: BetaSchedule) -> None:
     """Check that a trained pipeline predicts the noise of the forward process that is asked for.
 
     Raises: WeightsMissing without its scheduler; WeightsMismatch if the U-Net learnt under another one.

@@ -20,8 +20,8 @@ from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import (
+    BetaSchedule,
     DenoiserShape,
-    NoiseSchedule,
     make_text_encoder,
     make_unet,
     open_text_encoder,
@@ -52,7 +52,7 @@ class DenoiserTraining:
     """Captioned images."""
     model: DenoiserShape = field(default_factory=DenoiserShape)
     """Shape of the networks."""
-    noise: NoiseSchedule = field(default_factory=NoiseSchedule)
+    noise: BetaSchedule = field(default_factory=BetaSchedule)
     """The forward process."""
     trainer: TrainerConfig
     """Length, precision, step size."""
@@ -82,7 +82,7 @@ class DenoiserTraining:
     """Step size of the text encoder, as a share of the U-Net's; 0 leaves it as it is."""
     text_noise: float = 0.0
     """Noise on the text encoder's states in training, see `blur`."""
-    start: str | None = None
+    init_from: str | None = None
     """Folder of a trained pipeline that is trained on, with its text encoder and words unless `text_encoder` brings
     others; None starts from random weights."""
     views: Views = field(default_factory=Views)
@@ -104,21 +104,21 @@ class DenoiserTraining:
         Raises: WeightsMissing.
         """
         require_autoencoder(self.autoencoder)
-        if self.text_encoder or self.start:
-            require_text_encoder(weights_folder(self.text_encoder or self.start or ""))
-        if self.start:
-            require_files(weights_folder(self.start) / "unet")
+        if self.text_encoder or self.init_from:
+            require_text_encoder(weights_folder(self.text_encoder or self.init_from or ""))
+        if self.init_from:
+            require_files(weights_folder(self.init_from) / "unet")
 
     def inputs(self) -> dict[str, str]:
         """Return the digests of autoencoder, text encoder and start. Raises: WeightsMissing."""
         found = {"autoencoder": digest_part(require_autoencoder(self.autoencoder))}
-        text_encoder = self.text_encoder or self.start
+        text_encoder = self.text_encoder or self.init_from
         if text_encoder:
             folder = weights_folder(text_encoder)
             words = digest_files(sorted((folder / "tokenizer").iterdir()))
             found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": words})
-        if self.start:
-            found["start"] = digest_part(weights_folder(self.start) / "unet")
+        if self.init_from:
+            found["init_from"] = digest_part(weights_folder(self.init_from) / "unet")
         return found
 
     def make(self) -> "tuple[DenoiserModule, ImagesInMemory]":
@@ -175,7 +175,7 @@ class DenoiserModule(GenerativeModule):
     def _build(self) -> None:
         """Make or open tokenizer, text encoder and U-Net; a vocabulary comes from the training captions alone."""
         shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
-        folder = config.text_encoder or config.start
+        folder = config.text_encoder or config.init_from
         if folder is not None:
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
@@ -183,9 +183,9 @@ class DenoiserModule(GenerativeModule):
             texts = [text for captions in table.captions for text in captions]
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
-        if config.start is not None:
-            require_schedule(weights_folder(config.start), config.noise)
-            self.unet = open_unet(weights_folder(config.start), shape)
+        if config.init_from is not None:
+            require_schedule(weights_folder(config.init_from), config.noise)
+            self.unet = open_unet(weights_folder(config.init_from), shape)
         else:
             side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
             channels = self.vae.config.latent_channels

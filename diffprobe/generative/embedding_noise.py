@@ -26,5 +26,5 @@ def blur(
     batch, tokens, width = states.shape
     joint = torch.randn(batch, 1, width, generator=generator)
     noise = (joint + torch.randn(batch, tokens, width, generator=generator)) / 2**0.5
-    told = torch.tensor([bool(caption) for caption in captions])[:, None, None]
-    return states + (noise * told).to(states) * (share * states.detach().float().std()).to(states)
+    has_caption = torch.tensor([bool(caption) for caption in captions])[:, None, None]
+    return states + (noise * has_caption).to(states) * (share * states.detach().float().std()).to(states)

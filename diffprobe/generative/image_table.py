@@ -85,7 +85,7 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     )
 
 
-class Rows(Dataset[Tensor]):
+class RowIndices(Dataset[Tensor]):
     """Row numbers; a batch is a tensor of them, and the module takes the rows from its table."""
 
     def __init__(self, n: int) -> None:
@@ -150,7 +150,7 @@ def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: floa
     return torch.tensor([counts[sample[name]] ** -power if name in sample else 1.0 for sample in attributes])
 
 
-def tell_unused(data: DataConfig) -> None:
+def warn_unused(data: DataConfig) -> None:
     """Warn of loader processes that are asked for and not started; they would change no result."""
     if data.num_workers:
         _log.warning(
@@ -185,7 +185,7 @@ class ImagesInMemory(GenerativeData):
         balance: tuple[str, float] | None = None,
     ) -> None:
         super().__init__()
-        tell_unused(data)
+        warn_unused(data)
         self.data, self.resolution, self.seed = data, resolution, seed
         self.train: ImageTable = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
         self.val: ImageTable = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
@@ -205,4 +205,4 @@ class ImagesInMemory(GenerativeData):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Yield all validation rows in order."""
-        return DataLoader(Rows(len(self.val)), batch_size=self.data.batch_size)
+        return DataLoader(RowIndices(len(self.val)), batch_size=self.data.batch_size)

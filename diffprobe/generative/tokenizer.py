@@ -56,18 +56,18 @@ class CaptionRule:
 
     main: float = 0.5
     """Share of samples that see their main caption; the others see any of their captions."""
-    gaps: float = 0.4
+    p_dropout: float = 0.4
     """Share of captions that lose words."""
-    words: float = 0.3
+    word_dropout: float = 0.3
     """Share of words that such a caption loses."""
-    rarity: float = 0.0
+    rarity_power: float = 0.0
     """How much longer common words last: a word of n groups of drawings (see `Words`) is lost with probability
-    words * n ** -rarity. 0 takes all words alike; 0.25 takes a word of 16 groups half as often as a name."""
+    word_dropout * n ** -rarity_power. 0 takes all words alike; 0.25 takes a word of 16 groups half as often as a name."""
     invented: float = 0.0
     """Share of the lost words in whose place an invented one stands, as an unknown word will when captions are new."""
 
     def __post_init__(self) -> None:
-        for name in ("main", "gaps", "words", "rarity", "invented"):
+        for name in ("main", "p_dropout", "word_dropout", "rarity_power", "invented"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is no share: 0 to 1.")
 
@@ -123,7 +123,7 @@ def choose_captions(
         caption = options[0] if main < rule.main else options[int(which * len(options))]
         if drop < share:
             caption = ""
-        elif gaps < rule.gaps:
+        elif gaps < rule.p_dropout:
             caption = _with_gaps(caption, rule, generator, words)
         chosen.append(caption)
     return chosen
@@ -134,7 +134,7 @@ def _with_gaps(caption: str, rule: CaptionRule, generator: torch.Generator, word
     parts = caption.split(" ")
     draws = torch.rand(len(parts), 4, generator=generator).tolist()
     for word, (lose, replace, one, other) in zip(parts, draws, strict=True):
-        if lose >= rule.words * words.counts.get(bare(word), 1) ** -rule.rarity:
+        if lose >= rule.word_dropout * words.counts.get(bare(word), 1) ** -rule.rarity_power:
             kept.append(word)
         elif replace < rule.invented:
             kept.append(words.invent(one, other) + word[len(bare(word)) :])

@@ -1,7 +1,7 @@
 """Latents that did not fire over the last so many samples. Owns the project's one definition of a dead latent.
 
 A latent is dead when it was active in none of the last `window` samples: what AuxK revives in training, and what a run
-records as `windowed_dead_fraction`. The `dead_fraction` of a split (`sparsity.LatentUse`) is the same question with all
+records as `windowed_dead_fraction`. The `dead_fraction` of a split (`sparsity.LatentUsage`) is the same question with all
 samples of the split as the window, asked of the finished weights.
 """
 

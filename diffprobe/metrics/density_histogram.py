@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.metrics.sparsity import LatentUse
+from diffprobe.metrics.sparsity import LatentUsage
 
 DENSE = 0.1
 """A latent that is active on this share of the samples or more is dense."""
@@ -66,7 +66,7 @@ def density_histogram(
     )
 
 
-class LatentDensity(LatentUse):
+class LatentDensity(LatentUsage):
     """`density_histogram` over batches and processes; an activation of zero does not count.
 
     Args:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class KeyedLabels(Metric):
+class LabelCollector(Metric):
     """Collects one row of labels a sample, named by the hash of its key; sorted, so the order of batches is gone.
 
     Args:

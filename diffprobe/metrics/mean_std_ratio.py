@@ -28,7 +28,7 @@ def gamma(moments: Moments) -> Float[Tensor, ""]:
     return moments.mean.norm() / spread
 
 
-class MeanToSpread(RunningMoments):
+class MeanStdRatio(RunningMoments):
     """`gamma` over batches and processes.
 
     Args:

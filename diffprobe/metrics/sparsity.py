@@ -17,7 +17,7 @@ def count_active(
     return torch.bincount(indices[values > 0].flatten(), minlength=n_latents)
 
 
-class LatentUse(Metric):
+class LatentUsage(Metric):
     """Counts how often each latent of a code is active.
 
     Args:

@@ -57,7 +57,9 @@ def load_probe(folder: Path | str, *, kind: str, schema_version: int) -> tuple[d
     Raises: SchemaError for another kind or schema, or if the tensors are not those that were saved.
     """
     folder = Path(folder)
-    head = read_json(folder / SETTINGS, kind=kind, schema_version=schema_version)
+    head = read_json(
+        folder / SETTINGS, kind=kind, schema_version=schema_version, remake="train it again: diffprobe train"
+    )
     saved = head["header"]["inputs"].get(TENSORS)
     found = digest_file(folder / TENSORS)
     if saved != found:

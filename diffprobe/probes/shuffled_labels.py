@@ -1,4 +1,4 @@
-"""The shuffled-label null. Owns the rule: one seeded permutation of the known training labels, by key.
+"""The shuffled-label control. Owns the rule: one seeded permutation of the known training labels, by key.
 
 The permutation depends on the seed, the target's name and the set of keys alone: not on order, batch, rank or cell.
 """
@@ -26,7 +26,7 @@ class ShuffledLabels:
     Args:
         hashes: `hash_keys` of all training samples, in any order, each once.
         label: their labels; -1 stays -1.
-        seed: seed of the null.
+        seed: seed of the control.
         target: name of the target; different targets get different permutations.
         draw: number of the permutation.
 

@@ -18,22 +18,22 @@ _NOT_CONTENT = {
     # what seeds are averaged over
     "backbone.random_seed", "features.seed", "probe.grid.seed",
     # where something ran, lay or was shown
-    "backbone.device", "features.source", "features.store", "features.hold", "trainer.accelerator",
+    "backbone.device", "features.source", "features.store", "features.placement", "trainer.accelerator",
     "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",
     "trainer.num_nodes", "trainer.resume", "data.num_workers",
-    "features.latents",  # latents are kept in float32: the same features to the bit
+    "features.latent_cache",  # latents are kept in float32: the same features to the bit
     # how fast it ran: other sums of the same terms, so numbers move by rounding
-    "backbone.channels_last", "backbone.compile", "backbone.rows", "probe.batched", "trainer.strategy",
+    "backbone.channels_last", "backbone.compile", "backbone.max_rows_per_pass", "probe.batched", "trainer.strategy",
 }  # fmt: skip
 """Settings that say nothing of what was measured. Precision (`backbone.dtype`, `trainer.precision`) is no rounding:
 it is a choice that numbers are compared over."""
 _OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
-"""Nulls whose backbone is another than that of the run they stand beside."""
+"""Controls whose backbone is another than that of the run they stand beside."""
 
 
-def null_of(run: RunResult) -> str | None:
-    """Return the null that a whole run measures, None for an ordinary run."""
-    name = run.config.get("null", "none")
+def control_of(run: RunResult) -> str | None:
+    """Return the control that a whole run measures, None for an ordinary run."""
+    name = run.config.get("control", "none")
     return None if name in ("none", None) else str(name)
 
 
@@ -89,7 +89,7 @@ def settings_apart(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any
 def inputs_apart(one: RunResult, other: RunResult) -> list[tuple[str, str | None, str | None]]:
     """List which of data set and weights two runs do not share: name, and both digests; None where none was recorded.
 
-    Weights of a null are compared with those of a run where the null is about the same weights; random weights of two
+    Weights of a control are compared with those of a run where the control is about the same weights; random weights of two
     seeds are two draws of one thing.
     """
     names = [SHARDS] if _weights_may_differ(one, other) else [SHARDS, BACKBONE]
@@ -98,7 +98,7 @@ def inputs_apart(one: RunResult, other: RunResult) -> list[tuple[str, str | None
 
 
 def _weights_may_differ(one: RunResult, other: RunResult) -> bool:
-    names = (null_of(one), null_of(other))
+    names = (control_of(one), control_of(other))
     if names[0] != names[1]:
         return any(name in _OF_OTHER_WEIGHTS for name in names)
     seeds = [config_value(run.config, "backbone.random_seed") for run in (one, other)]
@@ -106,7 +106,7 @@ def _weights_may_differ(one: RunResult, other: RunResult) -> bool:
 
 
 def _is_random(run: RunResult) -> bool:
-    return null_of(run) == "random_weights" or config_value(run.config, "backbone.random_weights") is True
+    return control_of(run) == "random_weights" or config_value(run.config, "backbone.random_weights") is True
 
 
 def _content(config: dict[str, Any], at: str = "") -> list[tuple[str, Any]]:

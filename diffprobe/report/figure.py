@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffprobe.report.table_data import Row, Table
+from diffprobe.report.table_data import Table, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,15 +21,15 @@ _INK = "#010203"  # stands for the page's own text colour and is replaced by it 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A null level beside the colour scale."""
+    """A control level beside the colour scale."""
 
     title: str
     low: float
     high: float
 
 
-def heat_map(table: Table, rows: Sequence[Row] | None = None, *, format: Literal["svg", "png"] = "svg") -> bytes:
-    """Draw rows x columns as a heat map, the null levels marked on its colour scale.
+def heat_map(table: Table, rows: Sequence[TableRow] | None = None, *, format: Literal["svg", "png"] = "svg") -> bytes:
+    """Draw rows x columns as a heat map, the control levels marked on its colour scale.
 
     Args:
         table: the filled table.
@@ -69,31 +69,31 @@ def heat_map(table: Table, rows: Sequence[Row] | None = None, *, format: Literal
     return _inline(buffer.getvalue().decode()).encode()
 
 
-def null_levels(table: Table, rows: Sequence[Row]) -> list[Level]:
-    """Return the range of each null over the entries of some rows, in the order of the spec, without absent ones."""
+def control_levels(table: Table, rows: Sequence[TableRow]) -> list[Level]:
+    """Return the range of each control over the entries of some rows, in the order of the spec, without absent ones."""
     levels = []
-    for null in table.spec.nulls:
-        values = [e.nulls[null.name] for row in rows for e in row.entries if null.name in e.nulls]
+    for control in table.spec.controls:
+        values = [e.controls[control.name] for row in rows for e in row.entries if control.name in e.controls]
         if values:
-            levels.append(Level(title=null.title, low=min(values), high=max(values)))
+            levels.append(Level(title=control.title, low=min(values), high=max(values)))
     return levels
 
 
-def _limits(table: Table, rows: Sequence[Row]) -> tuple[float, float]:
-    """Span the colours over measured values and nulls, so that a cell near a null has the colour of that null."""
+def _limits(table: Table, rows: Sequence[TableRow]) -> tuple[float, float]:
+    """Span the colours over measured values and controls, so that a cell near a control has the colour of that control."""
     values = [e.value for row in rows for e in row.entries if e.value is not None]
-    values += [end for level in null_levels(table, rows) for end in (level.low, level.high)]
+    values += [end for level in control_levels(table, rows) for end in (level.low, level.high)]
     low, high = min(values, default=0.0), max(values, default=1.0)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _margin(table: Table, rows: Sequence[Row]) -> float:
+def _margin(table: Table, rows: Sequence[TableRow]) -> float:
     """Return the inches that the row labels need; a character takes about 0.08 at the size they have."""
     longest = max((len(label) for row in rows for label in table.row_labels(row)), default=0)
     return max(1.15, 0.25 + 0.08 * longest)
 
 
-def _draw_cells(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, scale: Any) -> None:
+def _draw_cells(axes: "Axes", table: Table, rows: Sequence[TableRow], colours: Any, scale: Any) -> None:
     from matplotlib.patches import Rectangle
 
     spec = table.spec
@@ -106,7 +106,7 @@ def _draw_cells(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, s
                 continue
             colour = colours(scale(entry.value))
             axes.add_patch(Rectangle(box, 0.96, 0.94, facecolor=colour, edgecolor="none"))
-            text = spec.number.show(entry.value) + (" ‡" if table.beats_nulls(entry) is False else "")
+            text = spec.number.show(entry.value) + (" ‡" if table.beats_controls(entry) is False else "")
             ink = "#ffffff" if _luminance(colour) < 0.18 else "#10141c"  # the better contrast of the two
             axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=12, parse_math=False)
     axes.set_xlim(0, len(table.columns))
@@ -122,8 +122,10 @@ def _draw_cells(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, s
         axes.text(-0.1, i + 0.5, label, ha="right", va="center", color=_INK, parse_math=False)
 
 
-def _draw_scale(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, scale: Any, height_in: float) -> None:
-    """Draw the colour scale; nulls hang on its right side with leaders, moved apart where they would overlap."""
+def _draw_scale(
+    axes: "Axes", table: Table, rows: Sequence[TableRow], colours: Any, scale: Any, height_in: float
+) -> None:
+    """Draw the colour scale; controls hang on its right side with leaders, moved apart where they would overlap."""
     from matplotlib.patches import Rectangle
 
     n_steps, low, high = 64, scale.vmin, scale.vmax
@@ -138,7 +140,7 @@ def _draw_scale(axes: "Axes", table: Table, rows: Sequence[Row], colours: Any, s
     axes.set_xticks([])
     axes.set_yticks([])
     show = table.spec.number.show
-    marks = [(level.high, f"{level.title} {show(level.high)}", False) for level in null_levels(table, rows)]
+    marks = [(level.high, f"{level.title} {show(level.high)}", False) for level in control_levels(table, rows)]
     best = table.best(rows)
     if best is not None:
         marks.append((best, f"best {show(best)}", True))

@@ -1,4 +1,4 @@
-"""What must be said under a table: samples, seeds, nulls, marks. The same notes serve text, LaTeX and the page."""
+"""What must be said under a table: samples, seeds, controls, marks. The same notes serve text, LaTeX and the page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from diffprobe.report.spec import TableSpec
 from diffprobe.report.table_data import Entry, Table
 
-BELOW_NULL = "not better than the strongest null of the same entry"
+BELOW_CONTROL = "not better than the strongest control of the same entry"
 """What the mark ‡ says."""
 _MEANS_OVER_CLASSES = ("balanced_accuracy",)
 """Metrics that are a mean over those classes of which the split holds samples."""
@@ -28,10 +28,10 @@ def table_notes(table: Table) -> Notes:
     spec, entries = table.spec, table.entries()
     measured = [entry for entry in entries if entry.value is not None]
     lines = [_what(table, measured)]
-    if spec.nulls and len(table.columns) > 1:
-        lines.append(f"Null columns, over the columns of the row: {_picks(spec)}.")
-    if any(table.beats_nulls(entry) is False for entry in measured):
-        lines.append(f"‡ {BELOW_NULL}.")
+    if spec.controls and len(table.columns) > 1:
+        lines.append(f"Control columns, over the columns of the row: {_picks(spec)}.")
+    if any(table.beats_controls(entry) is False for entry in measured):
+        lines.append(f"‡ {BELOW_CONTROL}.")
     n_missing = len(entries) - len(measured)
     if n_missing:
         lines.append(f"{spec.missing}: no result ({n_missing} of {len(entries)} entries).")
@@ -57,11 +57,11 @@ def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:
 
 
 def _picks(spec: TableSpec) -> str:
-    """Say which of a row's nulls is printed; the columns are named only where they differ."""
-    picks = dict.fromkeys(null.pick for null in spec.nulls)
+    """Say which of a row's controls is printed; the columns are named only where they differ."""
+    picks = dict.fromkeys(control.pick for control in spec.controls)
     if len(picks) == 1:
-        return f"the {_PICK[next(iter(picks))]} null"
-    parts = [(pick, ", ".join(null.title for null in spec.nulls if null.pick == pick)) for pick in picks]
+        return f"the {_PICK[next(iter(picks))]} control"
+    parts = [(pick, ", ".join(control.title for control in spec.controls if control.pick == pick)) for pick in picks]
     return "; ".join(f"the {_PICK[pick]} of {titles}" for pick, titles in parts)
 
 

@@ -4,7 +4,7 @@ What stands in a table is `report/table_data.py`.
 """
 
 from diffprobe.report.footnotes import Notes, table_notes
-from diffprobe.report.table_data import Entry, Row, Table
+from diffprobe.report.table_data import Entry, Table, TableRow
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -17,10 +17,10 @@ _SPECIAL = {
 def render_latex(table: Table) -> str:
     """Render a table as a `table` environment: bold = best of its block, a rule between blocks, notes below."""
     spec, notes = table.spec, table_notes(table)
-    n_left, n_nulls = len(spec.rows), len(spec.nulls)
-    layout = "l" * n_left + "r" * len(table.columns) + ("@{\\qquad}" + "r" * n_nulls if n_nulls else "")
+    n_left, n_controls = len(spec.rows), len(spec.controls)
+    layout = "l" * n_left + "r" * len(table.columns) + ("@{\\qquad}" + "r" * n_controls if n_controls else "")
     heads = [axis.title or axis.field for axis in spec.rows]
-    heads += [spec.columns.label(value) for value in table.columns] + [null.title for null in spec.nulls]
+    heads += [spec.columns.label(value) for value in table.columns] + [control.title for control in spec.controls]
     lines = [
         r"\begin{table}[t]",
         r"\centering",
@@ -48,13 +48,15 @@ def escape_latex(text: str) -> str:
     return "".join(_SPECIAL.get(char, char) for char in text)
 
 
-def _cells(table: Table, row: Row, best: float | None, notes: Notes, *, repeat: bool) -> list[str]:
+def _cells(table: Table, row: TableRow, best: float | None, notes: Notes, *, repeat: bool) -> list[str]:
     """Write one row; the outermost label stands only in the first row of its block."""
     spec = table.spec
     labels = [escape_latex(axis.label(value)) for axis, value in zip(spec.rows, row.values, strict=True)]
     cells = labels if repeat else ["", *labels[1:]]
     cells += [_entry(table, entry, best, notes) for entry in row.entries]
-    return cells + [escape_latex(spec.missing) if null is None else spec.number.show(null) for null in row.nulls]
+    return cells + [
+        escape_latex(spec.missing) if control is None else spec.number.show(control) for control in row.controls
+    ]
 
 
 def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
@@ -67,7 +69,7 @@ def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
             text = rf"\textbf{{{text}}}"
         if entry.spread is not None:
             text += rf" $\pm$ {number.show(entry.spread)}"
-        if table.beats_nulls(entry) is False:
+        if table.beats_controls(entry) is False:
             text += r"$^{\ddagger}$"
     comparison = entry.comparison
     if comparison is None:

@@ -20,7 +20,7 @@ Value = str | int | float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
+class TableAxis:
     """One axis of a table: a field of the results and the values it runs over."""
 
     field: str
@@ -40,15 +40,15 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullColumn:
-    """A null that stands beside every row."""
+class ControlColumn:
+    """A control that stands beside every row."""
 
     name: str
     """Name in the results: raw_pixels, random_weights, shuffled_labels, chance, random_direction."""
     title: str
     """Heading of the column."""
     pick: Literal["max", "min", "mean"] = "max"
-    """Which of the nulls of a row's entries is printed; "max" is the strictest where higher is better."""
+    """Which of the controls of a row's entries is printed; "max" is the strictest where higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One table: what is measured, along which axes, beside which nulls."""
+    """One table: what is measured, along which axes, beside which controls."""
 
     title: str
     """Short title."""
@@ -100,20 +100,20 @@ class TableSpec:
     """Name of the metric in the results."""
     filter: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Field -> value or list of values that a result must have. `experiment: emoji` takes all of emoji/..."""
-    rows: tuple[Axis, ...]
+    rows: tuple[TableAxis, ...]
     """Axes of the rows, outermost first."""
-    columns: Axis
-    """Axis of the columns."""
-    nulls: tuple[NullColumn, ...] = ()
-    """Null columns after the measured ones."""
+    columns: TableAxis
+    """TableAxis of the columns."""
+    controls: tuple[ControlColumn, ...] = ()
+    """Control columns after the measured ones."""
     number: NumberFormat = NumberFormat()
     """How numbers are printed."""
     higher_is_better: bool = True
-    """Direction of the metric: decides bold entries and what counts as above a null."""
+    """Direction of the metric: decides bold entries and what counts as above a control."""
     ranked: bool = True
     """Whether one value is better than another; false prints no entry bold and marks none, as for L0."""
     missing: str = "n/a"
-    """What stands where a result or a null is missing."""
+    """What stands where a result or a control is missing."""
     published: tuple[Published, ...] = ()
     """Numbers from elsewhere."""
 

@@ -15,7 +15,7 @@ from diffprobe.core.result import RunResult
 from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.latex import render_latex
 from diffprobe.report.spec import TableSpec
-from diffprobe.report.table_data import Entry, Row, Table, build_table
+from diffprobe.report.table_data import Entry, Table, TableRow, build_table
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
@@ -53,7 +53,7 @@ def render_markdown(table: Table) -> str:
     """Render a table for a README and a terminal: columns aligned, text wrapped; bold = best of its block."""
     spec, notes = table.spec, table_notes(table)
     heads = [axis.title or axis.field for axis in spec.rows]
-    heads += [spec.columns.label(value) for value in table.columns] + [null.title for null in spec.nulls]
+    heads += [spec.columns.label(value) for value in table.columns] + [control.title for control in spec.controls]
     body = [[_escape(head) for head in heads]]
     for _, rows in table.blocks():
         best = table.best(rows)
@@ -90,11 +90,11 @@ def _wrap(text: str, indent: str = "") -> list[str]:
     return [text] if marked else lines
 
 
-def _cells(table: Table, row: Row, best: float | None, notes: Notes) -> list[str]:
+def _cells(table: Table, row: TableRow, best: float | None, notes: Notes) -> list[str]:
     spec = table.spec
     cells = [_escape(axis.label(value)) for axis, value in zip(spec.rows, row.values, strict=True)]
     cells += [_entry(table, entry, best, notes) for entry in row.entries]
-    return cells + [spec.missing if null is None else spec.number.show(null) for null in row.nulls]
+    return cells + [spec.missing if control is None else spec.number.show(control) for control in row.controls]
 
 
 def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
@@ -107,7 +107,7 @@ def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
             text = f"**{text}**"
         if entry.spread is not None:
             text += f" ± {number.show(entry.spread)}"
-        if table.beats_nulls(entry) is False:
+        if table.beats_controls(entry) is False:
             text += " ‡"
     comparison = entry.comparison
     if comparison is None:
@@ -131,20 +131,22 @@ def _escape(text: str) -> str:
 
 
 def render_csv(table: Table) -> str:
-    """Render one line an entry: place, value, seeds, every null, the published number. Empty = missing."""
+    """Render one line an entry: place, value, seeds, every control, the published number. Empty = missing."""
     spec = table.spec
     fields = [axis.field for axis in (*spec.rows, spec.columns)]
-    names = sorted({name for entry in table.entries() for name in entry.nulls} | {null.name for null in spec.nulls})
+    names = sorted(
+        {name for entry in table.entries() for name in entry.controls} | {control.name for control in spec.controls}
+    )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"null_{name}" for name in names)]
+    head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"control_{name}" for name in names)]
     writer.writerow([*head, "published", "delta", "tolerance", "within_tolerance", "source", "provenance"])
     for entry in table.entries():
         measured = entry.value is not None
         line: list[object] = [entry.where[name] for name in fields]
         line += [spec.metric, "measured" if measured else "missing", entry.value, entry.spread]
         line += [entry.n_seeds, entry.n] if measured else [None, None]
-        line += [entry.nulls.get(name) for name in names]
+        line += [entry.controls.get(name) for name in names]
         comparison = entry.comparison
         if comparison is None:
             line += [None] * 6

@@ -1,4 +1,4 @@
-"""Results to entries. Owns grouping, seeds, nulls and missing entries; text and pictures are made elsewhere.
+"""Results to entries. Owns grouping, seeds, controls and missing entries; text and pictures are made elsewhere.
 
 A table is a pure function of results and its spec: the order of the results, dates and paths never enter.
 """
@@ -13,15 +13,15 @@ from typing import Any
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
-from diffprobe.report.aggregation import Found, inputs_apart, null_of, one_a_seed, settings_apart
+from diffprobe.report.aggregation import Found, control_of, inputs_apart, one_a_seed, settings_apart
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
-from diffprobe.report.spec import Axis, TableSpec, Value
+from diffprobe.report.spec import TableAxis, TableSpec, Value
 
-# what a null changes by its nature, and what says only which other cells or nulls the same run measured
-_FREE_OF_NULLS = (
+# what a control changes by its nature, and what says only which other cells or controls the same run measured
+_FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
-    "probe.params.nulls",
+    "probe.params.controls",
 )  # fmt: skip
 _FREE_OF_PIXELS = ("backbone.", "features.")
 
@@ -42,19 +42,19 @@ class Entry:
     """Samples behind the value (the smallest over seeds)."""
     n_classes: int | None = None
     """Classes of which the split holds samples (the smallest over seeds); None where a result does not say."""
-    nulls: dict[str, float]
-    """Null name -> its value for this entry."""
+    controls: dict[str, float]
+    """Control name -> its value for this entry."""
     comparison: Comparison | None = None
     """The published number, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row: its place on the row axes, entries in column order, nulls in the order of the spec."""
+class TableRow:
+    """One row: its place on the row axes, entries in column order, controls in the order of the spec."""
 
     values: tuple[Value, ...]
     entries: tuple[Entry, ...]
-    nulls: tuple[float | None, ...]
+    controls: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,42 +63,42 @@ class Table:
 
     spec: TableSpec
     columns: tuple[Value, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
     def entries(self) -> list[Entry]:
         """List all entries, row by row."""
         return [entry for row in self.rows for entry in row.entries]
 
-    def blocks(self) -> list[tuple[Value | None, list[Row]]]:
+    def blocks(self) -> list[tuple[Value | None, list[TableRow]]]:
         """Split the rows by the outermost row axis; one block (None) where there is only one axis."""
         if len(self.spec.rows) == 1:
             return [(None, list(self.rows))]
         return [(value, list(rows)) for value, rows in itertools.groupby(self.rows, key=lambda row: row.values[0])]
 
     @property
-    def inner_axes(self) -> tuple[Axis, ...]:
+    def inner_axes(self) -> tuple[TableAxis, ...]:
         """The row axes that tell the rows of a block apart: all but the outermost, or the only one."""
         return self.spec.rows[1:] or self.spec.rows
 
-    def row_labels(self, row: Row) -> list[str]:
+    def row_labels(self, row: TableRow) -> list[str]:
         """Write the place of a row within its block, one label an inner axis."""
         values = row.values[-len(self.inner_axes) :]
         return [axis.label(value) for axis, value in zip(self.inner_axes, values, strict=True)]
 
-    def best(self, rows: Sequence[Row]) -> float | None:
+    def best(self, rows: Sequence[TableRow]) -> float | None:
         """Return the best measured value among some rows; None where values are not ranked."""
         if not self.spec.ranked:
             return None
         values = [entry.value for row in rows for entry in row.entries if entry.value is not None]
         return (max if self.spec.higher_is_better else min)(values, default=None)
 
-    def beats_nulls(self, entry: Entry) -> bool | None:
-        """Say whether an entry is better than each of its nulls; None without value, null or ranking."""
-        if entry.value is None or not entry.nulls or not self.spec.ranked:
+    def beats_controls(self, entry: Entry) -> bool | None:
+        """Say whether an entry is better than each of its controls; None without value, control or ranking."""
+        if entry.value is None or not entry.controls or not self.spec.ranked:
             return None
         if self.spec.higher_is_better:
-            return entry.value > max(entry.nulls.values())
-        return entry.value < min(entry.nulls.values())
+            return entry.value > max(entry.controls.values())
+        return entry.value < min(entry.controls.values())
 
 
 def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
@@ -111,8 +111,10 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
     ordered = sorted(results, key=lambda run: (run.experiment, run.run, run.config_digest, run.started))
     conditions = {"metric": spec.metric, **spec.filter}
     records = [(run, record) for run in ordered for record in run.metrics if record.name == spec.metric]
-    measured = [(run, record) for run, record in records if null_of(run) is None and matches(run, record, conditions)]
-    nulls = [(run, record) for run, record in records if null_of(run) is not None]
+    measured = [
+        (run, record) for run, record in records if control_of(run) is None and matches(run, record, conditions)
+    ]
+    controls = [(run, record) for run, record in records if control_of(run) is not None]
     if not measured:
         raise _nothing(ordered, conditions)
     axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
@@ -120,20 +122,20 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
     rows = []
     for values in itertools.product(*(found for _, found in axes[:-1])):
         place = {axis.field: value for axis, value in zip(spec.rows, values, strict=True)}
-        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, nulls) for column in columns)
+        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, controls) for column in columns)
         if any(axis.values for axis in spec.rows) or any(entry.value is not None for entry in entries):
-            rows.append(Row(values=values, entries=entries, nulls=tuple(_row_nulls(spec, entries))))
+            rows.append(TableRow(values=values, entries=entries, controls=tuple(_row_controls(spec, entries))))
     return Table(spec=spec, columns=columns, rows=tuple(rows))
 
 
-def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, null_runs: Found) -> Entry:
+def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, control_runs: Found) -> Entry:
     found = one_a_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
     published = find_published(spec, where, found)
     if not found:
-        return Entry(where=where, nulls={}, comparison=compare(published, None))
+        return Entry(where=where, controls={}, comparison=compare(published, None))
     values = [record.value for _, record in found]
     value = statistics.fmean(values)
-    nulls = _merge_nulls(where, found, _null_runs(spec, found, null_runs, where))
+    controls = _merge_controls(where, found, _control_runs(spec, found, control_runs, where))
     if len(found) == 1:
         spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
     else:
@@ -142,82 +144,85 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, null_runs:
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
-        nulls=nulls, comparison=compare(published, value),
+        controls=controls, comparison=compare(published, value),
     )  # fmt: skip
 
 
-def _null_runs(spec: TableSpec, found: Found, null_runs: Found, where: dict[str, Value]) -> dict[str, float]:
-    """Average over seeds the runs that measured a null of this entry; pixels have one cell, so it serves all of them.
+def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dict[str, Value]) -> dict[str, float]:
+    """Average over seeds the runs that measured a control of this entry; pixels have one cell, so it serves all of them.
 
-    A null need not meet a condition on what it differs in by its nature; where some of its runs do, they are taken.
-    Raises: RunFailed for a null of this place that was measured with other settings, which would be no null of it.
+    A control need not meet a condition on what it differs in by its nature; where some of its runs do, they are taken.
+    Raises: RunFailed for a control of this place that was measured with other settings, which would be no control of it.
     """
     run, record = found[0]
     conditions = {**spec.filter, **{field: value for field, value in where.items() if field.startswith("config.")}}
-    nulls: dict[str, Found] = {}
-    for null_run, null in null_runs:
-        name = str(null_of(null_run))
-        if (null.target, null.probe, null.split) != (record.target, record.probe, record.split):
+    controls: dict[str, Found] = {}
+    for control_run, control in control_runs:
+        name = str(control_of(control_run))
+        if (control.target, control.probe, control.split) != (record.target, record.probe, record.split):
             continue
         bound = {field: wanted for field, wanted in conditions.items() if not _is_no_condition(name, field)}
-        if (name == "raw_pixels" or null.cell == record.cell) and matches(null_run, null, bound):
-            nulls.setdefault(name, []).append((null_run, null))
+        if (name == "raw_pixels" or control.cell == record.cell) and matches(control_run, control, bound):
+            controls.setdefault(name, []).append((control_run, control))
     settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
-    for name, candidates in nulls.items():
+    for name, candidates in controls.items():
         nearest = [candidate for candidate in candidates if matches(*candidate, settings)]
-        nulls[name] = nearest or candidates
-    for name, candidates in nulls.items():
-        for null_run, _ in candidates:
+        controls[name] = nearest or candidates
+    for name, candidates in controls.items():
+        for control_run, _ in candidates:
             differing = [
                 (f"config.{key}", *values)
-                for key, *values in settings_apart(run, null_run)
+                for key, *values in settings_apart(run, control_run)
                 # an empty section is one whose settings are all free
                 if not _is_free(name, key) and values not in ([{}, None], [None, {}])
             ]
-            differing += inputs_apart(run, null_run)
+            differing += inputs_apart(run, control_run)
             if differing:
                 raise RunFailed(
-                    f"{where}: the null '{name}' was measured with other settings.",
-                    *(f"{key}: {ours!r}, the null {theirs!r}" for key, ours, theirs in differing),
-                    f"runs: {run.run}, {null_run.run}",
-                    fix="measure the null with the settings of the run, and move the other one out of the folder",
+                    f"{where}: the control '{name}' was measured with other settings.",
+                    *(f"{key}: {ours!r}, the control {theirs!r}" for key, ours, theirs in differing),
+                    f"runs: {run.run}, {control_run.run}",
+                    fix="measure the control with the settings of the run, and move the other one out of the folder",
                 )
     return {
-        name: statistics.fmean(null.value for _, null in one_a_seed(candidates, where))
-        for name, candidates in nulls.items()
+        name: statistics.fmean(control.value for _, control in one_a_seed(candidates, where))
+        for name, candidates in controls.items()
     }
 
 
-def _is_no_condition(null: str, field: str) -> bool:
-    """Say whether a null cannot be asked for a field: it has a run of its own, and pixels are a cell of their own."""
+def _is_no_condition(control: str, field: str) -> bool:
+    """Say whether a control cannot be asked for a field: it has a run of its own, and pixels are a cell of their own."""
     if field.startswith("config."):
-        return _is_free(null, field.removeprefix("config."))
-    return field == "run" or (null == "raw_pixels" and field in ("cell", *CELL_FIELDS))
+        return _is_free(control, field.removeprefix("config."))
+    return field == "run" or (control == "raw_pixels" and field in ("cell", *CELL_FIELDS))
 
 
-def _is_free(null: str, key: str) -> bool:
-    """Say whether a null may differ from what it is set beside in a setting (a dotted key of the configuration)."""
-    return key.startswith(_FREE_OF_NULLS + (_FREE_OF_PIXELS if null == "raw_pixels" else ()))
+def _is_free(control: str, key: str) -> bool:
+    """Say whether a control may differ from what it is set beside in a setting (a dotted key of the configuration)."""
+    return key.startswith(_FREE_OF_CONTROLS + (_FREE_OF_PIXELS if control == "raw_pixels" else ()))
 
 
-def _merge_nulls(where: dict[str, Value], found: Found, runs: dict[str, float]) -> dict[str, float]:
-    names = sorted({name for _, record in found for name in record.nulls})
-    own = {n: statistics.fmean(rec.nulls[n] for _, rec in found if n in rec.nulls) for n in names}
+def _merge_controls(where: dict[str, Value], found: Found, runs: dict[str, float]) -> dict[str, float]:
+    names = sorted({name for _, record in found for name in record.controls})
+    own = {n: statistics.fmean(rec.controls[n] for _, rec in found if n in rec.controls) for n in names}
     for name in own.keys() & runs.keys():
         if not math.isclose(own[name], runs[name], rel_tol=1e-9, abs_tol=1e-12):
             raise RunFailed(
-                f"{where}: null '{name}' is {own[name]} in the result and {runs[name]} in a run of its own."
+                f"{where}: control '{name}' is {own[name]} in the result and {runs[name]} in a run of its own."
             )
     return {**own, **runs}
 
 
-def _row_nulls(spec: TableSpec, entries: Sequence[Entry]) -> list[float | None]:
+def _row_controls(spec: TableSpec, entries: Sequence[Entry]) -> list[float | None]:
     picks: dict[str, Callable[[list[float]], float]] = {"max": max, "min": min, "mean": statistics.fmean}
-    columns = [[entry.nulls[null.name] for entry in entries if null.name in entry.nulls] for null in spec.nulls]
-    return [picks[n.pick](values) if values else None for n, values in zip(spec.nulls, columns, strict=True)]
+    columns = [
+        [entry.controls[control.name] for entry in entries if control.name in entry.controls]
+        for control in spec.controls
+    ]
+    return [picks[n.pick](values) if values else None for n, values in zip(spec.controls, columns, strict=True)]
 
 
-def _axis_values(axis: Axis, measured: Found) -> tuple[Value, ...]:
+def _axis_values(axis: TableAxis, measured: Found) -> tuple[Value, ...]:
     if axis.values:
         return axis.values
     found = {field_of(run, record, axis.field) for run, record in measured}

@@ -1,4 +1,4 @@
-"""`diffprobe extract`: the features of one run, written to its store. Owns what a run's null means for the backbone."""
+"""`diffprobe extract`: the features of one run, written to its store. Owns what a run's control means for the backbone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.runs.provenance import require_splits
 
 if TYPE_CHECKING:
-    from diffprobe.features.progress import MakeBar, Tell
+    from diffprobe.features.progress import Announce, MakeBar
 
 
 def extract_run(
@@ -17,14 +17,14 @@ def extract_run(
     *,
     process: tuple[int, int] = (0, 1),
     progress: "bool | MakeBar" = True,
-    tell: "Tell" = lambda line: None,
+    announce: "Announce" = lambda line: None,
 ) -> Path:
     """Write the feature store that a run reads, or what of it is missing, and return its folder.
 
     Args:
         process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
         progress: whether to show a bar, or the maker of one.
-        tell: takes lines for people: sizes, what is reused, a summary.
+        announce: takes lines for people: sizes, what is reused, a summary.
 
     Raises: ConfigError for a run with live features, UnknownName for a split that the data have not got, and what
         `features.extract.extract` raises.
@@ -36,11 +36,11 @@ def extract_run(
 
     require_splits(run.data, ShardSet.load(run.data.path))
     backbone, features = backbone_and_features(run)
-    return extract(backbone, run.data, features, process=process, progress=progress, tell=tell)
+    return extract(backbone, run.data, features, process=process, progress=progress, announce=announce)
 
 
 def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:
-    """Return the backbone and cells that a run really reads: its own, or those that its null puts in their place.
+    """Return the backbone and cells that a run really reads: its own, or those that its control puts in their place.
 
     >>> from diffprobe.config.schema import DataConfig, ProbeConfig
     >>> run = RunConfig(
@@ -48,22 +48,22 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
     ...     data=DataConfig(path="emoji"),
     ...     features=FeaturesConfig(taps=("mid_block",), timesteps=(100,)),
     ...     probe=ProbeConfig(kind="classifier", name="linear"),
-    ...     null="raw_pixels",
+    ...     control="raw_pixels",
     ... )
     >>> backbone, features = backbone_and_features(run)
     >>> backbone.path, features.taps, features.timesteps
     ('pixels', ('pixels',), (0,))
     """
-    if run.null == "random_weights":
+    if run.control == "random_weights":
         return replace(run.backbone, random_weights=True), run.features
-    if run.null == "raw_pixels":
+    if run.control == "raw_pixels":
         pixels = replace(
             FeaturesConfig(taps=("pixels",), timesteps=(0,)),
             source=run.features.source,
             seed=run.features.seed,
             resolution=run.features.resolution,
             store=run.features.store,
-            hold=run.features.hold,
+            placement=run.features.placement,
             shuffle=run.features.shuffle,
         )
         return BackboneConfig(path="pixels", device=run.backbone.device), pixels

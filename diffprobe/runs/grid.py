@@ -65,8 +65,8 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         if any(value in values[:i] for i, value in enumerate(values)):
             raise ConfigError(f"probe.grid.{key} names one twice: {', '.join(map(str, values))}.")
     parse(_OwnKeys, {key: grid[key] for key in grid if key in own}, at="probe.grid")
-    if "cell" in grid and config.null == "raw_pixels":
-        raise ConfigError("probe.grid.cell with null=raw_pixels: the pixels are one cell.")
+    if "cell" in grid and config.control == "raw_pixels":
+        raise ConfigError("probe.grid.cell with control=raw_pixels: the pixels are one cell.")
     found = [
         _point(config, probe_config, tree, dict(zip(grid, values, strict=True)))
         for values in itertools.product(*grid.values())

@@ -22,7 +22,7 @@ FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunPlan:
     """A run that was judged as far as it can be without features."""
 
     config: RunConfig
@@ -44,35 +44,35 @@ class Plan:
         return self.run_dir.name
 
 
-def plan(config: RunConfig) -> Plan:
-    """Judge a run: the probe's file, its settings and grid, the null.
+def plan(config: RunConfig) -> RunPlan:
+    """Judge a run: the probe's file, its settings and grid, the control.
 
     Raises: ConfigError, UnknownName. Nothing is loaded or written.
     """
     kind, name = config.probe.kind, config.probe.name
     probe = Registry(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
     params = parse(probe.Config, config.probe.params, at="probe.params")
-    if kind == "sae" and config.null == "shuffled_labels":
-        raise ConfigError("null=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")
+    if kind == "sae" and config.control == "shuffled_labels":
+        raise ConfigError("control=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")
     if kind != "sae" and not config.probe.targets:
         raise ConfigError("probe.targets is empty; at least one is needed.", "allowed: label, or names of attributes")
-    if kind == "direction" and config.null == "shuffled_labels":
+    if kind == "direction" and config.control == "shuffled_labels":
         raise ConfigError(
-            "null=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
+            "control=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
         )
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
     # a run that does not use these keys has the digest that it had before there were any
     for key in ("grid", "batched"):
         if not tree["probe"][key]:
             del tree["probe"][key]
-    for key, default in (("hold", "auto"), ("shuffle", "samples")):
+    for key, default in (("placement", "auto"), ("shuffle", "samples")):
         if tree["features"][key] == default:
             del tree["features"][key]
     folder = Path(config.output) / (config.experiment or kind) / digest_json(tree)[:12]
     found = points(config, probe.Config, tree)
     if config.features.shuffle == "rows":
         _check_rows(kind, [point.params for point in found] or [params])
-    return Plan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
+    return RunPlan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
 
 
 def _check_rows(kind: str, params: Sequence[Any]) -> None:

@@ -34,7 +34,7 @@ def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
 
 
 def backbone_digest(fingerprint: Mapping[str, Any]) -> str:
-    """Return the digest of a backbone's files, from `Plan.fingerprint` or the copy of it in a store's manifest."""
+    """Return the digest of a backbone's files, from `RunPlan.fingerprint` or the copy of it in a store's manifest."""
     return digest_json({name: fingerprint[name] for name in _OWN})
 
 
@@ -48,10 +48,10 @@ def checkpoint_digest(path: str) -> str:
 
     checkpoint = locate(path)
     family = family_of(checkpoint)
-    outline = family.outline(checkpoint, None)
+    spec = family.spec(checkpoint, None)
     weights = family.digests(checkpoint, True)
     return backbone_digest(
-        {"family": outline.family, "weights": weights, "random_seed": None, "schedule": outline.schedule.digest}
+        {"family": spec.family, "weights": weights, "random_seed": None, "schedule": spec.schedule.digest}
     )
 
 

@@ -15,7 +15,7 @@ from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.result import RESULT_FILE
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
-from diffprobe.runs.plan import Plan, plan
+from diffprobe.runs.plan import RunPlan, plan
 from diffprobe.runs.provenance import inputs_of, require_splits
 
 if TYPE_CHECKING:
@@ -81,12 +81,12 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
 
 
 def make_source(config: RunConfig) -> "FeatureSource":
-    """Make the DataModule of a run: what its null puts in the place of the backbone, and the cells it reads."""
+    """Make the DataModule of a run: what its control puts in the place of the backbone, and the cells it reads."""
     from diffprobe.features.live import LiveFeatures
     from diffprobe.features.stored import StoredFeatures
 
     backbone, features = backbone_and_features(config)
-    cells = None if config.probe.cell is None or config.null == "raw_pixels" else [config.probe.cell]
+    cells = None if config.probe.cell is None or config.control == "raw_pixels" else [config.probe.cell]
     cells = list(config.probe.grid.get("cell", ())) or cells
     make = LiveFeatures if features.source == "live" else StoredFeatures
     source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
@@ -103,7 +103,7 @@ def make_source(config: RunConfig) -> "FeatureSource":
     return source
 
 
-def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
+def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
     """Make the LightningModule of a run for the features that `source` gives. Raises: UnknownName for a target."""
     config, params = planned.config, planned.params
     common: dict[str, Any] = {"settings": config.trainer, "seed": config.seed}
@@ -118,9 +118,9 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     if config.probe.kind == "classifier":
         from diffprobe.training.classifier import ClassifierModule
 
-        only_null = config.null == "shuffled_labels"
+        only_control = config.control == "shuffled_labels"
         return ClassifierModule(
-            widths=source.widths, classes=classes, nulls=params.nulls, only_null=only_null, **common
+            widths=source.widths, classes=classes, controls=params.controls, only_control=only_control, **common
         )
     from diffprobe.training.direction import DirectionModule
 
@@ -135,7 +135,7 @@ def make_module(planned: Plan, source: "FeatureSource") -> "ProbeModule":
     )
 
 
-def _bank(planned: Plan, source: "FeatureSource") -> "ProbeModule":
+def _bank(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
     from diffprobe.features.request import choose_cells
     from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 
@@ -171,12 +171,12 @@ def _has_steps(module: "ProbeModule") -> bool:
 
 
 def _tags(config: RunConfig) -> tuple[str, ...]:
-    null = None if config.null == "none" else f"null:{config.null}"
-    named = (config.probe.kind, config.probe.name, config.paper, config.table, null)
+    control = None if config.control == "none" else f"control:{config.control}"
+    named = (config.probe.kind, config.probe.name, config.paper, config.table, control)
     return tuple(tag for tag in named if tag)
 
 
-def _write(planned: Plan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
+def _write(planned: RunPlan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
     from diffprobe.training import loggers
     from diffprobe.training.sae_bank import SparseAutoencoderBankModule
 

@@ -15,7 +15,7 @@ from diffprobe.core.errors import BadTimestep, WeightsMismatch
 from diffprobe.core.rng import noise_for
 
 ROWS_A_PASS = 640
-"""Latents that go through the denoiser at once; errors do not depend on it beyond rounding."""
+"""LatentGrid that go through the denoiser at once; errors do not depend on it beyond rounding."""
 
 
 @dataclass
@@ -60,10 +60,10 @@ class DenoisingError:
     @torch.no_grad()
     def encode_pooled(self, captions: Sequence[str]) -> Float[Tensor, "caption width"]:
         """Return the text encoder's states, averaged over the tokens of each caption, the start left out."""
-        states, told = self._states(captions)
-        told = told.clone()
-        told[:, 0] = 0
-        return (states * told[..., None]).sum(1) / told.sum(1, keepdim=True)
+        states, mask = self._states(captions)
+        mask = mask.clone()
+        mask[:, 0] = 0
+        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def _states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         tokenizer = self.pipeline.tokenizer

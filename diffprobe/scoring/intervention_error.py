@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.base import DTYPES, LoadOptions, Told
+from diffprobe.backbones.base import DTYPES, ConditionInput, LoadOptions
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.intervention import Splice, replaced
-from diffprobe.backbones.plan import Plan
+from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import pooled_width
 from diffprobe.core.errors import ConfigError, NonFinite, UnknownTap, WeightsMismatch, unknown
 from diffprobe.core.rng import noise_for
@@ -47,7 +47,7 @@ class HeldOut:
 
     latents: Float[Tensor, "sample c h w"]
     keys: Sequence[str]
-    told: Sequence[Told]
+    inputs: Sequence[ConditionInput]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -95,11 +95,13 @@ class SplicedError:
         backbone that is given clean images and so denoises nothing.
     """
 
-    def __init__(self, plan: Plan, tap: str, *, device: torch.device | str = "auto", rows: int | None = None) -> None:
+    def __init__(
+        self, plan: ReadPlan, tap: str, *, device: torch.device | str = "auto", rows: int | None = None
+    ) -> None:
         self.plan, self.tap, self.device = plan, tap, choose_device(device)
         self.splice = Splice(plan.pool)
         self.target = _target(plan)
-        if plan.schedule is not plan.outline.schedule:
+        if plan.schedule is not plan.spec.schedule:
             raise ConfigError("clean_input=true: a backbone that sees clean images has no denoising error.")
         if plan.draws > 1 and not plan.keep_draws:
             raise ConfigError(
@@ -112,11 +114,11 @@ class SplicedError:
             raise unknown("tap of the plan", tap, taps, UnknownTap)
         self.splice.check_size(tap, taps[tap].size)
         self.d_in = pooled_width(plan.pool, taps[tap].channels)
-        _, height, width = plan.outline.latent_shape
+        _, height, width = plan.spec.latent_shape
         self.rows = rows or max(1, min(_ROWS, _PLACES // (height * width)))
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed)
-        whole = frozenset(path for path, _ in plan.outline.denoiser.named_modules())
-        self._backbone = plan.family.load(plan.checkpoint, plan.outline, whole, options)
+        whole = frozenset(path for path, _ in plan.spec.denoiser.named_modules())
+        self._backbone = plan.family.load(plan.checkpoint, plan.spec, whole, options)
         denoiser: Any = self._backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=torch.channels_last)
         self._backbone.to(self.device)
@@ -198,8 +200,8 @@ class SplicedError:
     ) -> Float[Tensor, " sample"]:
         """Return each sample's mean squared error at one timestep, float64, averaged over draws."""
         found = torch.zeros(len(samples), dtype=torch.float64)
-        outline = self.plan.outline
-        with exact(self.device, self.plan.dtype), replaced(self._backbone.denoiser, self.tap, outline.layout, change):
+        spec = self.plan.spec
+        with exact(self.device, self.plan.dtype), replaced(self._backbone.denoiser, self.tap, spec.layout, change):
             for rows in torch.arange(len(samples)).split(self.rows):
                 for draw in range(self.plan.draws):
                     found[rows] += self._denoise(samples, rows.tolist(), t, draw) / self.plan.draws
@@ -221,7 +223,7 @@ class SplicedError:
         if self.target == "v_prediction":  # v is the noised latent, a quarter of a turn further on
             target = schedule.add(noise, -clean, steps)
         x_t = schedule.add(clean, noise, steps).to(DTYPES[self.plan.dtype])
-        condition = self._backbone.encode_conditions([samples.told[row] for row in rows])
+        condition = self._backbone.encode_conditions([samples.inputs[row] for row in rows])
         condition = {name: values.to(self.device) for name, values in condition.items()}
         seen: list[Tensor] = []
         # `denoise` gives nothing back, since features are read by hooks; so is the prediction.
@@ -233,7 +235,7 @@ class SplicedError:
         return (seen[0].double() - target.double()).square().flatten(1).mean(1).cpu()
 
 
-def _target(plan: Plan) -> str:
+def _target(plan: ReadPlan) -> str:
     """Return what the model predicts, by its scheduler config. Raises: WeightsMismatch."""
     checkpoint = plan.checkpoint
     if checkpoint.index.get("_class_name") != "StableDiffusionPipeline":

@@ -12,7 +12,7 @@ from diffprobe.core.errors import ShardError
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShardSlice:
     """Positions `start` to `stop` (exclusive) of one shard."""
 
     file: str
@@ -23,7 +23,7 @@ class Piece:
         return self.stop - self.start
 
 
-def limit_pieces(pieces: Sequence[Piece], limit: int | None) -> list[Piece]:
+def limit_pieces(pieces: Sequence[ShardSlice], limit: int | None) -> list[ShardSlice]:
     """Keep the first `limit` samples of the line; all for None. Raises: ShardError for a limit below 1."""
     if limit is None:
         return list(pieces)
@@ -61,20 +61,20 @@ def span_of_worker(span: tuple[int, int], worker: int, n_workers: int, batch_siz
     return start + first * batch_size, min(start + last * batch_size, stop)
 
 
-def cut(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+def cut(pieces: Sequence[ShardSlice], start: int, stop: int) -> list[ShardSlice]:
     """Return the samples `start` to `stop` of the line as pieces; past its end the line begins again.
 
-    >>> cut([Piece("a", 0, 3), Piece("b", 0, 2)], 2, 6)
-    [Piece(file='a', start=2, stop=3), Piece(file='b', start=0, stop=2), Piece(file='a', start=0, stop=1)]
+    >>> cut([ShardSlice("a", 0, 3), ShardSlice("b", 0, 2)], 2, 6)
+    [ShardSlice(file='a', start=2, stop=3), ShardSlice(file='b', start=0, stop=2), ShardSlice(file='a', start=0, stop=1)]
     """
     total = sum(map(len, pieces))
-    found: list[Piece] = []
+    found: list[ShardSlice] = []
     base = start // total * total if total else stop
     while base < stop:
         for piece in pieces:
             first, last = max(start - base, 0), min(stop - base, len(piece))
             if first < last:
-                found.append(Piece(piece.file, piece.start + first, piece.start + last))
+                found.append(ShardSlice(piece.file, piece.start + first, piece.start + last))
             base += len(piece)
     return found
 

@@ -36,12 +36,12 @@ class RawSample:
     files: dict[str, bytes]
 
 
-def read_shard(path: Path, *, strays: list[str] | None = None) -> Iterator[RawSample]:
+def read_shard(path: Path, *, orphans: list[str] | None = None) -> Iterator[RawSample]:
     """Yield the samples of a shard in their order.
 
     Args:
         path: a `.tar` or `.tar.gz` file.
-        strays: gets a line for each member that belongs to no sample (no extension, or a link) and is passed over.
+        orphans: gets a line for each member that belongs to no sample (no extension, or a link) and is passed over.
 
     Raises: ShardError for a file that is missing, cut off, damaged or no tar; DuplicateKey for a key that comes twice;
         SampleError for a name that is no UTF-8 text.
@@ -49,7 +49,7 @@ def read_shard(path: Path, *, strays: list[str] | None = None) -> Iterator[RawSa
     from webdataset.tariterators import base_plus_ext, group_by_keys
 
     members: set[str] = set()
-    passed_over: list[str] = [] if strays is None else strays
+    passed_over: list[str] = [] if orphans is None else orphans
 
     def split_name(name: str) -> tuple[str | None, str | None]:
         key, extension = base_plus_ext(name)
@@ -93,7 +93,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"no member and no end mark where one should be: {error}") from error
 
 
-def _members(path: Path, strays: list[str]) -> Iterator[dict[str, Any]]:
+def _members(path: Path, orphans: list[str]) -> Iterator[dict[str, Any]]:
     """Yield name and bytes of each file in a tar, as WebDataset's grouping takes them, then judge the tar's end."""
     with open(path, "rb") as plain:
         packed = plain.peek(2)[:2] == b"\x1f\x8b"
@@ -110,7 +110,7 @@ def _members(path: Path, strays: list[str]) -> Iterator[dict[str, Any]]:
                     )
                 content = tar.extractfile(member) if member.isreg() else None
                 if content is None:
-                    strays.append(f"member '{member.name}' belongs to no sample (it is a link or a device)")
+                    orphans.append(f"member '{member.name}' belongs to no sample (it is a link or a device)")
                 else:
                     yield {"fname": member.name, "data": content.read(), "__url__": path.name}
             _check_end(tar.fileobj)

@@ -26,9 +26,9 @@ class Scan:
 
     def shard(self, path: Path) -> int:
         """Read one shard and return its number of samples, faulty ones too. Raises: DuplicateKey, ShardError."""
-        strays: list[str] = []
+        orphans: list[str] = []
         count = 0
-        for raw in read_shard(path, strays=strays):
+        for raw in read_shard(path, orphans=orphans):
             count += 1
             if raw.key in self.keys:
                 raise DuplicateKey(f"{raw.shard}: key '{raw.key}' stands in {self.keys[raw.key]} already.")
@@ -37,7 +37,7 @@ class Scan:
                 self._sample(raw)
             except SampleError as error:
                 self.faults.append(error.what)
-        self.faults += [f"{path.name}: {stray}." for stray in strays]
+        self.faults += [f"{path.name}: {stray}." for stray in orphans]
         if not count:
             raise ShardError(f"{path.name}: the shard holds no sample.", f"file: {path}")
         return count

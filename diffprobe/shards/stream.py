@@ -18,7 +18,7 @@ from diffprobe.shards.annotation import Fields
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.partition import Piece, cut, limit_pieces, span_of_rank, span_of_worker
+from diffprobe.shards.partition import ShardSlice, cut, limit_pieces, span_of_rank, span_of_worker
 from diffprobe.shards.reader import RawSample, read_shard
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class SampleStream(IterableDataset[Sample]):
         self.skipped: dict[str, str] = {}
         shards = shard_set.shards_of(split)
         self._counts = {shard.file: shard.n_samples for shard in shards}
-        self._pieces = limit_pieces([Piece(shard.file, 0, shard.n_samples) for shard in shards], limit)
+        self._pieces = limit_pieces([ShardSlice(shard.file, 0, shard.n_samples) for shard in shards], limit)
         if shard_subset is not None:
             for file in shard_subset:
                 if file not in self._counts:
@@ -135,14 +135,14 @@ class SampleStream(IterableDataset[Sample]):
                 )
             round_ += 1
 
-    def _ordered(self) -> list[Piece]:
+    def _ordered(self) -> list[ShardSlice]:
         """Put the shards in this epoch's order, the same on all ranks."""
         pieces = list(self._pieces)
         if self.shuffle_buffer:
             random.Random(derive_seed("shards", self.seed, self.epoch)).shuffle(pieces)
         return pieces
 
-    def _raw(self, pieces: list[Piece]) -> Iterator[RawSample]:
+    def _raw(self, pieces: list[ShardSlice]) -> Iterator[RawSample]:
         for piece in pieces:
             count = 0
             for raw in read_shard(self.shard_set.root / piece.file):
@@ -241,11 +241,11 @@ class _Batches(IterableDataset[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         samples: list[Sample] = []
-        told: set[str] = set()
+        reported: set[str] = set()
 
         def news() -> dict[str, str]:
-            fresh = {key: text for key, text in self.stream.skipped.items() if key not in told}
-            told.update(fresh)
+            fresh = {key: text for key, text in self.stream.skipped.items() if key not in reported}
+            reported.update(fresh)
             return fresh
 
         self.stream.skipped.clear()

@@ -1,4 +1,4 @@
-"""ClassifierModule: linear classifiers for every cell, target and null, trained in one pass.
+"""ClassifierModule: linear classifiers for every cell, target and control, trained in one pass.
 
 Each head has its own loss and its own weights, and AdamW treats every weight alone: a bank is as many separate runs.
 """
@@ -18,7 +18,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.accuracy import ClassCounts
-from diffprobe.metrics.label_collector import KeyedLabels
+from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.linear import LinearBank, LinearProbe
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
@@ -41,7 +41,7 @@ class Head(NamedTuple):
     """Whose features it reads."""
     target: str
     """What it predicts."""
-    null: str
+    control: str
     """"none", or "shuffled_labels": trained on labels permuted over the training set."""
 
 
@@ -51,8 +51,8 @@ class ClassifierModule(ProbeModule):
     Args:
         widths: cell name -> d_in.
         classes: target -> names of its classes.
-        nulls: null heads beside each real one.
-        only_null: train all heads on shuffled labels; for a run that is itself the null.
+        controls: control heads beside each real one.
+        only_control: train all heads on shuffled labels; for a run that is itself the control.
         settings, seed: see `ProbeModule`. The seed fixes the shuffled labels. gradient_clip must be off: the joint norm
             would tie the heads to each other.
     """
@@ -64,20 +64,20 @@ class ClassifierModule(ProbeModule):
         *,
         widths: Mapping[str, int],
         classes: Mapping[str, Sequence[str]],
-        nulls: Sequence[str] = ("shuffled_labels",),
-        only_null: bool = False,
+        controls: Sequence[str] = ("shuffled_labels",),
+        only_control: bool = False,
         settings: TrainerConfig,
         seed: int = 0,
     ) -> None:
         super().__init__(settings, seed=seed)
         if settings.gradient_clip is not None:
             raise ConfigError("gradient_clip ties the heads of a classifier bank to each other.", fix="leave it unset")
-        self.only_null, nulls = only_null, () if only_null else nulls
+        self.only_control, controls = only_control, () if only_control else controls
         self.cells, self.classes = tuple(widths), {target: tuple(names) for target, names in classes.items()}
-        self.tasks = [(target, null) for target in self.classes for null in (REAL, *nulls)]
+        self.tasks = [(target, control) for target in self.classes for control in (REAL, *controls)]
         n_classes = [len(self.classes[target]) for target, _ in self.tasks]
         self._banks = nn.ModuleList([LinearBank(d_in, n_classes) for d_in in widths.values()])
-        self.heads = [Head(cell, target, null) for cell in self.cells for target, null in self.tasks]
+        self.heads = [Head(cell, target, control) for cell in self.cells for target, control in self.tasks]
         self._counts = nn.ModuleDict({split: ClassCounts(n_classes * len(self.cells)) for split in ("val", "test")})
         self.scores: dict[str, list[dict[str, float]]] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
@@ -92,9 +92,9 @@ class ClassifierModule(ProbeModule):
         return cast(ClassCounts, self._counts[split])
 
     def prepare(self) -> None:
-        """Standardise by the training set, permute its labels for the nulls."""
+        """Standardise by the training set, permute its labels for the controls."""
         targets = list(self.classes)
-        keyed = KeyedLabels(len(targets)).to(self.device)
+        keyed = LabelCollector(len(targets)).to(self.device)
         fitted = all(bool(bank.fitted) for bank in self.banks)  # in a resumed run the weights bring their own
         moments = [RunningMoments(bank.d_in).to(self.device) for bank in self.banks]
         for batch in self.raw_batches(self.train_split) if fitted else self.batches(self.train_split):
@@ -119,9 +119,9 @@ class ClassifierModule(ProbeModule):
         hashes = hash_keys(batch.keys)
         labels = [
             labels_of(batch, target)
-            if null == REAL and not self.only_null
+            if control == REAL and not self.only_control
             else self._shuffled[target].of(hashes).to(self.device)
-            for target, null in self.tasks
+            for target, control in self.tasks
         ]
         n = self.sum_over_processes(torch.stack([(label >= 0).sum() for label in labels]))
         # DDP averages gradients over processes, so each divides its sum by the mean count of labelled samples.
@@ -145,7 +145,7 @@ class ClassifierModule(ProbeModule):
             start += len(self.tasks)
 
     def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Count hits on validation samples, against the true labels for null heads too."""
+        """Count hits on validation samples, against the true labels for control heads too."""
         self._count(batch, "val")
 
     def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
@@ -172,23 +172,27 @@ class ClassifierModule(ProbeModule):
                 score["balanced_chance"] = 1 / score["n_seen"]
         counts.reset()
         self.scores[split] = scores
-        names = [f"{split}/accuracy/{h.cell}/{h.target}" + f"/{h.null}" * (h.null != REAL) for h in self.heads]
+        names = [f"{split}/accuracy/{h.cell}/{h.target}" + f"/{h.control}" * (h.control != REAL) for h in self.heads]
         self.log_scores({name: score["accuracy"] for name, score in zip(names, scores, strict=True)})
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return accuracy and balanced accuracy of each real head, beside chance and its null heads.
+        """Return accuracy and balanced accuracy of each real head, beside chance and its control heads.
 
         `detail` counts the classes of the data set and those of which the split holds samples.
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []
         for head, score in by_head.items():
-            if head.null != REAL:
+            if head.control != REAL:
                 continue
-            beside = {null: by_head[head._replace(null=null)] for t, null in self.tasks if t == head.target != null}
+            beside = {
+                control: by_head[head._replace(control=control)]
+                for t, control in self.tasks
+                if t == head.target != control
+            }
             beside.pop(REAL, None)
             for name, chance in (("accuracy", "chance"), ("balanced_accuracy", "balanced_chance")):
-                nulls = {"chance": score[chance], **{null: other[name] for null, other in beside.items()}}
+                controls = {"chance": score[chance], **{control: other[name] for control, other in beside.items()}}
                 made.append(
                     MetricRecord(
                         name=name,
@@ -198,7 +202,7 @@ class ClassifierModule(ProbeModule):
                         cell=head.cell,
                         target=head.target,
                         probe="linear",
-                        nulls=nulls,
+                        controls=controls,
                         detail={"n_classes": len(self.classes[head.target]), "n_classes_held": int(score["n_seen"])},
                     )
                 )
@@ -214,8 +218,8 @@ class ClassifierModule(ProbeModule):
             self.probe(cell, target).save_pretrained(
                 folder / target / cell.replace(":", "."), cell=cell, target=target, classes=self.classes[target]
             )
-            for cell, target, null in self.heads
-            if null == REAL
+            for cell, target, control in self.heads
+            if control == REAL
         ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

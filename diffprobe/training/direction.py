@@ -18,9 +18,9 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
-from diffprobe.metrics.label_collector import KeyedLabels
+from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments
-from diffprobe.probes.direction import Axis, AxisConfig, Direction, class_means, random_directions
+from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
 from diffprobe.probes.direction.logistic import LogisticDirections
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
@@ -29,7 +29,7 @@ TRAINED = ("logistic",)
 
 
 class DirectionModule(ProbeModule):
-    """Estimates a direction for each axis, beside two nulls: random directions and shuffled training labels.
+    """Estimates a direction for each axis, beside two controls: random directions and shuffled training labels.
 
     Columns of every estimate: the true labels first, then `n_shuffles` permutations of them over the training samples
     of the axis. A random direction is turned so that it points to the positive end on the training set, as an
@@ -42,8 +42,8 @@ class DirectionModule(ProbeModule):
         config: its settings.
         axes: what to find.
         widths: cell name -> d_in.
-        settings, seed: see `ProbeModule`. The seed fixes both nulls. For a trained direction gradient_clip must be off:
-            the joint norm would tie it to its nulls.
+        settings, seed: see `ProbeModule`. The seed fixes both controls. For a trained direction gradient_clip must be off:
+            the joint norm would tie it to its controls.
     """
 
     default_learning_rate = 1e-2
@@ -51,18 +51,20 @@ class DirectionModule(ProbeModule):
     def __init__(
         self,
         name: str,
-        config: AxisConfig,
+        config: DirectionConfig,
         *,
         estimate: Any,
         needs_gram: bool,
-        axes: Sequence[Axis],
+        axes: Sequence[ContrastPair],
         widths: dict[str, int],
         settings: TrainerConfig,
         seed: int = 0,
     ) -> None:
         super().__init__(settings, seed=seed)
         if name in TRAINED and settings.gradient_clip is not None:
-            raise ConfigError("gradient_clip ties the directions and their nulls to each other.", fix="leave it unset")
+            raise ConfigError(
+                "gradient_clip ties the directions and their controls to each other.", fix="leave it unset"
+            )
         self.name, self.config, self.axes, self.widths = name, config, list(axes), widths
         self._estimate, self._needs_gram = estimate, needs_gram
         n_columns = 1 + config.n_shuffles
@@ -116,7 +118,7 @@ class DirectionModule(ProbeModule):
             self._closed = [self._estimate(sums, self.config) for sums in self._moments]
 
     def _shuffle(self) -> None:
-        keyed = KeyedLabels(len(self.axes)).to(self.device)
+        keyed = LabelCollector(len(self.axes)).to(self.device)
         for batch in self.raw_batches(self.train_split):
             sides = torch.stack([axis.side(labels_of(batch, axis.target)) for axis in self.axes], dim=1)
             keyed.update(hash_keys(batch.keys).to(self.device), sides.to(self.device))
@@ -129,7 +131,7 @@ class DirectionModule(ProbeModule):
             for axis, side in zip(self.axes, sides.T, strict=True)
         ]
 
-    def _check_ends(self, axis: Axis, sums: Moments) -> None:
+    def _check_ends(self, axis: ContrastPair, sums: Moments) -> None:
         n_positive = int(sums.y[0])
         if n_positive == 0 or n_positive == sums.n:
             raise EmptyClass(
@@ -209,7 +211,7 @@ class DirectionModule(ProbeModule):
         names = [f"{split}/auroc/{axis.cell}/{axis.target}" for axis in self.axes]
         self.log_scores({name: score["auroc"] for name, score in zip(names, self.scores[split], strict=True)})
 
-    def _area(self, axis: Axis, area: Auroc, split: str) -> dict[str, Any]:
+    def _area(self, axis: ContrastPair, area: Auroc, split: str) -> dict[str, Any]:
         with area.sync_context():
             n_positive, n_negative = area.counts
         if min(n_positive, n_negative) == 0:
@@ -222,7 +224,7 @@ class DirectionModule(ProbeModule):
         shuffled, random = values[1:].split([self.config.n_shuffles, self.config.n_random])
         return {
             "auroc": float(values[0]),
-            "nulls": {
+            "controls": {
                 "chance": 0.5,
                 "random_direction": float(random.mean()),
                 "shuffled_labels": float(shuffled.mean()),
@@ -232,7 +234,7 @@ class DirectionModule(ProbeModule):
         }
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return the AUROC of each direction beside its nulls (their means; their spreads stand in the detail)."""
+        """Return the AUROC of each direction beside its controls (their means; their spreads stand in the detail)."""
         return [
             MetricRecord(
                 name="auroc",
@@ -242,13 +244,13 @@ class DirectionModule(ProbeModule):
                 cell=axis.cell,
                 target=axis.target,
                 probe=self.name,
-                nulls=score["nulls"],
+                controls=score["controls"],
                 detail={
                     "positive": axis.positive,
                     "negative": axis.negative,
                     "n_positive": score["n"][0],
                     "n_negative": score["n"][1],
-                    "null_spread": score["spreads"],
+                    "control_spread": score["spreads"],
                     "n_random": self.config.n_random,
                     "n_shuffles": self.config.n_shuffles,
                 },

@@ -158,7 +158,7 @@ def summary_name(record: MetricRecord) -> str:
 
 
 def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, RunResult] | None = None) -> None:
-    """Put the results and their nulls into the summary and close the run. Call on the main process only.
+    """Put the results and their controls into the summary and close the run. Call on the main process only.
 
     Args:
         members: name -> result of what trained in a run of a grid, whose own result holds no numbers; the name stands
@@ -170,8 +170,8 @@ def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, Ru
             for record in one.metrics:
                 name = prefix + summary_name(record)
                 run.summary[name] = record.value
-                for null, value in record.nulls.items():
-                    run.summary[f"{name}/{null}"] = value
+                for control, value in record.controls.items():
+                    run.summary[f"{name}/{control}"] = value
         run.summary["config_digest"] = result.config_digest
         run.finish()
     elif logger is not None:

@@ -13,9 +13,9 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.training.sae_rows import RowBuffer
+from diffprobe.training.sae_rows import ShuffleBuffer
 
-ROW_BUFFERS = "row_buffers"
+SHUFFLE_BUFFERS = "shuffle_buffers"
 """Key of a checkpoint that holds the row buffers, by the names of their modules."""
 
 
@@ -64,19 +64,19 @@ class ProbeModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put in the row buffers, of which each process has its share; Lightning calls this on all of them."""
-        found = {name: part.shares(self.gather_over_processes) for name, part in self._row_buffers()}
+        found = {name: part.shares(self.gather_over_processes) for name, part in self._shuffle_buffers()}
         if found:
-            checkpoint[ROW_BUFFERS] = found
+            checkpoint[SHUFFLE_BUFFERS] = found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take this process's shares of the row buffers. Raises: ConfigError for another number of processes."""
-        for name, part in self._row_buffers():
-            if name in checkpoint.get(ROW_BUFFERS, {}):
+        for name, part in self._shuffle_buffers():
+            if name in checkpoint.get(SHUFFLE_BUFFERS, {}):
                 part.place(self.trainer.global_rank, self.trainer.world_size)
-                part.restore(checkpoint[ROW_BUFFERS][name])
+                part.restore(checkpoint[SHUFFLE_BUFFERS][name])
 
-    def _row_buffers(self) -> list[tuple[str, RowBuffer]]:
-        return [(name, part) for name, part in self.named_modules() if isinstance(part, RowBuffer)]
+    def _shuffle_buffers(self) -> list[tuple[str, ShuffleBuffer]]:
+        return [(name, part) for name, part in self.named_modules() if isinstance(part, ShuffleBuffer)]
 
     def gather_over_processes(self, values: Tensor) -> Tensor:
         """Return the tensors of all processes, of equal shape, behind each other."""

@@ -19,10 +19,10 @@ from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.metrics.decoder_coherence import Coherence, decoder_coherence
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.types import Config, Joint, StepOutput
+from diffprobe.probes.sae.types import Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.sae_records import coherence_records, split_records, window_record
-from diffprobe.training.sae_rows import RowBuffer, check_one_tap, rows_of
+from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_schedule import check_precision, step_size_factor, warn_of_window
 from diffprobe.training.sae_scores import Scores, SplitScores
 from diffprobe.training.training_statistics import FirstPass, check_finite
@@ -51,14 +51,14 @@ class SparseAutoencoderModule(ProbeModule):
         self.default_learning_rate = config.learning_rate
         self.sae = make_sae(config, d_in, seed=derive_seed("sae", seed))
         # Its line is that of all processes, so each process and the checkpoint of one know all of it.
-        self.dead_latents = DeadLatents(self.sae.n_latents, config.dead_after, sync_on_compute=False)
+        self.dead_latents = DeadLatents(self.sae.n_latents, config.dead_window, sync_on_compute=False)
         self.dead_latents.persistent(True)
         n_latents = self.sae.n_latents
         self.measured = nn.ModuleDict(  # "train" is a name that every module has
             {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
         )
         size = config.row_buffer
-        self.row_buffer = RowBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
+        self.row_buffer = ShuffleBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
         self._found: dict[str, tuple[Scores, dict[str, Scores]]] = {}
         self._coherence: Coherence | None = None
@@ -90,7 +90,7 @@ class SparseAutoencoderModule(ProbeModule):
         return not bool(self.sae.initialised) or self._buffer_to_fill is not None
 
     @property
-    def _buffer_to_fill(self) -> RowBuffer | None:
+    def _buffer_to_fill(self) -> ShuffleBuffer | None:
         return None if self.row_buffer is None or bool(self.row_buffer.filled) else self.row_buffer
 
     def ask(self, first: FirstPass) -> FirstPass:
@@ -122,9 +122,9 @@ class SparseAutoencoderModule(ProbeModule):
             warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
 
     @property
-    def joint(self) -> Joint:
+    def joint(self) -> Collective:
         """How the processes of this run agree on a batch."""
-        return Joint(self.mean_over_processes, self.gather_over_processes, self.trainer.world_size)
+        return Collective(self.mean_over_processes, self.gather_over_processes, self.trainer.world_size)
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Let the variant prepare its weights."""

@@ -19,7 +19,7 @@ from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.encoder_matmul import chunk_of
 from diffprobe.probes.sae.kernels.sparse_step import Selection, Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.topk import TopK
-from diffprobe.probes.sae.types import ALONE, Code, Joint, StepOutput
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, StepOutput
 from diffprobe.training.sae import SparseAutoencoderModule
 
 
@@ -56,7 +56,7 @@ def step_together(
     xs: Sequence[Float[Tensor, "rows d_in"]],
     *,
     dead: Sequence[Bool[Tensor, " n_latents"]],
-    joint: Joint = ALONE,
+    joint: Collective = SINGLE_PROCESS,
 ) -> list[StepOutput]:
     """Return what `saes[i].step(xs[i], dead=dead[i], joint=joint)` returns, to rounding.
 

@@ -1,4 +1,4 @@
-"""What result.json says of a sparse autoencoder. Owns the names of its records, their nulls and their details."""
+"""What result.json says of a sparse autoencoder. Owns the names of its records, their controls and their details."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from diffprobe.metrics.decoder_coherence import Coherence
 from diffprobe.metrics.density_histogram import DENSE, DensityHistogram
 from diffprobe.training.sae_scores import Scores
 
-_NULLS = {"fvu": {"mean_prediction": 1.0}, "explained_variance": {"mean_prediction": 0.0}}
+_CONTROLS = {"fvu": {"mean_prediction": 1.0}, "explained_variance": {"mean_prediction": 0.0}}
 
 
 def split_records(
@@ -34,7 +34,7 @@ def split_records(
             n=scores.n,
             cell=cell,
             probe=probe,
-            nulls=_NULLS.get(name, {}),
+            controls=_CONTROLS.get(name, {}),
             detail={**detail, **own.get(name, {})},
         )
         for name, value in scores.values.items()
@@ -73,7 +73,7 @@ def coherence_records(
         MetricRecord(
             name="mean_decoder_coherence",
             value=coherence.mean,
-            nulls={"random_direction": by_chance},
+            controls={"random_direction": by_chance},
             detail=detail,
             **own,
         ),

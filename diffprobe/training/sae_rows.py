@@ -17,7 +17,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch, RowBatch
 from diffprobe.features.batch import RowValues as Rows
 from diffprobe.features.row_layout import by_place, joint_width
-from diffprobe.probes.sae.types import Joint
+from diffprobe.probes.sae.types import Collective
 
 GATHERED_ROWS = 8192
 """Rows of each process that are brought together at a time for a checkpoint, so that no device holds all of them."""
@@ -110,7 +110,7 @@ class ChosenRows:
         order = self._ranks.argsort()[: self.n]
         self._rows, self._ranks = self._rows[order], self._ranks[order]
 
-    def compute(self, joint: Joint) -> Tensor | None:
+    def compute(self, joint: Collective) -> Tensor | None:
         """Return the chosen samples of all processes; None where none are wanted."""
         if self._rows is None or self._ranks is None:
             return None
@@ -127,7 +127,7 @@ class ChosenRows:
         return rows[order[ranks[order] < torch.iinfo(torch.int64).max]]
 
 
-class RowBuffer(nn.Module):
+class ShuffleBuffer(nn.Module):
     """Rows held back, so that a training batch mixes rows of many images.
 
     It is filled once; after that each batch is exchanged for as many rows drawn from the buffer and the batch together,
@@ -153,7 +153,7 @@ class RowBuffer(nn.Module):
         self.rank, self.world_size = 0, 1
         self.held = torch.zeros(0, width)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RowBuffer":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ShuffleBuffer":
         super()._apply(fn, recurse)
         self.held = fn(self.held)  # moves with the module all the same
         return self

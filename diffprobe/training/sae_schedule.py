@@ -58,12 +58,12 @@ def warn_of_window(config: "Config", *, n_rows: int, n_trained: int) -> None:
         n_rows: rows of the training set.
         n_trained: rows of all training batches of the run.
     """
-    if n_trained >= config.dead_after:
+    if n_trained >= config.dead_window:
         return
     without_aux = "AuxK never acts and " if config.aux_weight > 0 else ""
     warnings.warn(
-        f"a latent counts as dead after probe.params.dead_after={config.dead_after} rows without activity; this run "
+        f"a latent counts as dead after probe.params.dead_window={config.dead_window} rows without activity; this run "
         f"trains on {n_trained} ({n_rows} a pass), so {without_aux}no windowed_dead_fraction is recorded. "
-        f"A window that fits: probe.params.dead_after={max(1, min(4 * n_rows, n_trained // 2))}",
+        f"A window that fits: probe.params.dead_window={max(1, min(4 * n_rows, n_trained // 2))}",
         stacklevel=2,
     )

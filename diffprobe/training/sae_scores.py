@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from diffprobe.metrics.density_histogram import DensityHistogram, density_histogram
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.mean_std_ratio import MeanToSpread
-from diffprobe.metrics.sparsity import LatentUse
+from diffprobe.metrics.mean_std_ratio import MeanStdRatio
+from diffprobe.metrics.sparsity import LatentUsage
 from diffprobe.probes.sae.types import Code
 from diffprobe.training.sae_rows import Rows
 
@@ -42,10 +42,10 @@ class SplitScores(nn.Module):
     def __init__(self, d_in: int, n_latents: int, cells: Sequence[str]) -> None:
         super().__init__()
         self.cells = tuple(cells) if len(cells) > 1 else ()
-        self.fvu, self.use, self.spread = Fvu(d_in), LatentUse(n_latents), MeanToSpread(d_in)
+        self.fvu, self.use, self.spread = Fvu(d_in), LatentUsage(n_latents), MeanStdRatio(d_in)
         if self.cells:
-            self.cell_fvu, self.cell_use = Grouped(Fvu(d_in), self.cells), Grouped(LatentUse(n_latents), self.cells)
-            self.cell_spread = Grouped(MeanToSpread(d_in), self.cells)
+            self.cell_fvu, self.cell_use = Grouped(Fvu(d_in), self.cells), Grouped(LatentUsage(n_latents), self.cells)
+            self.cell_spread = Grouped(MeanStdRatio(d_in), self.cells)
 
     def update(self, rows: Rows, x_hat: Float[Tensor, "rows d_in"], code: Code) -> None:
         """Add rows with their reconstructions and codes."""
@@ -72,7 +72,7 @@ class SplitScores(nn.Module):
         return whole, by_cell
 
 
-def _scores(fvu: Fvu, use: LatentUse, spread: MeanToSpread) -> Scores:
+def _scores(fvu: Fvu, use: LatentUsage, spread: MeanStdRatio) -> Scores:
     values = {"fvu": float(fvu.compute())}
     values["explained_variance"] = 1 - values["fvu"]
     used = use.compute()

@@ -24,7 +24,7 @@ def test_one_per_group_keeps_the_most_extreme_member():
         list("abcdef"),
         list("abcdef"),
         n_each=2,
-        one_per=["cat", "cat", "dog", "owl", "owl", "owl"],
+        group_by=["cat", "cat", "dog", "owl", "owl", "owl"],
     )
     assert keys_of(ends.positive) == ["a", "c"] and keys_of(ends.negative) == ["f"]
 
@@ -34,7 +34,7 @@ def test_an_end_holds_no_more_than_half_of_the_groups(n_groups, n_shown):
     """Each group stands at both ends with its two variants, as a woman and a man of one drawing do."""
     projections = torch.cat([torch.arange(n_groups) + 1.0, -torch.arange(n_groups) - 1.0])
     keys, groups = [f"k{i:02}" for i in range(2 * n_groups)], [f"base {i}" for i in range(n_groups)] * 2
-    ends = pole_captions(projections, keys, keys, n_each=8, one_per=groups)
+    ends = pole_captions(projections, keys, keys, n_each=8, group_by=groups)
     assert [sample.projection for sample in ends.positive] == [float(n_groups - i) for i in range(n_shown)]
     assert [sample.projection for sample in ends.negative] == [float(i - n_groups) for i in range(n_shown)]
 

@@ -37,8 +37,8 @@ def test_by_hand():
     }
     rise, share = found["delta_mse", there], found["recovered", there]
     assert rise.value == pytest.approx(float(COST[:, 1].mean()))
-    assert rise.nulls == pytest.approx({"mean_ablation": 2.0, "whole_map_ablation": 3.0})
-    assert share.value == pytest.approx(1 - float(COST[:, 1].mean()) / 2) and share.nulls == {"mean_ablation": 0.0}
+    assert rise.controls == pytest.approx({"mean_ablation": 2.0, "whole_map_ablation": 3.0})
+    assert share.value == pytest.approx(1 - float(COST[:, 1].mean()) / 2) and share.controls == {"mean_ablation": 0.0}
     assert rise.detail["timesteps"] == [500] and rise.detail["mse"] == pytest.approx(float(BEFORE[:, 1].mean()))
     assert found["fvu", there].value == 0.3 and rise.detail["sae"] == "probes/sae"
     overall = found["recovered_overall", here]
@@ -55,7 +55,7 @@ def test_the_ends_of_the_scale():
     cell = "mid_block@t20:empty:mean"
     assert perfect["delta_mse", cell].value == 0 and perfect["recovered", cell].value == 1
     assert worst["recovered", cell].value == worst["recovered_overall", cell].value == 0
-    assert worst["delta_mse", cell].nulls == {"mean_ablation": worst["delta_mse", cell].value}
+    assert worst["delta_mse", cell].controls == {"mean_ablation": worst["delta_mse", cell].value}
 
 
 def test_where_mean_ablation_costs_nothing_no_share_is_made_up():

@@ -80,7 +80,7 @@ def hooked() -> Callable[..., dict[str, Tensor]]:
     """Run a whole network with plain forward hooks: tap -> what the module gave, the first of a tuple."""
 
     @torch.no_grad()
-    def run(network: torch.nn.Module, taps: Sequence[str], *given: object, **told: object) -> dict[str, Tensor]:
+    def run(network: torch.nn.Module, taps: Sequence[str], *given: object, **conditioning: object) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
         def hook(tap: str) -> Callable[..., None]:
@@ -89,7 +89,7 @@ def hooked() -> Callable[..., dict[str, Tensor]]:
             )
 
         handles = [network.get_submodule(tap).register_forward_hook(hook(tap)) for tap in taps]
-        network(*given, **told)
+        network(*given, **conditioning)
         for handle in handles:
             handle.remove()
         return found

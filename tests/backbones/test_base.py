@@ -21,14 +21,14 @@ class Two(Backbone):
     def denoise(self, x_t, timesteps, condition) -> None:
         self.denoiser(x_t)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         return {"denoiser": self.denoiser, "other": self.other}
 
 
 def test_all_parts_move_together() -> None:
     backbone = Two()
     backbone.to(torch.device("meta"))
-    assert all(p.is_meta for module in backbone.parts().values() for p in module.parameters())
+    assert all(p.is_meta for module in backbone.components().values() for p in module.parameters())
 
 
 def test_a_checkpoint_without_a_folder_has_no_parts(tmp_path) -> None:

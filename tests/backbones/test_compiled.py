@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.compiled import compile_regions, compiling, regions
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.hooks import prune_after
 from diffprobe.core.errors import RunFailed
 
 Load = Callable[..., DiffusionFeatures]
@@ -31,7 +31,7 @@ def test_whole_blocks_are_compiled_where_no_tap_lies_inside(network: nn.ModuleDi
 
 
 def test_what_was_cut_is_left_out(network: nn.ModuleDict) -> None:
-    cut(network, {"a", "a.0", "a.0.0", "a.0.1"})
+    prune_after(network, {"a", "a.0", "a.0.0", "a.0.1"})
     assert regions(network, ["a", "b", "end"], ["a.0"]) == ("a.0",)
 
 
@@ -83,7 +83,7 @@ class TestOnATinyPipeline:
         assert features(images, keys=KEYS)["mid_block@t100:empty:mean"].shape == (5, 32)
 
     def test_passes_have_one_shape_however_the_rows_come_out(self, load: Load, images: Tensor) -> None:
-        features = load(timesteps=[0, 100], rows=4, compile="eager")
+        features = load(timesteps=[0, 100], max_rows_per_pass=4, compile="eager")
         calls: list[int] = []
         features._backbone.denoiser.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
         features(images, keys=KEYS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.denoiser_runner import memory_told
+from diffprobe.backbones.denoiser_runner import explain_oom
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.core.errors import ConfigError, RunFailed
 
@@ -29,12 +29,12 @@ def test_how_rows_are_batched_does_not_matter(rows: int, load: Load, images: Ten
     settings = {"taps": ["mid_block", "up_ft2"], "timesteps": [0, 50, 900], "draws": 3, "condition": "caption"}
     settings |= {"unconditional": True}
     whole = load(**settings)(images, keys=KEYS, captions=PROMPTS)
-    for cell, value in load(**settings, rows=rows)(images, keys=KEYS, captions=PROMPTS).items():
+    for cell, value in load(**settings, max_rows_per_pass=rows)(images, keys=KEYS, captions=PROMPTS).items():
         close(value, whole[cell])
 
 
 def test_passes_are_bounded(load: Load, images: Tensor) -> None:
-    features = load(timesteps=[0, 100], rows=4)
+    features = load(timesteps=[0, 100], max_rows_per_pass=4)
     calls: list[int] = []
     features._backbone.denoiser.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     features(images, keys=KEYS)
@@ -50,7 +50,7 @@ def test_two_draws_are_the_mean_of_the_first_and_the_second(load: Load, referenc
 
 
 def test_draws_that_are_kept_stand_side_by_side(load: Load, reference: Reference, images: Tensor) -> None:
-    features = load(draws=2, keep_draws=True, pool="none", rows=3)
+    features = load(draws=2, keep_draws=True, pool="none", max_rows_per_pass=3)
     (found,) = features(images, keys=KEYS).values()
     draws = [reference(images, KEYS, ["mid_block"], 100, draw=i)["mid_block"] for i in (0, 1)]
     close(found, torch.stack(draws, 1))
@@ -64,8 +64,8 @@ def test_layout_of_memory_does_not_matter(load: Load, images: Tensor) -> None:
 
 
 def test_a_pass_without_rows_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match="rows=0"):
-        load(rows=0)
+    with pytest.raises(ConfigError, match="max_rows_per_pass=0"):
+        load(max_rows_per_pass=0)
 
 
 class TestOutOfMemory:
@@ -76,7 +76,11 @@ class TestOutOfMemory:
             features(images, keys=KEYS)
         message = str(caught.value)
         assert "out of memory in a pass of 10 rows (a batch of 5 images) on cpu" in message
-        assert "backbone.rows=5" in message and "data.batch_size=2" in message and "can't allocate memory" in message
+        assert (
+            "backbone.max_rows_per_pass=5" in message
+            and "data.batch_size=2" in message
+            and "can't allocate memory" in message
+        )
 
     def test_one_image_in_one_row_can_only_be_made_smaller(self, load: Load, images: Tensor) -> None:
         features = load()
@@ -86,15 +90,15 @@ class TestOutOfMemory:
 
     def test_encoding_says_which_batch_to_try(self, load: Load, images: Tensor) -> None:
         features = load()
-        features._backbone.parts()["vae"].encoder.register_forward_pre_hook(too_much)
+        features._backbone.components()["vae"].encoder.register_forward_pre_hook(too_much)
         with pytest.raises(RunFailed, match="while 5 images were encoded(.|\n)*data.batch_size=2"):
             features(images, keys=KEYS)
 
     def test_the_error_of_an_accelerator_is_told_too(self) -> None:
-        with pytest.raises(RunFailed, match="torch says: CUDA out of memory"), memory_told("there", fix="less"):
+        with pytest.raises(RunFailed, match="torch says: CUDA out of memory"), explain_oom("there", fix="less"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     def test_other_errors_pass_as_they_are(self) -> None:
-        with pytest.raises(RuntimeError, match="^shape") as caught, memory_told("there", fix="less"):
+        with pytest.raises(RuntimeError, match="^shape") as caught, explain_oom("there", fix="less"):
             raise RuntimeError("shape mismatch")
         assert not isinstance(caught.value, RunFailed)

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import FAMILIES
 from diffprobe.backbones.plan import make_plan
-from diffprobe.backbones.taps import Survey, survey
+from diffprobe.backbones.taps import BackboneInfo, survey
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
 
 KEYS = ["a/0", "b.1", "c"]
@@ -35,19 +35,19 @@ class Case:
 
     name: str
     path: str
-    survey: Survey
+    survey: BackboneInfo
     loaded: dict[str, DiffusionFeatures] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """The whole blocks, in the order in which they run."""
-        return self.survey.outline.blocks
+        return self.survey.spec.blocks
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that all families take: every block at two timesteps."""
-        last = self.survey.outline.schedule.n_timesteps - 1
-        condition = {"condition": self.survey.outline.conditions[0]}
+        last = self.survey.spec.schedule.n_timesteps - 1
+        condition = {"condition": self.survey.spec.conditions[0]}
         timesteps = sorted({last // 3, last // 2})
         return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
 
@@ -61,7 +61,7 @@ class Case:
 
     def has_weights(self) -> bool:
         """Tell whether there is anything to train in the denoiser."""
-        return any(True for _ in self.survey.outline.denoiser.parameters())
+        return any(True for _ in self.survey.spec.denoiser.parameters())
 
 
 @pytest.fixture(scope="module", params=FAMILIES.names())
@@ -99,15 +99,13 @@ def n_parameters(features: DiffusionFeatures) -> int:
 
 
 def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
-    outline = case.survey.outline
-    assert outline.family == case.name and outline.resolution == RESOLUTION
-    assert [tap.path for tap in case.survey.taps] == list(outline.blocks)
+    spec = case.survey.spec
+    assert spec.family == case.name and spec.resolution == RESOLUTION
+    assert [tap.path for tap in case.survey.taps] == list(spec.blocks)
     shares = [tap.flop_share or 0.0 for tap in case.survey.taps]
     assert shares == sorted(shares) and 0 < shares[-1] <= 1
-    assert set(outline.aliases.values()) <= {
-        tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps
-    }
-    assert not any(p.device.type != "meta" for p in outline.denoiser.parameters())
+    assert set(spec.aliases.values()) <= {tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps}
+    assert not any(p.device.type != "meta" for p in spec.denoiser.parameters())
 
 
 def test_every_place_gives_what_the_listing_says(case: Case, images: Tensor) -> None:
@@ -150,12 +148,12 @@ def test_a_cut_backbone_lacks_what_comes_later_and_gives_the_same(case: Case, im
     whole = read(case.load(), images)
     counts = []
     for block in (case.blocks[0], case.blocks[len(case.blocks) // 2]):
-        cut = case.load(taps=[block])
-        counts.append(n_parameters(cut))
-        close(read(cut, images), whole)
+        prune_after = case.load(taps=[block])
+        counts.append(n_parameters(prune_after))
+        close(read(prune_after, images), whole)
     if case.has_weights():
         assert 0 < counts[0] < counts[1] <= n_parameters(case.load())
-        assert n_parameters(case.load()) <= sum(p.numel() for p in case.survey.outline.denoiser.parameters())
+        assert n_parameters(case.load()) <= sum(p.numel() for p in case.survey.spec.denoiser.parameters())
 
 
 def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
@@ -173,8 +171,8 @@ def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
     assert float((trained[cell] - random[cell]).abs().max()) > 1e-4
     other = read(case.load(random_weights=True, random_seed=1), images)
     assert float((other[cell] - random[cell]).abs().max()) > 1e-4
-    cut = case.load(random_weights=True, taps=case.blocks[:1])
-    close(read(cut, images), random)  # the weights drawn do not depend on the taps
+    prune_after = case.load(random_weights=True, taps=case.blocks[:1])
+    close(read(prune_after, images), random)  # the weights drawn do not depend on the taps
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -186,16 +184,16 @@ def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tens
 
 
 def test_whatever_it_can_be_told_is_told(case: Case, images: Tensor) -> None:
-    for condition in case.survey.outline.conditions:
+    for condition in case.survey.spec.conditions:
         told = TOLD.get(condition, {"condition": condition})
-        found = read(case.load(taps=case.blocks[-1:], **told), images)
+        found = read(case.load(taps=case.blocks[-1:], **conditioning), images)
         assert all(value.isfinite().all() for value in found.values())
         assert condition in {cell.split(":")[1] for cell in found}
 
 
 def test_what_it_cannot_be_told_is_refused(case: Case) -> None:
-    for condition in {"empty", "caption", "label"} - set(case.survey.outline.conditions):
-        with pytest.raises(ConfigError, match=", ".join(case.survey.outline.conditions)):
+    for condition in {"empty", "caption", "label"} - set(case.survey.spec.conditions):
+        with pytest.raises(ConfigError, match=", ".join(case.survey.spec.conditions)):
             make_plan(case.path, **{**case.settings, "condition": condition})
 
 
@@ -216,7 +214,7 @@ def test_a_readout_where_there_is_none_is_refused(readout: str, case: Case) -> N
 
 @pytest.mark.parametrize("beyond", [-1, 0])
 def test_a_timestep_off_the_grid_is_refused(beyond: int, case: Case) -> None:
-    n = case.survey.outline.schedule.n_timesteps
+    n = case.survey.spec.schedule.n_timesteps
     with pytest.raises(BadTimestep, match="allowed: "):
         make_plan(case.path, **{**case.settings, "timesteps": [-1 if beyond else n]})
 
@@ -225,5 +223,5 @@ def test_the_checkpoint_is_found_by_its_own_index(case: Case) -> None:
     if case.path != "pixels":
         assert (Path(case.path) / "model_index.json").is_file()
     plan = make_plan(case.path, **case.settings)
-    assert plan.outline.family == case.name
+    assert plan.spec.family == case.name
     assert plan.fingerprint == make_plan(case.path, **case.settings).fingerprint

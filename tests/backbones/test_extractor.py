@@ -111,7 +111,7 @@ class TestWorkDone:
 
     def test_an_image_is_encoded_once_for_all_timesteps_and_draws(self, load: Load, images: Tensor) -> None:
         features = load(timesteps=[0, 100, 500], draws=4)
-        parts = features._backbone.parts()
+        parts = features._backbone.components()
         vae, unet = self.count(parts["vae"].encoder), self.count(parts["denoiser"])
         features(images, keys=KEYS)
         assert vae == [5]
@@ -120,7 +120,7 @@ class TestWorkDone:
     def test_a_prompt_is_encoded_once_for_all_batches(self, load: Load, images: Tensor) -> None:
         for settings, expected in (({}, [1]), ({"condition": "caption"}, [4])):
             features = load(**settings)
-            calls = self.count(features._backbone.parts()["text_encoder"].get_submodule("encoder.layers.0"))
+            calls = self.count(features._backbone.components()["text_encoder"].get_submodule("encoder.layers.0"))
             for _ in range(3):
                 features(images, keys=KEYS, captions=PROMPTS)
             assert calls == expected  # four distinct captions
@@ -142,7 +142,7 @@ class TestPrecision:
         for path in folder.rglob("*.safetensors"):
             save_file({k: v.half() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
         half = DiffusionFeatures.from_pretrained(str(folder), taps=["mid_block"], timesteps=[100], device="cpu")
-        for module in half._backbone.parts().values():
+        for module in half._backbone.components().values():
             assert {p.dtype for p in module.parameters()} == {torch.float32}
         (found,), (expected,) = half(images, keys=KEYS).values(), load()(images, keys=KEYS).values()
         close(found, expected, atol=5e-3)

@@ -53,7 +53,7 @@ class TestWhatIsTold:
     def test_the_text_encoder_is_freed_when_all_is_said(self, load: Load, images: Tensor) -> None:
         features = load(condition="prompt", prompt="red cat", unconditional=True)
         first = features(images, keys=KEYS)
-        assert "text_encoder" not in features._backbone.parts()
+        assert "text_encoder" not in features._backbone.components()
         assert all(torch.equal(value, first[cell]) for cell, value in features(images, keys=KEYS).items())
 
     def test_a_class_is_told_to_the_network_that_takes_one(self, tmp_path: Path, images: Tensor) -> None:

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.hooks import Absent, Capture, cut, trace
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.hooks import Capture, PrunedModule, prune_after, trace
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.errors import RunFailed
 
-LAYOUT = Layout(size=(4, 4))
+LAYOUT = OutputLayout(size=(4, 4))
 
 
 def _clone(x: Tensor, rows: object) -> Tensor:
@@ -33,7 +33,7 @@ class Toy(nn.Module):
 def traced() -> object:
     with torch.device("meta"):
         network = Toy()
-    return trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), Layout(size=(8, 8)))
+    return trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), OutputLayout(size=(8, 8)))
 
 
 def test_a_trace_knows_shapes_order_and_cost(traced: object) -> None:
@@ -63,10 +63,10 @@ def test_only_what_runs_before_the_deepest_tap_is_needed(traced: object) -> None
 
 def test_a_cut_network_keeps_its_length_and_loses_its_weights() -> None:
     network = Toy()
-    cut(network, {"blocks.0", "act"})
-    assert len(network.blocks) == 3 and isinstance(network.blocks[1], Absent)
+    prune_after(network, {"blocks.0", "act"})
+    assert len(network.blocks) == 3 and isinstance(network.blocks[1], PrunedModule)
     assert set(network.state_dict()) == {"blocks.0.weight", "blocks.0.bias"}
-    with pytest.raises(RunFailed, match="was cut"):
+    with pytest.raises(RunFailed, match="was prune_after"):
         network(torch.zeros(1, 3, 2, 2))
 
 
@@ -83,14 +83,14 @@ def test_capture_reads_what_a_hand_written_pass_gives(stop: bool) -> None:
 
 def test_lists_are_kept_for_the_code_that_iterates_over_them() -> None:
     network = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]), "end": nn.Linear(1, 1)})
-    cut(network, {"end"})
-    assert [type(layer) for layer in network["layers"]] == [Absent, Absent]
+    prune_after(network, {"end"})
+    assert [type(layer) for layer in network["layers"]] == [PrunedModule, PrunedModule]
 
 
 def test_a_count_may_be_left_out() -> None:
     with torch.device("meta"):
         network = Toy()
-    found = trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), Layout(size=(8, 8)), count=False)
+    found = trace(network, lambda n: n(torch.empty(1, 3, 8, 8, device="meta")), OutputLayout(size=(8, 8)), count=False)
     assert found.flops == 0 and found.taps["blocks.2"].channels == 6
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from diffprobe.backbones.intervention import Splice, replaced
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.errors import ConfigError
 
 POOLS = ("mean", "grid2", "none", "tokens3")
@@ -84,7 +84,7 @@ class Tokens(nn.Module):
 def run(module, change, x):
     network = nn.Sequential()
     network.add_module("tap", module)
-    with replaced(network, "tap", Layout(size=(4, 6)), change):
+    with replaced(network, "tap", OutputLayout(size=(4, 6)), change):
         return network(x)
 
 
@@ -103,7 +103,7 @@ def test_tokens_are_maps_too():
 
 def test_outputs_in_another_order_are_refused():
     x = torch.randn(2, 24, 4, 6)  # as many channels as places: only the memory tells
-    layout = Layout(size=(4, 6), channels_first="tap")
+    layout = OutputLayout(size=(4, 6), channels_first="tap")
     network = nn.Sequential()
     network.add_module("tap", Tokens(channels_first=True))
     with pytest.raises(ConfigError, match="cannot be put back"), replaced(network, "tap", layout, lambda x: x):

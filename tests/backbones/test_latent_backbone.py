@@ -13,17 +13,17 @@ from diffprobe.core.errors import RunFailed
 @pytest.fixture(params=[sd_unet, pixart], ids=["unet", "transformer"])
 def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
     checkpoint = locate(str(request.param.tiny(tmp_path / "tiny")))
-    outline = request.param.outline(checkpoint, None)
-    needed = [path for path, _ in outline.denoiser.named_modules() if path]
-    return family_of(checkpoint).load(checkpoint, outline, needed, LoadOptions())
+    spec = request.param.spec(checkpoint, None)
+    needed = [path for path, _ in spec.denoiser.named_modules() if path]
+    return family_of(checkpoint).load(checkpoint, spec, needed, LoadOptions())
 
 
 def test_texts_are_let_go_and_what_was_told_is_remembered(backbone: Backbone) -> None:
     assert isinstance(backbone, TextBackbone)
     told = backbone.encode_conditions(["cat", ""])
-    assert set(backbone.parts()) == {"denoiser", "vae", "text_encoder"}
+    assert set(backbone.components()) == {"denoiser", "vae", "text_encoder"}
     backbone.release_text()
-    assert set(backbone.parts()) == {"denoiser", "vae"}
+    assert set(backbone.components()) == {"denoiser", "vae"}
     again = backbone.encode_conditions(["", "cat"])
     assert all(torch.equal(again[name], rows.flip(0)) for name, rows in told.items())
     with pytest.raises(RunFailed, match="freed before 'dog'"):

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 
 
 def test_maps_pass_and_the_first_of_a_tuple_counts() -> None:
-    x, layout = torch.randn(2, 3, 4, 4), Layout(size=(4, 4))
+    x, layout = torch.randn(2, 3, 4, 4), OutputLayout(size=(4, 4))
     assert layout.image(x, "block") is x
     assert layout.image((x, (x, x)), "block") is x
 
@@ -13,22 +13,24 @@ def test_maps_pass_and_the_first_of_a_tuple_counts() -> None:
 def test_tokens_go_to_their_place_on_the_grid() -> None:
     x = torch.randn(2, 5, 4, 6)  # batch, channels, height, width
     tokens = x.flatten(2).transpose(1, 2)
-    assert torch.equal(Layout(size=(8, 12)).image(tokens, "block"), x)
-    assert torch.equal(Layout(size=(4, 6)).image((tokens,), "block"), x)
+    assert torch.equal(OutputLayout(size=(8, 12)).image(tokens, "block"), x)
+    assert torch.equal(OutputLayout(size=(4, 6)).image((tokens,), "block"), x)
 
 
 def test_odd_sides_round_up_as_strided_convolutions_do() -> None:
-    assert Layout(size=(5, 3)).image(torch.zeros(1, 3 * 2, 7), "block").shape == (1, 7, 3, 2)
+    assert OutputLayout(size=(5, 3)).image(torch.zeros(1, 3 * 2, 7), "block").shape == (1, 7, 3, 2)
 
 
 @pytest.mark.parametrize("output", [torch.zeros(2, 7, 3), torch.zeros(2, 3), None, (), {}])
 def test_what_is_no_map_is_none(output: object) -> None:
-    assert Layout(size=(8, 8)).image(output, "block") is None
+    assert OutputLayout(size=(8, 8)).image(output, "block") is None
 
 
 def test_the_image_is_found_beside_the_text() -> None:
     text, image = torch.zeros(2, 7, 5), torch.randn(2, 16, 5)
-    layout = Layout(size=(8, 8), n_text=7, joint=r"single\.\d+", image_second=r"double\.\d+", text_only=r".*\.context")
+    layout = OutputLayout(
+        size=(8, 8), n_text=7, joint=r"single\.\d+", image_second=r"double\.\d+", text_only=r".*\.context"
+    )
     expected = image.transpose(1, 2).reshape(2, 5, 4, 4)
     assert torch.equal(layout.image((text, image), "double.3"), expected)
     assert torch.equal(layout.image(torch.cat([text, image], 1), "single.12"), expected)
@@ -41,7 +43,7 @@ def test_the_image_is_found_beside_the_text() -> None:
 @pytest.mark.parametrize("last", [False, True])
 def test_heads_go_side_by_side_and_text_before_the_image_is_left_out(last: bool) -> None:
     heads = torch.randn(2, 3, 7 + 16, 5)  # batch, heads, tokens, width
-    layout = Layout(size=(8, 8), n_text=7, joint=r"single\..*", heads=r".*norm_q", heads_last=last)
+    layout = OutputLayout(size=(8, 8), n_text=7, joint=r"single\..*", heads=r".*norm_q", heads_last=last)
     image = layout.image(heads.transpose(1, 2) if last else heads, "single.norm_q")
     assert image is not None and image.shape == (2, 15, 4, 4)
     assert torch.equal(image[1, 5:10, 2, 3], heads[1, 1, 7 + 2 * 4 + 3])
@@ -51,6 +53,6 @@ def test_heads_go_side_by_side_and_text_before_the_image_is_left_out(last: bool)
 
 def test_channels_may_stand_before_the_tokens() -> None:
     x = torch.randn(2, 16, 4, 4)  # as many channels as places: only the pattern tells them apart
-    layout = Layout(size=(8, 8), channels_first=r".*\.group_norm")
+    layout = OutputLayout(size=(8, 8), channels_first=r".*\.group_norm")
     assert torch.equal(layout.image(x.flatten(2), "attentions.0.group_norm"), x)
     assert torch.equal(layout.image(x.flatten(2).transpose(1, 2), "attentions.0.to_q"), x)

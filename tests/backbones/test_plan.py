@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.backbones.families import sd_unet
-from diffprobe.backbones.plan import make_plan, plan_of
+from diffprobe.backbones.plan import make_plan, plan_from_configs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, ConfigError, WeightsMissing
@@ -104,7 +104,7 @@ def test_configs_give_the_same_plan(tiny_sd: Path) -> None:
         random_weights=True,
         random_seed=3,
     )
-    assert plan_of(backbone, features).fingerprint == expected.fingerprint
+    assert plan_from_configs(backbone, features).fingerprint == expected.fingerprint
 
 
 @pytest.mark.parametrize(

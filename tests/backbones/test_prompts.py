@@ -1,9 +1,9 @@
 import pytest
 
-from diffprobe.backbones.prompts import Branch, SampleTexts, make_branches, tell
+from diffprobe.backbones.prompts import Branch, SampleMetadata, condition_inputs, make_branches
 from diffprobe.core.errors import ConfigError
 
-TEXTS = SampleTexts(
+TEXTS = SampleMetadata(
     keys=["a", "b"],
     captions=["red cat", "blue dog"],
     labels=[3, 0],
@@ -12,7 +12,7 @@ TEXTS = SampleTexts(
 
 
 @pytest.mark.parametrize(
-    ("condition", "prompt", "told"),
+    ("condition", "prompt", "conditioning"),
     [
         ("empty", None, ["", ""]),
         ("caption", None, ["red cat", "blue dog"]),
@@ -27,14 +27,14 @@ TEXTS = SampleTexts(
 )
 def test_what_samples_are_told(condition: str, prompt: str | None, told: list) -> None:
     (branch,) = make_branches(condition, prompt, unconditional=False, negative=None)
-    assert tell(branch, TEXTS) == told
+    assert condition_inputs(branch, TEXTS) == told
     assert branch.is_fixed == (condition in ("empty", "prompt"))
 
 
 def test_guidance_reads_a_second_branch() -> None:
     assert make_branches("caption", None, unconditional=True, negative=None) == [Branch("caption"), Branch("empty")]
     second = make_branches("caption", None, unconditional=True, negative="blurry")[1]
-    assert tell(second, TEXTS) == ["blurry", "blurry"] and second.condition == "negative"
+    assert condition_inputs(second, TEXTS) == ["blurry", "blurry"] and second.condition == "negative"
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_rules_that_do_not_go_together_are_refused(settings: dict, message: str)
 
 def test_what_a_sample_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"1 of 2 samples have no skin_tone(.|\n)*first: b"):
-        tell(Branch("template", "{skin_tone}"), TEXTS)
+        condition_inputs(Branch("template", "{skin_tone}"), TEXTS)
     with pytest.raises(ConfigError, match=r"'clas_name'(.|\n)*nearest: class_name"):
-        tell(Branch("template", "{clas_name}"), TEXTS)
+        condition_inputs(Branch("template", "{clas_name}"), TEXTS)
     with pytest.raises(ConfigError, match="1 of 1 samples have no label"):
-        tell(Branch("label"), SampleTexts(keys=["a"], labels=[-1]))
+        condition_inputs(Branch("label"), SampleMetadata(keys=["a"], labels=[-1]))
     with pytest.raises(ConfigError, match="needs a caption for each of 1 images; got none"):
-        tell(Branch("caption"), SampleTexts(keys=["a"]))
+        condition_inputs(Branch("caption"), SampleMetadata(keys=["a"]))

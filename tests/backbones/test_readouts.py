@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.hooks import Capture, trace
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.readouts import attention, hooked_modules, may_attend, split_tap
 from diffprobe.core.errors import RunFailed
 
@@ -47,7 +47,7 @@ class TestOnATinyPipeline:
 
     def test_it_is_a_share_of_each_place_and_follows_the_prompt(self, load: Load, images: Tensor) -> None:
         told = {"condition": "prompt", "prompt": "red cat"}
-        (found,) = load(taps=[f"{ATTN}/probs"], pool="none", **told)(images, keys=KEYS).values()
+        (found,) = load(taps=[f"{ATTN}/probs"], pool="none", **conditioning)(images, keys=KEYS).values()
         assert found.shape == (5, 24, 8, 8)
         close(found.sum(1), torch.ones(5, 8, 8))
         (empty,) = load(taps=[f"{ATTN}/probs"], pool="none")(images, keys=KEYS).values()
@@ -105,7 +105,7 @@ class TestAttention:
         assert not may_attend(nn.Linear(2, 2))
 
 
-class Joint(nn.Module):
+class Collective(nn.Module):
     """Two blocks: (text, image) apart, then one sequence."""
 
     def __init__(self) -> None:
@@ -122,16 +122,16 @@ class _Apart(nn.Module):
 
 
 def test_the_text_of_joint_blocks_is_a_row_of_tokens() -> None:
-    layout = Layout(size=(2, 2), n_text=3, joint="together", image_second="apart")
+    layout = OutputLayout(size=(2, 2), n_text=3, joint="together", image_second="apart")
     text, image = torch.randn(2, 3, 5), torch.randn(2, 4, 5)
-    traced = trace(Joint(), lambda network: network(text, image), layout)
+    traced = trace(Collective(), lambda network: network(text, image), layout)
     assert {tap: (shape.form, shape.channels, shape.size) for tap, shape in traced.taps.items()} == {
         "apart": ("tokens", 5, (2, 2)),
         "apart/text": ("text", 5, (3, 1)),
         "together": ("tokens", 5, (2, 2)),
         "together/text": ("text", 5, (3, 1)),
     }
-    network = Joint()
+    network = Collective()
     capture = Capture(network, list(traced.taps), layout=layout, read=lambda x, rows: x.clone())
     found = capture(lambda: network(text, image))
     for tap in ("apart/text", "together/text"):
@@ -153,7 +153,7 @@ def test_padded_tokens_of_a_masked_prompt_get_no_attention(tmp_path: Path, image
     told = {"condition": "prompt", "prompt": "red cat", "timesteps": [100], "device": "cpu"}
     taps = ["transformer_blocks.1.attn2/probs", "transformer_blocks.1.attn2/logits"]
     path = str(pixart.tiny(tmp_path / "pixart"))
-    features = DiffusionFeatures.from_pretrained(path, taps=taps, **told)  # type: ignore[arg-type]
+    features = DiffusionFeatures.from_pretrained(path, taps=taps, **conditioning)  # type: ignore[arg-type]
     probs, logits = features(images, keys=KEYS).values()
     assert probs.shape == logits.shape == (5, 120)
     attended = probs[0] > 0

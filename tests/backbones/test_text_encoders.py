@@ -7,25 +7,25 @@ import pytest
 import torch
 
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5
-from diffprobe.backbones.text_encoders import ClipText, PromptMemory, load_clip_text, load_t5_text
+from diffprobe.backbones.text_encoders import ClipTextEncoder, PromptCache, load_clip_text, load_t5_text
 from diffprobe.core.errors import RunFailed, WeightsMissing
 
 Encode = Callable[[list[str]], torch.Tensor]
 
 
 @pytest.fixture
-def text(tiny_sd: Path) -> ClipText:
+def text(tiny_sd: Path) -> ClipTextEncoder:
     return load_clip_text(tiny_sd, dtype=torch.float32)
 
 
 @pytest.fixture
-def encoder(text: ClipText) -> Encode:
-    memory = PromptMemory(lambda prompts: {"states": text(prompts)[0]})
+def encoder(text: ClipTextEncoder) -> Encode:
+    memory = PromptCache(lambda prompts: {"states": text(prompts)[0]})
     return lambda prompts: memory(prompts)["states"]
 
 
 @pytest.fixture
-def seen(text: ClipText) -> list[int]:
+def seen(text: ClipTextEncoder) -> list[int]:
     """Number of prompts in each call of the text encoder."""
     calls: list[int] = []
     text.encoder.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
@@ -63,20 +63,20 @@ def test_memory_is_bounded_and_the_oldest_goes_first(
 
 
 def test_what_is_too_long_is_cut_with_one_warning(encoder: Encode) -> None:
-    with pytest.warns(UserWarning, match="is cut to the 24"):
+    with pytest.warns(UserWarning, match="is prune_after to the 24"):
         long = encoder(["cat " * 40])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(long, encoder(["cat " * 41]))
 
 
-def test_the_encoder_is_frozen(text: ClipText) -> None:
+def test_the_encoder_is_frozen(text: ClipTextEncoder) -> None:
     assert not text.encoder.training
     assert not any(p.requires_grad for p in text.encoder.parameters())
 
 
-def test_a_sealed_memory_knows_what_it_knew_and_no_more(text: ClipText) -> None:
-    memory = PromptMemory(lambda prompts: {"states": text(prompts)[0]})
+def test_a_sealed_memory_knows_what_it_knew_and_no_more(text: ClipTextEncoder) -> None:
+    memory = PromptCache(lambda prompts: {"states": text(prompts)[0]})
     known = memory(["cat"])["states"]
     memory.seal()
     assert torch.equal(memory(["cat"])["states"], known)

@@ -95,9 +95,9 @@ def test_random_weights_need_no_trained_ones(tiny: Callable, tmp_path: Path) -> 
 def test_the_plan_is_left_whole_and_everything_loaded_is_frozen(tiny: Callable, images: Tensor) -> None:
     plan = make_plan(str(tiny(0)), taps=["transformer_blocks.0"], timesteps=[0])
     first, second = (DiffusionFeatures.from_plan(plan, device="cpu") for _ in range(2))
-    assert all(p.is_meta for p in plan.outline.denoiser.parameters())
+    assert all(p.is_meta for p in plan.spec.denoiser.parameters())
     assert torch.equal(values(first, images), values(second, images))
-    for module in first._backbone.parts().values():
+    for module in first._backbone.components().values():
         assert not module.training and not any(p.requires_grad for p in module.parameters())
 
 
@@ -111,7 +111,7 @@ def test_half_precision_keeps_the_table_of_positions_whole(tiny: Callable, image
 
 def test_freed_text_encoders_leave_memory(images: Tensor, tmp_path: Path) -> None:
     loaded = features(pixart.tiny(tmp_path / "pixart"), condition="prompt", prompt="red cat")
-    encoder = weakref.ref(loaded._backbone.parts()["text_encoder"])
+    encoder = weakref.ref(loaded._backbone.components()["text_encoder"])
     first = values(loaded, images)
     gc.collect()
     assert encoder() is None
@@ -120,7 +120,7 @@ def test_freed_text_encoders_leave_memory(images: Tensor, tmp_path: Path) -> Non
 
 def test_text_encoders_have_the_asked_precision(tmp_path: Path) -> None:
     loaded = features(pixart.tiny(tmp_path / "pixart"), dtype="bfloat16")
-    assert loaded._backbone.parts()["text_encoder"].dtype == torch.bfloat16
+    assert loaded._backbone.components()["text_encoder"].dtype == torch.bfloat16
     told = loaded._backbone.encode_conditions(["cat", None, ""])
     assert told["encoder_hidden_states"].dtype == torch.bfloat16
     assert torch.equal(told["encoder_hidden_states"][1], told["encoder_hidden_states"][2])

@@ -73,14 +73,14 @@ def test_a_network_of_another_class_is_refused(tiny_sd: Path) -> None:
 @pytest.mark.parametrize("seed", [None, 3])
 def test_it_is_loaded_cut_frozen_and_in_the_asked_precision(seed: int | None, tiny_sd: Path) -> None:
     checkpoint = locate(str(tiny_sd))
-    outline = sd_unet.outline(checkpoint, None)
+    spec = sd_unet.spec(checkpoint, None)
     options = LoadOptions(dtype=torch.bfloat16, random_seed=seed)
-    unet = load_unet(checkpoint, outline, {"conv_in"}, options, source=tiny_sd / "unet")
+    unet = load_unet(checkpoint, spec, {"conv_in"}, options, source=tiny_sd / "unet")
     assert set(unet.state_dict()) == {"conv_in.weight", "conv_in.bias"}
     for parameter in unet.parameters():
         assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad and not parameter.is_meta
     assert not unet.training
-    assert all(parameter.is_meta for parameter in outline.denoiser.parameters())
+    assert all(parameter.is_meta for parameter in spec.denoiser.parameters())
 
 
 def test_the_networks_weights_are_needed_only_if_they_are_read(tiny_sd: Path, tmp_path: Path) -> None:

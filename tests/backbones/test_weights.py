@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffprobe.backbones.hooks import cut
+from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.weights import (
     denoiser_source,
     digest_denoiser,
@@ -110,7 +110,7 @@ class TestLoad:
     def test_a_cut_network_reads_only_its_own_weights(self, tiny_sd: Path) -> None:
         unet = make_unet(tiny_sd)
         names = frozenset(unet.state_dict())
-        cut(unet, {"conv_in"})
+        prune_after(unet, {"conv_in"})
         load_tensors(unet, tiny_sd / "unet", dtype=torch.float32, expected=names)
         assert set(unet.state_dict()) == {"conv_in.weight", "conv_in.bias"}
         stored = load_file(tiny_sd / "unet" / f"{STEM}.safetensors")

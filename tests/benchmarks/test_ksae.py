@@ -7,9 +7,9 @@ from diffprobe.benchmarks import ksae as bench
 from diffprobe.benchmarks.ksae import (
     CONTENDERS,
     PRECISIONS,
+    KsaeReport,
+    KsaeRow,
     Measured,
-    Report,
-    Row,
     bench_ksae,
     measure,
     planted,
@@ -52,8 +52,8 @@ def test_the_fastest_other_comes_first() -> None:
         return Measured(contender=contender, precision="float32", **numbers)
 
     found = (one("ours", 1.0), one("sparsify", 3.0), one("overcomplete", 2.0))
-    row = Row(batch=8, d_in=4, n_latents=8, k=2, measured=found)
-    report = Report(machine="one", steps=2, rounds=1, rows=(row,), versions={"sparsify": "1"}, absent={})
+    row = KsaeRow(batch=8, d_in=4, n_latents=8, k=2, measured=found)
+    report = KsaeReport(machine="one", steps=2, rounds=1, rows=(row,), versions={"sparsify": "1"}, absent={})
     assert [peer.contender for peer in report.rows[0].peers("float32")] == ["overcomplete", "sparsify"]
     assert row.peers("bfloat16") == ()
 

@@ -59,7 +59,7 @@ def test_a_bad_setting_is_refused_before_anything_is_written(tiny_study, tmp_pat
     assert words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['null=raw_pixels']}]"
+RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['control=raw_pixels']}]"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['
     [
         ("probe=logistic", "run 1 on the command line (tiny/sae): "),
         ("features.source=live", "run 1 on the command line (tiny/sae): features.source=live"),
-        ("probe.grid.k=[2,4]", "run 2 on the command line (tiny/classifier null=raw_pixels): probe: grid belongs"),
+        ("probe.grid.k=[2,4]", "run 2 on the command line (tiny/classifier control=raw_pixels): probe: grid belongs"),
     ],
 )
 def test_the_check_says_which_run_has_the_fault(tiny_study, tmp_path, capsys, setting, words):

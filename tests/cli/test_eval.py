@@ -30,7 +30,7 @@ def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert main(command) == 0
     out, err = capfd.readouterr()
     lines = out.splitlines()
-    assert [line for line in lines if line.startswith("test  psnr_db")][0].endswith(")")  # its nulls
+    assert [line for line in lines if line.startswith("test  psnr_db")][0].endswith(")")  # its controls
     (choice,) = (line for line in lines if line.startswith("val   caption_of_2_accuracy"))
     assert " [" in choice and "n=4  (chance 0.5)" in choice
     (path,) = (tmp_path / "runs" / "mine" / "evaluate").glob("*/result.json")

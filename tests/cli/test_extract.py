@@ -84,7 +84,7 @@ def test_the_part_comes_from_what_started_the_process(settings, capsys, monkeypa
 
 def test_latents_are_reused_listed_shown_and_verified(settings, tmp_path, capsys):
     root = tmp_path / "latents"
-    cached = [*settings, f"features.latents={root}"]
+    cached = [*settings, f"features.latent_cache={root}"]
     assert main(["extract", *cached]) == 0
     assert "latents: 0 of 7 shards reused, 7 to encode" in capsys.readouterr().err
     assert main(["extract", *cached, "features.timesteps=[30]", "features.snr=[1.0]"]) == 0
@@ -118,12 +118,12 @@ def test_live_features_need_no_store(settings, capsys):
 
 
 @pytest.mark.parametrize(
-    ("null", "cell"), [("raw_pixels", "pixels@t0:empty:mean"), ("random_weights", "mid_block@t20")]
+    ("control", "cell"), [("raw_pixels", "pixels@t0:empty:mean"), ("random_weights", "mid_block@t20")]
 )
-def test_a_null_has_a_store_of_its_own(settings, null, cell, capsys):
+def test_a_control_has_a_store_of_its_own(settings, control, cell, capsys):
     assert main(["extract", *settings, "--quiet"]) == 0
     own = capsys.readouterr().out
-    assert main(["extract", *settings, f"null={null}", "--quiet"]) == 0
+    assert main(["extract", *settings, f"control={control}", "--quiet"]) == 0
     store = capsys.readouterr().out
     assert store != own
     assert main(["store", "show", store.strip()]) == 0

@@ -36,8 +36,8 @@ def test_extract_then_train(settings, tmp_path, capsys):
 def test_check_judges_and_writes_nothing(settings, tmp_path, capsys):
     assert main(["train", *settings, "--check"]) == 0
     assert "the configuration is fine" in capsys.readouterr().out
-    assert main(["train", *settings, "probe.params.nulls=[x]", "--check"]) == 2
-    assert "can't train the null 'x'" in capsys.readouterr().err
+    assert main(["train", *settings, "probe.params.controls=[x]", "--check"]) == 2
+    assert "can't train the control 'x'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -57,8 +57,8 @@ def test_the_shipped_weights_have_a_name_and_others_are_looked_for_by_the_check(
     monkeypatch.chdir(tmp_path)
     command = ["train", "--check", "experiment=emoji/train_denoiser"]
     assert main(command) == 0
-    assert main([*command, "start=emoji-sd"]) == 0
-    for key in ("autoencoder", "text_encoder", "start"):
+    assert main([*command, "init_from=emoji-sd"]) == 0
+    for key in ("autoencoder", "text_encoder", "init_from"):
         capsys.readouterr()
         assert main([*command, "text_encoder=null", f"{key}=gone"]) == 2
         assert "WeightsMissing: " in (err := capsys.readouterr().err) and "'gone'" in err

@@ -124,7 +124,10 @@ def test_settings_that_cannot_be_read_are_refused(settings: list[str], messages:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("null: shuffled_labels\n", "key 'null' in experiments/paper/row.yaml, line 1, is no text to YAML but null"),
+        (
+            "control: shuffled_labels\n",
+            "key 'control' in experiments/paper/row.yaml, line 1, is no text to YAML but control",
+        ),
         ("probe:\n  on: 3\n", "key 'on' in experiments/paper/row.yaml, line 2, is no text to YAML but bool"),
         ("probe: [1\n", "experiments/paper/row.yaml is not readable YAML"),
         ("- a\n", "experiments/paper/row.yaml holds no keys"),
@@ -151,7 +154,7 @@ def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:
         load_run("paper/other")
 
 
-NAMES = ["top", "x/12", "x/1e5", "x/null", "my paper/t", "énoncé/t", "2024/a-b", "x/it's, [a]=b", "a.b/c"]
+NAMES = ["top", "x/12", "x/1e5", "x/control", "my paper/t", "énoncé/t", "2024/a-b", "x/it's, [a]=b", "a.b/c"]
 
 
 @pytest.mark.parametrize("name", NAMES)

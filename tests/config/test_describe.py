@@ -29,7 +29,9 @@ class Outer:
 
 
 def test_a_rendered_config_reads_back_equal() -> None:
-    config = load_run("emoji/sae", ["null=shuffled_labels", "features.condition=prompt", "features.prompt='é: a, b'"])
+    config = load_run(
+        "emoji/sae", ["control=shuffled_labels", "features.condition=prompt", "features.prompt='é: a, b'"]
+    )
     assert parse(RunConfig, yaml.safe_load(render_yaml(config))) == config
 
 

@@ -27,7 +27,7 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
         (FeaturesConfig, {"taps": ()}, "taps is empty"),
         (FeaturesConfig, {"timesteps": (1, 1)}, "timesteps names one twice: 1, 1"),
         (FeaturesConfig, {"draws": 0}, "draws=0"),
-        (FeaturesConfig, {"source": "live", "hold": "memory"}, "hold=memory with source=live"),
+        (FeaturesConfig, {"source": "live", "placement": "memory"}, "placement=memory with source=live"),
         (FeaturesConfig, {"source": "live", "shuffle": "rows"}, "shuffle=rows with source=live"),
         (FeaturesConfig, {"prompt": "a cat"}, "prompt belongs to condition=prompt"),
         (FeaturesConfig, {"condition": "prompt"}, "prompt belongs to condition=prompt"),

@@ -12,7 +12,7 @@ from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import NonFinite, SchemaError
 from diffprobe.core.result import MetricRecord, RunResult, make_result, read_result, write_result
 
-GOLDEN = Path(__file__).with_name("result_v1.json")
+GOLDEN = Path(__file__).with_name("result_v2.json")
 
 
 def record(**changes: object) -> MetricRecord:
@@ -27,7 +27,7 @@ def result(*metrics: MetricRecord) -> RunResult:
         kind="classifier",
         config={"taps": ("mid_block",), "seed": 0},
         seeds={"seed": 0},
-        metrics=metrics or (record(nulls={"chance": 0.125}, detail={"captions": ["x"]}),),
+        metrics=metrics or (record(controls={"chance": 0.125}, detail={"captions": ["x"]}),),
         started_at=time.time() - 5,
         artifacts={"store": "ab" * 32},
     )
@@ -49,7 +49,7 @@ def test_what_a_run_does_not_say_itself_is_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"value": float("nan")}, {"nulls": {"chance": float("inf")}}, {"spread": float("nan")}], ids=str
+    "bad", [{"value": float("nan")}, {"controls": {"chance": float("inf")}}, {"spread": float("nan")}], ids=str
 )
 def test_nan_is_never_written(tmp_path: Path, bad: dict) -> None:
     with pytest.raises(NonFinite, match=r"metrics\[0\]"):
@@ -83,9 +83,14 @@ def test_a_broken_result_is_refused_by_file_and_key(tmp_path: Path, changes: dic
     assert str(path) in str(caught.value)
 
 
-def test_results_of_schema_version_1_are_read_for_ever() -> None:
+def test_results_of_schema_version_1_are_refused_with_the_command_that_makes_them_anew() -> None:
+    with pytest.raises(SchemaError, match=r"(?s)schema version 1 .*diffprobe train experiment=emoji/classifier"):
+        read_result(Path(__file__).with_name("result_v1.json"))
+
+
+def test_results_of_schema_version_2_are_read() -> None:
     stored = read_result(GOLDEN)
-    assert stored.metrics[0] == record(nulls={"chance": 0.125}, detail={"captions": ["x"]})
+    assert stored.metrics[0] == record(controls={"chance": 0.125}, detail={"captions": ["x"]})
     assert stored.config_digest == digest_json(stored.config)
     assert {f.name for f in dataclasses.fields(RunResult)} | {"header"} == set(json.loads(GOLDEN.read_text()))
 

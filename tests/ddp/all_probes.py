@@ -42,7 +42,7 @@ def classifier(precision="32-true"):
 
 
 def sae(precision="32-true"):
-    probe = Config(k=3, n_latents=32, dead_after=60, k_aux=4)
+    probe = Config(k=3, n_latents=32, dead_window=60, k_aux=4)
     return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings(precision))
 
 

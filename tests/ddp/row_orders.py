@@ -76,7 +76,7 @@ def main(name):
         learning_rate=0.01,
         **parallel,
     )
-    probe = Config(k=3, n_latents=32, dead_after=300, k_aux=4, row_buffer=60 if name == "buffer" else 0)
+    probe = Config(k=3, n_latents=32, dead_window=300, k_aux=4, row_buffer=60 if name == "buffer" else 0)
     module = SparseAutoencoderModule(probe, cell=TOKENS, d_in=12, settings=settings)
     folder = OUTPUT / name
     with quiet():

@@ -19,7 +19,7 @@ _spec = importlib.util.spec_from_file_location("all_probes", Path(__file__).with
 probes = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(probes)
 
-SHAPE = {"n_latents": 32, "dead_after": 40, "k_aux": 4}
+SHAPE = {"n_latents": 32, "dead_window": 40, "k_aux": 4}
 BATCH_TOPK, MATRYOSHKA = batch_topk.Config(k=3, **SHAPE), matryoshka.Config(k=3, **SHAPE)
 
 

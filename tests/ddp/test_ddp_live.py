@@ -86,7 +86,7 @@ def test_two_processes_find_what_one_finds(folders, name):
     for a, b in zip(one.metrics, two.metrics, strict=True):
         assert (a.name, a.split, a.cell, a.target, a.n) == (b.name, b.split, b.cell, b.target, b.n) and b.n == 5
         assert b.value == pytest.approx(a.value, abs=1e-5), (a.name, a.split, a.target)
-        assert b.nulls == pytest.approx(a.nulls, abs=1e-5), (a.name, a.split, a.target)
+        assert b.controls == pytest.approx(a.controls, abs=1e-5), (a.name, a.split, a.target)
     if name == "direction":
         expected, found = (Direction.load(root / "style" / CELL).vector for root in (probes, others))
     else:

@@ -45,7 +45,7 @@ def assert_equal(results, name, **tolerance):
     for a, b in zip(one, two, strict=True):
         assert (a["name"], a["split"], a["cell"], a["n"]) == (b["name"], b["split"], b["cell"], b["n"])
         assert b["value"] == pytest.approx(a["value"], **tolerance), (a["name"], a["split"])
-        assert b["nulls"] == pytest.approx(a["nulls"], **tolerance)
+        assert b["controls"] == pytest.approx(a["controls"], **tolerance)
 
 
 @pytest.mark.parametrize("name", ["classifier_fixed", "sae_fixed"])

@@ -64,10 +64,10 @@ def test_runs_with_the_same_features_share_a_store(tiny_study):
 def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     demo = load_demo([f"output={tmp_path}"])
     assert {run.data.limit for run in demo.runs} == {2560} and {run.seed for run in demo.runs} == {0}
-    kinds = {kind: {run.null for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
+    kinds = {kind: {run.control for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
     assert kinds == {"sae": {"none", "random_weights"}, "classifier": {"none", "random_weights", "raw_pixels"}}
     assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)}
-    assert demo.config.panels == PanelConfig(one_per="family")
+    assert demo.config.panels == PanelConfig(group_by="family")
 
 
 def test_the_same_run_twice_is_refused(tiny_study):
@@ -83,14 +83,14 @@ def test_a_folder_with_results_of_other_settings_is_refused(tiny_study, tmp_path
         load_demo([*tiny_study, f"output={tmp_path / 'out'}"])
 
 
-def test_every_run_has_its_result_beside_its_nulls(outcome):
+def test_every_run_has_its_result_beside_its_controls(outcome):
     done, _ = outcome
     assert len(done.results) == 8 == len({path for path in done.result_paths if path.is_file()})
     (run, result, folder) = done.of_kind("classifier")[0]
-    assert run.null == "none" and folder.name == result.run and len(done.of_kind("direction")) == 2
+    assert run.control == "none" and folder.name == result.run and len(done.of_kind("direction")) == 2
     table = done.tables[0]
-    for null in ("raw pixels", "random weights", "shuffled labels", "chance"):
-        assert null in table
+    for control in ("raw pixels", "random weights", "shuffled labels", "chance"):
+        assert control in table
     assert "n/a" not in table
 
 
@@ -174,6 +174,6 @@ def test_the_console_says_what_was_done_and_where_it_is(outcome):
     assert done.tables[0] in said and "32 latents, fvu" in said and "2 targets x 2 cells" in said
     for line in said.splitlines():
         assert line.startswith("|") or len(line) <= 112
-    assert "strongest null" in said and "peak memory" in said and "diffprobe taps emoji-sd" in said
+    assert "strongest control" in said and "peak memory" in said and "diffprobe taps emoji-sd" in said
     assert (done.demo.folder / "report.html").is_file()
     assert json.loads(done.result_paths[0].read_text())["experiment"] == "tiny/classifier"

@@ -35,7 +35,7 @@ def planted(seed):
 @pytest.mark.parametrize("variant", [topk, batch_topk, jumprelu], ids=lambda v: v.__name__.split(".")[-1])
 def test_a_planted_dictionary_is_found(variant, seed):
     directions, sample = planted(seed)
-    config = variant.Config(k=ACTIVE + 1, n_latents=TRUE, k_aux=16, dead_after=5 * BATCH)
+    config = variant.Config(k=ACTIVE + 1, n_latents=TRUE, k_aux=16, dead_window=5 * BATCH)
     sae = variant.make(config, D, seed=seed)
     first = sample(4096)
     sae.initialise(first.double().mean(0), first.double().var(0, unbiased=False), first)
@@ -44,7 +44,7 @@ def test_a_planted_dictionary_is_found(variant, seed):
     idle = torch.zeros(TRUE)
     for _ in range(STEPS):
         sae.begin_step()
-        out = sae.step(sample(BATCH), dead=idle >= sae.config.dead_after)
+        out = sae.step(sample(BATCH), dead=idle >= sae.config.dead_window)
         idle += BATCH
         idle[out.code.indices[out.code.values > 0]] = 0
         optimizer.zero_grad()

@@ -99,9 +99,9 @@ def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
     record = evaluated[2]["psnr_db", "val"]
     images = load_table(config.data, "val", resolution=32).floats(slice(None))
     mse = (images - images.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
-    assert record.nulls["mean_colour"] == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)
-    assert record.nulls["mean_colour"] < record.nulls["thumbnail_8x8"] < 100
-    assert record.value < record.nulls["thumbnail_8x8"]  # random weights
+    assert record.controls["mean_colour"] == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)
+    assert record.controls["mean_colour"] < record.controls["thumbnail_8x8"] < 100
+    assert record.value < record.controls["thumbnail_8x8"]  # random weights
 
 
 def test_the_use_of_the_text_is_counted_over_the_tenths(evaluated):
@@ -109,16 +109,16 @@ def test_the_use_of_the_text_is_counted_over_the_tenths(evaluated):
     for split in ("val", "test"):
         errors = [records[f"denoising_error_t{t}", split] for t in range(50, 1000, 100)]
         assert all(0.5 < record.value < 2 for record in errors)  # a net that predicts nothing is at 1
-        won = sum(record.nulls["shuffled_captions"] > record.value for record in errors)
+        won = sum(record.controls["shuffled_captions"] > record.value for record in errors)
         assert records["tenths_where_text_helps", split].value == won
 
 
 def test_the_choice_has_chance_and_an_interval_beside_it(evaluated):
     record = evaluated[2]["caption_of_3_accuracy", "test"]
     low, high = record.detail["interval"]
-    assert record.nulls.pop("chance") == 1 / 3 and low <= record.value <= high
-    assert set(record.nulls) == {"regression_on_words", "regression_on_text_encoder"}
-    assert all(0 <= value <= 1 for value in record.nulls.values())
+    assert record.controls.pop("chance") == 1 / 3 and low <= record.value <= high
+    assert set(record.controls) == {"regression_on_words", "regression_on_text_encoder"}
+    assert all(0 <= value <= 1 for value in record.controls.values())
     assert record.detail["timesteps"] == [166, 500, 833]
     assert record.detail["screening"]["timesteps"] == [500] and record.detail["screening"]["kept"] == 2
 

@@ -55,11 +55,11 @@ def test_the_text_helps_where_it_was_planted():
         )  # fmt: skip
     assert [record.name for record in records[:-1]] == [f"denoising_error_t{t}" for t in range(50, 1000, 100)]
     for record in records[:5]:
-        assert record.value == 1 and record.nulls["shuffled_captions"] > 1
+        assert record.value == 1 and record.controls["shuffled_captions"] > 1
         low, high = record.detail["gain_interval"]
         assert 0 < low < record.detail["gain"] < high
     for record in records[5:-1]:
-        assert record.value == record.nulls["shuffled_captions"] == 1
+        assert record.value == record.controls["shuffled_captions"] == 1
     assert records[-1].name == "tenths_where_text_helps" and records[-1].value == 5
 
 
@@ -99,12 +99,12 @@ def test_the_choice_stands_beside_chance_and_the_regressions():
     fitted = regressions(Planted(), train, RegressionRule(images=250), seed=0)
     [record] = chosen(test, vectors(test.captions), fitted)
     assert record.name == "caption_of_10_accuracy" and record.value == 1 and record.n == 80
-    assert record.nulls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
-    assert record.nulls["regression_on_words"] > 0.9 and record.nulls["regression_on_text_encoder"] > 0.9
+    assert record.controls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
+    assert record.controls["regression_on_words"] > 0.9 and record.controls["regression_on_text_encoder"] > 0.9
     mixed = dataclasses.replace(train, latents=train.latents[torch.randperm(300)])  # captions of other images
     fitted = regressions(Planted(), mixed, RegressionRule(images=250), seed=0)
-    nulls = chosen(test, vectors(test.captions), fitted)[0].nulls
-    assert nulls["regression_on_words"] < 0.35 and nulls["regression_on_text_encoder"] < 0.35
+    controls = chosen(test, vectors(test.captions), fitted)[0].controls
+    assert controls["regression_on_words"] < 0.35 and controls["regression_on_text_encoder"] < 0.35
 
 
 def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not_change():
@@ -113,7 +113,7 @@ def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not
     blind = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
     [known], [unknown] = chosen(test, vectors(test.captions), fitted), chosen(test, blind, fitted)
     low, high = unknown.detail["interval"]
-    assert low <= unknown.value <= high and unknown.value < 0.3 and known.nulls == unknown.nulls
+    assert low <= unknown.value <= high and unknown.value < 0.3 and known.controls == unknown.controls
 
 
 def test_parts_of_the_samples_are_counted_by_themselves_on_the_same_candidates():
@@ -127,8 +127,8 @@ def test_parts_of_the_samples_are_counted_by_themselves_on_the_same_candidates()
     assert [r.name for r in (lost, found)] == ["caption_of_10_accuracy_lost", "caption_of_10_accuracy_found"]
     assert lost.n == found.n == 30 and whole.n == 60 and lost.value < 0.4 < found.value
     assert whole.value == pytest.approx((lost.value + found.value) / 2)
-    for name in whole.nulls:
-        assert whole.nulls[name] == pytest.approx((lost.nulls[name] + found.nulls[name]) / 2)
+    for name in whole.controls:
+        assert whole.controls[name] == pytest.approx((lost.controls[name] + found.controls[name]) / 2)
     assert lost.detail["interval"][1] < found.detail["interval"][1]
 
 

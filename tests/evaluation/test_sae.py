@@ -84,7 +84,7 @@ def test_every_timestep_is_measured_beside_mean_ablation(evaluated):
     for cell in (CELL, "mid_block@t500:caption:mean"):
         record = found["delta_mse", cell]
         assert record.n == 4 and record.split == "test" and record.probe == "topk"
-        assert set(record.nulls) == {"mean_ablation", "whole_map_ablation"}
+        assert set(record.controls) == {"mean_ablation", "whole_map_ablation"}
         assert record.detail["replaced"] == "the mean over places; the rest of the map stays"
         assert record.detail["trained_on"] == CELL and record.detail["target"] == "epsilon"
         assert ("recovered", cell) in found or "no_recovered" in record.detail

@@ -193,7 +193,7 @@ def test_nothing_is_kept_of_a_shard_that_is_not_the_one_indexed(configs, tiny_sh
     write_shard(shard, [(raw.key, other.files) for raw, other in zip(raws, reversed(raws), strict=True)])
     os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert shard.stat().st_size == stat.st_size
-    changes = {"features_latents": str(tmp_path / "l")} if latents else {}
+    changes = {"features_latent_cache": str(tmp_path / "l")} if latents else {}
     with pytest.raises(ShardError, match=r"train-0000.tar: the shard has changed since it was indexed"):
         extract(*configs(data_path=str(copy), **changes), splits=["train"], progress=False)
     assert not list(tmp_path.glob("[sl]/*/train-0000.tar"))

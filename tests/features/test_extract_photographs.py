@@ -78,7 +78,7 @@ def test_photographs_of_all_kinds_go_through_the_command(photographs, tiny_sd, t
             "features.condition=template",
             "features.prompt='a photo of a {class_name}'",
             f"features.store={tmp_path / 'stores'}",
-            f"features.latents={tmp_path / 'latents'}",
+            f"features.latent_cache={tmp_path / 'latents'}",
         ]
         assert main(["extract", *settings, "--quiet"]) == 0, capsys.readouterr().err
         store = capsys.readouterr().out.strip()

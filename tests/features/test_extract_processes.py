@@ -137,7 +137,7 @@ def test_processes_at_the_same_time_one_of_them_killed_give_the_bytes_of_one(
     alone, configs, tmp_path, file_bytes, processes, count, latents
 ):
     generator = random.Random(count)
-    kept = {"features_latents": str(tmp_path / "latents")} if latents else {}
+    kept = {"features_latent_cache": str(tmp_path / "latents")} if latents else {}
     parts = configs(features_store=str(tmp_path / "many"), **kept)
     order = generator.sample(range(count), count)
     started = [processes.start(parts, index, count) for index in order]
@@ -171,7 +171,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(configs, many_image
     """Features of 512 images would take 25 MB, their latents 2 MB, the images 6 MB."""
     peaks = {}
     for n in (64, 512):
-        kept = {"features_latents": str(tmp_path / f"latents-{n}")} if latents else {}
+        kept = {"features_latent_cache": str(tmp_path / f"latents-{n}")} if latents else {}
         parts = configs(
             data_path=str(many_images(n)),
             data_val_split="train",

@@ -18,7 +18,7 @@ from diffprobe.features.request import Request
 def kept(filled, tmp_path_factory):
     """The shared request, extracted again over a latent cache: its configs, the store, and what was told."""
     root = tmp_path_factory.mktemp("kept")
-    features = replace(filled[2], store=str(root / "stores"), latents=str(root / "latents"))
+    features = replace(filled[2], store=str(root / "stores"), latent_cache=str(root / "latents"))
     lines = []
     store = extract(filled[0], filled[1], features, progress=False, tell=lines.append)
     return (filled[0], filled[1], features), store, lines
@@ -46,7 +46,7 @@ def test_latents_are_what_the_backbone_encodes(kept):
 
     images = torch.cat([batch.images for batch in shard_loader(request, shard)])
     found = FeatureStore.open(cache.path, kind=None).load(shard.split).features["vae_latents"][: shard.n]
-    assert found.dtype == torch.float32 and found.shape[1:] == request.plan.outline.latent_shape
+    assert found.dtype == torch.float32 and found.shape[1:] == request.plan.spec.latent_shape
     torch.testing.assert_close(found, request.extractor.encode(images), atol=1e-5, rtol=0)
 
 
@@ -62,7 +62,7 @@ def test_other_taps_timesteps_and_prompts_need_no_image_and_no_vae(kept, tmp_pat
         pool="max",
         draws=2,
     )
-    expected = extract(backbone, data, replace(other, latents=None, store=str(tmp_path / "plain")), progress=False)
+    expected = extract(backbone, data, replace(other, latent_cache=None, store=str(tmp_path / "plain")), progress=False)
     broken = tmp_path / "broken"
     shutil.copytree(tiny_shards, broken)
     for tar in broken.glob("*.tar"):
@@ -85,7 +85,7 @@ def test_other_taps_timesteps_and_prompts_need_no_image_and_no_vae(kept, tmp_pat
 def test_without_images_no_vae_is_in_memory(kept):
     request = Request(*kept[0])
     request.load_extractor(images=False)
-    assert not list(request.extractor._backbone.parts()["vae"].parameters())
+    assert not list(request.extractor._backbone.components()["vae"].parameters())
     with pytest.raises(WeightsMissing, match="VAE was not loaded"):
         request.extractor.encode(torch.zeros(1, 3, 32, 32))
 
@@ -142,7 +142,10 @@ def test_changed_latents_are_not_used(kept, tmp_path):
 
 def test_pixels_have_no_latents(tiny_shards, configs, tmp_path):
     parts = configs(
-        backbone_path="pixels", features_taps=("pixels",), features_timesteps=(0,), features_latents=str(tmp_path / "l")
+        backbone_path="pixels",
+        features_taps=("pixels",),
+        features_timesteps=(0,),
+        features_latent_cache=str(tmp_path / "l"),
     )
     with pytest.raises(ConfigError, match="backbone 'pixels' has no VAE"):
         extract(*parts, progress=False)
@@ -151,13 +154,13 @@ def test_pixels_have_no_latents(tiny_shards, configs, tmp_path):
 
 def test_live_features_keep_none(configs):
     with pytest.raises(ConfigError, match="source=live"):
-        configs(features_source="live", features_latents="x")
+        configs(features_source="live", features_latent_cache="x")
 
 
 def test_samples_left_out_stay_left_out(broken_shards, configs, tmp_path, file_bytes):
     root, bad = broken_shards
     parts = configs(data_path=str(root), data_on_error="skip")
     plain = extract(*parts, progress=False)
-    cached = replace(parts[2], latents=str(tmp_path / "latents"), store=str(tmp_path / "cached"))
+    cached = replace(parts[2], latent_cache=str(tmp_path / "latents"), store=str(tmp_path / "cached"))
     assert file_bytes(extract(parts[0], parts[1], cached, progress=False)) == file_bytes(plain)
     assert bad not in FeatureStore.open(plain).load("train").keys

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.features.row_layout import Layout, by_place, joint_width, pick
+from diffprobe.features.row_layout import RowLayout, by_place, joint_width, select
 
 AXES = {"mean": 0, "tokens9": 1, "none": 2}
 
@@ -23,21 +23,21 @@ def test_picked_rows_are_those_of_the_flat_view(pool, draws, data):
     assert view.shape == (n, *draws, *places, width)
     rows = torch.tensor(data.draw(st.lists(st.integers(0, n * each - 1), max_size=6)), dtype=torch.int64)
     expected = view.reshape(n * each, width)[rows]
-    assert pick(values, cell, rows // each, rows % each).equal(expected)
+    assert select(values, cell, rows // each, rows % each).equal(expected)
     held_by_place = view.contiguous().movedim(-1, -3) if pool == "none" else values
-    assert held_by_place.equal(values) and pick(held_by_place, cell, rows // each, rows % each).equal(expected)
+    assert held_by_place.equal(values) and select(held_by_place, cell, rows // each, rows % each).equal(expected)
 
 
 def test_a_layout_numbers_the_rows_of_several_cells_through():
     features = {"a@t1:empty:none": torch.zeros(5, 2, 3, 4), "a@t9:empty:none": torch.zeros(5, 2, 1, 2)}
-    layout = Layout.of(list(features), features)
+    layout = RowLayout.of(list(features), features)
     assert (layout.starts, layout.total, layout.width) == ((0, 12), 14, 2)
     assert layout.group(torch.tensor([0, 11, 12, 13])).tolist() == [0, 0, 1, 1]
 
 
 def test_widths_and_shapes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="rows of one width"):
-        Layout.of(["a@t1", "a@t9"], {"a@t1": torch.zeros(5, 2), "a@t9": torch.zeros(5, 3)})
+        RowLayout.of(["a@t1", "a@t9"], {"a@t1": torch.zeros(5, 2), "a@t9": torch.zeros(5, 3)})
     with pytest.raises(ConfigError, match="expected for pool=mean: 1 axes after the samples"):
         by_place(torch.zeros(5, 2, 3, 4), "a@t1:empty:mean")
     assert joint_width({"a": 3, "b": 3}) == 3

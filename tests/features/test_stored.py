@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from diffprobe.core.errors import StoreMismatch
 from diffprobe.features.batch import FeatureTable, RowBatch
 from diffprobe.features.placement import hold_tables
-from diffprobe.features.stored import RowLoader, Rows, StoredFeatures, StoredLoader, open_rows
+from diffprobe.features.stored import RowLoader, StoredFeatures, StoredLoader, StoredRows, open_rows
 from diffprobe.training.sae_rows import rows_of
 
 
@@ -16,7 +16,7 @@ def test_mapped_and_in_memory_rows_are_the_same(both):
     _, stored = both
     tables = list(stored.store.iter_shards("train"))
     assert len(tables) == 3
-    memory, mapped = Rows(hold_tables(tables, "memory", split="train")), Rows(tables)
+    memory, mapped = StoredRows(hold_tables(tables, "memory", split="train")), StoredRows(tables)
     assert len(mapped.tables) == 3 and len(memory.tables) == 1 and mapped.n == memory.n
     assert memory.keys == mapped.keys
     rows = torch.randperm(mapped.n, generator=torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def test_every_row_comes_once_whatever_the_shape_and_the_place(
 ):
     cells = [TAP.format(10 + t, pool) for t in range(timesteps)]
     tables = tables_of(sizes, cells, draws)
-    mapped, memory = Rows(tables), Rows(hold_tables(tables, "memory", split="train"))
+    mapped, memory = StoredRows(tables), StoredRows(hold_tables(tables, "memory", split="train"))
     everything = rows_of(mapped.take(torch.arange(mapped.n)), cells)
     where = {
         tuple(row): address
@@ -139,12 +139,12 @@ def test_rows_of_pooled_features_come_in_the_order_of_samples(both, shared):
 def test_cells_that_train_side_by_side_get_the_rows_that_they_would_get_alone():
     cells = [TAP.format(10, "tokens4"), TAP.format(10, "none"), TAP.format(20, "tokens4")]
     tables = tables_of((5, 3), cells, ())
-    both = list(RowLoader(Rows(tables), 3, seed=0))
+    both = list(RowLoader(StoredRows(tables), 3, seed=0))
     assert [len(batch) for batch in both] == [3, 3, 2]
     for cell in cells:
         for table in tables:
             table.features = {cell: table.features[cell]} | table.features
-        alone = RowLoader(Rows(tables), 3, seed=0)
+        alone = RowLoader(StoredRows(tables), 3, seed=0)
         for one, other in zip(both, alone, strict=True):
             assert rows_of(one, [cell]).x.equal(rows_of(other, [cell]).x)
             assert one.rows([cell]) is one.rows((cell,))  # gathered once

@@ -1,4 +1,4 @@
-"""Rows written in parts are an ordinary safetensors file, and come back in any parts."""
+"""StoredRows written in parts are an ordinary safetensors file, and come back in any parts."""
 
 import pytest
 import torch

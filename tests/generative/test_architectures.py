@@ -9,8 +9,8 @@ from diffusers.models.resnet import ResnetBlock2D
 
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.generative.architectures import (
+    BetaSchedule,
     DenoiserShape,
-    NoiseSchedule,
     make_text_encoder,
     make_unet,
     open_text_encoder,
@@ -103,7 +103,7 @@ def folder(tokenizer, tmp_path_factory):
     unet.save_pretrained(path / "unet")
     text_encoder.save_pretrained(path / "text_encoder")
     tokenizer.save_pretrained(path / "tokenizer")
-    NoiseSchedule().scheduler().save_pretrained(path / "scheduler")
+    BetaSchedule().scheduler().save_pretrained(path / "scheduler")
     return path
 
 
@@ -162,12 +162,12 @@ def test_a_trained_unet_goes_on_with_the_dropout_that_is_asked_for(folder):
 
 
 def test_another_forward_process_is_refused(folder, tiny_sd, tmp_path):
-    require_schedule(folder, NoiseSchedule())
-    require_schedule(tiny_sd, NoiseSchedule())
+    require_schedule(folder, BetaSchedule())
+    require_schedule(tiny_sd, BetaSchedule())
     with pytest.raises(WeightsMismatch, match="beta_schedule: found scaled_linear, this run has linear"):
-        require_schedule(folder, NoiseSchedule(beta_schedule="linear"))
+        require_schedule(folder, BetaSchedule(beta_schedule="linear"))
     with pytest.raises(WeightsMissing, match="no scheduler/scheduler_config.json"):
-        require_schedule(tmp_path, NoiseSchedule())
+        require_schedule(tmp_path, BetaSchedule())
     (tmp_path / "scheduler").mkdir()
     given = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     for changed, words in (
@@ -176,12 +176,12 @@ def test_another_forward_process_is_refused(folder, tiny_sd, tmp_path):
     ):
         (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({**given, **changed}))
         with pytest.raises(WeightsMismatch, match=words):
-            require_schedule(tmp_path, NoiseSchedule())
+            require_schedule(tmp_path, BetaSchedule())
 
 
 def test_the_shipped_networks_have_the_default_shape_and_noise():
-    """So `start=emoji-sd` and `text_encoder=emoji-sd` need no further key."""
+    """So `init_from=emoji-sd` and `text_encoder=emoji-sd` need no further key."""
     shipped = weights_folder("emoji-sd")
-    require_schedule(shipped, NoiseSchedule())
+    require_schedule(shipped, BetaSchedule())
     open_unet(shipped, DenoiserShape())
     open_text_encoder(shipped, DenoiserShape())

@@ -10,7 +10,7 @@ import torch
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.generative.architectures import DenoiserShape, NoiseSchedule
+from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.generative.image_table import ImagesInMemory
 from diffprobe.training.checkpoint import find_checkpoint
@@ -208,9 +208,9 @@ def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):
 
 def test_a_start_under_another_forward_process_is_refused(trained, config, tmp_path):
     trained[0].save(tmp_path)
-    DenoiserModule(dataclasses.replace(config, start=str(tmp_path)))
+    DenoiserModule(dataclasses.replace(config, init_from=str(tmp_path)))
     with pytest.raises(WeightsMismatch, match="beta_end: found 0.012, this run has 0.02"):
-        DenoiserModule(dataclasses.replace(config, start=str(tmp_path), noise=NoiseSchedule(beta_end=0.02)))
+        DenoiserModule(dataclasses.replace(config, init_from=str(tmp_path), noise=BetaSchedule(beta_end=0.02)))
 
 
 def test_little_noise_hides_the_caption_more_often(config):

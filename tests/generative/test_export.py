@@ -3,7 +3,7 @@ import json
 import torch
 from safetensors.torch import load_file
 
-from diffprobe.generative.architectures import DenoiserShape, NoiseSchedule, make_text_encoder, make_unet
+from diffprobe.generative.architectures import BetaSchedule, DenoiserShape, make_text_encoder, make_unet
 from diffprobe.generative.export import OPENED_FROM, save_pipeline
 from diffprobe.generative.tokenizer import train_tokenizer
 
@@ -34,7 +34,7 @@ def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=NoiseSchedule().scheduler(),
+        scheduler=BetaSchedule().scheduler(),
     )
 
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))

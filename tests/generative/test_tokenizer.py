@@ -71,7 +71,7 @@ def test_it_is_the_same_after_saving(tokenizer, tmp_path):
 
 def test_the_shares_of_captions():
     captions = [(f"main {i}", f"one {i}", f"two {i}") for i in range(4000)]
-    rule, generator = CaptionRule(main=0.5, gaps=0), torch.Generator().manual_seed(0)
+    rule, generator = CaptionRule(main=0.5, p_dropout=0), torch.Generator().manual_seed(0)
     chosen = choose_captions(captions, rule, empty=torch.full((4000,), 0.1), generator=generator, words=NONE)
     assert all(text == "" or text in options for text, options in zip(chosen, captions, strict=True))
     empty = sum(text == "" for text in chosen) / 4000
@@ -84,7 +84,7 @@ def test_a_choice_is_the_generators_and_all_or_nothing_shares_hold():
     captions = [("a", "b", "c")] * 50
 
     def choose(seed, main=0.0, drop=0.0):
-        generator, rule = torch.Generator().manual_seed(seed), CaptionRule(main=main, gaps=0)
+        generator, rule = torch.Generator().manual_seed(seed), CaptionRule(main=main, p_dropout=0)
         return choose_captions(captions, rule, empty=torch.full((50,), drop), generator=generator, words=NONE)
 
     assert choose(0) == choose(0) != choose(1)
@@ -93,7 +93,7 @@ def test_a_choice_is_the_generators_and_all_or_nothing_shares_hold():
 
 def test_gaps_take_words_and_keep_their_order():
     caption = " ".join(f"w{i}" for i in range(40))
-    rule, generator = CaptionRule(main=1.0, gaps=0.5, words=0.25), torch.Generator().manual_seed(0)
+    rule, generator = CaptionRule(main=1.0, p_dropout=0.5, word_dropout=0.25), torch.Generator().manual_seed(0)
     chosen = choose_captions([(caption,)] * 400, rule, empty=torch.zeros(400), generator=generator, words=NONE)
     cut = [text.split() for text in chosen if text != caption]
     assert len(cut) / 400 == pytest.approx(0.5, abs=0.1)
@@ -104,7 +104,7 @@ def test_gaps_take_words_and_keep_their_order():
 def test_each_sample_has_its_own_share_of_empty_captions():
     chosen = choose_captions(
         [("a",), ("b",)] * 20,
-        CaptionRule(gaps=0),
+        CaptionRule(p_dropout=0),
         empty=torch.tensor([0.0, 1.0] * 20),
         generator=torch.Generator(),
         words=NONE,
@@ -113,15 +113,15 @@ def test_each_sample_has_its_own_share_of_empty_captions():
 
 
 def test_what_is_no_share_is_refused():
-    with pytest.raises(ConfigError, match="words=1.5 is no share"):
-        CaptionRule(words=1.5)
+    with pytest.raises(ConfigError, match="word_dropout=1.5 is no share"):
+        CaptionRule(word_dropout=1.5)
 
 
 def test_common_words_last_longer():
     captions = [(f"name{i} style, tone",) for i in range(16)]
     words = Words(captions, [str(i) for i in range(16)])
     assert words.counts == {**{f"name{i}": 1 for i in range(16)}, "style": 16, "tone": 16}
-    rule = CaptionRule(main=1.0, gaps=1.0, words=0.8, rarity=0.25)
+    rule = CaptionRule(main=1.0, p_dropout=1.0, word_dropout=0.8, rarity_power=0.25)
     chosen = choose_captions(captions * 250, rule, empty=torch.zeros(4000), generator=torch.Generator(), words=words)
     kept = [sum(word in text for text in chosen) / 4000 for word in ("name", "style", "tone")]
     assert kept == pytest.approx([0.2, 0.6, 0.6], abs=0.03)  # standard error below 0.008; 16 ** -0.25 is a half
@@ -137,7 +137,7 @@ def test_invented_words_may_stand_in_place_of_lost_ones():
         "doctor", "docanic", "mechtor", "mechanic",
     }  # fmt: skip
     assert NONE.invent(0.5, 0.5) == ""
-    rule = CaptionRule(main=1.0, gaps=1.0, words=0.5, invented=0.5)
+    rule = CaptionRule(main=1.0, p_dropout=1.0, word_dropout=0.5, invented=0.5)
     chosen = choose_captions(
         [("A, " * 39 + "A",)] * 100, rule, empty=torch.zeros(100), generator=torch.Generator(), words=words
     )

@@ -6,7 +6,7 @@ import torch
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
 from diffprobe.metrics.fvu import Fvu, fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.sparsity import LatentUse
+from diffprobe.metrics.sparsity import LatentUsage
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=GENERATOR) + 3
@@ -27,7 +27,7 @@ def test_each_group_is_measured_as_if_it_were_alone():
 
 def test_names_may_hold_dots_and_batches_be_of_one_group():
     cells = ["up_blocks.1@t25", "mid_block@t25"]
-    metric = Grouped(LatentUse(3), cells)
+    metric = Grouped(LatentUsage(3), cells)
     metric.update(cells[0], torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.int64))
     metric.update_rows([cells[1], cells[0]], torch.ones(2, 1), torch.tensor([[1], [2]]))
     found = metric.compute()

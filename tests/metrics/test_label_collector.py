@@ -1,11 +1,11 @@
 import torch
 
-from diffprobe.metrics.label_collector import KeyedLabels
+from diffprobe.metrics.label_collector import LabelCollector
 
 
 def test_the_order_of_batches_is_gone():
     hashes, labels = torch.tensor([5, 1, 9]), torch.tensor([[50, 0], [10, 1], [90, 2]])
-    one, two = KeyedLabels(2), KeyedLabels(2)
+    one, two = LabelCollector(2), LabelCollector(2)
     one.update(hashes, labels)
     two.update(hashes[2:], labels[2:])
     two.update(hashes[:2], labels[:2])

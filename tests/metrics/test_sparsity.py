@@ -1,10 +1,10 @@
 import torch
 
-from diffprobe.metrics.sparsity import LatentUse
+from diffprobe.metrics.sparsity import LatentUsage
 
 
 def test_by_hand():
-    use = LatentUse(4)
+    use = LatentUsage(4)
     use.update(torch.tensor([[3.0, 1.0], [2.0, 0.0]]), torch.tensor([[0, 1], [0, 3]]))
     use.update(torch.tensor([[0.5, 0.0]]), torch.tensor([[1, 2]]))
     scores = use.compute()

@@ -14,8 +14,8 @@ from diffprobe.metrics.density_histogram import LatentDensity
 from diffprobe.metrics.explained_variance import ExplainedVariance
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.mean_std_ratio import MeanToSpread
-from diffprobe.metrics.sparsity import LatentUse
+from diffprobe.metrics.mean_std_ratio import MeanStdRatio
+from diffprobe.metrics.sparsity import LatentUsage
 
 N, D, LATENTS = 41, 5, 16
 TIMESTEPS = [25, 200, 500, 900]
@@ -42,8 +42,8 @@ def main(rank, world, rendezvous):
     metrics = {
         "fvu": (Fvu(D), (x, x_hat)),
         "explained_variance": (ExplainedVariance(D), (x, x_hat)),
-        "gamma": (MeanToSpread(D), (x,)),
-        "use": (LatentUse(LATENTS), (values, indices)),
+        "gamma": (MeanStdRatio(D), (x,)),
+        "use": (LatentUsage(LATENTS), (values, indices)),
         "density": (LatentDensity(LATENTS), (values, indices)),
         "dead": (DeadLatents(LATENTS, 11), (values, indices)),
     }

@@ -43,10 +43,10 @@ def picture(text: str, value: float | None = 1.0) -> Picture:
     return Picture(data=buffer.getvalue(), caption=text, key="k", value=value)
 
 
-def make_sae_run(value: float, null: str = "none", **changes) -> RunResult:
+def make_sae_run(value: float, control: str = "none", **changes) -> RunResult:
     record = MetricRecord(name="fvu", value=value, split="test", n=50, cell="mid_block@t25:empty:mean", probe="topk")
     run = RunResult(
-        run=f"sae-{null}", experiment="toy/sae", kind="sae", config={"null": null}, config_digest="d" * 64,
+        run=f"sae-{control}", experiment="toy/sae", kind="sae", config={"control": control}, config_digest="d" * 64,
         git_commit=None, versions={}, seeds={"run": 0}, hardware={}, started="2026-11-01T12:00:00+00:00",
         wall_time_s=2.0, metrics=(record,), artifacts={}, wandb_run_id=None,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def page(results: list[RunResult], spec: TableSpec) -> Page:
     )  # fmt: skip
     return Page(
         title=HOSTILE, lead=HOSTILE, facts=(("data", HOSTILE), (HOSTILE, "x")),
-        results=(*results, make_sae_run(0.125), make_sae_run(0.0625, null="random_weights")),
+        results=(*results, make_sae_run(0.125), make_sae_run(0.0625, control="random_weights")),
         tables=(spec,), latents=(latent,), latent_rule=HOSTILE, latent_cell=HOSTILE,
         n_classes=16, directions=(direction,), limits=(HOSTILE,),
         next_steps=(HOSTILE,),

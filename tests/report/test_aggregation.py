@@ -8,17 +8,17 @@ import pytest
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
 from diffprobe.report import aggregation
-from diffprobe.report.aggregation import BACKBONE, SHARDS, inputs_apart, null_of
+from diffprobe.report.aggregation import BACKBONE, SHARDS, control_of, inputs_apart
 from diffprobe.report.table_data import build_table
 from diffprobe.runs import provenance
 
 
-def made(run, *, shards="s1", weights="b1", seed=0, null="none", value=None, name=None, **sections):
+def made(run, *, shards="s1", weights="b1", seed=0, control="none", value=None, name=None, **sections):
     """A copy of a run with other inputs, seeds, sections of its configuration or values."""
     metrics = run.metrics if value is None else tuple(dataclasses.replace(m, value=value) for m in run.metrics)
     return dataclasses.replace(
-        run, run=name or f"run-{shards}-{weights}-{seed}-{null}", artifacts={SHARDS: shards, BACKBONE: weights},
-        seeds={"run": seed}, config={**run.config, "seed": seed, "null": null, **sections}, metrics=metrics,
+        run, run=name or f"run-{shards}-{weights}-{seed}-{control}", artifacts={SHARDS: shards, BACKBONE: weights},
+        seeds={"run": seed}, config={**run.config, "seed": seed, "control": control, **sections}, metrics=metrics,
     )  # fmt: skip
 
 
@@ -49,27 +49,27 @@ def test_a_run_that_recorded_no_inputs_is_not_taken_for_one_that_did(base, spec)
         build_table([made(base), dataclasses.replace(made(base, seed=1), artifacts={})], spec)
 
 
-@pytest.mark.parametrize("null", ["random_weights", "raw_pixels", "shuffled_labels"])
-def test_a_null_of_other_data_is_no_null(base, null):
-    assert inputs_apart(made(base), made(base, null=null, shards="s2")) == [(SHARDS, "s1", "s2")]
+@pytest.mark.parametrize("control", ["random_weights", "raw_pixels", "shuffled_labels"])
+def test_a_control_of_other_data_is_no_control(base, control):
+    assert inputs_apart(made(base), made(base, control=control, shards="s2")) == [(SHARDS, "s1", "s2")]
 
 
-def test_a_null_on_other_data_is_refused_in_a_table(base, spec):
-    record = dataclasses.replace(base.metrics[0], nulls={})
+def test_a_control_on_other_data_is_refused_in_a_table(base, spec):
+    record = dataclasses.replace(base.metrics[0], controls={})
     run = dataclasses.replace(base, metrics=(record,))
-    with pytest.raises(RunFailed, match=r"(?s)null 'random_weights' was measured with other settings.*input/shards"):
-        build_table([made(run), made(run, null="random_weights", shards="s2", weights="b9")], spec)
+    with pytest.raises(RunFailed, match=r"(?s)control 'random_weights' was measured with other settings.*input/shards"):
+        build_table([made(run), made(run, control="random_weights", shards="s2", weights="b9")], spec)
 
 
-def test_a_null_has_the_weights_that_its_kind_has(base):
+def test_a_control_has_the_weights_that_its_kind_has(base):
     run = made(base)
-    assert inputs_apart(run, made(base, null="random_weights", weights="b9")) == []
-    assert inputs_apart(run, made(base, null="raw_pixels", weights="b9")) == []
-    assert inputs_apart(run, made(base, null="shuffled_labels", weights="b9")) == [(BACKBONE, "b1", "b9")]
+    assert inputs_apart(run, made(base, control="random_weights", weights="b9")) == []
+    assert inputs_apart(run, made(base, control="raw_pixels", weights="b9")) == []
+    assert inputs_apart(run, made(base, control="shuffled_labels", weights="b9")) == [(BACKBONE, "b1", "b9")]
 
 
-def test_random_weights_of_two_seeds_are_two_draws_of_one_null(base):
-    draw = [made(base, null="random_weights", weights=f"b{i}") for i in (1, 2)]
+def test_random_weights_of_two_seeds_are_two_draws_of_one_control(base):
+    draw = [made(base, control="random_weights", weights=f"b{i}") for i in (1, 2)]
     drawn = [
         dataclasses.replace(run, config={**run.config, "backbone": {"path": "toy", "random_seed": i}})
         for i, run in enumerate(draw)
@@ -81,7 +81,7 @@ def test_random_weights_of_two_seeds_are_two_draws_of_one_null(base):
 @pytest.mark.parametrize(
     "section",
     [
-        {"features": {"hold": "memory", "latents": "kept", "source": "live", "store": "x", "seed": 3}},
+        {"features": {"placement": "memory", "latent_cache": "kept", "source": "live", "store": "x", "seed": 3}},
         {"backbone": {"path": "toy", "rows": 8, "compile": True, "channels_last": False, "device": "cuda"}},
         {"trainer": {"log_every_steps": 5, "strategy": "ddp", "accelerator": "gpu", "resume": False}},
         {"probe": {"kind": "classifier", "name": "linear", "grid": {"seed": [1]}}},  # a member of a grid of seeds
@@ -115,6 +115,6 @@ def test_every_setting_that_is_left_out_exists():
         assert name in {field.name for field in dataclasses.fields(get_type_hints(RunConfig)[section])}, key
 
 
-def test_null_of_a_run(base):
-    assert null_of(base) is None and null_of(made(base, null="raw_pixels")) == "raw_pixels"
-    assert null_of(dataclasses.replace(base, config={})) is None
+def test_control_of_a_run(base):
+    assert control_of(base) is None and control_of(made(base, control="raw_pixels")) == "raw_pixels"
+    assert control_of(dataclasses.replace(base, config={})) is None

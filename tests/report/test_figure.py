@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from diffprobe.report.figure import _luminance, _spread, heat_map, null_levels
-from diffprobe.report.spec import Axis
+from diffprobe.report.figure import _luminance, _spread, control_levels, heat_map
+from diffprobe.report.spec import TableAxis
 from diffprobe.report.table_data import build_table
 
 
@@ -14,7 +14,7 @@ def texts(svg):
     return ["".join(node.itertext()) for node in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_svg_holds_values_labels_and_null_levels(results, spec):
+def test_svg_holds_values_labels_and_control_levels(results, spec):
     table = build_table(results, spec)
     _, rows = table.blocks()[1]
     found = texts(heat_map(table, rows))
@@ -38,7 +38,7 @@ def test_a_hostile_label_stays_text(results, spec):
 
 
 def test_all_axes_within_a_block_are_labelled_and_have_room(results, spec):
-    pool = Axis(field="pool", values=("mean",), labels={"mean": "a mean over all the places"})
+    pool = TableAxis(field="pool", values=("mean",), labels={"mean": "a mean over all the places"})
     deep = build_table(results, dataclasses.replace(spec, rows=(spec.rows[0], pool, spec.rows[1]), published=()))
     flat = build_table(results, spec)
     found = texts(heat_map(deep, deep.blocks()[0][1]))
@@ -53,9 +53,9 @@ def test_png_stands_alone(results, spec):
     assert heat_map(build_table(results, spec), format="png").startswith(b"\x89PNG")
 
 
-def test_null_levels_span_the_rows(results, spec):
+def test_control_levels_span_the_rows(results, spec):
     table = build_table(results, spec)
-    levels = {level.title: (level.low, level.high) for level in null_levels(table, table.blocks()[0][1])}
+    levels = {level.title: (level.low, level.high) for level in control_levels(table, table.blocks()[0][1])}
     assert levels["random weights"] == (0.3125, 0.5) and levels["chance"] == (0.25, 0.25)
 
 

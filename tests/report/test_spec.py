@@ -20,7 +20,7 @@ def load(tmp_path, text):
 def test_every_shipped_table_parses(path):
     for spec in load_specs(path):
         wanted = "train" if spec.metric == "dead_fraction" else "test"  # dead is what no training sample wakes
-        assert spec.nulls and spec.filter.get("split") == wanted
+        assert spec.controls and spec.filter.get("split") == wanted
 
 
 def test_a_typo_is_refused_with_file_line_and_nearest_name(tmp_path):

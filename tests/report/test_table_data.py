@@ -1,4 +1,4 @@
-"""Results to entries: seeds, nulls, missing entries, and what must never be mixed."""
+"""Results to entries: seeds, controls, missing entries, and what must never be mixed."""
 
 import dataclasses
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.report.aggregation import null_of
+from diffprobe.report.aggregation import control_of
 from diffprobe.report.table_data import build_table
 
 
@@ -28,12 +28,12 @@ def test_means_over_seeds_with_spread(results, spec):
     assert entry.spread == pytest.approx(0.03125 / 2**0.5)
 
 
-def test_nulls_come_from_records_and_from_null_runs(results, spec):
+def test_controls_come_from_records_and_from_control_runs(results, spec):
     table = build_table(results, spec)
-    nulls = {"chance": 0.25, "shuffled_labels": 0.26, "random_weights": 0.4375, "raw_pixels": 0.4375}
-    assert entry_at(table, target="group", tap="up_blocks.0", timestep=200).nulls == nulls
-    assert table.rows[1].nulls == (0.4375, 0.5, 0.26, 0.25)  # the strictest of the row, in the order of the spec
-    assert [null_of(run) for run in results] == ["raw_pixels", None, None]
+    controls = {"chance": 0.25, "shuffled_labels": 0.26, "random_weights": 0.4375, "raw_pixels": 0.4375}
+    assert entry_at(table, target="group", tap="up_blocks.0", timestep=200).controls == controls
+    assert table.rows[1].controls == (0.4375, 0.5, 0.26, 0.25)  # the strictest of the row, in the order of the spec
+    assert [control_of(run) for run in results] == ["raw_pixels", None, None]
 
 
 def test_a_missing_entry_keeps_its_place(results, spec):
@@ -76,61 +76,63 @@ def test_a_repeated_run_that_disagrees_is_refused(results, spec):
         build_table([*results, changed(results[1], value=0.9, run="bank-0-again")], spec)
 
 
-def test_a_null_measured_twice_must_agree(results, spec):
-    rival = changed(results[1], {"null": "random_weights"}, value=0.99, run="rw")
-    with pytest.raises(RunFailed, match="null 'random_weights'"):
+def test_a_control_measured_twice_must_agree(results, spec):
+    rival = changed(results[1], {"control": "random_weights"}, value=0.99, run="rw")
+    with pytest.raises(RunFailed, match="control 'random_weights'"):
         build_table([*results, rival], spec)
 
 
-def test_a_null_run_serves_its_own_cell_only(results, spec):
-    run = changed(results[1], {"null": "untrained_vae"}, value=0.1)
+def test_a_control_run_serves_its_own_cell_only(results, spec):
+    run = changed(results[1], {"control": "untrained_vae"}, value=0.1)
     run = dataclasses.replace(run, metrics=run.metrics[:1])
     table = build_table([*results, run], spec)
-    assert entry_at(table, target="group", tap="mid_block", timestep=25).nulls["untrained_vae"] == 0.1
-    assert "untrained_vae" not in entry_at(table, target="group", tap="mid_block", timestep=200).nulls
+    assert entry_at(table, target="group", tap="mid_block", timestep=25).controls["untrained_vae"] == 0.1
+    assert "untrained_vae" not in entry_at(table, target="group", tap="mid_block", timestep=200).controls
 
 
-def null_run(results, value=None, config=None, **changes):
-    """The run of seed 0 again as a null that no shipped result has measured."""
-    config = {"null": "untrained_vae", **(config or {})}
-    return changed(results[1], config, value, run="null-0", **changes)
+def control_run(results, value=None, config=None, **changes):
+    """The run of seed 0 again as a control that no shipped result has measured."""
+    config = {"control": "untrained_vae", **(config or {})}
+    return changed(results[1], config, value, run="control-0", **changes)
 
 
-def null_value(table):
-    return entry_at(table, target="group", tap="mid_block", timestep=25).nulls["untrained_vae"]
+def control_value(table):
+    return entry_at(table, target="group", tap="mid_block", timestep=25).controls["untrained_vae"]
 
 
-def test_a_null_is_averaged_over_seeds_and_counted_once(results, spec):
-    one, again = null_run(results, 0.25), null_run(results, 0.25)
-    other = null_run(results, 0.75, seeds={"run": 7})
-    assert null_value(build_table([*results, one, again, other], spec)) == 0.5
+def test_a_control_is_averaged_over_seeds_and_counted_once(results, spec):
+    one, again = control_run(results, 0.25), control_run(results, 0.25)
+    other = control_run(results, 0.75, seeds={"run": 7})
+    assert control_value(build_table([*results, one, again, other], spec)) == 0.5
     with pytest.raises(RunFailed, match="disagree"):
-        build_table([*results, one, null_run(results, 0.3)], spec)
+        build_table([*results, one, control_run(results, 0.3)], spec)
 
 
-def test_a_null_of_other_settings_is_refused_with_what_differs(results, spec):
-    with pytest.raises(RunFailed, match=r"(?s)null 'untrained_vae' was measured with other settings.*data.limit"):
-        build_table([*results, null_run(results, config={"data": {"path": "toy", "limit": 10}})], spec)
+def test_a_control_of_other_settings_is_refused_with_what_differs(results, spec):
+    with pytest.raises(RunFailed, match=r"(?s)control 'untrained_vae' was measured with other settings.*data.limit"):
+        build_table([*results, control_run(results, config={"data": {"path": "toy", "limit": 10}})], spec)
 
 
-def test_what_a_null_is_about_may_differ(results, spec):
+def test_what_a_control_is_about_may_differ(results, spec):
     features = {**results[1].config["features"], "taps": ["mid_block"]}
     backbone = {**results[1].config["backbone"], "random_weights": True, "random_seed": 4}
-    probe = {**results[1].config.get("probe", {}), "params": {"nulls": []}}
-    run = null_run(results, 0.25, {"features": features, "backbone": backbone, "probe": probe})
+    probe = {**results[1].config.get("probe", {}), "params": {"controls": []}}
+    run = control_run(results, 0.25, {"features": features, "backbone": backbone, "probe": probe})
     measured = changed(results[1], {"probe": {**probe, "params": {}}})
-    assert null_value(build_table([results[0], measured, run], spec)) == 0.25
+    assert control_value(build_table([results[0], measured, run], spec)) == 0.25
 
 
-def test_a_null_serves_its_own_place_on_an_axis_of_settings(results, spec):
+def test_a_control_serves_its_own_place_on_an_axis_of_settings(results, spec):
     here, there = ({"data": {**results[1].config["data"], "path": path}} for path in ("here", "there"))
     runs = [changed(results[1], here, run="a"), changed(results[1], there, run="b")]
-    nulls = [null_run(results, value, config) for value, config in ((0.25, here), (0.75, there))]
+    controls = [control_run(results, value, config) for value, config in ((0.25, here), (0.75, there))]
     axis = dataclasses.replace(spec.rows[0], field="config.data.path", values=("here", "there"))
-    table = build_table([*runs, *nulls], dataclasses.replace(
+    table = build_table([*runs, *controls], dataclasses.replace(
         spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
     ))  # fmt: skip
-    found = {entry.where["config.data.path"]: entry.nulls["untrained_vae"] for entry in table.entries() if entry.nulls}
+    found = {
+        entry.where["config.data.path"]: entry.controls["untrained_vae"] for entry in table.entries() if entry.controls
+    }
     assert found == {"here": 0.25, "there": 0.75}
 
 
@@ -142,16 +144,16 @@ def test_a_null_serves_its_own_place_on_an_axis_of_settings(results, spec):
     ],
     ids=lambda condition: next(iter(condition)),
 )  # fmt: skip
-def test_a_filter_on_what_pixels_do_not_have_keeps_their_null_and_its_mark(results, spec, condition):
+def test_a_filter_on_what_pixels_do_not_have_keeps_their_control_and_its_mark(results, spec, condition):
     pixels = changed(results[0], {"backbone": {"path": "pixels"}, "features": {"seed": 5}}, value=0.8)
     pixels = dataclasses.replace(
         pixels, metrics=tuple(dataclasses.replace(m, cell="pixels@t0:clean:max") for m in pixels.metrics)
     )
     table = build_table([pixels, *results[1:]], dataclasses.replace(spec, filter={**spec.filter, **condition}))
     found = entry_at(table, target="group", tap="up_blocks.0", timestep=200)
-    assert found.nulls["raw_pixels"] == 0.8
+    assert found.controls["raw_pixels"] == 0.8
     low = [entry for entry in table.entries() if entry.value is not None and entry.value <= 0.8]
-    assert low and all(table.beats_nulls(entry) is False for entry in low)
+    assert low and all(table.beats_controls(entry) is False for entry in low)
 
 
 def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, spec):
@@ -162,47 +164,47 @@ def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, 
         runs += [changed(results[1], backbone, run=path), changed(results[0], backbone, value, run=f"{path}-pixels")]
     for path, value in (("small", 0.25), ("large", 0.75)):
         narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.backbone.path": path})
-        assert entry_at(build_table(runs, narrowed), target="group", tap="mid_block", timestep=25).nulls[
+        assert entry_at(build_table(runs, narrowed), target="group", tap="mid_block", timestep=25).controls[
             "raw_pixels"
         ] == value  # fmt: skip
     axis = dataclasses.replace(spec.rows[0], field="config.backbone.path", values=("small", "large"))
     table = build_table(runs, dataclasses.replace(
         spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
     ))  # fmt: skip
-    found = {entry.where["config.backbone.path"]: entry.nulls["raw_pixels"] for entry in table.entries()}
+    found = {entry.where["config.backbone.path"]: entry.controls["raw_pixels"] for entry in table.entries()}
     assert found == {"small": 0.25, "large": 0.75}
 
 
-def test_a_null_serves_its_own_split(results, spec):
-    """A run records its null on every split, as the measured one does."""
+def test_a_control_serves_its_own_split(results, spec):
+    """A run records its control on every split, as the measured one does."""
 
     def on_val(run, value):
         metrics = [dataclasses.replace(m, split="val", value=value) for m in run.metrics if m.split == "test"]
         return dataclasses.replace(run, metrics=(*run.metrics, *metrics))
 
-    runs = [on_val(results[0], 0.125), on_val(results[1], 0.875), on_val(null_run(results, 0.25), 0.75)]
+    runs = [on_val(results[0], 0.125), on_val(results[1], 0.875), on_val(control_run(results, 0.25), 0.75)]
     filter = {key: value for key, value in spec.filter.items() if key != "split"} | {"target": "group"}
     axis = dataclasses.replace(spec.rows[0], field="split", values=("val", "test"))
     spec = dataclasses.replace(spec, rows=(axis, spec.rows[1]), filter=filter, published=())
-    nulls = {entry.where["split"]: entry.nulls for entry in build_table(runs, spec).entries()}
-    assert (nulls["val"]["raw_pixels"], nulls["test"]["raw_pixels"]) == (0.125, 0.4375)
-    assert (nulls["val"]["untrained_vae"], nulls["test"]["untrained_vae"]) == (0.75, 0.25)
+    controls = {entry.where["split"]: entry.controls for entry in build_table(runs, spec).entries()}
+    assert (controls["val"]["raw_pixels"], controls["test"]["raw_pixels"]) == (0.125, 0.4375)
+    assert (controls["val"]["untrained_vae"], controls["test"]["untrained_vae"]) == (0.75, 0.25)
 
 
-def test_a_condition_that_a_null_could_meet_still_binds_it(results, spec):
+def test_a_condition_that_a_control_could_meet_still_binds_it(results, spec):
     other = changed(results[1], {"data": {"path": "other"}}, run="other")
     pixels = changed(results[0], {"data": {"path": "other"}}, value=0.8, run="other-pixels")
     narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.data.path": "other"})
     table = build_table([*results, other, pixels], narrowed)
-    assert entry_at(table, target="group", tap="mid_block", timestep=25).nulls["raw_pixels"] == 0.8
+    assert entry_at(table, target="group", tap="mid_block", timestep=25).controls["raw_pixels"] == 0.8
 
 
-def test_beating_the_nulls_follows_the_direction_of_the_metric(results, spec):
+def test_beating_the_controls_follows_the_direction_of_the_metric(results, spec):
     table = build_table(results, spec)
     below = entry_at(table, target="group", tap="up_blocks.1", timestep=200)
-    assert table.beats_nulls(below) is False
+    assert table.beats_controls(below) is False
     lower = build_table(results, dataclasses.replace(spec, higher_is_better=False))
-    assert lower.beats_nulls(entry_at(lower, target="group", tap="up_blocks.0", timestep=25)) is False
+    assert lower.beats_controls(entry_at(lower, target="group", tap="up_blocks.0", timestep=25)) is False
     assert lower.best(lower.rows) == min(e.value for e in lower.entries() if e.value is not None)
 
 

@@ -1,4 +1,4 @@
-"""What a run's null means for the backbone, and the verb's function."""
+"""What a run's control means for the backbone, and the verb's function."""
 
 from dataclasses import replace
 
@@ -20,27 +20,29 @@ def run_config(tiny_sd, tiny_shards, tmp_path):
     )
 
 
-def test_a_run_without_null_and_one_with_shuffled_labels_read_the_same_features(run_config):
+def test_a_run_without_control_and_one_with_shuffled_labels_read_the_same_features(run_config):
     assert backbone_and_features(run_config) == (run_config.backbone, run_config.features)
-    shuffled = replace(run_config, null="shuffled_labels")
+    shuffled = replace(run_config, control="shuffled_labels")
     assert backbone_and_features(shuffled) == (run_config.backbone, run_config.features)
 
 
 def test_random_weights_change_the_backbone_alone(run_config):
-    backbone, features = backbone_and_features(replace(run_config, null="random_weights"))
+    backbone, features = backbone_and_features(replace(run_config, control="random_weights"))
     assert backbone == replace(run_config.backbone, random_weights=True)
     assert features == run_config.features
 
 
 def test_raw_pixels_have_one_cell_without_noise(run_config):
-    backbone, features = backbone_and_features(replace(run_config, null="raw_pixels"))
+    backbone, features = backbone_and_features(replace(run_config, control="raw_pixels"))
     assert (backbone.path, backbone.device) == ("pixels", "cpu")
     assert (features.taps, features.timesteps, features.draws) == (("pixels",), (0,), 1)
     assert features.store == run_config.features.store
 
 
-def test_each_null_gets_a_store_beside_the_others(run_config):
-    paths = {null: extract_run(replace(run_config, null=null), progress=False) for null in ("none", "raw_pixels")}
+def test_each_control_gets_a_store_beside_the_others(run_config):
+    paths = {
+        control: extract_run(replace(run_config, control=control), progress=False) for control in ("none", "raw_pixels")
+    }
     assert paths["none"].parent == paths["raw_pixels"].parent
     assert FeatureStore.open(paths["raw_pixels"]).cells == ("pixels@t0:empty:mean",)
     assert FeatureStore.open(paths["none"]).cells == ("mid_block@t20:empty:mean", "mid_block@t30:empty:mean")

@@ -10,7 +10,7 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.probes.sae import KSAE
 from diffprobe.report.collect import collect
-from diffprobe.report.spec import Axis, TableSpec
+from diffprobe.report.spec import TableAxis, TableSpec
 from diffprobe.report.table_data import build_table
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.grid import seeds_of
@@ -50,7 +50,7 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
 
     results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]
     assert len(results) == 9
-    axes = {"rows": (Axis(field="cell"),), "columns": Axis(field="config.probe.params.k")}
+    axes = {"rows": (TableAxis(field="cell"),), "columns": TableAxis(field="config.probe.params.k")}
     table = build_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "test"}, **axes))
     assert [entry.n_seeds for entry in table.entries()] == [2, 2, 2, 2]
 
@@ -145,7 +145,7 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.k=[4,x]"], "'probe.grid.k' is 'x'"),
         (["probe.grid.k=[4,0]"], "k = 0 of probe 'topk' must be at least 1"),
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
-        (["probe.grid.cell=[a@t1]", "null=raw_pixels"], "the pixels are one cell"),
+        (["probe.grid.cell=[a@t1]", "control=raw_pixels"], "the pixels are one cell"),
         (["probe=linear", "probe.grid.k=[2]"], "grid belongs to kind=sae"),
         (["probe.batched=true"], "batched belongs to grid"),
     ],

@@ -13,7 +13,7 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     with pytest.raises(UnknownName, match="unknown probe of kind 'sae' 'topp'"):
         plan(run("probe=topk", "probe.name=topp"))
     with pytest.raises(ConfigError, match="no labels to shuffle"):
-        plan(run("probe=topk", "null=shuffled_labels"))
+        plan(run("probe=topk", "control=shuffled_labels"))
     with pytest.raises(ConfigError, match="missing key 'probe.params.positive'"):
         plan(run("probe=ridge"))
     for probe in (["probe=linear"], ["probe=ridge", "probe.params.positive=noto"]):

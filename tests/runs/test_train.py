@@ -27,7 +27,7 @@ def assert_equal(stored, live):
     for a, b in zip(stored.metrics, live.metrics, strict=True):
         assert (a.name, a.split, a.cell, a.target, a.n) == (b.name, b.split, b.cell, b.target, b.n)
         assert b.value == pytest.approx(a.value, abs=1e-5), (a.name, a.split, a.cell, a.target)
-        assert b.nulls == pytest.approx(a.nulls, abs=1e-5), (a.name, a.split, a.cell, a.target)
+        assert b.controls == pytest.approx(a.controls, abs=1e-5), (a.name, a.split, a.cell, a.target)
 
 
 def test_classifier_from_store_and_live_agree(run):
@@ -36,7 +36,7 @@ def test_classifier_from_store_and_live_agree(run):
     assert stored.kind == "classifier" and stored.wall_time_s > 0
     assert {r.cell for r in stored.metrics} == {CELL, OTHER}
     assert {r.split for r in stored.metrics} == {"val", "test"} and {r.n for r in stored.metrics} == {4}
-    assert all(set(r.nulls) == {"chance", "shuffled_labels"} for r in stored.metrics)
+    assert all(set(r.controls) == {"chance", "shuffled_labels"} for r in stored.metrics)
     assert_equal(stored, live)
     for cell in (CELL, OTHER):
         one, other = (LinearProbe.from_pretrained(path / "style" / cell.replace(":", ".")) for path in probes)
@@ -167,10 +167,10 @@ def test_one_sae_for_tokens_of_all_timesteps(run, source):
 
 def test_an_sae_on_a_permutation_of_tokens_of_all_timesteps(run):
     settings = ["features.timesteps=[20,500]", "features.pool=tokens2", "probe.params.k=4", "probe.params.n_latents=40"]
-    mixed = ["probe=topk", "probe.cell=mid_block", *settings, "features.shuffle=rows", "features.hold=memory"]
+    mixed = ["probe=topk", "probe.cell=mid_block", *settings, "features.shuffle=rows", "features.placement=memory"]
     extract_run(run(*mixed), progress=False)
     result = read_result(train(run(*mixed)))
-    assert result.config["features"]["shuffle"] == "rows" and result.config["features"]["hold"] == "memory"
+    assert result.config["features"]["shuffle"] == "rows" and result.config["features"]["placement"] == "memory"
     found = {(r.split, r.cell): r for r in result.metrics if r.name == "fvu"}
     assert found["train", None].n == 16 * 2 * 2 and found["train", None].value < 1
     whole = read_result(train(run(*mixed[:-2])))
@@ -192,20 +192,20 @@ def test_direction(run, name):
     path = train(config)
     result = read_result(path)
     assert {r.target for r in result.metrics} == {"style", "group"} and {r.probe for r in result.metrics} == {name}
-    assert all(0 <= r.value <= 1 and set(r.nulls) >= {"random_direction", "shuffled_labels"} for r in result.metrics)
+    assert all(0 <= r.value <= 1 and set(r.controls) >= {"random_direction", "shuffled_labels"} for r in result.metrics)
     found = Direction.load(path.parent / "probes" / "style" / CELL.replace(":", "."))
     assert float(found.vector.norm()) == pytest.approx(1, abs=1e-6) and found.negative == "other than noto"
 
 
-@pytest.mark.parametrize("null", ["random_weights", "raw_pixels", "shuffled_labels"])
-def test_a_run_that_is_a_null(run, null):
-    config = run("probe=linear", "probe.targets=[style]", f"null={null}")
+@pytest.mark.parametrize("control", ["random_weights", "raw_pixels", "shuffled_labels"])
+def test_a_run_that_is_a_control(run, control):
+    config = run("probe=linear", "probe.targets=[style]", f"control={control}")
     extract_run(config, progress=False)
     result = read_result(train(config))
-    assert result.config["null"] == null
+    assert result.config["control"] == control
     cells = {record.cell for record in result.metrics}
-    assert cells == ({"pixels@t0:empty:mean"} if null == "raw_pixels" else {CELL, OTHER})
-    assert ("shuffled_labels" in result.metrics[0].nulls) == (null != "shuffled_labels")
+    assert cells == ({"pixels@t0:empty:mean"} if control == "raw_pixels" else {CELL, OTHER})
+    assert ("shuffled_labels" in result.metrics[0].controls) == (control != "shuffled_labels")
 
 
 def test_an_interrupted_run_continues(run, monkeypatch):

@@ -207,7 +207,7 @@ def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
     weights = str(whole["denoiser"].parent / "weights")
     config = configs["denoiser"]
     both, other = (
-        inputs_of(dataclasses.replace(config, start=weights, text_encoder=text_encoder))
+        inputs_of(dataclasses.replace(config, init_from=weights, text_encoder=text_encoder))
         for text_encoder in (None, str(whole["text_encoder"].parent / "weights"))
     )
     assert set(both) == {"input/shards", "input/autoencoder", "input/text_encoder", "input/start"}

@@ -68,7 +68,7 @@ def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path,
         noise = noise_for(3, KEYS[row], draw, tuple(clean.shape[1:]))[None]
         step = torch.tensor([t])
         target = noise if prediction == "epsilon" else scheduler.get_velocity(clean, noise, step)
-        states, _ = pipeline.encode_prompt(samples.told[row], "cpu", 1, do_classifier_free_guidance=False)
+        states, _ = pipeline.encode_prompt(samples.inputs[row], "cpu", 1, do_classifier_free_guidance=False)
         with torch.no_grad():
             predicted = pipeline.unet(scheduler.add_noise(clean, noise, step), t, states).sample
         return float((predicted - target).square().mean())
@@ -88,7 +88,7 @@ def test_order_and_batch_size_do_not_matter(tiny_sd, network, samples):
         return torch.stack([baseline.untouched, baseline.ablated, baseline.cleared, spliced.errors]), spliced.fvu
 
     whole, fvu = measure(network(), samples, T)
-    flipped = HeldOut(samples.latents.flip(0), samples.keys[::-1], samples.told[::-1])
+    flipped = HeldOut(samples.latents.flip(0), samples.keys[::-1], samples.inputs[::-1])
     alone, alone_fvu = measure(open_network(tiny_sd, "mid_block", "mean", rows=1), flipped, T[::-1])
     torch.testing.assert_close(alone.flip(1, 2), whole, rtol=1e-4, atol=1e-6)
     assert alone_fvu[::-1] == pytest.approx(fvu, rel=1e-4)

@@ -9,17 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import ShardError
-from diffprobe.shards.partition import Piece, cut, limit_pieces, span_of_rank, span_of_worker, steps_per_epoch
+from diffprobe.shards.partition import ShardSlice, cut, limit_pieces, span_of_rank, span_of_worker, steps_per_epoch
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 small = st.integers(1, 5)
 
 
-def line_of(counts: list[int]) -> list[Piece]:
-    return [Piece(f"s{i}", 0, count) for i, count in enumerate(counts)]
+def line_of(counts: list[int]) -> list[ShardSlice]:
+    return [ShardSlice(f"s{i}", 0, count) for i, count in enumerate(counts)]
 
 
-def positions(pieces: list[Piece]) -> list[tuple[str, int]]:
+def positions(pieces: list[ShardSlice]) -> list[tuple[str, int]]:
     return [(piece.file, place) for piece in pieces for place in range(piece.start, piece.stop)]
 
 

@@ -31,10 +31,10 @@ def test_the_extension_begins_at_the_first_dot_after_the_last_slash(tmp_path: Pa
 
 
 def test_members_of_no_sample_are_told(tmp_path: Path) -> None:
-    strays: list[str] = []
+    orphans: list[str] = []
     path = tar_of(tmp_path / "a-0.tar", ["README", "k.jpg", "._k.jpg"])
-    assert [raw.key for raw in read_shard(path, strays=strays)] == ["k"]
-    assert strays == [f"member '{name}' belongs to no sample (it has no extension)" for name in ("README", "._k.jpg")]
+    assert [raw.key for raw in read_shard(path, orphans=orphans)] == ["k"]
+    assert orphans == [f"member '{name}' belongs to no sample (it has no extension)" for name in ("README", "._k.jpg")]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
@@ -44,9 +44,9 @@ def test_links_are_told_and_not_followed(tmp_path: Path, kind: bytes) -> None:
         link = tarfile.TarInfo("l.jpg")
         link.type, link.linkname = kind, "k.jpg"
         tar.addfile(link)
-    strays: list[str] = []
-    assert [raw.key for raw in read_shard(path, strays=strays)] == ["k"]
-    assert strays == ["member 'l.jpg' belongs to no sample (it is a link or a device)"]
+    orphans: list[str] = []
+    assert [raw.key for raw in read_shard(path, orphans=orphans)] == ["k"]
+    assert orphans == ["member 'l.jpg' belongs to no sample (it is a link or a device)"]
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.json"], ["a.jpg", "a.JPG"]])

@@ -8,7 +8,7 @@ import torch
 
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.samplers import eval_order, train_order
-from diffprobe.features.stored import Rows, StoredLoader
+from diffprobe.features.stored import StoredLoader, StoredRows
 
 SIZES = {"train": 91, "val": 33, "test": 21}
 CLASSES = ("cat", "dog", "cow", "owl")
@@ -49,7 +49,7 @@ class Toy(lightning.LightningDataModule):
         return whole
 
     def loader(self, split, *, shuffle, rank=0, world_size=1, epoch=0):
-        rows = Rows([self.table(split)])
+        rows = StoredRows([self.table(split)])
 
         def order(number):
             if shuffle:

@@ -27,7 +27,7 @@ class Interrupt(lightning.Callback):
 
 def make(kind, settings):
     if kind in VARIANTS:
-        probe = VARIANTS[kind].Config(k=3, n_latents=32, dead_after=100, k_aux=4)
+        probe = VARIANTS[kind].Config(k=3, n_latents=32, dead_window=100, k_aux=4)
         return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings)
     return ClassifierModule(widths={CELL: 12}, classes={"label": ("a", "b", "c", "d")}, settings=settings)
 

@@ -15,7 +15,7 @@ def run(
     tmp_path,
     cells=None,
     targets=("label", "style"),
-    nulls=("shuffled_labels",),
+    controls=("shuffled_labels",),
     batch_size=16,
     more=(),
     **settings,
@@ -23,7 +23,7 @@ def run(
     source = toy(batch_size=batch_size, **({"cells": cells} if cells else {}))
     config = TrainerConfig(**{**CPU, "max_epochs": 6, "weight_decay": 0.01, **settings})
     classes = {t: (*(source.classes if t == "label" else source.attributes[t]), *more) for t in targets}
-    module = ClassifierModule(widths=source.widths, classes=classes, nulls=nulls, settings=config)
+    module = ClassifierModule(widths=source.widths, classes=classes, controls=controls, settings=config)
     with quiet():
         trainer = make_trainer(config, run_dir=tmp_path)
         trainer.fit(module, datamodule=source)
@@ -32,30 +32,30 @@ def run(
     return module
 
 
-def test_learns_the_labels_and_its_null_does_not(toy, tmp_path):
+def test_learns_the_labels_and_its_control_does_not(toy, tmp_path):
     module = run(toy, tmp_path, max_epochs=30, learning_rate=0.02)
     for record in module.records("val"):
         if record.name == "accuracy" and record.target == "label" and record.cell.startswith("mid"):
-            assert record.value > 0.75 > 0.5 > record.nulls["shuffled_labels"]
-            assert record.nulls["chance"] < 0.45 and record.probe == "linear"
+            assert record.value > 0.75 > 0.5 > record.controls["shuffled_labels"]
+            assert record.controls["chance"] < 0.45 and record.probe == "linear"
     assert len(module.records("test")) == 2 * 2 * 2
     known = int((toy().table("test").label >= 0).sum())
     assert {r.n for r in module.records("test") if r.target == "label"} == {known}
 
 
 def test_classes_that_the_split_lacks_are_counted_apart(toy, tmp_path):
-    module = run(toy, tmp_path, targets=("style",), nulls=(), more=("absent",), max_epochs=1)
+    module = run(toy, tmp_path, targets=("style",), controls=(), more=("absent",), max_epochs=1)
     for record in module.records("test"):
         assert record.detail == {"n_classes": 4, "n_classes_held": 3}
         if record.name == "balanced_accuracy":
-            assert record.nulls["chance"] == pytest.approx(1 / 3)
+            assert record.controls["chance"] == pytest.approx(1 / 3)
 
 
 def test_a_bank_equals_separate_runs(toy, tmp_path):
     bank = run(toy, tmp_path / "bank")
     for cell in bank.cells:
         for target in ("label", "style"):
-            alone = run(toy, tmp_path / cell / target, cells=(cell,), targets=(target,), nulls=())
+            alone = run(toy, tmp_path / cell / target, cells=(cell,), targets=(target,), controls=())
             one, many = alone.probe(cell, target), bank.probe(cell, target)
             torch.testing.assert_close(one.weight, many.weight, rtol=1e-4, atol=1e-6)
             assert one.weight.abs().max() > 0.01  # it did move
@@ -92,7 +92,7 @@ def test_features_that_are_no_numbers_are_named(toy, tmp_path, split):
 
 
 def test_under_bf16_the_accuracy_is_that_of_the_float32_probe():
-    module = ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, nulls=(), settings=TrainerConfig(**CPU))
+    module = ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, controls=(), settings=TrainerConfig(**CPU))
     with torch.no_grad():
         module.banks[0].weight.copy_(torch.tensor([[256.0, 0.0], [257.0, 0.0]]))  # bf16 has no 257
     batch = FeatureBatch({"c": torch.tensor([[1.0, 0.0]])}, ["one"], torch.tensor([1]), {})

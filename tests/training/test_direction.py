@@ -57,13 +57,13 @@ def test_closed_forms_equal_the_notebook_functions(toy, tmp_path, name, by_hand)
 
 
 @pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
-def test_beats_its_nulls(toy, tmp_path, name):
+def test_beats_its_controls(toy, tmp_path, name):
     module = run(toy, tmp_path, name)
     record = module.records("val")[0]
     assert record.value > 0.8
-    assert record.nulls["chance"] == 0.5
-    assert record.value > record.nulls["random_direction"] + record.detail["null_spread"]["random_direction"]
-    assert record.value > record.nulls["shuffled_labels"] + 0.1
+    assert record.controls["chance"] == 0.5
+    assert record.value > record.controls["random_direction"] + record.detail["control_spread"]["random_direction"]
+    assert record.value > record.controls["shuffled_labels"] + 0.1
     x, positive = sides(toy, "train")
     direction = module.directions()[0]
     shift = x[positive].mean(0) - x[~positive].mean(0)

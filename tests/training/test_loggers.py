@@ -175,7 +175,7 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
     for record in result.metrics:
         name = f"result/test/{record.name}/{record.cell}/style"
         assert summary[name] == pytest.approx(record.value)
-        assert summary[f"{name}/shuffled_labels"] == pytest.approx(record.nulls["shuffled_labels"])
+        assert summary[f"{name}/shuffled_labels"] == pytest.approx(record.controls["shuffled_labels"])
     steps = [row["trainer/global_step"] for row in history if "train/loss" in row]
     assert steps == sorted(steps) and len(steps) == 6  # 12 steps, every second one
     assert any("val/accuracy/up_blocks.0@t10:empty:mean/style" in row for row in history)
@@ -190,7 +190,7 @@ def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_
         )
 
     def fvu(value):
-        return MetricRecord(name="fvu", value=value, split="test", n=4, cell="mid_block@t20", nulls={"mean": 1.0})
+        return MetricRecord(name="fvu", value=value, split="test", n=4, cell="mid_block@t20", controls={"mean": 1.0})
 
     with quiet():
         logger = loggers.make_logger(

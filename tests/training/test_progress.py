@@ -27,7 +27,7 @@ class Tiny(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Told:
+class ConditionInput:
     def __init__(self) -> None:
         self.totals, self.steps, self.closed = [], 0, 0
 
@@ -49,22 +49,22 @@ def trainer(told, path, **settings):
 
 
 def test_follows_every_step_to_the_end(tmp_path):
-    told = Told()
+    told = ConditionInput()
     trainer(told, tmp_path, max_epochs=3).fit(Tiny(), DataLoader(torch.ones(4, 1)))
     assert (told.totals, told.steps, told.closed) == ([12], 12, 1)
-    told = Told()
+    told = ConditionInput()
     trainer(told, tmp_path, max_epochs=3, max_steps=5).fit(Tiny(), DataLoader(torch.ones(4, 1)))
     assert (told.totals, told.steps, told.closed) == ([5], 5, 1)
 
 
 def test_closes_when_training_breaks_off(tmp_path):
-    told = Told()
+    told = ConditionInput()
     with pytest.raises(ValueError, match="stop"):
         trainer(told, tmp_path, max_epochs=3).fit(Tiny(fails_at=2), DataLoader(torch.ones(4, 1)))
     assert (told.steps, told.closed) == (2, 1)
 
 
 def test_stays_away_without_training(tmp_path):
-    told = Told()
+    told = ConditionInput()
     trainer(told, tmp_path).test(Tiny(), DataLoader(torch.ones(4, 1)), verbose=False)
     assert told.totals == []

@@ -11,7 +11,7 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae import KSAE
 from diffprobe.probes.sae.topk import Config
-from diffprobe.probes.sae.types import ALONE, Joint
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Collective
 from diffprobe.training.sae import SparseAutoencoderModule, make_sae
 from diffprobe.training.sae_rows import ChosenRows
 from diffprobe.training.trainer import make_trainer, quiet
@@ -23,7 +23,7 @@ def run(toy, tmp_path, source=None, probe=None, start=None, callbacks=(), **sett
     source = source or toy(cells=(CELL,))
     settings = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 5, "learning_rate": 0.01} | settings
     config = TrainerConfig(**settings)
-    probe = probe or Config(k=3, n_latents=32, dead_after=150, k_aux=4)
+    probe = probe or Config(k=3, n_latents=32, dead_window=150, k_aux=4)
     module = SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=config)
     if start is not None:
         start(module)
@@ -72,7 +72,7 @@ def test_idle_counters_count_samples_and_evaluation_leaves_them_alone(toy, tmp_p
 
 def test_dead_latents_are_revived(toy, tmp_path):
     def train(weight):
-        probe = Config(k=2, n_latents=24, dead_after=100, k_aux=6, aux_weight=weight)
+        probe = Config(k=2, n_latents=24, dead_window=100, k_aux=6, aux_weight=weight)
         return run(toy, tmp_path / str(weight), probe=probe, max_epochs=25, start=sleepy)
 
     def sleepy(module):
@@ -164,15 +164,17 @@ def test_a_run_records_what_it_measured_of_training_dictionary_and_rows(toy, tmp
 
 def test_a_run_shorter_than_the_window_warns_and_claims_nothing(toy, tmp_path):
     curves = Curves()
-    with pytest.warns(UserWarning, match=r"dead_after=1000000 rows .* trains on 455 \(91 a pass\), so AuxK never acts"):
+    with pytest.warns(
+        UserWarning, match=r"dead_window=1000000 rows .* trains on 455 \(91 a pass\), so AuxK never acts"
+    ):
         module = run(toy, tmp_path, probe=Config(k=3, n_latents=32), callbacks=[curves])
     assert not any("windowed_dead_fraction" in record.name for record in module.records("train"))
     assert not any("train/windowed_dead_fraction" in step for step in curves.steps) and len(curves.steps) == 30
 
 
 def test_a_run_as_long_as_the_window_does_not_warn(toy, tmp_path, recwarn):
-    run(toy, tmp_path, probe=Config(k=3, n_latents=32, dead_after=5 * 91))
-    assert not [str(warning.message) for warning in recwarn if "dead_after" in str(warning.message)]
+    run(toy, tmp_path, probe=Config(k=3, n_latents=32, dead_window=5 * 91))
+    assert not [str(warning.message) for warning in recwarn if "dead_window" in str(warning.message)]
 
 
 def test_the_rate_of_the_first_step_is_one_part_of_the_warm_up(toy, tmp_path):
@@ -180,7 +182,7 @@ def test_the_rate_of_the_first_step_is_one_part_of_the_warm_up(toy, tmp_path):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    rates, probe = [], Config(k=3, n_latents=32, dead_after=60, warmup_steps=4, decay=0.0)
+    rates, probe = [], Config(k=3, n_latents=32, dead_window=60, warmup_steps=4, decay=0.0)
     run(toy, tmp_path, probe=probe, max_epochs=1, callbacks=[Rate()])
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
@@ -197,7 +199,7 @@ def test_a_config_names_its_variant():
 def test_chosen_rows_depend_on_keys_and_seed_alone():
     x, keys = torch.arange(14.0).view(7, 2), [f"sample/{i}" for i in range(7)]
 
-    def choose(rows, joint=ALONE, seed=0):
+    def choose(rows, joint=SINGLE_PROCESS, seed=0):
         chosen = ChosenRows(5, seed=seed)
         for row in rows:  # one at a time: batches play no part
             chosen.update(x[row : row + 1], [keys[row]])
@@ -213,10 +215,10 @@ def test_chosen_rows_depend_on_keys_and_seed_alone():
             barrier.wait()
             return together
 
-        return choose(range(5) if rank else range(5, 7), Joint(gather=gather, size=2))  # unequal shares
+        return choose(range(5) if rank else range(5, 7), Collective(gather=gather, size=2))  # unequal shares
 
     whole = choose(range(7))
     with ThreadPoolExecutor(2) as pool:
         assert all(found.equal(whole) for found in pool.map(process, range(2)))
     assert choose(reversed(range(7))).equal(whole) and not choose(range(7), seed=1).equal(whole)
-    assert ChosenRows(0, seed=0).compute(ALONE) is None
+    assert ChosenRows(0, seed=0).compute(SINGLE_PROCESS) is None

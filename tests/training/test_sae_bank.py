@@ -23,7 +23,7 @@ def spec(cell, config, seed=0):
 
 
 def topk(k, **settings):
-    return Config(k=k, n_latents=24, dead_after=100, k_aux=4, **settings)
+    return Config(k=k, n_latents=24, dead_window=100, k_aux=4, **settings)
 
 
 def grid():

@@ -17,7 +17,7 @@ WIDE, NARROW = WIDTHS
 
 
 def member(name, cell=WIDE, kind=topk, seed=0, **settings):
-    settings = {"n_latents": 24, "dead_after": 40, "k_aux": 4} | settings
+    settings = {"n_latents": 24, "dead_window": 40, "k_aux": 4} | settings
     return MemberSpec(name=name, config=kind.Config(**settings), cell=cell, d_in=WIDTHS[cell], seed=seed)
 
 
@@ -25,7 +25,7 @@ def bank():
     """Four that step together, with AuxK of their own each, and three that can't."""
     return [
         member("k2", k=2),
-        member("k5", k=5, seed=1, dead_after=90, k_aux=2),
+        member("k5", k=5, seed=1, dead_window=90, k_aux=2),
         member("none", k=3, seed=2, aux_weight=0.0, learning_rate=0.003),
         member("buffer", k=2, seed=3, row_buffer=30),
         member("narrow", cell=NARROW, k=2),

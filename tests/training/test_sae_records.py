@@ -19,7 +19,7 @@ def test_each_number_says_what_it_was_counted_over():
     assert {name: record.value for name, record in found.items()} == values
     assert all(r.n == 100 and r.split == "val" and r.cell == OWN["cell"] and r.probe == "topk" for r in found.values())
     assert all(record.detail.items() >= OWN["detail"].items() for record in found.values())
-    assert found["fvu"].nulls == {"mean_prediction": 1.0} and found["gamma"].nulls == {}
+    assert found["fvu"].controls == {"mean_prediction": 1.0} and found["gamma"].controls == {}
     assert found["dead_fraction"].detail["window"] == 100 and "this split" in found["dead_fraction"].detail["dead"]
     histogram = found["dense_fraction"].detail["histogram"]
     assert (histogram["log10_first_edge"], histogram["log10_bin_width"], histogram["n_never"]) == (-6, 0.25, 1)
@@ -38,7 +38,7 @@ def test_dead_latents_of_training_say_their_window():
 def test_coherence_is_that_of_the_most_alike_rows():
     largest, mean = coherence_records(Coherence(0.9, 0.1, (3, 4)), d_in=16, **OWN)
     assert (largest.name, largest.value, largest.n) == ("decoder_coherence", 0.9, 5)
-    assert largest.detail == {**OWN["detail"], "pair": [3, 4]} and largest.nulls == {}
+    assert largest.detail == {**OWN["detail"], "pair": [3, 4]} and largest.controls == {}
     assert (mean.name, mean.value, mean.n, mean.detail) == ("mean_decoder_coherence", 0.1, 5, OWN["detail"])
     rows = torch.nn.functional.normalize(torch.randn(1000, 16, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert mean.nulls["random_direction"] == pytest.approx(decoder_coherence(rows).mean, rel=0.01)
+    assert mean.controls["random_direction"] == pytest.approx(decoder_coherence(rows).mean, rel=0.01)

@@ -42,7 +42,7 @@ def wide(toy):
 
 def make(cell, probe=None, **settings):
     settings = {"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 3, "learning_rate": 0.01} | settings
-    probe = probe or Config(k=3, n_latents=32, dead_after=150, k_aux=4)
+    probe = probe or Config(k=3, n_latents=32, dead_window=150, k_aux=4)
     return SparseAutoencoderModule(probe, cell=cell, d_in=12, settings=TrainerConfig(**settings))
 
 
@@ -61,7 +61,7 @@ def test_one_place_a_sample_gives_the_weights_of_a_pooled_run(toy, wide, tmp_pat
             table.features = {"mid_block@t10:empty:tokens1": table.features[CELL][:, None]}
             return table
 
-    probe = Config(k=3, n_latents=32, dead_after=150, k_aux=4, datapoint_blend=0.8, init_samples=50)
+    probe = Config(k=3, n_latents=32, dead_window=150, k_aux=4, datapoint_blend=0.8, init_samples=50)
     pooled = run(make(CELL, probe), toy(cells=(CELL,)), tmp_path / "pooled")
     token = run(make("mid_block@t10:empty:tokens1", probe), OneToken(cells=(CELL,)), tmp_path / "token")
     for (name, one), other in zip(pooled.state_dict().items(), token.state_dict().values(), strict=True):
@@ -137,7 +137,7 @@ class Interrupt(lightning.Callback):
 
 @pytest.mark.parametrize("probe", [Config, BatchConfig])
 def test_a_run_with_a_buffer_mixes_and_resumes_bit_for_bit(wide, tmp_path, probe):
-    probe = probe(k=3, n_latents=32, dead_after=400, k_aux=4, row_buffer=300)
+    probe = probe(k=3, n_latents=32, dead_window=400, k_aux=4, row_buffer=300)
     settings = {"checkpoint_every_steps": 4, "max_epochs": 4}
     with quiet():
         whole, cut, second = (make(TOKENS, probe, **settings) for _ in range(3))

@@ -4,8 +4,8 @@ import torch
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.row_layout import joint_width
-from diffprobe.probes.sae.types import ALONE
-from diffprobe.training.sae_rows import ChosenRows, RowBuffer, check_one_tap, row_ranks, rows_of
+from diffprobe.probes.sae.types import SINGLE_PROCESS
+from diffprobe.training.sae_rows import ChosenRows, ShuffleBuffer, check_one_tap, row_ranks, rows_of
 
 
 def batch_of(**features):
@@ -96,7 +96,7 @@ def test_chosen_rows_of_maps_come_from_all_places_in_any_order_of_batches():
             batch.keys = [f"s/{i}"]
             rows = rows_of(batch, [cell])
             chosen.update(rows.x, batch.keys, rows)
-        return chosen.compute(joint=ALONE)
+        return chosen.compute(joint=SINGLE_PROCESS)
 
     found = choose(range(6))
     assert found.equal(choose([4, 1, 0, 5, 3, 2])) and found.shape == (20, 2)
@@ -106,7 +106,7 @@ def test_chosen_rows_of_maps_come_from_all_places_in_any_order_of_batches():
 
 
 def test_the_buffer_exchanges_rows_and_loses_none():
-    buffer = RowBuffer(20, 1, seed=0)
+    buffer = ShuffleBuffer(20, 1, seed=0)
     buffer.fill(torch.arange(20.0)[:, None])
     given = []
     for start in (20, 27, 34):
@@ -117,7 +117,7 @@ def test_the_buffer_exchanges_rows_and_loses_none():
 
 
 def made(rank=0, world=1, size=12):
-    buffer = RowBuffer(size, 2, seed=3)
+    buffer = ShuffleBuffer(size, 2, seed=3)
     buffer.place(rank, world)
     return buffer
 
@@ -177,12 +177,12 @@ def test_a_buffer_moves_with_its_module():
 
 def test_a_buffer_that_cannot_be_filled_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
-        RowBuffer(0, 2, seed=0)
+        ShuffleBuffer(0, 2, seed=0)
     with pytest.raises(ConfigError, match="holds 9 rows; the training set has 4") as caught:
-        RowBuffer(9, 2, seed=0).fill(noise(4, 2))
+        ShuffleBuffer(9, 2, seed=0).fill(noise(4, 2))
     assert "probe.params.row_buffer=4" in str(caught.value)
     with pytest.raises(ConfigError, match="a row buffer of 12 rows can't be shared equally by 5 processes") as caught:
         made(0, 5)
     assert "probe.params.row_buffer=15" in str(caught.value)
     with pytest.raises(RunFailed, match="before it was filled"):
-        RowBuffer(9, 2, seed=0).exchange(noise(4, 2))
+        ShuffleBuffer(9, 2, seed=0).exchange(noise(4, 2))

@@ -37,12 +37,12 @@ def test_it_falls_to_zero_over_the_last_part_or_stays():
 
 
 def test_a_run_shorter_than_the_window_is_warned_of(recwarn):
-    warn_of_window(Config(dead_after=50_000), n_rows=5_000, n_trained=50_000)
+    warn_of_window(Config(dead_window=50_000), n_rows=5_000, n_trained=50_000)
     assert not recwarn
     with pytest.warns(
-        UserWarning, match="dead_after=1000000 rows .* trains on 50000 .5000 a pass., so AuxK never"
+        UserWarning, match="dead_window=1000000 rows .* trains on 50000 .5000 a pass., so AuxK never"
     ) as w:
         warn_of_window(Config(), n_rows=5_000, n_trained=50_000)
-    assert str(w[0].message).endswith("A window that fits: probe.params.dead_after=20000")
-    with pytest.warns(UserWarning, match=r"a pass\), so no windowed_dead_fraction .*dead_after=1$"):
+    assert str(w[0].message).endswith("A window that fits: probe.params.dead_window=20000")
+    with pytest.warns(UserWarning, match=r"a pass\), so no windowed_dead_fraction .*dead_window=1$"):
         warn_of_window(Config(aux_weight=0.0), n_rows=3, n_trained=3)

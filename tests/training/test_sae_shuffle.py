@@ -62,7 +62,7 @@ def settings(**changes):
 
 
 def make(cell=MAPS, probe=None, **changes):
-    probe = probe or Config(k=3, n_latents=32, dead_after=400, k_aux=4)
+    probe = probe or Config(k=3, n_latents=32, dead_window=400, k_aux=4)
     return SparseAutoencoderModule(probe, cell=cell, d_in=12, settings=settings(**changes))
 
 
@@ -109,7 +109,7 @@ def test_an_interrupted_epoch_continues_bit_for_bit(shuffled, tmp_path, probe):
             if trainer.global_step == 9:
                 raise RuntimeError("stopped")
 
-    probe = probe(k=3, n_latents=32, dead_after=400, k_aux=4)
+    probe = probe(k=3, n_latents=32, dead_window=400, k_aux=4)
     whole, cut, second = (make(probe=probe, checkpoint_every_steps=4) for _ in range(3))
     fit(whole, shuffled(), tmp_path / "whole")
     with pytest.raises(RuntimeError, match="stopped"):

@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import NonFinite
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.probes.sae.types import ALONE
+from diffprobe.probes.sae.types import SINGLE_PROCESS
 from diffprobe.training.sae_rows import ChosenRows
 from diffprobe.training.training_statistics import FirstPass
 
@@ -23,7 +23,7 @@ def collect(*wanted, cells=CELLS):
     chosen = [first.choose(n, seed=seed) for n, seed in wanted]
     for batch in batches():
         first.update(batch)
-    return first, [one.compute(ALONE) for one in chosen]
+    return first, [one.compute(SINGLE_PROCESS) for one in chosen]
 
 
 def test_the_moments_are_those_of_all_rows():

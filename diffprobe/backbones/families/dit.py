@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.latent_backbone import LatentBackbone
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.transformer import (
@@ -37,7 +37,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") == "DiTPipeline"
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     dit = describe_denoiser(checkpoint, _KIND)
     latents = find_latents(
@@ -53,7 +53,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         one = torch.zeros(1, dtype=torch.long, device="meta")
         return network(latents.empty(), timestep=one, class_labels=one, return_dict=False)
 
-    return Outline(
+    return BackboneSpec(
         family="dit",
         name=checkpoint.name,
         denoiser=dit,
@@ -61,20 +61,20 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=digest_json([read_config(checkpoint, "transformer"), latents.side]),
         resolution=latents.resolution,
         latent_shape=latents.shape,
-        layout=Layout(size=latents.shape[1:]),
+        layout=OutputLayout(size=latents.shape[1:]),
         schedule=load_schedule(checkpoint.part("scheduler")),
         conditions=("empty", "label", "prompt"),
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(dit.transformer_blocks))),
     )
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load the VAE encoder, and of the transformer only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     require_parts(checkpoint, options, ())
-    dit = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    dit = load_denoiser(checkpoint, spec, needed, options, _KIND)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     n_classes = read_config(checkpoint, "transformer").get("num_embeds_ada_norm", 1000)
     return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name)
@@ -92,7 +92,7 @@ class Dit(LatentBackbone):
         super().__init__(denoiser, vae)
         self._n_classes, self._name = n_classes, name
 
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """Return class ids. A class is a number or its text; nothing, or an empty text, is the null class.
 
         Raises: ConfigError for what is no class.
@@ -106,7 +106,7 @@ class Dit(LatentBackbone):
             )
         return {"class_labels": torch.tensor(ids, device=next(self.denoiser.parameters()).device)}
 
-    def _class_id(self, value: Told) -> int | None:
+    def _class_id(self, value: ConditionInput) -> int | None:
         text = "" if value is None else str(value).strip()
         if not text:
             return self._n_classes

@@ -13,13 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipText, T5Text, load_clip_text, load_t5_text
+from diffprobe.backbones.text_encoders import (
+    TEXT_CONDITIONS,
+    ClipTextEncoder,
+    T5TextEncoder,
+    load_clip_text,
+    load_t5_text,
+)
 from diffprobe.backbones.transformer import (
     check_width,
     describe_denoiser,
@@ -56,7 +62,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") == "FluxPipeline"
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     flux = describe_denoiser(checkpoint, _KIND)
     config = flux.config
@@ -82,7 +88,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             guidance,
         )
 
-    return Outline(
+    return BackboneSpec(
         family="flux",
         name=checkpoint.name,
         denoiser=flux,
@@ -90,7 +96,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=digest_json([read_config(checkpoint, "transformer"), latents.side, length]),
         resolution=latents.resolution,
         latent_shape=latents.shape,
-        layout=Layout(
+        layout=OutputLayout(
             size=latents.shape[1:],
             n_text=length,
             joint=rf"{_SINGLE}\..+",
@@ -105,7 +111,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             *(f"transformer_blocks.{i}" for i in range(len(flux.transformer_blocks))),
             *(f"single_transformer_blocks.{i}" for i in range(len(flux.single_transformer_blocks))),
         ),
-        told={"t5_tokens": length, "guidance": guidance},
+        conditioning={"t5_tokens": length, "guidance": guidance},
     )
 
 
@@ -138,18 +144,20 @@ def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition, g
     )
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load text encoders, VAE encoder, and of the transformer only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     require_parts(checkpoint, options, _ENCODERS)
-    flux = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    flux = load_denoiser(checkpoint, spec, needed, options, _KIND)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
-    folder, dtype, told = checkpoint.part("vae").parent, options.dtype, outline.told
+    folder, dtype, conditioning = checkpoint.part("vae").parent, options.dtype, spec.conditioning
     clip = load_clip_text(folder, dtype=dtype)
-    t5 = load_t5_text(folder, dtype=dtype, length=told["t5_tokens"], encoder="text_encoder_2", tokenizer="tokenizer_2")
-    return Flux(flux, vae, clip, t5, guidance=told["guidance"])
+    t5 = load_t5_text(
+        folder, dtype=dtype, length=conditioning["t5_tokens"], encoder="text_encoder_2", tokenizer="tokenizer_2"
+    )
+    return Flux(flux, vae, clip, t5, guidance=conditioning["guidance"])
 
 
 class Flux(TextBackbone):
@@ -160,7 +168,7 @@ class Flux(TextBackbone):
     """
 
     def __init__(
-        self, denoiser: nn.Module, vae: VaeEncoder, clip: ClipText, t5: T5Text, *, guidance: float | None
+        self, denoiser: nn.Module, vae: VaeEncoder, clip: ClipTextEncoder, t5: T5TextEncoder, *, guidance: float | None
     ) -> None:
         def encode(prompts: list[str]) -> Condition:
             return {"encoder_hidden_states": t5(prompts)[0], "pooled_projections": clip(prompts).pooler_output}

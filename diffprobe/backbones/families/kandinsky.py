@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.unet import (
     check_latents,
     image_side,
@@ -37,7 +37,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in _PIPELINES
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     config = read_unet_config(checkpoint, _KIND)
     read_config(checkpoint, "movq")
@@ -68,7 +68,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         side=side,
         latent_shape=(channels, size, size),
         conditions=("empty",),
-        told={"image_embeds": "zeros"},
+        conditioning={"image_embeds": "zeros"},
     )
 
 
@@ -85,13 +85,13 @@ def _embedding_width(checkpoint: Checkpoint, config: dict[str, Any]) -> int:
     return width
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load the encoder of the autoencoder, and of the U-Net only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     source = require_parts(checkpoint, ("movq",), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    unet = load_unet(checkpoint, spec, needed, options, source=source)
     movq = load_movq_encoder(checkpoint.part("movq"), dtype=options.dtype, images=options.images)
     return Kandinsky(unet, movq, width=_embedding_width(checkpoint, read_unet_config(checkpoint, _KIND)))
 
@@ -112,7 +112,7 @@ class Kandinsky(Backbone):
         """See `MovqEncoder`."""
         return self._movq(images)
 
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """Tell every sample the embedding of zeros."""
         like = next(self.denoiser.parameters())
         return {"image_embeds": torch.zeros(len(values), self._width, device=like.device, dtype=like.dtype)}
@@ -121,7 +121,7 @@ class Kandinsky(Backbone):
         """Run the U-Net once."""
         self.denoiser(x_t, timesteps, encoder_hidden_states=None, added_cond_kwargs=dict(condition), return_dict=False)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
         return {"denoiser": self.denoiser, "movq": self._movq.vae}
 

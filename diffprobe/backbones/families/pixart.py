@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5Text, load_t5_text
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text
 from diffprobe.backbones.transformer import (
     check_width,
     describe_denoiser,
@@ -43,7 +43,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in _LENGTHS
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     pixart = describe_denoiser(checkpoint, _KIND)
     config = pixart.config
@@ -65,10 +65,10 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             return_dict=False,
         )
 
-    told: dict[str, Any] = {"text_tokens": length, "text": "lower case, stripped"}
+    conditioning: dict[str, Any] = {"text_tokens": length, "text": "lower case, stripped"}
     if sized:
-        told.update(resolution=[latents.resolution] * 2, aspect_ratio=1.0)
-    return Outline(
+        conditioning.update(resolution=[latents.resolution] * 2, aspect_ratio=1.0)
+    return BackboneSpec(
         family="pixart",
         name=checkpoint.name,
         denoiser=pixart,
@@ -76,19 +76,19 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=digest_json([read_config(checkpoint, "transformer"), latents.side, length]),
         resolution=latents.resolution,
         latent_shape=latents.shape,
-        layout=Layout(size=latents.shape[1:], text_only=r"caption_projection(\..*)?|.*\.attn2\.(to_k|to_v)"),
+        layout=OutputLayout(size=latents.shape[1:], text_only=r"caption_projection(\..*)?|.*\.attn2\.(to_k|to_v)"),
         schedule=load_schedule(checkpoint.part("scheduler")),
         conditions=TEXT_CONDITIONS,
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(pixart.transformer_blocks))),
-        told=told,
+        conditioning=conditioning,
     )
 
 
 def _is_sized(checkpoint: Checkpoint, pixart: Any) -> bool:
-    """Tell whether the transformer is told the size. Raises: WeightsMismatch where its pipeline would not tell it."""
+    """Tell whether the transformer is told the size. Raises: WeightsMismatch where its pipeline would not condition_inputs it."""
     kind = checkpoint.index["_class_name"]
-    told = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
-    if pixart.use_additional_conditions and not told:
+    conditioning = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
+    if pixart.use_additional_conditions and not conditioning:
         raise WeightsMismatch(
             f"the transformer of '{checkpoint.name}' has to be told the image's size, which {kind} does not do "
             f"(sample_size {pixart.config.sample_size}).",
@@ -104,22 +104,22 @@ def _sizes(x: Tensor, resolution: int | None) -> dict[str, Tensor | None]:
     return {"resolution": size, "aspect_ratio": torch.ones_like(size[:, :1])}
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load text encoder, VAE encoder, and of the transformer only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     require_parts(checkpoint, options, ("text_encoder",))
-    pixart = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    pixart = load_denoiser(checkpoint, spec, needed, options, _KIND)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_t5_text(
         checkpoint.part("text_encoder").parent,
         dtype=options.dtype,
-        length=outline.told["text_tokens"],
+        length=spec.conditioning["text_tokens"],
         encoder="text_encoder",
         tokenizer="tokenizer",
     )
-    return PixArt(pixart, vae, text, resolution=outline.resolution if "resolution" in outline.told else None)
+    return PixArt(pixart, vae, text, resolution=spec.resolution if "resolution" in spec.conditioning else None)
 
 
 class PixArt(TextBackbone):
@@ -129,7 +129,7 @@ class PixArt(TextBackbone):
         resolution: the image side that it is told, None if it is told none.
     """
 
-    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, text: T5Text, *, resolution: int | None) -> None:
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, text: T5TextEncoder, *, resolution: int | None) -> None:
         def encode(prompts: list[str]) -> Condition:
             states, mask = text([prompt.lower().strip() for prompt in prompts], masked=True)
             return {"encoder_hidden_states": states, "encoder_attention_mask": mask}

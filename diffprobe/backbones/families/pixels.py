@@ -1,4 +1,4 @@
-"""No model at all: the image itself, shrunk to 16 x 16. The raw-pixel null, behind the same door as the models.
+"""No model at all: the image itself, shrunk to 16 x 16. The raw-pixel control, behind the same door as the models.
 
 There is one tap, `pixels`, of 768 channels and one place (so every pooling gives the same 768 numbers), and one
 timestep, 0, without noise.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import clean_schedule
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap, Images
@@ -41,12 +41,12 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") == "pixels"
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe the one tap. Raises: ConfigError below 16 px."""
     side = resolution or 64
     if side < SIDE:
         raise ConfigError(f"resolution {side} is below the {SIDE} px that images are shrunk to.")
-    return Outline(
+    return BackboneSpec(
         family="pixels",
         name=checkpoint.name,
         denoiser=_Pixels(),
@@ -54,20 +54,20 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=f"pixels-{side}",
         resolution=side,
         latent_shape=(3, side, side),
-        layout=Layout(size=(side, side)),
+        layout=OutputLayout(size=(side, side)),
         schedule=clean_schedule(),
         conditions=("empty",),
         blocks=("pixels",),
     )
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Return the stand-in. Raises: ConfigError if random weights are asked for."""
     if options.random_seed is not None:
         raise ConfigError(
             "backbone 'pixels' has no weights, so none that could be random.", fix="backbone.random_weights=false"
         )
-    return RawPixels(outline.denoiser)
+    return RawPixels(spec.denoiser)
 
 
 class RawPixels(Backbone):
@@ -80,7 +80,7 @@ class RawPixels(Backbone):
         """Return the images as they are."""
         return images.float()
 
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """There is nothing to be told."""
         return {}
 
@@ -88,7 +88,7 @@ class RawPixels(Backbone):
         """Shrink the images."""
         self.denoiser(x_t)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the (parameterless) network."""
         return {"denoiser": self.denoiser}
 

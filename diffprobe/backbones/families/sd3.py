@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.layout import Layout
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import (
     TEXT_CONDITIONS,
-    ClipText,
-    T5Text,
-    TokenizedText,
+    ClipTextEncoder,
+    T5TextEncoder,
+    TextEncoder,
     load_clip_text,
     load_t5_text,
 )
 from diffprobe.backbones.transformer import (
-    Latents,
+    LatentGrid,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -64,7 +64,7 @@ def _encoders(checkpoint: Checkpoint) -> list[str]:
     return ["text_encoder", "text_encoder_2", *(["text_encoder_3"] if _has_t5(checkpoint) else [])]
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     sd3 = describe_denoiser(checkpoint, _KIND)
     config = sd3.config
@@ -83,7 +83,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             return_dict=False,
         )
 
-    return Outline(
+    return BackboneSpec(
         family="sd3",
         name=checkpoint.name,
         denoiser=sd3,
@@ -91,7 +91,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         signature=digest_json([read_config(checkpoint, "transformer"), latents.side, n_clip]),
         resolution=latents.resolution,
         latent_shape=latents.shape,
-        layout=Layout(
+        layout=OutputLayout(
             size=latents.shape[1:],
             n_text=n_clip + _T5_LENGTH,
             image_second=_BLOCK,
@@ -101,11 +101,11 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         schedule=load_schedule(checkpoint.part("scheduler")),
         conditions=TEXT_CONDITIONS,
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sd3.transformer_blocks))),
-        told={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
+        conditioning={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
     )
 
 
-def _check_positions(checkpoint: Checkpoint, latents: Latents, config: Any) -> None:
+def _check_positions(checkpoint: Checkpoint, latents: LatentGrid, config: Any) -> None:
     """Raises: ConfigError for an image larger than the table of positions."""
     most = config.pos_embed_max_size * config.patch_size
     if latents.side > most:
@@ -134,13 +134,13 @@ def _check_texts(checkpoint: Checkpoint, config: Any) -> int:
     return int(clips[0].get("max_position_embeddings", 77))
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load text encoders, VAE encoder, and of the transformer only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     require_parts(checkpoint, options, _encoders(checkpoint))
-    sd3 = load_denoiser(checkpoint, outline, needed, options, _KIND)
+    sd3 = load_denoiser(checkpoint, spec, needed, options, _KIND)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
@@ -164,7 +164,13 @@ class Sd3(TextBackbone):
     """
 
     def __init__(
-        self, denoiser: nn.Module, vae: VaeEncoder, clips: list[ClipText], t5: T5Text | None, *, width: int
+        self,
+        denoiser: nn.Module,
+        vae: VaeEncoder,
+        clips: list[ClipTextEncoder],
+        t5: T5TextEncoder | None,
+        *,
+        width: int,
     ) -> None:
         clips[1].length = clips[0].length  # the pipeline cuts and fills both to the length of the first
 
@@ -176,7 +182,7 @@ class Sd3(TextBackbone):
             pooled = torch.cat([output.text_embeds for output in outputs], dim=-1)
             return {"encoder_hidden_states": torch.cat(tokens, dim=1), "pooled_projections": pooled}
 
-        texts: dict[str, TokenizedText] = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
+        texts: dict[str, TextEncoder] = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
         if t5 is not None:
             texts["text_encoder_3"] = t5
         super().__init__(denoiser, vae, texts, encode)

@@ -3,7 +3,7 @@
 SD 1.x, SD 2.x (whether the U-Net predicts noise or v is no matter before its output), latent consistency models, and
 fine-tunes of their U-Nets (CleanDIFT) as `denoiser_weights`. Its forward process is variance-preserving; timestep t is
 on the training grid (0..999), larger is noisier. A U-Net with distilled guidance is told the guidance scale too.
-Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the null sees the same input.
+Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the control sees the same input.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, load_clip_text
@@ -44,7 +44,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in _PIPELINES
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     config = read_unet_config(checkpoint, _KIND)
     read_config(checkpoint, "vae")
@@ -80,17 +80,17 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         side=side,
         latent_shape=(channels, size, size),
         conditions=TEXT_CONDITIONS,
-        told={} if scale is None else {"guidance_scale": GUIDANCE},
+        conditioning={} if scale is None else {"guidance_scale": GUIDANCE},
     )
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load text encoder, VAE encoder, and of the U-Net only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     source = require_parts(checkpoint, ("vae", "text_encoder"), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    unet = load_unet(checkpoint, spec, needed, options, source=source)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_clip_text(checkpoint.part("text_encoder").parent, dtype=options.dtype)
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipText, load_clip_text
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, load_clip_text
 from diffprobe.backbones.unet import (
     GUIDANCE,
     TextUnet,
@@ -47,7 +47,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in _PIPELINES
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     _refuse_refiners(checkpoint)
     config = read_unet_config(checkpoint, _KIND)
@@ -62,7 +62,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
     scale = guidance_embedding(config)
 
     def run(network: nn.Module) -> object:
-        told = {
+        conditioning = {
             "text_embeds": torch.empty(1, pooled, device="meta"),
             "time_ids": torch.empty(1, _N_SIZES, device="meta"),
         }
@@ -71,7 +71,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
             torch.zeros(1, dtype=torch.long, device="meta"),
             encoder_hidden_states=torch.empty(1, n_tokens, width, device="meta"),
             timestep_cond=None if scale is None else scale.to("meta"),
-            added_cond_kwargs=told,
+            added_cond_kwargs=conditioning,
             return_dict=False,
         )
 
@@ -84,7 +84,7 @@ def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
         side=side,
         latent_shape=(channels, size, size),
         conditions=TEXT_CONDITIONS,
-        told={
+        conditioning={
             "original_size": [side, side],
             "crop": [0, 0],
             "target_size": [side, side],
@@ -113,10 +113,10 @@ def _check_text(checkpoint: Checkpoint, config: dict[str, Any]) -> int:
         )
     width = sum(read_config(checkpoint, part).get("hidden_size", 512) for part in _TEXTS)
     pooled: int = read_config(checkpoint, "text_encoder_2").get("projection_dim", 512)
-    told = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
+    conditioning = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
     expected = {
         "cross_attention_dim": (config.get("cross_attention_dim"), width),
-        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), told),
+        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), conditioning),
     }
     wrong = [
         f"{name}: {has}, the text encoders give {gives}" for name, (has, gives) in expected.items() if has != gives
@@ -130,13 +130,13 @@ def _zeros(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.index.get("force_zeros_for_empty_prompt", True))  # the default of the pipeline class
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load both text encoders, VAE encoder, and of the U-Net only the modules in `needed`.
 
     Raises: WeightsMissing, WeightsMismatch.
     """
     source = require_parts(checkpoint, ("vae", *_TEXTS), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    unet = load_unet(checkpoint, spec, needed, options, source=source)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder = checkpoint.part("unet").parent
     texts = {
@@ -144,7 +144,7 @@ def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], opti
         for part, tokenizer in _TEXTS.items()
     }
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
-    return Sdxl(unet, vae, texts, scale, side=outline.resolution, zeros=_zeros(checkpoint))
+    return Sdxl(unet, vae, texts, scale, side=spec.resolution, zeros=_zeros(checkpoint))
 
 
 class Sdxl(TextUnet):
@@ -153,14 +153,14 @@ class Sdxl(TextUnet):
     Args:
         unet, vae, texts, guidance: see `TextUnet`.
         side: image side in pixels, told as original and target size.
-        zeros: tell an empty text as zeros.
+        zeros: condition_inputs an empty text as zeros.
     """
 
     def __init__(
         self,
         unet: nn.Module,
         vae: VaeEncoder,
-        texts: dict[str, ClipText],
+        texts: dict[str, ClipTextEncoder],
         guidance: Tensor | None,
         *,
         side: int,
@@ -181,8 +181,8 @@ class Sdxl(TextUnet):
 
     def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
         """Run the U-Net once."""
-        told = {"text_embeds": condition["text_embeds"], "time_ids": self._sizes.expand(len(x_t), -1)}
-        self.run_unet(x_t, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=told)
+        conditioning = {"text_embeds": condition["text_embeds"], "time_ids": self._sizes.expand(len(x_t), -1)}
+        self.run_unet(x_t, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=conditioning)
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks, and what is told."""

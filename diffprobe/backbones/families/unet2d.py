@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, Checkpoint, Condition, LoadOptions, Outline, Told
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.unet import (
     image_side,
     load_unet,
@@ -34,7 +34,7 @@ def matches(index: dict[str, Any]) -> bool:
     return index.get("_class_name") in _PIPELINES
 
 
-def outline(checkpoint: Checkpoint, resolution: int | None) -> Outline:
+def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     config = read_unet_config(checkpoint, _KIND)
     _check(checkpoint, config)
@@ -88,10 +88,10 @@ def _scheduler(checkpoint: Checkpoint) -> Path:
     return folder if folder.is_dir() else folder.parent
 
 
-def load(checkpoint: Checkpoint, outline: Outline, needed: Collection[str], options: LoadOptions) -> Backbone:
+def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load of the U-Net only the modules in `needed`. Raises: WeightsMissing, WeightsMismatch."""
     source = require_parts(checkpoint, (), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, outline, needed, options, source=source)
+    unet = load_unet(checkpoint, spec, needed, options, source=source)
     return PixelUnet(unet, checkpoint.name, read_unet_config(checkpoint, _KIND).get("num_class_embeds"))
 
 
@@ -111,7 +111,7 @@ class PixelUnet(Backbone):
         """Scale images from [0, 1] to [-1, 1]."""
         return images.float() * 2 - 1
 
-    def encode_conditions(self, values: Sequence[Told]) -> Condition:
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """Turn classes into labels. Raises: ConfigError for what is no class of the backbone."""
         if self._n_classes is None:
             return {}
@@ -129,12 +129,12 @@ class PixelUnet(Backbone):
         """Run the U-Net once."""
         self.denoiser(x_t, timesteps, **condition, return_dict=False)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Name the loaded network."""
         return {"denoiser": self.denoiser}
 
 
-def _as_class(value: Told) -> int:
+def _as_class(value: ConditionInput) -> int:
     """Read a class; -1, which no backbone has, for what is no number."""
     text = str(value).strip()
     return int(text) if text.isascii() and text.isdigit() else -1

@@ -1,6 +1,6 @@
 """Linear: multinomial logistic regression on standardised features, alone or many heads on one feature at once.
 
-Owns the modules and their files. Training, metrics and nulls are in training/classifier.py.
+Owns the modules and their files. Training, metrics and controls are in training/classifier.py.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.probes.serialization import load_probe, save_probe
 
-KIND, SCHEMA_VERSION = "probe/classify/linear", 1
+KIND, SCHEMA_VERSION = "probe/classifier/linear", 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Keys of `probe=linear`, below `probe.params`."""
 
-    nulls: tuple[str, ...] = ("shuffled_labels",)
-    """Null heads trained beside the real ones in the same pass; () for none."""
+    controls: tuple[str, ...] = ("shuffled_labels",)
+    """Control heads trained beside the real ones in the same pass; () for none."""
 
     def __post_init__(self) -> None:
-        for name in self.nulls:
+        for name in self.controls:
             if name != "shuffled_labels":
-                raise ConfigError(f"probe 'linear' can't train the null '{name}'.", "allowed: shuffled_labels")
+                raise ConfigError(f"probe 'linear' can't train the control '{name}'.", "allowed: shuffled_labels")
 
 
 class LinearBank(nn.Module):

@@ -14,11 +14,11 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
 from diffprobe.probes.serialization import load_probe, save_probe
 
-KIND, SCHEMA_VERSION = "probe/direction", 1
+KIND, SCHEMA_VERSION = "probe/direction", 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class AxisConfig:
+class DirectionConfig:
     """Keys below `probe.params` that every estimator has."""
 
     positive: str | tuple[str, ...]
@@ -26,15 +26,17 @@ class AxisConfig:
     negative: str | tuple[str, ...] = "*"
     """Value at the negative end, one for each of probe.targets; "*" for every other value."""
     n_random: int = 100
-    """Random directions of the null."""
+    """Random directions of the control."""
     n_shuffles: int = 10
-    """Estimates from shuffled training labels, of the null."""
+    """Estimates from shuffled training labels, of the control."""
 
     def __post_init__(self) -> None:
         if self.n_random < 2 or self.n_shuffles < 2:
-            raise ConfigError(f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a null with a spread needs 2.")
+            raise ConfigError(
+                f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a control with a spread needs 2."
+            )
 
-    def axes(self, cells: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list["Axis"]:
+    def axes(self, cells: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list["ContrastPair"]:
         """Name the axes of some cells, for targets with their class names.
 
         Raises: ConfigError if the ends are not as many as the targets, meet, or leave no value; UnknownName for a
@@ -54,11 +56,11 @@ class AxisConfig:
             if not down or set(up) & set(down):
                 raise ConfigError(f"target '{target}': the ends '{above}' and '{below}' must be two different sides.")
             label = "other than " + above if below == "*" else below
-            made += [Axis(cell, target, above, label, up, down) for cell in cells]
+            made += [ContrastPair(cell, target, above, label, up, down) for cell in cells]
         return made
 
 
-class Axis(NamedTuple):
+class ContrastPair(NamedTuple):
     """Two ends of one target in the features of one cell."""
 
     cell: str

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffprobe.probes.direction.base import AxisConfig
+from diffprobe.probes.direction.base import DirectionConfig
 
 NEEDS_GRAM = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(AxisConfig):
+class Config(DirectionConfig):
     """Keys of `probe=logistic`, below `probe.params`. Epochs, learning rate and weight decay stand in `trainer`."""
 
 

@@ -6,13 +6,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.direction.base import AxisConfig, class_means, sides
+from diffprobe.probes.direction.base import DirectionConfig, class_means, sides
 
 NEEDS_GRAM = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(AxisConfig):
+class Config(DirectionConfig):
     """Keys of `probe=mean_difference`, below `probe.params`."""
 
 

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.direction.base import AxisConfig, class_means, sides
+from diffprobe.probes.direction.base import DirectionConfig, class_means, sides
 
 NEEDS_GRAM = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(AxisConfig):
+class Config(DirectionConfig):
     """Keys of `probe=ridge`, below `probe.params`."""
 
     alpha: float = 0.1

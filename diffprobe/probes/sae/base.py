@@ -1,6 +1,6 @@
 """What all sparse autoencoders share: the parameters, the start, the training step over a selection, the files.
 
-A variant says which latents of a batch are kept (`pick`, `encode`) and what the loss weighs. What a Trainer adds
+A variant says which latents of a batch are kept (`select`, `encode`) and what the loss weighs. What a Trainer adds
 (schedules, dead-latent counters, metrics) is in training/sae.py.
 """
 
@@ -18,10 +18,10 @@ from diffprobe.core.registry import Registry
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
-from diffprobe.probes.sae.types import ALONE, Code, Config, Joint, Picked, StepOutput
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Picked, StepOutput
 from diffprobe.probes.serialization import kind_of, load_probe, save_probe
 
-KIND, SCHEMA_VERSION = "probe/sae/", 2
+KIND, SCHEMA_VERSION = "probe/sae/", 3
 
 
 class KSAE(nn.Module):
@@ -125,8 +125,8 @@ class KSAE(nn.Module):
         """Return the sparse code of features, in their own unit. No gradient passes: `step` is for training."""
         raise NotImplementedError
 
-    def pick(
-        self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, joint: Joint
+    def select(
+        self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, joint: Collective
     ) -> tuple[Picked, Top | None]:
         """Select in a training batch, and the k_among largest of the latents in `among`, from one encoder pass."""
         raise NotImplementedError
@@ -146,7 +146,11 @@ class KSAE(nn.Module):
         return self.decode(code), code
 
     def step(
-        self, x: Float[Tensor, "batch d_in"], *, dead: Bool[Tensor, " n_latents"] | None = None, joint: Joint = ALONE
+        self,
+        x: Float[Tensor, "batch d_in"],
+        *,
+        dead: Bool[Tensor, " n_latents"] | None = None,
+        joint: Collective = SINGLE_PROCESS,
     ) -> StepOutput:
         """Compute the loss of a batch. Its gradients are those of the dense computation; only selected latents cost.
 
@@ -159,8 +163,8 @@ class KSAE(nn.Module):
         """
         x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
         centred = self.centred(x)
-        among, k_among = self._sleeping(dead)
-        picked, revived = self.pick(centred.detach(), among=among, k_among=k_among, joint=joint)
+        among, k_among = self._dead(dead)
+        picked, revived = self.select(centred.detach(), among=among, k_among=k_among, joint=joint)
         bags = [rows_to_bags(*picked.top, picked.part, levels)]
         if revived is not None:
             bags.append(rows_to_bags(*revived, torch.zeros_like(revived.indices), 1))
@@ -183,7 +187,7 @@ class KSAE(nn.Module):
         parts: Float[Tensor, "batch levels d_in"],
         guess: Float[Tensor, "batch d_in"] | None,
         code: Code,
-        joint: Joint,
+        joint: Collective,
     ) -> StepOutput:
         """Assemble the loss from scaled features, also centred, what each level adds to their reconstruction, and what
         the dead latents make of the residual.
@@ -202,11 +206,11 @@ class KSAE(nn.Module):
         others = {f"level_{i}": losses[i].detach() for i in range(len(losses)) if i != main}
         return StepOutput(loss, losses[main], aux, code, others)
 
-    def variance_of(self, x: Float[Tensor, "batch d_in"], joint: Joint) -> Tensor | float:
+    def variance_of(self, x: Float[Tensor, "batch d_in"], joint: Collective) -> Tensor | float:
         """Return what the squared error is divided by: the variance of the scaled training set."""
         return float(self.d_in)
 
-    def _sleeping(self, dead: Tensor | None) -> tuple[Tensor | None, int]:
+    def _dead(self, dead: Tensor | None) -> tuple[Tensor | None, int]:
         if dead is None or self.config.aux_weight == 0:
             return None, 0
         among = dead.nonzero().squeeze(1)

@@ -14,7 +14,7 @@ from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.sparse_step import Top, scan, scan_above
-from diffprobe.probes.sae.types import Code, Joint, Picked
+from diffprobe.probes.sae.types import Code, Collective, Picked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,13 @@ class BatchTopK(KSAE):
         """Set scale, pre-bias, dictionary, and the first threshold."""
         super().initialise(mean, variance, rows)
         if rows is not None:
-            picked, _ = self.pick(self.scaled(rows) - self.b_pre, among=None, k_among=0, joint=types.ALONE)
+            picked, _ = self.select(self.scaled(rows) - self.b_pre, among=None, k_among=0, joint=types.SINGLE_PROCESS)
             kept = picked.top.values[(picked.part >= 0) & (picked.top.values > 0)]
             self.threshold.copy_(kept.min() if kept.numel() else torch.zeros(()))
 
-    def pick(self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Joint) -> tuple[Picked, Top | None]:
+    def select(
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
+    ) -> tuple[Picked, Top | None]:
         """Keep the k * batch largest of the joint batch. Raises: ConfigError for an empty batch."""
         if centred.shape[0] == 0:
             raise ConfigError("BatchTopK selects among the samples of a batch, and this one is empty.")
@@ -81,7 +83,7 @@ class BatchTopK(KSAE):
         part = (torch.arange(width, device=kept.device) < kept[:, None]).long() - 1
         return Picked(Top(*(t[:, :width] for t in top)), part), revived
 
-    def _share_out(self, top: Top, bar: Tensor, budget: int, joint: Joint) -> Int[Tensor, " batch"]:
+    def _share_out(self, top: Top, bar: Tensor, budget: int, joint: Collective) -> Int[Tensor, " batch"]:
         """Return how many candidates each sample keeps, its first ones: those above the bar, and its share of the ties.
 
         Sorts, in place, a sample's ties by latent: which of equal ones `topk` puts first is not fixed.
@@ -116,7 +118,9 @@ class BatchTopK(KSAE):
             width = wider
         return top, revived
 
-    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = types.ALONE) -> types.StepOutput:
+    def step(
+        self, x: Tensor, *, dead: Tensor | None = None, joint: Collective = types.SINGLE_PROCESS
+    ) -> types.StepOutput:
         """Compute the loss of a batch and, in training mode, move the threshold."""
         out = super().step(x, dead=dead, joint=joint)
         if self.training:
@@ -124,7 +128,7 @@ class BatchTopK(KSAE):
         return out
 
     @torch.no_grad()
-    def _follow(self, code: Code, joint: Joint) -> None:
+    def _follow(self, code: Code, joint: Collective) -> None:
         kept = torch.where(code.values > 0, code.values, torch.inf)
         smallest = joint.gather(kept.min()[None]).min()
         if torch.isfinite(smallest):

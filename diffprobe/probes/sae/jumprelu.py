@@ -17,7 +17,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.sparse_step import scan_above
-from diffprobe.probes.sae.types import Code, Joint, StepOutput
+from diffprobe.probes.sae.types import Code, Collective, StepOutput
 
 _CHUNK = 1024
 """Latents looked at together at the start."""
@@ -98,7 +98,7 @@ class JumpReLU(KSAE):
                 between = (top[n_active - 1] + top[-1]) / 2  # activations lie above the threshold, not on it
                 self.log_threshold[part] = between.clamp(min=_LEAST).log()
 
-    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Joint = types.ALONE) -> StepOutput:
+    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Collective = types.SINGLE_PROCESS) -> StepOutput:
         """Compute the loss of a batch, densely."""
         x = self.scaled(x)
         h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).to(self.W_enc.dtype)
@@ -106,7 +106,7 @@ class JumpReLU(KSAE):
         activations: Tensor = _Jump.apply(h, threshold, width)  # type: ignore[no-untyped-call]
         count: Tensor = _Count.apply(h, threshold, width)  # type: ignore[no-untyped-call]
         l0 = count.sum() / max(x.shape[0], 1)
-        among, k_among = self._sleeping(dead)
+        among, k_among = self._dead(dead)
         guess = None
         if among is not None:
             asleep = h.index_select(1, among)
@@ -136,7 +136,7 @@ class JumpReLU(KSAE):
             self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
             self._highest = None
 
-    def _price(self, l0: Tensor, joint: Joint) -> Tensor:
+    def _price(self, l0: Tensor, joint: Collective) -> Tensor:
         weight = self.config.l0_weight
         if self.config.penalty == "linear":
             return (1e-3 if weight is None else weight) * l0

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import batch_topk, types
 from diffprobe.probes.sae.kernels.sparse_step import Top
-from diffprobe.probes.sae.types import Joint, Picked
+from diffprobe.probes.sae.types import Collective, Picked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,11 @@ class Matryoshka(batch_topk.BatchTopK):
         """The same weight for each dictionary; they add up to 1."""
         return (1 / len(self.sizes),) * len(self.sizes)
 
-    def pick(self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Joint) -> tuple[Picked, Top | None]:
+    def select(
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
+    ) -> tuple[Picked, Top | None]:
         """Select as BatchTopK does and say to which dictionary each latent is new."""
-        picked, revived = super().pick(centred, among=among, k_among=k_among, joint=joint)
+        picked, revived = super().select(centred, among=among, k_among=k_among, joint=joint)
         ends = torch.tensor(self.sizes[:-1], device=centred.device)
         group = torch.bucketize(picked.top.indices.contiguous(), ends, right=True)
         return Picked(picked.top, torch.where(picked.part < 0, -1, group)), revived

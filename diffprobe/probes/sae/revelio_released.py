@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
+from diffprobe.probes.sae.types import Collective
 from diffprobe.probes.sae.types import Config as BaseConfig
-from diffprobe.probes.sae.types import Joint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class RevelioReleased(topk.TopK):
         self.scale.fill_(1.0)
         self.b_pre.copy_(rows.double().mean(0))
 
-    def variance_of(self, x: Tensor, joint: Joint) -> Tensor:
+    def variance_of(self, x: Tensor, joint: Collective) -> Tensor:
         """Return the variance of the joint batch, about its own mean."""
         n = max(x.shape[0], 1)
         mean = joint.mean(x.sum(0) / n)

@@ -10,7 +10,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.sparse_step import Top, scan
-from diffprobe.probes.sae.types import Code, Joint, Picked, StepOutput
+from diffprobe.probes.sae.types import Code, Collective, Picked, StepOutput
 
 __all__ = ["KSAE", "Code", "Config", "StepOutput", "TopK", "make"]
 
@@ -45,7 +45,9 @@ class TopK(KSAE):
         """1 for k latents, and the weight of the wide level if there is one."""
         return (1.0, self.config.multi_k_weight) if self.config.multi_k_weight > 0 else (1.0,)
 
-    def pick(self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Joint) -> tuple[Picked, Top | None]:
+    def select(
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
+    ) -> tuple[Picked, Top | None]:
         """Keep the k largest, and the next 3k as part 1 where a wide level is asked for."""
         width = self.k if len(self.level_weights) == 1 else min(WIDE * self.k, self.n_latents)
         top, revived = scan(centred, self.W_enc, self.b_enc, k=width, among=among, k_among=k_among)

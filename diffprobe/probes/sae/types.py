@@ -26,7 +26,7 @@ class Config:
     """Dead latents that explain the residual in AuxK; None for d_in / 2."""
     aux_weight: float = 1 / 32
     """Weight of AuxK in the loss; 0 switches it off."""
-    dead_after: int = 1_000_000
+    dead_window: int = 1_000_000
     """A latent is dead when it was not active for this many training samples; places, tokens and draws count each. In a
     run on fewer AuxK never acts, and the run warns of it."""
     row_buffer: int = 0
@@ -48,7 +48,7 @@ class Config:
 
     def __post_init__(self) -> None:
         of = f"of probe '{type(self).__module__.rpartition('.')[2]}'"
-        for name in ("k", "expansion", "dead_after", "init_samples"):
+        for name in ("k", "expansion", "dead_window", "init_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} {of} must be at least 1.")
         for name in ("n_latents", "k_aux", "warmup_steps"):
@@ -99,7 +99,7 @@ class StepOutput(NamedTuple):
     """Further parts of the loss by name, detached, for the log."""
 
 
-class Joint(NamedTuple):
+class Collective(NamedTuple):
     """What a batch spread over several processes needs; as given, for one process."""
 
     mean: Callable[[Tensor], Tensor] = lambda scalar: scalar
@@ -115,4 +115,4 @@ class Joint(NamedTuple):
         return torch.distributed.get_rank() if self.size > 1 else 0
 
 
-ALONE = Joint()
+SINGLE_PROCESS = Collective()

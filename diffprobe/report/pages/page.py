@@ -16,12 +16,12 @@ from markupsafe import Markup
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.data_uri import data_uri
-from diffprobe.report.figure import heat_map, null_levels
-from diffprobe.report.footnotes import BELOW_NULL, over_what, table_notes
+from diffprobe.report.figure import control_levels, heat_map
+from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
 from diffprobe.report.pages.svg import bar_share, draw_histogram
 from diffprobe.report.spec import TableSpec
-from diffprobe.report.table_data import Entry, Row, Table, build_table
+from diffprobe.report.table_data import Entry, Table, TableRow, build_table
 
 METRIC_HELP = {
     "fvu": "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean",
@@ -105,7 +105,7 @@ def _table_view(table: Table) -> dict[str, Any]:
                     {
                         "labels": table.row_labels(row),
                         "cells": [cell(entry) for entry in row.entries],
-                        "nulls": [spec.missing if v is None else spec.number.show(v) for v in row.nulls],
+                        "controls": [spec.missing if v is None else spec.number.show(v) for v in row.controls],
                     }
                     for row in rows
                 ],
@@ -116,7 +116,7 @@ def _table_view(table: Table) -> dict[str, Any]:
         "caption": " ".join(spec.caption.split()),
         "heads": [axis.title or axis.field for axis in table.inner_axes],
         "columns": [spec.columns.label(value) for value in table.columns],
-        "nulls": [null.title for null in spec.nulls],
+        "controls": [control.title for control in spec.controls],
         "blocks": blocks,
         "notes": table_notes(table).lines,
     }
@@ -124,21 +124,21 @@ def _table_view(table: Table) -> dict[str, Any]:
 
 def _cell_view(table: Table, best: float | None, entry: Entry) -> dict[str, Any]:
     number, spec = table.spec.number, table.spec
-    titles = {null.name: null.title for null in spec.nulls}
-    nulls = ", ".join(f"{titles.get(name, name)} {number.show(value)}" for name, value in entry.nulls.items())
+    titles = {control.name: control.title for control in spec.controls}
+    controls = ", ".join(f"{titles.get(name, name)} {number.show(value)}" for name, value in entry.controls.items())
     return {
         "text": spec.missing if entry.value is None else number.show(entry.value),
         "spread": None if entry.spread is None else number.show(entry.spread),
         "best": entry.value is not None and entry.value == best,
-        "below": table.beats_nulls(entry) is False,
+        "below": table.beats_controls(entry) is False,
         "missing": entry.value is None,
-        "hint": f"nulls of this entry: {nulls}" if nulls else "",
+        "hint": f"controls of this entry: {controls}" if controls else "",
         "comparison": entry.comparison,
         "published": None if entry.comparison is None else number.show(entry.comparison.published.value),
     }
 
 
-def _describe(table: Table, rows: Sequence[Row], label: str) -> str:
+def _describe(table: Table, rows: Sequence[TableRow], label: str) -> str:
     """Say in words what a heat map shows, for readers who cannot see it."""
     show = table.spec.number.show
     lines = [
@@ -146,12 +146,12 @@ def _describe(table: Table, rows: Sequence[Row], label: str) -> str:
         + ", ".join(table.spec.missing if e.value is None else show(e.value) for e in entry_row.entries)
         for entry_row in rows
     ]
-    nulls = ", ".join(f"{level.title} up to {show(level.high)}" for level in null_levels(table, rows))
-    return f"Heat map, {label}. " + "; ".join(lines) + (f". Nulls: {nulls}." if nulls else ".")
+    controls = ", ".join(f"{level.title} up to {show(level.high)}" for level in control_levels(table, rows))
+    return f"Heat map, {label}. " + "; ".join(lines) + (f". Controls: {controls}." if controls else ".")
 
 
 def _headlines(table: Table) -> list[dict[str, Any]]:
-    """State the best entry of each block beside the strongest null of that very entry."""
+    """State the best entry of each block beside the strongest control of that very entry."""
     spec, lines = table.spec, []
     for value, rows in table.blocks():
         best = table.best(rows)
@@ -162,17 +162,17 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
         axes = (*table.inner_axes, spec.columns)
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
-        titles = {null.name: null.title for null in spec.nulls}
-        rival = pick(entry.nulls, key=lambda name: entry.nulls[name]) if entry.nulls else None
+        titles = {control.name: control.title for control in spec.controls}
+        rival = pick(entry.controls, key=lambda name: entry.controls[name]) if entry.controls else None
         lines.append(
             {
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
-                "below": table.beats_nulls(entry) is False,
+                "below": table.beats_controls(entry) is False,
                 "place": f"best {_words(spec.metric)}{over_what(spec, [entry])}, at {place}",
-                "null": "no null measured"
+                "control": "no control measured"
                 if rival is None
-                else f"strongest null {spec.number.show(entry.nulls[rival])}{unit} ({titles.get(rival, rival)})",
+                else f"strongest control {spec.number.show(entry.controls[rival])}{unit} ({titles.get(rival, rival)})",
             }
         )
     return lines
@@ -181,22 +181,22 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
 def _sae_views(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     views = []
     for run in results:
-        if run.kind != "sae" or run.config.get("null", "none") not in ("none", None):
+        if run.kind != "sae" or run.config.get("control", "none") not in ("none", None):
             continue
-        null_runs = [r for r in results if r.kind == "sae" and r.config.get("null") == "random_weights"]
+        control_runs = [r for r in results if r.kind == "sae" and r.config.get("control") == "random_weights"]
         rows = [
-            {"record": record, "null": _sae_null(record, null_runs), "help": METRIC_HELP.get(record.name, "")}
+            {"record": record, "control": _sae_control(record, control_runs), "help": METRIC_HELP.get(record.name, "")}
             for record in run.metrics
         ]
         views.append({"run": run, "rows": rows, "cells": sorted({m.cell for m in run.metrics if m.cell})})
     return views
 
 
-def _sae_null(record: MetricRecord, null_runs: Sequence[RunResult]) -> float | None:
-    if "random_weights" in record.nulls:
-        return record.nulls["random_weights"]
+def _sae_control(record: MetricRecord, control_runs: Sequence[RunResult]) -> float | None:
+    if "random_weights" in record.controls:
+        return record.controls["random_weights"]
     same = (record.name, record.split, record.cell, record.probe)
-    found = [m.value for run in null_runs for m in run.metrics if (m.name, m.split, m.cell, m.probe) == same]
+    found = [m.value for run in control_runs for m in run.metrics if (m.name, m.split, m.cell, m.probe) == same]
     if len(set(found)) > 1:
         raise RunFailed(f"SAE metric '{record.name}': the random-weights runs disagree.", f"values: {found}")
     return found[0] if found else None
@@ -217,7 +217,7 @@ def _direction_view(panel: DirectionPanel) -> dict[str, Any]:
     return {
         "panel": panel,
         "histogram": None if panel.histogram is None else draw_histogram(panel.histogram),
-        "below_note": f"‡ {BELOW_NULL}." if any(e.below_null for e in panel.estimates) else "",
+        "below_note": f"‡ {BELOW_CONTROL}." if any(e.below_control for e in panel.estimates) else "",
         "has_networks": any(e.random_weights is not None or e.raw_pixels is not None for e in panel.estimates),
     }
 

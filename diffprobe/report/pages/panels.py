@@ -76,29 +76,29 @@ class Estimate:
     """AUROC of the same estimator on the raw pixels."""
 
     @property
-    def strongest_null(self) -> tuple[str, float] | None:
-        """The null with the largest AUROC and its value; None if none was measured."""
-        nulls = {
+    def strongest_control(self) -> tuple[str, float] | None:
+        """The control with the largest AUROC and its value; None if none was measured."""
+        controls = {
             "random directions": self.random_mean,
             "shuffled labels": self.shuffled,
             "random weights": self.random_weights,
             "raw pixels": self.raw_pixels,
         }
-        measured = [(name, value) for name, value in nulls.items() if value is not None]
-        return max(measured, key=lambda null: null[1], default=None)
+        measured = [(name, value) for name, value in controls.items() if value is not None]
+        return max(measured, key=lambda control: control[1], default=None)
 
     @property
-    def below_null(self) -> bool:
-        """Whether the AUROC does not beat the strongest null; False if none was measured."""
-        null = self.strongest_null
-        return null is not None and self.auroc <= null[1]
+    def below_control(self) -> bool:
+        """Whether the AUROC does not beat the strongest control; False if none was measured."""
+        control = self.strongest_control
+        return control is not None and self.auroc <= control[1]
 
     @classmethod
     def from_record(cls, record: MetricRecord) -> "Estimate":
         """Read an estimate from a result's record.
 
-        Nulls: `random_direction`, `shuffled_labels`, `random_weights`, `raw_pixels`. Detail: `interval` = [low, high],
-        `null_spread` = {"random_direction": sd}. All may be absent.
+        Controls: `random_direction`, `shuffled_labels`, `random_weights`, `raw_pixels`. Detail: `interval` = [low, high],
+        `control_spread` = {"random_direction": sd}. All may be absent.
         """
         interval = record.detail.get("interval")
         return cls(
@@ -106,11 +106,11 @@ class Estimate:
             auroc=record.value,
             n=record.n,
             interval=(float(interval[0]), float(interval[1])) if interval else None,
-            random_mean=record.nulls.get("random_direction"),
-            random_sd=record.detail.get("null_spread", {}).get("random_direction"),
-            shuffled=record.nulls.get("shuffled_labels"),
-            random_weights=record.nulls.get("random_weights"),
-            raw_pixels=record.nulls.get("raw_pixels"),
+            random_mean=record.controls.get("random_direction"),
+            random_sd=record.detail.get("control_spread", {}).get("random_direction"),
+            shuffled=record.controls.get("shuffled_labels"),
+            random_weights=record.controls.get("random_weights"),
+            raw_pixels=record.controls.get("raw_pixels"),
         )
 
 

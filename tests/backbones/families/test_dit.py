@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit
-from diffprobe.backbones.hooks import Absent
+from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
@@ -93,7 +93,7 @@ def test_the_cut_model_lacks_the_later_blocks(load: Callable) -> None:
     names = set(network.state_dict())
     assert not any(name.startswith(("transformer_blocks.2", "proj_out")) for name in names)
     assert any(name.startswith("transformer_blocks.1.ff") for name in names)
-    assert isinstance(network.transformer_blocks[2], Absent) and isinstance(network.proj_out_1, Absent)
+    assert isinstance(network.transformer_blocks[2], PrunedModule) and isinstance(network.proj_out_1, PrunedModule)
     assert not any(value.is_meta for value in (*network.parameters(), *network.buffers()))
 
 

@@ -106,7 +106,8 @@ def test_latents_are_packed_as_the_pipeline_does() -> None:
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
     told = [
-        make_plan(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["told"] for name in LENGTHS
+        make_plan(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["conditioning"]
+        for name in LENGTHS
     ]
     assert told == [{"t5_tokens": 512, "guidance": 3.5}, {"t5_tokens": 256, "guidance": None}]
 
@@ -118,7 +119,7 @@ def test_its_own_resolution_is_that_of_the_pipeline(tiny: Callable) -> None:
 def test_texts_change_features_and_their_encoders_are_freed(tiny: Callable, images: Tensor) -> None:
     loaded = features(tiny("schnell"), condition="prompt", prompt="red cat", unconditional=True)
     prompt, empty = loaded(images, keys=KEYS).values()
-    assert set(loaded._backbone.parts()) == {"denoiser", "vae"}
+    assert set(loaded._backbone.components()) == {"denoiser", "vae"}
     assert float((prompt - empty).abs().max()) > 1e-3
 
 

@@ -57,7 +57,7 @@ def test_taps_equal_plain_hooks_on_the_pipeline(
 
 
 def test_only_what_is_needed_is_in_memory(folder: Path) -> None:
-    parts = load(folder, taps=["bottleneck"])._backbone.parts()
+    parts = load(folder, taps=["bottleneck"])._backbone.components()
     assert set(parts) == {"denoiser", "movq"}
     assert not any(name.startswith(("up_blocks", "conv_out")) for name in parts["denoiser"].state_dict())
     assert {name.split(".")[0] for name in parts["movq"].state_dict()} == {"encoder", "quant_conv"}
@@ -65,14 +65,14 @@ def test_only_what_is_needed_is_in_memory(folder: Path) -> None:
 
 def test_it_is_told_zeros_and_says_so(folder: Path) -> None:
     plan = make_plan(str(folder), taps=["mid_block"], timesteps=[0])
-    assert plan.fingerprint["told"] == {"image_embeds": "zeros"}
+    assert plan.fingerprint["conditioning"] == {"image_embeds": "zeros"}
     assert set(plan.fingerprint["weights"]) == {"denoiser", "movq"}
     with pytest.raises(ConfigError, match="allowed: empty"):
         load(folder, condition="prompt", prompt="cat")
 
 
 def test_the_embedding_reaches_the_network(folder: Path) -> None:
-    backbone = load(folder, taps=["conv_out"])._backbone  # the last module: nothing that runs is cut
+    backbone = load(folder, taps=["conv_out"])._backbone  # the last module: nothing that runs is prune_after
     maps: list[Tensor] = []
     backbone.denoiser.mid_block.register_forward_hook(lambda module, args, output: maps.append(output.clone()))
     x, t = torch.zeros(1, 4, 16, 16), torch.tensor([100])

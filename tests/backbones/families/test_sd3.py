@@ -89,7 +89,9 @@ def test_the_heads_of_a_normalised_query_stand_side_by_side(
 
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
-    told = [make_plan(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["told"] for n in ("whole", "without_t5")]
+    told = [
+        make_plan(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["conditioning"] for n in ("whole", "without_t5")
+    ]
     assert told == [{"clip_tokens": 24, "t5_tokens": 256, "t5": kind} for kind in ("text", "zeros")]
 
 
@@ -102,9 +104,9 @@ def test_timesteps_run_to_noise_alone(tiny: Callable, images: Tensor) -> None:
 
 def test_texts_change_features_and_their_encoders_are_freed(tiny: Callable, images: Tensor) -> None:
     loaded = features(tiny("whole"), condition="prompt", prompt="red cat", unconditional=True)
-    assert {"text_encoder", "text_encoder_2", "text_encoder_3"} <= set(loaded._backbone.parts())
+    assert {"text_encoder", "text_encoder_2", "text_encoder_3"} <= set(loaded._backbone.components())
     first = loaded(images, keys=KEYS)
-    assert set(loaded._backbone.parts()) == {"denoiser", "vae"}
+    assert set(loaded._backbone.components()) == {"denoiser", "vae"}
     prompt, empty = first.values()
     assert float((prompt - empty).abs().max()) > 1e-3
     torch.testing.assert_close(loaded(images, keys=KEYS), first)

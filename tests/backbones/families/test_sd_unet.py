@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
-from diffprobe.backbones.hooks import Absent
+from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for
@@ -39,7 +39,7 @@ class TestTiny:
 
 
 class TestCut:
-    """The cut network has no later blocks, and what it has is what is stored."""
+    """The prune_after network has no later blocks, and what it has is what is stored."""
 
     def test_later_blocks_are_neither_in_memory_nor_run(self, load: Load, images: Tensor) -> None:
         features = load(taps=["up_blocks.0"])
@@ -53,7 +53,7 @@ class TestCut:
             "up_blocks",
         }
         assert all(name.startswith("up_blocks.0") for name in names if name.startswith("up_blocks"))
-        assert isinstance(unet.up_blocks[1], Absent) and isinstance(unet.conv_out, Absent)
+        assert isinstance(unet.up_blocks[1], PrunedModule) and isinstance(unet.conv_out, PrunedModule)
         features(images, keys=list("abcde"))  # an absent module that ran would raise
 
     def test_a_tap_within_a_block_cuts_the_rest_of_the_block(self, load: Load, images: Tensor) -> None:
@@ -78,20 +78,20 @@ class TestCut:
     def test_the_plan_is_left_whole_and_can_be_loaded_again(self, tiny_sd: Path, images: Tensor) -> None:
         plan = make_plan(str(tiny_sd), taps=["mid_block"], timesteps=[0])
         first, second = (DiffusionFeatures.from_plan(plan, device="cpu") for _ in range(2))
-        assert all(p.is_meta for p in plan.outline.denoiser.parameters())
+        assert all(p.is_meta for p in plan.spec.denoiser.parameters())
         (a,), (b,) = (features(images, keys=list("abcde")).values() for features in (first, second))
         assert torch.equal(a, b)
 
     def test_everything_is_frozen_and_in_evaluation_mode(self, load: Load) -> None:
-        for module in load()._backbone.parts().values():
+        for module in load()._backbone.components().values():
             assert not module.training and not any(p.requires_grad for p in module.parameters())
 
 
 class TestRandomWeights:
-    """The null: another denoiser, the same input."""
+    """The control: another denoiser, the same input."""
 
     def test_only_the_denoiser_changes(self, load: Load) -> None:
-        trained, random = load()._backbone.parts(), load(random_weights=True)._backbone.parts()
+        trained, random = load()._backbone.components(), load(random_weights=True)._backbone.components()
         for part in ("vae", "text_encoder"):
             for name, value in trained[part].state_dict().items():
                 assert torch.equal(value, random[part].state_dict()[name])
@@ -175,7 +175,7 @@ class TestOfItsKind:
         features = DiffusionFeatures.from_pretrained(
             str(folder), taps=taps, timesteps=[300], pool="none", device="cpu", condition="prompt", prompt="red cat"
         )
-        assert features.fingerprint["told"] == {"guidance_scale": 8.5}
+        assert features.fingerprint["conditioning"] == {"guidance_scale": 8.5}
         for (_, found), tap in zip(features(images, keys=list("abcde")).items(), taps, strict=True):
             torch.testing.assert_close(found, expected[tap], atol=1e-5, rtol=1e-5)
         unscaled = hooked(pipeline.unet, taps, noisy, t, encoder_hidden_states=states)

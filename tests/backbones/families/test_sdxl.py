@@ -94,7 +94,7 @@ def test_a_checkpoint_without_zeros_encodes_the_empty_text(folder: Path, images:
     for tap, value in read(other, images).items():
         torch.testing.assert_close(value, read(folder, images, condition="prompt", prompt=" ")[tap])
     plans = [make_plan(str(path), taps=["mid_block"], timesteps=[0]) for path in (folder, other)]
-    assert [plan.outline.told["empty_text"] for plan in plans] == ["zeros", "encoded"]
+    assert [plan.spec.conditioning["empty_text"] for plan in plans] == ["zeros", "encoded"]
     assert plans[0].fingerprint != plans[1].fingerprint
 
 
@@ -105,7 +105,7 @@ def test_what_is_told_changes_the_features(folder: Path, images: Tensor) -> None
 
 
 def test_sizes_are_those_of_the_resolution(folder: Path) -> None:
-    told = make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).outline.told
+    told = make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).spec.conditioning
     assert told == {"original_size": [40, 40], "crop": [0, 0], "target_size": [40, 40], "empty_text": "zeros"}
 
 
@@ -114,7 +114,7 @@ def test_later_blocks_are_not_in_memory(folder: Path) -> None:
     names = set(features._backbone.denoiser.state_dict())
     assert any(name.startswith("up_blocks.0") for name in names)
     assert not any(name.startswith(("up_blocks.1", "up_blocks.2", "conv_out")) for name in names)
-    assert set(features._backbone.parts()) == {"denoiser", "vae", "text_encoder", "text_encoder_2"}
+    assert set(features._backbone.components()) == {"denoiser", "vae", "text_encoder", "text_encoder_2"}
 
 
 def edit(path: Path, **changes: object) -> None:

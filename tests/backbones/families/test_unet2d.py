@@ -50,7 +50,7 @@ def test_taps_equal_plain_hooks_on_the_pipeline(
     noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in KEYS])
     t = torch.full((3,), 300)
     told = {} if labels is None else {"class_labels": torch.tensor(labels)}
-    expected = hooked(pipeline.unet, TAPS, pipeline.scheduler.add_noise(clean, noise, t), t, **told)
+    expected = hooked(pipeline.unet, TAPS, pipeline.scheduler.add_noise(clean, noise, t), t, **conditioning)
     condition = "empty" if labels is None else "label"
     found = load(plain if labels is None else classes, condition=condition)(small, keys=KEYS, labels=labels)
     for tap, value in expected.items():
@@ -92,12 +92,12 @@ def test_later_blocks_are_not_in_memory(plain: Path) -> None:
     names = set(features._backbone.denoiser.state_dict())
     assert any(name.startswith("up_blocks.0") for name in names)
     assert not any(name.startswith(("up_blocks.1", "up_blocks.2", "conv_out")) for name in names)
-    assert set(features._backbone.parts()) == {"denoiser"}
+    assert set(features._backbone.components()) == {"denoiser"}
 
 
 def test_other_sizes_must_halve_at_every_level(plain: Path) -> None:
-    outline = make_plan(str(plain), taps=["mid_block"], timesteps=[0], resolution=24).outline
-    assert outline.latent_shape == (3, 24, 24)
+    spec = make_plan(str(plain), taps=["mid_block"], timesteps=[0], resolution=24).spec
+    assert spec.latent_shape == (3, 24, 24)
     with pytest.raises(ConfigError, match=r"no multiple of 4.*\n.*resolution=16"):
         make_plan(str(plain), taps=["mid_block"], timesteps=[0], resolution=18)
 

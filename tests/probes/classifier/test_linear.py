@@ -42,4 +42,4 @@ def test_bad_settings():
     with pytest.raises(ConfigError, match="at least 2 classes"):
         LinearBank(4, [3, 1])
     with pytest.raises(ConfigError, match="shuffled_labels"):
-        Config(nulls=("random",))
+        Config(controls=("random",))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError, UnknownName
-from diffprobe.probes.direction import AxisConfig, Direction, random_directions
+from diffprobe.probes.direction import Direction, DirectionConfig, random_directions
 
 
 def test_save_and_load(tmp_path):
@@ -29,20 +29,20 @@ NAMES = ("noto", "twemoji", "other")
 
 
 def test_axes_name_their_sides():
-    config = AxisConfig(positive=("noto", "dark|medium"), negative=("*", "none"))
+    config = DirectionConfig(positive=("noto", "dark|medium"), negative=("*", "none"))
     first, second = config.axes(["c"], {"style": NAMES, "tone": ("none", "medium", "dark")})
     assert (first.positive_ids, first.negative_ids, first.negative) == ((0,), (1, 2), "other than noto")
     assert second.side(torch.tensor([-1, 0, 1, 2])).tolist() == [-1, 0, 1, 1]
-    one = AxisConfig(positive="noto", negative="twemoji").axes(["a", "b"], {"style": NAMES})
+    one = DirectionConfig(positive="noto", negative="twemoji").axes(["a", "b"], {"style": NAMES})
     assert [axis.cell for axis in one] == ["a", "b"] and one[0].side(torch.tensor([2, 1, 0])).tolist() == [-1, 0, 1]
 
 
 def test_bad_ends():
     with pytest.raises(ConfigError, match=r"2 targets .* with 1 positive"):
-        AxisConfig(positive="noto").axes(["c"], {"style": NAMES, "tone": ("dark", "light")})
+        DirectionConfig(positive="noto").axes(["c"], {"style": NAMES, "tone": ("dark", "light")})
     with pytest.raises(UnknownName, match="value of target 'style' 'nato'"):
-        AxisConfig(positive="nato").axes(["c"], {"style": NAMES})
+        DirectionConfig(positive="nato").axes(["c"], {"style": NAMES})
     with pytest.raises(ConfigError, match="two different sides"):
-        AxisConfig(positive="noto", negative="noto|twemoji").axes(["c"], {"style": NAMES})
+        DirectionConfig(positive="noto", negative="noto|twemoji").axes(["c"], {"style": NAMES})
     with pytest.raises(ConfigError, match="spread"):
-        AxisConfig(positive="noto", n_random=1)
+        DirectionConfig(positive="noto", n_random=1)

@@ -7,7 +7,7 @@ from threading import Barrier, local
 import pytest
 import torch
 
-from diffprobe.probes.sae.types import Joint
+from diffprobe.probes.sae.types import Collective
 
 VARIANTS = ("topk", "batch_topk", "matryoshka", "jumprelu", "revelio_released")
 
@@ -48,7 +48,7 @@ def share_out(monkeypatch):
         meeting.wait()
         return found
 
-    joint = Joint(lambda t: sum(exchange(t)) / 2, lambda t: torch.cat(exchange(t)), size=2)
+    joint = Collective(lambda t: sum(exchange(t)) / 2, lambda t: torch.cat(exchange(t)), size=2)
 
     def call(function, x):
         def work(rank):

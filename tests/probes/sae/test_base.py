@@ -76,8 +76,8 @@ def test_another_schema_another_variant_and_nothing_are_refused(make_sae, tmp_pa
     (tmp_path / "probe.json").write_text(text.replace('"schema_version": 2', '"schema_version": 9'))
     with pytest.raises(SchemaError, match="schema version 9"):
         KSAE.from_pretrained(tmp_path)
-    (tmp_path / "probe.json").write_text(text.replace("probe/sae/jumprelu", "probe/classify/linear"))
-    with pytest.raises(SchemaError, match="probe/classify/linear"):
+    (tmp_path / "probe.json").write_text(text.replace("probe/sae/jumprelu", "probe/classifier/linear"))
+    with pytest.raises(SchemaError, match="probe/classifier/linear"):
         KSAE.from_pretrained(tmp_path)
     with pytest.raises(WeightsMissing, match="no saved probe"):
         KSAE.from_pretrained(tmp_path / "empty")

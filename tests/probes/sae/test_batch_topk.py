@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.probes.sae import batch_topk, matryoshka
 from diffprobe.probes.sae.batch_topk import BatchTopK, Config
-from diffprobe.probes.sae.types import ALONE
+from diffprobe.probes.sae.types import SINGLE_PROCESS
 
 
-def chosen(sae, x, joint=ALONE):
+def chosen(sae, x, joint=SINGLE_PROCESS):
     picked, _ = sae.pick(sae.scaled(x) - sae.b_pre, among=None, k_among=0, joint=joint)
     count = torch.zeros(x.shape[0], sae.n_latents, dtype=torch.int64)
     return count.scatter_add(1, picked.top.indices, (picked.part >= 0).long()) == 1
@@ -109,7 +109,7 @@ def test_two_processes_keep_the_ties_that_one_would(share_out, variant, k, m):
 def test_bfloat16_keeps_as_many_as_float32(make_sae, x, share_out):
     sae = make_sae("batch_topk")
 
-    def kept(rows, joint=ALONE):
+    def kept(rows, joint=SINGLE_PROCESS):
         with torch.autocast("cpu", torch.bfloat16):
             return chosen(sae, rows, joint)
 

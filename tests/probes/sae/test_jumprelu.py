@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae.jumprelu import Config
-from diffprobe.probes.sae.types import Joint
+from diffprobe.probes.sae.types import Collective
 
 
 def test_what_lies_above_a_threshold_passes_as_it_is(make_sae, x):
@@ -75,7 +75,7 @@ def test_the_target_penalty_is_that_of_the_joint_batch(make_sae, x):
     sae.log_threshold.data -= 0.3
     halves = x[:60], x[60:120]
     counts = [(sae.preactivations(half) > sae.threshold).float().sum() / 60 for half in halves]
-    joint = Joint(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
+    joint = Collective(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
     whole = sae.step(x[:120])
     parts = [sae.step(half, joint=joint) for half in halves]
     for part in parts:
@@ -152,7 +152,7 @@ def test_a_process_without_samples_takes_the_others_word(make_sae, x):
     sae, dead = make_sae("jumprelu"), torch.arange(48) < 2
     sae.log_threshold.data[:2] = 5.0
     highest = sae.preactivations(x)[:, :2].detach().amax(0)
-    sae.step(x[:0], dead=dead, joint=Joint(gather=lambda own: torch.cat([own, highest]), size=2))
+    sae.step(x[:0], dead=dead, joint=Collective(gather=lambda own: torch.cat([own, highest]), size=2))
     sae.end_step()
     assert (highest > sae.threshold[:2]).all()
 

@@ -3,7 +3,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
-from diffprobe.probes.sae.types import ALONE, Joint
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Collective
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,13 @@ def test_settings_out_of_range(key, value, message):
 
 
 def test_one_process_agrees_with_itself():
-    assert ALONE.size == 1 and ALONE.mean(torch.tensor(3.0)) == 3 and ALONE.gather(torch.ones(2)).numel() == 2
+    assert (
+        SINGLE_PROCESS.size == 1
+        and SINGLE_PROCESS.mean(torch.tensor(3.0)) == 3
+        and SINGLE_PROCESS.gather(torch.ones(2)).numel() == 2
+    )
 
 
 def test_several_processes_know_their_rank(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    assert Joint(size=2).rank == 1 and ALONE.rank == 0  # what all do alike is done alone
+    assert Collective(size=2).rank == 1 and SINGLE_PROCESS.rank == 0  # what all do alike is done alone

@@ -9,7 +9,7 @@ import pytest
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.pages.panels import Picture
-from diffprobe.report.spec import Axis
+from diffprobe.report.spec import TableAxis
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -71,12 +71,12 @@ def test_links_of_the_page_lead_somewhere(page):
     assert {"layers", "directions", "latents", "sae", "limits"} <= targets <= set(ids)
 
 
-def test_every_number_stands_beside_its_null(page):
+def test_every_number_stands_beside_its_control(page):
     words = Reader(render_page(page)).words()
     for text in (
-        "82.8 % best accuracy, at up_blocks.0, t = 200 strongest null 43.8 % (random weights)",
+        "82.8 % best accuracy, at up_blocks.0, t = 200 strongest control 43.8 % (random weights)",
         "0.987 0.951 to 0.999 0.503 ± 0.081 0.512 50",  # AUROC, interval, random directions, shuffled labels, n
-        "fvu 0.125 0.0625 test 50",  # with its random-weights null, which is a run of its own
+        "fvu 0.125 0.0625 test 50",  # with its random-weights control, which is a run of its own
         "label entropy 1.25 bits by chance 2.50 ± 0.25 density 12.5 % active on 1,234",
         "n/a: no result (1 of 12 entries).",
     ):
@@ -86,7 +86,7 @@ def test_every_number_stands_beside_its_null(page):
 
 def test_a_table_of_three_row_axes_keeps_the_middle_one(page):
     spec = page.tables[0]
-    pool = Axis(field="pool", title="pooling", values=("mean",), heading="{value} pool")
+    pool = TableAxis(field="pool", title="pooling", values=("mean",), heading="{value} pool")
     spec = dataclasses.replace(spec, rows=(spec.rows[0], pool, spec.rows[1]), published=())
     html = render_page(dataclasses.replace(page, tables=(spec,)))
     words = Reader(html).words()
@@ -95,8 +95,8 @@ def test_a_table_of_three_row_axes_keeps_the_middle_one(page):
     assert "mean pool, up_blocks.0: 76.6, 82.8" in html  # the map, for those who cannot see it
 
 
-def test_a_direction_that_does_not_beat_its_nulls_is_marked_in_table_and_tile(page):
-    """The reading guide says so of ‡; equal to the strongest null is no better."""
+def test_a_direction_that_does_not_beat_its_controls_is_marked_in_table_and_tile(page):
+    """The reading guide says so of ‡; equal to the strongest control is no better."""
     panel = page.directions[0]
     low = dataclasses.replace(panel.estimates[0], raw_pixels=panel.estimates[0].auroc)
     high = dataclasses.replace(low, estimator="logistic", auroc=0.995)
@@ -105,7 +105,7 @@ def test_a_direction_that_does_not_beat_its_nulls_is_marked_in_table_and_tile(pa
     marked = dataclasses.replace(page, tables=(), directions=(dataclasses.replace(panel, estimates=(low, high)),))
     words = Reader(render_page(marked)).words()
     assert words.count("0.987 ‡") == 2 and "0.995 ‡" not in words  # the tile and the table
-    assert words.count("‡ not better than the strongest null") == 1
+    assert words.count("‡ not better than the strongest control") == 1
 
 
 def test_the_tile_of_a_mean_over_classes_says_over_which(page):
@@ -121,7 +121,7 @@ def test_the_tile_of_a_mean_over_classes_says_over_which(page):
     assert "82.8 % best balanced accuracy over the classes that the split holds, at up_blocks.0" in words
 
 
-def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_null(page):
+def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_control(page):
     pixels = page.results[0]
     strong = dataclasses.replace(
         pixels, metrics=tuple(dataclasses.replace(record, value=0.9) for record in pixels.metrics)
@@ -152,7 +152,7 @@ def test_an_image_that_is_none_is_refused(page):
         render_page(dataclasses.replace(page, latents=(latent,)))
 
 
-def test_contradicting_nulls_of_an_autoencoder_are_refused(page, sae_run):
-    runs = (sae_run(0.1), sae_run(0.2, null="random_weights"), sae_run(0.3, null="random_weights"))
+def test_contradicting_controls_of_an_autoencoder_are_refused(page, sae_run):
+    runs = (sae_run(0.1), sae_run(0.2, control="random_weights"), sae_run(0.3, control="random_weights"))
     with pytest.raises(RunFailed, match="disagree"):
         render_page(dataclasses.replace(page, results=(*page.results[:3], *runs)))

@@ -29,8 +29,8 @@ def test_histogram_faults_are_named():
 def test_an_estimate_is_read_from_a_record():
     record = MetricRecord(
         name="auroc", value=0.9, split="test", n=40, probe="ridge",
-        nulls={"random_direction": 0.5, "shuffled_labels": 0.52},
-        detail={"interval": [0.8, 0.95], "null_spread": {"random_direction": 0.08}},
+        controls={"random_direction": 0.5, "shuffled_labels": 0.52},
+        detail={"interval": [0.8, 0.95], "control_spread": {"random_direction": 0.08}},
     )  # fmt: skip
     expected = Estimate(
         estimator="ridge", auroc=0.9, n=40, interval=(0.8, 0.95), random_mean=0.5, random_sd=0.08, shuffled=0.52
@@ -40,11 +40,11 @@ def test_an_estimate_is_read_from_a_record():
     assert bare.estimator == "auroc" and bare.interval is None and bare.shuffled is None
 
 
-def test_an_estimate_beats_its_nulls_only_above_the_strongest():
+def test_an_estimate_beats_its_controls_only_above_the_strongest():
     estimate = Estimate(estimator="ridge", auroc=0.9, n=40, shuffled=0.52, raw_pixels=0.9)
-    assert estimate.strongest_null == ("raw pixels", 0.9) and estimate.below_null
-    assert not Estimate(estimator="ridge", auroc=0.9, n=40, raw_pixels=0.89).below_null
-    assert not Estimate(estimator="ridge", auroc=0.1, n=40).below_null
+    assert estimate.strongest_control == ("raw pixels", 0.9) and estimate.below_control
+    assert not Estimate(estimator="ridge", auroc=0.9, n=40, raw_pixels=0.89).below_control
+    assert not Estimate(estimator="ridge", auroc=0.1, n=40).below_control
 
 
 def test_a_histogram_has_the_classes_of_its_poles():
