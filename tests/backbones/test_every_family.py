@@ -185,7 +185,7 @@ def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tens
 
 def test_whatever_it_can_be_told_is_told(case: Case, images: Tensor) -> None:
     for condition in case.survey.spec.conditions:
-        told = TOLD.get(condition, {"condition": condition})
+        conditioning = TOLD.get(condition, {"condition": condition})
         found = read(case.load(taps=case.blocks[-1:], **conditioning), images)
         assert all(value.isfinite().all() for value in found.values())
         assert condition in {cell.split(":")[1] for cell in found}

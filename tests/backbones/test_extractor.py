@@ -69,10 +69,12 @@ class TestEqualsPlainHooks:
             "caption": load(condition="caption")(images, keys=KEYS, captions=PROMPTS),
             "prompt": load(condition="prompt", prompt="red cat")(images, keys=KEYS),
         }
-        told = {"empty": [""] * 5, "caption": PROMPTS, "prompt": ["red cat"] * 5}
+        conditioning = {"empty": [""] * 5, "caption": PROMPTS, "prompt": ["red cat"] * 5}
         values = {name: features[f"mid_block@t100:{name}:mean"] for name, features in found.items()}
         for name, value in values.items():
-            close(value, reference(images, KEYS, ["mid_block"], 100, prompts=told[name])["mid_block"].mean((2, 3)))
+            close(
+                value, reference(images, KEYS, ["mid_block"], 100, prompts=conditioning[name])["mid_block"].mean((2, 3))
+            )
         apart = (values["empty"] - values["caption"]).abs().amax(1)
         assert float(apart[2]) < 1e-5 < 1e-4 < float(apart[[0, 1, 3, 4]].min())  # the third caption is empty
         assert float((values["empty"] - values["prompt"]).abs().amax(1).min()) > 1e-4

@@ -20,11 +20,11 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
 
 def test_texts_are_let_go_and_what_was_told_is_remembered(backbone: Backbone) -> None:
     assert isinstance(backbone, TextBackbone)
-    told = backbone.encode_conditions(["cat", ""])
+    conditioning = backbone.encode_conditions(["cat", ""])
     assert set(backbone.components()) == {"denoiser", "vae", "text_encoder"}
     backbone.release_text()
     assert set(backbone.components()) == {"denoiser", "vae"}
     again = backbone.encode_conditions(["", "cat"])
-    assert all(torch.equal(again[name], rows.flip(0)) for name, rows in told.items())
+    assert all(torch.equal(again[name], rows.flip(0)) for name, rows in conditioning.items())
     with pytest.raises(RunFailed, match="freed before 'dog'"):
         backbone.encode_conditions(["dog"])

@@ -25,9 +25,9 @@ TEXTS = SampleMetadata(
         ("label", None, [3, 0]),
     ],
 )
-def test_what_samples_are_told(condition: str, prompt: str | None, told: list) -> None:
+def test_what_samples_are_told(condition: str, prompt: str | None, conditioning: list) -> None:
     (branch,) = make_branches(condition, prompt, unconditional=False, negative=None)
-    assert condition_inputs(branch, TEXTS) == told
+    assert condition_inputs(branch, TEXTS) == conditioning
     assert branch.is_fixed == (condition in ("empty", "prompt"))
 
 

@@ -46,7 +46,7 @@ class TestOnATinyPipeline:
         close(found[f"{ATTN}/logits@t261:empty:none"], logits.transpose(1, 2).unflatten(2, (8, 8)))
 
     def test_it_is_a_share_of_each_place_and_follows_the_prompt(self, load: Load, images: Tensor) -> None:
-        told = {"condition": "prompt", "prompt": "red cat"}
+        conditioning = {"condition": "prompt", "prompt": "red cat"}
         (found,) = load(taps=[f"{ATTN}/probs"], pool="none", **conditioning)(images, keys=KEYS).values()
         assert found.shape == (5, 24, 8, 8)
         close(found.sum(1), torch.ones(5, 8, 8))
@@ -150,7 +150,7 @@ def test_attention_of_the_image_to_itself_is_not_listed(tiny_sd: Path) -> None:
 def test_padded_tokens_of_a_masked_prompt_get_no_attention(tmp_path: Path, images: Tensor) -> None:
     from diffprobe.backbones.families import pixart
 
-    told = {"condition": "prompt", "prompt": "red cat", "timesteps": [100], "device": "cpu"}
+    conditioning = {"condition": "prompt", "prompt": "red cat", "timesteps": [100], "device": "cpu"}
     taps = ["transformer_blocks.1.attn2/probs", "transformer_blocks.1.attn2/logits"]
     path = str(pixart.tiny(tmp_path / "pixart"))
     features = DiffusionFeatures.from_pretrained(path, taps=taps, **conditioning)  # type: ignore[arg-type]

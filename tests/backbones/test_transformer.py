@@ -121,9 +121,9 @@ def test_freed_text_encoders_leave_memory(images: Tensor, tmp_path: Path) -> Non
 def test_text_encoders_have_the_asked_precision(tmp_path: Path) -> None:
     loaded = features(pixart.tiny(tmp_path / "pixart"), dtype="bfloat16")
     assert loaded._backbone.components()["text_encoder"].dtype == torch.bfloat16
-    told = loaded._backbone.encode_conditions(["cat", None, ""])
-    assert told["encoder_hidden_states"].dtype == torch.bfloat16
-    assert torch.equal(told["encoder_hidden_states"][1], told["encoder_hidden_states"][2])
+    conditioning = loaded._backbone.encode_conditions(["cat", None, ""])
+    assert conditioning["encoder_hidden_states"].dtype == torch.bfloat16
+    assert torch.equal(conditioning["encoder_hidden_states"][1], conditioning["encoder_hidden_states"][2])
 
 
 def test_every_part_counts_in_the_digest(tmp_path: Path) -> None:

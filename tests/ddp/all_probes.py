@@ -24,7 +24,7 @@ WORLD, OUTPUT = int(os.environ.get("PROBES_WORLD", "1")), Path(os.environ.get("P
 GLOBAL_BATCH = 16
 CELL = "mid_block@t10:empty:mean"
 
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "training" / "conftest.py")
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 toy.SIZES["train"] = 92  # even, so that two processes need no repeated sample; the last batch is still short

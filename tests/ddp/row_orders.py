@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.placement import hold_tables
-from diffprobe.features.stored import RowLoader, Rows
+from diffprobe.features.stored import RowLoader, StoredRows
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.sae import SparseAutoencoderModule
@@ -28,7 +28,7 @@ STOP = int(os.environ.get("ROWS_STOP", "-1"))
 GLOBAL_BATCH = 16
 POOLED, TOKENS = "mid_block@t10:empty:mean", "mid_block@t10:empty:tokens3"
 
-_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "training" / "conftest.py")
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parents[1] / "toy.py")
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 toy.SIZES["train"] = 92  # 276 rows: two processes need no repeated one
@@ -54,7 +54,7 @@ class Tokens(toy.Toy):
         features = [{TOKENS: part} for part in table.features[TOKENS].split(50)]
         keys = [table.keys[:50], table.keys[50:]]
         parts = [FeatureTable(*found, table.label[:0], {}) for found in zip(features, keys, strict=True)]
-        rows = Rows(hold_tables(parts, "mapped", split=split))
+        rows = StoredRows(hold_tables(parts, "mapped", split=split))
         return RowLoader(rows, self.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
 
 

@@ -1,83 +1,10 @@
-"""Toy features in memory: a DataModule with the surface of `diffprobe.features`, whose truth is known."""
+"""Toy features for the tests of LightningModules."""
 
-from types import SimpleNamespace
-
-import lightning
 import pytest
-import torch
 
-from diffprobe.features.batch import FeatureTable
-from diffprobe.features.samplers import eval_order, train_order
-from diffprobe.features.stored import StoredLoader, StoredRows
-
-SIZES = {"train": 91, "val": 33, "test": 21}
-CLASSES = ("cat", "dog", "cow", "owl")
-STYLES = ("noto", "twemoji", "other")
-WIDTHS = {"mid_block@t10:empty:mean": 12, "up_blocks.0@t10:empty:mean": 7}
-
-
-def make_table(split: str, shift: float = 5.0) -> FeatureTable:
-    """Class centres and a style axis in Gaussian noise, around a large common mean."""
-    truth = torch.Generator().manual_seed(1)
-    generator = torch.Generator().manual_seed(sum(map(ord, split)))
-    n = SIZES[split]
-    label = torch.randint(-1, len(CLASSES), (n,), generator=generator)
-    style = torch.randint(0, len(STYLES), (n,), generator=generator)
-    features = {}
-    for cell, width in WIDTHS.items():
-        centres = 1.5 * torch.randn(len(CLASSES) + 1, width, generator=truth)
-        axis = 3 * torch.nn.functional.normalize(torch.randn(width, generator=truth), dim=0)
-        x = torch.randn(n, width, generator=generator) + shift + centres[label] + (style == 0)[:, None] * axis
-        features[cell] = x
-    keys = [f"{split}/{i}" for i in range(n)]
-    return FeatureTable(features, keys, label, {"style": style}, captions=[""] * n)
-
-
-class Toy(lightning.LightningDataModule):
-    """What a probe sees of StoredFeatures."""
-
-    def __init__(self, batch_size: int = 16, seed: int = 0, cells: tuple[str, ...] = tuple(WIDTHS)) -> None:
-        super().__init__()
-        self.data = SimpleNamespace(train_split="train", val_split="val", test_split="test")
-        self.batch_size, self.seed, self.cells = batch_size, seed, cells
-        self.classes, self.attributes = CLASSES, {"style": STYLES}
-        self.widths = {cell: WIDTHS[cell] for cell in cells}
-
-    def table(self, split: str) -> FeatureTable:
-        whole = make_table(split)
-        whole.features = {cell: whole.features[cell] for cell in self.cells}
-        return whole
-
-    def loader(self, split, *, shuffle, rank=0, world_size=1, epoch=0):
-        rows = StoredRows([self.table(split)])
-
-        def order(number):
-            if shuffle:
-                return train_order(rows.n, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
-            return eval_order(rows.n, rank=rank, world_size=world_size)
-
-        return StoredLoader(rows, order, self.batch_size, epoch)
-
-    def _split(self, split, shuffle=False):
-        trainer = self.trainer
-        return self.loader(
-            split,
-            shuffle=shuffle,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            epoch=lambda: trainer.current_epoch,
-        )
-
-    def train_dataloader(self):
-        return self._split("train", shuffle=True)
-
-    def val_dataloader(self):
-        return self._split("val")
-
-    def test_dataloader(self):
-        return self._split("test")
+from tests.toy import Toy
 
 
 @pytest.fixture
-def toy():
+def toy() -> type[Toy]:
     return Toy

@@ -105,11 +105,11 @@ def test_latents_are_packed_as_the_pipeline_does() -> None:
 
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
-    told = [
+    conditioning = [
         make_plan(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["conditioning"]
         for name in LENGTHS
     ]
-    assert told == [{"t5_tokens": 512, "guidance": 3.5}, {"t5_tokens": 256, "guidance": None}]
+    assert conditioning == [{"t5_tokens": 512, "guidance": 3.5}, {"t5_tokens": 256, "guidance": None}]
 
 
 def test_its_own_resolution_is_that_of_the_pipeline(tiny: Callable) -> None:

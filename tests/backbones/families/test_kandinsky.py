@@ -39,14 +39,14 @@ def test_taps_equal_plain_hooks_on_the_pipeline(
         clean = pipeline.movq.encode(images[:3] * 2 - 1)["latents"]
     noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in KEYS])
     t = torch.full((3,), 300)
-    told = {"image_embeds": torch.zeros(3, 20)}
+    conditioning = {"image_embeds": torch.zeros(3, 20)}
     expected = hooked(
         pipeline.unet,
         TAPS,
         pipeline.scheduler.add_noise(clean, noise, t),
         t,
         encoder_hidden_states=None,
-        added_cond_kwargs=told,
+        added_cond_kwargs=conditioning,
     )
     found = load(folder)(images[:3], keys=KEYS)
     for tap, value in expected.items():

@@ -74,13 +74,13 @@ def test_taps_equal_plain_hooks_on_the_untouched_model(
 
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable[[str], Path]) -> None:
-    told = {
+    conditioning = {
         name: make_plan(str(tiny(name)), taps=TAPS, timesteps=[0], resolution=64).fingerprint["conditioning"]
         for name in KINDS
     }
-    assert told["alpha"] == {"text_tokens": 120, "text": "lower case, stripped"}
-    assert told["sigma"] == {"text_tokens": 300, "text": "lower case, stripped"}
-    assert told["sized"] == {**conditioning["alpha"], "resolution": [64, 64], "aspect_ratio": 1.0}
+    assert conditioning["alpha"] == {"text_tokens": 120, "text": "lower case, stripped"}
+    assert conditioning["sigma"] == {"text_tokens": 300, "text": "lower case, stripped"}
+    assert conditioning["sized"] == {**conditioning["alpha"], "resolution": [64, 64], "aspect_ratio": 1.0}
 
 
 def test_texts_change_features_and_their_case_does_not(tiny: Callable[[str], Path], images: Tensor) -> None:

@@ -89,10 +89,10 @@ def test_the_heads_of_a_normalised_query_stand_side_by_side(
 
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
-    told = [
+    conditioning = [
         make_plan(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["conditioning"] for n in ("whole", "without_t5")
     ]
-    assert told == [{"clip_tokens": 24, "t5_tokens": 256, "t5": kind} for kind in ("text", "zeros")]
+    assert conditioning == [{"clip_tokens": 24, "t5_tokens": 256, "t5": kind} for kind in ("text", "zeros")]
 
 
 def test_timesteps_run_to_noise_alone(tiny: Callable, images: Tensor) -> None:

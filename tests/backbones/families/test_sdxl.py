@@ -51,9 +51,9 @@ def reference(pipeline: Any, hooked: Callable[..., dict[str, Tensor]]) -> Callab
         t = torch.full((3,), 300)
         noisy = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(clean, noise, t)
         sizes = pipeline._get_add_time_ids((32, 32), (0, 0), (32, 32), torch.float32, text_encoder_projection_dim=24)
-        told = {"text_embeds": pooled.expand(3, -1), "time_ids": sizes.expand(3, -1)}
+        conditioning = {"text_embeds": pooled.expand(3, -1), "time_ids": sizes.expand(3, -1)}
         states = states.expand(3, -1, -1)
-        return hooked(pipeline.unet, TAPS, noisy, t, encoder_hidden_states=states, added_cond_kwargs=told)
+        return hooked(pipeline.unet, TAPS, noisy, t, encoder_hidden_states=states, added_cond_kwargs=conditioning)
 
     return run
 
@@ -99,14 +99,14 @@ def test_a_checkpoint_without_zeros_encodes_the_empty_text(folder: Path, images:
 
 
 def test_what_is_told_changes_the_features(folder: Path, images: Tensor) -> None:
-    empty, told = read(folder, images), read(folder, images, condition="caption")
+    empty, conditioning = read(folder, images), read(folder, images, condition="caption")
     for tap in TAPS:
-        assert float((empty[tap] - told[tap]).abs().max()) > 1e-4
+        assert float((empty[tap] - conditioning[tap]).abs().max()) > 1e-4
 
 
 def test_sizes_are_those_of_the_resolution(folder: Path) -> None:
-    told = make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).spec.conditioning
-    assert told == {"original_size": [40, 40], "crop": [0, 0], "target_size": [40, 40], "empty_text": "zeros"}
+    conditioning = make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).spec.conditioning
+    assert conditioning == {"original_size": [40, 40], "crop": [0, 0], "target_size": [40, 40], "empty_text": "zeros"}
 
 
 def test_later_blocks_are_not_in_memory(folder: Path) -> None:

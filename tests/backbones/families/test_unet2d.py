@@ -49,7 +49,7 @@ def test_taps_equal_plain_hooks_on_the_pipeline(
     clean = small * 2 - 1
     noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in KEYS])
     t = torch.full((3,), 300)
-    told = {} if labels is None else {"class_labels": torch.tensor(labels)}
+    conditioning = {} if labels is None else {"class_labels": torch.tensor(labels)}
     expected = hooked(pipeline.unet, TAPS, pipeline.scheduler.add_noise(clean, noise, t), t, **conditioning)
     condition = "empty" if labels is None else "label"
     found = load(plain if labels is None else classes, condition=condition)(small, keys=KEYS, labels=labels)
