@@ -3,3 +3,6 @@
 A verb's file offers ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int`` (the exit status). At its
 top it imports the standard library and `diffprobe.core.errors` only, so that ``diffprobe --help`` stays fast.
 """
+
+SHARED = ("main",)
+"""Files of this folder that are not a verb."""

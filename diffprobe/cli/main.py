@@ -7,16 +7,15 @@ from collections.abc import Sequence
 
 from diffprobe import __version__
 from diffprobe.core.errors import DiffprobeError, nearest
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import VERBS
 from diffprobe.report.terminal_encoding import print_what_can_be
 
-VERBS = Registry("diffprobe.cli", "verb")
 _EPILOG = "first steps: diffprobe demo    one verb: diffprobe VERB --help"
 
 
 def verbs() -> list[str]:
     """List the verbs as typed: file names with '-' for '_'."""
-    return [name.replace("_", "-") for name in VERBS.names() if name != "main"]
+    return [name.replace("_", "-") for name in VERBS.names()]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,8 @@
-"""A folder of modules as a catalogue: the file's name is the entry's name, imported only when asked for.
+"""Registries: what a name in a config, on the command line or in a saved file means.
 
-Files that begin with `_` are no entries, nor are those that the package names in `SHARED`: what its entries rest on.
+A registry is a package whose files are its entries: the name of the file is the name of the entry, and a file is
+imported when it is asked for. Adding an entry is adding a file. Files that begin with `_`, and those that the package
+lists in `SHARED` (the code that its entries have in common), are not entries.
 """
 
 import pkgutil
@@ -35,3 +37,18 @@ class Registry:
         if name not in self.names():
             raise unknown(self.kind, name, self.names())
         return import_module(f"{self.package}.{name}")
+
+
+VERBS = Registry("diffprobe.cli", "verb")
+"""Verbs of the command line."""
+FAMILIES = Registry("diffprobe.backbones.families", "family")
+"""Families of backbones."""
+DATASETS = Registry("diffprobe.shards.datasets", "data set")
+"""Data sets that `diffprobe data build` makes."""
+PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")
+"""Kinds of probes: a folder each."""
+
+
+def probes(kind: str) -> Registry:
+    """Return the registry of the probes of one kind. Raises: UnknownName for a kind that does not exist."""
+    return Registry(PROBE_KINDS.load(kind).__name__, f"probe of kind '{kind}'")

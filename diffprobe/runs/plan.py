@@ -14,11 +14,8 @@ from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 from diffprobe.runs.grid import Point, points
-
-FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
-"""Kind of probe -> its folder in `diffprobe.probes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ def plan(config: RunConfig) -> RunPlan:
     Raises: ConfigError, UnknownName. Nothing is loaded or written.
     """
     kind, name = config.probe.kind, config.probe.name
-    probe = Registry(f"diffprobe.probes.{FOLDERS[kind]}", f"probe of kind '{kind}'").load(name)
+    probe = probes(kind).load(name)
     params = parse(probe.Config, config.probe.params, at="probe.params")
     if kind == "sae" and config.control == "shuffled_labels":
         raise ConfigError("control=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
@@ -251,7 +251,7 @@ class SparseAutoencoderModule(ProbeModule):
 def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
     """Make the autoencoder of the variant in whose file the settings are defined."""
     name = type(config).__module__.rpartition(".")[2]
-    return cast(KSAE, Registry("diffprobe.probes.sae", "sparse autoencoder").load(name).make(config, d_in, seed=seed))
+    return cast(KSAE, probes("sae").load(name).make(config, d_in, seed=seed))
 
 
 def _named(cells: Sequence[str]) -> str:

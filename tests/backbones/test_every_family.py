@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import FAMILIES
 from diffprobe.backbones.plan import make_plan
 from diffprobe.backbones.taps import BackboneInfo, survey
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
+from diffprobe.core.registry import FAMILIES
 
 KEYS = ["a/0", "b.1", "c"]
 RESOLUTION = 32

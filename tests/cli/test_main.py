@@ -32,7 +32,7 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line of one verb."""
     folder = tmp_path / "verbs_under_test"
     folder.mkdir()
-    (folder / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text('SHARED = ("main",)')
     (folder / "do_it.py").write_text(VERB)
     (folder / "main.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
@@ -47,7 +47,7 @@ def sae(precision="32-true"):
 
 
 def direction(name):
-    probe = Registry("diffprobe.probes.direction", "probe").load(name)
+    probe = probes("direction").load(name)
     params = probe.Config(positive="noto", negative="twemoji", n_random=10, n_shuffles=3)
     return DirectionModule(
         name,

@@ -10,14 +10,13 @@ from diffprobe.config.compose import compose, load_run, validate
 from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import PROBE_KINDS, probes
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(
     name for name, path in search_path.experiments().items() if path.is_relative_to(ROOT / "experiments")
 )
 CHOICES = [(group, choice) for group, choices in search_path.groups().items() for choice in choices]
-FOLDERS = {"sae": "sae", "classifier": "classify", "direction": "direction"}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -27,7 +26,7 @@ def test_an_experiment_composes_parses_and_comes_back(name: str) -> None:
     assert parse(type(config), to_tree(config)) == config
     if composed.kind == PROBE:
         assert config.experiment == name
-        probe = Registry(f"diffprobe.probes.{FOLDERS[config.probe.kind]}", "probe").load(config.probe.name)
+        probe = probes(config.probe.kind).load(config.probe.name)
         parse(probe.Config, config.probe.params)
 
 
@@ -45,6 +44,6 @@ def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
 
 
 def test_each_probe_has_a_preset() -> None:
-    probes = {name for folder in FOLDERS.values() for name in Registry(f"diffprobe.probes.{folder}", "probe").names()}
+    probes = {name for kind in PROBE_KINDS.names() for name in probes(kind).names()}
     presets = [load_run(None, [f"probe={choice}"]).probe for choice in search_path.groups()["probe"]]
     assert probes == {preset.name for preset in presets}

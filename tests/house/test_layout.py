@@ -13,6 +13,7 @@ MAX_LINES = 300
 
 NO_TWIN = {
     "diffprobe/__main__.py": "tests/cli/test_main.py",  # one call
+    "diffprobe/demo/types.py": "tests/demo/test_run.py",
     "diffprobe/demo/config.py": "tests/demo/test_run.py",  # one demo, taken apart in one file
     "diffprobe/demo/console.py": "tests/demo/test_run.py",
     "diffprobe/demo/page.py": "tests/demo/test_run.py",

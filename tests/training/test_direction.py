@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
@@ -17,7 +17,7 @@ CELL = "mid_block@t10:empty:mean"
 def run(toy, tmp_path, name, positive="noto", negative="twemoji", **settings):
     source = toy()
     config = TrainerConfig(**{"accelerator": "cpu", "enable_progress_bar": False, "max_epochs": 40, **settings})
-    probe = Registry("diffprobe.probes.direction", "probe").load(name)
+    probe = probes("direction").load(name)
     params = probe.Config(positive=positive, negative=negative, n_random=50, n_shuffles=4)
     module = DirectionModule(
         name,

@@ -4,10 +4,7 @@ from typing import cast
 
 from diffprobe.backbones.base import Checkpoint, Family
 from diffprobe.core.errors import WeightsMismatch
-from diffprobe.core.registry import Registry
-
-FAMILIES = Registry("diffprobe.backbones.families", "family")
-"""All families, found by file name."""
+from diffprobe.core.registry import FAMILIES
 
 
 def family_of(checkpoint: Checkpoint) -> Family:

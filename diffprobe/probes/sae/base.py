@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
@@ -256,7 +256,7 @@ class KSAE(nn.Module):
         if not kind.startswith(KIND) or kind != wanted:
             raise SchemaError(f"'{folder}' holds a '{kind}', expected '{wanted if cls is not KSAE else KIND + '...'}'.")
         settings, tensors = load_probe(folder, kind=kind, schema_version=SCHEMA_VERSION)
-        module = Registry("diffprobe.probes.sae", "sparse autoencoder").load(kind.removeprefix(KIND))
+        module = probes("sae").load(kind.removeprefix(KIND))
         sae: KSAE = module.make(parse(module.Config, settings["config"], at="config"), settings["d_in"], seed=0)
         try:
             sae.load_state_dict(tensors)

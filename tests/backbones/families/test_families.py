@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.backbones.families import FAMILIES, family_of
+from diffprobe.backbones.families import family_of
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.registry import FAMILIES
 
 
 def test_the_family_is_chosen_by_the_checkpoints_own_index(tiny_sd: Path) -> None:

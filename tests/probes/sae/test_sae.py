@@ -4,11 +4,11 @@ import sys
 import pytest
 
 import diffprobe.probes.sae as package
-from diffprobe.core.registry import Registry
+from diffprobe.core.registry import probes
 
 
 def test_shared_files_are_no_variants():
-    names = Registry("diffprobe.probes.sae", "probe").names()
+    names = probes("sae").names()
     assert names == ["batch_topk", "jumprelu", "matryoshka", "revelio_released", "topk"]
 
 
