@@ -5,13 +5,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from diffprobe.core.progress import ProgressDisplay, TaskBar
 from diffprobe.demo.types import REPORT, Demo, Outcome
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture
 from diffprobe.report.terminal_encoding import print_what_can_be
@@ -21,25 +20,17 @@ _WIDTH = 110
 
 
 class _Step:
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, bar: TaskBar) -> None:
+        self._bar = bar
         self.text = ""
 
     @contextmanager
-    def bar(self, total: int, unit: str) -> Iterator["_Bar"]:
-        self._progress.update(self._task, total=total, completed=0, unit=unit)
-        yield _Bar(self._progress, self._task)
+    def bar(self, total: int, unit: str) -> Iterator[TaskBar]:
+        self._bar.restart(total, unit)
+        yield self._bar
 
     def done(self, text: str) -> None:
         self.text = text
-
-
-class _Bar:
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
-
-    def update(self, n: int) -> None:
-        self._progress.advance(self._task, n)
 
 
 class DemoConsole:
@@ -76,17 +67,9 @@ class DemoConsole:
     def step(self, kind: str, title: str) -> Iterator[_Step]:
         """Show a bar while the step runs, then its line with what came out and the seconds it took."""
         started = time.monotonic()
-        columns = (
-            SpinnerColumn(),
-            TextColumn(f"{kind:<{_KIND}}{title:<{_TITLE}}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeRemainingColumn(),
-        )
-        terminal = self.console.is_terminal
-        with Progress(*columns, console=self.console, transient=True, disable=not terminal) as progress:
-            step = _Step(progress, progress.add_task(title, total=None, unit=""))
+        display = ProgressDisplay(console=self.console, transient=True)
+        with display, display.bar(None, f"{kind:<{_KIND}}{title:<{_TITLE}}") as bar:
+            step = _Step(bar)
             yield step
         line = Text("✓ ", style="green").append(f"{kind:<{_KIND}}", style="bold").append(f"{title:<{_TITLE}}")
         line.append(f"{step.text:<{_TEXT}}", style="dim").append(f"{time.monotonic() - started:>6.1f} s")

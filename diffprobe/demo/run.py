@@ -16,9 +16,10 @@ from diffprobe.config.parse import Origin
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE
 from diffprobe.core.errors import ConfigError, DiffprobeError
+from diffprobe.core.progress import Bar
 from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.demo.config import DemoConfig, RunSpec
-from diffprobe.demo.types import REPORT, Bar, Demo, Outcome, View
+from diffprobe.demo.types import REPORT, Demo, Outcome, View
 from diffprobe.report.collect import read_results
 from diffprobe.report.spec import find_spec, load_spec
 from diffprobe.report.table import render

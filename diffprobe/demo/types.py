@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from diffprobe.config.schema import RunConfig
+from diffprobe.core.progress import Bar
 from diffprobe.core.result import RunResult
 from diffprobe.demo.config import DemoConfig
 from diffprobe.report.spec import TableSpec
@@ -13,13 +14,6 @@ from diffprobe.runs.extract import backbone_and_features
 
 REPORT = "report.html"
 """Name of the report page in the demo's folder."""
-
-
-class Bar(Protocol):
-    """Shows how far one step is."""
-
-    def update(self, n: int, /) -> object:
-        """Advance by `n` units."""
 
 
 class Step(Protocol):

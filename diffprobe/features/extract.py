@@ -1,10 +1,11 @@
-"""Fills a feature store in one pass over the shards: every image goes through the backbone once, for all cells.
+"""Fill a feature store in one pass over the shards: every image goes through the backbone once, for all cells.
 
-Owns the pass over the shards. The bytes are writer.py's, kept latents are latents.py's, the disk is space.py's.
+Files are written by writer.py, cached latents by latent_cache.py, and the free space is checked by disk_space.py.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
+from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, folder_bytes, latents_need, size
 from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
-from diffprobe.features.progress import Announce, Bar, MakeBar, make_bar, make_side_bar, rate
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
@@ -37,18 +38,18 @@ def extract(
     progress: bool | MakeBar = True,
     announce: Announce = lambda line: None,
 ) -> Path:
-    """Write the store of a request, or what of it is missing, and return its folder.
+    """Write the feature store of a request, or its missing part, and return its folder.
 
-    A store that holds all that is asked for already (more cells do no harm) is returned at once. A second process with
-    another `process` writes its own part of the same store; the two need not know of each other. With
-    `features.latent_cache` the VAE's output is kept there, and images whose latents are there already are not decoded.
+    A complete store that covers the request (it may have more cells) is returned at once. Processes with different
+    `process` values write different parts of one store without communication. With `features.latent_cache` the VAE's
+    output is cached there, and images with cached latents are not decoded again.
 
     Args:
         splits: splits to extract; those of `data` if None.
         process: (i, n): write the shards i, i + n, i + 2n, ...
-        progress: show a bar with images a second and the time left, on stderr; or the maker of a bar to show instead,
-            called only if there is something to extract.
-        announce: takes lines for people: the size to be written, what is reused, and a summary at the end.
+        progress: True draws a bar on stderr (images per second, time left); a function replaces the bar and is called
+            only if there is something to extract.
+        announce: receives lines of text: the size to be written, what is reused, and a summary at the end.
 
     Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, and what shards and backbone raise.
     """
@@ -66,7 +67,7 @@ def extract(
     if pending:
         if data.num_workers > 1:
             announce(
-                f"data.num_workers={data.num_workers}, of which extraction takes one: rows are written in shard order"
+                f"data.num_workers={data.num_workers}, of which extraction uses one: rows are written in shard order"
             )
         _check_space(request, writer, latents, pending, announce)
         _extract(request, writer, latents, pending, progress, announce)
@@ -106,27 +107,43 @@ def _extract(
 ) -> None:
     request.load_extractor(images=latents is None or bool(latents.missing(pending)))
     n, started = sum(shard.n for shard in pending), time.monotonic()
-    with make_bar(n, progress) as bar:
+    with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
         for shard in pending:
             if latents is not None and latents.missing([shard]):
-                _encode(request, latents, shard, progress)
+                _encode(request, latents, shard, display)
             batches, left_out = _shard_features(request, latents, shard)
-            writer.write(shard, _watched(batches, bar), left_out=left_out)
+            writer.write(shard, _counted(batches, bar), left_out=left_out)
             bar.update(len(left_out))
     written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
     announce(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
 
 
-def _encode(request: Request, latents: LatentCache, shard: ShardEntry, progress: bool | MakeBar) -> None:
+@contextmanager
+def _main_bar(n: int, progress: bool | MakeBar, display: ProgressDisplay) -> Iterator[Bar]:
+    """Open the bar of an extraction. It counts the images that this process still has to extract."""
+    with progress(n) if callable(progress) else display.bar(n, "extract", unit="images") as bar:
+        yield bar
+
+
+def _encode(request: Request, latents: LatentCache, shard: ShardEntry, display: ProgressDisplay) -> None:
     loader = shard_loader(request, shard)
-    with make_side_bar(shard.n, progress, "encode") as bar:
-        latents.fill(shard, _watched(_checked(request, shard, loader), bar), loader.skipped, request.extractor)
+    with display.bar(shard.n, "encode", unit="images", keep=False) as bar:
+        latents.fill(shard, _counted(_checked(request, shard, loader), bar), loader.skipped, request.extractor)
+
+
+def rate(n: int, seconds: float) -> str:
+    """Format a number of images and the time they took.
+
+    >>> rate(1500, 60)
+    '1,500 images in 60.0 s (25.0 images/s)'
+    """
+    return f"{n:,} images in {seconds:,.1f} s ({n / max(seconds, 1e-9):,.1f} images/s)"
 
 
 def _shard_features(
     request: Request, latents: LatentCache | None, shard: ShardEntry
 ) -> tuple[Iterator[ExtractedBatch], Mapping[str, str]]:
-    """Return the features of a shard, and the samples left out, which are known after the last batch."""
+    """Return the features of a shard, and its skipped samples, which are known after the last batch."""
     if latents is None:
         loader = shard_loader(request, shard)
         return _checked(request, shard, shard_batches(request, loader)), loader.skipped
@@ -137,7 +154,7 @@ def _shard_features(
 def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
     """Make the loader of one source shard, in shard order.
 
-    At most one worker decodes: two would interleave their batches, and the order of rows is part of a store's bytes.
+    At most one worker decodes images: two would interleave their batches, and a store's rows are in shard order.
     """
     stream = SampleStream(
         request.shard_set,
@@ -152,7 +169,7 @@ def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
 
 
 def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBatch]:
-    """Yield the features of a shard's samples in shard order, as the backbone's device left them."""
+    """Yield the features of a shard's samples in shard order, on the backbone's device."""
     for images in loader:
         yield ExtractedBatch(to_features(request, images), images.captions)
 
@@ -171,9 +188,9 @@ def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
 
 
 def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
-    """Return what is known of a batch's samples, as the fields of `told.SampleMetadata` and the arguments of an extractor.
+    """Return the metadata of a batch's samples as keyword arguments of `DiffusionFeatures`.
 
-    Its columns are `caption`, `class_name` and the attributes; None where a sample has none.
+    `columns` holds `caption`, `class_name` and the attributes; None where a sample has no value.
     """
     columns: dict[str, list[str | None]] = {
         "caption": [caption or None for caption in captions],
@@ -192,13 +209,13 @@ def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:
 def _served(request: Request) -> Path | None:
     try:
         store = FeatureStore.find(request.features.store, request.manifest)
-    except (StoreIncomplete, StoreMismatch):  # there is none, or it is not complete: that is what extraction is for
+    except (StoreIncomplete, StoreMismatch):
         return None
     return store.path
 
 
 def _checked(request: Request, shard: ShardEntry, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Pass on what was read from a shard, then compare its checksum: nothing is kept under that of another file.
+    """Yield the batches of a shard, then verify the shard's checksum, before the store records it.
 
     Raises: ShardError.
     """
@@ -206,7 +223,7 @@ def _checked(request: Request, shard: ShardEntry, batches: Iterable[Batch]) -> I
     request.shard_set.check(shard.file)
 
 
-def _watched(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+def _counted(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
     for batch in batches:
         yield batch
         bar.update(len(batch))

@@ -9,7 +9,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.runs.provenance import require_splits
 
 if TYPE_CHECKING:
-    from diffprobe.features.progress import Announce, MakeBar
+    from diffprobe.core.progress import Announce, MakeBar
 
 
 def extract_run(

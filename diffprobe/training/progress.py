@@ -1,18 +1,13 @@
-"""How far a run is, told to whoever shows it."""
+"""Report the progress of training to a bar."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
-
-class Bar(Protocol):
-    """Shows how far something is."""
-
-    def update(self, n: int, /) -> object:
-        """Advance by `n` steps."""
+from diffprobe.core.progress import Bar
 
 
 class StepBar(Callback):

@@ -1,0 +1,106 @@
+"""Progress bars: the protocol that long-running functions accept, and the one implementation, with rich.
+
+A bar is drawn on a terminal only; a file or a pipe receives the lines that the caller prints.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+
+class Bar(Protocol):
+    """One progress bar."""
+
+    def update(self, n: int, /) -> object:
+        """Advance the bar by `n` units."""
+
+
+MakeBar = Callable[[int], AbstractContextManager[Bar]]
+"""Opens a bar, given the number of units to come."""
+
+Announce = Callable[[str], object]
+"""Receives one line of text for the user."""
+
+
+class TaskBar:
+    """A bar of a `ProgressDisplay`: units done, units per second and the time left, by the mean speed so far."""
+
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
+        self._progress, self._task = progress, task
+        self._started, self._done = time.monotonic(), 0
+
+    def update(self, n: int, /) -> None:
+        """Advance the bar by `n` units."""
+        self._done += n
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        self._progress.update(self._task, advance=n, rate=f"{self._done / seconds:,.1f}/s")
+
+    def restart(self, total: int, unit: str) -> None:
+        """Set the bar to 0 of `total` units, for a task whose size is known late."""
+        self._started, self._done = time.monotonic(), 0
+        self._progress.reset(self._task, total=total, unit=unit, rate="")
+
+
+class ProgressDisplay:
+    """Progress bars below each other on one terminal; open it with `with`.
+
+    Args:
+        console: where to draw; stderr if None.
+        shown: False draws nothing.
+        transient: remove the bars when the display is closed.
+    """
+
+    def __init__(self, *, console: "Console | None" = None, shown: bool = True, transient: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True) if console is None else console
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=transient,
+            disable=not (shown and console.is_terminal),
+            speed_estimate_period=1e9,  # the mean speed: shards and their cached latents differ
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def bar(self, total: int | None, description: str, *, unit: str = "", keep: bool = True) -> Iterator[TaskBar]:
+        """Open a bar.
+
+        Args:
+            total: units to come; None if not known yet (see `TaskBar.restart`).
+            description: text before the bar.
+            unit: what is counted, in the plural: "images".
+            keep: leave the bar on the display when its block ends.
+        """
+        task = self._progress.add_task(description, total=total, unit=unit, rate="")
+        try:
+            yield TaskBar(self._progress, task)
+        finally:
+            if not keep:
+                self._progress.remove_task(task)

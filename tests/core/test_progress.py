@@ -1,0 +1,67 @@
+"""Progress bars on a terminal, and silence elsewhere."""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from diffprobe.core.progress import ProgressDisplay
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, force_terminal=True, width=110, color_system=None), file
+
+
+def shown_in(file: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+
+
+def test_a_bar_shows_units_rate_and_description() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console=console) as display, display.bar(4, "extract", unit="images") as bar:
+        bar.update(3)
+        bar.update(1)
+    last = shown_in(file).splitlines()[-1]
+    assert re.search(r"extract .* 4/4 images [\d,.]+/s 0:00:00", last)
+
+
+def test_bars_share_a_display_and_one_can_be_removed_when_done() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console=console) as display, display.bar(8, "extract", unit="images") as bar:
+        with display.bar(2, "encode", unit="images", keep=False) as side:
+            side.update(2)
+        bar.update(8)
+    assert "8/8" in shown_in(file) and "encode" not in shown_in(file).splitlines()[-1]
+
+
+def test_a_bar_of_unknown_size_is_restarted_when_the_size_is_known() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console=console) as display, display.bar(None, "sae") as bar:
+        bar.restart(5, "steps")
+        bar.update(2)
+    assert "2/5 steps" in shown_in(file)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_nothing_is_drawn_outside_of_a_terminal(shown: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    for console in (Console(file=file), None):
+        with ProgressDisplay(console=console, shown=shown) as display, display.bar(4, "extract") as bar:
+            bar.update(4)
+    assert (file.getvalue().strip(), *capsys.readouterr()) == ("", "", "")
+
+
+def test_a_display_that_is_not_shown_is_silent_on_a_terminal() -> None:
+    console, file = terminal()
+    with ProgressDisplay(console=console, shown=False) as display, display.bar(4, "extract") as bar:
+        bar.update(4)
+    assert not file.getvalue()
+
+
+def test_progress_needs_no_torch() -> None:
+    code = "import sys, diffprobe.core.progress as p\np.ProgressDisplay()\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
