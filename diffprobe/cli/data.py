@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.registry import DATASETS
 
 if TYPE_CHECKING:
     from diffprobe.config.schema import FieldsConfig
@@ -19,27 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
     index = actions.add_parser("index", help="scan <split>-NNNN.tar[.gz] files and write their index.json")
     index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
-    index.add_argument("--name", required=True, help="what the set is called in results")
-    index.add_argument("--licence", required=True, help="terms of the images, with attribution if asked for")
+    index.add_argument("--name", required=True, help="name of the set in results")
+    index.add_argument("--licence", required=True, help="terms of the images, with attribution where required")
     index.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
     index.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
     verify = actions.add_parser("verify", help="compare checksums, and decode every image")
-    verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or shipped set (emoji)")
+    verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
     for action in (index, verify):
         action.add_argument(
             "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
         )
-    build = actions.add_parser("build", help="build a data set from its sources, byte for byte the same each time")
-    sets = build.add_subparsers(dest="dataset", required=True, metavar="emoji")
-    emoji = sets.add_parser("emoji", help="Noto and Twemoji drawings, 64 x 64, with captions and attributes")
-    emoji.add_argument("--noto", type=Path, required=True, metavar="DIR", help="img/google/64 of the Noto package")
-    emoji.add_argument("--twemoji", type=Path, required=True, metavar="DIR", help="img/twitter/64 of the other package")
-    emoji.add_argument("--names", type=Path, required=True, metavar="FILE", help="en/data.json of emojibase-data")
-    emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for shards and index")
+    build = actions.add_parser("build", help="build a data set from its sources, the same bytes each time")
+    sets = build.add_subparsers(dest="dataset", required=True, metavar="NAME")
+    for name in DATASETS.names():
+        dataset = DATASETS.load(name)
+        options = sets.add_parser(name, help=dataset.HELP, description=dataset.HELP, epilog=dataset.CARD.licence)
+        dataset.add_arguments(options)
+        options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for shards and index")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run one subcommand and print what is in the set. Returns 1 if `verify` found faults, else 0."""
+    """Run one subcommand and print a summary of the set. Returns 1 if `verify` found faults, else 0."""
     actions = {"index": _index, "verify": _verify, "build": _build}
     return actions[args.action](args)
 
@@ -67,10 +68,12 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from diffprobe.shards.datasets import emoji
+    from inspect import signature
+
     from diffprobe.shards.index import render
 
-    print(render(emoji.build(args.noto, args.twemoji, args.names, args.out)))
+    build = DATASETS.load(args.dataset).build
+    print(render(build(**{name: getattr(args, name) for name in signature(build).parameters})))
     return 0
 
 
@@ -91,6 +94,6 @@ def _fields(settings: Sequence[str]) -> "FieldsConfig":
         if key not in allowed:
             raise unknown("field", key, allowed, ConfigError)
         if not name:
-            raise ConfigError(f"--field {setting} gives no name.", "write it as: --field label=y")
+            raise ConfigError(f"--field {setting} has no value.", "expected: KEY=NAME, for example --field label=y")
         chosen[key] = tuple(name.split(",")) if key == "image" else name
     return FieldsConfig(**chosen)  # type: ignore[arg-type]  # image is the only tuple

@@ -1,5 +1,6 @@
-"""From YAML presets, experiment files and the command line to frozen dataclasses, judged before anything heavy loads.
+"""Configuration: YAML presets, experiment files and settings, merged and validated into frozen dataclasses.
 
-Flow: `locate` (which folders) -> `compose` (Hydra merges) -> `parse` (strict) -> `schema` (what a run may say).
-`faults` says what could not be merged.
+`search_path` lists the folders, `compose` merges the files with Hydra, `parse` validates the result strictly against
+the dataclasses of `schema` (or of another kind, see `kinds`). `source_lines` finds the line of each key and
+`compose_errors` explains what Hydra cannot merge. `describe` writes configurations and their reference.
 """

@@ -1,7 +1,7 @@
-"""Merge presets, an experiment file and command-line settings into one tree. Owns Hydra: its compose API only.
+"""Merge presets, an experiment file and command-line settings into one tree, with Hydra's compose API.
 
-Hydra merges and nothing more; `parse.py` judges, so that every fault is found with its file and line. Where each key
-was written is read from the same files in the order in which Hydra merged them.
+Hydra only merges; `parse.py` validates, so that every error is reported with its file and line. The line of each key
+is read from the same files, in the order in which Hydra merged them (`source_lines.py`).
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.config import search_path
-from diffprobe.config.compose_errors import fault, reasons
+from diffprobe.config.compose_errors import compose_error, reasons
 from diffprobe.config.kinds import KINDS, PROBE
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
@@ -25,17 +25,17 @@ _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z_][\w-]*(/[A-Za-z_][\w-]*)*", re.ASCII)
 _NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
-"""Words that a setting reads as another value than the text."""
+"""Words that a setting parses as another value than text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """A merged configuration, not judged yet."""
+    """A merged configuration that is not validated yet."""
 
     tree: dict[str, Any]
     """The merged keys, interpolations resolved."""
     origin: dict[str, tuple[str, int]]
-    """Dotted key -> (file, line) of the value that won; line 0 for the command line."""
+    """Dotted key -> (file, line) of the value that took precedence; line 0 for the command line."""
     kind: str = PROBE
     """Kind of the experiment file (`kinds.py`): its dataclass validates the tree."""
     experiment: str | None = None
@@ -45,12 +45,13 @@ class Composed:
 def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     """Merge `configs/base/run.yaml` and its groups, the experiment file, and settings, in this order.
 
-    An experiment file with a `kind:` key starts from nothing instead of that base: it lists the groups it wants.
+    An experiment file with a `kind:` key does not start from that base: it lists the groups that it needs.
 
     Args:
         experiment: name of a file below `experiments/`, without suffix; None for a run described by settings alone.
-        overrides: ``group=choice`` (data=emoji) or ``key=value`` (trainer.max_epochs=3); ``experiment=NAME`` too.
-    Raises: ConfigError on an unknown experiment, group choice or malformed setting. Keys are judged by `parse`.
+        overrides: ``group=choice`` (data=emoji), ``key=value`` (trainer.max_epochs=3) or ``experiment=NAME``.
+
+    Raises: ConfigError on an unknown experiment or group choice, or a malformed setting. Keys are validated by `parse`.
     """
     experiment, settings = split_experiment(experiment, overrides)
     kind = PROBE
@@ -61,7 +62,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
             raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
     groups = search_path.groups()
     chosen, values = _sort_settings(settings, groups)
-    folders = search_path.search_path()
+    folders = search_path.folders()
     if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
         folders += search_path.roots()
     tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
@@ -78,7 +79,8 @@ def load(experiment: str | None, overrides: Sequence[str] = (), *, kinds: Collec
 
     Args:
         kinds: kinds of experiment files that the caller can run.
-    Raises: ConfigError with every fault of the configuration, or for an experiment of another kind.
+
+    Raises: ConfigError with all errors of the configuration, or for an experiment of another kind.
     """
     composed = compose(experiment, overrides)
     require_kind(composed, kinds)
@@ -92,7 +94,7 @@ def load_run(experiment: str | None, overrides: Sequence[str] = ()) -> RunConfig
 
 
 def require_kind(composed: Composed, kinds: Collection[str]) -> None:
-    """Refuse an experiment that the caller cannot run. Raises: ConfigError that names the verb which can."""
+    """Raise ConfigError, naming the right verb, for an experiment that the caller cannot run."""
     if composed.kind not in kinds:
         raise ConfigError(
             f"experiment '{composed.experiment}' is of kind '{composed.kind}'; expected: {', '.join(kinds)}.",
@@ -101,21 +103,21 @@ def require_kind(composed: Composed, kinds: Collection[str]) -> None:
 
 
 def validate(composed: Composed) -> Any:
-    """Build the dataclass of a composed configuration; fill in the name of its experiment, where it has that field.
+    """Build the dataclass of a composed configuration and fill in its field `experiment`, if it has one.
 
-    Raises: ConfigError with every fault.
+    Raises: ConfigError with all errors.
     """
     cls = KINDS[composed.kind].load()
     tree = dict(composed.tree)
     if "experiment" in {f.name for f in fields(cls)}:
         if "experiment" in tree:
-            raise ConfigError("'experiment' names the file itself; it cannot be set inside one.")
+            raise ConfigError("'experiment' is the name of the experiment file; a file cannot set it.")
         tree["experiment"] = composed.experiment or ""
     return parse(cls, tree, composed.origin)
 
 
 def split_experiment(experiment: str | None, overrides: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take ``experiment=NAME`` out of the settings. Raises: ConfigError if two experiments are named."""
+    """Separate ``experiment=NAME`` from the settings. Raises: ConfigError if two experiments are named."""
     named = [o.split("=", 1)[1] for o in overrides if o.startswith("experiment=")]
     rest = [o for o in overrides if not o.startswith("experiment=")]
     names = list(dict.fromkeys(([experiment] if experiment else []) + named))
@@ -132,39 +134,39 @@ def _experiment_path(name: str) -> Path:
 
 
 def _choice(experiment: str) -> tuple[str, str]:
-    """Return the group and the choice by which Hydra finds an experiment file.
+    """Return Hydra's group and choice for an experiment file.
 
-    A group has to be a word or several; a choice may have any name, so other files are seen from their root.
+    A group consists of words; a choice may have any name, so files in other folders are addressed from the root.
     """
     group, _, name = experiment.rpartition("/")
     return (group, name) if _GROUP.fullmatch(group) else (search_path.EXPERIMENTS, experiment)
 
 
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
-    """Part settings into group choices and key values. Raises: ConfigError naming every malformed one."""
+    """Separate settings into group choices and key values. Raises: ConfigError listing all malformed settings."""
     chosen: dict[str, str] = {}
-    values, faults = [], []
+    values, errors = [], []
     for setting in settings:
         key, _, value = setting.partition("=")
         if not _SETTING.match(setting):
-            faults.append(f"'{setting}' is not of the form key=value or group=choice")
+            errors.append(f"'{setting}' is not of the form key=value or group=choice")
         elif key in groups:
             if value not in groups[key]:
                 close = nearest(value, groups[key])
                 hint = f"; nearest: {', '.join(close)}" if close else ""
-                faults.append(f"{setting}: no such {key}{hint}; there are: {', '.join(groups[key])}")
+                errors.append(f"{setting}: unknown {key}{hint}; allowed: {', '.join(groups[key])}")
             chosen[key] = value
         else:
             values.append(setting)
-    if faults:
-        raise ConfigError("settings that cannot be read.", *faults, fix="key=value, for example trainer.max_epochs=3")
+    if errors:
+        raise ConfigError("malformed settings.", *errors, fix="key=value, for example trainer.max_epochs=3")
     return chosen, values
 
 
 def _merge(
     with_base: bool, experiment: str | None, chosen: dict[str, str], values: list[str], folders: list[Path]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Let Hydra merge. Returns: the tree, and (config name, package) of each file in merge order."""
+    """Merge with Hydra. Returns: the tree, and (config name, package) of each file in merge order."""
     import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -177,9 +179,7 @@ def _merge(
     paths = ",".join(_quoted(f"file://{folder}") for folder in folders[1:])
     overrides = [f"hydra.searchpath=[{paths}]"]
     if with_base:
-        overrides.append(
-            f"+{search_path.BASE}@_global_=run"
-        )  # no primary config: Hydra looks for one in one folder only
+        overrides.append(f"+{search_path.BASE}@_global_=run")  # Hydra looks for a primary config in one folder only
     if experiment is not None:
         group, name = _choice(experiment)
         overrides.append(f"+{group}@_global_={_quoted(name)}")
@@ -193,7 +193,7 @@ def _merge(
             listed = loader.compute_defaults_list(None, overrides, RunMode.RUN).defaults
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise fault(error, experiment, values, _files(listed), folders) from error
+        raise compose_error(error, experiment, values, _files(listed), folders) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}, _files(listed)
 
@@ -203,7 +203,7 @@ def _files(listed: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _from_home(value: Any) -> Any:
-    """Return a tree in which `~/...` is the path that it means: a shell leaves it as it is after `key=`."""
+    """Expand `~/...` in a tree; a shell does not expand it after `key=`."""
     if isinstance(value, dict):
         return {key: _from_home(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -212,10 +212,11 @@ def _from_home(value: Any) -> Any:
 
 
 def _added(setting: str) -> str:
-    """Write `key=value` as Hydra takes it: added or replaced alike, as unknown keys are `parse`'s to refuse.
+    """Format `key=value` for Hydra, as an override that adds or replaces the key; `parse` rejects unknown keys.
 
-    A value that is none in Hydra's grammar (a path with an umlaut, a prompt with an apostrophe) is the text it is.
-    Raises: ConfigError for a list, block or quoted text that does not end, and for several values.
+    A value outside of Hydra's grammar (a path with an umlaut, a prompt with an apostrophe) is passed as text.
+
+    Raises: ConfigError for a list, block or quoted text without its end, and for several values.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -226,15 +227,15 @@ def _added(setting: str) -> str:
     except HydraException as error:
         if value.lstrip().startswith(("[", "{", "'", '"')) or "${" in value:
             raise ConfigError(
-                f"the setting {setting} cannot be composed.",
+                f"malformed setting {setting}.",
                 *reasons(error),
-                "a value that begins with [, { or a quote is a list, a block of keys or quoted text up to its end",
+                "a value that begins with [, { or a quote must be a complete list, block of keys or quoted text",
                 fix=f"as plain text: {_typed(f'{key}={_quoted(value)}')}",
             ) from error
         return f"++{key}={_quoted(value.strip())}"
     if several:
         raise ConfigError(
-            f"the setting {setting} gives several values; a key has one.",
+            f"the setting {setting} has several values; a key has one.",
             fix=f"as a list: {_typed(f'{key}=[{value}]')}; as one text, quote the value: "
             f"{_typed(f'{key}={_quoted(value)}')}",
         )
@@ -242,12 +243,12 @@ def _added(setting: str) -> str:
 
 
 def _typed(setting: str) -> str:
-    """Write a setting as a shell takes it."""
+    """Quote a setting for a shell."""
     return shlex.quote(setting) if set('"$`\\!') & set(setting) else f'"{setting}"'
 
 
 def setting_text(value: object) -> str:
-    """Write a value as a setting holds it: words as they are, other text in quotes, which settings read as one text.
+    """Format a value for a setting: words as they are, other text in quotes.
 
     >>> [setting_text(value) for value in ("up_blocks.*", "a cat, it's red", "true", True, None)]
     ['up_blocks.*', "'a cat, it\\\\'s red'", "'true'", 'True', 'null']
@@ -264,13 +265,13 @@ def _quoted(text: str) -> str:
 
 
 def _mark(origin: dict[str, tuple[str, int]], tree: dict[str, Any], key: str) -> None:
-    """Say that `key`, and all below it, came from the command line."""
+    """Record that `key`, and all keys below it, came from the command line."""
     for known in [k for k in origin if k.startswith(f"{key}.")]:
         del origin[known]
     value: Any = tree
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    while "." in key and key.rpartition(".")[0] not in origin:  # blocks that only this setting has made
+    while "." in key and key.rpartition(".")[0] not in origin:  # blocks that only this setting creates
         key, value = key.rpartition(".")[0], {key.rpartition(".")[2]: value}
     stack = [(key, value)]
     while stack:

@@ -1,7 +1,7 @@
 """Kinds of experiment files: which dataclass validates a file, and which verb runs it.
 
-A file names its kind with `kind: demo`; without one it describes a probe run. The dataclass is imported when a file of
-that kind is read, so that listing the kinds costs nothing.
+A file sets its kind with `kind: demo`; without that key it describes a probe run. The dataclass is imported when a
+file of its kind is read.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Kind:
 
 
 PROBE = "probe"
-"""The kind of a file that names none."""
+"""The kind of a file without the key `kind`."""
 
 KINDS = {
     PROBE: Kind("diffprobe.config.schema:RunConfig", "train"),

@@ -1,7 +1,7 @@
-"""Judge a plain tree against a dataclass. Owns strictness: nothing is dropped, guessed or converted, and all faults
-of a tree are reported at once, each with its file and line.
+"""Validate a plain tree against a dataclass, strictly: nothing is dropped, guessed or converted.
 
-Free of Hydra and torch: any frozen dataclass can be a root. Next in the flow: `schema.py`.
+All errors of a tree are reported at once, each with its file and line. Needs neither Hydra nor torch; any frozen
+dataclass can be the root.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, nearest
 
 T = TypeVar("T")
 Origin = Mapping[str, tuple[str, int]]
-"""Dotted key -> (file, line); line 0 stands for the command line."""
+"""Dotted key -> (file, line); line 0 is the command line."""
 
 _BAD = object()
 
 
 class Located(dict[str, Any]):
-    """A free-form block of a parsed config that remembers where its keys were written, for whoever judges it later."""
+    """A free-form block of a parsed config with the origin of its keys, so that it can be validated later."""
 
     def __init__(self, values: Any = (), origin: Origin | None = None, at: str = "") -> None:
         super().__init__(values)
@@ -29,27 +29,28 @@ class Located(dict[str, Any]):
 def parse(cls: type[T], tree: Mapping[str, Any], origin: Origin | None = None, *, at: str = "") -> T:
     """Build `cls` from `tree`.
 
-    The only conversion is int -> float (and list -> tuple, as YAML has no tuples). A bool is no int.
+    The only conversions are int -> float, and list -> tuple, as YAML has no tuples. A bool is not an int.
 
     Args:
         cls: a dataclass; fields may be nested dataclasses, Literal, Optional, tuple, list, dict and plain types.
-        tree: what YAML or JSON gave. A free-form block of another config (a `Located`) brings its own origin.
-        origin: where each key was written, for messages.
-        at: dotted place of `tree` in the whole configuration.
-    Raises: ConfigError with every fault: unknown keys (with the nearest), missing keys, wrong types, values refused
-        by a dataclass's own checks.
+        tree: the content of YAML or JSON. A free-form block of another config (a `Located`) has its own origin.
+        origin: file and line of each key, for messages.
+        at: dotted path of `tree` in the whole configuration.
+
+    Raises: ConfigError with all errors: unknown keys (with the nearest name), missing keys, wrong types, values that
+        a dataclass's own checks reject.
     """
     if isinstance(tree, Located) and origin is None:
         origin, at = tree.origin, at or tree.at
-    judge = _Judge(origin or {})
-    value: T = judge.dataclass(cls, tree, at)
-    if judge.faults:
-        raise _gather(judge.faults)
+    validator = _Validator(origin or {})
+    value: T = validator.dataclass(cls, tree, at)
+    if validator.errors:
+        raise _joined(validator.errors)
     return value
 
 
 def to_tree(config: Any) -> Any:
-    """Turn a config back into what JSON and YAML can hold; `parse(type(config), to_tree(config))` equals `config`."""
+    """Convert a config to JSON types; `parse(type(config), to_tree(config))` equals `config`."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Mapping):
@@ -59,24 +60,24 @@ def to_tree(config: Any) -> Any:
     return config
 
 
-def _gather(faults: list[tuple[str, list[str]]]) -> ConfigError:
+def _joined(errors: list[tuple[str, list[str]]]) -> ConfigError:
     fix = "nothing was loaded or written; see the whole configuration: diffprobe config experiment=NAME"
-    if len(faults) == 1:
-        what, details = faults[0]
+    if len(errors) == 1:
+        what, details = errors[0]
         return ConfigError(what, *details, fix=fix)
-    lines = [line for what, details in faults for line in (what, *(f"  {detail}" for detail in details))]
-    return ConfigError(f"{len(faults)} faults in the configuration.", *lines, fix=fix)
+    lines = [line for what, details in errors for line in (what, *(f"  {detail}" for detail in details))]
+    return ConfigError(f"{len(errors)} errors in the configuration.", *lines, fix=fix)
 
 
-class _Judge:
-    """Walks tree and types together and keeps the faults it meets."""
+class _Validator:
+    """Walks tree and types together and collects the errors."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
-        self.faults: list[tuple[str, list[str]]] = []
+        self.errors: list[tuple[str, list[str]]] = []
 
-    def fault(self, what: str, key: str, *details: str) -> Any:
-        self.faults.append((f"{what}{self.where(key)}.", list(details)))
+    def error(self, what: str, key: str, *details: str) -> Any:
+        self.errors.append((f"{what}{self.where(key)}.", list(details)))
         return _BAD
 
     def where(self, key: str) -> str:
@@ -90,12 +91,12 @@ class _Judge:
         name = at or "the configuration"
         if not isinstance(tree, Mapping):
             preset = (
-                [f"to pick a preset, put `override /{at}: {tree}` under `defaults:`"] if isinstance(tree, str) else []
+                [f"to select a preset: `override /{at}: {tree}` under `defaults:`"] if isinstance(tree, str) else []
             )
-            return self.fault(f"'{name}' is {_show(tree)}, expected keys of {cls.__name__}", at, *preset)
+            return self.error(f"'{name}' is {_show(tree)}, expected keys of {cls.__name__}", at, *preset)
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         hints = get_type_hints(cls)
-        before = len(self.faults)
+        before = len(self.errors)
         for key in tree:
             if key not in fields:
                 self.unknown(_join(at, key), str(key), fields, hints, at)
@@ -104,15 +105,15 @@ class _Judge:
             if key in tree:
                 values[key] = self.value(hints[key], tree[key], _join(at, key))
             elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-                self.fault(f"missing key '{_join(at, key)}' ({describe(hints[key])})", at)
-        if len(self.faults) > before:
+                self.error(f"missing key '{_join(at, key)}' ({describe(hints[key])})", at)
+        if len(self.errors) > before:
             return _BAD
         try:
             return cls(**values)
-        except DiffprobeError as error:  # the dataclass's own checks; they know keys, not places
+        except DiffprobeError as error:  # raised by the dataclass's own checks, which know keys but not their lines
             places = [self.where(_join(at, key)) for key in tree if str(key) in error.what]
             details = [f"set{place}" for place in dict.fromkeys(filter(None, places))]
-            self.faults.append((f"{at}: {error.what}" if at else error.what, [*details, *error.details]))
+            self.errors.append((f"{at}: {error.what}" if at else error.what, [*details, *error.details]))
             return _BAD
 
     def unknown(self, full: str, key: str, fields: Mapping[str, Any], hints: Mapping[str, Any], at: str) -> None:
@@ -121,7 +122,7 @@ class _Judge:
         if close:
             details.append(f"nearest: {_join(at, close[0])} ({describe(hints[close[0]])}{_default(fields[close[0]])})")
         details.append(f"keys of {at or 'the top level'}: {', '.join(sorted(fields)) or '(none)'}")
-        self.fault(f"unknown key '{full}'", full, *details)
+        self.error(f"unknown key '{full}'", full, *details)
 
     def value(self, hint: Any, value: Any, at: str) -> Any:
         origin, args = get_origin(hint), get_args(hint)
@@ -130,7 +131,7 @@ class _Judge:
         if origin in (Union, types.UnionType):
             return self.union(hint, args, value, at)
         if origin is Literal:
-            # True == 1 in Python, so types are compared too
+            # True == 1 in Python, so compare the types as well
             if any(value == choice and type(value) is type(choice) for choice in args):
                 return value
             close = nearest(str(value), [str(a) for a in args], n=1)
@@ -158,10 +159,10 @@ class _Judge:
         arms = [arm for arm in args if arm is not type(None)]
         if len(arms) == 1:
             return self.value(arms[0], value, at)
-        for arm in arms:  # the first arm that takes the value wins; its faults are those of the whole otherwise
-            trial = _Judge(self.origin)
+        for arm in arms:  # the first arm that accepts the value is used
+            trial = _Validator(self.origin)
             result = trial.value(arm, value, at)
-            if not trial.faults:
+            if not trial.errors:
                 return result
         return self.wrong(hint, value, at)
 
@@ -176,9 +177,9 @@ class _Judge:
             arms = list(args)
         else:
             arms = [args[0]] * len(value)
-        before = len(self.faults)
+        before = len(self.errors)
         items = [self.value(arm, item, f"{at}[{i}]") for i, (arm, item) in enumerate(zip(arms, value, strict=True))]
-        return _BAD if len(self.faults) > before else origin(items)
+        return _BAD if len(self.errors) > before else origin(items)
 
     def mapping(self, hint: Any, args: tuple[Any, ...], value: Any, at: str) -> Any:
         if not isinstance(value, Mapping):
@@ -189,12 +190,12 @@ class _Judge:
         )
 
     def wrong(self, hint: Any, value: Any, at: str, *details: str) -> Any:
-        key = at.split("[")[0]  # an entry of a list is found at the line of its list
-        return self.fault(f"'{at}' is {_show(value)}, expected {describe(hint)}", key, *details)
+        key = at.split("[")[0]  # an entry of a list has the line of its list
+        return self.error(f"'{at}' is {_show(value)}, expected {describe(hint)}", key, *details)
 
 
 def describe(hint: Any) -> str:
-    """Write a type for people: ``int``, ``float or none``, ``one of raise, skip``, ``list of str``."""
+    """Format a type for messages: ``int``, ``float or none``, ``one of raise, skip``, ``list of str``."""
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return "anything"

@@ -1,6 +1,6 @@
-"""What a run may say: frozen dataclasses, each field with its help text below it. No torch, no file access.
+"""The configuration of a probe run: frozen dataclasses, each field with its help text below it.
 
-Judged by `parse.py`. A probe's own keys (`probe.params`) are judged by the ``Config`` in the probe's file.
+Validated by `parse.py`. A probe's own keys (`probe.params`) are validated by the ``Config`` in the probe's file.
 """
 
 from dataclasses import dataclass, field
@@ -12,29 +12,29 @@ from diffprobe.core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which frozen model is read."""
+    """The frozen model that features are read from."""
 
     path: str
     """Folder in diffusers format, hub id, "emoji-sd" (the shipped model), or "pixels" (no model: the raw pixels)."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False
-    """Keep the denoiser's shape and draw its weights afresh: the random-weights control. VAE and text stay trained."""
+    """Replace the denoiser's weights by random ones (the random-weights control); VAE and text encoder stay trained."""
     random_seed: int = 0
     """Seed of the random weights."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the forward pass; features are float32 in any case."""
+    """Precision of the forward pass; features are always float32."""
     device: str = "auto"
-    """Torch device; "auto" takes the accelerator if there is one; of several, each process takes its own."""
+    """Torch device; "auto" uses the accelerator if there is one, and one per process if there are several."""
     denoiser_weights: str | None = None
-    """Safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE) on the hub, in place of the denoiser's
-    own weights."""
+    """Weights that replace the denoiser's: a safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE)
+    on the hub."""
     clean_input: bool = False
-    """Give the denoiser the image without noise; the timestep is only what it is told (CleanDIFT)."""
+    """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None
-    """Images a pass of the denoiser, draws, timesteps and conditions counted apart; None bounds them by memory."""
+    """Largest batch of one denoiser pass, where each draw, timestep and condition is a row; None: limited by memory."""
     channels_last: bool = True
-    """Memory layout of the convolutions; changes features by rounding only."""
+    """Use the channels-last memory layout in convolutions; changes features by rounding only."""
     compile: bool = False
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
 
@@ -45,10 +45,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FieldsConfig:
-    """Under which names a shard's samples keep their parts."""
+    """Names of the files and JSON keys of a shard's samples."""
 
     image: tuple[str, ...] = ("jpg", "png", "webp")
-    """Extensions that hold the image; exactly one must be present in a sample."""
+    """Extensions of the image file; a sample must have exactly one."""
     json: str = "json"
     """Extension of the sample's JSON object."""
     label: str = "label"
@@ -60,33 +60,33 @@ class FieldsConfig:
     captions: str = "captions"
     """JSON key of the alternative captions."""
     attributes: str = "attributes"
-    """JSON key of the attributes, a flat object of name -> value."""
+    """JSON key of the attributes, a flat object name -> value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which shards are streamed, and how."""
+    """The shards that are read, and how."""
 
     path: str
-    """"emoji" for the shipped set, else a folder of WebDataset shards with its index.json."""
+    """Name of a shipped data set ("emoji"), or a folder of WebDataset shards with an index.json."""
     train_split: str = "train"
     """Split that probes are fitted on."""
     val_split: str = "val"
-    """Split that selects between probes."""
+    """Split for the selection between probes."""
     test_split: str = "test"
-    """Split that is reported."""
+    """Split that results are reported on."""
     batch_size: int = 64
-    """Samples a batch, per process."""
+    """Samples per batch and process."""
     num_workers: int = 0
-    """Loader processes. Features never depend on it; the order of a live training stream does."""
+    """Loader processes. They change the order of a live training stream, but never a feature."""
     shuffle_buffer: int = 1000
-    """Samples held to shuffle a training stream; 0 keeps the shard order."""
+    """Samples in the shuffle buffer of a training stream; 0 keeps the shard order."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What a faulty sample does: stop the run, or be counted, listed and left out."""
+    """Stop the run at a faulty sample, or skip, count and list it."""
     limit: int | None = None
-    """Samples a split, the first ones in shard order; None takes all."""
+    """Samples per split, the first ones in shard order; None: all."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
-    """Names of the parts of a sample; those left at their defaults are the index's."""
+    """Names of the parts of a sample; the index's names where they are left at their defaults."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, limit=self.limit)
@@ -95,56 +95,56 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesConfig:
-    """Which cells are read from the backbone: taps x timesteps under one condition and pooling."""
+    """The cells that are read from the backbone: taps x timesteps under one condition and pooling."""
 
     source: Literal["stored", "live"] = "stored"
-    """Read a feature store (`diffprobe extract` writes it), or run the backbone on every batch."""
+    """stored: read a feature store (written by `diffprobe extract`); live: run the backbone on every batch."""
     taps: tuple[str, ...]
     """Module paths or aliases: mid_block, up_blocks.1, up_blocks.*, bottleneck, up_ft1."""
     timesteps: tuple[int, ...] = ()
-    """Noise positions on the training grid; larger is noisier."""
+    """Timesteps on the training grid; larger is noisier."""
     snr: tuple[float, ...] = ()
-    """Further timesteps, each by its signal-to-noise ratio (of variances); the nearest on the grid is taken."""
+    """Further timesteps, each given by its signal-to-noise ratio (of variances); the nearest on the grid is used."""
     condition: Literal["empty", "caption", "prompt", "template", "label"] = "empty"
-    """What the backbone is told: nothing, the sample's caption, `prompt`, `prompt` filled in, or the sample's class."""
+    """Conditioning input: the empty prompt, the sample's caption, `prompt`, `prompt` as a template, or the class."""
     prompt: str | None = None
-    """The prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}"."""
+    """Prompt of condition=prompt, or template of condition=template: "a photo of a {class_name}"."""
     unconditional: bool = False
-    """Read every cell under the empty condition too (the unconditional branch of guidance)."""
+    """Read every cell under the empty condition as well (the unconditional branch of guidance)."""
     negative_prompt: str | None = None
-    """What the unconditional branch is told instead of the empty prompt."""
+    """Prompt of the unconditional branch, in place of the empty prompt."""
     pool: str = "mean"
-    """How a feature map becomes a feature: mean, max, none (the map), gridK (K x K means), tokensN (N places)."""
+    """Pooling of a feature map: mean, max, none (keep the map), gridK (K x K means), tokensN (N positions)."""
     draws: int = 1
-    """Noise samples an image, averaged."""
+    """Noise samples per image; features are averaged over them."""
     keep_draws: bool = False
-    """Keep the draws side by side instead of averaging them."""
+    """Keep the features of each draw instead of their average."""
     seed: int = 0
-    """Seed of the noise; with the sample's key and the draw it fixes the noise."""
+    """Seed of the noise, which depends on this seed, the sample's key and the draw alone."""
     resolution: int | None = None
-    """Side of the images in pixels; None takes the backbone's own."""
+    """Height and width of the images in pixels; None: the backbone's own."""
     store: str = "runs/stores"
-    """Folder that holds the feature stores, one a digest."""
+    """Folder of the feature stores, one subfolder per digest."""
     latent_cache: str | None = None
-    """Folder in which `diffprobe extract` keeps the VAE's latents, for later extractions from the same images."""
+    """Folder in which `diffprobe extract` caches the VAE's latents for later extractions from the same images."""
     placement: Literal["auto", "memory", "mapped", "device"] = "auto"
-    """Where a stored split is kept: in memory, in its files, or on the probe's device; auto: in memory up to 2 GiB."""
+    """Where a stored split is kept: in memory, mapped from files, on the probe's device; auto: in memory up to 2 GiB."""
     shuffle: Literal["samples", "rows"] = "samples"
-    """What an epoch permutes: whole samples, or (sae, from a store) every row of a cell: vector, place, token, draw."""
+    """Unit of shuffling: whole samples, or (sae with a store) single rows: positions, tokens and draws."""
 
     def __post_init__(self) -> None:
         if self.source == "live" and self.placement != "auto":
-            raise ConfigError(f"placement={self.placement} with source=live: live features are not kept.")
+            raise ConfigError(f"placement={self.placement} needs source=stored: live features are not stored.")
         if self.source == "live" and self.shuffle == "rows":
-            raise ConfigError("shuffle=rows with source=live: probe.params.row_buffer=N mixes N rows while streaming.")
+            raise ConfigError("shuffle=rows needs source=stored; with source=live, use probe.params.row_buffer=N.")
         if self.latent_cache is not None and self.source == "live":
-            raise ConfigError("latents are kept by an extraction run; features.source=live reads images.")
+            raise ConfigError("latent_cache belongs to source=stored: source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):
             raise ConfigError(f"{'timesteps' if self.taps else 'taps'} is empty; at least one is needed.")
         for name in ("taps", "timesteps", "snr"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ConfigError(f"{name} names one twice: {', '.join(map(str, values))}.")
+                raise ConfigError(f"{name} has duplicates: {', '.join(map(str, values))}.")
         if (self.prompt is not None) != (self.condition in ("prompt", "template")):
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
         if self.negative_prompt is not None and not self.unconditional:
@@ -154,70 +154,70 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """What is fitted on the features."""
+    """The probe that is fitted on the features."""
 
     kind: Literal["sae", "classifier", "direction"]
-    """Family of the probe."""
+    """Kind of the probe: a folder of `diffprobe/probes`."""
     name: str
-    """File of the probe: topk, linear, mean_difference, ridge, logistic."""
+    """Name of the probe: a file of its kind's folder (topk, linear, mean_difference, ridge, logistic, ...)."""
     cell: str | None = None
-    """Cell to fit on: mid_block@t100; mid_block@t*, or mid_block, for all timesteps of the tap (classifier; sae, one
-    for all of them). None: every cell (classifier), or the only one (sae, direction)."""
+    """Cell to fit on: mid_block@t100; or mid_block@t* (in short mid_block) for all timesteps of the tap, with one
+    classifier per cell, or one sae for all of them. None: every cell (classifier), or the only one (sae, direction)."""
     targets: tuple[str, ...] = ("label",)
-    """What is predicted: label, or names of attributes. An sae ignores it."""
+    """Targets of the prediction: label, or names of attributes. Ignored by an sae."""
     params: dict[str, Any] = field(default_factory=dict)
-    """The probe's own keys; its file's Config says which there are."""
+    """Keys of the probe itself; see the `Config` in its file."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Of an sae: key (cell, seed, or one of params) -> values. All combinations train in one run, in place of `cell`,
-    `seed` and `params`; the order of the samples stays that of the run's seed."""
+    """Grid of an sae: key (cell, seed, or one of params) -> values. One run trains all combinations, which override
+    `cell`, `seed` and `params`; the order of the samples follows the run's seed."""
     batched: bool = False
-    """Step the autoencoders of a grid that have equal shape as one; they are then those of single runs to rounding."""
+    """Train the autoencoders of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
 
     def __post_init__(self) -> None:
         if self.grid and self.kind != "sae":
             raise ConfigError(f"grid belongs to kind=sae; this probe's kind is {self.kind}.")
         if self.batched and not self.grid:
-            raise ConfigError("batched belongs to grid: one autoencoder has nothing to be stepped with.")
+            raise ConfigError("batched needs a grid: a single autoencoder cannot be batched.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How long, how exactly and on what a probe is trained (most keys are Lightning's)."""
+    """Duration, precision and hardware of training (most keys are Lightning's)."""
 
     max_epochs: int = 10
     """Passes over the training split."""
     max_steps: int = -1
-    """Optimiser steps at most; -1 sets no bound."""
+    """Maximum number of optimiser steps; -1: no limit."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
-    """Lightning's precision; part of the result, so it is never lowered silently."""
+    """Lightning's precision; never lowered automatically, since it changes results."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Where the probe is trained."""
+    """Hardware that the probe is trained on."""
     devices: int = 1
-    """Processes (CPU) or GPUs a node."""
+    """Processes (CPU) or GPUs per node."""
     strategy: str = "auto"
-    """Lightning's strategy: auto, ddp, fsdp, ...; not one that spawns or forks, whose results stay in the children."""
+    """Lightning's strategy: auto, ddp, fsdp, ...; strategies that spawn or fork are refused, as they lose results."""
     num_nodes: int = 1
-    """Machines."""
+    """Number of nodes."""
     learning_rate: float | None = None
-    """Step size; None takes the probe's own default."""
+    """Learning rate; None: the probe's default."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay."""
     gradient_clip: float | None = None
-    """Largest norm of a gradient; None does not clip."""
+    """Maximum norm of the gradient; None: no clipping."""
     log_every_steps: int = 50
     """Optimiser steps between logged values."""
     checkpoint_every_steps: int = 0
-    """Optimiser steps between checkpoints; 0 writes one at the end of each epoch."""
+    """Optimiser steps between checkpoints; 0: one checkpoint at the end of each epoch."""
     enable_progress_bar: bool = True
     """Show progress bars."""
     resume: bool = True
-    """Continue from the run's last checkpoint if there is one."""
+    """Resume from the run's last checkpoint if there is one."""
 
     def __post_init__(self) -> None:
         if self.max_steps < -1:
-            raise ConfigError(f"max_steps={self.max_steps} is out of range: -1 (no bound) or more.")
+            raise ConfigError(f"max_steps={self.max_steps} is out of range: at least -1 (no limit).")
         if any(word in self.strategy for word in ("spawn", "fork", "notebook")):
-            what = f"strategy={self.strategy} trains in processes that take their results with them when they end."
+            what = f"strategy={self.strategy} is not supported: the results of its processes are lost when they end."
             raise ConfigError(what, fix="trainer.strategy=ddp, from a shell")
         at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
         at_least(1, log_every_steps=self.log_every_steps)
@@ -230,36 +230,36 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Where curves go. `result.json` is written in any case."""
+    """Logging of training curves. `result.json` is always written."""
 
     kind: Literal["wandb", "csv", "none"] = "csv"
-    """Weights & Biases, a CSV file in the run's folder, or nothing."""
+    """Weights & Biases, a CSV file in the run's folder, or no logging."""
     project: str = "diffprobe"
     """W&B project."""
     mode: Literal["auto", "online", "offline"] = "auto"
-    """W&B mode; auto is online if logged in, else offline. There is never a prompt."""
+    """W&B mode; auto: online if logged in, else offline. There is never a prompt."""
     entity: str | None = None
-    """W&B team or user; None takes the account's default."""
+    """W&B team or user; None: the account's default."""
     group: str | None = None
-    """W&B group; None takes the experiment's name."""
+    """W&B group; None: the experiment's name."""
     tags: tuple[str, ...] = ()
-    """W&B tags besides those of the run."""
+    """W&B tags in addition to those of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
-    """A number from a paper that the run is set beside."""
+    """A published number that the run is compared with."""
 
     metric: str
-    """Name of the measured metric it belongs to."""
+    """Name of the measured metric that it is compared with."""
     value: float
     """The published number, in the unit of the metric."""
     tolerance: float
-    """How far a faithful run may lie from it."""
+    """Largest difference of a successful reproduction."""
     source: str
     """Paper, table or figure, and row."""
     provenance: str
-    """How the number got here: read from the table, from a figure, from released code."""
+    """How the number was obtained: from a table, from a figure, from released code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ class RunConfig:
     """One run: a probe on features of a backbone over a data set."""
 
     experiment: str = ""
-    """Experiment file without suffix; filled in by `load_run`."""
+    """Experiment file without suffix; set by `load_run`."""
     backbone: BackboneConfig
     """The frozen model."""
     data: DataConfig
@@ -275,19 +275,19 @@ class RunConfig:
     features: FeaturesConfig
     """The cells."""
     probe: ProbeConfig
-    """What is fitted."""
+    """The probe."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How it is fitted."""
+    """Training."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """Where curves go."""
+    """Logging."""
     seed: int = 0
-    """Seed of weights, order and splits of the probe."""
+    """Seed of the probe's initial weights, sample order and splits."""
     control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
-    """Which control this run is, if it is one."""
+    """Control task of this run, if it is a control."""
     output: str = "runs"
-    """Folder for what runs leave behind."""
+    """Folder of the runs' outputs."""
     paper: str | None = None
-    """Paper that the experiment reproduces."""
+    """Paper that is reproduced."""
     table: str | None = None
     """Table of the paper."""
     row: str | None = None

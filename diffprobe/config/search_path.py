@@ -1,4 +1,4 @@
-"""Where presets and experiment files lie. A root is a folder with ``configs/`` or ``experiments/`` (or both) in it."""
+"""The folders of presets and experiment files. A root is a folder that contains ``configs/`` or ``experiments/``."""
 
 import os
 from pathlib import Path
@@ -10,55 +10,56 @@ INSTEAD = "in place of the shipped file of that name"
 EXPERIMENTS = "experiments"
 """Folder of the experiment files in a root."""
 BASE = "base"
-"""Folder of the files that a run starts from; not a group of choices."""
+"""Folder of the base configurations; not a group of choices."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped_root() -> Path:
-    """Return the root that comes with diffprobe: packed into a wheel, or the repository of a source checkout.
+    """Return the root that comes with diffprobe: inside the wheel, or the repository of a source checkout.
 
-    Raises: ConfigError if neither holds the presets (a damaged installation).
+    Raises: ConfigError if neither contains the presets (a damaged installation).
     """
     for root in (_PACKAGE / "_presets", _PACKAGE.parent):
         if (root / "configs" / BASE / "run.yaml").is_file():
             return root
     raise ConfigError(
-        "the presets of diffprobe are not where they should be.",
+        "the presets of diffprobe are missing.",
         f"looked for: configs/{BASE}/run.yaml in {_PACKAGE / '_presets'} and {_PACKAGE.parent}",
         fix="install diffprobe again",
     )
 
 
 def roots() -> list[Path]:
-    """List the roots, first match wins: those in $DIFFPROBE_CONFIGS, the working folder, the shipped one.
+    """List the roots by precedence: those in $DIFFPROBE_CONFIGS, the working folder, the shipped root.
 
-    $DIFFPROBE_CONFIGS may name several, joined as in $PATH.
-    Raises: ConfigError if $DIFFPROBE_CONFIGS names a folder that is no root.
+    $DIFFPROBE_CONFIGS may name several folders, separated as in $PATH.
+
+    Raises: ConfigError if $DIFFPROBE_CONFIGS names a folder that is not a root.
     """
     found: list[Path] = []
     for entry in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         root = Path(entry).expanduser().resolve()
         if not any((root / part).is_dir() for part in ("configs", "experiments")):
             raise ConfigError(
-                f"${VARIABLE} names '{entry}', which holds neither configs/ nor experiments/.",
-                fix=f"point {VARIABLE} to the folder that holds them",
+                f"${VARIABLE} names '{entry}', which contains neither configs/ nor experiments/.",
+                fix=f"set {VARIABLE} to the folder that contains them",
             )
         found.append(root)
     found += [Path.cwd().resolve(), shipped_root()]
     return list(dict.fromkeys(found))
 
 
-def search_path() -> list[Path]:
+def folders() -> list[Path]:
     """List the folders that Hydra searches: each root's ``configs``, then each root's ``experiments``."""
     places = roots()
-    folders = [root / part for part in ("configs", "experiments") for root in places]
-    return [folder for folder in folders if folder.is_dir()]
+    found = [root / part for part in ("configs", "experiments") for root in places]
+    return [folder for folder in found if folder.is_dir()]
 
 
-def find(name: str, folders: list[Path] | None = None) -> Path | None:
-    """Return the first file ``<folder>/<name>.yaml`` on the search path, None if there is none."""
-    for folder in search_path() if folders is None else folders:
+def find(name: str, searched: list[Path] | None = None) -> Path | None:
+    """Return the first file ``<folder>/<name>.yaml`` in the given folders (`folders()` if None), None if not found."""
+    for folder in folders() if searched is None else searched:
         path = folder / f"{name}.yaml"
         if path.is_file():
             return path
@@ -78,7 +79,7 @@ def groups() -> dict[str, list[str]]:
 def experiments() -> dict[str, Path]:
     """List the experiment files: name (path below ``experiments`` without suffix) -> file.
 
-    ``table.yaml`` files describe tables, not runs, and are left out.
+    ``table.yaml`` files describe tables, not runs, and are not listed.
     """
     found: dict[str, Path] = {}
     for root in roots():
@@ -90,10 +91,9 @@ def experiments() -> dict[str, Path]:
 
 
 def display(path: Path) -> str:
-    """Write a file for messages: relative to the working folder or its root where possible.
+    """Format a path for messages: relative to the working folder or its root where possible.
 
-    A file that is read instead of the shipped one of its name is said to be that: a folder `configs` may be there for
-    other reasons.
+    A file that replaces the shipped file of its name is marked, since a folder `configs` may serve another program.
     """
     for base in (Path.cwd().resolve(), *roots()):
         if path.is_relative_to(base):

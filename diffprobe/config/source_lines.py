@@ -1,4 +1,4 @@
-"""Which file and line each key came from. Reads the merged files a second time, for places and not for values."""
+"""Find the file and line of each key, by reading the merged files a second time."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ COMMAND_LINE = ("the command line", 0)
 
 
 def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str, tuple[str, int]]:
-    """Map each dotted key to the file and line (from 1) of the value that won.
+    """Map each dotted key to the file and line (from 1) of the value that took precedence.
 
     Args:
-        merged: (config name, package) of each file in merge order; later ones win.
+        merged: (config name, package) of each file in merge order; later files take precedence.
         folders: the search path.
     """
     found: dict[str, tuple[str, int]] = {}
     for name, package in merged:
         path = find(name, folders)
         if path is None:
-            continue  # Hydra's own built-in configs lie in its package
+            continue  # a config from Hydra's own package
         shown = display(path)
         package = package.replace("_global_", "").strip(".")
         if package:
@@ -33,15 +33,15 @@ def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str,
 
 
 def read_kind(path: Path) -> str | None:
-    """Return the `kind:` key at the top of an experiment file, None if it has none.
+    """Return the value of the top-level key `kind` of an experiment file, None if it has no such key.
 
-    Raises: ConfigError on YAML that holds no configuration.
+    Raises: ConfigError on YAML that is not a mapping.
     """
     node = _node(path)
     if node is None:
         return None
     if not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{display(path)} holds no keys at its top level.")
+        raise ConfigError(f"{display(path)} has no keys at its top level.")
     _refuse_odd_keys(node, path)
     for key, value in node.value:
         if key.value == "kind":
@@ -50,12 +50,12 @@ def read_kind(path: Path) -> str | None:
 
 
 def _refuse_odd_keys(node: yaml.MappingNode, path: Path) -> None:
-    """Refuse keys that YAML does not read as text (`control:` is no key of that name, `on:` means true)."""
+    """Raise ConfigError for keys that YAML does not read as text (`on:` is true, `null:` is none)."""
     for key, value in node.value:
         if key.tag != "tag:yaml.org,2002:str":
             kind = key.tag.rpartition(":")[2]
             raise ConfigError(
-                f"key '{key.value}' in {display(path)}, line {key.start_mark.line + 1}, is no text to YAML but {kind}.",
+                f"key '{key.value}' in {display(path)}, line {key.start_mark.line + 1}, has YAML type {kind}.",
                 fix=f'write it in quotes: "{key.value}":',
             )
         if isinstance(value, yaml.MappingNode):
@@ -71,10 +71,10 @@ def _node(path: Path) -> yaml.Node | None:
 
 
 def unreadable(error: yaml.YAMLError | UnicodeDecodeError, paths: Sequence[Path]) -> ConfigError:
-    """Make the error for a file that is no YAML, naming the file and the line.
+    """Return the error for a file that is not valid YAML, with file and line.
 
     Args:
-        paths: files, or folders of files, one of which it is about; searched where the error does not name it.
+        paths: files or folders that contain the file; searched where the error does not name it.
     """
     mark = getattr(error, "problem_mark", None)
     if mark is not None:

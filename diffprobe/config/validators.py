@@ -1,4 +1,4 @@
-"""Checks that several blocks of settings share. No torch; what a machine really has is judged when it is used."""
+"""Checks shared by several dataclasses of settings. Whether a device exists is checked when it is used."""
 
 import re
 
@@ -8,7 +8,7 @@ _DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu)(:\d+)?")
 
 
 def at_least(minimum: int, **values: int | float | None) -> None:
-    """Check numbers by the names of their keys; None passes. Raises: ConfigError.
+    """Raise ConfigError for a value below `minimum`, by the name of its key; None is allowed.
 
     >>> at_least(1, limit=None, draws=2)
     """
@@ -18,10 +18,10 @@ def at_least(minimum: int, **values: int | float | None) -> None:
 
 
 def a_device(name: str, key: str = "device") -> None:
-    """Check the name of a torch device. Raises: ConfigError.
+    """Raise ConfigError for a text that does not name a torch device.
 
     >>> a_device("cuda:1")
     """
     if not _DEVICE.fullmatch(name):
         fix = f"{key}=cuda" if name.startswith("gpu") else None
-        raise ConfigError(f"{key}={name} is no device.", "allowed: auto, cpu, cuda, cuda:1, mps, xpu", fix=fix)
+        raise ConfigError(f"{key}={name} is not a device.", "allowed: auto, cpu, cuda, cuda:1, mps, xpu", fix=fix)

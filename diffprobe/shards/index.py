@@ -1,6 +1,6 @@
 """The index of a shard set: files with counts and checksums, classes, attribute values, licence.
 
-Owns `index.json` (format: PROTOCOL.md) and the names of data sets that ship with the package. Streams read it first.
+Reads and writes `index.json` (format: PROTOCOL.md), and finds the data sets that ship with the package by name.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any
 from diffprobe.core.artifact import make_header, read_json, write_json_atomic
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, ShardError, unknown
+from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.scan import Scan, find_shards, split_of
 
@@ -20,14 +21,12 @@ SCHEMA_VERSION = 1
 KIND = "shard_index"
 INDEX_NAME = "index.json"
 _INDEXED = ("json", "label", "class_name", "attributes")
-"""Fields that the index's classes and attribute values were read from."""
-SHIPPED = ("emoji",)
-"""Data sets inside the package, found by name."""
+"""Fields from which the index's classes and attribute values are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard: file name, split, number of samples (faulty ones count), checksum and size in bytes."""
+    """One shard: file name, split, number of samples (faulty ones included), checksum and size in bytes."""
 
     file: str
     split: str
@@ -43,13 +42,13 @@ class ShardSet:
     Attributes:
         name: what the set is called in results.
         root: folder of the shards.
-        shards: by file name.
+        shards: the shards, sorted by file name.
         classes: class names; a label is an index into it.
-        attributes: values by attribute name, sorted; an attribute id is an index into them.
+        attributes: attribute name -> sorted values; an attribute id is an index into them.
         licence: terms of the images.
-        faults: faulty samples that were indexed on purpose, one message each.
-        fields: which file and key of a sample holds what, as the set was indexed.
-        newer: files written after the index, which may be others than those it describes.
+        faults: one message per faulty sample, for a set indexed with `on_error="skip"`.
+        fields: names of the files and keys of a sample, as the set was indexed.
+        newer: shards modified after the index was written; streams verify their checksums.
     """
 
     name: str
@@ -64,7 +63,7 @@ class ShardSet:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of what fixes the content: the shards, and what labels and attribute ids mean. No folder enters it."""
+        """The sha256 of the content: shards, classes and attribute values. Folders and dates are not part of it."""
         shards = [[shard.file, shard.sha256] for shard in self.shards]
         return digest_json({"shards": shards, "classes": self.classes, "attributes": self.attributes})
 
@@ -84,11 +83,11 @@ class ShardSet:
         return sum(shard.n_samples for shard in self.shards_of(split))
 
     def fields_for(self, asked: Fields | None) -> Fields:
-        """Return the names that samples are read under: those of the index where `asked` is left at the defaults.
+        """Return the field names to read samples with: `asked`, and the index's where `asked` has the default.
 
-        Image and captions may be read under other names than those of the index.
+        The image and the captions may be read from other fields than at indexing.
 
-        Raises: ConfigError for other names of what labels and attribute ids were read from.
+        Raises: ConfigError for other names of the fields that classes and attribute ids were read from.
         """
         chosen = {name: getattr(asked, name) for name in _changed(asked or Fields())}
         names = replace(self.fields, **chosen)
@@ -96,14 +95,14 @@ class ShardSet:
         wrong = [name for name in _INDEXED if had[name] != wanted[name]]
         if wrong:
             raise ConfigError(
-                f"the index of '{self.name}' was made under other names than those asked for.",
-                *(f"{name}: index '{had[name]}', asked '{wanted[name]}'" for name in wrong),
-                fix=f"leave them out of data.fields (--field), or {_fix(self.root, names)}",
+                f"the index of '{self.name}' was made with other field names than requested.",
+                *(f"{name}: index '{had[name]}', requested '{wanted[name]}'" for name in wrong),
+                fix=f"remove them from data.fields (--field), or {_fix(self.root, names)}",
             )
         return names
 
     def check(self, file: str) -> None:
-        """Compare the checksum of a shard with the index. Raises: ShardError if it has changed since."""
+        """Compare the checksum of a shard with the index. Raises: ShardError if the shard has changed."""
         (shard,) = (shard for shard in self.shards if shard.file == file)
         path = self.root / file
         if _digest_once(path, path.stat().st_size, path.stat().st_mtime_ns) != shard.sha256:
@@ -114,12 +113,13 @@ class ShardSet:
 
     @classmethod
     def load(cls, path_or_name: str | Path) -> "ShardSet":
-        """Open a shard set by its folder, its index file, or the name of a shipped set ("emoji").
+        """Open a shard set by its folder, its index file, or the name of a shipped data set ("emoji").
 
-        Files are compared by presence and size, those written after the index by their checksum when a stream opens
-        them; `diffprobe data verify` compares all checksums and decodes every image.
+        Presence and size of the shards are verified here, checksums of shards newer than the index when a stream opens
+        them. `diffprobe data verify` compares all checksums and decodes every image.
 
-        Raises: ShardError for a folder without index or shards that don't fit it, SchemaError for a foreign file.
+        Raises: ShardError for a folder without an index or with other shards than its index lists, SchemaError for an
+            index of another kind or version.
         """
         index = _find(path_or_name)
         record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION)
@@ -151,21 +151,21 @@ def build_index(
 ) -> ShardSet:
     """Scan the shards of a folder (`<split>-NNNN.tar[.gz]`) and write their index.
 
-    Keys and annotations are checked, images are not decoded. Classes are listed by label; a class that only has a name
-    gets its label by alphabetical order.
+    Keys and annotations are validated, images are not decoded. Classes are sorted by label; where samples have class
+    names only, labels follow the alphabetical order.
 
     Args:
         root: folder of the shards.
         name: what the set is called in results.
         licence: terms of the images, with attribution where they ask for it.
-        fields: which file and key holds what; the defaults of `Fields` if None. They go into the index.
-        index_path: where to write, `root/index.json` if None; elsewhere for a read-only folder.
-        on_error: "raise" refuses faulty samples, all at once; "skip" indexes the set and lists them in the index.
-            Streams will meet them again and judge by their own `on_error`.
-        on_shard: called with each file name before it is read, for progress.
+        fields: names of the files and keys of a sample; the defaults of `Fields` if None. Written to the index.
+        index_path: the file to write, `root/index.json` if None; another folder if `root` is read-only.
+        on_error: "raise" reports all faulty samples and writes no index; "skip" lists them in the index. Streams
+            handle them by their own `on_error`.
+        on_shard: called with each file name before the shard is read.
 
-    Raises: ShardError for no or misnamed shards, faulty samples, or labels at odds; DuplicateKey for a key that stands
-        twice in the set, over all splits.
+    Raises: ShardError for missing or misnamed shards, faulty samples, or conflicting labels; DuplicateKey for a key
+        that occurs twice in the set, over all splits.
     """
     root = Path(root)
     scan = Scan(fields or Fields())
@@ -180,7 +180,7 @@ def build_index(
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise ShardError(
             f"'{root}' has {len(faults)} faults; no index was written.", *faults[:10], *more,
-            fix="repair the shards, or index them as they are with --on-error skip",
+            fix="repair the shards, or index them with --on-error skip",
         )  # fmt: skip
     shard_set = ShardSet(
         name=name,
@@ -197,22 +197,32 @@ def build_index(
         _write(shard_set, path)
     except OSError as error:
         raise ShardError(
-            f"the index can't be written to '{path}' ({error.strerror}).",
+            f"cannot write the index to '{path}' ({error.strerror}).",
             fix=f"{_fix(root, scan.fields)} --out FOLDER/{INDEX_NAME}",
         ) from error
     return shard_set
 
 
+def shipped() -> dict[str, Path]:
+    """Return the index files of the data sets that ship with the package, by name."""
+    assets = Path(str(files("diffprobe") / "assets"))
+    found = {name: assets / name / INDEX_NAME for name in DATASETS.names()}
+    return {name: index for name, index in found.items() if index.is_file()}
+
+
 def _find(path_or_name: str | Path) -> Path:
-    """Find the index file of a folder, an index file, or a shipped name."""
-    if str(path_or_name) in SHIPPED:
-        return Path(str(files("diffprobe") / "assets" / str(path_or_name))) / INDEX_NAME
-    path = Path(path_or_name)
+    """Return the index file of a folder, an index file, or a shipped data set."""
+    inside, path = shipped(), Path(path_or_name)
+    if str(path_or_name) in inside:
+        return inside[str(path_or_name)]
     if path.is_file():
         return path
     if not path.is_dir():
+        name = str(path_or_name)
         raise ShardError(
-            f"there is no shard set '{path_or_name}'.", f"looked for: a folder, an index file, or {', '.join(SHIPPED)}"
+            f"shard set '{path_or_name}' not found.",
+            f"expected: a folder, an index file, or a shipped data set ({', '.join(inside)})",
+            fix=f"diffprobe data build {name} --out FOLDER, then FOLDER" if name in DATASETS.names() else None,
         )
     if not (path / INDEX_NAME).is_file():
         raise ShardError(f"the folder '{path}' has no {INDEX_NAME}.", fix=_fix(path))
@@ -225,12 +235,12 @@ def _fix(root: Path, fields: Fields | None = None) -> str:
 
 
 def _changed(names: Fields) -> list[str]:
-    """List the fields whose names are not the default ones."""
+    """List the fields whose names differ from the defaults."""
     return [name for name, value in asdict(Fields()).items() if getattr(names, name) != value]
 
 
 def _options(names: Fields) -> list[str]:
-    """Write what differs from the default names, as `--field` takes it: "label=fine", "image=png,jpg"."""
+    """Format the names that differ from the defaults as values of `--field`: "label=fine", "image=png,jpg"."""
     values = {name: getattr(names, name) for name in _changed(names)}
     return [f"{name}={','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items()]
 
@@ -241,9 +251,10 @@ def _read_fields(record: dict[str, Any]) -> Fields:
 
 
 def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
-    """Compare the shards with the index by presence and size, and report all that differ at once.
+    """Compare presence and size of the shards with the index.
 
-    Returns: the files that are newer than the index. A tar is padded: one written anew often has the size of the old.
+    Returns: the shards newer than the index. Tars are padded, so a rewritten one often has the size of the old one.
+    Raises: ShardError listing all shards that differ.
     """
     wrong, newer, indexed = [], [], index.stat().st_mtime_ns
     for shard in shard_set.shards:
@@ -251,12 +262,12 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
         if not path.is_file():
             wrong.append(f"missing: {shard.file}")
         elif path.stat().st_size != shard.n_bytes:
-            wrong.append(f"changed: {shard.file} has {path.stat().st_size:,} bytes, the index says {shard.n_bytes:,}")
+            wrong.append(f"changed: {shard.file} has {path.stat().st_size:,} bytes, {shard.n_bytes:,} in the index")
         elif path.stat().st_mtime_ns > indexed:
             newer.append(shard.file)
     if wrong:
         raise ShardError(
-            f"the shards in '{shard_set.root}' are not those of '{index}'.",
+            f"the shards in '{shard_set.root}' differ from the index '{index}'.",
             f"{len(wrong)} of {len(shard_set.shards)} differ:",
             *wrong[:10], fix=f"copy the shards again, or {_fix(shard_set.root, shard_set.fields)}",
         )  # fmt: skip
@@ -265,13 +276,13 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
 
 @cache
 def _digest_once(path: Path, n_bytes: int, changed_ns: int) -> str:
-    """Hash a file once a process, as long as neither its size nor its time of change does change."""
+    """Hash a file once per process, size and modification time."""
     return digest_file(path)
 
 
 def _write(shard_set: ShardSet, path: Path) -> None:
     header = make_header(KIND, SCHEMA_VERSION, digest=shard_set.digest)
-    # The index is rebuilt byte for byte by any version that writes this schema, so no package version stands in it.
+    # Any version of the package that writes this schema writes the same bytes, so the header has no package version.
     header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
     body = asdict(shard_set)
     del body["newer"]
@@ -285,7 +296,7 @@ def _write(shard_set: ShardSet, path: Path) -> None:
 
 
 def render(shard_set: ShardSet) -> str:
-    """Describe a shard set for people: samples by split, classes, attributes, faults, licence."""
+    """Format a summary of a shard set: samples per split, classes, attributes, faults, licence."""
     lines = [f"{shard_set.name}: {len(shard_set.shards)} shards in {shard_set.root}, digest {shard_set.digest[:16]}"]
     for split in shard_set.splits():
         lines.append(f"  {split}: {shard_set.n_samples(split):,} samples in {len(shard_set.shards_of(split))} shards")

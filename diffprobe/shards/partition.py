@@ -64,8 +64,9 @@ def span_of_worker(span: tuple[int, int], worker: int, n_workers: int, batch_siz
 def cut(pieces: Sequence[ShardSlice], start: int, stop: int) -> list[ShardSlice]:
     """Return the samples `start` to `stop` of the line as pieces; past its end the line begins again.
 
-    >>> cut([ShardSlice("a", 0, 3), ShardSlice("b", 0, 2)], 2, 6)
-    [ShardSlice(file='a', start=2, stop=3), ShardSlice(file='b', start=0, stop=2), ShardSlice(file='a', start=0, stop=1)]
+    >>> pieces = [ShardSlice("a", 0, 3), ShardSlice("b", 0, 2)]
+    >>> [(piece.file, piece.start, piece.stop) for piece in cut(pieces, 2, 6)]
+    [('a', 2, 3), ('b', 0, 2), ('a', 0, 1)]
     """
     total = sum(map(len, pieces))
     found: list[ShardSlice] = []

@@ -1,4 +1,4 @@
-"""`diffprobe data`: index and verify a folder through the door of the command line."""
+"""`diffprobe data`: index and verify a folder from the command line."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_index_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "verified: 3 good samples, 0 faults" in capsys.readouterr().out
 
 
-def test_verify_says_no_to_a_changed_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_a_changed_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "elsewhere" / "index.json"
     assert main(["data", "index", str(folder), "--name", "mine", "--licence", "CC0", "--out", str(out)]) == 0
     shard = folder / "train-0000.tar"
@@ -38,14 +38,14 @@ def test_verify_says_no_to_a_changed_shard(folder: Path, capsys: pytest.CaptureF
     assert "train-0000.tar: the shard has changed" in capsys.readouterr().out
 
 
-def test_errors_are_for_people(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_the_fault_and_the_fix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "verify", str(folder)]) == 2
     assert f"fix: diffprobe data index {folder}" in capsys.readouterr().err
     index = ["data", "index", str(folder), "--name", "n", "--licence", "l"]
     assert main([*index, "--field", "lable=y"]) == 2
     assert "unknown field 'lable'.\n  nearest: label" in capsys.readouterr().err
     assert main([*index, "--field", "label"]) == 2
-    assert "gives no name" in capsys.readouterr().err
+    assert "--field label has no value" in capsys.readouterr().err
     build = ["data", "build", "emoji", "--noto", "none", "--twemoji", "none", "--names", "none", "--out", "out"]
     assert main([part if part not in ("none", "out") else str(folder / part) for part in build]) == 2
     assert "Error" in capsys.readouterr().err

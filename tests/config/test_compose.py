@@ -125,15 +125,15 @@ def test_settings_that_cannot_be_read_are_refused(settings: list[str], messages:
     ("text", "message"),
     [
         (
-            "control: shuffled_labels\n",
-            "key 'control' in experiments/paper/row.yaml, line 1, is no text to YAML but control",
+            "null: shuffled_labels\n",
+            "key 'null' in experiments/paper/row.yaml, line 1, has YAML type null",
         ),
-        ("probe:\n  on: 3\n", "key 'on' in experiments/paper/row.yaml, line 2, is no text to YAML but bool"),
+        ("probe:\n  on: 3\n", "key 'on' in experiments/paper/row.yaml, line 2, has YAML type bool"),
         ("probe: [1\n", "experiments/paper/row.yaml is not readable YAML"),
-        ("- a\n", "experiments/paper/row.yaml holds no keys"),
-        ("defaults:\n  - override /probe: topkk\n", "experiment 'paper/row' picks an unknown probe 'topkk'"),
+        ("- a\n", "experiments/paper/row.yaml has no keys"),
+        ("defaults:\n  - override /probe: topkk\n", "experiment 'paper/row' selects an unknown probe 'topkk'"),
         ("data: emoji\n", "`override /data: emoji`"),
-        ("experiment: other\n", "'experiment' names the file itself"),
+        ("experiment: other\n", "'experiment' is the name of the experiment file"),
         ("kind: demmo\n", "unknown kind of experiment in experiments/paper/row.yaml: 'demmo'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is said of files that Hydra and YAML cannot merge: which file it was, and on which line."""
+"""Errors of files that Hydra and YAML cannot merge name the file and the line."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from diffprobe.config.compose import load
 from diffprobe.core.errors import ConfigError
 
 FOREIGN = "defaults: [default]\nmax_epochs: 3\n"
-"""A preset as any other project with Hydra may have one."""
+"""A preset of another project with Hydra."""
 
 
 @pytest.fixture
@@ -48,13 +48,15 @@ def test_an_interpolation_that_leads_nowhere_has_file_and_line(folder: Path) -> 
 def test_a_file_in_place_of_a_shipped_preset_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "configs" / "trainer").mkdir()
     (folder / "configs" / "trainer" / "cpu.yaml").write_text(FOREIGN)
-    said = "configs/trainer/cpu.yaml (in place of the shipped file of that name)"
+    shown = "configs/trainer/cpu.yaml (in place of the shipped file of that name)"
     assert main(["config"]) == 2
     err = capsys.readouterr().err
-    assert f"picks an unknown trainer 'default'.\n  read in {said}\n" in err and "fix: rename or move that file" in err
+    assert (
+        f"selects an unknown trainer 'default'.\n  read in {shown}\n" in err and "fix: rename or move that file" in err
+    )
     (folder / "configs" / "trainer" / "cpu.yaml").write_text("max_epochs: 3\nfast: true\n")
     assert main(["config"]) == 2
-    assert f"unknown key 'trainer.fast' in {said}, line 2." in capsys.readouterr().err
+    assert f"unknown key 'trainer.fast' in {shown}, line 2." in capsys.readouterr().err
     (folder / "configs" / "trainer" / "mine.yaml").write_text(FOREIGN)
     assert main(["config", "trainer=mine"]) == 2
     err = capsys.readouterr().err

@@ -1,4 +1,14 @@
-"""One data set a file: where its images come from, keys, labels, splits, licence. Built by `diffprobe data build`.
+"""One data set per file: where its images come from, keys, labels, splits and licence (`diffprobe data build NAME`).
 
-A file offers `build(..., out: Path) -> ShardSet`, which writes the same bytes each time.
+A file defines:
+
+- ``HELP``: one line for the command line.
+- ``CARD``: a `DatasetCard` with name, licence, counts and the split rule.
+- ``add_arguments(parser)``: the sources, as options whose destinations are parameters of `build`.
+- ``build(..., out) -> ShardSet``: writes the shards and their index below `out`, the same bytes each time.
+- ``tiny(folder) -> (arguments, n_samples)``: writes a small source below `folder`; returns the arguments of `build`
+  without `out`, and the number of samples that it then writes. The contract tests build every set from it.
+
+A preset ``configs/data/<name>.yaml`` selects the set in a run. A set whose shards are in ``diffprobe/assets/<name>/``
+is found by its name (`ShardSet.load`).
 """

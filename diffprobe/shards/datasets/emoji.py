@@ -4,9 +4,10 @@ Source: the npm packages `emoji-datasource-google` and `emoji-datasource-twitter
 `emojibase-data` 17.0.0 (``en/data.json`` with ``en/messages.json`` beside it). Noto emoji: Apache-2.0, Google.
 Twemoji graphics: CC BY 4.0, Twitter, Inc. and other contributors. emojibase: MIT, Miles Johnson.
 
-Owns which drawings are samples, what is said of them, and which split each belongs to. Writing tars is `shards.write`.
+The module decides which drawings are samples, their captions and attributes, and the split of each.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -16,19 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from diffprobe.core.errors import ShardError
+from diffprobe.shards.dataset_card import DatasetCard
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.writer import write_shard
 
+HELP = "Noto and Twemoji drawings, 64 x 64, with captions and attributes"
+CARD = DatasetCard(
+    name="emoji",
+    licence="noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see README.md)",
+    counts={"train": 5457, "val": 577, "test": 576},
+    n_classes=94,
+    disjoint_by={"test": "base"},
+)
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 N_CAPTION_TAGS = 3
 SAMPLES_PER_SHARD = 512
 LEFT_OUT_GROUPS = ("component", "flags")
-LICENCE = "noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see README.md)"
 
-# Words that only tell who is shown; a family is what stays of a base without them.
+# Words for the person that is shown; a family is a base without them.
 _PERSON_WORDS = frozenset("man men woman women person people boy boys girl girls adult child and".split())
 _MALE_WORDS = frozenset("man men boy boys".split())
 _FEMALE_WORDS = frozenset("woman women girl girls".split())
@@ -37,9 +46,16 @@ _NAMES_FROM = "needed: en/data.json and en/messages.json of emojibase-data 17.0.
 _DRAWINGS_FROM = "expected: the folder img/*/64 of emoji-datasource"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sources."""
+    parser.add_argument("--noto", type=Path, required=True, metavar="DIR", help="img/google/64 of the Noto package")
+    parser.add_argument("--twemoji", type=Path, required=True, metavar="DIR", help="img/twitter/64 of Twemoji's")
+    parser.add_argument("--names", type=Path, required=True, metavar="FILE", help="en/data.json of emojibase-data")
+
+
 @dataclass(frozen=True)
 class Emoji:
-    """One named emoji (a base or one of its skin tones), before a style is chosen."""
+    """One named emoji (a base or one of its skin tones), in any style."""
 
     hexcode: str
     label: str
@@ -59,7 +75,7 @@ class Emoji:
 
     @property
     def base(self) -> str:
-        """What is drawn, in all styles and skin tones, whichever way it faces: the name, in lower case.
+        """The name in lower case, shared by all styles, skin tones and directions.
 
         >>> Emoji("1F468-200D-2695", "man health worker", (), "people-body", "person-role", ()).base
         'man health worker'
@@ -68,7 +84,7 @@ class Emoji:
 
     @property
     def family(self) -> str:
-        """What is shown, whoever shows it: "woman health worker" and "man health worker" are of one family.
+        """The base without the person: "woman health worker" and "man health worker" are one family.
 
         >>> Emoji("1F468-200D-2695", "man health worker", (), "people-body", "person-role", ()).family
         'health worker'
@@ -78,13 +94,13 @@ class Emoji:
 
     @property
     def gender(self) -> str | None:
-        """ "man" or "woman" where the name tells exactly one of them."""
+        """ "man" or "woman" where the name mentions exactly one of them, else None."""
         words = set(re.findall(r"\w+", self.name.lower()))
         male, female = bool(words & _MALE_WORDS), bool(words & _FEMALE_WORDS)
         return None if male == female else ("man" if male else "woman")
 
     def captions(self, style: str) -> list[str]:
-        """All captions of one style: first the one with several tags, then the name alone, then one tag each."""
+        """Return all captions in one style: with several tags, with the name alone, then with one tag each."""
         tone = [f"{tone} skin tone" for tone in self.tones]
         words = set(re.findall(r"\w+", self.name.lower()))
         tags = [tag for tag in self.tags if not set(re.findall(r"\w+", tag.lower())) <= words]
@@ -96,7 +112,7 @@ class Emoji:
 def read_names(names: Path) -> list[Emoji]:
     """Read emojibase's `data.json` (and `messages.json` beside it for the names of groups).
 
-    Raises: ShardError if either file is missing or is not emojibase's.
+    Raises: ShardError if one of the files is missing or has another format.
     """
     messages = names.with_name("messages.json")
     for path in (names, messages):
@@ -106,7 +122,7 @@ def read_names(names: Path) -> list[Emoji]:
         return _emojis(json.loads(names.read_text("utf-8")), json.loads(messages.read_text("utf-8")))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ShardError(
-            f"{names} and {messages.name} beside it are not emojibase's: {type(error).__name__}: {error}.", _NAMES_FROM
+            f"{names} and {messages.name} do not have emojibase's format: {type(error).__name__}: {error}.", _NAMES_FROM
         ) from error
 
 
@@ -136,21 +152,21 @@ def _emojis(entries: list[dict[str, Any]], titles: dict[str, Any]) -> list[Emoji
 
 
 def _fraction(*parts: str) -> float:
-    """Map text to [0, 1) by its sha256: a split that depends on names alone, not on order or on the other samples."""
+    """Map text to [0, 1) by its sha256, so that a split depends on names alone, not on order or other samples."""
     return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") / 2**64
 
 
 def split_of(
     base: str, family: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]
 ) -> str:
-    """Give the split of one sample.
+    """Return the split of one sample.
 
-    A tenth of the bases is `test`, whole. Of the others, a tenth of the (style, skin tone) combinations is `val`, the
-    same ones for all bases of a family, as long as another combination of that base stays in `train`.
+    All samples of a tenth of the bases are `test`. Of the other bases, a tenth of the (style, skin tone) combinations
+    is `val`, the same ones for all bases of a family, as long as another combination of the base is in `train`.
 
     Args:
-        base: of bases that share a drawing the first one, so that all or none of them are in `test`.
-        combinations: in which the base is drawn.
+        base: the base; of bases that share a drawing the first one, so that all or none of them are in `test`.
+        combinations: (style, skin tones) of all drawings of the base.
     """
     if _fraction("test", base) < 0.1:
         return "test"
@@ -161,7 +177,7 @@ def split_of(
 
 
 def _encode(path: Path) -> bytes:
-    """Put a drawing on white and store it as lossless WebP (40 % smaller than PNG, the same pixels)."""
+    """Return a drawing on white as lossless WebP (the same pixels as PNG, 40 % smaller)."""
     try:
         with Image.open(path) as image:
             size, layer = image.size, image.convert("RGBA")
@@ -184,13 +200,13 @@ def _find(folder: Path, hexcode: str) -> Path | None:
 
 
 def _first_of_equals(bases: Sequence[str], images: Sequence[bytes]) -> dict[str, str]:
-    """Map each base to the first name, in the alphabet, among those that a chain of equal drawings leads to."""
+    """Map each base to the alphabetically first base that a chain of equal drawings connects it to."""
     first = {base: base for base in bases}
     by_image: dict[bytes, set[str]] = {}
     for base, image in zip(bases, images, strict=True):
         by_image.setdefault(image, set()).add(base)
     chains = [equals for equals in by_image.values() if len(equals) > 1]
-    for _ in chains:  # each pass carries a name at least one drawing further
+    for _ in chains:  # each pass propagates a name by at least one drawing
         for equals in chains:
             least = min(first[base] for base in equals)
             first.update(dict.fromkeys(equals, least))
@@ -208,7 +224,7 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
         if (path := _find(folder, emoji.hexcode)) is not None
     ]
     for style in sorted(set(folders) - {style for _, style, _ in drawn}):
-        raise ShardError(f"no drawing of {names} found in {folders[style]}.", _DRAWINGS_FROM)
+        raise ShardError(f"'{folders[style]}' has no drawing of an emoji in {names}.", _DRAWINGS_FROM)
     classes = sorted({emoji.subgroup for emoji, _, _ in drawn})
     combinations: dict[str, set[tuple[str, tuple[str, ...]]]] = {}
     for emoji, style, _ in drawn:
@@ -235,15 +251,16 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
 
 
 def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
-    """Build the shard set from the unpacked packages, byte for byte the same each time.
+    """Build the shard set from the unpacked packages, the same bytes each time.
 
-    Samples stand in a hashed order, so that the first shards are a fair sample of the whole.
+    Samples are in the order of a hash of their key, so that the first shards are a random sample of the set.
 
     Args:
         noto, twemoji: folders of 64 x 64 PNG files named by hexcode.
         names: emojibase's `en/data.json`, with `messages.json` beside it.
         out: folder for ``<split>-NNNN.tar.gz`` and ``index.json``; made if missing.
-    Raises: ShardError if a source is missing or is not what it should be, or if `out` holds other shards.
+
+    Raises: ShardError if a source is missing or has another format, or if `out` contains other shards.
     """
     by_split: dict[str, list[tuple[str, dict[str, bytes]]]] = {"train": [], "val": [], "test": []}
     for split, key, members in samples(noto, twemoji, names):
@@ -253,10 +270,42 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
         rows.sort(key=lambda row: _fraction("order", row[0]))
         for number, start in enumerate(range(0, len(rows), SAMPLES_PER_SHARD)):
             shards[f"{split}-{number:04d}.tar.gz"] = rows[start : start + SAMPLES_PER_SHARD]
-    strangers = sorted({path.name for path in out.glob("*.tar*")} - set(shards))
-    if strangers:
-        raise ShardError(f"{out} holds shards that are not of this set: {', '.join(strangers)}.", fix="an empty --out")
+    foreign = sorted({path.name for path in out.glob("*.tar*")} - set(shards))
+    if foreign:
+        raise ShardError(f"'{out}' contains shards of another set: {', '.join(foreign)}.", fix="use an empty --out")
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in shards.items():
         write_shard(out / name, rows)
-    return build_index(out, name="emoji", licence=LICENCE)
+    return build_index(out, name=CARD.name, licence=CARD.licence)
+
+
+def tiny(folder: Path) -> tuple[dict[str, Path], int]:
+    """Write a source of five emoji: Noto draws all, Twemoji two. Returns: the arguments of `build`, and 7 samples."""
+    groups = [("people", 1), ("component", 2), ("animals", 3)]
+    subgroups = [("role", 10), ("mammal", 11), ("tone", 12)]
+    titles = {
+        "groups": [{"key": key, "order": order} for key, order in groups],
+        "subgroups": [{"key": key, "order": order} for key, order in subgroups],
+    }
+    worker = {"hexcode": "1F9D1-1F3FB-200D-2695", "label": "health worker: light skin tone", "tone": 1}
+    couple = {"hexcode": "1F46B-1F3FB", "label": "couple: light skin tone, dark skin tone", "tone": [1, 5]}
+    tags = ["doctor", "health", "care", "nurse", "ward"]
+    entries = [
+        {"hexcode": "1F9D1-200D-2695", "label": "health worker", "tags": tags, "group": 1, "subgroup": 10}
+        | {"skins": [worker]},
+        {"hexcode": "1F46B", "label": "couple", "group": 1, "subgroup": 10, "skins": [couple]},
+        {"hexcode": "1F408-FE0F", "label": "cat", "tags": ["pet"], "group": 3, "subgroup": 11},
+        {"hexcode": "1F3FB", "label": "light skin tone", "group": 2, "subgroup": 12},
+        {"hexcode": "1F1E6", "label": "regional indicator A"},
+    ]
+    names = folder / "data.json"
+    names.write_text(json.dumps(entries), "utf-8")
+    (folder / "messages.json").write_text(json.dumps(titles), "utf-8")
+    codes = ["1f9d1-200d-2695", "1f9d1-1f3fb-200d-2695", "1f46b", "1f46b-1f3fb", "1f408"]
+    for i, (style, drawn) in enumerate({"noto": codes, "twemoji": codes[:2]}.items()):
+        (folder / style).mkdir()
+        for j, code in enumerate(drawn):
+            image = Image.new("RGBA", _SIZE, (0, 0, 0, 0))
+            ImageDraw.Draw(image).ellipse((8 * i, 4 * j, 40, 50), fill=(200, 40 * j, 90, 255))
+            image.save(folder / style / f"{code}.png")
+    return {"noto": folder / "noto", "twemoji": folder / "twemoji", "names": names}, 7

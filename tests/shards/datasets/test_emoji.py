@@ -1,4 +1,4 @@
-"""The rules of the set on a hand-made names file, and what ships under its name."""
+"""The rules of the set on its small source, and the shipped shards."""
 
 import hashlib
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ShardError
@@ -17,52 +17,20 @@ from diffprobe.shards.datasets.emoji import Emoji, read_names, split_of
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import read_shard
 
-TITLES = {
-    "groups": [{"key": "people", "order": 1}, {"key": "component", "order": 2}, {"key": "animals", "order": 3}],
-    "subgroups": [{"key": "role", "order": 10}, {"key": "mammal", "order": 11}, {"key": "tone", "order": 12}],
-}
-TONED = {"hexcode": "1F9D1-1F3FB-200D-2695", "label": "health worker: light skin tone", "tone": 1}
-TWO_TONED = {"hexcode": "1F46B-1F3FB", "label": "couple: light skin tone, dark skin tone", "tone": [1, 5]}
-NAMES = [
-    {
-        "hexcode": "1F9D1-200D-2695",
-        "label": "health worker",
-        "tags": ["doctor", "health", "care", "nurse", "ward"],
-        "group": 1,
-        "subgroup": 10,
-        "skins": [TONED],
-    },
-    {"hexcode": "1F46B", "label": "couple", "group": 1, "subgroup": 10, "skins": [TWO_TONED]},
-    {"hexcode": "1F408-FE0F", "label": "cat", "tags": ["pet"], "group": 3, "subgroup": 11},
-    {"hexcode": "1F3FB", "label": "light skin tone", "group": 2, "subgroup": 12},
-    {"hexcode": "1F1E6", "label": "regional indicator A"},
-]
-
 
 def named(label: str, *tones: str, tags: tuple[str, ...] = ()) -> Emoji:
     return Emoji("1f600", label, tags, "people", "role", tones)
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> Path:
-    (tmp_path / "messages.json").write_text(json.dumps(TITLES))
-    path = tmp_path / "data.json"
-    path.write_text(json.dumps(NAMES))
-    return path
+def sources(tmp_path: Path) -> dict[str, Path]:
+    """The small source: drawings of five emoji in Noto, of two of them in Twemoji."""
+    return emoji.tiny(tmp_path)[0]
 
 
 @pytest.fixture
-def sources(tmp_path: Path, names: Path) -> dict[str, Path]:
-    """Folders of drawings: all of the hand-made names in Noto, two of them in Twemoji."""
-    codes = ["1f9d1-200d-2695", "1f9d1-1f3fb-200d-2695", "1f46b", "1f46b-1f3fb", "1f408"]
-    folders = {"noto": tmp_path / "noto", "twemoji": tmp_path / "twemoji"}
-    for i, (folder, chosen) in enumerate(zip(folders.values(), (codes, codes[:2]), strict=True)):
-        folder.mkdir()
-        for j, code in enumerate(chosen):
-            image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-            ImageDraw.Draw(image).ellipse((8 * i, 4 * j, 40, 50), fill=(200, 40 * j, 90, 255))
-            image.save(folder / f"{code}.png")
-    return {**folders, "names": names}
+def names(sources: dict[str, Path]) -> Path:
+    return sources["names"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +153,7 @@ def test_a_sample_holds_its_drawing_on_white_and_what_is_known(sources):
     assert image.getpixel((25, 25)) == drawing.getpixel((25, 25))[:3] == (200, 40, 90)  # lossless
 
 
-def test_wrong_sources_are_told_to_people(sources, tmp_path):
+def test_wrong_sources_are_refused_by_file(sources, tmp_path):
     def error(**changed: Path) -> str:
         with pytest.raises(ShardError) as raised:
             emoji.build(**{**sources, **changed}, out=tmp_path / "out")
@@ -195,7 +163,7 @@ def test_wrong_sources_are_told_to_people(sources, tmp_path):
     assert "emoji-datasource" in error(twemoji=tmp_path / "nothing")  # one style alone is not the set
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "data.json"
-    (tmp_path / "other" / "messages.json").write_text(json.dumps(TITLES))
+    (tmp_path / "other" / "messages.json").write_bytes((tmp_path / "messages.json").read_bytes())
     for text in ("{", '{"a": 1}', '[{"group": 1, "hexcode": "1f408"}]', "[1]"):
         other.write_text(text)
         assert "emojibase-data 17.0.0" in error(names=other), text
@@ -210,7 +178,7 @@ def test_shards_of_another_build_are_not_taken_in(sources, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "train-0007.tar.gz").write_bytes(b"old")
-    with pytest.raises(ShardError, match="not of this set: train-0007.tar.gz"):
+    with pytest.raises(ShardError, match="train-0007.tar.gz"):
         emoji.build(**sources, out=out)
 
 
