@@ -156,8 +156,8 @@ class FeaturesConfig:
 class ProbeConfig:
     """What is fitted on the features."""
 
-    kind: Literal["sae", "classifier", "direction"]
-    """Family of the probe."""
+    kind: str
+    """Kind of the probe: sae, classifier or direction; a folder of diffprobe/probes."""
     name: str
     """File of the probe: topk, linear, mean_difference, ridge, logistic."""
     cell: str | None = None
@@ -167,6 +167,8 @@ class ProbeConfig:
     """What is predicted: label, or names of attributes. An sae ignores it."""
     params: dict[str, Any] = field(default_factory=dict)
     """The probe's own keys; its file's Config says which there are."""
+    metrics: tuple[str, ...] = ()
+    """Of a classifier: metrics to record, files of diffprobe/metrics; () for accuracy and balanced_accuracy."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Of an sae: key (cell, seed, or one of params) -> values. All combinations train in one run, in place of `cell`,
     `seed` and `params`; the order of the samples stays that of the run's seed."""
@@ -174,8 +176,6 @@ class ProbeConfig:
     """Step the autoencoders of a grid that have equal shape as one; they are then those of single runs to rounding."""
 
     def __post_init__(self) -> None:
-        if self.grid and self.kind != "sae":
-            raise ConfigError(f"grid belongs to kind=sae; this probe's kind is {self.kind}.")
         if self.batched and not self.grid:
             raise ConfigError("batched belongs to grid: one autoencoder has nothing to be stepped with.")
 
