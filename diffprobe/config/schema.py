@@ -156,8 +156,8 @@ class FeaturesConfig:
 class ProbeConfig:
     """The probe that is fitted on the features."""
 
-    kind: Literal["sae", "classifier", "direction"]
-    """Kind of the probe: a folder of `diffprobe/probes`."""
+    kind: str
+    """Kind of the probe: sae, classifier or direction; a folder of diffprobe/probes."""
     name: str
     """Name of the probe: a file of its kind's folder (topk, linear, mean_difference, ridge, logistic, ...)."""
     cell: str | None = None
@@ -167,6 +167,8 @@ class ProbeConfig:
     """Targets of the prediction: label, or names of attributes. Ignored by an sae."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keys of the probe itself; see the `Config` in its file."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that a classifier records, files of diffprobe/metrics; () for accuracy and balanced_accuracy."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Grid of an sae: key (cell, seed, or one of params) -> values. One run trains all combinations, which override
     `cell`, `seed` and `params`; the order of the samples follows the run's seed."""
@@ -174,8 +176,6 @@ class ProbeConfig:
     """Train the autoencoders of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
 
     def __post_init__(self) -> None:
-        if self.grid and self.kind != "sae":
-            raise ConfigError(f"grid belongs to kind=sae; this probe's kind is {self.kind}.")
         if self.batched and not self.grid:
             raise ConfigError("batched needs a grid: a single autoencoder cannot be batched.")
 

@@ -6,11 +6,12 @@ lists in `SHARED` (the code that its entries have in common), are not entries.
 """
 
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-from diffprobe.core.errors import unknown
+from diffprobe.core.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,30 @@ DATASETS = Registry("diffprobe.shards.datasets", "data set")
 """Data sets that `diffprobe data build` makes."""
 PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")
 """Kinds of probes: a folder each."""
+PROBE_TRAINING = Registry("diffprobe.training.kinds", "kind of probe")
+"""How a run trains each kind of probe: a file each."""
+METRICS = Registry("diffprobe.metrics", "metric")
+"""Metrics, and code that they share: a file is a metric of the kind of probe that its `FOR` names."""
 
 
 def probes(kind: str) -> Registry:
     """Return the registry of the probes of one kind. Raises: UnknownName for a kind that does not exist."""
     return Registry(PROBE_KINDS.load(kind).__name__, f"probe of kind '{kind}'")
+
+
+def load_metrics(kind: str, names: Sequence[str]) -> list[ModuleType]:
+    """Import some metrics of one kind of probe. Only the files named are imported.
+
+    Raises: UnknownName, with the nearest, for a name that is not a metric of this kind; ConfigError for a
+        duplicate.
+    """
+    found = []
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(f"metric '{name}' is given twice.")
+        file = METRICS.load(name) if name in METRICS.names() else None
+        if file is None or getattr(file, "FOR", None) != kind:
+            allowed = [other for other in METRICS.names() if getattr(METRICS.load(other), "FOR", None) == kind]
+            raise unknown(f"metric of a probe of kind '{kind}':", name, allowed)
+        found.append(file)
+    return found

@@ -24,6 +24,7 @@ from diffprobe.report.collect import read_results
 from diffprobe.report.spec import find_spec, load_spec
 from diffprobe.report.table import render
 from diffprobe.runs.extract import extract_run
+from diffprobe.runs.plan import training_of
 from diffprobe.runs.train import plan, train
 
 if TYPE_CHECKING:
@@ -162,22 +163,9 @@ def _train(run: RunConfig, view: View) -> Path:
     from diffprobe.core.result import read_result
     from diffprobe.training.progress import StepBar
 
-    with view.step(run.probe.kind, f"{backbone_name(run)}{_estimator(run)}") as step:
+    name = run.probe.name.replace("_", " ")
+    with view.step(run.probe.kind, f"{backbone_name(run)}, {name}") as step:
         make: Callable[[int], AbstractContextManager[Bar]] = lambda total: step.bar(total, "steps")  # noqa: E731
         path = train(run, callbacks=[StepBar(make)])
-        step.done(_summary(run, read_result(path)))
+        step.done(training_of(run.probe.kind).summary(read_result(path)))
     return path
-
-
-def _estimator(run: RunConfig) -> str:
-    return f", {run.probe.name.replace('_', ' ')}" if run.probe.kind == "direction" else ""
-
-
-def _summary(run: RunConfig, result: RunResult) -> str:
-    tests = [record for record in result.metrics if record.split == "test"]
-    if run.probe.kind == "sae":
-        values = {record.name: record.value for record in tests}
-        return f"{tests[0].detail['n_latents']:,} latents, fvu {values['fvu']:.3f}"
-    cells = len({record.cell for record in tests})
-    targets = len({record.target for record in tests})
-    return f"{targets} targets x {cells} cells" if cells > 1 else f"{targets} targets"

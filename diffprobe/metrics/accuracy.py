@@ -1,68 +1,27 @@
-"""Accuracy of many classifiers at once, from counts. Owns accuracy, balanced accuracy and the chance level."""
+"""Accuracy: the share of samples whose predicted class is the true one."""
 
-from collections.abc import Sequence
-
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torchmetrics import Metric
+
+FOR, NAME, HIGHER_IS_BETTER = "classifier", "accuracy", True
+HELP = "share of samples whose predicted class is the true one"
 
 
-def accuracy(logits: Float[Tensor, "batch n_classes"], label: Int[Tensor, " batch"]) -> float:
-    """Return the share of samples whose largest logit is their label; samples labelled -1 are left out.
+def from_confusion(counts: Int[Tensor, "true predicted"]) -> float:
+    """Return the accuracy, in 0..1; NaN without samples.
 
-    >>> accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1, -1]))
-    0.5
+    >>> import torch
+    >>> from_confusion(torch.tensor([[3, 1], [0, 4]]))
+    0.875
     """
-    metric = ClassCounts([logits.shape[1]])
-    metric.update(0, logits, label)
-    return float(metric.compute()[0]["accuracy"])
+    return float(counts.diagonal().double().sum() / counts.sum())
 
 
-class ClassCounts(Metric):
-    """Hits and samples of each class for a bank of classifiers, in two flat states (so two all-reduces for a bank).
+def chance(counts: Int[Tensor, "true predicted"]) -> float:
+    """Return the accuracy of the best constant answer to these very samples.
 
-    Args:
-        n_classes: number of classes of each classifier of the bank.
+    The answer is their most frequent class, which no probe can know: the strictest constant. The most frequent class of
+    the training set can be one that held-out samples do not have.
     """
-
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    hits: Tensor
-    samples: Tensor
-
-    def __init__(self, n_classes: Sequence[int]) -> None:
-        super().__init__()
-        self.n_classes = list(n_classes)
-        total = sum(self.n_classes)
-        self.add_state("hits", torch.zeros(total, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros(total, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, head: int, logits: Float[Tensor, "batch n_classes"], label: Int[Tensor, " batch"]) -> None:
-        """Add the logits of classifier number `head`; samples labelled -1 are left out."""
-        start, width = sum(self.n_classes[:head]), self.n_classes[head]
-        known = label >= 0
-        label, right = label[known], logits.argmax(1)[known] == label[known]
-        self.samples[start : start + width] += torch.bincount(label, minlength=width)
-        self.hits[start : start + width] += torch.bincount(label[right], minlength=width)
-
-    def compute(self) -> list[dict[str, float]]:
-        """Return for each classifier accuracy, balanced accuracy (mean over the classes present) and n."""
-        scores = []
-        for hits, samples in zip(
-            self.hits.double().split(self.n_classes), self.samples.double().split(self.n_classes), strict=True
-        ):
-            n, seen = samples.sum(), samples > 0
-            balanced = (hits[seen] / samples[seen]).mean() if n > 0 else torch.tensor(float("nan"))
-            scores.append({"accuracy": float(hits.sum() / n), "balanced_accuracy": float(balanced), "n": float(n)})
-        return scores
-
-    def best_constant(self, head: int) -> float:
-        """Return the accuracy of the best constant answer to the samples of classifier `head`: the chance level.
-
-        The answer is the commonest class of these very samples, which no probe is told: the strictest constant. That of
-        the training set can be a class that held-out samples do not have.
-        """
-        samples = self.samples.split(self.n_classes)[head].double()
-        return float(samples.max() / samples.sum())
+    samples = counts.sum(1).double()
+    return float(samples.max() / samples.sum())

@@ -1,8 +1,9 @@
 """Probes: what is trained or fitted on features. Plain modules that a notebook can use without Lightning.
 
-Kinds: `sae` (sparse codes), `classify` (class heads), `direction` (one axis each). One file a probe; the file's name is
-its name in a config. `training` wraps them for a Trainer.
+Kinds: `sae` (sparse codes), `classifier` (class heads), `direction` (one axis each). One file per probe; the name of
+the file is the name of the probe in a config. `training` wraps them for a Trainer: one file per kind in
+`training/kinds`.
 """
 
-SHARED = ("score", "serialization", "shuffled_labels")
+SHARED = ("full_batch", "score", "serialization", "shuffled_labels")
 """What is not a kind of probe that is fitted on features: shared code, and `score`, which reads the model itself."""

@@ -1,4 +1,4 @@
-"""Probes at rest: a folder with `probe.json` (header and settings) and `probe.safetensors`. Nothing is pickled."""
+"""Save and load probes: a folder with `probe.json` (header and settings) and `probe.safetensors`, without pickle."""
 
 import json
 import os
@@ -20,12 +20,16 @@ SETTINGS, TENSORS = "probe.json", "probe.safetensors"
 def save_probe(
     folder: Path | str, *, kind: str, schema_version: int, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write a probe: the tensors first, then the settings that name their checksum, so that half a probe never loads.
+    """Write a probe: the tensors first, then the settings with their checksum, so that a partial write never loads.
 
     Args:
-        folder: where to write; made if it does not exist.
+        folder: where to write; created if it does not exist.
         kind: what the probe is, for example "probe/sae/topk".
+        schema_version: version of the layout of settings and tensors.
         settings: what JSON can hold.
+        tensors: name -> tensor.
+
+    Returns: the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def kind_of(folder: Path | str) -> str:
     """Return what the probe in a folder is, for example "probe/sae/topk". Raises: WeightsMissing, SchemaError."""
     path = Path(folder) / SETTINGS
     if not path.is_file():
-        raise WeightsMissing(f"'{folder}' holds no saved probe.", f"looked for: {SETTINGS}")
+        raise WeightsMissing(f"no saved probe in '{folder}'.", f"looked for: {SETTINGS}")
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"])
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
@@ -54,7 +58,7 @@ def load_probe(folder: Path | str, *, kind: str, schema_version: int) -> tuple[d
     """Read what `save_probe` wrote.
 
     Returns: settings and tensors (on the CPU).
-    Raises: SchemaError for another kind or schema, or if the tensors are not those that were saved.
+    Raises: SchemaError for another kind or schema version, or if the tensors changed since they were saved.
     """
     folder = Path(folder)
     head = read_json(

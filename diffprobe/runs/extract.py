@@ -1,4 +1,4 @@
-"""`diffprobe extract`: the features of one run, written to its store. Owns what a run's control means for the backbone."""
+"""`diffprobe extract`: write the features of one run to its store; and what the control of a run replaces."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""The points of `probe.grid`: what each of the autoencoders that train in one run is made of, and what it records.
+"""The points of `probe.grid`: the settings of each probe that trains in one run, and the configuration it records.
 
-Owns the judging of the grid's keys and values, and the configuration in a member's record. Free of torch. Next in the
-flow: `training/sae_bank.py`.
+Validates the keys and values of a grid. Free of torch.
 """
 
 import itertools
@@ -12,26 +11,19 @@ from typing import Any
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.training.kinds.types import GridPoint
 
 MEMBERS = "members"
-"""Folder below a run's own that holds a folder a member."""
+"""Folder below that of a run, with one folder per member."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
-    """One combination of the grid's values."""
+class Point(GridPoint):
+    """One combination of the values of a grid, with the configuration that its result records."""
 
-    name: str
-    """Its name in logs and folders: mid_block@t200,k=16,seed=1."""
-    params: Any
-    """The judged settings of the probe."""
-    cell: str | None
-    """The cell asked for; None for the only one."""
-    seed: int
-    """Seed of the initial weights."""
     tree: dict[str, Any]
-    """What its record says as configuration: that of a run of this point alone. Where the point's seed is not that of
-    the run, which orders the samples, it stands in `probe.grid.seed`; so it does in a batched run."""
+    """The configuration of a run of this point alone. Where the point's seed differs from that of the run, which orders
+    the samples, it is recorded in `probe.grid.seed`; so it is in a batched run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +33,17 @@ class _OwnKeys:
 
 
 def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> tuple[Point, ...]:
-    """Judge the grid of a run and list its points, the last key running fastest; none without a grid.
+    """Validate the grid of a run and list its points, the last key varying fastest; () without a grid.
 
-    Keys are taken in alphabetical order: two grids that differ in theirs are one run, and have one set of names.
+    Keys are taken in alphabetical order, so that grids which differ in the order of keys are the same run.
 
     Args:
+        config: the run.
         probe_config: the `Config` of the probe's file.
-        tree: what the run's own record says as configuration.
+        tree: the configuration that the run's own result records.
 
-    Raises: ConfigError for a key that the probe has not got (with the nearest), no values or one twice, values that its
-        `Config` refuses, or cells where there is one only.
+    Raises: ConfigError for an unknown key (with the nearest), no values or a duplicate, values that the `Config` of the
+        probe refuses, or several cells where there is only one.
     """
     grid = dict(sorted(config.probe.grid.items()))
     if not grid:
@@ -63,7 +56,7 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         if not values:
             raise ConfigError(f"probe.grid.{key} is empty; at least one value is needed.")
         if any(value in values[:i] for i, value in enumerate(values)):
-            raise ConfigError(f"probe.grid.{key} names one twice: {', '.join(map(str, values))}.")
+            raise ConfigError(f"probe.grid.{key} has a duplicate: {', '.join(map(str, values))}.")
     parse(_OwnKeys, {key: grid[key] for key in grid if key in own}, at="probe.grid")
     if "cell" in grid and config.control == "raw_pixels":
         raise ConfigError("probe.grid.cell with control=raw_pixels: the pixels are one cell.")
@@ -81,16 +74,16 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
 def _point(config: RunConfig, probe_config: type[Any], tree: dict[str, Any], chosen: dict[str, Any]) -> Point:
     cell, seed = chosen.get("cell", config.probe.cell), chosen.get("seed", config.seed)
     params = {key: value for key, value in chosen.items() if key not in ("cell", "seed")}
-    judged = parse(probe_config, {**config.probe.params, **params}, at="probe.grid")
+    parsed = parse(probe_config, {**config.probe.params, **params}, at="probe.grid")
     probe = {key: value for key, value in tree["probe"].items() if key != "grid"}
     probe |= {"cell": cell, "params": {**probe["params"], **to_tree(params)}}
     if seed != config.seed or config.probe.batched:
         probe["grid"] = {"seed": [seed]}
     parts = [str(value) if key == "cell" else f"{key}={value}" for key, value in chosen.items()]
     name = re.sub(r"[^\w@=.,+-]+", ".", ",".join(parts))
-    return Point(name=name, params=judged, cell=cell, seed=seed, tree={**tree, "probe": probe})
+    return Point(name=name, params=parsed, cell=cell, seed=seed, tree={**tree, "probe": probe})
 
 
 def seeds_of(point: Point, config: RunConfig) -> dict[str, int]:
-    """Return the seed of a member, and that of the samples' order where it is another."""
+    """Return the seed of a member, and that of the sample order where it differs."""
     return {"run": point.seed} if point.seed == config.seed else {"run": point.seed, "order": config.seed}

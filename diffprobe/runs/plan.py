@@ -1,35 +1,33 @@
-"""The plan of `diffprobe train`: a run as far as it can be judged without features, its folder and its digest.
+"""The plan of `diffprobe train`: a run as far as it can be validated without features, its folder and its digest.
 
-Free of torch but for the probe's own file, so that a configuration can be judged where nothing is run. Next in the
-flow: `train.py`.
+Only the file of the probe may import torch, so that a configuration can be validated where nothing is run.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError
-from diffprobe.core.registry import probes
+from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.registry import PROBE_KINDS, PROBE_TRAINING, probes
 from diffprobe.runs.grid import Point, points
+from diffprobe.training.kinds.types import ProbeKind, ProbePlan
+
+_ADDED_KEYS = {
+    "probe": {"grid": {}, "batched": False, "metrics": []},
+    "features": {"placement": "auto", "shuffle": "samples"},
+}
+"""Keys that later versions added, with their defaults; at its default a key is left out of the digest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """A run that was judged as far as it can be without features."""
+class RunPlan(ProbePlan):
+    """A validated run: what trains, what its result records, and where."""
 
-    config: RunConfig
-    """The configuration as given."""
-    probe: ModuleType
-    """The probe's file."""
-    params: Any
-    """Its judged settings."""
     tree: dict[str, Any]
-    """What the result records and the digest names: everything but the place of the output."""
+    """What the result records and the digest covers: the whole configuration but for the output folder."""
     run_dir: Path
     """Folder of the run: <output>/<experiment>/<first 12 digits of the digest>."""
     points: tuple[Point, ...] = ()
@@ -42,45 +40,30 @@ class RunPlan:
 
 
 def plan(config: RunConfig) -> RunPlan:
-    """Judge a run: the probe's file, its settings and grid, the control.
+    """Validate a run: the kind and file of the probe, its settings, its grid, its metrics and the control.
 
     Raises: ConfigError, UnknownName. Nothing is loaded or written.
     """
-    kind, name = config.probe.kind, config.probe.name
-    probe = probes(kind).load(name)
+    kind = training_of(config.probe.kind)
+    probe = probes(config.probe.kind).load(config.probe.name)
     params = parse(probe.Config, config.probe.params, at="probe.params")
-    if kind == "sae" and config.control == "shuffled_labels":
-        raise ConfigError("control=shuffled_labels: a sparse autoencoder sees no labels to shuffle.")
-    if kind != "sae" and not config.probe.targets:
-        raise ConfigError("probe.targets is empty; at least one is needed.", "allowed: label, or names of attributes")
-    if kind == "direction" and config.control == "shuffled_labels":
+    if config.probe.grid and not kind.TAKES_GRID:
         raise ConfigError(
-            "control=shuffled_labels: a direction is fitted to shuffled labels in every run, beside the real one."
+            f"probe.grid: a probe of kind '{config.probe.kind}' does not train in grids.", fix="a run for each value"
         )
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
-    # a run that does not use these keys has the digest that it had before there were any
-    for key in ("grid", "batched"):
-        if not tree["probe"][key]:
-            del tree["probe"][key]
-    for key, default in (("placement", "auto"), ("shuffle", "samples")):
-        if tree["features"][key] == default:
-            del tree["features"][key]
-    folder = Path(config.output) / (config.experiment or kind) / digest_json(tree)[:12]
+    for block, added in _ADDED_KEYS.items():
+        for key, default in added.items():
+            if tree[block][key] == default:
+                del tree[block][key]
+    folder = Path(config.output) / (config.experiment or config.probe.kind) / digest_json(tree)[:12]
     found = points(config, probe.Config, tree)
-    if config.features.shuffle == "rows":
-        _check_rows(kind, [point.params for point in found] or [params])
+    kind.validate(config, [point.params for point in found] or [params])
     return RunPlan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
 
 
-def _check_rows(kind: str, params: Sequence[Any]) -> None:
-    """Refuse a permutation of single rows for probes that can't use one. Raises: ConfigError."""
-    if kind != "sae":
-        raise ConfigError(
-            f"features.shuffle=rows: a probe of kind '{kind}' learns from whole samples.",
-            fix="features.shuffle=samples",
-        )
-    if any(part.row_buffer for part in params):
-        raise ConfigError(
-            "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",
-            fix="probe.params.row_buffer=0",
-        )
+def training_of(kind: str) -> ProbeKind:
+    """Return how a kind of probe is trained. Raises: ConfigError for an unknown kind, with the nearest."""
+    if kind not in PROBE_KINDS.names():
+        raise unknown("probe.kind", kind, PROBE_KINDS.names(), ConfigError)
+    return cast(ProbeKind, PROBE_TRAINING.load(kind))

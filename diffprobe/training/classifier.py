@@ -1,6 +1,7 @@
-"""ClassifierModule: linear classifiers for every cell, target and control, trained in one pass.
+"""ClassifierModule: classifiers of one file for every cell, target and control, trained in one pass.
 
-Each head has its own loss and its own weights, and AdamW treats every weight alone: a bank is as many separate runs.
+Each head has its own loss and its own weights, and AdamW updates every weight by itself: a bank is as many separate
+runs.
 """
 
 import math
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.registry import load_metrics
 from diffprobe.core.result import MetricRecord
+from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.metrics.accuracy import ClassCounts
+from diffprobe.metrics.confusion import ConfusionCounts
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments
-from diffprobe.probes.classifier.linear import LinearBank, LinearProbe
+from diffprobe.probes.classifier.bank import Bank, make_bank
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,
@@ -32,13 +36,15 @@ from diffprobe.training.module import (
 )  # fmt: skip
 
 REAL = "none"
+METRICS = ("accuracy", "balanced_accuracy")
+"""Metrics that are recorded where a run names none."""
 
 
 class Head(NamedTuple):
     """One classifier of the bank."""
 
     cell: str
-    """Whose features it reads."""
+    """Cell whose features it reads."""
     target: str
     """What it predicts."""
     control: str
@@ -46,56 +52,67 @@ class Head(NamedTuple):
 
 
 class ClassifierModule(ProbeModule):
-    """A bank of linear classifiers on standardised features.
+    """A bank of classifiers on standardised features.
 
     Args:
+        name: file of the head in `probes/classifier`.
+        config: its settings; `controls` are the control heads beside each real one.
         widths: cell name -> d_in.
         classes: target -> names of its classes.
-        controls: control heads beside each real one.
         only_control: train all heads on shuffled labels; for a run that is itself the control.
-        settings, seed: see `ProbeModule`. The seed fixes the shuffled labels. gradient_clip must be off: the joint norm
-            would tie the heads to each other.
+        metrics: files of `metrics/` with `FOR = "classifier"`, the first of which is logged as a curve; () for
+            accuracy and balanced accuracy.
+        settings, seed: see `ProbeModule`. The seed fixes the initial weights and the shuffled labels. gradient_clip
+            must be unset: the joint norm would couple the heads.
+
+    Raises: UnknownName for an unknown head or metric, ConfigError for gradient_clip.
     """
 
     default_learning_rate = 3e-3
 
     def __init__(
         self,
+        name: str,
+        config: ClassifierConfig,
         *,
         widths: Mapping[str, int],
         classes: Mapping[str, Sequence[str]],
-        controls: Sequence[str] = ("shuffled_labels",),
         only_control: bool = False,
+        metrics: Sequence[str] = (),
         settings: TrainerConfig,
         seed: int = 0,
     ) -> None:
         super().__init__(settings, seed=seed)
         if settings.gradient_clip is not None:
-            raise ConfigError("gradient_clip ties the heads of a classifier bank to each other.", fix="leave it unset")
-        self.only_control, controls = only_control, () if only_control else controls
+            raise ConfigError("gradient_clip couples the heads of a classifier bank.", fix="leave it unset")
+        self.name, self.config, self.only_control = name, config, only_control
+        self.metrics = load_metrics("classifier", metrics or METRICS)
         self.cells, self.classes = tuple(widths), {target: tuple(names) for target, names in classes.items()}
+        controls = () if only_control else config.controls
         self.tasks = [(target, control) for target in self.classes for control in (REAL, *controls)]
         n_classes = [len(self.classes[target]) for target, _ in self.tasks]
-        self._banks = nn.ModuleList([LinearBank(d_in, n_classes) for d_in in widths.values()])
+        self._banks = nn.ModuleList(
+            [make_bank(name, config, d_in, n_classes, seeds=self._seeds(cell)) for cell, d_in in widths.items()]
+        )
         self.heads = [Head(cell, target, control) for cell in self.cells for target, control in self.tasks]
-        self._counts = nn.ModuleDict({split: ClassCounts(n_classes * len(self.cells)) for split in ("val", "test")})
+        self.confusion = ConfusionCounts(n_classes * len(self.cells))
         self.scores: dict[str, list[dict[str, float]]] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
 
-    @property
-    def banks(self) -> list[LinearBank]:
-        """One bank a cell, in the order of `cells`."""
-        return cast(list[LinearBank], list(self._banks))
+    def _seeds(self, cell: str) -> list[int]:
+        """Return the seed of each head on a cell; a control head starts from the weights of its real one."""
+        return [derive_seed("classifier", self.seed, cell, target) for target, _ in self.tasks]
 
-    def counts(self, split: str) -> ClassCounts:
-        """Hits and samples on one split, heads in the order of `heads`."""
-        return cast(ClassCounts, self._counts[split])
+    @property
+    def banks(self) -> list[Bank]:
+        """One bank per cell, in the order of `cells`."""
+        return cast(list[Bank], list(self._banks))
 
     def prepare(self) -> None:
-        """Standardise by the training set, permute its labels for the controls."""
+        """Standardise by the training set and permute its labels for the controls."""
         targets = list(self.classes)
         keyed = LabelCollector(len(targets)).to(self.device)
-        fitted = all(bool(bank.fitted) for bank in self.banks)  # in a resumed run the weights bring their own
+        fitted = all(bool(bank.fitted) for bank in self.banks)  # weights of a resumed run have their statistics
         moments = [RunningMoments(bank.d_in).to(self.device) for bank in self.banks]
         for batch in self.raw_batches(self.train_split) if fitted else self.batches(self.train_split):
             rows = torch.stack([labels_of(batch, target) for target in targets], dim=1)
@@ -124,7 +141,7 @@ class ClassifierModule(ProbeModule):
             for target, control in self.tasks
         ]
         n = self.sum_over_processes(torch.stack([(label >= 0).sum() for label in labels]))
-        # DDP averages gradients over processes, so each divides its sum by the mean count of labelled samples.
+        # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
         loss = torch.zeros((), device=self.device)
         for cell, bank in zip(self.cells, self.banks, strict=True):
@@ -134,81 +151,66 @@ class ClassifierModule(ProbeModule):
         self.log("train/loss", loss.detach() / len(self.heads), batch_size=len(batch), prog_bar=True)
         return loss
 
-    def _count(self, batch: FeatureBatch, split: str) -> None:
+    def score(self, batch: FeatureBatch, split: str) -> None:
+        """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
         require_finite(batch, self.cells)
         start = 0
         for cell, bank in zip(self.cells, self.banks, strict=True):
-            with torch.autocast(self.device.type, enabled=False):  # what is saved is a float32 probe
+            with torch.autocast(self.device.type, enabled=False):  # the probe that is saved is float32
                 found = bank(vectors(batch, cell))
             for i, logits in enumerate(found):
-                self.counts(split).update(start + i, logits, labels_of(batch, self.tasks[i][0]))
+                self.confusion.update(start + i, logits, labels_of(batch, self.tasks[i][0]))
             start += len(self.tasks)
 
-    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Count hits on validation samples, against the true labels for control heads too."""
-        self._count(batch, "val")
-
-    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Count hits on test samples."""
-        self._count(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the scores."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute and log the scores."""
-        self._finish("test")
-
-    def _finish(self, split: str) -> None:
-        counts = self.counts(split)
-        scores = counts.compute()
-        with counts.sync_context():
-            for i, (head, score) in enumerate(zip(self.heads, scores, strict=True)):
-                require_samples(score["n"], split=split, target=head.target)
-                seen = counts.samples.split(counts.n_classes)[i] > 0
-                score["chance"] = counts.best_constant(i)
-                score["n_seen"] = int(seen.sum())
-                score["balanced_chance"] = 1 / score["n_seen"]
-        counts.reset()
+    def finish(self, split: str) -> None:
+        """Compute and log the scores. Raises: EmptyClass for a target without samples."""
+        with self.confusion.sync_context():
+            counts = [matrix.cpu() for matrix in self.confusion.compute()]
+        self.confusion.reset()
+        scores = []
+        for head, matrix in zip(self.heads, counts, strict=True):
+            n = int(matrix.sum())
+            require_samples(n, split=split, target=head.target)
+            score: dict[str, float] = {"n": n, "n_seen": int((matrix.sum(1) > 0).sum())}
+            for metric in self.metrics:
+                score[metric.NAME] = metric.from_confusion(matrix)
+                score[f"chance/{metric.NAME}"] = metric.chance(matrix)
+            scores.append(score)
         self.scores[split] = scores
-        names = [f"{split}/accuracy/{h.cell}/{h.target}" + f"/{h.control}" * (h.control != REAL) for h in self.heads]
-        self.log_scores({name: score["accuracy"] for name, score in zip(names, scores, strict=True)})
+        curve = self.metrics[0].NAME
+        names = [f"{split}/{curve}/{h.cell}/{h.target}" + f"/{h.control}" * (h.control != REAL) for h in self.heads]
+        self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return accuracy and balanced accuracy of each real head, beside chance and its control heads.
+        """Return the metrics of each real head, beside chance and its control heads.
 
-        `detail` counts the classes of the data set and those of which the split holds samples.
+        `detail` has the number of classes of the data set and the number of which the split has samples.
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []
         for head, score in by_head.items():
             if head.control != REAL:
                 continue
-            beside = {
-                control: by_head[head._replace(control=control)]
-                for t, control in self.tasks
-                if t == head.target != control
-            }
-            beside.pop(REAL, None)
-            for name, chance in (("accuracy", "chance"), ("balanced_accuracy", "balanced_chance")):
-                controls = {"chance": score[chance], **{control: other[name] for control, other in beside.items()}}
+            controls = [control for target, control in self.tasks if target == head.target and control != REAL]
+            beside = {control: by_head[head._replace(control=control)] for control in controls}
+            for metric in self.metrics:
+                values = {control: other[metric.NAME] for control, other in beside.items()}
                 made.append(
                     MetricRecord(
-                        name=name,
-                        value=score[name],
+                        name=metric.NAME,
+                        value=score[metric.NAME],
                         split=split,
                         n=int(score["n"]),
                         cell=head.cell,
                         target=head.target,
-                        probe="linear",
-                        controls=controls,
+                        probe=self.name,
+                        controls={"chance": score[f"chance/{metric.NAME}"], **values},
                         detail={"n_classes": len(self.classes[head.target]), "n_classes_held": int(score["n_seen"])},
                     )
                 )
         return made
 
-    def probe(self, cell: str, target: str) -> LinearProbe:
+    def probe(self, cell: str, target: str) -> ClassifierProbe:
         """Copy one trained classifier out of the bank."""
         return self.banks[self.cells.index(cell)].head(self.tasks.index((target, REAL)))
 
@@ -223,7 +225,7 @@ class ClassifierModule(ProbeModule):
         ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW; the step size falls to 0 along a cosine."""
+        """AdamW with a step size that falls to 0 along a cosine."""
         decay = self.settings.weight_decay
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=decay)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

@@ -1,49 +1,62 @@
-"""DirectionModule: directions by closed form or by gradient, and how well each separates held-out samples.
+"""DirectionModule: directions in closed form or by gradient, and how well each separates held-out samples.
 
 Closed-form estimates come from float64 sums over the training set, so they are the same for any number of processes;
-they need `trainer.validate` and `trainer.test` only. The logistic direction is trained by `trainer.fit`.
+they need `trainer.validate` and `trainer.test` only. Trained ones need `trainer.fit`.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
-from diffprobe.probes.direction.logistic import LogisticDirections
+from diffprobe.probes.direction.base import is_trained
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
 
-TRAINED = ("logistic",)
+
+class TrainedDirections(Protocol):
+    """What the `make` of a trained estimator returns, besides an nn.Module."""
+
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_columns"]:
+        """Return the log-odds of the positive end, for features in their own unit."""
+
+    def standardise(self, mean: Float[Tensor, " d_in"], variance: Float[Tensor, " d_in"]) -> None:
+        """Set the mean and variance of the training set."""
+
+    def directions(self) -> Float[Tensor, "d_in n_columns"]:
+        """Return the directions in the unit of the features, float64."""
 
 
 class DirectionModule(ProbeModule):
     """Estimates a direction for each axis, beside two controls: random directions and shuffled training labels.
 
     Columns of every estimate: the true labels first, then `n_shuffles` permutations of them over the training samples
-    of the axis. A random direction is turned so that it points to the positive end on the training set, as an
-    estimate does; otherwise it would be right half of the time by sign alone.
+    of the axis. A random direction is flipped so that it points to the positive end on the training set, as an estimate
+    does; otherwise its AUROC would be below one half in half of the draws.
 
     Args:
-        name: the estimator, a file of probes/direction.
-        estimate: its `estimate(moments, config)`; None for the trained one.
-        needs_gram: whether it needs the sum of x x^T.
+        name: the estimator, a file of `probes/direction`.
         config: its settings.
-        axes: what to find.
+        axes: the contrast pairs.
         widths: cell name -> d_in.
-        settings, seed: see `ProbeModule`. The seed fixes both controls. For a trained direction gradient_clip must be off:
-            the joint norm would tie it to its controls.
+        settings, seed: see `ProbeModule`. The seed fixes both controls. For a trained direction gradient_clip must be
+            unset: the joint norm would couple it to its controls.
+
+    Raises: UnknownName for an unknown estimator, ConfigError for gradient_clip.
     """
 
     default_learning_rate = 1e-2
@@ -53,23 +66,19 @@ class DirectionModule(ProbeModule):
         name: str,
         config: DirectionConfig,
         *,
-        estimate: Any,
-        needs_gram: bool,
         axes: Sequence[ContrastPair],
         widths: dict[str, int],
         settings: TrainerConfig,
         seed: int = 0,
     ) -> None:
         super().__init__(settings, seed=seed)
-        if name in TRAINED and settings.gradient_clip is not None:
-            raise ConfigError(
-                "gradient_clip ties the directions and their controls to each other.", fix="leave it unset"
-            )
+        self._file, self.is_trained = probes("direction").load(name), is_trained(name)
+        if self.is_trained and settings.gradient_clip is not None:
+            raise ConfigError("gradient_clip couples the directions to their controls.", fix="leave it unset")
         self.name, self.config, self.axes, self.widths = name, config, list(axes), widths
-        self._estimate, self._needs_gram = estimate, needs_gram
         n_columns = 1 + config.n_shuffles
-        trained = self.axes if name in TRAINED else []
-        self._models = nn.ModuleList([LogisticDirections(widths[axis.cell], n_columns) for axis in trained])
+        trained = self.axes if self.is_trained else []
+        self._models = nn.ModuleList([self._file.make(config, widths[axis.cell], n_columns) for axis in trained])
         n_scores = n_columns + config.n_random
         self._areas = nn.ModuleDict(
             {split: nn.ModuleList([Auroc(n_scores) for _ in self.axes]) for split in ("val", "test")}
@@ -81,25 +90,20 @@ class DirectionModule(ProbeModule):
         self._columns: list[Tensor] = []
 
     @property
-    def is_trained(self) -> bool:
-        """Whether there is something for `trainer.fit` to do."""
-        return len(self._models) > 0
-
-    @property
-    def models(self) -> list[LogisticDirections]:
-        """The trained estimates, one an axis; none for closed forms."""
-        return cast(list[LogisticDirections], list(self._models))
+    def models(self) -> list[TrainedDirections]:
+        """The trained estimates, one per axis; none for closed forms."""
+        return cast(list[TrainedDirections], list(self._models))
 
     def areas(self, split: str) -> list[Auroc]:
-        """The areas on one split, one an axis."""
+        """The areas under the ROC curve on one split, one per axis."""
         return cast(list[Auroc], list(cast(nn.ModuleList, self._areas[split])))
 
     def prepare(self) -> None:
-        """Permute the training labels, sum over the training set, and estimate what has a closed form."""
+        """Permute the training labels, sum over the training set, and compute closed-form estimates."""
         self._shuffle()
         n_columns = 1 + self.config.n_shuffles
         running = [
-            RunningMoments(self.widths[axis.cell], n_columns, gram=self._needs_gram).to(self.device)
+            RunningMoments(self.widths[axis.cell], n_columns, gram=self._file.NEEDS_GRAM).to(self.device)
             for axis in self.axes
         ]
         for batch in self.batches(self.train_split):
@@ -115,7 +119,7 @@ class DirectionModule(ProbeModule):
             for model, sums in zip(self.models, self._moments, strict=True):
                 model.standardise(sums.mean, sums.variance)
         else:
-            self._closed = [self._estimate(sums, self.config) for sums in self._moments]
+            self._closed = [self._file.estimate(sums, self.config) for sums in self._moments]
 
     def _shuffle(self) -> None:
         keyed = LabelCollector(len(self.axes)).to(self.device)
@@ -140,14 +144,14 @@ class DirectionModule(ProbeModule):
             )
 
     def _sides(self, i: int, batch: FeatureBatch, hashes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which samples lie on axis i, and their 0/1 sides: true, then shuffled."""
+        """Return which samples are on axis i, and their 0/1 sides: true, then shuffled."""
         true = self.axes[i].side(labels_of(batch, self.axes[i].target))
         known = true >= 0
         columns = [true, *(shuffled.of(hashes).to(true.device) for shuffled in self._shuffled[i])]
         return known, torch.stack(columns, dim=1)[known]
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
-        """Return the sum of the columns' mean logistic losses over the joint batch of all processes."""
+        """Return the sum over columns of the mean logistic loss over the joint batch of all processes."""
         hashes = hash_keys(batch.keys)
         sided = [self._sides(i, batch, hashes) for i in range(len(self.axes))]
         n = self.sum_over_processes(torch.stack([known.sum() for known, _ in sided]))
@@ -162,7 +166,7 @@ class DirectionModule(ProbeModule):
         return loss
 
     def _refresh(self) -> None:
-        """Line up the unit vectors of each axis: estimate, shuffled ones, random ones."""
+        """Collect the unit vectors of each axis: the estimate, those of shuffled labels, random ones."""
         self._columns = []
         for i in range(len(self.axes)):
             found = self.models[i].directions() if self.is_trained else self._closed[i]
@@ -174,37 +178,23 @@ class DirectionModule(ProbeModule):
             self._columns.append(torch.cat([unit, random], dim=1))
 
     def on_validation_epoch_start(self) -> None:
-        """Take the directions as they are now."""
+        """Collect the current directions."""
         self._refresh()
 
     def on_test_epoch_start(self) -> None:
-        """Take the directions as they are now."""
+        """Collect the current directions."""
         self._refresh()
 
-    def _project(self, batch: FeatureBatch, split: str) -> None:
+    def score(self, batch: FeatureBatch, split: str) -> None:
+        """Project the samples of a batch. Raises: NonFinite."""
         require_finite(batch, self.widths)
         for axis, columns, area in zip(self.axes, self._columns, self.areas(split), strict=True):
             side = axis.side(labels_of(batch, axis.target))
             x = vectors(batch, axis.cell)[side >= 0].double()
             area.update(x @ columns.to(x), side[side >= 0] == 1)
 
-    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Project validation samples."""
-        self._project(batch, "val")
-
-    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Project test samples."""
-        self._project(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the areas."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute and log the areas."""
-        self._finish("test")
-
-    def _finish(self, split: str) -> None:
+    def finish(self, split: str) -> None:
+        """Compute and log the areas. Raises: EmptyClass for an end without samples."""
         self.scores[split] = [
             self._area(axis, area, split) for axis, area in zip(self.axes, self.areas(split), strict=True)
         ]
@@ -234,7 +224,7 @@ class DirectionModule(ProbeModule):
         }
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return the AUROC of each direction beside its controls (their means; their spreads stand in the detail)."""
+        """Return the AUROC of each direction beside the means of its controls; `detail` has their spreads."""
         return [
             MetricRecord(
                 name="auroc",
@@ -259,25 +249,20 @@ class DirectionModule(ProbeModule):
         ]
 
     def directions(self) -> list[Direction]:
-        """Return the estimates as artifacts, one an axis."""
+        """Return the estimates as artifacts, one per axis."""
         self._refresh()
-        made = []
-        for axis, columns, sums in zip(self.axes, self._columns, self._moments, strict=True):
-            unit = columns[:, 0]
-            above, below = class_means(sums)
-            scale = float((above - below)[:, 0] @ unit)
-            made.append(
-                Direction(
-                    vector=unit.float().cpu(),
-                    scale=scale,
-                    target=axis.target,
-                    positive=axis.positive,
-                    negative=axis.negative,
-                    cell=axis.cell,
-                    estimator=self.name,
-                )
+        return [
+            Direction.of(
+                columns[:, 0],
+                sums,
+                target=axis.target,
+                positive=axis.positive,
+                negative=axis.negative,
+                cell=axis.cell,
+                estimator=self.name,
             )
-        return made
+            for axis, columns, sums in zip(self.axes, self._columns, self._moments, strict=True)
+        ]
 
     def save(self, folder: Path) -> list[Path]:
         """Write each direction to a folder of its own."""

@@ -1,4 +1,4 @@
-"""The base of all probe modules. Owns the exact pass over a split, sums over processes, and optimiser settings."""
+"""The base of all probe modules: exact passes over a split, evaluation hooks, sums over processes, step size."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,10 +20,12 @@ SHUFFLE_BUFFERS = "shuffle_buffers"
 
 
 class ProbeModule(lightning.LightningModule):
-    """What every probe under training shares.
+    """Base class of the LightningModules of probes.
 
-    Statistics of the training set are computed once, exactly, before the first step or evaluation (`prepare`): each
-    sample counts once, whatever the number of processes, and although training batches may repeat one to be equal.
+    A subclass implements `training_step` and `configure_optimizers` (if it has anything to train), `score`, `finish`,
+    `records` and `save`, and optionally `prepare`. Statistics of the training set are computed once, exactly, before
+    the first step or evaluation (`prepare`): each sample counts once for any number of processes, although training
+    batches may repeat some so that all processes have equally many.
 
     Args:
         settings: step size, weight decay and the like.
@@ -32,7 +34,7 @@ class ProbeModule(lightning.LightningModule):
 
     default_learning_rate = 1e-3
     scores: dict[str, Any]
-    """Split -> what its evaluation gave."""
+    """Split -> the result of its evaluation."""
 
     def __init__(self, settings: TrainerConfig, *, seed: int) -> None:
         super().__init__()
@@ -40,10 +42,23 @@ class ProbeModule(lightning.LightningModule):
         self._is_prepared = False
 
     def prepare(self) -> None:
-        """Compute what must be known of the training set before the first step. Runs on all processes."""
+        """Compute statistics of the training set before the first step. Runs on all processes."""
+
+    @property
+    def members(self) -> "Sequence[ProbeModule]":
+        """The probes of a grid, in the order of its points; () for a module that is not a grid."""
+        return ()
+
+    def score(self, batch: FeatureBatch, split: str) -> None:
+        """Add the samples of a batch to the metrics of a split ("val" or "test")."""
+        raise NotImplementedError
+
+    def finish(self, split: str) -> None:
+        """Compute the scores of a split from all that `score` added, log them and keep them in `scores`."""
+        raise NotImplementedError
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return the measured numbers of one split after its evaluation."""
+        """Return the metrics of one split after its evaluation."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> list[Path]:
@@ -51,19 +66,35 @@ class ProbeModule(lightning.LightningModule):
         raise NotImplementedError
 
     def on_fit_start(self) -> None:
-        """Prepare before the first step; weights of a resumed run are already in place."""
+        """Prepare before the first step; the weights of a resumed run are already loaded."""
         self._prepare_once()
 
     def on_validation_start(self) -> None:
-        """Prepare where nothing was trained before."""
+        """Prepare if nothing was trained before."""
         self._prepare_once()
 
     def on_test_start(self) -> None:
-        """Prepare where nothing was trained before."""
+        """Prepare if nothing was trained before."""
         self._prepare_once()
 
+    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Add validation samples to the metrics."""
+        self.score(batch, "val")
+
+    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
+        """Add test samples to the metrics."""
+        self.score(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the validation scores."""
+        self.finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the test scores."""
+        self.finish("test")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put in the row buffers, of which each process has its share; Lightning calls this on all of them."""
+        """Add the row buffers, of which each process has its share; Lightning calls this on all processes."""
         found = {name: part.shares(self.gather_over_processes) for name, part in self._shuffle_buffers()}
         if found:
             checkpoint[SHUFFLE_BUFFERS] = found
@@ -79,11 +110,11 @@ class ProbeModule(lightning.LightningModule):
         return [(name, part) for name, part in self.named_modules() if isinstance(part, ShuffleBuffer)]
 
     def gather_over_processes(self, values: Tensor) -> Tensor:
-        """Return the tensors of all processes, of equal shape, behind each other."""
+        """Concatenate the tensors of all processes, which have equal shapes."""
         if self.trainer.world_size == 1:
             return values
         parts = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather(parts, values.detach().contiguous())  # numbers only: no gradient passes
+        torch.distributed.all_gather(parts, values.detach().contiguous())  # gradients do not flow through it
         return torch.cat(parts)
 
     def _prepare_once(self) -> None:
@@ -94,17 +125,17 @@ class ProbeModule(lightning.LightningModule):
 
     @property
     def source(self) -> Any:
-        """The DataModule that the Trainer was given. Raises: RunFailed without one."""
+        """The DataModule of the Trainer. Raises: RunFailed without one."""
         found = getattr(self.trainer, "datamodule", None)
         if found is None:
             raise RunFailed(
-                f"{type(self).__name__} needs a DataModule, so that it can pass over the training set exactly once.",
+                f"{type(self).__name__} needs a DataModule for its exact pass over the training set.",
                 fix="trainer.fit(module, datamodule=StoredFeatures(...))",
             )
         return found
 
     def raw_batches(self, split: str) -> Iterator[Any]:
-        """Yield this process's share of a split, each sample exactly once over all; features may not be made yet."""
+        """Yield this process's share of a split, each sample once over all processes; images if features are live."""
         trainer = self.trainer
         yield from self.source.loader(split, shuffle=False, rank=trainer.global_rank, world_size=trainer.world_size)
 
@@ -129,12 +160,12 @@ class ProbeModule(lightning.LightningModule):
         return self.sum_over_processes(value) / self.trainer.world_size
 
     def log_scores(self, scores: dict[str, float]) -> None:
-        """Log numbers that are equal on all processes already."""
+        """Log values that are already equal on all processes."""
         self.log_dict(scores, sync_dist=False, rank_zero_only=True)
 
     @property
     def learning_rate(self) -> float:
-        """The step size asked for, or the probe's own default."""
+        """Step size of the settings, or the probe's own default."""
         return self.settings.learning_rate or self.default_learning_rate
 
     def schedule(
@@ -157,11 +188,11 @@ class ProbeModule(lightning.LightningModule):
 
 
 def vectors(batch: FeatureBatch, cell: str) -> Tensor:
-    """Return the pooled features of one cell. Raises: ConfigError for feature maps, tokens and draws side by side."""
+    """Return the pooled features of one cell. Raises: ConfigError for feature maps, tokens and separate draws."""
     x = batch.features[cell]
     if x.ndim != 2:
         raise ConfigError(
-            f"cell '{cell}' has values of shape {tuple(x.shape[1:])} a sample; this probe reads one vector a sample.",
+            f"cell '{cell}' has values of shape {tuple(x.shape[1:])} per sample; this probe reads one vector.",
             "features.pool=none and tokensN keep places, features.keep_draws=true keeps draws",
             fix="features.pool=mean, max or gridK, and features.keep_draws=false",
         )
@@ -174,7 +205,7 @@ def labels_of(batch: Any, target: str) -> Tensor:
 
 
 def require_finite(batch: FeatureBatch, cells: Iterable[str]) -> None:
-    """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
+    """Refuse features with NaN or infinity. Raises: NonFinite, naming cell and first sample."""
     for cell in cells:
         bad = ~torch.isfinite(batch.features[cell]).flatten(1).all(1)
         if bad.any():
@@ -183,7 +214,7 @@ def require_finite(batch: FeatureBatch, cells: Iterable[str]) -> None:
 
 
 def check_finite_loss(loss: Tensor, batch: FeatureBatch, cells: Sequence[str]) -> None:
-    """Stop at a loss that is no number, saying whether the features were to blame. Raises: NonFinite."""
+    """Stop at a loss of NaN or infinity. Raises: NonFinite, which names the features if they caused it."""
     if torch.isfinite(loss):
         return
     require_finite(batch, cells)
@@ -194,6 +225,6 @@ def check_finite_loss(loss: Tensor, batch: FeatureBatch, cells: Sequence[str]) -
 
 
 def require_samples(n: float, *, split: str, target: str) -> None:
-    """Refuse a score over nothing. Raises: EmptyClass."""
+    """Refuse a score without samples. Raises: EmptyClass."""
     if n == 0:
         raise EmptyClass(f"no sample of split '{split}' has a value of target '{target}'.")

@@ -67,7 +67,10 @@ RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['
     [
         ("probe=logistic", "run 1 on the command line (tiny/sae): "),
         ("features.source=live", "run 1 on the command line (tiny/sae): features.source=live"),
-        ("probe.grid.k=[2,4]", "run 2 on the command line (tiny/classifier control=raw_pixels): probe: grid belongs"),
+        (
+            "probe.grid.k=[2,4]",
+            "run 2 on the command line (tiny/classifier control=raw_pixels): probe.grid",
+        ),
     ],
 )
 def test_the_check_says_which_run_has_the_fault(tiny_study, tmp_path, capsys, setting, words):

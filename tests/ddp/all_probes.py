@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.registry import probes
+from diffprobe.probes.classifier import linear
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
@@ -38,7 +39,7 @@ def settings(precision="32-true"):
 
 def classifier(precision="32-true"):
     classes = {"label": toy.CLASSES, "style": toy.STYLES}
-    return ClassifierModule(widths=toy.WIDTHS, classes=classes, settings=settings(precision))
+    return ClassifierModule("linear", linear.Config(), widths=toy.WIDTHS, classes=classes, settings=settings(precision))
 
 
 def sae(precision="32-true"):
@@ -52,8 +53,6 @@ def direction(name):
     return DirectionModule(
         name,
         params,
-        estimate=getattr(probe, "estimate", None),
-        needs_gram=probe.NEEDS_GRAM,
         axes=params.axes([CELL], {"style": toy.STYLES}),
         widths={CELL: 12},
         settings=settings(),

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffprobe.metrics.accuracy import ClassCounts
+from diffprobe.metrics import accuracy, balanced_accuracy
 from diffprobe.metrics.auroc import auroc
+from diffprobe.metrics.confusion import ConfusionCounts
 from diffprobe.probes.classifier.linear import LinearProbe
 from diffprobe.probes.direction.ridge import ridge
 
@@ -63,8 +64,10 @@ def test_scores_equal_their_metrics():
     got = auroc(score, label == 1)
     expected = [roc_auc_score((label == 1).numpy(), score[:, j].numpy()) for j in range(2)]
     assert got.tolist() == pytest.approx(expected, abs=1e-12)
-    counts = ClassCounts([3])
+    counts = ConfusionCounts([3])
     counts.update(0, x[:, :3], label)
     prediction = x[:, :3].argmax(1).numpy()
-    assert counts.compute()[0]["accuracy"] == pytest.approx(accuracy_score(label.numpy(), prediction))
-    assert counts.compute()[0]["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(label.numpy(), prediction))
+    (found,) = counts.compute()
+    truth = label.numpy()
+    assert accuracy.from_confusion(found) == pytest.approx(accuracy_score(truth, prediction))
+    assert balanced_accuracy.from_confusion(found) == pytest.approx(balanced_accuracy_score(truth, prediction))

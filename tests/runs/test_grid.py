@@ -146,7 +146,7 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.k=[4,0]"], "k = 0 of probe 'topk' must be at least 1"),
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
         (["probe.grid.cell=[a@t1]", "control=raw_pixels"], "the pixels are one cell"),
-        (["probe=linear", "probe.grid.k=[2]"], "grid belongs to kind=sae"),
+        (["probe=linear", "probe.grid.k=[2]"], "probe.grid: a probe of kind 'classifier'"),
         (["probe.batched=true"], "batched belongs to grid"),
     ],
 )

@@ -12,15 +12,15 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
         plan(run("probe=topk", "probe.params.kk=3"))
     with pytest.raises(UnknownName, match="unknown probe of kind 'sae' 'topp'"):
         plan(run("probe=topk", "probe.name=topp"))
-    with pytest.raises(ConfigError, match="no labels to shuffle"):
+    with pytest.raises(ConfigError, match="control=shuffled_labels"):
         plan(run("probe=topk", "control=shuffled_labels"))
     with pytest.raises(ConfigError, match="missing key 'probe.params.positive'"):
         plan(run("probe=ridge"))
     for probe in (["probe=linear"], ["probe=ridge", "probe.params.positive=noto"]):
-        with pytest.raises(ConfigError, match="shuffle=rows: a probe of kind '.*' learns from whole samples"):
+        with pytest.raises(ConfigError, match="shuffle=rows: a probe of kind '.*'"):
             plan(run(*probe, "features.shuffle=rows"))
     for buffer in ("probe.params.row_buffer=8", "probe.grid.row_buffer=[0,8]"):
-        with pytest.raises(ConfigError, match="a permutation of all rows leaves nothing to mix"):
+        with pytest.raises(ConfigError, match="features.shuffle=rows with probe.params.row_buffer"):
             plan(run("probe=topk", buffer, "features.shuffle=rows"))
     with pytest.raises(ConfigError, match="source=live: probe.params.row_buffer=N mixes N rows while streaming"):
         run("probe=topk", "features.shuffle=rows", "features.source=live")

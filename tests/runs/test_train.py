@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError, StoreIncomplete, UnknownName
-from diffprobe.core.result import read_result
+from diffprobe.core.result import SCHEMA_VERSION, read_result
 from diffprobe.probes.classifier.linear import LinearProbe
 from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
@@ -62,7 +62,7 @@ def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_
     assert result.run == path.parent.name and result.seeds["run"] == 3
     assert result.config["probe"]["targets"] == ["style"] and "output" not in result.config
     probe = LinearProbe.from_pretrained(path.parent / "probes" / "style" / CELL.replace(":", "."))
-    assert probe.n_classes == [2] and result.artifacts["input/shards"]
+    assert probe.n_classes == 2 and result.artifacts["input/shards"]
     assert (path.parent / "last.ckpt").exists() and (path.parent / "curves" / "metrics.csv").exists()
     assert plan(run("probe=linear", "probe.targets=[style]", "seed=4", "logger=csv")).run_dir != path.parent
     assert plan(run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")).run_dir == path.parent
@@ -82,7 +82,7 @@ REFUSALS = [
         "no GPU",
         marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without"),
     ),
-    (["trainer.accelerator=cpu", "logger=wandb"], "WANDB_MODE=of-line is none of the modes"),
+    (["trainer.accelerator=cpu", "logger=wandb"], "WANDB_MODE=of-line"),
 ]
 
 
@@ -159,9 +159,9 @@ def test_one_sae_for_tokens_of_all_timesteps(run, source):
     one, other = "mid_block@t20:empty:tokens2", "mid_block@t500:empty:tokens2"
     assert {cell for split, cell in found if split == "test"} == {None, one, other}
     assert found["train", None].n == 16 * 2 * 2 and found["train", one].n == 16 * 2
-    with pytest.raises(ConfigError, match=r"mid_block@t\* for all timesteps of it"):
+    with pytest.raises(ConfigError, match=r"probe.cell=.*mid_block@t\*"):
         train(run("probe=topk", *settings))
-    with pytest.raises(ConfigError, match="reads one cell; the features have 2"):
+    with pytest.raises(ConfigError, match="reads one cell; .* 2"):
         train(run("probe=ridge", "probe.cell=mid_block", "probe.params.positive=noto", *settings))
 
 
@@ -235,7 +235,7 @@ def test_an_interrupted_run_continues(run, monkeypatch):
 
 def test_faults_that_need_the_features(run):
     extract_run(run(), progress=False)
-    with pytest.raises(ConfigError, match="reads one cell; the features have 2"):
+    with pytest.raises(ConfigError, match="reads one cell; .* 2"):
         train(run("probe=topk"))
     with pytest.raises(UnknownName, match="unknown target 'styl'"):
         train(run("probe=linear", "probe.targets=[styl]"))
@@ -247,4 +247,4 @@ def test_the_result_is_json_with_schema_version(run):
     config = run("probe=mean_difference", f"probe.cell={CELL}", "probe.targets=[style]", "probe.params.positive=noto")
     extract_run(config, progress=False)
     tree = json.loads(train(config).read_text())
-    assert tree["header"]["kind"] == "result" and tree["schema_version"] == 1
+    assert tree["header"]["kind"] == "result" and tree["schema_version"] == SCHEMA_VERSION

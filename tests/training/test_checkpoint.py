@@ -4,6 +4,7 @@ import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.probes.classifier import linear
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
 from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
 from diffprobe.training.classifier import ClassifierModule
@@ -29,7 +30,8 @@ def make(kind, settings):
     if kind in VARIANTS:
         probe = VARIANTS[kind].Config(k=3, n_latents=32, dead_window=100, k_aux=4)
         return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings)
-    return ClassifierModule(widths={CELL: 12}, classes={"label": ("a", "b", "c", "d")}, settings=settings)
+    classes = {"label": ("a", "b", "c", "d")}
+    return ClassifierModule("linear", linear.Config(), widths={CELL: 12}, classes=classes, settings=settings)
 
 
 AFTER_AN_EPOCH, WITHIN_ONE, AT_ITS_LAST_STEP = (0, 14, 12), (4, 11, 8), (3, 14, 12)

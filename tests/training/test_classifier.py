@@ -3,7 +3,9 @@ import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.registry import probes
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.classifier.linear import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.trainer import make_trainer, quiet
 
@@ -16,6 +18,9 @@ def run(
     cells=None,
     targets=("label", "style"),
     controls=("shuffled_labels",),
+    name="linear",
+    params=None,
+    metrics=(),
     batch_size=16,
     more=(),
     **settings,
@@ -23,7 +28,8 @@ def run(
     source = toy(batch_size=batch_size, **({"cells": cells} if cells else {}))
     config = TrainerConfig(**{**CPU, "max_epochs": 6, "weight_decay": 0.01, **settings})
     classes = {t: (*(source.classes if t == "label" else source.attributes[t]), *more) for t in targets}
-    module = ClassifierModule(widths=source.widths, classes=classes, controls=controls, settings=config)
+    params = probes("classifier").load(name).Config(controls=controls, **(params or {}))
+    module = ClassifierModule(name, params, widths=source.widths, classes=classes, metrics=metrics, settings=config)
     with quiet():
         trainer = make_trainer(config, run_dir=tmp_path)
         trainer.fit(module, datamodule=source)
@@ -92,16 +98,19 @@ def test_features_that_are_no_numbers_are_named(toy, tmp_path, split):
 
 
 def test_under_bf16_the_accuracy_is_that_of_the_float32_probe():
-    module = ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, controls=(), settings=TrainerConfig(**CPU))
+    module = ClassifierModule(
+        "linear", Config(controls=()), widths={"c": 2}, classes={"label": "ab"}, settings=TrainerConfig(**CPU)
+    )
     with torch.no_grad():
         module.banks[0].weight.copy_(torch.tensor([[256.0, 0.0], [257.0, 0.0]]))  # bf16 has no 257
     batch = FeatureBatch({"c": torch.tensor([[1.0, 0.0]])}, ["one"], torch.tensor([1]), {})
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         module.test_step(batch, 0)
     assert module.probe("c", "label").predict(batch.features["c"]).tolist() == [1]
-    assert module.counts("test").compute()[0]["accuracy"] == 1
+    assert module.confusion.compute()[0].tolist() == [[0, 0], [0, 1]]
 
 
 def test_clipping_is_refused(toy):
-    with pytest.raises(ConfigError, match="ties the heads"):
-        ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, settings=TrainerConfig(gradient_clip=1.0))
+    settings = TrainerConfig(gradient_clip=1.0)
+    with pytest.raises(ConfigError, match="gradient_clip"):
+        ClassifierModule("linear", Config(), widths={"c": 2}, classes={"label": "ab"}, settings=settings)

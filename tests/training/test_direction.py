@@ -22,8 +22,6 @@ def run(toy, tmp_path, name, positive="noto", negative="twemoji", **settings):
     module = DirectionModule(
         name,
         params,
-        estimate=getattr(probe, "estimate", None),
-        needs_gram=probe.NEEDS_GRAM,
         axes=params.axes([CELL], {"style": source.attributes["style"]}),
         widths={CELL: 12},
         settings=config,
@@ -94,7 +92,7 @@ def test_features_that_are_no_numbers_are_named(toy, tmp_path, name, split):
 
 
 def test_clipping_is_refused_where_something_is_trained(toy, tmp_path):
-    with pytest.raises(ConfigError, match="ties the directions"):
+    with pytest.raises(ConfigError, match="gradient_clip"):
         run(toy, tmp_path, "logistic", gradient_clip=1.0)
     assert run(toy, tmp_path, "ridge", gradient_clip=1.0).records("test")  # a closed form has no gradient
 

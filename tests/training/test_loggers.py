@@ -10,6 +10,7 @@ import wandb
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord, make_result
+from diffprobe.probes.classifier.linear import Config
 from diffprobe.training import loggers
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.trainer import make_trainer, quiet
@@ -141,7 +142,8 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
     settings = TrainerConfig(accelerator="cpu", max_epochs=2, log_every_steps=2, enable_progress_bar=False)
     tree = {"experiment": "emoji/classifier", "seed": 3, "features": {"taps": ["mid_block"], "draws": 1}}
     source = toy()
-    module = ClassifierModule(widths=source.widths, classes={"style": source.attributes["style"]}, settings=settings)
+    classes = {"style": source.attributes["style"]}
+    module = ClassifierModule("linear", Config(), widths=source.widths, classes=classes, settings=settings)
     with quiet():
         logger = loggers.make_logger(
             LoggerConfig(kind="wandb", tags=("mine",)),

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.classifier.linear import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.module import check_finite_loss, vectors
 
@@ -25,7 +26,7 @@ def test_maps_are_refused_by_probes_of_vectors():
 
 def test_a_loss_that_is_no_number_names_the_sample():
     x = torch.zeros(3, 2)
-    with pytest.raises(NonFinite, match="on finite features"):
+    with pytest.raises(NonFinite, match="nan on finite features"):
         check_finite_loss(torch.tensor(float("nan")), batch(x), ["c"])
     x[1, 0] = float("inf")
     with pytest.raises(NonFinite, match="the first is 'k1'"):
@@ -34,7 +35,8 @@ def test_a_loss_that_is_no_number_names_the_sample():
 
 
 def test_a_bare_loader_is_refused():
-    module = ClassifierModule(widths={"c": 2}, classes={"label": "ab"}, settings=TrainerConfig())
+    classes = {"label": "ab"}
+    module = ClassifierModule("linear", Config(), widths={"c": 2}, classes=classes, settings=TrainerConfig())
     trainer = lightning.Trainer(accelerator="cpu", barebones=True, max_epochs=1)
     with pytest.raises(RunFailed, match="needs a DataModule"):
         trainer.fit(module, train_dataloaders=DataLoader(torch.zeros(4, 2)))

@@ -9,6 +9,7 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.placement import hold_tables
 from diffprobe.features.stored import RowLoader, StoredRows
+from diffprobe.probes.classifier import linear
 from diffprobe.probes.sae.batch_topk import Config as BatchConfig
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.checkpoint import find_checkpoint
@@ -135,7 +136,8 @@ def test_a_fault_in_one_row_is_named_by_its_cell_and_sample(shuffled, tmp_path):
 
 
 def test_a_probe_of_whole_samples_is_told_so(shuffled, toy, tmp_path):
-    classifier = ClassifierModule(widths={POOLED: 12}, classes={"label": ("a", "b", "c", "d")}, settings=settings())
+    classes = {"label": ("a", "b", "c", "d")}
+    classifier = ClassifierModule("linear", linear.Config(), widths={POOLED: 12}, classes=classes, settings=settings())
 
     class Mixed(shuffled):
         def loader(self, split, *, shuffle, **options):

@@ -1,1 +1,17 @@
-"""Classifiers on features: one file a probe; the file's name is `probe.name`."""
+"""Classifiers on features: one file per head; the name of the file is `probe.name`.
+
+A file offers
+
+- `Config`, a subclass of `ClassifierConfig`: the keys below `probe.params`;
+- `make(config, d_in, n_classes, *, seed) -> nn.Module`: a head that maps standardised features (batch, d_in) to logits
+  (batch, n_classes). Torch's generator is seeded around the call, so that layers initialise themselves reproducibly;
+- optionally `make_bank(config, d_in, n_classes) -> Bank`: all heads on one feature in one module, where that is faster
+  than a head after the other and no number depends on it.
+"""
+
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
+
+SHARED = ("bank", "base")
+"""Files of this folder that are not classifiers."""
+
+__all__ = ["ClassifierConfig", "ClassifierProbe"]

@@ -1,17 +1,20 @@
-"""What all estimates of a direction share: its two poles, its file, and the random directions it must beat."""
+"""What all estimates of a direction share: its two ends, the artifact, fitting in memory, and random directions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffprobe.config.parse import parse
 from diffprobe.core.errors import ConfigError, EmptyClass, unknown
+from diffprobe.core.registry import probes
 from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
+from diffprobe.probes.full_batch import Array, as_features, as_labels
 from diffprobe.probes.serialization import load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/direction", 2
@@ -19,28 +22,32 @@ KIND, SCHEMA_VERSION = "probe/direction", 2
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionConfig:
-    """Keys below `probe.params` that every estimator has."""
+    """Keys that every estimator has, below `probe.params`."""
 
     positive: str | tuple[str, ...]
     """Value at the positive end, one for each of probe.targets; several values of one end are joined by "|"."""
     negative: str | tuple[str, ...] = "*"
     """Value at the negative end, one for each of probe.targets; "*" for every other value."""
     n_random: int = 100
-    """Random directions of the control."""
+    """Number of random directions of the control `random_direction`."""
     n_shuffles: int = 10
-    """Estimates from shuffled training labels, of the control."""
+    """Number of estimates from shuffled training labels of the control `shuffled_labels`."""
 
     def __post_init__(self) -> None:
         if self.n_random < 2 or self.n_shuffles < 2:
             raise ConfigError(
-                f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a control with a spread needs 2."
+                f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a control with a spread needs at least 2."
             )
 
     def axes(self, cells: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list["ContrastPair"]:
-        """Name the axes of some cells, for targets with their class names.
+        """Return the contrast pair of each target in each cell.
 
-        Raises: ConfigError if the ends are not as many as the targets, meet, or leave no value; UnknownName for a
-            value that a target does not have.
+        Args:
+            cells: names of the cells.
+            classes: target -> names of its values.
+
+        Raises: ConfigError if the number of ends differs from that of the targets, or if the ends of a target overlap
+            or leave no value; UnknownName for a value that a target does not have.
         """
         positive, negative = _each(self.positive, len(classes)), _each(self.negative, len(classes))
         if len(positive) != len(classes) or len(negative) != len(classes):
@@ -79,7 +86,7 @@ class ContrastPair(NamedTuple):
 
 
 def _each(ends: str | tuple[str, ...], n: int) -> tuple[str, ...]:
-    if isinstance(ends, str):  # one end serves one target; "*" serves them all
+    if isinstance(ends, str):  # a single value is for a single target; "*" is for all
         return (ends,) * (n if ends == "*" else 1)
     return ends
 
@@ -96,25 +103,102 @@ class Direction:
     """A unit vector in the feature space of one cell.
 
     Attributes:
-        vector: unit norm, float32; points from the negative to the positive pole.
-        scale: distance of the poles' means along the vector on the training set, in the unit of the features:
-            adding scale * vector to a feature moves a negative sample to the positive mean.
+        vector: unit norm, float32; points from the negative to the positive end.
+        scale: distance between the means of both ends along the vector on the training set, in the unit of the
+            features: adding scale * vector to a feature moves a negative sample to the positive mean.
+        midpoint: coordinate half way between the means of both ends: where `predict` changes sides.
         target, positive, negative: the attribute and the values at both ends.
-        cell: name of the cell whose features it lives in.
-        estimator: how it was found.
+        cell: name of the cell whose features it is for.
+        estimator: file in `probes/direction` that found it.
     """
 
     vector: Float[Tensor, " d_in"]
     scale: float
+    midpoint: float
     target: str
     positive: str
     negative: str
     cell: str
     estimator: str
 
-    def project(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " batch"]:
+    @classmethod
+    def fit(
+        cls,
+        x: Array,
+        y: Array,
+        *,
+        estimator: str = "mean_difference",
+        target: str = "label",
+        positive: str = "1",
+        negative: str = "0",
+        cell: str = "",
+        **params: Any,
+    ) -> "Direction":
+        """Estimate the direction that separates two groups of features in memory.
+
+        Closed-form estimators give what a run gives, to rounding; a trained one is fitted by full-batch L-BFGS. There
+        is no randomness, so there is no seed.
+
+        Args:
+            x: features (samples, d_in) in any unit.
+            y: True or 1 for samples at the positive end, False or 0 for those at the negative end; -1 leaves one out.
+            estimator: file in `probes/direction`.
+            target, positive, negative, cell: names to record.
+            params: keys of the estimator's `Config`, for example alpha=0.3.
+
+        Raises: UnknownName for an unknown estimator, ConfigError for unknown or bad params and arrays of the wrong
+            shape, EmptyClass if an end has no sample, NonFinite for features with NaN or infinity.
+        """
+        file = probes("direction").load(estimator)
+        config = parse(file.Config, {"positive": positive, "negative": negative, **params}, at="params")
+        found = as_features(x).detach()
+        side = as_labels(y, len(found)).to(device=found.device, dtype=torch.int64)
+        if not torch.isin(side, side.new_tensor([-1, 0, 1])).all():
+            raise ConfigError("y of a direction must be 0 or 1 (or -1 for samples to leave out).")
+        found, side = found[side >= 0], side[side >= 0]
+        sums = moments_of(found, side == 1, gram=file.NEEDS_GRAM)
+        class_means(sums)  # an end without samples is reported before anything is fitted
+        if is_trained(estimator):
+            columns = file.fit(found, side == 1, config)[:, None]
+        else:
+            columns = file.estimate(sums, config)
+        names = {"target": target, "positive": positive, "negative": negative, "cell": cell, "estimator": estimator}
+        unit = columns / columns.norm(dim=0, keepdim=True).clamp(min=1e-300)
+        return cls.of(unit[:, 0], sums, **names)
+
+    @classmethod
+    def of(cls, unit: Float[Tensor, " d_in"], moments: Moments, **names: str) -> "Direction":
+        """Return an estimate as an artifact.
+
+        Args:
+            unit: the direction, float64, of norm 1.
+            moments: sums over the training set; the first column is the side of each sample.
+            names: target, positive, negative, cell, estimator.
+        """
+        above, below = (mean[:, 0] for mean in class_means(moments))
+        scale, midpoint = float((above - below) @ unit), float((above + below) @ unit) / 2
+        return cls(vector=unit.float().cpu(), scale=scale, midpoint=midpoint, **names)
+
+    def project(self, x: Array) -> Float[Tensor, " batch"]:
         """Return the coordinate of features along the direction, in their unit."""
-        return x @ self.vector.to(x)
+        found = torch.as_tensor(x)
+        return found @ self.vector.to(found)
+
+    def predict(self, x: Array) -> Bool[Tensor, " batch"]:
+        """Return whether each sample is nearer to the positive end, by its coordinate."""
+        return self.project(x) > self.midpoint
+
+    def score(self, x: Array, y: Array) -> float:
+        """Return the area under the ROC curve of the coordinate, in 0..1; samples labelled -1 are left out.
+
+        Raises: EmptyClass if an end has no sample, NonFinite for NaN.
+        """
+        from diffprobe.metrics.auroc import auroc
+
+        coordinate = self.project(x)
+        side = as_labels(y, len(coordinate)).to(coordinate.device, torch.int64)
+        known = side >= 0
+        return float(auroc(coordinate[known][:, None], side[known] == 1)[0])
 
     def save(self, folder: Path | str) -> Path:
         """Write the direction to a folder (safetensors and JSON)."""
@@ -127,6 +211,21 @@ class Direction:
         """Read what `save` wrote. Raises: SchemaError."""
         settings, tensors = load_probe(folder, kind=KIND, schema_version=SCHEMA_VERSION)
         return cls(vector=tensors["vector"], **settings)
+
+
+def is_trained(estimator: str) -> bool:
+    """Return whether an estimator is trained by gradient, not in closed form.
+
+    Raises: UnknownName for an unknown estimator; ConfigError for a file that offers neither way or both.
+    """
+    file = probes("direction").load(estimator)
+    offers = [name for name in ("estimate", "make") if hasattr(file, name)]
+    if len(offers) != 1:
+        raise ConfigError(
+            f"direction '{estimator}' must offer either estimate (closed form) or make (trained); "
+            f"it offers: {', '.join(offers) or 'neither'}."
+        )
+    return offers == ["make"]
 
 
 def class_means(moments: Moments) -> tuple[Float[Tensor, "d_in columns"], Float[Tensor, "d_in columns"]]:
@@ -150,7 +249,7 @@ def random_directions(d_in: int, n: int, *, seed: int) -> Float[Tensor, "d_in n"
     return columns / columns.norm(dim=0, keepdim=True)
 
 
-def sides(x: Float[Tensor, "batch d_in"], positive: Tensor, *, gram: bool) -> Moments:
-    """Sum a whole set at once: the notebook's way to the moments that a Trainer gathers batch by batch."""
+def moments_of(x: Float[Tensor, "batch d_in"], positive: Tensor, *, gram: bool) -> Moments:
+    """Return the moments of a whole set at once, float64; a Trainer gathers the same batch by batch."""
     x, y = x.double(), positive.double().reshape(len(x), -1)
     return Moments(len(x), x.sum(0), x.square().sum(0), y.sum(0), x.T @ y, x.T @ x if gram else None)

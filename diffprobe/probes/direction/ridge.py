@@ -1,4 +1,4 @@
-"""Ridge: penalised least squares on the label, in closed form; discounts axes along which features vary anyway."""
+"""Ridge: penalised least squares on the label, in closed form; discounts axes of large variance."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.metrics.moments import Moments
-from diffprobe.probes.direction.base import DirectionConfig, class_means, sides
+from diffprobe.probes.direction.base import DirectionConfig, class_means, moments_of
 
 NEEDS_GRAM = True
 
@@ -37,11 +37,11 @@ def ridge(
     Returns: the weights, not normalised, float64.
     Raises: EmptyClass if either side has no sample.
     """
-    return estimate(sides(x, positive, gram=True), Config(positive="", alpha=alpha))[:, 0]
+    return estimate(moments_of(x, positive, gram=True), Config(positive="", alpha=alpha))[:, 0]
 
 
 def estimate(moments: Moments, config: Config) -> Float[Tensor, "d_in columns"]:
-    """Return one direction a label column. Raises: EmptyClass."""
+    """Return one direction per label column. Raises: EmptyClass."""
     class_means(moments)  # refuses a side without samples
     assert moments.gram is not None
     mean = moments.mean

@@ -39,7 +39,7 @@ def test_a_head_taken_out_is_the_same_classifier(tmp_path):
 
 
 def test_bad_settings():
-    with pytest.raises(ConfigError, match="at least 2 classes"):
+    with pytest.raises(ConfigError, match="at least 2 classes, got 1"):
         LinearBank(4, [3, 1])
-    with pytest.raises(ConfigError, match="shuffled_labels"):
+    with pytest.raises(ConfigError, match="'random'"):
         Config(controls=("random",))

@@ -8,11 +8,22 @@ from diffprobe.probes.direction import Direction, DirectionConfig, random_direct
 def test_save_and_load(tmp_path):
     vector = torch.nn.functional.normalize(torch.arange(5.0), dim=0)
     made = Direction(
-        vector=vector, scale=2.5, target="style", positive="noto", negative="twemoji", cell="c", estimator="ridge"
+        vector=vector,
+        scale=2.5,
+        midpoint=1.5,
+        target="style",
+        positive="noto",
+        negative="twemoji",
+        cell="c",
+        estimator="ridge",
     )
     made.save(tmp_path)
     back = Direction.load(tmp_path)
-    assert back.vector.equal(vector) and (back.scale, back.positive, back.estimator) == (2.5, "noto", "ridge")
+    assert (
+        back.vector.equal(vector)
+        and (back.scale, back.positive, back.estimator) == (2.5, "noto", "ridge")
+        and back.midpoint == 1.5
+    )
     x = torch.randn(3, 5)
     torch.testing.assert_close(back.project(x + back.scale * back.vector) - back.project(x), torch.full((3,), 2.5))
 

@@ -1,0 +1,24 @@
+"""Balanced accuracy: the mean over classes of the share of their samples that is predicted correctly."""
+
+from jaxtyping import Int
+from torch import Tensor
+
+FOR, NAME, HIGHER_IS_BETTER = "classifier", "balanced_accuracy", True
+HELP = "mean over the classes present of the share of their samples that is predicted correctly"
+
+
+def from_confusion(counts: Int[Tensor, "true predicted"]) -> float:
+    """Return the balanced accuracy over the classes that have samples, in 0..1; NaN without samples.
+
+    >>> import torch
+    >>> from_confusion(torch.tensor([[3, 1, 0], [0, 2, 2], [0, 0, 0]]))
+    0.625
+    """
+    samples = counts.sum(1).double()
+    seen = samples > 0
+    return float((counts.diagonal().double()[seen] / samples[seen]).mean())
+
+
+def chance(counts: Int[Tensor, "true predicted"]) -> float:
+    """Return the balanced accuracy of any constant answer: 1 / number of classes present."""
+    return 1 / int((counts.sum(1) > 0).sum())

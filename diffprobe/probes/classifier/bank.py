@@ -1,0 +1,96 @@
+"""Banks: several classifiers that read one feature, trained at once; each ends as it would alone."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.registry import probes
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, Standardised, make_head
+
+
+class Bank(Standardised):
+    """What every bank offers: one standardisation for all heads, the logits of each, and each as a probe of its own.
+
+    Args:
+        d_in: width of the feature.
+        n_classes: number of classes of each head.
+
+    Raises: ConfigError for a head with fewer than 2 classes.
+    """
+
+    def __init__(self, d_in: int, n_classes: Sequence[int]) -> None:
+        super().__init__(d_in)
+        for count in n_classes:
+            if count < 2:
+                raise ConfigError(f"a classifier needs at least 2 classes, got {count}.")
+        self.n_classes = list(n_classes)
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> list[Float[Tensor, "batch n_classes"]]:
+        """Return the logits of each head for features in their own unit."""
+        raise NotImplementedError
+
+    def head(self, index: int) -> ClassifierProbe:
+        """Copy one head out as a probe of its own."""
+        raise NotImplementedError
+
+    def copy_standardisation(self, probe: ClassifierProbe) -> None:
+        """Copy the standardisation of the bank into a probe."""
+        for name in ("mean", "inverse_std", "fitted"):
+            getattr(probe, name).copy_(getattr(self, name))
+
+
+class HeadBank(Bank):
+    """A bank of any heads, one after the other.
+
+    Args:
+        name: file of the head in `probes/classifier`.
+        config: its settings.
+        d_in, n_classes: see `Bank`.
+        seeds: seed of the initial weights of each head.
+    """
+
+    def __init__(
+        self, name: str, config: ClassifierConfig, d_in: int, n_classes: Sequence[int], seeds: Sequence[int]
+    ) -> None:
+        super().__init__(d_in, n_classes)
+        self.name, self.config = name, config
+        pairs = zip(n_classes, seeds, strict=True)
+        self.heads = nn.ModuleList([make_head(name, config, d_in, count, seed=seed) for count, seed in pairs])
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> list[Float[Tensor, "batch n_classes"]]:
+        """Return the logits of each head for features in their own unit."""
+        standard = self.standard(x)
+        return [head(standard) for head in self.heads]
+
+    @torch.no_grad()
+    def head(self, index: int) -> ClassifierProbe:
+        """Copy one head out as a probe of its own."""
+        probe = ClassifierProbe(self.name, self.config, d_in=self.d_in, n_classes=self.n_classes[index])
+        probe = probe.to(self.mean.device)
+        assert probe.head is not None
+        probe.head.load_state_dict(self.heads[index].state_dict())
+        self.copy_standardisation(probe)
+        return probe.eval()
+
+
+def make_bank(
+    name: str, config: ClassifierConfig, d_in: int, n_classes: Sequence[int], *, seeds: Sequence[int]
+) -> Bank:
+    """Make the untrained bank of some heads on one feature: the file's own `make_bank`, or a `HeadBank`.
+
+    Args:
+        name: file of the head in `probes/classifier`.
+        config: its settings.
+        d_in, n_classes: see `Bank`.
+        seeds: seed of the initial weights of each head.
+
+    Raises: UnknownName for a file that does not exist, ConfigError for a head that cannot be trained.
+    """
+    file = probes("classifier").load(name)
+    if hasattr(file, "make_bank"):
+        own: Bank = file.make_bank(config, d_in, n_classes)
+        return own
+    return HeadBank(name, config, d_in, n_classes, seeds)

@@ -1,0 +1,215 @@
+"""What all classifiers share: their settings, the making of a head, and the probe: one head with its standardisation.
+
+A probe is fitted in memory by `fit`, or taken out of a bank that a Trainer trained (`bank.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.core.errors import ConfigError, EmptyClass, WeightsMismatch
+from diffprobe.core.registry import probes
+from diffprobe.probes.full_batch import Array, as_features, as_labels, fit_full_batch
+from diffprobe.probes.serialization import kind_of, load_probe, save_probe
+
+KIND, SCHEMA_VERSION = "probe/classifier", 2
+CONTROLS = ("shuffled_labels",)
+
+Probe = TypeVar("Probe", bound="ClassifierProbe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Keys that every classifier has, below `probe.params`."""
+
+    controls: tuple[str, ...] = CONTROLS
+    """Control heads trained beside the real ones in the same pass; () for none."""
+
+    def __post_init__(self) -> None:
+        for name in self.controls:
+            if name not in CONTROLS:
+                raise ConfigError(
+                    f"controls: a classifier cannot train the control '{name}'.", f"allowed: {', '.join(CONTROLS)}"
+                )
+
+
+def make_head(name: str, config: ClassifierConfig, d_in: int, n_classes: int, *, seed: int) -> nn.Module:
+    """Make the untrained head of a classifier's file; its initial weights depend on `seed` alone.
+
+    Raises: ConfigError for fewer than 2 classes, or for a head without a weight to train.
+    """
+    if n_classes < 2:
+        raise ConfigError(f"a classifier needs at least 2 classes, got {n_classes}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head: nn.Module = probes("classifier").load(name).make(config, d_in, n_classes, seed=seed)
+    if not any(weight.requires_grad for weight in head.parameters()):
+        raise ConfigError(f"the head of classifier '{name}' has no parameter; classifiers are trained by gradient.")
+    return head
+
+
+class Standardised(nn.Module):
+    """Mean and inverse standard deviation of the training features: what a head's input is standardised by.
+
+    Args:
+        d_in: width of the feature.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+    fitted: Tensor
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__()
+        self.d_in = d_in
+        self.register_buffer("mean", torch.zeros(d_in))
+        self.register_buffer("inverse_std", torch.ones(d_in))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def standardise(self, mean: Float[Tensor, " d_in"], variance: Float[Tensor, " d_in"]) -> None:
+        """Set the mean and variance of the training set. A dimension without variance becomes 0."""
+        self.mean.copy_(mean)
+        self.inverse_std.copy_(torch.where(variance > 0, variance.clamp(min=1e-300).rsqrt(), 0.0))
+        self.fitted.fill_(True)
+
+    def standard(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return features with zero mean and unit variance on the training set."""
+        return (x - self.mean) * self.inverse_std
+
+
+class ClassifierProbe(Standardised):
+    """One classifier: a head and the standardisation of its training features.
+
+    Args:
+        name: file of the head in `probes/classifier`.
+        config: settings of that file; None for its defaults.
+        d_in: width of the feature; None until `fit` sees the data.
+        n_classes: number of classes; None until `fit` sees the data.
+        seed: fixes the initial weights.
+
+    Raises: UnknownName for a file that does not exist, ConfigError for fewer than 2 classes.
+    """
+
+    HEAD: ClassVar[str | None] = None
+    """File of the head, where a subclass has one of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        config: ClassifierConfig | None = None,
+        *,
+        d_in: int | None = None,
+        n_classes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(d_in or 0)
+        self.name, self.seed = name, seed
+        self.config: ClassifierConfig = probes("classifier").load(name).Config() if config is None else config
+        self.n_classes = n_classes
+        self.head: nn.Module | None = None
+        if d_in is not None and n_classes is not None:
+            self.head = make_head(name, self.config, d_in, n_classes, seed=seed)
+
+    def fit(
+        self: Probe, x: Array, y: Array, *, n_classes: int | None = None, l2: float | None = None, max_steps: int = 500
+    ) -> Probe:
+        """Fit to features in memory: standardise, then minimise the mean cross entropy by full-batch L-BFGS in float64.
+
+        A linear probe converges to multinomial logistic regression with C = 1 / (l2 * samples). Fitting again starts
+        anew from the seed.
+
+        Args:
+            x: features (samples, d_in) in any unit.
+            y: class ids from 0; samples labelled -1 are left out.
+            n_classes: number of classes; None takes that of the constructor, or the largest label plus 1.
+            l2: strength of the penalty l2 / 2 * sum(w^2) on the weights; None for 1 / samples.
+            max_steps: largest number of L-BFGS iterations.
+
+        Returns: the probe itself.
+        Raises: ConfigError for arrays of the wrong shape or type, EmptyClass if fewer than 2 classes have samples,
+            NonFinite for features with NaN or infinity.
+        """
+        from diffprobe.metrics.moments import Moments  # torchmetrics takes seconds to import
+
+        found = as_features(x).detach()
+        label = as_labels(y, len(found)).to(device=found.device, dtype=torch.int64)
+        found, label = found[label >= 0], label[label >= 0]
+        if len(label.unique()) < 2:
+            raise EmptyClass(f"a classifier needs samples of at least 2 classes, got {len(label.unique())}.")
+        count = n_classes or self.n_classes or int(label.max()) + 1
+        if int(label.max()) >= count:
+            raise ConfigError(f"label {int(label.max())} is out of range: 0 to {count - 1} (n_classes={count}).")
+        super().__init__(found.shape[1])
+        self.n_classes, self.head = count, make_head(self.name, self.config, self.d_in, count, seed=self.seed)
+        self.to(found.device)
+        whole = found.double()
+        sums = Moments(len(whole), whole.sum(0), whole.square().sum(0), whole[:0, 0], whole[:0].T, None)
+        self.standardise(sums.mean, sums.variance)
+        standard = self.standard(found.to(self.mean)).double()
+        penalty = 1 / len(label) if l2 is None else l2
+        fit_full_batch(
+            self.head, lambda head: F.cross_entropy(head(standard), label), l2=penalty, max_steps=max_steps
+        ).eval()
+        return self
+
+    def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_classes"]:
+        """Return the logits for features in their own unit. Raises: ConfigError before `fit`."""
+        if self.head is None:
+            raise ConfigError("this classifier has no weights yet.", fix="probe.fit(x, y)")
+        logits: Tensor = self.head(self.standard(x))
+        return logits
+
+    def logits(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_classes"]:
+        """Return the logits for features in their own unit."""
+        return self(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def predict(self, x: Array) -> Int[Tensor, " batch"]:
+        """Return the most likely class of each sample. Raises: ConfigError, NonFinite for unusable features."""
+        return self.logits(as_features(x).to(self.mean)).argmax(1)
+
+    def score(self, x: Array, y: Array) -> float:
+        """Return the accuracy; samples labelled -1 are left out. Raises: EmptyClass if no sample has a label."""
+        found = as_features(x)
+        label = as_labels(y, len(found)).to(self.mean.device)
+        known = label >= 0
+        if not known.any():
+            raise EmptyClass("no sample has a label to score.")
+        return float((self.predict(found)[known] == label[known]).double().mean())
+
+    def save_pretrained(
+        self, folder: Path | str, *, cell: str | None = None, target: str | None = None, classes: Sequence[str] = ()
+    ) -> Path:
+        """Write weights, standardisation and settings to a folder (safetensors and JSON)."""
+        settings: dict[str, Any] = {"params": to_tree(self.config), "d_in": self.d_in, "n_classes": self.n_classes}
+        settings |= {"cell": cell, "target": target, "classes": list(classes)}
+        kind, tensors = f"{KIND}/{self.name}", self.state_dict()
+        return save_probe(folder, kind=kind, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
+
+    @classmethod
+    def from_pretrained(cls: type[Probe], folder: Path | str) -> Probe:
+        """Read a classifier of any head that `save_pretrained` wrote; of a subclass with `HEAD`, of that one only.
+
+        Raises: WeightsMissing, SchemaError, UnknownName for a head that this version does not have, WeightsMismatch.
+        """
+        name = cls.HEAD or kind_of(folder).removeprefix(f"{KIND}/")
+        settings, tensors = load_probe(folder, kind=f"{KIND}/{name}", schema_version=SCHEMA_VERSION)
+        config = parse(probes("classifier").load(name).Config, settings["params"])
+        probe = cls._of(name, config, settings["d_in"], settings["n_classes"])
+        try:
+            probe.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise WeightsMismatch(f"the weights in '{folder}' do not fit their settings.", str(error)) from error
+        return probe.eval()
+
+    @classmethod
+    def _of(cls: type[Probe], name: str, config: ClassifierConfig, d_in: int, n_classes: int) -> Probe:
+        return cls(name, config, d_in=d_in, n_classes=n_classes)

@@ -1,0 +1,54 @@
+"""Kind `classifier`: one head per cell and target, all cells of a run in one pass."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.registry import load_metrics
+from diffprobe.core.result import RunResult
+from diffprobe.training.kinds.types import (
+    ProbePlan,
+    Source,
+    count_targets,
+    refuse_row_shuffle,
+    require_targets,
+    target_classes,
+)
+
+if TYPE_CHECKING:
+    from diffprobe.training.module import ProbeModule
+
+TAKES_GRID = False
+
+
+def validate(config: RunConfig, params: Sequence[Any]) -> None:
+    """Refuse a run without targets, unknown metrics, and rows instead of samples. Raises: ConfigError, UnknownName."""
+    require_targets(config)
+    load_metrics("classifier", config.probe.metrics)
+    refuse_row_shuffle(config)
+
+
+def check_cells(config: RunConfig, cells: Sequence[str]) -> None:
+    """Accept any number of cells."""
+
+
+def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
+    """Make the bank of heads. Raises: UnknownName for a target that the data do not have."""
+    from diffprobe.training.classifier import ClassifierModule
+
+    config = plan.config
+    return ClassifierModule(
+        config.probe.name,
+        plan.params,
+        widths=source.widths,
+        classes=target_classes(config.probe.targets, source),
+        only_control=config.control == "shuffled_labels",
+        metrics=config.probe.metrics,
+        settings=config.trainer,
+        seed=config.seed,
+    )
+
+
+def summary(result: RunResult) -> str:
+    """Return how many targets and cells were classified."""
+    return count_targets(result)

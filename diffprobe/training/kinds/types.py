@@ -1,0 +1,136 @@
+"""What a kind of probe receives: the plan of a run as far as training reads it, and checks that several kinds share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.result import MetricRecord, RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """One combination of the values of a grid."""
+
+    name: str
+    """Its name in logs and folders: mid_block@t200,k=16,seed=1."""
+    params: Any
+    """The validated settings of the probe."""
+    cell: str | None
+    """The cell asked for; None for the only one."""
+    seed: int
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbePlan:
+    """What trains in a run."""
+
+    config: RunConfig
+    """The configuration as given."""
+    probe: ModuleType
+    """The file of the probe."""
+    params: Any
+    """Its validated settings."""
+    points: tuple[GridPoint, ...] = ()
+    """What trains in the run where `probe.grid` is given; each has a record of its own."""
+
+
+class Source(Protocol):
+    """What a kind reads of the DataModule of a run."""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Cell name -> width of its features."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes of the label."""
+
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """Attribute -> names of its values."""
+
+
+class ProbeKind(Protocol):
+    """What a file of this folder offers; see the package."""
+
+    TAKES_GRID: bool
+
+    def validate(self, config: RunConfig, params: Sequence[Any]) -> None:
+        """Refuse what the kind cannot do. Raises: ConfigError."""
+
+    def check_cells(self, config: RunConfig, cells: Sequence[str]) -> None:
+        """Refuse cells that the kind cannot read together. Raises: ConfigError."""
+
+    def make_module(self, plan: ProbePlan, source: Source) -> object:
+        """Make the LightningModule, a `ProbeModule` (a type that this file must not import).
+
+        Raises: UnknownName for a target that the data do not have.
+        """
+
+    def summary(self, result: RunResult) -> str:
+        """Return what the run found in a few words."""
+
+
+def require_targets(config: RunConfig) -> None:
+    """Refuse a supervised probe without targets. Raises: ConfigError."""
+    if not config.probe.targets:
+        raise ConfigError("probe.targets is empty; at least one is needed.", "allowed: label, or names of attributes")
+
+
+def refuse_metrics(config: RunConfig) -> None:
+    """Refuse a choice of metrics for a kind that has none to choose from. Raises: ConfigError."""
+    if config.probe.metrics:
+        raise ConfigError(
+            f"probe.metrics={list(config.probe.metrics)}: the metrics of kind '{config.probe.kind}' cannot be chosen.",
+            fix="leave probe.metrics empty",
+        )
+
+
+def refuse_row_shuffle(config: RunConfig) -> None:
+    """Refuse a permutation of single rows for a kind that learns from whole samples. Raises: ConfigError."""
+    if config.features.shuffle == "rows":
+        raise ConfigError(
+            f"features.shuffle=rows: a probe of kind '{config.probe.kind}' learns from whole samples.",
+            fix="features.shuffle=samples",
+        )
+
+
+def require_one_cell(config: RunConfig, cells: Sequence[str], *, alternative: str = "") -> None:
+    """Refuse several cells for a kind that reads one.
+
+    Args:
+        alternative: what else `probe.cell` may be, appended to the fix.
+
+    Raises: ConfigError.
+    """
+    if len(cells) > 1:
+        raise ConfigError(
+            f"a probe of kind '{config.probe.kind}' reads one cell; the features have {len(cells)}.",
+            f"cells: {', '.join(cells)}",
+            fix=f"probe.cell={cells[0]}{alternative}",
+        )
+
+
+def target_classes(targets: tuple[str, ...], source: Source) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each target. Raises: UnknownName for a target that the data do not have."""
+    known = {"label": source.classes, **source.attributes}
+    for target in targets:
+        if target not in known:
+            raise unknown("target", target, known)
+    return {target: tuple(known[target]) for target in targets}
+
+
+def of_test_split(result: RunResult) -> list[MetricRecord]:
+    """Return the records of the test split."""
+    return [record for record in result.metrics if record.split == "test"]
+
+
+def count_targets(result: RunResult) -> str:
+    """Return how many targets and cells a run has: "2 targets x 27 cells"."""
+    records = of_test_split(result)
+    cells, targets = (len({getattr(record, name) for record in records}) for name in ("cell", "target"))
+    return f"{targets} targets x {cells} cells" if cells > 1 else f"{targets} targets"
