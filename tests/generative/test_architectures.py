@@ -140,7 +140,7 @@ def test_networks_of_another_shape_are_refused_by_the_key(folder, key, value):
     for open_one in openers.get(key, (open_unet,)):
         with pytest.raises(WeightsMismatch, match=rf"{key}: found .*model.{key} ") as raised:
             open_one(folder, dataclasses.replace(SHAPE, **{key: value}))
-        assert raised.value.fix == f"set model.{key} to what was found"
+        assert f"model.{key}" in raised.value.fix
 
 
 def test_a_shape_that_the_model_block_cannot_express_is_refused(folder, tmp_path):
