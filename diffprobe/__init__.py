@@ -1,21 +1,53 @@
 """diffprobe: read what a frozen diffusion model knows.
 
-The public names are imported when first used, so that ``import diffprobe`` and ``diffprobe --help`` stay fast:
+The public names are imported on first use, so that ``import diffprobe`` and ``diffprobe --help`` stay fast:
 
-- ``DiffusionFeatures``: images in, features of named taps and timesteps out (`diffprobe.backbones.extractor`).
+- ``DiffusionFeatures``: images in, features of named taps and timesteps out (`backbones/extractor.py`).
+- ``FeatureStore``: the features of an extracted run on disk, as arrays by split and cell (`features/reader.py`).
+- ``load_experiment``: name and settings of an experiment in, its validated configuration out (`runs/experiment.py`).
+- ``train``: a configuration in, the path of its `result.json` out (`runs/experiment.py`).
+- ``LinearProbe``: a linear classifier with ``fit``, ``predict``, ``save_pretrained`` and ``from_pretrained``
+  (`probes/classifier/linear.py`).
+- ``KSAE``: a trained k-sparse autoencoder (`probes/sae/topk.py`).
+- ``heat_map``: a two-dimensional array in, a matplotlib figure out (`report/figure.py`).
+- ``build_table``: the table of an experiment from result files, as Markdown, CSV or LaTeX (`report/table.py`).
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-_PUBLIC = {"DiffusionFeatures": "diffprobe.backbones.extractor"}
+_PUBLIC = {
+    "DiffusionFeatures": "diffprobe.backbones.extractor",
+    "FeatureStore": "diffprobe.features.reader",
+    "KSAE": "diffprobe.probes.sae.topk",
+    "LinearProbe": "diffprobe.probes.classifier.linear",
+    "build_table": "diffprobe.report.table",
+    "heat_map": "diffprobe.report.figure",
+    "load_experiment": "diffprobe.runs.experiment",
+    "train": "diffprobe.runs.experiment",
+}
+"""Public name -> module that defines it. `__init__.pyi` has the same names for type checkers."""
 
-__all__ = ["DiffusionFeatures", "__version__"]
+__all__ = [
+    "DiffusionFeatures",
+    "FeatureStore",
+    "KSAE",
+    "LinearProbe",
+    "__version__",
+    "build_table",
+    "heat_map",
+    "load_experiment",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'diffprobe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,1 @@
-"""What `diffprobe bench` does: ours, a baseline and a floor, timed in one run."""
+"""`diffprobe bench`: our implementation, a baseline and a lower bound (the floor), timed in one run."""

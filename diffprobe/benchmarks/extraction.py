@@ -1,9 +1,8 @@
-"""`diffprobe bench extraction`: how far extraction is from the least work that its features need.
+"""`diffprobe bench extraction`: time of feature extraction, compared with a baseline and with a floor.
 
-One run, side by side, on a model of Stable Diffusion 1.5's shape with random weights: the plain way (for each tap and
-timestep the image and the prompt are encoded and the whole denoiser runs), ours, and the floor. The floor is counted,
-not run: the operations of one image encoding and of the denoiser up to the deepest tap, at the speed at which the
-untouched networks do theirs in this run.
+The model has the shape of Stable Diffusion 1.5 and random weights. The baseline encodes image and prompt and runs the
+whole denoiser for every tap and timestep. The floor is computed, not run: the operations of one image encoding and of
+the denoiser up to the deepest tap, at the speed that the unmodified networks reach in the same run.
 """
 
 import json
@@ -29,29 +28,29 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.rng import noise_for
 
 ONE = ("up_blocks.1",), (25,)
-"""One tap at one timestep: Revelio's main setting."""
+"""One tap at one timestep: the main setting of Revelio."""
 GRID = ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"), (0, 25, 100, 200, 500)
-"""Revelio's layers by its timesteps."""
+"""The layers and timesteps of Revelio."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "sd15": {"unet": (320, 640, 1280, 1280), "vae": (128, 256, 512, 512), "layers": 2, "text": (768, 12, 12)},
     "small": {"unet": (64, 128, 128, 128), "vae": (64, 64, 64, 64), "layers": 1, "text": (32, 2, 4)},
 }
-"""Channels a level, layers a block, and the text encoder's width, layers and heads."""
+"""Channels per level, layers per block, and width, layers and heads of the text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is measured."""
+    """Settings of one measurement."""
 
     size: str = "sd15"
     """One of `SIZES`."""
     resolution: int = 256
-    """Image side in pixels."""
+    """Side length of the images in pixels."""
     images: int = 2
-    """Images a call; time is told for one."""
+    """Images per call; times are per image."""
     repeats: int = 3
-    """Repetitions, ours and the plain way in turn; the fastest of each counts."""
+    """Repetitions, alternating between ours and the baseline; the fastest of each counts."""
     dtype: str = "float32"
     """Precision of the forward pass."""
     device: str = "auto"
@@ -60,7 +59,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionRow:
-    """One scenario. Seconds are for one image."""
+    """One scenario; seconds are per image."""
 
     name: str
     taps: tuple[str, ...]
@@ -69,7 +68,7 @@ class ExtractionRow:
     ours_s: float
     floor_s: float
     largest_difference: float
-    """Between the plain way's features and ours, over the largest feature."""
+    """Largest difference between baseline features and ours, relative to the largest feature."""
 
     @property
     def over_floor(self) -> float:
@@ -78,55 +77,56 @@ class ExtractionRow:
 
     @property
     def speed_up(self) -> float:
-        """The plain way as a multiple of ours."""
+        """The baseline as a multiple of ours."""
         return self.naive_s / self.ours_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionReport:
-    """What was found, and on what."""
+    """The measurements, and the machine they were made on."""
 
     setting: Setting
     machine: str
     vae_gflop: float
     denoiser_gflop: float
     denoiser_gflops: float
-    """Billions of operations a second of the whole, untouched denoiser."""
+    """Speed of the whole denoiser, in billions of operations per second."""
     matmul_gflops: float
-    """The same of one large matrix product in the run's precision: what the machine can do at best."""
+    """Speed of one large matrix product in the same precision and unit: an upper bound for the machine."""
     rows: tuple[ExtractionRow, ...]
 
     def to_json(self) -> str:
-        """Return everything as JSON."""
+        """Return all measurements as JSON."""
         return json.dumps(asdict(self), indent=2)
 
 
-def bench_extraction(setting: Setting, *, say: Callable[[str], None] = lambda line: None) -> ExtractionReport:
+def bench_extraction(setting: Setting, *, progress: Callable[[str], None] = lambda line: None) -> ExtractionReport:
     """Measure both scenarios.
 
     Args:
-        say: told what is being done.
-    Raises: ConfigError for a size, resolution, count or device that cannot be.
+        setting: what to measure.
+        progress: called with a line of text before each step.
+    Raises: ConfigError for an invalid size, resolution, count or device.
     """
     if setting.size not in SIZES or setting.images < 1 or setting.repeats < 1:
-        raise ConfigError(f"bench extraction: {setting} cannot be run.", f"sizes: {', '.join(SIZES)}; counts from 1")
+        raise ConfigError(f"bench extraction: invalid {setting}.", f"sizes: {', '.join(SIZES)}; counts: at least 1")
     at_least(1, resolution=setting.resolution)
     a_device(setting.device)
     keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="diffprobe-bench-") as scratch, torch.no_grad():
-        say(f"writing a model of size {setting.size} with random weights")
+        progress(f"writing a model of size {setting.size} with random weights")
         folder = write_checkpoint(Path(scratch), SIZES[setting.size])
         whole = _open(folder, setting, ("conv_out",), (0,))
-        plain = PlainWay(whole, setting, folder)
-        say("measuring the untouched networks")
-        costs = plain.costs()
+        baseline = Baseline(whole, setting, folder)
+        progress("measuring the unmodified networks")
+        costs = baseline.costs()
         shares = {tap.path: tap.flop_share or 0.0 for tap in list_taps(str(folder), resolution=setting.resolution)}
         rows = []
         for name, (taps, timesteps) in (("one tap, one timestep", ONE), ("4 taps x 5 timesteps", GRID)):
-            say(f"measuring {name}")
+            progress(f"measuring {name}")
             deepest = max(shares[tap] for tap in taps)
             floor = costs.vae_s + len(timesteps) * deepest * costs.denoiser_s
-            rows.append(_row(name, _open(folder, setting, taps, timesteps), plain, floor))
+            rows.append(_row(name, _open(folder, setting, taps, timesteps), baseline, floor))
     return ExtractionReport(
         setting=setting,
         machine=machine(),
@@ -150,14 +150,14 @@ def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequen
     )
 
 
-def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) -> ExtractionRow:
+def _row(name: str, ours: DiffusionFeatures, baseline: "Baseline", floor: float) -> ExtractionRow:
     taps, timesteps = [tap.path for tap in ours.plan.taps], ours.plan.timesteps
-    n, times = len(plain.images), {"naive": float("inf"), "ours": float("inf")}
-    found = ours(plain.images, keys=plain.keys)  # once before the clock runs: caches, kernels, pages
-    for _ in range(plain.repeats):
-        times["ours"] = min(times["ours"], seconds(lambda: ours(plain.images, keys=plain.keys), ours.device))
+    n, times = len(baseline.images), {"naive": float("inf"), "ours": float("inf")}
+    found = ours(baseline.images, keys=baseline.keys)  # warm-up: caches, kernels, memory pages
+    for _ in range(baseline.repeats):
+        times["ours"] = min(times["ours"], seconds(lambda: ours(baseline.images, keys=baseline.keys), ours.device))
         start = time.perf_counter()
-        expected = {(tap, t): plain.features(tap, t) for tap in taps for t in timesteps}
+        expected = {(tap, t): baseline.features(tap, t) for tap in taps for t in timesteps}
         wait(ours.device)
         times["naive"] = min(times["naive"], time.perf_counter() - start)
     pairs = [(found[cell.name], expected[cell.tap, cell.timestep]) for cell in ours.cells]
@@ -175,7 +175,7 @@ def _row(name: str, ours: DiffusionFeatures, plain: "PlainWay", floor: float) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Operations and seconds for one image."""
+    """Operations and seconds per image."""
 
     vae_flop: int
     vae_s: float
@@ -183,11 +183,12 @@ class Costs:
     denoiser_s: float
 
 
-class PlainWay:
-    """Feature extraction as it is mostly written: every tap and timestep is a pass of its own through everything.
+class Baseline:
+    """The usual extraction: each tap and timestep encodes image and prompt and runs the whole denoiser.
 
     Args:
-        whole: an extractor whose denoiser is not cut; its networks are called directly.
+        whole: an extractor with a complete denoiser; its networks are called directly.
+        setting: what to measure.
         folder: the checkpoint.
     """
 
@@ -203,7 +204,7 @@ class PlainWay:
         self._embed = lambda: {"encoder_hidden_states": text([""])[0].expand(setting.images, -1, -1)}
 
     def features(self, tap: str, t: int) -> Tensor:
-        """Encode images and prompt, run the whole denoiser, and average one tap over space."""
+        """Encode images and prompt, run the whole denoiser, and return the spatial mean of one tap."""
         found: list[Tensor] = []
         clean, condition = self._backbone.encode_images(self.images.to(self._device)), self._embed()
         handle = self._backbone.denoiser.get_submodule(tap).register_forward_hook(
@@ -216,7 +217,7 @@ class PlainWay:
         return found[0].float().mean((2, 3))
 
     def costs(self) -> Costs:
-        """Count and time the two large networks, untouched."""
+        """Count and time the operations of the two large networks, unmodified."""
         images = self.images.to(self._device)
         clean, condition = self._backbone.encode_images(images), self._embed()
         encode = lambda: self._backbone.encode_images(images)  # noqa: E731
@@ -240,7 +241,7 @@ class PlainWay:
 
 
 def write_checkpoint(folder: Path, size: dict[str, Any]) -> Path:
-    """Write a pipeline folder of a size. The U-Net is its config alone: its weights are drawn when it is opened."""
+    """Write a pipeline folder. The U-Net has a config only; its random weights are drawn when it is opened."""
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -1,9 +1,9 @@
-"""`diffprobe bench ksae`: a training step of the k-sparse autoencoder, beside other libraries and the floor.
+"""`diffprobe bench ksae`: a training step of the k-sparse autoencoder, compared with other libraries and a floor.
 
-All start from the same weights and see the same batches; each runs in a process of its own, so that its peak memory is
-its own. The dense step is the plain autograd program of the same model: dense codes, dense decoder, Adam. The floor is
-the encoder's matrix product, which no step can leave out. After equal steps the fvu of the dense step must be equal,
-and that of the other libraries near: it is shown. What each of them runs is said in bench_ksae_peers.py.
+All methods start from the same weights and train on the same batches, each in its own process, so that peak memory can
+be compared. The dense step is the same model in plain autograd: dense codes, dense decoder, Adam. The floor is the
+matrix product of the encoder, which every step needs. After equal steps the fvu of the dense step has to be equal and
+that of the other libraries close; both are printed. `ksae_peers.py` describes what each library runs.
 """
 
 import functools
@@ -26,30 +26,30 @@ from diffprobe.probes.sae import topk
 from diffprobe.probes.sae.kernels import encoder_matmul
 
 SHAPES = ((2048, 1280, 5120, 32), (2048, 1280, 20480, 32), (4096, 768, 6144, 32))
-"""Batch, width of the features, latents, k."""
-CONTENDERS = ("floor", "ours", "dense")
+"""Batch size, d_in, n_latents, k."""
+METHODS = ("floor", "ours", "dense")
 PRECISIONS = ("float32", "bfloat16")
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One contender at one shape and precision."""
+    """One method at one shape and precision."""
 
-    contender: str
+    method: str
     precision: str
     seconds: float
     fvu: float | None
-    """After all steps, on a fresh batch; None for the floor."""
+    """fvu after all steps on a held-out batch; None for the floor."""
     peak_mib: float
-    """Largest resident memory of its process up to the end of the last step."""
+    """Peak resident memory of its process at the end of the last step."""
     loaded_mib: float
-    """Of that, what was resident when its libraries were loaded, before the first tensor."""
+    """Resident memory after loading its libraries, before the first tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KsaeRow:
-    """All contenders at one shape."""
+    """All methods at one shape."""
 
     batch: int
     d_in: int
@@ -59,34 +59,34 @@ class KsaeRow:
 
     @property
     def name(self) -> str:
-        """Batch, width, latents, k, as a table shows them."""
+        """Batch size, d_in, n_latents, k, as printed in tables."""
         return f"{self.batch}, {self.d_in}, {self.n_latents}, {self.k}"
 
-    def of(self, contender: str, precision: str) -> Measured:
-        """Return one contender's figures."""
-        return next(m for m in self.measured if (m.contender, m.precision) == (contender, precision))
+    def of(self, method: str, precision: str) -> Measured:
+        """Return the measurement of one method."""
+        return next(m for m in self.measured if (m.method, m.precision) == (method, precision))
 
     def peers(self, precision: str) -> tuple[Measured, ...]:
-        """Return the other libraries' figures, the fastest first; none where none is installed."""
-        found = (m for m in self.measured if m.contender in PEERS and m.precision == precision)
+        """Return the measurements of other libraries, fastest first; empty if none is installed."""
+        found = (m for m in self.measured if m.method in PEERS and m.precision == precision)
         return tuple(sorted(found, key=lambda m: m.seconds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class KsaeReport:
-    """What was found, and on what."""
+    """The measurements, and the machine they were made on."""
 
     machine: str
     steps: int
     rounds: int
     rows: tuple[KsaeRow, ...]
     versions: dict[str, str]
-    """Of the other libraries that were measured."""
+    """Versions of the other libraries that were measured."""
     absent: dict[str, str]
-    """The others, and why."""
+    """Libraries that were not measured -> reason."""
 
     def to_json(self) -> str:
-        """Return everything as JSON."""
+        """Return all measurements as JSON."""
         return json.dumps(asdict(self), indent=2)
 
 
@@ -96,22 +96,22 @@ def bench_ksae(
     steps: int = 8,
     rounds: int = 2,
     peers: tuple[str, ...] = tuple(PEERS),
-    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> KsaeReport:
-    """Measure all contenders at all shapes on the CPU, one after the other; the fastest step of each counts.
+    """Measure all methods at all shapes on the CPU, one after the other; the fastest step of each counts.
 
     Args:
         shapes: batch, d_in, n_latents, k of each row.
-        steps: training steps a contender, each time that it is its turn.
-        rounds: turns. What else runs on a machine comes and goes, and must not meet one contender only.
-        peers: other libraries to set beside; those that are not installed are named in the report.
-        say: told what is being done.
-    Raises: ConfigError for shapes and counts that cannot be.
+        steps: training steps per method and round.
+        rounds: rounds over all methods, so that other load on the machine does not affect one method only.
+        peers: other libraries to measure; the report names those that are not installed.
+        progress: called with a line of text before each measurement.
+    Raises: ConfigError for invalid shapes and counts.
     """
     if steps < 2 or rounds < 1 or any(min(shape) < 1 or shape[3] > shape[2] for shape in shapes):
         raise ConfigError(
-            f"bench ksae: steps={steps} (2 and more), rounds={rounds} (1 and more), "
-            f"shapes {shapes} (k at most the latents)."
+            f"bench ksae: steps={steps} (at least 2), rounds={rounds} (at least 1), "
+            f"shapes {shapes} (k at most n_latents)."
         )
     absent = {name: "not installed" for name in peers if version(name) is None}
     rows = []
@@ -120,16 +120,16 @@ def bench_ksae(
         turns = [(number, precision) for number in range(rounds) for precision in PRECISIONS]
         for number, precision in turns:
             able = [name for name in peers if precision in PEERS[name].precisions]
-            for contender in (*CONTENDERS, *able):
-                if contender in absent:
+            for method in (*METHODS, *able):
+                if method in absent:
                     continue
-                say(f"{number + 1}/{rounds} {', '.join(map(str, shape))}: {contender}, {precision}")
+                progress(f"{number + 1}/{rounds} {', '.join(map(str, shape))}: {method}, {precision}")
                 try:
-                    turn = _in_own_process(contender, precision, shape, steps)
+                    turn = _in_own_process(method, precision, shape, steps)
                 except Unusable as error:
-                    absent[contender] = str(error)
+                    absent[method] = str(error)
                     continue
-                found[contender, precision] = min(found.get((contender, precision), turn), turn, key=_seconds_of)
+                found[method, precision] = min(found.get((method, precision), turn), turn, key=_seconds_of)
         measured = tuple(found.values())
         rows.append(KsaeRow(batch=shape[0], d_in=shape[1], n_latents=shape[2], k=shape[3], measured=measured))
     versions = {name: str(version(name)) for name in peers if name not in absent}
@@ -140,41 +140,41 @@ def _seconds_of(measured: Measured) -> float:
     return measured.seconds
 
 
-def _in_own_process(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int) -> Measured:
+def _in_own_process(method: str, precision: str, shape: tuple[int, int, int, int], steps: int) -> Measured:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (contender, precision, shape, steps, torch.get_num_threads()))
+        return pool.apply(measure, (method, precision, shape, steps, torch.get_num_threads()))
 
 
-def measure(contender: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int) -> Measured:
-    """Run one contender in this process. Raises: Unusable for a library that cannot be imported."""
+def measure(method: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int) -> Measured:
+    """Measure one method in this process. Raises: Unusable for a library that cannot be imported."""
     keep_freed_memory()
-    if contender in PEERS:
-        prepare(contender)
+    if method in PEERS:
+        prepare(method)
     torch.set_num_threads(threads)
     loaded, (batch, d_in, n_latents, k) = _peak_mib(), shape
     features = planted(batch * 3, d_in, seed=0)
     sae = topk.make(topk.Config(k=k, n_latents=n_latents, aux_weight=0.0), d_in, seed=0)
     sae.initialise(features.mean(0), features.var(0, correction=0))
-    if contender in PEERS:
-        features *= sae.scale  # the unit in which ours trains
-        trainee = PEERS[contender].make(sae, batch)
+    if method in PEERS:
+        features *= sae.scale  # the scale in which our implementation trains
+        trainee = PEERS[method].make(sae, batch)
     else:
-        run = {"floor": _floor, "ours": _ours, "dense": _dense}[contender]
+        run = {"floor": _floor, "ours": _ours, "dense": _dense}[method]
         trainee = Trainee(run(sae, k), functools.partial(_reconstruct, sae))
-    del sae  # another library has its own weights: ours must not count to its memory
+    del sae  # other libraries copy the weights: ours must not add to their memory
     times = []
     for number in range(steps):
         x = features[number % 2 * batch : (number % 2 + 1) * batch]
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             times.append(seconds(lambda x=x: trainee.step(x), _CPU))  # type: ignore[misc]
     fvu, peak = None, _peak_mib()
-    if contender != "floor":
+    if method != "floor":
         held = features[2 * batch :]
         with torch.no_grad():
             residual = held - trainee.reconstruct(held)
         fvu = float(residual.square().sum() / (held - held.mean(0)).square().sum())
     return Measured(
-        contender=contender, precision=precision, seconds=min(times[1:]), fvu=fvu, peak_mib=peak, loaded_mib=loaded
+        method=method, precision=precision, seconds=min(times[1:]), fvu=fvu, peak_mib=peak, loaded_mib=loaded
     )
 
 
@@ -183,7 +183,7 @@ def _peak_mib() -> float:
 
 
 def planted(n: int, d_in: int, *, seed: int, active: int = 16) -> Tensor:
-    """Make sums of `active` out of 2 d_in known directions, about a mean of three times their spread."""
+    """Return sums of `active` out of 2 d_in known directions, plus a mean of three times their standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(2 * d_in, d_in, generator=generator), dim=1)
     indices = torch.randint(2 * d_in, (n, active), generator=generator)
@@ -198,7 +198,7 @@ def _reconstruct(sae: Any, x: Tensor) -> Tensor:
 
 
 def _floor(sae: Any, k: int) -> Callable[[Tensor], object]:
-    """Make the encoder's product alone, by the library that is the faster one here, as in `ours`."""
+    """Return the matrix product of the encoder, by the same library as in `ours`."""
 
     @torch.no_grad()
     def step(x: Tensor) -> object:
@@ -224,7 +224,7 @@ def _ours(sae: Any, k: int) -> Callable[[Tensor], object]:
 
 
 def _dense(sae: Any, k: int) -> Callable[[Tensor], object]:
-    """Make the step as it is usually written: every latent of every sample is in memory, and decoded."""
+    """Return the usual dense step: all latents of all samples are in memory and decoded."""
     optimiser = torch.optim.Adam(sae.parameters(), lr=1e-3, eps=6.25e-10)
 
     def step(x: Tensor) -> None:

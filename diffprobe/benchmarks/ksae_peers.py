@@ -1,11 +1,11 @@
-"""The sparse autoencoders of other libraries, each trained with its own code: what `diffprobe bench ksae` sets beside.
+"""Sparse autoencoders of other libraries, each trained by its own code, for `diffprobe bench ksae`.
 
-Each trains its own TopK class with its own loss, its own bookkeeping and its own normalisation. All start from the
-weights of the autoencoder beside them and see its features in the unit in which it trains (its scale s applied, which
-is work that only ours has inside the step). No auxiliary loss, Adam at the same rate, no warm-up. Where a library
-clips gradients, or keeps decoder norms another way, it does so here too; its fvu differs by that.
+Each library trains its own TopK class with its own loss, bookkeeping and normalisation. All start from the weights of
+our autoencoder and get features with our scale s applied (only our step contains that work). There is no auxiliary loss
+and no warm-up, and Adam has the same learning rate. Libraries that clip gradients or normalise the decoder in another
+way do so here too, which changes their fvu.
 
-A library that is absent is named, and so is one that is there and cannot be imported: no error.
+A library that is not installed, or cannot be imported, is listed with the reason and does not raise an error.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from diffprobe.probes.sae.topk import TopK
 
 LEARNING_RATE = 1e-3
 _NEVER = 10**9
-"""Steps of a run whose schedule is flat over the few that are measured."""
+"""Length of a run whose schedule is constant over the measured steps."""
 
 
 class Trainee(NamedTuple):
-    """An autoencoder that is being trained. Features and reconstructions are in the scaled unit."""
+    """An autoencoder in training. Features and reconstructions are scaled."""
 
     step: Callable[[Tensor], object]
     """One training step: forward, backward, optimiser, normalisation."""
@@ -36,22 +36,22 @@ class Trainee(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One way in which another library trains."""
+    """One training method of another library."""
 
     distribution: str
-    """Its name where packages are installed from."""
+    """Name of its distribution package."""
     module: str
     make: Callable[[TopK, int], Trainee]
-    """From the autoencoder that gives the weights, and the number of rows of a batch."""
+    """(our autoencoder, which supplies the weights; rows per batch) -> its autoencoder in training."""
     precisions: tuple[str, ...] = ("float32", "bfloat16")
 
 
 class Unusable(ImportError):
-    """A library that is not installed, or cannot be imported here; the message says which of the two, and why."""
+    """A library that is not installed or cannot be imported; the message gives the reason."""
 
 
 def version(name: str) -> str | None:
-    """Return the installed version of a peer's library; None where there is none. Imports nothing."""
+    """Return the installed version of a library, None if it is not installed. Imports nothing."""
     try:
         return metadata.version(PEERS[name].distribution)
     except metadata.PackageNotFoundError:
@@ -59,14 +59,14 @@ def version(name: str) -> str | None:
 
 
 def prepare(name: str) -> None:
-    """Import a peer's library. Raises: Unusable."""
+    """Import a library. Raises: Unusable."""
     if version(name) is None:
         raise Unusable("not installed")
-    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernels need a GPU, and it asks for none before it takes them
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernels need a GPU, which it does not check
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # sparsify prints, and stdout is for the table
+        with contextlib.redirect_stdout(sys.stderr):  # sparsify prints on import, and stdout is for the table
             import_module(PEERS[name].module)
-    except Exception as error:  # whatever a broken installation raises: a RuntimeError of torchvision, for one
+    except Exception as error:  # a broken installation can raise anything, for example a RuntimeError of torchvision
         raise Unusable(f"installed, but its import fails: {type(error).__name__}: {error}") from error
 
 
@@ -74,18 +74,20 @@ def prepare(name: str) -> None:
 def _fill(*pairs: tuple[Tensor, Tensor]) -> None:
     for theirs, ours in pairs:
         if theirs.shape != ours.shape:
-            raise RuntimeError(f"weights of shape {tuple(ours.shape)} do not fit theirs, {tuple(theirs.shape)}.")
+            raise RuntimeError(
+                f"weights of shape {tuple(ours.shape)} do not fit the shape {tuple(theirs.shape)} of the library."
+            )
         theirs.copy_(ours)
 
 
 def _sae_lens(sae: TopK, batch: int, *, sparse: bool = False) -> Trainee:
     """TopKTrainingSAE in `SAETrainer.step`: their forward, firing counts, clipping at norm 1, `torch.optim.Adam`.
 
-    Decoder norms are free and multiplied into the pre-activations, their default; the first steps lower the fvu more
-    with free norms than with unit ones. aux_loss_coefficient is 0, and no latent is dead before step 1000. `sparse` is
-    their `use_sparse_activations`: a COO tensor is decoded, which they advise for float32 without autocast alone. It is
-    run without the factor of decoder norms, whose backward torch lacks for such tensors ("could not run aten::view");
-    the start is the same function either way.
+    Decoder norms are free and multiplied into the pre-activations, their default; fvu falls faster in the first steps
+    with free norms than with unit norms. aux_loss_coefficient is 0, and no latent is dead before step 1000. `sparse` is
+    their `use_sparse_activations`: a COO tensor is decoded, which they recommend for float32 without autocast only. It
+    runs without the factor of decoder norms, whose backward torch lacks for such tensors ("could not run aten::view");
+    the initial function is the same.
     """
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
@@ -118,8 +120,8 @@ def _sae_lens_sparse(sae: TopK, batch: int) -> Trainee:
 def _dictionary_learning(sae: TopK, batch: int) -> Trainee:
     """AutoEncoderTopK in `TopKTrainer.update`: parallel gradient, clipping at norm 1, Adam, unit norm, its counters.
 
-    Their first step replaces the bias by the geometric median, with up to 100 passes over the batch: it is left out by
-    counting from 1. auxk_alpha is 0. Their own loop casts to bfloat16 on a GPU only; here autocast is on for both.
+    Their first step replaces the bias by the geometric median, with up to 100 passes over the batch; counting from 1
+    skips it. auxk_alpha is 0. Their own loop casts to bfloat16 on a GPU only; here autocast is on for both.
     """
     from dictionary_learning.trainers.top_k import TopKTrainer
 
@@ -134,12 +136,12 @@ def _dictionary_learning(sae: TopK, batch: int) -> Trainee:
 
 
 def _sparsify(sae: TopK, batch: int) -> Trainee:
-    """SparseCoder in the order of their `Trainer.fit`, which itself wants a language model around it.
+    """SparseCoder in the order of their `Trainer.fit`, which itself needs a language model.
 
     Unit norm before the forward pass, which returns the fvu; their fused encoder's backward; firing mask; parallel
     gradient; the optimiser. `optimizer="adam"` of their three, since their default, a schedule-free sign descent, needs
-    another rate; auxk_alpha is 0, their default. Decoding is their eager path: the Triton path needs a GPU.
-    Their `fit` asks torch for float32 products of "high" precision; here float32 is float32 for all.
+    another learning rate; auxk_alpha is 0, their default. Decoding is their eager path: the Triton path needs a GPU.
+    Their `fit` sets torch's float32 matrix products to "high" precision; here all methods use full float32.
     """
     from sparsify import SparseCoder, SparseCoderConfig
 
@@ -165,9 +167,9 @@ def _sparsify(sae: TopK, batch: int) -> Trainee:
 def _overcomplete(sae: TopK, batch: int) -> Trainee:
     """TopKSAE with its linear encoder in their `train_sae`: clipping at norm 1, dead-code tracker, Adam.
 
-    It has no pre-bias: the features are given to it centred with ours, which stays as it is, and its start is the same
-    function. The criterion is their mean square without a penalty. Norms are renewed inside each forward pass. Their
-    `train_sae_amp` is for float16 on a GPU; here the plain loop runs under autocast.
+    It has no pre-bias: features are centred with our fixed pre-bias, so the initial function is the same. The criterion
+    is their mean square without a penalty. Norms are restored inside each forward pass. Their `train_sae_amp` is for
+    float16 on a GPU; here their plain loop runs under autocast.
     """
     from overcomplete.sae import TopKSAE, train_sae
 
@@ -200,4 +202,4 @@ PEERS = {
     "sparsify": Peer(distribution="eai-sparsify", module="sparsify", make=_sparsify),
     "overcomplete": Peer(distribution="overcomplete", module="overcomplete", make=_overcomplete),
 }
-"""All of them, by the name that the table shows."""
+"""Name in the printed table -> method."""

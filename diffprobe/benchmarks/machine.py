@@ -1,4 +1,4 @@
-"""What every benchmark needs of the machine: clocks, counts, its name, and the best it can do."""
+"""Timing, operation counts, and the name and peak speed of the machine, for benchmarks."""
 
 import time
 from collections.abc import Callable
@@ -17,13 +17,13 @@ def count_flop(run: Callable[[], object]) -> int:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time one call, the work that it gave to the device included."""
+    """Return the seconds of one call, including the work that it queued on the device."""
     wait(device)
     start = time.perf_counter()
     run()
@@ -32,14 +32,14 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype, side: int = 2048) -> float:
-    """Measure the speed of one square matrix product, in billions of operations a second."""
+    """Return the speed of one square matrix product, in billions of operations per second."""
     a = torch.randn(side, side, device=device).to(dtype)
     best = min(seconds(lambda: a @ a, device) for _ in range(5))
     return 2 * side**3 / best / 1e9
 
 
 def machine() -> str:
-    """Name processor or accelerator, threads and torch version; never a host name."""
+    """Return processor or accelerator, threads and torch version; the host name is not included."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:

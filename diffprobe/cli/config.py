@@ -2,14 +2,15 @@
 
 import argparse
 
-HELP = "check a configuration and print it in full (nothing is loaded or run)"
+from diffprobe.cli.arguments import add_settings
+
+GROUP = "runs"
+HELP = "validate a configuration and print it in full"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument(
-        "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
-    )
+    add_settings(parser)
     parser.add_argument("--list", action="store_true", help="list the experiments and the choices of each group")
     parser.add_argument("--keys", action="store_true", help="explain every key: type, default, meaning")
 

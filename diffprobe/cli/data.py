@@ -12,7 +12,8 @@ from diffprobe.core.registry import DATASETS
 if TYPE_CHECKING:
     from diffprobe.config.schema import FieldsConfig
 
-HELP = "index or verify a folder of shards, or build a data set"
+GROUP = "data"
+HELP = "index, verify or build a set of shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

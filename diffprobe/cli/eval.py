@@ -1,45 +1,36 @@
-"""``diffprobe eval``: measure a backbone before anything is read from it, or a trained autoencoder by what it costs."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, or a trained SAE by the denoising error it causes."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-HELP = "measure a backbone on held-out images, or what a trained sae costs the backbone it reads"
+from diffprobe.cli.arguments import add_check, add_settings
+
+GROUP = "probes"
+HELP = "evaluate a backbone, or the cost of replacing features by an SAE"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Add the sub-verbs backbone and sae."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    backbone = what.add_parser("backbone", help="a StableDiffusionPipeline folder, or emoji-sd")
-    backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a folder in diffusers format")
-    backbone.add_argument(
-        "settings",
-        nargs="*",
-        default=[],
-        metavar="SETTING",
-        help="key=value, for example data.limit=100 (default: emoji/evaluate)",
-    )
+    backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
+    backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
     sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
-    sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained sae run, or grid of them")
-    sae.add_argument(
-        "settings",
-        nargs="*",
-        default=[],
-        metavar="SETTING",
-        help="key=value, for example limit=100 (default: emoji/evaluate_sae)",
-    )
+    sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
+    for parser_of, default in ((backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae")):
+        add_settings(parser_of, note=f"default experiment: {default}")
+        add_check(parser_of)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print, and tell by the exit status whether all gates were reached."""
-    return _run_sae(args) if args.what == "sae" else _run_backbone(args)
+    """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
+    return {"backbone": _run_backbone, "sae": _run_sae}[args.what](args)
 
 
 def _run_backbone(args: argparse.Namespace) -> int:
-    from diffprobe.config.compose import load, setting_text, split_experiment
-
-    experiment, settings = split_experiment(None, args.settings)
-    settings = [f"model={setting_text(args.backbone)}", *settings]
-    config = load(experiment or "emoji/evaluate", settings, kinds=("evaluate_backbone",))
+    config = _load(args, f"model={_text(args.backbone)}", "emoji/evaluate", "evaluate_backbone")
+    if args.check:
+        return _valid()
     from diffprobe.evaluation.backbone import evaluate_backbone
 
     path, missed = evaluate_backbone(config)
@@ -50,11 +41,9 @@ def _run_backbone(args: argparse.Namespace) -> int:
 
 
 def _run_sae(args: argparse.Namespace) -> int:
-    from diffprobe.config.compose import load, setting_text, split_experiment
-
-    experiment, settings = split_experiment(None, args.settings)
-    settings = [f"run={setting_text(args.run_folder)}", *settings]
-    config = load(experiment or "emoji/evaluate_sae", settings, kinds=("evaluate_sae",))
+    config = _load(args, f"run={_text(args.run_folder)}", "emoji/evaluate_sae", "evaluate_sae")
+    if args.check:
+        return _valid()
     from diffprobe.evaluation.sae import evaluate_sae
 
     paths = evaluate_sae(config)
@@ -63,21 +52,34 @@ def _run_sae(args: argparse.Namespace) -> int:
     return 0
 
 
+def _load(args: argparse.Namespace, subject: str, default: str, kind: str) -> Any:
+    """Load the configuration: the evaluated folder first, so that a setting can still replace it."""
+    from diffprobe.config.compose import load, split_experiment
+
+    experiment, settings = split_experiment(None, args.settings)
+    return load(experiment or default, [subject, *settings], kinds=(kind,))
+
+
+def _text(value: str) -> str:
+    from diffprobe.config.compose import setting_text
+
+    return setting_text(value)
+
+
+def _valid() -> int:
+    print("the configuration is valid")
+    return 0
+
+
 def _print(path: Path, *, headed: bool = False) -> None:
     from diffprobe.core.result import read_result
+    from diffprobe.report.entry import format_record
 
     result = read_result(path)
     if headed:
         print(f"{result.config['run']}:")
     for record in result.metrics:
-        controls = ", ".join(f"{name} {value:.4g}" for name, value in record.controls.items())
-        interval = record.detail.get("interval")
-        spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
-        of = f"  {record.cell}" if record.cell else ""
-        print(
-            f"{record.split:5} {record.name:24} {record.value:8.4g}{spread}  n={record.n}{of}"
-            + (f"  ({controls})" if controls else "")
-        )
+        print(format_record(record))
         if "no_recovered" in record.detail:
-            print(f"{record.split:5} no share recovered: {record.detail['no_recovered']}")
+            print(f"{record.split} {record.name}: no share recovered: {record.detail['no_recovered']}")
     print(f"result: {path}")

@@ -4,7 +4,10 @@ import argparse
 import os
 import sys
 
-HELP = "write the features of a run to its store; a second call continues or returns at once"
+from diffprobe.cli.arguments import add_settings
+
+GROUP = "features"
+HELP = "write the features of a run to its store; continues if repeated"
 _PROCESS = (
     "write part I of N (0/2 and 1/2 together make the store); the parts may run at the same time, anywhere. Without it "
     "torchrun's RANK and WORLD_SIZE decide, or SLURM_PROCID and SLURM_STEP_NUM_TASKS of srun, or all is written"
@@ -13,9 +16,7 @@ _PROCESS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
-    parser.add_argument(
-        "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
-    )
+    add_settings(parser)
     parser.add_argument("--process", metavar="I/N", type=_part, help=_PROCESS)
     parser.add_argument("--quiet", action="store_true", help="no progress bar, and nothing but the folder at the end")
 

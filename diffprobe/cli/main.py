@@ -1,16 +1,18 @@
-"""The door of the command line. Owns finding the verbs, help, and how an error leaves the program."""
+"""The entry point of the command line: finds the verb, prints help, and turns errors into exit statuses."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from diffprobe import __version__
+from diffprobe.cli.arguments import GROUPS, Parser
 from diffprobe.core.errors import DiffprobeError, nearest
 from diffprobe.core.registry import VERBS
 from diffprobe.report.terminal_encoding import print_what_can_be
 
-_EPILOG = "first steps: diffprobe demo    one verb: diffprobe VERB --help"
+_EPILOG = "first steps: diffprobe demo    help on a verb: diffprobe VERB --help"
+_TRACEBACK = "--traceback shows where an error was raised"
 
 
 def verbs() -> list[str]:
@@ -18,12 +20,28 @@ def verbs() -> list[str]:
     return [name.replace("_", "-") for name in VERBS.names()]
 
 
+def verb_groups() -> dict[str, list[str]]:
+    """Return the verbs of each group, groups in the order of `GROUPS`, verbs in alphabetical order."""
+    found: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for verb in verbs():
+        found[_load(verb).GROUP].append(verb)
+    return {group: names for group, names in found.items() if names}
+
+
+def make_parser(verb: str) -> Parser:
+    """Build the parser of a verb. Raises: UnknownName."""
+    module = _load(verb)
+    parser = Parser(prog=f"diffprobe {verb}", description=module.HELP, epilog=_TRACEBACK)
+    module.add_arguments(parser)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns: the exit status: 0 done, 1 the command's own "no", 2 an error of the user's making, 130 interrupted.
+    Returns: the exit status: 0 success, 1 a negative answer of the command, 2 a user error, 130 interrupted.
     """
-    print_what_can_be(sys.stdout)  # names, captions and marks are more than a Latin-1 terminal has
+    print_what_can_be(sys.stdout)  # a Latin-1 terminal lacks some characters of names, captions and marks
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
@@ -35,52 +53,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what is complete stays on disk, run the command again to continue.", file=sys.stderr)
+        print("interrupted; finished work is on disk, run the command again to continue.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader left, as `diffprobe ... | head` does
+    except BrokenPipeError:  # the reader of the pipe has exited, as in `diffprobe ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a disk that is full, a folder that cannot be written, a hub that cannot be reached
+    except OSError as error:  # a full disk, a folder without write permission, an unreachable hub
         if traceback:
             raise
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}\n  {_trace_note()}", file=sys.stderr)
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}\n  {_TRACEBACK}", file=sys.stderr)
         return 2
 
 
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else ""
     if name.startswith("-") or not name:
-        parser = _overview()
-        parser.parse_args(arguments)
-        parser.print_help()
-        return 0 if not name else 2
+        options = Parser(prog="diffprobe", usage="diffprobe [-h] [--version] VERB ...", add_help=False)
+        options.add_argument("-h", "--help", action="store_true")
+        options.add_argument("--version", action="version", version=f"diffprobe {__version__}")
+        options.parse_args(arguments)
+        print(_overview())
+        return 0
     known = verbs()
     if name not in known:
         close = nearest(name, known)
         hint = f" (nearest: {', '.join(close)})" if close else ""
-        print(f"diffprobe: there is no verb '{name}'{hint}. Verbs: {', '.join(known)}", file=sys.stderr)
+        print(f"diffprobe: unknown verb '{name}'{hint}. Verbs: {', '.join(known)}", file=sys.stderr)
         return 2
-    verb = VERBS.load(name.replace("-", "_"))
-    parser = argparse.ArgumentParser(prog=f"diffprobe {name}", description=verb.HELP, epilog=_trace_note())
-    verb.add_arguments(parser)
-    status: int = verb.run(parser.parse_args(arguments[1:]))
+    status: int = _load(name).run(make_parser(name).parse_args(arguments[1:]))
     return status
 
 
-def _overview() -> argparse.ArgumentParser:
-    """Make the parser of bare options; its help lists every verb with its own line."""
-    width = max(map(len, verbs()), default=0)
-    lines = [f"  {name:<{width}}  {VERBS.load(name.replace('-', '_')).HELP}" for name in verbs()]
-    parser = argparse.ArgumentParser(
-        prog="diffprobe",
-        usage="diffprobe [-h] [--version] VERB ...",
-        description="Read what a frozen diffusion model knows.\n\nverbs:\n" + "\n".join(lines),
-        epilog=f"{_EPILOG}\n{_trace_note()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"diffprobe {__version__}")
-    return parser
+def _overview() -> str:
+    """Return the help of the program: the verbs by group, one line each."""
+    groups = verb_groups()
+    width = max((len(verb) for names in groups.values() for verb in names), default=0)
+    lines = ["usage: diffprobe [-h] [--version] VERB ...", "", "Read what a frozen diffusion model knows."]
+    for group, names in groups.items():
+        lines.append(f"\n{group}:" if len(lines) == 3 else f"{group}:")
+        lines += [f"  {verb:<{width}}  {_load(verb).HELP}" for verb in names]
+    return "\n".join([*lines, "", _EPILOG, _TRACEBACK])
 
 
-def _trace_note() -> str:
-    return "--traceback shows where an error was raised"
+def _load(verb: str) -> ModuleType:
+    return VERBS.load(verb.replace("-", "_"))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffprobe.features.manifest import Manifest
 
-HELP = "list, show or verify feature stores and kept latents"
+GROUP = "features"
+HELP = "list, show or verify feature stores and latent caches"
 _BACKBONE = ("family", "resolution", "dtype", "pool", "draws", "keep_draws", "seed", "random_weights", "random_seed")
 """What is printed first of the backbone's fingerprint, in this order; the rest follows."""
 

@@ -1,31 +1,30 @@
-"""`diffprobe table`: print a table from result files. Parses and prints; the work is in `report/`."""
+"""``diffprobe table``: print the table of an experiment from its result files."""
 
 import argparse
 
-HELP = "print the table of an experiment from its result files (Markdown, CSV or LaTeX)"
+GROUP = "runs"
+HELP = "print a table of results (Markdown, CSV or LaTeX)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("experiment", help="folder below experiments/ that holds a table.yaml, for example emoji")
-    parser.add_argument("--format", choices=["markdown", "csv", "latex"], default="markdown", help="default: markdown")
-    parser.add_argument("--results", default="runs", metavar="DIR", help="folder with result.json files; default: runs")
+    """Add the name of the table, its format, and the results."""
+    parser.add_argument("experiment", help="folder below experiments/ that contains a table.yaml, for example emoji")
     parser.add_argument(
-        "--where", action="append", default=[], metavar="FIELD=VALUE", help="narrow the table's filter; may be repeated"
+        "--format", choices=["markdown", "csv", "latex"], default="markdown", help="output format (default: markdown)"
+    )
+    parser.add_argument(
+        "--results", default="runs", metavar="DIR", help="folder of the result.json files (default: runs)"
+    )
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="FIELD=VALUE", help="narrow the filter of the table; repeatable"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table. Returns the exit status."""
-    import dataclasses
-
-    from diffprobe.report.collect import collect
+    """Print the table."""
     from diffprobe.report.query import parse_condition
-    from diffprobe.report.spec import find_spec, load_specs
-    from diffprobe.report.table import render_all
+    from diffprobe.report.table import build_table
 
-    results, where = collect(args.results), dict(map(parse_condition, args.where))
-    specs = load_specs(find_spec(args.experiment))
-    specs = tuple(dataclasses.replace(spec, filter={**spec.filter, **where}) for spec in specs)
-    print(render_all(results, specs, args.format), end="")
+    where = dict(map(parse_condition, args.where))
+    print(build_table(args.experiment, args.results, where=where).render(args.format), end="")
     return 0

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffprobe.backbones.taps import BackboneInfo, TapInfo
 
-HELP = "list a backbone's taps with their sizes and cost"
+GROUP = "features"
+HELP = "list the taps of a backbone with their sizes and cost"
 
 _FORMS = {
     "map": "a feature map",

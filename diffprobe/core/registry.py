@@ -46,6 +46,8 @@ FAMILIES = Registry("diffprobe.backbones.families", "family")
 """Families of backbones."""
 DATASETS = Registry("diffprobe.shards.datasets", "data set")
 """Data sets that `diffprobe data build` makes."""
+OBJECTIVES = Registry("diffprobe.generative.objectives", "training objective")
+"""Training objectives of denoisers."""
 PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")
 """Kinds of probes: a folder each."""
 PROBE_TRAINING = Registry("diffprobe.training.kinds", "kind of probe")

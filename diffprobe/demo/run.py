@@ -21,7 +21,7 @@ from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.demo.config import DemoConfig, RunSpec
 from diffprobe.demo.types import REPORT, Demo, Outcome, View
 from diffprobe.report.collect import read_results
-from diffprobe.report.spec import find_spec, load_spec
+from diffprobe.report.table_spec import find_spec, load_spec
 from diffprobe.report.table import render
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.plan import training_of

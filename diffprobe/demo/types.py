@@ -9,7 +9,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.progress import Bar
 from diffprobe.core.result import RunResult
 from diffprobe.demo.config import DemoConfig
-from diffprobe.report.spec import TableSpec
+from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
 REPORT = "report.html"

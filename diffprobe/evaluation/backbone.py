@@ -205,7 +205,7 @@ def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord
 
     sums: dict[str, list[Tensor]] = {"vae": [], "mean_colour": [], "thumbnail_8x8": []}
     for rows in torch.arange(len(encoded.table)).split(64):
-        images = encoded.table.floats(rows)
+        images = encoded.table.to_float(rows)
         size = images.shape[-2:]
         small = torch.nn.functional.interpolate(images, size=(8, 8), mode="area")
         large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)

@@ -57,7 +57,7 @@ def encode_split(
     Raises: what `load_table` raises.
     """
     table = load_table(data, split, resolution=resolution, captioned=True)
-    latents = torch.cat([score.encode_images(table.floats(rows)) for rows in torch.arange(len(table)).split(64)])
+    latents = torch.cat([score.encode_images(table.to_float(rows)) for rows in torch.arange(len(table)).split(64)])
     return Encoded(table, latents, table.groups(group_attribute), table.groups(family_attribute or group_attribute))
 
 

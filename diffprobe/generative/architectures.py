@@ -1,5 +1,7 @@
-"""The networks and the forward process of a small latent text-to-image model. Owns their shape; what they learn is
-`training.denoiser`'s."""
+"""The networks and the noise schedule of a small latent text-to-image model: building, opening, and shape checks.
+
+Training is in `denoiser.py` and `text_encoder.py`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,9 +15,10 @@ from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.text_encoders import require_vocabulary
 from diffprobe.backbones.weights import SHIPPED, locate, require_files, weight_files
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.generative.objectives.base import PredictionType
 
-LEAST_ENTRIES = 514
-"""Entries that every caption vocabulary has: all bytes, alone and at a word's end, and two special ones."""
+MIN_VOCABULARY = 514
+"""Smallest caption vocabulary: all 256 bytes, alone and at the end of a word, and two special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +26,17 @@ class DenoiserShape:
     """Shape of the U-Net and of the text encoder."""
 
     channels: tuple[int, ...] = (96, 112, 88)
-    """U-Net channels a level; each level but the last halves the side."""
+    """U-Net channels per level; each level but the last halves the side length."""
     cross_attention: tuple[bool, ...] = (True, True, False)
-    """Which levels read the caption; the mid block always does."""
+    """Levels with cross-attention to the caption; the mid block always has it."""
     layers_per_block: int = 1
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks per level in the down path; the up path has one more."""
     heads: int = 8
     """Attention heads in the U-Net."""
     norm_groups: int = 8
-    """Groups of GroupNorm."""
+    """Groups of each GroupNorm."""
     dropout: float = 0.0
-    """Share of the residual blocks' activations that training leaves out."""
+    """Dropout probability in the residual blocks, 0..1."""
     text_width: int = 256
     """Width of the text encoder."""
     text_layers: int = 3
@@ -41,14 +44,14 @@ class DenoiserShape:
     text_heads: int = 8
     """Attention heads in the text encoder."""
     vocab_size: int = 4096
-    """Entries of the caption vocabulary at most: few captions have fewer."""
+    """Largest number of vocabulary entries; a small set of captions yields fewer."""
     max_tokens: int = 32
-    """Longest caption in tokens."""
+    """Maximum caption length in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BetaSchedule:
-    """The forward process (names as in diffusers' schedulers)."""
+    """Noise schedule of the forward process (field names as in diffusers' schedulers)."""
 
     num_train_timesteps: int = 1000
     """Timesteps of the training grid."""
@@ -57,10 +60,10 @@ class BetaSchedule:
     beta_end: float = 0.012
     """Last beta."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """How betas run between the two."""
+    """Interpolation between the two."""
 
-    def scheduler(self) -> Any:
-        """Make diffusers' DDIMScheduler of it, which predicts the noise."""
+    def scheduler(self, prediction_type: PredictionType = "epsilon") -> Any:
+        """Build diffusers' DDIMScheduler for a network with the given kind of prediction."""
         from diffusers import DDIMScheduler
 
         return DDIMScheduler(
@@ -71,23 +74,24 @@ class BetaSchedule:
             clip_sample=False,
             set_alpha_to_one=False,
             steps_offset=1,
+            prediction_type=prediction_type,
         )
 
 
 def _block_types(shape: DenoiserShape) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name diffusers' blocks on the way down and on the way up."""
-    down = tuple("CrossAttnDownBlock2D" if reads else "DownBlock2D" for reads in shape.cross_attention)
-    return down, tuple("CrossAttnUpBlock2D" if reads else "UpBlock2D" for reads in shape.cross_attention[::-1])
+    """Return diffusers' block names of the down and the up path."""
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in shape.cross_attention)
+    return down, tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in shape.cross_attention[::-1])
 
 
 def make_unet(shape: DenoiserShape, *, latent_channels: int, latent_side: int, seed: int) -> Any:
-    """Make a diffusers UNet2DConditionModel with random weights; the global generator stays as it was.
+    """Build a diffusers UNet2DConditionModel with random weights; the global random state is unchanged.
 
     Args:
-        shape: of U-Net and text encoder.
+        shape: shape of the U-Net and the text encoder.
         latent_channels: channels of a vae_latent.
-        latent_side: its height and width.
-        seed: of all weights.
+        latent_side: height and width of a vae_latent.
+        seed: seed of all weights.
     """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
@@ -106,25 +110,25 @@ def make_unet(shape: DenoiserShape, *, latent_channels: int, latent_side: int, s
             cross_attention_dim=shape.text_width,
             attention_head_dim=shape.heads,  # diffusers reads it as the number of heads
             norm_num_groups=shape.norm_groups,
-            # Beside the cross-attention the whole caption is added to the timestep's embedding, so that what holds for
-            # the whole image (style, skin tone) is learnt within the first epochs.
+            # The pooled caption is added to the timestep embedding, besides the cross-attention, so that attributes of
+            # the whole image (style, skin tone) are learnt within the first epochs.
             addition_embed_type="text",
             addition_embed_type_num_heads=shape.text_heads,
             dropout=shape.dropout,
         )
-        # The fused attention's bf16 backward takes more than half of a step on a CPU at these head widths; the plain
-        # one computes the same function, and what is saved does not know of it.
+        # At these head widths the bf16 backward pass of the fused attention takes more than half of a CPU step. The
+        # plain processor computes the same function and is not part of the saved weights.
         unet.set_attn_processor(AttnProcessor())
     return unet
 
 
 def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any:
-    """Make a transformers CLIPTextModel with random weights; the global generator stays as it was.
+    """Build a transformers CLIPTextModel with random weights; the global random state is unchanged.
 
     Args:
-        shape: of U-Net and text encoder.
-        tokenizer: whose vocabulary it embeds.
-        seed: of all weights.
+        shape: shape of the U-Net and the text encoder.
+        tokenizer: tokenizer whose vocabulary is embedded.
+        seed: seed of all weights.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -132,7 +136,7 @@ def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any
         torch.manual_seed(seed)
         return CLIPTextModel(
             CLIPTextConfig(
-                attn_implementation="eager",  # type: ignore[call-arg]  # a keyword of every config
+                attn_implementation="eager",  # type: ignore[call-arg]  # accepted by every config
                 vocab_size=len(tokenizer),
                 hidden_size=shape.text_width,
                 intermediate_size=4 * shape.text_width,
@@ -148,19 +152,19 @@ def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any
 
 
 def weights_folder(name: str) -> Path:
-    """Return the folder of trained weights: a shipped checkpoint (emoji-sd) by its name, any other by its path."""
+    """Return the folder of trained weights: a shipped checkpoint (emoji-sd) by name, any other by path."""
     return (locate(name).folder if name in SHIPPED else None) or Path(name)
 
 
 def require_autoencoder(name: str) -> Path:
-    """Return the folder of a trained AutoencoderKL, given by its path or as a shipped checkpoint whose VAE it is.
+    """Return the folder of a trained AutoencoderKL, given by path or by the name of a shipped checkpoint.
 
     Raises: WeightsMissing.
     """
     folder = weights_folder(name) / ("vae" if name in SHIPPED else "")
     if not (folder / "config.json").is_file() or not weight_files(folder):
         raise WeightsMissing(
-            f"'{name}' holds no autoencoder (config.json and safetensors weights).",
+            f"'{name}' does not contain an autoencoder (config.json and safetensors weights).",
             fix="autoencoder=emoji-sd for the shipped one; or diffprobe train experiment=emoji/train_autoencoder, then "
             "autoencoder=RUN_FOLDER/weights",
         )
@@ -168,15 +172,15 @@ def require_autoencoder(name: str) -> Path:
 
 
 def require_text_encoder(folder: Path) -> None:
-    """Check that a folder has a text encoder and its words. Raises: WeightsMissing."""
+    """Check that a folder contains a text encoder and its vocabulary. Raises: WeightsMissing."""
     require_files(folder / "text_encoder")
     require_vocabulary(folder)
 
 
 def open_unet(folder: Path, shape: DenoiserShape) -> Any:
-    """Open the U-Net of a trained pipeline, in float32, to train it further with the dropout of `shape`.
+    """Open the U-Net of a trained pipeline in float32 for further training with the dropout of `shape`.
 
-    Raises: WeightsMissing without it; WeightsMismatch if it is of another shape.
+    Raises: WeightsMissing without a U-Net; WeightsMismatch if its shape differs.
     """
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
@@ -189,11 +193,11 @@ def open_unet(folder: Path, shape: DenoiserShape) -> Any:
     config = unet.config
     found = {
         "channels": tuple(config.block_out_channels),
-        "cross_attention": _reading_levels(config),
-        "layers_per_block": _one(config.layers_per_block),
-        "heads": _one(config.num_attention_heads or config.attention_head_dim),
+        "cross_attention": _attention_levels(config),
+        "layers_per_block": _common_value(config.layers_per_block),
+        "heads": _common_value(config.num_attention_heads or config.attention_head_dim),
         "norm_groups": config.norm_num_groups,
-        "text_width": _one(config.cross_attention_dim),
+        "text_width": _common_value(config.cross_attention_dim),
     }
     if config.addition_embed_type == "text":
         found["text_heads"] = config.addition_embed_type_num_heads
@@ -203,9 +207,9 @@ def open_unet(folder: Path, shape: DenoiserShape) -> Any:
 
 
 def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
-    """Open the tokenizer and text encoder of a folder, in float32, to train the latter further.
+    """Open the tokenizer and the text encoder of a folder, the latter in float32 for further training.
 
-    Raises: WeightsMissing without the two parts; WeightsMismatch if they are of another shape.
+    Raises: WeightsMissing without either part; WeightsMismatch if their shape differs.
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -222,50 +226,51 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
         "text_heads": config.num_attention_heads,
         "max_tokens": config.max_position_embeddings,
     }
-    if len(tokenizer) > max(shape.vocab_size, LEAST_ENTRIES):  # fewer are what few captions give
+    if len(tokenizer) > max(shape.vocab_size, MIN_VOCABULARY):  # a small set of captions yields fewer
         found["vocab_size"] = len(tokenizer)
     _require_shape(folder, found, shape)
     return tokenizer, text_encoder.float().train()
 
 
-def require_schedule(folder: Path, noise: BetaSchedule) -> None:
-    """Check that a trained pipeline predicts the noise of the forward process that is asked for.
+def require_schedule(folder: Path, noise: BetaSchedule, prediction_type: PredictionType = "epsilon") -> None:
+    """Check that a pipeline was trained on the given forward process, with the given kind of prediction.
 
-    Raises: WeightsMissing without its scheduler; WeightsMismatch if the U-Net learnt under another one.
+    Raises: WeightsMissing without a scheduler; WeightsMismatch if either differs.
     """
     from diffusers import DDIMScheduler
 
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise WeightsMissing(
-            f"'{folder}' has no scheduler/scheduler_config.json, so it does not say under which noise it was trained.",
+            f"'{folder}' has no scheduler/scheduler_config.json, so its noise schedule is unknown.",
             fix="save it again with save_pretrained(FOLDER)",
         )
     with quiet_libraries():
         found: Any = DDIMScheduler.from_config(json.loads(path.read_text("utf-8")))
-    asked = noise.scheduler()
+    asked = noise.scheduler(prediction_type)
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
     other = [key for key in keys if found.config[key] != asked.config[key]]
     lines = [f"{key}: found {found.config[key]}, this run has {asked.config[key]}" for key in other]
     if not lines and not torch.equal(found.alphas_cumprod, asked.alphas_cumprod):
-        lines = ["its betas are others than these keys make: trained_betas or rescale_betas_zero_snr"]
+        lines = ["its betas do not follow from these keys: trained_betas or rescale_betas_zero_snr is set"]
     if lines:
         raise WeightsMismatch(
-            f"'{folder}' was trained under another forward process.",
+            f"'{folder}' was trained with another forward process or prediction.",
             *lines,
-            fix="set noise.* to what was found; only prediction_type=epsilon and betas by a formula are trained",
+            fix="set noise.* to the values found, and objective to one with that prediction_type; betas have to follow "
+            "from a formula",
         )
 
 
-def _reading_levels(config: Any) -> object:
-    """Return `cross_attention` of a U-Net's config; the names of its blocks where they are none of ours."""
-    reads = tuple(name.startswith("CrossAttn") for name in config.down_block_types)
+def _attention_levels(config: Any) -> object:
+    """Return `cross_attention` of a U-Net's config, or its block names where they are not those of `make_unet`."""
+    levels = tuple(name.startswith("CrossAttn") for name in config.down_block_types)
     names = tuple(config.down_block_types), tuple(config.up_block_types)
-    return reads if names == _block_types(DenoiserShape(cross_attention=reads)) else names
+    return levels if names == _block_types(DenoiserShape(cross_attention=levels)) else names
 
 
-def _one(value: Any) -> object:
-    """Return the one value of what a config may give by level, or all of them where they differ."""
+def _common_value(value: Any) -> object:
+    """Return the common value of a setting that a config may list by level, or all values where they differ."""
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return values[0] if len(set(values)) == 1 else values
 
@@ -274,7 +279,7 @@ def _require_shape(folder: Path, found: Mapping[str, object], asked: DenoiserSha
     other = [key for key, value in found.items() if value != getattr(asked, key)]
     if other:
         raise WeightsMismatch(
-            f"'{folder}' holds networks of another shape.",
-            *(f"{key}: found {found[key]}, model.{key} says {getattr(asked, key)}" for key in other),
-            fix=f"set {', '.join(f'model.{key}' for key in other)} to what was found",
+            f"the networks in '{folder}' have another shape.",
+            *(f"{key}: found {found[key]}, model.{key} is {getattr(asked, key)}" for key in other),
+            fix=f"set {', '.join(f'model.{key}' for key in other)} to the values found",
         )

@@ -1,12 +1,13 @@
-"""Views of an image: the same drawing a little moved and scaled. Owns how far; the training of denoisers uses them.
+"""Augmentation of training images: shifted and scaled views, fixed by (seed, key, view).
 
-A denoiser that has seen a drawing in one place only learns its pixels by heart. No view is mirrored: a mirrored "left
-arrow" would make its caption wrong.
+They keep a denoiser from memorising images pixel by pixel. Views are never mirrored: a mirrored "left arrow" would
+contradict its caption.
 """
 
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -16,40 +17,55 @@ from diffprobe.core.shapes import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
-    """How many views of an image there are, and how they differ."""
+class AugmentationConfig:
+    """Number of views per image, and how far they differ from it."""
 
-    n: int = 6
-    """Views of each image; the first one is the image itself."""
-    own: float = 0.5
-    """Share of training samples that see the image itself."""
+    n_views: int = 6
+    """Views per image, at least 1; view 0 is the image itself."""
+    p_original: float = 0.5
+    """Share of training samples that use the image itself, 0..1."""
     shift: float = 0.05
-    """Largest shift, as a share of the side."""
+    """Largest shift, as a fraction of the side length, 0 to below 1."""
     zoom: float = 0.1
-    """Largest change of size, as a share of it."""
+    """Largest change of scale, as a fraction of it, 0 to below 1."""
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not 0 <= self.own <= 1 or not 0 <= self.shift < 1 or not 0 <= self.zoom < 1:
-            raise ConfigError(f"views: n={self.n} own={self.own} shift={self.shift} zoom={self.zoom} are no views.")
+        for name, value, is_valid, allowed in (
+            ("n_views", self.n_views, self.n_views >= 1, "at least 1"),
+            ("p_original", self.p_original, 0 <= self.p_original <= 1, "0 to 1"),
+            ("shift", self.shift, 0 <= self.shift < 1, "0 to below 1"),
+            ("zoom", self.zoom, 0 <= self.zoom < 1, "0 to below 1"),
+        ):
+            if not is_valid:
+                raise ConfigError(f"augmentation: {name}={value} is out of range: {allowed}.")
 
-    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Draw the view of each sample of a batch, `[batch]` numbers from 0 to n - 1."""
-        own, other = torch.rand(2, batch, generator=generator)
-        return torch.where((own < self.own) | (self.n == 1), 0, 1 + (other * (self.n - 1)).long())
+    def choose(self, batch: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
+        """Choose a view for each sample of a batch: integers from 0 to n_views - 1."""
+        original, other = torch.rand(2, batch, generator=generator)
+        is_original = (original < self.p_original) | (self.n_views == 1)
+        return torch.where(is_original, 0, 1 + (other * (self.n_views - 1)).long())
 
-    def make(self, images: Images, view: int, keys: list[str], seed: int) -> Images:
-        """Return one view of each image, fixed by (seed, key, view); what comes in from outside repeats the border."""
+    def apply(self, images: Images, view: int, keys: list[str], seed: int) -> Images:
+        """Return one view of each image; pixels from outside the image repeat its border.
+
+        Args:
+            images: in [0, 1].
+            view: 0 to n_views - 1.
+            keys: one per image.
+            seed: of shifts and scales.
+        """
         if view == 0:
             return images
-        draws = torch.stack([self._draws(seed, key, view) for key in keys]).to(images)
-        scale = 1 / (1 + self.zoom * draws[:, 0])
+        offsets = torch.stack([self._offsets(seed, key, view) for key in keys]).to(images)
+        scale = 1 / (1 + self.zoom * offsets[:, 0])
         matrices = torch.zeros(len(keys), 2, 3, dtype=images.dtype, device=images.device)
         matrices[:, 0, 0] = matrices[:, 1, 1] = scale
-        matrices[:, :, 2] = 2 * self.shift * draws[:, 1:]  # the grid runs from -1 to 1
+        matrices[:, :, 2] = 2 * self.shift * offsets[:, 1:]  # the grid runs from -1 to 1
         grid = affine_grid(matrices, list(images.shape), align_corners=False)
         moved = grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
         return moved.clamp(0, 1)
 
     @staticmethod
-    def _draws(seed: int, key: str, view: int) -> Tensor:
+    def _offsets(seed: int, key: str, view: int) -> Tensor:
+        """Return scale, x and y offset, each from -1 to 1."""
         return torch.rand(3, generator=torch.Generator().manual_seed(derive_seed("view", seed, key, view))) * 2 - 1

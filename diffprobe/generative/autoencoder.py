@@ -1,6 +1,6 @@
-"""Training of the autoencoder that a latent diffusion model works in. Owns its losses and its export.
+"""Training of the autoencoder (AutoencoderKL) of a latent diffusion model: losses and export.
 
-Next in the flow: `training.denoiser`, which learns in the latent space that is saved here.
+`denoiser.py` trains in its latent space.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.rng import derive_seed
-from diffprobe.generative.image_table import ImagesInMemory, ImageTable
+from diffprobe.generative.image_table import ImageTable, ImageTableData
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
-from diffprobe.generative.run_settings import GenerativeModule, require_settings
+from diffprobe.generative.run_settings import GenerativeModule, validate_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,15 @@ class AutoencoderShape:
     """Shape of diffusers' AutoencoderKL."""
 
     resolution: int = 64
-    """Side of the images in pixels."""
+    """Side length of the images in pixels."""
     channels: tuple[int, ...] = (24, 48, 96, 96)
-    """Channels a level; each level but the last halves the side."""
+    """Channels per level; each level but the last halves the side length."""
     layers_per_block: int = 1
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     latent_channels: int = 16
     """Channels of a vae_latent."""
     norm_groups: int = 8
-    """Groups of GroupNorm."""
+    """Groups of each GroupNorm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,52 +47,52 @@ class AutoencoderTraining:
     model: AutoencoderShape = field(default_factory=AutoencoderShape)
     """Shape of the network."""
     trainer: TrainerConfig
-    """Length, precision, step size."""
+    """Length, precision, learning rate."""
     logger: LoggerConfig
-    """Where curves go."""
+    """Where training curves are logged."""
     seed: int = 0
     """Seed of weights, order, augmentation and sampling."""
     output: str = "runs"
     """Folder of runs."""
     warmup_steps: int = 200
-    """Steps over which the step size rises; a cosine to 0 follows."""
+    """Steps of the linear warm-up of the learning rate; cosine decay to 0 follows."""
     mse_weight: float = 1.0
     """Weight of the squared error, images in [-1, 1]."""
     l1_weight: float = 1.0
     """Weight of the absolute error."""
     edge_weight: float = 1.0
-    """Weight of the absolute error of horizontal and vertical differences: keeps edges sharp."""
+    """Weight of `edge_loss`, which keeps edges sharp."""
     kl_weight: float = 2e-6
-    """Weight of the KL term a vae_latent number: keeps the latents bounded, no more."""
+    """Weight of the KL divergence of the posterior, summed over each vae_latent: keeps latents bounded."""
     ema_decay: float = 0.999
-    """Decay a step of the averaged weights, which are the ones that are saved."""
+    """Decay per step of the exponential moving average of the weights, which is what is saved."""
 
     def __post_init__(self) -> None:
-        require_settings(self, not_negative=("mse_weight", "l1_weight", "edge_weight", "kl_weight"))
+        validate_settings(self, not_negative=("mse_weight", "l1_weight", "edge_weight", "kl_weight"))
 
     def require_weights(self) -> None:
-        """Nothing is built on: an autoencoder starts from random weights."""
+        """Do nothing: an autoencoder starts from random weights."""
 
-    def inputs(self) -> dict[str, str]:
-        """No trained network is opened."""
+    def input_digests(self) -> dict[str, str]:
+        """Return no digests: an autoencoder opens no trained network."""
         return {}
 
-    def make(self) -> "tuple[AutoencoderModule, ImagesInMemory]":
-        """Build the module and its images. Raises: what reading the shards raises."""
-        return AutoencoderModule(self), ImagesInMemory(self.data, resolution=self.model.resolution, seed=self.seed)
+    def make(self) -> "tuple[AutoencoderModule, ImageTableData]":
+        """Build the module and its images. Raises: the errors of reading the shards."""
+        return AutoencoderModule(self), ImageTableData(self.data, resolution=self.model.resolution, seed=self.seed)
 
 
 def edge_loss(output: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """Mean absolute error of the differences between neighbouring pixels, horizontal plus vertical."""
+    """Return the mean absolute error of differences between neighbouring pixels, horizontal plus vertical."""
     return functional.l1_loss(output.diff(dim=-1), target.diff(dim=-1)) + functional.l1_loss(
         output.diff(dim=-2), target.diff(dim=-2)
     )
 
 
 class AutoencoderModule(GenerativeModule):
-    """Trains an AutoencoderKL by L1, squared error, edges and a little KL.
+    """Trains an AutoencoderKL by squared error, L1, edge loss and KL divergence.
 
-    Randomness is a function of (seed, step), so an interrupted run goes on as it would have.
+    Randomness is a function of (seed, step), so a resumed run equals an uninterrupted one.
     """
 
     def __init__(self, config: AutoencoderTraining) -> None:
@@ -115,8 +115,8 @@ class AutoencoderModule(GenerativeModule):
             )
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of row numbers."""
-        images = self._augment(self._table("train").floats(rows.cpu()).to(self.device))
+        """Return the loss of a batch of row indices."""
+        images = self._augment(self._table("train").to_float(rows.cpu()).to(self.device))
         target = images * 2 - 1
         posterior = self.vae.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=self._generator("sample")).to(posterior.mean)
@@ -125,7 +125,7 @@ class AutoencoderModule(GenerativeModule):
             "mse": functional.mse_loss(output, target),
             "l1": functional.l1_loss(output, target),
             "edge": edge_loss(output, target),
-            "kl": posterior.kl().float().mean(),  # a sum over the latent of each image
+            "kl": posterior.kl().float().mean(),  # summed over the latent of each image
         }
         weights = {name: getattr(self.config, f"{name}_weight") for name in losses}
         loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
@@ -134,13 +134,13 @@ class AutoencoderModule(GenerativeModule):
         return loss
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
-        """Log the peak signal-to-noise ratio of the validation images, in dB, from the mean over images."""
-        images = self._table("val").floats(rows.cpu()).to(self.device)
+        """Log the mean peak signal-to-noise ratio of the validation images, in dB."""
+        images = self._table("val").to_float(rows.cpu()).to(self.device)
         output = reconstruct(self.vae, images)
         self.log("val/psnr_db", psnr_db(output, images).mean(), batch_size=len(rows), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and cosine."""
+        """Return AdamW with warm-up and cosine decay."""
         config = self.config
         return adamw_with_cosine(
             self.parameters(),
@@ -152,24 +152,24 @@ class AutoencoderModule(GenerativeModule):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder in diffusers' format, with the scaling factor that gives latents unit spread."""
+        """Write the autoencoder in diffusers' format; its scaling factor gives latents unit standard deviation."""
         table = self._table("train")
         with torch.no_grad():
             batches = torch.arange(len(table)).split(64)
-            modes = [self.vae.encode(table.floats(rows) * 2 - 1).latent_dist.mode() for rows in batches]
+            modes = [self.vae.encode(table.to_float(rows) * 2 - 1).latent_dist.mode() for rows in batches]
         self.vae.register_to_config(scaling_factor=round(1 / float(torch.cat(modes).std()), 5))
         self.vae.save_pretrained(folder)
 
     def _table(self, split: str) -> ImageTable:
         source = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(source, ImagesInMemory)
+        assert isinstance(source, ImageTableData)
         return source.train if split == "train" else source.val
 
     def _generator(self, use: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(use, self.config.seed, self.global_step))
 
     def _augment(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Mirror half of the images and swap the colour channels of half: held-out drawings have other colours."""
+        """Mirror half of the images and permute the colour channels of half: held-out images have other colours."""
         generator = self._generator("augment")
         mirrored, swapped = (torch.rand(len(images), 2, generator=generator) < 0.5).unbind(1)
         order = torch.randperm(3, generator=generator)
@@ -178,12 +178,12 @@ class AutoencoderModule(GenerativeModule):
 
 
 def reconstruct(vae: Any, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Encode to the mode and decode; images in [0, 1] in and out (clipped, as a picture is)."""
+    """Encode images in [0, 1] to the posterior mode and decode them; the output is clipped to [0, 1]."""
     with torch.no_grad():
         output = vae.decode(vae.encode(images * 2 - 1).latent_dist.mode()).sample.float()
     return ((output + 1) / 2).clamp(0, 1)
 
 
 def psnr_db(output: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Peak signal-to-noise ratio of each image in dB: -10 log10 of the mean squared error, images in [0, 1]."""
+    """Return the peak signal-to-noise ratio of each image in dB: -10 log10 of the mean squared error."""
     return -10 * (output - target).square().flatten(1).mean(1).clamp_min(1e-10).log10()

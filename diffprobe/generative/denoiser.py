@@ -1,6 +1,7 @@
-"""Training of a small latent text-to-image diffusion model: U-Net and text encoder together. Owns loss and export.
+"""Training of a small latent text-to-image diffusion model: U-Net and text encoder together.
 
-The result is a StableDiffusionPipeline folder like any other, and every later step opens it as such.
+The target and the weight of the loss come from an objective (`objectives/`). The result is an ordinary
+StableDiffusionPipeline folder.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.weights import digest_files, digest_part, require_files
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import (
     BetaSchedule,
@@ -31,13 +32,23 @@ from diffprobe.generative.architectures import (
     require_text_encoder,
     weights_folder,
 )  # fmt: skip
-from diffprobe.generative.augmentation import Views
-from diffprobe.generative.embedding_noise import blur
+from diffprobe.generative.augmentation import AugmentationConfig
+from diffprobe.generative.caption_dropout import CaptionDropoutConfig, CaptionVocabulary, choose_captions
+from diffprobe.generative.embedding_noise import add_embedding_noise
 from diffprobe.generative.export import save_pipeline
-from diffprobe.generative.image_table import ImagesInMemory, ImageTable, load_table
+from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
-from diffprobe.generative.run_settings import GenerativeModule, require_settings
-from diffprobe.generative.tokenizer import CaptionRule, Words, choose_captions, train_tokenizer
+from diffprobe.generative.objectives.base import (
+    ForwardProcess,
+    Objective,
+    ObjectiveConfig,
+    complete,
+    compute_loss,
+    make_objective,
+    mean_squared_error,
+)
+from diffprobe.generative.run_settings import GenerativeModule, validate_settings
+from diffprobe.generative.tokenizer import train_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,8 @@ class DenoiserTraining:
     """Shape of the networks."""
     noise: BetaSchedule = field(default_factory=BetaSchedule)
     """The forward process."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What the U-Net predicts, and how its errors are weighted."""
     trainer: TrainerConfig
     """Length, precision, step size."""
     logger: LoggerConfig
@@ -64,39 +77,36 @@ class DenoiserTraining:
     """Folder of runs."""
     warmup_steps: int = 300
     """Steps over which the step size rises; a cosine to 0 follows."""
-    captions: CaptionRule = field(default_factory=CaptionRule)
-    """Which of its captions a sample sees."""
+    captions: CaptionDropoutConfig = field(default_factory=CaptionDropoutConfig)
+    """Which of its captions a sample is trained with, and how many of its words are dropped."""
     drop_captions: float = 0.1
-    """Share of samples that see the empty caption, for classifier-free guidance."""
+    """Share of samples that are trained with the empty caption, for classifier-free guidance."""
     drop_captions_clean: float = 0.1
-    """The same share at timestep 0, falling in a straight line to `drop_captions` at half of the schedule. A model that
-    sees most of an image and is told its name learns it by heart."""
+    """The same share at timestep 0; it falls linearly to `drop_captions` at half of the schedule. A larger value keeps
+    the model from memorising images by their names where little noise hides them."""
     balance_attribute: str | None = None
-    """Draw samples by how rare their value of this attribute is; None takes each once an epoch."""
+    """Sample rare values of this attribute more often; None takes each sample once per epoch."""
     balance_power: float = 0.5
-    """0 draws all samples alike, 1 all values."""
+    """0 draws all samples with equal probability, 1 all values."""
     text_encoder: str | None = None
-    """Folder with a text encoder and its words, trained before (emoji/train_text_encoder), or "emoji-sd" for the
-    shipped ones; None learns both here."""
+    """Folder of a trained text encoder and its tokenizer (emoji/train_text_encoder), or "emoji-sd" for the shipped
+    ones; None trains both from scratch."""
     text_learning_rate: float = 1.0
-    """Step size of the text encoder, as a share of the U-Net's; 0 leaves it as it is."""
+    """Learning rate of the text encoder as a multiple of the U-Net's; 0 freezes it."""
     text_noise: float = 0.0
-    """Noise on the text encoder's states in training, see `blur`."""
+    """Noise on the states of the text encoder during training, see `add_embedding_noise`."""
     init_from: str | None = None
-    """Folder of a trained pipeline that is trained on, with its text encoder and words unless `text_encoder` brings
+    """Folder of a trained pipeline to start from, with its text encoder and tokenizer unless `text_encoder` names
     others; None starts from random weights."""
-    views: Views = field(default_factory=Views)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     """Shifted and scaled copies of the training images."""
-    min_snr_gamma: float = 5.0
-    """Loss weight min(SNR, gamma) / SNR (Hang et al., 2303.09556, eq. 6 for epsilon prediction)."""
     ema_decay: float = 0.9995
-    """Decay a step of the averaged weights, which are the ones that are saved."""
+    """Decay per step of the exponential moving average of the weights, which is what is saved."""
 
     def __post_init__(self) -> None:
         shares = ("drop_captions", "drop_captions_clean")
-        require_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
-        if not self.min_snr_gamma > 0:
-            raise ConfigError(f"min_snr_gamma={self.min_snr_gamma} is out of range: more than 0.")
+        validate_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
+        object.__setattr__(self, "objective", complete(self.objective))  # so that a record names every setting
 
     def require_weights(self) -> None:
         """Check the folders of the autoencoder, the text encoder and the pipeline to start from.
@@ -109,35 +119,33 @@ class DenoiserTraining:
         if self.init_from:
             require_files(weights_folder(self.init_from) / "unet")
 
-    def inputs(self) -> dict[str, str]:
-        """Return the digests of autoencoder, text encoder and start. Raises: WeightsMissing."""
+    def input_digests(self) -> dict[str, str]:
+        """Return the digests of the autoencoder, the text encoder and the initial weights. Raises: WeightsMissing."""
         found = {"autoencoder": digest_part(require_autoencoder(self.autoencoder))}
         text_encoder = self.text_encoder or self.init_from
         if text_encoder:
             folder = weights_folder(text_encoder)
-            words = digest_files(sorted((folder / "tokenizer").iterdir()))
-            found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": words})
+            tokenizer = digest_files(sorted((folder / "tokenizer").iterdir()))
+            found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": tokenizer})
         if self.init_from:
             found["init_from"] = digest_part(weights_folder(self.init_from) / "unet")
         return found
 
-    def make(self) -> "tuple[DenoiserModule, ImagesInMemory]":
+    def make(self) -> "tuple[DenoiserModule, ImageTableData]":
         """Build the module and its captioned images. Raises: what reading weights and shards raises."""
         module = DenoiserModule(self)
-        images = ImagesInMemory(
+        images = ImageTableData(
             self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance
         )
         return module, images
 
 
 class DenoiserModule(GenerativeModule):
-    """Learns to predict the noise in a vae_latent under its caption.
+    """Trains a U-Net and a text encoder to denoise vae_latents under their captions.
 
-    Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step).
+    Latents are the modes of the frozen autoencoder, encoded once. Randomness is a function of (seed, step), so a
+    resumed run equals an uninterrupted one.
     """
-
-    signal: Tensor
-    sigma: Tensor
 
     def __init__(self, config: DenoiserTraining) -> None:
         super().__init__()
@@ -146,19 +154,18 @@ class DenoiserModule(GenerativeModule):
         folder = require_autoencoder(config.autoencoder)
         with quiet_libraries():
             vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        # In a tuple, so that neither checkpoints nor the averaged weights hold what is not trained.
+        # In a tuple, so that neither checkpoints nor the averaged weights contain the frozen network.
         self._frozen = (vae.float().eval().requires_grad_(False),)
         self.config = config
-        self.scheduler = config.noise.scheduler()
-        alphas = self.scheduler.alphas_cumprod.float()
-        self.register_buffer("signal", alphas.sqrt(), persistent=False)
-        self.register_buffer("sigma", (1 - alphas).sqrt(), persistent=False)
+        self.process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
+        self.objective: Objective = make_objective(config.objective, self.process)
+        self.scheduler = config.noise.scheduler(self.objective.prediction_type)
         self._latents: dict[str, Tensor] = {}
         self._build()
 
     @property
     def balance(self) -> tuple[str, float] | None:
-        """How training samples are drawn, for `ImagesInMemory`."""
+        """Attribute and power by which training samples are drawn, for `ImageTableData`; None without balancing."""
         name = self.config.balance_attribute
         return None if name is None else (name, self.config.balance_power)
 
@@ -173,7 +180,7 @@ class DenoiserModule(GenerativeModule):
         return int(self.vae.config.sample_size)
 
     def _build(self) -> None:
-        """Make or open tokenizer, text encoder and U-Net; a vocabulary comes from the training captions alone."""
+        """Build or open tokenizer, text encoder and U-Net; a new vocabulary is learnt from the training captions."""
         shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
         folder = config.text_encoder or config.init_from
         if folder is not None:
@@ -184,7 +191,7 @@ class DenoiserModule(GenerativeModule):
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         if config.init_from is not None:
-            require_schedule(weights_folder(config.init_from), config.noise)
+            require_schedule(weights_folder(config.init_from), config.noise, self.objective.prediction_type)
             self.unet = open_unet(weights_folder(config.init_from), shape)
         else:
             side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -192,61 +199,62 @@ class DenoiserModule(GenerativeModule):
             self.unet = make_unet(shape, latent_channels=channels, latent_side=side, seed=seed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which vocabulary the embeddings belong to."""
+        """Record the digest of the vocabulary that the embeddings belong to."""
         checkpoint["vocabulary"] = digest_json(self.tokenizer.get_vocab())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the embeddings of another vocabulary. Raises: WeightsMismatch."""
+        """Reject a checkpoint with another vocabulary. Raises: WeightsMismatch."""
         if checkpoint.get("vocabulary") != digest_json(self.tokenizer.get_vocab()):
             raise WeightsMismatch(
-                "the interrupted run had another vocabulary, so its word embeddings are not this one's.",
-                "captions, vocabulary or tokenizer library have changed since",
+                "the interrupted run has another vocabulary, so its word embeddings do not fit this run.",
+                "the captions, model.vocab_size or the version of the tokenizers library have changed",
                 fix="trainer.resume=false",
             )
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        """Return the weighted denoising loss of a batch of row numbers."""
+        """Return the loss of the objective on a batch of row indices."""
         table, rows = self._table("train"), rows.cpu()
         generator = torch.Generator().manual_seed(derive_seed("step", self.config.seed, self.global_step))
-        timesteps = torch.randint(len(self.signal), (len(rows),), generator=generator)
+        timesteps = torch.randint(self.process.n_timesteps, (len(rows),), generator=generator)
         captions = choose_captions(
             [table.captions[row] for row in rows.tolist()],
             self.config.captions,
-            empty=self.empty_share(timesteps),
+            p_empty=self.p_empty_caption(timesteps),
             generator=generator,
-            words=self.words,
+            vocabulary=self.vocabulary,
         )
-        views = self.config.views.draw(len(rows), generator)
-        clean = self._encoded("train", self.config.views)[rows, views].to(self.device)
+        views = self.config.augmentation.choose(len(rows), generator)
+        clean = self._encoded("train", self.config.augmentation)[rows, views].to(self.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         timesteps = timesteps.to(self.device)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed("dropout", self.config.seed, self.global_step))  # it has no other generator
+            # dropout draws from the global generator alone
+            torch.manual_seed(derive_seed("dropout", self.config.seed, self.global_step))
             errors = self.errors(clean, captions, timesteps, noise, generator)
-        snr = (self.signal / self.sigma).square()[timesteps]
-        loss = (errors * snr.clamp(max=self.config.min_snr_gamma) / snr).mean()
+        loss = compute_loss(self.objective, errors, timesteps)
         require_finite_loss(loss.detach(), self.global_step)
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
 
     @cached_property
-    def words(self) -> Words:
+    def vocabulary(self) -> CaptionVocabulary:
         """The words of the training captions, counted by the values of `balance_attribute`."""
         table = self._table("train")
-        return Words(table.captions, table.groups(self.config.balance_attribute))
+        return CaptionVocabulary(table.captions, table.groups(self.config.balance_attribute))
 
-    def empty_share(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    def p_empty_caption(self, timesteps: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
         """Return the probability of the empty caption at each timestep."""
-        least, most = self.config.drop_captions, self.config.drop_captions_clean
-        clean = (1 - 2 * timesteps / len(self.signal)).clamp(min=0)
-        return least + (most - least) * clean
+        lowest, highest = self.config.drop_captions, self.config.drop_captions_clean
+        cleanness = (1 - 2 * timesteps / self.process.n_timesteps).clamp(min=0)
+        return lowest + (highest - lowest) * cleanness
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
-        """Log the plain denoising error of the validation images: one fixed timestep and noise each."""
+        """Log the unweighted error of the validation images, each at one fixed timestep and noise."""
         table, keys = self._table("val"), [self._table("val").keys[row] for row in rows.tolist()]
-        clean = self._encoded("val", Views(n=1))[rows.cpu(), 0].to(self.device)
+        clean = self._encoded("val", AugmentationConfig(n_views=1))[rows.cpu(), 0].to(self.device)
         noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in keys]).to(clean)
-        timesteps = torch.tensor([derive_seed("timestep", key) % len(self.signal) for key in keys]).to(self.device)
+        n_timesteps = self.process.n_timesteps
+        timesteps = torch.tensor([derive_seed("timestep", key) % n_timesteps for key in keys]).to(self.device)
         errors = self.errors(clean, [table.captions[row][0] for row in rows.tolist()], timesteps, noise)
         self.log("val/mse", errors.mean(), batch_size=len(rows), prog_bar=True, sync_dist=True)
 
@@ -258,26 +266,25 @@ class DenoiserModule(GenerativeModule):
         noise: Float[Tensor, "batch c h w"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Mean squared error of the predicted noise of each sample.
+        """Return the mean squared error between prediction and target of each sample.
 
         Args:
             clean: scaled vae_latents.
-            captions: one a sample.
+            captions: one per sample.
             timesteps: on the training grid.
             noise: standard normal.
-            generator: source of noise on the text; None adds none.
+            generator: source of the noise on the text states; None adds none.
         """
-        signal, sigma = (values[timesteps, None, None, None] for values in (self.signal, self.sigma))
         size = self.config.model.max_tokens
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         if generator is not None:
-            text = blur(text, captions, share=self.config.text_noise, generator=generator)
-        predicted = self.unet(signal * clean + sigma * noise, timesteps, text).sample
-        return (predicted.float() - noise).square().flatten(1).mean(1)
+            text = add_embedding_noise(text, captions, std=self.config.text_noise, generator=generator)
+        prediction = self.unet(self.process.add_noise(clean, noise, timesteps), timesteps, text).sample
+        return mean_squared_error(prediction, self.objective.target(clean, noise, timesteps))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and cosine."""
+        """Return AdamW with warm-up and cosine decay; the text encoder has a learning rate of its own."""
         config = self.config
         rate = config.trainer.learning_rate or 1e-3
         groups = [
@@ -288,7 +295,7 @@ class DenoiserModule(GenerativeModule):
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline in diffusers' format, weights as fp16 safetensors."""
+        """Write the pipeline in diffusers' format, with the weights as fp16 safetensors."""
         save_pipeline(
             folder,
             vae=self.vae,
@@ -300,20 +307,21 @@ class DenoiserModule(GenerativeModule):
 
     def _table(self, split: str) -> ImageTable:
         source: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(source, ImagesInMemory)
+        assert isinstance(source, ImageTableData)
         return source.train if split == "train" else source.val
 
-    def _encoded(self, split: str, views: Views) -> Float[Tensor, "sample view c h w"]:
-        """Return the scaled latents of a split, encoded when first asked for."""
+    def _encoded(self, split: str, augmentation: AugmentationConfig) -> Float[Tensor, "sample view c h w"]:
+        """Return the scaled latents of a split; they are encoded on the first call."""
         if split not in self._latents:
             table, factor = self._table(split), self.vae.config.scaling_factor
             parts = []
             with torch.no_grad(), torch.autocast("cpu", enabled=False):
                 for rows in torch.arange(len(table)).split(64):
-                    images, keys = table.floats(rows), [table.keys[row] for row in rows.tolist()]
-                    seen = [views.make(images, view, keys, self.config.seed) for view in range(views.n)]
-                    parts.append(
-                        torch.stack([self.vae.encode(view * 2 - 1).latent_dist.mode() for view in seen], dim=1)
-                    )
+                    images, keys = table.to_float(rows), [table.keys[row] for row in rows.tolist()]
+                    views = [
+                        augmentation.apply(images, view, keys, self.config.seed) for view in range(augmentation.n_views)
+                    ]
+                    modes = [self.vae.encode(view * 2 - 1).latent_dist.mode() for view in views]
+                    parts.append(torch.stack(modes, dim=1))
             self._latents[split] = torch.cat(parts) * factor
         return self._latents[split]

@@ -1,4 +1,4 @@
-"""A trained sentence encoder whose embeddings another encoder learns. Owns opening it and its pooling."""
+"""The teacher of a distilled text encoder: a trained sentence encoder and its mean pooling."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -17,20 +17,20 @@ from diffprobe.core.errors import WeightsMissing
 class Teacher:
     """A sentence encoder in transformers' format, for example all-MiniLM-L6-v2 of sentence-transformers.
 
-    An embedding is the mean of the last hidden state over the tokens, at length 1 (Reimers and Gurevych, 1908.10084,
-    section 3, MEAN strategy).
+    An embedding is the mean of the last hidden state over the tokens, normalised to length 1 (Reimers and Gurevych,
+    1908.10084, section 3, MEAN strategy).
 
     Args:
-        folder: config.json, safetensors weights and tokenizer.json.
-        batch_size: texts at once.
-        max_tokens: where a text is cut.
+        folder: folder with config.json, safetensors weights and tokenizer.json.
+        batch_size: texts per forward pass.
+        max_tokens: longer texts are truncated.
     Raises: WeightsMissing.
     """
 
     def __init__(self, folder: Path, *, batch_size: int = 256, max_tokens: int = 64) -> None:
         require_files(folder)
         if not (folder / "tokenizer.json").is_file():
-            raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder can't read a text.")
+            raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder cannot tokenise texts.")
         from transformers import AutoModel, AutoTokenizer
 
         self.batch_size, self.max_tokens = batch_size, max_tokens
@@ -40,20 +40,20 @@ class Teacher:
 
     @cached_property
     def words(self) -> list[str]:
-        """Words of three letters and more that are one entry of its vocabulary, sorted."""
+        """ASCII words of at least three letters that are single vocabulary entries, sorted."""
         return sorted(
             word for word in self._tokenizer.get_vocab() if len(word) > 2 and word.isalpha() and word.isascii()
         )
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Float[Tensor, "text width"]:
-        """Embed texts, those of a like length together; the order is the given one."""
+        """Return the embeddings of texts, in the given order; texts of similar length share a batch."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), self.batch_size):
-            some = [texts[i] for i in order[start : start + self.batch_size]]
+            batch = [texts[i] for i in order[start : start + self.batch_size]]
             tokens = self._tokenizer(
-                some, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+                batch, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
             )
             states = self._model(**tokens).last_hidden_state.float()
             weights = tokens.attention_mask[..., None].float()

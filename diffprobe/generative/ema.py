@@ -1,4 +1,4 @@
-"""Averaged weights of a diffusion model, which are the ones that are saved. Owns how the average starts."""
+"""Exponential moving average (EMA) of the weights of a diffusion model, with bias correction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +7,16 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 
-def bias_corrected(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return the update of an exponential average that forgets where it started.
+def bias_corrected_update(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return the update of an exponential moving average that does not depend on its initial value.
 
-    It is corrected as Adam's moments are (Kingma and Ba, 1412.6980, section 3): after n steps the weights of step i
-    count by decay ** (n - i), normalised. Uncorrected, the untrained weights would keep a share of decay ** n, a third
-    after 2,000 steps at 0.9995.
+    The correction is that of Adam's moments (Kingma and Ba, 1412.6980, section 3): after n steps the weights of step i
+    count by decay ** (n - i), normalised. Without it the untrained weights would keep a share of decay ** n: 0.37 after
+    2,000 steps at 0.9995.
 
     Args:
-        decay: share of the average that the next step keeps, in the long run.
-    Returns: (average, current, steps averaged before) -> average, as torch's AveragedModel asks for.
+        decay: share of the average that each step keeps in the long run.
+    Returns: (average, current, number of averaged steps) -> average, the `avg_fn` of torch's AveragedModel.
     """
 
     def update(averaged: Tensor, current: Tensor, n_averaged: Tensor | int) -> Tensor:
@@ -25,18 +25,18 @@ def bias_corrected(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Ten
     return update
 
 
-class Averaging(WeightAveraging):
-    """Lightning's weight averaging with the update above; also for a run with no epoch left to train."""
+class EMACallback(WeightAveraging):
+    """Lightning's weight averaging with the bias-corrected update; a run with no epoch left to train works too."""
 
     def __init__(self, decay: float) -> None:
-        # buffers stay as they are: averaged whole numbers (positions in a text) would be cut to lower ones
-        super().__init__(use_buffers=False, avg_fn=bias_corrected(decay))
+        # buffers are not averaged: the average of integers (token positions) would be truncated
+        super().__init__(use_buffers=False, avg_fn=bias_corrected_update(decay))
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Make the average where the model will be trained: Lightning asks for it before it moves the model there."""
+        """Create the average on the training device: Lightning calls this before it moves the model there."""
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the average in place; Lightning's own hook for it is called only after at least one epoch."""
+        """Copy the average into the model; Lightning's own hook runs only after at least one epoch."""
         self.on_train_end(trainer, pl_module)

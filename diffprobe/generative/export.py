@@ -1,4 +1,4 @@
-"""Writing of a trained text-to-image model as a pipeline's folder. Owns what stands in its files."""
+"""Export of a trained text-to-image model as a StableDiffusionPipeline folder."""
 
 import json
 from copy import deepcopy
@@ -8,23 +8,23 @@ from typing import Any
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.core.digest import canonical_json
 
-OPENED_FROM = ("_name_or_path", "is_local", "local_files_only")
-"""What diffusers and transformers note of the folder that a part was opened from, and how."""
+SOURCE_KEYS = ("_name_or_path", "is_local", "local_files_only")
+"""Keys in which diffusers and transformers record the folder that a component was opened from."""
 
 
 def save_pipeline(folder: Path, *, vae: Any, unet: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
-    """Write a StableDiffusionPipeline in diffusers' format, weights as fp16 safetensors; the parts stay as they are.
+    """Write a StableDiffusionPipeline in diffusers' format, with the weights as fp16 safetensors.
 
-    Nothing in the files depends on the folders that the parts were opened from.
+    The given components are not changed. The files do not depend on the folders that the components were opened from.
     """
-    with quiet_libraries():  # what its imports say of image processors concerns nobody here
+    with quiet_libraries():  # its import warns about image processors that are not used
         from diffusers import StableDiffusionPipeline
 
-    parts = {
+    components = {
         name: deepcopy(part).half() for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder))
     }
     pipeline: Any = StableDiffusionPipeline(
-        **parts,
+        **components,
         tokenizer=tokenizer,
         scheduler=scheduler,
         safety_checker=None,
@@ -33,13 +33,15 @@ def save_pipeline(folder: Path, *, vae: Any, unet: Any, text_encoder: Any, token
     )
     with quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
-    vocabulary = folder / "tokenizer" / "tokenizer.json"  # transformers indents every merge; a third of it is space
+    vocabulary = (
+        folder / "tokenizer" / "tokenizer.json"
+    )  # transformers indents every merge; a third of the file is whitespace
     vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
     for path in (
         folder / "vae" / "config.json",
         folder / "unet" / "config.json",
         folder / "tokenizer" / "tokenizer_config.json",
     ):
-        described = json.loads(path.read_text("utf-8"))
-        kept = {key: value for key, value in described.items() if key not in OPENED_FROM}
+        config = json.loads(path.read_text("utf-8"))
+        kept = {key: value for key, value in config.items() if key not in SOURCE_KEYS}
         path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,7 +1,7 @@
-"""A shard set held in memory, for training on it many times over. Owns the order of such an epoch.
+"""A shard set decoded into memory, and epochs of row indices over it, for generative training.
 
-Probes stream (`features.live`); here a small set is decoded once, because a diffusion model passes over it a hundred
-times and decoding would cost more than the passes.
+A diffusion model passes over a small set a hundred times, so images are decoded once. Probes stream instead
+(`features/live.py`).
 """
 
 import logging
@@ -32,10 +32,10 @@ class ImageTable:
     """One split in memory.
 
     Attributes:
-        images: RGB, 8 bits a channel.
-        keys: identity of each sample.
+        images: RGB, 8 bits per channel.
+        keys: key of each sample.
         captions: all captions of each sample, the main one first.
-        attributes: by sample, value by attribute name.
+        attributes: attributes of each sample, name -> value.
     """
 
     images: UInt8[Tensor, "sample 3 height width"]
@@ -46,12 +46,12 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def floats(self, rows: Tensor | slice) -> Float[Tensor, "batch 3 height width"]:
-        """Return some images in [0, 1]."""
+    def to_float(self, rows: Tensor | slice) -> Float[Tensor, "batch 3 height width"]:
+        """Return the images of some rows as floats in [0, 1]."""
         return self.images[rows].float() / 255
 
     def groups(self, attribute: str | None) -> list[str]:
-        """Name the drawing each sample is a variant of: its value of an attribute, its own key where it has none."""
+        """Return the group of each sample: its value of an attribute, or its key without a value."""
         return [sample.get(attribute or "", key) for key, sample in zip(self.keys, self.attributes, strict=True)]
 
 
@@ -59,8 +59,12 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     """Decode a split into memory, in shard order.
 
     Args:
-        captioned: refuse samples without a caption.
-    Raises: EmptyClass if no sample is left, SampleError for one without a caption, and what the stream raises.
+        data: which shards, fields and limit.
+        split: name of the split.
+        resolution: side length of the images in pixels.
+        captioned: whether every sample needs a caption.
+    Raises: EmptyClass for a split without a readable sample, SampleError for a missing caption, and the errors of the
+        stream.
     """
     stream = SampleStream(
         ShardSet.load(data.path), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
@@ -68,13 +72,14 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     )  # fmt: skip
     samples = list(stream)
     for message in stream.skipped.values():
-        _log.warning("left out: %s", message)
+        _log.warning("skipped: %s", message)
     if not samples:
-        raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
-    silent = [sample.key for sample in samples if not sample.captions]
-    if captioned and silent:
+        raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
+    uncaptioned = [sample.key for sample in samples if not sample.captions]
+    if captioned and uncaptioned:
         raise SampleError(
-            f"split '{split}' of '{data.path}': {len(silent)} samples have no caption, '{silent[0]}' first."
+            f"split '{split}' of '{data.path}': {len(uncaptioned)} samples have no caption, the first is "
+            f"'{uncaptioned[0]}'."
         )
     pixels = np.stack([np.asarray(sample.image) for sample in samples])
     return ImageTable(
@@ -85,8 +90,8 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     )
 
 
-class RowIndices(Dataset[Tensor]):
-    """Row numbers; a batch is a tensor of them, and the module takes the rows from its table."""
+class RowIndexDataset(Dataset[Tensor]):
+    """Row indices as samples; the module looks the rows up in its table."""
 
     def __init__(self, n: int) -> None:
         self.n = n
@@ -98,17 +103,17 @@ class RowIndices(Dataset[Tensor]):
         return torch.tensor(row)
 
 
-class RowNumbers(EpochLoader):
-    """Batches of row numbers in an order that (seed, epoch) fixes; the last, smaller one is dropped.
+class RowIndexLoader(EpochLoader):
+    """Batches of row indices in an order fixed by (seed, epoch); an incomplete last batch is dropped.
 
-    As every `EpochLoader` it has a state, so an interrupted epoch goes on with the batches that are left of it.
+    Like every `EpochLoader` it is stateful: a resumed epoch continues with its remaining batches.
 
     Args:
-        n: rows.
-        batch_size: rows a batch.
-        seed: of the order.
-        weights: draw n rows an epoch by these weights, with replacement; None takes each row once.
-        epoch: the epoch, or a function that tells it when an epoch begins.
+        n: number of rows.
+        batch_size: rows per batch.
+        seed: seed of the order.
+        weights: sample n rows per epoch by these weights, with replacement; None takes each row once.
+        epoch: the epoch, or a function that returns it when an epoch begins.
     """
 
     def __init__(
@@ -127,7 +132,7 @@ class RowNumbers(EpochLoader):
         return self.n // self.batch_size
 
     def order(self, epoch: int) -> Int[Tensor, " n"]:
-        """Return the rows of one epoch."""
+        """Return the row indices of one epoch."""
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         if self.weights is None:
             return torch.randperm(self.n, generator=generator)
@@ -138,9 +143,9 @@ class RowNumbers(EpochLoader):
 
 
 def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: float) -> Float[Tensor, " sample"]:
-    """Weigh each sample by n ** -power, n being the number of samples that share its value of an attribute.
+    """Return the weight n ** -power of each sample, n being the number of samples with the same attribute value.
 
-    power=0 draws all samples alike, power=1 all values. Samples without a value stand alone.
+    With power=0 all samples are equally likely, with power=1 all values. A sample without a value has weight 1.
     Raises: UnknownName if no sample has the attribute.
     """
     found = {key for sample in attributes for key in sample}
@@ -150,29 +155,29 @@ def balance_weights(attributes: Sequence[dict[str, str]], name: str, power: floa
     return torch.tensor([counts[sample[name]] ** -power if name in sample else 1.0 for sample in attributes])
 
 
-def warn_unused(data: DataConfig) -> None:
-    """Warn of loader processes that are asked for and not started; they would change no result."""
+def warn_unused_workers(data: DataConfig) -> None:
+    """Log a warning if loader processes are configured: none are started."""
     if data.num_workers:
         _log.warning(
-            "data.num_workers=%d is not used: shards are decoded once, in this process, and kept.", data.num_workers
+            "data.num_workers=%d has no effect: shards are decoded once, in the main process.", data.num_workers
         )
 
 
-def epoch_of(source: lightning.LightningDataModule) -> Callable[[], int]:
-    """Return what tells the epoch of the run that a DataModule belongs to; 0 without a run."""
+def epoch_getter(source: lightning.LightningDataModule) -> Callable[[], int]:
+    """Return a function that returns the current epoch of a DataModule's trainer; 0 without a trainer."""
     return lambda: 0 if source.trainer is None else source.trainer.current_epoch
 
 
-class ImagesInMemory(GenerativeData):
-    """Training and validation tables of a shard set; batches are row numbers.
+class ImageTableData(GenerativeData):
+    """Training and validation tables of a shard set; batches are row indices.
 
     Args:
         data: which shards, and the batch size.
-        resolution: side of the images in pixels.
+        resolution: side length of the images in pixels.
         seed: seed of the order.
-        captioned: refuse samples without a caption.
-        balance: an attribute and a power: draw training samples by `balance_weights`. None: each once an epoch.
-    Raises: ConfigError if the training split is smaller than a batch, and what `load_table` raises.
+        captioned: whether every sample needs a caption.
+        balance: attribute and power of `balance_weights` for training samples; None takes each once per epoch.
+    Raises: ConfigError if the training split is smaller than a batch, and the errors of `load_table`.
     """
 
     def __init__(
@@ -185,7 +190,7 @@ class ImagesInMemory(GenerativeData):
         balance: tuple[str, float] | None = None,
     ) -> None:
         super().__init__()
-        warn_unused(data)
+        warn_unused_workers(data)
         self.data, self.resolution, self.seed = data, resolution, seed
         self.train: ImageTable = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
         self.val: ImageTable = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
@@ -193,16 +198,16 @@ class ImagesInMemory(GenerativeData):
             raise ConfigError(
                 f"data.batch_size={data.batch_size} is more than the {len(self.train)} samples of split"
                 f" '{data.train_split}'.",
-                "only whole batches are trained on",
+                "training uses full batches only",
             )
         self._weights = None if balance is None else balance_weights(self.train.attributes, *balance)
 
-    def train_dataloader(self) -> RowNumbers:
-        """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
-        return RowNumbers(
-            len(self.train), self.data.batch_size, seed=self.seed, weights=self._weights, epoch=epoch_of(self)
+    def train_dataloader(self) -> RowIndexLoader:
+        """Return shuffled batches of row indices; an incomplete last batch is dropped."""
+        return RowIndexLoader(
+            len(self.train), self.data.batch_size, seed=self.seed, weights=self._weights, epoch=epoch_getter(self)
         )
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Yield all validation rows in order."""
-        return DataLoader(RowIndices(len(self.val)), batch_size=self.data.batch_size)
+        """Return all validation rows in order."""
+        return DataLoader(RowIndexDataset(len(self.val)), batch_size=self.data.batch_size)

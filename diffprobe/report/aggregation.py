@@ -9,7 +9,7 @@ from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import BACKBONE, SHARDS, MetricRecord, RunResult
 from diffprobe.report.query import config_value
-from diffprobe.report.spec import Value
+from diffprobe.report.table_spec import Value
 
 Found = list[tuple[RunResult, MetricRecord]]
 

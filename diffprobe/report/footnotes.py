@@ -1,15 +1,15 @@
-"""What must be said under a table: samples, seeds, controls, marks. The same notes serve text, LaTeX and the page."""
+"""The notes under a table: samples, seeds, controls, marks. Text, LaTeX and the report page print the same notes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffprobe.report.spec import TableSpec
-from diffprobe.report.table_data import Entry, Table
+from diffprobe.report.table_data import Entry, TableData
+from diffprobe.report.table_spec import TableSpec
 
-BELOW_CONTROL = "not better than the strongest control of the same entry"
-"""What the mark ‡ says."""
+BELOW_CONTROL = "‡ does not beat the strongest control of the same entry."
+"""Legend of the mark ‡."""
 _MEANS_OVER_CLASSES = ("balanced_accuracy",)
-"""Metrics that are a mean over those classes of which the split holds samples."""
+"""Metrics that are a mean over the classes with samples in the split."""
 _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
 
 
@@ -20,18 +20,18 @@ class Notes:
     lines: tuple[str, ...]
     """Sentences, ready to print."""
     marks: dict[str, str]
-    """Source and provenance of a published number -> the letter that marks it."""
+    """Source and provenance of a published number -> its letter."""
 
 
-def table_notes(table: Table) -> Notes:
-    """Gather the notes of a table; nothing is said that the table does not need."""
+def table_notes(table: TableData) -> Notes:
+    """Return the notes that a table needs, and no others."""
     spec, entries = table.spec, table.entries()
     measured = [entry for entry in entries if entry.value is not None]
     lines = [_what(table, measured)]
     if spec.controls and len(table.columns) > 1:
         lines.append(f"Control columns, over the columns of the row: {_picks(spec)}.")
     if any(table.beats_controls(entry) is False for entry in measured):
-        lines.append(f"‡ {BELOW_CONTROL}.")
+        lines.append(BELOW_CONTROL)
     n_missing = len(entries) - len(measured)
     if n_missing:
         lines.append(f"{spec.missing}: no result ({n_missing} of {len(entries)} entries).")
@@ -44,9 +44,10 @@ def table_notes(table: Table) -> Notes:
 
 
 def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:
-    """Say over which classes a metric is a mean: a split need not hold all that there are. Empty for other metrics.
+    """Return the phrase that names the classes a metric averages over; empty for other metrics.
 
-    Their number, on which the chance level rests, is told where all results have it.
+    A split need not contain all classes. Their number, which fixes the chance level, is given where all results record
+    it.
     """
     if spec.metric not in _MEANS_OVER_CLASSES:
         return ""
@@ -57,7 +58,7 @@ def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:
 
 
 def _picks(spec: TableSpec) -> str:
-    """Say which of a row's controls is printed; the columns are named only where they differ."""
+    """Return which control of a row is printed; the columns are named only where they differ."""
     picks = dict.fromkeys(control.pick for control in spec.controls)
     if len(picks) == 1:
         return f"the {_PICK[next(iter(picks))]} control"
@@ -65,7 +66,7 @@ def _picks(spec: TableSpec) -> str:
     return "; ".join(f"the {_PICK[pick]} of {titles}" for pick, titles in parts)
 
 
-def _what(table: Table, measured: list[Entry]) -> str:
+def _what(table: TableData, measured: list[Entry]) -> str:
     spec = table.spec
     unit = f" in {spec.number.unit}" if spec.number.unit else ""
     split = spec.filter.get("split")
@@ -73,7 +74,7 @@ def _what(table: Table, measured: list[Entry]) -> str:
     samples = _span({entry.n for entry in measured})
     seeds = _span({entry.n_seeds for entry in measured})
     seeds += " seed" if seeds == "1" else " seeds"
-    text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec, measured)}; {samples} samples an entry, {seeds}"
+    text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec, measured)}; {samples} samples per entry, {seeds}"
     if any(entry.spread is not None for entry in measured):
         text += ", ± standard deviation over seeds"
     if not spec.ranked:

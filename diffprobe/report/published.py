@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from diffprobe.config.parse import parse
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.report.spec import Published, TableSpec, Value
+from diffprobe.report.table_spec import Published, TableSpec, Value
 
 
 @dataclass(frozen=True, kw_only=True)

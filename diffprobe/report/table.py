@@ -1,63 +1,106 @@
-"""Tables as text: Markdown, CSV, LaTeX. Owns their wording; what stands in them is `report/table_data.py`.
+"""Tables as text: Markdown, CSV and LaTeX, and the table of an experiment by its name.
 
-Markdown and LaTeX round and mark; CSV holds one line an entry, unrounded, with everything that is known about it.
+Markdown and LaTeX round and mark values; CSV has one line per entry, unrounded, with all that is known about it. LaTeX
+is in `latex.py`, the filling of tables in `table_data.py`.
 """
 
 import csv
+import dataclasses
 import io
 import re
 import textwrap
 import unicodedata
-from collections.abc import Sequence
-from typing import Literal, assert_never
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, assert_never
 
 from diffprobe.core.result import RunResult
+from diffprobe.report.collect import collect
+from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.latex import render_latex
-from diffprobe.report.spec import TableSpec
-from diffprobe.report.table_data import Entry, Table, TableRow, build_table
+from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
+from diffprobe.report.table_spec import TableSpec, find_spec, load_specs
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
 _WIDTH = 110
 
 
+@dataclass(frozen=True)
+class Table:
+    """The table of an experiment: one or several filled tables that are printed together.
+
+    Attributes:
+        parts: the filled tables, in the order of their file.
+    """
+
+    parts: tuple[TableData, ...]
+
+    def entries(self) -> list[Entry]:
+        """Return all entries, table by table and row by row: place, value, spread, controls, published number."""
+        return [entry for part in self.parts for entry in part.entries()]
+
+    def render(self, format: Format) -> str:
+        """Return the table in one format, ending in one newline."""
+        if format == "markdown":
+            return self.to_markdown()
+        if format == "csv":
+            return self.to_csv()
+        if format == "latex":
+            return self.to_latex()
+        assert_never(format)
+
+    def to_markdown(self) -> str:
+        """Return Markdown that is also readable as plain text: columns aligned, text wrapped, best entries in bold."""
+        return "\n".join(map(render_markdown, self.parts))
+
+    def to_csv(self) -> str:
+        """Return one line per entry, unrounded; several tables with equal columns have one header line."""
+        texts = [render_csv(part) for part in self.parts]
+        heads, bodies = zip(*(text.split("\n", 1) for text in texts), strict=True)
+        return f"{heads[0]}\n{''.join(bodies)}" if len(set(heads)) == 1 else "\n".join(texts)
+
+    def to_latex(self) -> str:
+        """Return a booktabs `table` environment for each table."""
+        return "\n".join(map(render_latex, self.parts))
+
+
+def build_table(name: str, results: Path | str = "runs", *, where: Mapping[str, Any] | None = None) -> Table:
+    """Build the table of an experiment from result files.
+
+    Args:
+        name: folder below `experiments/` that contains a `table.yaml`, for example "emoji".
+        results: folder whose `result.json` files are read.
+        where: field -> value; narrows the filter of the table.
+    Raises: ConfigError for an unknown table or field; RunFailed if no result fits, or if an entry would mix results of
+        different settings; SchemaError for result files that cannot be read.
+    """
+    specs = load_specs(find_spec(name))
+    specs = tuple(dataclasses.replace(spec, filter={**spec.filter, **(where or {})}) for spec in specs)
+    found = collect(results)
+    return Table(tuple(fill_table(found, spec) for spec in specs))
+
+
 def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "markdown") -> str:
-    """Render a table from results: a pure function, ending in one newline.
+    """Render a table from results: a pure function of its arguments.
 
-    Raises: what `build_table` raises.
+    Raises: see `fill_table`.
     """
-    table = build_table(results, spec)
-    if format == "markdown":
-        return render_markdown(table)
-    if format == "csv":
-        return render_csv(table)
-    if format == "latex":
-        return render_latex(table)
-    assert_never(format)
+    return Table((fill_table(results, spec),)).render(format)
 
 
-def render_all(results: Sequence[RunResult], specs: Sequence[TableSpec], format: Format = "markdown") -> str:
-    """Render several tables behind each other; CSV says its columns once where all have the same.
-
-    Raises: what `build_table` raises.
-    """
-    texts = [render(results, spec, format) for spec in specs]
-    if format != "csv":
-        return "\n".join(texts)
-    heads, bodies = zip(*(text.split("\n", 1) for text in texts), strict=True)
-    return f"{heads[0]}\n{''.join(bodies)}" if len(set(heads)) == 1 else "\n".join(texts)
-
-
-def render_markdown(table: Table) -> str:
-    """Render a table for a README and a terminal: columns aligned, text wrapped; bold = best of its block."""
+def render_markdown(table: TableData) -> str:
+    """Render a table as Markdown: columns aligned, text wrapped, the best entry of each block in bold."""
     spec, notes = table.spec, table_notes(table)
+    style = _style(notes)
     heads = [axis.title or axis.field for axis in spec.rows]
     heads += [spec.columns.label(value) for value in table.columns] + [control.title for control in spec.controls]
     body = [[_escape(head) for head in heads]]
     for _, rows in table.blocks():
         best = table.best(rows)
-        body += [_cells(table, row, best, notes) for row in rows]
+        body += [_cells(table, row, best, style) for row in rows]
     text = [f"**{_escape(spec.title)}**", "", *_grid(body, n_left=len(spec.rows)), ""]
     if spec.caption:
         text += [*_wrap(_escape(spec.caption)), ""]
@@ -66,7 +109,7 @@ def render_markdown(table: Table) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
-    """Align the columns of a Markdown table, the first `n_left` to the left, so that its source reads as a table."""
+    """Align the columns of a Markdown table: the first `n_left` to the left, the others to the right."""
     widths = [max(3, *(_columns(cell) for cell in column)) for column in zip(*rows, strict=True)]
 
     def pad(cell: str, i: int) -> str:
@@ -79,43 +122,37 @@ def _grid(rows: Sequence[Sequence[str]], *, n_left: int) -> list[str]:
 
 
 def _columns(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return the width of a text in terminal columns."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _wrap(text: str, indent: str = "") -> list[str]:
-    """Break a paragraph into lines; left whole where a line would start with what Markdown takes for a mark."""
+    """Wrap a paragraph, unless a line would start with Markdown markup (a list item, a heading, a quotation)."""
     lines = textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     marked = any(re.match(r"\s*([-+=#>]|\d+[.)]\s)", line) for line in lines[1:])
     return [text] if marked else lines
 
 
-def _cells(table: Table, row: TableRow, best: float | None, notes: Notes) -> list[str]:
-    spec = table.spec
-    cells = [_escape(axis.label(value)) for axis, value in zip(spec.rows, row.values, strict=True)]
-    cells += [_entry(table, entry, best, notes) for entry in row.entries]
-    return cells + [spec.missing if control is None else spec.number.show(control) for control in row.controls]
+def _cells(table: TableData, row: TableRow, best: float | None, style: EntryStyle) -> list[str]:
+    cells = [_escape(axis.label(value)) for axis, value in zip(table.spec.rows, row.values, strict=True)]
+    cells += [format_entry(table, entry, best=best, style=style) for entry in row.entries]
+    return cells + [format_control(table, control) for control in row.controls]
 
 
-def _entry(table: Table, entry: Entry, best: float | None, notes: Notes) -> str:
-    number = table.spec.number
-    if entry.value is None:
-        text = table.spec.missing
-    else:
-        text = number.show(entry.value)
-        if entry.value == best:
-            text = f"**{text}**"
-        if entry.spread is not None:
-            text += f" ± {number.show(entry.spread)}"
-        if table.beats_controls(entry) is False:
-            text += " ‡"
-    comparison = entry.comparison
-    if comparison is None:
-        return text
-    mark = f"{number.show(comparison.published.value)} [{notes.marks[comparison.note]}]"
-    if comparison.delta is None:
-        return f"{text} ({mark})"
-    return f"{text} ({mark}, {number.show(comparison.delta, signed=True)}{'' if comparison.within else ' !'})"
+def _style(notes: Notes) -> EntryStyle:
+    def comparison(found: ComparisonText) -> str:
+        mark = f"{found.published} [{notes.marks[found.note]}]"
+        if found.delta is None:
+            return f" ({mark})"
+        return f" ({mark}, {found.delta}{'' if found.is_within else ' !'})"
+
+    return EntryStyle(
+        escape=lambda text: text,
+        bold=lambda text: f"**{text}**",
+        spread=lambda text: f" ± {text}",
+        below_control=" ‡",
+        comparison=comparison,
+    )
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -123,15 +160,15 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Keep a text from opening a column, markup or HTML in a Markdown table."""
+    """Escape column separators, markup and HTML in a Markdown table."""
     text = re.sub(r"&(?=#|\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|])", r"\\\1", text)
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # inside a word an underscore is no markup
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is not markup
     return " ".join(text.split())
 
 
-def render_csv(table: Table) -> str:
-    """Render one line an entry: place, value, seeds, every control, the published number. Empty = missing."""
+def render_csv(table: TableData) -> str:
+    """Render one line per entry: place, value, seeds, all controls, published number. Missing values are empty."""
     spec = table.spec
     fields = [axis.field for axis in (*spec.rows, spec.columns)]
     names = sorted(
@@ -154,12 +191,12 @@ def render_csv(table: Table) -> str:
             number = comparison.published
             line += [number.value, comparison.delta, number.tolerance, comparison.within]
             line += [number.source, number.provenance]
-        writer.writerow([_plain(value) for value in line])
+        writer.writerow([_csv_value(value) for value in line])
     return buffer.getvalue()
 
 
-def _plain(value: object) -> object:
-    """Keep floats readable without losing digits that matter, and text from starting a spreadsheet formula."""
+def _csv_value(value: object) -> object:
+    """Format floats with 12 significant digits, and quote text that a spreadsheet would read as a formula."""
     if isinstance(value, float):
         return f"{value:.12g}"
     if isinstance(value, str) and value[:1] in "=+-@\t\r" and value:

@@ -16,7 +16,7 @@ from diffprobe.core.result import RunResult
 from diffprobe.report.aggregation import Found, control_of, inputs_apart, one_a_seed, settings_apart
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
-from diffprobe.report.spec import TableAxis, TableSpec, Value
+from diffprobe.report.table_spec import TableAxis, TableSpec, Value
 
 # what a control changes by its nature, and what says only which other cells or controls the same run measured
 _FREE_OF_CONTROLS = (
@@ -58,7 +58,7 @@ class TableRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TableData:
     """A filled table."""
 
     spec: TableSpec
@@ -101,7 +101,7 @@ class Table:
         return entry.value < min(entry.controls.values())
 
 
-def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
+def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
     """Fill a table.
 
     Raises: RunFailed if no result passes the filter, or if one entry would mix different settings or contradictory
@@ -125,7 +125,7 @@ def build_table(results: Sequence[RunResult], spec: TableSpec) -> Table:
         entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, controls) for column in columns)
         if any(axis.values for axis in spec.rows) or any(entry.value is not None for entry in entries):
             rows.append(TableRow(values=values, entries=entries, controls=tuple(_row_controls(spec, entries))))
-    return Table(spec=spec, columns=columns, rows=tuple(rows))
+    return TableData(spec=spec, columns=columns, rows=tuple(rows))
 
 
 def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, control_runs: Found) -> Entry:

@@ -1,7 +1,7 @@
-"""`diffprobe train` for experiments that train a diffusion model: its autoencoder, its text encoder, then its denoiser.
+"""`diffprobe train` for experiments that train a part of a diffusion model: autoencoder, text encoder or denoiser.
 
-Owns the run's folder and the order of things; losses and export are the modules'. An interrupted run continues from
-its last epoch, as if it had not been interrupted.
+Losses and export are in `generative/`. An interrupted run continues from its last checkpoint and ends with the same
+weights as an uninterrupted one.
 """
 
 import math
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from diffprobe.generative.run_settings import GenerativeTraining
 
 WEIGHTS = "weights"
-"""Folder in the run's folder that holds what was trained, in diffusers' format."""
+"""Folder of the trained weights in diffusers' format, inside the run folder."""
 
 
 def run_dir_of(config: "GenerativeTraining") -> Path:
-    """Return the folder of the run: <output>/<experiment>/<first 12 digits of the config's digest>."""
+    """Return the run folder: <output>/<experiment>/<first 12 digits of the digest of the configuration>."""
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
     return Path(config.output) / config.experiment / digest_json(tree)[:12]
 
 
-def plan_backbone(config: "GenerativeTraining") -> Path:
-    """Validate a run as far as possible without data, and return its folder. Nothing is loaded or written.
+def plan_generative(config: "GenerativeTraining") -> Path:
+    """Validate a run without loading data or weights, and return its folder.
 
-    Raises: ConfigError for more than one process; WeightsMissing if the weights that it builds on do not exist.
+    Raises: ConfigError for more than one process; WeightsMissing if the weights that it starts from do not exist.
     """
     if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
         raise ConfigError(
-            "a backbone is trained in one process.",
+            "generative training runs in one process.",
             f"given: trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}",
             fix="trainer.devices=1 trainer.num_nodes=1",
         )
@@ -45,19 +45,19 @@ def plan_backbone(config: "GenerativeTraining") -> Path:
     return run_dir_of(config)
 
 
-def train_backbone(config: "GenerativeTraining") -> Path:
+def train_generative(config: "GenerativeTraining") -> Path:
     """Train, save the weights and write `result.json`; return its path.
 
-    Raises: what `plan_backbone` raises, and what opening data and trackers raises; ConfigError if an interrupted run
-        would go on with other files than it started with; NonFinite if what was trained scores no number, in which
-        case no weights are written.
+    Raises: the errors of `plan_generative`, of opening the data and of the logger; ConfigError if an interrupted run
+        would continue with other input files; NonFinite if a validation metric is not finite, in which case no weights
+        are written.
     """
-    run_dir = plan_backbone(config)
+    run_dir = plan_generative(config)
     started_at = time.time()
     keep_freed_memory()
     import lightning
 
-    from diffprobe.generative.ema import Averaging
+    from diffprobe.generative.ema import EMACallback
     from diffprobe.training import loggers
     from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
     from diffprobe.training.trainer import make_trainer, quiet
@@ -70,8 +70,7 @@ def train_backbone(config: "GenerativeTraining") -> Path:
         require_same_inputs(run_dir, inputs)
     tree = to_tree(config)
     with quiet():
-        averaging = Averaging(config.ema_decay)
-        trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=[averaging])
+        trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=[EMACallback(config.ema_decay)])
         run_dir.mkdir(parents=True, exist_ok=True)
         logger = loggers.make_logger(
             config.logger,
@@ -89,7 +88,7 @@ def train_backbone(config: "GenerativeTraining") -> Path:
             note_inputs(run_dir, inputs)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         scores = trainer.validate(module, datamodule=data, verbose=False)[0]
-        _require_numbers(scores, run_dir)
+        _require_finite(scores, run_dir)
         module.save(run_dir / WEIGHTS)
         open_to_readers(run_dir / WEIGHTS)
     result = make_result(
@@ -118,22 +117,22 @@ def train_backbone(config: "GenerativeTraining") -> Path:
 
 
 def inputs_of(config: "GenerativeTraining") -> dict[str, str]:
-    """Return the digests of what a run rests on: the shard set and all trained networks that it opens.
+    """Return the digests of the inputs of a run: the shard set and all trained networks that it opens.
 
-    Raises: WeightsMissing, and what loading the index of the shards raises.
+    Raises: WeightsMissing, and the errors of loading the index of the shards.
     """
     from diffprobe.shards.index import ShardSet
 
-    networks = {f"{INPUT}{name}": digest for name, digest in config.inputs().items()}
+    networks = {f"{INPUT}{name}": digest for name, digest in config.input_digests().items()}
     return {SHARDS: ShardSet.load(config.data.path).digest, **networks}
 
 
-def _require_numbers(scores: Mapping[str, float], run_dir: Path) -> None:
-    """Refuse weights that score no number; those of a run before stay as they are. Raises: NonFinite."""
+def _require_finite(scores: Mapping[str, float], run_dir: Path) -> None:
+    """Check that all validation metrics are finite before weights are overwritten. Raises: NonFinite."""
     broken = [f"{name}={value}" for name, value in scores.items() if not math.isfinite(value)]
     if broken:
         raise NonFinite(
-            f"what was trained scores no number: {', '.join(broken)}.",
+            f"the trained model has metrics that are not finite: {', '.join(broken)}.",
             f"no weights are written to {run_dir / WEIGHTS}",
-            fix="a smaller trainer.learning_rate",
+            fix="use a smaller trainer.learning_rate",
         )

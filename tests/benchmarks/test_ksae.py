@@ -5,7 +5,7 @@ import torch
 
 from diffprobe.benchmarks import ksae as bench
 from diffprobe.benchmarks.ksae import (
-    CONTENDERS,
+    METHODS,
     PRECISIONS,
     KsaeReport,
     KsaeRow,
@@ -47,28 +47,28 @@ def test_what_is_not_installed_is_named_in_the_report() -> None:
 
 
 def test_the_fastest_other_comes_first() -> None:
-    def one(contender: str, seconds: float) -> Measured:
+    def one(method: str, seconds: float) -> Measured:
         numbers = {"seconds": seconds, "fvu": 0.5, "peak_mib": 2.0, "loaded_mib": 1.0}
-        return Measured(contender=contender, precision="float32", **numbers)
+        return Measured(method=method, precision="float32", **numbers)
 
     found = (one("ours", 1.0), one("sparsify", 3.0), one("overcomplete", 2.0))
     row = KsaeRow(batch=8, d_in=4, n_latents=8, k=2, measured=found)
     report = KsaeReport(machine="one", steps=2, rounds=1, rows=(row,), versions={"sparsify": "1"}, absent={})
-    assert [peer.contender for peer in report.rows[0].peers("float32")] == ["overcomplete", "sparsify"]
+    assert [peer.method for peer in report.rows[0].peers("float32")] == ["overcomplete", "sparsify"]
     assert row.peers("bfloat16") == ()
 
 
 def test_of_several_turns_the_fastest_counts(monkeypatch) -> None:
     times = iter([3.0, 9.0, 5.0, 7.0, 8.0, 6.0, 2.0, 4.0, 9.0, 6.0, 9.0, 9.0])
 
-    def turn(contender: str, precision: str, shape: object, steps: int) -> Measured:
+    def turn(method: str, precision: str, shape: object, steps: int) -> Measured:
         return Measured(
-            contender=contender, precision=precision, seconds=next(times), fvu=None, peak_mib=1.0, loaded_mib=1.0
+            method=method, precision=precision, seconds=next(times), fvu=None, peak_mib=1.0, loaded_mib=1.0
         )
 
     monkeypatch.setattr(bench, "_in_own_process", turn)
     row = bench_ksae(((16, 8, 32, 4),), steps=2, rounds=2, peers=()).rows[0]
-    fastest = {precision: [row.of(name, precision).seconds for name in CONTENDERS] for precision in PRECISIONS}
+    fastest = {precision: [row.of(name, precision).seconds for name in METHODS] for precision in PRECISIONS}
     assert fastest == {"float32": [2.0, 4.0, 5.0], "bfloat16": [6.0, 8.0, 6.0]} and len(row.measured) == 6
 
 

@@ -30,9 +30,9 @@ def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert main(command) == 0
     out, err = capfd.readouterr()
     lines = out.splitlines()
-    assert [line for line in lines if line.startswith("test  psnr_db")][0].endswith(")")  # its controls
-    (choice,) = (line for line in lines if line.startswith("val   caption_of_2_accuracy"))
-    assert " [" in choice and "n=4  (chance 0.5)" in choice
+    assert [line for line in lines if line.startswith("test psnr_db")][0].endswith(")")  # its controls
+    (choice,) = (line for line in lines if line.startswith("val caption_of_2_accuracy"))
+    assert " [" in choice and "n=4  (controls: chance 0.5)" in choice
     (path,) = (tmp_path / "runs" / "mine" / "evaluate").glob("*/result.json")
     assert f"result: {path}" in lines
     assert not [line for line in lines if "gate" in line]
@@ -88,7 +88,7 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert main(["eval", "sae", str(folder), *settings]) == 0
     out, err = capfd.readouterr()
     lines = out.splitlines()
-    (rise,) = (line for line in lines if line.startswith("test  delta_mse ") and "mid_block@t900:empty:mean" in line)
+    (rise,) = (line for line in lines if line.startswith("test delta_mse ") and "mid_block@t900:empty:mean" in line)
     assert " [" in rise and "n=4" in rise and "mean_ablation " in rise and "whole_map_ablation " in rise
     assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
 
@@ -102,12 +102,12 @@ def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, ca
     lines = out.splitlines()
     heads = [line for line in lines if line.endswith(":")]
     assert [head.rpartition("/")[2] for head in heads] == ["k=2:", "k=4:"] and err == ""
-    assert sum(line.startswith("test  delta_mse ") for line in lines) == 2
+    assert sum(line.startswith("test delta_mse ") for line in lines) == 2
     assert len({line for line in lines if line.startswith("result: ")}) == 2
     member = f"{folder}/members/k=2"
     assert main(["eval", "sae", member, "group_attribute=null", "device=cpu", f"output={tmp_path / 'one'}"]) == 0
-    found = [line for line in capfd.readouterr().out.splitlines() if line.startswith("test  delta_mse ")]
-    assert found == [next(line for line in lines if line.startswith("test  delta_mse "))]
+    found = [line for line in capfd.readouterr().out.splitlines() if line.startswith("test delta_mse ")]
+    assert found == [next(line for line in lines if line.startswith("test delta_mse "))]
 
 
 @pytest.mark.parametrize(("what", "needed"), [("sae", "RUN_FOLDER"), ("backbone", "BACKBONE")])

@@ -11,6 +11,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import Registry
 
 VERB = """\
+GROUP = "runs"
 HELP = "does it"
 def add_arguments(parser):
     parser.add_argument("what")
@@ -43,17 +44,17 @@ def verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("verbs")
 class TestVerbs:
-    def test_a_verb_runs_and_its_status_is_ours(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_verb_runs_and_its_status_is_returned(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "yes"]) == 0
         assert cli.main(["do-it", "no"]) == 1
         assert capsys.readouterr().out == "done yes\ndone no\n"
 
-    def test_our_errors_leave_by_stderr_with_their_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_errors_are_printed_to_stderr_with_their_class(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "fail"]) == 2
         out, err = capsys.readouterr()
         assert (out, err) == ("", "ShardError: no shard.\n  looked for: *.tar\n  fix: make one\n")
 
-    def test_what_the_system_refuses_is_no_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_system_error_is_not_a_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "write"]) == 2
         out, err = capsys.readouterr()
         first, second = err.splitlines()
@@ -66,22 +67,22 @@ class TestVerbs:
         with pytest.raises(ValueError, match="no shard"):
             cli.main(["do-it", "fail", "--traceback"])
 
-    def test_an_interrupt_is_no_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_interrupt_is_not_a_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "stop"]) == 130
         assert "interrupted" in capsys.readouterr().err
 
     def test_help_lists_the_verbs(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([]) == 0
-        assert "  do-it  does it\n" in capsys.readouterr().out
+        assert "\nruns:\n  do-it  does it\n" in capsys.readouterr().out
         with pytest.raises(SystemExit, match="0"):
             cli.main(["do-it", "--help"])
         assert "usage: diffprobe do-it" in capsys.readouterr().out
 
     def test_an_unknown_verb_names_the_nearest(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-iy"]) == 2
-        assert "there is no verb 'do-iy' (nearest: do-it). Verbs: do-it" in capsys.readouterr().err
+        assert "'do-iy' (nearest: do-it). Verbs: do-it" in capsys.readouterr().err
 
-    def test_a_terminal_of_few_characters_is_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_latin_1_terminal_is_not_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         written = io.BytesIO()
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
         assert cli.main(["do-it", "‡ 茶"]) == 0
@@ -97,13 +98,28 @@ def test_the_module_is_the_command() -> None:
     assert run("--version").stdout == f"diffprobe {__version__}\n"
 
 
+def test_help_fits_a_terminal_and_loads_nothing_heavy() -> None:
+    """80 columns x 40 lines, with room for ten more verbs; no library that takes long to import."""
+    code = (
+        "import sys; from diffprobe.cli.main import main; status = main(['--help'])\n"
+        "heavy = {'torch', 'numpy', 'hydra', 'yaml', 'rich', 'lightning', 'diffusers', 'transformers', 'matplotlib'}\n"
+        "print(status, sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.stderr == "0 []\n"
+    assert max(map(len, lines)) <= 80 and len(lines) <= 28
+    groups = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert groups == [group for group in cli.GROUPS if group in groups]
+
+
 def test_errors_of_the_real_command_exit_with_2() -> None:
     done = run("config", "experiment=emoji/nothing")
     assert done.returncode == 2 and done.stderr.startswith(f"{ConfigError.__name__}: unknown experiment")
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m diffprobe config --keys | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.endswith("\n0\n") and "Traceback" not in done.stderr

@@ -36,8 +36,8 @@ def test_a_stream_without_the_mark_gets_a_plain_one(project, monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="latin-1", newline="\n", write_through=True))
     assert main(["table", "toy"]) == 0
-    said, expected = buffer.getvalue().decode("latin-1"), (REPORT / "golden" / "table.md").read_text()
-    assert said == expected.replace("‡", "^") and "^ not better than the strongest control" in said
+    printed, expected = buffer.getvalue().decode("latin-1"), (REPORT / "golden" / "table.md").read_text()
+    assert printed == expected.replace("‡", "^") and "^ does not beat the strongest control" in printed
 
 
 def test_errors_leave_no_half_table(project, capsys):

@@ -97,7 +97,7 @@ def test_what_training_had_nothing_like_is_counted_by_itself(config, tmp_path):
 
 def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
     record = evaluated[2]["psnr_db", "val"]
-    images = load_table(config.data, "val", resolution=32).floats(slice(None))
+    images = load_table(config.data, "val", resolution=32).to_float(slice(None))
     mse = (images - images.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
     assert record.controls["mean_colour"] == pytest.approx(float((-10 * mse.log10()).mean()), abs=1e-3)
     assert record.controls["mean_colour"] < record.controls["thumbnail_8x8"] < 100

@@ -42,9 +42,9 @@ def test_the_shipped_weights_are_found_by_their_name(tmp_path):
     assert autoencoder == weights_folder("emoji-sd") / "vae" and (autoencoder / "config.json").is_file()
     assert require_autoencoder(str(autoencoder)) == autoencoder and weights_folder("a/b") == Path("a/b")
     require_text_encoder(weights_folder("emoji-sd"))
-    with pytest.raises(WeightsMissing, match="holds no autoencoder"):
+    with pytest.raises(WeightsMissing, match="autoencoder"):
         require_autoencoder(str(tmp_path))
-    with pytest.raises(WeightsMissing, match="missing: text_encoder"):
+    with pytest.raises(WeightsMissing, match="text_encoder"):
         require_text_encoder(tmp_path)
 
 
@@ -138,12 +138,12 @@ def test_networks_of_another_shape_are_refused_by_the_key(folder, key, value):
         **dict.fromkeys(("text_layers", "max_tokens", "vocab_size"), (open_text_encoder,)),
     }
     for open_one in openers.get(key, (open_unet,)):
-        with pytest.raises(WeightsMismatch, match=rf"another shape(.|\n)*{key}: found .*, model.{key} says") as raised:
+        with pytest.raises(WeightsMismatch, match=rf"{key}: found .*model.{key} ") as raised:
             open_one(folder, dataclasses.replace(SHAPE, **{key: value}))
-        assert raised.value.fix == f"set model.{key} to what was found"
+        assert f"model.{key}" in raised.value.fix
 
 
-def test_a_shape_that_model_cannot_say_is_refused(folder, tmp_path):
+def test_a_shape_that_the_model_block_cannot_express_is_refused(folder, tmp_path):
     """Blocks that do not mirror each other, and heads by level."""
     shutil.copytree(folder / "unet", tmp_path / "unet")
     path = tmp_path / "unet" / "config.json"
@@ -151,7 +151,7 @@ def test_a_shape_that_model_cannot_say_is_refused(folder, tmp_path):
     path.write_text(json.dumps({**config, "attention_head_dim": [2, 2]}))
     open_unet(tmp_path, SHAPE)
     path.write_text(json.dumps({**config, "attention_head_dim": [2, 4]}))
-    with pytest.raises(WeightsMismatch, match=r"heads: found \(2, 4\), model.heads says 2"):
+    with pytest.raises(WeightsMismatch, match=r"heads: found \(2, 4\).*model.heads.* 2"):
         open_unet(tmp_path, SHAPE)
 
 
@@ -164,15 +164,15 @@ def test_a_trained_unet_goes_on_with_the_dropout_that_is_asked_for(folder):
 def test_another_forward_process_is_refused(folder, tiny_sd, tmp_path):
     require_schedule(folder, BetaSchedule())
     require_schedule(tiny_sd, BetaSchedule())
-    with pytest.raises(WeightsMismatch, match="beta_schedule: found scaled_linear, this run has linear"):
+    with pytest.raises(WeightsMismatch, match="beta_schedule.*scaled_linear.* linear"):
         require_schedule(folder, BetaSchedule(beta_schedule="linear"))
-    with pytest.raises(WeightsMissing, match="no scheduler/scheduler_config.json"):
+    with pytest.raises(WeightsMissing, match="scheduler/scheduler_config.json"):
         require_schedule(tmp_path, BetaSchedule())
     (tmp_path / "scheduler").mkdir()
     given = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     for changed, words in (
         ({"prediction_type": "v_prediction"}, "prediction_type: found v_prediction, this run has epsilon"),
-        ({"trained_betas": [0.01] * 1000}, "its betas are others than these keys make"),
+        ({"trained_betas": [0.01] * 1000}, "rescale_betas_zero_snr"),
     ):
         (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({**given, **changed}))
         with pytest.raises(WeightsMismatch, match=words):

@@ -15,8 +15,8 @@ from diffprobe.generative.autoencoder import (
     psnr_db,
     reconstruct,
 )  # fmt: skip
-from diffprobe.generative.ema import Averaging
-from diffprobe.generative.image_table import ImagesInMemory
+from diffprobe.generative.ema import EMACallback
+from diffprobe.generative.image_table import ImageTableData
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.trainer import make_trainer, quiet
 
@@ -38,7 +38,7 @@ def config(tiny_shards):
 
 
 def fit(config, tmp_path, checkpoint=None, **overrides):
-    data = ImagesInMemory(config.data, resolution=config.model.resolution, seed=config.seed)
+    data = ImageTableData(config.data, resolution=config.model.resolution, seed=config.seed)
     module = AutoencoderModule(config)
     with quiet():
         trainer = make_trainer(config.trainer, run_dir=tmp_path, **overrides)
@@ -91,7 +91,7 @@ def test_training_reconstructs_and_the_export_is_scaled(config, tmp_path):
 
     start = AutoencoderModule(config)
     trainer, module, data = fit(config, tmp_path)
-    images = data.val.floats(slice(None))
+    images = data.val.to_float(slice(None))
     before, after = (psnr_db(reconstruct(m.vae, images), images).mean() for m in (start, module))
     assert after > before + 4
     assert trainer.callback_metrics["val/psnr_db"] == pytest.approx(float(after), abs=1e-3)
@@ -100,7 +100,9 @@ def test_training_reconstructs_and_the_export_is_scaled(config, tmp_path):
     assert saved.config.sample_size == 16 and saved.config.latent_channels == 2
     assert torch.equal(reconstruct(saved, images), reconstruct(module.vae, images))
     with torch.no_grad():
-        latents = saved.encode(data.train.floats(slice(None)) * 2 - 1).latent_dist.mode() * saved.config.scaling_factor
+        latents = (
+            saved.encode(data.train.to_float(slice(None)) * 2 - 1).latent_dist.mode() * saved.config.scaling_factor
+        )
     assert float(latents.std()) == pytest.approx(1, abs=1e-3)
 
 
@@ -120,19 +122,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, stop,
     """An epoch has 4 steps: the checkpoint is that of its end, of its middle, and of its last step."""
     trainer = dataclasses.replace(config.trainer, max_epochs=3, checkpoint_every_steps=every)
     config = dataclasses.replace(config, trainer=trainer, data=dataclasses.replace(config.data, batch_size=4))
-    _, whole, _ = fit(config, tmp_path / "whole", callbacks=[Averaging(0.9)])
+    _, whole, _ = fit(config, tmp_path / "whole", callbacks=[EMACallback(0.9)])
     with pytest.raises(RuntimeError, match="stopped"):
-        fit(config, tmp_path / "cut", callbacks=[Averaging(0.9), Interrupt(stop)])
+        fit(config, tmp_path / "cut", callbacks=[EMACallback(0.9), Interrupt(stop)])
     last = find_checkpoint(tmp_path / "cut", resume=True)
     assert torch.load(last, weights_only=True)["global_step"] == continued
-    _, resumed, _ = fit(config, tmp_path / "cut", last, callbacks=[Averaging(0.9)])
+    _, resumed, _ = fit(config, tmp_path / "cut", last, callbacks=[EMACallback(0.9)])
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
-    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+    with pytest.raises(NonFinite, match=r"(nan|inf) after 1 steps") as raised:
         fit(dataclasses.replace(config, trainer=wild), tmp_path)
     assert "smaller trainer.learning_rate" in raised.value.fix
 

@@ -12,7 +12,7 @@ from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, Weigh
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
-from diffprobe.generative.image_table import ImagesInMemory
+from diffprobe.generative.image_table import ImageTableData
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.trainer import make_trainer, quiet
 
@@ -53,7 +53,7 @@ def config(autoencoder, tiny_shards) -> DenoiserTraining:
 def trained(config, tmp_path_factory):
     """Module, its data, and what was logged, after one epoch of two steps."""
     folder = tmp_path_factory.mktemp("denoiser")
-    data = ImagesInMemory(config.data, resolution=16, seed=0)
+    data = ImageTableData(config.data, resolution=16, seed=0)
     module = DenoiserModule(config)
     with quiet():
         trainer = make_trainer(config.trainer, run_dir=folder)
@@ -67,7 +67,7 @@ def test_errors_are_those_of_the_forward_process(trained):
     module, data, _, _ = trained
     captions = ["noto emoji, red round", ""]
     with torch.no_grad():
-        clean = module.vae.encode(data.val.floats(slice(2)) * 2 - 1).latent_dist.mode() * 5.0
+        clean = module.vae.encode(data.val.to_float(slice(2)) * 2 - 1).latent_dist.mode() * 5.0
         noise, timesteps = torch.randn(clean.shape), torch.tensor([10, 700])
         found = module.errors(clean, captions, timesteps, noise)
         noised = DDPMScheduler.from_config(module.scheduler.config).add_noise(clean, noise, timesteps)
@@ -78,10 +78,10 @@ def test_errors_are_those_of_the_forward_process(trained):
             assert float(found[row]) == pytest.approx(float((one - noise[row]).square().mean()), rel=1e-4)
 
 
-def test_validation_has_one_fixed_noise_and_timestep_an_image(trained):
+def test_validation_has_one_fixed_noise_and_timestep_per_image(trained):
     module, data, logged, _ = trained
     with torch.no_grad():
-        clean = module.vae.encode(data.val.floats(slice(None)) * 2 - 1).latent_dist.mode() * 5.0
+        clean = module.vae.encode(data.val.to_float(slice(None)) * 2 - 1).latent_dist.mode() * 5.0
         noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in data.val.keys])
         timesteps = torch.tensor([derive_seed("timestep", key) % 1000 for key in data.val.keys])
         errors = module.errors(clean, [captions[0] for captions in data.val.captions], timesteps, noise)
@@ -116,7 +116,7 @@ def test_with_dropout_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path,
         model=dataclasses.replace(SHAPE, dropout=0.3),
         trainer=dataclasses.replace(config.trainer, max_epochs=3, checkpoint_every_steps=every),
     )
-    data = ImagesInMemory(config.data, resolution=16, seed=0)  # an epoch has 2 steps
+    data = ImageTableData(config.data, resolution=16, seed=0)  # an epoch has 2 steps
 
     def fit(folder, *, checkpoint=None, callbacks=()):
         module = DenoiserModule(config)
@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(trained, config):
     module.on_save_checkpoint(checkpoint)
     module.on_load_checkpoint(checkpoint)
     other = DenoiserModule(dataclasses.replace(config, model=dataclasses.replace(SHAPE, vocab_size=530)))
-    with pytest.raises(WeightsMismatch, match="another vocabulary"):
+    with pytest.raises(WeightsMismatch, match="vocabulary"):
         other.on_load_checkpoint(checkpoint)
 
 
@@ -181,18 +181,18 @@ def test_the_export_is_a_pipeline_that_samples(trained, tmp_path):
     assert torch.equal(sample(0), sample(0)) and not torch.equal(sample(0), sample(1))
 
 
-def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
-    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+    with pytest.raises(NonFinite, match=r"(nan|inf) after 1 steps") as raised:
         module = DenoiserModule(dataclasses.replace(config, trainer=wild))
         with quiet():
             make_trainer(wild, run_dir=tmp_path).fit(
-                module, datamodule=ImagesInMemory(config.data, resolution=16, seed=0)
+                module, datamodule=ImageTableData(config.data, resolution=16, seed=0)
             )
     assert "smaller trainer.learning_rate" in raised.value.fix
 
 
-def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):
+def test_missing_weights_and_captions_are_reported(config, tmp_path, autoencoder):
     def replaced(**changed):
         return dataclasses.replace(config, **changed)
 
@@ -209,21 +209,21 @@ def test_what_cannot_be_trained_is_told(config, tmp_path, autoencoder):
 def test_a_start_under_another_forward_process_is_refused(trained, config, tmp_path):
     trained[0].save(tmp_path)
     DenoiserModule(dataclasses.replace(config, init_from=str(tmp_path)))
-    with pytest.raises(WeightsMismatch, match="beta_end: found 0.012, this run has 0.02"):
+    with pytest.raises(WeightsMismatch, match="beta_end.*0.012.*0.02"):
         DenoiserModule(dataclasses.replace(config, init_from=str(tmp_path), noise=BetaSchedule(beta_end=0.02)))
 
 
 def test_little_noise_hides_the_caption_more_often(config):
     module = DenoiserModule(dataclasses.replace(config, drop_captions=0.1, drop_captions_clean=0.9))
-    shares = module.empty_share(torch.tensor([0, 250, 500, 999]))
+    shares = module.p_empty_caption(torch.tensor([0, 250, 500, 999]))
     torch.testing.assert_close(shares, torch.tensor([0.9, 0.5, 0.1, 0.1]))
 
 
 def test_every_view_is_encoded_and_the_first_is_the_image(trained):
     module, data, _, _ = trained
     latents = module._latents["train"]
-    assert latents.shape[:2] == (len(data.train), module.config.views.n)
+    assert latents.shape[:2] == (len(data.train), module.config.augmentation.n_views)
     with torch.no_grad():
-        modes = module.vae.encode(data.train.floats(slice(0, 2)) * 2 - 1).latent_dist.mode()
+        modes = module.vae.encode(data.train.to_float(slice(0, 2)) * 2 - 1).latent_dist.mode()
     torch.testing.assert_close(latents[:2, 0], modes * module.vae.config.scaling_factor)
     assert not torch.allclose(latents[:, 0], latents[:, 1], atol=1e-2)

@@ -20,7 +20,7 @@ def test_words_are_whole_entries(tiny_teacher):
     assert Teacher(tiny_teacher).words == ["blue", "cat", "dog", "mat", "red"]
 
 
-def test_a_folder_that_holds_none_is_told(tiny_teacher, tmp_path):
+def test_a_folder_without_weights_or_tokenizer_is_named(tiny_teacher, tmp_path):
     with pytest.raises(WeightsMissing, match="safetensors"):
         Teacher(tmp_path)
     for path in tiny_teacher.iterdir():

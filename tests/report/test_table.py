@@ -1,4 +1,4 @@
-"""Tables against files written once and read by a person."""
+"""Tables against golden files."""
 
 import csv
 import dataclasses
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.report.table import FORMATS, render, render_all
+from diffprobe.core.errors import ConfigError
+from diffprobe.report.table import FORMATS, Table, build_table, render
+from diffprobe.report.table_data import fill_table
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -57,8 +59,24 @@ def test_markdown_lines_up_and_breaks_no_paragraph_into_a_list(results, spec):
 def test_several_tables_stand_behind_each_other_and_csv_has_one_head(results, spec):
     specs = (spec, dataclasses.replace(spec, title="again", ranked=False))
     one, two = (render(results, each, "markdown") for each in specs)
-    assert render_all(results, specs, "markdown") == f"{one}\n{two}"
+    both = Table(tuple(fill_table(results, each) for each in specs))
+    assert both.to_markdown() == f"{one}\n{two}"
     assert "is better" in one and "is better" not in two and two.count("**") == 2 and "‡" not in two
-    rows = list(csv.DictReader(io.StringIO(render_all(results, specs, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(both.to_csv())))
     assert len(rows) == 24 and rows[0]["value"] == rows[12]["value"] == "0.515625"
-    assert render_all(results, [spec], "latex") == render(results, spec, "latex")
+    assert Table((fill_table(results, spec),)).to_latex() == render(results, spec, "latex")
+
+
+def test_the_table_of_an_experiment_is_built_by_name(results, tmp_path, monkeypatch):
+    folder = tmp_path / "experiments" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "table.yaml").write_bytes((GOLDEN.parent / "table.yaml").read_bytes())
+    monkeypatch.setenv("DIFFPROBE_CONFIGS", str(tmp_path))
+    table = build_table("toy", GOLDEN.parent / "results")
+    for text, suffix in ((table.to_markdown(), "md"), (table.to_csv(), "csv"), (table.to_latex(), "tex")):
+        assert text == (GOLDEN / f"table.{suffix}").read_text()
+    assert [entry.value for entry in table.entries()][0] == 0.515625
+    narrowed = build_table("toy", GOLDEN.parent / "results", where={"run": "bank-0"})
+    assert "1 seed;" in narrowed.to_markdown()
+    with pytest.raises(ConfigError, match="toy"):
+        build_table("toyy", GOLDEN.parent / "results")

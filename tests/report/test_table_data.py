@@ -7,7 +7,7 @@ import pytest
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.report.aggregation import control_of
-from diffprobe.report.table_data import build_table
+from diffprobe.report.table_data import fill_table
 
 
 def entry_at(table, **where):
@@ -23,13 +23,13 @@ def changed(base, config=None, value=None, **changes):
 
 
 def test_means_over_seeds_with_spread(results, spec):
-    entry = entry_at(build_table(results, spec), target="group", tap="mid_block", timestep=25)
+    entry = entry_at(fill_table(results, spec), target="group", tap="mid_block", timestep=25)
     assert entry.value == (0.5 + 0.53125) / 2 and entry.n_seeds == 2 and entry.n == 50
     assert entry.spread == pytest.approx(0.03125 / 2**0.5)
 
 
 def test_controls_come_from_records_and_from_control_runs(results, spec):
-    table = build_table(results, spec)
+    table = fill_table(results, spec)
     controls = {"chance": 0.25, "shuffled_labels": 0.26, "random_weights": 0.4375, "raw_pixels": 0.4375}
     assert entry_at(table, target="group", tap="up_blocks.0", timestep=200).controls == controls
     assert table.rows[1].controls == (0.4375, 0.5, 0.26, 0.25)  # the strictest of the row, in the order of the spec
@@ -37,15 +37,15 @@ def test_controls_come_from_records_and_from_control_runs(results, spec):
 
 
 def test_a_missing_entry_keeps_its_place(results, spec):
-    entry = entry_at(build_table(results, spec), target="label", tap="up_blocks.1", timestep=200)
+    entry = entry_at(fill_table(results, spec), target="label", tap="up_blocks.1", timestep=200)
     assert entry.value is None and entry.n_seeds == 0 and entry.comparison.delta is None
 
 
 def test_the_order_of_results_does_not_matter(results, spec):
-    expected = build_table(results, spec)
+    expected = fill_table(results, spec)
     for _ in range(3):
         random.shuffle(results)
-        assert build_table(results, spec) == expected
+        assert fill_table(results, spec) == expected
 
 
 def test_values_of_an_axis_are_found_in_natural_order(results, spec):
@@ -53,7 +53,7 @@ def test_values_of_an_axis_are_found_in_natural_order(results, spec):
     more = [dataclasses.replace(run.metrics[0], cell=f"up_blocks.{i}@t25") for i in (10, 2)]
     results[1] = dataclasses.replace(run, metrics=(*run.metrics, *more))
     axis = dataclasses.replace(spec.rows[1], values=())
-    table = build_table(results, dataclasses.replace(spec, rows=(spec.rows[0], axis)))
+    table = fill_table(results, dataclasses.replace(spec, rows=(spec.rows[0], axis)))
     taps = ["mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.10"]
     assert [row.values[1] for row in table.rows][:5] == taps
 
@@ -61,31 +61,31 @@ def test_values_of_an_axis_are_found_in_natural_order(results, spec):
 @pytest.mark.parametrize("change", [{"features": {"seed": 9, "draws": 4}}, {"data": {"path": "toy", "limit": 10}}])
 def test_different_settings_are_never_averaged(results, spec, change):
     with pytest.raises(RunFailed) as error:
-        build_table([*results, changed(results[1], change, run="other", seeds={"run": 5})], spec)
+        fill_table([*results, changed(results[1], change, run="other", seeds={"run": 5})], spec)
     key = "config.features.draws" if "features" in change else "config.data.limit"
     assert key in str(error.value) and "runs: bank-0, other" in str(error.value) and "--where" in str(error.value)
 
 
 def test_where_it_ran_is_no_difference(results, spec):
     moved = changed(results[1], {"backbone": {"path": "toy", "device": "cuda"}}, run="a-copy")
-    assert build_table([*results, moved], spec) == build_table(results, spec)
+    assert fill_table([*results, moved], spec) == fill_table(results, spec)
 
 
 def test_a_repeated_run_that_disagrees_is_refused(results, spec):
     with pytest.raises(RunFailed, match="disagree"):
-        build_table([*results, changed(results[1], value=0.9, run="bank-0-again")], spec)
+        fill_table([*results, changed(results[1], value=0.9, run="bank-0-again")], spec)
 
 
 def test_a_control_measured_twice_must_agree(results, spec):
     rival = changed(results[1], {"control": "random_weights"}, value=0.99, run="rw")
     with pytest.raises(RunFailed, match="control 'random_weights'"):
-        build_table([*results, rival], spec)
+        fill_table([*results, rival], spec)
 
 
 def test_a_control_run_serves_its_own_cell_only(results, spec):
     run = changed(results[1], {"control": "untrained_vae"}, value=0.1)
     run = dataclasses.replace(run, metrics=run.metrics[:1])
-    table = build_table([*results, run], spec)
+    table = fill_table([*results, run], spec)
     assert entry_at(table, target="group", tap="mid_block", timestep=25).controls["untrained_vae"] == 0.1
     assert "untrained_vae" not in entry_at(table, target="group", tap="mid_block", timestep=200).controls
 
@@ -103,14 +103,14 @@ def control_value(table):
 def test_a_control_is_averaged_over_seeds_and_counted_once(results, spec):
     one, again = control_run(results, 0.25), control_run(results, 0.25)
     other = control_run(results, 0.75, seeds={"run": 7})
-    assert control_value(build_table([*results, one, again, other], spec)) == 0.5
+    assert control_value(fill_table([*results, one, again, other], spec)) == 0.5
     with pytest.raises(RunFailed, match="disagree"):
-        build_table([*results, one, control_run(results, 0.3)], spec)
+        fill_table([*results, one, control_run(results, 0.3)], spec)
 
 
 def test_a_control_of_other_settings_is_refused_with_what_differs(results, spec):
     with pytest.raises(RunFailed, match=r"(?s)control 'untrained_vae' was measured with other settings.*data.limit"):
-        build_table([*results, control_run(results, config={"data": {"path": "toy", "limit": 10}})], spec)
+        fill_table([*results, control_run(results, config={"data": {"path": "toy", "limit": 10}})], spec)
 
 
 def test_what_a_control_is_about_may_differ(results, spec):
@@ -119,7 +119,7 @@ def test_what_a_control_is_about_may_differ(results, spec):
     probe = {**results[1].config.get("probe", {}), "params": {"controls": []}}
     run = control_run(results, 0.25, {"features": features, "backbone": backbone, "probe": probe})
     measured = changed(results[1], {"probe": {**probe, "params": {}}})
-    assert control_value(build_table([results[0], measured, run], spec)) == 0.25
+    assert control_value(fill_table([results[0], measured, run], spec)) == 0.25
 
 
 def test_a_control_serves_its_own_place_on_an_axis_of_settings(results, spec):
@@ -127,7 +127,7 @@ def test_a_control_serves_its_own_place_on_an_axis_of_settings(results, spec):
     runs = [changed(results[1], here, run="a"), changed(results[1], there, run="b")]
     controls = [control_run(results, value, config) for value, config in ((0.25, here), (0.75, there))]
     axis = dataclasses.replace(spec.rows[0], field="config.data.path", values=("here", "there"))
-    table = build_table([*runs, *controls], dataclasses.replace(
+    table = fill_table([*runs, *controls], dataclasses.replace(
         spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
     ))  # fmt: skip
     found = {
@@ -149,7 +149,7 @@ def test_a_filter_on_what_pixels_do_not_have_keeps_their_control_and_its_mark(re
     pixels = dataclasses.replace(
         pixels, metrics=tuple(dataclasses.replace(m, cell="pixels@t0:clean:max") for m in pixels.metrics)
     )
-    table = build_table([pixels, *results[1:]], dataclasses.replace(spec, filter={**spec.filter, **condition}))
+    table = fill_table([pixels, *results[1:]], dataclasses.replace(spec, filter={**spec.filter, **condition}))
     found = entry_at(table, target="group", tap="up_blocks.0", timestep=200)
     assert found.controls["raw_pixels"] == 0.8
     low = [entry for entry in table.entries() if entry.value is not None and entry.value <= 0.8]
@@ -164,11 +164,11 @@ def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, 
         runs += [changed(results[1], backbone, run=path), changed(results[0], backbone, value, run=f"{path}-pixels")]
     for path, value in (("small", 0.25), ("large", 0.75)):
         narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.backbone.path": path})
-        assert entry_at(build_table(runs, narrowed), target="group", tap="mid_block", timestep=25).controls[
+        assert entry_at(fill_table(runs, narrowed), target="group", tap="mid_block", timestep=25).controls[
             "raw_pixels"
         ] == value  # fmt: skip
     axis = dataclasses.replace(spec.rows[0], field="config.backbone.path", values=("small", "large"))
-    table = build_table(runs, dataclasses.replace(
+    table = fill_table(runs, dataclasses.replace(
         spec, rows=(axis, spec.rows[1]), filter={**spec.filter, "target": "group"}, published=()
     ))  # fmt: skip
     found = {entry.where["config.backbone.path"]: entry.controls["raw_pixels"] for entry in table.entries()}
@@ -186,7 +186,7 @@ def test_a_control_serves_its_own_split(results, spec):
     filter = {key: value for key, value in spec.filter.items() if key != "split"} | {"target": "group"}
     axis = dataclasses.replace(spec.rows[0], field="split", values=("val", "test"))
     spec = dataclasses.replace(spec, rows=(axis, spec.rows[1]), filter=filter, published=())
-    controls = {entry.where["split"]: entry.controls for entry in build_table(runs, spec).entries()}
+    controls = {entry.where["split"]: entry.controls for entry in fill_table(runs, spec).entries()}
     assert (controls["val"]["raw_pixels"], controls["test"]["raw_pixels"]) == (0.125, 0.4375)
     assert (controls["val"]["untrained_vae"], controls["test"]["untrained_vae"]) == (0.75, 0.25)
 
@@ -195,20 +195,20 @@ def test_a_condition_that_a_control_could_meet_still_binds_it(results, spec):
     other = changed(results[1], {"data": {"path": "other"}}, run="other")
     pixels = changed(results[0], {"data": {"path": "other"}}, value=0.8, run="other-pixels")
     narrowed = dataclasses.replace(spec, filter={**spec.filter, "config.data.path": "other"})
-    table = build_table([*results, other, pixels], narrowed)
+    table = fill_table([*results, other, pixels], narrowed)
     assert entry_at(table, target="group", tap="mid_block", timestep=25).controls["raw_pixels"] == 0.8
 
 
 def test_beating_the_controls_follows_the_direction_of_the_metric(results, spec):
-    table = build_table(results, spec)
+    table = fill_table(results, spec)
     below = entry_at(table, target="group", tap="up_blocks.1", timestep=200)
     assert table.beats_controls(below) is False
-    lower = build_table(results, dataclasses.replace(spec, higher_is_better=False))
+    lower = fill_table(results, dataclasses.replace(spec, higher_is_better=False))
     assert lower.beats_controls(entry_at(lower, target="group", tap="up_blocks.0", timestep=25)) is False
     assert lower.best(lower.rows) == min(e.value for e in lower.entries() if e.value is not None)
 
 
 def test_no_match_says_what_there_is(results, spec):
     with pytest.raises(RunFailed) as error:
-        build_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))
+        fill_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))
     assert "split: wanted val, results have test, train" in str(error.value)

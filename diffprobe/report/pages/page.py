@@ -1,7 +1,7 @@
-"""The report page: one HTML file that needs nothing else. Owns the contract `Page` and what the page says of results.
+"""The report page: one self-contained HTML file, rendered from a `Page` by `render_page`.
 
-`render_page(Page(...))` is the whole door. All text is escaped; images are inlined; there is no script, and the page's
-own content policy forbids every request. Markup and style lie in `templates/`.
+All text is escaped and images are inlined; the page contains no script, and its content policy forbids all requests.
+Markup and style are in `report/templates/`.
 """
 
 import math
@@ -11,59 +11,60 @@ from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.data_uri import data_uri
-from diffprobe.report.figure import control_levels, heat_map
+from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
+from diffprobe.report.figure import control_levels, render_heat_map
 from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
 from diffprobe.report.pages.svg import bar_share, draw_histogram
-from diffprobe.report.spec import TableSpec
-from diffprobe.report.table_data import Entry, Table, TableRow, build_table
+from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
+from diffprobe.report.table_spec import TableSpec
 
 METRIC_HELP = {
     "fvu": "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean",
     "explained_variance": "1 - fvu",
-    "l0": "active latents a sample",
-    "dead_fraction": "share of latents that never fire on this split",
-    "windowed_dead_fraction": "share of latents that were silent over the last rows of training",
-    "dense_fraction": "share of latents that fire on a tenth of the rows or more",
-    "gamma": "norm of the features' mean over their spread; large values predict dead latents",
+    "l0": "active latents per sample",
+    "dead_fraction": "share of latents that are not active on any sample of this split",
+    "windowed_dead_fraction": "share of latents that were not active on the last rows of training",
+    "dense_fraction": "share of latents that are active on at least a tenth of the rows",
+    "gamma": "norm of the mean of the features over their standard deviation; large values predict dead latents",
     "decoder_coherence": "largest |cosine| of two decoder rows",
     "mean_decoder_coherence": "mean |cosine| of two decoder rows",
     "mse": "mean squared error, in the squared unit of the features",
 }
-"""What the SAE's metrics mean, one line each."""
+"""Metric of a sparse autoencoder -> its meaning, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """Everything a report page shows. Plain data; empty parts are left out of the page."""
+    """The content of a report page: plain data. Empty parts are left out of the page."""
 
     title: str
     """Heading of the page."""
     lead: str
-    """One or two sentences: what was done to what."""
+    """One or two sentences: which model and data, and what was done."""
     facts: tuple[tuple[str, str], ...]
-    """Name -> value pairs of provenance, in order: backbone, data, digests, samples a split, subset rule."""
+    """Name -> value pairs of provenance, in order: backbone, data, digests, samples per split, subset rule."""
     results: tuple[RunResult, ...]
-    """All runs of the report. Tables are filled from them, SAE metrics are read from those of kind "sae"."""
+    """All runs of the report: the source of its tables, and of the SAE metrics (runs of kind "sae")."""
     tables: tuple[TableSpec, ...] = ()
-    """Specs of the tables to show (`report.spec.load_spec`)."""
+    """Specs of the tables to show (`report/table_spec.py`)."""
     latents: tuple[LatentPanel, ...] = ()
     """Latents to show, in order."""
     latent_rule: str = ""
     """How these latents were chosen."""
     latent_cell: str = ""
-    """Cell whose features the SAE reads."""
+    """Cell on whose features the SAE was trained."""
     n_classes: int = 0
-    """Classes of the label behind the entropies; 0 = unknown."""
+    """Number of classes of the label behind the entropies; 0 if unknown."""
     directions: tuple[DirectionPanel, ...] = ()
     """Directions to show, in order."""
     limits: tuple[str, ...] = ()
-    """Further sentences on what this report does not know."""
+    """Further sentences on the limits of this report."""
     next_steps: tuple[str, ...] = ()
     """Commands to run next."""
 
@@ -71,15 +72,15 @@ class Page:
 def render_page(page: Page) -> str:
     """Render a page as one self-contained HTML document.
 
-    Returns: the HTML, the same for the same page.
-    Raises: what `build_table` raises; ConfigError for an image of unknown type.
+    Returns: the HTML, identical for the same page.
+    Raises: see `fill_table`; ConfigError for an image of unknown type.
     """
     environment = Environment(
         loader=PackageLoader("diffprobe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_words)
-    tables = [build_table(page.results, spec) for spec in page.tables]
+    environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_spaced)
+    tables = [fill_table(page.results, spec) for spec in page.tables]
     return environment.get_template("report.html.j2").render(
         page=page,
         tables=[_table_view(table) for table in tables],
@@ -90,7 +91,7 @@ def render_page(page: Page) -> str:
     )
 
 
-def _table_view(table: Table) -> dict[str, Any]:
+def _table_view(table: TableData) -> dict[str, Any]:
     spec = table.spec
     blocks = []
     for value, rows in table.blocks():
@@ -100,12 +101,12 @@ def _table_view(table: Table) -> dict[str, Any]:
             {
                 "label": label,
                 "alt": _describe(table, rows, label),
-                "figure": Markup(heat_map(table, rows).decode()),  # matplotlib escapes its text
+                "figure": Markup(render_heat_map(table, rows).decode()),  # matplotlib escapes its text
                 "rows": [
                     {
                         "labels": table.row_labels(row),
                         "cells": [cell(entry) for entry in row.entries],
-                        "controls": [spec.missing if v is None else spec.number.show(v) for v in row.controls],
+                        "controls": [format_control(table, value) for value in row.controls],
                     }
                     for row in rows
                 ],
@@ -122,24 +123,36 @@ def _table_view(table: Table) -> dict[str, Any]:
     }
 
 
-def _cell_view(table: Table, best: float | None, entry: Entry) -> dict[str, Any]:
+def _cell_view(table: TableData, best: float | None, entry: Entry) -> dict[str, Any]:
     number, spec = table.spec.number, table.spec
     titles = {control.name: control.title for control in spec.controls}
     controls = ", ".join(f"{titles.get(name, name)} {number.show(value)}" for name, value in entry.controls.items())
     return {
-        "text": spec.missing if entry.value is None else number.show(entry.value),
-        "spread": None if entry.spread is None else number.show(entry.spread),
-        "best": entry.value is not None and entry.value == best,
-        "below": table.beats_controls(entry) is False,
+        "text": format_entry(table, entry, best=best, style=_HTML),
         "missing": entry.value is None,
         "hint": f"controls of this entry: {controls}" if controls else "",
-        "comparison": entry.comparison,
-        "published": None if entry.comparison is None else number.show(entry.comparison.published.value),
     }
 
 
-def _describe(table: Table, rows: Sequence[TableRow], label: str) -> str:
-    """Say in words what a heat map shows, for readers who cannot see it."""
+def _html_comparison(found: ComparisonText) -> Markup:
+    outside = ", outside tolerance" if found.is_within is False else ""
+    return Markup(' <span class="spread" title="{}">(published {}{})</span>').format(
+        found.note, found.published, outside
+    )
+
+
+_HTML = EntryStyle(
+    escape=escape,
+    bold=lambda text: Markup("<strong>{}</strong>").format(text),
+    spread=lambda text: Markup(' <span class="spread">± {}</span>').format(text),
+    below_control=" ‡",
+    comparison=_html_comparison,
+)
+"""Markup of a table cell; texts are escaped."""
+
+
+def _describe(table: TableData, rows: Sequence[TableRow], label: str) -> str:
+    """Describe a heat map in words, as its text alternative."""
     show = table.spec.number.show
     lines = [
         f"{', '.join(table.row_labels(entry_row))}: "
@@ -150,8 +163,8 @@ def _describe(table: Table, rows: Sequence[TableRow], label: str) -> str:
     return f"Heat map, {label}. " + "; ".join(lines) + (f". Controls: {controls}." if controls else ".")
 
 
-def _headlines(table: Table) -> list[dict[str, Any]]:
-    """State the best entry of each block beside the strongest control of that very entry."""
+def _headlines(table: TableData) -> list[dict[str, Any]]:
+    """Return the best entry of each block with the strongest control of the same entry."""
     spec, lines = table.spec, []
     for value, rows in table.blocks():
         best = table.best(rows)
@@ -163,16 +176,19 @@ def _headlines(table: Table) -> list[dict[str, Any]]:
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
         titles = {control.name: control.title for control in spec.controls}
-        rival = pick(entry.controls, key=lambda name: entry.controls[name]) if entry.controls else None
+        strongest = pick(entry.controls, key=lambda name: entry.controls[name]) if entry.controls else None
+        if strongest is None:
+            control = "no control measured"
+        else:
+            value_text = f"{spec.number.show(entry.controls[strongest])}{unit}"
+            control = f"strongest control {value_text} ({titles.get(strongest, strongest)})"
         lines.append(
             {
                 "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
                 "value": spec.number.show(entry.value) + unit,
                 "below": table.beats_controls(entry) is False,
-                "place": f"best {_words(spec.metric)}{over_what(spec, [entry])}, at {place}",
-                "control": "no control measured"
-                if rival is None
-                else f"strongest control {spec.number.show(entry.controls[rival])}{unit} ({titles.get(rival, rival)})",
+                "place": f"best {_spaced(spec.metric)}{over_what(spec, [entry])}, at {place}",
+                "control": control,
             }
         )
     return lines
@@ -203,12 +219,12 @@ def _sae_control(record: MetricRecord, control_runs: Sequence[RunResult]) -> flo
 
 
 def _latent_view(latent: LatentPanel, n_classes: int) -> dict[str, Any]:
-    own = latent.label_entropy or 0.0
-    full = math.log2(n_classes) if n_classes > 1 else max(latent.chance_entropy, own)
+    entropy = latent.label_entropy or 0.0
+    maximum = math.log2(n_classes) if n_classes > 1 else max(latent.chance_entropy, entropy)
     return {
         "panel": latent,
-        "entropy": bar_share(own, full),
-        "chance": bar_share(latent.chance_entropy, full),
+        "entropy": bar_share(entropy, maximum),
+        "chance": bar_share(latent.chance_entropy, maximum),
         "pictures": latent.pictures,
     }
 
@@ -217,13 +233,13 @@ def _direction_view(panel: DirectionPanel) -> dict[str, Any]:
     return {
         "panel": panel,
         "histogram": None if panel.histogram is None else draw_histogram(panel.histogram),
-        "below_note": f"‡ {BELOW_CONTROL}." if any(e.below_control for e in panel.estimates) else "",
+        "below_note": BELOW_CONTROL if any(e.below_control for e in panel.estimates) else "",
         "has_networks": any(e.random_weights is not None or e.raw_pixels is not None for e in panel.estimates),
     }
 
 
 def _significant(value: float | None, digits: int = 3) -> str:
-    """Write a number with few digits, never in exponents for ordinary sizes.
+    """Format a number with few significant digits, without an exponent for ordinary magnitudes.
 
     >>> _significant(0.012345), _significant(1234.5), _significant(None)
     ('0.0123', '1,234', '')
@@ -237,10 +253,10 @@ def _significant(value: float | None, digits: int = 3) -> str:
     return f"{value:#.{digits}g}".rstrip(".")
 
 
-def _words(name: str) -> str:
-    """Write a name for people.
+def _spaced(name: str) -> str:
+    """Replace the underscores of a name by spaces.
 
-    >>> _words("mean_difference")
+    >>> _spaced("mean_difference")
     'mean difference'
     """
     return name.replace("_", " ")

@@ -6,7 +6,7 @@ import pytest
 
 from diffprobe.config.search_path import shipped_root
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.spec import NumberFormat, find_spec, load_spec, load_specs
+from diffprobe.report.table_spec import NumberFormat, find_spec, load_spec, load_specs
 
 TOY = (Path(__file__).parent / "table.yaml").read_text()
 

@@ -1,0 +1,10 @@
+from diffprobe.backbones.extractor import DiffusionFeatures as DiffusionFeatures
+from diffprobe.features.reader import FeatureStore as FeatureStore
+from diffprobe.probes.classifier.linear import LinearProbe as LinearProbe
+from diffprobe.probes.sae.topk import KSAE as KSAE
+from diffprobe.report.figure import heat_map as heat_map
+from diffprobe.report.table import build_table as build_table
+from diffprobe.runs.experiment import load_experiment as load_experiment
+from diffprobe.runs.experiment import train as train
+
+__version__: str

@@ -1,0 +1,84 @@
+"""The grammar that all verbs share: the parser with its suggestions, the settings of a configuration, and `--check`."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffprobe.core.errors import nearest
+
+GROUPS = ("data", "features", "probes", "meaning", "generation", "runs", "cluster")
+"""Groups of verbs in `diffprobe --help`, along the flow. A verb's file names its own in `GROUP`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that names the nearest option or sub-verb for an unknown one.
+
+    Options and settings may be mixed in any order: ``diffprobe train probe=topk --check data=emoji``.
+    """
+
+    _is_mixing = False
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse options and positionals in any order; a parser with sub-verbs leaves that to theirs."""
+        if self._is_mixing or any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        self._is_mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_mixing = False
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse, and report unknown arguments with the nearest options. Exits with status 2."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            options = sorted({name for parser in _parsers(self) for name in _options(parser)})
+            hints = [
+                f"nearest to {argument}: {', '.join(close)}"
+                for argument in unknown
+                if argument.startswith("-") and (close := nearest(argument.partition("=")[0], options))
+            ]
+            self.error("; ".join([f"unrecognized arguments: {' '.join(unknown)}", *hints]))
+        return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        close = nearest(str(value), choices)
+        hint = f" (nearest: {', '.join(close)})" if close else ""
+        raise argparse.ArgumentError(action, f"invalid choice: '{value}'{hint}; choose from {', '.join(choices)}")
+
+
+def add_settings(parser: argparse.ArgumentParser, *, note: str = "") -> None:
+    """Add the `SETTING` positionals of a verb that reads a configuration.
+
+    Args:
+        note: what is special about the settings of this verb, appended to the help.
+    """
+    text = "experiment=NAME, group=choice (data=emoji), key=value"
+    parser.add_argument("settings", nargs="*", default=[], metavar="SETTING", help=f"{text}; {note}" if note else text)
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """Add `--check` to a verb that can validate its configuration without running it."""
+    parser.add_argument("--check", action="store_true", help="validate the configuration and stop; nothing is loaded")
+
+
+def sub_verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of a parser's sub-verbs, by name; empty without sub-verbs."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(action.choices)
+    return found
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for sub in sub_verbs(parser).values():
+        yield from _parsers(sub)
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]

@@ -1,0 +1,59 @@
+"""Experiments from Python: load a configuration by name, validate it, train it.
+
+`diffprobe train` calls the same functions; the kind of a configuration decides what is trained.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from diffprobe.config.compose import compose, require_kind, validate
+from diffprobe.config.kinds import kinds_of
+from diffprobe.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    from diffprobe.generative.run_settings import GenerativeTraining
+
+TrainingConfig = Union[RunConfig, "GenerativeTraining"]
+"""The configuration of a run that `train` accepts: of a probe, or of a part of a diffusion model."""
+
+
+def load_experiment(name: str | None = None, settings: Sequence[str] = ()) -> TrainingConfig:
+    """Load and validate the configuration of an experiment that can be trained. Nothing else is loaded or written.
+
+    Args:
+        name: experiment file below `experiments/` without suffix, for example "emoji/classifier"; None for a run that
+            settings alone describe.
+        settings: as on the command line: "group=choice" or "key=value", for example "data.limit=500".
+    Raises: ConfigError with every error of the configuration, with file and line; UnknownName.
+    """
+    composed = compose(name, settings)
+    require_kind(composed, kinds_of("train"))
+    config: TrainingConfig = validate(composed)
+    return config
+
+
+def plan_training(config: TrainingConfig) -> Path:
+    """Validate a run without loading features or images, and return its folder. Raises: see `train`."""
+    if isinstance(config, RunConfig):
+        from diffprobe.runs.plan import plan
+
+        return plan(config).run_dir
+    from diffprobe.runs.train_generative import plan_generative
+
+    return plan_generative(config)
+
+
+def train(config: TrainingConfig) -> Path:
+    """Train what a configuration describes and write `result.json` in the run's folder.
+
+    Returns: the path of `result.json`; `diffprobe.core.result.read_result` reads it.
+    Raises: ConfigError, UnknownName; StoreMissing without features; WeightsMissing; NonFinite.
+    """
+    if isinstance(config, RunConfig):
+        from diffprobe.runs.train import train as train_probe
+
+        return train_probe(config)
+    from diffprobe.runs.train_generative import train_generative
+
+    return train_generative(config)
