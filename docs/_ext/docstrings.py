@@ -12,6 +12,7 @@ _ITEMS = {"Args": "param", "Attributes": "ivar"}
 _TEXTS = ("Returns", "Yields", "Raises", "Source")
 _HEADING = re.compile(rf"(?P<name>{'|'.join([*_ITEMS, *_TEXTS])}):(?:\s+(?P<text>.*))?$")
 _ITEM = re.compile(r"(?P<names>\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*): (?P<text>.*)$")
+_INLINE = re.compile(rf"(?P<before>\S.*[.:;)]) (?P<section>(?:{'|'.join(_TEXTS)}): .*)$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
 _MARKUP = re.compile(r"([\\*|`]|(?<=\w)_(?!\w))")
 
@@ -23,6 +24,7 @@ def convert(lines: list[str]) -> list[str]:
     ['Keep \\\\|x\\\\| of ``d_in``.', '', ':param k: how many.', ':Raises: ConfigError if k < 1.', '']
     """
     out: list[str] = []
+    lines = [part for line in lines for part in _split(line)]
     i, n = 0, len(lines)
     while i < n:
         line = lines[i]
@@ -45,6 +47,12 @@ def convert(lines: list[str]) -> list[str]:
             i += 1
     _blank(out)
     return out
+
+
+def _split(line: str) -> list[str]:
+    """Give a section that begins after a sentence ("Return it. Raises: ConfigError.") a line of its own."""
+    inline = None if line.startswith((" ", ">>>")) else _INLINE.match(line)
+    return [inline["before"], inline["section"]] if inline else [line]
 
 
 def escape(text: str) -> str:
@@ -87,7 +95,11 @@ def _blank(out: list[str]) -> None:
 
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    if getattr(obj, "__module__", "diffprobe").split(".")[0] == "diffprobe" or what in ("attribute", "property", "data"):
+    if getattr(obj, "__module__", "diffprobe").split(".")[0] == "diffprobe" or what in (
+        "attribute",
+        "property",
+        "data",
+    ):
         lines[:] = convert(lines)
 
 

@@ -1,7 +1,8 @@
 """Pages that are made from the code before each build, below docs/_generated: API, configuration, command line, cards.
 
-Markdown of the repository (cards, protocols, the change log) is copied with its relative links changed to those of the
-site; a link to a file that is not a page of the site becomes code.
+Markdown of the repository (cards, protocols, the change log) is copied. Relative links are those of the repository, so
+that they work wherever the files are read; here they are changed to those of the site, and a link to a file that is
+not a page of the site becomes code.
 """
 
 import os
@@ -77,7 +78,7 @@ def site_links(text: str, source: Path, page: Path) -> str:
         inside = path.relative_to(ROOT).as_posix()
         if inside in COPIES:
             path = OUT / COPIES[inside]
-        elif not path.is_relative_to(DOCS):
+        elif not path.is_relative_to(DOCS) or path.suffix == ".py":
             return f"{match['text']} (`{inside}`)"
         there = Path(os.path.relpath(path, page.parent)).as_posix()
         return f"{match['image']}[{match['text']}]({there}{'#' + anchor if anchor else ''})"
@@ -97,8 +98,8 @@ def _copies() -> list[tuple[str, str]]:
 
 def _references() -> list[tuple[str, str]]:
     return [
-        ("config-reference.md", _titled("Configuration reference", _reference("diffprobe.config.describe"))),
-        ("cli-reference.md", _titled("Command-line reference", _reference("diffprobe.cli.reference"))),
+        ("config-reference.md", _untitled(_reference("diffprobe.config.describe"))),
+        ("cli-reference.md", _untitled(_reference("diffprobe.cli.reference"))),
     ]
 
 
@@ -109,34 +110,35 @@ def _reference(module: str) -> str:  # PLACEHOLDER until both functions are merg
         return "Not generated: the code that renders it is missing.\n"
 
 
-def _titled(title: str, text: str) -> str:
-    return text if text.startswith("# ") else f"# {title}\n\n{text}"
+def _untitled(text: str) -> str:
+    """Remove a title, since the page that includes the text has one."""
+    return text.partition("\n")[2].lstrip() if text.startswith("# ") else text
 
 
 def _api() -> list[tuple[str, str]]:
-    """Make one page for each module, and one for each package with the summaries of its modules."""
+    """Make one page for each package, with a section for each of its modules."""
     pages = []
     for package in PACKAGES:
         root = import_module(f"diffprobe.{package}")
         names = [info.name for info in pkgutil.walk_packages(root.__path__, f"{root.__name__}.")]
-        names = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
-        lines = [f"# {root.__name__}", "", *_first_paragraphs(root.__doc__), "", "```{toctree}", ":maxdepth: 1", ""]
+        lines = [f"# {root.__name__}", "", "```{eval-rst}", f".. automodule:: {root.__name__}", "```", ""]
         for name in names:
-            title = name.removeprefix(f"{root.__name__}.")
-            lines.append(f"{title} <{package}/{title}>")
-            body = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
-            pages.append((f"api/{package}/{title}.md", "\n".join(body)))
-        pages.append((f"api/{package}.md", "\n".join([*lines, "```", ""])))
+            if not any(part.startswith("_") for part in name.split(".")):
+                title = name.removeprefix(f"{root.__name__}.")
+                lines += [f"## {title}", "", "```{eval-rst}", f".. automodule:: {name}", "```", ""]
+        pages.append((f"api/{package}.md", "\n".join(lines)))
     return pages
 
 
-def _first_paragraphs(doc: str | None) -> list[str]:
-    import inspect
-
-    return inspect.cleandoc(doc or "").splitlines()
+def _change_links(app: Any, name: str, content: list[str]) -> None:
+    """Change the links of a page as Sphinx reads it. Copies and notebooks have those of the site already."""
+    path = Path(app.env.doc2path(name))
+    if path.suffix == ".md" and not path.is_relative_to(OUT):
+        content[0] = site_links(content[0], path, path)
 
 
 def setup(app: Any) -> dict[str, Any]:
     """Write the pages before Sphinx looks for its sources."""
     app.connect("config-inited", lambda app, config: write_all())
+    app.connect("source-read", _change_links)
     return {"parallel_read_safe": True}
