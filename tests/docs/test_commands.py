@@ -1,0 +1,134 @@
+"""Every `diffprobe` command of README, docs, notebooks, cards and demos parses, and its settings compose."""
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diffprobe.cli.main import VERBS
+from diffprobe.config import search_path
+from diffprobe.config.compose import compose, load, split_experiment, validate
+from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
+
+EXPERIMENTS = {"extract": None, "train": None, "demo": None, "config": None}
+"""Verbs whose settings are composed alone -> the experiment that they take if none is named."""
+DEMOS = [name for name in search_path.experiments() if compose(name).kind == "demo"]
+GUIDE = ROOT / "docs/users/guide.md"
+
+
+def shell_commands() -> list[tuple[str, str]]:
+    """Return (place, command) of every command that stands in a block of its own."""
+    found = []
+    for path in pages():
+        for block in blocks(path):
+            if block.language in ("", "bash", "sh", "console"):
+                for line in block.code.splitlines():
+                    if line.strip().startswith("diffprobe "):
+                        found.append((str(block), line.strip()))
+    return found
+
+
+def inline_commands() -> list[tuple[str, str]]:
+    """Return (place, command) of every command in a code span, with placeholders as they are."""
+    found = []
+    for path in (*pages(), *notebooks()):
+        for span in re.findall(r"`(diffprobe [^`]+)`", text_of(path)):
+            found.append((path.relative_to(ROOT).as_posix(), " ".join(span.split())))
+    return list(dict.fromkeys(found))
+
+
+def commands_of_demos() -> list[tuple[str, str]]:
+    return [(name, command) for name in DEMOS for command in validate(compose(name)).next_steps]
+
+
+def guide_files() -> dict[str, str]:
+    """Return the YAML files that the guide lets its reader write: path -> content."""
+    text, files = GUIDE.read_text("utf-8"), {}
+    for match in re.finditer(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        names = re.findall(r"`(experiments/[\w/.-]+\.yaml)`", text[: match.start()])
+        files[names[-1]] = match[1]
+    return files
+
+
+@pytest.fixture(autouse=True)
+def _guide_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in guide_files().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setenv("DIFFPROBE_CONFIGS", str(tmp_path))
+
+
+def parse(command: str) -> tuple[str, argparse.Namespace]:
+    _, verb, *rest = shlex.split(command, comments=True)
+    parser = argparse.ArgumentParser(prog=f"diffprobe {verb}", exit_on_error=False)
+    VERBS.load(verb.replace("-", "_")).add_arguments(parser)
+    return verb, parser.parse_args(rest)
+
+
+def check(command: str) -> None:
+    verb, arguments = parse(command)
+    settings = list(getattr(arguments, "settings", ()))
+    if verb in EXPERIMENTS:
+        experiment, settings = split_experiment(EXPERIMENTS[verb], settings)
+        load(experiment, settings)
+    elif verb == "eval":
+        name = {"sae": "run", "backbone": "model"}[arguments.what]
+        experiment, settings = split_experiment(None, settings)
+        default = {"sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate"}[arguments.what]
+        load(experiment or default, [f"{name}=x", *settings])
+    elif verb == "table":
+        from diffprobe.report import table_spec
+
+        table_spec.find_spec(arguments.experiment)
+
+
+@pytest.mark.parametrize(("place", "command"), [*shell_commands(), *commands_of_demos()], ids=lambda value: value)
+def test_a_command_parses_and_composes(place: str, command: str) -> None:
+    check(command)
+
+
+@pytest.mark.parametrize(("place", "command"), inline_commands(), ids=lambda value: value)
+def test_an_inline_command_names_what_exists(place: str, command: str) -> None:
+    """A code span may leave arguments out; what it names has to exist: verb, subcommand, options."""
+    verb, *rest = shlex.split(command)[1:]
+    if verb == "VERB" or verb.startswith("-") or verb == "...":
+        return
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    VERBS.load(verb.replace("-", "_")).add_arguments(parser)
+    known = set(parser._option_string_actions) | {"--traceback"}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and rest and not rest[0].startswith("-"):
+            sub = rest[0]
+            if not re.search(r"[A-Z|.<]", sub):
+                assert sub in action.choices
+                known |= set(action.choices[sub]._option_string_actions)
+                for inner in action.choices[sub]._actions:
+                    if isinstance(inner, argparse._SubParsersAction):
+                        known |= {o for choice in inner.choices.values() for o in choice._option_string_actions}
+    assert {word for word in rest if word.startswith("--")} <= known
+    for word in rest:
+        if word.startswith("experiment=") and word != "experiment=NAME" and "<" not in word:
+            assert word.removeprefix("experiment=") in search_path.experiments()
+
+
+def test_there_are_commands_to_test() -> None:
+    assert len([place for place, _ in shell_commands() if place.startswith("README.md")]) >= 4
+    assert len([place for place, _ in shell_commands() if place.startswith("docs/users/guide.md")]) >= 10
+    assert len([place for place, _ in shell_commands() if "assets" in place]) >= 4
+    assert len(inline_commands()) >= 15 and len(commands_of_demos()) >= 5
+    assert set(guide_files()) == {"experiments/pets/classifier.yaml", "experiments/pets/table.yaml"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["diffprobe trian", "diffprobe table", "diffprobe train trainer.max_epoch=3", "diffprobe extract --proces 0/2"],
+)
+def test_a_wrong_command_would_be_found(command: str) -> None:
+    with pytest.raises((Exception, SystemExit)):
+        check(command)
+
+
+def test_block_names_its_place() -> None:
+    assert str(Block("README.md", 3, "", "x")) == "README.md:3"

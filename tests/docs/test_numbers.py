@@ -1,0 +1,114 @@
+"""The tables of README and docs/benchmarks.md: made again from recorded results, or consistent in themselves.
+
+Recorded: the two tables of the demo, from the result files in docs/results/demo. The tables of speeds and of the 192
+autoencoders have no recorded files in the repository: of the former, the derived columns and the ratios in the text are
+computed again; of the latter, only the rows are counted.
+"""
+
+import re
+
+import pytest
+from diffprobe.report.table_spec import find_spec, load_specs
+
+from diffprobe.config import search_path
+from diffprobe.report.collect import collect
+from diffprobe.report.table import render_all
+from tests.docs.markdown import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+BENCHMARKS = (ROOT / "docs/benchmarks.md").read_text("utf-8")
+RESULTS = ROOT / "docs" / "results" / "demo"
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """Return the cells of the rows of the Markdown table whose heading begins with `first`, without emphasis."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if re.match(rf"\|\s*{re.escape(first)}\s*\|", line))
+    found = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip().replace("**", "") for cell in line.strip("|").split("|")])
+    return found
+
+
+def printed(name: str) -> list[list[str]]:
+    """Return the rows of a table made from the recorded results."""
+    text = render_all(collect(RESULTS), load_specs(find_spec(name)), "markdown")
+    return rows(text, {"emoji": "target", "emoji/directions": "direction"}[name])
+
+
+def test_the_readme_can_be_read_in_three_minutes() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+@pytest.mark.parametrize(("name", "first"), [("emoji", "target"), ("emoji/directions", "direction")])
+def test_the_tables_of_the_demo_are_those_of_the_recorded_results(name: str, first: str) -> None:
+    assert rows(BENCHMARKS, first) == printed(name)
+
+
+def test_the_table_of_the_readme_is_part_of_that_table() -> None:
+    shown = rows(README, "target")
+    assert shown == [row for row in printed("emoji") if row[0].startswith("group")] and len(shown) == 4
+
+
+def test_the_figure_is_drawn_from_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import figures  # type: ignore[import-not-found]
+
+    assert figures.draw()[:8] == figures.FIGURE.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert figures.FIGURE.stat().st_size < 300_000
+
+
+def test_the_ratios_of_the_extraction_table_follow_from_its_times() -> None:
+    for _, plain, ours, floor, over_floor, speed_up in rows(BENCHMARKS, "features"):
+        assert f"{float(ours) / float(floor):.2f}" == over_floor
+        assert f"{float(plain) / float(ours):.1f}" == speed_up
+
+
+def step_times(first: str) -> dict[str, list[float]]:
+    """Return the seconds per step of each contender."""
+    return {name: [float(cell.split(",")[0]) for cell in cells] for name, *cells in rows(BENCHMARKS, first)}
+
+
+def span(times: dict[str, list[float]], above: str, below: str) -> tuple[str, str]:
+    ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
+    return f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+
+
+@pytest.mark.parametrize(
+    ("table", "above", "below", "text"),
+    [
+        ("float32; k = 32", "dense step", "ours", r"A step is (\S+) to (\S+) times as fast as the dense one"),
+        ("float32; k = 32", "sparsify 1.3.3", "ours", r"and (\S+) to (\S+) times as fast as that of sparsify"),
+        ("float32; k = 32", "ours", "encoder alone (floor)", r"takes (\S+) to (\S+) times its floor\. About"),
+        ("bfloat16; k = 32", "sparsify 1.3.3", "ours", r"A step is (\S+) to (\S+) times as fast as that of sparsify"),
+        ("bfloat16; k = 32", "ours", "encoder alone (floor)", r"and takes (\S+) to (\S+) times its floor: Adam"),
+    ],
+)
+def test_the_ratios_in_the_text_follow_from_the_table_of_steps(table: str, above: str, below: str, text: str) -> None:
+    found = re.search(text, " ".join(BENCHMARKS.split()))
+    assert found is not None
+    low, high = span(step_times(table), above, below)
+    assert (
+        abs(float(found[1]) - float(low)) <= 0.11 and abs(float(found[2]) - float(high)) <= 0.11
+    )  # printed times are rounded
+
+
+def test_the_table_of_autoencoders_is_complete() -> None:
+    shown = [(layer, variant) for layer, variant, *_ in rows(BENCHMARKS, "layer")]
+    assert len(shown) == 16 == len(set(shown))
+
+
+def test_the_readme_repeats_the_benchmarks() -> None:
+    text = " ".join(README.split())
+    assert "up to 9 times as fast as one pass per tap and timestep" in text
+    assert max(float(row[-1]) for row in rows(BENCHMARKS, "features")) >= 9
+    found = re.search(r"autoencoder step (\S+) to (\S+) times as fast as the dense one", text)
+    assert found is not None
+    assert f"the ratio to the dense step was {found[1]} to {found[2]} in float32" in " ".join(BENCHMARKS.split())
+
+
+def test_the_page_of_models_lists_every_preset_of_a_backbone() -> None:
+    listed = set(re.findall(r"`([a-z0-9-]+)`", (ROOT / "docs/users/models.md").read_text("utf-8")))
+    assert set(search_path.groups()["backbone"]) <= listed
