@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from diffprobe.report.spec import find_spec, load_spec
+
 from diffprobe.report.collect import collect
 from diffprobe.report.figure import heat_map
-from diffprobe.report.spec import find_spec, load_spec
 from diffprobe.report.table_data import build_table
 
 DOCS = Path(__file__).resolve().parent

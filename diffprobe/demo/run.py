@@ -17,12 +17,12 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.progress import Bar
-from diffprobe.core.result import RESULT_FILE, RunResult
+from diffprobe.core.result import RESULT_FILE
 from diffprobe.demo.config import DemoConfig, RunSpec
 from diffprobe.demo.types import REPORT, Demo, Outcome, View
 from diffprobe.report.collect import read_results
-from diffprobe.report.table_spec import find_spec, load_spec
 from diffprobe.report.table import render
+from diffprobe.report.table_spec import find_spec, load_spec
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.plan import training_of
 from diffprobe.runs.train import plan, train

@@ -8,11 +8,11 @@ computed again; of the latter, only the rows are counted.
 import re
 
 import pytest
-from diffprobe.report.table_spec import find_spec, load_specs
 
 from diffprobe.config import search_path
 from diffprobe.report.collect import collect
 from diffprobe.report.table import render_all
+from diffprobe.report.table_spec import find_spec, load_specs
 from tests.docs.markdown import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")

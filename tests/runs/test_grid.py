@@ -10,8 +10,8 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.probes.sae import KSAE
 from diffprobe.report.collect import collect
-from diffprobe.report.table_spec import TableAxis, TableSpec
 from diffprobe.report.table_data import fill_table
+from diffprobe.report.table_spec import TableAxis, TableSpec
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.train import plan, train
