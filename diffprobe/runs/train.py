@@ -136,7 +136,7 @@ def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
 
 
 def _bank(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
-    from diffprobe.features.request import choose_cells
+    from diffprobe.features.cell_selection import choose_cells
     from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 
     specs: list[MemberSpec] = []
