@@ -2,11 +2,11 @@
 
 import argparse
 
-HELP = "check a configuration and print it in full (nothing is loaded or run)"
+HELP = "validate a configuration and print it in full (nothing is loaded or run)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what the verb takes."""
+    """Declare the arguments."""
     parser.add_argument(
         "settings", nargs="*", metavar="SETTING", help="experiment=NAME, group=choice (data=emoji), key=value"
     )
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the resolved configuration as YAML, each key as the run will see it. A probe's file judges its own keys."""
+    """Print the resolved configuration as YAML, after validation, including the probe's own keys."""
     from diffprobe.config import compose, describe, search_path
     from diffprobe.config.kinds import KINDS, PROBE
 

@@ -31,7 +31,7 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
         (
             FeaturesConfig,
             {"source": "live", "shuffle": "rows"},
-            "shuffle=rows .*source=stored.*probe.params.row_buffer",
+            "shuffle=rows .*source=stored.*params.row_buffer",
         ),
         (FeaturesConfig, {"prompt": "a cat"}, "prompt belongs to condition=prompt"),
         (FeaturesConfig, {"condition": "prompt"}, "prompt belongs to condition=prompt"),
