@@ -35,8 +35,8 @@ def limit_pieces(pieces: Sequence[ShardSlice], limit: int | None) -> list[ShardS
 def span_of_rank(n_samples: int, rank: int, world_size: int, *, equal: bool) -> tuple[int, int]:
     """Return the span (start, stop) of one rank.
 
-    With `equal` every rank gets ceil(n / world_size) samples; the last spans may exceed the sequence, where `cut` repeats
-    its beginning. Otherwise each sample is in exactly one span, and the sizes of spans differ by at most one.
+    With `equal` every rank gets ceil(n / world_size) samples; the last spans may exceed the sequence, which `cut` then
+    repeats. Otherwise each sample is in exactly one span, and the sizes of spans differ by at most one.
 
     >>> [span_of_rank(5, rank, 2, equal=False) for rank in range(2)]
     [(0, 2), (2, 5)]

@@ -50,7 +50,7 @@ def test_a_split_larger_than_memory_is_refused_with_its_size():
     assert place_tables([huge], "mapped", split="train") == [huge]
     for mode in ("memory", "device"):
         with pytest.raises(
-            ConfigError, match=rf"features.placement={mode}: split 'train' takes 4.19e\+06 GiB; .* GiB of cpu"
+            ConfigError, match=rf"features.placement={mode}: split 'train' needs 4.19e\+06 GiB; .* GiB of cpu"
         ):
             place_tables([huge], mode, split="train")
 
@@ -59,7 +59,7 @@ def test_what_fits_is_counted_for_all_processes():
     size = 3 * 2**30
     check_fits(size, size, mode="memory", split="val", device=CPU)
     check_fits(size, None, mode="memory", split="val", device=CPU, processes=9)
-    with pytest.raises(ConfigError, match="takes 3 GiB; 6 GiB for 2 processes, 3 GiB of cpu memory are free") as caught:
+    with pytest.raises(ConfigError, match="needs 3 GiB; 6 GiB for 2 processes, 3 GiB of cpu memory free") as caught:
         check_fits(size, size, mode="memory", split="val", device=CPU, processes=2)
     assert "features.placement=mapped" in str(caught.value)
     assert free_on(torch.device("meta")) is None
