@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the resolved configuration as YAML, each key as the run will see it. A probe's file judges its own keys."""
+    """Print the resolved configuration as YAML, after validation, including the probe's own keys."""
     from diffprobe.config import compose, describe, search_path
     from diffprobe.config.kinds import KINDS, PROBE
 

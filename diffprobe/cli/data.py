@@ -17,9 +17,9 @@ HELP = "index, verify or build a set of shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the subcommands index, verify and build."""
+    """Declare the subcommands index, verify and build."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
-    index = actions.add_parser("index", help="scan <split>-NNNN.tar[.gz] files and write their index.json")
+    index = actions.add_parser("index", help="scan <split>-NNNN.tar[.gz] files and write index.json")
     index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
     index.add_argument("--name", required=True, help="name of the set in results")
     index.add_argument("--licence", required=True, help="terms of the images, with attribution where required")
@@ -64,7 +64,7 @@ def _verify(args: argparse.Namespace) -> int:
     shard_set = ShardSet.load(args.set)
     found = verify(shard_set, fields=_fields(args.field), on_shard=_progress)
     print(render(shard_set))
-    print(f"verified: {found.n_good:,} good samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
+    print(f"verified: {found.n_good:,} valid samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
     return 1 if found.faults else 0
 
 

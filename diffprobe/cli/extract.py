@@ -9,8 +9,8 @@ from diffprobe.cli.arguments import add_settings
 GROUP = "features"
 HELP = "write the features of a run to its store; continues if repeated"
 _PROCESS = (
-    "write part I of N (0/2 and 1/2 together make the store); the parts may run at the same time, anywhere. Without it "
-    "torchrun's RANK and WORLD_SIZE decide, or SLURM_PROCID and SLURM_STEP_NUM_TASKS of srun, or all is written"
+    "write part I of N (0/2 and 1/2 together make the store); parts can run at the same time on any machine. Default: "
+    "torchrun's RANK and WORLD_SIZE, or srun's SLURM_PROCID and SLURM_STEP_NUM_TASKS, or the whole store"
 )
 
 
@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     add_settings(parser)
     parser.add_argument("--process", metavar="I/N", type=_part, help=_PROCESS)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar, and nothing but the folder at the end")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar; print the folder only")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, then say where the store is and whether it is complete. All but the folder goes to stderr."""
+    """Extract, then print the store's folder and whether it is complete. Progress goes to stderr."""
     from diffprobe.config.compose import load_run
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
     missing = FeatureStore.open(path).missing()
     print(path)
     if missing:
-        print(f"part {share} is written; {len(missing)} shards of the store are left to the other parts.")
+        print(f"part {share} is written; {len(missing)} shards of the store are missing (other parts).")
     return 0
 
 
 def _part(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is no part: write I/N with I from 0 to N-1, for example 0/2")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part; expected I/N with I from 0 to N-1, for example 0/2")
     return int(index), int(count)

@@ -1,7 +1,9 @@
-"""``diffprobe store``: list, show and check stores of features and of latents."""
+"""``diffprobe store``: list, show and verify stores of features and of latents."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
+
+from diffprobe.core.errors import SchemaError
 
 if TYPE_CHECKING:
     from diffprobe.features.manifest import Manifest
@@ -9,15 +11,15 @@ if TYPE_CHECKING:
 GROUP = "features"
 HELP = "list, show or verify feature stores and latent caches"
 _BACKBONE = ("family", "resolution", "dtype", "pool", "draws", "keep_draws", "seed", "random_weights", "random_seed")
-"""What is printed first of the backbone's fingerprint, in this order; the rest follows."""
+"""Keys of the backbone's fingerprint that are printed first, in this order."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three commands."""
+    """Declare the three commands."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="list the stores below a folder")
     listing.add_argument("path", nargs="?", default="runs/stores", help="the folder (default: runs/stores)")
-    show = commands.add_parser("show", help="print everything that a store was made from, and its cells and splits")
+    show = commands.add_parser("show", help="print the settings of a store, its cells and its splits")
     show.add_argument("path", help="the store's folder")
     verify = commands.add_parser("verify", help="compare every file of a store with its checksum")
     verify.add_argument("path", help="the store's folder")
@@ -33,7 +35,7 @@ def _list(root: str) -> int:
     from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
 
-    broken: dict[str, str] = {}
+    broken: dict[str, SchemaError] = {}
     stores = list(list_stores(root, broken=broken, kind=None))
     for store in stores:
         manifest, missing = store.manifest, store.missing()
@@ -41,10 +43,12 @@ def _list(root: str) -> int:
         what = "latents" if manifest.kind == LATENTS else f"{len(store.cells)} cells"
         print(f"{store.path}  {manifest.recorded['backbone']} x {manifest.recorded['data']}")
         print(f"  {what}; {stored_counts(manifest)}; {size(folder_bytes(store.path))}; {state}")
-    for name, fault in broken.items():
-        print(f"{root}/{name}  cannot be read: {fault}")
+    for name, error in broken.items():
+        print(f"{root}/{name}  cannot be read: {error.what}")
+        if error.fix:
+            print(f"  fix: {error.fix}")
     if not stores and not broken:
-        print(f"no feature store in '{root}'. Make one: diffprobe extract experiment=NAME")
+        print(f"no feature store in '{root}'. To create one: diffprobe extract experiment=NAME")
     return 1 if broken else 0
 
 
@@ -56,7 +60,7 @@ def _show(path: str) -> int:
     manifest, missing = store.manifest, store.missing()
     _print("store", manifest.digest, manifest.kind)
     _print("samples", f"{stored_counts(manifest)} in {len(manifest.shards)} shards, {len(missing)} of them missing")
-    _print("classes", f"{len(store.classes)}; attributes: {', '.join(store.attributes) or '(none)'}")
+    _print("classes", f"{len(store.classes())}; attributes: {', '.join(store.attributes) or '(none)'}")
     _print("licence", manifest.recorded["licence"])
     _show_backbone(manifest)
     for name, value in sorted(manifest.data.items()):
@@ -69,7 +73,7 @@ def _show(path: str) -> int:
 
 
 def _show_backbone(manifest: "Manifest") -> None:
-    """Print the names under which the backbone was asked for, then all that fixes its features."""
+    """Print the backbone's names in the request, then all settings that its features depend on."""
     recorded, content = manifest.recorded, dict(manifest.backbone)
     for name in ("backbone", "revision", "commit", "denoiser_weights"):
         if recorded.get(name) is not None:
@@ -78,10 +82,10 @@ def _show_backbone(manifest: "Manifest") -> None:
         _print("weights", f"{part} {digest}")
     for tap in content.pop("taps", []):
         shape = recorded["taps"][tap]
-        _print("tap", f"{tap}: {shape['channels']} channels, {shape['size'][0]} x {shape['size'][1]} places")
+        _print("tap", f"{tap}: {shape['channels']} channels, {shape['size'][0]} x {shape['size'][1]}")
     for t in content.pop("timesteps", []):
         noise = recorded["timesteps"][str(t)]
-        asked = "".join(f", asked as SNR {ratio:g}" for ratio, found in recorded["snr"] if found == t)
+        asked = "".join(f", requested as SNR {ratio:g}" for ratio, found in recorded["snr"] if found == t)
         _print("timestep", f"{t}: sigma {_number(noise['sigma'])}, SNR {_number(noise['snr'])}{asked}")
     for condition, prompt in content.pop("conditions", {}).items():
         _print("condition", condition if prompt is None else f"{condition}: {_text(prompt)}")
@@ -103,7 +107,7 @@ def _verify(path: str) -> int:
         return 1
     store = FeatureStore.open(path, kind=None)
     n_files = (len(store.manifest.shards) - len(store.missing())) * (len(store.cells) + 1)
-    print(f"{path}: all {n_files} files are as they were written.")
+    print(f"{path}: all {n_files} files match their checksums.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`diffprobe taps`: print the places of a backbone that can be read, from its config alone."""
+"""``diffprobe taps``: list the taps of a backbone, from its config alone."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -11,31 +11,31 @@ HELP = "list the taps of a backbone with their sizes and cost"
 
 _FORMS = {
     "map": "a feature map",
-    "tokens": "image tokens, laid out on their grid",
-    "attention": "a channel a text token: how much each place attends to it",
-    "text": "text tokens, one a row",
+    "tokens": "image tokens on their grid",
+    "attention": "one channel per text token: the attention of each position to it",
+    "text": "text tokens, one per row",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the verb takes."""
+    """Declare the arguments."""
     parser.add_argument("backbone", help='folder in diffusers format, hub id, "emoji-sd" (shipped) or "pixels"')
     parser.add_argument(
         "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument(
-        "--inner", action="store_true", help="list the modules inside the blocks, and the readouts behind a slash, too"
+        "--inner", action="store_true", help="also list the modules inside the blocks, and the readouts (after a slash)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the backbone is, and one line a tap, in the order in which the backbone reaches them."""
+    """Print a summary of the backbone and one line per tap, in the order of the forward pass."""
     from diffprobe.backbones.taps import survey
     from diffprobe.core.errors import ConfigError
 
     if args.resolution is not None and args.resolution < 1:
-        raise ConfigError(f"--resolution {args.resolution}: at least 1 pixel is needed.")
+        raise ConfigError(f"--resolution={args.resolution} is out of range: at least 1.")
     found = survey(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
     print("\n".join([*_header(found), "", *_table(found.taps), "", *_notes(found)]).rstrip())
     return 0
@@ -48,7 +48,7 @@ def _header(found: "BackboneInfo") -> list[str]:
     return [
         f"{spec.name}: family {spec.family}, {spec.resolution} px, noised as {noised} "
         f"(channels x height x width), timesteps {f'0..{last}' if last else 'only 0'}",
-        f"can be told: {', '.join(spec.conditions)}; one image costs {_flops(found.flops)} in the whole denoiser",
+        f"conditions: {', '.join(spec.conditions)}; {_flops(found.flops)} per image in the whole denoiser",
     ]
 
 
@@ -59,7 +59,7 @@ def _table(taps: "tuple[TapInfo, ...]") -> list[str]:
         share = f"{tap.flop_share or 0:.1%}"
         rows.append((tap.path, ", ".join(tap.aliases) or "-", tap.form, str(tap.channels), size, share))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 3  # names to the left, numbers to the right
+    left = 3  # names are left-aligned, numbers right-aligned
     return [
         "  ".join(
             cell.ljust(width) if i < left else cell.rjust(width)
@@ -78,7 +78,7 @@ def _notes(found: "BackboneInfo") -> list[str]:
 
 
 def _flops(n: int) -> str:
-    """Write a number of operations with the unit that suits it.
+    """Format a number of operations with a suitable unit.
 
     >>> _flops(0), _flops(3_100_000), _flops(803_000_000_000)
     ('0 FLOPs', '3.1 MFLOPs', '803 GFLOPs')

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from diffprobe.config.kinds import KINDS
+from diffprobe.config.kinds import KINDS, PROBE
 from diffprobe.config.parse import describe, to_tree
 from diffprobe.core.registry import PROBE_KINDS, probes
 
@@ -46,10 +46,8 @@ def render_reference() -> str:
     """
     parts: list[str] = []
     for name, kind in KINDS.items():
-        verb = f"`diffprobe {kind.verb}`"
-        intro = (
-            f"The configuration of {verb}." if name == "probe" else f"An experiment file with `kind: {name}`; {verb}."
-        )
+        key = "without the key `kind`" if name == PROBE else f"with `kind: {name}`"
+        intro = f"An experiment file {key}, run by `diffprobe {kind.verb}`."
         parts += [f"## Kind `{name}`", intro, *_tables(kind.load(), "")]
     parts.append("## Keys of the probes")
     parts.append("The keys below `probe.params`, by `probe.kind` and `probe.name`.")
@@ -84,9 +82,8 @@ def _tables(cls: type[Any], at: str) -> Iterator[str]:
         rows.append([*cells, " ".join(docs[spec.name].split())])
     if rows:
         lines = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
-        yield "\n".join(
-            [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)]
-        )
+        lines += [f"| {' | '.join(cell.replace('|', _BAR) for cell in row)} |" for row in rows]
+        yield "\n".join(lines)
     for key, block in nested:
         yield f"**`{key}`**"
         yield from _tables(block, f"{key}.")  # type: ignore[arg-type]

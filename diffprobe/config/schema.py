@@ -128,7 +128,7 @@ class FeaturesConfig:
     latent_cache: str | None = None
     """Folder in which `diffprobe extract` caches the VAE's latents for later extractions from the same images."""
     placement: Literal["auto", "memory", "mapped", "device"] = "auto"
-    """Where a stored split is kept: in memory, mapped from files, on the probe's device; auto: in memory up to 2 GiB."""
+    """Place of a stored split: in memory, mapped from files, on the probe's device; auto: in memory up to 2 GiB."""
     shuffle: Literal["samples", "rows"] = "samples"
     """Unit of shuffling: whole samples, or (sae with a store) single rows: positions, tokens and draws."""
 

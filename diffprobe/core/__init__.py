@@ -1,1 +1,1 @@
-"""What every other package may use: errors, digests, noise, pictures, catalogues, artifact headers, result records."""
+"""The base layer: errors, digests, random numbers, images, registries, progress, artifact headers, result records."""

@@ -1,7 +1,7 @@
-"""JSON files that say what they are. Owns the header, atomic writing and the refusal of foreign files.
+"""Artifacts: JSON files with a header, written atomically and validated when they are read.
 
-An artifact is one JSON object with the key ``header``: kind, schema version, what made it, the digest of its content
-and the digests of its inputs. Standard library only; tensors lie beside it in safetensors files.
+An artifact is one JSON object with the key ``header``: kind, schema version, the package version that wrote it, the
+digest of its content and the digests of its inputs. Standard library only; tensors are in separate safetensors files.
 """
 
 import json
@@ -21,13 +21,13 @@ HEADER = "header"
 def make_header(
     kind: str, schema_version: int, *, digest: str | None = None, inputs: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Make the header of an artifact.
+    """Return the header of an artifact.
 
     Args:
-        kind: what the file is, for example "result" or "store".
-        schema_version: raised whenever an older reader would misread the file.
-        digest: sha256 of the content, where the content is named by its digest.
-        inputs: name -> sha256 of everything the artifact was made from.
+        kind: kind of the file, for example "result" or "store".
+        schema_version: increased when an older reader would misread the file.
+        digest: sha256 of the content.
+        inputs: name -> sha256 of each input.
     """
     return {
         "kind": kind,
@@ -39,20 +39,20 @@ def make_header(
 
 
 def dump_json(obj: Any, *, where: str = "the artifact") -> str:
-    """Write `obj` as JSON for people: sorted keys, indented, one newline at the end; equal values give equal text.
+    """Return `obj` as indented JSON with sorted keys and a final newline; equal values give equal text.
 
-    Raises: NonFinite on NaN or infinity, which JSON cannot hold.
+    Raises: NonFinite on NaN or infinity, which JSON does not have.
     """
     try:
         return json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except ValueError as error:
-        raise NonFinite(f"{where} holds a number that JSON cannot hold: {error}.", *_non_finite(obj)) from error
+        raise NonFinite(f"{where} has a number that JSON does not have: {error}.", *_non_finite(obj)) from error
 
 
 def write_json_atomic(path: Path | str, obj: Any) -> None:
-    """Write `obj` as JSON under a temporary name, then rename it, so that no reader ever sees half a file.
+    """Write `obj` as JSON under a temporary name, then rename the file, so that readers never see a partial file.
 
-    Raises: NonFinite on NaN or infinity; nothing is written then.
+    Raises: NonFinite on NaN or infinity, before anything is written.
     """
     path = Path(path)
     text = dump_json(obj, where=str(path))
@@ -63,7 +63,7 @@ def write_json_atomic(path: Path | str, obj: Any) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        open_to_readers(temporary)  # mkstemp too makes files that only the owner can read
+        open_to_readers(temporary)  # mkstemp creates files that only the owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -78,11 +78,13 @@ def write_artifact(
     schema_version: int,
     inputs: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `body` with a header whose digest is the digest of `body`."""
+    """Write `body` with a header that has the digest of `body`."""
     try:
         digest = digest_json(dict(body))
     except ValueError as error:
-        raise NonFinite(f"{path} would hold a number that JSON cannot hold: {error}.", *_non_finite(body)) from error
+        raise NonFinite(
+            f"{path}: the content has a number that JSON does not have: {error}.", *_non_finite(body)
+        ) from error
     header = make_header(kind, schema_version, digest=digest, inputs=inputs)
     write_json_atomic(path, {HEADER: header, **body})
 
@@ -92,19 +94,19 @@ def read_json(
     *,
     kind: str,
     schema_version: int,
-    remake: str | Callable[[dict[str, Any]], str] = "make the file again with this version",
+    remake: str | Callable[[dict[str, Any]], str] = "create the file again with this version",
 ) -> dict[str, Any]:
-    """Read an artifact and check its header.
+    """Read an artifact and validate its header.
 
     Args:
         path: the file.
-        kind: what it must be.
+        kind: the expected kind.
         schema_version: the only version that is read.
-        remake: the way to a file of this version, for the message about an older one: a text, or a function of the
-            old content.
+        remake: fix for a file of an older version, for the error message: a text, or a function of the old content.
 
     Returns: the whole object, header included.
-    Raises: SchemaError if the file is no JSON, of another kind, or of a schema version this code does not read.
+
+    Raises: SchemaError if the file is not JSON, or has another kind or schema version; FileNotFoundError.
     """
     path = Path(path)
     try:
@@ -124,17 +126,17 @@ def read_json(
     if found != schema_version:
         newer = isinstance(found, int) and found > schema_version
         raise SchemaError(
-            f"'{path}' has schema version {found} of '{kind}', this code reads {schema_version}.",
-            f"it was made by: {header.get('made_by', 'unknown')}; this is diffprobe {__version__}",
+            f"'{path}' has schema version {found} of '{kind}', expected {schema_version}.",
+            f"written by {header.get('made_by', 'an unknown version')}; this is diffprobe {__version__}",
             fix="update diffprobe" if newer else remake if isinstance(remake, str) else remake(obj),
         )
     return dict(obj)
 
 
 def open_to_readers(path: Path | str) -> None:
-    """Give a file, or every file below a folder, the rights that new files have here (umask).
+    """Set the permissions of a file, or of all files below a folder, to those of new files (umask).
 
-    For what libraries write that only the owner can read (safetensors): colleagues share these folders.
+    Some libraries (safetensors) write files that only the owner can read, but run folders are shared.
     """
     path, mode = Path(path), 0o666 & ~_umask()
     for file in path.rglob("*") if path.is_dir() else [path]:
@@ -149,7 +151,7 @@ def _umask() -> int:
 
 
 def _non_finite(obj: Any, at: str = "") -> list[str]:
-    """List the paths of NaN and infinity in `obj`, for the message."""
+    """List the paths of NaN and infinity in `obj`."""
     if isinstance(obj, float) and (obj != obj or obj in (float("inf"), float("-inf"))):
         return [f"{at or 'value'} = {obj}"]
     if isinstance(obj, Mapping):

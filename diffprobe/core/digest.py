@@ -1,4 +1,4 @@
-"""Digests of settings and files. A digest names content: no paths, hosts or dates may enter one."""
+"""Digests of settings and files. Paths, hosts and dates must not be part of digested settings."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def canonical_json(value: Any) -> str:
-    """Write `value` as JSON with sorted keys and no spaces, so that equal values give equal text.
+    """Return `value` as JSON with sorted keys and no spaces, so that equal values give equal text.
 
-    Raises: ValueError on NaN or infinity, TypeError on what JSON cannot hold.
+    Raises: ValueError on NaN or infinity, TypeError on types that JSON does not have.
 
     >>> canonical_json({"b": 1, "a": [1.5, None]})
     '{"a":[1.5,null],"b":1}'

@@ -1,6 +1,6 @@
-"""The exception family. Owns the shape of a message: what is wrong, what was given, what is allowed, what to do.
+"""Exceptions of diffprobe. Each message states what is wrong, what was given, what is allowed, and a fix.
 
-Each class also derives from the built-in exception that a caller would catch. Standard library only.
+Each class also derives from the corresponding built-in exception. Standard library only.
 """
 
 import difflib
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 
 class DiffprobeError(Exception):
-    """Base of all errors that diffprobe raises on purpose.
+    """Base class of all errors that diffprobe raises.
 
     Args:
-        what: one sentence: what is wrong, and where (file, key, sample).
-        details: further lines: what was given, what is allowed, the nearest names.
-        fix: what to do next, best a command to paste.
+        what: one sentence that states the problem and its place (file, key, sample).
+        details: further lines: the given value, the allowed values, the nearest names.
+        fix: the next step of the user, preferably a command.
 
     >>> print(DiffprobeError("no shard in 'data'.", "looked for: *.tar", fix="diffprobe data index data"))
     no shard in 'data'.
@@ -25,13 +25,13 @@ class DiffprobeError(Exception):
         self.what, self.details, self.fix = what, details, fix
         super().__init__(what, *details)
 
-    def __str__(self) -> str:  # KeyError would otherwise print the repr of a tuple
+    def __str__(self) -> str:  # KeyError prints the repr of a tuple
         lines = [self.what, *(f"  {line}" for line in self.details)]
         if self.fix:
             lines.append(f"  fix: {self.fix}")
         return "\n".join(lines)
 
-    def __reduce__(self) -> tuple[object, ...]:  # errors cross process borders (loader workers, DDP)
+    def __reduce__(self) -> tuple[object, ...]:  # errors are sent between processes (loader workers, DDP)
         return _rebuild, (type(self), self.what, self.details, self.fix)
 
 
@@ -40,11 +40,11 @@ def _rebuild(cls: type[DiffprobeError], what: str, details: tuple[str, ...], fix
 
 
 class ConfigError(DiffprobeError, ValueError):
-    """A configuration that cannot be run: unknown key, wrong type, value out of range."""
+    """Invalid configuration: unknown key, wrong type, value out of range."""
 
 
 class UnknownName(DiffprobeError, KeyError):
-    """A name that its catalogue does not hold."""
+    """A name that is not in its registry."""
 
 
 class UnknownTap(DiffprobeError, KeyError):
@@ -56,43 +56,43 @@ class BadTimestep(DiffprobeError, ValueError):
 
 
 class WeightsMissing(DiffprobeError, FileNotFoundError):
-    """A checkpoint, or a part of one, that is not on this machine."""
+    """A checkpoint, or a part of one, that was not found on this machine."""
 
 
 class WeightsMismatch(DiffprobeError, ValueError):
-    """A checkpoint that does not fit the network or family it was loaded for."""
+    """A checkpoint that does not match the network or family it is loaded for."""
 
 
 class ShardError(DiffprobeError, ValueError):
-    """A fault in a shard set: unreadable file, stale index."""
+    """An invalid shard set: unreadable file, outdated index."""
 
 
 class SampleError(ShardError):
-    """A fault in one sample: undecodable image, missing field, bad label. Named by shard and key."""
+    """An invalid sample, given by shard and key: undecodable image, missing field, invalid label."""
 
 
 class DuplicateKey(ShardError):
-    """A key that stands twice in a shard set."""
+    """A key that occurs twice in a shard set."""
 
 
 class StoreMismatch(DiffprobeError, ValueError):
-    """A feature store that was not made with the settings asked for."""
+    """A feature store that was made with other settings than requested."""
 
 
 class StoreIncomplete(DiffprobeError, FileNotFoundError):
-    """A feature store, or a part of it, that has not been written yet."""
+    """A feature store, or a part of it, that is not written yet."""
 
 
 class SchemaError(DiffprobeError, ValueError):
-    """An artifact whose kind or schema version this code does not read."""
+    """An artifact of an unsupported kind or schema version, or a modified one."""
 
 
 class EmptyClass(DiffprobeError, ValueError):
-    """A class or attribute value without the samples that an estimate needs."""
+    """A class or attribute value with too few samples for an estimate."""
 
 
 class NonFinite(DiffprobeError, ValueError):
-    """NaN or infinity where numbers were promised."""
+    """NaN or infinity where a finite number is required."""
 
 
 class RunFailed(DiffprobeError, RuntimeError):
@@ -100,7 +100,7 @@ class RunFailed(DiffprobeError, RuntimeError):
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
-    """Return up to `n` allowed names that look like `name`, best first.
+    """Return up to `n` allowed names that are similar to `name`, best first.
 
     >>> nearest("up_block.1", ["mid_block", "up_blocks.0", "up_blocks.1"], n=1)
     ['up_blocks.1']
@@ -109,7 +109,7 @@ def nearest(name: str, allowed: Iterable[str], n: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], cls: type[DiffprobeError] = UnknownName) -> DiffprobeError:
-    """Make the error for an unknown `name`: nearest names first, then all that is allowed."""
+    """Return the error for an unknown `name`, with the nearest and all allowed names."""
     names = sorted(allowed)
     close = nearest(name, names)
     details = [f"nearest: {', '.join(close)}"] if close else []

@@ -1,19 +1,19 @@
-"""Pictures as RGB of 8 bits a channel. Owns which ones can be, for shards and backbones alike."""
+"""Conversion of images to RGB with 8 bits per channel, for shards and backbones."""
 
 from PIL import Image
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Tell whether an image has more than 8 bits a channel, which RGB would cut or clip without a word.
+    """Return whether an image has more than 8 bits per channel, which a conversion to RGB would truncate or clip.
 
-    The modes of one channel ("I", "I;16", "F") say so themselves. Pillow has no such mode for colours: only the decoder
-    of an image that is opened and not loaded yet knows ("RGB;16B" of a PNG).
+    Images with one channel have the modes "I", "I;16" and "F". Pillow has no such mode for colours; the depth is known
+    only to the decoder of an image that is open but not loaded ("RGB;16B" of a PNG).
     """
     return image.mode.split(";")[0] in ("I", "F") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB; transparent parts become white, EXIF rotation is not applied."""
+    """Convert an image to RGB; transparent parts become white, EXIF rotation is not applied."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,4 +1,4 @@
-"""How the process keeps memory, and how much there is. Owns one setting of the C library's allocator."""
+"""Memory of the process: one setting of the C library's allocator, and the free memory."""
 
 import ctypes
 import sys
@@ -10,12 +10,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next tensor instead of giving it back to the kernel.
+    """Make glibc keep freed memory for the next tensor instead of returning it to the kernel.
 
-    Every large tensor is otherwise mapped and cleared anew at each step, and on a virtual machine the page faults cost
-    more than the arithmetic. Peak memory stays as it is. Call it before the first large tensor.
+    Otherwise every large tensor is mapped and cleared again at each step, and on a virtual machine the page faults cost
+    more than the arithmetic. Peak memory does not change. Call it before the first large tensor.
 
-    Returns: whether the C library took the settings; False where it is not glibc, which changes nothing.
+    Returns: whether the settings were applied; False (and no effect) without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -29,13 +29,13 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory(root: Path = Path("/")) -> int | None:
-    """Return how many bytes this process may still take; None where the system does not tell (no Linux).
+    """Return the bytes that this process can still allocate; None where unknown (not Linux).
 
-    It is what the kernel calls available, the page cache that it would give up included, or what the process's control
-    groups (a container, a batch job) leave, where that is less.
+    This is the kernel's available memory (with reclaimable page cache), or the rest of the limit of the process's
+    control groups (a container, a batch job) if that is less.
 
     Args:
-        root: where /proc and /sys are.
+        root: folder of /proc and /sys.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -46,7 +46,7 @@ def free_memory(root: Path = Path("/")) -> int | None:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """Yield what each control group of version 2 that has a limit leaves, from the process's own outwards."""
+    """Yield the free bytes of each control group (version 2) with a limit, from the process's own outwards."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -60,6 +60,6 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             limit = int((folder / "memory.max").read_text())
             taken = int((folder / "memory.current").read_text())
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # there is no such file in the outermost group, and "max" is no limit
+        except (OSError, ValueError):  # the outermost group has no such file, and "max" is not a limit
             continue
         yield max(limit - taken + int(stat.get("inactive_file", 0)), 0)

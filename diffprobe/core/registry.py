@@ -1,8 +1,8 @@
-"""Registries: what a name in a config, on the command line or in a saved file means.
+"""Registries: the modules behind the names in configs, on the command line and in saved files.
 
 A registry is a package whose files are its entries: the name of the file is the name of the entry, and a file is
-imported when it is asked for. Adding an entry is adding a file. Files that begin with `_`, and those that the package
-lists in `SHARED` (the code that its entries have in common), are not entries.
+imported when its entry is loaded. To add an entry, add a file. Files that begin with `_`, and those that the package
+lists in `SHARED` (code shared by its entries), are not entries.
 """
 
 import pkgutil
@@ -20,7 +20,7 @@ class Registry:
 
     Attributes:
         package: dotted name of the package whose files are the entries.
-        kind: what an entry is called in messages, for example "probe".
+        kind: noun for an entry in messages, for example "probe".
     """
 
     package: str

@@ -1,6 +1,6 @@
-"""What a run leaves behind: `result.json`. Owns the record, its writing and reading; tables read nothing else.
+"""The result record of a run, `result.json`: its fields, writing and reading. Tables read nothing else.
 
-Free of torch, so that tables and pages can be made on any machine. Next in the flow: `report/collect.py`.
+Needs no torch, so that tables and pages can be created on any machine.
 """
 
 import dataclasses
@@ -25,72 +25,72 @@ from diffprobe.core.errors import SchemaError, nearest
 SCHEMA_VERSION = 2
 KIND = "result"
 RESULT_FILE = "result.json"
-"""Name of the record in the folder of a run."""
+"""File name of the record in a run's folder."""
 INPUT = "input/"
-"""What the names of a run's inputs begin with in `artifacts`; all other names are of files that the run wrote."""
+"""Prefix of the names of a run's inputs in `artifacts`; all other names are files that the run wrote."""
 SHARDS, BACKBONE, STORE = f"{INPUT}shards", f"{INPUT}backbone", f"{INPUT}store"
-"""Names of what a run may rest on."""
+"""Names of a run's inputs in `artifacts`."""
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRecord:
-    """One measured number with what it was measured on and the controls it must beat."""
+    """One measured number, with its data and its controls."""
 
     name: str
-    """What was measured: "accuracy", "fvu", "auroc", "l0", "dead_fraction", "psnr_db", ..."""
+    """The metric: "accuracy", "fvu", "auroc", "l0", "dead_fraction", "psnr_db", ..."""
     value: float
     """The number, finite."""
     split: str
-    """Where it was measured: "train", "val" or "test"."""
+    """The split: "train", "val" or "test"."""
     n: int
-    """Samples behind the value."""
+    """Number of samples."""
     cell: str | None = None
-    """The features' origin, for example "mid_block@t100:empty:mean"."""
+    """The cell of the features, for example "mid_block@t100:empty:mean"."""
     target: str | None = None
-    """What was predicted: "label" or an attribute's name."""
+    """The target: "label" or the name of an attribute."""
     probe: str | None = None
-    """The probe that was read: "linear", "topk", "mean_difference", "ridge", "logistic"."""
+    """The name of the probe: "linear", "topk", "mean_difference", "ridge", "logistic"."""
     controls: dict[str, float] = field(default_factory=dict)
     """Control name ("random_weights", "shuffled_labels", "raw_pixels", "chance", "random_direction") -> its value."""
     spread: float | None = None
     """Standard deviation over seeds; None for one seed."""
     n_seeds: int = 1
-    """Seeds behind value and spread."""
+    """Number of seeds of value and spread."""
     detail: dict[str, Any] = field(default_factory=dict)
-    """What JSON can hold besides, for example the captions at both ends of a direction."""
+    """Further JSON values, for example the captions at both ends of a direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Everything a table may say about one run."""
+    """All facts about one run that tables and pages can use."""
 
     run: str
     """Name of the run, unique in its folder."""
     experiment: str
     """Experiment file without suffix, for example "emoji/classifier"; empty if the run had none."""
     kind: str
-    """What ran: "sae", "classifier", "direction", "extract", "backbone_eval", "train_denoiser", ..."""
+    """The kind of run: "sae", "classifier", "direction", "extract", "backbone_eval", "train_denoiser", ..."""
     config: dict[str, Any]
     """The resolved configuration."""
     config_digest: str
     """sha256 of the canonical JSON of `config`."""
     git_commit: str | None
-    """Commit of the code, "+dirty" appended when files differ from it; None outside a checkout."""
+    """Commit of the code, with "+dirty" if files differ from it; None outside a checkout."""
     versions: dict[str, str]
-    """Package -> version, for python and the packages that decide numbers."""
+    """Package -> version, for python and the packages that affect numbers."""
     seeds: dict[str, int]
-    """Name -> seed, for every seed that the run used."""
+    """Name -> seed, for all seeds of the run."""
     hardware: dict[str, Any]
-    """Machine type, cores, threads, accelerators; never a host name."""
+    """Machine type, cores, threads, accelerators; no host name."""
     started: str
     """Start in UTC, ISO 8601."""
     wall_time_s: float
-    """Seconds from start to the making of this record."""
+    """Seconds from the start to the creation of this record."""
     metrics: tuple[MetricRecord, ...]
     """The measured numbers."""
     artifacts: dict[str, str]
-    """Name -> sha256 of what the run wrote or rests on."""
+    """Name -> sha256 of the run's outputs and inputs."""
     wandb_run_id: str | None
     """Id of the W&B run; None without W&B."""
     schema_version: int = SCHEMA_VERSION
@@ -109,12 +109,12 @@ def make_result(
     artifacts: Mapping[str, str] | None = None,
     wandb_run_id: str | None = None,
 ) -> RunResult:
-    """Make the record of a run that ends now: digest, commit, versions, hardware and wall time are filled in.
+    """Return the record of a run that ends now, with digest, commit, versions, hardware and wall time.
 
     Args:
         started_at: `time.time()` at the start of the run, in seconds.
     """
-    plain = json.loads(canonical_json(dict(config)))  # tuples become lists now, not only after the first reading
+    plain = json.loads(canonical_json(dict(config)))  # tuples become lists, as after reading
     return RunResult(
         run=run,
         experiment=experiment,
@@ -134,13 +134,13 @@ def make_result(
 
 
 def write_result(result: RunResult, path: Path | str) -> None:
-    """Write `result` atomically as canonical JSON. Raises: NonFinite on NaN or infinity, nothing is written then."""
+    """Write `result` atomically as canonical JSON. Raises: NonFinite on NaN or infinity, before anything is written."""
     body = dataclasses.asdict(result)
     write_artifact(path, body, kind=KIND, schema_version=SCHEMA_VERSION, inputs=result.artifacts)
 
 
 def read_result(path: Path | str) -> RunResult:
-    """Read a record back. Raises: SchemaError on a foreign, broken or newer file, naming it."""
+    """Read a record. Raises: SchemaError, with the file, for another kind or version, or an invalid file."""
     tree = read_json(path, kind=KIND, schema_version=SCHEMA_VERSION, remake=_remake)
     del tree[HEADER]
     if not isinstance(tree.get("metrics"), list):
@@ -151,7 +151,7 @@ def read_result(path: Path | str) -> RunResult:
 
 
 def _remake(old: dict[str, Any]) -> str:
-    """Return the command that makes a result of an older version anew."""
+    """Return the command that repeats the run of a result of an older version."""
     name = old.get("experiment")
     what = f"experiment={name}" if isinstance(name, str) and name else "with the settings in its `config`"
     return f"run it again: diffprobe train {what}, then remove the old file"
@@ -183,13 +183,13 @@ def _versions() -> dict[str, str]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # a package that is not installed cannot have decided a number
+            continue  # not installed, so it cannot have affected a number
     return versions
 
 
 def _hardware() -> dict[str, Any]:
     hardware: dict[str, Any] = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
-    torch = sys.modules.get("torch")  # looked up, never imported: a table needs no torch
+    torch = sys.modules.get("torch")  # looked up, not imported: tables need no torch
     if torch is not None:
         hardware["threads"] = torch.get_num_threads()
         count = torch.cuda.device_count()
@@ -199,7 +199,7 @@ def _hardware() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed from a wheel: a commit of the user's own repository would mislead
+    if not (root / ".git").exists():  # installed from a wheel: the commit would be that of the user's own repository
         return None
     try:
         commit = _git(root, "rev-parse", "HEAD")

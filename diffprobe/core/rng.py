@@ -1,4 +1,4 @@
-"""Noise as a function of (seed, key, draw) alone. Owns the rule that makes features independent of batch and rank."""
+"""Noise as a function of (seed, key, draw) alone, so that features do not depend on batch or rank."""
 
 import hashlib
 
@@ -19,8 +19,8 @@ def derive_seed(*parts: str | int) -> int:
 def noise_for(seed: int, key: str, draw: int, shape: tuple[int, ...]) -> Tensor:
     """Return the standard normal noise of one sample and draw, float32 on the CPU.
 
-    The CPU generator is used on every device, and the same noise serves all timesteps, so features depend neither on
-    batch, order, rank and worker nor on the accelerator.
+    The CPU generator is used on every device, and all timesteps share the noise, so features do not depend on batch,
+    order, rank, worker or accelerator.
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed("noise", seed, key, draw))
     return torch.randn(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Names for the tensor shapes that cross package borders. Axes are full words; a single axis has a leading space."""
+"""Tensor shapes shared by several packages. Axes are full words; a single axis has a leading space."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,4 +13,4 @@ Features = Float[Tensor, "batch d_in"]
 """Pooled features of one cell, draws averaged."""
 
 Labels = Int[Tensor, " batch"]
-"""Class ids; -1 stands for no label."""
+"""Class ids; -1 for no label."""

@@ -1,6 +1,6 @@
-"""Features: what the frozen backbone says of each image, streamed (live) or kept on disk (the feature store).
+"""Features of images from a frozen backbone, computed while training (live) or read from disk (the feature store).
 
-The store's format is in PROTOCOL.md: manifest.py says what fixes its content, writer.py and reader.py own its bytes,
-extract.py fills it in one pass. live.py and stored.py hold the two LightningDataModules that feed every probe the same
-batches. Next in the flow: `diffprobe.probes` and `diffprobe.training`.
+The store's format is in PROTOCOL.md. `manifest` defines its identity, `extract` fills it through `writer`, `reader`
+opens it (`FeatureStore`), `verify` checks it. `live` and `stored` are the two LightningDataModules; they yield the
+same batches.
 """

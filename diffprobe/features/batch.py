@@ -1,7 +1,6 @@
-"""The forms in which features travel: a batch for probes that learn, of samples or of single rows, and a table for
-those that need all at once.
+"""Containers of features: batches of samples or of single rows for gradient training, tables of whole splits.
 
-Owns the shapes and the row arithmetic. Batches are made by live.py and stored.py, tables by reader.py.
+Batches are created by live.py and stored.py, tables by reader.py.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,11 +16,11 @@ from diffprobe.core.errors import ConfigError
 
 @dataclass
 class FeatureBatch:
-    """Features of some samples, rows in the same order everywhere.
+    """Features of some samples; all fields have the samples in the same order.
 
     Attributes:
-        features: cell name -> features, float32; `d_in` values a sample when pooled, a map when `pool=none`.
-        keys: identity of each sample.
+        features: cell name -> features, float32; `d_in` values per sample when pooled, a map when `pool=none`.
+        keys: key of each sample.
         label: class index in the data set's `classes`, -1 where the sample has none.
         attributes: attribute name -> index in the data set's `attributes[name]`, -1 where the sample has none.
     """
@@ -49,7 +48,7 @@ class FeatureBatch:
 
 
 class RowValues(NamedTuple):
-    """Single rows of some cells, and where each comes from."""
+    """Single rows of some cells, with their origin."""
 
     x: Float[Tensor, "rows d_in"]
     """The features."""
@@ -58,18 +57,18 @@ class RowValues(NamedTuple):
     sample: Int[Tensor, " rows"]
     """Index of the sample in the batch's keys."""
     number: Int[Tensor, " rows"]
-    """Number of the row among all rows of its sample, over cells, draws and places."""
+    """Number of the row among all rows of its sample, over cells, draws and positions."""
 
 
 class RowBatch:
-    """Single rows of many samples. Which ones is settled; they are gathered when a probe says of which cells.
+    """Single rows of many samples, gathered for the cells that a probe requests.
 
-    Probes that train together on different cells so each get the rows that they would get alone.
+    Probes that train together on different cells get the same rows as in separate runs.
 
     Args:
-        take: gathers the rows of some cells.
-        keys: identity of the samples that `RowValues.sample` counts.
-        n: samples whose rows would be as many.
+        take: returns the rows of some cells.
+        keys: keys of the samples that `RowValues.sample` indexes.
+        n: number of samples with an equal number of rows.
     """
 
     def __init__(self, take: Callable[[tuple[str, ...]], RowValues], keys: list[str], n: int) -> None:
@@ -81,7 +80,7 @@ class RowBatch:
         return self._n
 
     def rows(self, cells: Sequence[str]) -> RowValues:
-        """Return the rows of some cells of one width, in the order of training."""
+        """Return the rows of some cells of equal width, in training order."""
         cells = tuple(cells)
         if cells not in self._taken:
             found = self._take(cells)
@@ -90,7 +89,7 @@ class RowBatch:
         return self._taken[cells]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowBatch":
-        """Return the batch such that it gives rows on `device`."""
+        """Return the batch with rows on `device`."""
         moved = RowBatch(self._take, self.keys, self._n)
         moved._device = device
         return moved
@@ -98,7 +97,7 @@ class RowBatch:
     def __getattr__(self, name: str) -> NoReturn:
         if name in FeatureBatch.__dataclass_fields__:
             raise ConfigError(
-                f"a batch of single rows has no {name} of whole samples, which this probe needs.",
+                f"this probe needs the {name} of whole samples; a batch of single rows has none.",
                 "features.shuffle=rows is for sparse autoencoders",
                 fix="features.shuffle=samples",
             )
@@ -107,12 +106,12 @@ class RowBatch:
 
 @dataclass
 class FeatureTable:
-    """All features of one split, with what analysis needs to walk back to the images.
+    """All features of one split, with keys, captions and shards of the samples.
 
     Attributes:
         features: cell name -> features, float32.
         keys, label, attributes: as in `FeatureBatch`.
-        captions: caption of each sample, "" where it has none.
+        captions: caption of each sample, "" for none.
         shards: source shard file of each sample, relative to the shard set's root.
     """
 
@@ -137,7 +136,7 @@ class FeatureTable:
 
 
 def concatenate(tables: Sequence[FeatureTable]) -> FeatureTable:
-    """Join tables of the same cells and attributes below each other. Copies unless there is one only."""
+    """Concatenate tables of equal cells and attributes. A single table is not copied."""
     if len(tables) == 1:
         return tables[0]
     first = tables[0]

@@ -1,7 +1,7 @@
-"""What live and stored features have in common: one constructor, one set of loaders, the rule for ranks and epochs.
+"""Base of the two LightningDataModules of features: constructor, loaders, ranks and epochs.
 
-A LightningDataModule that yields `FeatureBatch`. It never registers the backbone anywhere: no probe, DDP wrapper or
-checkpoint can hold it.
+They yield `FeatureBatch`. The backbone is not registered as a module, so that no probe, DDP wrapper or checkpoint
+contains it.
 """
 
 from abc import abstractmethod
@@ -17,7 +17,7 @@ from diffprobe.features.request import Request
 
 
 class Loader(Protocol):
-    """An epoch of batches each time it is iterated; its state continues an interrupted epoch."""
+    """Yields one epoch of batches per iteration; its state resumes an interrupted epoch."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -29,10 +29,10 @@ class FeatureSource(lightning.LightningDataModule):
 
     Args:
         backbone, data, features: what to read; `data.batch_size` is per process.
-        seed: with the epoch, fixes the order of training.
-        cells: names of the cells that batches hold; all if None.
+        seed: seed of the training order, with the epoch.
+        cells: names of the cells in the batches; all if None.
 
-    Raises: what opening shards, backbone or store raises, in `setup` at the latest; UnknownName for an unknown cell.
+    Raises: the errors of opening shards, backbone or store, in `setup` at the latest; UnknownName for an unknown cell.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FeatureSource(lightning.LightningDataModule):
     @property
     @abstractmethod
     def widths(self) -> dict[str, int]:
-        """Cell name -> `d_in`, for the cells that batches hold."""
+        """Cell name -> `d_in`, for the cells in the batches."""
 
     @abstractmethod
     def table(self, split: str) -> FeatureTable:
@@ -72,32 +72,32 @@ class FeatureSource(lightning.LightningDataModule):
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
     ) -> Loader:
-        """Make the loader of one split for one rank.
+        """Return the loader of one split for one rank.
 
         Args:
-            shuffle: training: order by (seed, epoch), equally many batches on all ranks. Otherwise evaluation: over
-                all ranks, each sample exactly once.
-            epoch: the epoch, or a function that tells it when an epoch begins.
+            shuffle: True for training: order by (seed, epoch), equal numbers of batches on all ranks. False for
+                evaluation: each sample exactly once over all ranks.
+            epoch: the epoch, or a function that is called when an epoch begins and returns it.
         """
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """The cells that batches hold."""
+        """The cells in the batches."""
         return tuple(Cell.parse(name) for name in self.widths)
 
     def train_dataloader(self) -> Loader:
         """Return this rank's loader of the training split."""
-        return self.loader(self.data.train_split, shuffle=True, **self._place(), epoch=self._epoch)
+        return self.loader(self.data.train_split, shuffle=True, **self._rank(), epoch=self._epoch)
 
     def val_dataloader(self) -> Loader:
         """Return this rank's loader of the validation split."""
-        return self.loader(self.data.val_split, shuffle=False, **self._place())
+        return self.loader(self.data.val_split, shuffle=False, **self._rank())
 
     def test_dataloader(self) -> Loader:
         """Return this rank's loader of the test split."""
-        return self.loader(self.data.test_split, shuffle=False, **self._place())
+        return self.loader(self.data.test_split, shuffle=False, **self._rank())
 
-    def _place(self) -> dict[str, int]:
+    def _rank(self) -> dict[str, int]:
         if self.trainer is None:
             return {"rank": 0, "world_size": 1}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
@@ -107,10 +107,10 @@ class FeatureSource(lightning.LightningDataModule):
 
 
 class EpochLoader:
-    """Base of the loaders: asks for the epoch when one begins, and continues an interrupted one from its state.
+    """Base of the loaders: determines the epoch when it begins, and resumes an interrupted one from its state.
 
-    Lightning saves and restores the state with the training loop, so a run that was cut off in the middle of an epoch
-    sees the batches that it has not seen yet.
+    Lightning saves and restores the state with the training loop, so a run that was interrupted within an epoch
+    continues with the remaining batches.
     """
 
     def __init__(self, epoch: int | Callable[[], int]) -> None:
@@ -132,9 +132,9 @@ class EpochLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of batches it has given."""
+        """Return the epoch and the number of its batches so far."""
         return {"epoch": self._epoch, "batches": self._done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from `state` when its epoch is iterated next."""
+        """Continue from `state` when its epoch is iterated."""
         self._continue = (state["epoch"], state["batches"])

@@ -1,6 +1,6 @@
-"""The disk: how large a store will be, whether it fits, and what a full disk looks like.
+"""The size of a store before it is written, and whether the disk has enough space.
 
-The sizes follow from the plan of the backbone alone, so that they are known before any weights are loaded.
+Sizes are computed from the plan of the backbone alone, before any weights are loaded.
 """
 
 import math
@@ -16,14 +16,14 @@ from diffprobe.core.errors import RunFailed
 from diffprobe.features.manifest import ShardEntry
 
 _TEXT_BYTES = 512
-"""Allowed for a sample's key, caption and labels in `samples.json`."""
+"""Allowance for a sample's key, caption and labels in `samples.json`."""
 _FILE_BYTES = 8192
-"""Allowed for a file's header and its last block."""
+"""Allowance for a file's header and its last block."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """What is going to be written below one folder."""
+    """The files that will be written below one folder."""
 
     folder: Path
     n_samples: int
@@ -33,23 +33,23 @@ class Need:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes in all, with an allowance for texts and file ends."""
+        """Total bytes, with an allowance for texts and file ends."""
         return self.n_samples * (self.sample_bytes + _TEXT_BYTES) + self.n_files * _FILE_BYTES
 
 
 def features_need(folder: Path, plan: ReadPlan, shards: Sequence[ShardEntry]) -> Need:
-    """Return what the features of some shards take."""
+    """Return the space that the features of some shards need."""
     n_files = len(shards) * (len(plan.cells) + 1)
     return Need(folder, sum(shard.n for shard in shards), sample_bytes(plan), n_files)
 
 
 def latents_need(folder: Path, plan: ReadPlan, shards: Sequence[ShardEntry]) -> Need:
-    """Return what the VAE's latents of some shards take."""
+    """Return the space that the VAE latents of some shards need."""
     return Need(folder, sum(shard.n for shard in shards), 4 * math.prod(plan.spec.latent_shape), 2 * len(shards))
 
 
 def sample_bytes(plan: ReadPlan) -> int:
-    """Return the bytes of one sample's features, all cells together: float32 in the shape that the pooling leaves."""
+    """Return the bytes of one sample's pooled features in float32, all cells together."""
     kind, number = parse_pool(plan.pool)
     draws = plan.draws if plan.keep_draws else 1
     places = {"none": None, "tokens": number, "grid": number * number}.get(kind, 1)
@@ -58,9 +58,9 @@ def sample_bytes(plan: ReadPlan) -> int:
 
 
 def check_space(needs: Sequence[Need]) -> int:
-    """Compare what will be written with what is free, disk by disk, and return the free bytes of the first folder.
+    """Compare the needed with the free space of each disk, and return the free bytes of the first folder.
 
-    Raises: RunFailed naming sizes, free space and folder.
+    Raises: RunFailed with sizes, free space and folder.
     """
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
@@ -69,7 +69,7 @@ def check_space(needs: Sequence[Need]) -> int:
         total, free = sum(need.n_bytes for need in group), _free(group[0].folder)
         if total > free:
             raise RunFailed(
-                f"{size(total)} would be written, and '{group[0].folder}' has {size(free)} left.",
+                f"{size(total)} are needed, but '{group[0].folder}' has {size(free)} left.",
                 *(f"{n.n_samples:,} samples of {n.sample_bytes:,} bytes in '{n.folder}'" for n in group),
                 fix="choose another disk with features.store=FOLDER, read fewer taps and timesteps, or pool them",
             )
@@ -77,7 +77,7 @@ def check_space(needs: Sequence[Need]) -> int:
 
 
 def size(n_bytes: float) -> str:
-    """Write a number of bytes for people.
+    """Format a number of bytes.
 
     >>> size(1_234_567), size(512)
     ('1.2 MB', '512 B')

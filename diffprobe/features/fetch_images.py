@@ -1,4 +1,4 @@
-"""From keys back to images. Reads only the shards that hold them."""
+"""Fetch the images of samples by their keys, from the shards that contain them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -18,15 +18,15 @@ def fetch_images(
     shards: Mapping[str, str] | None = None,
     fields: Fields | None = None,
 ) -> dict[str, Image.Image]:
-    """Return the images of some samples as RGB, in the size they have in the shard, in the order of `keys`.
+    """Return the images of some samples as RGB in their original size, in the order of `keys`.
 
     Args:
         shards: key -> shard file, for example `dict(zip(table.keys, table.shards))`; only these files are opened. If
-            None, shards are read one after the other until every key is found.
-        fields: which file of a sample holds the image (see `ShardSet.fields_for`).
+            None, shards are read in order until every key is found.
+        fields: names of the files of a sample (see `ShardSet.fields_for`).
 
-    Raises: SampleError naming the keys that are not there, or an image that cannot be decoded; ConfigError for
-        fields that are not those of the index.
+    Raises: SampleError for keys that are not in the set or an image that cannot be decoded; ConfigError for other
+        fields than those of the index.
     """
     names = shard_set.fields_for(fields)
     wanted = list(dict.fromkeys(keys))

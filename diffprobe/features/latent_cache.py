@@ -1,7 +1,7 @@
-"""The latent cache: the VAE's output for whole shards, kept on disk, so that images are encoded once for all runs.
+"""The latent cache: the VAE's output for whole shards on disk, so that images are encoded once for all runs.
 
-Owns what fixes a latent (`latent_manifest`); the files are a store of kind LATENTS, written by writer.py. Latents are
-float32, scaled, before any noise. Features from them are those of the images, to the bit. Next in the flow: extract.py.
+The files form a store of kind LATENTS. Latents are float32, scaled, without noise. Features from cached latents are
+bitwise equal to those from the images.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,16 +23,18 @@ from diffprobe.shards.batch import ImageBatch
 
 CELL = TENSORS[LATENTS]
 _RULES = 1
-"""Raised when the way from an image to a latent changes in a way that changes numbers."""
+"""Version of the encoding; increased when a change of the code changes the latents."""
 _ENCODERS = ("vae", "movq")
-"""Names under which families digest the network that encodes images."""
+"""Names of the image encoder in a family's weight digests."""
 
 
 def latent_manifest(request: Request) -> Manifest:
-    """Return the manifest of the latents that serve a request, whatever taps, timesteps and prompts it has.
+    """Return the manifest of a request's latents, which do not depend on taps, timesteps and prompts.
 
-    It lists the shards of all splits, so that runs on different splits share them; those of another `data.limit` are
-    others. Raises: ConfigError for a backbone without a VAE.
+    It lists the shards of all splits, so that runs on different splits share the cache; another `data.limit` has a
+    cache of its own.
+
+    Raises: ConfigError for a backbone without a VAE.
     """
     shard_set, plan, features = request.shard_set, request.plan, request.manifest
     shards = [s for split in shard_set.splits() for s in shard_entries(shard_set, split, request.data.limit)]
@@ -51,8 +53,8 @@ def _encoder(plan: ReadPlan, weights: dict[str, str]) -> dict[str, object]:
     found = {name: weights[name] for name in _ENCODERS if name in weights}
     if not found:
         raise ConfigError(
-            f"backbone '{plan.checkpoint.name}' has no VAE: it reads the pixels themselves, so there are no latents.",
-            fix="leave features.latent_cache out",
+            f"backbone '{plan.checkpoint.name}' has no VAE, hence no latents: it reads the pixels.",
+            fix="remove features.latent_cache",
         )
     return {
         "rules": _RULES,
@@ -68,7 +70,7 @@ class LatentCache:
     """The latents of one request's images, below `features.latent_cache`.
 
     Args:
-        request: whose `features.latent_cache` is not None.
+        request: a request with `features.latent_cache`.
 
     Raises: ConfigError for a backbone without a VAE.
     """
@@ -80,16 +82,16 @@ class LatentCache:
         self._store = FeatureStore(self.path, self.manifest)
 
     def missing(self, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-        """List the shards whose latents are not there."""
+        """List the shards without cached latents."""
         return [shard for shard in shards if not self._writer.has(shard)]
 
     def fill(
         self, shard: ShardEntry, batches: Iterable[ImageBatch], skipped: dict[str, str], extractor: DiffusionFeatures
     ) -> None:
-        """Encode the images of a shard and keep the latents.
+        """Encode the images of a shard and write the latents.
 
         Args:
-            skipped: message by key of the samples left out as faulty; read after the last batch.
+            skipped: key -> message of the faulty samples that were skipped; read after the last batch.
 
         Raises: see `StoreWriter.write`.
         """
@@ -104,15 +106,15 @@ class LatentCache:
         self._writer.finish()
 
     def batches(self, shard: ShardEntry, batch_size: int) -> Iterator[ExtractedBatch]:
-        """Yield the latents of a shard in shard order, with all that stood beside the images.
+        """Yield the latents of a shard in shard order, with keys, labels, attributes and captions.
 
-        Raises: SchemaError if a file was changed after it was written.
+        Raises: SchemaError if a file was modified after it was written.
         """
         samples = self._store.samples(shard)
         path = self.path / shard_folder(shard.file) / samples["cells"][CELL]["file"]
         if digest_file(path) != samples["cells"][CELL]["sha256"]:
             raise SchemaError(
-                f"'{path}' was changed after it was written (checksum).", fix=f"remove the folder '{path.parent}'"
+                f"'{path}' was modified after it was written (checksum).", fix=f"remove the folder '{path.parent}'"
             )
         start = 0
         for rows in read_rows(path, CELL, batch_size):
@@ -123,5 +125,5 @@ class LatentCache:
             start += len(rows)
 
     def left_out(self, shard: ShardEntry) -> dict[str, str]:
-        """Return the message by key of the samples that were left out as faulty."""
+        """Return key -> message of the faulty samples that were skipped."""
         return {entry["key"]: entry["message"] for entry in self._store.samples(shard)["left_out"]}

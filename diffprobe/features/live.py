@@ -1,7 +1,7 @@
-"""LiveFeatures: shards through the frozen backbone, batch by batch. The same features as stored.py, without a store.
+"""LiveFeatures: features computed while training, equal to those of a store.
 
-The loader gives images; the backbone runs in `on_after_batch_transfer`, on the device of the probe, so that training
-code sees feature batches only.
+The loader yields images; the frozen backbone runs in `on_after_batch_transfer` on the probe's device, so that training
+code receives feature batches only.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,31 +13,32 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.features.batch import FeatureBatch, FeatureTable, concatenate
+from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.datamodule import EpochLoader, FeatureSource
 from diffprobe.features.extract import shard_batches, shard_loader, to_features
-from diffprobe.features.request import choose_cells, shard_entries
+from diffprobe.features.request import shard_entries
 from diffprobe.features.samplers import check_ranks
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
 
 
 class LiveFeatures(FeatureSource):
-    """Feature batches made while training (see `FeatureSource` for the arguments).
+    """Feature batches computed while training (see `FeatureSource` for the arguments).
 
-    Training batches come from a shuffled stream (`data.shuffle_buffer`); its order is fixed by (seed, epoch), the
-    number of processes and of loader workers. The features of a sample depend on none of them.
+    Training batches come from a shuffled stream (`data.shuffle_buffer`). Its order depends on (seed, epoch), the number
+    of processes and the number of loader workers; the features of a sample depend on none of them.
     """
 
     def setup(self, stage: str | None = None) -> None:
         """Open shards and backbone.
 
-        Raises: ConfigError for a precision that would round the images before the backbone sees them.
+        Raises: ConfigError for a precision that rounds the images before the backbone.
         """
         self._open()
         precision = None if self.trainer is None else str(self.trainer.precision)
         if precision in ("16-true", "bf16-true", "64-true", "transformer-engine"):
             raise ConfigError(
-                f"trainer.precision={precision} converts the images themselves, before the backbone sees them.",
+                f"trainer.precision={precision} rounds the images before the backbone.",
                 "allowed with features.source=live: 32-true, bf16-mixed, 16-mixed",
                 fix=f"trainer.precision={precision.replace('true', 'mixed')}, or features.source=stored",
             )
@@ -62,24 +63,24 @@ class LiveFeatures(FeatureSource):
         return {cell: widths[cell] for cell in chosen}
 
     def on_after_batch_transfer(self, batch: ImageBatch | FeatureBatch, dataloader_idx: int) -> FeatureBatch:
-        """Turn the images of a batch, on the probe's device by now, into features there.
+        """Compute the features of a batch of images on the probe's device.
 
-        Raises: ConfigError if the backbone was asked to be elsewhere.
+        Raises: ConfigError if `backbone.device` is another device.
         """
         if isinstance(batch, FeatureBatch):
             return batch
         device, asked = batch.images.device, self.request.backbone.device
         if asked != "auto" and not _is_same(torch.device(asked), device):
             raise ConfigError(
-                f"backbone.device={asked}, but the probe is trained on {device}: live features are made there.",
-                fix="leave backbone.device out, or features.source=stored",
+                f"backbone.device={asked}, but live features are computed on the probe's device, {device}.",
+                fix="remove backbone.device, or set features.source=stored",
             )
         self._open()
         self.request.extractor.to(device)
         return self._features(batch)
 
     def table(self, split: str) -> FeatureTable:
-        """Return all features of one split, in shard order; every image runs through the backbone."""
+        """Return all features of one split in shard order, computed now."""
         self._open()
         tables = []
         for shard in shard_entries(self.request.shard_set, split, self.data.limit):
@@ -100,7 +101,7 @@ class LiveFeatures(FeatureSource):
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
     ) -> "LiveLoader":
-        """Make the loader of one split for one rank; it yields `ImageBatch`, which the hook turns into features."""
+        """Return the loader of one split for one rank; it yields `ImageBatch`; the hook computes the features."""
         shard_set, data = self.request.shard_set, self.data
         if not shuffle:
             check_ranks(sum(shard.n for shard in shard_entries(shard_set, split, data.limit)), world_size)
@@ -120,9 +121,10 @@ class LiveFeatures(FeatureSource):
         return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
 
     def batches(self, split: str, **options: int) -> Iterator[FeatureBatch]:
-        """Yield the evaluation batches of a split as features, outside of a Trainer, on the backbone's own device.
+        """Yield the evaluation batches of a split as features, without a Trainer, on the backbone's device.
 
-        `options`: rank, world_size.
+        Args:
+            options: rank, world_size.
         """
         self._open()
         images: Any
@@ -130,11 +132,11 @@ class LiveFeatures(FeatureSource):
             yield self._features(images.to(self.request.extractor.device))
 
     def _open(self) -> None:
-        _ = self.widths  # first: it narrows the request to the cells that are read
+        _ = self.widths  # first, since it restricts the request to the chosen cells
         _ = self.request.extractor
 
     def _features(self, images: ImageBatch) -> FeatureBatch:
-        with torch.autocast(images.images.device.type, enabled=False):  # the backbone's precision is its own affair
+        with torch.autocast(images.images.device.type, enabled=False):  # backbone.dtype sets the precision
             return self._chosen(to_features(self.request, images))
 
     def _chosen(self, batch: FeatureBatch) -> FeatureBatch:
@@ -143,12 +145,12 @@ class LiveFeatures(FeatureSource):
 
 
 def _is_same(asked: torch.device, device: torch.device) -> bool:
-    """Announce whether a device is the one asked for; "cuda" stands for any accelerator."""
+    """Return whether a device matches the requested one; without an index, any of its type does."""
     return asked.type == device.type and (asked.index is None or device.index in (None, asked.index))
 
 
 class LiveLoader(EpochLoader):
-    """Batches of images of one rank."""
+    """The image batches of one rank."""
 
     def __init__(self, images: ImageLoader, epoch: int | Callable[[], int]) -> None:
         super().__init__(epoch)

@@ -1,10 +1,10 @@
-"""What fixes the content of a store, and its digest. Owns the rule when a feature store may serve a request.
+"""The manifest of a store: its identity, its digest, and whether it can serve a request.
 
-There are two kinds: feature stores, and stores of the VAE's latents (latents.py), which have the same form.
+There are two kinds of stores: of features, and of the VAE's latents (latent_cache.py); they have the same layout.
 
-Digested: the backbone's fingerprint, the cells, the shards taken (by checksum), the fields read, and the number format.
-Recorded only: names, class lists and library versions, which follow from the former or may differ between machines.
-No path, host or date enters either. No torch is needed to read a manifest.
+The digest covers the backbone's fingerprint, the cells, the source shards (by checksum), the fields read, and the
+number format. Names, class lists and library versions are recorded but not digested, since they follow from the former
+or may differ between machines. Paths, hosts and dates are neither. Reading a manifest needs no torch.
 """
 
 import json
@@ -22,13 +22,13 @@ SHARD_KINDS = {FEATURES: "feature_shard", LATENTS: "latent_shard"}
 TENSORS = {FEATURES: "features", LATENTS: "vae_latents"}
 """Kind of a store -> name of the tensor in its safetensors files."""
 SCHEMA_VERSION = 3
-# A backbone gives the same values for a cell whichever other cells are read with it, so a store with more is as good.
+# The values of a cell do not depend on the other cells, so a store with more cells serves a request as well.
 _PER_CELL = frozenset({"cells", "taps", "timesteps"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One source shard: `n` samples are taken, the first ones; `sha256` is that of the shard file."""
+    """One source shard: the store has its first `n` samples; `sha256` is the checksum of the shard file."""
 
     file: str
     split: str
@@ -42,9 +42,9 @@ class Manifest:
 
     Attributes:
         backbone: `DiffusionFeatures.fingerprint`: weights, taps, timesteps, conditions, pool, draws, seed, resolution;
-            for latents what fixes the VAE's output.
-        cells: cell name -> width (`d_in`; channels when `pool=none`); for latents the one name `vae_latents`.
-        data: digest of the shard set (`shard_set`), field names, and how faults are treated.
+            for latents the settings of the VAE.
+        cells: cell name -> width (`d_in`; channels when `pool=none`); for latents only `vae_latents`.
+        data: digest of the shard set (`shard_set`), field names, and the handling of faulty samples.
         shards: the source shards in order, split by split.
         dtype: number format of the stored features.
         recorded: names, classes, attribute values, versions; not part of the digest.
@@ -60,11 +60,11 @@ class Manifest:
     kind: str = FEATURES
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "data", "recorded"):  # tuples become lists now, not only after the first reading
+        for name in ("backbone", "data", "recorded"):  # tuples become lists, as after reading
             object.__setattr__(self, name, json.loads(canonical_json(getattr(self, name))))
         files = [cell_file(cell) for cell in self.cells]
         if len(set(files)) < len(files):
-            raise ConfigError("two cells would share one file in the store.", f"cells: {', '.join(self.cells)}")
+            raise ConfigError("two cells have the same file name in the store.", f"cells: {', '.join(self.cells)}")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Manifest:
         return tuple(dict.fromkeys(shard.split for shard in self.shards))
 
     def content(self) -> dict[str, Any]:
-        """Return everything that is digested, as JSON-able values."""
+        """Return the digested content as JSON types."""
         return {
             "kind": self.kind,
             "schema_version": SCHEMA_VERSION,
@@ -94,16 +94,16 @@ class Manifest:
         return self.digest[:16]
 
     def write(self, path: Path) -> None:
-        """Write the manifest as an artifact: header, content, digest, and what is recorded."""
+        """Write the manifest as an artifact: header, content, digest, recorded metadata."""
         content = self.content()
-        del content["kind"], content["schema_version"]  # they stand in the header
+        del content["kind"], content["schema_version"]  # both are in the header
         body = {**content, "digest": self.digest, "recorded": self.recorded}
         inputs = {"backbone": digest_json(self.backbone), "shards": self.data["shard_set"]}
         write_artifact(path, body, kind=self.kind, schema_version=SCHEMA_VERSION, inputs=inputs)
 
     @classmethod
     def read(cls, path: Path, *, kind: str = FEATURES) -> "Manifest":
-        """Read a manifest. Raises: SchemaError if it is foreign, incomplete or was changed after it was written."""
+        """Read a manifest. Raises: SchemaError for another kind or version, or an incomplete or modified file."""
         value = read_sealed(path, kind=kind, schema_version=SCHEMA_VERSION)
         try:
             manifest = cls(
@@ -116,39 +116,53 @@ class Manifest:
                 kind=kind,
             )
         except (KeyError, TypeError) as error:
-            raise SchemaError(f"'{path}' is no complete manifest: {error!r}.") from error
+            raise SchemaError(f"'{path}' is not a complete manifest: {error!r}.") from error
         if manifest.digest != value.get("digest"):
-            raise SchemaError(f"'{path}': the digest does not fit the content.", fix="extract the store again")
+            raise SchemaError(f"'{path}': the digest does not match the content.", fix="extract the store again")
         return manifest
 
 
 def kind_of(path: Path) -> str:
-    """Return the kind of store that a manifest says it belongs to. Raises: SchemaError if it is none of the known."""
+    """Return the kind of a manifest's store. Raises: SchemaError for another file."""
     try:
         kind = json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"]
     except (ValueError, KeyError, TypeError) as error:
-        raise SchemaError(f"'{path}' is no manifest: it has no readable header.") from error
+        raise SchemaError(f"'{path}' is not a manifest: it has no readable header.") from error
     if kind not in SHARD_KINDS:
         raise SchemaError(f"'{path}' is an artifact '{kind}'.", f"expected: {' or '.join(SHARD_KINDS)}")
     return str(kind)
 
 
 def read_sealed(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:
-    """Read an artifact and compare its body with the digest in its header. Raises: SchemaError where they differ."""
+    """Read an artifact and compare its body with the digest in its header. Raises: SchemaError if they differ."""
     value = read_json(
         path,
         kind=kind,
         schema_version=schema_version,
-        remake="`diffprobe extract` writes it anew; remove the old folder",
+        remake=lambda old: f"{_remake(old)}, then remove the folder '{path.parent}'",
     )
     header = value.pop(HEADER)
     if header.get("digest") != digest_json(value):
-        raise SchemaError(f"'{path}' was changed after it was written: its digest differs.", fix="extract it again")
+        raise SchemaError(f"'{path}' was modified after it was written (digest).", fix="extract the store again")
     return value
 
 
+def _remake(old: dict[str, Any]) -> str:
+    """Return the command that extracts a store of an older version again, as far as its manifest has the settings."""
+    backbone, recorded = old.get("backbone"), old.get("recorded")
+    settings = []
+    if isinstance(recorded, dict) and recorded.get("backbone"):
+        settings.append(f"backbone.path={recorded['backbone']}")
+    if isinstance(recorded, dict) and recorded.get("data"):
+        settings.append(f"data.path=FOLDER (of '{recorded['data']}')")
+    for name in ("taps", "timesteps"):
+        if isinstance(backbone, dict) and isinstance(backbone.get(name), list):
+            settings.append(f"'features.{name}=[{','.join(map(str, backbone[name]))}]'")
+    return f"extract it again: diffprobe extract {' '.join(settings) or 'experiment=NAME'}"
+
+
 def cell_file(cell: str) -> str:
-    """Name the file of a cell; colons are not allowed in file names everywhere.
+    """Return the file name of a cell; colons are not allowed in file names on all systems.
 
     >>> cell_file("mid_block@t100:empty:mean")
     'mid_block@t100.empty.mean.safetensors'
@@ -157,21 +171,21 @@ def cell_file(cell: str) -> str:
 
 
 def covers(stored: Manifest, asked: Manifest) -> bool:
-    """Announce whether a store holds all that is asked for: the same settings, and at least the same cells and shards."""
+    """Return whether a store serves a request: equal settings, and at least the requested cells and shards."""
     return not differences(stored, asked)
 
 
 def differences(stored: Manifest, asked: Manifest) -> list[str]:
-    """List in what `stored` differs from `asked`, one line a setting; empty if it can serve the request."""
+    """List the differences between a store and a request, one line per setting; empty if the store serves it."""
     lines = []
     for name, (had, wanted) in _settings(stored, asked).items():
         if had != wanted:
-            lines.append(f"{name}: store {_short(had)}, asked {_short(wanted)}")
+            lines.append(f"{name}: store {_short(had)}, requested {_short(wanted)}")
     missing = [cell for cell in asked.cells if cell not in stored.cells]
     if missing:
-        lines.append(f"cells: the store lacks {', '.join(missing)}; it has {', '.join(stored.cells)}")
+        lines.append(f"cells: missing in the store: {', '.join(missing)}; it has {', '.join(stored.cells)}")
     lines += [
-        f"width of {cell}: store {stored.cells[cell]}, asked {width}"
+        f"width of {cell}: store {stored.cells[cell]}, requested {width}"
         for cell, width in asked.cells.items()
         if stored.cells.get(cell, width) != width
     ]
@@ -179,15 +193,15 @@ def differences(stored: Manifest, asked: Manifest) -> list[str]:
     absent = [shard.file for shard in asked.shards if shard.file not in had_shards]
     other = [shard.file for shard in asked.shards if had_shards.get(shard.file, shard) != shard]
     if absent:
-        lines.append(f"shards: the store lacks {_some(absent)}; its splits are {', '.join(stored.splits)}")
+        lines.append(f"shards: missing in the store: {_some(absent)}; its splits are {', '.join(stored.splits)}")
     if other:
         had_n, asked_n = stored_counts(stored), stored_counts(asked)
-        lines.append(f"shards: other content or sample counts in {_some(other)}; store {had_n}, asked {asked_n}")
+        lines.append(f"shards: other content or sample counts in {_some(other)}; store {had_n}, requested {asked_n}")
     return lines
 
 
 def stored_counts(manifest: Manifest) -> str:
-    """Write the number of samples of each split: "train 18, val 6"."""
+    """Format the number of samples per split: "train 18, val 6"."""
     counts = {split: sum(s.n for s in manifest.shards if s.split == split) for split in manifest.splits}
     return ", ".join(f"{split} {n}" for split, n in counts.items())
 

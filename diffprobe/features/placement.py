@@ -1,4 +1,4 @@
-"""Where a split is kept while it is trained on: in its files, in memory, or on the accelerator."""
+"""Placement of a split during training: mapped from its files, in memory, or on the accelerator."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,10 +12,10 @@ from diffprobe.core.memory import free_memory
 from diffprobe.features.batch import FeatureTable, concatenate
 
 IN_MEMORY_BYTES = 2 << 30
-"""With `placement=auto`, splits up to this size are read whole; larger ones stay mapped."""
+"""With `placement=auto`, splits up to this size are read into memory; larger ones stay mapped."""
 
 
-def hold_tables(
+def place_tables(
     tables: Sequence[FeatureTable],
     mode: str,
     *,
@@ -24,14 +24,14 @@ def hold_tables(
     processes: int = 1,
     in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> list[FeatureTable]:
-    """Return the tables of a split as `features.placement` says: as they are (mapped), or as one table that is read whole.
+    """Return the tables of a split by `features.placement`: unchanged (mapped), or read into one table.
 
     Args:
         mode: auto, memory, mapped or device.
-        device: where `device` keeps them.
-        processes: how many processes keep the split in the same memory.
+        device: the device of mode `device`.
+        processes: number of processes that place the split in the same memory.
 
-    Raises: ConfigError, with the sizes, where the split is larger than what is free, as far as that can be known.
+    Raises: ConfigError, with the sizes, if the split is larger than the free memory, where that is known.
     """
     size = sum(values.numel() * values.element_size() for table in tables for values in table.features.values())
     if mode == "mapped" or (mode == "auto" and (len(tables) == 1 or size > in_memory_bytes)):
@@ -43,23 +43,23 @@ def hold_tables(
 
 
 def check_fits(size: int, free: int | None, *, mode: str, split: str, device: torch.device, processes: int = 1) -> None:
-    """Refuse a split that is larger than what is free. Raises: ConfigError.
+    """Raise ConfigError for a split that is larger than the free memory.
 
     Args:
-        size, free: bytes; None where it is not known, which refuses nothing.
+        size, free: bytes; free is None where unknown, then the check passes.
         mode: the value of `features.placement`.
     """
     if free is None or size * processes <= free:
         return
     of_all = f"{_gib(size * processes)} for {processes} processes, " if processes > 1 else ""
     raise ConfigError(
-        f"features.placement={mode}: split '{split}' takes {_gib(size)}; {of_all}{_gib(free)} of {device} memory are free.",
+        f"features.placement={mode}: split '{split}' needs {_gib(size)}; {of_all}{_gib(free)} of {device} memory free.",
         fix="features.placement=mapped, or fewer cells",
     )
 
 
 def free_on(device: torch.device) -> int | None:
-    """Return the free bytes of a device's memory, what torch keeps for later tensors included; None if not known."""
+    """Return the free bytes of a device, including memory that torch has cached; None if unknown."""
     if device.type == "cpu":
         return free_memory()
     if device.type == "cuda":
@@ -73,7 +73,7 @@ def _gib(size: int) -> str:
 
 
 def _join(tables: Sequence[FeatureTable], device: torch.device) -> FeatureTable:
-    """Copy tables below each other, cell by cell and shard by shard: never more than one shard is there twice."""
+    """Concatenate tables cell by cell and shard by shard, so that at most one shard is in memory twice."""
     joined = concatenate([replace(table, features={}) for table in tables])
     return replace(
         joined,
@@ -87,7 +87,7 @@ def _join(tables: Sequence[FeatureTable], device: torch.device) -> FeatureTable:
 
 def _stack(parts: list[Tensor], cell: str, device: torch.device) -> Tensor:
     is_map = parse_pool(Cell.parse(cell).pool)[0] == "none" and parts[0].ndim > 3
-    views = [part.movedim(-3, -1) if is_map else part for part in parts]  # what lies together is a place, not a channel
+    views = [part.movedim(-3, -1) if is_map else part for part in parts]  # contiguous channels of a position
     out = torch.empty((sum(map(len, parts)), *views[0].shape[1:]), dtype=parts[0].dtype, device=device)
     for target, view in zip(out.split([len(part) for part in parts]), views, strict=True):
         target.copy_(view)

@@ -1,6 +1,6 @@
-"""Reads a store. Owns the search for a feature store that fits a request, and the refusal of one that does not.
+"""Open a feature store: by its folder, or by search for the store that serves a request.
 
-Feature files are memory-mapped (safetensors); nothing is unpickled. stored.py feeds them to probes.
+Feature files are memory-mapped (safetensors); nothing is unpickled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,25 +8,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from diffprobe.core.errors import SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, unknown
 from diffprobe.features.batch import FeatureTable, concatenate
+from diffprobe.features.cell_selection import choose_cell
 from diffprobe.features.manifest import FEATURES, TENSORS, Manifest, ShardEntry, covers, differences, kind_of
 from diffprobe.features.verify import find_faults, read_samples
 from diffprobe.features.writer import MANIFEST, shard_folder
 
 
 class FeatureStore:
-    """One store on disk, of features or of latents. Make it with `open` or `find`.
+    """A store of features (or of latents) on disk. Create it with `open` or `find`.
+
+    `arrays` returns the features and targets of one cell and split, for any estimator with `fit(x, y)`:
+
+        store = FeatureStore.open("runs/stores/0123456789abcdef")
+        x, y = store.arrays("mid_block@t200", split="train", target="label")
 
     Attributes:
         path: the store's folder.
-        manifest: what fixed its content.
-        only: names of the source shards that are read; None for all. A store may hold more than a request asks for
-            (`data.limit`), and what serves it must look as if it did not.
+        manifest: the identity of the store.
+        only: file names of the source shards that are read; None for all. A store may have more shards than a request
+            needs (`data.limit`); the others are then ignored.
     """
 
     def __init__(self, path: Path, manifest: Manifest, *, only: frozenset[str] | None = None) -> None:
@@ -34,33 +40,34 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path | str, *, kind: str | None = FEATURES) -> "FeatureStore":
-        """Open a store by its folder, complete or not.
+        """Open a store by its folder; it may be incomplete.
 
         Args:
-            kind: FEATURES or LATENTS; None takes either.
+            kind: FEATURES or LATENTS; None accepts both.
 
-        Raises: StoreIncomplete if there is no manifest, SchemaError if it is foreign or was changed.
+        Raises: StoreIncomplete if there is no manifest; SchemaError if the manifest has another kind or schema version,
+            or was modified.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            raise StoreIncomplete(f"'{path}' is no store: it has no {MANIFEST}.", fix="diffprobe store list FOLDER")
+            raise StoreIncomplete(f"'{path}' is not a store: it has no {MANIFEST}.", fix="diffprobe store list FOLDER")
         return cls(path, Manifest.read(path / MANIFEST, kind=kind or kind_of(path / MANIFEST)))
 
     @classmethod
     def find(cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...") -> "FeatureStore":
-        """Return the store below `root` that serves a request: the same settings, at least its cells and shards.
+        """Return the store below `root` that serves a request: equal settings, at least the requested cells and shards.
 
-        What the store holds beyond the shards asked for is not read.
+        Shards that were not requested are not read.
 
         Args:
-            command: what the user can type to make the store; ends up in the messages.
+            command: command that creates the store, for the messages.
 
-        Raises: StoreIncomplete if it is not there or not complete, StoreMismatch if there are other stores only; the
-            nearest one is named with all that differs.
+        Raises: StoreIncomplete if the store does not exist or is incomplete; StoreMismatch if `root` has only other
+            stores, with the differences to the nearest one.
         """
         root = Path(root)
         if (root / expected.folder / MANIFEST).exists():
-            exact = cls.open(root / expected.folder)  # a damaged one is named, not passed over
+            exact = cls.open(root / expected.folder)  # raises for a damaged store of this name
             if not exact.missing(expected.splits):
                 return exact
         found = list(list_stores(root))
@@ -73,13 +80,13 @@ class FeatureStore:
         if fitting:
             fitting[0].check_complete(splits, command=command)
         if not found:
-            raise StoreIncomplete(f"there is no feature store in '{root}' yet.", fix=command)
+            raise StoreIncomplete(f"there is no feature store in '{root}'.", fix=command)
         nearest = min(found, key=lambda store: len(differences(store.manifest, expected)))
         raise StoreMismatch(
-            f"feature store {nearest.path.name} in '{root}' was not made with the settings asked for.",
+            f"feature store {nearest.path.name} in '{root}' was made with other settings than requested.",
             *differences(nearest.manifest, expected),
-            *([f"it is the nearest of {len(found)} stores there"] if len(found) > 1 else []),
-            fix=f"make one that fits: {command}",
+            *([f"it is the nearest of {len(found)} stores in that folder"] if len(found) > 1 else []),
+            fix=f"make the requested store: {command}",
         )
 
     @property
@@ -88,19 +95,57 @@ class FeatureStore:
         return tuple(self.manifest.cells)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; a sample's label is an index into them."""
-        return tuple(self.manifest.recorded["classes"])
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return self.manifest.splits
 
     @property
     def attributes(self) -> dict[str, tuple[str, ...]]:
         """Attribute name -> its values; a sample's attribute is an index into them."""
         return {name: tuple(values) for name, values in self.manifest.recorded["attributes"].items()}
 
-    def shards(self, splits: Sequence[str] | None = None) -> list[ShardEntry]:
-        """List the source shards that are read of some splits (all if None).
+    def classes(self, target: str = "label") -> tuple[str, ...]:
+        """Return the names that the integers of a target stand for: class names, or the values of an attribute.
 
-        Raises: UnknownName for a split the store lacks.
+        Args:
+            target: "label" or the name of an attribute.
+
+        Raises: UnknownName with the nearest targets.
+        """
+        names = {"label": tuple(self.manifest.recorded["classes"]), **self.attributes}
+        if target not in names:
+            raise unknown("target of this store", target, names)
+        return names[target]
+
+    def arrays(
+        self, cell: str, *, split: str = "train", target: str = "label"
+    ) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+        """Return features and targets of one cell and split, without the samples that have no value of the target.
+
+        Args:
+            cell: name of a cell, or a unique prefix of it: `mid_block@t200`.
+            split: name of a split.
+            target: "label" or the name of an attribute; see `classes` for the names of its values.
+
+        Raises: UnknownName for a cell, split or target that the store does not have (with the nearest names),
+            ConfigError for a cell with more than one vector per sample, StoreIncomplete if the split is incomplete.
+        """
+        self.classes(target)
+        name = choose_cell(cell, self.cells)
+        table = self.load(split, [name])
+        x, y = table.features[name], table.label if target == "label" else table.attributes[target]
+        if x.ndim != 2:
+            raise ConfigError(
+                f"cell '{name}' has features of shape {list(x.shape[1:])} per sample; one vector is needed.",
+                fix=f"extract with features.pool=mean, or read all values with load('{split}', ['{name}'])",
+            )
+        known = y >= 0
+        return (x, y) if bool(known.all()) else (x[known], y[known])
+
+    def shards(self, splits: Sequence[str] | None = None) -> list[ShardEntry]:
+        """List the source shards of some splits (all if None).
+
+        Raises: UnknownName for a split that the store does not have.
         """
         for split in splits or ():
             if split not in self.manifest.splits:
@@ -116,7 +161,7 @@ class FeatureStore:
         return [shard.file for shard in self.shards(splits) if not (self.path / shard_folder(shard.file)).is_dir()]
 
     def check_complete(self, splits: Sequence[str] | None = None, *, command: str = "diffprobe extract ...") -> None:
-        """Raise StoreIncomplete, naming the missing shards, unless all of `splits` is written."""
+        """Raise StoreIncomplete, listing the missing shards, unless all shards of `splits` are written."""
         missing = self.missing(splits)
         if missing:
             raise StoreIncomplete(
@@ -128,25 +173,25 @@ class FeatureStore:
     def load(self, split: str, cells: Sequence[str] | None = None) -> FeatureTable:
         """Return all features of one split, in shard order.
 
-        Memory-mapped where the split has one shard; several are copied into one array. `iter_shards` never copies.
+        A split with one shard is memory-mapped; several shards are copied into one array. `iter_shards` never copies.
 
-        Raises: StoreIncomplete, UnknownName for a split or cell that the store lacks.
+        Raises: StoreIncomplete; UnknownName for a split or cell that the store does not have.
         """
         return concatenate(list(self.iter_shards(split, cells)))
 
     def iter_shards(self, split: str, cells: Sequence[str] | None = None) -> Iterator[FeatureTable]:
-        """Yield one memory-mapped table a source shard."""
+        """Yield one memory-mapped table per source shard."""
         self.check_complete([split])
         chosen = self._check_cells(cells)
         for shard in self.shards([split]):
             yield self._table(shard, chosen)
 
     def verify(self) -> list[str]:
-        """Compare every file with what was recorded; return the faults, one line each (empty: all is well)."""
+        """Compare every file with its recorded checksum and return one line per fault."""
         return find_faults(self.path, self.manifest)
 
     def samples(self, shard: ShardEntry) -> dict[str, Any]:
-        """Return the `samples.json` of a shard. Raises: SchemaError if it was changed, or is another store's."""
+        """Return the `samples.json` of a shard. Raises: SchemaError if it was modified or belongs to another store."""
         return read_samples(self.path, self.manifest, shard)
 
     def _table(self, shard: ShardEntry, cells: Sequence[str]) -> FeatureTable:
@@ -174,12 +219,12 @@ class FeatureStore:
 
 
 def list_stores(
-    root: Path | str, *, broken: dict[str, str] | None = None, kind: str | None = FEATURES
+    root: Path | str, *, broken: dict[str, SchemaError] | None = None, kind: str | None = FEATURES
 ) -> Iterator[FeatureStore]:
-    """Yield the readable stores directly below `root`, by name. Folders without a manifest are none.
+    """Yield the readable stores directly below `root`, sorted by name. Folders without a manifest are ignored.
 
     Args:
-        broken: gets folder name -> fault of the stores that cannot be read, which must not stand in others' way.
+        broken: filled with folder name -> error, for the stores that cannot be read.
         kind: FEATURES or LATENTS; None yields both.
     """
     for file in sorted(Path(root).glob(f"*/{MANIFEST}")):
@@ -187,7 +232,7 @@ def list_stores(
             store = FeatureStore.open(file.parent, kind=None)
         except SchemaError as error:
             if broken is not None:
-                broken[file.parent.name] = error.what
+                broken[file.parent.name] = error
         else:
             if kind in (None, store.manifest.kind):
                 yield store
@@ -198,6 +243,6 @@ def _mapped(path: Path, name: str) -> Float[Tensor, "samples ..."]:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
     except FileNotFoundError as error:
-        raise StoreIncomplete(f"'{path}' is missing.", fix="check the store: diffprobe store verify FOLDER") from error
+        raise StoreIncomplete(f"'{path}' is missing.", fix="verify the store: diffprobe store verify FOLDER") from error
     except Exception as error:  # safetensors' own error class is not public in all versions
-        raise SchemaError(f"'{path}' can't be read: {error}.", fix="diffprobe store verify FOLDER") from error
+        raise SchemaError(f"cannot read '{path}': {error}.", fix="diffprobe store verify FOLDER") from error

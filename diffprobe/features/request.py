@@ -1,6 +1,6 @@
-"""A request for features: backbone, data and cells as configured, and the manifest of the store that would serve it.
+"""A request for features: backbone, data and cells as configured, and the manifest of the store that serves it.
 
-Shared by extract.py, live.py and stored.py, so that the three can't disagree on what was asked for.
+Shared by extract.py, live.py and stored.py, so that all three derive the same manifest.
 """
 
 import math
@@ -17,18 +17,17 @@ from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import ReadPlan, plan_from_configs
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
-from diffprobe.core.errors import UnknownName, unknown
 from diffprobe.features.manifest import Manifest, ShardEntry
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
 _READING = ("source", "placement", "shuffle")
-"""Keys of `features` that say how features are read; a store is the same with any of their values."""
+"""Keys of `features` that change how features are read, but not the store."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
 
 
 class Request:
-    """What is asked for. Nothing is opened before it is needed.
+    """A request for features; shards and backbone are opened on first use.
 
     Args:
         splits: splits to read; those of `data` if None.
@@ -45,7 +44,7 @@ class Request:
         named = (data.train_split, data.val_split, data.test_split) if splits is None else splits
         self.splits = tuple(dict.fromkeys(named))
 
-    def __getstate__(self) -> dict[str, object]:  # a process that is spawned opens the backbone itself
+    def __getstate__(self) -> dict[str, object]:  # a spawned process opens the backbone itself
         opened = ("shard_set", "plan", "extractor", "manifest")
         return {name: value for name, value in vars(self).items() if name not in opened}
 
@@ -56,7 +55,7 @@ class Request:
 
     @cached_property
     def plan(self) -> ReadPlan:
-        """What the backbone will be read for; no weights are loaded for it."""
+        """The plan of the backbone's forward pass; made without weights."""
         return plan_from_configs(self.backbone, self.features)
 
     @cached_property
@@ -65,7 +64,7 @@ class Request:
         return DiffusionFeatures.from_run_config(self.plan, self.backbone)
 
     def load_extractor(self, *, images: bool) -> None:
-        """Load the backbone now; without `images` for kept latents alone, so that the VAE stays on disk."""
+        """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
         vars(self)["extractor"] = DiffusionFeatures.from_run_config(self.plan, self.backbone, images=images)
 
     @property
@@ -75,7 +74,7 @@ class Request:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What a store must be to serve this request."""
+        """The manifest of a store that serves this request."""
         shard_set, plan = self.shard_set, self.plan
         shards = [shard for split in self.splits for shard in shard_entries(shard_set, split, self.data.limit)]
         return Manifest(
@@ -100,7 +99,7 @@ class Request:
         )
 
     def narrowed(self, cells: Sequence[str]) -> "Request":
-        """Return the request for the taps and timesteps of some cells only, so that the backbone runs no further."""
+        """Return the request for the taps and timesteps of some cells only, so that the backbone computes no others."""
         chosen = [Cell.parse(cell) for cell in cells]
         features = replace(
             self.features,
@@ -112,7 +111,7 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command that makes the store, to paste: everything that differs from the defaults."""
+        """The command that creates the store, with all settings that differ from the defaults."""
         parts = [
             *_overrides(
                 "backbone",
@@ -140,12 +139,12 @@ def timestep_notes(schedule: NoiseSchedule, timesteps: Sequence[int]) -> dict[st
 
 
 def commit_of(folder: Path | None) -> str | None:
-    """Return the commit of a checkpoint that lies in the hub's cache, which names its folders by it; None elsewhere."""
+    """Return the commit of a checkpoint in the hub's cache, which is its folder's name; None for other folders."""
     return folder.name if folder is not None and folder.parent.name == "snapshots" else None
 
 
 def shard_entries(shard_set: ShardSet, split: str, limit: int | None) -> list[ShardEntry]:
-    """List the shards of a split with the samples taken from each: the first `limit` of the split in shard order."""
+    """List the shards of a split with their number of samples, for the first `limit` samples in shard order."""
     entries, left = [], limit
     for shard in shard_set.shards_of(split):
         n = shard.n_samples if left is None else min(left, shard.n_samples)
@@ -153,38 +152,6 @@ def shard_entries(shard_set: ShardSet, split: str, limit: int | None) -> list[Sh
             entries.append(ShardEntry(file=shard.file, split=split, n=n, sha256=shard.sha256))
         left = None if left is None else left - n
     return entries
-
-
-def choose_cells(asked: Sequence[str] | None, available: Sequence[str]) -> tuple[str, ...]:
-    """Return the full names of the cells asked for (all if None), each once.
-
-    `mid_block@t100` is enough where it is unambiguous. `mid_block@t*`, in short `mid_block`, stands for all timesteps
-    of the tap; where they were read under several conditions it needs one: `mid_block@t*:caption`.
-
-    Raises: UnknownName listing the cells there are.
-    """
-    if asked is None:
-        return tuple(available)
-    chosen: list[str] = []
-    for name in asked:
-        tap, joker, rest = name.partition("@t*")
-        if not joker and "@" in name:
-            found = [cell for cell in available if cell == name or cell.startswith(f"{name}:")]
-            too_many = len(found) > 1
-        else:
-            found = [cell for cell in available if _is_of(Cell.parse(cell), tap, rest)]
-            too_many = len({Cell.parse(cell).condition for cell in found}) > 1
-        if too_many:
-            raise UnknownName(f"cell '{name}' fits several cells.", f"given: {', '.join(found)}")
-        if not found:
-            raise unknown("cell", name, available)
-        chosen += found
-    return tuple(dict.fromkeys(chosen))
-
-
-def _is_of(cell: Cell, tap: str, rest: str) -> bool:
-    """Say whether a cell is of a tap, and has the condition and pooling that `rest` names, as far as it does."""
-    return cell.tap == tap and f":{cell.condition}:{cell.pool}:".startswith(f"{rest}:")
 
 
 def _overrides(group: str, config: object, names: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""The rows of a sample: over cells, draws and places. Owns their order and numbers, and where a row's values lie.
+"""The rows of a sample over cells, draws and positions: their order, their numbers and their values.
 
-Within a sample the rows run cell by cell, then draw by draw, then place by place in reading order.
+Within a sample, rows are ordered by cell, then by draw, then by position in reading order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.core.errors import ConfigError
 
 _AXES = {"none": 3, "tokens": 2}
-"""Pooling -> axes of one draw of one sample; 1 for all others."""
+"""Pooling -> number of axes of one draw of one sample; 1 for all others."""
 
 
 def by_place(values: Float[Tensor, "samples ..."], cell: str) -> Float[Tensor, "samples ..."]:
     """View features of a cell with the width as their last axis: a map [n, c, h, w] as [n, h, w, c].
 
-    Raises: ConfigError for another shape than the cell's pooling gives.
+    Raises: ConfigError for a shape that does not match the cell's pooling.
     """
     kind, _ = parse_pool(Cell.parse(cell).pool)
     axes = _AXES.get(kind, 1)
@@ -33,12 +33,12 @@ def by_place(values: Float[Tensor, "samples ..."], cell: str) -> Float[Tensor, "
 
 
 def joint_width(widths: Mapping[str, int]) -> int:
-    """Return the width that all cells have. Raises: ConfigError if they differ."""
+    """Return the common width of all cells. Raises: ConfigError if they differ."""
     if len(set(widths.values())) != 1:
         raise ConfigError(
-            "a sparse autoencoder reads rows of one width; these cells differ.",
+            "a sparse autoencoder needs cells of one width.",
             *(f"{cell}: {width}" for cell, width in widths.items()),
-            fix="name cells of one width in probe.cell",
+            fix="select cells of one width in probe.cell",
         )
     return next(iter(widths.values()))
 
@@ -46,7 +46,7 @@ def joint_width(widths: Mapping[str, int]) -> int:
 def select(
     values: Float[Tensor, "samples ..."], cell: str, sample: Int[Tensor, " rows"], within: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows d_in"]:
-    """Return rows of a cell: of each its sample, and its number among the rows that the sample has in this cell."""
+    """Return rows of a cell, each given by its sample and its number within the sample and cell."""
     places = by_place(values, cell)
     sample, within = sample.to(values.device), within.to(values.device)
     if places.ndim == 2:
@@ -58,13 +58,13 @@ def select(
 
 @dataclass(frozen=True)
 class RowLayout:
-    """How the rows of samples are numbered through: row r is row r % total of sample r // total.
+    """The numbering of the rows of samples: row r is row r % total of sample r // total.
 
     Attributes:
         cells: the cells, in order.
         starts: number of the first row of each cell within a sample.
-        total: rows a sample.
-        width: values a row.
+        total: rows per sample.
+        width: values per row.
     """
 
     cells: tuple[str, ...]
@@ -74,7 +74,7 @@ class RowLayout:
 
     @classmethod
     def of(cls, cells: Sequence[str], features: Mapping[str, Tensor]) -> "RowLayout":
-        """Make the layout of some cells from features of any samples. Raises: ConfigError, see `by_place`."""
+        """Return the layout of some cells, given features of any samples. Raises: ConfigError, see `by_place`."""
         views = {cell: by_place(features[cell], cell) for cell in cells}
         ends = torch.tensor([0, *(view.shape[1:-1].numel() for view in views.values())]).cumsum(0).tolist()
         width = joint_width({cell: view.shape[-1] for cell, view in views.items()})

@@ -1,4 +1,4 @@
-"""Which sample or row comes when, on which rank. Owns training order by (seed, epoch), evaluation exactly once."""
+"""Order of samples and rows per rank: training by (seed, epoch), evaluation with each sample exactly once."""
 
 import torch
 from jaxtyping import Int
@@ -11,8 +11,9 @@ from diffprobe.core.rng import derive_seed
 def train_order(n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> Int[Tensor, " share"]:
     """Return this rank's row numbers for one epoch: every `world_size`-th entry of one shuffle of all `n` rows.
 
-    The shuffle depends on (seed, epoch) alone, so a global batch is the same whatever the number of ranks. Ranks get
-    equally many rows; where `n` does not divide, the first rows of the shuffle come twice (fewer than `world_size`).
+    The shuffle depends on (seed, epoch) alone, so global batches do not depend on the number of ranks. All ranks get
+    equal numbers of rows; if `world_size` does not divide `n`, fewer than `world_size` rows of the shuffle's beginning
+    are repeated.
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed("order", seed, epoch))
     order = torch.randperm(n, generator=generator)
@@ -22,13 +23,13 @@ def train_order(n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int
 
 
 class RowOrder:
-    """One epoch's permutation of `n` rows, cut into this rank's batches. It follows from (seed, epoch) alone.
+    """One epoch's permutation of `n` rows, read in slices of this rank's share; it depends on (seed, epoch) alone.
 
-    As in `train_order`, whose order this is: every `world_size`-th entry is this rank's, ranks get equally many rows,
-    and where `n` does not divide, the first rows come twice. It takes 8 bytes a row of memory, 4 below 2^31 rows.
+    The order is that of `train_order`: every `world_size`-th entry, equal numbers of rows on all ranks, repeated rows
+    where `world_size` does not divide `n`. It needs 4 bytes of memory per row, 8 from 2^31 rows.
 
     Args:
-        n: rows, at least 1.
+        n: number of rows, at least 1.
     """
 
     def __init__(self, n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1) -> None:
@@ -37,24 +38,24 @@ class RowOrder:
         self._rank, self._world_size, self._share = rank, world_size, -(-n // world_size)
 
     def take(self, start: int, stop: int) -> Int[Tensor, " rows"]:
-        """Return entries `start` to `stop` of this rank's share, or as many of them as there are."""
+        """Return entries `start` to `stop` of this rank's share, fewer at its end."""
         places = torch.arange(start, min(stop, self._share)) * self._world_size + self._rank
         return self._order[places % len(self._order)].to(torch.int64)
 
 
 def eval_order(n: int, *, rank: int = 0, world_size: int = 1) -> Int[Tensor, " share"]:
-    """Return this rank's row numbers for evaluation: over all ranks, every row exactly once.
+    """Return this rank's row numbers for evaluation; every row belongs to exactly one rank.
 
-    Raises: ConfigError if a rank would get nothing, which Lightning's evaluation loop does not survive.
+    Raises: ConfigError if a rank would get no row, which fails in Lightning's evaluation loop.
     """
     check_ranks(n, world_size)
     return torch.arange(rank, n, world_size)
 
 
 def check_ranks(n: int, world_size: int) -> None:
-    """Raise ConfigError if `n` samples do not reach for `world_size` ranks."""
+    """Raise ConfigError if there are fewer samples than ranks."""
     if n < world_size:
         raise ConfigError(
-            f"{n} samples can't be shared by {world_size} processes: one would have none.",
+            f"{n} samples are too few for {world_size} processes: one would have none.",
             fix=f"use at most trainer.devices={n}, or a split with more samples",
         )

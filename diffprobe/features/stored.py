@@ -1,8 +1,7 @@
-"""StoredFeatures: feature batches from a store. The same batches as live.py, without the backbone at work."""
+"""StoredFeatures: feature batches from a store, equal to those of live.py, without running the backbone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +9,10 @@ from torch import Tensor
 
 from diffprobe.backbones.device import choose_device
 from diffprobe.features.batch import FeatureBatch, FeatureTable, RowBatch, RowValues, concatenate
+from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.datamodule import EpochLoader, FeatureSource
-from diffprobe.features.placement import hold_tables
+from diffprobe.features.placement import place_tables
 from diffprobe.features.reader import FeatureStore
-from diffprobe.features.request import choose_cells
 from diffprobe.features.row_layout import RowLayout, select
 from diffprobe.features.samplers import RowOrder, eval_order, train_order
 
@@ -21,9 +20,9 @@ from diffprobe.features.samplers import RowOrder, eval_order, train_order
 class StoredFeatures(FeatureSource):
     """Feature batches read from the store that `diffprobe extract` wrote (see `FeatureSource` for the arguments).
 
-    The store is searched below `features.store`; no backbone is loaded, its weight files are hashed.
+    The store is searched below `features.store`. The backbone is not loaded; its weight files are hashed.
 
-    Raises: StoreIncomplete, StoreMismatch (with all that differs) when the store is opened.
+    Raises: StoreIncomplete, or StoreMismatch with the differences, when the store is opened.
     """
 
     @cached_property
@@ -32,11 +31,11 @@ class StoredFeatures(FeatureSource):
         command = self.request.command
         return FeatureStore.find(self.request.features.store, self.request.manifest, command=command)
 
-    def __getstate__(self) -> dict[str, object]:  # mapped files do not travel to spawned processes
+    def __getstate__(self) -> dict[str, object]:  # mapped files cannot be sent to spawned processes
         return {name: value for name, value in vars(self).items() if name not in ("store", "_rows")}
 
     def prepare_data(self) -> None:
-        """Find the store on the main process first, so that a fault is reported once."""
+        """Find the store on the main process first, so that an error is reported once."""
         _ = self.store
 
     def setup(self, stage: str | None = None) -> None:
@@ -46,7 +45,7 @@ class StoredFeatures(FeatureSource):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; `label` is an index into them."""
-        return self.store.classes
+        return self.store.classes()
 
     @property
     def attributes(self) -> dict[str, tuple[str, ...]]:
@@ -57,7 +56,7 @@ class StoredFeatures(FeatureSource):
     def widths(self) -> dict[str, int]:
         """Cell name -> `d_in`."""
         available = self.store.manifest.cells
-        wanted = self.request.manifest.cells  # a store may hold more cells than were asked for
+        wanted = self.request.manifest.cells  # a store may have more cells than requested
         return {cell: available[cell] for cell in choose_cells(self._asked, list(wanted))}
 
     def table(self, split: str) -> FeatureTable:
@@ -67,9 +66,9 @@ class StoredFeatures(FeatureSource):
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
     ) -> "StoredLoader | RowLoader":
-        """Make the loader of one split for one rank (see `FeatureSource.loader`).
+        """Return the loader of one split for one rank (see `FeatureSource.loader`).
 
-        With `features.shuffle=rows` the order of training is one of single rows, and its batches are `RowBatch`.
+        With `features.shuffle=rows`, training shuffles single rows and yields `RowBatch`.
         """
         rows = self._split_rows(split)
         if shuffle and self.request.features.shuffle == "rows":
@@ -91,11 +90,11 @@ class StoredFeatures(FeatureSource):
             device, processes = self._memory()
             tables = list(self.store.iter_shards(split, list(self.widths)))
             mode = self.request.features.placement
-            self._rows[split] = StoredRows(hold_tables(tables, mode, split=split, device=device, processes=processes))
+            self._rows[split] = StoredRows(place_tables(tables, mode, split=split, device=device, processes=processes))
         return self._rows[split]
 
     def _memory(self) -> tuple[torch.device, int]:
-        """Return the device that features are needed on, and how many processes share its memory."""
+        """Return the device of training, and the number of processes that share its memory."""
         if self.trainer is None:
             return choose_device("auto"), 1
         device = self.trainer.strategy.root_device
@@ -103,7 +102,7 @@ class StoredFeatures(FeatureSource):
 
 
 class StoredRows:
-    """Random access to the samples of several tables as if they were one. Nothing is copied but what is taken."""
+    """Random access to the samples of several tables; only the requested rows are copied."""
 
     def __init__(self, tables: Sequence[FeatureTable]) -> None:
         self.tables = list(tables)
@@ -130,13 +129,13 @@ class StoredRows:
         return _reorder(parts, torch.cat(places).argsort())
 
     def layout(self, cells: Sequence[str]) -> RowLayout:
-        """Return how the rows of some cells are numbered."""
+        """Return the numbering of the rows of some cells."""
         return RowLayout.of(cells, self.tables[0].features)
 
     def take_rows(self, layout: RowLayout, rows: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_in"]:
-        """Return single rows, numbered as `layout` says, in the given order; files are read from front to back."""
+        """Return single rows by their numbers in `layout`, in the given order; files are read front to back."""
         first = self.tables[0].features[layout.cells[0]]
-        if len(self.tables) == len(layout.cells) == 1:  # nothing to bring together, and no file to spare
+        if len(self.tables) == len(layout.cells) == 1:  # one table and one cell
             return select(first, layout.cells[0], rows // layout.total, rows % layout.total)
         out = torch.empty(len(rows), layout.width, dtype=first.dtype, device=first.device)
         rows, order = rows.sort()
@@ -151,7 +150,7 @@ class StoredRows:
         return out
 
     def _owners(self, samples: Tensor) -> Iterator[tuple[FeatureTable, Tensor, Tensor]]:
-        """Yield each table that has some of the samples, which of them, and their places in it."""
+        """Yield each table that has some of the samples, the indices of these samples, and their rows in the table."""
         owner = torch.searchsorted(self._ends, samples, right=True)
         for number in owner.unique().tolist():
             place = (owner == number).nonzero().squeeze(1)
@@ -165,7 +164,7 @@ def _reorder(parts: list[FeatureBatch], order: Tensor) -> FeatureBatch:
 
 
 class StoredLoader(EpochLoader):
-    """Batches of one rank; `order(epoch)` gives its row numbers."""
+    """The batches of one rank; `order(epoch)` returns its row numbers."""
 
     def __init__(
         self, rows: StoredRows, order: Callable[[int], Tensor], batch_size: int, epoch: int | Callable[[], int]
@@ -183,10 +182,10 @@ class StoredLoader(EpochLoader):
 
 
 class RowLoader(EpochLoader):
-    """Batches of single rows of one rank: an epoch is one permutation of the rows of all samples.
+    """The batches of single rows of one rank: an epoch is one permutation of the rows of all samples.
 
-    As many batches as with whole samples, of as many rows; which they are follows from (seed, epoch) alone. An epoch's
-    permutation is made when its first rows are asked for, one for each number of rows that a set of cells has.
+    Number and sizes of batches are those of whole samples; the order depends on (seed, epoch) alone. A permutation is
+    created on its first use, one for each total number of rows of a set of cells.
     """
 
     def __init__(
@@ -221,11 +220,3 @@ class RowLoader(EpochLoader):
         rows = orders[n].take(step * size, (step + 1) * size)
         sample, number = rows // layout.total, rows % layout.total
         return RowValues(self.rows.take_rows(layout, rows), layout.group(number), sample, number)
-
-
-def open_rows(path: Path | str, split: str, cells: Sequence[str] | None = None) -> StoredRows:
-    """Open one split of a store by its folder, without any backbone: for notebooks and machines without weights."""
-    store = FeatureStore.open(path)
-    return StoredRows(
-        hold_tables(list(store.iter_shards(split, choose_cells(cells, store.cells))), "auto", split=split)
-    )

@@ -1,7 +1,7 @@
-"""One float32 tensor in a safetensors file, written and read a few rows at a time. Owns the bytes of such a file.
+"""One float32 tensor in a safetensors file, written and read in blocks of rows.
 
-safetensors itself writes from memory only, and maps whole files when it reads; here neither memory nor mapped pages
-grow with the rows. The layout is its own: a length, a JSON header (padded with spaces) and the raw numbers.
+The safetensors library writes from memory only and maps whole files to read them; here, memory does not grow with the
+number of rows. The format: the header's length, a JSON header padded with spaces, the raw numbers.
 """
 
 import json
@@ -21,12 +21,12 @@ from diffprobe.core.errors import RunFailed, SchemaError
 
 
 class RowWriter:
-    """Writes the file row by row; how many rows there are is known when it is closed.
+    """Writes the file in blocks of rows; the number of rows is set when it is closed.
 
     Args:
         path: file to write.
         name: the tensor's name.
-        capacity: rows at most.
+        capacity: maximum number of rows.
         shape: shape of a row.
     """
 
@@ -38,10 +38,10 @@ class RowWriter:
         self._file.write(struct.pack("<Q", self._header_size) + b" " * self._header_size)
 
     def append(self, rows: Float[Tensor, "rows ..."]) -> None:
-        """Write some rows. Raises: RunFailed if they have another shape, OSError if the disk is full."""
+        """Append rows. Raises: RunFailed for another shape, OSError if the disk is full."""
         plain = rows.detach().to("cpu", torch.float32).contiguous()
         if tuple(plain.shape[1:]) != self.shape:
-            raise RunFailed(f"'{self.path.name}' holds rows of {self.shape}, got {tuple(plain.shape[1:])}.")
+            raise RunFailed(f"'{self.path.name}' has rows of shape {self.shape}, got {tuple(plain.shape[1:])}.")
         self._file.write(plain.numpy().astype("<f4", copy=False).tobytes())
         self.n += len(plain)
 
@@ -54,17 +54,17 @@ class RowWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Close the file as it is, whatever state the disk is in; does nothing to a complete one."""
+        """Close an incomplete file, also on a full disk; no effect on a complete file."""
         try:
             self._file.close()
-        except OSError:  # the buffer could not be written: the file is thrown away anyhow
+        except OSError:  # the buffer could not be written, but the file will be deleted
             pass
 
 
 def rows_shape(path: Path, name: str) -> tuple[int, ...]:
-    """Return the shape of the tensor, rows first, and check that the file is as long as its header says.
+    """Return the shape of the tensor, rows first.
 
-    Raises: SchemaError if it is not, or if the file holds something else.
+    Raises: SchemaError if the length of the file does not match its header, or it has another content.
     """
     return _read_header(path, name)[0]
 
@@ -94,7 +94,7 @@ def _read_header(path: Path, name: str) -> tuple[tuple[int, ...], int]:
         shape, (first, last) = tuple(tensor["shape"]), tensor["data_offsets"]
         whole = tensor["dtype"] == "F32" and first == 0 and last == 4 * math.prod(shape)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise SchemaError(f"'{path}' holds no rows '{name}' ({type(error).__name__}).") from error
+        raise SchemaError(f"'{path}' has no tensor '{name}' ({type(error).__name__}).") from error
     if not whole or path.stat().st_size != 8 + length + last:
-        raise SchemaError(f"'{path}' is not as long as its header says; it may be cut off.")
+        raise SchemaError(f"'{path}' has another length than its header states; it may be truncated.")
     return shape, 8 + length

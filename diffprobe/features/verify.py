@@ -1,6 +1,6 @@
-"""Judges what lies in a store's folder: every file against what was recorded of it, and nothing else beside them.
+"""Verify a store: compare every file with its recorded checksum and shape, and report foreign files.
 
-Owns the seal of a shard's `samples.json`. A fault is a line of text; finding one never stops the search.
+A fault is one line of text; verification continues after each fault.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_SCHEMA_VERSION, T
 def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str, Any]:
     """Return the `samples.json` of a shard of the store in `path`.
 
-    Raises: SchemaError if it was changed, or is that of another store or shard; FileNotFoundError.
+    Raises: SchemaError if it was modified or belongs to another store or shard; FileNotFoundError.
     """
     file = path / shard_folder(shard.file) / SAMPLES
     samples = read_sealed(file, kind=SHARD_KINDS[manifest.kind], schema_version=SHARD_SCHEMA_VERSION)
@@ -27,28 +27,28 @@ def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str,
 
 
 def verify_folder(path: Path | str) -> list[str]:
-    """Return the faults of the store in a folder, one line each; those of its manifest too (empty: all is well).
+    """Return the faults of the store in a folder and of its manifest, one line each.
 
     Raises: StoreIncomplete if there is no manifest.
     """
     path = Path(path)
     if not (path / MANIFEST).is_file():
-        raise StoreIncomplete(f"'{path}' is no store: it has no {MANIFEST}.", fix="diffprobe store list")
+        raise StoreIncomplete(f"'{path}' is not a store: it has no {MANIFEST}.", fix="diffprobe store list")
     try:
         manifest = Manifest.read(path / MANIFEST, kind=kind_of(path / MANIFEST))
     except SchemaError as error:
-        return [f"{MANIFEST}: {error.what}"]
+        return [f"{MANIFEST}: {error.what}", *([f"fix: {error.fix}"] if error.fix else [])]
     return find_faults(path, manifest)
 
 
 def find_faults(path: Path, manifest: Manifest) -> list[str]:
-    """Return the faults of a store with a good manifest, one line each.
+    """Return the faults of a store with a valid manifest, one line each.
 
-    A shard that is not written is a fault of a feature store; a latent store holds what was needed so far.
+    A missing shard is a fault of a feature store; a latent store may be incomplete.
     """
     faults = []
     if path.name != manifest.folder:
-        faults.append(f"the folder is named {path.name}, its digest says {manifest.folder}")
+        faults.append(f"the folder is named {path.name}, expected {manifest.folder} by its digest")
     known = {shard_folder(shard.file): shard for shard in manifest.shards}
     for name, shard in known.items():
         if (path / name).is_dir():
@@ -75,15 +75,15 @@ def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry) -> list[str
 def _sample_faults(samples: dict[str, Any], manifest: Manifest, shard: ShardEntry) -> Iterator[str]:
     keys, n_left_out = samples["keys"], len(samples["left_out"])
     if len(keys) + n_left_out != shard.n:
-        yield f"{SAMPLES}: {len(keys)} samples and {n_left_out} left out, the manifest says {shard.n}"
+        yield f"{SAMPLES}: {len(keys)} samples and {n_left_out} left out, {shard.n} in the manifest"
     if len(set(keys)) != len(keys):
-        yield f"{SAMPLES}: a key comes twice"
+        yield f"{SAMPLES}: duplicate key"
     columns = {"label": samples["label"], "captions": samples["captions"], **samples["attributes"]}
     for name, column in columns.items():
         if len(column) != len(keys):
             yield f"{SAMPLES}: '{name}' has {len(column)} values for {len(keys)} keys"
     if set(samples["cells"]) != set(manifest.cells):
-        yield f"{SAMPLES}: its cells are not those of the manifest"
+        yield f"{SAMPLES}: its cells differ from the manifest"
 
 
 def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) ->
         yield f"{path.name}: missing"
         return
     if digest_file(path) != entry["sha256"]:
-        yield f"{path.name}: its bytes are not those that were written (checksum)"
+        yield f"{path.name}: modified after it was written (checksum)"
         return
     try:
         shape = rows_shape(path, tensor)
@@ -103,9 +103,9 @@ def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) ->
 
 
 def _foreign(folder: Path, known: Iterable[str]) -> Iterator[str]:
-    """Name what does not belong into a folder; what other processes are writing right now does."""
+    """Yield the files that are not part of a store, except for those that other processes are writing."""
     expected = set(known)
     for entry in sorted(folder.iterdir()):
         is_begun = entry.name.startswith(TEMPORARY) or (entry.name.startswith(".") and entry.suffix == ".tmp")
         if entry.name not in expected and not is_begun:
-            yield f"{entry.name}: is not a part of the store"
+            yield f"{entry.name}: not part of the store"

@@ -1,7 +1,7 @@
-"""Writes a store: one folder a source shard, which appears under its name only when it is complete.
+"""Write a store: one folder per source shard, which is renamed to its final name when complete.
 
-Owns the folders (format: PROTOCOL.md). A process that dies leaves no half-written shard behind, so that starting again
-continues, and several processes may write different shards of one store without talking. reader.py reads it.
+The layout is in PROTOCOL.md. An interrupted process leaves no partial shard, so that a restart continues, and several
+processes can write different shards of one store without communication.
 """
 
 import errno
@@ -30,10 +30,10 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.json"
 SHARD_SCHEMA_VERSION = 2
 TEMPORARY = ".writing-"
-"""What the names of folders begin with that are not complete."""
+"""Prefix of the names of incomplete folders."""
 _OTHER_FILES = 256
-"""Files that a process may have open beside those of the cells: shards, workers, libraries."""
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no quota, a limit on the size of files
+"""Allowance for open files other than those of the cells: shards, workers, libraries."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, quota exceeded, file size limit
 
 
 @dataclass
@@ -48,10 +48,10 @@ class ExtractedBatch:
 
 
 class StoreWriter:
-    """Fills the store of one manifest below `root`, shard by shard.
+    """Writes the store of one manifest below `root`, shard by shard.
 
-    Raises: StoreMismatch if the folder of this digest holds another manifest; RunFailed if this process may not open as
-        many files as there are cells.
+    Raises: StoreMismatch if the folder of this digest has another manifest; RunFailed if this process cannot open one
+        file per cell.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -63,16 +63,16 @@ class StoreWriter:
             with self._disk():
                 manifest.write(file)
         elif Manifest.read(file, kind=manifest.kind).digest != manifest.digest:
-            raise StoreMismatch(f"'{self.path}' holds another store than its name says.", fix="move that folder away")
+            raise StoreMismatch(f"'{self.path}' has the manifest of another store.", fix="move that folder away")
         self._remove_leftovers()
 
     def pending(self, process: tuple[int, int] = (0, 1)) -> list[ShardEntry]:
-        """List the shards that process `i` of `n` has still to write, in order."""
+        """List the shards that process `i` of `n` still has to write, in order."""
         index, count = process
         return [shard for shard in self.manifest.shards[index::count] if not self.has(shard)]
 
     def has(self, shard: ShardEntry) -> bool:
-        """Announce whether a shard is complete."""
+        """Return whether a shard is complete."""
         return (self.path / shard_folder(shard.file)).is_dir()
 
     def write(
@@ -81,11 +81,11 @@ class StoreWriter:
         """Write one shard.
 
         Args:
-            batches: the shard's samples in shard order; consumed one at a time, so memory does not grow with the shard.
-            left_out: message by key of the samples skipped as faulty; read after the last batch.
+            batches: the shard's samples in shard order; consumed one by one, so memory does not grow with the shard.
+            left_out: key -> message of the faulty samples that were skipped; read after the last batch.
 
-        Raises: NonFinite on NaN or infinity, RunFailed if samples are neither there nor left out, or if the disk is
-            full; what is complete stays.
+        Raises: NonFinite on NaN or infinity; RunFailed if samples are missing or the disk is full. Complete shards are
+            kept.
         """
         temporary = self.path / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{shard_folder(shard.file)}"
         try:
@@ -95,8 +95,8 @@ class StoreWriter:
             omitted = [{"key": key, "message": message} for key, message in (left_out or {}).items()]
             if len(rows["keys"]) + len(omitted) != shard.n:
                 raise RunFailed(
-                    f"shard '{shard.file}' gave {len(rows['keys'])} samples and left out {len(omitted)}, of {shard.n}.",
-                    fix="check the shard set against its index: diffprobe data verify FOLDER",
+                    f"shard '{shard.file}': {len(rows['keys'])} samples, {len(omitted)} left out, expected {shard.n}.",
+                    fix="verify the shard set: diffprobe data verify FOLDER",
                 )
             body = {"store": self.manifest.digest, "shard": shard.file, "split": shard.split, "left_out": omitted}
             with self._disk():
@@ -109,13 +109,13 @@ class StoreWriter:
                 )
                 self._publish(temporary, shard)
         except FileNotFoundError:
-            if not self.has(shard):  # another process with the same part was faster, and swept up behind itself
+            if not self.has(shard):  # another process with the same part has written it and cleaned up
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def finish(self) -> bool:
-        """Remove what dead processes left if every shard is there, and announce whether it is."""
+        """If all shards are complete, remove leftovers of dead processes. Returns: whether the store is complete."""
         if not all(self.has(shard) for shard in self.manifest.shards):
             return False
         for folder in self.path.glob(f"{TEMPORARY}*"):
@@ -152,7 +152,7 @@ class StoreWriter:
             for file in files.values():
                 file.abandon()
         if not keys:
-            raise RunFailed(f"shard '{shard.file}' has no usable sample.", fix="remove it from the set, or repair it")
+            raise RunFailed(f"shard '{shard.file}' has no valid sample.", fix="remove it from the set, or repair it")
         cells = {
             cell: {"file": file.path.name, "sha256": digest_file(file.path), "shape": [file.n, *file.shape]}
             for cell, file in files.items()
@@ -164,7 +164,7 @@ class StoreWriter:
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
-        """Say what is kept and how to go on when the disk is full. Raises: RunFailed."""
+        """Raise RunFailed, with the complete shards and the fix, if the disk is full."""
         try:
             yield
         except OSError as error:
@@ -174,31 +174,31 @@ class StoreWriter:
             missing = self.pending()
             raise RunFailed(
                 f"the disk of '{self.path}' is full ({error.strerror}).",
-                f"complete and kept: {len(shards) - len(missing)} of {len(shards)} shards; next is '{missing[0].file}'"
+                f"complete and kept: {len(shards) - len(missing)} of {len(shards)} shards; next: '{missing[0].file}'"
                 if missing
                 else f"all {len(shards)} shards are complete",
-                fix="free some space (or lift the quota) and run the same command again: it goes on where it stopped",
+                fix="free some space (or raise the quota) and run the same command again: it continues",
             ) from error
 
     def _publish(self, temporary: Path, shard: ShardEntry) -> None:
         try:
             os.rename(temporary, self.path / shard_folder(shard.file))
         except OSError:
-            if not self.has(shard):  # a second process with the same part may have been faster: its bytes are equal
+            if not self.has(shard):  # a second process with the same part has written equal bytes
                 raise
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary folders of processes of this machine that are gone."""
+        """Remove the temporary folders of dead processes of this machine."""
         own = f"{TEMPORARY}{socket.gethostname()}-"
         for leftover in self.path.glob(f"{own}*"):
             pid = leftover.name[len(own) :].split("-", 1)[0]
-            # our own number: a container gives the same one to the process that it starts again
+            # a restarted container gives its process the same id
             if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
 def shard_folder(file: str) -> str:
-    """Name the folder of a source shard; slashes are escaped, so that different shards never meet.
+    """Return the folder name of a source shard; slashes are escaped.
 
     >>> shard_folder("part/train-0000.tar")
     'part%2Ftrain-0000.tar'
@@ -207,15 +207,15 @@ def shard_folder(file: str) -> str:
 
 
 def _allow_files(n: int) -> None:
-    """Let this process open `n` files for cells: its soft limit (1,024 by habit) may be raised up to the hard one."""
+    """Raise the soft limit of open files (often 1,024) for `n` cells. Raises: RunFailed beyond the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = n + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise RunFailed(
-            f"{n:,} cells are written at once, each to its own file, but this process may open {hard:,} files.",
-            f"needed: {needed:,}, with {_OTHER_FILES} for everything else",
+            f"{n:,} cells are written at once, one file each, but this process can open {hard:,} files only.",
+            f"needed: {needed:,}, including {_OTHER_FILES} for other files",
             fix=f"raise the hard limit (ulimit -Hn {needed}), or extract fewer taps or timesteps at once",
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

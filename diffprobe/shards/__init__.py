@@ -1,4 +1,4 @@
-"""Captioned images in WebDataset shards: written (write), indexed (index), read (read, decode), streamed (stream).
+"""Captioned images in WebDataset shards: writing, indexing, verification, reading, decoding and streaming.
 
-The format is in PROTOCOL.md. Next in the flow: `diffprobe.backbones`, which turns images into features.
+The format is in PROTOCOL.md; `datasets` has one file per data set.
 """

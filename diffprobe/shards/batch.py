@@ -1,4 +1,4 @@
-"""Samples side by side as tensors. Next in the flow: the frozen extractor, which takes `images`, `keys`, `captions`."""
+"""Batches of images: samples of one size as tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class ImageBatch:
 
     Attributes:
         images: RGB in [0, 1].
-        keys: identity of each sample.
+        keys: key of each sample.
         label: index into `ShardSet.classes`, -1 for none.
-        captions: one for each sample, "" for none.
-        attributes: by attribute name, index into `ShardSet.attributes[name]`, -1 for none.
+        captions: caption of each sample, "" for none.
+        attributes: attribute name -> index into `ShardSet.attributes[name]`, -1 for none.
     """
 
     images: Float[Tensor, "batch 3 height width"]
@@ -49,7 +49,7 @@ class ImageBatch:
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
-    """Turn an 8-bit RGB image into a tensor in [0, 1].
+    """Convert an 8-bit RGB image to a tensor in [0, 1].
 
     >>> to_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
     tensor([1.0000, 0.0000, 0.2000])
@@ -58,10 +58,12 @@ def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:
 
 
 def collate(samples: Sequence[Sample], shard_set: ShardSet) -> ImageBatch:
-    """Put samples of one size into a batch, in their order. Raises: ShardError for no sample or unequal sizes."""
+    """Return samples of one size as a batch. Raises: ShardError for no sample or unequal sizes."""
     if len({sample.image.size for sample in samples}) != 1:
         found = ", ".join(f"{sample.key} {sample.image.size}" for sample in samples[:5]) or "(no sample)"
-        raise ShardError("a batch needs samples of one size.", f"found: {found}", fix="give the stream a resolution")
+        raise ShardError(
+            "a batch needs samples of equal size.", f"found: {found}", fix="set the resolution of the stream"
+        )
     attributes = {
         name: torch.tensor([_index(values, sample.attributes.get(name)) for sample in samples])
         for name, values in shard_set.attributes.items()

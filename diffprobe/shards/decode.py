@@ -1,6 +1,6 @@
-"""Bytes to samples: the image as RGB at the wanted size, label and attributes checked against the index.
+"""Decode samples: the image as RGB at the requested size, label and attributes validated against the index.
 
-What a sample's files say is read in annotation.py; samples become batches in batch.py.
+Annotations are read by annotation.py; batch.py collates samples.
 """
 
 import io
@@ -21,13 +21,13 @@ class Sample:
     """One captioned image.
 
     Attributes:
-        key: identity, unique in the shard set.
-        image: RGB, 8 bits a channel.
+        key: identity of the sample, unique in the shard set.
+        image: RGB, 8 bits per channel.
         label: index into the classes of the set, -1 for none.
         class_name: the name of that class, "" for none.
         caption: the caption, "" for none.
-        captions: all captions that fit, the caption itself if there are no others.
-        attributes: value by attribute name; unknown ones are left out.
+        captions: all captions of the sample; only `caption` if there are no others.
+        attributes: attribute name -> value, without unknown values.
         shard: file name of the shard.
     """
 
@@ -42,16 +42,16 @@ class Sample:
 
 
 def decode_sample(raw: RawSample, shard_set: ShardSet, *, fields: Fields, resolution: int | None = None) -> Sample:
-    """Turn the files of a sample into a Sample.
+    """Decode the files of a sample.
 
     Args:
-        raw: the sample as it stands in the shard.
-        shard_set: gives classes and attribute values, which the sample must fit.
-        fields: which file and key holds what.
-        resolution: height and width in pixels that the image is brought to (see `fit`); None keeps its size.
+        raw: the sample as read from the shard.
+        shard_set: the set with the allowed classes and attribute values.
+        fields: names of the files and keys of a sample.
+        resolution: height and width of the image in pixels (see `fit`); None keeps its size.
 
-    Raises: SampleError, named by shard and key: no image or one that can't be decoded to its end, a label or attribute
-        value that the index does not hold, a class name that is not the label's.
+    Raises: SampleError, with shard and key, for a missing or undecodable image, a label or attribute value that is not
+        in the index, or a class name that contradicts the label.
     """
     annotation = parse_annotation(raw, fields)
     classes, label = shard_set.classes, annotation.label
@@ -60,7 +60,7 @@ def decode_sample(raw: RawSample, shard_set: ShardSet, *, fields: Fields, resolu
             raise fault(raw, f"class '{annotation.class_name}' is not in the index")
         label = classes.index(annotation.class_name)
     if label is not None and label >= len(classes):
-        raise fault(raw, f"label {label} is outside of the {len(classes)} classes of the index")
+        raise fault(raw, f"label {label} is out of range: the index has {len(classes)} classes")
     if label is not None and annotation.class_name not in (None, classes[label]):
         raise fault(raw, f"label {label} is '{classes[label]}' in the index and '{annotation.class_name}' here")
     for name, value in annotation.attributes.items():
@@ -82,25 +82,25 @@ def decode_sample(raw: RawSample, shard_set: ShardSet, *, fields: Fields, resolu
 def decode_image(raw: RawSample, fields: Fields) -> Image.Image:
     """Decode the image of a sample to RGB; transparent parts become white, EXIF rotation is not applied.
 
-    Raises: SampleError if there is not exactly one image, or it is cut off, of another format than JPEG, PNG and WebP,
-        or deeper than 8 bits a channel.
+    Raises: SampleError for several images or none, and for an image that is truncated, has another format than JPEG,
+        PNG or WebP, or more than 8 bits per channel.
     """
     name = image_field(raw, fields)
     try:
         image = Image.open(io.BytesIO(raw.files[name]), formats=FORMATS)
         deep = is_deep(image)
         image.load()
-    except Exception as error:  # on broken bytes decoders raise OSError, SyntaxError, struct.error and others
-        raise fault(raw, f"image '{name}' can't be decoded ({type(error).__name__}: {error})") from error
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and others
+        raise fault(raw, f"cannot decode image '{name}' ({type(error).__name__}: {error})") from error
     if deep:
-        raise fault(raw, f"image '{name}' has more than 8 bits a channel; convert it to 8 bits")
+        raise fault(raw, f"image '{name}' has more than 8 bits per channel; convert it to 8 bits")
     return to_rgb(image)
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Bring an image to `resolution` x `resolution` pixels: scale its shorter side (bicubic), cut out the centre.
+    """Resize the shorter side of an image to `resolution` pixels (bicubic) and crop the centre square.
 
-    An image of that size already is returned as it is.
+    An image of that size is returned unchanged.
     """
     width, height = image.size
     shorter = min(width, height)

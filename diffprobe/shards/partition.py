@@ -1,7 +1,7 @@
-"""Who reads what: samples of a split shared out to ranks and loader workers. Pure arithmetic on the index's counts.
+"""Partition the samples of a split among ranks and loader workers, from the counts in the index.
 
-The samples of a split stand in one line, shard after shard. Each rank takes one span of the line, each worker a part
-of its rank's span that ends on a batch. So every sample is read once, for any number of ranks, workers and shards.
+The samples of a split form one sequence, shard after shard. Each rank reads one span of it, each worker a part of its
+rank's span that consists of whole batches. Every sample is read once, for any number of ranks, workers and shards.
 """
 
 import math
@@ -24,19 +24,19 @@ class ShardSlice:
 
 
 def limit_pieces(pieces: Sequence[ShardSlice], limit: int | None) -> list[ShardSlice]:
-    """Keep the first `limit` samples of the line; all for None. Raises: ShardError for a limit below 1."""
+    """Return the slices of the first `limit` samples; all for None. Raises: ShardError for a limit below 1."""
     if limit is None:
         return list(pieces)
     if limit < 1:
-        raise ShardError(f"limit={limit} leaves no sample; allowed: None (all) or an integer from 1.")
+        raise ShardError(f"limit={limit} is out of range; allowed: None (all) or an integer from 1.")
     return cut(pieces, 0, min(limit, sum(map(len, pieces))))
 
 
 def span_of_rank(n_samples: int, rank: int, world_size: int, *, equal: bool) -> tuple[int, int]:
     """Return the span (start, stop) of one rank.
 
-    With `equal` every rank gets ceil(n / world_size) samples; the last ranks then run over the end of the line, and
-    `cut` goes on at its beginning. Otherwise each sample is in exactly one span, and spans differ by one at most.
+    With `equal` every rank gets ceil(n / world_size) samples; the last spans may exceed the sequence, which `cut` then
+    repeats. Otherwise each sample is in exactly one span, and the sizes of spans differ by at most one.
 
     >>> [span_of_rank(5, rank, 2, equal=False) for rank in range(2)]
     [(0, 2), (2, 5)]
@@ -50,7 +50,7 @@ def span_of_rank(n_samples: int, rank: int, world_size: int, *, equal: bool) -> 
 
 
 def span_of_worker(span: tuple[int, int], worker: int, n_workers: int, batch_size: int) -> tuple[int, int]:
-    """Return the part of a rank's span that one worker reads: whole batches, so that only the rank's last is short.
+    """Return the part of a rank's span for one worker: whole batches, except for the last batch of the rank.
 
     >>> [span_of_worker((10, 20), worker, 2, batch_size=4) for worker in range(2)]
     [(10, 14), (14, 20)]
@@ -62,7 +62,7 @@ def span_of_worker(span: tuple[int, int], worker: int, n_workers: int, batch_siz
 
 
 def cut(pieces: Sequence[ShardSlice], start: int, stop: int) -> list[ShardSlice]:
-    """Return the samples `start` to `stop` of the line as pieces; past its end the line begins again.
+    """Return the samples `start` to `stop` of the sequence as slices; past its end it repeats from the beginning.
 
     >>> pieces = [ShardSlice("a", 0, 3), ShardSlice("b", 0, 2)]
     >>> [(piece.file, piece.start, piece.stop) for piece in cut(pieces, 2, 6)]
@@ -81,7 +81,7 @@ def cut(pieces: Sequence[ShardSlice], start: int, stop: int) -> list[ShardSlice]
 
 
 def steps_per_epoch(n_samples: int, world_size: int, batch_size: int) -> int:
-    """Return the number of training batches of every rank: ceil(ceil(n_samples / world_size) / batch_size).
+    """Return the number of training batches per rank: ceil(ceil(n_samples / world_size) / batch_size).
 
     >>> steps_per_epoch(n_samples=10, world_size=3, batch_size=2)
     2

@@ -1,7 +1,7 @@
-"""Shards to batches: the samples of a split for one rank, decoded, in an order fixed by (seed, epoch).
+"""Stream shards: the decoded samples of a split for one rank, in an order fixed by (seed, epoch).
 
-Owns order, wrapping and the handling of faulty samples; who reads what is in plan.py. Rank, world size and epoch are
-passed in, never read from the environment, which a loader worker may not share with its parent.
+Handles order, repetition and faulty samples; partition.py assigns samples to ranks and workers. Rank, world size and
+epoch are arguments, since a loader worker may not have its parent's environment.
 """
 
 import logging
@@ -25,35 +25,35 @@ _log = logging.getLogger(__name__)
 
 
 class SampleStream(IterableDataset[Sample]):
-    """The samples of one split that one rank reads.
+    """The samples of one split for one rank.
 
-    Without `equal` (evaluation, extraction) all ranks and workers together give each sample exactly once. With `equal`
-    (training under DDP) every rank gives ceil(n / world_size) samples: the last ranks go on at the beginning of the
-    epoch's order, so fewer than `world_size` samples come twice, the same ones whenever the epoch is run again.
+    Without `equal` (evaluation, extraction) all ranks and workers together yield each sample exactly once. With `equal`
+    (training under DDP) every rank yields ceil(n / world_size) samples: the last ranks continue at the beginning of the
+    epoch's order, so fewer than `world_size` samples are repeated, the same ones in every run.
 
     Args:
         shard_set: the set, from `ShardSet.load`.
         split: name of a split.
         resolution: height and width of the images in pixels (see `decode.fit`); None keeps their size.
-        fields: which file and key of a sample holds what (see `ShardSet.fields_for`).
-        rank: of this process, from 0.
+        fields: names of the files and keys of a sample (see `ShardSet.fields_for`).
+        rank: rank of this process, from 0.
         world_size: number of processes.
-        shuffle_buffer: 0 keeps the order of the shards; else shards are shuffled, and samples among that many others.
-        seed: of the order.
+        shuffle_buffer: 0 keeps the order of the shards; otherwise shards are shuffled, and samples in a buffer of this
+            size.
+        seed: seed of the order.
         epoch: the order differs between epochs; see `set_epoch`.
-        on_error: "raise" stops at a faulty sample; "skip" leaves it out and lists it in `skipped`. A fault of a whole
-            shard (cut off, duplicate key, not what the index says) always stops.
-        limit: take only the first so many samples of the split, by shard order, faulty ones counted.
+        on_error: "raise" stops at a faulty sample; "skip" skips it and lists it in `skipped`. A fault of a whole shard
+            (truncated, duplicate key, different from the index) always raises.
+        limit: read only the first `limit` samples of the split in shard order, faulty ones included.
         shard_subset: file names of the shards to read, after `limit`; None for all.
-        equal: give every rank the same number of samples.
+        equal: yield the same number of samples on every rank.
 
     Attributes:
-        skipped: message by key of the samples left out so far in this process. Loader workers hand theirs over to
+        skipped: key -> message of the samples skipped so far in this process. Those of loader workers are in
             `ImageLoader.skipped`.
 
-    Raises: UnknownName for an unknown split or shard, ConfigError for a bad number, choice or field,
-        ShardError for a shard that has changed since it was indexed; when iterated, SampleError and ShardError, named
-        by shard and key.
+    Raises: UnknownName for an unknown split or shard, ConfigError for an invalid argument, ShardError for a shard that
+        was modified after indexing; when iterated, SampleError and ShardError with shard and key.
     """
 
     def __init__(
@@ -76,9 +76,11 @@ class SampleStream(IterableDataset[Sample]):
         if on_error not in ("raise", "skip"):
             raise unknown("on_error", on_error, ("raise", "skip"), ConfigError)
         if not 0 <= rank < world_size:
-            raise ConfigError(f"rank={rank} is outside of world_size={world_size}.", f"allowed: 0 to {world_size - 1}")
+            raise ConfigError(
+                f"rank={rank} is out of range for world_size={world_size}.", f"allowed: 0 to {world_size - 1}"
+            )
         if (resolution is not None and resolution < 1) or shuffle_buffer < 0:
-            raise ConfigError(f"resolution={resolution}, shuffle_buffer={shuffle_buffer}: a size is too small.")
+            raise ConfigError(f"resolution={resolution}, shuffle_buffer={shuffle_buffer}: too small.")
         self.shard_set, self.split, self.resolution = shard_set, split, resolution
         self.fields = shard_set.fields_for(fields)
         self.rank, self.world_size, self.equal = rank, world_size, equal
@@ -101,19 +103,19 @@ class SampleStream(IterableDataset[Sample]):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The samples of this rank, as positions in the line of all samples (past its end the line begins again)."""
+        """The samples of this rank, as positions in the sequence of all samples, which repeats past its end."""
         return span_of_rank(sum(map(len, self._pieces)), self.rank, self.world_size, equal=self.equal)
 
     @property
     def n_samples(self) -> int:
-        """Number of samples that this rank reads in an epoch, faulty ones too."""
+        """Number of samples of this rank per epoch, faulty ones included."""
         return self.span[1] - self.span[0]
 
     def __iter__(self) -> Iterator[Sample]:
         return self.iterate(batch_size=1)
 
     def iterate(self, batch_size: int) -> Iterator[Sample]:
-        """Yield the samples of this worker; its part ends on a batch of `batch_size`."""
+        """Yield the samples of this worker, in whole batches of `batch_size`."""
         info = get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
         start, stop = span_of_worker(self.span, worker, n_workers, batch_size)
@@ -125,18 +127,20 @@ class SampleStream(IterableDataset[Sample]):
             for sample in self._decoded(_shuffled(self._raw(pieces), self.shuffle_buffer, generator)):
                 yield sample
                 n_given += 1
-                if n_given == stop - start and round_:  # the first round runs on, to judge the end of the last shard
+                if (
+                    n_given == stop - start and round_
+                ):  # the first round continues to the end of the last shard, to verify it
                     return
             if not self.equal:
-                return  # left-out samples make an evaluation shorter; equal streams read good ones again instead
+                return  # skipped samples shorten an evaluation; equal streams repeat valid samples instead
             if n_given == before:
                 raise ShardError(
-                    f"rank {self.rank} of split '{self.split}' found no sample without a fault.", *self.skipped.values()
+                    f"rank {self.rank} of split '{self.split}' has no valid sample.", *self.skipped.values()
                 )
             round_ += 1
 
     def _ordered(self) -> list[ShardSlice]:
-        """Put the shards in this epoch's order, the same on all ranks."""
+        """Return the shards in this epoch's order, which is equal on all ranks."""
         pieces = list(self._pieces)
         if self.shuffle_buffer:
             random.Random(derive_seed("shards", self.seed, self.epoch)).shuffle(pieces)
@@ -153,7 +157,7 @@ class SampleStream(IterableDataset[Sample]):
                     break
             if count < piece.stop or count > self._counts[piece.file]:
                 raise ShardError(
-                    f"{piece.file}: the shard holds {count} samples, the index says {self._counts[piece.file]}.",
+                    f"{piece.file}: the shard has {count} samples, the index {self._counts[piece.file]}.",
                     fix=f"diffprobe data verify {self.shard_set.root}",
                 )
 
@@ -170,22 +174,22 @@ class SampleStream(IterableDataset[Sample]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """The batches of a SampleStream; made by `make_loader`.
+    """The batches of a SampleStream; created by `make_loader`.
 
     Attributes:
-        stream: what is read.
-        skipped: message by key of the samples left out in the last iteration, from all workers.
+        stream: the stream.
+        skipped: key -> message of the samples skipped in the last iteration, from all workers.
     """
 
     def __init__(self, stream: SampleStream, batch_size: int, **options: Any) -> None:
         super().__init__(_Batches(stream, batch_size), batch_size=None, **options)
         self.stream = stream
         self.skipped: dict[str, str] = {}
-        # Lightning tells the epoch to a loader's sampler, also after a restart; our order is the stream's affair.
+        # Lightning calls set_epoch of a loader's sampler, also after a restart; here the stream has the order.
         self.sampler.set_epoch = self.set_epoch  # type: ignore[attr-defined]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch for the next iteration; Lightning's loops call it by themselves."""
+        """Set the epoch for the next iteration; Lightning's loops call it."""
         self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
@@ -194,7 +198,7 @@ class ImageLoader(DataLoader[Any]):
             for key, message in skipped.items():
                 _log.warning("left out: %s", message)
                 self.skipped[key] = message
-            if isinstance(item, DiffprobeError):  # raised here, a worker's traceback would bury its message
+            if isinstance(item, DiffprobeError):  # raised here, since a worker's traceback would hide its message
                 raise item
             if item is not None:
                 yield item
@@ -208,13 +212,13 @@ def make_loader(
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
 ) -> ImageLoader:
-    """Make the loader of a stream; `len(loader)` is its number of batches, of which only the last may be short.
+    """Return the loader of a stream; `len(loader)` is its number of batches, of which only the last may be short.
 
-    An equal stream gives `plan.steps_per_epoch` batches on every rank, for any number of workers.
+    An equal stream yields `partition.steps_per_epoch` batches on every rank, for any number of workers.
 
     Args:
-        stream: what to read; workers read disjoint parts of it.
-        batch_size: samples a batch on this rank.
+        stream: the stream; workers read disjoint parts of it.
+        batch_size: samples per batch on this rank.
         num_workers: loader processes; 0 reads in this process.
         pin_memory: put batches into page-locked memory.
         multiprocessing_context: "fork", "spawn" or "forkserver"; None for the platform's own.
@@ -231,7 +235,7 @@ Item = tuple[ImageBatch | DiffprobeError | None, dict[str, str]]
 
 
 class _Batches(IterableDataset[Item]):
-    """Batches made where samples are decoded, each with what was left out since the one before."""
+    """Batches, each with the samples skipped since the one before."""
 
     def __init__(self, stream: SampleStream, batch_size: int) -> None:
         self.stream, self.batch_size = stream, batch_size
@@ -265,7 +269,7 @@ class _Batches(IterableDataset[Item]):
 
 
 def _shuffled(raws: Iterator[RawSample], size: int, generator: random.Random) -> Iterator[RawSample]:
-    """Give each sample from among `size` waiting ones, still undecoded."""
+    """Shuffle undecoded samples in a buffer of `size`."""
     if size < 2:
         yield from raws
         return

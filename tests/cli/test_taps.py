@@ -36,7 +36,7 @@ def test_taps_are_printed_with_aliases_sizes_and_cost(tiny_sd: Path, capsys: pyt
 def test_the_backbone_itself_is_described_first(tiny_sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, str(tiny_sd))
     assert "family sd_unet, 32 px, noised as 4 x 16 x 16" in lines[0] and lines[0].endswith("timesteps 0..999")
-    assert "can be told: empty, caption" in lines[1] and "MFLOPs in the whole denoiser" in lines[1]
+    assert "conditions: empty, caption" in lines[1] and "MFLOPs per image in the whole denoiser" in lines[1]
     assert lines[-1].endswith("more inside the blocks: --inner")
 
 
@@ -45,7 +45,7 @@ def test_inner_taps_and_readouts_are_printed_when_asked_for(tiny_sd: Path, capsy
     forms = {line.split()[0]: line.split()[2:] for line in rows(lines)}
     assert forms[ATTN][:5] == ["tokens", "32", "8", "x", "8"]
     assert forms[f"{ATTN}/probs"][:5] == forms[f"{ATTN}/logits"][:5] == ["attention", "24", "8", "x", "8"]
-    assert any(line.startswith("attention: a channel a text token") for line in lines)
+    assert any(line.startswith("attention: one channel per text token") for line in lines)
 
 
 def test_the_pixels_have_one_tap(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,9 +51,7 @@ def test_a_file_in_place_of_a_shipped_preset_is_named(folder: Path, capsys: pyte
     shown = "configs/trainer/cpu.yaml (in place of the shipped file of that name)"
     assert main(["config"]) == 2
     err = capsys.readouterr().err
-    assert (
-        f"selects an unknown trainer 'default'.\n  read in {shown}\n" in err and "fix: rename or move that file" in err
-    )
+    assert f"selects an unknown trainer 'default'.\n  read in {shown}\n" in err and "fix: rename" in err
     (folder / "configs" / "trainer" / "cpu.yaml").write_text("max_epochs: 3\nfast: true\n")
     assert main(["config"]) == 2
     assert f"unknown key 'trainer.fast' in {shown}, line 2." in capsys.readouterr().err

@@ -137,10 +137,10 @@ def test_an_unknown_key_names_file_line_nearest_and_all_keys() -> None:
     ]
 
 
-def test_all_faults_are_reported_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     tree = {"inner": {"sise": 1, "rate": "x"}, "flag": 3, "zzz": 1}
     message = fault(tree, {"flag": ("the command line", 0), "inner.rate": ("a.yaml", 2)})
-    assert message.startswith("5 faults in the configuration.")
+    assert message.startswith("5 errors in the configuration.")
     for part in (
         "unknown key 'inner.sise'",
         "'inner.rate' is 'x' (str), expected float in a.yaml, line 2",
@@ -168,7 +168,7 @@ def test_a_tree_that_is_no_tree_is_refused() -> None:
     assert "expected keys of Root" in fault([1, 2])
 
 
-def test_a_free_form_block_remembers_its_lines_for_its_own_judge() -> None:
+def test_a_free_form_block_keeps_the_lines_of_its_keys() -> None:
     params = parse(Root, {"name": "a", "params": {"sise": 3}}, {"params.sise": ("a.yaml", 9)}).params
     with pytest.raises(ConfigError, match=r"unknown key 'params\.sise' in a\.yaml, line 9") as caught:
         parse(Inner, params)
@@ -195,5 +195,5 @@ def test_a_config_can_be_copied_pickled_and_turned_into_plain_dicts() -> None:
         (Any, "anything"),
     ],
 )
-def test_types_are_described_for_people(hint: Any, text: str) -> None:
+def test_types_are_described(hint: Any, text: str) -> None:
     assert describe(hint) == text

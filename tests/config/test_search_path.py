@@ -37,7 +37,7 @@ def test_choices_of_all_roots_are_listed(two_roots: tuple[Path, Path]) -> None:
     assert search_path.BASE not in groups
 
 
-def test_tables_are_no_experiments(two_roots: tuple[Path, Path]) -> None:
+def test_tables_are_not_experiments(two_roots: tuple[Path, Path]) -> None:
     assert {"paper/row", "emoji/classifier"} <= set(search_path.experiments())
     assert "paper/table" not in search_path.experiments()
 
@@ -48,7 +48,7 @@ def test_files_are_shown_relative_where_possible(two_roots: tuple[Path, Path], t
     assert search_path.display(tmp_path / "elsewhere.yaml") == str(tmp_path / "elsewhere.yaml")
 
 
-def test_a_variable_that_names_no_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_does_not_name_a_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(search_path.VARIABLE, str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="holds neither configs/ nor experiments/"):
+    with pytest.raises(ConfigError, match="DIFFPROBE_CONFIGS.*neither configs/ nor experiments/"):
         search_path.roots()

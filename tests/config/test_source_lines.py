@@ -38,5 +38,5 @@ def test_the_kind_is_read_before_anything_is_merged(folder: Path) -> None:
 
 def test_keys_of_nested_blocks_have_to_be_text_too(folder: Path) -> None:
     (folder / "odd.yaml").write_text("data:\n  limit: 3\n  3: x\n")
-    with pytest.raises(ConfigError, match=r"key '3' in odd\.yaml, line 3, is no text to YAML but int"):
+    with pytest.raises(ConfigError, match=r"key '3' in odd\.yaml, line 3, has YAML type int"):
         read_kind(folder / "odd.yaml")

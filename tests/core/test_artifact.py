@@ -84,7 +84,7 @@ def test_files_of_others_are_opened_to_whom_the_umask_allows(tmp_path: Path) -> 
         ("[1]", "no artifact header"),
         ('{"kind": "thing"}', "no artifact header"),
         (json.dumps({HEADER: make_header("store", 1)}), "is an artifact 'store', expected 'thing'"),
-        (json.dumps({HEADER: make_header("thing", 2)}), "has schema version 2 of 'thing', this code reads 1"),
+        (json.dumps({HEADER: make_header("thing", 2)}), "has schema version 2 of 'thing', expected 1"),
     ],
 )
 def test_a_foreign_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:

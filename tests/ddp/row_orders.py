@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.placement import hold_tables
+from diffprobe.features.placement import place_tables
 from diffprobe.features.stored import RowLoader, StoredRows
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.checkpoint import find_checkpoint
@@ -54,7 +54,7 @@ class Tokens(toy.Toy):
         features = [{TOKENS: part} for part in table.features[TOKENS].split(50)]
         keys = [table.keys[:50], table.keys[50:]]
         parts = [FeatureTable(*found, table.label[:0], {}) for found in zip(features, keys, strict=True)]
-        rows = StoredRows(hold_tables(parts, "mapped", split=split))
+        rows = StoredRows(place_tables(parts, "mapped", split=split))
         return RowLoader(rows, self.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
 
 

@@ -55,7 +55,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_read(tmp_path):
     check_space([fits, Need(other, 10, 100, 1)])
     half = (os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize) // 1000 * 6 // 10
     check_space([Need(tmp_path, 1000, half - 10_000, 1)])
-    with pytest.raises(RunFailed, match="would be written, and .* left") as caught:  # each fits, both do not
+    with pytest.raises(RunFailed, match="are needed, but .* left") as caught:  # each fits, both do not
         check_space([Need(tmp_path, 1000, half, 1), Need(other, 1000, half, 1)])
     assert f"1,000 samples of {half:,} bytes in '{other}'" in str(caught.value)
 
@@ -83,7 +83,7 @@ def test_a_limit_on_files_stops_the_run_and_keeps_what_is_complete(configs, file
     parts = configs(**order, features_pool="none")
     with files_of_at_most(4 * 4 * 32 * 8 * 8), pytest.raises(RunFailed, match=r"is full \(File too large\)") as caught:
         extract(*parts, progress=False)
-    assert "complete and kept: 4 of 7 shards; next is 'train-0000.tar'" in str(caught.value)
+    assert "complete and kept: 4 of 7 shards; next: 'train-0000.tar'" in str(caught.value)
     assert "run the same command again" in str(caught.value)
     (path,) = Path(parts[2].store).iterdir()
     assert FeatureStore.open(path).missing() == [f"train-000{i}.tar" for i in range(3)]
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_meanwhile_stops_the_run_and_keeps_what_is_complete
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tmpfs")
 def test_a_disk_that_is_too_small_is_noticed_before_the_first_image(configs, tmp_path):
     with small_disk(tmp_path / "disk", 1 << 18) as disk:
-        with pytest.raises(RunFailed, match="would be written"):
+        with pytest.raises(RunFailed, match="are needed"):
             extract(*configs(features_store=str(disk / "s"), features_pool="none"), progress=False)
         (path,) = (disk / "s").iterdir()
         assert [entry.name for entry in path.iterdir()] == ["manifest.json"]

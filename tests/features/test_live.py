@@ -27,7 +27,7 @@ def test_live_features_of_one_cell_run_the_backbone_no_further_and_are_the_same(
 def test_live_features_refuse_a_precision_that_rounds_the_images(both, make_trainer, probe_class):
     live, _ = both
     probe = probe_class("mid_block@t20:empty:mean", live.widths["mid_block@t20:empty:mean"], len(live.classes))
-    with pytest.raises(ConfigError, match="bf16-true converts the images"):
+    with pytest.raises(ConfigError, match="trainer.precision=bf16-true"):
         make_trainer(precision="bf16-true").fit(probe, live)
 
 
@@ -42,7 +42,7 @@ def test_outside_of_a_trainer_the_backbone_stays_where_it_is(both, shared, by_ke
 def test_a_backbone_that_was_asked_to_be_elsewhere_is_not_moved(shared):
     live = LiveFeatures(*shared(backbone_device="cpu"))
     (batch, *_) = live.loader("val", shuffle=False)
-    with pytest.raises(ConfigError, match="backbone.device=cpu, but the probe is trained on meta"):
+    with pytest.raises(ConfigError, match="backbone.device=cpu, .*meta"):
         live.on_after_batch_transfer(batch.to("meta"), 0)
     assert live.on_after_batch_transfer(batch, 0).keys == batch.keys
 

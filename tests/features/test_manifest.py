@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffprobe.core.errors import ConfigError, SchemaError
-from diffprobe.features.manifest import Manifest, ShardEntry, cell_file, differences, kind_of, stored_counts
+from diffprobe.features.manifest import SCHEMA_VERSION, Manifest, ShardEntry, cell_file, differences, kind_of, stored_counts
 
 
 def test_versions_and_names_are_recorded_but_not_digested(manifest, changed_manifest):
@@ -48,15 +48,15 @@ def test_a_manifest_changed_by_hand_is_refused(manifest, tmp_path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    with pytest.raises(SchemaError, match="was changed after it was written"):
+    with pytest.raises(SchemaError, match="modified"):
         Manifest.read(path)
 
 
 def test_a_manifest_without_a_part_is_refused(manifest, tmp_path):
     from diffprobe.core.artifact import write_artifact
 
-    write_artifact(tmp_path / "m.json", {"cells": {}}, kind="feature_store", schema_version=2)
-    with pytest.raises(SchemaError, match="no complete manifest.*backbone"):
+    write_artifact(tmp_path / "m.json", {"cells": {}}, kind="feature_store", schema_version=SCHEMA_VERSION)
+    with pytest.raises(SchemaError, match="not a complete manifest.*backbone"):
         Manifest.read(tmp_path / "m.json")
 
 
@@ -78,11 +78,11 @@ def test_differences_name_setting_store_and_request(manifest, changed_manifest):
         shards=(*manifest.shards, ShardEntry(file="test-0000.tar", split="test", n=2, sha256="9" * 64)),
     )
     lines = "\n".join(differences(manifest, asked))
-    assert "backbone.seed: store 0, asked 3" in lines
-    assert "backbone.weights: store abababab.., asked efefefef.." in lines
-    assert "data.shard_set: store cdcdcdcd.., asked 01010101.." in lines
-    assert "cells: the store lacks up_blocks.1@t10:empty:mean" in lines
-    assert "shards: the store lacks test-0000.tar; its splits are train, val" in lines
+    assert "backbone.seed: store 0, requested 3" in lines
+    assert "backbone.weights: store abababab.., requested efefefef.." in lines
+    assert "data.shard_set: store cdcdcdcd.., requested 01010101.." in lines
+    assert "cells: missing in the store: up_blocks.1@t10:empty:mean" in lines
+    assert "shards: missing in the store: test-0000.tar; its splits are train, val" in lines
     assert len(differences(manifest, asked)) == 5
 
 
@@ -90,7 +90,7 @@ def test_another_sample_count_or_checksum_of_a_shard_is_a_difference(manifest, c
     first, *rest = manifest.shards
     fewer = changed_manifest(shards=(ShardEntry(file=first.file, split="train", n=2, sha256=first.sha256), *rest))
     (line,) = differences(manifest, fewer)
-    assert "train-0000.tar" in line and "store train 11, val 5, asked train 6, val 5" in line
+    assert "train-0000.tar" in line and "store train 11, val 5, requested train 6, val 5" in line
 
 
 def test_a_wider_cell_is_a_difference(manifest, changed_manifest):
@@ -102,7 +102,7 @@ def test_a_wider_cell_is_a_difference(manifest, changed_manifest):
 
 def test_cells_that_would_share_a_file_are_refused(changed_manifest):
     assert cell_file("a/b@t1:empty:mean") == cell_file("a_b@t1:empty:mean")
-    with pytest.raises(ConfigError, match="share one file"):
+    with pytest.raises(ConfigError, match="two cells have the same file"):
         changed_manifest(cells={"a/b@t1:empty:mean": 1, "a_b@t1:empty:mean": 1})
 
 

@@ -9,7 +9,7 @@ STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
 
 
 @pytest.mark.parametrize(
-    ("environ", "part", "said"),
+    ("environ", "part", "note"),
     [
         ({}, "0/1", ""),
         ({"RANK": "1", "WORLD_SIZE": "3"}, "1/3", "RANK=1, WORLD_SIZE=3"),
@@ -19,15 +19,15 @@ STEP = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, "0/1", ""),
     ],
 )
-def test_the_part_that_the_environment_names(environ, part, said):
+def test_the_part_that_the_environment_names(environ, part, note):
     share = share_of(environ)
-    assert (str(share), share.note) == (part, said)
+    assert (str(share), share.note) == (part, note)
 
 
 def test_a_batch_script_outside_of_a_step_does_everything_and_says_so():
     share = share_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17"})
     assert (share.index, share.count) == (0, 1)
-    assert "SLURM_NTASKS=4" in share.note and "no srun step" in share.note
+    assert "SLURM_NTASKS=4" in share.note and "not an srun step" in share.note
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,6 @@ def test_a_batch_script_outside_of_a_step_does_everything_and_says_so():
     ],
 )
 def test_half_an_environment_is_refused(environ):
-    with pytest.raises(ConfigError, match="names no part") as caught:
+    with pytest.raises(ConfigError, match="process numbers") as caught:
         share_of(environ)
     assert "--process I/N" in str(caught.value)

@@ -1,10 +1,13 @@
 """A store serves what it holds, refuses what it does not, and notices changed bytes."""
 
+import json
+
 import pytest
 import torch
 
-from diffprobe.core.errors import SchemaError, StoreIncomplete, StoreMismatch, UnknownName
+from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, UnknownName
 from diffprobe.features.reader import FeatureStore, list_stores
+from diffprobe.features.writer import StoreWriter
 
 CELL = "mid_block@t10:empty:mean"
 
@@ -69,7 +72,7 @@ def test_find_refuses_other_stores_and_lists_what_differs_from_the_nearest(tmp_p
     store = fill(tmp_path, near)
     with pytest.raises(StoreMismatch, match=store.path.name) as caught:
         FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
-    assert "backbone.seed: store 1, asked 0" in str(caught.value)
+    assert "backbone.seed: store 1, requested 0" in str(caught.value)
     assert "weights" not in str(caught.value)
     assert "diffprobe extract data=toy" in str(caught.value)
 
@@ -92,7 +95,7 @@ def test_what_was_changed_or_is_gone_is_not_loaded(tmp_path, manifest, fill):
     samples = store.path / "val-0000.tar" / "samples.json"
     samples.write_text(samples.read_text().replace("caption 3", "caption 4", 1))
     (store.path / "train-0000.tar" / "mid_block@t10.empty.mean.safetensors").unlink()
-    with pytest.raises(SchemaError, match="was changed"):
+    with pytest.raises(SchemaError, match="val-0000.tar"):
         store.load("val")
     with pytest.raises(StoreIncomplete, match="is missing"):
         store.load("train")
@@ -110,7 +113,7 @@ def test_a_truncated_feature_file_is_named(tmp_path, manifest, fill):
     store = fill(tmp_path, manifest)
     path = store.path / "val-0000.tar" / "mid_block@t10.empty.mean.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(SchemaError, match="can't be read"):
+    with pytest.raises(SchemaError, match="mid_block@t10.empty.mean.safetensors"):
         store.load("val")
 
 
@@ -133,7 +136,7 @@ def test_a_broken_store_is_listed_and_does_not_hide_the_others(tmp_path, manifes
     store = fill(tmp_path, manifest)
     broken = fill(tmp_path, changed_manifest(dtype="float16"))
     (broken.path / "manifest.json").write_text("{")
-    faults: dict[str, str] = {}
+    faults: dict[str, SchemaError] = {}
     assert [found.path for found in list_stores(tmp_path, broken=faults)] == [store.path]
     assert list(faults) == [broken.path.name]
     assert FeatureStore.find(tmp_path, manifest).path == store.path
@@ -141,5 +144,71 @@ def test_a_broken_store_is_listed_and_does_not_hide_the_others(tmp_path, manifes
 
 def test_classes_and_attribute_values_come_with_the_store(tmp_path, manifest, fill):
     store = fill(tmp_path, manifest)
-    assert store.classes == ("cat", "dog")
+    assert store.classes() == store.classes("label") == ("cat", "dog")
+    assert store.classes("style") == ("a", "b", "c") and store.splits == ("train", "val")
     assert store.attributes == {"style": ("a", "b", "c")}
+
+
+def test_arrays_are_the_features_and_targets_of_one_cell(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    table = store.load("train")
+    x, y = store.arrays("mid_block@t10")
+    assert torch.equal(x, table.features[CELL]) and torch.equal(y, table.label)
+    assert store.arrays(CELL, split="val")[0].shape == (5, 3)
+
+
+def test_arrays_leave_out_samples_without_the_target(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    table = store.load("train")
+    known = table.attributes["style"] >= 0
+    x, y = store.arrays("mid_block", target="style")
+    assert 0 < len(y) < len(table) and torch.equal(y, table.attributes["style"][known])
+    assert torch.equal(x, table.features[CELL][known])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cell": "mid_blok@t10"}, f"nearest: {CELL}"),
+        ({"cell": "mid_block", "split": "vall"}, "nearest: val"),
+        ({"cell": "mid_block", "target": "stile"}, "nearest: style"),
+        ({"cell": "mid_block", "target": "lable"}, "nearest: label"),
+    ],
+)
+def test_unknown_names_in_arrays_are_refused_with_the_nearest(tmp_path, manifest, fill, arguments, message):
+    store = fill(tmp_path, manifest)
+    with pytest.raises(UnknownName) as caught:
+        store.arrays(**arguments)
+    assert message in str(caught.value)
+
+
+def test_arrays_need_one_vector_per_sample(tmp_path, changed_manifest, toy_batches):
+    manifest = changed_manifest(cells={"mid_block@t10:empty:none": 3})
+    writer = StoreWriter(tmp_path, manifest)
+    for shard in manifest.shards:
+        items = list(toy_batches(manifest, shard))
+        for item in items:
+            item.batch.features = {cell: x[:, :, None, None] for cell, x in item.batch.features.items()}
+        writer.write(shard, items)
+    with pytest.raises(ConfigError, match=r"\[3, 1, 1\]"):
+        FeatureStore.open(writer.path).arrays("mid_block")
+
+
+def make_old(path, version=2):
+    """Rewrite a manifest as an older version wrote it: its digests fit."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["header"]["schema_version"] = version
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_store_of_an_older_schema_is_refused_with_the_command_that_extracts_it_again(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    make_old(store.path)
+    faults: dict[str, SchemaError] = {}
+    assert list(list_stores(tmp_path, broken=faults)) == [] and list(faults) == [store.path.name]
+    for open_it in (lambda: FeatureStore.open(store.path), lambda: FeatureStore.find(tmp_path, manifest)):
+        with pytest.raises(SchemaError, match="schema version 2 of 'feature_store'") as caught:
+            open_it()
+        fix = caught.value.fix or ""
+        assert "diffprobe extract backbone.path=toy data.path=" in fix
+        assert "'features.taps=[mid_block,up_blocks.0]' 'features.timesteps=[10]'" in fix and str(store.path) in fix

@@ -36,7 +36,7 @@ def test_a_layout_numbers_the_rows_of_several_cells_through():
 
 
 def test_widths_and_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="rows of one width"):
+    with pytest.raises(ConfigError, match="cells of one width"):
         RowLayout.of(["a@t1", "a@t9"], {"a@t1": torch.zeros(5, 2), "a@t9": torch.zeros(5, 3)})
     with pytest.raises(ConfigError, match="expected for pool=mean: 1 axes after the samples"):
         by_place(torch.zeros(5, 2, 3, 4), "a@t1:empty:mean")

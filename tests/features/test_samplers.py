@@ -39,7 +39,7 @@ def test_evaluation_gives_each_row_exactly_once(n, world):
 
 
 def test_more_ranks_than_samples_are_refused():
-    with pytest.raises(ConfigError, match="2 samples can't be shared by 3 processes"):
+    with pytest.raises(ConfigError, match="2 samples .* 3 processes"):
         eval_order(2, rank=0, world_size=3)
 
 

@@ -45,7 +45,7 @@ def test_rows_that_were_read_can_be_written_to(tmp_path):
 
 def test_rows_of_another_shape_are_refused(tmp_path):
     writer = RowWriter(tmp_path / "a", "features", 4, (3,))
-    with pytest.raises(RunFailed, match=r"rows of \(3,\), got \(2,\)"):
+    with pytest.raises(RunFailed, match=r"rows of shape \(3,\), got \(2,\)"):
         writer.append(torch.zeros(1, 2))
     writer.abandon()
     writer.abandon()

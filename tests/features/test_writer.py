@@ -135,7 +135,7 @@ def test_nan_is_refused_with_cell_shard_and_key(tmp_path, manifest, toy_batches)
 def test_samples_that_are_neither_there_nor_left_out_are_noticed(tmp_path, manifest, toy_batches):
     writer = StoreWriter(tmp_path, manifest)
     shard = manifest.shards[0]
-    with pytest.raises(RunFailed, match="gave 6 samples and left out 0, of 7"):
+    with pytest.raises(RunFailed, match="6 samples, 0 left out, expected 7"):
         writer.write(shard, list(toy_batches(manifest, shard))[:2])
     left_out = {f"{shard.file}/6": "cut off"}
     writer.write(shard, list(toy_batches(manifest, shard))[:2], left_out=left_out)
@@ -144,14 +144,14 @@ def test_samples_that_are_neither_there_nor_left_out_are_noticed(tmp_path, manif
 
 
 def test_a_shard_without_any_sample_is_refused(tmp_path, manifest):
-    with pytest.raises(RunFailed, match="no usable sample"):
+    with pytest.raises(RunFailed, match="no valid sample"):
         StoreWriter(tmp_path, manifest).write(manifest.shards[0], [])
 
 
 def test_a_folder_with_another_manifest_is_not_written_to(tmp_path, manifest, changed_manifest):
     other = changed_manifest(dtype="float16")
     other.write(tmp_path / manifest.folder / "manifest.json")
-    with pytest.raises(StoreMismatch, match="another store than its name says"):
+    with pytest.raises(StoreMismatch, match="manifest of another store"):
         StoreWriter(tmp_path, manifest)
 
 
@@ -174,7 +174,7 @@ def test_there_may_be_more_cells_than_files_by_habit(tmp_path, changed_manifest,
 
 def test_more_cells_than_the_process_may_open_are_told(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda kind: (100, 200))
-    with pytest.raises(RunFailed, match=r"2 cells .* may open 200 files") as caught:
+    with pytest.raises(RunFailed, match=r"2 cells .* can open 200 files") as caught:
         StoreWriter(tmp_path, manifest)
     assert "ulimit -Hn 258" in str(caught.value) and not list(tmp_path.iterdir())
 

@@ -45,5 +45,5 @@ def test_unequal_sizes_are_refused(make_set: Callable[..., ShardSet], png: Calla
     shard_set = make_set(2, change=lambda number, files: files.update(png=png(size=(8 + number, 8))))
     raws = read_shard(shard_set.root / "train-0000.tar")
     samples = [decode_sample(raw, shard_set, fields=Fields()) for raw in raws]
-    with pytest.raises(ShardError, match="samples of one size"):
+    with pytest.raises(ShardError, match="equal size"):
         collate(samples, shard_set)

@@ -59,15 +59,15 @@ def test_faulty_images_are_named(png: Png) -> None:
     for kind, name in (("jpeg", "jpg"), ("png", "png")):
         buffer = io.BytesIO()
         noise.save(buffer, kind)
-        with pytest.raises(SampleError, match=rf"train-0000.tar, sample 'k1': image '{name}' can't be decoded"):
+        with pytest.raises(SampleError, match=rf"train-0000.tar, sample 'k1': cannot decode image '{name}'"):
             decode_image(raw(**{name: buffer.getvalue()[: len(buffer.getvalue()) // 2]}), Fields())
-    with pytest.raises(SampleError, match="can't be decoded"):
+    with pytest.raises(SampleError, match="cannot decode image"):
         decode_image(raw(png=b""), Fields())
-    with pytest.raises(SampleError, match="can't be decoded"):  # a format that is not among the three
+    with pytest.raises(SampleError, match="cannot decode image"):  # a format that is not among the three
         decode_image(raw(png=png(kind="gif")), Fields())
-    with pytest.raises(SampleError, match="more than 8 bits a channel"):
+    with pytest.raises(SampleError, match="more than 8 bits"):
         decode_image(raw(png=png(40_000, "I;16")), Fields())
-    with pytest.raises(SampleError, match="more than 8 bits a channel"):
+    with pytest.raises(SampleError, match="more than 8 bits"):
         decode_image(raw(png=RGB_16_BITS), Fields())
 
 
@@ -116,7 +116,7 @@ def test_a_sample_has_its_parts(shard_set: ShardSet, png: Png) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"label": 3}, "label 3 is outside of the 3 classes"),
+        ({"label": 3}, "label 3 is out of range: the index has 3 classes"),
         ({"label": 0, "class_name": "b"}, "label 0 is 'a' in the index and 'b' here"),
         ({"class_name": "z"}, "class 'z' is not in the index"),
         ({"attributes": {"tone": "green"}}, "attribute tone='green' is not in the index"),

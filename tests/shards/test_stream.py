@@ -134,10 +134,10 @@ def broken(number: int, files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_faulty_sample_stops_the_run_by_name(make_set: Make, num_workers: int) -> None:
     shard_set = make_set(4, 4, change=broken, on_error="skip")
-    with pytest.raises(SampleError, match=r"^train-0000.tar, sample 'k002': image 'png' can't be decoded") as caught:
+    with pytest.raises(SampleError, match=r"^train-0000.tar, sample 'k002': cannot decode image 'png'") as caught:
         keys_of(loader_of(shard_set, shard_subset=["train-0000.tar"], num_workers=num_workers))
-    assert "it has the fields: json, png" in str(caught.value)
-    with pytest.raises(SampleError, match=r"^train-0001.tar, sample 'k005': there is no image"):
+    assert "fields: json, png" in str(caught.value)
+    with pytest.raises(SampleError, match=r"^train-0001.tar, sample 'k005': no image"):
         keys_of(loader_of(shard_set, shard_subset=["train-0001.tar"], num_workers=num_workers))
 
 
@@ -175,7 +175,7 @@ def test_equal_streams_stay_equal_when_they_skip(make_set: Make, num_workers: in
 
 def test_an_equal_stream_of_faults_alone_stops(make_set: Make) -> None:
     shard_set = make_set(2, change=lambda number, files: files.pop("png"), on_error="skip")
-    with pytest.raises(ShardError, match="found no sample without a fault") as caught:
+    with pytest.raises(ShardError, match="no valid sample") as caught:
         keys_of(loader_of(shard_set, equal=True, on_error="skip"))
     assert "sample 'k001'" in str(caught.value)
 
@@ -189,14 +189,14 @@ def test_a_shard_that_is_not_what_the_index_says_stops_the_run(
     shard_set = make_set(3)
     for count in (2, 4):
         write_shard(shard_set.root / "train-0000.tar", [(f"k{i:03d}", files(i)) for i in range(count)])
-        with pytest.raises(ShardError, match=rf"train-0000.tar: the shard holds {count} samples, the index says 3"):
+        with pytest.raises(ShardError, match=rf"train-0000.tar: the shard has {count} samples, the index 3"):
             keys_of(loader_of(shard_set, on_error=on_error))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 2, "world_size": 2}, "rank=2 is outside of world_size=2"),
+        ({"rank": 2, "world_size": 2}, "rank=2 .*world_size=2"),
         ({"on_error": "ignore"}, "unknown on_error 'ignore'"),
         ({"resolution": 0}, "resolution=0"),
         ({"batch_size": 0}, "batch_size=0"),

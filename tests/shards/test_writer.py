@@ -59,7 +59,7 @@ def test_a_failure_leaves_the_old_shard_and_nothing_else(tmp_path: Path) -> None
     path = tmp_path / "a-0.tar"
     write_shard(path, SAMPLES)
     before = path.read_bytes()
-    with pytest.raises(DuplicateKey, match=r"a-0.tar: key 'cup/2' comes twice"):
+    with pytest.raises(DuplicateKey, match=r"a-0.tar: key 'cup/2' occurs twice"):
         write_shard(path, SAMPLES + SAMPLES[:1])
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a-0.tar"]
@@ -67,7 +67,7 @@ def test_a_failure_leaves_the_old_shard_and_nothing_else(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("key", ["", "a.b", "/a", "a/", "__meta__", "x/.hidden", "caf\udce9"])
 def test_keys_that_webdataset_reads_differently_are_refused(tmp_path: Path, key: str) -> None:
-    with pytest.raises(SampleError, match="can't be a key"):
+    with pytest.raises(SampleError, match="not a valid key"):
         write_shard(tmp_path / "a-0.tar", [(key, {"png": b""})])
 
 
@@ -78,7 +78,7 @@ def test_bad_extensions_are_refused(tmp_path: Path, extension: str) -> None:
 
 
 def test_other_suffixes_and_empty_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"as 'a.zip'"):
+    with pytest.raises(ShardError, match=r"'a.zip'"):
         write_shard(tmp_path / "a.zip", SAMPLES)
     with pytest.raises(SampleError, match="'k' has no field"):
         write_shard(tmp_path / "a-0.tar", [("k", {})])
@@ -89,13 +89,13 @@ def test_write_shards_cuts_a_split(tmp_path: Path) -> None:
     paths = write_shards(iter(samples), tmp_path, "train", samples_per_shard=2, compress=True)
     assert [path.name for path in paths] == ["train-0000.tar.gz", "train-0001.tar.gz", "train-0002.tar.gz"]
     assert [[raw.key for raw in read_shard(path)] for path in paths] == [["k0", "k1"], ["k2", "k3"], ["k4"]]
-    with pytest.raises(ShardError, match="holds shards of split 'train' already"):
+    with pytest.raises(ShardError, match="shards of split 'train'"):
         write_shards(samples, tmp_path, "train")
 
 
 def test_write_shards_sees_keys_of_earlier_shards(tmp_path: Path) -> None:
     samples = [("a", {"txt": b""}), ("b", {"txt": b""}), ("a", {"txt": b""})]
-    with pytest.raises(DuplicateKey, match=r"val-0001.tar: key 'a' was written"):
+    with pytest.raises(DuplicateKey, match=r"val-0001.tar: key 'a' was already written"):
         write_shards(samples, tmp_path, "val", samples_per_shard=2)
     with pytest.raises(ShardError, match="no sample to write"):
         write_shards([], tmp_path, "test")

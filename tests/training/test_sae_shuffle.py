@@ -7,7 +7,7 @@ import torch
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.features.batch import FeatureTable
-from diffprobe.features.placement import hold_tables
+from diffprobe.features.placement import place_tables
 from diffprobe.features.stored import RowLoader, StoredRows
 from diffprobe.probes.classifier import linear
 from diffprobe.probes.sae.batch_topk import Config as BatchConfig
@@ -47,7 +47,7 @@ def shuffled(toy):
 
         def loader(self, split, *, shuffle, rank=0, world_size=1, epoch=0):
             loader = super().loader(split, shuffle=shuffle, rank=rank, world_size=world_size, epoch=epoch)
-            loader.rows = StoredRows(hold_tables(self.tables(split), self.mode, split=split))
+            loader.rows = StoredRows(place_tables(self.tables(split), self.mode, split=split))
             if not shuffle or not self.rows:
                 return loader
             if self.broken:  # after the first pass: in one row of the second table

@@ -48,7 +48,7 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
 
 
 def _bank(plan: ProbePlan, source: Source) -> "ProbeModule":
-    from diffprobe.features.request import choose_cells
+    from diffprobe.features.cell_selection import choose_cells
     from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 
     config = plan.config

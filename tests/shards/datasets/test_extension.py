@@ -101,7 +101,7 @@ def test_an_image_folder_data_set_is_one_file_and_one_preset(package: Path, tmp_
     assert "image_folder" in run("diffprobe", "data", "build", "--help")
     built = run("diffprobe", "data", "build", "image_folder", "--images", str(tmp_path / "images"), "--out", str(out))
     assert "image_folder: 3 shards" in built and "classes: 2" in built
-    assert "40 good samples, 0 faults" in run("diffprobe", "data", "verify", "data/image_folder")
+    assert "40 valid samples, 0 faults" in run("diffprobe", "data", "verify", "data/image_folder")
     assert "path: data/image_folder" in run("diffprobe", "config", "data=image_folder")
     contract = "tests/shards/datasets/test_contract.py"
     tests = run("pytest", "-q", contract, "-k", "image_folder", "-p", "no:cacheprovider")
