@@ -5,10 +5,14 @@ imported when it is asked for. Adding an entry is adding a file. Files that begi
 lists in `SHARED` (the code that its entries have in common), are not entries.
 """
 
+import ast
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from diffprobe.core.errors import unknown
 
@@ -38,6 +42,24 @@ class Registry:
             raise unknown(self.kind, name, self.names())
         return import_module(f"{self.package}.{name}")
 
+    def constants(self, name: str) -> dict[str, Any]:
+        """Read the literals that an entry's file assigns at its top level, without importing the file.
+
+        Raises: UnknownName with the nearest names.
+        """
+        if name not in self.names():
+            raise unknown(self.kind, name, self.names())
+        spec = find_spec(f"{self.package}.{name}")
+        assert spec is not None and spec.origin is not None
+        found: dict[str, Any] = {}
+        for statement in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                try:
+                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+                except ValueError:
+                    continue  # computed at import
+        return found
+
 
 VERBS = Registry("diffprobe.cli", "verb")
 """Verbs of the command line."""
@@ -45,6 +67,8 @@ FAMILIES = Registry("diffprobe.backbones.families", "family")
 """Families of backbones."""
 DATASETS = Registry("diffprobe.shards.datasets", "data set")
 """Data sets that `diffprobe data build` makes."""
+METRICS = Registry("diffprobe.metrics", "metric")
+"""Metrics of results; `diffprobe/metrics/__init__.py` documents what a file offers."""
 PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")
 """Kinds of probes: a folder each."""
 

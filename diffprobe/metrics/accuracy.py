@@ -1,4 +1,4 @@
-"""Accuracy of many classifiers at once, from counts. Owns accuracy, balanced accuracy and the chance level."""
+"""Accuracy, balanced accuracy and chance level of many classifiers at once, from counts per class."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 
 def accuracy(logits: Float[Tensor, "batch n_classes"], label: Int[Tensor, " batch"]) -> float:
-    """Return the share of samples whose largest logit is their label; samples labelled -1 are left out.
+    """Return the share of samples whose largest logit is their label; samples labelled -1 are ignored.
 
     >>> accuracy(torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1, -1]))
     0.5
@@ -20,7 +20,7 @@ def accuracy(logits: Float[Tensor, "batch n_classes"], label: Int[Tensor, " batc
 
 
 class ClassCounts(Metric):
-    """Hits and samples of each class for a bank of classifiers, in two flat states (so two all-reduces for a bank).
+    """Correct predictions and samples per class for a bank of classifiers, in two flat states (two all-reduces in all).
 
     Args:
         n_classes: number of classes of each classifier of the bank.
@@ -40,7 +40,7 @@ class ClassCounts(Metric):
         self.add_state("samples", torch.zeros(total, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, head: int, logits: Float[Tensor, "batch n_classes"], label: Int[Tensor, " batch"]) -> None:
-        """Add the logits of classifier number `head`; samples labelled -1 are left out."""
+        """Add the logits of classifier number `head`; samples labelled -1 are ignored."""
         start, width = sum(self.n_classes[:head]), self.n_classes[head]
         known = label >= 0
         label, right = label[known], logits.argmax(1)[known] == label[known]
@@ -48,7 +48,7 @@ class ClassCounts(Metric):
         self.hits[start : start + width] += torch.bincount(label[right], minlength=width)
 
     def compute(self) -> list[dict[str, float]]:
-        """Return for each classifier accuracy, balanced accuracy (mean over the classes present) and n."""
+        """Return accuracy, balanced accuracy (mean over the classes present) and n of each classifier."""
         scores = []
         for hits, samples in zip(
             self.hits.double().split(self.n_classes), self.samples.double().split(self.n_classes), strict=True
@@ -59,10 +59,10 @@ class ClassCounts(Metric):
         return scores
 
     def best_constant(self, head: int) -> float:
-        """Return the accuracy of the best constant answer to the samples of classifier `head`: the chance level.
+        """Return the chance level of classifier `head`: the accuracy of the best constant prediction on its samples.
 
-        The answer is the commonest class of these very samples, which no probe is told: the strictest constant. That of
-        the training set can be a class that held-out samples do not have.
+        The constant is the most frequent class of these samples, which the probe does not know: an upper bound for
+        constant predictions. The most frequent class of the training set may be absent from the held-out samples.
         """
         samples = self.samples.split(self.n_classes)[head].double()
         return float(samples.max() / samples.sum())
