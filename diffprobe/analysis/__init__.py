@@ -1,1 +1,1 @@
-"""What a trained probe means: top samples, latent and direction panels, intervals and permutation tests."""
+"""Analysis of trained probes: top samples, selection of latents, ends of directions, loss recovered, intervals."""

@@ -1,6 +1,6 @@
-"""Which latents a report shows, and the numbers beside each. Owns the rule of choice and the chance level of purity.
+"""Selection of the latents that a report shows, and their summary statistics with the chance level of label entropy.
 
-The images of a latent come from `analysis/top_samples.py`; the panels are drawn by `report/pages/page.py`.
+The images of a latent come from `analysis/top_samples.py`; `report/pages/page.py` renders the panels.
 """
 
 from dataclasses import dataclass
@@ -21,46 +21,46 @@ RULE = (
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSummary:
-    """The numbers beside one latent."""
+    """Summary statistics of one latent."""
 
     latent: int
     """Number of the latent."""
     n_active: int
     """Samples on which it is active (activation above 0)."""
     density: float
-    """n_active over all samples, 0..1."""
+    """n_active as a share of all samples, 0..1."""
     mean_activation: float
     """Mean over the samples on which it is active."""
     max_activation: float
     """Largest activation."""
     label_entropy: float
-    """Entropy of the labels of its active samples, in bits; 0 = one class only."""
+    """Entropy of the labels of its active samples, in bits; 0 if they are of one class."""
     chance_entropy: float
-    """Mean entropy of as many samples drawn at random without replacement, in bits."""
+    """Mean label entropy of as many samples drawn at random without replacement, in bits."""
     chance_entropy_sd: float
-    """Standard deviation of that entropy over the draws, in bits."""
+    """Standard deviation of this entropy over the draws, in bits."""
     top_label: int
-    """The commonest label among the active samples (ties: the smaller id)."""
+    """The most frequent label of the active samples (ties: the smaller id)."""
     top_label_share: float
-    """Its share of the active samples, 0..1."""
+    """Share of the active samples with this label, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentChoice:
-    """The chosen latents and how they were chosen."""
+class LatentSelection:
+    """The selected latents and the rule of the selection."""
 
     latents: tuple[int, ...]
-    """Chosen latents, from the rarest to the densest."""
+    """Selected latents, from the rarest to the densest."""
     rule: str
-    """The rule in words, with its numbers."""
+    """The rule as a sentence, with its parameters."""
     n_eligible: int
-    """Latents that were active often enough."""
+    """Latents active on at least `min_active` samples."""
     n_latents: int
-    """All latents."""
+    """Number of all latents."""
 
 
 class LatentCounts:
-    """Sums, per latent, over a stream of codes: activity, activation and labels.
+    """Sums per latent over a stream of codes: activity, activation and labels.
 
     Args:
         n_latents: number of latents of the code.
@@ -69,7 +69,7 @@ class LatentCounts:
 
     def __init__(self, n_latents: int, n_classes: int) -> None:
         if n_latents < 1 or n_classes < 1:
-            raise ConfigError(f"latent counts: n_latents={n_latents}, n_classes={n_classes}; both must be at least 1.")
+            raise ConfigError(f"latent counts: n_latents={n_latents}, n_classes={n_classes}; allowed: at least 1.")
         self.n_samples = 0
         self.n_active = np.zeros(n_latents, dtype=np.int64)
         self.total = np.zeros(n_latents)
@@ -80,10 +80,10 @@ class LatentCounts:
     def update(
         self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], label: Int[Tensor, " batch"]
     ) -> None:
-        """Take one batch of codes; samples without a label (-1) count for activity but not for entropy."""
+        """Add a batch of codes; samples without a label (-1) count for activity but not for entropy."""
         if values.shape != indices.shape or values.ndim != 2 or len(label) != len(values):
             raise ConfigError(
-                "a batch of codes needs values and indices of one shape [batch, k] and a label a row.",
+                "a batch of codes needs values and indices of one shape [batch, k] and one label per row.",
                 f"values: {tuple(values.shape)}  indices: {tuple(indices.shape)}  label: {tuple(label.shape)}",
             )
         activation = values.detach().to("cpu").double().numpy().ravel()
@@ -99,15 +99,15 @@ class LatentCounts:
         np.add.at(self.label_samples, labels[labels >= 0], 1)
 
 
-def choose_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -> LatentChoice:
-    """Choose `n` latents spread over the range of densities, the purest of each part.
+def select_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -> LatentSelection:
+    """Select `n` latents over the range of densities: the one with the lowest label entropy of each density bin.
 
-    Bins of density come first because entropy is only comparable between latents that fire about equally often: few
-    samples always look pure. The choice looks at labels, so it must be made on other samples than the ones shown.
+    Label entropy is only comparable between latents that fire about equally often, since few samples tend to be of few
+    classes. The selection depends on labels, so it must be made on other samples than those shown.
 
     Args:
-        counts: sums over the samples of the choice (train or validation split).
-        n: latents to choose; fewer come back if fewer are eligible.
+        counts: sums over the samples of the selection (train or validation split).
+        n: latents to select; fewer are returned if fewer are eligible.
         min_active: samples on which a latent must be active.
     Raises: EmptyClass if no latent is active often enough.
     """
@@ -116,15 +116,15 @@ def choose_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -
         raise EmptyClass(
             f"no latent is active on {min_active} or more of {counts.n_samples} samples.",
             f"most active: {int(counts.n_active.max())} samples",
-            fix="choose from more samples, or lower min_active",
+            fix="select from more samples, or lower min_active",
         )
     by_density = eligible[np.lexsort((eligible, counts.n_active[eligible]))]
-    chosen = []
+    selected = []
     for part in np.array_split(by_density, min(n, len(by_density))):
         entropy = [_entropy(counts.label_active[latent]) for latent in part]
-        chosen.append(int(part[np.lexsort((part, -counts.maximum[part], np.round(entropy, 12)))[0]]))
-    return LatentChoice(
-        latents=tuple(chosen),
+        selected.append(int(part[np.lexsort((part, -counts.maximum[part], np.round(entropy, 12)))[0]]))
+    return LatentSelection(
+        latents=tuple(selected),
         rule=RULE.format(n=n, min_active=min_active),
         n_eligible=len(eligible),
         n_latents=len(counts.n_active),
@@ -132,9 +132,9 @@ def choose_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -
 
 
 def summarize_latent(counts: LatentCounts, latent: int, *, n_draws: int = 200, seed: int = 0) -> LatentSummary:
-    """Return the numbers of one latent, with the entropy that chance would give.
+    """Return the summary of one latent, with the label entropy expected by chance.
 
-    Raises: EmptyClass if the latent is never active on labelled samples: it has no entropy then.
+    Raises: EmptyClass if the latent is active on no labelled sample.
     """
     active, labels = int(counts.n_active[latent]), counts.label_active[latent]
     n_labelled = int(labels.sum())

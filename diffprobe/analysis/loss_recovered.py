@@ -1,4 +1,7 @@
-"""From denoising errors to what is reported of an autoencoder: the rise, the share recovered, and their intervals."""
+"""Loss recovered by an autoencoder: the rise of the denoising error, the share recovered, and their intervals.
+
+`scoring/intervention_error.py` measures the errors.
+"""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +17,12 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.scoring.intervention_error import Baseline, Spliced
 
 
-def recovered(untouched: float, spliced: float, ablated: float) -> float:
-    """Return 1 - (spliced - untouched) / (ablated - untouched): 1 costs nothing, 0 is as bad as mean ablation.
+def loss_recovered(untouched: float, spliced: float, ablated: float) -> float:
+    """Return 1 - (spliced - untouched) / (ablated - untouched): 1 for no cost, 0 for the cost of mean ablation.
 
-    Raises: EmptyClass if mean ablation does not raise the error: then there is nothing to recover.
+    Raises: EmptyClass if mean ablation does not raise the error: the share is not defined then.
 
-    >>> recovered(1.0, 1.25, 2.0)
+    >>> loss_recovered(1.0, 1.25, 2.0)
     0.75
     """
     if not ablated > untouched:
@@ -28,70 +31,70 @@ def recovered(untouched: float, spliced: float, ablated: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
-    """What all records of one autoencoder share."""
+class RecordContext:
+    """Fields that all records of one autoencoder share."""
 
     cell: Cell
     """The cell that the autoencoder was trained on, or the first of several of one tap."""
     several: bool = False
-    """Whether there are several; what holds over all timesteps is then recorded under no cell."""
+    """Whether there are several; records over all timesteps then have no cell."""
     split: str
     """Split of the samples."""
     probe: str
-    """Name of the autoencoder's variant."""
+    """Name of the variant."""
     clusters: Sequence[Hashable]
     """The cluster of each sample, for the bootstrap."""
     seed: int = 0
     """Seed of the bootstrap."""
     detail: dict[str, Any]
-    """What else is true of all of them."""
+    """Details of every record."""
 
 
-def spliced_records(baseline: Baseline, spliced: Spliced, about: Described) -> list[MetricRecord]:
-    """Make the records of one autoencoder.
+def loss_recovered_records(baseline: Baseline, spliced: Spliced, context: RecordContext) -> list[MetricRecord]:
+    """Return the records of one autoencoder.
 
-    For each timestep `delta_mse`, `recovered` and `fvu`, in the cell of that timestep; over all of them, under the
-    autoencoder's own cell (none where it has several), `delta_mse_overall` and `recovered_overall`, errors averaged
-    over timesteps first. Each but `fvu` has a bootstrap interval over samples. Where mean ablation does not raise the
-    error there is no `recovered`, and the `delta_mse` beside it says so.
+    Per timestep: `delta_mse`, `recovered` and `fvu`, under the cell of that timestep. Over all timesteps, with errors
+    averaged over them first: `delta_mse_overall` and `recovered_overall`, under the cell of the autoencoder (no cell if
+    it has several). All but `fvu` have a bootstrap interval over samples. Where mean ablation does not raise the error,
+    there is no `recovered`, and `delta_mse` states the reason in its detail `no_recovered`.
 
     Raises: ConfigError with fewer than two clusters.
     """
     n = len(baseline.untouched)
     records = []
     for column, t in enumerate(baseline.timesteps):
-        at = replace(about, cell=replace(about.cell, timestep=t))
+        at = replace(context, cell=replace(context.cell, timestep=t))
         records += _records("", [column], baseline, spliced, at)
         records.append(
             MetricRecord(
                 name="fvu",
                 value=spliced.fvu[column],
-                split=about.split,
+                split=context.split,
                 n=n,
                 cell=at.cell.name,
-                probe=about.probe,
+                probe=context.probe,
                 controls={"mean_prediction": 1.0},
-                detail={**about.detail, "timestep": t},
+                detail={**context.detail, "timestep": t},
             )
         )
-    return records + _records("_overall", list(range(len(baseline.timesteps))), baseline, spliced, about)
+    return records + _records("_overall", list(range(len(baseline.timesteps))), baseline, spliced, context)
 
 
 def _records(
-    suffix: str, columns: list[int], baseline: Baseline, spliced: Spliced, about: Described
+    suffix: str, columns: list[int], baseline: Baseline, spliced: Spliced, context: RecordContext
 ) -> list[MetricRecord]:
     def mean_of(errors: Any) -> NDArray[np.float64]:
         return np.asarray(errors[:, columns].numpy().mean(1))
 
     before, after, ablated = mean_of(baseline.untouched), mean_of(spliced.errors), mean_of(baseline.ablated)
     detail = {
-        **about.detail,
+        **context.detail,
         "timesteps": [baseline.timesteps[column] for column in columns],
         "mse": float(before.mean()),
     }
 
     def record(name: str, controls: dict[str, float], statistic: Callable[[NDArray[np.int64]], float]) -> MetricRecord:
-        interval = bootstrap_interval(statistic, about.clusters, seed=about.seed)
+        interval = bootstrap_interval(statistic, context.clusters, seed=context.seed)
         spread = {
             "interval": [interval.low, interval.high],
             "level": interval.level,
@@ -101,10 +104,10 @@ def _records(
         return MetricRecord(
             name=name + suffix,
             value=interval.estimate,
-            split=about.split,
+            split=context.split,
             n=len(before),
-            cell=None if about.several and suffix else about.cell.name,
-            probe=about.probe,
+            cell=None if context.several and suffix else context.cell.name,
+            probe=context.probe,
             controls=controls,
             detail={**detail, **spread},
         )
@@ -117,7 +120,7 @@ def _records(
         share = record(
             "recovered",
             {"mean_ablation": 0.0},
-            lambda rows: recovered(before[rows].mean(), after[rows].mean(), ablated[rows].mean()),
+            lambda rows: loss_recovered(before[rows].mean(), after[rows].mean(), ablated[rows].mean()),
         )
     except EmptyClass as error:
         return [replace(rise, detail={**rise.detail, "no_recovered": error.what})]

@@ -79,13 +79,14 @@ def groups() -> dict[str, list[str]]:
 def experiments() -> dict[str, Path]:
     """List the experiment files: name (path below ``experiments`` without suffix) -> file.
 
-    ``table.yaml`` files describe tables, not runs, and are not listed.
+    ``table.yaml`` files describe tables, and files that begin with `_` are shared by several experiments: both are left
+    out.
     """
     found: dict[str, Path] = {}
     for root in roots():
         folder = root / "experiments"
         for path in sorted(folder.rglob("*.yaml")):
-            if path.name != "table.yaml":
+            if path.name != "table.yaml" and not path.name.startswith("_"):
                 found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
     return found
 

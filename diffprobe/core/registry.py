@@ -5,13 +5,16 @@ imported when its entry is loaded. To add an entry, add a file. Files that begin
 lists in `SHARED` (code shared by its entries), are not entries.
 """
 
+import ast
 import pkgutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,24 @@ class Registry:
             raise unknown(self.kind, name, self.names())
         return import_module(f"{self.package}.{name}")
 
+    def constants(self, name: str) -> dict[str, Any]:
+        """Read the literals that an entry's file assigns at its top level, without importing the file.
+
+        Raises: UnknownName with the nearest names.
+        """
+        if name not in self.names():
+            raise unknown(self.kind, name, self.names())
+        spec = find_spec(f"{self.package}.{name}")
+        assert spec is not None and spec.origin is not None
+        found: dict[str, Any] = {}
+        for statement in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                try:
+                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
+                except ValueError:
+                    continue  # computed at import
+        return found
+
 
 VERBS = Registry("diffprobe.cli", "verb")
 """Verbs of the command line."""
@@ -53,27 +74,9 @@ PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")
 PROBE_TRAINING = Registry("diffprobe.training.kinds", "kind of probe")
 """How a run trains each kind of probe: a file each."""
 METRICS = Registry("diffprobe.metrics", "metric")
-"""Metrics, and code that they share: a file is a metric of the kind of probe that its `FOR` names."""
+"""Metrics of results; `diffprobe/metrics/__init__.py` documents what a file offers."""
 
 
 def probes(kind: str) -> Registry:
     """Return the registry of the probes of one kind. Raises: UnknownName for a kind that does not exist."""
     return Registry(PROBE_KINDS.load(kind).__name__, f"probe of kind '{kind}'")
-
-
-def load_metrics(kind: str, names: Sequence[str]) -> list[ModuleType]:
-    """Import some metrics of one kind of probe. Only the files named are imported.
-
-    Raises: UnknownName, with the nearest, for a name that is not a metric of this kind; ConfigError for a
-        duplicate.
-    """
-    found = []
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            raise ConfigError(f"metric '{name}' is given twice.")
-        file = METRICS.load(name) if name in METRICS.names() else None
-        if file is None or getattr(file, "FOR", None) != kind:
-            allowed = [other for other in METRICS.names() if getattr(METRICS.load(other), "FOR", None) == kind]
-            raise unknown(f"metric of a probe of kind '{kind}':", name, allowed)
-        found.append(file)
-    return found

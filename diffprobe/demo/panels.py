@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.direction_extremes import PoleSample, pole_captions
-from diffprobe.analysis.latent_selection import LatentCounts, choose_latents, summarize_latent
+from diffprobe.analysis.direction_extremes import ExtremeSample, direction_extremes
+from diffprobe.analysis.latent_selection import LatentCounts, select_latents, summarize_latent
 from diffprobe.analysis.statistics import bootstrap_interval
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.config.schema import RunConfig
@@ -86,7 +86,7 @@ def latent_panels(outcome: Outcome) -> LatentSection | None:
     seen = LatentCounts(sae.n_latents, len(classes))
     for code, rows, table in _codes(sae, source.table(run.data.train_split), cell):
         seen.update(code.values, code.indices, table.label[rows])
-    choice = choose_latents(seen, n=settings.n_latents, min_active=settings.min_active)
+    choice = select_latents(seen, n=settings.n_latents, min_active=settings.min_active)
 
     counts, top = LatentCounts(sae.n_latents, len(classes)), TopSamples(sae.n_latents, settings.n_top)
     held_out = source.table(run.data.test_split)
@@ -214,13 +214,13 @@ def _panel(
     outcome: Outcome, run: RunConfig, axis: ContrastPair, reading: _Reading, estimate: Estimate, album: _Album
 ) -> DirectionPanel:
     settings = outcome.demo.config.panels
-    ends = pole_captions(
+    ends = direction_extremes(
         reading.projections, reading.keys, reading.captions, n_each=settings.n_ends, group_by=reading.groups
     )
     shown = [(sample.key, sample.projection) for sample in (*ends.positive, *ends.negative)]
     pictures = album.pictures(shown)
 
-    def end(samples: Sequence[PoleSample]) -> tuple[Picture, ...]:
+    def end(samples: Sequence[ExtremeSample]) -> tuple[Picture, ...]:
         return tuple(pictures[sample.key, sample.projection] for sample in samples)
 
     positive, negative = (" or ".join(value.split("|")) for value in (axis.positive, axis.negative))

@@ -1,7 +1,6 @@
-"""Finished sae runs on disk: where their autoencoders are, and which cells each was trained on.
+"""Finished sae runs on disk: their results, their autoencoders, and the cells that each was trained on.
 
-Owns the way from a folder that `diffprobe train` wrote to its autoencoders, those of a grid's members too. Next in the
-flow: `evaluate_sae.py`.
+Reads the folder that `diffprobe train` wrote, of a single run or of a grid. `sae.py` evaluates what it returns.
 """
 
 import json
@@ -21,25 +20,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A finished sae run, or a member of a grid."""
+class TrainedRun:
+    """A finished sae run, or one member of a grid."""
 
     folder: Path
-    """Where it is."""
+    """Folder of the run."""
     result: RunResult
-    """Its result."""
+    """The result of the run."""
     config: RunConfig
-    """Its configuration."""
+    """The configuration of the run."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its autoencoders: their folders, seen from its own. A grid names those of all members."""
+        """Names of the autoencoders: their folders, relative to that of the run. A grid lists those of all members."""
         return tuple(name for name in self.result.artifacts if not name.startswith(INPUT))
 
     def saes(self) -> dict[str, Path]:
-        """Return the folders of its autoencoders by name.
+        """Return the folders of the autoencoders by name.
 
-        Raises: WeightsMissing, SchemaError if one is not there or not the one that the result is about.
+        Raises: WeightsMissing if weights are missing, SchemaError if their digest is not that of the result.
         """
         from diffprobe.probes.serialization import TENSORS
 
@@ -50,13 +49,13 @@ class Trained:
                     f"the run '{self.folder}' has no weights '{name}/{TENSORS}'.", fix="train it again"
                 )
             if digest_file(folder / TENSORS) != self.result.artifacts[name]:
-                raise SchemaError(f"'{folder / TENSORS}' is not the file that the run's {RESULT_FILE} is about.")
+                raise SchemaError(f"'{folder / TENSORS}' does not have the digest that {RESULT_FILE} records.")
         return folders
 
     def cells(self, sae: Path) -> "tuple[Cell, ...]":
-        """Return the cells that an autoencoder was trained on, by its own file, else all of the run.
+        """Return the cells that an autoencoder was trained on: from its own file, or else all cells of the run.
 
-        Raises: SchemaError if they are not of one tap, condition and pooling.
+        Raises: SchemaError if they differ in tap, condition or pooling.
         """
         from diffprobe.backbones.cell import Cell
         from diffprobe.probes.serialization import SETTINGS
@@ -65,25 +64,27 @@ class Trained:
         names = [named] if named else sorted({record.cell for record in self.result.metrics if record.cell})
         cells = sorted((Cell.parse(name) for name in names), key=lambda cell: cell.timestep)
         if len({(cell.tap, cell.condition, cell.pool) for cell in cells}) != 1:
-            raise SchemaError(f"'{sae}' does not say which cells it was trained on.", f"cells of the run: {names}")
+            raise SchemaError(
+                f"the cells that '{sae}' was trained on cannot be determined.", f"cells of the run: {names}"
+            )
         return tuple(cells)
 
 
-def open_runs(run: str) -> list[Trained]:
-    """Read the result of a run, or those of all members if it is a grid's: no member is left out.
+def open_runs(run: str) -> list[TrainedRun]:
+    """Read the result of a run, or the results of all members of a grid.
 
-    Raises: ConfigError for a folder that holds no finished sae run; SchemaError for a result that names no autoencoder;
-        WeightsMissing for a grid that lacks a member.
+    Raises: ConfigError for a folder without a finished sae run; SchemaError for a result without autoencoders;
+        WeightsMissing for a grid with a missing member.
     """
     folder = Path(run)
     if not run or not (folder / RESULT_FILE).is_file():
         raise ConfigError(
             f"'{run}' is not the folder of a finished run: it has no {RESULT_FILE}.",
-            fix="name the folder that `diffprobe train` printed: diffprobe eval sae runs/emoji/sae/DIGEST",
+            fix="use the folder that `diffprobe train` printed: diffprobe eval sae runs/emoji/sae/DIGEST",
         )
     whole = _read(folder)
     if not whole.names:
-        raise SchemaError(f"'{folder / RESULT_FILE}' names no autoencoder.", fix="train it again")
+        raise SchemaError(f"'{folder / RESULT_FILE}' lists no autoencoder.", fix="train it again")
     paths = [Path(name).parts for name in whole.names]
     members = list(dict.fromkeys(parts[1] for parts in paths if parts[0] == MEMBERS))
     missing = [name for name in members if not (folder / MEMBERS / name / RESULT_FILE).is_file()]
@@ -91,15 +92,15 @@ def open_runs(run: str) -> list[Trained]:
         raise WeightsMissing(
             f"the grid '{folder}' lacks {len(missing)} of its {len(members)} members.",
             f"missing: {'; '.join(missing)}",
-            fix=f"train it again, or name one that is there: diffprobe eval sae '{folder / MEMBERS}/NAME'",
+            fix=f"train it again, or evaluate a single member: diffprobe eval sae '{folder / MEMBERS}/NAME'",
         )
     return [_read(folder / MEMBERS / name) for name in members] or [whole]
 
 
-def _read(folder: Path) -> Trained:
+def _read(folder: Path) -> TrainedRun:
     result = read_result(folder / RESULT_FILE)
     if result.kind != "sae":
-        raise ConfigError(f"'{folder}' is a run of kind '{result.kind}'; only those of kind 'sae' reconstruct.")
-    return Trained(
+        raise ConfigError(f"'{folder}' is a run of kind '{result.kind}'; allowed: 'sae'.")
+    return TrainedRun(
         folder=folder, result=result, config=parse(RunConfig, result.config, at=f"{folder / RESULT_FILE}: config")
     )

@@ -1,7 +1,7 @@
-"""`diffprobe eval sae`: what a trained autoencoder's reconstruction costs the model that its features come from.
+"""`diffprobe eval sae`: the denoising error of a backbone with the reconstruction of a trained autoencoder in place.
 
-Owns the way from a run to the samples and the network that its autoencoders are put into. What is measured is
-`scoring/intervention_error.py`.
+Opens the run, its backbone and held-out samples; `scoring/intervention_error.py` measures the errors, and
+`analysis/loss_recovered.py` turns them into records.
 """
 
 import time
@@ -15,7 +15,7 @@ from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
-from diffprobe.evaluation.load_sae_run import Trained, open_runs
+from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.provenance import backbone_digest
 
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SaeEvaluation:
-    """What `diffprobe eval sae` measures (experiment files of kind `evaluate_sae`)."""
+    """Settings of `diffprobe eval sae` (experiment files of kind `evaluate_sae`)."""
 
     experiment: str
     """Name of the experiment."""
     run: str = ""
-    """Folder of a trained sae run; of a grid's, all members are measured."""
+    """Folder of a trained sae run; for a grid, all members are measured."""
     timesteps: tuple[int, ...] = ()
-    """Timesteps at which features are replaced; none takes those that the autoencoder was trained on."""
+    """Timesteps at which features are replaced; empty for those that the autoencoder was trained on."""
     split: str | None = None
-    """Split that is denoised; None takes the run's test split."""
+    """Split that is denoised; None for the test split of the run."""
     limit: int | None = None
-    """Samples, the first ones in shard order; None takes as many as the run did, by its own `data.limit`."""
+    """Number of samples, the first ones in shard order; None for the `data.limit` of the run."""
     group_attribute: str | None = None
-    """Samples that share it are resampled together for the intervals; one without it stands alone, None: all do."""
+    """Attribute whose values are the clusters of the bootstrap; samples without a value, and all samples if it is None,
+    are clusters of their own."""
     backbone: str | None = None
-    """Where the backbone is now; None takes the run's own path."""
+    """Path of the backbone; None for the path of the run."""
     data: str | None = None
-    """Where the shards are now; None takes the run's own path."""
+    """Folder of the shards; None for the path of the run."""
     device: str = "auto"
-    """Torch device; "auto" takes the accelerator if there is one."""
+    """Torch device; "auto" for the accelerator if there is one."""
     seed: int = 0
-    """Seed of the bootstrap; that of the noise is the run's."""
+    """Seed of the bootstrap. The seed of the noise is that of the run."""
     output: str = "runs"
     """Folder of runs."""
 
@@ -57,24 +58,24 @@ class SaeEvaluation:
 
 
 def evaluate_sae(config: SaeEvaluation) -> list[Path]:
-    """Measure every autoencoder of a run, write `result.json`, and return its path; of a grid's run, one a member.
+    """Measure every autoencoder of a run, write `result.json`, and return its path; for a grid, one path per member.
 
-    Raises: ConfigError for a folder that is no sae run, or features that cannot be put back; WeightsMissing,
-        WeightsMismatch, SchemaError for files that do not fit the run; UnknownName, BadTimestep, EmptyClass; what
-        opening shards and backbone raises.
+    Raises: ConfigError for a folder that is not an sae run, or for features that cannot be put back; WeightsMissing,
+        WeightsMismatch, SchemaError for files that do not fit the run; UnknownName, BadTimestep, EmptyClass; the errors
+        of opening shards and backbone.
     """
     from diffprobe.core.memory import keep_freed_memory
 
     keep_freed_memory()
-    runs = [(_as_it_is_now(config, trained), trained.saes()) for trained in open_runs(config.run)]
+    runs = [(_with_current_paths(config, trained), trained.saes()) for trained in open_runs(config.run)]
     runs.sort(key=lambda run: [cell.name for folder in run[1].values() for cell in run[0].cells(folder)])
     networks: dict[tuple[Any, ...], _Opened] = {}
     with _progress() as progress:
         return [_evaluate(config, trained, saes, networks, progress) for trained, saes in runs]
 
 
-def _as_it_is_now(config: SaeEvaluation, trained: Trained) -> Trained:
-    """Return the run with data and backbone where they are now."""
+def _with_current_paths(config: SaeEvaluation, trained: TrainedRun) -> TrainedRun:
+    """Return the run with the paths of data and backbone that `config` sets."""
     run = trained.config
     backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
     limit = run.data.limit if config.limit is None else config.limit
@@ -84,12 +85,12 @@ def _as_it_is_now(config: SaeEvaluation, trained: Trained) -> Trained:
 
 def _evaluate(
     config: SaeEvaluation,
-    trained: Trained,
+    trained: TrainedRun,
     saes: dict[str, Path],
     networks: "dict[tuple[Any, ...], _Opened]",
     progress: Any,
 ) -> Path:
-    """Measure one run or one member of a grid; its record is the same in both cases."""
+    """Measure one run, or one member of a grid, and write its result."""
     started_at = time.time()
     tree = {key: value for key, value in asdict(config).items() if key not in ("output", "run", "device")}
     tree |= {"run": trained.result.run, "trained": trained.result.config}
@@ -111,19 +112,19 @@ def _evaluate(
 
 def _measure(
     config: SaeEvaluation,
-    trained: Trained,
+    trained: TrainedRun,
     saes: dict[str, Path],
     networks: "dict[tuple[Any, ...], _Opened]",
     run_dir: Path,
     progress: Any,
 ) -> list[MetricRecord]:
-    """Measure all autoencoders; those that follow each other on one tap share the network and the errors without them.
+    """Measure all autoencoders. Consecutive ones of one tap share the network and the errors without an autoencoder.
 
     Args:
-        networks: holds the last one that was opened: those of all taps of a grid need not fit into memory together.
-        run_dir: is made when all is judged, before anything is measured that could then not be written.
+        networks: holds the network that was opened last, one at a time: those of all taps may not fit into memory.
+        run_dir: created after all checks and before the first measurement, so that the result can be written.
     """
-    from diffprobe.analysis.loss_recovered import Described, spliced_records
+    from diffprobe.analysis.loss_recovered import RecordContext, loss_recovered_records
     from diffprobe.probes.sae import KSAE
 
     metrics: list[MetricRecord] = []
@@ -141,7 +142,7 @@ def _measure(
         tick = partial(progress.advance, task)
         spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
         progress.remove_task(task)
-        about = Described(
+        context = RecordContext(
             cell=cell,
             several=len(cells) > 1,
             split=config.split or trained.config.data.test_split,
@@ -156,7 +157,7 @@ def _measure(
                 "draws": here.network.plan.draws,
             },
         )
-        metrics += spliced_records(here.baseline, spliced, about)
+        metrics += loss_recovered_records(here.baseline, spliced, context)
     return metrics
 
 
@@ -166,7 +167,7 @@ def _reconstruct(sae: Any, x: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A network with a tap, the samples, and their errors without any autoencoder."""
+    """A network with an open tap, the samples, and their errors without an autoencoder."""
 
     network: "SplicedError"
     samples: "HeldOut"
@@ -176,7 +177,7 @@ class _Opened:
 
 def _open(
     config: SaeEvaluation,
-    trained: Trained,
+    trained: TrainedRun,
     cell: "Cell",
     timesteps: tuple[int, ...],
     d_in: int,
@@ -188,7 +189,7 @@ def _open(
     from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_error import SplicedError
 
-    Splice(cell.pool)  # what cannot be put back is refused before anything is opened
+    Splice(cell.pool)  # raises for a pooling that cannot be put back, before anything is opened
     backbone, features = backbone_and_features(trained.config)
     features = replace(features, taps=(cell.tap,), timesteps=timesteps, snr=())
     request = Request(backbone, trained.config.data, features)
@@ -196,22 +197,22 @@ def _open(
     if request.shard_set.digest != inputs.get(SHARDS):
         raise SchemaError(
             f"'{trained.config.data.path}' is not the shard set that the run was trained on.",
-            f"digest: the run's {inputs.get(SHARDS)}, this one's {request.shard_set.digest}",
-            fix="name the right one: data=FOLDER",
+            f"digest of the run: {inputs.get(SHARDS)}, of this set: {request.shard_set.digest}",
+            fix="set the folder of that shard set: data=FOLDER",
         )
     if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
         raise unknown("group_attribute", config.group_attribute, request.shard_set.attributes)
     (width,) = set(request.plan.widths.values())
     if d_in != width:
         raise WeightsMismatch(
-            f"the autoencoder takes features of width {d_in}; tap '{cell.tap}' of '{backbone.path}' gives {width}."
+            f"the autoencoder takes features of width {d_in}; tap '{cell.tap}' of '{backbone.path}' has width {width}."
         )
     digest = backbone_digest(request.plan.fingerprint)
     if digest != inputs.get(BACKBONE):
         raise WeightsMismatch(
             f"'{backbone.path}' is not the backbone that the run was trained on.",
-            f"digest: the run's {inputs.get(BACKBONE, 'not recorded')}, this one's {digest}",
-            fix="name the right one: backbone=FOLDER; or train on this one",
+            f"digest of the run: {inputs.get(BACKBONE, 'not recorded')}, of this backbone: {digest}",
+            fix="set the folder of that backbone: backbone=FOLDER; or train on this one",
         )
     with quiet_libraries():
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
@@ -219,7 +220,7 @@ def _open(
     run_dir.mkdir(parents=True, exist_ok=True)
     samples, clusters = _hold_out(config, request, network, cell, split)
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
-    task = progress.add_task(f"{cell.tap}: untouched, and mean ablation", total=len(samples) * passes)
+    task = progress.add_task(f"{cell.tap}: unchanged model and mean ablation", total=len(samples) * passes)
     baseline = network.baseline(samples, timesteps, partial(progress.advance, task))
     progress.remove_task(task)
     return _Opened(network, samples, clusters, baseline)
@@ -228,7 +229,7 @@ def _open(
 def _hold_out(
     config: SaeEvaluation, request: Any, network: "SplicedError", cell: "Cell", split: str
 ) -> "tuple[HeldOut, list[Any]]":
-    """Encode a split, say what each sample is told, and name the cluster of each."""
+    """Encode the images of a split; return them with their condition inputs, and the cluster of each sample."""
     import torch
 
     from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
@@ -250,7 +251,7 @@ def _hold_out(
         groups = batch.attributes[config.group_attribute].tolist() if config.group_attribute else [-1] * len(batch)
         clusters += [group if group >= 0 else key for group, key in zip(groups, batch.keys, strict=True)]
     if not keys:
-        raise EmptyClass(f"split '{split}' of '{data.path}' has no sample without a fault.")
+        raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
     return HeldOut(torch.cat(latents), keys, inputs), clusters
 
 

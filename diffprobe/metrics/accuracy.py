@@ -3,7 +3,9 @@
 from jaxtyping import Int
 from torch import Tensor
 
-FOR, NAME, HIGHER_IS_BETTER = "classifier", "accuracy", True
+FOR = "classifier"
+NAME = "accuracy"
+HIGHER_IS_BETTER = True
 HELP = "share of samples whose predicted class is the true one"
 
 

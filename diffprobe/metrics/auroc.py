@@ -1,4 +1,4 @@
-"""Area under the ROC curve of many scores at once, exact: from ranks, with ties at half."""
+"""Area under the ROC curve for many columns of scores at once, exact, from mid-ranks."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,11 +9,11 @@ from diffprobe.core.errors import EmptyClass, NonFinite
 
 
 def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batch"]) -> Float[Tensor, " n_scores"]:
-    """Return the chance that a positive sample scores above a negative one, for each column.
+    """Return the probability that a positive sample scores above a negative one, for each column.
 
     Mann-Whitney's U over n_pos * n_neg, with mid-ranks for ties, in float64.
 
-    Raises: EmptyClass if either side has no sample; NonFinite if a score is NaN, which has no rank.
+    Raises: EmptyClass without positive or without negative samples; NonFinite if a score is NaN.
 
     >>> auroc(torch.tensor([[1.0], [2.0], [2.0]]), torch.tensor([False, False, True]))
     tensor([0.7500], dtype=torch.float64)
@@ -21,9 +21,11 @@ def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batc
     n_positive = int(positive.sum())
     n_negative = positive.numel() - n_positive
     if n_positive == 0 or n_negative == 0:
-        raise EmptyClass(f"auroc: {n_positive} positive and {n_negative} negative samples; both sides need one.")
+        raise EmptyClass(
+            f"auroc: {n_positive} positive and {n_negative} negative samples; at least 1 of each is needed."
+        )
     if scores.isnan().any():
-        raise NonFinite(f"auroc: {int(scores.isnan().any(1).sum())} of {len(scores)} samples have a score that is NaN.")
+        raise NonFinite(f"auroc: {int(scores.isnan().any(1).sum())} of {len(scores)} samples have a NaN score.")
     columns = scores.detach().double().T.contiguous()
     ordered = columns.sort(dim=1).values
     below = torch.searchsorted(ordered, columns, right=False)
@@ -34,7 +36,7 @@ def auroc(scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batc
 
 
 class Auroc(Metric):
-    """`auroc` over batches and processes. Keeps all scores, since the area is no sum over samples.
+    """`auroc` over batches and processes. Keeps all scores: the area is not a sum over samples.
 
     Args:
         n_scores: number of columns.
@@ -53,12 +55,12 @@ class Auroc(Metric):
         self.add_state("positive", [], dist_reduce_fx="cat")
 
     def update(self, scores: Float[Tensor, "batch n_scores"], positive: Bool[Tensor, " batch"]) -> None:
-        """Add scores, and for each sample whether it is of the positive class."""
+        """Add scores, and whether each sample is of the positive class."""
         self.scores.append(scores.detach().double())
         self.positive.append(positive.to(torch.int64))
 
     def compute(self) -> Float[Tensor, " n_scores"]:
-        """Return one area a column. Raises: EmptyClass, NonFinite as `auroc` does."""
+        """Return one area per column. Raises: EmptyClass, NonFinite as `auroc` does."""
         scores, positive = _joined(self.scores, self.n_scores), _joined(self.positive, None)
         return auroc(scores, positive.bool())
 
@@ -69,7 +71,7 @@ class Auroc(Metric):
         return int(positive.sum()), int((1 - positive).sum())
 
     def _sync_dist(self, *args: object, **kwargs: object) -> None:
-        # A process without a batch would offer a float32 vector for gathering; the shapes must agree to be padded.
+        # Without a batch the state would be gathered as a float32 vector; dtype and axes must agree over processes.
         if not self.scores:
             self.scores = [torch.zeros(0, self.n_scores, dtype=torch.float64, device=self.device)]
             self.positive = [torch.zeros(0, dtype=torch.int64, device=self.device)]
@@ -77,7 +79,7 @@ class Auroc(Metric):
 
 
 def _joined(state: list[Tensor] | Tensor, n_columns: int | None) -> Tensor:
-    if isinstance(state, Tensor):  # what a sync over processes leaves
+    if isinstance(state, Tensor):  # after synchronisation over processes
         return state
     if not state:
         return torch.zeros(0, dtype=torch.int64) if n_columns is None else torch.zeros(0, n_columns).double()

@@ -3,7 +3,9 @@
 from jaxtyping import Int
 from torch import Tensor
 
-FOR, NAME, HIGHER_IS_BETTER = "classifier", "balanced_accuracy", True
+FOR = "classifier"
+NAME = "balanced_accuracy"
+HIGHER_IS_BETTER = True
 HELP = "mean over the classes present of the share of their samples that is predicted correctly"
 
 

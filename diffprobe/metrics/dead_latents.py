@@ -1,8 +1,7 @@
-"""Latents that did not fire over the last so many samples. Owns the project's one definition of a dead latent.
+"""Dead latents in training: a latent is dead when it was active in none of the last `window` training samples.
 
-A latent is dead when it was active in none of the last `window` samples: what AuxK revives in training, and what a run
-records as `windowed_dead_fraction`. The `dead_fraction` of a split (`sparsity.LatentUsage`) is the same question with all
-samples of the split as the window, asked of the finished weights.
+AuxK revives these latents, and a run records their share as `windowed_dead_fraction`. For the `dead_fraction` of a
+split (`dead_fraction.py`) the window is the whole split, and the weights are the saved ones.
 """
 
 from collections.abc import Callable
@@ -15,18 +14,24 @@ from torchmetrics import Metric
 
 from diffprobe.core.errors import ConfigError, EmptyClass
 
+FOR = "sae_training"
+NAME = "windowed_dead_fraction"
+HIGHER_IS_BETTER = False
+HELP = "share of latents that were silent over the last rows of training"
+ORDER = 6
+
 
 class Dead(NamedTuple):
-    """Which latents are dead, and over how many samples that was asked."""
+    """Which latents are dead, and over how many samples."""
 
     fraction: Float[Tensor, ""]
     """Share of the latents that are dead, float64."""
     mask: Bool[Tensor, " n_latents"]
-    """Which ones."""
+    """True for each dead latent."""
     window: int
-    """Samples over which they were silent at least."""
+    """Samples without activity after which a latent is dead."""
     n: int
-    """Samples seen in all."""
+    """Samples seen in total."""
 
 
 def last_active(
@@ -46,21 +51,21 @@ def last_active(
 class DeadLatents(Metric):
     """Dead latents over a window of samples: the same at any batch size and number of processes.
 
-    The samples of W processes count as one line: the first of each process, then the second of each, and so on. That is
-    the line which one process sees if the others take every W-th sample of it.
+    The samples of W processes are ordered as one sequence: the first of each process, then the second of each, and so
+    on. It is the sequence of a single process whose every W-th sample goes to one of the W processes.
 
-    A process keeps its own part of the line, and `compute` brings the parts together. In training, where each step asks
-    which latents are dead, `update(..., gather=...)` brings them together at once and every process keeps the whole
-    line; such a metric is made with sync_on_compute=False, and `persistent(True)` puts it in a checkpoint.
+    A process keeps the positions of its own samples, and `compute` merges them. In training, where every step needs the
+    dead latents, `update(..., gather=...)` merges them at once, and every process keeps the whole sequence; such a
+    metric is made with sync_on_compute=False, and `persistent(True)` adds it to checkpoints.
 
     Args:
         n_latents: number of latents.
-        window: samples.
-        settings: those of every torchmetrics `Metric`.
+        window: number of samples.
+        settings: arguments of `torchmetrics.Metric`.
     Raises: ConfigError for a window without samples.
     """
 
-    full_state_update = True  # positions do not add up, so a batch's own value is computed apart
+    full_state_update = True  # positions do not add up, so the value of a batch is computed separately
     higher_is_better = False
     is_differentiable = False
     n: Tensor
@@ -69,7 +74,7 @@ class DeadLatents(Metric):
     def __init__(self, n_latents: int, window: int, **settings: Any) -> None:
         super().__init__(**settings)
         if window < 1:
-            raise ConfigError(f"dead latents: window={window} samples; at least one is needed.")
+            raise ConfigError(f"dead latents: window={window} samples; allowed: at least 1.")
         self.n_latents, self.window = n_latents, window
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx=None)
         self.add_state("last", torch.full((n_latents,), -1, dtype=torch.int64), dist_reduce_fx=None)
@@ -84,49 +89,49 @@ class DeadLatents(Metric):
         """Add codes, in the order of the samples: activations and the ids of their latents.
 
         Args:
-            gather: returns the vectors of all processes behind each other, of equal length; None for this process only.
+            gather: concatenates the vectors of all processes, of equal length; None for this process only.
         """
         own = last_active(values.detach(), indices, self.n_latents)
         own = torch.cat([own, own.new_tensor([len(values)])])
         parts = (own if gather is None else gather(own)).view(-1, self.n_latents + 1)
-        place = _joint_line(parts[:, :-1], parts[:, -1])
-        self.last = torch.where(place >= 0, place + self.n, self.last)
+        position = _joint_position(parts[:, :-1], parts[:, -1])
+        self.last = torch.where(position >= 0, position + self.n, self.last)
         self.n = self.n + parts[:, -1].sum()
 
     @property
     def idle(self) -> Int[Tensor, " n_latents"]:
-        """Samples of this process's line since each latent was active; all of them for one that never was."""
+        """Samples of this process's sequence since each latent was active; all of them if it never was."""
         return self.n - 1 - self.last
 
     @property
     def is_full(self) -> bool:
-        """Whether this process's line is as long as the window; before that no latent can be known to be dead."""
+        """Whether this process's sequence is as long as the window. Before that, no latent counts as dead."""
         return int(self.n) >= self.window
 
     @property
     def mask(self) -> Bool[Tensor, " n_latents"]:
-        """Which latents are known to be dead by this process's line; none before it is as long as the window."""
+        """Which latents are dead in this process's sequence; none before it is as long as the window."""
         return self.idle >= self.window
 
     def compute(self) -> Dead:
-        """Return the dead latents. Raises: EmptyClass before `window` samples were seen: none can be known dead."""
-        counts, last = self.n.reshape(-1), self.last.reshape(-1, self.n_latents)  # one row a process
+        """Return the dead latents. Raises: EmptyClass before `window` samples were seen."""
+        counts, last = self.n.reshape(-1), self.last.reshape(-1, self.n_latents)  # one row per process
         n = int(counts.sum())
         if n < self.window:
             raise EmptyClass(f"dead latents: {n} samples were seen, the window is {self.window}.")
-        mask = n - 1 - _joint_line(last, counts) >= self.window  # one that never fired stands at -1
+        mask = n - 1 - _joint_position(last, counts) >= self.window  # -1 for a latent that never fired
         return Dead(mask.double().mean(), mask, self.window, n)
 
 
-def _joint_line(last: Int[Tensor, "world n_latents"], counts: Int[Tensor, " world"]) -> Int[Tensor, " n_latents"]:
-    """Return the last place of each latent in the joint line, from its last place within each process."""
+def _joint_position(last: Int[Tensor, "world n_latents"], counts: Int[Tensor, " world"]) -> Int[Tensor, " n_latents"]:
+    """Return the last position of each latent in the joint sequence, from its last position within each process."""
     if len(last) == 1:
         return last[0]
-    return torch.stack([_place_in_line(rows, rank, counts) for rank, rows in enumerate(last)]).amax(0)
+    return torch.stack([_position_of_process(rows, rank, counts) for rank, rows in enumerate(last)]).amax(0)
 
 
-def _place_in_line(last: Int[Tensor, " n_latents"], rank: int, counts: Int[Tensor, " world"]) -> Tensor:
-    """Turn the numbers of samples within one process into places in the joint line; -1 stays."""
-    before = torch.minimum(last[:, None], counts).sum(1)  # whole rounds of all processes that were not at their end
+def _position_of_process(last: Int[Tensor, " n_latents"], rank: int, counts: Int[Tensor, " world"]) -> Tensor:
+    """Turn positions within one process into positions in the joint sequence; -1 stays -1."""
+    before = torch.minimum(last[:, None], counts).sum(1)  # whole rounds of all processes that still had samples
     earlier = (counts[:rank] > last[:, None]).sum(1)
     return torch.where(last >= 0, before + earlier, -1)

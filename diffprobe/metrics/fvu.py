@@ -1,4 +1,4 @@
-"""Fraction of variance unexplained. Owns the project's one definition; `explained_variance` is 1 - fvu."""
+"""Fraction of variance unexplained: the only definition in this project; `explained_variance` is 1 - fvu."""
 
 import torch
 from jaxtyping import Float
@@ -6,6 +6,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from diffprobe.core.errors import NonFinite
+
+FOR = "sae"
+NAME = "fvu"
+HIGHER_IS_BETTER = False
+HELP = "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean"
+ORDER = 0
 
 
 def fvu(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> float:
@@ -27,7 +33,7 @@ class Fvu(Metric):
     """`fvu` over batches and processes: the result does not depend on how the samples were split.
 
     The variance comes from sums, in one pass. Its relative error is about 1e-16 |mean|^2 / variance: 1e-10 for features
-    whose mean is a thousand times their spread. Beyond 1e12 it would be rounding alone, and is refused.
+    whose mean is a thousand times their spread. Beyond |mean|^2 / variance = 1e12 only rounding is left: NonFinite.
 
     Args:
         d_in: width of the features.
@@ -60,10 +66,19 @@ class Fvu(Metric):
         """Return the fvu, a float64 scalar. Raises: NonFinite without variance or with NaN in the features."""
         variance = (self.square - self.total.square() / self.n.clamp(min=1)).sum()
         value = self.residual / variance
-        # Equal samples leave nothing but rounding in `variance`; a ratio to rounding is no measurement.
+        # Of equal samples only rounding is left in `variance`, and the ratio to it means nothing.
         if not torch.isfinite(value) or variance <= 1e-12 * self.square.sum():
             raise NonFinite(
                 f"fvu: {int(self.n)} samples have the centred sum of squares {float(variance):.3g}.",
                 "a fraction of variance needs at least two different, finite samples",
             )
         return value
+
+    def controls(self) -> dict[str, float]:
+        """Return the value of predicting the mean."""
+        return {"mean_prediction": 1.0}
+
+
+def make(d_in: int, n_latents: int) -> Fvu:
+    """Make the metric for features of width `d_in`."""
+    return Fvu(d_in)

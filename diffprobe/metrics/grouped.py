@@ -1,52 +1,58 @@
-"""One metric a group: the same number for every timestep, cell or class, from batches that hold several of them."""
+"""A metric computed separately for each group: timestep, cell or class. Batches may hold several groups."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from diffprobe.core.errors import ConfigError, EmptyClass, unknown
 
 
 class Grouped(WrapperMetric):
-    """A metric for each of some groups, for example `Grouped(Fvu(d_in), [25, 200, 500])` for one fvu a timestep.
+    """One copy of a metric per group, for example `Grouped(Fvu(d_in), [25, 200, 500])` for one fvu per timestep.
 
-    The groups are fixed at the start, so that processes that see different ones still sum the same states.
+    The groups are fixed at the start, so that processes that see different groups synchronise the same states.
 
     Args:
-        metric: the metric, without samples; every group gets a copy.
+        metric: a metric or a collection of metrics, without samples; every group gets a copy.
         groups: names of the groups, each once: timesteps, cells.
-    Raises: ConfigError for no group or one named twice.
+    Raises: ConfigError for no group, or for a group named twice.
     """
 
-    def __init__(self, metric: Metric, groups: Sequence[Hashable]) -> None:
+    def __init__(self, metric: Metric | MetricCollection, groups: Sequence[Hashable]) -> None:
         super().__init__()
         self.groups = tuple(groups)
         if not self.groups or len(set(self.groups)) < len(self.groups):
             raise ConfigError(f"groups must be named once each, at least one; got {list(self.groups)}.")
-        self.metrics = nn.ModuleList(metric.clone() for _ in self.groups)  # names may hold dots, so no ModuleDict
-        self.seen = _Counts(len(self.groups))  # whether a group has samples is for all processes to know together
+        self.metrics = nn.ModuleList(metric.clone() for _ in self.groups)  # not a ModuleDict: names may contain dots
+        self.seen = _Counts(len(self.groups))  # synchronised: whether any process has samples of a group
 
     def __getitem__(self, group: Hashable) -> Any:
         """Return the metric of one group. Raises: UnknownName."""
         return self.metrics[self._place(group)]
 
-    def update(self, group: Hashable, *rows: Tensor) -> None:
-        """Add samples that are all of one group. Raises: UnknownName for another group."""
+    def update(self, group: Hashable, *rows: Tensor, **named_rows: Tensor) -> None:
+        """Add samples that are all of one group.
+
+        Args:
+            group: name of the group.
+            rows, named_rows: arguments of the metric's `update`, each with the samples on its first axis.
+        Raises: UnknownName for another group.
+        """
         place = self._place(group)
-        self.metrics[place].update(*rows)  # type: ignore[operator]
-        self.seen.update(place, len(rows[0]))
+        self.metrics[place].update(*rows, **named_rows)  # type: ignore[operator]
+        self.seen.update(place, len((*rows, *named_rows.values())[0]))
 
     def update_rows(self, groups: Sequence[Hashable] | Tensor, *rows: Tensor) -> None:
         """Add samples of several groups.
 
         Args:
-            groups: the group of each row; a tensor stands for its numbers.
-            rows: what the metric takes, each with the rows on its first axis.
-        Raises: UnknownName for a group that was not named, ConfigError if the lengths differ.
+            groups: the group of each row: names, or a tensor of integer names.
+            rows: arguments of the metric's `update`, each with the samples on its first axis.
+        Raises: UnknownName for another group, ConfigError if the lengths differ.
         """
         names = groups.tolist() if isinstance(groups, Tensor) else list(groups)
         lengths = {len(names), *(len(part) for part in rows)}
@@ -60,7 +66,7 @@ class Grouped(WrapperMetric):
     def compute(self) -> dict[Any, Any]:
         """Return group -> value, in the order of the groups.
 
-        Raises: EmptyClass naming the groups without a sample on any process; use `present` to leave them out.
+        Raises: EmptyClass, naming the groups without a sample on any process; `present` leaves them out.
         """
         found = self.present()
         empty = [str(group) for group in self.groups if group not in found]
@@ -73,8 +79,8 @@ class Grouped(WrapperMetric):
 
     def present(self) -> dict[Any, Any]:
         """Return group -> value for the groups that have samples on any process."""
-        self.seen.update(0, 0)  # a process without samples has been asked too, and need not be warned of
-        counts = self.seen.compute().reshape(-1).tolist()  # torchmetrics makes one count a scalar
+        self.seen.update(0, 0)  # avoids the warning about `compute` before `update` on a process without samples
+        counts = self.seen.compute().reshape(-1).tolist()  # torchmetrics turns a vector of one element into a scalar
         return {
             group: metric.compute()  # type: ignore[operator]
             for group, metric, n in zip(self.groups, self.metrics, counts, strict=True)
@@ -82,7 +88,7 @@ class Grouped(WrapperMetric):
         }
 
     def reset(self) -> None:
-        """Forget all samples of all groups."""
+        """Discard the samples of all groups."""
         for metric in (*self.metrics, self.seen):
             metric.reset()  # type: ignore[operator]
         super().reset()

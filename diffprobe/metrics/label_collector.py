@@ -1,4 +1,4 @@
-"""Integers by sample, gathered over batches and processes: which keys a split holds, and their labels."""
+"""Labels by key, gathered over batches and processes: which samples a split holds, and their labels."""
 
 import torch
 from jaxtyping import Int
@@ -7,10 +7,10 @@ from torchmetrics import Metric
 
 
 class LabelCollector(Metric):
-    """Collects one row of labels a sample, named by the hash of its key; sorted, so the order of batches is gone.
+    """Collects one row of labels per sample, identified by the hash of its key and sorted by it.
 
     Args:
-        n_targets: labels a sample.
+        n_targets: labels per sample.
     """
 
     full_state_update = False
@@ -30,13 +30,13 @@ class LabelCollector(Metric):
         self.labels.append(labels)
 
     def compute(self) -> tuple[Int[Tensor, " samples"], Int[Tensor, "samples n_targets"]]:
-        """Return hashes in rising order and the labels that belong to them."""
+        """Return the hashes in ascending order, and the labels of their samples."""
         hashes, labels = _joined(self.hashes), _joined(self.labels)
         order = hashes.argsort()
         return hashes[order], labels[order]
 
     def _sync_dist(self, *args: object, **kwargs: object) -> None:
-        # A process without a batch would offer a float32 vector for gathering; types and axes must agree.
+        # Without a batch the state would be gathered as a float32 vector; dtype and axes must agree over processes.
         if not self.hashes:
             self.hashes = [torch.zeros(0, dtype=torch.int64, device=self.device)]
             self.labels = [torch.zeros(0, self.n_targets, dtype=torch.int64, device=self.device)]

@@ -1,4 +1,4 @@
-"""Sums from which means, spreads and least-squares estimates follow exactly, however the samples were split."""
+"""Float64 sums behind means, variances and least-squares estimates, exact however the samples are split."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from diffprobe.core.errors import NonFinite
 
 
 class Moments(NamedTuple):
-    """Float64 sums over samples x with n_columns labelled sides y in {0, 1} each."""
+    """Float64 sums over samples x and their n_columns binary labels y in {0, 1}."""
 
     n: int
     """Number of samples."""
@@ -20,11 +20,11 @@ class Moments(NamedTuple):
     square: Float[Tensor, " d_in"]
     """Sum of x^2, elementwise."""
     y: Float[Tensor, " n_columns"]
-    """Sum of y: the size of the positive side of each column."""
+    """Sum of y: the number of positive samples of each column."""
     xy: Float[Tensor, "d_in n_columns"]
-    """Sum of x y^T: the sum over the positive side of each column."""
+    """Sum of x y^T: the sum of x over the positive samples of each column."""
     gram: Float[Tensor, "d_in d_in"] | None
-    """Sum of x x^T, where it was asked for."""
+    """Sum of x x^T; None unless it was requested."""
 
     @property
     def mean(self) -> Float[Tensor, " d_in"]:
@@ -33,7 +33,7 @@ class Moments(NamedTuple):
 
     @property
     def variance(self) -> Float[Tensor, " d_in"]:
-        """Variance of x with divisor n, float64; exactly 0 where only rounding is left."""
+        """Variance of x with divisor n, float64; exactly 0 where it is within rounding of 0."""
         variance = self.square / max(self.n, 1) - self.mean.square()
         return torch.where(variance > 1e-12 * self.mean.square(), variance.clamp(min=0), torch.zeros_like(variance))
 
@@ -66,22 +66,22 @@ class RunningMoments(Metric):
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, x: Float[Tensor, "batch d_in"], y: Int[Tensor, "batch n_columns"] | None = None) -> None:
-        """Add samples, with 0/1 label columns if any."""
+        """Add samples, with their 0/1 label columns if there are any."""
         x = x.detach().double()
         self.n += x.shape[0]
         self.x += x.sum(0)
         self.square += x.square().sum(0)
         if y is not None:
-            sides = y.double()
-            self.y += sides.sum(0)
-            self.xy += x.T @ sides
+            labels = y.double()
+            self.y += labels.sum(0)
+            self.xy += x.T @ labels
         if self.has_gram:
             self.xx += x.T @ x
 
     def compute(self) -> Moments:
-        """Return the sums. Raises: NonFinite if there was NaN or infinity in the features."""
+        """Return the sums. Raises: NonFinite if a feature was NaN or infinite."""
         if not torch.isfinite(self.square).all():
             bad = int((~torch.isfinite(self.square)).sum())
-            raise NonFinite(f"{bad} of {self.square.numel()} feature dimensions hold NaN or infinity.")
+            raise NonFinite(f"{bad} of {self.square.numel()} feature dimensions contain NaN or infinity.")
         gram = self.xx.clone() if self.has_gram else None
         return Moments(int(self.n), self.x.clone(), self.square.clone(), self.y.clone(), self.xy.clone(), gram)

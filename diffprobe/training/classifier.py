@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.core.registry import load_metrics
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.metrics import load_metrics
 from diffprobe.metrics.confusion import ConfusionCounts
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments

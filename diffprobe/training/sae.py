@@ -1,6 +1,10 @@
-"""SparseAutoencoderModule: trains a sparse autoencoder of any variant on the rows of one tap's cells."""
+"""Training of one sparse autoencoder of any variant: the LightningModule, its step-size schedule, its checks.
 
-from collections.abc import Iterator, Sequence
+`sae_rows.py` turns features into rows, `sae_scores.py` measures, `sae_bank.py` trains many autoencoders at once.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -17,27 +21,27 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.dead_latents import DeadLatents
-from diffprobe.metrics.decoder_coherence import Coherence, decoder_coherence
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
-from diffprobe.training.sae_records import coherence_records, split_records, window_record
 from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
-from diffprobe.training.sae_schedule import check_precision, step_size_factor, warn_of_window
-from diffprobe.training.sae_scores import Scores, SplitScores
+from diffprobe.training.sae_scores import Scores, SplitScores, decoder_scores, window_scores
 from diffprobe.training.training_statistics import FirstPass, check_finite
+
+RISE = 0.05
+"""Share of a run in which the step size rises, if `warmup_steps` is None."""
 
 
 class SparseAutoencoderModule(ProbeModule):
-    """Trains one autoencoder: AuxK for dead latents, unit-norm decoder rows after each step.
+    """Trains one autoencoder, with AuxK for dead latents and unit-norm decoder rows after each step.
 
     Args:
-        config: the probe's own settings; their file says which variant it is.
-        cell: whose features are reconstructed; several are cells of one tap at different timesteps.
-        d_in: the width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
+        config: settings of the probe; the module that defines their class is the variant.
+        cell: cell whose features are reconstructed, or several cells of one tap at different timesteps.
+        d_in: width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
 
-    Raises: ConfigError for a precision that would round the weights, cells of several taps, k above the latents.
+    Raises: ConfigError for a precision that would round the weights, for cells of several taps, for k > n_latents.
     """
 
     def __init__(
@@ -50,41 +54,42 @@ class SparseAutoencoderModule(ProbeModule):
         check_one_tap(self.cells)
         self.default_learning_rate = config.learning_rate
         self.sae = make_sae(config, d_in, seed=derive_seed("sae", seed))
-        # Its line is that of all processes, so each process and the checkpoint of one know all of it.
+        # Every process, and so the checkpoint of one, holds the activity in the samples of all processes.
         self.dead_latents = DeadLatents(self.sae.n_latents, config.dead_window, sync_on_compute=False)
         self.dead_latents.persistent(True)
         n_latents = self.sae.n_latents
-        self.measured = nn.ModuleDict(  # "train" is a name that every module has
+        self.measured = nn.ModuleDict(  # not "train": nn.Module has an attribute of that name
             {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
         )
         size = config.row_buffer
         self.row_buffer = ShuffleBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
         self._found: dict[str, tuple[Scores, dict[str, Scores]]] = {}
-        self._coherence: Coherence | None = None
+        self._decoder: Scores | None = None
 
     @property
     def cell(self) -> str | None:
-        """The cell, None where there are several."""
+        """The cell; None if there are several."""
         return self.cells[0] if len(self.cells) == 1 else None
 
     def prepare(self) -> None:
-        """Set input scale, pre-bias and what else starts from the training set, unless the weights bring their own.
+        """Initialise autoencoder (scale, pre-bias, dictionary, thresholds) and row buffer from the training set.
 
-        Warns if no latent can count as dead within the run (`warn_of_window`).
+        Weights that are initialised already, for example those of a checkpoint, are left unchanged. Warns if no latent
+        can count as dead within the run (`warn_of_window`).
 
         Raises: NonFinite, naming cell and sample; ConfigError, naming the cell, for constant features, for a row buffer
             that the processes can't share equally or that is larger than the training set.
         """
-        if not self.needs_first_pass():
+        if not self.needs_statistics():
             return
-        found = self.ask(FirstPass(self.cells, self.sae.d_in, self.device))
+        statistics = self.request_rows(FirstPass(self.cells, self.sae.d_in, self.device))
         for batch in self.batches(self.train_split):
-            found.update(batch)
-        self.begin(found)
+            statistics.update(batch)
+        self.initialise(statistics)
 
-    def needs_first_pass(self) -> bool:
-        """Whether anything has to be known of the training set. Raises: ConfigError, see `prepare`."""
+    def needs_statistics(self) -> bool:
+        """Return whether a pass over the training set is due before the first step. Raises: ConfigError (`prepare`)."""
         if self.row_buffer is not None:
             self.row_buffer.place(self.trainer.global_rank, self.trainer.world_size)
         return not bool(self.sae.initialised) or self._buffer_to_fill is not None
@@ -93,28 +98,29 @@ class SparseAutoencoderModule(ProbeModule):
     def _buffer_to_fill(self) -> ShuffleBuffer | None:
         return None if self.row_buffer is None or bool(self.row_buffer.filled) else self.row_buffer
 
-    def ask(self, first: FirstPass) -> FirstPass:
-        """Say, before the pass over the training set begins, which rows of it are wanted."""
+    def request_rows(self, statistics: FirstPass) -> FirstPass:
+        """Request, before the pass over the training set, the rows that the buffer and the initialisation need."""
         if self._buffer_to_fill is not None:
-            first.choose(self._buffer_to_fill.size, seed=derive_seed("rows", self.seed))
+            statistics.choose(self._buffer_to_fill.size, seed=derive_seed("rows", self.seed))
         if not self.sae.initialised:
-            first.choose(self._n_init, seed=self.seed)
-        return first
+            statistics.choose(self._n_init, seed=self.seed)
+        return statistics
 
     @property
     def _n_init(self) -> int:
         return self.config.init_samples if self.sae.needs_rows else 0
 
-    def begin(self, found: FirstPass) -> None:
-        """Start from what the pass found. Raises: ConfigError, see `prepare`."""
+    def initialise(self, statistics: FirstPass) -> None:
+        """Initialise from the statistics of the pass. Raises: ConfigError, see `prepare`."""
         buffer = self._buffer_to_fill
         if buffer is not None:
-            rows = found.choose(buffer.size, seed=derive_seed("rows", self.seed)).compute(self.joint)
+            rows = statistics.choose(buffer.size, seed=derive_seed("rows", self.seed)).compute(self.collective)
             if rows is not None:
                 buffer.fill(rows)
         if self.sae.initialised:
             return
-        sums, rows = found.moments.compute(), found.choose(self._n_init, seed=self.seed).compute(self.joint)
+        sums = statistics.moments.compute()
+        rows = statistics.choose(self._n_init, seed=self.seed).compute(self.collective)
         with naming(_named(self.cells)):
             self.sae.initialise(sums.mean, sums.variance, rows)
         if self.trainer.state.fn is TrainerFn.FITTING and self.trainer.is_global_zero:
@@ -122,28 +128,28 @@ class SparseAutoencoderModule(ProbeModule):
             warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
 
     @property
-    def joint(self) -> Collective:
-        """How the processes of this run agree on a batch."""
+    def collective(self) -> Collective:
+        """Reductions over the processes of this run."""
         return Collective(self.mean_over_processes, self.gather_over_processes, self.trainer.world_size)
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Let the variant prepare its weights."""
+        """Prepare the weights, as the variant requires."""
         self.sae.begin_step()
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
-        """Return the reconstruction loss with AuxK."""
-        out = self.sae.step(self.training_rows(batch), dead=self.dead_latents.mask, joint=self.joint)
+        """Return the loss of a batch: reconstruction, AuxK, and what the variant adds."""
+        out = self.sae.step(self.training_rows(batch), dead=self.dead_latents.mask, collective=self.collective)
         return self.account(out, batch)
 
     def training_rows(self, batch: FeatureBatch) -> Tensor:
-        """Return the rows to train on: the batch's own, or what the row buffer gives for them. Call once a step."""
+        """Return the rows to train on: of the batch, or of the row buffer in exchange. Call once per step."""
         x = rows_of(batch, self.cells).x
         return x if self.row_buffer is None else self.row_buffer.exchange(x)
 
     def account(self, out: StepOutput, batch: FeatureBatch) -> Tensor:
-        """Count the latents that a step used, log what it gave the joint batch, and return this process's loss.
+        """Update the dead latents, log the losses of the global batch, and return the loss of this process.
 
-        The share of dead latents is logged from the step on before which the window was full. Raises: NonFinite.
+        The share of dead latents is logged once the window was full before the step. Raises: NonFinite.
         """
         if not torch.isfinite(out.loss):
             check_finite(rows_of(batch, self.cells), batch, self.cells)
@@ -153,17 +159,17 @@ class SparseAutoencoderModule(ProbeModule):
             self.log("train/windowed_dead_fraction", dead, batch_size=len(batch), prog_bar=True)
         self.dead_latents.update(*out.code, gather=self.gather_over_processes)
         curves = {"loss": out.loss, "fvu": out.reconstruction, "aux": out.aux, **out.terms}
-        joint = self.mean_over_processes(torch.stack([value.detach().float() for value in curves.values()]))
-        named = {f"train/{name}": value for name, value in zip(curves, joint, strict=True)}
+        means = self.mean_over_processes(torch.stack([value.detach().float() for value in curves.values()]))
+        named = {f"train/{name}": value for name, value in zip(curves, means, strict=True)}
         self.log_dict(named, batch_size=len(batch))
         return out.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take out the gradient that would only lengthen decoder rows."""
+        """Remove the part of the decoder's gradient that is parallel to its rows."""
         self.sae.remove_parallel_gradient()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the variant give the decoder rows unit norm again."""
+        """Step, then restore what the variant requires of the weights: decoder rows of unit norm."""
         super().optimizer_step(*args, **kwargs)
         self.sae.end_step()
 
@@ -171,7 +177,7 @@ class SparseAutoencoderModule(ProbeModule):
         """Add samples of a split to its metrics. Raises: NonFinite, naming cell and sample."""
         rows = rows_of(batch, self.cells)
         check_finite(rows, batch, self.cells)
-        with torch.autocast(self.device.type, enabled=False):  # what is saved is a float32 autoencoder
+        with torch.autocast(self.device.type, enabled=False):  # the saved autoencoder is float32
             self._measured(split).update(rows, *self.sae(rows.x))
 
     def _measured(self, split: str) -> SplitScores:
@@ -190,7 +196,7 @@ class SparseAutoencoderModule(ProbeModule):
         self.finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the scores, of the training set too: how many latents it uses is part of the result."""
+        """Compute and log the scores of the test set, and those of the training set with the final weights."""
         self.finish("test")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.batches(self.train_split):
@@ -198,37 +204,37 @@ class SparseAutoencoderModule(ProbeModule):
         self.finish("train")
 
     def finish(self, split: str) -> None:
-        """Compute and log the scores of a split from all that `score` saw of it; with "train", of the dictionary too.
+        """Compute and log the scores of a split from the samples given to `score`; for "train", of the decoder too.
 
-        Raises: NonFinite, naming the cells, for rows that do not vary and for a decoder row without direction.
+        Raises: NonFinite, naming the cells, for rows that do not vary and for a decoder row that is zero or not finite.
         """
         with naming(_named(self.cells)):
             whole, by_cell = self._found[split] = self._measured(split).compute()
             if split == "train" and self.sae.n_latents > 1:
-                self._coherence = decoder_coherence(self.sae.W_dec)
-                self.log_scores({"train/decoder_coherence": self._coherence.largest})
+                self._decoder = decoder_scores(self.sae.W_dec)
+                self.log_scores({f"train/{name}": value for name, value in self._decoder.values.items()})
         self.scores[split] = {**whole.values, "n": whole.n}
         self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
             self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.values.items()})
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return what was measured on a split; `n` counts rows. Several cells: over all rows, under no cell, then each.
+        """Return the records of a split; `n` counts rows. Of several cells: over all rows (no cell), then of each cell.
 
-        With "train" also of the training itself and of the dictionary: `windowed_dead_fraction`, if training was as
-        long as the window, and the coherence of the decoder rows, if there are two to compare.
+        "train" includes the records of the training (`windowed_dead_fraction`, if training was as long as the window)
+        and of the decoder, if it has at least two latents; there `n` counts latents.
         """
         whole, by_cell = self._found[split]
         detail: dict[str, Any] = {"n_latents": self.sae.n_latents, "k": self.sae.k, "d_in": self.sae.d_in}
         probe, several = self.sae.variant, {} if self.cell else {"cells": list(self.cells)}
         own: dict[str, Any] = {"cell": self.cell, "probe": probe, "detail": {**detail, **several}}
-        found = split_records(whole, split=split, **own)
+        found = whole.records(split=split, **own)
         for cell, scores in by_cell.items():
-            found += split_records(scores, split=split, cell=cell, probe=probe, detail=detail)
+            found += scores.records(split=split, cell=cell, probe=probe, detail=detail)
         if split == "train" and self.dead_latents.is_full:
-            found.append(window_record(self.dead_latents.compute(), **own))
-        if split == "train" and self._coherence is not None:
-            found += coherence_records(self._coherence, d_in=self.sae.d_in, **own)
+            found += window_scores(self.dead_latents.compute()).records(split=split, **own)
+        if split == "train" and self._decoder is not None:
+            found += self._decoder.records(split=split, **own)
         return found
 
     def save(self, folder: Path) -> list[Path]:
@@ -236,8 +242,8 @@ class SparseAutoencoderModule(ProbeModule):
         return [self.sae.save_pretrained(folder / "sae", cell=self.cell)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam; the step size rises over the first steps and falls to 0 over the last, as the probe's config says."""
-        fused = self.settings.precision != "16-mixed"  # the loss scaler unscales by itself, and fused Adam would again
+        """Return AdamW with the step-size schedule of the probe's config (`step_size_factor`)."""
+        fused = self.settings.precision != "16-mixed"  # fused Adam would unscale the gradients a second time
         optimizer = torch.optim.AdamW(
             self.parameters(),
             lr=self.learning_rate,
@@ -249,7 +255,7 @@ class SparseAutoencoderModule(ProbeModule):
 
 
 def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
-    """Make the autoencoder of the variant in whose file the settings are defined."""
+    """Make the autoencoder of the variant whose file defines the class of `config`."""
     name = type(config).__module__.rpartition(".")[2]
     return cast(KSAE, probes("sae").load(name).make(config, d_in, seed=seed))
 
@@ -258,10 +264,59 @@ def _named(cells: Sequence[str]) -> str:
     return f"cell '{cells[0]}'" if len(cells) == 1 else f"cells {', '.join(cells)}"
 
 
+def check_precision(settings: TrainerConfig) -> None:
+    """Raise ConfigError for a precision that would keep weights, scale and thresholds in 16 bits."""
+    if settings.precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision={settings.precision} would round the weights, scale and thresholds of an autoencoder: "
+            "small optimiser steps would be lost, and the saved weights would differ from those of 32 bits.",
+            "allowed for autoencoders: 32-true, 64-true, and with 32-bit weights bf16-mixed, 16-mixed",
+            fix="trainer.precision=bf16-mixed",
+        )
+
+
+def step_size_factor(config: Config, total: int) -> Callable[[float], float]:
+    """Return the factor of the step size as a function of progress, 0..1 over the `total` steps of a run.
+
+    The factor rises linearly to 1 over `warmup_steps` steps, from 1 / warmup_steps at the first one, and falls linearly
+    to 0 over the last `decay` of the run.
+
+    >>> from diffprobe.probes.sae.types import Config
+    >>> factor = step_size_factor(Config(warmup_steps=4, decay=0.5), 10)
+    >>> [round(factor(step / 10), 2) for step in range(11)]
+    [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    """
+    warmup = RISE * total if config.warmup_steps is None else config.warmup_steps
+
+    def factor(progress: float) -> float:
+        fall = (1 - progress) / config.decay if config.decay > 0 else 1.0
+        return min(1.0, (progress * total + 1) / warmup, fall)
+
+    return factor
+
+
+def warn_of_window(config: Config, *, n_rows: int, n_trained: int) -> None:
+    """Warn if a run is too short for a latent to count as dead.
+
+    Args:
+        n_rows: rows of the training set.
+        n_trained: rows of all training batches of the run.
+    """
+    if n_trained >= config.dead_window:
+        return
+    without_aux = "AuxK never acts and " if config.aux_weight > 0 else ""
+    warnings.warn(
+        f"a latent counts as dead after probe.params.dead_window={config.dead_window} rows without activity; this run "
+        f"trains on {n_trained} ({n_rows} per epoch), so {without_aux}no windowed_dead_fraction is recorded. "
+        f"A window that fits: probe.params.dead_window={max(1, min(4 * n_rows, n_trained // 2))}",
+        stacklevel=2,
+    )
+
+
 @contextmanager
-def naming(whose: str) -> Iterator[None]:
-    """Put a name before what goes wrong: of cells, of a member of a bank."""
+def naming(name: str) -> Iterator[None]:
+    """Prefix the messages of ConfigError and NonFinite with a name: of cells, of a member of a bank."""
     try:
         yield
     except (ConfigError, NonFinite) as error:
-        raise type(error)(f"{whose}: {error.what}", *error.details, fix=error.fix) from error
+        raise type(error)(f"{name}: {error.what}", *error.details, fix=error.fix) from error

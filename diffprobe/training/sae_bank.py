@@ -1,4 +1,4 @@
-"""SparseAutoencoderBankModule: trains many sparse autoencoders in one pass over the features."""
+"""Training of many sparse autoencoders in one pass over the features."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,35 +15,34 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.sae.types import Config
 from diffprobe.training.module import ProbeModule
-from diffprobe.training.sae import SparseAutoencoderModule, naming
+from diffprobe.training.sae import SparseAutoencoderModule, check_precision, naming
 from diffprobe.training.sae_bank_batched import step_members
-from diffprobe.training.sae_schedule import check_precision
 from diffprobe.training.training_statistics import FirstPass
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSpec:
-    """What one autoencoder of a bank is made of."""
+    """Settings of one autoencoder of a bank."""
 
     name: str
-    """Its name in logs and folders, unique in the bank."""
+    """Name in logs and folders, unique in the bank."""
     config: Config
-    """The probe's own settings."""
+    """Settings of the probe."""
     cell: str
-    """Whose features are reconstructed."""
+    """Cell whose features are reconstructed."""
     d_in: int
-    """Their width."""
+    """Width of the features."""
     seed: int
-    """Seed of its initial dictionary."""
+    """Seed of the initial dictionary."""
 
 
 class Member(SparseAutoencoderModule):
-    """One autoencoder of a bank; what it logs goes to `log_to`, under its name.
+    """One autoencoder of a bank. It logs through the bank, under its own name.
 
     Args:
-        spec: what it is made of.
+        spec: its settings.
         settings: see `ProbeModule`.
-        log_to: the bank's `log`.
+        log_to: the `log` method of the bank.
     """
 
     def __init__(self, spec: MemberSpec, *, settings: TrainerConfig, log_to: Callable[..., None]) -> None:
@@ -51,29 +50,29 @@ class Member(SparseAutoencoderModule):
         self.label, self._log_to = spec.name, log_to
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log a value as <name of the member>/<name>: the Trainer knows the bank alone."""
+        """Log a value as <name of the member>/<name>; only the bank is attached to the Trainer."""
         self._log_to(f"{self.label}/{name}", value, *args, **kwargs)
 
 
 class SparseAutoencoderBankModule(ProbeModule):
-    """Trains several autoencoders on the same batches; each ends with the weights it would have alone.
+    """Trains several autoencoders on the same batches; each ends with the weights of a run of its own.
 
-    The loss is the sum of the members' losses. No member reads another's weights, so gradients are those of single
-    runs; AdamW works by entries, so one optimizer with a parameter group a member takes the steps of single runs.
+    The loss is the sum of the members' losses. Members share no weights, so each has the gradients of a single run;
+    AdamW works elementwise, so one optimizer with one parameter group per member takes the steps of single runs.
     Gradients are clipped by the norm of each member.
 
-    The batches are read once for all members: in training, in the one pass before it that gives scales and first rows,
-    and in the one after it that scores the training set. The sparse steps run one after the other, and what their
-    gradients need is held for all members until the one backward pass. With `batched` those of equal shape are one step
-    (see bank_batched.py): fewer and larger operations, and weights that agree to rounding. A member whose loss is no
-    number stops all.
+    The batches are read once for all members: in training, in the pass before it (scales, initial rows), and in the
+    pass after it that scores the training set. The sparse steps run one after the other; the tensors that their
+    gradients need are kept for all members until the backward pass. With `batched`, members of equal shape are stepped
+    together (`sae_bank_batched.py`): fewer and larger operations, and weights that agree to rounding. A NaN or infinite
+    loss of one member stops the run.
 
     Args:
         specs: the members.
-        settings, seed: see `ProbeModule`. Members have their own seeds; no number depends on this one.
-        batched: step members of equal shape as one. Then they are those of single runs to rounding, not bit for bit.
+        settings, seed: see `ProbeModule`. Members have their own seeds; nothing depends on this one.
+        batched: step members of equal shape together. They then agree with single runs to rounding, not bit for bit.
 
-    Raises: ConfigError for no member, for two of one name, for a precision that would round the weights, for
+    Raises: ConfigError for no member, for two members of one name, for a precision that would round the weights, for
         precision=16-mixed, and, naming the member, for settings that do not fit its features.
     """
 
@@ -85,19 +84,19 @@ class SparseAutoencoderBankModule(ProbeModule):
         self.batched = batched
         names = [spec.name for spec in specs]
         if not names:
-            raise ConfigError("a bank without a member has nothing to train.")
+            raise ConfigError("the bank has no members; at least 1 is needed.")
         if len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ConfigError(f"two members of the bank have one name: {', '.join(twice)}.")
+            raise ConfigError(f"members of a bank need unique names; used twice: {', '.join(twice)}.")
         if settings.precision == "16-mixed":
             raise ConfigError(
-                "precision=16-mixed scales the loss of all members together; an overflow in one would skip a step of "
-                "the others.",
-                fix="trainer.precision=bf16-mixed or 32-true, or a run for each member",
+                "precision=16-mixed scales the loss of all members together: an overflow in one member would skip a "
+                "step of the others.",
+                fix="trainer.precision=bf16-mixed or 32-true, or one run per member",
             )
         self.n_members = len(specs)
         for i, spec in enumerate(specs):
-            with naming(spec.name):  # direct children, as Lightning hands its Trainer to those alone
+            with naming(spec.name):  # direct children: Lightning sets the trainer of these only
                 self.add_module(f"member_{i}", Member(spec, settings=settings, log_to=self.log))
 
     @property
@@ -106,28 +105,28 @@ class SparseAutoencoderBankModule(ProbeModule):
         return [cast(Member, self.get_submodule(f"member_{i}")) for i in range(self.n_members)]
 
     def prepare(self) -> None:
-        """Start all members from one pass over the training set; weights of a resumed run stay."""
+        """Initialise all members from one pass over the training set; weights of a resumed run stay unchanged."""
         found: dict[tuple[str, ...], FirstPass] = {}
-        owners: dict[tuple[str, ...], Member] = {}  # the first of those that read the same cells
+        first: dict[tuple[str, ...], Member] = {}  # the first member of those that read the same cells
         starting = []
         for member in self.members:
             with naming(member.label):
-                if member.needs_first_pass():
+                if member.needs_statistics():
                     starting.append(member)
         for member in starting:
             cells = member.cells
-            owners.setdefault(cells, member)
-            found[cells] = member.ask(found.get(cells) or FirstPass(cells, member.sae.d_in, self.device))
+            first.setdefault(cells, member)
+            found[cells] = member.request_rows(found.get(cells) or FirstPass(cells, member.sae.d_in, self.device))
         for batch in self.batches(self.train_split) if starting else ():
-            for cells, first in found.items():
-                with naming(owners[cells].label):
-                    first.update(batch)
+            for cells, statistics in found.items():
+                with naming(first[cells].label):
+                    statistics.update(batch)
         for member in starting:
             with naming(member.label):
-                member.begin(found[member.cells])
+                member.initialise(found[member.cells])
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Let the variants prepare their weights."""
+        """Prepare the weights of all members."""
         for member in self.members:
             member.on_train_batch_start(batch, batch_idx)
 
@@ -141,7 +140,7 @@ class SparseAutoencoderBankModule(ProbeModule):
         return torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take out the gradients that would only lengthen decoder rows."""
+        """Remove the part of each decoder's gradient that is parallel to its rows."""
         for member in self.members:
             member.on_before_optimizer_step(optimizer)
 
@@ -151,14 +150,14 @@ class SparseAutoencoderBankModule(ProbeModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient of each member by its own norm, as in a run of its own."""
+        """Clip the gradient of each member by its own norm, as in a single run."""
         if gradient_clip_val is None:
             return
         for member in self.members:
             torch.nn.utils.clip_grad_norm_(member.parameters(), gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then let the variants give the decoder rows unit norm again."""
+        """Step, then restore what the variants require of the weights: decoder rows of unit norm."""
         super().optimizer_step(*args, **kwargs)
         for member in self.members:
             member.sae.end_step()
@@ -181,7 +180,7 @@ class SparseAutoencoderBankModule(ProbeModule):
         self._finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the scores, those of the training set too, from one more pass over it."""
+        """Compute and log the scores of the test set, and those of the training set from one more pass over it."""
         self._finish("test")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in self.batches(self.train_split):
@@ -194,15 +193,15 @@ class SparseAutoencoderBankModule(ProbeModule):
                 member.finish(split)
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return the records of all members; which is whose, `members` tells."""
+        """Return the records of all members, in the order of `members`."""
         return [record for member in self.members for record in member.records(split)]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write each autoencoder into a folder of its name."""
+        """Write each autoencoder to a folder named after the member."""
         return [path for member in self.members for path in member.save(folder / member.label)]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The members' own optimizers and schedules as one: a parameter group, with its step size, a member."""
+        """Return one optimizer and scheduler for all members: one parameter group and one schedule per member."""
         groups, factors = [], []
         for member in self.members:
             alone = cast(Any, member.configure_optimizers())

@@ -110,19 +110,19 @@ class ChosenRows:
         order = self._ranks.argsort()[: self.n]
         self._rows, self._ranks = self._rows[order], self._ranks[order]
 
-    def compute(self, joint: Collective) -> Tensor | None:
+    def compute(self, collective: Collective) -> Tensor | None:
         """Return the chosen samples of all processes; None where none are wanted."""
         if self._rows is None or self._ranks is None:
             return None
         rows, ranks = self._rows, self._ranks
-        if joint.size > 1:
-            longest = int(joint.gather(torch.tensor([len(ranks)], device=rows.device)).max())
+        if collective.size > 1:
+            longest = int(collective.gather(torch.tensor([len(ranks)], device=rows.device)).max())
             missing = longest - len(ranks)  # processes have unequal shares: fill up, and drop it again below
             rows = nn.functional.pad(rows, (0, 0, 0, missing))
             # not by pad: its value goes through a float, which rounds the largest integer out of range
             ranks = torch.cat([ranks, ranks.new_full((missing,), torch.iinfo(torch.int64).max)])
-            rows = joint.gather(rows.flatten()).view(-1, rows.shape[1])
-            ranks = joint.gather(ranks)
+            rows = collective.gather(rows.flatten()).view(-1, rows.shape[1])
+            ranks = collective.gather(ranks)
         order = ranks.argsort()[: self.n]
         return rows[order[ranks[order] < torch.iinfo(torch.int64).max]]
 

@@ -1,4 +1,4 @@
-"""Counts, choice and chance level on codes whose truth is known."""
+"""Counts, selection and chance level on codes whose truth is known."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffprobe.analysis.latent_selection import LatentCounts, choose_latents, summarize_latent
+from diffprobe.analysis.latent_selection import LatentCounts, select_latents, summarize_latent
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 
@@ -36,7 +36,7 @@ def test_numbers_of_a_pure_latent():
     assert summary.chance_entropy > 1.9
 
 
-def test_chance_covers_a_latent_that_knows_nothing():
+def test_chance_covers_a_latent_that_fires_at_random():
     summary = summarize_latent(counted(), 1)
     assert abs(summary.label_entropy - summary.chance_entropy) < 4 * summary.chance_entropy_sd
     assert summary.chance_entropy < 2.0  # below log2(4): the finite sample is part of the chance level
@@ -46,21 +46,21 @@ def test_chance_of_few_samples_is_low():
     assert summarize_latent(counted(), 2).chance_entropy <= math.log2(3)
 
 
-def test_choice_takes_the_purest_of_each_bin_and_leaves_out_rare_ones():
-    one = choose_latents(counted(), n=1)
+def test_selection_takes_the_purest_of_each_bin_and_leaves_out_rare_ones():
+    one = select_latents(counted(), n=1)
     assert one.latents == (0,) and one.n_eligible == 2 and one.n_latents == 4
     assert "at least 10 samples" in one.rule and "1 bins" in one.rule
-    assert set(choose_latents(counted(), n=24).latents) == {0, 1}
-    assert set(choose_latents(counted(), n=24, min_active=1).latents) == {0, 1, 2}
+    assert set(select_latents(counted(), n=24).latents) == {0, 1}
+    assert set(select_latents(counted(), n=24, min_active=1).latents) == {0, 1, 2}
 
 
-def test_choice_is_spread_over_density():
+def test_selection_is_spread_over_density():
     counts = LatentCounts(100, 2)
     counts.n_samples = 1000
     counts.n_active = np.arange(1, 101) * 10
     counts.label_active = np.stack([counts.n_active, np.zeros(100, dtype=np.int64)], axis=1)
-    chosen = choose_latents(counts, n=10).latents
-    assert [latent // 10 for latent in chosen] == list(range(10))
+    selected = select_latents(counts, n=10).latents
+    assert [latent // 10 for latent in selected] == list(range(10))
 
 
 def test_samples_without_label_count_for_activity_only():
@@ -72,7 +72,7 @@ def test_samples_without_label_count_for_activity_only():
 
 def test_faults_are_named():
     with pytest.raises(EmptyClass, match="most active: 100"):
-        choose_latents(counted(), min_active=101)
+        select_latents(counted(), min_active=101)
     with pytest.raises(EmptyClass, match="latent 3"):
         summarize_latent(counted(), 3)
     with pytest.raises(ConfigError, match="label: \\(2,\\)"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.analysis.loss_recovered import Described, recovered, spliced_records
+from diffprobe.analysis.loss_recovered import RecordContext, loss_recovered, loss_recovered_records
 from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.scoring.intervention_error import Baseline, Spliced
@@ -10,7 +10,7 @@ N = 40
 GENERATOR = torch.Generator().manual_seed(0)
 BEFORE = torch.rand(N, 2, generator=GENERATOR).double()
 COST = torch.rand(N, 2, generator=GENERATOR).double() * torch.tensor([0.1, 0.4])
-ABOUT = Described(
+ABOUT = RecordContext(
     cell=Cell("mid_block", 20), split="test", probe="topk", clusters=range(N), detail={"sae": "probes/sae"}
 )
 
@@ -22,7 +22,7 @@ def baseline(rise=(1.0, 2.0), cleared=True):
 
 
 def measured(base, errors=BEFORE + COST):
-    records = spliced_records(base, Spliced(errors=errors, fvu=(0.2, 0.3)), ABOUT)
+    records = loss_recovered_records(base, Spliced(errors=errors, fvu=(0.2, 0.3)), ABOUT)
     assert {(r.split, r.n, r.probe) for r in records} == {("test", N, "topk")}
     return {(r.name, r.cell): r for r in records}
 
@@ -58,19 +58,19 @@ def test_the_ends_of_the_scale():
     assert worst["delta_mse", cell].controls == {"mean_ablation": worst["delta_mse", cell].value}
 
 
-def test_where_mean_ablation_costs_nothing_no_share_is_made_up():
+def test_without_a_cost_of_mean_ablation_there_is_no_share():
     found = measured(baseline(rise=(-0.1, 2.0)))
     rise = found["delta_mse", "mid_block@t20:empty:mean"]
     assert ("recovered", rise.cell) not in found and "does not raise the error" in rise.detail["no_recovered"]
     assert ("recovered", "mid_block@t500:empty:mean") in found and ("recovered_overall", rise.cell) in found
-    with pytest.raises(EmptyClass, match="does not raise the error: 1 before, 1 after"):
-        recovered(1.0, 1.0, 1.0)
+    with pytest.raises(EmptyClass, match="1 before, 1 after"):
+        loss_recovered(1.0, 1.0, 1.0)
 
 
 def test_clusters_are_resampled_whole():
-    paired = Described(**{**vars(ABOUT), "clusters": [i // 20 for i in range(N)]})
-    record = spliced_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), paired)[0]
+    paired = RecordContext(**{**vars(ABOUT), "clusters": [i // 20 for i in range(N)]})
+    record = loss_recovered_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), paired)[0]
     assert record.detail["n_clusters"] == 2
-    alone = Described(**{**vars(ABOUT), "clusters": [0] * N})
-    with pytest.raises(ConfigError, match="an interval needs two or more"):
-        spliced_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), alone)
+    alone = RecordContext(**{**vars(ABOUT), "clusters": [0] * N})
+    with pytest.raises(ConfigError, match="1 cluster in 40"):
+        loss_recovered_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), alone)

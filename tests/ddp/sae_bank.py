@@ -56,8 +56,8 @@ def choice_among_ties(module, rank):
     sae.W_enc.data = torch.randint(-1, 2, (32, 12), generator=generator).float()
     sae.b_enc.data.zero_()
     with torch.autocast("cpu", torch.bfloat16):
-        picked, _ = sae.pick(x, among=None, k_among=0, joint=module.joint)
-    return torch.zeros(len(x), 32, dtype=torch.int64).scatter_add(1, picked.top.indices, picked.part + 1)
+        selected, _ = sae.select(x, among=None, k_among=0, collective=module.collective)
+    return torch.zeros(len(x), 32, dtype=torch.int64).scatter_add(1, selected.top.indices, selected.part + 1)
 
 
 def members():

@@ -45,13 +45,13 @@ def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
     (member,) = open_runs(str(folder / "members" / names[3]))  # its record names a grid, of its seed
     assert member.config.probe.grid == {"seed": (1,)} and member.folder.name == names[3]
     (folder / "members" / names[2] / "result.json").unlink()
-    with pytest.raises(WeightsMissing, match=r"lacks 1 of its 4 members(.|\n)*missing: k=4,seed=0(.|\n)*eval sae '"):
+    with pytest.raises(WeightsMissing, match=r"1 of its 4 members(.|\n)*k=4,seed=0(.|\n)*eval sae '"):
         open_runs(str(folder))
 
 
 def test_folders_that_are_no_sae_run_are_told(trained, tmp_path):
     for run in ("", str(tmp_path / "nothing")):
-        with pytest.raises(ConfigError, match="is not the folder of a finished run"):
+        with pytest.raises(ConfigError, match="has no result.json"):
             open_runs(run)
     folder, other = trained(), tmp_path / "other"
     other.mkdir()
@@ -64,16 +64,16 @@ def test_folders_that_are_no_sae_run_are_told(trained, tmp_path):
 
     result = json.loads((folder / "result.json").read_text())
     write(kind="classifier")
-    with pytest.raises(ConfigError, match="of kind 'classifier'; only those of kind 'sae'"):
+    with pytest.raises(ConfigError, match="kind 'classifier'.*'sae'"):
         evaluate()
     write(artifacts={name: sha for name, sha in result["artifacts"].items() if name.startswith("input/")})
-    with pytest.raises(SchemaError, match="names no autoencoder"):
+    with pytest.raises(SchemaError, match="result.json"):
         evaluate()
     write()
-    with pytest.raises(WeightsMissing, match="has no weights 'probes/sae/probe.safetensors'"):
+    with pytest.raises(WeightsMissing, match="probes/sae/probe.safetensors"):
         evaluate()
     shutil.copytree(folder / "probes", other / "probes")
     (other / "probes" / "sae" / "probe.safetensors").write_bytes(b"other")
-    with pytest.raises(SchemaError, match="is not the file that the run's result.json is about"):
+    with pytest.raises(SchemaError, match="digest that result.json"):
         evaluate()
     assert not (tmp_path / "found").exists()

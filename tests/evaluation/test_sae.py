@@ -156,7 +156,7 @@ def test_features_that_are_means_over_draws_are_refused(tiny_sd, tiny_shards, tm
         (path,) = evaluate_sae(config)
         return read_result(run / "result.json"), read_result(path)
 
-    with pytest.raises(ConfigError, match=r"draws=2, averaged(.|\n)*fix: train with features.keep_draws=true"):
+    with pytest.raises(ConfigError, match=r"draws=2(.|\n)*features.keep_draws=true"):
         evaluate()
     assert not (tmp_path / "found").exists()
     trained, found = evaluate("features.keep_draws=true")
@@ -182,7 +182,7 @@ def test_the_runs_own_limit_holds_where_no_other_is_given(config, trained):
 
 
 def test_values_out_of_range_are_refused(config):
-    with pytest.raises(ConfigError, match="limit=0 is out of range: at least 1"):
+    with pytest.raises(ConfigError, match="limit=0"):
         dataclasses.replace(config, limit=0)
     with pytest.raises(ConfigError, match="device=gpu"):
         dataclasses.replace(config, device="gpu")
@@ -195,7 +195,7 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
     def evaluate(**changed):
         evaluate_sae(dataclasses.replace(config, **changed))
 
-    with pytest.raises(UnknownName, match="unknown group_attribute 'color'"):
+    with pytest.raises(UnknownName, match="'color'"):
         evaluate(group_attribute="color")
     with pytest.raises(BadTimestep, match="t=1000"):
         evaluate(timesteps=(1000,))
@@ -203,11 +203,11 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
     (tmp_path / "fewer" / "train-0000.tar").unlink()
     (tmp_path / "fewer" / "index.json").unlink()
     build_index(tmp_path / "fewer", name="tiny", licence="CC0-1.0")
-    with pytest.raises(SchemaError, match="not the shard set that the run was trained on"):
+    with pytest.raises(SchemaError, match=r"shard set(.|\n)*data=FOLDER"):
         evaluate(data=str(tmp_path / "fewer"))
-    with pytest.raises(WeightsMismatch, match="is not the backbone that the run was trained on"):
+    with pytest.raises(WeightsMismatch, match=r"backbone(.|\n)*backbone=FOLDER"):
         evaluate(backbone=str(sd_unet.tiny(tmp_path / "other", seed=1)))
-    with pytest.raises(WeightsMismatch, match="takes features of width 32; tap 'mid_block' of '.*' gives 16"):
+    with pytest.raises(WeightsMismatch, match="width 32; tap 'mid_block' .* 16"):
         evaluate(backbone=str(sd_unet.tiny(tmp_path / "narrow", channels=(16, 16))))
 
 

@@ -34,7 +34,7 @@ def test_infinity_has_a_rank_and_nan_has_none():
     scores = torch.tensor([[float("inf"), 1.0], [2.0, 0.0], [1.0, 3.0], [float("-inf"), 2.0]])
     assert auroc(scores, positive).tolist() == [0.75, 0.75]
     scores[1, 1] = float("nan")
-    with pytest.raises(NonFinite, match="1 of 4 samples have a score that is NaN"):
+    with pytest.raises(NonFinite, match="1 of 4 samples"):
         auroc(scores, positive)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import EmptyClass, NonFinite
-from diffprobe.metrics.decoder_coherence import decoder_coherence
+from diffprobe.metrics.decoder_coherence import decoder_coherence, make
 
 
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 50), st.integers(0, 99))
@@ -53,10 +53,18 @@ def test_autocast_does_not_round_it():
 
 
 def test_rows_that_cannot_be_compared_are_an_error():
-    with pytest.raises(EmptyClass, match="a dictionary of 1 rows"):
+    with pytest.raises(EmptyClass, match="1 decoder rows"):
         decoder_coherence(torch.ones(1, 3))
     for bad in (0.0, float("nan")):
         rows = torch.ones(4, 3)
         rows[2] = bad
         with pytest.raises(NonFinite, match="row 2 is the first"):
             decoder_coherence(rows)
+
+
+def test_the_metric_reports_value_and_pair_of_the_last_decoder():
+    rows = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    metric, found = make(d_in=4, n_latents=9), decoder_coherence(rows)
+    metric.update(rows.flip(0))
+    metric.update(rows)
+    assert float(metric.compute()) == found.largest and metric.detail() == {"pair": list(found.pair)}

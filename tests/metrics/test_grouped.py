@@ -6,7 +6,7 @@ import torch
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
 from diffprobe.metrics.fvu import Fvu, fvu
 from diffprobe.metrics.grouped import Grouped
-from diffprobe.metrics.sparsity import LatentUsage
+from diffprobe.metrics.latent_usage import LatentUsage
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(60, 4, generator=GENERATOR) + 3
@@ -31,8 +31,8 @@ def test_names_may_hold_dots_and_batches_be_of_one_group():
     metric.update(cells[0], torch.ones(4, 1), torch.zeros(4, 1, dtype=torch.int64))
     metric.update_rows([cells[1], cells[0]], torch.ones(2, 1), torch.tensor([[1], [2]]))
     found = metric.compute()
-    assert found[cells[0]]["density"].tolist() == [0.8, 0, 0.2]
-    assert found[cells[1]]["density"].tolist() == [0, 1, 0]
+    assert found[cells[0]].tolist() == [0.8, 0, 0.2]
+    assert found[cells[1]].tolist() == [0, 1, 0]
 
 
 def test_a_group_without_samples_is_named():

@@ -38,7 +38,10 @@ def test_both_processes_know_the_same(results):
     assert results[1][0] == results[1][1]
 
 
-@pytest.mark.parametrize("name", ["use", "density", "dead", "use_by_timestep", "density_by_timestep", "coherence"])
+COUNTS = ["use", "l0", "dead_fraction", "density", "dead", "use_by_timestep", "density_by_timestep", "coherence"]
+
+
+@pytest.mark.parametrize("name", [*COUNTS, "detail_of_dead_fraction", "detail_of_density"])
 def test_counts_are_equal(results, name):
     one, (two, _) = results
     assert one[name] == two[name]

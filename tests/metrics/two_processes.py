@@ -8,21 +8,23 @@ import sys
 
 import torch
 
+from diffprobe.metrics.dead_fraction import DeadFraction
 from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.metrics.decoder_coherence import decoder_coherence
-from diffprobe.metrics.density_histogram import LatentDensity
+from diffprobe.metrics.dense_fraction import DenseFraction
 from diffprobe.metrics.explained_variance import ExplainedVariance
 from diffprobe.metrics.fvu import Fvu
 from diffprobe.metrics.grouped import Grouped
+from diffprobe.metrics.l0 import L0
+from diffprobe.metrics.latent_usage import LatentUsage
 from diffprobe.metrics.mean_std_ratio import MeanStdRatio
-from diffprobe.metrics.sparsity import LatentUsage
 
 N, D, LATENTS = 41, 5, 16
 TIMESTEPS = [25, 200, 500, 900]
 
 
 def plain(value):
-    """What JSON can hold."""
+    """Convert to values that JSON can hold."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, dict):
@@ -44,7 +46,9 @@ def main(rank, world, rendezvous):
         "explained_variance": (ExplainedVariance(D), (x, x_hat)),
         "gamma": (MeanStdRatio(D), (x,)),
         "use": (LatentUsage(LATENTS), (values, indices)),
-        "density": (LatentDensity(LATENTS), (values, indices)),
+        "l0": (L0(LATENTS), (values, indices)),
+        "dead_fraction": (DeadFraction(LATENTS), (values, indices)),
+        "density": (DenseFraction(LATENTS), (values, indices)),
         "dead": (DeadLatents(LATENTS, 11), (values, indices)),
     }
     grouped = {name: Grouped(metric.clone(), TIMESTEPS) for name, (metric, _) in metrics.items() if name != "dead"}
@@ -56,6 +60,9 @@ def main(rank, world, rendezvous):
                 grouped[name].update_rows(t[rows], *(part[rows] for part in data))
     found = {name: plain(metric.compute()) for name, (metric, _) in metrics.items()}
     found |= {f"{name}_by_timestep": plain(metric.present()) for name, metric in grouped.items()}
+    for name in ("dead_fraction", "density"):
+        with metrics[name][0].sync_context():
+            found[f"detail_of_{name}"] = metrics[name][0].detail()
     found["coherence"] = plain(decoder_coherence(x))
     print(json.dumps(found))
     if world > 1:  # a process that ends while gloo's threads still run may be aborted

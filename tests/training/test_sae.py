@@ -12,7 +12,13 @@ from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae import KSAE
 from diffprobe.probes.sae.topk import Config
 from diffprobe.probes.sae.types import SINGLE_PROCESS, Collective
-from diffprobe.training.sae import SparseAutoencoderModule, make_sae
+from diffprobe.training.sae import (
+    SparseAutoencoderModule,
+    check_precision,
+    make_sae,
+    step_size_factor,
+    warn_of_window,
+)
 from diffprobe.training.sae_rows import ChosenRows
 from diffprobe.training.trainer import make_trainer, quiet
 
@@ -165,7 +171,7 @@ def test_a_run_records_what_it_measured_of_training_dictionary_and_rows(toy, tmp
 def test_a_run_shorter_than_the_window_warns_and_claims_nothing(toy, tmp_path):
     curves = Curves()
     with pytest.warns(
-        UserWarning, match=r"dead_window=1000000 rows .* trains on 455 \(91 a pass\), so AuxK never acts"
+        UserWarning, match=r"dead_window=1000000 rows .* trains on 455 \(91 per epoch\), so AuxK never acts"
     ):
         module = run(toy, tmp_path, probe=Config(k=3, n_latents=32), callbacks=[curves])
     assert not any("windowed_dead_fraction" in record.name for record in module.records("train"))
@@ -199,11 +205,11 @@ def test_a_config_names_its_variant():
 def test_chosen_rows_depend_on_keys_and_seed_alone():
     x, keys = torch.arange(14.0).view(7, 2), [f"sample/{i}" for i in range(7)]
 
-    def choose(rows, joint=SINGLE_PROCESS, seed=0):
+    def choose(rows, collective=SINGLE_PROCESS, seed=0):
         chosen = ChosenRows(5, seed=seed)
         for row in rows:  # one at a time: batches play no part
             chosen.update(x[row : row + 1], [keys[row]])
-        return chosen.compute(joint)
+        return chosen.compute(collective)
 
     barrier, slots = Barrier(2), [x, x]
 
@@ -222,3 +228,45 @@ def test_chosen_rows_depend_on_keys_and_seed_alone():
         assert all(found.equal(whole) for found in pool.map(process, range(2)))
     assert choose(reversed(range(7))).equal(whole) and not choose(range(7), seed=1).equal(whole)
     assert ChosenRows(0, seed=0).compute(SINGLE_PROCESS) is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_precisions_that_round_the_weights_are_refused(precision):
+    with pytest.raises(ConfigError, match=f"trainer.precision={precision} would round") as error:
+        check_precision(TrainerConfig(precision=precision))
+    assert error.value.fix == "trainer.precision=bf16-mixed"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "16-mixed"])
+def test_other_precisions_pass(precision):
+    check_precision(TrainerConfig(precision=precision))
+
+
+@pytest.mark.parametrize("total", [2_000, 2_000_000])
+def test_the_first_step_is_one_part_of_the_warm_up_however_long_the_run(total):
+    factor = step_size_factor(Config(warmup_steps=500), total)
+    assert [factor(step / total) for step in (0, 1, 249, 499, 500)] == pytest.approx([1 / 500, 2 / 500, 0.5, 1, 1])
+
+
+def test_without_warmup_steps_the_rise_is_the_first_twentieth():
+    factor = step_size_factor(Config(), 600)
+    assert [factor(step / 600) for step in (0, 14, 29, 30)] == pytest.approx([1 / 30, 0.5, 1, 1])
+    assert step_size_factor(Config(), 10)(0) == 1  # a twentieth of it is less than a step
+
+
+def test_it_falls_to_zero_over_the_last_part_or_stays():
+    falling, constant = step_size_factor(Config(decay=0.2), 100), step_size_factor(Config(decay=0.0), 100)
+    assert [falling(progress) for progress in (0.8, 0.9, 1.0)] == pytest.approx([1, 0.5, 0])
+    assert constant(1.0) == 1
+
+
+def test_a_run_shorter_than_the_window_is_warned_of(recwarn):
+    warn_of_window(Config(dead_window=50_000), n_rows=5_000, n_trained=50_000)
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match="dead_window=1000000 rows .* trains on 50000 .5000 per epoch., so AuxK never"
+    ) as w:
+        warn_of_window(Config(), n_rows=5_000, n_trained=50_000)
+    assert str(w[0].message).endswith("A window that fits: probe.params.dead_window=20000")
+    with pytest.warns(UserWarning, match=r"per epoch\), so no windowed_dead_fraction .*dead_window=1$"):
+        warn_of_window(Config(aux_weight=0.0), n_rows=3, n_trained=3)

@@ -96,7 +96,7 @@ def test_chosen_rows_of_maps_come_from_all_places_in_any_order_of_batches():
             batch.keys = [f"s/{i}"]
             rows = rows_of(batch, [cell])
             chosen.update(rows.x, batch.keys, rows)
-        return chosen.compute(joint=SINGLE_PROCESS)
+        return chosen.compute(collective=SINGLE_PROCESS)
 
     found = choose(range(6))
     assert found.equal(choose([4, 1, 0, 5, 3, 2])) and found.shape == (20, 2)

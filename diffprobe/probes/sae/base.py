@@ -18,7 +18,7 @@ from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
-from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Picked, StepOutput
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Selected, StepOutput
 from diffprobe.probes.serialization import kind_of, load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/sae/", 3
@@ -126,8 +126,8 @@ class KSAE(nn.Module):
         raise NotImplementedError
 
     def select(
-        self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, joint: Collective
-    ) -> tuple[Picked, Top | None]:
+        self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, collective: Collective
+    ) -> tuple[Selected, Top | None]:
         """Select in a training batch, and the k_among largest of the latents in `among`, from one encoder pass."""
         raise NotImplementedError
 
@@ -150,31 +150,31 @@ class KSAE(nn.Module):
         x: Float[Tensor, "batch d_in"],
         *,
         dead: Bool[Tensor, " n_latents"] | None = None,
-        joint: Collective = SINGLE_PROCESS,
+        collective: Collective = SINGLE_PROCESS,
     ) -> StepOutput:
         """Compute the loss of a batch. Its gradients are those of the dense computation; only selected latents cost.
 
         reconstruction = mean |s (x - x_hat)|^2 / d_in, where d_in is the scaled training set's variance, so that it is
-        the fvu in expectation, and the mean over processes is the value of the joint batch.
+        the fvu in expectation, and the mean over processes is the value of the global batch.
 
         Args:
             dead: latents that AuxK revives: they explain the detached residual, without the pre-bias that x_hat holds.
-            joint: how the processes of a joint batch agree.
+            collective: how the processes of a global batch agree.
         """
         x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
         centred = self.centred(x)
         among, k_among = self._dead(dead)
-        picked, revived = self.select(centred.detach(), among=among, k_among=k_among, joint=joint)
-        bags = [rows_to_bags(*picked.top, picked.part, levels)]
+        selected, revived = self.select(centred.detach(), among=among, k_among=k_among, collective=collective)
+        bags = [rows_to_bags(*selected.top, selected.part, levels)]
         if revived is not None:
             bags.append(rows_to_bags(*revived, torch.zeros_like(revived.indices), 1))
         weights = (self.b_pre, self.W_enc, self.b_enc, self.W_dec)
         decoded, _ = sparse_step(centred, *weights, join(bags), relu=self.relu)
         parts = decoded[: n * levels].view(n, levels, self.d_in)
         guess = decoded[n * levels :] if revived is not None else None
-        values = picked.top.values.relu() if self.relu else picked.top.values
-        kept = (picked.part >= 0) & (picked.part <= self.main_level)
-        return self.finish(x, centred, parts, guess, _trim(values * kept, picked.top.indices, kept), joint)
+        values = selected.top.values.relu() if self.relu else selected.top.values
+        kept = (selected.part >= 0) & (selected.part <= self.main_level)
+        return self.finish(x, centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective)
 
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return scaled features less the pre-bias, taken as a constant here."""
@@ -187,18 +187,18 @@ class KSAE(nn.Module):
         parts: Float[Tensor, "batch levels d_in"],
         guess: Float[Tensor, "batch d_in"] | None,
         code: Code,
-        joint: Collective,
+        collective: Collective,
     ) -> StepOutput:
         """Assemble the loss from scaled features, also centred, what each level adds to their reconstruction, and what
         the dead latents make of the residual.
         """
         n = max(x.shape[0], 1)
         errors, residual = squared_error(centred, self.b_pre, parts)
-        losses = errors / n / self.variance_of(x, joint)
+        losses = errors / n / self.variance_of(x, collective)
         main, aux = self.main_level, x.new_zeros(())
         if guess is not None:
             target = residual[:, main]
-            energy = joint.mean(target.square().sum() / n).clamp(min=1e-12)
+            energy = collective.mean(target.square().sum() / n).clamp(min=1e-12)
             aux = (target - guess).square().sum() / n / energy
         loss = self.config.aux_weight * aux
         for weight, level in zip(self.level_weights, losses, strict=True):
@@ -206,7 +206,7 @@ class KSAE(nn.Module):
         others = {f"level_{i}": losses[i].detach() for i in range(len(losses)) if i != main}
         return StepOutput(loss, losses[main], aux, code, others)
 
-    def variance_of(self, x: Float[Tensor, "batch d_in"], joint: Collective) -> Tensor | float:
+    def variance_of(self, x: Float[Tensor, "batch d_in"], collective: Collective) -> Tensor | float:
         """Return what the squared error is divided by: the variance of the scaled training set."""
         return float(self.d_in)
 

@@ -14,7 +14,7 @@ from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.sparse_step import Top, scan, scan_above
-from diffprobe.probes.sae.types import Code, Collective, Picked
+from diffprobe.probes.sae.types import Code, Collective, Selected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class BatchTopK(KSAE):
     """The k * batch largest pre-activations of a batch; outside training, those above `threshold`.
 
     The threshold starts at the smallest kept activation of the initial samples and follows that of the training
-    batches as a running average. The budget is that of the joint batch where several processes share one.
+    batches as a running average. The budget is that of the global batch where several processes share one.
 
     A batch keeps exactly k * batch. Of equal pre-activations at the bar, which are common in bfloat16, those of earlier
-    samples of the joint batch and then of lower latents are kept, so that the number of processes changes nothing.
+    samples of the global batch and then of lower latents are kept, so that the number of processes changes nothing.
 
     Source: Bussmann et al. 2024, "BatchTopK sparse autoencoders".
     """
@@ -62,28 +62,30 @@ class BatchTopK(KSAE):
         """Set scale, pre-bias, dictionary, and the first threshold."""
         super().initialise(mean, variance, rows)
         if rows is not None:
-            picked, _ = self.select(self.scaled(rows) - self.b_pre, among=None, k_among=0, joint=types.SINGLE_PROCESS)
-            kept = picked.top.values[(picked.part >= 0) & (picked.top.values > 0)]
+            selected, _ = self.select(
+                self.scaled(rows) - self.b_pre, among=None, k_among=0, collective=types.SINGLE_PROCESS
+            )
+            kept = selected.top.values[(selected.part >= 0) & (selected.top.values > 0)]
             self.threshold.copy_(kept.min() if kept.numel() else torch.zeros(()))
 
     def select(
-        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
-    ) -> tuple[Picked, Top | None]:
-        """Keep the k * batch largest of the joint batch. Raises: ConfigError for an empty batch."""
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, collective: Collective
+    ) -> tuple[Selected, Top | None]:
+        """Keep the k * batch largest of the global batch. Raises: ConfigError for an empty batch."""
         if centred.shape[0] == 0:
             raise ConfigError("BatchTopK selects among the samples of a batch, and this one is empty.")
-        budget = self.k * centred.shape[0] * joint.size
+        budget = self.k * centred.shape[0] * collective.size
         count = min(budget, centred.shape[0] * self.n_latents)
         top, revived = self._candidates(centred, count, among, k_among)
         largest = top.values.flatten().topk(count).values
-        if joint.size > 1:
-            largest = joint.gather(largest).topk(budget).values
-        kept = self._share_out(top, largest[-1], budget, joint)
+        if collective.size > 1:
+            largest = collective.gather(largest).topk(budget).values
+        kept = self._share_out(top, largest[-1], budget, collective)
         width = max(1, int(kept.max()))
         part = (torch.arange(width, device=kept.device) < kept[:, None]).long() - 1
-        return Picked(Top(*(t[:, :width] for t in top)), part), revived
+        return Selected(Top(*(t[:, :width] for t in top)), part), revived
 
-    def _share_out(self, top: Top, bar: Tensor, budget: int, joint: Collective) -> Int[Tensor, " batch"]:
+    def _share_out(self, top: Top, bar: Tensor, budget: int, collective: Collective) -> Int[Tensor, " batch"]:
         """Return how many candidates each sample keeps, its first ones: those above the bar, and its share of the ties.
 
         Sorts, in place, a sample's ties by latent: which of equal ones `topk` puts first is not fixed.
@@ -92,11 +94,11 @@ class BatchTopK(KSAE):
         places = tied.nonzero()[:, 0] * self.n_latents + top.indices[tied]
         top.indices[tied] = places.sort().values % self.n_latents
         above = (~(top.values <= bar)).sum(1)  # in these words NaN is above, and makes the loss one
-        counts = joint.gather(torch.cat([above.sum()[None], tied.sum(1)])).view(joint.size, -1)
-        waiting = counts[:, 1:].T.flatten()  # in the order of the joint batch, which is dealt out sample by sample
+        counts = collective.gather(torch.cat([above.sum()[None], tied.sum(1)])).view(collective.size, -1)
+        waiting = counts[:, 1:].T.flatten()  # in the order of the global batch, which is dealt out sample by sample
         before = waiting.cumsum(0) - waiting
         given = (budget - counts[:, 0].sum() - before).clamp(min=0).minimum(waiting)
-        return above + given.view(-1, joint.size)[:, joint.rank]
+        return above + given.view(-1, collective.size)[:, collective.rank]
 
     def _candidates(self, centred: Tensor, count: int, among: Tensor | None, k_among: int) -> tuple[Top, Top | None]:
         """Return, for each row, sorted candidates that hold all entries of the batch as large as the `count`th largest.
@@ -119,18 +121,18 @@ class BatchTopK(KSAE):
         return top, revived
 
     def step(
-        self, x: Tensor, *, dead: Tensor | None = None, joint: Collective = types.SINGLE_PROCESS
+        self, x: Tensor, *, dead: Tensor | None = None, collective: Collective = types.SINGLE_PROCESS
     ) -> types.StepOutput:
         """Compute the loss of a batch and, in training mode, move the threshold."""
-        out = super().step(x, dead=dead, joint=joint)
+        out = super().step(x, dead=dead, collective=collective)
         if self.training:
-            self._follow(out.code, joint)
+            self._follow(out.code, collective)
         return out
 
     @torch.no_grad()
-    def _follow(self, code: Code, joint: Collective) -> None:
+    def _follow(self, code: Code, collective: Collective) -> None:
         kept = torch.where(code.values > 0, code.values, torch.inf)
-        smallest = joint.gather(kept.min()[None]).min()
+        smallest = collective.gather(kept.min()[None]).min()
         if torch.isfinite(smallest):
             old, share = self.threshold, self.config.threshold_decay
             self.threshold.copy_(torch.where(old < 0, smallest, share * old + (1 - share) * smallest))

@@ -54,7 +54,7 @@ class Config(types.Config):
 class JumpReLU(KSAE):
     """Pre-activations above a learned threshold, as they are; the rest 0.
 
-    loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the joint batch's mean number of
+    loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the global batch's mean number of
     active latents. The threshold is exp(log_threshold), float32 like all weights; what it is compared with is float32
     too, under autocast also, where the product before is not. Pre-activations meet it without a ReLU, which changes no
     activation as thresholds are positive: with one, all negative pre-activations would count as near a low threshold.
@@ -98,7 +98,9 @@ class JumpReLU(KSAE):
                 between = (top[n_active - 1] + top[-1]) / 2  # activations lie above the threshold, not on it
                 self.log_threshold[part] = between.clamp(min=_LEAST).log()
 
-    def step(self, x: Tensor, *, dead: Tensor | None = None, joint: Collective = types.SINGLE_PROCESS) -> StepOutput:
+    def step(
+        self, x: Tensor, *, dead: Tensor | None = None, collective: Collective = types.SINGLE_PROCESS
+    ) -> StepOutput:
         """Compute the loss of a batch, densely."""
         x = self.scaled(x)
         h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).to(self.W_enc.dtype)
@@ -111,13 +113,13 @@ class JumpReLU(KSAE):
         if among is not None:
             asleep = h.index_select(1, among)
             highest = asleep.detach().amax(0) if x.shape[0] else h.new_full((among.numel(),), -torch.inf)
-            self._highest = among, joint.gather(highest).view(-1, among.numel()).amax(0)
+            self._highest = among, collective.gather(highest).view(-1, among.numel()).amax(0)
             values, places = asleep.topk(k_among, dim=1)
             guess = self.decode_scaled(Code(values.relu(), among[places]))
         parts = (activations @ self.W_dec)[:, None]
         active = max(1, int((activations > 0).sum(1).max())) if x.shape[0] else 1
-        out = self.finish(x, self.centred(x), parts, guess, Code(*activations.detach().topk(active, dim=1)), joint)
-        penalty = self._price(l0, joint)
+        out = self.finish(x, self.centred(x), parts, guess, Code(*activations.detach().topk(active, dim=1)), collective)
+        penalty = self._price(l0, collective)
         return out._replace(loss=out.loss + penalty, terms={"l0_penalty": penalty.detach()})
 
     @torch.no_grad()
@@ -136,12 +138,12 @@ class JumpReLU(KSAE):
             self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
             self._highest = None
 
-    def _price(self, l0: Tensor, joint: Collective) -> Tensor:
+    def _price(self, l0: Tensor, collective: Collective) -> Tensor:
         weight = self.config.l0_weight
         if self.config.penalty == "linear":
             return (1e-3 if weight is None else weight) * l0
-        off = joint.mean(l0.detach()) / self.k - 1
-        # Its value is off^2; its gradient, whose mean over processes is taken, that of the joint batch.
+        off = collective.mean(l0.detach()) / self.k - 1
+        # Its value is off^2; its gradient, whose mean over processes is taken, that of the global batch.
         return (1.0 if weight is None else weight) * (off.square() + 2 * off * (l0 - l0.detach()) / self.k)
 
     @torch.no_grad()

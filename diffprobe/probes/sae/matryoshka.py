@@ -9,7 +9,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import batch_topk, types
 from diffprobe.probes.sae.kernels.sparse_step import Top
-from diffprobe.probes.sae.types import Collective, Picked
+from diffprobe.probes.sae.types import Collective, Selected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ class Matryoshka(batch_topk.BatchTopK):
         return (1 / len(self.sizes),) * len(self.sizes)
 
     def select(
-        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
-    ) -> tuple[Picked, Top | None]:
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, collective: Collective
+    ) -> tuple[Selected, Top | None]:
         """Select as BatchTopK does and say to which dictionary each latent is new."""
-        picked, revived = super().select(centred, among=among, k_among=k_among, joint=joint)
+        selected, revived = super().select(centred, among=among, k_among=k_among, collective=collective)
         ends = torch.tensor(self.sizes[:-1], device=centred.device)
-        group = torch.bucketize(picked.top.indices.contiguous(), ends, right=True)
-        return Picked(picked.top, torch.where(picked.part < 0, -1, group)), revived
+        group = torch.bucketize(selected.top.indices.contiguous(), ends, right=True)
+        return Selected(selected.top, torch.where(selected.part < 0, -1, group)), revived
 
 
 def make(config: Config, d_in: int, *, seed: int) -> Matryoshka:

@@ -79,11 +79,11 @@ class RevelioReleased(topk.TopK):
         self.scale.fill_(1.0)
         self.b_pre.copy_(rows.double().mean(0))
 
-    def variance_of(self, x: Tensor, joint: Collective) -> Tensor:
-        """Return the variance of the joint batch, about its own mean."""
+    def variance_of(self, x: Tensor, collective: Collective) -> Tensor:
+        """Return the variance of the global batch, about its own mean."""
         n = max(x.shape[0], 1)
-        mean = joint.mean(x.sum(0) / n)
-        return joint.mean((x - mean).square().sum() / n).detach().clamp(min=1e-12)
+        mean = collective.mean(x.sum(0) / n)
+        return collective.mean((x - mean).square().sum() / n).detach().clamp(min=1e-12)
 
     def begin_step(self) -> None:
         """Normalise the decoder: before the step, and not after it."""

@@ -10,7 +10,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.kernels.sparse_step import Top, scan
-from diffprobe.probes.sae.types import Code, Collective, Picked, StepOutput
+from diffprobe.probes.sae.types import Code, Collective, Selected, StepOutput
 
 __all__ = ["KSAE", "Code", "Config", "StepOutput", "TopK", "make"]
 
@@ -46,13 +46,13 @@ class TopK(KSAE):
         return (1.0, self.config.multi_k_weight) if self.config.multi_k_weight > 0 else (1.0,)
 
     def select(
-        self, centred: Tensor, *, among: Tensor | None, k_among: int, joint: Collective
-    ) -> tuple[Picked, Top | None]:
+        self, centred: Tensor, *, among: Tensor | None, k_among: int, collective: Collective
+    ) -> tuple[Selected, Top | None]:
         """Keep the k largest, and the next 3k as part 1 where a wide level is asked for."""
         width = self.k if len(self.level_weights) == 1 else min(WIDE * self.k, self.n_latents)
         top, revived = scan(centred, self.W_enc, self.b_enc, k=width, among=among, k_among=k_among)
         part = (torch.arange(width, device=centred.device) >= self.k).long()
-        return Picked(top, part.expand_as(top.indices)), revived
+        return Selected(top, part.expand_as(top.indices)), revived
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:

@@ -75,7 +75,7 @@ class Code(NamedTuple):
     """Their latents. An entry whose value is 0 is not active, and its latent may stand twice: add, never overwrite."""
 
 
-class Picked(NamedTuple):
+class Selected(NamedTuple):
     """What a variant selects in a training batch."""
 
     top: Top
@@ -111,7 +111,7 @@ class Collective(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Which of them this one is. Sample i of the joint batch is sample i // size of process i % size."""
+        """Which of them this one is. Sample i of the global batch is sample i // size of process i % size."""
         return torch.distributed.get_rank() if self.size > 1 else 0
 
 

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.metrics import described
 from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure import control_levels, render_heat_map
@@ -23,20 +24,6 @@ from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
 from diffprobe.report.pages.svg import bar_share, draw_histogram
 from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
 from diffprobe.report.table_spec import TableSpec
-
-METRIC_HELP = {
-    "fvu": "fraction of variance unexplained: residual over centred variance; 0 is perfect, 1 is the mean",
-    "explained_variance": "1 - fvu",
-    "l0": "active latents per sample",
-    "dead_fraction": "share of latents that are not active on any sample of this split",
-    "windowed_dead_fraction": "share of latents that were not active on the last rows of training",
-    "dense_fraction": "share of latents that are active on at least a tenth of the rows",
-    "gamma": "norm of the mean of the features over their standard deviation; large values predict dead latents",
-    "decoder_coherence": "largest |cosine| of two decoder rows",
-    "mean_decoder_coherence": "mean |cosine| of two decoder rows",
-    "mse": "mean squared error, in the squared unit of the features",
-}
-"""Metric of a sparse autoencoder -> its meaning, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,13 +182,17 @@ def _headlines(table: TableData) -> list[dict[str, Any]]:
 
 
 def _sae_views(results: Sequence[RunResult]) -> list[dict[str, Any]]:
-    views = []
+    views, metrics = [], described()
     for run in results:
         if run.kind != "sae" or run.config.get("control", "none") not in ("none", None):
             continue
         control_runs = [r for r in results if r.kind == "sae" and r.config.get("control") == "random_weights"]
         rows = [
-            {"record": record, "control": _sae_control(record, control_runs), "help": METRIC_HELP.get(record.name, "")}
+            {
+                "record": record,
+                "control": _sae_control(record, control_runs),
+                "help": metrics[record.name].help if record.name in metrics else "",
+            }
             for record in run.metrics
         ]
         views.append({"run": run, "rows": rows, "cells": sorted({m.cell for m in run.metrics if m.cell})})

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.registry import load_metrics
 from diffprobe.core.result import RunResult
+from diffprobe.metrics import load_metrics
 from diffprobe.training.kinds.types import (
     ProbePlan,
     Source,

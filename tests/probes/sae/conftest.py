@@ -37,7 +37,7 @@ def make_sae():
 
 @pytest.fixture
 def share_out(monkeypatch):
-    """Call a function of (rows, joint) on every second row each, as two processes do; return both results."""
+    """Call a function of (rows, collective) on every second row each, as two processes do; return both results."""
     own, meeting, sent = local(), Barrier(2, timeout=60), [None, None]
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: own.rank)
 
@@ -53,7 +53,7 @@ def share_out(monkeypatch):
     def call(function, x):
         def work(rank):
             own.rank = rank
-            return function(x[rank::2], joint)
+            return function(x[rank::2], collective)
 
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(work, range(2)))

@@ -39,8 +39,8 @@ def test_a_code_holds_all_that_was_decoded_wherever_it_stands(make_sae, x):
     pick = sae.pick
 
     def with_a_hole(*args, **kwargs):
-        picked, revived = pick(*args, **kwargs)
-        return picked._replace(part=torch.tensor([-1, 0, 0, -1]).expand_as(picked.part)), revived
+        selected, revived = pick(*args, **kwargs)
+        return selected._replace(part=torch.tensor([-1, 0, 0, -1]).expand_as(selected.part)), revived
 
     sae.pick = with_a_hole
     out, whole = sae.step(x), sae.encode(x)

@@ -9,10 +9,10 @@ from diffprobe.probes.sae.batch_topk import BatchTopK, Config
 from diffprobe.probes.sae.types import SINGLE_PROCESS
 
 
-def chosen(sae, x, joint=SINGLE_PROCESS):
-    picked, _ = sae.pick(sae.scaled(x) - sae.b_pre, among=None, k_among=0, joint=joint)
+def chosen(sae, x, collective=SINGLE_PROCESS):
+    selected, _ = sae.select(sae.scaled(x) - sae.b_pre, among=None, k_among=0, collective=collective)
     count = torch.zeros(x.shape[0], sae.n_latents, dtype=torch.int64)
-    return count.scatter_add(1, picked.top.indices, (picked.part >= 0).long()) == 1
+    return count.scatter_add(1, selected.top.indices, (selected.part >= 0).long()) == 1
 
 
 def whole_numbers(n, m, k, *, low, variant=batch_topk):
@@ -24,7 +24,7 @@ def whole_numbers(n, m, k, *, low, variant=batch_topk):
 
 
 def first_of_the_largest(sae, x):
-    """What to keep of a joint batch: the largest, of equal ones those of earlier samples, then of lower latents."""
+    """What to keep of a global batch: the largest, of equal ones those of earlier samples, then of lower latents."""
     h = sae.preactivations(x).detach().flatten()
     kept = h.argsort(descending=True, stable=True)[: sae.k * len(x)]
     return torch.zeros(len(h), dtype=torch.bool).index_fill(0, kept, True).view(len(x), -1)
@@ -68,7 +68,7 @@ def test_codes_do_not_depend_on_the_batch(make_sae, x):
 def test_two_processes_select_what_one_would(make_sae, x, share_out):
     sae = make_sae("batch_topk")
     x[::2] *= 1.5  # one of them needs more than its half
-    first, second = share_out(lambda rows, joint: chosen(sae, rows, joint), x)
+    first, second = share_out(lambda rows, collective: chosen(sae, rows, collective), x)
     assert torch.stack([first, second], 1).flatten(0, 1).equal(chosen(sae, x)) and int(first.sum()) != int(second.sum())
 
 
@@ -95,9 +95,9 @@ def test_of_equal_latents_the_first_are_kept(n, m, share, low):
 def test_two_processes_keep_the_ties_that_one_would(share_out, variant, k, m):
     sae, x = whole_numbers(16, m, k, low=-1, variant=variant)
 
-    def work(rows, joint):
+    def work(rows, collective):
         with torch.autocast("cpu", torch.bfloat16):
-            return chosen(sae, rows, joint), sae.step(rows, joint=joint).code
+            return chosen(sae, rows, collective), sae.step(rows, collective=collective).code
 
     (first, _), (second, _) = parts = share_out(work, x)
     wanted = first_of_the_largest(sae, x)
@@ -109,9 +109,9 @@ def test_two_processes_keep_the_ties_that_one_would(share_out, variant, k, m):
 def test_bfloat16_keeps_as_many_as_float32(make_sae, x, share_out):
     sae = make_sae("batch_topk")
 
-    def kept(rows, joint=SINGLE_PROCESS):
+    def kept(rows, collective=SINGLE_PROCESS):
         with torch.autocast("cpu", torch.bfloat16):
-            return chosen(sae, rows, joint)
+            return chosen(sae, rows, collective)
 
     assert int(kept(x).sum()) == 4 * 200 == sum(int(part.sum()) for part in share_out(kept, x))
     with torch.autocast("cpu", torch.bfloat16):

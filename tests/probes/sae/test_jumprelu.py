@@ -77,7 +77,7 @@ def test_the_target_penalty_is_that_of_the_joint_batch(make_sae, x):
     counts = [(sae.preactivations(half) > sae.threshold).float().sum() / 60 for half in halves]
     joint = Collective(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
     whole = sae.step(x[:120])
-    parts = [sae.step(half, joint=joint) for half in halves]
+    parts = [sae.step(half, collective=collective) for half in halves]
     for part in parts:
         torch.testing.assert_close(part.terms["l0_penalty"], whole.terms["l0_penalty"])
     assert whole.terms["l0_penalty"] == pytest.approx(3.0 * float((counts[0] + counts[1]) / 2 / 4 - 1) ** 2, rel=1e-5)
@@ -152,7 +152,7 @@ def test_a_process_without_samples_takes_the_others_word(make_sae, x):
     sae, dead = make_sae("jumprelu"), torch.arange(48) < 2
     sae.log_threshold.data[:2] = 5.0
     highest = sae.preactivations(x)[:, :2].detach().amax(0)
-    sae.step(x[:0], dead=dead, joint=Collective(gather=lambda own: torch.cat([own, highest]), size=2))
+    sae.step(x[:0], dead=dead, collective=Collective(gather=lambda own: torch.cat([own, highest]), size=2))
     sae.end_step()
     assert (highest > sae.threshold[:2]).all()
 

@@ -26,7 +26,7 @@ def test_two_processes_divide_by_the_variance_of_the_joint_batch(make_sae, x, sh
     x[::2] += 9  # what one of them has lies elsewhere
     found = share_out(sae.variance_of, x)
     assert found[0] == found[1] == pytest.approx(float(x.var(0, unbiased=False).sum()), rel=1e-5)
-    losses = share_out(lambda rows, joint: sae.step(rows, joint=joint).loss.detach(), x)
+    losses = share_out(lambda rows, collective: sae.step(rows, collective=collective).loss.detach(), x)
     assert float(sum(losses)) / 2 == pytest.approx(float(sae.step(x).loss.detach()), rel=1e-5)
 
 

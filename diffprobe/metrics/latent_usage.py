@@ -1,4 +1,4 @@
-"""How sparse codes are and how many latents are used: L0, density, dead fraction. All from selected latents only."""
+"""How often each latent of a code is active: the counts behind L0, dead and dense latents."""
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ def count_active(
 
 
 class LatentUsage(Metric):
-    """Counts how often each latent of a code is active.
+    """Counts the samples in which each latent of a code is active.
 
     Args:
         n_latents: number of latents.
@@ -40,13 +40,6 @@ class LatentUsage(Metric):
         self.n += values.shape[0]
         self.active += count_active(values.detach(), indices, self.n_latents)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return `l0` (active latents a sample), `dead_fraction` (latents active in none of the samples), `density`
-        (share of the samples in which each latent was active).
-        """
-        n = self.n.double().clamp(min=1)
-        return {
-            "l0": self.active.sum() / n,
-            "dead_fraction": (self.active == 0).double().mean(),
-            "density": self.active / n,
-        }
+    def compute(self) -> Tensor:
+        """Return the density of each latent: the share of the samples in which it was active, float64."""
+        return self.active / self.n.double().clamp(min=1)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.metrics.density_histogram import LatentDensity, density_histogram
+from diffprobe.metrics.dense_fraction import DenseFraction, density_histogram
 
 
 def test_by_hand():
@@ -35,12 +35,12 @@ def test_no_latent_is_lost(active, decades, bins):
 def test_batches_do_not_matter():
     generator = torch.Generator().manual_seed(0)
     values, indices = torch.randn(90, 3, generator=generator), torch.randint(0, 20, (90, 3), generator=generator)
-    one, two = LatentDensity(20, decades=2), LatentDensity(20, decades=2)
+    one, two = DenseFraction(20, decades=2), DenseFraction(20, decades=2)
     one.update(values, indices)
     for i in range(0, 90, 40):
         two.update(values[i : i + 40], indices[i : i + 40])
-    assert [x.tolist() if torch.is_tensor(x) else x for x in one.compute()] == [
-        x.tolist() if torch.is_tensor(x) else x for x in two.compute()
+    assert [x.tolist() if torch.is_tensor(x) else x for x in one.histogram()] == [
+        x.tolist() if torch.is_tensor(x) else x for x in two.histogram()
     ]
 
 
