@@ -16,14 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.noise import NoiseSchedule
+from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
 
@@ -32,6 +32,12 @@ ConditionInput = str | int | None
 
 Condition = dict[str, Tensor]
 """What a denoiser is told, by name, encoded: one row a sample; empty for an unconditional backbone."""
+
+
+def take_rows(condition: Condition, rows: Int[Tensor, "..."]) -> Condition:
+    """Return the rows of an encoded condition at given indices; the shape of `rows` takes the place of the first axis."""
+    return {name: values[rows.to(values.device)] for name, values in condition.items()}
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions of the forward pass, by the name that configs use."""
@@ -79,6 +85,8 @@ class BackboneSpec:
     """How the outputs of the denoiser's modules hold the image."""
     schedule: NoiseSchedule
     """The forward process of the checkpoint."""
+    prediction: PredictionKind
+    """What the denoiser predicts."""
     conditions: tuple[str, ...]
     """What this backbone can be told."""
     aliases: dict[str, str] = field(default_factory=dict)
@@ -101,11 +109,23 @@ class LoadOptions:
     """Whether images will be encoded; without it the VAE may stay on disk (its latents are given)."""
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """The output of a denoiser, in the units and shape of its input."""
+
+    value: Float[Tensor, "rows channels height width"]
+    """What was predicted, in the precision of the pass."""
+    kind: PredictionKind
+    """What it is a prediction of."""
+
+
 class Backbone(ABC):
     """A loaded family member: frozen, in evaluation mode, its denoiser prune_after after the deepest tap."""
 
     denoiser: nn.Module
     """The network that taps lie in."""
+    prediction: PredictionKind
+    """What the denoiser predicts."""
 
     @abstractmethod
     def encode_images(self, images: Images) -> Float[Tensor, "batch channels height width"]:
@@ -124,8 +144,16 @@ class Backbone(ABC):
         x_t: Float[Tensor, "rows channels height width"],
         timesteps: Int[Tensor, " rows"],
         condition: Condition,
-    ) -> None:
-        """Run the denoiser once. Its output is of no interest: taps are read by hooks, which may end the pass early."""
+    ) -> Prediction:
+        """Run the denoiser once and return what it predicts.
+
+        Taps are read by hooks meanwhile. A hook may end the pass early by `StopForward`, which passes through here:
+        then nothing is returned.
+        """
+
+    def predicted(self, output: Float[Tensor, "rows outputs height width"], x_t: Tensor) -> Prediction:
+        """Make the prediction of a denoiser's output; the channels of a learned variance, which are last, are dropped."""
+        return Prediction(output[:, : x_t.shape[1]], self.prediction)
 
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:
@@ -141,6 +169,7 @@ class Backbone(ABC):
             module.to(device)
 
 
+@runtime_checkable
 class Family(Protocol):
     """The shape of a family module, for type checkers."""
 

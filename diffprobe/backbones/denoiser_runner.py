@@ -17,7 +17,7 @@ from diffprobe.backbones.compiled import compile_regions, compiling
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import add_rows, make_pool
-from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed
+from diffprobe.core.errors import DiffprobeError, RunFailed
 from diffprobe.core.rng import noise_for
 
 _PLACES = 2**16
@@ -28,41 +28,38 @@ _SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 """What torch writes into a plain RuntimeError when memory is short: its CPU allocator, CUDA, cuBLAS."""
 
 
-class Passes:
-    """Runs a loaded backbone over what a plan asks for.
+def rows_per_pass(latent_shape: tuple[int, int, int]) -> int:
+    """Return how many latents of a shape [channels, height, width] go through a denoiser in one pass.
+
+    >>> rows_per_pass((4, 64, 64))
+    16
+    """
+    return max(1, min(_ROWS, _PLACES // (latent_shape[1] * latent_shape[2])))
+
+
+class DenoiserRunner:
+    """Runs a loaded backbone over everything that a plan reads.
+
+    With `compile`, the last of several passes is filled up to the rows of the others, so that a batch needs one shape.
+    A batch of another size that fits into one pass is compiled anew, the second time for any number of rows.
 
     Args:
-        plan: what is read.
+        plan: what is read; its backbone config fixes rows per pass, memory layout and compilation.
         backbone: the loaded backbone.
-        max_rows_per_pass: images a pass; None bounds it by memory.
-        channels_last: memory layout of the convolutions.
-        compile: True, or a backend of torch.compile. The last pass of several is then filled up to the rows of the
-            others, so that a batch needs one shape; a batch of another size that fits into one pass is compiled anew,
-            the second time for any number of rows.
-    Raises: ConfigError for rows below 1.
+        compile_backend: backend of torch.compile, where the plan compiles.
     """
 
-    def __init__(
-        self,
-        plan: ReadPlan,
-        backbone: Backbone,
-        *,
-        max_rows_per_pass: int | None = None,
-        channels_last: bool = True,
-        compile: bool | str = False,
-    ) -> None:
-        if max_rows_per_pass is not None and max_rows_per_pass < 1:
-            raise ConfigError(f"max_rows_per_pass={max_rows_per_pass}: a pass needs at least one row.")
+    def __init__(self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor") -> None:
+        config = plan.backbone
         self._plan, self._backbone, self._shape = plan, backbone, plan.spec.latent_shape
-        self.rows = max_rows_per_pass or max(1, min(_ROWS, _PLACES // (self._shape[1] * self._shape[2])))
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self.rows = config.max_rows_per_pass or rows_per_pass(self._shape)
+        self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=self._format)
         paths = [tap.path for tap in plan.taps]
-        self._compiled = bool(compile)
-        if compile:
-            backend = compile if isinstance(compile, str) else "inductor"
-            compile_regions(denoiser, plan.spec.blocks, paths, backend=backend)
+        self._compiled = config.compile
+        if config.compile:
+            compile_regions(denoiser, plan.spec.blocks, paths, backend=compile_backend)
         pool = make_pool(plan.pool, seed=plan.seed)
         self._capture = Capture(denoiser, paths, layout=plan.spec.layout, read=pool)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.cell import Cell
-from diffprobe.backbones.denoiser_runner import Passes, explain_oom
+from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact
-from diffprobe.backbones.plan import ReadPlan, make_plan, plan_from_configs
+from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
@@ -37,21 +37,11 @@ class DiffusionFeatures:
         device: where the backbone is.
     """
 
-    def __init__(
-        self,
-        plan: ReadPlan,
-        backbone: Backbone,
-        *,
-        max_rows_per_pass: int | None = None,
-        channels_last: bool = True,
-        compile: bool | str = False,
-    ) -> None:
+    def __init__(self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor") -> None:
         self.plan, self.cells, self.widths, self.resolution = plan, plan.cells, plan.widths, plan.resolution
         self.device = torch.device("cpu")
         self._backbone, self._shape, self._released = backbone, plan.spec.latent_shape, False
-        self._passes = Passes(
-            plan, backbone, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
-        )
+        self._run = DenoiserRunner(plan, backbone, compile_backend=compile_backend)
 
     @classmethod
     def from_pretrained(
@@ -112,69 +102,29 @@ class DiffusionFeatures:
                 inductor. Changes features by rounding only.
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
         """
-        plan = make_plan(
-            id_or_path,
-            taps=taps,
-            timesteps=timesteps,
-            snr=snr,
-            condition=condition,
-            prompt=prompt,
-            unconditional=unconditional,
-            negative_prompt=negative_prompt,
-            pool=pool,
-            draws=draws,
-            keep_draws=keep_draws,
-            seed=seed,
-            resolution=resolution,
-            dtype=dtype,
-            random_weights=random_weights,
-            random_seed=random_seed,
-            revision=revision,
-            denoiser_weights=denoiser_weights,
-            clean_input=clean_input,
-        )
-        return cls.from_plan(
-            plan, device=device, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
-        )
+        options = {name: value for name, value in locals().items() if name not in ("cls", "id_or_path")}
+        options |= {"device": str(device), "compile": bool(compile)}
+        backend = compile if isinstance(compile, str) else "inductor"
+        return cls.from_plan(make_plan(*make_configs(str(id_or_path), options)), compile_backend=backend)
 
     @classmethod
     def from_config(cls, backbone: BackboneConfig, features: FeaturesConfig) -> Self:
         """Load the backbone of a run. Raises: see `from_pretrained`."""
-        return cls.from_run_config(plan_from_configs(backbone, features), backbone)
+        return cls.from_plan(make_plan(backbone, features))
 
     @classmethod
-    def from_run_config(cls, plan: ReadPlan, backbone: BackboneConfig, *, images: bool = True) -> Self:
-        """Load what a plan needs, to be run as the config says. Raises: see `from_plan`."""
-        return cls.from_plan(
-            plan,
-            device=backbone.device,
-            max_rows_per_pass=backbone.max_rows_per_pass,
-            channels_last=backbone.channels_last,
-            compile=backbone.compile,
-            images=images,
-        )
+    def from_plan(cls, plan: ReadPlan, *, images: bool = True, compile_backend: str = "inductor") -> Self:
+        """Load what a plan needs, on the device that its config names.
 
-    @classmethod
-    def from_plan(
-        cls,
-        plan: ReadPlan,
-        *,
-        device: str | torch.device = "auto",
-        max_rows_per_pass: int | None = None,
-        channels_last: bool = True,
-        compile: bool | str = False,
-        images: bool = True,
-    ) -> Self:
-        """Load what a plan needs; without `images` no VAE, for `from_latents` alone.
-
+        Args:
+            images: whether images will be encoded; without it no VAE is loaded, and only `from_latents` works.
+            compile_backend: backend of torch.compile, where the plan compiles.
         Raises: WeightsMissing, WeightsMismatch, ConfigError.
         """
-        chosen = choose_device(device)
+        device = choose_device(plan.backbone.device)
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
         backbone = plan.family.load(plan.checkpoint, plan.spec, plan.needed, options)
-        return cls(
-            plan, backbone, max_rows_per_pass=max_rows_per_pass, channels_last=channels_last, compile=compile
-        ).to(chosen)
+        return cls(plan, backbone, compile_backend=compile_backend).to(device)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -269,7 +219,7 @@ class DiffusionFeatures:
         """Return the features of clean latents."""
         condition, row_of = self._encode(conditioning)
         plan, found = self.plan, {}
-        for tap, total in self._passes(clean, condition, row_of, keys).items():
+        for tap, total in self._run(clean, condition, row_of, keys).items():
             for i, t in enumerate(plan.timesteps):
                 for j, branch in enumerate(plan.branches):
                     values = total[:, i, j].transpose(0, 1) if plan.keep_draws else total[0, i, j] / plan.draws

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffprobe.backbones.base import Backbone, Condition, ConditionInput
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.text_encoders import PromptCache, TextEncoder
 from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.core.shapes import FeatureMap, Images
@@ -23,8 +24,8 @@ class LatentBackbone(Backbone):
         vae: the way to its latents.
     """
 
-    def __init__(self, denoiser: nn.Module, vae: VaeEncoder) -> None:
-        self.denoiser, self._vae = denoiser, vae
+    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, *, prediction: PredictionKind) -> None:
+        self.denoiser, self._vae, self.prediction = denoiser, vae, prediction
 
     def encode_images(self, images: Images) -> FeatureMap:
         """See `VaeEncoder`."""
@@ -49,8 +50,10 @@ class TextBackbone(LatentBackbone, Generic[Encoder]):
         vae: VaeEncoder,
         texts: Mapping[str, Encoder],
         encode: Callable[[list[str]], Condition],
+        *,
+        prediction: PredictionKind,
     ) -> None:
-        super().__init__(denoiser, vae)
+        super().__init__(denoiser, vae, prediction=prediction)
         self.texts, self._prompts = dict(texts), PromptCache(encode)
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:

@@ -8,10 +8,10 @@ settings are read. The noise itself is `core.rng.noise_for`.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,11 @@ from torch import Tensor
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
 
+PredictionKind = Literal["epsilon", "v", "flow", "sample"]
+"""What a denoiser predicts: the noise; v = signal[t] noise - noise[t] x (Salimans and Ho, 2202.00512); the velocity
+noise - x of a flow; or the clean sample x."""
+
+_PREDICTION_TYPES: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 _BETA_FIELDS = ("num_train_timesteps", *sorted(_BETAS), "rescale_betas_zero_snr")
 
@@ -101,22 +106,55 @@ def load_schedule(folder: Path) -> NoiseSchedule:
 
     Raises: WeightsMissing without the file; WeightsMismatch if the sampler is one of a continuous-time model.
     """
+    return make_schedule(_read(folder))
+
+
+def load_prediction_kind(folder: Path) -> PredictionKind:
+    """Read what a checkpoint's denoiser predicts from its `scheduler` folder.
+
+    Raises: WeightsMissing without the file; WeightsMismatch for a target other than epsilon, v, flow or sample.
+    """
+    return prediction_kind(_read(folder))
+
+
+def prediction_kind(config: Mapping[str, Any]) -> PredictionKind:
+    """Return what a denoiser predicts, by the config of a diffusers scheduler; epsilon is diffusers' default.
+
+    Raises: WeightsMismatch, see `load_prediction_kind`.
+    """
+    if _is_flow(config):
+        return "flow"
+    name = config.get("prediction_type", "epsilon")
+    if name not in _PREDICTION_TYPES:
+        raise WeightsMismatch(
+            f"scheduler {config.get('_class_name')} has prediction_type '{name}'.",
+            f"allowed: {', '.join(_PREDICTION_TYPES)}, flow_prediction",
+        )
+    return _PREDICTION_TYPES[name]
+
+
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / "scheduler_config.json"
     if not path.is_file():
         raise WeightsMissing(f"no scheduler config in '{folder}'.", f"looked for: {path.name}")
-    return make_schedule(json.loads(path.read_text(encoding="utf-8")))
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
-def make_schedule(config: dict[str, Any]) -> NoiseSchedule:
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    return (
+        str(config.get("_class_name")).startswith("FlowMatch")
+        or bool(config.get("use_flow_sigmas"))
+        or config.get("prediction_type") == "flow_prediction"
+    )
+
+
+def make_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """Make the forward process from a diffusers scheduler config. Raises: WeightsMismatch, see `load_schedule`."""
     from diffusers import DDPMScheduler
 
     kind = str(config.get("_class_name"))
-    if (
-        kind.startswith("FlowMatch")
-        or config.get("use_flow_sigmas")
-        or config.get("prediction_type") == "flow_prediction"
-    ):
+    if _is_flow(config):
         return flow_schedule(config.get("num_train_timesteps", 1000))
     # EDM models have sigmas in place of betas, yet their samplers name a number of timesteps too
     continuous = "sigma_data" in config or config.get("timestep_type") == "continuous"

@@ -1,11 +1,11 @@
-"""What an extractor will read, worked out from configs alone: no weights are loaded for it.
+"""Plan what an extractor reads, from configs alone: no weights are loaded for it.
 
-Owns the checks of the settings, and the fingerprint: everything on the backbone's side that fixes what a feature is.
-A feature store asks here which content it should hold before any model is loaded. Next in the flow: `extractor.py`.
+Holds the checks of the settings, and the fingerprint: everything on the backbone's side that fixes what a feature is.
+A feature store computes its digest from here before any model is loaded.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
@@ -16,6 +16,7 @@ from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
 from diffprobe.backbones.weights import locate
+from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 
@@ -25,8 +26,12 @@ _RULES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPlan:
-    """A backbone and what is read from it."""
+    """A backbone and what is read from it: the two configs, and what they resolve to for one checkpoint."""
 
+    backbone: BackboneConfig
+    """Which checkpoint, and how it runs."""
+    features: FeaturesConfig
+    """What is read, as configured."""
     checkpoint: Checkpoint
     """Where the weights are."""
     family: Family
@@ -42,19 +47,37 @@ class ReadPlan:
     timesteps: tuple[int, ...]
     """Positions on the training grid, ascending."""
     branches: tuple[Branch, ...]
-    """What the backbone is told, the main condition first."""
-    pool: str
-    """A pooling as `cell.parse_pool` reads it."""
-    draws: int
-    """Noise samples an image."""
-    keep_draws: bool
-    """Whether draws are kept side by side instead of averaged."""
-    seed: int
-    """Seed of the noise."""
-    dtype: str
-    """Precision of the forward pass."""
-    random_seed: int | None
-    """Seed of the denoiser's random weights; None for the trained ones."""
+    """Conditions under which every cell is read, the main one first."""
+
+    @property
+    def pool(self) -> str:
+        """Pooling, as `cell.parse_pool` reads it."""
+        return self.features.pool
+
+    @property
+    def draws(self) -> int:
+        """Noise samples per image."""
+        return self.features.draws
+
+    @property
+    def keep_draws(self) -> bool:
+        """Whether draws are kept side by side instead of averaged."""
+        return self.features.keep_draws
+
+    @property
+    def seed(self) -> int:
+        """Seed of the noise."""
+        return self.features.seed
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the forward pass, a key of `base.DTYPES`."""
+        return self.backbone.dtype
+
+    @property
+    def random_seed(self) -> int | None:
+        """Seed of the denoiser's random weights; None for the trained ones."""
+        return self.backbone.random_seed if self.backbone.random_weights else None
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -79,7 +102,7 @@ class ReadPlan:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Say in JSON what on the backbone's side fixes the features. Hashes the weight files once a process.
+        """Everything on the backbone's side that fixes the features, as JSON. Hashes the weight files once per process.
 
         Where the weights lie, the device, and how images are batched are left out: they have no influence.
         Raises: WeightsMissing.
@@ -104,99 +127,56 @@ class ReadPlan:
         }
 
 
-def make_plan(
-    id_or_path: str,
-    *,
-    taps: Sequence[str],
-    timesteps: Sequence[int] = (),
-    snr: Sequence[float] = (),
-    condition: str = "empty",
-    prompt: str | None = None,
-    unconditional: bool = False,
-    negative_prompt: str | None = None,
-    pool: str = "mean",
-    draws: int = 1,
-    keep_draws: bool = False,
-    seed: int = 0,
-    resolution: int | None = None,
-    dtype: str = "float32",
-    random_weights: bool = False,
-    random_seed: int = 0,
-    revision: str | None = None,
-    denoiser_weights: str | None = None,
-    clean_input: bool = False,
-) -> ReadPlan:
-    """Check settings against a checkpoint's configs. For the arguments see `DiffusionFeatures.from_pretrained`.
+def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
+    """Check settings against the configs of a checkpoint, and resolve taps, timesteps and conditions.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
     """
-    _check(taps, timesteps, snr, draws, dtype)
-    branches = make_branches(condition, prompt, unconditional=unconditional, negative=negative_prompt)
-    if random_weights and denoiser_weights is not None:
+    check_choice("dtype", backbone.dtype, tuple(DTYPES))
+    branches = make_branches(
+        features.condition, features.prompt, unconditional=features.unconditional, negative=features.negative_prompt
+    )
+    if backbone.random_weights and backbone.denoiser_weights is not None:
         raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
-    checkpoint = locate(str(id_or_path), revision=revision, denoiser_weights=denoiser_weights)
+    checkpoint = locate(backbone.path, revision=backbone.revision, denoiser_weights=backbone.denoiser_weights)
     family = family_of(checkpoint)
-    spec = family.spec(checkpoint, resolution)
+    spec = family.spec(checkpoint, features.resolution)
     for branch in branches:
         check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, spec.conditions)
-    chosen = {*timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in snr)}
-    schedule = clean_schedule(spec.schedule.n_timesteps) if clean_input else spec.schedule
-    schedule.check(sorted(chosen), checkpoint.name)
+    timesteps = {*features.timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in features.snr)}
+    schedule = clean_schedule(spec.schedule.n_timesteps) if backbone.clean_input else spec.schedule
+    schedule.check(sorted(timesteps), checkpoint.name)
     traced = trace_spec(spec, count=False)
     infos = {tap.path: tap for tap in tap_infos(spec, traced, counted=False)}
-    paths = resolve(taps, list(infos.values()), spec)
+    paths = resolve(features.taps, list(infos.values()), spec)
     for path in paths:
-        check_size(pool, path, infos[path].size)
+        check_size(features.pool, path, infos[path].size)
     return ReadPlan(
+        backbone=backbone,
+        features=features,
         checkpoint=checkpoint,
         family=family,
         spec=spec,
         taps=tuple(infos[path] for path in paths),
         needed=traced.needed(paths),
         schedule=schedule,
-        timesteps=tuple(sorted(chosen)),
+        timesteps=tuple(sorted(timesteps)),
         branches=tuple(branches),
-        pool=pool,
-        draws=draws,
-        keep_draws=keep_draws,
-        seed=seed,
-        dtype=dtype,
-        random_seed=random_seed if random_weights else None,
     )
 
 
-def plan_from_configs(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
-    """Make the plan of a run's configs. Raises: see `make_plan`."""
-    return make_plan(
-        backbone.path,
-        taps=features.taps,
-        timesteps=features.timesteps,
-        snr=features.snr,
-        condition=features.condition,
-        prompt=features.prompt,
-        unconditional=features.unconditional,
-        negative_prompt=features.negative_prompt,
-        pool=features.pool,
-        draws=features.draws,
-        keep_draws=features.keep_draws,
-        seed=features.seed,
-        resolution=features.resolution,
-        dtype=backbone.dtype,
-        random_weights=backbone.random_weights,
-        random_seed=backbone.random_seed,
-        revision=backbone.revision,
-        denoiser_weights=backbone.denoiser_weights,
-        clean_input=backbone.clean_input,
-    )
+def make_configs(id_or_path: str, options: Mapping[str, object]) -> tuple[BackboneConfig, FeaturesConfig]:
+    """Build the two configs from keyword options; each goes to the config that has a field of its name.
 
-
-def _check(taps: Sequence[str], timesteps: Sequence[int], snr: Sequence[float], draws: int, dtype: str) -> None:
-    for name, values in (("taps", taps), ("timesteps", timesteps), ("snr", snr)):
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise ConfigError(f"{name} must be a list; got {values!r}.")
-    for name, empty in (("taps", not taps), ("timesteps", not timesteps and not snr)):
-        if empty:
-            raise ConfigError(f"{name} must be a list with at least one entry; got [].")
-    if draws < 1:
-        raise ConfigError(f"draws={draws}: at least one noise sample is needed.")
-    check_choice("dtype", dtype, tuple(DTYPES))
+    Any iterable but a text is taken where a config has a tuple.
+    Raises: ConfigError naming the options that are unknown, of a wrong type or out of range.
+    """
+    on_backbone = {field.name for field in fields(BackboneConfig)}
+    trees: tuple[dict[str, object], dict[str, object]] = ({"path": id_or_path}, {})
+    for name, value in options.items():
+        listed = isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
+        trees[name not in on_backbone][name] = list(value) if listed else value  # type: ignore[call-overload]
+    try:
+        return parse(BackboneConfig, trees[0]), parse(FeaturesConfig, trees[1])
+    except ConfigError as error:  # without the advice to look at a configuration file
+        raise ConfigError(error.what, *error.details) from None

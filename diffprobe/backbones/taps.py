@@ -87,7 +87,7 @@ class BackboneInfo:
     """Floating-point operations of the whole denoiser for one image."""
 
 
-def survey(
+def backbone_info(
     path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
 ) -> BackboneInfo:
     """Describe a checkpoint and its taps from its config alone: no weights are read.
@@ -110,8 +110,8 @@ def survey(
 def list_taps(
     path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
 ) -> list[TapInfo]:
-    """List the taps of a checkpoint. See `survey`."""
-    return list(survey(path, resolution=resolution, revision=revision, inner=inner).taps)
+    """List the taps of a checkpoint. See `backbone_info`."""
+    return list(backbone_info(path, resolution=resolution, revision=revision, inner=inner).taps)
 
 
 def resolve(names: Sequence[str], taps: Sequence[TapInfo], spec: BackboneSpec) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from diffprobe.backbones.base import Condition
 from diffprobe.backbones.library_logging import quiet_libraries
@@ -106,6 +107,17 @@ class ClipTextEncoder(TextEncoder):
         tokens = self.tokens(prompts)
         mask = tokens.attention_mask if getattr(self.encoder.config, "use_attention_mask", False) else None
         return self.encoder(tokens.input_ids, attention_mask=mask, output_hidden_states=hidden)
+
+    @torch.no_grad()
+    def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "prompt width"]:
+        """Return the last states averaged over the tokens of each prompt, start and padding left out."""
+        means = []
+        for start in range(0, len(prompts), _CHUNK):
+            chunk = list(prompts[start : start + _CHUNK])
+            mask = self.tokens(chunk).attention_mask.clone()
+            mask[:, 0] = 0
+            means.append((self(chunk)[0] * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        return torch.cat(means)
 
 
 class T5TextEncoder(TextEncoder):

@@ -4,31 +4,27 @@ A family file adds what is its own: the class, what its modules give, what it is
 text encoders are `condition.py`'s.
 """
 
-import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffprobe.backbones.base import BackboneSpec, Checkpoint, LoadOptions
-from diffprobe.backbones.hooks import prune_after
-from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.base import Checkpoint
+from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.vae import latent_geometry
 from diffprobe.backbones.weights import (
-    denoiser_source,
     digest_denoiser,
     digest_files,
     digest_part,
-    load_tensors,
     read_config,
     require_files,
 )
 from diffprobe.core.errors import ConfigError, WeightsMismatch
-from diffprobe.core.rng import derive_seed
 
-_PART = "transformer"
+PART = "transformer"
+"""Name of the denoiser's part in these pipelines."""
 _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
@@ -71,21 +67,14 @@ def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:
         kind: its diffusers class.
     Raises: WeightsMissing; WeightsMismatch if the config is of another class.
     """
-    config = read_config(checkpoint, _PART)
+    config = read_config(checkpoint, PART)
     name = config.get("_class_name")
     if name not in (kind, "Transformer2DModel"):  # the old name of several, still in their checkpoints
         raise WeightsMismatch(f"the transformer of '{checkpoint.name}' is a {name}; this family takes {kind}.")
     try:
-        return _make(kind, config, torch.device("meta"))
+        return make_network(kind, config, torch.device("meta"))
     except (NotImplementedError, ValueError, TypeError) as error:
         raise WeightsMismatch(f"the config of the transformer of '{checkpoint.name}' is no {kind}: {error}") from error
-
-
-def _make(kind: str, config: Mapping[str, Any], device: torch.device) -> Any:
-    import diffusers
-
-    with device, quiet_libraries():
-        return getattr(diffusers, kind).from_config(dict(config)).eval()
 
 
 def find_latents(
@@ -131,53 +120,6 @@ def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int
         )
 
 
-def load_denoiser(
-    checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions, kind: str
-) -> nn.Module:
-    """Load the modules in `needed` of the transformer, or draw their weights afresh; the spec stays as it is.
-
-    Raises: WeightsMissing, WeightsMismatch.
-    """
-    config = read_config(checkpoint, _PART)
-    if options.random_seed is None:
-        network = copy.deepcopy(spec.denoiser)
-        expected = frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
-        prune_after(network, needed)
-        load_tensors(network, denoiser_source(checkpoint, _PART)[1], dtype=options.dtype, expected=expected)
-    else:
-        # drawn whole and then prune_after, so that the weights do not depend on the taps
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed("random_weights", options.random_seed))
-            network = _make(kind, config, torch.device("cpu")).to(options.dtype)
-        prune_after(network, needed)
-    _fill_tables(network, kind, config)
-    return network.eval().requires_grad_(False)
-
-
-def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
-    """Compute the buffers that no checkpoint stores, the tables of positions: in float32, as they are always made."""
-    stored = network.state_dict()
-    absent = [name for name, _ in network.named_buffers() if name not in stored]
-    if not absent:
-        return
-    with torch.random.fork_rng(devices=[]):
-        bare = dict(_make(kind, {**config, "num_layers": 0}, torch.device("cpu")).named_buffers())
-    for name in absent:
-        if name not in bare:
-            raise WeightsMismatch(f"the table '{name}' of {kind} is not one that this family can compute.")
-        parent, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(parent), leaf, bare[name])
-
-
-def require_parts(checkpoint: Checkpoint, options: LoadOptions, parts: Sequence[str]) -> None:
-    """Check that VAE, text encoders and, unless it is drawn afresh, the transformer have weights.
-
-    Raises: WeightsMissing, naming all that lack them.
-    """
-    own = [] if options.random_seed is not None else [denoiser_source(checkpoint, _PART)[1]]
-    require_files(*own, *(checkpoint.part(name) for name in ("vae", *parts)))
-
-
 def digest_parts(
     checkpoint: Checkpoint, trained: bool, encoders: Sequence[str] = (), tokenizers: Sequence[str] = ()
 ) -> dict[str, str]:
@@ -185,7 +127,7 @@ def digest_parts(
     parts = ("vae", *encoders)
     require_files(*(checkpoint.part(name) for name in parts))
     return {
-        "denoiser": digest_denoiser(checkpoint, _PART, weights=trained),
+        "denoiser": digest_denoiser(checkpoint, PART, weights=trained),
         **{name: digest_part(checkpoint.part(name)) for name in parts},
         **{name: digest_files([checkpoint.part(name) / file for file in _TOKENIZER_FILES]) for name in tokenizers},
     }

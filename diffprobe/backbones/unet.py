@@ -4,28 +4,25 @@ Owns the class behind a config, random weights, and the loaded backbone that is 
 told, and what its images become before they are noised, is the family's.
 """
 
-import copy
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import BackboneSpec, Checkpoint, Condition, LoadOptions
-from diffprobe.backbones.hooks import prune_after
+from diffprobe.backbones.base import BackboneSpec, Checkpoint, Condition, Prediction, PredictionKind
 from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.noise import load_prediction_kind, load_schedule
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.vae import VaeEncoder
-from diffprobe.backbones.weights import denoiser_source, digest_files, load_tensors, read_config, require_files
+from diffprobe.backbones.weights import digest_files, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
-from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap
 
 GUIDANCE = 8.5
@@ -51,12 +48,9 @@ def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     return config
 
 
-def make_unet(config: dict[str, Any], device: torch.device, kind: str = "UNet2DConditionModel") -> Any:
-    """Build a U-Net of diffusers' class `kind` from its config."""
-    import diffusers
-
-    with device:
-        return getattr(diffusers, kind).from_config(config)
+def make_unet(config: dict[str, Any], kind: str = "UNet2DConditionModel") -> Any:
+    """Build a U-Net of diffusers' class `kind` from its config, on the meta device."""
+    return make_network(kind, config, torch.device("meta"))
 
 
 def check_latents(checkpoint: Checkpoint, config: dict[str, Any], channels: int) -> None:
@@ -93,7 +87,7 @@ def image_side(
     return side
 
 
-def unet_outline(
+def unet_spec(
     family: str,
     checkpoint: Checkpoint,
     unet: Any,
@@ -115,6 +109,7 @@ def unet_outline(
     """
     downs = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     ups = [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    scheduler = scheduler or checkpoint.part("scheduler")
     mid = [] if unet.mid_block is None else ["mid_block"]
     return BackboneSpec(
         family=family,
@@ -124,7 +119,8 @@ def unet_outline(
         signature=digest_json([*signature]),
         resolution=side,
         latent_shape=latent_shape,
-        schedule=load_schedule(scheduler or checkpoint.part("scheduler")),
+        schedule=load_schedule(scheduler),
+        prediction=load_prediction_kind(scheduler),
         layout=OutputLayout(size=latent_shape[1:], text_only=_TEXT_ONLY, channels_first=_CHANNELS_FIRST),
         conditions=conditions,
         aliases={
@@ -134,48 +130,6 @@ def unet_outline(
         blocks=(*downs, *mid, *ups),
         conditioning=conditioning or {},
     )
-
-
-def load_unet(
-    checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions, *, source: Path
-) -> nn.Module:
-    """Load the modules in `needed` of an spec's U-Net, frozen and in evaluation mode.
-
-    Args:
-        source: folder or file of the trained weights; not read for random ones.
-    Raises: WeightsMissing, WeightsMismatch.
-    """
-    if options.random_seed is None:
-        unet = copy.deepcopy(spec.denoiser)
-        expected = frozenset(unet.state_dict())
-        prune_after(unet, needed)
-        load_tensors(unet, source, dtype=options.dtype, expected=expected)
-    else:
-        # drawn whole and then prune_after, so that the weights do not depend on the taps; under a seed of their own, so that
-        # they can't be those that a training run with the same seed started from
-        kind = type(spec.denoiser).__name__
-        config = read_unet_config(checkpoint, kind)
-        with torch.random.fork_rng(devices=[]), quiet_libraries():
-            torch.manual_seed(derive_seed("random_weights", options.random_seed))
-            unet = make_unet(config, torch.device("cpu"), kind).to(options.dtype)
-        prune_after(unet, needed)
-    left = [name for name, value in chain(unet.named_parameters(), unet.named_buffers()) if value.is_meta]
-    if left:
-        raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' has tensors that no file holds: {', '.join(left[:3])}.",
-            "blocks with fixed filters of their own are not supported",
-        )
-    return unet.eval().requires_grad_(False)
-
-
-def require_parts(checkpoint: Checkpoint, parts: Sequence[str], *, trained: bool) -> Path:
-    """Check that the parts of a pipeline have their weights, the U-Net's too if it is `trained`.
-
-    Returns: folder or file of the U-Net's weights. Raises: WeightsMissing.
-    """
-    source = denoiser_source(checkpoint, "unet")[1]
-    require_files(*([source] if trained else []), *(checkpoint.part(part) for part in parts))
-    return source
 
 
 def digest_tokenizer(folder: Path) -> str:
@@ -209,21 +163,34 @@ class TextUnet(TextBackbone[ClipTextEncoder]):
     """
 
     def __init__(
-        self, unet: nn.Module, vae: VaeEncoder, texts: dict[str, ClipTextEncoder], guidance: Tensor | None
+        self,
+        unet: nn.Module,
+        vae: VaeEncoder,
+        texts: dict[str, ClipTextEncoder],
+        guidance: Tensor | None,
+        *,
+        prediction: PredictionKind,
     ) -> None:
-        super().__init__(unet, vae, texts, self.encode)
+        super().__init__(unet, vae, texts, self.encode, prediction=prediction)
         self._guidance = None if guidance is None else guidance.to(_dtype(unet))
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Condition:
         """Encode prompts, one row each."""
 
-    def run_unet(self, x_t: FeatureMap, timesteps: Tensor, text: Tensor, **conditioning: Any) -> None:
+    def run_unet(
+        self,
+        x_t: FeatureMap,
+        timesteps: Int[Tensor, " rows"],
+        text: Float[Tensor, "rows tokens width"],
+        **conditioning: object,
+    ) -> Prediction:
         """Run the U-Net once."""
         scale = None if self._guidance is None else self._guidance.expand(len(x_t), -1)
-        self.denoiser(
+        output = self.denoiser(
             x_t, timesteps, encoder_hidden_states=text, timestep_cond=scale, return_dict=False, **conditioning
         )
+        return self.predicted(output[0], x_t)
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks, the remembered prompts, and the guidance."""

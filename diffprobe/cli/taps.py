@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a summary of the backbone and one line per tap, in the order of the forward pass."""
-    from diffprobe.backbones.taps import survey
+    from diffprobe.backbones.taps import backbone_info
     from diffprobe.core.errors import ConfigError
 
     if args.resolution is not None and args.resolution < 1:
         raise ConfigError(f"--resolution={args.resolution} is out of range: at least 1.")
-    found = survey(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
+    found = backbone_info(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
     print("\n".join([*_header(found), "", *_table(found.taps), "", *_notes(found)]).rstrip())
     return 0
 

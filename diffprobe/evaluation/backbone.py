@@ -5,7 +5,7 @@ whether the right caption is told from others by that error, and what samples lo
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from diffprobe.analysis.caption_regression import RegressionRule
+from diffprobe.backbones.base import Condition
+from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.text_encoders import ClipTextEncoder
+from diffprobe.backbones.unet import TextUnet
+from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
@@ -31,9 +36,10 @@ from diffprobe.evaluation.captions import (
     text_use,
 )
 from diffprobe.generative.image_table import load_table
-from diffprobe.probes.score.diffusion_classifier import Screening, spread_timesteps
+from diffprobe.probes.score.diffusion_classifier import Screening
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
+from diffprobe.scoring.noise_sets import spread_timesteps
 from diffprobe.shards.index import ShardSet
 
 
@@ -104,8 +110,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     for key in ("group_attribute", "family_attribute"):
         if (name := getattr(config, key)) is not None and name not in shard_set.attributes:
             raise unknown(key, name, shard_set.attributes)
-    pipeline = load_pipeline(config.model)
-    score = DenoisingError(pipeline, seed=config.seed)
+    pipeline, score = load_pipeline(config.model, seed=config.seed)
     tree = {key: value for key, value in asdict(config).items() if key != "output"}
     inputs = {SHARDS: shard_set.digest, BACKBONE: checkpoint_digest(config.model)}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
@@ -117,16 +122,18 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         if config.regression.images:
             train = _encode(config, pipeline, score, config.data.train_split)
             known = set(train.families)
-            expectations = regressions(score, train, config.regression, seed=config.seed)
+            expectations = regressions(train, config.regression, _mean_states(score), seed=config.seed)
         elif config.family_attribute:  # names alone are wanted, so nothing is encoded
             table = load_table(config.data, config.data.train_split, resolution=resolution_of(pipeline), captioned=True)
             known = set(table.groups(config.family_attribute))
         for split in (config.data.val_split, config.data.test_split):
             encoded = _encode(config, pipeline, score, split)
-            text = score.encode_captions(encoded.captions)
+            conditions = score.encode_conditions(encoded.captions)
             metrics.append(_reconstruction(pipeline, encoded, split))
-            metrics += text_use(score, encoded, text, split, seed=config.seed, progress=progress)
-            metrics += _caption_choice(config, score, encoded, text, split, expectations, known, progress)
+            metrics += text_use(
+                score, encoded, conditions, split, n_timesteps=score.n_timesteps, seed=config.seed, progress=progress
+            )
+            metrics += _caption_choice(config, score, encoded, conditions, split, expectations, known, progress)
     result = make_result(
         run=run_dir.name,
         experiment=config.experiment,
@@ -159,32 +166,49 @@ def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> li
     return missed
 
 
-def load_pipeline(path: str) -> Any:
-    """Open a StableDiffusionPipeline folder in float32. Raises: WeightsMissing, WeightsMismatch."""
-    from diffprobe.backbones.families import sd_unet
-    from diffprobe.backbones.text_encoders import require_vocabulary
-    from diffprobe.backbones.weights import locate, require_files
+def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
+    """Open a StableDiffusionPipeline folder in float32 on the CPU.
 
+    Args:
+        path: the folder, or `emoji-sd`.
+        seed: seed of the noise that the score is measured with.
+    Returns: the diffusers pipeline, and the score; both share the U-Net and the text encoder.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
     checkpoint = locate(path)
-    folder = checkpoint.folder
-    if folder is None or not sd_unet.matches(checkpoint.index):
+    if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
         raise WeightsMismatch(
             f"'{path}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
             fix="name a StableDiffusionPipeline folder, or emoji-sd",
         )
-    require_files(*(folder / part for part in ("unet", "vae", "text_encoder")))
-    require_vocabulary(folder)
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline
 
+        score = DenoisingError.from_pretrained(path, seed=seed, device="cpu")
+        shared = {"unet": score.backbone.denoiser, "text_encoder": _text_encoder(score).encoder}
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
-                folder, safety_checker=None, requires_safety_checker=False, local_files_only=True, use_safetensors=True
+                checkpoint.folder,
+                safety_checker=None,
+                requires_safety_checker=False,
+                local_files_only=True,
+                use_safetensors=True,
+                **shared,
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise WeightsMismatch(f"'{path}' cannot be opened as a StableDiffusionPipeline: {error}.") from error
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline.to(torch.float32)
+        return pipeline.to(torch.float32), score
+
+
+def _text_encoder(score: DenoisingError) -> ClipTextEncoder:
+    backbone = score.backbone
+    assert isinstance(backbone, TextUnet)  # that of sd_unet, which load_pipeline requires
+    return backbone.texts["text_encoder"]
+
+
+def _mean_states(score: DenoisingError) -> Callable[[Sequence[str]], Tensor]:
+    return _text_encoder(score).mean_states
 
 
 def resolution_of(pipeline: Any) -> int:
@@ -229,7 +253,7 @@ def _caption_choice(
     config: BackboneEvaluation,
     score: DenoisingError,
     encoded: Encoded,
-    text: Tensor,
+    conditions: Condition,
     split: str,
     expectations: dict[str, Expectation],
     known: set[str],
@@ -244,7 +268,7 @@ def _caption_choice(
     return caption_choice(
         score,
         encoded,
-        text,
+        conditions,
         split,
         n=config.n_candidates,
         timesteps=spread_timesteps(config.n_choice_timesteps, score.n_timesteps),

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
 from diffprobe.analysis.statistics import Statistic, bootstrap_interval
+from diffprobe.backbones.base import Condition, take_rows
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
-from diffprobe.scoring.denoising_error import DenoisingError, tenths
+from diffprobe.scoring.denoising_error import DenoisingError, Score
+from diffprobe.scoring.noise_sets import spread_timesteps
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,28 @@ def encode_split(
 
 
 def text_use(
-    score: DenoisingError, encoded: Encoded, text: Tensor, split: str, *, seed: int, progress: Any
+    score: Score,
+    encoded: Encoded,
+    conditions: Condition,
+    split: str,
+    *,
+    n_timesteps: int,
+    seed: int,
+    progress: Any,
 ) -> list[MetricRecord]:
     """Denoising error with the right caption at each tenth of the schedule; its control is a caption of another sample.
 
     Args:
-        text: states of each sample's caption.
+        conditions: encoded caption of each sample, one row each.
+        n_timesteps: length of the training grid.
     Raises: EmptyClass if more than half of the samples share a group.
     """
-    timesteps, n = tenths(score.n_timesteps), len(encoded.table)
+    timesteps, n = spread_timesteps(10, n_timesteps), len(encoded.table)
     other = other_rows(encoded.groups, seed)
     task = progress.add_task(f"{split}: error with and without the right caption", total=n)
     parts = []
     for rows in torch.arange(n).split(64):
-        both = torch.stack([text[rows], text[other[rows]]], 1)
+        both = take_rows(conditions, torch.stack([rows, other[rows]], 1))
         keys = [encoded.table.keys[row] for row in rows.tolist()]
         parts.append(score(encoded.latents[rows], keys, both, timesteps))
         progress.advance(task, len(rows))
@@ -136,18 +146,27 @@ Expectation = Callable[[Sequence[str]], Float[Tensor, "caption number"]]
 """Captions to the latents that a regression expects under them."""
 
 
-def regressions(score: DenoisingError, train: Encoded, rule: RegressionRule, *, seed: int) -> dict[str, Expectation]:
+def regressions(
+    train: Encoded,
+    rule: RegressionRule,
+    mean_states: Callable[[Sequence[str]], Float[Tensor, "caption width"]],
+    *,
+    seed: int,
+) -> dict[str, Expectation]:
     """Fit the controls of the caption choice: on the words of captions, and on what the text encoder makes of them.
 
     Args:
         train: the split that the model was trained on, or one like it.
+        rule: kernel, penalty, and number of images.
+        mean_states: what the text encoder makes of captions, one vector each.
+        seed: seed of the choice of images.
     """
     generator = torch.Generator().manual_seed(derive_seed("regression", seed))
     rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
     captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
         "regression_on_words": WordVectors(captions),
-        "regression_on_text_encoder": score.encode_pooled,
+        "regression_on_text_encoder": mean_states,
     }
     fitted: dict[str, Expectation] = {}
     for name, vectors in inputs.items():
@@ -161,9 +180,9 @@ def _of_captions(vectors: Callable[[Sequence[str]], Tensor], regression: Caption
 
 
 def caption_choice(
-    score: DenoisingError,
+    score: Score,
     encoded: Encoded,
-    text: Tensor,
+    conditions: Condition,
     split: str,
     *,
     n: int,
@@ -177,7 +196,7 @@ def caption_choice(
     """Share of images whose own caption among n has the least denoising error; controls: chance, and the regressions.
 
     Args:
-        text: states of each sample's caption.
+        conditions: encoded caption of each sample, one row each.
         expectations: of `regressions`, scored on the same candidates; may be empty.
         parts: samples that are also counted by themselves, by the end of the record's name; left out where none is.
     Returns: `caption_of_<n>_accuracy` over all samples, and one for each part; a part of one family has no interval.
@@ -187,7 +206,7 @@ def caption_choice(
     candidates = candidates_of(table.keys, encoded.groups, encoded.captions, n=n, seed=seed)
     task = progress.add_task(f"{split}: which of {n} captions", total=len(table))
     choice = choose(
-        score, encoded.latents, table.keys, text, candidates, timesteps,
+        score, encoded.latents, table.keys, conditions, candidates, timesteps,
         screening=screening, on_batch=lambda count: progress.advance(task, count),
     )  # fmt: skip
     by_control = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.noise import NoiseSchedule
-from diffprobe.backbones.plan import ReadPlan, plan_from_configs
+from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features.manifest import Manifest, ShardEntry
@@ -56,16 +56,16 @@ class Request:
     @cached_property
     def plan(self) -> ReadPlan:
         """The plan of the backbone's forward pass; made without weights."""
-        return plan_from_configs(self.backbone, self.features)
+        return make_plan(self.backbone, self.features)
 
     @cached_property
     def extractor(self) -> DiffusionFeatures:
         """The frozen backbone with its taps."""
-        return DiffusionFeatures.from_run_config(self.plan, self.backbone)
+        return DiffusionFeatures.from_plan(self.plan)
 
     def load_extractor(self, *, images: bool) -> None:
         """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
-        vars(self)["extractor"] = DiffusionFeatures.from_run_config(self.plan, self.backbone, images=images)
+        vars(self)["extractor"] = DiffusionFeatures.from_plan(self.plan, images=images)
 
     @property
     def fields(self) -> Fields:

@@ -1,117 +1,181 @@
-"""How well a text-to-image model denoises an image under a caption. Owns the per-sample error and its fixed noise.
+"""Denoising error: how far a denoiser's prediction is from its target, per sample.
 
-The base of every score probe: the loss over the schedule, and the choice among captions (`caption_choice.py`).
+`denoising_error` is the only implementation; diffusion classifiers, the use of captions, and errors with an
+intervention all call it. `DenoisingError` scores (image, condition) pairs with the whole denoiser of any family.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffprobe.core.errors import BadTimestep, WeightsMismatch
-from diffprobe.core.rng import noise_for
+from diffprobe.backbones.base import DTYPES, Backbone, BackboneSpec, Condition, ConditionInput, LoadOptions, Prediction
+from diffprobe.backbones.denoiser_runner import rows_per_pass
+from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.families import family_of
+from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
+from diffprobe.backbones.weights import locate
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.shapes import FeatureMap, Images
+from diffprobe.scoring.noise_sets import stack_noise
 
-ROWS_A_PASS = 640
-"""LatentGrid that go through the denoiser at once; errors do not depend on it beyond rounding."""
+Score = Callable[[Tensor, Sequence[str], Condition, Sequence[int]], Tensor]
+"""Takes latents, keys, conditions [batch, candidate, ...] and timesteps; returns errors [batch, candidate, timestep].
+Smaller errors mean that the condition fits better. `DenoisingError` is one."""
 
 
-@dataclass
+def denoising_error(
+    prediction: Prediction,
+    clean: Float[Tensor, "rows channels height width"],
+    noise: Float[Tensor, "rows channels height width"],
+    timesteps: Int[Tensor, " rows"],
+    schedule: NoiseSchedule,
+) -> Float[Tensor, " rows"]:
+    """Return the squared error of each row's prediction, averaged over its numbers, float64.
+
+    Args:
+        prediction: output of the denoiser for `schedule.add(clean, noise, timesteps)`.
+        clean: what was noised.
+        noise: standard normal noise.
+        timesteps: positions on the training grid.
+        schedule: forward process of the checkpoint.
+    Sources: Ho et al., NeurIPS 2020, equation 14 (epsilon); Salimans and Ho, 2202.00512, appendix D (v, sample); Liu et
+        al., 2209.03003, equation 1 (flow).
+    """
+    target = prediction_target(prediction.kind, clean, noise, timesteps, schedule)
+    return (prediction.value.double() - target.double()).square().flatten(1).mean(1)
+
+
+def prediction_target(
+    kind: PredictionKind,
+    clean: Float[Tensor, "rows channels height width"],
+    noise: Float[Tensor, "rows channels height width"],
+    timesteps: Int[Tensor, " rows"],
+    schedule: NoiseSchedule,
+) -> Float[Tensor, "rows channels height width"]:
+    """Return what a perfect denoiser of a kind would predict. Arguments as in `denoising_error`."""
+    if kind == "epsilon":
+        return noise
+    if kind == "v":
+        return schedule.add(noise, -clean, timesteps)
+    return noise - clean if kind == "flow" else clean
+
+
+def require_noise(schedule: NoiseSchedule, name: str) -> None:
+    """Refuse a backbone `name` whose input has no noise at any timestep. Raises: ConfigError."""
+    if not schedule.noise.any():
+        raise ConfigError(
+            f"backbone '{name}' is given clean images at all timesteps, so it has no denoising error.",
+            fix="backbone.clean_input=false, and a backbone other than pixels",
+        )
+
+
 class DenoisingError:
-    """Scores (image, caption) pairs by the error of the predicted noise.
+    """Scores (image, condition) pairs by the denoising error of a whole backbone.
 
-    Attributes:
-        pipeline: a diffusers StableDiffusionPipeline that predicts epsilon, in float32.
-        seed: seed of the noise; with a sample's key and the timestep it fixes the noise, for every candidate caption.
-    Raises: WeightsMismatch for a model that predicts something else.
+    Args:
+        backbone: loaded with its whole denoiser.
+        spec: description of the backbone.
+        seed: seed of the noise; with a sample's key and the timestep it fixes the noise, for every candidate.
+        rows: latents per pass of the denoiser; None bounds them by memory. Errors depend on it by rounding only.
+    Raises: ConfigError for a backbone whose input has no noise.
     """
 
-    pipeline: Any
-    seed: int = 0
+    def __init__(self, backbone: Backbone, spec: BackboneSpec, *, seed: int = 0, rows: int | None = None) -> None:
+        require_noise(spec.schedule, spec.name)
+        self.backbone, self.spec, self.seed = backbone, spec, seed
+        self.rows = rows or rows_per_pass(spec.latent_shape)
+        self._like = next(backbone.denoiser.parameters())
 
-    def __post_init__(self) -> None:
-        from diffusers import DDPMScheduler
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        seed: int = 0,
+        resolution: int | None = None,
+        dtype: str = "float32",
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """Load a checkpoint of any family whole.
 
-        scheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
-        if scheduler.config.prediction_type != "epsilon":
-            raise WeightsMismatch(
-                f"the model predicts '{scheduler.config.prediction_type}'; only models that predict epsilon are scored."
-            )
-        self._alphas = scheduler.alphas_cumprod.float()
+        Args:
+            path: folder in diffusers format, hub id, or `emoji-sd`.
+            seed: seed of the noise.
+            resolution: image side in pixels; None takes the checkpoint's own.
+            dtype: precision of the forward pass, a key of `base.DTYPES`.
+            device: torch device; `auto` takes the accelerator if there is one.
+        Raises: WeightsMissing, WeightsMismatch, ConfigError.
+        """
+        checkpoint = locate(path)
+        family = family_of(checkpoint)
+        spec = family.spec(checkpoint, resolution)
+        require_noise(spec.schedule, spec.name)
+        backbone = load_whole(checkpoint, family, spec, LoadOptions(dtype=DTYPES[dtype]))
+        backbone.to(choose_device(device))
+        return cls(backbone, spec, seed=seed)
 
     @property
     def n_timesteps(self) -> int:
         """Length of the training grid."""
-        return len(self._alphas)
+        return self.spec.schedule.n_timesteps
 
     @torch.no_grad()
-    def encode_images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch c h w"]:
-        """Return the scaled vae_latents (modes) of images in [0, 1]."""
-        vae = self.pipeline.vae
-        return vae.encode(images * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+    def encode_images(self, images: Images) -> FeatureMap:
+        """Return the scaled latents of images in [0, 1], on the CPU."""
+        with self._exact():
+            return self.backbone.encode_images(images.to(self._like.device)).cpu()
 
     @torch.no_grad()
-    def encode_captions(self, captions: Sequence[str]) -> Float[Tensor, "caption token width"]:
-        """Return the text encoder's states, padded to the tokenizer's longest caption."""
-        return self._states(captions)[0]
-
-    @torch.no_grad()
-    def encode_pooled(self, captions: Sequence[str]) -> Float[Tensor, "caption width"]:
-        """Return the text encoder's states, averaged over the tokens of each caption, the start left out."""
-        states, mask = self._states(captions)
-        mask = mask.clone()
-        mask[:, 0] = 0
-        return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-
-    def _states(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        tokenizer = self.pipeline.tokenizer
-        tokens = tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        parts = [self.pipeline.text_encoder(part).last_hidden_state for part in tokens.input_ids.split(ROWS_A_PASS)]
-        return torch.cat(parts), tokens.attention_mask
+    def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
+        """Encode captions or classes, one row each. Raises: ConfigError, see `Backbone.encode_conditions`."""
+        with self._exact():
+            return self.backbone.encode_conditions(values)
 
     @torch.no_grad()
     def __call__(
         self,
-        latents: Float[Tensor, "batch c h w"],
+        latents: Float[Tensor, "batch channels height width"],
         keys: Sequence[str],
-        text: Float[Tensor, "batch candidate token width"],
+        conditions: Condition,
         timesteps: Sequence[int],
     ) -> Float[Tensor, "batch candidate timestep"]:
-        """Return the mean squared error of the predicted noise.
+        """Return the denoising error of each image under each of its candidate conditions, float64 on the CPU.
 
-        All candidates of an image see the same noise at a timestep; timesteps of an image have noise of their own.
+        All candidates of an image share the noise of a timestep; each timestep has noise of its own.
 
+        Args:
+            latents: as `encode_images` returns them.
+            keys: keys of the samples.
+            conditions: rows of `encode_conditions`, each tensor [batch, candidate, ...]; empty for a backbone without
+                conditions.
+            timesteps: positions on the training grid.
         Raises: BadTimestep outside of the training grid.
         """
-        outside = [t for t in timesteps if not 0 <= t < len(self._alphas)]
-        if outside:
-            raise BadTimestep(f"t={outside[0]} is outside 0..{len(self._alphas) - 1}.")
-        batch, candidates = text.shape[:2]
-        found = torch.empty(batch, candidates, len(timesteps))
-        for column, t in enumerate(timesteps):
-            noise = torch.stack([noise_for(self.seed, key, t, tuple(latents.shape[1:])) for key in keys])
-            noised = self._alphas[t].sqrt() * latents + (1 - self._alphas[t]).sqrt() * noise
-            owners = torch.arange(batch).repeat_interleave(candidates)
-            for rows in torch.arange(batch * candidates).split(ROWS_A_PASS):
-                owner = owners[rows]
-                predicted = self.pipeline.unet(noised[owner], t, text.flatten(0, 1)[rows]).sample
-                errors = (predicted - noise[owner]).square().flatten(1).mean(1)
-                found[owner, rows % candidates, column] = errors
-        return found
+        schedule, device = self.spec.schedule, self._like.device
+        schedule.check(timesteps, self.spec.name)
+        batch = len(latents)
+        candidates = next((values.shape[1] for values in conditions.values()), 1)
+        flat = {name: values.flatten(0, 1) for name, values in conditions.items()}
+        image = torch.arange(batch).repeat_interleave(candidates)
+        errors = torch.empty(batch * candidates, len(timesteps), dtype=torch.float64)
+        with self._exact():
+            for column, t in enumerate(timesteps):
+                noise = stack_noise(self.seed, keys, t, latents.shape[1:])
+                for rows in torch.arange(len(image)).split(self.rows):
+                    clean, drawn = (x[image[rows]].to(device) for x in (latents, noise))
+                    steps = torch.full((len(rows),), t, device=device)
+                    x_t = schedule.add(clean, drawn, steps).to(self._like.dtype)
+                    condition = {name: values[rows.to(values.device)].to(device) for name, values in flat.items()}
+                    predicted = self.backbone.denoise(x_t, steps, condition)
+                    errors[rows, column] = denoising_error(predicted, clean, drawn, steps, schedule).cpu()
+        return errors.unflatten(0, (batch, candidates))
 
-
-def tenths(n_timesteps: int) -> list[int]:
-    """Return the middle timestep of each tenth of the schedule.
-
-    >>> tenths(1000)
-    [50, 150, 250, 350, 450, 550, 650, 750, 850, 950]
-    """
-    return [int(n_timesteps * (2 * part + 1) / 20) for part in range(10)]
+    def _exact(self) -> AbstractContextManager[None]:
+        """Guard a pass: no autocast, no TF32 under the name of float32."""
+        name = next(name for name, dtype in DTYPES.items() if dtype == self._like.dtype)
+        return exact(self._like.device, name)

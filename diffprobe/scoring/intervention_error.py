@@ -1,11 +1,10 @@
-"""The diffusion version of "loss recovered": how much worse a model denoises with a reconstruction in place of a tap.
+"""Denoising error with an intervention: the diffusion version of "loss recovered".
 
-Three errors stand beside each other: of the model as it is, with a tap's features replaced by their reconstruction, and
-with all of them replaced by one mean feature (mean ablation). `Splice` says what replacing means for each pooling. Next
-in the flow: `spliced_records.py` makes numbers of the errors.
+Three errors are measured: of the model as it is, with a tap's features replaced by their reconstruction, and with all
+of them replaced by one mean feature (mean ablation). `backbones.intervention.Splice` defines replacing for each pooling;
+`analysis/loss_recovered.py` turns the errors into records.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,23 +15,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, ConditionInput, LoadOptions
+from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.intervention import Splice, replaced
+from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import pooled_width
-from diffprobe.core.errors import ConfigError, NonFinite, UnknownTap, WeightsMismatch, unknown
-from diffprobe.core.rng import noise_for
+from diffprobe.core.errors import ConfigError, NonFinite, UnknownTap, unknown
 from diffprobe.core.shapes import FeatureMap, Images
 from diffprobe.metrics.fvu import Fvu
+from diffprobe.scoring.denoising_error import denoising_error, require_noise
+from diffprobe.scoring.noise_sets import stack_noise
 
 Reconstruct = Callable[[Float[Tensor, "rows d_in"]], Float[Tensor, "rows d_in"]]
-"""Takes features in their own unit, float32 on the backbone's device, and returns their reconstruction."""
+"""Takes unscaled features, float32 on the backbone's device, and returns their reconstruction."""
 
 Tick = Callable[[int], object]
-"""Is told how many samples went through the denoiser."""
-
-_PLACES, _ROWS = 2**16, 256
-"""Latent places and rows of a pass at most; errors do not depend on it beyond rounding."""
+"""Called with the number of samples that went through the denoiser."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class HeldOut:
     Attributes:
         latents: as the backbone's `encode_images` gives them.
         keys: with seed and draw they fix the noise.
-        told: what the backbone is told of each.
+        inputs: conditioning input of each sample.
     """
 
     latents: Float[Tensor, "sample c h w"]
@@ -58,7 +58,7 @@ class Baseline:
     """What a reconstruction is measured against; errors are float64 [sample, timestep], averaged over draws."""
 
     timesteps: tuple[int, ...]
-    """Timesteps, one a column."""
+    """Timesteps, one per column."""
     untouched: Tensor
     """Error of the model as it is."""
     ablated: Tensor
@@ -71,7 +71,7 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Spliced:
-    """What a reconstruction does."""
+    """What a reconstruction costs."""
 
     errors: Tensor
     """float64 [sample, timestep], averaged over draws."""
@@ -80,19 +80,18 @@ class Spliced:
 
 
 class SplicedError:
-    """A whole Stable Diffusion U-Net, one tap of which can be replaced.
+    """A whole backbone, one tap of which can be replaced.
 
     The input of the network is that of the features: same latents, same noise (seed, key, draw), same condition and
-    precision. The error is that of the model's own target, epsilon or v.
+    precision. The error is that of the model's own target; see `denoising_error`.
 
     Args:
         plan: backbone, pooling, seed and draws; its timesteps do not matter.
         tap: which of its taps is replaced.
         device: torch device; `auto` takes the accelerator if there is one.
-        rows: samples a pass; None bounds them by memory.
-    Raises: UnknownTap; WeightsMismatch for another pipeline, or a target that is not known; ConfigError for a pooling
-        that cannot be put back, features that are means over several draws (no pass of the network holds one), or a
-        backbone that is given clean images and so denoises nothing.
+        rows: samples per pass; None bounds them by memory. Errors depend on it by rounding only.
+    Raises: UnknownTap; ConfigError for a pooling that cannot be put back, for features that are means over several
+        draws (no pass of the network holds one), or for a backbone whose input has no noise.
     """
 
     def __init__(
@@ -100,13 +99,11 @@ class SplicedError:
     ) -> None:
         self.plan, self.tap, self.device = plan, tap, choose_device(device)
         self.splice = Splice(plan.pool)
-        self.target = _target(plan)
-        if plan.schedule is not plan.spec.schedule:
-            raise ConfigError("clean_input=true: a backbone that sees clean images has no denoising error.")
+        self.target: PredictionKind = plan.spec.prediction
+        require_noise(plan.schedule, plan.checkpoint.name)
         if plan.draws > 1 and not plan.keep_draws:
             raise ConfigError(
-                f"draws={plan.draws}, averaged: what was learned from means over draws never saw the features of one"
-                " draw, which are all that a pass of the network has to be replaced.",
+                f"draws={plan.draws}, averaged: a pass of the network holds the features of one draw, not a mean.",
                 fix="train with features.keep_draws=true, or with features.draws=1",
             )
         taps = {info.path: info for info in plan.taps}
@@ -114,11 +111,9 @@ class SplicedError:
             raise unknown("tap of the plan", tap, taps, UnknownTap)
         self.splice.check_size(tap, taps[tap].size)
         self.d_in = pooled_width(plan.pool, taps[tap].channels)
-        _, height, width = plan.spec.latent_shape
-        self.rows = rows or max(1, min(_ROWS, _PLACES // (height * width)))
+        self.rows = rows or rows_per_pass(plan.spec.latent_shape)
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed)
-        whole = frozenset(path for path, _ in plan.spec.denoiser.named_modules())
-        self._backbone = plan.family.load(plan.checkpoint, plan.spec, whole, options)
+        self._backbone = load_whole(plan.checkpoint, plan.family, plan.spec, options)
         denoiser: Any = self._backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=torch.channels_last)
         self._backbone.to(self.device)
@@ -130,7 +125,7 @@ class SplicedError:
             return self._backbone.encode_images(images.to(self.device)).cpu()
 
     def baseline(self, samples: HeldOut, timesteps: Sequence[int], tick: Tick = lambda n: None) -> Baseline:
-        """Measure the untouched model, then mean ablation; the mean is that of these very samples.
+        """Measure the untouched model, then mean ablation; the mean is that of the same samples.
 
         Raises: BadTimestep, NonFinite.
         """
@@ -204,49 +199,21 @@ class SplicedError:
         with exact(self.device, self.plan.dtype), replaced(self._backbone.denoiser, self.tap, spec.layout, change):
             for rows in torch.arange(len(samples)).split(self.rows):
                 for draw in range(self.plan.draws):
-                    found[rows] += self._denoise(samples, rows.tolist(), t, draw) / self.plan.draws
+                    found[rows] += self._error(samples, rows.tolist(), t, draw) / self.plan.draws
                 tick(len(rows))
         if not torch.isfinite(found).all():
             key = samples.keys[int((~torch.isfinite(found)).nonzero()[0])]
-            raise NonFinite(f"the denoising error of sample '{key}' at t={t} is no finite number.")
+            raise NonFinite(f"the denoising error of sample '{key}' at t={t} is not a finite number.")
         return found
 
-    def _denoise(self, samples: HeldOut, rows: list[int], t: int, draw: int) -> Float[Tensor, " row"]:
+    def _error(self, samples: HeldOut, rows: list[int], t: int, draw: int) -> Float[Tensor, " row"]:
+        """Return the denoising error of some samples at one timestep and draw, float64 on the CPU."""
+        plan, shape = self.plan, self.plan.spec.latent_shape
         clean = samples.latents[rows].to(self.device)
-        noise = torch.stack(
-            [noise_for(self.plan.seed, samples.keys[row], draw, tuple(clean.shape[1:])) for row in rows]
-        )
-        noise = noise.to(self.device)
+        noise = stack_noise(plan.seed, [samples.keys[row] for row in rows], draw, shape).to(self.device)
         steps = torch.full((len(rows),), t, device=self.device)
-        schedule = self.plan.schedule
-        target = noise
-        if self.target == "v_prediction":  # v is the noised latent, a quarter of a turn further on
-            target = schedule.add(noise, -clean, steps)
-        x_t = schedule.add(clean, noise, steps).to(DTYPES[self.plan.dtype])
+        x_t = plan.schedule.add(clean, noise, steps).to(DTYPES[plan.dtype])
         condition = self._backbone.encode_conditions([samples.inputs[row] for row in rows])
         condition = {name: values.to(self.device) for name, values in condition.items()}
-        seen: list[Tensor] = []
-        # `denoise` gives nothing back, since features are read by hooks; so is the prediction.
-        handle = self._backbone.denoiser.register_forward_hook(lambda module, args, output: seen.append(output[0]))
-        try:
-            self._backbone.denoise(x_t.contiguous(memory_format=torch.channels_last), steps, condition)
-        finally:
-            handle.remove()
-        return (seen[0].double() - target.double()).square().flatten(1).mean(1).cpu()
-
-
-def _target(plan: ReadPlan) -> str:
-    """Return what the model predicts, by its scheduler config. Raises: WeightsMismatch."""
-    checkpoint = plan.checkpoint
-    if checkpoint.index.get("_class_name") != "StableDiffusionPipeline":
-        raise WeightsMismatch(
-            f"'{checkpoint.name}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
-            "the denoising error with replaced features is measured for these only",
-        )
-    path = checkpoint.part("scheduler") / "scheduler_config.json"
-    target = json.loads(path.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
-    if target not in ("epsilon", "v_prediction"):
-        raise WeightsMismatch(
-            f"'{checkpoint.name}' predicts '{target}'; its error is not known.", "allowed: epsilon, v_prediction"
-        )
-    return str(target)
+        predicted = self._backbone.denoise(x_t.contiguous(memory_format=torch.channels_last), steps, condition)
+        return denoising_error(predicted, clean, noise, steps, plan.schedule).cpu()

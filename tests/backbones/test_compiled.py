@@ -68,7 +68,7 @@ class TestOnATinyPipeline:
         ids=["blocks", "inner", "attention"],
     )
     def test_features_are_those_of_eager_code(self, taps: list[str], backend: str, load: Load, images: Tensor) -> None:
-        settings = {"taps": taps, "timesteps": [0, 500], "draws": 2, "rows": 4}
+        settings = {"taps": taps, "timesteps": [0, 500], "draws": 2, "max_rows_per_pass": 4}
         plain = load(**settings)(images, keys=KEYS)
         compiled = load(**settings, compile=backend)
         for n in (5, 2, 5):  # passes of 4 rows with the last one filled up; then another batch size

@@ -39,7 +39,7 @@ def test_passes_are_bounded(load: Load, images: Tensor) -> None:
     features._backbone.denoiser.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
     features(images, keys=KEYS)
     assert calls == [4, 4, 2]
-    assert load()._passes.rows == 256 and load(resolution=512)._passes.rows == 1  # 256 x 256 places an image
+    assert load()._run.rows == 256 and load(resolution=512)._run.rows == 1  # 256 x 256 places an image
 
 
 def test_two_draws_are_the_mean_of_the_first_and_the_second(load: Load, reference: Reference, images: Tensor) -> None:

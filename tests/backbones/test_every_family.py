@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.plan import make_plan
-from diffprobe.backbones.taps import BackboneInfo, survey
+from diffprobe.backbones.taps import BackboneInfo, backbone_info
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
 from diffprobe.core.registry import FAMILIES
+from tests.backbones.plans import plan_for
 
 KEYS = ["a/0", "b.1", "c"]
 RESOLUTION = 32
@@ -35,19 +35,19 @@ class Case:
 
     name: str
     path: str
-    survey: BackboneInfo
+    info: BackboneInfo
     loaded: dict[str, DiffusionFeatures] = field(default_factory=dict)
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """The whole blocks, in the order in which they run."""
-        return self.survey.spec.blocks
+        return self.info.spec.blocks
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that all families take: every block at two timesteps."""
-        last = self.survey.spec.schedule.n_timesteps - 1
-        condition = {"condition": self.survey.spec.conditions[0]}
+        last = self.info.spec.schedule.n_timesteps - 1
+        condition = {"condition": self.info.spec.conditions[0]}
         timesteps = sorted({last // 3, last // 2})
         return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
 
@@ -61,14 +61,14 @@ class Case:
 
     def has_weights(self) -> bool:
         """Tell whether there is anything to train in the denoiser."""
-        return any(True for _ in self.survey.spec.denoiser.parameters())
+        return any(True for _ in self.info.spec.denoiser.parameters())
 
 
 @pytest.fixture(scope="module", params=FAMILIES.names())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     made = FAMILIES.load(request.param).tiny(tmp_path_factory.mktemp(request.param) / "tiny")
     path = "pixels" if request.param == "pixels" else str(made)  # that family is named, not found on disk
-    return Case(request.param, path, survey(path, resolution=RESOLUTION))
+    return Case(request.param, path, backbone_info(path, resolution=RESOLUTION))
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +99,19 @@ def n_parameters(features: DiffusionFeatures) -> int:
 
 
 def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
-    spec = case.survey.spec
+    spec = case.info.spec
     assert spec.family == case.name and spec.resolution == RESOLUTION
-    assert [tap.path for tap in case.survey.taps] == list(spec.blocks)
-    shares = [tap.flop_share or 0.0 for tap in case.survey.taps]
+    assert [tap.path for tap in case.info.taps] == list(spec.blocks)
+    shares = [tap.flop_share or 0.0 for tap in case.info.taps]
     assert shares == sorted(shares) and 0 < shares[-1] <= 1
-    assert set(spec.aliases.values()) <= {tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps}
+    assert set(spec.aliases.values()) <= {
+        tap.path for tap in backbone_info(case.path, resolution=RESOLUTION, inner=True).taps
+    }
     assert not any(p.device.type != "meta" for p in spec.denoiser.parameters())
 
 
 def test_every_place_gives_what_the_listing_says(case: Case, images: Tensor) -> None:
-    taps = survey(case.path, resolution=RESOLUTION, inner=True).taps
+    taps = backbone_info(case.path, resolution=RESOLUTION, inner=True).taps
     settings = {**case.settings, "timesteps": case.settings["timesteps"][:1]}
     features = case.load(**{**settings, "taps": [tap.path for tap in taps]}, pool="none")
     found = dict(zip((cell.tap for cell in features.cells), read(features, images).values(), strict=True))
@@ -134,7 +136,7 @@ def test_batch_size_and_order_do_not_matter(case: Case, images: Tensor) -> None:
 
 
 def test_rows_of_a_pass_do_not_matter(case: Case, images: Tensor) -> None:
-    close(read(case.load(rows=2), images), read(case.load(), images))
+    close(read(case.load(max_rows_per_pass=2), images), read(case.load(), images))
 
 
 def test_draws_kept_are_those_that_are_averaged(case: Case, images: Tensor) -> None:
@@ -153,11 +155,11 @@ def test_a_cut_backbone_lacks_what_comes_later_and_gives_the_same(case: Case, im
         close(read(prune_after, images), whole)
     if case.has_weights():
         assert 0 < counts[0] < counts[1] <= n_parameters(case.load())
-        assert n_parameters(case.load()) <= sum(p.numel() for p in case.survey.spec.denoiser.parameters())
+        assert n_parameters(case.load()) <= sum(p.numel() for p in case.info.spec.denoiser.parameters())
 
 
 def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
-    close(read(case.load(compile="eager", rows=2), images), read(case.load(), images))
+    close(read(case.load(compile="eager", max_rows_per_pass=2), images), read(case.load(), images))
 
 
 def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
@@ -184,7 +186,7 @@ def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tens
 
 
 def test_whatever_it_can_be_told_is_told(case: Case, images: Tensor) -> None:
-    for condition in case.survey.spec.conditions:
+    for condition in case.info.spec.conditions:
         conditioning = TOLD.get(condition, {"condition": condition})
         found = read(case.load(taps=case.blocks[-1:], **conditioning), images)
         assert all(value.isfinite().all() for value in found.values())
@@ -192,36 +194,36 @@ def test_whatever_it_can_be_told_is_told(case: Case, images: Tensor) -> None:
 
 
 def test_what_it_cannot_be_told_is_refused(case: Case) -> None:
-    for condition in {"empty", "caption", "label"} - set(case.survey.spec.conditions):
-        with pytest.raises(ConfigError, match=", ".join(case.survey.spec.conditions)):
-            make_plan(case.path, **{**case.settings, "condition": condition})
+    for condition in {"empty", "caption", "label"} - set(case.info.spec.conditions):
+        with pytest.raises(ConfigError, match=", ".join(case.info.spec.conditions)):
+            plan_for(case.path, **{**case.settings, "condition": condition})
 
 
 def test_an_unknown_tap_is_told_what_there_is(case: Case) -> None:
     with pytest.raises(UnknownTap) as caught:
-        make_plan(case.path, **{**case.settings, "taps": ["no_such_block"]})
+        plan_for(case.path, **{**case.settings, "taps": ["no_such_block"]})
     assert all(f"{block} (" in str(caught.value) for block in case.blocks)
 
 
 @pytest.mark.parametrize("readout", ["probs", "logits", "text"])
 def test_a_readout_where_there_is_none_is_refused(readout: str, case: Case) -> None:
-    places = [tap.path for tap in survey(case.path, resolution=RESOLUTION, inner=True).taps]
+    places = [tap.path for tap in backbone_info(case.path, resolution=RESOLUTION, inner=True).taps]
     if f"{case.blocks[0]}/{readout}" in places:
         return
     with pytest.raises(UnknownTap, match="no attention" if readout != "text" else "no text"):
-        make_plan(case.path, **{**case.settings, "taps": [f"{case.blocks[0]}/{readout}"]})
+        plan_for(case.path, **{**case.settings, "taps": [f"{case.blocks[0]}/{readout}"]})
 
 
 @pytest.mark.parametrize("beyond", [-1, 0])
 def test_a_timestep_off_the_grid_is_refused(beyond: int, case: Case) -> None:
-    n = case.survey.spec.schedule.n_timesteps
+    n = case.info.spec.schedule.n_timesteps
     with pytest.raises(BadTimestep, match="allowed: "):
-        make_plan(case.path, **{**case.settings, "timesteps": [-1 if beyond else n]})
+        plan_for(case.path, **{**case.settings, "timesteps": [-1 if beyond else n]})
 
 
 def test_the_checkpoint_is_found_by_its_own_index(case: Case) -> None:
     if case.path != "pixels":
         assert (Path(case.path) / "model_index.json").is_file()
-    plan = make_plan(case.path, **case.settings)
+    plan = plan_for(case.path, **case.settings)
     assert plan.spec.family == case.name
-    assert plan.fingerprint == make_plan(case.path, **case.settings).fingerprint
+    assert plan.fingerprint == plan_for(case.path, **case.settings).fingerprint

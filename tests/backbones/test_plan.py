@@ -5,20 +5,21 @@ from pathlib import Path
 import pytest
 
 from diffprobe.backbones.families import sd_unet
-from diffprobe.backbones.plan import make_plan, plan_from_configs
+from diffprobe.backbones.plan import make_plan
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, ConfigError, WeightsMissing
+from tests.backbones.plans import plan_for
 
 BASE = {"taps": ["mid_block"], "timesteps": [0, 100]}
 
 
 def fingerprint(path: Path, **changes: object) -> str:
-    return digest_json(make_plan(str(path), **{**BASE, **changes}).fingerprint)  # type: ignore[arg-type]
+    return digest_json(plan_for(str(path), **{**BASE, **changes}).fingerprint)  # type: ignore[arg-type]
 
 
 def test_cells_and_widths_are_known_before_loading(tiny_sd: Path) -> None:
-    plan = make_plan(str(tiny_sd), taps=["up_ft2", "mid_block"], timesteps=[100, 0])
+    plan = plan_for(str(tiny_sd), taps=["up_ft2", "mid_block"], timesteps=[100, 0])
     assert plan.widths == {
         "mid_block@t0:empty:mean": 32,
         "mid_block@t100:empty:mean": 32,
@@ -90,7 +91,7 @@ def test_configs_give_the_same_plan(tiny_sd: Path) -> None:
     features = FeaturesConfig(
         taps=("up_ft0",), timesteps=(7,), condition="prompt", prompt="cat", pool="max", draws=2, seed=4, resolution=64
     )
-    expected = make_plan(
+    expected = plan_for(
         str(tiny_sd),
         taps=["up_blocks.0"],
         timesteps=[7],
@@ -104,7 +105,7 @@ def test_configs_give_the_same_plan(tiny_sd: Path) -> None:
         random_weights=True,
         random_seed=3,
     )
-    assert plan_from_configs(backbone, features).fingerprint == expected.fingerprint
+    assert make_plan(backbone, features).fingerprint == expected.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -127,4 +128,4 @@ def test_settings_that_cannot_be_run_are_refused(
     changes: dict[str, object], error: type[Exception], message: str, tiny_sd: Path
 ) -> None:
     with pytest.raises(error, match=message):
-        make_plan(str(tiny_sd), **{**BASE, **changes})  # type: ignore[arg-type]
+        plan_for(str(tiny_sd), **{**BASE, **changes})  # type: ignore[arg-type]

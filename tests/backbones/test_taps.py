@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from diffprobe.backbones.families import sd_unet
-from diffprobe.backbones.plan import make_plan
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
+from tests.backbones.plans import plan_for
 
 
 def paths(tiny_sd: Path, *names: str) -> list[str]:
-    return [tap.path for tap in make_plan(str(tiny_sd), taps=names, timesteps=[0]).taps]
+    return [tap.path for tap in plan_for(str(tiny_sd), taps=names, timesteps=[0]).taps]
 
 
 def test_the_listing_says_where_how_big_and_at_what_cost(tiny_sd: Path) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, pixart
-from diffprobe.backbones.plan import make_plan
 from diffprobe.backbones.transformer import find_latents
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError, WeightsMismatch
+from tests.backbones.plans import plan_for
 
 FILE = Path("transformer") / "diffusion_pytorch_model.safetensors"
 KEYS = list("abcde")
@@ -93,8 +93,8 @@ def test_random_weights_need_no_trained_ones(tiny: Callable, tmp_path: Path) -> 
 
 
 def test_the_plan_is_left_whole_and_everything_loaded_is_frozen(tiny: Callable, images: Tensor) -> None:
-    plan = make_plan(str(tiny(0)), taps=["transformer_blocks.0"], timesteps=[0])
-    first, second = (DiffusionFeatures.from_plan(plan, device="cpu") for _ in range(2))
+    plan = plan_for(tiny(0), taps=["transformer_blocks.0"], timesteps=[0], device="cpu")
+    first, second = (DiffusionFeatures.from_plan(plan) for _ in range(2))
     assert all(p.is_meta for p in plan.spec.denoiser.parameters())
     assert torch.equal(values(first, images), values(second, images))
     for module in first._backbone.components().values():

@@ -5,17 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.base import LoadOptions
-from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.unet import (
     check_latents,
     digest_tokenizer,
     guidance_embedding,
     image_side,
-    load_unet,
     make_unet,
     read_unet_config,
-    require_parts,
 )
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
@@ -70,32 +66,8 @@ def test_a_network_of_another_class_is_refused(tiny_sd: Path) -> None:
         check_latents(locate(str(tiny_sd)), {"in_channels": 4}, 16)
 
 
-@pytest.mark.parametrize("seed", [None, 3])
-def test_it_is_loaded_cut_frozen_and_in_the_asked_precision(seed: int | None, tiny_sd: Path) -> None:
-    checkpoint = locate(str(tiny_sd))
-    spec = sd_unet.spec(checkpoint, None)
-    options = LoadOptions(dtype=torch.bfloat16, random_seed=seed)
-    unet = load_unet(checkpoint, spec, {"conv_in"}, options, source=tiny_sd / "unet")
-    assert set(unet.state_dict()) == {"conv_in.weight", "conv_in.bias"}
-    for parameter in unet.parameters():
-        assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad and not parameter.is_meta
-    assert not unet.training
-    assert all(parameter.is_meta for parameter in spec.denoiser.parameters())
-
-
-def test_the_networks_weights_are_needed_only_if_they_are_read(tiny_sd: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_sd, tmp_path / "sd")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    checkpoint = locate(str(folder))
-    assert require_parts(checkpoint, ("vae",), trained=False) == folder / "unet"
-    with pytest.raises(WeightsMissing, match=r"missing: unet \(1 of 2 parts\)"):
-        require_parts(checkpoint, ("vae",), trained=True)
-    file = tiny_sd / "unet" / "diffusion_pytorch_model.safetensors"
-    assert require_parts(locate(str(folder), denoiser_weights=str(file)), ("vae",), trained=True) == file
-
-
 def test_a_network_on_the_meta_device_costs_nothing(tiny_sd: Path) -> None:
-    unet = make_unet(read_unet_config(locate(str(tiny_sd)), KIND), torch.device("meta"))
+    unet = make_unet(read_unet_config(locate(str(tiny_sd)), KIND))
     assert all(parameter.is_meta for parameter in unet.parameters())
 
 

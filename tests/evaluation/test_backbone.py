@@ -188,7 +188,7 @@ def test_a_pipeline_is_opened_in_float32_without_a_word(tiny_sd, tmp_path, capfd
     half = StableDiffusionPipeline.from_pretrained(tiny_sd, safety_checker=None).to(torch.float16)
     half.save_pretrained(tmp_path / "half")
     capfd.readouterr()
-    pipeline = load_pipeline(str(tmp_path / "half"))
+    pipeline, _ = load_pipeline(str(tmp_path / "half"))
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     assert {value.dtype for part in parts for value in part.parameters()} == {torch.float32}
     assert capfd.readouterr() == ("", "")
@@ -210,17 +210,42 @@ def test_models_that_cannot_be_measured_are_told(tiny_sd, tmp_path):
     with pytest.raises(WeightsMissing, match="lacks a config.json or safetensors"):
         load_pipeline(str(broken))
     shutil.copytree(tiny_sd / "unet", broken / "unet", dirs_exist_ok=True)
-    shutil.rmtree(broken / "scheduler")
+    shutil.copytree(broken, tmp_path / "unscheduled")
+    shutil.rmtree(tmp_path / "unscheduled" / "scheduler")
+    with pytest.raises(WeightsMissing, match="no scheduler config"):
+        load_pipeline(str(tmp_path / "unscheduled"))
+    shutil.copytree(broken, tmp_path / "other_scheduler")
+    index = tmp_path / "other_scheduler" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", "NoScheduler"]}))
     with pytest.raises(WeightsMismatch, match="cannot be opened"):
-        load_pipeline(str(broken))
+        load_pipeline(str(tmp_path / "other_scheduler"))
     shutil.rmtree(broken / "tokenizer")
     with pytest.raises(WeightsMissing, match="no vocabulary"):
         load_pipeline(str(broken))
 
 
-def test_a_model_that_predicts_something_else_is_refused(config, tmp_path):
-    other = sd_unet.tiny(tmp_path / "v", channels=(16,))
-    scheduler = other / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"prediction_type": "v_prediction"}))
-    with pytest.raises(WeightsMismatch, match="predicts 'v_prediction'"):
-        evaluate_backbone(dataclasses.replace(config, model=str(other), output=str(tmp_path)))
+def test_pipeline_and_score_share_the_networks(tiny_sd):
+    pipeline, score = load_pipeline(str(tiny_sd))
+    assert (
+        pipeline.unet is score.backbone.denoiser
+        and pipeline.text_encoder is score.backbone.components()["text_encoder"]
+    )
+
+
+def test_the_regression_reads_means_over_the_words_and_the_end(tiny_sd):
+    pipeline, score = load_pipeline(str(tiny_sd))
+    captions = ["noto emoji, red circle", "cat", ""]
+    means = score.backbone.texts["text_encoder"].mean_states(captions)
+    for row, caption in enumerate(captions):
+        tokens = pipeline.tokenizer([caption], return_tensors="pt").input_ids  # not padded
+        with torch.no_grad():
+            states = pipeline.text_encoder(tokens).last_hidden_state[0, 1:]
+        torch.testing.assert_close(means[row], states.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_predicts_v_is_measured_too(config, tmp_path):
+    other = sd_unet.tiny(tmp_path / "v", channels=(16,), prediction="v_prediction")
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_choice_timesteps": 1, "n_screening_timesteps": 0}
+    changed = {"model": str(other), "output": str(tmp_path), "data": dataclasses.replace(config.data, limit=3)}
+    path, _ = evaluate_backbone(dataclasses.replace(config, **few, **changed))
+    assert {record.n for record in read_result(path).metrics} == {3}

@@ -18,15 +18,11 @@ WORDS = ["red", "green", "blue", "round", "flat", "thin", "wide", "old", "new", 
 class Planted:
     """A model that denoises better by as much as a text's number is near the latent's, at early timesteps only."""
 
-    n_timesteps = 1000
-
-    def __call__(self, latents, keys, text, timesteps):
+    def __call__(self, latents, keys, conditions, timesteps):
+        text = conditions["text"]
         far = (latents.flatten(1)[:, None] - text[:, :, 0]).square().mean(-1)
         early = torch.tensor([float(t < 500) for t in timesteps])
         return 1 + far[..., None] * early
-
-    def encode_pooled(self, captions):
-        return vectors(captions)
 
 
 def vectors(captions) -> torch.Tensor:
@@ -50,9 +46,8 @@ def planted(n: int, seed: int) -> Encoded:
 def test_the_text_helps_where_it_was_planted():
     encoded = planted(60, 0)
     with Progress(disable=True) as progress:
-        records = text_use(
-            Planted(), encoded, vectors(encoded.captions)[:, None], "test", seed=0, progress=progress
-        )  # fmt: skip
+        text = {"text": vectors(encoded.captions)[:, None]}
+        records = text_use(Planted(), encoded, text, "test", n_timesteps=1000, seed=0, progress=progress)
     assert [record.name for record in records[:-1]] == [f"denoising_error_t{t}" for t in range(50, 1000, 100)]
     for record in records[:5]:
         assert record.value == 1 and record.controls["shuffled_captions"] > 1
@@ -69,8 +64,8 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
 
     def width(encoded: Encoded) -> float:
         with Progress(disable=True) as progress:
-            text = encoded.latents.flatten(1)[:, None]
-            first = text_use(Planted(), encoded, text, "test", seed=0, progress=progress)[0]
+            text = {"text": encoded.latents.flatten(1)[:, None]}
+            first = text_use(Planted(), encoded, text, "test", n_timesteps=1000, seed=0, progress=progress)[0]
         low, high = first.detail["gain_interval"]
         return high - low
 
@@ -89,27 +84,27 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
 def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, parts=None):
     with Progress(disable=True) as progress:
         return caption_choice(
-            Planted(), encoded, text[:, None], "test", n=10, timesteps=[100, 300, 700], screening=screening,
+            Planted(), encoded, {"text": text[:, None]}, "test", n=10, timesteps=[100, 300, 700], screening=screening,
             expectations=expectations, parts=parts or {}, seed=0, progress=progress,
         )  # fmt: skip
 
 
 def test_the_choice_stands_beside_chance_and_the_regressions():
     train, test = planted(300, 1), planted(80, 2)
-    fitted = regressions(Planted(), train, RegressionRule(images=250), seed=0)
+    fitted = regressions(train, RegressionRule(images=250), vectors, seed=0)
     [record] = chosen(test, vectors(test.captions), fitted)
     assert record.name == "caption_of_10_accuracy" and record.value == 1 and record.n == 80
     assert record.controls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
     assert record.controls["regression_on_words"] > 0.9 and record.controls["regression_on_text_encoder"] > 0.9
     mixed = dataclasses.replace(train, latents=train.latents[torch.randperm(300)])  # captions of other images
-    fitted = regressions(Planted(), mixed, RegressionRule(images=250), seed=0)
+    fitted = regressions(mixed, RegressionRule(images=250), vectors, seed=0)
     controls = chosen(test, vectors(test.captions), fitted)[0].controls
     assert controls["regression_on_words"] < 0.35 and controls["regression_on_text_encoder"] < 0.35
 
 
 def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not_change():
     train, test = planted(200, 1), planted(200, 2)
-    fitted = regressions(Planted(), train, RegressionRule(images=200), seed=0)
+    fitted = regressions(train, RegressionRule(images=200), vectors, seed=0)
     blind = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
     [known], [unknown] = chosen(test, vectors(test.captions), fitted), chosen(test, blind, fitted)
     low, high = unknown.detail["interval"]
@@ -118,7 +113,7 @@ def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not
 
 def test_parts_of_the_samples_are_counted_by_themselves_on_the_same_candidates():
     train, test = planted(200, 1), planted(60, 2)
-    fitted = regressions(Planted(), train, RegressionRule(images=200), seed=0)
+    fitted = regressions(train, RegressionRule(images=200), vectors, seed=0)
     half = torch.arange(60) < 30
     text = vectors(test.captions)
     text[:30] = torch.rand(30, 10, generator=torch.Generator().manual_seed(0))  # nothing is known of these
@@ -145,7 +140,7 @@ def test_a_regression_on_some_images_is_a_seeded_choice():
     train, test = planted(200, 1), planted(20, 2)
 
     def expected(seed: int, images: int) -> torch.Tensor:
-        return regressions(Planted(), train, RegressionRule(images=images), seed=seed)["regression_on_words"](
+        return regressions(train, RegressionRule(images=images), vectors, seed=seed)["regression_on_words"](
             test.captions
         )
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from diffprobe.backbones.families import sd_unet
-from diffprobe.backbones.plan import make_plan
+from tests.backbones.plans import plan_for
 from diffprobe.core.errors import UnknownName
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.provenance import backbone_digest, checkpoint_digest, inputs_of
@@ -13,7 +13,7 @@ from diffprobe.runs.train import make_source
 
 
 def digest_of(path, taps=("mid_block",), timesteps=(20,), **options):
-    return backbone_digest(make_plan(str(path), taps=taps, timesteps=timesteps, **options).fingerprint)
+    return backbone_digest(plan_for(str(path), taps=taps, timesteps=timesteps, **options).fingerprint)
 
 
 def test_a_backbone_is_named_by_its_content(tiny_sd, tmp_path):

@@ -9,19 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.base import (
+    Backbone,
+    BackboneSpec,
+    Checkpoint,
+    Condition,
+    ConditionInput,
+    LoadOptions,
+    Prediction,
+)
 from diffprobe.backbones.latent_backbone import LatentBackbone
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.transformer import (
+    PART,
     describe_denoiser,
     digest_parts,
     find_latents,
-    load_denoiser,
-    require_parts,
 )
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
@@ -63,6 +72,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:]),
         schedule=load_schedule(checkpoint.part("scheduler")),
+        prediction=load_prediction_kind(checkpoint.part("scheduler")),
         conditions=("empty", "label", "prompt"),
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(dit.transformer_blocks))),
     )
@@ -73,11 +83,11 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, options, ())
-    dit = load_denoiser(checkpoint, spec, needed, options, _KIND)
+    require_parts(checkpoint, PART, ("vae",), trained=options.random_seed is None)
+    dit = load_denoiser(checkpoint, spec, needed, options, part=PART)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     n_classes = read_config(checkpoint, "transformer").get("num_embeds_ada_norm", 1000)
-    return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name)
+    return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name, prediction=spec.prediction)
 
 
 class Dit(LatentBackbone):
@@ -88,8 +98,10 @@ class Dit(LatentBackbone):
         name: of the checkpoint, for messages.
     """
 
-    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, *, n_classes: int, name: str) -> None:
-        super().__init__(denoiser, vae)
+    def __init__(
+        self, denoiser: nn.Module, vae: VaeEncoder, *, n_classes: int, name: str, prediction: PredictionKind
+    ) -> None:
+        super().__init__(denoiser, vae, prediction=prediction)
         self._n_classes, self._name = n_classes, name
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
@@ -112,9 +124,10 @@ class Dit(LatentBackbone):
             return self._n_classes
         return int(text) if text.isdecimal() and int(text) < self._n_classes else None
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
-        self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)
+        output = self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)[0]
+        return self.predicted(output, x_t)
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:

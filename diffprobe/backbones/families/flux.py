@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import (
@@ -27,12 +28,11 @@ from diffprobe.backbones.text_encoders import (
     load_t5_text,
 )
 from diffprobe.backbones.transformer import (
+    PART,
     check_width,
     describe_denoiser,
     digest_parts,
     find_latents,
-    load_denoiser,
-    require_parts,
 )
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
@@ -106,6 +106,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             heads_last=True,
         ),
         schedule=load_schedule(checkpoint.part("scheduler")),
+        prediction=load_prediction_kind(checkpoint.part("scheduler")),
         conditions=TEXT_CONDITIONS,
         blocks=(
             *(f"transformer_blocks.{i}" for i in range(len(flux.transformer_blocks))),
@@ -125,7 +126,14 @@ def pack(x: FeatureMap) -> Float[Tensor, "batch tokens width"]:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * _PACK**2)
 
 
-def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition, guidance: float | None) -> object:
+def unpack(tokens: Float[Tensor, "batch tokens width"], height: int, width: int) -> FeatureMap:
+    """Lay tokens out on a latent of `height` x `width` places; the inverse of `pack`."""
+    batch, _, packed = tokens.shape
+    x = tokens.reshape(batch, height // _PACK, width // _PACK, packed // _PACK**2, _PACK, _PACK)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, packed // _PACK**2, height, width)
+
+
+def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition, guidance: float | None) -> Any:
     """Run the transformer on latents; `times` is in 0..1."""
     rows, columns = (
         torch.arange(size // _PACK, device=x_t.device, dtype=torch.float32).reshape(shape)
@@ -149,15 +157,15 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, options, _ENCODERS)
-    flux = load_denoiser(checkpoint, spec, needed, options, _KIND)
+    require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
+    flux = load_denoiser(checkpoint, spec, needed, options, part=PART)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype, conditioning = checkpoint.part("vae").parent, options.dtype, spec.conditioning
     clip = load_clip_text(folder, dtype=dtype)
     t5 = load_t5_text(
         folder, dtype=dtype, length=conditioning["t5_tokens"], encoder="text_encoder_2", tokenizer="tokenizer_2"
     )
-    return Flux(flux, vae, clip, t5, guidance=conditioning["guidance"])
+    return Flux(flux, vae, clip, t5, guidance=conditioning["guidance"], prediction=spec.prediction)
 
 
 class Flux(TextBackbone):
@@ -168,17 +176,26 @@ class Flux(TextBackbone):
     """
 
     def __init__(
-        self, denoiser: nn.Module, vae: VaeEncoder, clip: ClipTextEncoder, t5: T5TextEncoder, *, guidance: float | None
+        self,
+        denoiser: nn.Module,
+        vae: VaeEncoder,
+        clip: ClipTextEncoder,
+        t5: T5TextEncoder,
+        *,
+        guidance: float | None,
+        prediction: PredictionKind,
     ) -> None:
         def encode(prompts: list[str]) -> Condition:
             return {"encoder_hidden_states": t5(prompts)[0], "pooled_projections": clip(prompts).pooler_output}
 
-        super().__init__(denoiser, vae, {"text_encoder": clip, "text_encoder_2": t5}, encode)
+        texts = {"text_encoder": clip, "text_encoder_2": t5}
+        super().__init__(denoiser, vae, texts, encode, prediction=prediction)
         self._guidance = guidance
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
-        _run(self.denoiser, x_t, timesteps.float() / 1000, condition, self._guidance)
+        output = _run(self.denoiser, x_t, timesteps.float() / 1000, condition, self._guidance)[0]
+        return self.predicted(unpack(output, x_t.shape[2], x_t.shape[3]), x_t)
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:

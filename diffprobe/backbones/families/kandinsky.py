@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.base import (
+    Backbone,
+    BackboneSpec,
+    Checkpoint,
+    Condition,
+    ConditionInput,
+    LoadOptions,
+    Prediction,
+)
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.unet import (
     check_latents,
     image_side,
-    load_unet,
     make_unet,
     read_unet_config,
-    require_parts,
-    unet_outline,
+    unet_spec,
 )
 from diffprobe.backbones.vae import MovqEncoder, latent_geometry, load_movq_encoder
 from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
@@ -44,7 +53,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     channels, factor = latent_geometry(checkpoint.part("movq"), "VQModel")
     check_latents(checkpoint, config, channels)
     width = _embedding_width(checkpoint, config)
-    unet = make_unet(config, torch.device("meta"))
+    unet = make_unet(config)
     # the up blocks double what they are given, so that an odd side on the way down would not meet itself again
     multiple = factor * 2 ** (len(unet.down_blocks) - 1)
     side = image_side(checkpoint, config, resolution, multiple=multiple, factor=factor)
@@ -59,7 +68,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return unet_outline(
+    return unet_spec(
         "kandinsky",
         checkpoint,
         unet,
@@ -90,10 +99,11 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    source = require_parts(checkpoint, ("movq",), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, spec, needed, options, source=source)
+    require_parts(checkpoint, "unet", ("movq",), trained=options.random_seed is None)
+    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
     movq = load_movq_encoder(checkpoint.part("movq"), dtype=options.dtype, images=options.images)
-    return Kandinsky(unet, movq, width=_embedding_width(checkpoint, read_unet_config(checkpoint, _KIND)))
+    width = _embedding_width(checkpoint, read_unet_config(checkpoint, _KIND))
+    return Kandinsky(unet, movq, width=width, prediction=spec.prediction)
 
 
 class Kandinsky(Backbone):
@@ -105,8 +115,8 @@ class Kandinsky(Backbone):
         width: of the image embedding.
     """
 
-    def __init__(self, unet: nn.Module, movq: MovqEncoder, *, width: int) -> None:
-        self.denoiser, self._movq, self._width = unet, movq, width
+    def __init__(self, unet: nn.Module, movq: MovqEncoder, *, width: int, prediction: PredictionKind) -> None:
+        self.denoiser, self._movq, self._width, self.prediction = unet, movq, width, prediction
 
     def encode_images(self, images: Images) -> FeatureMap:
         """See `MovqEncoder`."""
@@ -117,9 +127,12 @@ class Kandinsky(Backbone):
         like = next(self.denoiser.parameters())
         return {"image_embeds": torch.zeros(len(values), self._width, device=like.device, dtype=like.dtype)}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the U-Net once."""
-        self.denoiser(x_t, timesteps, encoder_hidden_states=None, added_cond_kwargs=dict(condition), return_dict=False)
+        output = self.denoiser(
+            x_t, timesteps, encoder_hidden_states=None, added_cond_kwargs=dict(condition), return_dict=False
+        )
+        return self.predicted(output[0], x_t)
 
     def components(self) -> dict[str, nn.Module]:
         """Name the loaded networks."""
@@ -128,7 +141,7 @@ class Kandinsky(Backbone):
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     """Digest the parts. Raises: WeightsMissing."""
-    require_parts(checkpoint, ("movq",), trained=trained)
+    require_parts(checkpoint, "unet", ("movq",), trained=trained)
     return {
         "denoiser": digest_denoiser(checkpoint, "unet", weights=trained),
         "movq": digest_part(checkpoint.part("movq")),

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text
 from diffprobe.backbones.transformer import (
+    PART,
     check_width,
     describe_denoiser,
     digest_parts,
     find_latents,
-    load_denoiser,
-    require_parts,
 )
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
@@ -78,6 +79,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:], text_only=r"caption_projection(\..*)?|.*\.attn2\.(to_k|to_v)"),
         schedule=load_schedule(checkpoint.part("scheduler")),
+        prediction=load_prediction_kind(checkpoint.part("scheduler")),
         conditions=TEXT_CONDITIONS,
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(pixart.transformer_blocks))),
         conditioning=conditioning,
@@ -109,8 +111,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, options, ("text_encoder",))
-    pixart = load_denoiser(checkpoint, spec, needed, options, _KIND)
+    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
+    pixart = load_denoiser(checkpoint, spec, needed, options, part=PART)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_t5_text(
         checkpoint.part("text_encoder").parent,
@@ -119,7 +121,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
         encoder="text_encoder",
         tokenizer="tokenizer",
     )
-    return PixArt(pixart, vae, text, resolution=spec.resolution if "resolution" in spec.conditioning else None)
+    sized = spec.resolution if "resolution" in spec.conditioning else None
+    return PixArt(pixart, vae, text, resolution=sized, prediction=spec.prediction)
 
 
 class PixArt(TextBackbone):
@@ -129,18 +132,27 @@ class PixArt(TextBackbone):
         resolution: the image side that it is told, None if it is told none.
     """
 
-    def __init__(self, denoiser: nn.Module, vae: VaeEncoder, text: T5TextEncoder, *, resolution: int | None) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        vae: VaeEncoder,
+        text: T5TextEncoder,
+        *,
+        resolution: int | None,
+        prediction: PredictionKind,
+    ) -> None:
         def encode(prompts: list[str]) -> Condition:
             states, mask = text([prompt.lower().strip() for prompt in prompts], masked=True)
             return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
-        super().__init__(denoiser, vae, {"text_encoder": text}, encode)
+        super().__init__(denoiser, vae, {"text_encoder": text}, encode, prediction=prediction)
         self._resolution = resolution
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
         sizes = _sizes(x_t, self._resolution)
-        self.denoiser(x_t, timestep=timesteps, **condition, added_cond_kwargs=sizes, return_dict=False)
+        output = self.denoiser(x_t, timestep=timesteps, **condition, added_cond_kwargs=sizes, return_dict=False)[0]
+        return self.predicted(output, x_t)
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.base import (
+    Backbone,
+    BackboneSpec,
+    Checkpoint,
+    Condition,
+    ConditionInput,
+    LoadOptions,
+    Prediction,
+)
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import clean_schedule
 from diffprobe.core.errors import ConfigError
@@ -56,6 +65,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         latent_shape=(3, side, side),
         layout=OutputLayout(size=(side, side)),
         schedule=clean_schedule(),
+        prediction="sample",
         conditions=("empty",),
         blocks=("pixels",),
     )
@@ -74,7 +84,7 @@ class RawPixels(Backbone):
     """The image itself."""
 
     def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser
+        self.denoiser, self.prediction = denoiser, "sample"
 
     def encode_images(self, images: Images) -> FeatureMap:
         """Return the images as they are."""
@@ -84,9 +94,10 @@ class RawPixels(Backbone):
         """There is nothing to be told."""
         return {}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
-        """Shrink the images."""
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
+        """Shrink the images; the prediction of the clean image is the image itself, which has no noise."""
         self.denoiser(x_t)
+        return Prediction(x_t, self.prediction)
 
     def components(self) -> dict[str, nn.Module]:
         """Name the (parameterless) network."""

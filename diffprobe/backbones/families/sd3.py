@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import (
@@ -27,13 +29,12 @@ from diffprobe.backbones.text_encoders import (
     load_t5_text,
 )
 from diffprobe.backbones.transformer import (
+    PART,
     LatentGrid,
     check_width,
     describe_denoiser,
     digest_parts,
     find_latents,
-    load_denoiser,
-    require_parts,
 )
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
@@ -99,6 +100,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             heads=rf"{_BLOCK}\.attn2?\.norm_[qk]",
         ),
         schedule=load_schedule(checkpoint.part("scheduler")),
+        prediction=load_prediction_kind(checkpoint.part("scheduler")),
         conditions=TEXT_CONDITIONS,
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sd3.transformer_blocks))),
         conditioning={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
@@ -139,8 +141,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, options, _encoders(checkpoint))
-    sd3 = load_denoiser(checkpoint, spec, needed, options, _KIND)
+    require_parts(checkpoint, PART, ("vae", *_encoders(checkpoint)), trained=options.random_seed is None)
+    sd3 = load_denoiser(checkpoint, spec, needed, options, part=PART)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
@@ -151,7 +153,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
     if _has_t5(checkpoint):
         t5 = load_t5_text(folder, dtype=dtype, length=_T5_LENGTH, encoder="text_encoder_3", tokenizer="tokenizer_3")
     width = read_config(checkpoint, "transformer").get("joint_attention_dim", 4096)
-    return Sd3(sd3, vae, clips, t5, width=width)
+    return Sd3(sd3, vae, clips, t5, width=width, prediction=spec.prediction)
 
 
 class Sd3(TextBackbone):
@@ -171,6 +173,7 @@ class Sd3(TextBackbone):
         t5: T5TextEncoder | None,
         *,
         width: int,
+        prediction: PredictionKind,
     ) -> None:
         clips[1].length = clips[0].length  # the pipeline cuts and fills both to the length of the first
 
@@ -185,11 +188,12 @@ class Sd3(TextBackbone):
         texts: dict[str, TextEncoder] = {"text_encoder": clips[0], "text_encoder_2": clips[1]}
         if t5 is not None:
             texts["text_encoder_3"] = t5
-        super().__init__(denoiser, vae, texts, encode)
+        super().__init__(denoiser, vae, texts, encode, prediction=prediction)
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
-        self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)
+        output = self.denoiser(x_t, timestep=timesteps, **condition, return_dict=False)[0]
+        return self.predicted(output, x_t)
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
+from diffprobe.backbones.loading import load_denoiser, require_parts
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, load_clip_text
@@ -24,11 +26,9 @@ from diffprobe.backbones.unet import (
     digest_tokenizer,
     guidance_embedding,
     image_side,
-    load_unet,
     make_unet,
     read_unet_config,
-    require_parts,
-    unet_outline,
+    unet_spec,
 )
 from diffprobe.backbones.vae import latent_geometry, load_vae_encoder
 from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
@@ -54,7 +54,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         raise WeightsMismatch(
             f"the U-Net of '{checkpoint.name}' needs more than a text, which this family does not give."
         )
-    unet = make_unet(config, torch.device("meta"))
+    unet = make_unet(config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
     size, width = side // factor, unet.config.cross_attention_dim
     n_tokens = read_config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
@@ -71,7 +71,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return unet_outline(
+    return unet_spec(
         "sd_unet",
         checkpoint,
         unet,
@@ -89,12 +89,12 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    source = require_parts(checkpoint, ("vae", "text_encoder"), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, spec, needed, options, source=source)
+    require_parts(checkpoint, "unet", ("vae", "text_encoder"), trained=options.random_seed is None)
+    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_clip_text(checkpoint.part("text_encoder").parent, dtype=options.dtype)
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
-    return SdUnet(unet, vae, {"text_encoder": text}, scale)
+    return SdUnet(unet, vae, {"text_encoder": text}, scale, prediction=spec.prediction)
 
 
 class SdUnet(TextUnet):
@@ -104,14 +104,14 @@ class SdUnet(TextUnet):
         """Take the text encoder's last hidden state."""
         return {"encoder_hidden_states": self.texts["text_encoder"](prompts)[0]}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the U-Net once."""
-        self.run_unet(x_t, timesteps, condition["encoder_hidden_states"])
+        return self.run_unet(x_t, timesteps, condition["encoder_hidden_states"])
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     """Digest the parts. Raises: WeightsMissing."""
-    require_parts(checkpoint, ("vae", "text_encoder"), trained=trained)
+    require_parts(checkpoint, "unet", ("vae", "text_encoder"), trained=trained)
     return {
         "denoiser": digest_denoiser(checkpoint, "unet", weights=trained),
         "vae": digest_part(checkpoint.part("vae")),

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, load_clip_text
@@ -25,11 +28,9 @@ from diffprobe.backbones.unet import (
     digest_tokenizer,
     guidance_embedding,
     image_side,
-    load_unet,
     make_unet,
     read_unet_config,
-    require_parts,
-    unet_outline,
+    unet_spec,
 )
 from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
 from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
@@ -55,7 +56,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     channels, factor = latent_geometry(checkpoint.part("vae"))
     check_latents(checkpoint, config, channels)
     pooled = _check_text(checkpoint, config)
-    unet = make_unet(config, torch.device("meta"))
+    unet = make_unet(config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
     size, width = side // factor, unet.config.cross_attention_dim
     n_tokens = read_config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
@@ -75,7 +76,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return unet_outline(
+    return unet_spec(
         "sdxl",
         checkpoint,
         unet,
@@ -135,8 +136,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    source = require_parts(checkpoint, ("vae", *_TEXTS), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, spec, needed, options, source=source)
+    require_parts(checkpoint, "unet", ("vae", *_TEXTS), trained=options.random_seed is None)
+    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder = checkpoint.part("unet").parent
     texts = {
@@ -144,7 +145,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
         for part, tokenizer in _TEXTS.items()
     }
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
-    return Sdxl(unet, vae, texts, scale, side=spec.resolution, zeros=_zeros(checkpoint))
+    return Sdxl(unet, vae, texts, scale, side=spec.resolution, zeros=_zeros(checkpoint), prediction=spec.prediction)
 
 
 class Sdxl(TextUnet):
@@ -165,8 +166,9 @@ class Sdxl(TextUnet):
         *,
         side: int,
         zeros: bool,
+        prediction: PredictionKind,
     ) -> None:
-        super().__init__(unet, vae, texts, guidance)
+        super().__init__(unet, vae, texts, guidance, prediction=prediction)
         self._zeros = zeros
         self._sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
 
@@ -179,10 +181,10 @@ class Sdxl(TextUnet):
             states, pooled = states.masked_fill(empty[:, None, None], 0), pooled.masked_fill(empty[:, None], 0)
         return {"encoder_hidden_states": states, "text_embeds": pooled}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the U-Net once."""
         conditioning = {"text_embeds": condition["text_embeds"], "time_ids": self._sizes.expand(len(x_t), -1)}
-        self.run_unet(x_t, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=conditioning)
+        return self.run_unet(x_t, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=conditioning)
 
     def to(self, device: torch.device) -> None:
         """Move all loaded networks, and what is told."""
@@ -192,7 +194,7 @@ class Sdxl(TextUnet):
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     """Digest the parts. Raises: WeightsMissing."""
-    require_parts(checkpoint, ("vae", *_TEXTS), trained=trained)
+    require_parts(checkpoint, "unet", ("vae", *_TEXTS), trained=trained)
     return {
         "denoiser": digest_denoiser(checkpoint, "unet", weights=trained),
         "vae": digest_part(checkpoint.part("vae")),

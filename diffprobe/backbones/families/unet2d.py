@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.base import (
+    Backbone,
+    BackboneSpec,
+    Checkpoint,
+    Condition,
+    ConditionInput,
+    LoadOptions,
+    Prediction,
+)
+from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.unet import (
     image_side,
-    load_unet,
     make_unet,
     read_unet_config,
-    require_parts,
-    unet_outline,
+    unet_spec,
 )
 from diffprobe.backbones.weights import digest_denoiser
 from diffprobe.core.errors import ConfigError, WeightsMismatch
@@ -38,7 +47,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     config = read_unet_config(checkpoint, _KIND)
     _check(checkpoint, config)
-    unet = make_unet(config, torch.device("meta"), _KIND)
+    unet = make_unet(config, _KIND)
     side = image_side(checkpoint, config, resolution, multiple=2 ** (len(unet.down_blocks) - 1))
     n_classes = config.get("num_class_embeds")
 
@@ -50,7 +59,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return unet_outline(
+    return unet_spec(
         "unet2d",
         checkpoint,
         unet,
@@ -90,9 +99,10 @@ def _scheduler(checkpoint: Checkpoint) -> Path:
 
 def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
     """Load of the U-Net only the modules in `needed`. Raises: WeightsMissing, WeightsMismatch."""
-    source = require_parts(checkpoint, (), trained=options.random_seed is None)
-    unet = load_unet(checkpoint, spec, needed, options, source=source)
-    return PixelUnet(unet, checkpoint.name, read_unet_config(checkpoint, _KIND).get("num_class_embeds"))
+    require_parts(checkpoint, "unet", (), trained=options.random_seed is None)
+    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
+    n_classes = read_unet_config(checkpoint, _KIND).get("num_class_embeds")
+    return PixelUnet(unet, checkpoint.name, n_classes, prediction=spec.prediction)
 
 
 class PixelUnet(Backbone):
@@ -104,8 +114,8 @@ class PixelUnet(Backbone):
         n_classes: number of classes it can be told; None for an unconditional one.
     """
 
-    def __init__(self, unet: nn.Module, name: str, n_classes: int | None) -> None:
-        self.denoiser, self._name, self._n_classes = unet, name, n_classes
+    def __init__(self, unet: nn.Module, name: str, n_classes: int | None, *, prediction: PredictionKind) -> None:
+        self.denoiser, self._name, self._n_classes, self.prediction = unet, name, n_classes, prediction
 
     def encode_images(self, images: Images) -> FeatureMap:
         """Scale images from [0, 1] to [-1, 1]."""
@@ -125,9 +135,9 @@ class PixelUnet(Backbone):
             )
         return {"class_labels": torch.tensor(labels, device=next(self.denoiser.parameters()).device)}
 
-    def denoise(self, x_t: FeatureMap, timesteps: Tensor, condition: Condition) -> None:
+    def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the U-Net once."""
-        self.denoiser(x_t, timesteps, **condition, return_dict=False)
+        return self.predicted(self.denoiser(x_t, timesteps, **condition, return_dict=False)[0], x_t)
 
     def components(self) -> dict[str, nn.Module]:
         """Name the loaded network."""
@@ -142,7 +152,7 @@ def _as_class(value: ConditionInput) -> int:
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     """Digest the U-Net. Raises: WeightsMissing."""
-    require_parts(checkpoint, (), trained=trained)
+    require_parts(checkpoint, "unet", (), trained=trained)
     return {"denoiser": digest_denoiser(checkpoint, "unet", weights=trained)}
 
 

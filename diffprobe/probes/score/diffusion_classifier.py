@@ -10,20 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffprobe.backbones.base import Condition, take_rows
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.rng import derive_seed
-from diffprobe.scoring.denoising_error import DenoisingError
-
-
-def spread_timesteps(n: int, n_timesteps: int) -> list[int]:
-    """Return `n` timesteps evenly spread over the grid, each in the middle of its part.
-
-    An odd multiple of parts holds the same middles: the 10 of a grid are among its 50.
-
-    >>> spread_timesteps(4, 1000)
-    [125, 375, 625, 875]
-    """
-    return [n_timesteps * (2 * part + 1) // (2 * n) for part in range(n)]
+from diffprobe.scoring.denoising_error import Score
 
 
 def candidates_of(
@@ -83,10 +73,10 @@ class Choice:
 
 
 def choose(
-    score: DenoisingError,
+    score: Score,
     latents: Float[Tensor, "sample c h w"],
     keys: Sequence[str],
-    text: Float[Tensor, "sample token width"],
+    conditions: Condition,
     candidates: Int[Tensor, "sample n"],
     timesteps: Sequence[int],
     *,
@@ -97,7 +87,8 @@ def choose(
     """Tell for each sample whether its own caption has the least error, averaged over timesteps; a tie is wrong.
 
     Args:
-        text: states of each sample's caption; `candidates` are rows of it, the right one in column 0.
+        conditions: encoded condition of each sample, one row each; `candidates` are rows of it, the right one in
+            column 0.
         screening: None scores all candidates at all timesteps.
         on_batch: called with the number of samples done, for progress.
     Raises: ConfigError for a screening at timesteps that are not among all, or that keeps no rival.
@@ -113,11 +104,11 @@ def choose(
     right, at_screening = [], []
     for rows in torch.arange(len(keys)).split(batch_size):
         names, asked = [keys[row] for row in rows.tolist()], candidates[rows]
-        errors = score(latents[rows], names, text[asked], first).double().sum(-1)
+        errors = score(latents[rows], names, take_rows(conditions, asked), first).double().sum(-1)
         at_screening.append(leads(errors))
         if others:
             places = _likeliest(errors, kept)
-            more = score(latents[rows], names, text[asked.gather(1, places)], others).double().sum(-1)
+            more = score(latents[rows], names, take_rows(conditions, asked.gather(1, places)), others).double().sum(-1)
             # The own caption is in column 0 of what is kept, or was worse than `kept` others and is beaten.
             right.append(leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
         on_batch(len(rows))

@@ -11,8 +11,8 @@ from torch import Tensor
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit
 from diffprobe.backbones.hooks import PrunedModule
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from tests.backbones.plans import plan_for
 
 KEYS, LABELS = list("abcde"), [0, 3, 9, 3, 1]
 TAPS = ["transformer_blocks.0.attn1", "transformer_blocks.1", "transformer_blocks.1.ff", "pos_embed"]
@@ -99,7 +99,7 @@ def test_the_cut_model_lacks_the_later_blocks(load: Callable) -> None:
 
 def test_its_positions_are_fixed(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="positions of") as caught:
-        make_plan(str(tiny), taps=["transformer_blocks.0"], timesteps=[0], resolution=64)
+        plan_for(str(tiny), taps=["transformer_blocks.0"], timesteps=[0], resolution=64)
     assert "allowed: 32" in str(caught.value)
 
 
@@ -125,7 +125,7 @@ def test_checkpoints_of_other_kinds_are_refused(
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["transformer_blocks.0"], timesteps=[0])
+        plan_for(str(folder), taps=["transformer_blocks.0"], timesteps=[0])
 
 
 def test_a_config_under_the_old_class_name_is_taken(tiny: Path, tmp_path: Path, images: Tensor, load: Callable) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import flux
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch
+from tests.backbones.plans import plan_for
 
 KEYS = list("abcde")
 CAPTIONS = ["Red cat", "", "a photo of the moon", "twemoji emoji, blue circle", "dog"]
@@ -106,14 +106,14 @@ def test_latents_are_packed_as_the_pipeline_does() -> None:
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
     conditioning = [
-        make_plan(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["conditioning"]
+        plan_for(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["conditioning"]
         for name in LENGTHS
     ]
     assert conditioning == [{"t5_tokens": 512, "guidance": 3.5}, {"t5_tokens": 256, "guidance": None}]
 
 
 def test_its_own_resolution_is_that_of_the_pipeline(tiny: Callable) -> None:
-    assert make_plan(str(tiny("dev")), taps=["transformer_blocks.0"], timesteps=[0]).resolution == 256
+    assert plan_for(str(tiny("dev")), taps=["transformer_blocks.0"], timesteps=[0]).resolution == 256
 
 
 def test_texts_change_features_and_their_encoders_are_freed(tiny: Callable, images: Tensor) -> None:
@@ -146,12 +146,12 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable) -> None:
 )
 def test_modules_of_the_text_are_no_taps(tap: str, tiny: Callable) -> None:
     with pytest.raises(UnknownTap, match="has no tap"):
-        make_plan(str(tiny("schnell")), taps=[tap], timesteps=[0], resolution=64)
+        plan_for(str(tiny("schnell")), taps=[tap], timesteps=[0], resolution=64)
 
 
 def test_a_resolution_that_cannot_be_packed_is_refused(tiny: Callable) -> None:
     with pytest.raises(ConfigError, match="no whole number of tokens"):
-        make_plan(str(tiny("dev")), taps=["*"], timesteps=[0], resolution=34)
+        plan_for(str(tiny("dev")), taps=["*"], timesteps=[0], resolution=34)
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_parts_that_do_not_fit_are_refused(
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["*"], timesteps=[0], resolution=32)
+        plan_for(str(folder), taps=["*"], timesteps=[0], resolution=32)

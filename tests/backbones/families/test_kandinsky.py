@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import kandinsky
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for
+from tests.backbones.plans import plan_for
 
 KEYS = ("a/0", "a/1", "b.2")
 NORM = "down_blocks.1.attentions.0.group_norm"
@@ -64,7 +64,7 @@ def test_only_what_is_needed_is_in_memory(folder: Path) -> None:
 
 
 def test_it_is_told_zeros_and_says_so(folder: Path) -> None:
-    plan = make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+    plan = plan_for(str(folder), taps=["mid_block"], timesteps=[0])
     assert plan.fingerprint["conditioning"] == {"image_embeds": "zeros"}
     assert set(plan.fingerprint["weights"]) == {"denoiser", "movq"}
     with pytest.raises(ConfigError, match="allowed: empty"):
@@ -84,9 +84,9 @@ def test_the_embedding_reaches_the_network(folder: Path) -> None:
 
 
 def test_sides_that_the_up_blocks_cannot_meet_are_refused(folder: Path) -> None:
-    assert make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=36).resolution == 36
+    assert plan_for(str(folder), taps=["mid_block"], timesteps=[0], resolution=36).resolution == 36
     with pytest.raises(ConfigError, match=r"no multiple of 4.*\n.*resolution=32"):
-        make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=34)
+        plan_for(str(folder), taps=["mid_block"], timesteps=[0], resolution=34)
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_checkpoints_of_other_kinds_are_refused(
     path = other / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(other), taps=["mid_block"], timesteps=[0])
+        plan_for(str(other), taps=["mid_block"], timesteps=[0])
 
 
 def test_a_missing_part_is_named(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "kandinsky")
     shutil.rmtree(other / "movq")
     with pytest.raises(WeightsMissing, match=r"movq/config\.json"):
-        make_plan(str(other), taps=["mid_block"], timesteps=[0])
+        plan_for(str(other), taps=["mid_block"], timesteps=[0])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import pixart
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch, WeightsMissing
+from tests.backbones.plans import plan_for
 
 KEYS = list("abcde")
 CAPTIONS = ["Red CAT ", "", "a photo of the moon", "twemoji emoji, blue circle", "dog"]
@@ -75,7 +75,7 @@ def test_taps_equal_plain_hooks_on_the_untouched_model(
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable[[str], Path]) -> None:
     conditioning = {
-        name: make_plan(str(tiny(name)), taps=TAPS, timesteps=[0], resolution=64).fingerprint["conditioning"]
+        name: plan_for(str(tiny(name)), taps=TAPS, timesteps=[0], resolution=64).fingerprint["conditioning"]
         for name in KINDS
     }
     assert conditioning["alpha"] == {"text_tokens": 120, "text": "lower case, stripped"}
@@ -101,12 +101,12 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable[[str], Path]) -> No
 @pytest.mark.parametrize("tap", ["transformer_blocks.0.attn2.to_k", "caption_projection", "caption_projection.act_1"])
 def test_modules_of_the_text_are_no_taps(tap: str, tiny: Callable[[str], Path]) -> None:
     with pytest.raises(UnknownTap, match="has no tap"):
-        make_plan(str(tiny("alpha")), taps=[tap], timesteps=[0])
+        plan_for(str(tiny("alpha")), taps=[tap], timesteps=[0])
 
 
 def test_a_resolution_without_whole_tokens_is_refused(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="no whole number of tokens") as caught:
-        make_plan(str(tiny("alpha")), taps=TAPS, timesteps=[0], resolution=34)
+        plan_for(str(tiny("alpha")), taps=TAPS, timesteps=[0], resolution=34)
     assert "multiples of 4" in str(caught.value)
 
 
@@ -125,11 +125,11 @@ def test_parts_that_do_not_fit_are_refused(
     folder = shutil.copytree(tiny("sigma"), tmp_path / "pipeline")
     edit(folder, part, **changes)
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["transformer_blocks.0"], timesteps=[0])
+        plan_for(str(folder), taps=["transformer_blocks.0"], timesteps=[0])
 
 
 def test_a_checkpoint_without_its_text_encoder_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     folder = shutil.copytree(tiny("alpha"), tmp_path / "pipeline")
     shutil.rmtree(folder / "text_encoder")
     with pytest.raises(WeightsMissing, match=r"text_encoder/config\.json"):
-        make_plan(str(folder), taps=["transformer_blocks.0"], timesteps=[0])
+        plan_for(str(folder), taps=["transformer_blocks.0"], timesteps=[0])

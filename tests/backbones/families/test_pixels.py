@@ -20,7 +20,9 @@ def test_features_are_the_image_shrunk_by_area() -> None:
     torch.testing.assert_close(features(images, keys=["a", "b"])[CELL], expected)
 
 
-@pytest.mark.parametrize("settings", [{"pool": "max"}, {"draws": 3, "seed": 9}, {"dtype": "float32", "rows": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"pool": "max"}, {"draws": 3, "seed": 9}, {"dtype": "float32", "max_rows_per_pass": 1}]
+)
 def test_neither_pooling_nor_noise_changes_them(settings: dict[str, object]) -> None:
     images = torch.rand(3, 3, 64, 64)
     plain = load()(images, keys=["a", "b", "c"])[CELL]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd3
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch
+from tests.backbones.plans import plan_for
 
 KEYS = list("abcde")
 CAPTIONS = ["Red cat", "", "a photo of the moon", "twemoji emoji, blue circle", "dog"]
@@ -90,7 +90,7 @@ def test_the_heads_of_a_normalised_query_stand_side_by_side(
 
 def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
     conditioning = [
-        make_plan(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["conditioning"] for n in ("whole", "without_t5")
+        plan_for(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["conditioning"] for n in ("whole", "without_t5")
     ]
     assert conditioning == [{"clip_tokens": 24, "t5_tokens": 256, "t5": kind} for kind in ("text", "zeros")]
 
@@ -133,12 +133,12 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable) -> None:
 @pytest.mark.parametrize(("name", "side"), [("whole", 32), ("as_many", 68)])
 def test_modules_of_the_text_are_no_taps(tap: str, name: str, side: int, tiny: Callable) -> None:
     with pytest.raises(UnknownTap, match="has no tap"):
-        make_plan(str(tiny(name)), taps=[tap], timesteps=[0], resolution=side)
+        plan_for(str(tiny(name)), taps=[tap], timesteps=[0], resolution=side)
 
 
 def test_an_image_beyond_the_positions_is_refused(tiny: Callable) -> None:
     with pytest.raises(ConfigError, match="beyond the positions") as caught:
-        make_plan(str(tiny("whole")), taps=["*"], timesteps=[0], resolution=128)
+        plan_for(str(tiny("whole")), taps=["*"], timesteps=[0], resolution=128)
     assert "allowed: at most 96" in str(caught.value)
 
 
@@ -159,4 +159,4 @@ def test_parts_that_do_not_fit_are_refused(
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["*"], timesteps=[0])
+        plan_for(str(folder), taps=["*"], timesteps=[0])

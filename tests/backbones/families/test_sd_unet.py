@@ -11,9 +11,9 @@ from torch import Tensor
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.hooks import PrunedModule
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for
+from tests.backbones.plans import plan_for
 
 Load = Callable[..., DiffusionFeatures]
 
@@ -76,8 +76,8 @@ class TestCut:
             DiffusionFeatures.from_pretrained(str(folder), taps=["up_ft0"], timesteps=[0], device="cpu")
 
     def test_the_plan_is_left_whole_and_can_be_loaded_again(self, tiny_sd: Path, images: Tensor) -> None:
-        plan = make_plan(str(tiny_sd), taps=["mid_block"], timesteps=[0])
-        first, second = (DiffusionFeatures.from_plan(plan, device="cpu") for _ in range(2))
+        plan = plan_for(tiny_sd, taps=["mid_block"], timesteps=[0], device="cpu")
+        first, second = (DiffusionFeatures.from_plan(plan) for _ in range(2))
         assert all(p.is_meta for p in plan.spec.denoiser.parameters())
         (a,), (b,) = (features(images, keys=list("abcde")).values() for features in (first, second))
         assert torch.equal(a, b)
@@ -137,14 +137,14 @@ def test_checkpoints_of_other_kinds_are_refused(
     folder = shutil.copytree(tiny_sd, tmp_path / "sd")
     edit(folder / part / "config.json", **changes)
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+        plan_for(str(folder), taps=["mid_block"], timesteps=[0])
 
 
 def test_a_missing_part_is_named(tiny_sd: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_sd, tmp_path / "sd")
     shutil.rmtree(folder / "vae")
     with pytest.raises(WeightsMissing, match=r"vae/config\.json"):
-        make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+        plan_for(str(folder), taps=["mid_block"], timesteps=[0])
 
 
 class TestOfItsKind:

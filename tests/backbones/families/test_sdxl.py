@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sdxl
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for
+from tests.backbones.plans import plan_for
 
 KEYS = ("a/0", "a/1", "b.2")
 PROMPTS = ["red cat", "a photo of the moon", "dog"]
@@ -93,7 +93,7 @@ def test_a_checkpoint_without_zeros_encodes_the_empty_text(folder: Path, images:
     edit(other / "model_index.json", force_zeros_for_empty_prompt=False)
     for tap, value in read(other, images).items():
         torch.testing.assert_close(value, read(folder, images, condition="prompt", prompt=" ")[tap])
-    plans = [make_plan(str(path), taps=["mid_block"], timesteps=[0]) for path in (folder, other)]
+    plans = [plan_for(str(path), taps=["mid_block"], timesteps=[0]) for path in (folder, other)]
     assert [plan.spec.conditioning["empty_text"] for plan in plans] == ["zeros", "encoded"]
     assert plans[0].fingerprint != plans[1].fingerprint
 
@@ -105,7 +105,7 @@ def test_what_is_told_changes_the_features(folder: Path, images: Tensor) -> None
 
 
 def test_sizes_are_those_of_the_resolution(folder: Path) -> None:
-    conditioning = make_plan(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).spec.conditioning
+    conditioning = plan_for(str(folder), taps=["mid_block"], timesteps=[0], resolution=40).spec.conditioning
     assert conditioning == {"original_size": [40, 40], "crop": [0, 0], "target_size": [40, 40], "empty_text": "zeros"}
 
 
@@ -138,7 +138,7 @@ def test_checkpoints_of_other_kinds_are_refused(
     other = shutil.copytree(folder, tmp_path / "sdxl")
     edit(other / file, **changes)
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(other), taps=["mid_block"], timesteps=[0])
+        plan_for(str(other), taps=["mid_block"], timesteps=[0])
 
 
 def test_a_missing_encoder_is_named(folder: Path, tmp_path: Path) -> None:

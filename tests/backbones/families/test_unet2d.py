@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import unet2d
-from diffprobe.backbones.plan import make_plan
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import noise_for
+from tests.backbones.plans import plan_for
 
 KEYS = ("a/0", "a/1", "b.2")
 NORM = "up_blocks.1.attentions.0.group_norm"
@@ -96,10 +96,10 @@ def test_later_blocks_are_not_in_memory(plain: Path) -> None:
 
 
 def test_other_sizes_must_halve_at_every_level(plain: Path) -> None:
-    spec = make_plan(str(plain), taps=["mid_block"], timesteps=[0], resolution=24).spec
+    spec = plan_for(str(plain), taps=["mid_block"], timesteps=[0], resolution=24).spec
     assert spec.latent_shape == (3, 24, 24)
     with pytest.raises(ConfigError, match=r"no multiple of 4.*\n.*resolution=16"):
-        make_plan(str(plain), taps=["mid_block"], timesteps=[0], resolution=18)
+        plan_for(str(plain), taps=["mid_block"], timesteps=[0], resolution=18)
 
 
 def test_random_weights_are_another_network(plain: Path, small: Tensor) -> None:
@@ -139,7 +139,7 @@ def test_networks_of_other_kinds_are_refused(
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(WeightsMismatch, match=message):
-        make_plan(str(folder), taps=["mid_block"], timesteps=[0])
+        plan_for(str(folder), taps=["mid_block"], timesteps=[0])
 
 
 def test_missing_weights_are_named(plain: Path, tmp_path: Path) -> None:

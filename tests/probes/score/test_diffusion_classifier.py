@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose, spread_timesteps
+from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
+from diffprobe.scoring.noise_sets import spread_timesteps
 
 N = 60
 KEYS = [f"key {i}" for i in range(N)]
@@ -17,7 +18,8 @@ class Planted:
         self.chance, self.sizes = chance, []
         self.generator = torch.Generator().manual_seed(0)
 
-    def __call__(self, latents, keys, text, timesteps):
+    def __call__(self, latents, keys, conditions, timesteps):
+        text = conditions["text"]
         self.sizes.append(len(keys))
         assert [int(key.split()[1]) for key in keys] == latents.flatten().tolist()
         if self.chance:
@@ -27,9 +29,9 @@ class Planted:
         return distance[..., None] + noise
 
 
-def numbers(n: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+def numbers(n: int = N) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Latents and texts that hold the number of their sample."""
-    return torch.arange(n).float().reshape(n, 1, 1, 1), torch.arange(n).float().reshape(n, 1, 1)
+    return torch.arange(n).float().reshape(n, 1, 1, 1), {"text": torch.arange(n).float().reshape(n, 1, 1)}
 
 
 def test_candidates_are_the_own_caption_then_others_of_other_groups():
@@ -102,7 +104,8 @@ class Table:
     def __init__(self, errors: torch.Tensor) -> None:
         self.errors, self.asked = errors, []
 
-    def __call__(self, latents, keys, text, timesteps):
+    def __call__(self, latents, keys, conditions, timesteps):
+        text = conditions["text"]
         rows = torch.tensor([int(key.split()[1]) for key in keys])
         columns = text[..., 0, 0].long() - 10 * rows[:, None]
         self.asked.append((columns.shape[1], list(timesteps)))
@@ -112,7 +115,7 @@ class Table:
 def choose_from(errors: torch.Tensor, screening: Screening | None, **options):
     n = len(errors)
     score, candidates = Table(errors), torch.arange(10 * n).reshape(n, 10)
-    text = torch.arange(10.0 * n).reshape(-1, 1, 1)
+    text = {"text": torch.arange(10.0 * n).reshape(-1, 1, 1)}
     keys, steps = [f"key {i}" for i in range(n)], list(range(errors.shape[-1]))
     return score, choose(score, numbers(n)[0], keys, text, candidates, steps, screening=screening, **options)
 
