@@ -4,13 +4,13 @@ import io
 
 import pytest
 
-from diffprobe.report.terminal_encoding import _PLAIN, print_what_can_be
+from diffprobe.report.terminal_encoding import _PLAIN, replace_unencodable
 
 
 def written(encoding, text, **settings):
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n", **settings)
-    print_what_can_be(stream)
+    replace_unencodable(stream)
     print(text, end="", file=stream, flush=True)
     return buffer.getvalue().decode(encoding)
 
@@ -35,5 +35,5 @@ def test_what_stands_for_a_mark_can_be_written_anywhere():
 def test_a_stream_that_handles_its_errors_is_left_alone():
     assert written("ascii", "‡", errors="xmlcharrefreplace") == "&#8225;"
     text = io.StringIO()
-    print_what_can_be(text)
+    replace_unencodable(text)
     assert text.errors is None
