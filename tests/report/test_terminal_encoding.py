@@ -1,10 +1,10 @@
-"""Streams of few characters."""
+"""Streams that cannot encode every character."""
 
 import io
 
 import pytest
 
-from diffprobe.report.terminal_encoding import _PLAIN, replace_unencodable
+from diffprobe.report.terminal_encoding import _ASCII, replace_unencodable
 
 
 def written(encoding, text, **settings):
@@ -28,8 +28,8 @@ def test_a_stream_writes_what_it_can(encoding, expected):
     assert written(encoding, "13.3 ‡ ± 0.2, man’s 茶") == expected
 
 
-def test_what_stands_for_a_mark_can_be_written_anywhere():
-    assert all(plain.isascii() for plain in _PLAIN.values())
+def test_substitutes_are_ascii():
+    assert all(plain.isascii() for plain in _ASCII.values())
 
 
 def test_a_stream_that_handles_its_errors_is_left_alone():
