@@ -1,1 +1,1 @@
-"""What `diffprobe demo` does: a list of runs of experiment files, their tables, and a report page."""
+"""`diffprobe demo`: a list of runs of experiment files, their tables, and a report page."""

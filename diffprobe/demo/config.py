@@ -1,4 +1,4 @@
-"""What a demo consists of: runs of other experiment files, and what its report shows. Judged by `config/parse.py`."""
+"""The configuration of a demo: runs of other experiment files, and the content of its report."""
 
 from dataclasses import dataclass
 
@@ -17,25 +17,25 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PanelConfig:
-    """What the report shows of latents and directions."""
+    """Latents and directions in the report."""
 
     n_latents: int = 24
-    """LatentSection of the sparse autoencoder."""
+    """Number of latents of the sparse autoencoder."""
     min_active: int = 30
     """Training samples on which a latent must be active to be shown."""
     n_top: int = 9
-    """Images a latent."""
+    """Images per latent."""
     n_ends: int = 8
-    """Samples at each end of a direction on the page at most; of few samples no more than half stand at one end."""
+    """Largest number of samples at each end of a direction on the page; never more than half of all samples."""
     n_printed: int = 3
-    """The same in the terminal."""
+    """Number of samples at each end in the terminal."""
     group_by: str | None = None
-    """Attribute of which each end shows a value once, and whose values are resampled whole in intervals; None: each
-    sample stands for itself."""
+    """Attribute that groups samples: each end shows a value once, and intervals resample whole values. None: no
+    groups."""
     n_resamples: int = 1000
     """Bootstrap resamples of an interval."""
     picture_side: int = 96
-    """Pixels that a picture of the page is shrunk to, if it is larger."""
+    """Largest side length of a picture on the page, in pixels."""
 
     def __post_init__(self) -> None:
         for name in ("n_latents", "min_active", "n_top", "n_ends", "n_printed", "n_resamples", "picture_side"):
@@ -45,26 +45,26 @@ class PanelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The main job from shards to a report."""
+    """A demo: the main job from shards to a report."""
 
     experiment: str = ""
-    """Experiment file of the demo; filled in when it is read."""
+    """Experiment file of the demo; set when it is read."""
     title: str
     """Heading of the report."""
     lead: str
     """One or two sentences under it."""
     output: str = "runs/demo"
-    """Folder of the demo's runs and its report.html."""
+    """Folder of the runs and of report.html."""
     settings: tuple[str, ...] = ()
-    """Settings of every run. Those of the run come after them, those of the command line last."""
+    """Settings of every run. Settings of a single run override them, those of the command line override both."""
     runs: tuple[RunSpec, ...]
-    """Runs in order. Those that name the same features share one store."""
+    """Runs in order. Runs with the same features share one store."""
     tables: tuple[str, ...]
-    """Tables to print, as in `diffprobe table NAME`; the first one stands on the page too, with its heat maps."""
+    """Tables to print, as in `diffprobe table NAME`; the first is on the page too, with its heat maps."""
     panels: PanelConfig = PanelConfig()
-    """What the report shows of latents and directions."""
+    """Latents and directions in the report."""
     limits: tuple[str, ...] = ()
-    """What this demo does not know, besides what every report says."""
+    """Limits of this demo, in addition to those of every report."""
     next_steps: tuple[str, ...] = ()
     """Commands to run next; printed at the end and on the page."""
 

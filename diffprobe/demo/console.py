@@ -1,4 +1,4 @@
-"""What a demo says in the terminal. Owns its wording and layout; the tables are those of `diffprobe table`."""
+"""The terminal output of a demo; its tables are those of `diffprobe table`."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ from rich.text import Text
 from diffprobe.core.progress import ProgressDisplay, TaskBar
 from diffprobe.demo.types import REPORT, Demo, Outcome
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture
-from diffprobe.report.terminal_encoding import print_what_can_be
+from diffprobe.report.terminal_encoding import replace_unencodable
 
 _KIND, _TITLE, _TEXT = 12, 32, 24
 _WIDTH = 110
@@ -34,21 +34,21 @@ class _Step:
 
 
 class DemoConsole:
-    """Shows a demo step by step: a bar while a step runs, one line when it is done.
+    """Shows a demo step by step: a progress bar while a step runs, one line when it is done.
 
     Args:
-        console: where to write; stdout if None. Bars appear on a terminal only, lines everywhere.
+        console: output console; stdout if None. Progress bars appear on terminals only.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        print_what_can_be(self.console.file)
-        if not self.console.is_terminal:  # a file or a pipe has no width; Rich would take 80
+        replace_unencodable(self.console.file)
+        if not self.console.is_terminal:  # Rich assumes a width of 80 for files and pipes
             self.console.width = _WIDTH
         self._started = time.monotonic()
 
     def loading(self) -> AbstractContextManager[object]:
-        """Show that something goes on while libraries are imported and configurations judged."""
+        """Show a status while libraries are imported and configurations are validated."""
         return self.console.status("loading")
 
     def opening(self, demo: Demo) -> None:
@@ -65,7 +65,7 @@ class DemoConsole:
 
     @contextmanager
     def step(self, kind: str, title: str) -> Iterator[_Step]:
-        """Show a bar while the step runs, then its line with what came out and the seconds it took."""
+        """Show a progress bar while the step runs, then one line with its result and duration."""
         started = time.monotonic()
         display = ProgressDisplay(console=self.console, transient=True)
         with display, display.bar(None, f"{kind:<{_KIND}}{title:<{_TITLE}}") as bar:
@@ -76,13 +76,13 @@ class DemoConsole:
         self.console.print(line)
 
     def tables(self, outcome: Outcome) -> None:
-        """Print the tables as they are: `diffprobe table` prints the same."""
+        """Print the tables exactly as `diffprobe table` does."""
         for table in outcome.tables:
             self.console.print()
             self.console.file.write(table)
 
     def directions(self, panels: Sequence[DirectionPanel], n: int) -> None:
-        """Print, for each direction, its AUROC and the captions at its two ends."""
+        """Print the AUROC of each direction, and the captions at its two ends."""
         if not panels:
             return
         self._heading("The two ends of each direction, on held-out images")
@@ -100,7 +100,7 @@ class DemoConsole:
             self.console.print(grid)
 
     def closing(self, outcome: Outcome) -> None:
-        """Say where everything is, what to run next, and what it took."""
+        """Print the paths of all outputs, the next commands, time and memory."""
         folder, config = outcome.demo.folder, outcome.demo.config
         self._heading("Where everything is")
         rows = [("report", str(folder / REPORT))]
@@ -135,9 +135,9 @@ def _auroc(estimate: Estimate) -> str:
     if estimate.interval is not None:
         text += f" ({estimate.interval[0]:.3f} to {estimate.interval[1]:.3f})"
     control = estimate.strongest_control
-    above = "not above the " if estimate.below_control else ""
-    beside = "" if control is None else f"; {above}strongest control {control[1]:.3f}, {control[0]}"
-    return f"{text}, {estimate.n:,} images, {estimate.estimator.replace('_', ' ')}{beside}"
+    comparison = "not above the " if estimate.below_control else ""
+    controls = "" if control is None else f"; {comparison}strongest control {control[1]:.3f}, {control[0]}"
+    return f"{text}, {estimate.n:,} images, {estimate.estimator.replace('_', ' ')}{controls}"
 
 
 def _value(picture: Picture) -> str:

@@ -1,4 +1,4 @@
-"""The report page of a demo. Owns its facts: what was read of which model and images, under which seeds."""
+"""The report page of a demo, and its facts: model, images, features and seeds."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
-    """Gather everything the page shows. Raises: what the panels raise."""
+    """Build the content of the page. Raises: see `demo/panels.py`."""
     from diffprobe.demo.panels import latent_panels
 
     config, latents = outcome.demo.config, latent_panels(outcome)
@@ -33,9 +33,9 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
 
 
 def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
-    """Name what the demo's first run reads: backbone, images, cells, noise, seeds. No weights are loaded.
+    """Return backbone, images, cells, noise and seeds of the demo's first run. No weights are loaded.
 
-    Raises: WeightsMissing, UnknownTap and the like if the backbone cannot be read as asked.
+    Raises: WeightsMissing, UnknownTap and other errors of opening the backbone.
     """
     from diffprobe.features.request import Request
 
@@ -53,7 +53,7 @@ def demo_facts(demo: Demo) -> tuple[tuple[str, str], ...]:
         "taps": ", ".join(tap.path for tap in plan.taps),
         "timesteps": f"{', '.join(map(str, plan.timesteps))} of {plan.spec.schedule.n_timesteps:,}; larger is noisier",
         "features": f"condition {plan.branches[0].condition}, {plan.pool} over places, "
-        f"noise draws an image: {plan.draws}",
+        f"noise draws per image: {plan.draws}",
         "seeds": f"run {run.seed}, noise {run.features.seed}, random weights {run.backbone.random_seed}",
     }
     return tuple(fields.items())
@@ -64,10 +64,10 @@ def _samples(run: RunConfig, request: "Request") -> str:
 
     parts = []
     for split in request.splits:
-        whole = request.shard_set.n_samples(split)
+        n_samples = request.shard_set.n_samples(split)
         taken = sum(entry.n for entry in shard_entries(request.shard_set, split, run.data.limit))
-        parts.append(f"{taken:,} {split}" if taken == whole else f"{taken:,} of {whole:,} {split}")
-    rule = "" if run.data.limit is None else f" (at most {run.data.limit:,} a split, the first in shard order)"
+        parts.append(f"{taken:,} {split}" if taken == n_samples else f"{taken:,} of {n_samples:,} {split}")
+    rule = "" if run.data.limit is None else f" (at most {run.data.limit:,} per split, the first in shard order)"
     return ", ".join(parts) + rule
 
 
@@ -77,5 +77,5 @@ def _machine(outcome: Outcome) -> tuple[tuple[str, str], ...]:
     return (
         ("stores", ", ".join(path.name for path in outcome.store_paths)),
         ("machine", f"{hardware['machine']}, {hardware['cores']} cores, accelerators: {', '.join(accelerators)}"),
-        ("training", f"{seconds:.0f} s for {len(outcome.results)} runs, extraction not counted"),
+        ("training", f"{seconds:.0f} s for {len(outcome.results)} runs, without extraction"),
     )

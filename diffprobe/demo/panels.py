@@ -1,7 +1,7 @@
-"""Panels of a demo's report: what its latents fire on, and the two ends of its directions, on held-out samples.
+"""Panels of the report of a demo: the top samples of latents, and the two ends of directions.
 
-Owns which samples are looked at for what: latents are chosen on the training split, everything shown is of the test
-split. The rules themselves are `analysis/`.
+Latents are selected on the training split; all displayed samples and numbers are of the test split. The selection rules
+are in `analysis/`.
 """
 
 import io
@@ -35,7 +35,7 @@ _ROWS = 1024
 
 
 class LatentSection(NamedTuple):
-    """The latents of one autoencoder that a page shows."""
+    """The displayed latents of one autoencoder."""
 
     panels: tuple[LatentPanel, ...]
     rule: str
@@ -43,15 +43,15 @@ class LatentSection(NamedTuple):
     n_classes: int
 
 
-class _Album:
-    """Pictures of the samples of one table, encoded for a page."""
+class _PictureLoader:
+    """Loads pictures of the samples of one table, encoded for a page."""
 
     def __init__(self, source: "FeatureSource", table: FeatureTable, side: int) -> None:
         self._source, self._side = source, side
         self._captions = dict(zip(table.keys, table.captions, strict=True))
         self._shards = dict(zip(table.keys, table.shards, strict=True))
 
-    def pictures(self, shown: Sequence[tuple[str, float]]) -> dict[tuple[str, float], Picture]:
+    def load(self, shown: Sequence[tuple[str, float]]) -> dict[tuple[str, float], Picture]:
         """Return a picture for each (key, value)."""
         request = self._source.request
         images = fetch_images(
@@ -70,9 +70,9 @@ class _Album:
 
 
 def latent_panels(outcome: Outcome) -> LatentSection | None:
-    """Choose latents of the demo's autoencoder on the training split and describe them on the test split.
+    """Select latents of the demo's autoencoder on the training split and describe them on the test split.
 
-    Returns: None if the demo trained no autoencoder.
+    Returns: None if the demo trains no autoencoder.
     Raises: EmptyClass if no latent is active often enough.
     """
     runs = outcome.of_kind("sae")
@@ -95,11 +95,11 @@ def latent_panels(outcome: Outcome) -> LatentSection | None:
         top.update(code.values, code.indices, [table.keys[row] for row in rows.tolist()])
     samples = top.result()
     shown = [(sample.key, sample.activation) for latent in choice.latents for sample in samples[latent]]
-    pictures = _Album(source, held_out, settings.picture_side).pictures(shown)
+    pictures = _PictureLoader(source, held_out, settings.picture_side).load(shown)
     panels = [_latent(counts, latent, samples[latent], pictures, classes, run.seed) for latent in choice.latents]
     rule = (
         f"{choice.rule} Chosen on {seen.n_samples:,} training samples ({choice.n_eligible:,} of {choice.n_latents:,} "
-        f"latents qualify); images and numbers are of the {counts.n_samples:,} test samples."
+        f"latents qualify); images and numbers are those of the {counts.n_samples:,} test samples."
     )
     return LatentSection(tuple(panels), rule, cell, len(classes))
 
@@ -120,7 +120,7 @@ def _latent(
 ) -> LatentPanel:
     shown = tuple(pictures[sample.key, sample.activation] for sample in samples)
     n = int(counts.n_active[latent])
-    if counts.label_active[latent].sum() == 0:  # chosen elsewhere, silent here: that is shown, not hidden
+    if counts.label_active[latent].sum() == 0:  # selected on the training split, not active on any test sample
         return LatentPanel(
             latent=latent, pictures=shown, n_active=n, density=n / counts.n_samples,
             mean_activation=float(counts.total[latent]) / max(n, 1), max_activation=float(counts.maximum[latent]),
@@ -139,8 +139,7 @@ def _latent(
 def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
     """Describe each direction on the test split: AUROC of every estimator with interval and controls, ends, histogram.
 
-    Ends and histogram are those of the first estimator that the demo ran; the sign of a direction was fixed on the
-    training split.
+    Ends and histogram are those of the demo's first estimator. The sign of a direction is fixed on the training split.
     """
     panels: dict[str, DirectionPanel] = {}
     for run, result, folder in outcome.of_kind("direction"):
@@ -148,19 +147,19 @@ def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
         cell = next(iter(source.widths))
         table = source.table(run.data.test_split)
         for axis in planned.params.axes([cell], target_classes(run.probe.targets, source)):
-            reading = _Reading(run, folder, axis, table, source.attributes, outcome.demo.config.panels.group_by)
-            estimate = _estimate(outcome, run, result, axis, reading)
+            projection = _Projection(run, folder, axis, table, source.attributes, outcome.demo.config.panels.group_by)
+            estimate = _estimate(outcome, run, result, axis, projection)
             if axis.target in panels:
                 known = panels[axis.target]
                 panels[axis.target] = replace(known, estimates=(*known.estimates, estimate))
             else:
-                album = _Album(source, table, outcome.demo.config.panels.picture_side)
-                panels[axis.target] = _panel(outcome, run, axis, reading, estimate, album)
+                loader = _PictureLoader(source, table, outcome.demo.config.panels.picture_side)
+                panels[axis.target] = _panel(outcome, run, axis, projection, estimate, loader)
     return tuple(panels.values())
 
 
-class _Reading:
-    """The test samples at both poles of one axis, projected on its direction."""
+class _Projection:
+    """The test samples of both poles of one axis, projected onto its direction."""
 
     def __init__(
         self,
@@ -175,7 +174,7 @@ class _Reading:
         side = axis.side(table.label if axis.target == "label" else table.attributes[axis.target])
         rows = (side >= 0).nonzero().squeeze(1)
         self.positive = side[rows] == 1
-        self.projections = direction.project(table.features[axis.cell][rows])
+        self.values = direction.project(table.features[axis.cell][rows])
         self.keys = [table.keys[row] for row in rows.tolist()]
         self.captions = [table.captions[row] for row in rows.tolist()]
         self.groups = self.keys
@@ -186,23 +185,25 @@ class _Reading:
         self.seed = run.seed
 
     def interval(self, n_resamples: int) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval of the AUROC, groups resampled whole."""
+        """Return the 95 % bootstrap interval of the AUROC; whole groups are resampled."""
 
         def area(rows: object) -> float:
             chosen = torch.as_tensor(rows)
-            return float(auroc(self.projections[chosen, None], self.positive[chosen]))
+            return float(auroc(self.values[chosen, None], self.positive[chosen]))
 
         found = bootstrap_interval(area, self.groups, n_resamples=n_resamples, seed=self.seed)
         return found.low, found.high
 
 
-def _estimate(outcome: Outcome, run: RunConfig, result: RunResult, axis: ContrastPair, reading: _Reading) -> Estimate:
+def _estimate(
+    outcome: Outcome, run: RunConfig, result: RunResult, axis: ContrastPair, projection: _Projection
+) -> Estimate:
     controls: dict[str, Any] = {}
     for control in ("random_weights", "raw_pixels"):
         for other, found, _ in outcome.of_kind("direction", control=control):
             if other.probe.name == run.probe.name and axis.target in other.probe.targets:
                 controls[control] = _record(found, axis.target).value
-    interval = reading.interval(outcome.demo.config.panels.n_resamples)
+    interval = projection.interval(outcome.demo.config.panels.n_resamples)
     return replace(Estimate.from_record(_record(result, axis.target)), interval=interval, **controls)
 
 
@@ -211,40 +212,45 @@ def _record(result: RunResult, target: str) -> MetricRecord:
 
 
 def _panel(
-    outcome: Outcome, run: RunConfig, axis: ContrastPair, reading: _Reading, estimate: Estimate, album: _Album
+    outcome: Outcome,
+    run: RunConfig,
+    axis: ContrastPair,
+    projection: _Projection,
+    estimate: Estimate,
+    loader: _PictureLoader,
 ) -> DirectionPanel:
     settings = outcome.demo.config.panels
     ends = direction_extremes(
-        reading.projections, reading.keys, reading.captions, n_each=settings.n_ends, group_by=reading.groups
+        projection.values, projection.keys, projection.captions, n_each=settings.n_ends, group_by=projection.groups
     )
     shown = [(sample.key, sample.projection) for sample in (*ends.positive, *ends.negative)]
-    pictures = album.pictures(shown)
+    pictures = loader.load(shown)
 
     def end(samples: Sequence[ExtremeSample]) -> tuple[Picture, ...]:
         return tuple(pictures[sample.key, sample.projection] for sample in samples)
 
     positive, negative = (" or ".join(value.split("|")) for value in (axis.positive, axis.negative))
     by_pole = {
-        positive: reading.projections[reading.positive].tolist(),
-        negative: reading.projections[~reading.positive].tolist(),
+        positive: projection.values[projection.positive].tolist(),
+        negative: projection.values[~projection.positive].tolist(),
     }
     return DirectionPanel(
         target=axis.target, positive=positive, negative=negative, cell=axis.cell, estimates=(estimate,),
         shown=run.probe.name, positive_end=end(ends.positive), negative_end=end(ends.negative),
         histogram=make_histogram(by_pole),
         note=(
-            f"{_independent(reading, settings.group_by)} Intervals: 95 %, {settings.n_resamples:,} bootstrap resamples. "
-            "The sign was fixed on the training split."
+            f"{_sample_counts(projection, settings.group_by)} Intervals: 95 %, {settings.n_resamples:,} bootstrap "
+            "resamples. The sign was fixed on the training split."
         ),
     )  # fmt: skip
 
 
-def _independent(reading: _Reading, group_by: str | None) -> str:
-    """Say how many samples stand behind the numbers, and how many of them are really different things."""
-    text = f"{len(reading.keys):,} test samples of either pole"
+def _sample_counts(projection: _Projection, group_by: str | None) -> str:
+    """Return the number of samples behind an AUROC, and of independent groups among them."""
+    text = f"{len(projection.keys):,} test samples of either pole"
     if group_by is None:
         return f"{text}."
     return (
-        f"{text}, with {len(set(reading.groups)):,} different values of '{group_by}': an end shows each value once "
+        f"{text}, with {len(set(projection.groups)):,} values of '{group_by}': an end shows each value once "
         "and at most half of them, and intervals resample whole values."
     )

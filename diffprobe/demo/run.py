@@ -1,7 +1,7 @@
 """`diffprobe demo`: the main job from shards to a report, as a list of runs of experiment files.
 
-Owns the order of things: every run is judged, then all stores are written, then every probe is trained, then tables
-and page are made of the result files. A run does what `diffprobe train` does. Next in the flow: `demo_page.py`.
+All runs are validated first; then all stores are written, all probes are trained, and tables and page are made from the
+result files. A run does what `diffprobe train` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ DEFAULT = "emoji/demo"
 
 
 def load_demo(settings: Sequence[str] = ()) -> Demo:
-    """Compose and judge a demo and all its runs. Nothing is loaded or written.
+    """Compose and validate a demo and all its runs. Nothing is loaded or written.
 
     Args:
-        settings: as on the command line. Those that name a key of `DemoConfig` are the demo's own; all others go to
-            every run, after what the demo and its runs set: backbone.path=FOLDER, data.limit=500, logger=wandb.
+        settings: as on the command line. Keys of `DemoConfig` apply to the demo; all others apply to every run and
+            override the demo's file: backbone.path=FOLDER, data.limit=500, logger=wandb.
     Raises: ConfigError, UnknownName.
     """
     experiment, rest = split_experiment(None, settings)
@@ -57,7 +57,7 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
 
 
 def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> tuple[RunConfig, ...]:
-    """Judge all runs as `diffprobe train` does. Raises: ConfigError that says which run has the fault."""
+    """Validate all runs as `diffprobe train` does. Raises: ConfigError that names the run with the error."""
     runs = []
     for number, spec in enumerate(config.runs, start=1):
         try:
@@ -65,8 +65,8 @@ def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> 
             plan(run)
             if run.features.source == "live":
                 raise ConfigError(
-                    "features.source=live: the runs of a demo share feature stores, and its report reads them.",
-                    fix="features.source=stored; or diffprobe train, which reads live features too",
+                    "features.source=live: the runs and the report of a demo read feature stores.",
+                    fix="features.source=stored; or diffprobe train, which supports live features",
                 )
         except DiffprobeError as error:
             file, line = written.get("runs", COMMAND_LINE)
@@ -78,7 +78,7 @@ def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> 
 
 
 def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: Origin) -> RunConfig:
-    """Compose and judge one run; what the demo's file sets is not said to have been set on the command line."""
+    """Compose and validate one run; keys set by the demo's file keep its file and line in messages."""
     own = [("settings", setting) for setting in config.settings] + [("runs", setting) for setting in spec.settings]
     output = f"output={setting_text(config.output)}"
     composed = compose(spec.experiment, [*(setting for _, setting in own), *settings, output])
@@ -101,22 +101,22 @@ def _check_distinct(runs: Sequence[RunConfig]) -> None:
 
 
 def _check_folder(demo: Demo) -> None:
-    """Refuse a folder with results of other settings, which `diffprobe table` would find beside the new ones."""
+    """Check that the folder contains no results of other settings, which `diffprobe table` would include."""
     own = {plan(run).run_dir / RESULT_FILE for run in demo.runs}
     foreign = sorted(str(path) for path in demo.folder.rglob(RESULT_FILE) if path not in own)
     if foreign:
         raise ConfigError(
-            f"'{demo.folder}' holds {len(foreign)} result(s) of other settings.",
+            f"'{demo.folder}' contains {len(foreign)} result(s) of other settings.",
             *foreign[:3],
-            "tables are made of all results in a folder, and would mix them",
-            fix=f"another folder: output={demo.folder}-2; or remove this one",
+            "a table includes all results in a folder and would mix them",
+            fix=f"use another folder: output={demo.folder}-2; or remove this one",
         )
 
 
 def run_demo(demo: Demo, view: View) -> Outcome:
-    """Write the stores that are missing, train every probe anew, and fill the tables from the result files.
+    """Write missing stores, train every probe, and fill the tables from the result files.
 
-    Raises: what extraction and training raise.
+    Raises: the errors of extraction and training.
     """
     view.opening(demo)
     stores = tuple(_extract(run, view) for run in demo.stores())
@@ -127,7 +127,7 @@ def run_demo(demo: Demo, view: View) -> Outcome:
 
 
 def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
-    """Write `report.html` into the demo's folder. Returns: the direction panels, for whoever prints their ends."""
+    """Write `report.html` into the folder of the demo. Returns: the direction panels."""
     from diffprobe.demo.page import make_page
     from diffprobe.demo.panels import direction_panels
     from diffprobe.report.pages.page import render_page
@@ -141,7 +141,7 @@ def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
 
 
 def backbone_name(run: RunConfig) -> str:
-    """Name what a run reads: the backbone, or what its control puts in its place."""
+    """Return the name of a run's backbone, or of the control that replaces it."""
     names = {"random_weights": "random weights", "raw_pixels": "raw pixels"}
     return names.get(run.control, Path(run.backbone.path).name)
 

@@ -1,4 +1,4 @@
-"""What the parts of a demo hand to each other: the validated demo, what it left behind, and how progress is shown."""
+"""Types of a demo: the validated demo, its outcome, and the protocols by which progress is shown."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
 REPORT = "report.html"
-"""Name of the report page in the demo's folder."""
+"""File name of the report page in the folder of the demo."""
 
 
 class Step(Protocol):
-    """One step of the demo, as it is shown."""
+    """One step of the demo on display."""
 
     def bar(self, total: int, unit: str) -> AbstractContextManager[Bar]:
-        """Open a bar of `total` units; a step that has nothing to do opens none."""
+        """Open a progress bar of `total` units; a step without work opens none."""
 
     def done(self, text: str) -> None:
-        """Say what came out."""
+        """Set the result of the step."""
 
 
 class View(Protocol):
-    """What a demo tells while it runs."""
+    """The display of a running demo."""
 
     def opening(self, demo: "Demo") -> None:
-        """Say what will be done."""
+        """Show the demo before it starts."""
 
     def step(self, kind: str, title: str) -> AbstractContextManager[Step]:
         """Open a step."""
@@ -38,10 +38,10 @@ class View(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """A demo that was judged: every run's configuration is fine, its tables exist."""
+    """A validated demo: the configurations of all runs are valid and its tables exist."""
 
     config: DemoConfig
-    """The demo's own settings."""
+    """The configuration of the demo."""
     runs: tuple[RunConfig, ...]
     """Its runs, in order."""
     specs: tuple[TableSpec, ...]
@@ -49,23 +49,23 @@ class Demo:
 
     @property
     def folder(self) -> Path:
-        """Folder of its runs."""
+        """Folder of the runs."""
         return Path(self.config.output)
 
     def stores(self) -> list[RunConfig]:
-        """Return one run for each feature store that the runs read."""
+        """Return one run per feature store that the runs read."""
         distinct = {(*backbone_and_features(run), run.data): run for run in reversed(self.runs)}
         return [run for run in self.runs if any(run is one for one in distinct.values())]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a demo left behind."""
+    """The results of a demo."""
 
     demo: Demo
-    """What was asked for."""
+    """The demo that was run."""
     results: tuple[RunResult, ...]
-    """One for each run, in order."""
+    """One per run, in order."""
     result_paths: tuple[Path, ...]
     """Their files."""
     store_paths: tuple[Path, ...]
@@ -74,7 +74,7 @@ class Outcome:
     """The tables in Markdown, as `diffprobe table` prints them."""
 
     def of_kind(self, kind: str, *, control: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
-        """Return the runs of one kind that measure a control, or that are no control: config, result, folder."""
+        """Return the runs of one kind and control ("none": ordinary runs): config, result, folder."""
         runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
         return [
             (run, found, path.parent) for run, found, path in runs if run.probe.kind == kind and run.control == control

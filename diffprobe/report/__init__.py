@@ -1,1 +1,1 @@
-"""Result files in, tables, figures and pages out. Nothing here imports torch, and nothing is computed again."""
+"""Tables, figures and pages from result files. Nothing here imports torch or recomputes a metric."""

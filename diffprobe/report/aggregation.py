@@ -1,7 +1,4 @@
-"""What may be averaged: results of one measurement, which differ in their seeds alone.
-
-Owns which settings and inputs make two results the same measurement. Next in the flow: `report/table_data.py`.
-"""
+"""Averaging over seeds: which results are the same measurement, that is, differ in their seeds alone."""
 
 from typing import Any
 
@@ -15,40 +12,41 @@ Found = list[tuple[RunResult, MetricRecord]]
 
 _SECTIONS = ("backbone", "data", "features", "probe", "trainer")
 _NOT_CONTENT = {
-    # what seeds are averaged over
+    # seeds
     "backbone.random_seed", "features.seed", "probe.grid.seed",
-    # where something ran, lay or was shown
+    # device, paths and logging
     "backbone.device", "features.source", "features.store", "features.placement", "trainer.accelerator",
     "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",
     "trainer.num_nodes", "trainer.resume", "data.num_workers",
-    "features.latent_cache",  # latents are kept in float32: the same features to the bit
-    # how fast it ran: other sums of the same terms, so numbers move by rounding
+    "features.latent_cache",  # latents are cached in float32: bit-identical features
+    # speed: another order of the same sums, so numbers differ by rounding
     "backbone.channels_last", "backbone.compile", "backbone.max_rows_per_pass", "probe.batched", "trainer.strategy",
 }  # fmt: skip
-"""Settings that say nothing of what was measured. Precision (`backbone.dtype`, `trainer.precision`) is no rounding:
-it is a choice that numbers are compared over."""
+"""Settings that do not change what is measured. Precision (`backbone.dtype`, `trainer.precision`) is not among them:
+results are compared across precisions."""
 _OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
-"""Controls whose backbone is another than that of the run they stand beside."""
+"""Controls measured on another backbone than the run that they are compared with."""
 
 
 def control_of(run: RunResult) -> str | None:
-    """Return the control that a whole run measures, None for an ordinary run."""
+    """Return the control that a run measures, None for an ordinary run."""
     name = run.config.get("control", "none")
     return None if name in ("none", None) else str(name)
 
 
-def one_a_seed(found: Found, where: dict[str, Value]) -> Found:
-    """Leave one result a seed.
+def one_per_seed(found: Found, where: dict[str, Value]) -> Found:
+    """Return one result per seed.
 
     Args:
-        where: the entry that the results belong to, for messages.
-    Raises: RunFailed where results differ in more than seeds, or disagree under the same seeds.
+        found: the results of one entry.
+        where: the entry, for messages.
+    Raises: RunFailed if results differ in more than seeds, or disagree for the same seeds.
     """
     for run, record in found[1:]:
         differing = _differences(found[0], (run, record))
         if differing:
             raise RunFailed(
-                f"{where}: results with different settings fall into one entry.",
+                f"{where}: results with different settings match one entry.",
                 *(f"{key}: {a!r} and {b!r}" for key, a, b in differing),
                 f"runs: {found[0][0].run}, {run.run}",
                 fix="narrow the filter of the table, or --where FIELD=VALUE, for example --where run=NAME",
@@ -59,38 +57,38 @@ def one_a_seed(found: Found, where: dict[str, Value]) -> Found:
         known = by_seed.setdefault(seed, (run, record))
         if known[1].value != record.value:
             raise RunFailed(
-                f"{where}: two results of the same settings and seeds disagree.",
+                f"{where}: two results with the same settings and seeds disagree.",
                 f"{known[0].run} ({known[0].started}): {known[1].value}",
                 f"{run.run} ({run.started}): {record.value}",
                 fix="move one of the runs out of the folder",
             )
     if len(by_seed) > 1 and any(record.n_seeds > 1 for _, record in by_seed.values()):
-        raise RunFailed(f"{where}: a mean over seeds falls into one entry with other results.")
+        raise RunFailed(f"{where}: a mean over seeds and single results match one entry.")
     return list(by_seed.values())
 
 
 def _differences(
     one: tuple[RunResult, MetricRecord], other: tuple[RunResult, MetricRecord]
 ) -> list[tuple[str, Any, Any]]:
-    """List what two results of one entry do not share, seeds left out."""
+    """Return the differences between two results of one entry, seeds excluded."""
     pairs = [(name, getattr(one[1], name), getattr(other[1], name)) for name in ("cell", "target", "probe", "split")]
     pairs += [("kind", one[0].kind, other[0].kind)]
     differing = [pair for pair in pairs if pair[1] != pair[2]]
-    settings = [(f"config.{key}", ours, theirs) for key, ours, theirs in settings_apart(one[0], other[0])]
-    return differing + settings + inputs_apart(one[0], other[0])
+    settings = [(f"config.{key}", ours, theirs) for key, ours, theirs in differing_settings(one[0], other[0])]
+    return differing + settings + differing_inputs(one[0], other[0])
 
 
-def settings_apart(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
-    """List the settings that two runs do not share, seeds left out: dotted key of the config, and both values."""
+def differing_settings(one: RunResult, other: RunResult) -> list[tuple[str, Any, Any]]:
+    """Return the settings in which two runs differ, seeds excluded: dotted key of the config, and both values."""
     a, b = (dict(_content(run.config)) for run in (one, other))
     return [(key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
 
 
-def inputs_apart(one: RunResult, other: RunResult) -> list[tuple[str, str | None, str | None]]:
-    """List which of data set and weights two runs do not share: name, and both digests; None where none was recorded.
+def differing_inputs(one: RunResult, other: RunResult) -> list[tuple[str, str | None, str | None]]:
+    """Return the inputs (data set, weights) in which two runs differ: name, and both digests (None if not recorded).
 
-    Weights of a control are compared with those of a run where the control is about the same weights; random weights of two
-    seeds are two draws of one thing.
+    Weights are compared only where both runs should use the same ones: not with a control on another backbone, and not
+    between random weights of two seeds.
     """
     names = [SHARDS] if _weights_may_differ(one, other) else [SHARDS, BACKBONE]
     digests = [(name, one.artifacts.get(name), other.artifacts.get(name)) for name in names]

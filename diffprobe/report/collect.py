@@ -1,7 +1,4 @@
-"""Find the result files of a folder. Owns the walk and the report of what could not be read.
-
-What is drawn from them is `report/table_data.py`.
-"""
+"""Find and read the result files of a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +10,8 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 def collect(results_dir: Path | str) -> list[RunResult]:
     """Read every `result.json` below a folder, in the order of their paths.
 
-    Raises: RunFailed if the folder does not exist or holds no result, SchemaError with every file that cannot be read:
-        a table that silently lacks a run would be a different table.
+    Raises: RunFailed if the folder does not exist or contains no result, SchemaError with every file that cannot be
+        read: files are never skipped.
     """
     root = Path(results_dir)
     paths = sorted(root.rglob(RESULT_FILE))

@@ -12,14 +12,14 @@ from diffprobe.report.table_data import Entry, TableData
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonText:
-    """A published number beside a measured one, formatted for print."""
+    """A published number and its comparison with a measured one, formatted for print."""
 
     published: str
     """The published number."""
     delta: str | None
     """Measured minus published, with sign; None if nothing was measured."""
     is_within: bool | None
-    """Whether the measured value lies within the tolerance; None if nothing was measured."""
+    """Whether the measured value is within the tolerance; None if nothing was measured."""
     note: str
     """Source and provenance of the published number."""
 

@@ -1,4 +1,4 @@
-"""Numbers from elsewhere beside our own. Owns the comparison; the numbers live in `experiments/` with their source."""
+"""Comparison of measured with published numbers; those are in `experiments/`, with their sources."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from diffprobe.report.table_spec import Published, TableSpec, Value
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A published number and how ours lies to it."""
+    """A published number and its difference to the measured one."""
 
     published: Published
-    """The number with source and provenance."""
+    """The published number, with source and provenance."""
     delta: float | None
     """Measured minus published, in the unit of the metric; None if nothing was measured."""
 
     @property
     def within(self) -> bool | None:
-        """Whether the measured value lies within the tolerance; None if nothing was measured."""
+        """Whether the measured value is within the tolerance; None if nothing was measured."""
         return None if self.delta is None else abs(self.delta) <= self.published.tolerance + 1e-12
 
     @property
@@ -32,9 +32,9 @@ class Comparison:
 def find_published(
     spec: TableSpec, where: Mapping[str, Value], found: Sequence[tuple[RunResult, MetricRecord]]
 ) -> Published | None:
-    """Return the published number of one entry: from the table's file, else from the runs' own `published` block.
+    """Return the published number of one entry, from the table's file or the `published` block of its runs.
 
-    Raises: RunFailed if the two, or two runs, disagree.
+    Raises: RunFailed if these disagree.
     """
     numbers = [entry for entry in spec.published if entry.where == dict(where)]
     for run, record in found:
@@ -49,7 +49,7 @@ def find_published(
 
 
 def compare(published: Published | None, value: float | None) -> Comparison | None:
-    """Set a measured value beside a published one."""
+    """Compare a measured value with a published one; None without a published one."""
     if published is None:
         return None
     return Comparison(published=published, delta=None if value is None else value - published.value)

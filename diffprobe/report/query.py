@@ -1,7 +1,4 @@
-"""What a result can be asked for by name. Owns the field names of `table.yaml`.
-
-Next in the flow: `report/table_data.py`.
-"""
+"""Fields of results by name, as `table.yaml` and `--where` use them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +19,7 @@ NAMES = (*_RECORD, *CELL_FIELDS, *_RUN)
 def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
     """Return the value of one field; None where the result does not have it (no cell, no such config key).
 
-    Raises: ConfigError for a name that is no field.
+    Raises: ConfigError for an unknown field.
     """
     if name in _RECORD:
         return getattr(record, _RECORD[name])
@@ -50,7 +47,7 @@ def config_value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def matches(run: RunResult, record: MetricRecord, conditions: Mapping[str, Any]) -> bool:
-    """Say whether a result has all the wanted values. A list means any of them; `experiment` matches whole folders."""
+    """Return whether a result has all wanted values. A list matches any of its values; `experiment` matches folders."""
     for name, wanted in conditions.items():
         value = field_of(run, record, name)
         choices = wanted if isinstance(wanted, (list, tuple)) else [wanted]
@@ -63,32 +60,32 @@ def matches(run: RunResult, record: MetricRecord, conditions: Mapping[str, Any])
 
 
 def parse_condition(text: str) -> tuple[str, Any]:
-    """Read `FIELD=VALUE`; the value is YAML, so numbers, none and lists are what they look like.
+    """Parse `FIELD=VALUE`; the value is YAML, so numbers and lists have their types.
 
-    Raises: ConfigError without a `=`, for a name that is no field, or for a value that is no YAML.
+    Raises: ConfigError without a `=`, for an unknown field, or for a value that is not valid YAML.
 
     >>> parse_condition("timestep=100")
     ('timestep', 100)
     """
     name, separator, value = text.partition("=")
     if not separator:
-        raise ConfigError(f"'{text}' is no condition.", "expected: FIELD=VALUE")
+        raise ConfigError(f"invalid filter '{text}'.", "expected: FIELD=VALUE")
     if name not in NAMES and not name.startswith("config."):
         raise _no_field(name)
     try:
         return name, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that no calendar has
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: an impossible date
         raise ConfigError(
-            f"'{text}' is no condition: its value is no YAML.",
+            f"invalid filter '{text}': the value is not valid YAML.",
             " ".join(str(error).split()),
-            fix=f"a list is {name}=[1,2]; text with signs of YAML stands in quotes: '{name}=\"[a\"'",
+            fix=f"a list is {name}=[1,2]; quote text that contains YAML characters: '{name}=\"[a\"'",
         ) from error
 
 
 def _no_field(name: str) -> ConfigError:
     close = nearest(name, NAMES, n=1)
     return ConfigError(
-        f"results have no field '{name}'.",
+        f"unknown field '{name}' of results.",
         *([f"nearest: {close[0]}"] if close else []),
         f"fields: {', '.join(NAMES)}, config.<key>",
     )

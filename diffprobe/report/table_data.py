@@ -1,6 +1,6 @@
-"""Results to entries. Owns grouping, seeds, controls and missing entries; text and pictures are made elsewhere.
+"""Filling of tables: from results to entries, with seeds, controls, missing entries and published numbers.
 
-A table is a pure function of results and its spec: the order of the results, dates and paths never enter.
+A table is a pure function of results and its spec; it does not depend on the order, dates or paths of results.
 """
 
 import itertools
@@ -13,12 +13,12 @@ from typing import Any
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
-from diffprobe.report.aggregation import Found, control_of, inputs_apart, one_a_seed, settings_apart
+from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
 from diffprobe.report.table_spec import TableAxis, TableSpec, Value
 
-# what a control changes by its nature, and what says only which other cells or controls the same run measured
+# settings in which a control may differ from its run: those that define it, and the other cells that were measured
 _FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
     "probe.metrics", "probe.params.controls",
@@ -28,29 +28,29 @@ _FREE_OF_PIXELS = ("backbone.", "features.")
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One measured number of a table, or the place of a missing one."""
+    """One entry of a table: a measured number, or a missing one."""
 
     where: dict[str, Value]
     """Field -> value of the row and column."""
     value: float | None = None
-    """Mean over seeds, in the unit of the metric; None = no result."""
+    """Mean over seeds, in the unit of the metric; None without a result."""
     spread: float | None = None
     """Standard deviation over seeds (ddof 1); None for one seed."""
     n_seeds: int = 0
-    """Seeds behind the value."""
+    """Number of seeds."""
     n: int = 0
-    """Samples behind the value (the smallest over seeds)."""
+    """Number of samples (the smallest over seeds)."""
     n_classes: int | None = None
-    """Classes of which the split holds samples (the smallest over seeds); None where a result does not say."""
+    """Number of classes with samples in the split (the smallest over seeds); None if not recorded."""
     controls: dict[str, float]
     """Control name -> its value for this entry."""
     comparison: Comparison | None = None
-    """The published number, if there is one."""
+    """Comparison with a published number, if there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """One row: its place on the row axes, entries in column order, controls in the order of the spec."""
+    """One row: its values on the row axes, entries in column order, controls in the order of the spec."""
 
     values: tuple[Value, ...]
     entries: tuple[Entry, ...]
@@ -66,7 +66,7 @@ class TableData:
     rows: tuple[TableRow, ...]
 
     def entries(self) -> list[Entry]:
-        """List all entries, row by row."""
+        """Return all entries, row by row."""
         return [entry for row in self.rows for entry in row.entries]
 
     def blocks(self) -> list[tuple[Value | None, list[TableRow]]]:
@@ -77,23 +77,23 @@ class TableData:
 
     @property
     def inner_axes(self) -> tuple[TableAxis, ...]:
-        """The row axes that tell the rows of a block apart: all but the outermost, or the only one."""
+        """The row axes within a block: all but the outermost, or the only one."""
         return self.spec.rows[1:] or self.spec.rows
 
     def row_labels(self, row: TableRow) -> list[str]:
-        """Write the place of a row within its block, one label an inner axis."""
+        """Return the labels of a row within its block, one per inner axis."""
         values = row.values[-len(self.inner_axes) :]
         return [axis.label(value) for axis, value in zip(self.inner_axes, values, strict=True)]
 
     def best(self, rows: Sequence[TableRow]) -> float | None:
-        """Return the best measured value among some rows; None where values are not ranked."""
+        """Return the best measured value among some rows; None if values are not ranked."""
         if not self.spec.ranked:
             return None
         values = [entry.value for row in rows for entry in row.entries if entry.value is not None]
         return (max if self.spec.higher_is_better else min)(values, default=None)
 
     def beats_controls(self, entry: Entry) -> bool | None:
-        """Say whether an entry is better than each of its controls; None without value, control or ranking."""
+        """Return whether an entry beats all of its controls; None without value, control or ranking."""
         if entry.value is None or not entry.controls or not self.spec.ranked:
             return None
         if self.spec.higher_is_better:
@@ -104,10 +104,10 @@ class TableData:
 def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
     """Fill a table.
 
-    Raises: RunFailed if no result passes the filter, or if one entry would mix different settings or contradictory
-        results; ConfigError for a field that results do not have.
+    Raises: RunFailed if no result passes the filter, or if an entry would mix different settings or contradictory
+        results; ConfigError for an unknown field.
     """
-    # canonical order, so that no mean depends on the order in which files were found
+    # canonical order, so that means do not depend on the order of files
     ordered = sorted(results, key=lambda run: (run.experiment, run.run, run.config_digest, run.started))
     conditions = {"metric": spec.metric, **spec.filter}
     records = [(run, record) for run in ordered for record in run.metrics if record.name == spec.metric]
@@ -116,7 +116,7 @@ def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
     ]
     controls = [(run, record) for run, record in records if control_of(run) is not None]
     if not measured:
-        raise _nothing(ordered, conditions)
+        raise _no_result(ordered, conditions)
     axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
     columns = axes[-1][1]
     rows = []
@@ -129,7 +129,7 @@ def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
 
 
 def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, control_runs: Found) -> Entry:
-    found = one_a_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
+    found = one_per_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
     published = find_published(spec, where, found)
     if not found:
         return Entry(where=where, controls={}, comparison=compare(published, None))
@@ -149,10 +149,11 @@ def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, control_ru
 
 
 def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dict[str, Value]) -> dict[str, float]:
-    """Average over seeds the runs that measured a control of this entry; pixels have one cell, so it serves all of them.
+    """Return the mean over seeds of each control of an entry that was measured by runs of its own.
 
-    A control need not meet a condition on what it differs in by its nature; where some of its runs do, they are taken.
-    Raises: RunFailed for a control of this place that was measured with other settings, which would be no control of it.
+    The one cell of raw pixels is a control of all cells. A control is not filtered by settings that define it; among
+    several matching runs, those that pass the filter are preferred.
+    Raises: RunFailed for a control of this entry that was measured with other settings.
     """
     run, record = found[0]
     conditions = {**spec.filter, **{field: value for field, value in where.items() if field.startswith("config.")}}
@@ -161,7 +162,7 @@ def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dic
         name = str(control_of(control_run))
         if (control.target, control.probe, control.split) != (record.target, record.probe, record.split):
             continue
-        bound = {field: wanted for field, wanted in conditions.items() if not _is_no_condition(name, field)}
+        bound = {field: wanted for field, wanted in conditions.items() if not _is_exempt(name, field)}
         if (name == "raw_pixels" or control.cell == record.cell) and matches(control_run, control, bound):
             controls.setdefault(name, []).append((control_run, control))
     settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
@@ -172,11 +173,11 @@ def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dic
         for control_run, _ in candidates:
             differing = [
                 (f"config.{key}", *values)
-                for key, *values in settings_apart(run, control_run)
-                # an empty section is one whose settings are all free
+                for key, *values in differing_settings(run, control_run)
+                # in an empty section all settings may differ
                 if not _is_free(name, key) and values not in ([{}, None], [None, {}])
             ]
-            differing += inputs_apart(run, control_run)
+            differing += differing_inputs(run, control_run)
             if differing:
                 raise RunFailed(
                     f"{where}: the control '{name}' was measured with other settings.",
@@ -185,20 +186,20 @@ def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dic
                     fix="measure the control with the settings of the run, and move the other one out of the folder",
                 )
     return {
-        name: statistics.fmean(control.value for _, control in one_a_seed(candidates, where))
+        name: statistics.fmean(control.value for _, control in one_per_seed(candidates, where))
         for name, candidates in controls.items()
     }
 
 
-def _is_no_condition(control: str, field: str) -> bool:
-    """Say whether a control cannot be asked for a field: it has a run of its own, and pixels are a cell of their own."""
+def _is_exempt(control: str, field: str) -> bool:
+    """Return whether a filter on a field does not apply to a control: it is another run, and pixels another cell."""
     if field.startswith("config."):
         return _is_free(control, field.removeprefix("config."))
     return field == "run" or (control == "raw_pixels" and field in ("cell", *CELL_FIELDS))
 
 
 def _is_free(control: str, key: str) -> bool:
-    """Say whether a control may differ from what it is set beside in a setting (a dotted key of the configuration)."""
+    """Return whether a control may differ from its run in a setting (a dotted key of the configuration)."""
     return key.startswith(_FREE_OF_CONTROLS + (_FREE_OF_PIXELS if control == "raw_pixels" else ()))
 
 
@@ -208,7 +209,7 @@ def _merge_controls(where: dict[str, Value], found: Found, runs: dict[str, float
     for name in own.keys() & runs.keys():
         if not math.isclose(own[name], runs[name], rel_tol=1e-9, abs_tol=1e-12):
             raise RunFailed(
-                f"{where}: control '{name}' is {own[name]} in the result and {runs[name]} in a run of its own."
+                f"{where}: control '{name}' is {own[name]} in the result and {runs[name]} in a separate run."
             )
     return {**own, **runs}
 
@@ -230,15 +231,15 @@ def _axis_values(axis: TableAxis, measured: Found) -> tuple[Value, ...]:
 
 
 def _natural(value: Value) -> tuple[Any, ...]:
-    """Order "up_blocks.10" after "up_blocks.2", and numbers before text."""
+    """Return a sort key that orders "up_blocks.10" after "up_blocks.2", and numbers before text."""
     if isinstance(value, (int, float)):
         return (0, value)
     return (1, [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", value)])
 
 
-def _nothing(results: Sequence[RunResult], conditions: dict[str, Any]) -> RunFailed:
+def _no_result(results: Sequence[RunResult], conditions: dict[str, Any]) -> RunFailed:
     lines = []
     for name, wanted in conditions.items():
         found = sorted({str(field_of(run, record, name)) for run in results for record in run.metrics})
-        lines.append(f"{name}: wanted {wanted}, results have {', '.join(found) or '(none)'}")
+        lines.append(f"{name}: expected {wanted}, results have {', '.join(found) or '(none)'}")
     return RunFailed(f"none of {len(results)} result file(s) passes the filter of the table.", *lines)

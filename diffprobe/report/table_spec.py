@@ -1,6 +1,6 @@
-"""The schema of `table.yaml`. Owns what a table may ask for; `report/table_data.py` fills it from results.
+"""The schema of `table.yaml`, and the search for these files. `table_data.py` fills a table from results.
 
-Fields that rows, columns and filters can use: `metric`, `split`, `target`, `probe`, `cell` and its parts `tap`,
+Fields for rows, columns and filters: `metric`, `split`, `target`, `probe`, `cell` and its parts `tap`,
 `timestep`, `condition`, `pool`; `kind`, `experiment`, `run`, `git_commit`; `config.<dotted key>` of the run.
 """
 
@@ -21,39 +21,39 @@ Value = str | int | float
 
 @dataclass(frozen=True, kw_only=True)
 class TableAxis:
-    """One axis of a table: a field of the results and the values it runs over."""
+    """One axis of a table: a field of the results and its values."""
 
     field: str
-    """Field of the results, see the head of this file."""
+    """Field of the results: metric, target, tap, timestep, config.KEY, ..."""
     title: str = ""
     """Heading of the axis; the field's name if empty."""
     values: tuple[Value, ...] = ()
-    """Values in order. Where given, a value without a result is marked as missing; empty = those found, in order."""
+    """Values in order; those without a result are marked as missing. Empty: the values found, sorted."""
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     """Value -> text to print instead."""
     heading: str = "{value}"
-    """How a value is printed, for example "t = {value}"."""
+    """Format of a value, for example "t = {value}"."""
 
     def label(self, value: Value) -> str:
-        """Write one value of the axis for people."""
+        """Return the printed form of one value."""
         return self.heading.replace("{value}", self.labels.get(str(value), str(value)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlColumn:
-    """A control that stands beside every row."""
+    """A control in a column of its own."""
 
     name: str
     """Name in the results: raw_pixels, random_weights, shuffled_labels, chance, random_direction."""
     title: str
     """Heading of the column."""
     pick: Literal["max", "min", "mean"] = "max"
-    """Which of the controls of a row's entries is printed; "max" is the strictest where higher is better."""
+    """How the controls of a row's entries are combined; "max" is the strictest where higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NumberFormat:
-    """How numbers are printed (CSV is never rounded)."""
+    """Format of printed numbers (CSV is never rounded)."""
 
     scale: float = 1.0
     """Factor before printing, 100 for percent."""
@@ -64,58 +64,60 @@ class NumberFormat:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decimals <= 12 or self.scale == 0:
-            raise ConfigError(f"decimals={self.decimals} must lie in 0..12 and scale={self.scale} must not be 0.")
+            raise ConfigError(
+                f"number: decimals={self.decimals} (0..12) or scale={self.scale} (not 0) is out of range."
+            )
 
     def show(self, value: float, *, signed: bool = False) -> str:
-        """Write one number. Minus zero is written as zero."""
+        """Format one number; minus zero becomes zero."""
         text = f"{value * self.scale:+.{self.decimals}f}" if signed else f"{value * self.scale:.{self.decimals}f}"
         return text.replace("-", "") if float(text) == 0 and not signed else text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number from elsewhere beside one entry."""
+    """A published number of one entry."""
 
     where: dict[str, Value]
-    """Field -> value, for each row field and the column field: the entry it belongs to."""
+    """Field -> value for each row field and the column field: the entry."""
     value: float
     """The published number, in the unit of the metric (before scaling)."""
     tolerance: float
-    """How far a faithful run may lie from it, in the same unit."""
+    """Largest difference of a successful replication, in the same unit."""
     source: str
     """Paper, table or figure, and row."""
     provenance: str
-    """How the number got here: read in the paper, from released code, from a third party, off a figure."""
+    """Origin of the value: read in the paper, from released code, from a third party, off a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableSpec:
-    """One table: what is measured, along which axes, beside which controls."""
+    """One table: its metric, axes and controls."""
 
     title: str
     """Short title."""
     caption: str = ""
-    """What the reader must know to read the numbers."""
+    """Explanation of the numbers."""
     metric: str
     """Name of the metric in the results."""
     filter: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Field -> value or list of values that a result must have. `experiment: emoji` takes all of emoji/..."""
+    """Field -> value, or list of allowed values. `experiment: emoji` matches all of emoji/..."""
     rows: tuple[TableAxis, ...]
     """Axes of the rows, outermost first."""
     columns: TableAxis
-    """TableAxis of the columns."""
+    """Axis of the columns."""
     controls: tuple[ControlColumn, ...] = ()
     """Control columns after the measured ones."""
     number: NumberFormat = NumberFormat()
-    """How numbers are printed."""
+    """Format of printed numbers."""
     higher_is_better: bool = True
-    """Direction of the metric: decides bold entries and what counts as above a control."""
+    """Direction of the metric, for the best entry and the comparison with controls."""
     ranked: bool = True
-    """Whether one value is better than another; false prints no entry bold and marks none, as for L0."""
+    """Whether values are better or worse; false (for example L0) marks neither best entries nor controls."""
     missing: str = "n/a"
-    """What stands where a result or a control is missing."""
+    """Text for a missing result or control."""
     published: tuple[Published, ...] = ()
-    """Numbers from elsewhere."""
+    """Published numbers."""
 
     def __post_init__(self) -> None:
         axes = [axis.field for axis in (*self.rows, self.columns)]
@@ -126,45 +128,47 @@ class TableSpec:
         for entry in self.published:
             if sorted(entry.where) != sorted(axes):
                 raise ConfigError(
-                    f"published value {entry.value}: 'where' names {', '.join(entry.where) or 'nothing'}.",
-                    f"it must name each axis: {', '.join(axes)}",
+                    f"published value {entry.value}: 'where' has the fields {', '.join(entry.where) or '(none)'}.",
+                    f"expected: one value for each axis: {', '.join(axes)}",
                 )
 
 
 def load_spec(path: Path | str) -> TableSpec:
-    """Read a `table.yaml` of one table. Raises: ConfigError with every fault, its file and line, or for several."""
+    """Read a `table.yaml` with one table. Raises: ConfigError with every error, its file and line, or for several."""
     found = load_specs(path)
     if len(found) > 1:
-        raise ConfigError(f"{display(Path(path))} holds {len(found)} tables; one is wanted here.")
+        raise ConfigError(f"{display(Path(path))} contains {len(found)} tables; expected: 1.")
     return found[0]
 
 
 def load_specs(path: Path | str) -> tuple[TableSpec, ...]:
-    """Read a `table.yaml`: one table, or below `tables` several that share the keys beside it.
+    """Read a `table.yaml`: one table, or a list `tables` that share the other keys of the file.
 
-    Raises: ConfigError with every fault, its file and line.
+    Raises: ConfigError with every error, its file and line.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
         node, tree = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{display(path)} is not readable YAML.", *str(error).splitlines()) from error
-    faults = [f"'{key}': lines {first} and {line}" for key, first, line in _given_twice(node, "")]
-    if faults:
-        raise ConfigError(f"{display(path)} gives a key twice, and only the last would count.", *faults)
+        raise ConfigError(f"{display(path)} is not valid YAML.", *str(error).splitlines()) from error
+    repeated = [f"'{key}': lines {first} and {line}" for key, first, line in _repeated_keys(node, "")]
+    if repeated:
+        raise ConfigError(f"{display(path)} has repeated keys.", *repeated)
     lines = {key: (display(path), line) for key, line in _lines(node, "")}
     if not isinstance(tree, dict) or "tables" not in tree:
         return (parse(TableSpec, tree, lines),)
     shared = {key: value for key, value in tree.items() if key != "tables"}
     parts = tree["tables"]
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
-        raise ConfigError(f"{display(path)}: tables is no list of tables, each with the keys that are its own.")
-    return tuple(parse(TableSpec, {**shared, **part}, {**lines, **_own(lines, i)}) for i, part in enumerate(parts))
+        raise ConfigError(f"{display(path)}: tables has to be a list of tables, each with its own keys.")
+    return tuple(
+        parse(TableSpec, {**shared, **part}, {**lines, **_lines_of_table(lines, i)}) for i, part in enumerate(parts)
+    )
 
 
-def _own(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tuple[str, int]]:
-    """Return the places of the keys of the i-th table."""
+def _lines_of_table(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tuple[str, int]]:
+    """Return file and line of the keys of the i-th table."""
     start = f"tables[{i}]."
     return {key.removeprefix(start): place for key, place in lines.items() if key.startswith(start)}
 
@@ -172,7 +176,7 @@ def _own(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tuple[str, int]
 def find_spec(name: str) -> Path:
     """Return the `table.yaml` of an experiment, first match on the search path.
 
-    Raises: ConfigError with the tables there are.
+    Raises: ConfigError with the available tables.
     """
     found: dict[str, Path] = {}
     for root in roots():
@@ -189,8 +193,8 @@ def find_spec(name: str) -> Path:
     return found[name]
 
 
-def _given_twice(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each dotted key that one mapping has twice, with the lines of both, from 1."""
+def _repeated_keys(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each dotted key that a mapping repeats, with both line numbers, from 1."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[tuple[str, str], int] = {}
         for key, value in node.value:
@@ -199,14 +203,14 @@ def _given_twice(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int, in
             if name in seen:
                 yield full, seen[name], line
             seen[name] = line
-            yield from _given_twice(value, full)
+            yield from _repeated_keys(value, full)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            yield from _given_twice(value, f"{at}[{i}]")
+            yield from _repeated_keys(value, f"{at}[{i}]")
 
 
 def _lines(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int]]:
-    """Yield each dotted key of a YAML tree with its line, from 1."""
+    """Yield each dotted key of a YAML tree with its line number, from 1."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             full = f"{at}.{key.value}" if at else str(key.value)

@@ -50,7 +50,7 @@ def test_what_is_absent_is_named_and_not_imported(name: str) -> None:
         assert version(name)
 
 
-def test_a_library_that_cannot_be_imported_says_why(monkeypatch, tmp_path) -> None:
+def test_a_library_that_cannot_be_imported_is_reported_with_the_reason(monkeypatch, tmp_path) -> None:
     (tmp_path / "broken_peer.py").write_text("raise RuntimeError('operator does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     broken = Peer(distribution="torch", module="broken_peer", make=PEERS["sparsify"].make)

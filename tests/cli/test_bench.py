@@ -30,7 +30,7 @@ def test_what_is_no_shape_is_refused(capsys) -> None:
 
 
 @pytest.mark.parametrize("what", ["extraction", "ksae"])
-def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(what, tmp_path, capsys) -> None:
+def test_a_file_that_cannot_be_written_is_reported_before_anything_is_measured(what, tmp_path, capsys) -> None:
     assert main(["bench", what, "--json", str(tmp_path / "gone" / "bench.json")]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("FileNotFoundError: ") and "bench.json" in err and "measuring" not in err
@@ -40,7 +40,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(what,
     ("option", "words"),
     [("--device=tpu", "device=tpu "), ("--resolution=0", "resolution=0 is out of range")],
 )
-def test_what_cannot_be_measured_is_told(option, words, tmp_path, capsys) -> None:
+def test_invalid_settings_are_reported(option, words, tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
     assert main(["bench", "extraction", option, "--json", str(file)]) == 2
     assert words in capsys.readouterr().err and not file.exists()

@@ -1,4 +1,4 @@
-"""`diffprobe demo` from shards to report, twice, on tiny real things; and what it refuses before it starts."""
+"""`diffprobe demo` from shards to report, twice, on a tiny model; and what it refuses before it starts."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
     assert files_of(stores) == written
 
 
-def test_check_judges_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys):
+def test_check_validates_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys):
     assert main(["demo", *tiny_study, f"output={tmp_path / 'out'}", "--check"]) == 0
     assert "8 runs, 3 stores" in capsys.readouterr().out and not (tmp_path / "out").exists()
     folder = tmp_path / "out, [für]=1"
@@ -73,7 +73,7 @@ RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['
         ),
     ],
 )
-def test_the_check_says_which_run_has_the_fault(tiny_study, tmp_path, capsys, setting, words):
+def test_the_check_names_the_run_with_the_error(tiny_study, tmp_path, capsys, setting, words):
     settings = [*tiny_study, RUNS, "tables=[tiny]", f"output={tmp_path / 'out'}"]
     assert main(["demo", "--check", *settings, setting]) == 2
     assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The parts of a demo: what it plans, refuses and shares, what its panels look at, what its console says.
+"""The parts of a demo: planning, refusals, shared stores, the samples of its panels, its console.
 
 The whole of it, twice, is in tests/cli/test_demo.py.
 """
@@ -163,7 +163,7 @@ def load_limited(done):
     return replace(done.demo, runs=runs)
 
 
-def test_the_console_says_what_was_done_and_where_it_is(outcome):
+def test_the_console_prints_results_and_paths(outcome):
     done, text = outcome
     view = DemoConsole(Console(file=text, width=100))
     panels = write_report(done, view)

@@ -1,5 +1,6 @@
 """Every experiment file and preset composes, parses and tells how it is run; a new one is tested by existing."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(
     name for name, path in search_path.experiments().items() if path.is_relative_to(ROOT / "experiments")
 )
-CHOICES = [(group, choice) for group, choices in search_path.groups().items() for choice in choices]
+FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
+CHOICES = [(group, choice) for group, choices in search_path.groups().items() for choice in choices if group in FIELDS]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

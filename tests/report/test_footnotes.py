@@ -1,4 +1,4 @@
-"""Notes say what a table needs and nothing else."""
+"""Notes contain what a table needs and nothing else."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ def test_a_plain_table_has_one_note(results, spec):
     )
 
 
-def test_a_mean_over_classes_says_over_which(results, spec):
+def test_a_mean_over_classes_names_them(results, spec):
     """Its chance level is one over their number, which need not be that of the data set."""
     runs = [
         dataclasses.replace(
@@ -39,7 +39,7 @@ def test_a_mean_over_classes_says_over_which(results, spec):
         ((3, 8), "over the 3 to 8 classes"),
         ((3, None), "the classes"),
     ):
-        told = [
+        recorded = [
             dataclasses.replace(
                 run,
                 metrics=tuple(
@@ -49,7 +49,7 @@ def test_a_mean_over_classes_says_over_which(results, spec):
             )
             for run in runs
         ]
-        table = fill_table(told, dataclasses.replace(spec, metric="balanced_accuracy"))
+        table = fill_table(recorded, dataclasses.replace(spec, metric="balanced_accuracy"))
         assert f"{words} that the split holds" in table_notes(table).lines[0]
     assert "over" not in table_notes(fill_table(results, spec)).lines[0].split(";")[0]
 

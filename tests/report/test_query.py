@@ -45,8 +45,8 @@ def test_conditions_are_read_as_yaml():
 
 
 @pytest.mark.parametrize("value", ["[25", "{a", "'a", "2020-13-45"])
-def test_a_value_that_is_no_yaml_is_told(value):
-    with pytest.raises(ConfigError, match="its value is no YAML") as raised:
+def test_a_value_that_is_not_yaml_is_reported(value):
+    with pytest.raises(ConfigError, match="YAML") as raised:
         parse_condition(f"timestep={value}")
     assert f"'timestep={value}'" in str(raised.value) and "timestep=[1,2]" in raised.value.fix
 

@@ -35,11 +35,11 @@ def test_a_typo_is_refused_with_file_line_and_nearest_name(tmp_path):
 
 
 def test_axes_and_published_places_must_agree(tmp_path):
-    with pytest.raises(ConfigError, match="use a field twice"):
+    with pytest.raises(ConfigError, match="twice"):
         load(tmp_path, TOY.replace("field: tap", "field: timestep"))
-    with pytest.raises(ConfigError, match="must name each axis"):
+    with pytest.raises(ConfigError, match="each axis"):
         load(tmp_path, TOY.replace("{target: group, tap: mid_block, timestep: 25}", "{target: group, tap: mid_block}"))
-    with pytest.raises(ConfigError, match="not readable YAML"):
+    with pytest.raises(ConfigError, match="YAML"):
         load(tmp_path, "rows: [")
 
 
@@ -59,7 +59,7 @@ def test_several_tables_share_keys_and_bring_their_own(tmp_path):
     one, two = load_specs(path)
     assert (one.title, two.title, two.metric) == ("one", "two", "l0")
     assert one.ranked and not two.ranked and one.rows == two.rows
-    with pytest.raises(ConfigError, match="holds 2 tables"):
+    with pytest.raises(ConfigError, match="2 tables"):
         load_spec(path)
 
 
@@ -70,7 +70,7 @@ def test_a_fault_in_one_of_several_tables_is_placed(tmp_path):
         load_specs(path)
     assert "nearest: ranked" in str(error.value) and f"line {len(TOY.splitlines()) + 4}" in str(error.value)
     path.write_text(TOY + "tables: []\n")
-    with pytest.raises(ConfigError, match="no list of tables"):
+    with pytest.raises(ConfigError, match="list of tables"):
         load_specs(path)
 
 

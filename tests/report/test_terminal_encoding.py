@@ -1,16 +1,16 @@
-"""Streams of few characters."""
+"""Streams that cannot encode every character."""
 
 import io
 
 import pytest
 
-from diffprobe.report.terminal_encoding import _PLAIN, print_what_can_be
+from diffprobe.report.terminal_encoding import _ASCII, replace_unencodable
 
 
 def written(encoding, text, **settings):
     buffer = io.BytesIO()
     stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n", **settings)
-    print_what_can_be(stream)
+    replace_unencodable(stream)
     print(text, end="", file=stream, flush=True)
     return buffer.getvalue().decode(encoding)
 
@@ -28,12 +28,12 @@ def test_a_stream_writes_what_it_can(encoding, expected):
     assert written(encoding, "13.3 ‡ ± 0.2, man’s 茶") == expected
 
 
-def test_what_stands_for_a_mark_can_be_written_anywhere():
-    assert all(plain.isascii() for plain in _PLAIN.values())
+def test_substitutes_are_ascii():
+    assert all(plain.isascii() for plain in _ASCII.values())
 
 
 def test_a_stream_that_handles_its_errors_is_left_alone():
     assert written("ascii", "‡", errors="xmlcharrefreplace") == "&#8225;"
     text = io.StringIO()
-    print_what_can_be(text)
+    replace_unencodable(text)
     assert text.errors is None

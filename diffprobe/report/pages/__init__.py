@@ -1,1 +1,1 @@
-"""Report pages: one HTML file each, pictures included. Made of result files and panels, without torch."""
+"""Report pages: self-contained HTML files, rendered from result files and panels without torch."""

@@ -1,6 +1,6 @@
-"""What a report page is made of: plain data, no tensors. Owns the input contract of `report/pages/page.py`.
+"""The panels of a report page as plain data: the input of `report/pages/page.py`.
 
-`demo/run.py` fills these from runs; a notebook may fill them by hand.
+`demo/panels.py` fills them from runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,24 @@ from diffprobe.core.result import MetricRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One image with what is known about it."""
+    """One image with caption, key and value."""
 
     data: bytes
     """An encoded PNG, WebP, JPEG or GIF."""
     caption: str
-    """The sample's caption; any text, it is escaped."""
+    """Caption of the sample; it is escaped."""
     key: str = ""
-    """The sample's key."""
+    """Key of the sample."""
     value: float | None = None
     """Activation or projection of this sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentPanel:
-    """One latent: its most active samples and its numbers. Fields as in `analysis/latent_panels.LatentSummary`."""
+    """One latent: its most active samples and its statistics (fields as in `analysis/latent_selection.py`)."""
 
     latent: int
-    """Number of the latent."""
+    """Index of the latent."""
     pictures: tuple[Picture, ...]
     """Its most active samples, strongest first."""
     n_active: int
@@ -41,15 +41,15 @@ class LatentPanel:
     max_activation: float
     """Largest activation."""
     label_entropy: float | None
-    """Entropy of the labels of its active samples, in bits; None where it is active on no labelled sample."""
+    """Entropy of the labels of its active samples, in bits; None without an active labelled sample."""
     chance_entropy: float = 0.0
-    """Mean entropy of as many random samples, in bits."""
+    """Mean entropy of the labels of an equal number of random samples, in bits."""
     chance_entropy_sd: float = 0.0
     """Standard deviation of that entropy, in bits."""
     top_label: str = ""
-    """Name of the commonest label among its active samples."""
+    """Most frequent label among its active samples."""
     top_label_share: float = 0.0
-    """Its share, 0..1."""
+    """Share of that label, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,19 @@ class Estimate:
     estimator: str
     """"mean_difference", "ridge", "logistic"."""
     auroc: float
-    """Held-out area under the ROC curve; 0.5 is chance, 1 perfect."""
+    """Held-out area under the ROC curve, 0..1; 0.5 is chance."""
     n: int
     """Held-out samples."""
     interval: tuple[float, float] | None = None
-    """Bootstrap interval of the AUROC, if one was made."""
+    """Bootstrap interval of the AUROC, if computed."""
     random_mean: float | None = None
     """Mean AUROC of random directions."""
     random_sd: float | None = None
     """Standard deviation of the AUROC of random directions."""
     shuffled: float | None = None
-    """AUROC of the same estimator fitted on shuffled labels."""
+    """AUROC of the same estimator fitted to shuffled labels."""
     random_weights: float | None = None
-    """AUROC of the same estimator in the same cell of the same network with random weights."""
+    """AUROC of the same estimator in the same cell of the network with random weights."""
     raw_pixels: float | None = None
     """AUROC of the same estimator on the raw pixels."""
 
@@ -89,16 +89,16 @@ class Estimate:
 
     @property
     def below_control(self) -> bool:
-        """Whether the AUROC does not beat the strongest control; False if none was measured."""
+        """Whether the AUROC fails to beat the strongest control; False if none was measured."""
         control = self.strongest_control
         return control is not None and self.auroc <= control[1]
 
     @classmethod
     def from_record(cls, record: MetricRecord) -> "Estimate":
-        """Read an estimate from a result's record.
+        """Build an estimate from the record of a result.
 
-        Controls: `random_direction`, `shuffled_labels`, `random_weights`, `raw_pixels`. Detail: `interval` = [low, high],
-        `control_spread` = {"random_direction": sd}. All may be absent.
+        Optional controls: `random_direction`, `shuffled_labels`, `random_weights`, `raw_pixels`. Optional detail:
+        `interval` = [low, high], `control_spread` = {"random_direction": sd}.
         """
         interval = record.detail.get("interval")
         return cls(
@@ -116,12 +116,12 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Counts of projections by class, over shared bins."""
+    """Counts of projections by class, over common bins."""
 
     edges: tuple[float, ...]
     """n_bins + 1 ascending edges, in the unit of the projection."""
     counts: dict[str, tuple[int, ...]]
-    """Class name -> count a bin."""
+    """Class name -> count per bin."""
 
     def __post_init__(self) -> None:
         wrong = [name for name, counts in self.counts.items() if len(counts) != len(self.edges) - 1]
@@ -131,18 +131,18 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionPanel:
-    """One direction: its numbers, the samples at its ends, the projections of both classes."""
+    """One direction: its estimates, the samples at both ends, the projections of both classes."""
 
     target: str
-    """Attribute that the direction is about, for example "style"."""
+    """Attribute of the direction, for example "style"."""
     positive: str
     """Value at the positive pole."""
     negative: str
     """Value at the negative pole."""
     cell: str
-    """Cell whose features were read."""
+    """Cell of the features."""
     estimates: tuple[Estimate, ...]
-    """One an estimator."""
+    """One per estimator."""
     shown: str
     """Estimator whose ends and projections are shown."""
     positive_end: tuple[Picture, ...]
@@ -150,14 +150,14 @@ class DirectionPanel:
     negative_end: tuple[Picture, ...]
     """Held-out samples with the smallest projections, most extreme first."""
     histogram: Histogram | None = None
-    """Held-out projections by class; its keys are `positive` and `negative`."""
+    """Held-out projections by class, with the keys `positive` and `negative`."""
     note: str = ""
-    """What the reader should know about this direction."""
+    """Note below the direction."""
 
     def __post_init__(self) -> None:
         if self.histogram is not None and set(self.histogram.counts) != {self.positive, self.negative}:
             raise ConfigError(
-                f"direction '{self.target}': the histogram has classes {sorted(self.histogram.counts)}.",
+                f"direction '{self.target}': the histogram has the classes {sorted(self.histogram.counts)}.",
                 f"expected: {self.positive}, {self.negative}",
             )
 
@@ -172,10 +172,10 @@ def make_histogram(values: Mapping[str, Sequence[float]], n_bins: int = 36) -> H
     """
     empty = [name for name, numbers in values.items() if len(numbers) == 0]
     if empty or not values:
-        raise EmptyClass(f"histogram: no value of class {', '.join(map(repr, empty)) or '(none given)'}.")
+        raise EmptyClass(f"histogram: no values of class {', '.join(map(repr, empty)) or '(none given)'}.")
     everything = [float(number) for numbers in values.values() for number in numbers]
     if any(number != number or abs(number) == float("inf") for number in everything):
-        raise NonFinite("histogram: the projections hold NaN or infinity.")
+        raise NonFinite("histogram: the projections contain NaN or infinity.")
     low, high = min(everything), max(everything)
     if high == low:
         low, high = low - 0.5, high + 0.5

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from diffprobe.core.errors import ConfigError, UnknownName
+from diffprobe.config import search_path
+from diffprobe.config.compose import load
+from diffprobe.core.errors import ConfigError, DiffprobeError, UnknownName
 from diffprobe.core.registry import OBJECTIVES
 from diffprobe.generative.architectures import BetaSchedule
 from diffprobe.generative.objectives.base import (
@@ -60,7 +62,7 @@ def test_a_perfect_prediction_has_no_loss_and_any_other_has_one_with_a_gradient(
     prediction = (target + 1).requires_grad_()
     loss = compute_loss(objective, mean_squared_error(prediction, target), TIMESTEPS)
     loss.backward()
-    assert float(loss) > 0 and bool((prediction.grad != 0).all())
+    assert float(loss.detach()) > 0 and bool((prediction.grad != 0).all())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
@@ -71,6 +73,23 @@ def test_settings_are_completed_and_unknown_ones_are_refused(name):
     assert complete(found) == found
     with pytest.raises(ConfigError, match="no_such_key"):
         complete(ObjectiveConfig(name=name, params={"no_such_key": 1}))
+
+
+def test_each_objective_has_a_preset_and_each_preset_composes():
+    presets = [
+        load("emoji/train_denoiser", [f"objective={choice}"]).objective for choice in search_path.groups()["objective"]
+    ]
+    assert {preset.name for preset in presets} == set(OBJECTIVES.names())
+    for preset in presets:
+        assert complete(preset) == preset
+
+
+def test_a_setting_of_an_objective_can_be_set_and_is_checked():
+    config = load("emoji/train_denoiser", ["objective.params.min_snr_gamma=2"])
+    assert config.objective.params == {"min_snr_gamma": 2.0}
+    for setting, fact in (("objective.params.min_snr_gama=2", "min_snr_gamma"), ("objective.name=noise", "noise_")):
+        with pytest.raises(DiffprobeError, match=fact):
+            load("emoji/train_denoiser", [setting])
 
 
 def test_an_unknown_objective_names_the_nearest():

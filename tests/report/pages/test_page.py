@@ -96,7 +96,7 @@ def test_a_table_of_three_row_axes_keeps_the_middle_one(page):
 
 
 def test_a_direction_that_does_not_beat_its_controls_is_marked_in_table_and_tile(page):
-    """The reading guide says so of ‡; equal to the strongest control is no better."""
+    """As the reading guide states for ‡; a value equal to the strongest control does not beat it."""
     panel = page.directions[0]
     low = dataclasses.replace(panel.estimates[0], raw_pixels=panel.estimates[0].auroc)
     high = dataclasses.replace(low, estimator="logistic", auroc=0.995)
@@ -108,7 +108,7 @@ def test_a_direction_that_does_not_beat_its_controls_is_marked_in_table_and_tile
     assert words.count("‡ does not beat the strongest control") == 1
 
 
-def test_the_tile_of_a_mean_over_classes_says_over_which(page):
+def test_the_tile_of_a_mean_over_classes_names_them(page):
     def renamed(run):
         metrics = tuple(
             dataclasses.replace(m, name=m.name.replace("accuracy", "balanced_accuracy")) for m in run.metrics
@@ -148,7 +148,7 @@ def test_the_same_page_gives_the_same_bytes(page):
 
 def test_an_image_that_is_none_is_refused(page):
     latent = dataclasses.replace(page.latents[0], pictures=(Picture(data=b"<svg/>", caption="x"),))
-    with pytest.raises(ConfigError, match="no known type"):
+    with pytest.raises(ConfigError, match="PNG, WebP, JPEG, GIF"):
         render_page(dataclasses.replace(page, latents=(latent,)))
 
 
