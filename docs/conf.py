@@ -43,3 +43,5 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 default_role = "code"
+highlight_language = "text"  # indented blocks are commands
+suppress_warnings = ["ref.python"]  # each probe has a `Config`: a link by that bare name may be to any of them

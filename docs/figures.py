@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-from diffprobe.report.spec import find_spec, load_spec
-
-from diffprobe.report.collect import collect
-from diffprobe.report.figure import heat_map
-from diffprobe.report.table_data import build_table
+from diffprobe.report.figure import render_heat_map
+from diffprobe.report.table import build_table
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "demo"
@@ -15,8 +12,8 @@ FIGURE = DOCS / "demo-group-accuracy.png"
 
 def draw() -> bytes:
     """Draw the classifiers' scores for the 8 groups, by layer and timestep, with the levels of their controls."""
-    table = build_table(collect(RESULTS), load_spec(find_spec("emoji")))
-    return heat_map(table, [row for row in table.rows if row.values[0] == "group"], format="png")
+    (table,) = build_table("emoji", RESULTS).parts
+    return render_heat_map(table, [row for row in table.rows if row.values[0] == "group"], format="png")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ _ITEMS = {"Args": "param", "Attributes": "ivar"}
 _TEXTS = ("Returns", "Yields", "Raises", "Source")
 _HEADING = re.compile(rf"(?P<name>{'|'.join([*_ITEMS, *_TEXTS])}):(?:\s+(?P<text>.*))?$")
 _ITEM = re.compile(r"(?P<names>\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*): (?P<text>.*)$")
+_FIELD = re.compile(r":[\w *\\.]+: ")
 _INLINE = re.compile(rf"(?P<before>\S.*[.:;)]) (?P<section>(?:{'|'.join(_TEXTS)}): .*)$")
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
 _MARKUP = re.compile(r"([\\*|`]|(?<=\w)_(?!\w))")
@@ -46,7 +47,10 @@ def convert(lines: list[str]) -> list[str]:
             out.append(escape(line))
             i += 1
     _blank(out)
-    return out
+    between = {
+        i for i in range(1, len(out) - 1) if not out[i] and _FIELD.match(out[i - 1]) and _FIELD.match(out[i + 1])
+    }
+    return [line for i, line in enumerate(out) if i not in between]
 
 
 def _split(line: str) -> list[str]:
@@ -84,8 +88,6 @@ def _section(heading: "re.Match[str]", lines: list[str], i: int, out: list[str])
     for names, texts in items:
         for one in names.split(", "):
             out.append(f":{_ITEMS[name]} {escape(one)}: {' '.join(map(escape, texts))}")
-    while i < len(lines) and not lines[i].strip() and i + 1 < len(lines) and _HEADING.match(lines[i + 1]):
-        i += 1  # sections that follow join the same list of fields
     return i
 
 

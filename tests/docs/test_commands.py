@@ -123,7 +123,7 @@ def test_there_are_commands_to_test() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["diffprobe trian", "diffprobe table", "diffprobe train trainer.max_epoch=3", "diffprobe extract --proces 0/2"],
+    ["diffprobe trian", "diffprobe table", "diffprobe train trainer.max_epoch=3", "diffprobe extract --part 0/2"],
 )
 def test_a_wrong_command_would_be_found(command: str) -> None:
     with pytest.raises((Exception, SystemExit)):

@@ -10,9 +10,7 @@ import re
 import pytest
 
 from diffprobe.config import search_path
-from diffprobe.report.collect import collect
-from diffprobe.report.table import render_all
-from diffprobe.report.table_spec import find_spec, load_specs
+from diffprobe.report.table import build_table
 from tests.docs.markdown import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -33,9 +31,8 @@ def rows(text: str, first: str) -> list[list[str]]:
 
 
 def printed(name: str) -> list[list[str]]:
-    """Return the rows of a table made from the recorded results."""
-    text = render_all(collect(RESULTS), load_specs(find_spec(name)), "markdown")
-    return rows(text, {"emoji": "target", "emoji/directions": "direction"}[name])
+    """Return the rows of a table that is made from the recorded results."""
+    return rows(build_table(name, RESULTS).to_markdown(), {"emoji": "target", "emoji/directions": "direction"}[name])
 
 
 def test_the_readme_can_be_read_in_three_minutes() -> None:
