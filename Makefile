@@ -1,5 +1,6 @@
-# make demo   the main job on the shipped data and model        make test   the tests
-# make ci     lint, types, tests, as the continuous integration runs them
+# make demo   the main job on the shipped data and model        make test   the tests, without the slow ones
+# make slow   the slow tests          make notebooks   runs the tutorials        make docs   the site, in build/docs
+# make wheel  builds and tries the wheel               make ci   all that the continuous integration runs
 #
 # Every target sets up its own virtual environment in .venv first, from the exact versions in constraints.txt. It is
 # made again only when pyproject.toml or constraints.txt change. Another interpreter: make demo PYTHON=python3.13
@@ -9,32 +10,49 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests diffprobe
-# One thread a test process: the processes share the cores.
+# One thread per test process: the processes share the cores.
 JOBS   ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types ci clean
+.PHONY: help setup demo test slow notebooks docs wheel lint format types ci clean
 
 help:
-	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11))' || { \
-	  echo "diffprobe needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Say which: make PYTHON=python3.11"; exit 1; }
+	  echo "diffprobe needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 	  echo "'$(PYTHON)' cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of constraints.txt into $(VENV) (some minutes, the first time only) ..."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 demo: setup
 	$(BIN)/diffprobe demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(TESTS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(TESTS)
+
+# Notebooks and wheel have targets of their own.
+slow: setup
+	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py
+
+notebooks: setup
+	$(PYTEST) -m slow tests/docs/test_notebooks.py
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+# dist/ holds the wheel; the test installs it into an empty environment and runs the demo there.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	DIFFPROBE_WHEEL_DIR=dist $(PYTEST) -m slow tests/house/test_wheel.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -43,12 +61,13 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	$(BIN)/mypy tests/core tests/config
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint types test
+ci: lint types docs test slow notebooks wheel
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -8,12 +8,24 @@ import json
 import operator
 import os
 import random
+import resource
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Before anything of diffprobe is imported: its annotations are checked from here on, also in processes of the tests.
+TYPECHECK = Path(__file__).with_name("typecheck")
+sys.path.insert(0, str(TYPECHECK))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(TYPECHECK), *filter(None, [os.environ.get("PYTHONPATH")])])
+import shape_checks  # noqa: E402
+
+shape_checks.install()
+collect_ignore = ["typecheck"]
 
 # The suite runs without network: a test that reaches for a hub or a tracker has to fail, not wait.
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_SILENT": "true"})
@@ -25,7 +37,64 @@ settings.register_profile("diffprobe", deadline=None, max_examples=30, derandomi
 settings.load_profile("diffprobe")
 
 STYLES, GROUPS, COLOURS = ("noto", "twemoji"), ("round", "square"), ("red", "green", "blue")
+N_SLOWEST = int(os.environ.get("DIFFPROBE_SLOWEST", "20"))
+_STARTED = pytest.StashKey[float]()
 COUNTS = {"train": (3, 16), "val": (2, 4), "test": (2, 4)}  # split -> (shards, samples)
+
+
+_CPU_SECONDS: dict[str, float] = defaultdict(float)
+_PEAK_MEMORY: list[int] = []  # KiB, one number per process of the run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Note when the setup, the test or the teardown starts, in CPU time: wall time depends on what else runs."""
+    item.stash[_STARTED] = _cpu_time()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Put the CPU seconds since the last report of the same test into this one, which pytest-xdist sends on."""
+    report = yield
+    started, item.stash[_STARTED] = item.stash[_STARTED], _cpu_time()
+    report.user_properties = [*report.user_properties, ("cpu_seconds", item.stash[_STARTED] - started)]
+    return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up the CPU seconds of one test; with pytest-xdist the process that prints receives all reports."""
+    _CPU_SECONDS[report.nodeid] += dict(report.user_properties).get("cpu_seconds", 0.0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Receive the peak memory of a worker of pytest-xdist."""
+    _PEAK_MEMORY.append(getattr(node, "workeroutput", {}).get("peak_memory", 0))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Note the peak memory of this process and of the largest process that it started."""
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_memory"] = peak
+    elif not _PEAK_MEMORY:
+        _PEAK_MEMORY.append(peak)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the 20 tests with the most CPU time, the sum of all, and an upper bound of the memory in use at once."""
+    slowest = sorted(_CPU_SECONDS.items(), key=lambda entry: -entry[1])[:N_SLOWEST]
+    terminalreporter.section(f"{len(slowest)} slowest tests, in seconds of CPU time with the processes they start")
+    for name, seconds in slowest:
+        terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+    memory = sum(_PEAK_MEMORY) / 2**20
+    terminalreporter.write_line(f"{sum(_CPU_SECONDS.values()):8.1f}  all tests; peak memory at most {memory:.1f} GiB")
+
+
+def _cpu_time() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,6 @@ def test_every_preset_composes_and_parses(group: str, choice: str) -> None:
 
 
 def test_each_probe_has_a_preset() -> None:
-    probes = {name for kind in PROBE_KINDS.names() for name in probes(kind).names()}
+    names = {name for kind in PROBE_KINDS.names() for name in probes(kind).names()}
     presets = [load_run(None, [f"probe={choice}"]).probe for choice in search_path.groups()["probe"]]
-    assert probes == {preset.name for preset in presets}
+    assert names == {preset.name for preset in presets}
