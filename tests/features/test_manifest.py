@@ -5,7 +5,15 @@ import json
 import pytest
 
 from diffprobe.core.errors import ConfigError, SchemaError
-from diffprobe.features.manifest import SCHEMA_VERSION, Manifest, ShardEntry, cell_file, differences, kind_of, stored_counts
+from diffprobe.features.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ShardEntry,
+    cell_file,
+    differences,
+    kind_of,
+    stored_counts,
+)
 
 
 def test_versions_and_names_are_recorded_but_not_digested(manifest, changed_manifest):

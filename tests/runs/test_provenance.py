@@ -5,11 +5,11 @@ import shutil
 import pytest
 
 from diffprobe.backbones.families import sd_unet
-from tests.backbones.plans import plan_for
 from diffprobe.core.errors import UnknownName
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.provenance import backbone_digest, checkpoint_digest, inputs_of
 from diffprobe.runs.train import make_source
+from tests.backbones.plans import plan_for
 
 
 def digest_of(path, taps=("mid_block",), timesteps=(20,), **options):

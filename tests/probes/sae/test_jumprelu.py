@@ -75,7 +75,7 @@ def test_the_target_penalty_is_that_of_the_joint_batch(make_sae, x):
     sae.log_threshold.data -= 0.3
     halves = x[:60], x[60:120]
     counts = [(sae.preactivations(half) > sae.threshold).float().sum() / 60 for half in halves]
-    joint = Collective(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
+    collective = Collective(mean=lambda _: (counts[0] + counts[1]) / 2, size=2)
     whole = sae.step(x[:120])
     parts = [sae.step(half, collective=collective) for half in halves]
     for part in parts:
