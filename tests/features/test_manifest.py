@@ -5,7 +5,15 @@ import json
 import pytest
 
 from diffprobe.core.errors import ConfigError, SchemaError
-from diffprobe.features.manifest import SCHEMA_VERSION, Manifest, ShardEntry, cell_file, differences, kind_of, stored_counts
+from diffprobe.features.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ShardEntry,
+    cell_file,
+    differences,
+    kind_of,
+    stored_counts,
+)
 
 
 def test_versions_and_names_are_recorded_but_not_digested(manifest, changed_manifest):
@@ -126,7 +134,7 @@ def test_the_kind_is_part_of_what_a_store_is(tmp_path, manifest, latent_manifest
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"header": {"kind": "result"}}'])
-def test_what_is_no_manifest_has_no_kind(tmp_path, text):
+def test_another_file_has_no_kind_of_store(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(SchemaError):
         kind_of(tmp_path / "m.json")

@@ -37,7 +37,7 @@ def test_narrowed_asks_for_the_cells_and_nothing_else(configs):
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_the_command_of_a_message_makes_the_store_it_names(configs, changes):
+def test_the_command_of_a_message_creates_the_requested_store(configs, changes):
     request = Request(*configs(**changes))
     _, verb, *settings = shlex.split(request.command)
     run = load_run(None, settings)
