@@ -104,7 +104,7 @@ def test_another_sample_count_or_checksum_of_a_shard_is_a_difference(manifest, c
 def test_a_wider_cell_is_a_difference(manifest, changed_manifest):
     cells = {**manifest.cells, "mid_block@t10:empty:mean": 4}
     assert differences(manifest, changed_manifest(cells=cells)) == [
-        "width of mid_block@t10:empty:mean: store 3, asked 4"
+        "width of mid_block@t10:empty:mean: store 3, requested 4"
     ]
 
 

@@ -111,9 +111,9 @@ def test_foreign_files_and_folders(store):
     (store.path / "test-0000.tar").mkdir()
     (store.path / "val-0000.tar" / "extra.safetensors").write_bytes(b"")
     assert verify_folder(store.path) == [
-        "val-0000.tar/extra.safetensors: is not a part of the store",
-        "notes.txt: is not a part of the store",
-        "test-0000.tar: is not a part of the store",
+        "val-0000.tar/extra.safetensors: not part of the store",
+        "notes.txt: not part of the store",
+        "test-0000.tar: not part of the store",
     ]
 
 

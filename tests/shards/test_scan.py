@@ -34,7 +34,7 @@ def test_members_of_no_sample_are_a_fault(tmp_path: Path) -> None:
     assert (
         scan.all_faults()
         == scan.faults
-        == ["train-0000.tar: member 'README' belongs to no sample (it has no extension)."]
+        == ["train-0000.tar: member 'README' belongs to no sample (no extension)."]
     )
 
 
