@@ -58,7 +58,7 @@ def render_reference() -> str:
 
 def probe_configs() -> dict[tuple[str, str], type[Any]]:
     """Return the `Config` of every probe that has one, by (kind, name)."""
-    found = {}
+    found: dict[tuple[str, str], type[Any]] = {}
     for kind in PROBE_KINDS.names():
         registry = probes(kind)
         for name in registry.names():
@@ -71,7 +71,9 @@ def probe_configs() -> dict[tuple[str, str], type[Any]]:
 def _tables(cls: type[Any], at: str) -> Iterator[str]:
     """Yield the summary and the table of a dataclass, then those of its nested blocks."""
     yield inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-    docs, hints, rows, nested = field_docs(cls), get_type_hints(cls), [], []
+    docs, hints = field_docs(cls), get_type_hints(cls)
+    rows: list[list[str]] = []
+    nested: list[tuple[str, Any]] = []
     for spec in dataclasses.fields(cls):
         key, hint = f"{at}{spec.name}", hints[spec.name]
         blocks = [arm for arm in (hint, *get_args(hint)) if dataclasses.is_dataclass(arm)]
@@ -86,7 +88,7 @@ def _tables(cls: type[Any], at: str) -> Iterator[str]:
         yield "\n".join(lines)
     for key, block in nested:
         yield f"**`{key}`**"
-        yield from _tables(block, f"{key}.")  # type: ignore[arg-type]
+        yield from _tables(block, f"{key}.")
 
 
 def allowed_values(hint: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """Tensor shapes shared by several packages. Axes are full words; a single axis has a leading space."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Images = Float[Tensor, "batch 3 height width"]
@@ -11,6 +11,3 @@ FeatureMap = Float[Tensor, "batch channels height width"]
 
 Features = Float[Tensor, "batch d_in"]
 """Pooled features of one cell, draws averaged."""
-
-Labels = Int[Tensor, " batch"]
-"""Class ids; -1 for no label."""

@@ -5,7 +5,7 @@ Files are written by writer.py, cached latents by latent_cache.py, and the free 
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,11 +118,9 @@ def _extract(
     announce(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
 
 
-@contextmanager
-def _main_bar(n: int, progress: bool | MakeBar, display: ProgressDisplay) -> Iterator[Bar]:
-    """Open the bar of an extraction. It counts the images that this process still has to extract."""
-    with progress(n) if callable(progress) else display.bar(n, "extract", unit="images") as bar:
-        yield bar
+def _main_bar(n: int, progress: bool | MakeBar, display: ProgressDisplay) -> AbstractContextManager[Bar]:
+    """Return the bar of an extraction, which counts the images that this process still has to extract."""
+    return progress(n) if callable(progress) else display.bar(n, "extract", unit="images")
 
 
 def _encode(request: Request, latents: LatentCache, shard: ShardEntry, display: ProgressDisplay) -> None:

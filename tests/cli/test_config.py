@@ -12,7 +12,7 @@ def test_the_resolved_config_is_printed(capsys: pytest.CaptureFixture[str]) -> N
     assert tree["experiment"] == "emoji/classifier" and tree["trainer"]["max_epochs"] == 3
 
 
-def test_an_unknown_key_prints_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "trainer.max_epoch=3"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "nearest: trainer.max_epochs" in err
@@ -26,7 +26,7 @@ def test_an_unknown_key_prints_no_config(capsys: pytest.CaptureFixture[str]) -> 
         ("probe.grid.kk=[3]", "unknown key of probe.grid"),
     ],
 )
-def test_settings_that_the_probe_has_not_got_are_no_config(
+def test_settings_that_the_probe_does_not_have_are_refused(
     setting: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["config", "experiment=emoji/sae", setting]) == 2
@@ -34,7 +34,7 @@ def test_settings_that_the_probe_has_not_got_are_no_config(
     assert out == "" and words in err
 
 
-def test_what_is_no_probe_run_is_printed_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_kind_than_a_probe_run_is_printed_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "experiment=emoji/demo"]) == 0
     assert "tables:" in capsys.readouterr().out
 

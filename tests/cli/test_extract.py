@@ -1,4 +1,4 @@
-"""`diffprobe extract`, through the door of the command line."""
+"""`diffprobe extract`, from the command line."""
 
 import math
 import re

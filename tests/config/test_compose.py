@@ -16,7 +16,7 @@ Write = Callable[[str, str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write files of a root of one's own, which lies in the working folder."""
+    """Write files of a root in the working folder."""
     monkeypatch.chdir(tmp_path)
 
     def _write(name: str, text: str) -> Path:

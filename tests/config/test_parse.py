@@ -151,7 +151,7 @@ def test_all_errors_are_reported_at_once() -> None:
         assert part in message
 
 
-def test_a_value_refused_by_its_dataclass_says_where_it_was_set() -> None:
+def test_a_value_refused_by_its_dataclass_has_its_origin() -> None:
     message = fault({"name": "a", "inner": {"size": 0}}, {"inner.size": ("a.yaml", 7), "inner": ("a.yaml", 6)})
     assert message.splitlines()[:3] == [
         "inner: size=0 is out of range: at least 1.",
@@ -164,7 +164,7 @@ def test_a_preset_named_where_keys_belong_is_explained() -> None:
     assert "`override /inner: small`" in fault({"name": "a", "inner": "small"})
 
 
-def test_a_tree_that_is_no_tree_is_refused() -> None:
+def test_a_tree_that_is_not_a_mapping_is_refused() -> None:
     assert "expected keys of Root" in fault([1, 2])
 
 

@@ -95,7 +95,7 @@ def test_a_foreign_file_is_refused_by_name(tmp_path: Path, text: str, message: s
     assert str(path) in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thing.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SchemaError, match="not a readable JSON file"):
         read_json(tmp_path / "thing.json", kind="thing", schema_version=1)

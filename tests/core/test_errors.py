@@ -11,7 +11,7 @@ def family() -> list[type[DiffprobeError]]:
     return [cls for cls in found if issubclass(cls, DiffprobeError) and cls is not DiffprobeError]
 
 
-def test_a_message_says_what_then_details_then_the_fix() -> None:
+def test_a_message_has_what_then_details_then_the_fix() -> None:
     error = DiffprobeError(
         "no shard in 'data'.", "looked for: *.tar", "found: readme.txt", fix="diffprobe data index data"
     )
@@ -24,14 +24,14 @@ def test_a_message_says_what_then_details_then_the_fix() -> None:
 
 
 @pytest.mark.parametrize("cls", family(), ids=lambda cls: cls.__name__)
-def test_each_error_is_also_one_that_a_caller_would_catch(cls: type[DiffprobeError]) -> None:
+def test_each_error_is_also_a_built_in_exception(cls: type[DiffprobeError]) -> None:
     builtin = (KeyError, ValueError, FileNotFoundError, RuntimeError)
     assert issubclass(cls, builtin) and cls.__doc__
     assert str(cls("what.", fix="do")) == "what.\n  fix: do"  # KeyError alone would print the repr
 
 
 @pytest.mark.parametrize("cls", [DiffprobeError, *family()], ids=lambda cls: cls.__name__)
-def test_errors_survive_the_way_between_processes(cls: type[DiffprobeError]) -> None:
+def test_errors_can_be_sent_between_processes(cls: type[DiffprobeError]) -> None:
     error = pickle.loads(pickle.dumps(cls("what.", "detail", fix="do")))
     assert type(error) is cls and str(error) == "what.\n  detail\n  fix: do"
 

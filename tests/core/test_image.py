@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits are known, whatever their channels; transparency becomes white."""
+"""Images with more than 8 bits per channel are detected; transparency becomes white."""
 
 import io
 import struct

@@ -1,12 +1,14 @@
 import ctypes
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from diffprobe.core.memory import free_memory, keep_freed_memory
 
-# Resident memory does not fall when a large tensor goes: the C library keeps it.
+# Resident memory does not decrease when a large block is freed: the C library keeps it.
 PROBE = """
 import sys, ctypes
 from diffprobe.core.memory import keep_freed_memory
@@ -34,21 +36,21 @@ def probe(what: str) -> str:
 
 
 @pytest.mark.skipif(not is_glibc(), reason="a setting of glibc")
-def test_freed_memory_stays_with_the_process():
+def test_freed_memory_stays_with_the_process() -> None:
     assert probe("keep") == "True True"
     assert probe("leave") == "False False"
 
 
-def test_other_systems_are_left_alone(monkeypatch):
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
 
 
 @pytest.fixture
-def machine(tmp_path):
-    """Write what a kernel would tell: 8 MiB available, and the limits of the groups by name."""
+def machine(tmp_path: Path) -> Callable[..., Path]:
+    """Write what a kernel reports: 8 MiB available, and the limits of the groups by name."""
 
-    def write(**groups):
+    def write(**groups: str) -> Path:
         (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
         (tmp_path / "proc/meminfo").write_text("MemTotal: 16384 kB\nMemFree: 100 kB\nMemAvailable: 8192 kB\n")
         (tmp_path / "proc/self/cgroup").write_text("0::/job/step\n")
@@ -63,7 +65,7 @@ def machine(tmp_path):
     return write
 
 
-def test_free_memory_is_what_is_available_and_no_more_than_a_group_leaves(machine):
+def test_free_memory_is_what_is_available_and_no_more_than_a_group_leaves(machine: Callable[..., Path]) -> None:
     assert free_memory(machine()) == 8 * 2**20
     assert free_memory(machine(job_step="max", job="max")) == 8 * 2**20
     assert free_memory(machine(job_step="max", job="5000")) == 5000 - 1000 + 600
@@ -71,10 +73,11 @@ def test_free_memory_is_what_is_available_and_no_more_than_a_group_leaves(machin
     assert free_memory(machine(job_step="10")) == 0
 
 
-def test_free_memory_is_not_guessed(tmp_path):
+def test_free_memory_is_not_guessed(tmp_path: Path) -> None:
     assert free_memory(tmp_path) is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
-def test_this_machine_has_some_memory_left():
-    assert 2**20 < free_memory() < 2**50
+def test_this_machine_has_some_memory_left() -> None:
+    free = free_memory()
+    assert free is not None and 2**20 < free < 2**50

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -7,7 +8,7 @@ from diffprobe.core.registry import Registry
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch) -> Registry:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     folder = tmp_path / "registry_under_test"
     folder.mkdir()
     for name in ("__init__", "topk", "linear", "_shared"):

@@ -39,7 +39,7 @@ def test_a_result_comes_back_equal(tmp_path: Path) -> None:
     assert read_result(tmp_path / "deep" / "result.json") == made
 
 
-def test_what_a_run_does_not_say_itself_is_filled_in() -> None:
+def test_facts_about_the_machine_and_code_are_filled_in() -> None:
     made = result()
     assert made.config == {"taps": ["mid_block"], "seed": 0} and made.config_digest == digest_json(made.config)
     assert made.versions["diffprobe"] == __version__ and {"python", "torch"} <= set(made.versions)

@@ -8,7 +8,7 @@ parts = st.lists(st.text(max_size=4) | st.integers(0, 99), min_size=1, max_size=
 
 
 @given(parts, parts)
-def test_seeds_agree_exactly_when_their_parts_do(left: list, right: list) -> None:
+def test_seeds_agree_exactly_when_their_parts_do(left: list[str | int], right: list[str | int]) -> None:
     same = [str(part) for part in left] == [str(part) for part in right]
     assert (derive_seed(*left) == derive_seed(*right)) == same
     assert 0 <= derive_seed(*left) < 2**63
@@ -18,7 +18,7 @@ def test_noise_depends_on_seed_key_and_draw_alone() -> None:
     shape = (2, 8, 8)
     noise = noise_for(0, "cat", 0, shape)
     torch.manual_seed(123)
-    torch.rand(7)  # what the global generator has done before is of no account
+    torch.rand(7)  # the state of the global generator has no effect
     assert torch.equal(noise, noise_for(0, "cat", 0, shape))
     for other in (noise_for(1, "cat", 0, shape), noise_for(0, "dog", 0, shape), noise_for(0, "cat", 1, shape)):
         assert not torch.equal(noise, other)

@@ -37,7 +37,7 @@ def make_manifest(**changes: object) -> Manifest:
 
 
 def row(shard: ShardEntry, cell: str, number: int, width: int) -> torch.Tensor:
-    """The made-up feature of one sample: depends on shard, cell and number, and is no round float."""
+    """The made-up feature of one sample: depends on shard, cell and number, and is not a round float."""
     return torch.sin(torch.arange(width) + 17.3 * number + 3.1 * len(cell) + int(shard.sha256, 16))
 
 
@@ -76,7 +76,7 @@ def toy_batches() -> Callable[..., Iterator[ExtractedBatch]]:
 
 @pytest.fixture
 def fill() -> Callable[..., FeatureStore]:
-    """Write a store of a manifest below a folder: all of it, or what `process` says."""
+    """Write a store of a manifest below a folder: all of it, or the part of `process`."""
 
     def write(
         root: Path, manifest: Manifest, *, process: tuple[int, int] = (0, 1), batch_size: int = 3
@@ -116,7 +116,7 @@ def make_configs(tiny_sd: Path, tiny_shards: Path, store: Path, **changes: objec
 
 @pytest.fixture
 def configs(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> Callable[..., tuple]:
-    """Make the three configs of a request over the tiny backbone and shards; the store lies in the test's folder.
+    """Make the three configs of a request over the tiny backbone and shards; the store is in the test's folder.
 
     Takes fields of any of the three by `backbone_x=`, `data_x=`, `features_x=`.
     """
@@ -215,7 +215,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., lightning.Trainer]:
 
 @pytest.fixture
 def by_key() -> Callable[[Iterable[FeatureBatch]], dict]:
-    """Gather batches by key and refuse a key that comes twice."""
+    """Gather batches by key and refuse a duplicate key."""
 
     def gather(batches: Iterable[FeatureBatch]) -> dict:
         rows = {}

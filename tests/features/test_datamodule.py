@@ -49,7 +49,7 @@ def test_evaluation_gives_each_sample_once_on_two_and_three_ranks(both, shared, 
         for rank in range(world_size):
             place = {"rank": rank, "world_size": world_size}
             together += source.batches("test", **place) if kind == 0 else source.loader("test", shuffle=False, **place)
-        assert_same(whole, by_key(together))  # by_key refuses a key that comes twice
+        assert_same(whole, by_key(together))  # by_key refuses a duplicate key
 
 
 @pytest.mark.parametrize("kind", [0, 1])

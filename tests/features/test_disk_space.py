@@ -40,7 +40,7 @@ def test_the_computed_size_of_a_sample_is_the_real_one(tiny_sd, options):
 def test_what_is_announced_is_a_little_more_than_what_is_written(configs):
     lines = []
     parts = configs(features_pool="none")
-    store = extract(*parts, progress=False, tell=lines.append)
+    store = extract(*parts, progress=False, announce=lines.append)
     request = Request(*parts)
     (announced,) = [line for line in lines if line.startswith("to write")]
     assert "24 images x 4 cells" in announced and "free" in announced and str(store) in announced

@@ -50,9 +50,9 @@ def test_features_do_not_depend_on_batch_size_and_workers(alone, configs, tmp_pa
             torch.testing.assert_close(first.features[cell], second.features[cell], atol=1e-5, rtol=0)
 
 
-def test_workers_that_are_not_taken_are_told(configs):
+def test_unused_workers_are_announced(configs):
     lines = []
-    extract(*configs(data_num_workers=2), splits=["val"], progress=False, tell=lines.append)
+    extract(*configs(data_num_workers=2), splits=["val"], progress=False, announce=lines.append)
     assert lines[0].startswith("data.num_workers=2, of which extraction takes one")
 
 
@@ -174,12 +174,12 @@ class Count:
 def test_the_bar_and_the_last_line_count_what_this_call_did(configs, tmp_path):
     parts, bar, lines = configs(), Count(), []
     extract(*parts, process=(1, 2), progress=False)
-    path = extract(*parts, progress=bar, tell=lines.append)
+    path = extract(*parts, progress=bar, announce=lines.append)
     n = sum(shard.n for shard in FeatureStore.open(path).manifest.shards[::2])
     assert bar.total == bar.done == n
     assert lines[0].startswith(f"to write: {n} images x 4 cells")
     assert lines[-1].startswith(f"{n} images in ") and "images/s" in lines[-1] and str(path) in lines[-1]
-    assert extract(*parts, progress=False, tell=lines.append) == path
+    assert extract(*parts, progress=False, announce=lines.append) == path
     assert lines[-1] == f"the store is complete: {path}"
 
 

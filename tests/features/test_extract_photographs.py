@@ -25,7 +25,7 @@ SIZES = [(32, 32), (128, 171), (33, 47), (300, 41), (7, 5), (31, 500), (64, 32)]
 
 
 def photograph(size, seed):
-    """A smooth, coloured picture that is no other seed's."""
+    """A smooth, coloured image that differs between seeds."""
     generator = torch.Generator().manual_seed(seed)
     small = (torch.rand(4, 4, 3, generator=generator) * 255).to(torch.uint8).numpy()
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -93,5 +93,5 @@ def test_photographs_of_all_kinds_go_through_the_command(photographs, tiny_sd, t
         assert found.label.tolist() == [list(MODES).index(key.split("/")[0].replace("_", " ")) for key in found.keys]
         (cell,) = found.features
         torch.testing.assert_close(found.features[cell], expected.features[cell], atol=1e-5, rtol=0)
-        assert len(found.features[cell].unique(dim=0)) == len(found)  # no picture stands for another
+        assert len(found.features[cell].unique(dim=0)) == len(found)  # no two images have equal features
     assert n == len(MODES) * len(SIZES)

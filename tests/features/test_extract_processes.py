@@ -1,4 +1,4 @@
-"""The same bytes whoever writes them, in any number, at the same time, and however often they are killed."""
+"""Equal bytes from any number of simultaneous processes, also after they were killed."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from diffprobe.features.extract import extract
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 
-# One interpreter starts the extracting processes, so that the imports are paid for once. Each says where it stands, so
+# One interpreter starts the extracting processes, so that the imports are paid for once. Each reports its progress, so
 # that it can be killed there, and how much memory it took.
 RUN = """
 import json, os, resource, sys
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features import extract as module
 
-def say(*words):  # in one write: what several processes say must not run together
+def say(*words):  # in one write, so that lines of several processes are not mixed
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def configs(text):
@@ -72,7 +72,7 @@ class Processes:
         return int(self.heard(lambda words: words[-1] == "ended" and int(words[0]) == process)[1])
 
     def wait_for_lines(self, process, n):
-        """Wait until a process has said n things, or has come to its end."""
+        """Wait until a process has reported n times, or has ended."""
         for _ in range(n):
             words = self.heard(lambda words: int(words[0]) == process and words[1] != "started")
             if words[1] == "peak":
@@ -118,7 +118,7 @@ def test_killed_at_random_points_and_resumed_the_store_is_byte_identical(
 ):
     generator = random.Random(0)
     parts = configs(features_store=str(tmp_path / "killed"))
-    # 7 shards of 1 to 2 batches: the points lie in the first shard, behind it, and wherever a moment more leads
+    # 7 shards of 1 to 2 batches: the points are in the first shard, after it, and a moment later
     for n_lines, seconds in [(2, 0.0), (4, generator.random() * 0.02), (3, generator.random() * 0.02)]:
         process = processes.start(parts)
         processes.wait_for_lines(process, n_lines)

@@ -16,20 +16,20 @@ from diffprobe.features.request import Request
 
 @pytest.fixture(scope="module")
 def kept(filled, tmp_path_factory):
-    """The shared request, extracted again over a latent cache: its configs, the store, and what was told."""
+    """The shared request, extracted again over a latent cache: its configs, the store, and the announced lines."""
     root = tmp_path_factory.mktemp("kept")
     features = replace(filled[2], store=str(root / "stores"), latent_cache=str(root / "latents"))
     lines = []
-    store = extract(filled[0], filled[1], features, progress=False, tell=lines.append)
+    store = extract(filled[0], filled[1], features, progress=False, announce=lines.append)
     return (filled[0], filled[1], features), store, lines
 
 
 def again(kept, tmp_path, **changes):
-    """Extract other features over the same cache into a store of its own; return the store and what was told."""
+    """Extract other features over the same cache into a store of its own; return the store and the announced lines."""
     backbone, data, features = kept[0]
     lines = []
     changed = replace(features, store=str(tmp_path / "again"), **changes)
-    return extract(backbone, data, changed, progress=False, tell=lines.append), lines
+    return extract(backbone, data, changed, progress=False, announce=lines.append), lines
 
 
 def test_features_over_the_cache_are_bitwise_those_of_the_images(kept, filled, file_bytes):
@@ -66,14 +66,14 @@ def test_other_taps_timesteps_and_prompts_need_no_image_and_no_vae(kept, tmp_pat
     broken = tmp_path / "broken"
     shutil.copytree(tiny_shards, broken)
     for tar in broken.glob("*.tar"):
-        tar.write_bytes(bytes(tar.stat().st_size))  # the index still says what was in there
+        tar.write_bytes(bytes(tar.stat().st_size))  # the index still has the old checksum
     lines = []
     store = extract(
         backbone,
         replace(data, path=str(broken)),
         replace(other, store=str(tmp_path / "cached")),
         progress=False,
-        tell=lines.append,
+        announce=lines.append,
     )
     assert any("7 of 7 shards reused, 0 to encode" in line for line in lines)
     for split in ("train", "val", "test"):

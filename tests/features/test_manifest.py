@@ -104,7 +104,7 @@ def test_another_sample_count_or_checksum_of_a_shard_is_a_difference(manifest, c
 def test_a_wider_cell_is_a_difference(manifest, changed_manifest):
     cells = {**manifest.cells, "mid_block@t10:empty:mean": 4}
     assert differences(manifest, changed_manifest(cells=cells)) == [
-        "width of mid_block@t10:empty:mean: store 3, asked 4"
+        "width of mid_block@t10:empty:mean: store 3, requested 4"
     ]
 
 
@@ -134,7 +134,7 @@ def test_the_kind_is_part_of_what_a_store_is(tmp_path, manifest, latent_manifest
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"header": {"kind": "result"}}'])
-def test_what_is_no_manifest_has_no_kind(tmp_path, text):
+def test_another_file_has_no_kind_of_store(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(SchemaError):
         kind_of(tmp_path / "m.json")

@@ -24,7 +24,7 @@ def test_the_part_that_the_environment_names(environ, part, note):
     assert (str(share), share.note) == (part, note)
 
 
-def test_a_batch_script_outside_of_a_step_does_everything_and_says_so():
+def test_a_batch_script_outside_of_a_step_does_everything_with_a_note():
     share = share_of({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "17"})
     assert (share.index, share.count) == (0, 1)
     assert "SLURM_NTASKS=4" in share.note and "not an srun step" in share.note

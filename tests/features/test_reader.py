@@ -44,7 +44,7 @@ def test_unknown_split_and_cell_list_what_there_is(tmp_path, manifest, fill):
     assert f"nearest: {CELL}" in str(caught.value)
 
 
-def test_find_without_any_store_says_how_to_make_one(tmp_path, manifest):
+def test_find_without_any_store_shows_how_to_create_one(tmp_path, manifest):
     with pytest.raises(StoreIncomplete, match="no feature store") as caught:
         FeatureStore.find(tmp_path, manifest, command="diffprobe extract data=toy")
     assert "fix: diffprobe extract data=toy" in str(caught.value)
@@ -117,7 +117,7 @@ def test_a_truncated_feature_file_is_named(tmp_path, manifest, fill):
         store.load("val")
 
 
-def test_a_folder_without_manifest_is_no_store(tmp_path):
+def test_a_folder_without_manifest_is_not_a_store(tmp_path):
     with pytest.raises(StoreIncomplete, match="no manifest.json"):
         FeatureStore.open(tmp_path)
 

@@ -111,16 +111,16 @@ def test_foreign_files_and_folders(store):
     (store.path / "test-0000.tar").mkdir()
     (store.path / "val-0000.tar" / "extra.safetensors").write_bytes(b"")
     assert verify_folder(store.path) == [
-        "val-0000.tar/extra.safetensors: is not a part of the store",
-        "notes.txt: is not a part of the store",
-        "test-0000.tar: is not a part of the store",
+        "val-0000.tar/extra.safetensors: not part of the store",
+        "notes.txt: not part of the store",
+        "test-0000.tar: not part of the store",
     ]
 
 
 def test_a_renamed_store_and_a_missing_shard(tmp_path, manifest, fill):
     store = fill(tmp_path, manifest, process=(0, 2))
     assert verify_folder(store.path.rename(tmp_path / "mine")) == [
-        f"the folder is named mine, its digest says {manifest.folder}",
+        f"the folder is named mine, expected {manifest.folder} by its digest",
         "train-0001.tar: not written yet",
     ]
 
@@ -134,6 +134,6 @@ def test_latents_that_were_not_needed_yet_are_no_fault(tmp_path, latent_manifest
     assert "val-0000.tar/vae_latents.safetensors" in fault
 
 
-def test_a_folder_without_manifest_is_no_store(tmp_path):
+def test_a_folder_without_manifest_is_not_a_store(tmp_path):
     with pytest.raises(StoreIncomplete, match="no manifest"):
         verify_folder(tmp_path)

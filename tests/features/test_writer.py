@@ -1,4 +1,4 @@
-"""Shard folders appear complete or not at all, with the same bytes whoever writes them."""
+"""Shard folders appear complete or not at all, with equal bytes from any process."""
 
 import os
 import resource
@@ -172,7 +172,7 @@ def test_there_may_be_more_cells_than_files_by_habit(tmp_path, changed_manifest,
     assert len(store.load("val").features) == 60
 
 
-def test_more_cells_than_the_process_may_open_are_told(tmp_path, manifest, monkeypatch):
+def test_more_cells_than_the_process_can_open_are_refused(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr("resource.getrlimit", lambda kind: (100, 200))
     with pytest.raises(RunFailed, match=r"2 cells .* can open 200 files") as caught:
         StoreWriter(tmp_path, manifest)

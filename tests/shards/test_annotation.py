@@ -1,4 +1,4 @@
-"""What a sample's files say, and the faults that are named by shard and key."""
+"""Annotations of samples, and faults with shard and key."""
 
 import json
 from collections.abc import Callable

@@ -76,7 +76,7 @@ def test_fit_scales_the_shorter_side_and_cuts_the_centre() -> None:
     wide.paste("black", (0, 0, 15, 20))
     fitted = fit(wide, 10)
     assert fitted.size == (10, 10)
-    assert np.asarray(fitted).min() == 255  # the dark quarter lies outside of the middle third
+    assert np.asarray(fitted).min() == 255  # the dark quarter is outside of the middle third
     assert fit(Image.new("RGB", (20, 61)), 10).size == (10, 10)
     assert fit(Image.new("RGB", (7, 7)), 10).size == (10, 10)
 

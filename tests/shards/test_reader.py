@@ -30,15 +30,15 @@ def test_the_extension_begins_at_the_first_dot_after_the_last_slash(tmp_path: Pa
     assert (raw.key, sorted(raw.files), raw.shard) == ("v1.0/cup/1", ["jpg", "seg.png"], "a-0.tar")
 
 
-def test_members_of_no_sample_are_told(tmp_path: Path) -> None:
+def test_members_of_no_sample_are_listed(tmp_path: Path) -> None:
     orphans: list[str] = []
     path = tar_of(tmp_path / "a-0.tar", ["README", "k.jpg", "._k.jpg"])
     assert [raw.key for raw in read_shard(path, orphans=orphans)] == ["k"]
-    assert orphans == [f"member '{name}' belongs to no sample (it has no extension)" for name in ("README", "._k.jpg")]
+    assert orphans == [f"member '{name}' belongs to no sample (no extension)" for name in ("README", "._k.jpg")]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_are_told_and_not_followed(tmp_path: Path, kind: bytes) -> None:
+def test_links_are_listed_and_not_followed(tmp_path: Path, kind: bytes) -> None:
     path = tar_of(tmp_path / "a-0.tar", ["k.jpg"])
     with tarfile.open(path, "a") as tar:
         link = tarfile.TarInfo("l.jpg")
@@ -46,7 +46,7 @@ def test_links_are_told_and_not_followed(tmp_path: Path, kind: bytes) -> None:
         tar.addfile(link)
     orphans: list[str] = []
     assert [raw.key for raw in read_shard(path, orphans=orphans)] == ["k"]
-    assert orphans == ["member 'l.jpg' belongs to no sample (it is a link or a device)"]
+    assert orphans == ["member 'l.jpg' belongs to no sample (link or device)"]
 
 
 @pytest.mark.parametrize("names", [["a.jpg", "b.jpg", "a.jpg"], ["a.jpg", "b.jpg", "a.json"], ["a.jpg", "a.JPG"]])
@@ -67,7 +67,7 @@ def test_a_shard_that_is_cut_off_is_named_with_its_last_good_sample(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["caf\udce9.jpg", "k.jp\udce9", "READM\udcc9"])
-def test_a_name_that_is_no_utf8_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SampleError, match=r"^a-0.tar: the name of member '.*\\udc.9.*' is not UTF-8 text") as caught:
         list(read_shard(tar_of(tmp_path / "a-0.tar", ["k.png", name])))
     str(caught.value).encode()  # the message itself is text

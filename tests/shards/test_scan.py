@@ -34,7 +34,7 @@ def test_members_of_no_sample_are_a_fault(tmp_path: Path) -> None:
     assert (
         scan.all_faults()
         == scan.faults
-        == ["train-0000.tar: member 'README' belongs to no sample (it has no extension)."]
+        == ["train-0000.tar: member 'README' belongs to no sample (no extension)."]
     )
 
 
@@ -54,6 +54,6 @@ def test_a_sample_that_alone_lacks_its_annotation_is_a_fault(tmp_path: Path) -> 
     bare = {"a.png": b"", "b.png": b"", "b.json": b"{}"}
     assert scanned(bare) == []
     assert scanned({**bare, "c.png": b"", "c.meta.json": b"{}"}, {"d.png": b"", "d.cls": b"0"}) == [
-        f"train-0000.tar, sample '{key}': there is no annotation (meta.json), while others have one." for key in "ab"
+        f"train-0000.tar, sample '{key}': no annotation (meta.json), while other samples have one." for key in "ab"
     ]
     assert scanned({"a.png": b"", "a.txt": b"a cat"}, {"b.png": b"", "b.cls": b"0"}) == []

@@ -181,7 +181,7 @@ def test_an_equal_stream_of_faults_alone_stops(make_set: Make) -> None:
 
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_shard_that_is_not_what_the_index_says_stops_the_run(
+def test_a_shard_that_differs_from_the_index_stops_the_run(
     make_set: Make, files: Callable[..., dict[str, bytes]], on_error: str
 ) -> None:
     from diffprobe.shards.writer import write_shard

@@ -33,10 +33,10 @@ def test_all_faults_are_gathered(make_set: Make, files: Callable[..., dict[str, 
     found = verify(shard_set)
     assert found.n_good == 1
     assert [fault.split(" (")[0] for fault in found.faults] == [
-        "train-0000.tar, sample 'k000': image 'png' can't be decoded",
+        "train-0000.tar, sample 'k000': cannot decode image 'png'",
         "train-0001.tar: the shard has changed since it was indexed",
-        "train-0001.tar: key 'k001' stands in train-0000.tar already.",
-        "train-0001.tar: the shard holds 1 samples, the index says 2.",
+        "train-0001.tar: key 'k001' also occurs in train-0000.tar.",
+        "train-0001.tar: the shard has 1 samples, the index 2.",
         "train-0002.tar: the shard has changed since it was indexed",
-        "train-0002.tar: the shard can't be read to its end",
+        "train-0002.tar: cannot read the shard to its end",
     ]

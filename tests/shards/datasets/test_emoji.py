@@ -68,7 +68,7 @@ def test_styles_tones_and_directions_share_a_base_and_genders_a_family():
 def test_captions_name_style_tags_and_tones():
     worker = named("health worker: light skin tone", "light", tags=("doctor", "health", "care", "nurse", "ward"))
     assert worker.captions("noto") == [
-        "noto emoji, health worker, doctor, care, nurse, light skin tone",  # "health" says nothing new
+        "noto emoji, health worker, doctor, care, nurse, light skin tone",  # "health" adds nothing
         "noto emoji, health worker, light skin tone",
         *(f"noto emoji, health worker, {tag}, light skin tone" for tag in ("doctor", "care", "nurse", "ward")),
     ]
