@@ -9,7 +9,7 @@ from diffprobe.config.compose import load, load_run
 from diffprobe.core.errors import BadTimestep, ConfigError, SchemaError, UnknownName, WeightsMismatch
 from diffprobe.core.result import read_result
 from diffprobe.evaluation.load_sae_run import open_runs
-from diffprobe.evaluation.sae import SaeEvaluation, _as_it_is_now, evaluate_sae
+from diffprobe.evaluation.sae import SaeEvaluation, _with_current_paths, evaluate_sae
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import train
 from diffprobe.scoring.intervention_error import SplicedError
@@ -177,7 +177,7 @@ def test_the_runs_own_limit_holds_where_no_other_is_given(config, trained):
     (run,) = open_runs(str(trained))
     limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=3))
     run = dataclasses.replace(run, config=limited)
-    limits = [_as_it_is_now(dataclasses.replace(config, limit=limit), run).config.data.limit for limit in (None, 2, 5)]
+    limits = [_with_current_paths(dataclasses.replace(config, limit=limit), run).config.data.limit for limit in (None, 2, 5)]
     assert limits == [3, 2, 5]
 
 

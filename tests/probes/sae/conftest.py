@@ -48,7 +48,7 @@ def share_out(monkeypatch):
         meeting.wait()
         return found
 
-    joint = Collective(lambda t: sum(exchange(t)) / 2, lambda t: torch.cat(exchange(t)), size=2)
+    collective = Collective(lambda t: sum(exchange(t)) / 2, lambda t: torch.cat(exchange(t)), size=2)
 
     def call(function, x):
         def work(rank):
