@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.rng import derive_seed
-from diffprobe.features.batch import FeatureBatch, RowBatch
-from diffprobe.features.batch import RowValues as Rows
+from diffprobe.features.batch import FeatureBatch, RowBatch, RowValues
 from diffprobe.features.row_layout import by_place, joint_width
 from diffprobe.probes.sae.types import Collective
 
@@ -23,12 +22,12 @@ GATHERED_ROWS = 8192
 """Rows per process that are gathered at a time for a checkpoint, so that no device holds all rows."""
 
 
-def rows_of(batch: FeatureBatch | RowBatch, cells: Sequence[str]) -> Rows:
+def rows_of(batch: FeatureBatch | RowBatch, cells: Sequence[str]) -> RowValues:
     """Return the features of some cells of one tap as rows of equal width.
 
-    Rows are ordered by cell, then sample, then draw, then place in row-major order. A batch of single rows keeps its own
-    order. A pooled cell [batch, d] gives one row per sample, a map [batch, channels, height, width] one row per place,
-    tokens [batch, n, channels] one row per token; each kept draw (second axis) gives rows of its own.
+    Rows are ordered by cell, then sample, then draw, then place in row-major order; a batch of single rows keeps its
+    own order. A pooled cell [batch, d] gives one row per sample, a map [batch, channels, height, width] one row per
+    place, tokens [batch, n, channels] one row per token; each kept draw (second axis) gives rows of its own.
 
     Raises: ConfigError for cells of several taps or of different widths.
     """
@@ -47,7 +46,7 @@ def rows_of(batch: FeatureBatch | RowBatch, cells: Sequence[str]) -> Rows:
     group = torch.arange(len(parts), device=device).repeat_interleave(
         torch.tensor([len(part) for part in parts], device=device)
     )
-    return Rows(parts[0] if len(parts) == 1 else torch.cat(parts), group, torch.cat(sample), torch.cat(number))
+    return RowValues(parts[0] if len(parts) == 1 else torch.cat(parts), group, torch.cat(sample), torch.cat(number))
 
 
 def check_one_tap(cells: Sequence[str]) -> None:
@@ -59,7 +58,7 @@ def check_one_tap(cells: Sequence[str]) -> None:
         found = list(dict.fromkeys(getattr(cell, what) for cell in parsed))
         if len(found) > 1:
             raise ConfigError(
-                f"the cells of a sparse autoencoder must have one {what} (timesteps may differ); these have {len(found)}.",
+                f"the cells of a sparse autoencoder must share one {what} (not the timestep); these have {len(found)}.",
                 f"{setting}: {', '.join(found)}",
                 *(["features of different layers have no common latents"] if what == "tap" else []),
                 fix=f"probe.cell={parsed[0].tap}@t*:{parsed[0].condition}:{parsed[0].pool}",
@@ -96,7 +95,7 @@ class ChosenRows:
         self._rows: Tensor | None = None
         self._ranks: Tensor | None = None
 
-    def update(self, x: Tensor, keys: Sequence[str], rows: Rows | None = None) -> None:
+    def update(self, x: Tensor, keys: Sequence[str], rows: RowValues | None = None) -> None:
         """Add samples with their keys, or the rows that these samples gave."""
         if self.n == 0:
             return
@@ -135,8 +134,8 @@ class ShuffleBuffer(nn.Module):
     share of the rows and exchanges its own batches.
 
     The rows are not registered as buffers of the module, since DistributedDataParallel would broadcast those of the
-    first process. `shares` and `restore` save and load them in checkpoints, so that a resumed run draws the same rows as
-    an uninterrupted one.
+    first process. `shares` and `restore` save and load them in checkpoints, so that a resumed run draws the same rows
+    as an uninterrupted one.
 
     Args:
         size: number of rows over all processes.
@@ -203,7 +202,7 @@ class ShuffleBuffer(nn.Module):
 
     @torch.no_grad()
     def shares(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Return the state of all processes on the CPU, with their rows in the order of ranks. All processes must call it.
+        """Return the state of all processes on the CPU, with rows in the order of ranks. All processes must call it.
 
         Args:
             gather: concatenates the tensors of all processes, of equal shape.

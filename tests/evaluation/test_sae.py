@@ -1,4 +1,4 @@
-"""From a trained run, or a grid of them, to what it costs the model, on the tiny pipeline and shards."""
+"""Evaluation of trained runs and grids on the tiny pipeline and shards."""
 
 import dataclasses
 import shutil
@@ -18,7 +18,7 @@ CELL = "mid_block@t20:caption:mean"
 
 
 def train_on(timesteps, tiny_sd, tiny_shards, root, *settings):
-    """Train an autoencoder of the mid block that was told the captions, or a grid; return the run's folder."""
+    """Train an autoencoder of the mid block with captions as condition, or a grid; return the folder of the run."""
     config = load_run(
         None,
         [
