@@ -177,8 +177,8 @@ def test_the_runs_own_limit_holds_where_no_other_is_given(config, trained):
     (run,) = open_runs(str(trained))
     limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=3))
     run = dataclasses.replace(run, config=limited)
-    limits = [_with_current_paths(dataclasses.replace(config, limit=limit), run).config.data.limit for limit in (None, 2, 5)]
-    assert limits == [3, 2, 5]
+    for limit, expected in ((None, 3), (2, 2), (5, 5)):
+        assert _with_current_paths(dataclasses.replace(config, limit=limit), run).config.data.limit == expected
 
 
 def test_values_out_of_range_are_refused(config):
