@@ -13,12 +13,12 @@ from torchmetrics import Metric, MetricCollection
 
 from diffprobe.core.registry import METRICS
 from diffprobe.core.result import MetricRecord
+from diffprobe.features.batch import RowValues
 from diffprobe.metrics import measured_on
 from diffprobe.metrics.dead_latents import NAME as WINDOWED
 from diffprobe.metrics.dead_latents import Dead
 from diffprobe.metrics.grouped import Grouped
 from diffprobe.probes.sae.types import Code
-from diffprobe.training.sae_rows import Rows
 
 _N_ROWS = "n_rows"
 
@@ -76,7 +76,7 @@ class SplitScores(nn.Module):
     Args:
         d_in: width of a row.
         n_latents: number of latents.
-        cells: names of the cells, in the order of `Rows.group`.
+        cells: names of the cells, in the order of `RowValues.group`.
     """
 
     def __init__(self, d_in: int, n_latents: int, cells: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ class SplitScores(nn.Module):
         self.whole = _make_metrics("sae", d_in, n_latents, {_N_ROWS: _RowCount()})
         self.by_cell = Grouped(self.whole, self.cells) if self.cells else None
 
-    def update(self, rows: Rows, x_hat: Float[Tensor, "rows d_in"], code: Code) -> None:
+    def update(self, rows: RowValues, x_hat: Float[Tensor, "rows d_in"], code: Code) -> None:
         """Add rows with their reconstructions and codes."""
         arguments = {"x": rows.x, "x_hat": x_hat, "values": code.values, "indices": code.indices}
         self.whole.update(**arguments)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 
 from diffprobe.core.errors import NonFinite
-from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.batch import FeatureBatch, RowValues
 from diffprobe.metrics.moments import RunningMoments
-from diffprobe.training.sae_rows import ChosenRows, Rows, rows_of
+from diffprobe.training.sae_rows import ChosenRows, rows_of
 
 
 class FirstPass:
@@ -43,7 +43,7 @@ class FirstPass:
             chosen.update(rows.x, batch.keys, rows)
 
 
-def check_finite(rows: Rows, batch: FeatureBatch, cells: Sequence[str]) -> None:
+def check_finite(rows: RowValues, batch: FeatureBatch, cells: Sequence[str]) -> None:
     """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
     bad = ~torch.isfinite(rows.x).all(1)
     if not bad.any():

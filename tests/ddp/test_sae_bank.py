@@ -1,6 +1,8 @@
-"""Two gloo processes train the autoencoders that one trains on the same global batch: BatchTopK and Matryoshka (whose
-budget is the joint batch's, of ties too), AuxK, JumpReLU (whose penalty and waking look at the joint batch), the
-released Revelio (whose loss is divided by the joint batch's variance), and a bank."""
+"""Two gloo processes train the same autoencoders as one process on the same global batch.
+
+BatchTopK and Matryoshka select over the global batch, ties included; the penalty of JumpReLU, its revival of dead
+latents and the variance of revelio_released are those of the global batch; a bank trains as single runs do.
+"""
 
 import json
 import os
@@ -44,7 +46,7 @@ def seen(folders):
 def test_processes_share_one_budget(seen, name):
     one, first, second = (part[name]["kept"] for part in seen)
     assert one == [a + b for a, b in zip(first, second, strict=True)] == 4 * [*5 * [3 * 16], 3 * 12]
-    assert any(a != b for a, b in zip(first, second, strict=True))  # not half of it each
+    assert any(a != b for a, b in zip(first, second, strict=True))  # not half of the budget each
 
 
 @pytest.mark.parametrize("name", ["batch_topk", "matryoshka"])
@@ -61,12 +63,12 @@ def test_the_mean_loss_of_the_processes_is_that_of_one(seen, name):
     assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(one, rel=1e-3)
 
 
-def test_both_processes_know_the_same_dead_latents_and_revive_them(seen):
+def test_both_processes_have_the_same_dead_latents_and_revive_them(seen):
     one, first, second = (part["batch_topk"] for part in seen)
     assert one["dead"] == first["dead"] == second["dead"] and max(one["dead"]) > 0
     assert any(aux > 0 for aux in one["aux"])
-    joint = [(a + b) / 2 for a, b in zip(first["aux"], second["aux"], strict=True)]
-    assert joint == pytest.approx(one["aux"], rel=1e-3, abs=1e-6)
+    means = [(a + b) / 2 for a, b in zip(first["aux"], second["aux"], strict=True)]
+    assert means == pytest.approx(one["aux"], rel=1e-3, abs=1e-6)
 
 
 def test_scores_agree_and_count_each_sample_once(seen):
@@ -76,7 +78,7 @@ def test_scores_agree_and_count_each_sample_once(seen):
         assert first[split] == pytest.approx(one[split], abs=1e-4)
 
 
-def test_curves_are_those_of_the_joint_batch(seen):
+def test_curves_are_those_of_the_global_batch(seen):
     one, first, second = (part["batch_topk"]["curves"] for part in seen)
     assert first == second and len(one) == len(first) == 4 * 6
     for a, b in zip(one, first, strict=True):

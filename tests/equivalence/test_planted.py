@@ -1,7 +1,7 @@
-"""A dictionary that is known: the autoencoder has to find it, from any seed.
+"""Autoencoders recover a planted dictionary, from any seed.
 
-Matryoshka is not among them: its narrow levels have to explain everything with few latents and blend directions that
-are equals here (0.83 where the others reach 0.9).
+Matryoshka is left out: its small dictionaries reconstruct everything with few latents and so blend directions of equal
+importance (0.83, where the others reach 0.9).
 """
 
 import pytest

@@ -28,7 +28,7 @@ def keep_batch(h, k):
 
 
 def jump(sae, h, log_threshold):
-    """JumpReLU's code and price. Thresholds have no derivative but the kernel's: `moved` is 0 and carries it."""
+    """JumpReLU's code and penalty. `moved` is 0 and carries the pseudo-derivative of the threshold."""
     threshold, width = log_threshold.exp(), sae.config.bandwidth
     above, near = (h > threshold).to(h), (h - threshold).abs() < width / 2
     moved = threshold - threshold.detach()
@@ -38,15 +38,15 @@ def jump(sae, h, log_threshold):
 
 
 def dense_loss(sae, weights, x):
-    """The loss as the papers write it, all of it dense, differentiated by autograd."""
+    """The loss of the papers, computed densely and differentiated by autograd."""
     b_pre, W_enc, b_enc, W_dec, *others = weights
     x = x * sae.scale
     h = (x - b_pre) @ W_enc.T + b_enc
     acts = h if sae.variant == "revelio_released" else F.relu(h)
     keep = (keep_batch if sae.variant in ("batch_topk", "matryoshka") else keep_rows)(h, K)
-    codes, price = [acts * keep], 0.0
+    codes, penalty = [acts * keep], 0.0
     if sae.variant == "jumprelu":
-        code, price = jump(sae, h, *others)
+        code, penalty = jump(sae, h, *others)
         codes = [code]
     if sae.variant == "matryoshka":
         codes = [acts * keep * (torch.arange(M) < size) for size in sae.sizes]
@@ -60,7 +60,7 @@ def dense_loss(sae, weights, x):
     target = residuals[sae.main_level].detach()
     hidden = keep_rows(h.masked_fill(~DEAD, -torch.inf), K_AUX)
     miss = (target - (F.relu(h) * hidden) @ W_dec).square().sum() / target.square().sum()
-    return loss + sae.config.aux_weight * miss + price
+    return loss + sae.config.aux_weight * miss + penalty
 
 
 CASES = [
@@ -73,7 +73,7 @@ CASES = [
     ("jumprelu", {"aux_weight": 0.5, "l0_weight": 0.05, "penalty": "linear", "bandwidth": 3.0}),  # below 0 too
     ("revelio_released", {}),
 ]
-SPARSE = [case for case in CASES if case[0] != "jumprelu"]  # how many latents it has at once is not bounded
+SPARSE = [case for case in CASES if case[0] != "jumprelu"]  # the number of active latents is not bounded there
 
 
 def parameters(sae):
@@ -84,7 +84,7 @@ def parameters(sae):
 @pytest.mark.parametrize(("variant", "settings"), CASES, ids=[f"{name}-{len(keys)}" for name, keys in CASES])
 def test_gradients_are_those_of_dense_autograd_to_a_millionth(variant, settings):
     sae, x = make(variant, **settings)
-    # At the tied start the residual is orthogonal to much of the code; a real step is away from it.
+    # With tied weights the residual is orthogonal to much of the code, so the weights are moved away from them.
     for number, weight in enumerate(parameters(sae)):
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
         weight.data += 0.1 * noise

@@ -1,10 +1,11 @@
-"""What a folder of `diffprobe train` must hold for its autoencoders to be found, all of them or none."""
+"""Which folders of `diffprobe train` load: a run or a grid with all of its autoencoders, and nothing else."""
 
 import json
 import shutil
 
 import pytest
 
+from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
 from diffprobe.evaluation.load_sae_run import open_runs
 from diffprobe.evaluation.sae import SaeEvaluation, evaluate_sae
@@ -15,11 +16,31 @@ CELL = "mid_block@t20:empty:mean"
 
 
 @pytest.fixture
-def trained(run):
+def trained(tiny_sd, tiny_shards, tmp_path):
     """Train an sae, or a grid; return the run's folder."""
 
     def make(*settings):
-        config = run("probe=topk", "probe.params.n_latents=40", f"probe.cell={CELL}", "probe.params.k=4", *settings)
+        config = load_run(
+            None,
+            [
+                "probe=topk",
+                "probe.params.n_latents=40",
+                f"probe.cell={CELL}",
+                "probe.params.k=4",
+                f"backbone.path={tiny_sd}",
+                "backbone.device=cpu",
+                f"data.path={tiny_shards}",
+                "data.batch_size=4",
+                "features.taps=[mid_block]",
+                "features.timesteps=[20]",
+                f"features.store={tmp_path / 'stores'}",
+                "trainer.max_epochs=1",
+                "trainer.enable_progress_bar=false",
+                "logger=none",
+                f"output={tmp_path / 'runs'}",
+                *settings,
+            ],
+        )
         extract_run(config, progress=False)
         return train(config).parent
 
@@ -49,7 +70,7 @@ def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
         open_runs(str(folder))
 
 
-def test_folders_that_are_no_sae_run_are_told(trained, tmp_path):
+def test_folders_without_an_sae_run_are_refused(trained, tmp_path):
     for run in ("", str(tmp_path / "nothing")):
         with pytest.raises(ConfigError, match="has no result.json"):
             open_runs(run)

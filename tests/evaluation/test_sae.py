@@ -1,4 +1,4 @@
-"""From a trained run, or a grid of them, to what it costs the model, on the tiny pipeline and shards."""
+"""Evaluation of trained runs and grids on the tiny pipeline and shards."""
 
 import dataclasses
 import shutil
@@ -9,7 +9,7 @@ from diffprobe.config.compose import load, load_run
 from diffprobe.core.errors import BadTimestep, ConfigError, SchemaError, UnknownName, WeightsMismatch
 from diffprobe.core.result import read_result
 from diffprobe.evaluation.load_sae_run import open_runs
-from diffprobe.evaluation.sae import SaeEvaluation, _as_it_is_now, evaluate_sae
+from diffprobe.evaluation.sae import SaeEvaluation, _with_current_paths, evaluate_sae
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import train
 from diffprobe.scoring.intervention_error import SplicedError
@@ -18,7 +18,7 @@ CELL = "mid_block@t20:caption:mean"
 
 
 def train_on(timesteps, tiny_sd, tiny_shards, root, *settings):
-    """Train an autoencoder of the mid block that was told the captions, or a grid; return the run's folder."""
+    """Train an autoencoder of the mid block with captions as condition, or a grid; return the folder of the run."""
     config = load_run(
         None,
         [
@@ -177,8 +177,8 @@ def test_the_runs_own_limit_holds_where_no_other_is_given(config, trained):
     (run,) = open_runs(str(trained))
     limited = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, limit=3))
     run = dataclasses.replace(run, config=limited)
-    limits = [_as_it_is_now(dataclasses.replace(config, limit=limit), run).config.data.limit for limit in (None, 2, 5)]
-    assert limits == [3, 2, 5]
+    for limit, expected in ((None, 3), (2, 2), (5, 5)):
+        assert _with_current_paths(dataclasses.replace(config, limit=limit), run).config.data.limit == expected
 
 
 def test_values_out_of_range_are_refused(config):

@@ -120,7 +120,7 @@ def test_constant_features_are_named_by_cell(toy, tmp_path):
             table.features[CELL][:] = 3.0
             return table
 
-    with pytest.raises(ConfigError, match=f"cell '{CELL}': the training features are constant"):
+    with pytest.raises(ConfigError, match=f"cell '{CELL}': .* constant"):
         run(toy, tmp_path, source=Constant(cells=(CELL,)))
 
 
@@ -194,7 +194,7 @@ def test_the_rate_of_the_first_step_is_one_part_of_the_warm_up(toy, tmp_path):
 
 
 def test_weights_of_16_bits_are_refused(toy, tmp_path):
-    with pytest.raises(ConfigError, match="trainer.precision=bf16-true would round"):
+    with pytest.raises(ConfigError, match="precision=bf16-true"):
         run(toy, tmp_path, precision="bf16-true")
 
 
@@ -232,7 +232,7 @@ def test_chosen_rows_depend_on_keys_and_seed_alone():
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_precisions_that_round_the_weights_are_refused(precision):
-    with pytest.raises(ConfigError, match=f"trainer.precision={precision} would round") as error:
+    with pytest.raises(ConfigError, match=f"precision={precision}") as error:
         check_precision(TrainerConfig(precision=precision))
     assert error.value.fix == "trainer.precision=bf16-mixed"
 

@@ -147,16 +147,16 @@ def test_logs_and_files_carry_the_names_of_members(toy, tmp_path):
 
 def test_faults_name_the_member(toy, tmp_path):
     settings, one = settings_of(), grid()[0]
-    with pytest.raises(ConfigError, match="nothing to train"):
+    with pytest.raises(ConfigError, match="no members"):
         SparseAutoencoderBankModule([], settings=settings)
-    with pytest.raises(ConfigError, match=f"have one name: {one.name}"):
+    with pytest.raises(ConfigError, match=one.name):
         SparseAutoencoderBankModule([one, one], settings=settings)
-    with pytest.raises(ConfigError, match="16-mixed scales the loss of all members together"):
+    with pytest.raises(ConfigError, match="precision=16-mixed"):
         SparseAutoencoderBankModule([one], settings=settings_of(precision="16-mixed"))
-    with pytest.raises(ConfigError, match="^trainer.precision=bf16-true would round"):
+    with pytest.raises(ConfigError, match="^trainer.precision=bf16-true"):
         SparseAutoencoderBankModule([one], settings=settings_of(precision="bf16-true"))
     wide = spec(one.cell, topk(25))
-    with pytest.raises(ConfigError, match=rf"{wide.name}: k = 25 must lie in"):
+    with pytest.raises(ConfigError, match=rf"{wide.name}: k = 25 .* n_latents = "):
         SparseAutoencoderBankModule([one, wide], settings=settings)
 
     class Broken(toy):

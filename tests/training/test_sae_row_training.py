@@ -120,7 +120,7 @@ def test_idle_counters_count_rows(wide, tmp_path):
 
 
 def test_cells_that_do_not_belong_together_are_refused():
-    with pytest.raises(ConfigError, match="cells of one tap, at one or more timesteps; these have 2"):
+    with pytest.raises(ConfigError, match="one tap .* these have 2"):
         make(("mid_block@t10:empty:mean", "up_blocks.0@t10:empty:mean"))
 
 
@@ -154,7 +154,7 @@ def test_a_run_with_a_buffer_mixes_and_resumes_bit_for_bit(wide, tmp_path, probe
 
 
 def test_a_buffer_larger_than_the_training_set_is_refused(wide, tmp_path):
-    with pytest.raises(ConfigError, match="holds 729 rows; the training set has 728"):
+    with pytest.raises(ConfigError, match="729 rows; the training set has 728"):
         run(make(TOKENS, Config(k=3, n_latents=32, row_buffer=729)), wide(), tmp_path)
     with pytest.raises(ConfigError, match="row_buffer = -1"):
         Config(row_buffer=-1)

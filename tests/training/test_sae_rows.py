@@ -57,21 +57,21 @@ def test_several_timesteps_stand_behind_each_other():
     assert len(both) == 16  # a row of the set has one address
 
 
-def test_what_does_not_belong_together_is_refused():
+def test_cells_without_common_rows_are_refused():
     batch = batch_of(mid__t1_as_mean=noise(2, 5), mid__t9_as_mean=noise(2, 4))
-    with pytest.raises(ConfigError, match="rows of one width"):
+    with pytest.raises(ConfigError, match="width"):
         rows_of(batch, list(batch.features))
-    with pytest.raises(ConfigError, match="rows of one width") as caught:
+    with pytest.raises(ConfigError, match="width") as caught:
         joint_width({"a": 3, "b": 4})
     assert "a: 3" in str(caught.value)
-    with pytest.raises(ConfigError, match="cells of one tap") as caught:
+    with pytest.raises(ConfigError, match="one tap") as caught:
         check_one_tap(["mid@t1:empty:mean", "up@t1:empty:mean"])
     assert "features.taps: mid, up" in str(caught.value) and "probe.cell=mid@t*:empty:mean" in str(caught.value)
-    with pytest.raises(ConfigError, match="cells of one condition"):
+    with pytest.raises(ConfigError, match="one condition"):
         check_one_tap(["mid@t1:empty:mean", "mid@t1:caption:mean"])
-    with pytest.raises(ConfigError, match="each named once"):
+    with pytest.raises(ConfigError, match="each cell once"):
         check_one_tap(["mid@t1", "mid@t1"])
-    with pytest.raises(ConfigError, match="expected for pool=tokens: 2 axes"):
+    with pytest.raises(ConfigError, match="pool=tokens"):
         rows_of(batch_of(mid__t1_as_tokens4=noise(2, 5)), ["mid@t1:empty:tokens4"])
 
 
@@ -161,10 +161,10 @@ def test_processes_share_the_rows_of_a_buffer_and_find_their_shares_again(monkey
         again = made(rank, 2)
         again.restore(saved)
         assert again.held.equal(buffers[rank].held) and again.drawn == 1
-    with pytest.raises(ConfigError, match="in shares for 2 processes; this run has 1") as caught:
+    with pytest.raises(ConfigError, match="2 processes; this run has 1") as caught:
         made().restore(saved)
     assert "trainer.devices=2" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"of shape \[12, 2\]"):
+    with pytest.raises(ConfigError, match=r"\[12, 2\]"):
         made(0, 2, size=14).restore(saved)
 
 
@@ -178,11 +178,11 @@ def test_a_buffer_moves_with_its_module():
 def test_a_buffer_that_cannot_be_filled_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
         ShuffleBuffer(0, 2, seed=0)
-    with pytest.raises(ConfigError, match="holds 9 rows; the training set has 4") as caught:
+    with pytest.raises(ConfigError, match="9 rows; the training set has 4") as caught:
         ShuffleBuffer(9, 2, seed=0).fill(noise(4, 2))
     assert "probe.params.row_buffer=4" in str(caught.value)
-    with pytest.raises(ConfigError, match="a row buffer of 12 rows can't be shared equally by 5 processes") as caught:
+    with pytest.raises(ConfigError, match="12 rows .* 5 processes") as caught:
         made(0, 5)
     assert "probe.params.row_buffer=15" in str(caught.value)
-    with pytest.raises(RunFailed, match="before it was filled"):
+    with pytest.raises(RunFailed, match="before `fill`"):
         ShuffleBuffer(9, 2, seed=0).exchange(noise(4, 2))

@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
+from diffprobe.features.batch import RowValues
 from diffprobe.metrics.dead_latents import Dead
 from diffprobe.metrics.decoder_coherence import decoder_coherence
 from diffprobe.metrics.dense_fraction import density_histogram
 from diffprobe.metrics.fvu import fvu
 from diffprobe.metrics.latent_usage import count_active
 from diffprobe.probes.sae.types import Code
-from diffprobe.training.sae_rows import Rows
 from diffprobe.training.sae_scores import SplitScores, decoder_scores, window_scores
 
 CELLS = ("mid_block@t10:empty:mean", "mid_block@t90:empty:mean")
@@ -31,7 +31,7 @@ def test_numbers_over_all_rows_and_of_each_cell(cells):
     scores = SplitScores(4, 6, cells)
     for part in torch.arange(20).split(7):
         none = torch.zeros_like(part)
-        rows = Rows(x[part], group[part], none, none)
+        rows = RowValues(x[part], group[part], none, none)
         scores.update(rows, x_hat[part], Code(code.values[part], code.indices[part]))
     whole, by_cell = scores.compute()
     assert list(by_cell) == list(cells if len(cells) > 1 else ())
@@ -52,7 +52,7 @@ def test_numbers_over_all_rows_and_of_each_cell(cells):
 
 def test_computed_rows_are_discarded():
     x, x_hat, code, group = data()
-    scores, rows = SplitScores(4, 6, CELLS), Rows(x, group, group, group)
+    scores, rows = SplitScores(4, 6, CELLS), RowValues(x, group, group, group)
     scores.update(rows, x_hat, code)
     first = scores.compute()
     scores.update(rows, x_hat, code)
@@ -63,7 +63,7 @@ def test_computed_rows_are_discarded():
 def test_metrics_with_the_same_update_are_updated_once():
     x, x_hat, code, group = data()
     scores = SplitScores(4, 6, CELLS[:1])
-    scores.update(Rows(x, torch.zeros_like(group), group, group), x_hat, code)
+    scores.update(RowValues(x, torch.zeros_like(group), group, group), x_hat, code)
     metrics = dict(scores.whole.items(copy_state=False))
     assert metrics["metric_l0"].active is metrics["metric_dead_fraction"].active
     assert metrics["metric_fvu"].square is metrics["metric_explained_variance"].square
@@ -76,7 +76,7 @@ def test_each_record_holds_its_controls_and_the_rows_it_was_counted_over():
     values[:10, 1], x = 0.5, torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
     scores = SplitScores(4, 5, CELLS[:1])
     none = torch.zeros(100, dtype=torch.int64)
-    scores.update(Rows(x, none, none, none), x + 0.1, Code(values, indices))
+    scores.update(RowValues(x, none, none, none), x + 0.1, Code(values, indices))
     whole, _ = scores.compute()
     found = {record.name: record for record in whole.records(split="val", **OWN)}
     assert {name: record.value for name, record in found.items()} == whole.values

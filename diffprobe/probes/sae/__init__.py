@@ -1,6 +1,6 @@
-"""Sparse autoencoders: one file a variant over base.py; the file's name is `probe.name`.
+"""Sparse autoencoders: one file per variant over `base.py`; the name of the file is `probe.name`.
 
-`KSAE.from_pretrained(folder)` reads any of them.
+`KSAE.from_pretrained(folder)` loads any of them.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 __all__ = ["KSAE"]
 
 SHARED = ("base", "convert", "hub", "initialization", "kernels", "types")
-"""Files of this folder that are no variants: what the variants share."""
+"""Files of this folder that are not variants: code that the variants share."""
 
 
-def __getattr__(name: str) -> Any:  # torch is loaded when an autoencoder is asked for, not when variants are listed
+def __getattr__(name: str) -> Any:  # listing the variants does not import torch
     if name == "KSAE":
         from diffprobe.probes.sae.base import KSAE
 

@@ -1,7 +1,7 @@
-"""What all sparse autoencoders share: the parameters, the start, the training step over a selection, the files.
+"""KSAE, the base class of the sparse autoencoders: parameters, initialisation, training step, saving and loading.
 
-A variant says which latents of a batch are kept (`select`, `encode`) and what the loss weighs. What a Trainer adds
-(schedules, dead-latent counters, metrics) is in training/sae.py.
+A variant implements the selection of latents (`select`, `encode`) and the weights of the loss terms. Schedules,
+counters of dead latents and metrics are in `training/sae.py`.
 """
 
 from pathlib import Path
@@ -27,22 +27,22 @@ KIND, SCHEMA_VERSION = "probe/sae/", 3
 class KSAE(nn.Module):
     """Base of the sparse autoencoders: x_hat = (W_dec^T select(W_enc (s x - b_pre) + b_enc) + b_pre) / s.
 
-    W_enc and W_dec hold a row a latent; decoder rows have unit norm; W_enc starts as a copy of W_dec. The scale s and
-    b_pre come from the training set (`initialise`): scaled features have d_in as expected squared distance from their
-    mean. s is stored with the weights.
+    W_enc and W_dec have one row per latent; decoder rows have unit norm; W_enc starts as a copy of W_dec. The scale s
+    and b_pre come from the training set (`initialise`): the expected squared distance of scaled features from their
+    mean is d_in. s is saved with the weights.
 
     Args:
-        config: the variant's settings.
+        config: settings of the variant.
         d_in: width of the features.
-        seed: of the random directions.
+        seed: seed of the random directions.
 
     Raises: ConfigError if k exceeds the number of latents.
-    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; the pre-bias starts at the data's mean.
+    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; here the pre-bias starts at the mean.
     """
 
     variant: ClassVar[str]
     relu: ClassVar[bool] = True
-    """Whether negative pre-activations count as 0."""
+    """Whether negative pre-activations are set to 0."""
     scale: Tensor
     initialised: Tensor
 
@@ -52,13 +52,13 @@ class KSAE(nn.Module):
         self.n_latents, self.k = config.n_latents or config.expansion * d_in, config.k
         if self.k > self.n_latents:
             raise ConfigError(
-                f"k = {self.k} must lie in 1..n_latents, and n_latents is {self.n_latents} (d_in {d_in})."
+                f"k = {self.k} is out of range: 1..n_latents, with n_latents = {self.n_latents} (d_in {d_in})."
             )
         self.k_aux = config.k_aux or max(d_in // 2, 1)
         generator = torch.Generator().manual_seed(seed)
         rows = F.normalize(torch.randn(self.n_latents, d_in, generator=generator), dim=1)
         self.W_dec = nn.Parameter(rows)
-        self.W_enc = nn.Parameter(rows.clone())  # a copy: tied at the start, free afterwards
+        self.W_enc = nn.Parameter(rows.clone())  # equal at the start, trained separately
         self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
         self.b_pre = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))
@@ -71,12 +71,12 @@ class KSAE(nn.Module):
 
     @property
     def main_level(self) -> int:
-        """The level of the reconstruction that is the autoencoder's own."""
+        """Index of the level that is the reconstruction of the autoencoder; the others are additional loss terms."""
         return 0
 
     @property
     def needs_rows(self) -> bool:
-        """Whether `initialise` wants samples beside mean and variance."""
+        """Whether `initialise` needs samples in addition to mean and variance."""
         return self.config.pre_bias == "geometric_median" or self.config.datapoint_blend > 0
 
     @torch.no_grad()
@@ -86,18 +86,18 @@ class KSAE(nn.Module):
         variance: Float[Tensor, " d_in"],
         rows: Float[Tensor, "samples d_in"] | None = None,
     ) -> None:
-        """Set scale, pre-bias and dictionary from the training set's mean and variance (float64 sums, divisor n).
+        """Set scale, pre-bias and dictionary from the mean and variance of the training set (divisor n).
 
         Args:
-            rows: samples, in the unit of the features; see `needs_rows`.
+            rows: samples in the unit of the features; required if `needs_rows`.
 
-        Raises: ConfigError if the features are constant, or if rows are needed and none are given.
+        Raises: ConfigError if the features are constant, or if required rows are missing.
         """
         total = float(variance.sum())
         if not total > 0:
-            raise ConfigError("the training features are constant: there is nothing for an autoencoder to explain.")
+            raise ConfigError("the training features are constant; an autoencoder needs features that vary.")
         if self.needs_rows and (rows is None or rows.shape[0] == 0):
-            raise ConfigError(f"probe '{self.variant}' with these settings starts from samples, and none were given.")
+            raise ConfigError(f"probe '{self.variant}' with these settings is initialised from samples; 0 were given.")
         scale, config = (self.d_in / total) ** 0.5, self.config
         self.scale.fill_(scale)
         centre = geometric_median(rows) if config.pre_bias == "geometric_median" and rows is not None else mean
@@ -109,7 +109,7 @@ class KSAE(nn.Module):
         self.initialised.fill_(True)
 
     def scaled(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return features in the autoencoder's own unit and precision. Raises: ConfigError for another width."""
+        """Return scaled features in the precision of the weights. Raises: ConfigError for another width."""
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ConfigError(
                 f"features of shape {tuple(x.shape)} do not fit an autoencoder of width {self.d_in}.",
@@ -118,21 +118,21 @@ class KSAE(nn.Module):
         return x.to(self.W_enc.dtype) * self.scale
 
     def preactivations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_latents"]:
-        """Return the encoder's dense output before selection and ReLU; differentiable."""
+        """Return the dense output of the encoder before selection and ReLU; differentiable."""
         return F.linear(self.scaled(x) - self.b_pre, self.W_enc, self.b_enc)
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """Return the sparse code of features, in their own unit. No gradient passes: `step` is for training."""
+        """Return the sparse code of features given in their own unit, without gradients (`step` is for training)."""
         raise NotImplementedError
 
     def select(
         self, centred: Tensor, *, among: Int[Tensor, " some"] | None, k_among: int, collective: Collective
     ) -> tuple[Selected, Top | None]:
-        """Select in a training batch, and the k_among largest of the latents in `among`, from one encoder pass."""
+        """Select the latents of a training batch, and the k_among largest latents in `among`, in one encoder pass."""
         raise NotImplementedError
 
     def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
-        """Return the weighted sum of decoder rows: scaled, without the pre-bias."""
+        """Return the weighted sum of decoder rows, in scaled units and without the pre-bias."""
         weights = code.values.to(self.W_dec.dtype)
         return F.embedding_bag(code.indices, self.W_dec, per_sample_weights=weights, mode="sum")
 
@@ -152,14 +152,15 @@ class KSAE(nn.Module):
         dead: Bool[Tensor, " n_latents"] | None = None,
         collective: Collective = SINGLE_PROCESS,
     ) -> StepOutput:
-        """Compute the loss of a batch. Its gradients are those of the dense computation; only selected latents cost.
+        """Return the loss of a batch. The gradients equal those of the dense computation; the cost is that of the
+        selected latents.
 
-        reconstruction = mean |s (x - x_hat)|^2 / d_in, where d_in is the scaled training set's variance, so that it is
-        the fvu in expectation, and the mean over processes is the value of the global batch.
+        reconstruction = mean |s (x - x_hat)|^2 / d_in. d_in is the variance of the scaled training set, so the expected
+        value is the fvu, and the mean over processes is the value of the global batch.
 
         Args:
-            dead: latents that AuxK revives: they explain the detached residual, without the pre-bias that x_hat holds.
-            collective: how the processes of a global batch agree.
+            dead: latents that AuxK revives: they reconstruct the detached residual, without a pre-bias.
+            collective: reductions over the processes that share the global batch.
         """
         x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
         centred = self.centred(x)
@@ -177,7 +178,7 @@ class KSAE(nn.Module):
         return self.finish(x, centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective)
 
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return scaled features less the pre-bias, taken as a constant here."""
+        """Return scaled features minus the pre-bias, which is detached."""
         return x - self.b_pre.detach()
 
     def finish(
@@ -189,8 +190,13 @@ class KSAE(nn.Module):
         code: Code,
         collective: Collective,
     ) -> StepOutput:
-        """Assemble the loss from scaled features, also centred, what each level adds to their reconstruction, and what
-        the dead latents make of the residual.
+        """Return the loss from its parts.
+
+        Args:
+            x, centred: scaled features, with and without the pre-bias.
+            parts: what each level adds to the reconstruction.
+            guess: reconstruction of the residual by the dead latents; None without dead latents.
+            code, collective: see `step`.
         """
         n = max(x.shape[0], 1)
         errors, residual = squared_error(centred, self.b_pre, parts)
@@ -207,7 +213,7 @@ class KSAE(nn.Module):
         return StepOutput(loss, losses[main], aux, code, others)
 
     def variance_of(self, x: Float[Tensor, "batch d_in"], collective: Collective) -> Tensor | float:
-        """Return what the squared error is divided by: the variance of the scaled training set."""
+        """Return the divisor of the squared error: the variance of the scaled training set."""
         return float(self.d_in)
 
     def _dead(self, dead: Tensor | None) -> tuple[Tensor | None, int]:
@@ -217,44 +223,46 @@ class KSAE(nn.Module):
         return (among, min(self.k_aux, among.numel())) if among.numel() else (None, 0)
 
     def begin_step(self) -> None:
-        """Prepare the weights for a training step. Call before `step`."""
+        """Prepare the weights for a training step; to be called before `step`."""
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take from the decoder's gradient what would only change the norm of a row. Call before the optimiser."""
+        """Remove from the decoder's gradient the part parallel to each row; to be called before the optimiser step."""
         gradient = self.W_dec.grad
         if gradient is None:
             return
-        # On a CPU in blocks that stay in its cache: fresh pages for the product cost more than the product.
+        # On a CPU in blocks that fit into its cache: allocating the whole product costs more than computing it.
         rows = max(1, (1 << 20) // self.d_in) if gradient.device.type == "cpu" else self.n_latents
         for g, w in zip(gradient.split(rows), self.W_dec.split(rows), strict=True):
             g.addcmul_(w, (g * w).sum(1, keepdim=True), value=-1)
 
     def end_step(self) -> None:
-        """Give every decoder row unit norm. Call after the optimiser, so that what is saved has it too."""
+        """Scale decoder rows to unit norm; to be called after the optimiser step."""
         self.normalise_decoder()
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Give every decoder row unit norm."""
+        """Scale every decoder row to unit norm."""
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_(min=1e-12))
 
     def save_pretrained(self, folder: Path | str, *, cell: str | None = None) -> Path:
-        """Write the weights and settings to a folder (safetensors and JSON)."""
+        """Save weights (safetensors) and settings (JSON) to a folder, and return the folder."""
         settings: dict[str, Any] = {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
         kind, tensors = KIND + self.variant, self.state_dict()
         return save_probe(folder, kind=kind, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "KSAE":
-        """Read what `save_pretrained` wrote: any variant from `KSAE`, its own from a variant's class.
+        """Load what `save_pretrained` saved: any variant from `KSAE`, only its own from the class of a variant.
 
         Raises: WeightsMissing, SchemaError, WeightsMismatch.
         """
         kind = kind_of(folder)
         wanted = KIND + getattr(cls, "variant", kind.removeprefix(KIND))
         if not kind.startswith(KIND) or kind != wanted:
-            raise SchemaError(f"'{folder}' holds a '{kind}', expected '{wanted if cls is not KSAE else KIND + '...'}'.")
+            raise SchemaError(
+                f"'{folder}' contains a '{kind}', expected '{wanted if cls is not KSAE else KIND + '...'}'."
+            )
         settings, tensors = load_probe(folder, kind=kind, schema_version=SCHEMA_VERSION)
         module = probes("sae").load(kind.removeprefix(KIND))
         sae: KSAE = module.make(parse(module.Config, settings["config"], at="config"), settings["d_in"], seed=0)
@@ -266,7 +274,7 @@ class KSAE(nn.Module):
 
 
 def _trim(values: Tensor, indices: Tensor, kept: Tensor) -> Code:
-    """Cut the columns behind the last one in which a sample has something."""
+    """Drop the columns after the last one that is kept for any sample."""
     columns = kept.any(0).nonzero()
     width = int(columns[-1]) + 1 if len(columns) else 1
     return Code(values[:, :width].detach(), indices[:, :width])

@@ -1,11 +1,11 @@
-"""Autoencoders in the formats of SAELens and dictionary_learning, in both directions.
+"""Conversion of autoencoders to and from the formats of SAELens and dictionary_learning.
 
-Scale and pre-bias are folded, so that the other library reconstructs features in their own unit: with h the scaled
-pre-activation, its activation is h / s, its decoder rows keep their norm, its thresholds are divided by s too. What the
-other library adds as an option (activation norms, rescaling by decoder norms) is folded on the way in, or refused.
+Scale and pre-bias are folded into the weights, so that the other library reconstructs features in their own unit: with
+h the scaled pre-activation, its activation is h / s; decoder rows keep their norm; thresholds are divided by s. Options
+of the other library (activation norms, rescaling by decoder norms) are folded when reading, or raise SchemaError.
 
-dictionary_learning keeps weights in `ae.pt`, a pickle. It is written as a state dict of tensors alone and read with
-`weights_only=True`, which builds tensors and nothing else.
+dictionary_learning stores weights in `ae.pt`, a pickle. It is written as a state dict of tensors only, and read with
+`weights_only=True`, which loads only tensors.
 """
 
 import json
@@ -23,7 +23,7 @@ from diffprobe.probes.sae import batch_topk, jumprelu, topk
 from diffprobe.probes.sae.base import KSAE
 
 
-class Plain(NamedTuple):
+class UnscaledSAE(NamedTuple):
     """An autoencoder without input scale: x_hat = W_dec^T act(W_enc (x - b_dec) + b_enc) + b_dec."""
 
     W_enc: Float[Tensor, "n_latents d_in"]
@@ -31,30 +31,32 @@ class Plain(NamedTuple):
     W_dec: Float[Tensor, "n_latents d_in"]
     b_dec: Float[Tensor, " d_in"]
     threshold: Float[Tensor, " n_latents"] | None
-    """Activations up to it are 0; None where the k largest are kept instead."""
+    """Activations up to the threshold are 0; None if the k largest are kept instead."""
     k: int
 
 
 @torch.no_grad()
-def fold(sae: KSAE) -> Plain:
-    """Fold scale and pre-bias of an autoencoder. Raises: ConfigError where no other library has its activation."""
+def fold(sae: KSAE) -> UnscaledSAE:
+    """Fold the scale into the weights. Raises: ConfigError for an activation that the other libraries do not have."""
     if not sae.relu:
-        raise ConfigError(f"'{sae.variant}' keeps negative activations, which neither SAELens nor others can say.")
+        raise ConfigError(
+            f"'{sae.variant}' keeps negative activations; SAELens and dictionary_learning cannot represent them."
+        )
     s = sae.scale.double()
     threshold = None
     if isinstance(sae, batch_topk.BatchTopK):
         if float(sae.threshold) < 0:
-            raise ConfigError("this BatchTopK autoencoder has no threshold yet.", fix="train it for a step")
+            raise ConfigError("this BatchTopK autoencoder has no threshold.", fix="train it for one step")
         threshold = sae.threshold.double().expand(sae.n_latents) / s
     elif isinstance(sae, jumprelu.JumpReLU):
         threshold = sae.threshold.double() / s
     parts = sae.W_enc, sae.b_enc.double() / s, sae.W_dec, sae.b_pre.double() / s
     W_enc, b_enc, W_dec, b_dec = (part.detach().float().clone() for part in parts)
-    return Plain(W_enc, b_enc, W_dec, b_dec, None if threshold is None else threshold.float().contiguous(), sae.k)
+    return UnscaledSAE(W_enc, b_enc, W_dec, b_dec, None if threshold is None else threshold.float().contiguous(), sae.k)
 
 
 @torch.no_grad()
-def unfold(plain: Plain, variant: str) -> KSAE:
+def unfold(plain: UnscaledSAE, variant: str) -> KSAE:
     """Make the autoencoder of a variant ("topk", "batch_topk", "jumprelu") from weights without input scale."""
     n_latents, d_in = plain.W_enc.shape
     module = {"topk": topk, "batch_topk": batch_topk, "jumprelu": jumprelu}[variant]
@@ -65,10 +67,12 @@ def unfold(plain: Plain, variant: str) -> KSAE:
         getattr(sae, name).copy_(value)
     if isinstance(sae, batch_topk.BatchTopK) and plain.threshold is not None:
         if plain.threshold.unique().numel() != 1:
-            raise ConfigError("a BatchTopK autoencoder has one threshold, and these weights hold several.")
+            raise ConfigError("a BatchTopK autoencoder has one threshold; these weights contain several.")
         sae.threshold.copy_(plain.threshold[0])
     if isinstance(sae, jumprelu.JumpReLU) and plain.threshold is not None:
-        sae.log_threshold.copy_(plain.threshold.double().clamp(min=1e-12).log())  # 0 and below: all that is positive
+        sae.log_threshold.copy_(
+            plain.threshold.double().clamp(min=1e-12).log()
+        )  # a threshold of 0 or less keeps all positive values
     sae.initialised.fill_(True)
     return sae
 
@@ -76,8 +80,8 @@ def unfold(plain: Plain, variant: str) -> KSAE:
 def to_saelens(sae: KSAE, folder: Path | str, *, cell: str | None = None) -> Path:
     """Write `cfg.json` and `sae_weights.safetensors`, as `sae_lens.SAE.load_from_disk` reads them.
 
-    TopK becomes "topk"; BatchTopK, Matryoshka and JumpReLU become "jumprelu" with their thresholds, as SAELens itself
-    writes them. Raises: ConfigError.
+    TopK becomes "topk"; BatchTopK, Matryoshka and JumpReLU become "jumprelu" with their thresholds, as SAELens does
+    itself. Raises: ConfigError.
     """
     plain, folder = fold(sae), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +101,7 @@ def to_saelens(sae: KSAE, folder: Path | str, *, cell: str | None = None) -> Pat
 
 @torch.no_grad()
 def from_saelens(folder: Path | str) -> KSAE:
-    """Read what SAELens wrote: "topk", "batchtopk" (its training form) and "jumprelu".
+    """Load an autoencoder of SAELens: "topk", "batchtopk" (its training form) or "jumprelu".
 
     Raises: WeightsMissing, SchemaError for another architecture, for normalised or reshaped activations.
     """
@@ -122,14 +126,14 @@ def from_saelens(folder: Path | str) -> KSAE:
         b_enc = b_enc + W_enc @ b_dec
     W_enc, b_enc, W_dec, b_dec = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
     limit, k = None if threshold is None else threshold.float(), int(settings.get("k") or 1)
-    return unfold(Plain(W_enc, b_enc, W_dec, b_dec, limit, k), variants[architecture])
+    return unfold(UnscaledSAE(W_enc, b_enc, W_dec, b_dec, limit, k), variants[architecture])
 
 
 def to_dictionary_learning(sae: KSAE, folder: Path | str) -> Path:
     """Write `config.json` and `ae.pt`, as `dictionary_learning.utils.load_dictionary` reads them.
 
     TopK becomes "AutoEncoderTopK"; BatchTopK and Matryoshka "BatchTopKSAE"; JumpReLU "JumpReluAutoEncoder", which does
-    not subtract its bias from the input: there it is folded into the encoder's. Raises: ConfigError.
+    not subtract a bias from the input: it is folded into the encoder bias. Raises: ConfigError.
     """
     plain, folder = fold(sae), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +155,7 @@ def to_dictionary_learning(sae: KSAE, folder: Path | str) -> Path:
 
 @torch.no_grad()
 def from_dictionary_learning(folder: Path | str) -> KSAE:
-    """Read what dictionary_learning wrote: AutoEncoderTopK, (Matryoshka)BatchTopKSAE, JumpReluAutoEncoder.
+    """Load an autoencoder of dictionary_learning: AutoEncoderTopK, (Matryoshka)BatchTopKSAE, JumpReluAutoEncoder.
 
     Raises: WeightsMissing, SchemaError for another class.
     """
@@ -176,7 +180,7 @@ def from_dictionary_learning(folder: Path | str) -> KSAE:
         threshold = threshold.expand(W_enc.shape[0])
     W_enc, b_enc, W_dec, b_dec = (part.float() for part in (W_enc, b_enc, W_dec, b_dec))
     limit = None if variants[name] == "topk" else threshold
-    return unfold(Plain(W_enc, b_enc, W_dec, b_dec, limit, k), variants[name])
+    return unfold(UnscaledSAE(W_enc, b_enc, W_dec, b_dec, limit, k), variants[name])
 
 
 def _present(path: Path) -> Path:
@@ -191,5 +195,5 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise SchemaError(f"'{path}' is not a readable JSON file: {error}.") from error
     if not isinstance(settings, dict):
-        raise SchemaError(f"'{path}' holds no settings.")
+        raise SchemaError(f"'{path}' is not a JSON object.")
     return settings

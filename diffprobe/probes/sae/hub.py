@@ -1,4 +1,4 @@
-"""An autoencoder on the Hugging Face hub: a folder with weights, settings and a model card, and its upload."""
+"""Autoencoders on the Hugging Face hub: writing the folder with its model card, upload and download."""
 
 import tempfile
 from collections.abc import Mapping
@@ -43,13 +43,13 @@ def write_hub_folder(
     licence: str | None = None,
     metrics: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write what an upload consists of: weights, settings, and a card made of them.
+    """Write the folder of an upload: weights, settings and model card.
 
     Args:
         repo_id: "user/name", for the card's example.
-        cell, backbone: what the features are of.
-        licence: identifier of the weights' licence as the hub spells it; left out of the card if None.
-        metrics: name -> value, measured on held-out features.
+        cell, backbone: origin of the features.
+        licence: licence identifier of the hub for the weights; omitted from the card if None.
+        metrics: metric name -> value on held-out features.
     """
     folder = sae.save_pretrained(folder, cell=cell)
     settings = {"variant": sae.variant, "d_in": sae.d_in, **to_tree(sae.config)}
@@ -76,12 +76,12 @@ def write_hub_folder(
 def push_to_hub(
     sae: KSAE, repo_id: str, *, private: bool = False, message: str = "Upload a sparse autoencoder", **card: Any
 ) -> str:
-    """Upload an autoencoder with its card.
+    """Upload an autoencoder with its model card.
 
     Args:
         card: further arguments of `write_hub_folder`.
 
-    Returns: the address of the commit. The token is the one that `huggingface_hub` finds.
+    Returns: the URL of the commit. `huggingface_hub` provides the token.
     """
     from huggingface_hub import HfApi
 
@@ -93,12 +93,12 @@ def push_to_hub(
 
 
 def from_hub(repo_id: str, *, revision: str | None = None) -> KSAE:
-    """Download an autoencoder, or take it from the local cache, and read it.
+    """Load an autoencoder from the hub or its local cache.
 
     Args:
-        revision: branch, tag or commit; a commit fixes the weights.
+        revision: branch, tag or commit; only a commit identifies the weights uniquely.
 
-    Raises: what `huggingface_hub` raises; SchemaError, WeightsMismatch.
+    Raises: SchemaError, WeightsMismatch; the errors of `huggingface_hub`.
     """
     from huggingface_hub import snapshot_download
 

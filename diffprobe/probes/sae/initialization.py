@@ -1,4 +1,4 @@
-"""Where an autoencoder starts: the geometric median of the features, and dictionary rows drawn from them."""
+"""Initial values of an autoencoder: the geometric median of the features, and dictionary rows from samples."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 def geometric_median(
     x: Float[Tensor, "samples d_in"], *, tolerance: float = 1e-6, max_iterations: int = 200
 ) -> Float[Tensor, " d_in"]:
-    """Return the point with the least sum of distances to the samples, float64: a centre that outliers barely move.
+    """Return the point with the least sum of distances to the samples, float64; robust to outliers.
 
     Source: Weiszfeld 1937, with the correction of Vardi and Zhang 2000 where the estimate meets a sample.
     """
@@ -23,7 +23,7 @@ def geometric_median(
             return centre
         target = (weight[:, None] * x).sum(0) / weight.sum()
         pull = float((weight[:, None] * (x - centre)).sum(0).norm())
-        here = float((~far).sum())  # samples at the estimate itself hold it back
+        here = float((~far).sum())  # samples at the estimate reduce the step
         share = 1.0 if here == 0 else max(0.0, 1 - here / pull) if pull > 0 else 0.0
         moved = share * (target - centre)
         centre = centre + moved
@@ -37,8 +37,8 @@ def blend_datapoints(
 ) -> Float[Tensor, "n_latents d_in"]:
     """Mix random unit directions with directions of samples: blend * sample + (1 - blend) * random, unit norm.
 
-    Samples are taken in a seeded order, again from the start where there are fewer than latents: the random share keeps
-    such rows apart.
+    Samples are used in a seeded order, repeatedly if there are fewer samples than latents; the random part keeps rows
+    from one sample different.
     """
     order = torch.randperm(centred.shape[0], generator=torch.Generator().manual_seed(seed))
     rows = order.repeat(-(-directions.shape[0] // centred.shape[0]))[: directions.shape[0]]

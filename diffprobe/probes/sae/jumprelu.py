@@ -1,7 +1,7 @@
-"""JumpReLU: each latent has a threshold of its own, learned through straight-through gradients under an L0 penalty.
+"""JumpReLU: one threshold per latent, learned by straight-through gradients under an L0 penalty.
 
-How many latents are active is not bounded, so pre-activations and activations are dense [batch, latents] here, in
-training; codes are sparse again.
+The number of active latents is not bounded, so training uses dense [batch, latents] pre-activations and activations;
+codes are sparse.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from diffprobe.probes.sae.kernels.sparse_step import scan_above
 from diffprobe.probes.sae.types import Code, Collective, StepOutput
 
 _CHUNK = 1024
-"""Latents looked at together at the start."""
+"""Latents per chunk of the initialisation."""
 _LEAST = 1e-3
-"""The lowest threshold that is set, in units of a pre-activation; its logarithm is what is learned."""
+"""Lowest threshold that is set, in units of a pre-activation. (Training learns the logarithm of the threshold.)"""
 _JUST_BELOW = 0.999
-"""Where a sleeping latent's threshold is put, as a share of the largest pre-activation of a batch."""
+"""New threshold of a dead latent, as a share of its largest pre-activation in a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +32,33 @@ class Config(types.Config):
     """Keys of `probe=jumprelu`, below `probe.params`."""
 
     k: int = 32
-    """Latents active a sample at the start, on average, and where penalty=target keeps them."""
+    """Mean number of active latents per sample: at the start, and the target of penalty=target."""
     penalty: Literal["target", "linear"] = "target"
-    """target: a mean that leaves k costs the square of how far it is off, as a share of k, so that variants can be
-    compared at one L0. linear: each active latent costs the same, and the loss decides how many there are."""
+    """target: l0_weight * (L0 / k - 1)^2, so that variants can be compared at equal L0. linear: l0_weight * L0, so that
+    the loss decides how many latents are active."""
     l0_weight: float | None = None
-    """In units of the fvu: for target, what a mean of 0 or of 2 k costs; for linear, what an active latent costs. None
-    for 1 and 1e-3."""
+    """Weight of the penalty, in units of the fvu: the penalty of an L0 of 0 or 2 k (target), or of one active latent
+    (linear). None for 1 (target) and 1e-3 (linear)."""
     bandwidth: float = 0.8
-    """Width of the kernel around a threshold, in units of a pre-activation; only there a threshold learns. Of 0.02,
-    0.1, 0.3, 0.8, 1.5 and 3 this left the least fvu on val, three cells of an earlier emoji-sd together (one seed)."""
+    """Width of the kernel around a threshold, in units of a pre-activation; pre-activations outside it give no gradient
+    to the threshold. The default had the lowest fvu on val of 0.02, 0.1, 0.3, 0.8, 1.5 and 3, over three cells of an
+    earlier emoji-sd (one seed)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.l0_weight is not None and self.l0_weight < 0:
             raise ConfigError(f"l0_weight = {self.l0_weight} must not be negative.")
         if not self.bandwidth > 0:
-            raise ConfigError(f"bandwidth = {self.bandwidth} must be more than 0.")
+            raise ConfigError(f"bandwidth = {self.bandwidth} must be positive.")
 
 
 class JumpReLU(KSAE):
-    """Pre-activations above a learned threshold, as they are; the rest 0.
+    """Keeps pre-activations above a learned threshold unchanged, and sets the others to 0.
 
-    loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the global batch's mean number of
-    active latents. The threshold is exp(log_threshold), float32 like all weights; what it is compared with is float32
-    too, under autocast also, where the product before is not. Pre-activations meet it without a ReLU, which changes no
-    activation as thresholds are positive: with one, all negative pre-activations would count as near a low threshold.
+    loss = fvu + l0_weight * (L0 / k - 1)^2 or l0_weight * L0 (+ AuxK), where L0 is the mean number of active latents in
+    the global batch. The threshold is exp(log_threshold), and the comparison is in float32, also under autocast, where
+    the encoder product is not. There is no ReLU before the comparison: it would not change activations, since
+    thresholds are positive, but would put all negative pre-activations within the kernel of a low threshold.
 
     Source: Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity with JumpReLU sparse
     autoencoders", for both pseudo-derivatives, their rectangular kernel, and both penalties.
@@ -69,24 +70,24 @@ class JumpReLU(KSAE):
     def __init__(self, config: types.Config, d_in: int, *, seed: int = 0) -> None:
         super().__init__(config, d_in, seed=seed)
         self.log_threshold = nn.Parameter(torch.zeros(self.n_latents))
-        self._highest: tuple[Tensor, Tensor] | None = None  # sleeping latents and their largest pre-activations
+        self._highest: tuple[Tensor, Tensor] | None = None  # dead latents and their largest pre-activations
 
     @property
     def threshold(self) -> Float[Tensor, " n_latents"]:
-        """The thresholds, in the unit of the pre-activations."""
+        """Threshold of each latent, in units of a pre-activation."""
         return self.log_threshold.exp()
 
     @property
     def needs_rows(self) -> bool:
-        """The first threshold comes from samples."""
+        """True: the initial thresholds are computed from samples."""
         return True
 
     @torch.no_grad()
     def initialise(self, mean: Tensor, variance: Tensor, rows: Tensor | None = None) -> None:
-        """Set scale, pre-bias, dictionary, and thresholds above which all latents are active for equally many rows.
+        """Set scale, pre-bias, dictionary, and thresholds with which all latents are active on equally many rows.
 
-        That many that k are active a row on average. One threshold for all would leave those asleep whose direction the
-        features hardly vary in.
+        On average, k latents are active per row. With one threshold for all, latents along which the features hardly
+        vary would be dead from the start.
         """
         super().initialise(mean, variance, rows)
         if rows is not None:
@@ -95,13 +96,13 @@ class JumpReLU(KSAE):
             for part in torch.arange(self.n_latents, device=x.device).split(_CHUNK):
                 h = F.linear(x, self.W_enc[part], self.b_enc[part])
                 top = h.topk(min(n_active + 1, len(x)), dim=0).values.to(self.W_enc.dtype)
-                between = (top[n_active - 1] + top[-1]) / 2  # activations lie above the threshold, not on it
+                between = (top[n_active - 1] + top[-1]) / 2  # between two values: active means above the threshold
                 self.log_threshold[part] = between.clamp(min=_LEAST).log()
 
     def step(
         self, x: Tensor, *, dead: Tensor | None = None, collective: Collective = types.SINGLE_PROCESS
     ) -> StepOutput:
-        """Compute the loss of a batch, densely."""
+        """Return the loss of a batch, computed densely."""
         x = self.scaled(x)
         h = F.linear(x - self.b_pre, self.W_enc, self.b_enc).to(self.W_enc.dtype)
         threshold, width = self.threshold, self.config.bandwidth
@@ -111,53 +112,54 @@ class JumpReLU(KSAE):
         among, k_among = self._dead(dead)
         guess = None
         if among is not None:
-            asleep = h.index_select(1, among)
-            highest = asleep.detach().amax(0) if x.shape[0] else h.new_full((among.numel(),), -torch.inf)
+            of_dead = h.index_select(1, among)
+            highest = of_dead.detach().amax(0) if x.shape[0] else h.new_full((among.numel(),), -torch.inf)
             self._highest = among, collective.gather(highest).view(-1, among.numel()).amax(0)
-            values, places = asleep.topk(k_among, dim=1)
+            values, places = of_dead.topk(k_among, dim=1)
             guess = self.decode_scaled(Code(values.relu(), among[places]))
         parts = (activations @ self.W_dec)[:, None]
         active = max(1, int((activations > 0).sum(1).max())) if x.shape[0] else 1
         out = self.finish(x, self.centred(x), parts, guess, Code(*activations.detach().topk(active, dim=1)), collective)
-        penalty = self._price(l0, collective)
+        penalty = self._penalty(l0, collective)
         return out._replace(loss=out.loss + penalty, terms={"l0_penalty": penalty.detach()})
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Give decoder rows unit norm, and sleeping latents a threshold that some sample of the batch exceeds.
+        """Scale decoder rows to unit norm, and lower the thresholds of dead latents below their largest pre-activation.
 
-        AuxK alone does not wake them: what it teaches is as large as the residual, and thresholds lie above that. One
-        whose pre-activations are all negative, or below the lowest threshold, sleeps on: no threshold makes it active.
-        The first batch with a larger one wakes it; until then AuxK gives it no gradient, as in the other variants.
+        AuxK alone does not revive them: their pre-activations grow to the size of the residual, which is below the
+        thresholds. A latent whose pre-activations in the batch are all below `_LEAST` stays dead, since no threshold
+        makes it active; the first batch with a larger one revives it. Until then AuxK gives it no gradient, as in the
+        other variants.
         """
         super().end_step()
         if self._highest is not None:
             latents, highest = self._highest
             just_below = (highest * _JUST_BELOW).clamp(min=_LEAST).log()
-            just_below = torch.where(highest > _LEAST, just_below, torch.inf)  # -inf where there was no sample
+            just_below = torch.where(highest > _LEAST, just_below, torch.inf)  # -inf: the batch had no samples
             self.log_threshold[latents] = torch.minimum(self.log_threshold[latents], just_below)
             self._highest = None
 
-    def _price(self, l0: Tensor, collective: Collective) -> Tensor:
+    def _penalty(self, l0: Tensor, collective: Collective) -> Tensor:
         weight = self.config.l0_weight
         if self.config.penalty == "linear":
             return (1e-3 if weight is None else weight) * l0
         off = collective.mean(l0.detach()) / self.k - 1
-        # Its value is off^2; its gradient, whose mean over processes is taken, that of the global batch.
+        # The value is off^2; the mean of its gradient over processes is the gradient of the global batch.
         return (1.0 if weight is None else weight) * (off.square() + 2 * off * (l0 - l0.detach()) / self.k)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:
-        """Return what lies above the thresholds."""
+        """Return the latents above their thresholds."""
         return Code(*scan_above(self.scaled(x) - self.b_pre, self.W_enc, self.b_enc, self.threshold))
 
 
-def _near(h: Tensor, threshold: Tensor, width: float) -> Tensor:
+def _within_kernel(h: Tensor, threshold: Tensor, width: float) -> Tensor:
     return (h - threshold).abs() < width / 2
 
 
 class _Jump(torch.autograd.Function):
-    """h where it exceeds the threshold; d/d threshold = -(threshold / width) near it."""
+    """h where it exceeds the threshold, else 0; d/d threshold = -(threshold / width) within the kernel."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, threshold: Tensor, width: float) -> Tensor:
@@ -169,12 +171,12 @@ class _Jump(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         h, threshold = ctx.saved_tensors
-        slope = -(threshold / ctx.width) * (g * _near(h, threshold, ctx.width)).sum(0)
+        slope = -(threshold / ctx.width) * (g * _within_kernel(h, threshold, ctx.width)).sum(0)
         return g * (h > threshold), slope, None
 
 
 class _Count(torch.autograd.Function):
-    """1 where h exceeds the threshold; d/d threshold = -(1 / width) near it, none for h."""
+    """1 where h exceeds the threshold, else 0; d/d threshold = -(1 / width) within the kernel, d/d h = 0."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, threshold: Tensor, width: float) -> Tensor:
@@ -186,9 +188,9 @@ class _Count(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> Any:
         h, threshold = ctx.saved_tensors
-        return None, -(1 / ctx.width) * (g * _near(h, threshold, ctx.width)).sum(0), None
+        return None, -(1 / ctx.width) * (g * _within_kernel(h, threshold, ctx.width)).sum(0), None
 
 
 def make(config: Config, d_in: int, *, seed: int) -> JumpReLU:
-    """Make the autoencoder that `config` describes for features of width `d_in`."""
+    """Make an untrained autoencoder for features of width `d_in`."""
     return JumpReLU(config, d_in, seed=seed)

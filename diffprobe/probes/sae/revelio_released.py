@@ -1,10 +1,10 @@
-"""revelio_released: what the code released with Revelio computes, for comparison with numbers that came from it.
+"""revelio_released: the autoencoder of the code released with Revelio, for comparison with its published numbers.
 
-Differs from TopK, and from the paper's text, in this: no ReLU after the selection, so that activations may be negative;
-no AuxK; squared error over the variance of the batch; Kaiming initialisation of the encoder by the number of latents,
-not the features'; pre-bias at the mean of a few samples; no input scale; decoder rows normalised before each step and
-not after the last. Its logged L0 and dead fraction counted dense pre-activations; here they count selected latents with
-a positive activation, so a sample may have fewer than k.
+Differences from TopK and from the paper's text: no ReLU after the selection, so activations may be negative; no AuxK;
+squared error over the variance of the batch; Kaiming initialisation of the encoder with n_latents as fan-in, not d_in;
+pre-bias at the mean of a few samples; no input scale; decoder rows normalised before each step, not after the last one.
+The released code logs L0 and dead fraction of dense pre-activations; here they count selected latents with a positive
+activation, so a sample may have fewer than k.
 """
 
 import math
@@ -25,15 +25,15 @@ class Config(topk.Config):
     """Keys of `probe=revelio-released`, below `probe.params`."""
 
     expansion: int = 64
-    """Latents as a multiple of d_in; used where n_latents is not given."""
+    """Latents as a multiple of d_in; used if n_latents is None."""
     aux_weight: float = 0.0
     """The released code has no AuxK: 0."""
     learning_rate: float = 4e-4
-    """Step size where trainer.learning_rate is not given."""
+    """Step size if trainer.learning_rate is None."""
     warmup_steps: int | None = 500
     """Steps over which the step size rises."""
     decay: float = 0.0
-    """The step size stays constant after the rise."""
+    """0: the step size stays constant after the warm-up."""
     adam_eps: float = 1e-8
     """Adam's epsilon."""
 
@@ -42,11 +42,13 @@ class Config(topk.Config):
         fixed = {"aux_weight": 0.0, "multi_k_weight": 0.0, "datapoint_blend": 0.0, "pre_bias": "mean"}
         for name, value in fixed.items():
             if (given := getattr(self, name)) != value:
-                raise ConfigError(f"{name} = {given} of probe 'revelio_released' is fixed.", f"allowed: {value}")
+                raise ConfigError(
+                    f"{name} = {given} of probe 'revelio_released' cannot be changed.", f"allowed: {value}"
+                )
 
 
 class RevelioReleased(topk.TopK):
-    """TopK as Revelio's released code has it.
+    """TopK as in the code released with Revelio.
 
     Source: Kim, Thomas, Ghadiyaram 2025, "Revelio", training code at commit cd23c87.
     """
@@ -63,12 +65,12 @@ class RevelioReleased(topk.TopK):
             return (2 * torch.rand(self.n_latents, d_in, generator=generator) - 1) * bound
 
         with torch.no_grad():
-            self.W_enc.copy_(uniform(self.n_latents))  # its fan-in is that of the transposed matrix
+            self.W_enc.copy_(uniform(self.n_latents))  # fan-in of the transposed matrix, as in the released code
             self.W_dec.copy_(F.normalize(uniform(d_in), dim=1))
 
     @property
     def needs_rows(self) -> bool:
-        """The pre-bias is the mean of one batch: of `init_samples` samples."""
+        """True: the pre-bias is the mean of `init_samples` samples."""
         return True
 
     @torch.no_grad()
@@ -80,19 +82,19 @@ class RevelioReleased(topk.TopK):
         self.b_pre.copy_(rows.double().mean(0))
 
     def variance_of(self, x: Tensor, collective: Collective) -> Tensor:
-        """Return the variance of the global batch, about its own mean."""
+        """Return the variance of the global batch about its mean."""
         n = max(x.shape[0], 1)
         mean = collective.mean(x.sum(0) / n)
         return collective.mean((x - mean).square().sum() / n).detach().clamp(min=1e-12)
 
     def begin_step(self) -> None:
-        """Normalise the decoder: before the step, and not after it."""
+        """Scale every decoder row to unit norm, before the step."""
         self.normalise_decoder()
 
     def end_step(self) -> None:
-        """Leave the decoder as the optimiser made it."""
+        """Do nothing: the decoder is not normalised after the step."""
 
 
 def make(config: Config, d_in: int, *, seed: int) -> RevelioReleased:
-    """Make the autoencoder that `config` describes for features of width `d_in`."""
+    """Make an untrained autoencoder for features of width `d_in`."""
     return RevelioReleased(config, d_in, seed=seed)

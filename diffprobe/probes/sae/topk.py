@@ -1,4 +1,4 @@
-"""TopK: keeps the k largest latents of a sample."""
+"""TopK: keeps the k largest latents of each sample."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from diffprobe.probes.sae.types import Code, Collective, Selected, StepOutput
 __all__ = ["KSAE", "Code", "Config", "StepOutput", "TopK", "make"]
 
 WIDE = 4
-"""Multi-TopK decodes a second time from this multiple of k."""
+"""The second reconstruction of multi-TopK uses this multiple of k."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Config(types.Config):
     """Keys of `probe=topk`, below `probe.params`."""
 
     multi_k_weight: float = 0.0
-    """Weight of the reconstruction from 4k latents in the loss (1/8 is usual); 0 switches it off."""
+    """Weight of the reconstruction from 4 k latents in the loss (typically 1/8); 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,9 +32,9 @@ class Config(types.Config):
 
 
 class TopK(KSAE):
-    """The k largest pre-activations of each sample, negative ones as 0.
+    """Keeps the k largest pre-activations of each sample, with negative ones set to 0.
 
-    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; multi-TopK is theirs too.
+    Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; multi-TopK too.
     """
 
     variant = "topk"
@@ -42,13 +42,13 @@ class TopK(KSAE):
 
     @property
     def level_weights(self) -> tuple[float, ...]:
-        """1 for k latents, and the weight of the wide level if there is one."""
+        """Weight 1 of the reconstruction from k latents, and `multi_k_weight` of the second one if it is positive."""
         return (1.0, self.config.multi_k_weight) if self.config.multi_k_weight > 0 else (1.0,)
 
     def select(
         self, centred: Tensor, *, among: Tensor | None, k_among: int, collective: Collective
     ) -> tuple[Selected, Top | None]:
-        """Keep the k largest, and the next 3k as part 1 where a wide level is asked for."""
+        """Keep the k largest, and the next 3 k as part 1 for multi-TopK."""
         width = self.k if len(self.level_weights) == 1 else min(WIDE * self.k, self.n_latents)
         top, revived = scan(centred, self.W_enc, self.b_enc, k=width, among=among, k_among=k_among)
         part = (torch.arange(width, device=centred.device) >= self.k).long()
@@ -62,5 +62,5 @@ class TopK(KSAE):
 
 
 def make(config: Config, d_in: int, *, seed: int) -> TopK:
-    """Make the autoencoder that `config` describes for features of width `d_in`."""
+    """Make an untrained autoencoder for features of width `d_in`."""
     return TopK(config, d_in, seed=seed)

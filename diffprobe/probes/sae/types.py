@@ -1,4 +1,4 @@
-"""What travels between an autoencoder and those that train or read it: settings, codes, the result of a step."""
+"""Types that autoencoders, training and analysis exchange: settings, codes, the output of a step, collectives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,35 +14,35 @@ from diffprobe.probes.sae.kernels.sparse_step import Top
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Keys that every variant has, below `probe.params`."""
+    """Keys that every variant has, under `probe.params`."""
 
     k: int = 32
-    """Latents kept a sample."""
+    """Latents kept per sample."""
     expansion: int = 8
-    """Latents as a multiple of d_in; used where n_latents is not given. Revelio: 64."""
+    """Latents as a multiple of d_in; used if n_latents is None. Revelio: 64."""
     n_latents: int | None = None
-    """Number of latents."""
+    """Number of latents; None for expansion * d_in."""
     k_aux: int | None = None
-    """Dead latents that explain the residual in AuxK; None for d_in / 2."""
+    """Dead latents that reconstruct the residual in AuxK; None for d_in / 2."""
     aux_weight: float = 1 / 32
-    """Weight of AuxK in the loss; 0 switches it off."""
+    """Weight of AuxK in the loss; 0 for none."""
     dead_window: int = 1_000_000
-    """A latent is dead when it was not active for this many training samples; places, tokens and draws count each. In a
-    run on fewer AuxK never acts, and the run warns of it."""
+    """Training samples without activity after which a latent is dead; each place, token and draw counts. In a run on
+    fewer samples AuxK never acts, and the run issues a warning."""
     row_buffer: int = 0
-    """Rows (vectors, places, tokens) that all processes hold back to mix those of several batches; 0 for none."""
+    """Size of the shuffle buffer in rows (vectors, places, tokens), over all processes; 0 for none."""
     pre_bias: Literal["mean", "geometric_median"] = "mean"
-    """Where the pre-bias starts: at the mean of the training set, or the geometric median of `init_samples` of it."""
+    """Initial pre-bias: the mean of the training set, or the geometric median of `init_samples` of its samples."""
     init_samples: int = 8192
-    """Training samples, chosen by seed and key, for what can't be summed up: the median, datapoints, thresholds."""
+    """Training samples, selected by seed and key, for the geometric median, datapoint_blend and initial thresholds."""
     datapoint_blend: float = 0.0
-    """Share of a sample's direction in the initial rows; the rest is random. 0 for random rows, 0.8 is usual."""
+    """Weight of sample directions in the initial dictionary rows; 0 for random rows, typically 0.8."""
     learning_rate: float = 1e-3
-    """Step size where trainer.learning_rate is not given."""
+    """Step size if trainer.learning_rate is None."""
     warmup_steps: int | None = None
     """Steps over which the step size rises; None for the first 5 % of the run."""
     decay: float = 0.2
-    """Last part of the run, as a fraction, in which the step size falls to 0; 0 keeps it constant."""
+    """Share of the run, at its end, over which the step size falls to 0; 0 for a constant step size."""
     adam_eps: float = 6.25e-10
     """Adam's epsilon."""
 
@@ -60,58 +60,58 @@ class Config:
             raise ConfigError(f"aux_weight = {self.aux_weight} {of} must not be negative.")
         for name in ("datapoint_blend", "decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} = {getattr(self, name)} {of} must lie in 0..1.")
+                raise ConfigError(f"{name} = {getattr(self, name)} {of} is out of range: 0..1.")
         for name in ("learning_rate", "adam_eps"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} {of} must be more than 0.")
+                raise ConfigError(f"{name} = {getattr(self, name)} {of} must be positive.")
 
 
 class Code(NamedTuple):
-    """The sparse code of some samples: the pair that everything downstream works on."""
+    """The sparse code of a batch of samples."""
 
     values: Float[Tensor, "batch width"]
-    """Activations, largest first. Width is k for TopK, and the fullest sample's number of latents elsewhere."""
+    """Activations, largest first. The width is k for TopK, else the largest number of active latents of a sample."""
     indices: Int[Tensor, "batch width"]
-    """Their latents. An entry whose value is 0 is not active, and its latent may stand twice: add, never overwrite."""
+    """Latents of the activations. Entries of value 0 are not active and may repeat a latent: sum, do not assign."""
 
 
 class Selected(NamedTuple):
-    """What a variant selects in a training batch."""
+    """The selected latents of a training batch."""
 
     top: Top
-    """Candidates of each sample."""
+    """Candidates of each sample, largest first."""
     part: Int[Tensor, "batch width"]
-    """The part of the code that a candidate belongs to; -1 if it is not selected. Level i decodes parts 0..i."""
+    """Part of the code that a candidate belongs to, -1 if it is not selected. Level i decodes the parts 0..i."""
 
 
 class StepOutput(NamedTuple):
-    """What one training step gives."""
+    """Output of a training step."""
 
     loss: Float[Tensor, ""]
-    """Weighted levels of the reconstruction + aux_weight * aux + what the variant adds."""
+    """Weighted sum of the reconstruction levels, plus aux_weight * aux and the terms of the variant."""
     reconstruction: Float[Tensor, ""]
     """Squared error over the variance of the training set."""
     aux: Float[Tensor, ""]
-    """Share of the residual that the dead latents leave; 0 without dead latents."""
+    """Share of the residual that the dead latents leave unexplained; 0 without dead latents."""
     code: Code
     """The code."""
     terms: dict[str, Tensor]
-    """Further parts of the loss by name, detached, for the log."""
+    """Further loss terms by name, detached, for logging."""
 
 
 class Collective(NamedTuple):
-    """What a batch spread over several processes needs; as given, for one process."""
+    """Reductions over the processes that share a global batch. The defaults are those of a single process."""
 
     mean: Callable[[Tensor], Tensor] = lambda scalar: scalar
-    """Mean of a tensor over processes, element by element; all of them have as many samples."""
+    """Elementwise mean of a tensor over processes, which all have equally many samples."""
     gather: Callable[[Tensor], Tensor] = lambda values: values
-    """Vectors of equal length of all processes behind each other, in the order of their ranks."""
+    """Concatenation of the vectors of all processes, of equal length, in the order of ranks."""
     size: int = 1
     """Number of processes."""
 
     @property
     def rank(self) -> int:
-        """Which of them this one is. Sample i of the global batch is sample i // size of process i % size."""
+        """Rank of this process. Sample i of the global batch is sample i // size of process i % size."""
         return torch.distributed.get_rank() if self.size > 1 else 0
 
 

@@ -20,7 +20,7 @@ def test_geometric_median_and_datapoints_are_options(make_sae, x):
     assert (sae.b_pre / sae.scale).max() < 25 < x.mean(0).min()
     centred = torch.nn.functional.normalize(x * sae.scale - sae.b_pre, dim=1)
     assert (sae.W_dec @ centred.T).max(1).values.min() > 0.999 and sae.W_enc.equal(sae.W_dec)
-    with pytest.raises(ConfigError, match="starts from samples, and none were given"):
+    with pytest.raises(ConfigError, match="0 were given"):
         make_sae(start=False, datapoint_blend=0.5).initialise(x.double().mean(0), x.double().var(0))
 
 
@@ -36,13 +36,13 @@ def test_decode_is_the_scaled_sum_of_decoder_rows(make_sae, x, variant):
 
 def test_a_code_holds_all_that_was_decoded_wherever_it_stands(make_sae, x):
     sae = make_sae()
-    pick = sae.pick
+    select = sae.select
 
     def with_a_hole(*args, **kwargs):
-        selected, revived = pick(*args, **kwargs)
+        selected, revived = select(*args, **kwargs)
         return selected._replace(part=torch.tensor([-1, 0, 0, -1]).expand_as(selected.part)), revived
 
-    sae.pick = with_a_hole
+    sae.select = with_a_hole
     out, whole = sae.step(x), sae.encode(x)
     assert out.code.values[:, 1:].equal(whole.values[:, 1:3]) and not out.code.values[:, 0].any()
     error = ((x - sae.decode(out.code)) * sae.scale).square().sum() / 200 / 12
@@ -70,10 +70,10 @@ def test_files_bring_back_the_variant_and_its_codes(make_sae, x, variant, tmp_pa
 
 def test_another_schema_another_variant_and_nothing_are_refused(make_sae, tmp_path):
     make_sae("jumprelu").save_pretrained(tmp_path)
-    with pytest.raises(SchemaError, match="holds a 'probe/sae/jumprelu', expected 'probe/sae/topk'"):
+    with pytest.raises(SchemaError, match="'probe/sae/jumprelu', expected 'probe/sae/topk'"):
         TopK.from_pretrained(tmp_path)
     text = (tmp_path / "probe.json").read_text()
-    (tmp_path / "probe.json").write_text(text.replace('"schema_version": 2', '"schema_version": 9'))
+    (tmp_path / "probe.json").write_text(text.replace('"schema_version": 3', '"schema_version": 9'))
     with pytest.raises(SchemaError, match="schema version 9"):
         KSAE.from_pretrained(tmp_path)
     (tmp_path / "probe.json").write_text(text.replace("probe/sae/jumprelu", "probe/classifier/linear"))
@@ -86,9 +86,9 @@ def test_another_schema_another_variant_and_nothing_are_refused(make_sae, tmp_pa
 def test_bad_input(make_sae, x, variant):
     sae = make_sae(variant)
     for call in (sae.encode, sae.step, sae.preactivations):
-        with pytest.raises(ConfigError, match=r"features of shape \(200, 7\) do not fit an autoencoder of width 12"):
+        with pytest.raises(ConfigError, match=r"\(200, 7\).* 12"):
             call(x[:, :7])
-    with pytest.raises(ConfigError, match=r"k = 9 must lie in 1\.\.n_latents, and n_latents is 8"):
+    with pytest.raises(ConfigError, match="k = 9 .* n_latents = 8"):
         make_sae(variant, k=9, n_latents=8, start=False)
     with pytest.raises(ConfigError, match="constant"):
         make_sae(variant, x=torch.ones(5, 12))

@@ -61,7 +61,7 @@ def test_what_others_cannot_say_and_what_is_not_there(make_sae, tmp_path):
     with pytest.raises(ConfigError, match="no threshold"):
         convert.to_saelens(make_sae("batch_topk", start=False), tmp_path)
     for form in FORMATS:
-        with pytest.raises(WeightsMissing, match="has no file"):
+        with pytest.raises(WeightsMissing, match="no file '(cfg|config).json'"):
             getattr(convert, f"from_{form}")(tmp_path)
     (tmp_path / "config.json").write_text('{"trainer": {"dict_class": "GatedAutoEncoder"}}')
     with pytest.raises(SchemaError, match="GatedAutoEncoder"):

@@ -69,7 +69,7 @@ def test_a_higher_price_leaves_fewer_latents(make_sae, x):
     assert l0(0.1) < 0.7 * l0(0.0)
 
 
-def test_the_target_penalty_is_that_of_the_joint_batch(make_sae, x):
+def test_the_target_penalty_is_that_of_the_global_batch(make_sae, x):
     """Its value everywhere; and the mean of the processes' gradients is the gradient for all samples."""
     sae = make_sae("jumprelu", l0_weight=3.0, aux_weight=0)
     sae.log_threshold.data -= 0.3
@@ -101,7 +101,7 @@ def test_the_target_penalty_brings_k_latents(make_sae, x, start):
     assert float((sae.encode(x).values > 0).sum() / 200) == pytest.approx(4, rel=0.1)
 
 
-def test_a_sleeping_latent_is_woken(make_sae, x):
+def test_a_dead_latent_is_revived(make_sae, x):
     sae = make_sae("jumprelu")
     sae.log_threshold.data[:3] = 5.0
     before = sae.log_threshold.detach().clone()
@@ -113,7 +113,7 @@ def test_a_sleeping_latent_is_woken(make_sae, x):
     assert sae.log_threshold[2:].equal(before[2:])
 
 
-def test_under_autocast_a_latent_is_woken_too(make_sae, x):
+def test_under_autocast_a_latent_is_revived_too(make_sae, x):
     """0.999 of a bfloat16 number is that number again in bfloat16."""
     sae, dead = make_sae("jumprelu"), torch.ones(48, dtype=torch.bool)
     sae.log_threshold.data.fill_(5.0)
@@ -127,7 +127,7 @@ def test_under_autocast_a_latent_is_woken_too(make_sae, x):
     assert set(indices[values > 0].tolist()) == set(range(48)) and int((values > 0).sum()) == int(active.sum())
 
 
-def test_a_latent_that_no_threshold_makes_active_sleeps_on(make_sae, x):
+def test_a_latent_that_no_threshold_makes_active_stays_dead(make_sae, x):
     sae = make_sae("jumprelu")
     sae.log_threshold.data[:3] = 5.0
     highest = sae.preactivations(x).detach().amax(0)
@@ -140,7 +140,7 @@ def test_a_latent_that_no_threshold_makes_active_sleeps_on(make_sae, x):
     assert sae.log_threshold[0] < 5.0
 
 
-def test_a_batch_without_samples_wakes_nothing(make_sae, x):
+def test_a_batch_without_samples_revives_nothing(make_sae, x):
     sae = make_sae("jumprelu")
     before = sae.log_threshold.detach().clone()
     sae.step(x[:0], dead=torch.ones(48, dtype=torch.bool)).loss.backward()

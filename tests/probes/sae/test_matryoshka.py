@@ -21,10 +21,10 @@ def test_each_level_decodes_the_latents_of_its_dictionary(make_sae, x):
 
 @pytest.mark.parametrize("prefixes", [(), (0.5, 0.25, 1.0), (0.5,), (0.0, 1.0)])
 def test_prefixes_rise_to_all_latents(prefixes):
-    with pytest.raises(ConfigError, match="must rise"):
+    with pytest.raises(ConfigError, match="prefixes"):
         Config(prefixes=prefixes)
 
 
 def test_dictionaries_of_one_size_are_named(make_sae):
-    with pytest.raises(ConfigError, match=r"give \[1, 1, 8\]: two equal"):
+    with pytest.raises(ConfigError, match=r"\[1, 1, 8\]"):
         make_sae("matryoshka", n_latents=8, prefixes=(0.01, 0.02, 1.0))

@@ -42,5 +42,5 @@ def test_the_encoder_starts_small_and_the_decoder_is_normalised_before_the_step(
 
 
 def test_what_the_released_code_does_not_have_is_refused():
-    with pytest.raises(ConfigError, match="aux_weight = 0.1 of probe 'revelio_released' is fixed"):
+    with pytest.raises(ConfigError, match="aux_weight = 0.1 of probe 'revelio_released'"):
         Config(aux_weight=0.1)

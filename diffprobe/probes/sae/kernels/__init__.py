@@ -1,1 +1,4 @@
-"""The parts of a training step of a sparse autoencoder that are written for speed, each tested against a plain twin."""
+"""Kernels of the training step, written for speed. `plain.py` has a plain reference implementation of each.
+
+`tests/probes/sae/kernels/` compares every kernel with its reference, gradients included.
+"""

@@ -1,11 +1,11 @@
-"""The sparse training step: dense encoder product, chunked selection, and sparse work from there on.
+"""The sparse training step: dense encoder product, selection in chunks, sparse decoding and gradients.
 
-Owns the two halves of a step. `scan` multiplies with the encoder and keeps candidates, a chunk of rows at a time, so
-that no [batch, latents] tensor outlives its chunk. `sparse_step` decodes what was selected and differentiates it; for
-backward it keeps the centred features, the weights, and the selected values and indices, nothing else.
+`scan` multiplies with the encoder and keeps candidates, one chunk of rows at a time, so that no [batch, latents] tensor
+outlives its chunk. `sparse_step` decodes the selection and differentiates it; for backward it saves only the centred
+features, the weights, and the selected values and indices.
 
-Source: the design follows Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix on kernels; here with
-stock operators, none of which adds in an order that depends on timing.
+Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", appendix on kernels; here with torch operators
+whose order of summation does not depend on timing.
 """
 
 import functools
@@ -30,16 +30,16 @@ class Top(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Selected latents in bags; a bag is decoded to one vector, and a sample may have several bags."""
+    """Selected latents in bags. A bag is decoded to one vector; a sample may have several bags."""
 
     values: Float[Tensor, " entries"]
     """Activation of each entry."""
     latents: Int[Tensor, " entries"]
-    """Its latent."""
+    """Latent of each entry."""
     starts: Int[Tensor, " bags_and_one"]
-    """Where each bag begins, and the number of entries at the end."""
+    """Position of the first entry of each bag; the last element is the number of entries."""
     samples: Int[Tensor, " bags"]
-    """The sample that each bag belongs to."""
+    """Sample of each bag."""
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def scan_above(
     *,
     chunk_bytes: int | None = None,
 ) -> Top:
-    """Encode and keep what lies above a threshold >= 0. As wide as the fullest row; others end with zeros."""
+    """Encode and keep what is above a threshold >= 0. As wide as the longest row; the others are padded with zeros."""
     parts = []
     for _, h in encoder_chunks(centred, W_enc, b_enc, chunk_bytes=chunk_bytes):
         above = h > threshold
@@ -97,9 +97,9 @@ def scan_above(
 def rows_to_bags(
     values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], part: Int[Tensor, "batch k"], n_parts: int
 ) -> Selection:
-    """Put the entries of each row into `n_parts` bags; entries of part -1 are left out.
+    """Put the entries of each row into `n_parts` bags; entries of part -1 are dropped.
 
-    Bag `sample * n_parts + p` holds the entries of part p.
+    Bag `sample * n_parts + p` contains the entries of part p.
     """
     n, width = values.shape
     if n_parts > 1:
@@ -113,7 +113,7 @@ def rows_to_bags(
 
 
 def join(selections: list[Selection]) -> Selection:
-    """Put the bags of several selections behind each other."""
+    """Concatenate the bags of several selections."""
     if len(selections) == 1:
         return selections[0]
     starts, end = [selections[0].starts[:1]], 0
@@ -155,15 +155,14 @@ def sparse_step(
     """Decode a selection that was made from W_enc (x - b_pre) + b_enc, differentiably.
 
     Args:
-        centred: x - b_pre. If x wants a gradient, it passes through here.
-        b_pre: gets the gradient of its part in the encoder: centred is taken as x less a constant. A row a member where
-            several autoencoders of one shape stand behind each other, with equally many samples and latents each; a
-            sample selects among the latents of its own.
+        centred: x - b_pre.detach(); x gets its gradient through it.
+        b_pre: receives the gradient of its part in the encoder. One row per member if several autoencoders of one shape
+            are concatenated, with equally many samples and latents each; a sample selects latents of its own member.
         selection: with the pre-activations as values.
-        relu: whether negative ones count as 0.
+        relu: whether negative values are set to 0.
 
-    Returns: the weighted sum of decoder rows of each bag, without the pre-bias; and the activations. Gradients reach x,
-        b_pre, W_enc, b_enc and W_dec through both, exactly as those of the dense computation.
+    Returns: the weighted sum of decoder rows of each bag, without the pre-bias; and the activations. Gradients of x,
+        b_pre, W_enc, b_enc and W_dec through both equal those of the dense computation.
     """
     values = selection.values.relu() if relu else selection.values
     places = selection.latents, selection.starts, selection.samples
@@ -172,7 +171,7 @@ def sparse_step(
 
 
 class _SparseStep(torch.autograd.Function):
-    """Gradients of the whole autoencoder from one sort of the selected latents."""
+    """Decoding, with the gradients of all weights from one sort of the selected latents."""
 
     @staticmethod
     def forward(
@@ -192,7 +191,7 @@ class _SparseStep(torch.autograd.Function):
         found, order = latents.sort(stable=True)
         ends = torch.searchsorted(found, torch.arange(n_latents + 1, device=g.device))
         bags, values = bags[order], values[order]
-        # by latent, so that each decoder row is fetched once and the rows fetched at random are the fewer ones of g
+        # sorted by latent: each decoder row is read once, and random access is to the smaller g
         d_values = entry_products(W_dec, g, bags, ends) + g_values[order]
         if ctx.relu:
             d_values = torch.where(values > 0, d_values, 0)
@@ -213,7 +212,7 @@ class _SparseStep(torch.autograd.Function):
 
 
 GATHER_BYTES = 256 << 20
-"""Largest block of gathered rows where `entry_products` cannot work in place."""
+"""Largest block of gathered rows in `entry_products` on other devices than a CPU."""
 
 
 def entry_products(
@@ -222,14 +221,14 @@ def entry_products(
     rows: Int[Tensor, " entries"],
     starts: Int[Tensor, " bags_and_one"],
 ) -> Float[Tensor, " entries"]:
-    """Return left[bag] . right[row] for each entry of each bag, a row at most once a bag.
+    """Return left[bag] . right[row] for each entry of each bag; a bag contains a row at most once.
 
-    On a CPU in place, elsewhere over gathered blocks of `GATHER_BYTES`.
+    Without gathering on a CPU; elsewhere in gathered blocks of `GATHER_BYTES`.
     """
     if rows.numel() == 0:
         return left.new_zeros(0)
     if left.device.type == "cpu":
-        _quiet_csr()
+        _silence_csr_warning()
         pattern = torch.sparse_csr_tensor(
             starts, rows, left.new_zeros(rows.numel()), size=(left.shape[0], right.shape[0]), check_invariants=False
         )
@@ -241,8 +240,8 @@ def entry_products(
 
 
 @functools.cache
-def _quiet_csr() -> None:
-    """Take torch's one remark that CSR tensors are in beta, so that no training log begins with it."""
+def _silence_csr_warning() -> None:
+    """Trigger and suppress the one-time warning of torch that CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), size=(1, 1))

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from diffprobe.probes.sae.kernels import encoder_matmul
-from diffprobe.probes.sae.kernels.encoder_matmul import chunk_of, encoder_chunks, maker, mkl_is_narrow
+from diffprobe.probes.sae.kernels.encoder_matmul import chunk_of, cpu_vendor, encoder_chunks, mkl_is_narrow
 
 
 def problem(n, d, m, dtype=torch.float32):
@@ -22,7 +22,7 @@ def by_onednn(monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(encoder_matmul, "mkl_is_narrow", lambda: True)
-    monkeypatch.setattr(encoder_matmul, "LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(encoder_matmul, "MIN_ONEDNN_WEIGHTS", 1)
 
 
 def test_chunks_share_one_buffer_of_the_stated_size():
@@ -48,7 +48,7 @@ def test_onednn_is_for_large_float32_products_on_a_cpu(by_onednn, monkeypatch):
     all_of(*problem(4, 6, 16, torch.float64))
     with torch.autocast("cpu", torch.bfloat16):
         assert all_of(*problem(4, 6, 16))[0].dtype == torch.bfloat16
-    monkeypatch.setattr(encoder_matmul, "LEAST_WEIGHTS", 6 * 16 + 1)
+    monkeypatch.setattr(encoder_matmul, "MIN_ONEDNN_WEIGHTS", 6 * 16 + 1)
     all_of(*problem(4, 6, 16))
     assert not called
 
@@ -70,7 +70,7 @@ def test_a_chunk_has_a_row_at_least_and_its_precision_is_that_of_autocast():
      (None, "AVX512", False)],
 )  # fmt: skip
 def test_the_processor_decides(vendor, capability, narrow, monkeypatch):
-    monkeypatch.setattr(encoder_matmul, "maker", lambda: vendor)
+    monkeypatch.setattr(encoder_matmul, "cpu_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     for library in (torch.backends.mkl, torch.backends.mkldnn):
         monkeypatch.setattr(library, "is_available", lambda: True)
@@ -79,12 +79,12 @@ def test_the_processor_decides(vendor, capability, narrow, monkeypatch):
     assert not mkl_is_narrow.__wrapped__()
 
 
-def test_the_maker_is_read_from_what_linux_says(tmp_path, monkeypatch):
+def test_the_vendor_is_read_from_cpuinfo(tmp_path, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: x\n")
-    assert maker(tmp_path / "cpuinfo") == "AuthenticAMD" and maker(tmp_path / "none") is None
+    assert cpu_vendor(tmp_path / "cpuinfo") == "AuthenticAMD" and cpu_vendor(tmp_path / "none") is None
     (tmp_path / "cpuinfo").write_text("processor\t: 0\n")
-    assert maker(tmp_path / "cpuinfo") is None
+    assert cpu_vendor(tmp_path / "cpuinfo") is None
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     (tmp_path / "cpuinfo").write_text("vendor_id\t: x\n")
-    assert maker(tmp_path / "cpuinfo") is None
+    assert cpu_vendor(tmp_path / "cpuinfo") is None
