@@ -1,22 +1,20 @@
 """What every family must keep, held on its tiny checkpoint. A new family is tested by existing."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.taps import BackboneInfo, backbone_info
+from diffprobe.backbones.taps import backbone_info
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
 from diffprobe.core.registry import FAMILIES
+from tests.backbones.contract import CHECKS, RESOLUTION, Case, checks_of, make_case
 from tests.backbones.plans import plan_for
 
 KEYS = ["a/0", "b.1", "c"]
-RESOLUTION = 32
 SAMPLES = {
     "captions": ["red cat", "", "blue dog"],
     "labels": [2, 0, 1],
@@ -29,46 +27,9 @@ TOLD = {
 }
 
 
-@dataclass
-class Case:
-    """One family's tiny checkpoint."""
-
-    name: str
-    path: str
-    info: BackboneInfo
-    loaded: dict[str, DiffusionFeatures] = field(default_factory=dict)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The whole blocks, in the order in which they run."""
-        return self.info.spec.blocks
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings that all families take: every block at two timesteps."""
-        last = self.info.spec.schedule.n_timesteps - 1
-        condition = {"condition": self.info.spec.conditions[0]}
-        timesteps = sorted({last // 3, last // 2})
-        return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
-
-    def load(self, **changes: Any) -> DiffusionFeatures:
-        """Load it on the CPU; the same settings once."""
-        chosen = {**self.settings, "device": "cpu", **changes}
-        key = repr(sorted(chosen.items()))
-        if key not in self.loaded:
-            self.loaded[key] = DiffusionFeatures.from_pretrained(self.path, **chosen)
-        return self.loaded[key]
-
-    def has_weights(self) -> bool:
-        """Tell whether there is anything to train in the denoiser."""
-        return any(True for _ in self.info.spec.denoiser.parameters())
-
-
 @pytest.fixture(scope="module", params=FAMILIES.names())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    made = FAMILIES.load(request.param).tiny(tmp_path_factory.mktemp(request.param) / "tiny")
-    path = "pixels" if request.param == "pixels" else str(made)  # that family is named, not found on disk
-    return Case(request.param, path, backbone_info(path, resolution=RESOLUTION))
+    return make_case(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +59,13 @@ def n_parameters(features: DiffusionFeatures) -> int:
     return sum(p.numel() for p in features._backbone.denoiser.parameters())
 
 
-def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
+@pytest.mark.parametrize("check", list(CHECKS))
+def test_the_contract_is_kept(check: str, case: Case) -> None:
+    if check in checks_of(case.name):
+        CHECKS[check](case)
+
+
+def test_the_spec_traces_and_lists_its_blocks_in_order(case: Case) -> None:
     spec = case.info.spec
     assert spec.family == case.name and spec.resolution == RESOLUTION
     assert [tap.path for tap in case.info.taps] == list(spec.blocks)
