@@ -18,7 +18,7 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
 
     offline = _is_offline()
     weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
-    weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may keep it beside their index
+    weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may have it next to their index
     patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
     skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*"]
     try:

@@ -100,7 +100,7 @@ def replaced(
     """Replace the map of a tap in every pass by what `change` returns.
 
     A module may hand its output on twice (a down block: to the next block, and to the up blocks as their skip); it is
-    replaced wherever it stands in what the module returns. Other tensors that the module returns stay.
+    replaced wherever it occurs in the output. Other tensors of the output stay.
 
     Args:
         network: the denoiser.

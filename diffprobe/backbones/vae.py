@@ -73,7 +73,7 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
 def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
     """Load the encoder of an AutoencoderKL, or without `images` a placeholder that cannot encode.
 
-    In float16 the encoder stays in float32 where the config says that it overflows (`force_upcast`).
+    In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
     """
     from diffusers import AutoencoderKL

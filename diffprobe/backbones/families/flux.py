@@ -67,7 +67,9 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     flux = describe_denoiser(checkpoint, _KIND)
     config = flux.config
     if config.in_channels % _PACK**2:
-        raise WeightsMismatch(f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels a token.")
+        raise WeightsMismatch(
+            f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels per token, not a multiple of {_PACK**2}."
+        )
     channels = config.in_channels // _PACK**2
     latents = find_latents(checkpoint, resolution, own=_OWN_SIDE, patch=_PACK, channels=channels)
     clip, t5 = (read_config(checkpoint, name) for name in _ENCODERS)

@@ -92,8 +92,8 @@ def _is_sized(checkpoint: Checkpoint, pixart: Any) -> bool:
     Raises: WeightsMismatch where its pipeline does not give it.
     """
     kind = checkpoint.index["_class_name"]
-    conditioning = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
-    if pixart.use_additional_conditions and not conditioning:
+    is_given = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
+    if pixart.use_additional_conditions and not is_given:
         raise WeightsMismatch(
             f"the transformer of '{checkpoint.name}' takes the image size, which {kind} does not give it "
             f"(sample_size {pixart.config.sample_size}).",

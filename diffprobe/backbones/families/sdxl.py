@@ -114,10 +114,10 @@ def _check_text(checkpoint: Checkpoint, config: dict[str, Any]) -> int:
         )
     width = sum(read_config(checkpoint, part).get("hidden_size", 512) for part in _TEXTS)
     pooled: int = read_config(checkpoint, "text_encoder_2").get("projection_dim", 512)
-    conditioning = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
+    embedded = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
     expected = {
         "cross_attention_dim": (config.get("cross_attention_dim"), width),
-        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), conditioning),
+        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), embedded),
     }
     wrong = [
         f"{name}: {has}, the text encoders give {gives}" for name, (has, gives) in expected.items() if has != gives
