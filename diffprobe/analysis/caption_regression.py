@@ -1,7 +1,7 @@
-"""Which of n captions is this image's, told without a diffusion model: a regression from captions to vae_latents.
+"""Choose the caption of an image without a diffusion model: a regression from captions to VAE latents.
 
-The control of `caption_choice.py`. What a few thousand captions and images say of unseen ones when nothing is denoised; a
-diffusion model that chooses no better has learnt no more of words than a closed form does.
+The control of `probes/score/diffusion_classifier.py`: a diffusion model that chooses no better has learnt no more about
+words than a closed-form fit on a few thousand captions and images.
 """
 
 from collections import Counter
@@ -18,32 +18,32 @@ from diffprobe.probes.score.diffusion_classifier import leads
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionRule:
-    """A kernel ridge regression from captions to latents, and on how many images it is fitted."""
+    """A kernel ridge regression from captions to latents, and the number of images it is fitted on."""
 
     images: int = 0
     """Training images, a seeded choice of them if there are more; 0 leaves the regression out. Memory grows with the
     square: 10,000 take 1.2 GB."""
     width: float = 1.0
-    """Of the Gaussian kernel exp(-width * d^2), where inputs are centred and have norm 1 on average. This and `ridge`
-    are of 12 pairs the best on the training split of `emoji` (113 families held out, four choices of them)."""
+    """Width of the Gaussian kernel exp(-width * d^2), where inputs are centred and have norm 1 on average. This and
+    `ridge` are the best of 12 pairs on the training split of `emoji` (113 families held out, in four ways)."""
     ridge: float = 1.0
-    """Penalty; 0 would give back the training images."""
+    """Penalty; without one the fit would reproduce the training images."""
     balance_power: float = 0.4
-    """An image counts n ** -power, where n images share its group: variants of one drawing say little more than one."""
+    """Weight of an image: n ** -power, where n images share its group, since variants of one drawing are alike."""
 
     def __post_init__(self) -> None:
         if self.images < 0 or self.width <= 0 or self.ridge <= 0:
             raise ConfigError(
-                f"regression: images={self.images}, width={self.width:g}, ridge={self.ridge:g} is no rule.",
+                f"regression: images={self.images}, width={self.width:g}, ridge={self.ridge:g} is out of range.",
                 fix="images >= 0, width > 0, ridge > 0",
             )
 
 
 class WordVectors:
-    """Captions as sets of words, rare words weighing more: log(captions / captions with the word).
+    """Captions as sets of words, weighted by rarity: log(captions / captions with the word).
 
     Args:
-        captions: whose words are known; others are left out later, for nothing is known of them.
+        captions: source of the vocabulary; other words are ignored later.
     """
 
     def __init__(self, captions: Sequence[str]) -> None:
@@ -73,9 +73,9 @@ class CaptionRegression:
     """Kernel ridge regression: minimises sum_i w_i |f(x_i) - z_i|^2 + ridge |f|^2 over f of the kernel's space.
 
     Args:
-        inputs: of training captions, of any scale.
-        latents: vae_latents of their images.
-        groups: the drawing that each image is a variant of.
+        inputs: vectors of the training captions, of any scale.
+        latents: VAE latents of their images.
+        groups: group of each image, for example the drawing it is a variant of.
         rule: kernel, penalty, weights.
     Raises: EmptyClass without images, or if all captions are alike.
     """
@@ -91,7 +91,7 @@ class CaptionRegression:
         self._centre = inputs.mean(0) if len(inputs) else torch.zeros(inputs.shape[1])
         norms = (inputs - self._centre).norm(dim=1)
         if not norms.any():
-            raise EmptyClass(f"{len(inputs)} captions, none unlike another: nothing can be regressed on them.")
+            raise EmptyClass(f"{len(inputs)} captions are all alike: nothing can be regressed on them.")
         self._norm = norms.mean()
         self._inputs = self._scaled(inputs)
         flat = latents.flatten(1)
@@ -118,9 +118,11 @@ def choose_nearest(
     latents: Float[Tensor, "sample c h w"],
     candidates: Int[Tensor, "sample n"],
 ) -> Bool[Tensor, " sample"]:
-    """Tell for each sample whether its latent is nearest to what its own caption makes one expect; a tie is wrong.
+    """Return for each sample whether its latent is nearest to the one expected for its own caption; a tie is wrong.
 
     Args:
-        expected: latents by each sample's caption; `candidates` are rows of it, the right one in column 0.
+        expected: expected latent of each sample's caption, flattened.
+        latents: the samples' latents.
+        candidates: rows of `expected`, the right one in column 0.
     """
     return leads((expected[candidates] - latents.flatten(1)[:, None]).square().sum(-1))

@@ -1,5 +1,5 @@
-"""Frozen diffusion models as feature extractors. The public door is `extractor.DiffusionFeatures`.
+"""Frozen diffusion models as feature extractors. The public class is `extractor.DiffusionFeatures`.
 
-A family file under `families/` knows one kind of pipeline; everything that must not differ between families (noise,
-capture, prune_after, pooling, digests) is here once.
+A file under `families/` handles one kind of pipeline. Everything that must not differ between families (noise, hooks,
+pruning, pooling, digests) is implemented here once.
 """

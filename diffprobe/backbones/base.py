@@ -1,15 +1,16 @@
-"""What a family file offers, and what the rest may ask of a loaded backbone. Next in the flow: `plan.py`.
+"""The interface of a family of backbones, and of a loaded backbone.
 
-A family is one module under `families/`. It offers five names:
+A family is one module under `families/` with five names:
 
 - `matches(index) -> bool`: does this `model_index.json` belong to the family?
-- `spec(checkpoint, resolution) -> BackboneSpec`: everything that the config alone tells, the denoiser on the meta device.
+- `spec(checkpoint, resolution) -> BackboneSpec`: everything that follows from the config, the denoiser on the meta
+  device.
 - `load(checkpoint, spec, needed, options) -> Backbone`: the trained parts, of the denoiser only the modules in
   `needed`.
 - `digests(checkpoint, trained) -> dict`: a digest of each part that features depend on, from the files alone.
 - `tiny(path) -> Path`: write a tiny checkpoint with random weights in the real format, for tests.
 
-It must not decide anything about noise, capture, cutting or pooling: those are the same for all families.
+It decides nothing about noise, hooks, pruning or pooling: those are the same for all families.
 """
 
 from abc import ABC, abstractmethod
@@ -28,14 +29,14 @@ from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
 
 ConditionInput = str | int | None
-"""What one sample's backbone is told: a text, a class, or nothing (the null class)."""
+"""Conditioning input of one sample: a text, a class, or None (the null class)."""
 
 Condition = dict[str, Tensor]
-"""What a denoiser is told, by name, encoded: one row a sample; empty for an unconditional backbone."""
+"""Encoded conditioning inputs by name, one row per sample; empty for an unconditional backbone."""
 
 
 def take_rows(condition: Condition, rows: Int[Tensor, "..."]) -> Condition:
-    """Return the rows of an encoded condition at given indices; the shape of `rows` takes the place of the first axis."""
+    """Return the rows of an encoded condition at given indices; the shape of `rows` replaces the first axis."""
     return {name: values[rows.to(values.device)] for name, values in condition.items()}
 
 
@@ -48,18 +49,18 @@ class Checkpoint:
     """A model on this machine, before anything of it is loaded."""
 
     name: str
-    """What the user called it: a folder, a hub id, `emoji-sd`, `pixels`."""
+    """Name given by the user: a folder, a hub id, `emoji-sd`, `pixels`."""
     folder: Path | None
-    """Where its parts are; None for a backbone without weights."""
+    """Folder of its parts; None for a backbone without weights."""
     index: dict[str, Any]
     """Its `model_index.json`."""
     denoiser_weights: Path | None = None
-    """Safetensors file or folder that takes the place of the denoiser's own weights."""
+    """Safetensors file or folder that replaces the denoiser's own weights."""
 
     def part(self, name: str) -> Path:
-        """Return the folder of one part (`unet`, `vae`, ...). Only for checkpoints that have a folder."""
+        """Return the folder of one part (`unet`, `vae`, ...). Raises: WeightsMismatch without a folder."""
         if self.folder is None:
-            raise WeightsMismatch(f"backbone '{self.name}' has no folder, so no part '{name}'.")
+            raise WeightsMismatch(f"backbone '{self.name}' has no folder, so it has no part '{name}'.")
         return self.folder / name
 
 
@@ -72,13 +73,13 @@ class BackboneSpec:
     name: str
     """Name of the checkpoint, for messages."""
     denoiser: nn.Module
-    """The network that taps lie in, without weights."""
+    """The network that has the taps, without weights."""
     run: Callable[[nn.Module], object]
     """Runs one forward pass of one image on the meta device."""
     signature: str
     """Digest of what fixes the denoiser's shapes: its config and its input. Equal signatures have equal traces."""
     resolution: int
-    """Image side in pixels: the asked one, or the checkpoint's own."""
+    """Image side in pixels: the requested one, or the checkpoint's own."""
     latent_shape: tuple[int, int, int]
     """Channels, height, width of what is noised."""
     layout: OutputLayout
@@ -88,23 +89,23 @@ class BackboneSpec:
     prediction: PredictionKind
     """What the denoiser predicts."""
     conditions: tuple[str, ...]
-    """What this backbone can be told."""
+    """Conditions that this backbone supports, a part of `cell.CONDITIONS`."""
     aliases: dict[str, str] = field(default_factory=dict)
-    """Names used in papers -> tap."""
+    """Name used in papers -> tap."""
     blocks: tuple[str, ...] = ()
     """Taps that are listed first: the whole blocks, in the order in which they run."""
     conditioning: dict[str, Any] = field(default_factory=dict)
-    """What the denoiser is told beside the condition (sizes, guidance), in JSON; part of a store's manifest."""
+    """Fixed conditioning besides the condition (sizes, guidance), as JSON; part of a store's manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """How the weights are read."""
+    """How weights are read."""
 
     dtype: torch.dtype = torch.float32
     """Precision of the forward pass."""
     random_seed: int | None = None
-    """Draw the denoiser's weights afresh under this seed; None reads the trained ones."""
+    """Seed of random weights of the denoiser; None reads the trained ones."""
     images: bool = True
     """Whether images will be encoded; without it the VAE may stay on disk (its latents are given)."""
 
@@ -120,10 +121,10 @@ class Prediction:
 
 
 class Backbone(ABC):
-    """A loaded family member: frozen, in evaluation mode, its denoiser prune_after after the deepest tap."""
+    """A loaded family member: frozen, in evaluation mode, its denoiser pruned after the deepest tap."""
 
     denoiser: nn.Module
-    """The network that taps lie in."""
+    """The network that has the taps."""
     prediction: PredictionKind
     """What the denoiser predicts."""
 
@@ -133,7 +134,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
-        """Turn what samples are told into what the denoiser takes, one row a value.
+        """Encode conditioning inputs for the denoiser, one row per value.
 
         Raises: ConfigError for a class that the backbone does not have.
         """
@@ -152,7 +153,7 @@ class Backbone(ABC):
         """
 
     def predicted(self, output: Float[Tensor, "rows outputs height width"], x_t: Tensor) -> Prediction:
-        """Make the prediction of a denoiser's output; the channels of a learned variance, which are last, are dropped."""
+        """Make the prediction of a denoiser's output, without the channels of a learned variance, which come last."""
         return Prediction(output[:, : x_t.shape[1]], self.prediction)
 
     @abstractmethod
@@ -160,7 +161,7 @@ class Backbone(ABC):
         """Name the loaded networks."""
 
     def release_text(self) -> None:
-        """Free the text encoders; called when everything that will be told is encoded and remembered."""
+        """Free the text encoders; called when all conditioning inputs are encoded and cached."""
         return  # a backbone without them has nothing to free
 
     def to(self, device: torch.device) -> None:
@@ -171,10 +172,10 @@ class Backbone(ABC):
 
 @runtime_checkable
 class Family(Protocol):
-    """The shape of a family module, for type checkers."""
+    """Interface of a family module, for type checkers."""
 
     def matches(self, index: dict[str, Any]) -> bool:
-        """Tell from `model_index.json` whether a checkpoint is of this family."""
+        """Return whether a checkpoint is of this family, by its `model_index.json`."""
 
     def spec(self, checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""

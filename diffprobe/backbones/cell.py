@@ -1,4 +1,4 @@
-"""The cell: one tap x timestep x condition x pooling of a grid. Owns its spelling; imports no torch."""
+"""The cell: one tap x timestep x condition x pooling of a grid, and its name. Imports no torch."""
 
 import re
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from diffprobe.core.errors import ConfigError
 
 CONDITIONS = ("empty", "caption", "prompt", "template", "label", "negative")
-"""What a backbone may be told: nothing (empty prompt, null class), the sample's own caption, one fixed prompt for all,
-a template filled from the sample's texts, the sample's class, or the fixed prompt of the unconditional branch."""
+"""Conditions of a backbone: the empty prompt or null class, the sample's own caption, one prompt for all samples, a
+template filled from the sample's texts, the sample's class, or the fixed prompt of the unconditional branch."""
 
 POOLS = ("mean", "max", "none", "gridK", "tokensN")
 """How a feature map becomes a feature: mean or maximum over space; the map itself; means over K x K parts, side by
@@ -41,7 +41,7 @@ class Cell:
         check_choice("condition", self.condition, CONDITIONS)
         parse_pool(self.pool)
         if "@" in self.tap or not self.tap:
-            raise ConfigError(f"tap '{self.tap}' is not a module path.", "given: a text that is empty or holds '@'")
+            raise ConfigError(f"tap '{self.tap}' is not a module path.", "given: a text that is empty or contains '@'")
 
     @property
     def name(self) -> str:
@@ -52,7 +52,7 @@ class Cell:
     def parse(cls, name: str) -> "Cell":
         """Read a cell's name; condition and pooling may be left out.
 
-        Raises: ConfigError if the text is no cell.
+        Raises: ConfigError if the text is not a cell.
 
         >>> Cell.parse("up_blocks.1@t25")
         Cell(tap='up_blocks.1', timestep=25, condition='empty', pool='mean')

@@ -1,9 +1,9 @@
-"""`torch.compile` beside hooks. Owns which parts of a denoiser are compiled, and the faults of compiling.
+"""`torch.compile` together with hooks: which parts of a denoiser are compiled, and errors of compilation.
 
-A hook inside compiled code would break its graph, and a pass that ends early would leave it half run. So what is
-compiled are regions without a hook inside: whole blocks where no tap lies strictly in them, else the modules of the
-block around the taps. A region's `forward` is compiled, not its call: a hook on the region itself, the end of a pass
-among them, runs outside the compiled code. Equal blocks share one compilation.
+A hook inside compiled code breaks its graph, and a pass that ends early leaves it half run. Therefore only regions
+without a hook inside are compiled: whole blocks that contain no tap, and the modules around the taps of other blocks.
+A region's `forward` is compiled, not its call, so that a hook on the region itself, for example the one that ends the
+pass, runs outside of the compiled code. Equal blocks share one compilation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ from diffprobe.backbones.readouts import hooked_modules
 from diffprobe.core.errors import RunFailed
 
 _RECOMPILE_LIMIT = 256
-"""Compilations of one piece of code: regions of one class share it, each with its own shapes. torch's own limit of 8
-would leave most of a U-Net uncompiled."""
+"""Limit of compilations of one piece of code. Regions of one class share it, each with its own shapes; torch's default
+of 8 would leave most of a U-Net uncompiled."""
 
 
 def regions(network: nn.Module, blocks: Sequence[str], taps: Sequence[str]) -> tuple[str, ...]:
     """List the modules to compile: as large as possible without a hook strictly inside.
 
     Args:
-        network: the denoiser, prune_after or whole.
-        blocks: paths of its blocks; what lies outside them stays as it is.
-        taps: what is read.
+        network: the denoiser, pruned or whole.
+        blocks: paths of its blocks; modules outside of them are not compiled.
+        taps: taps that are read.
     """
     hooked = {path for tap in taps for path in hooked_modules(tap)}
     found: list[str] = []
@@ -47,7 +47,7 @@ def regions(network: nn.Module, blocks: Sequence[str], taps: Sequence[str]) -> t
 
 
 def compile_regions(network: nn.Module, blocks: Sequence[str], taps: Sequence[str], *, backend: str) -> None:
-    """Compile in place; the work is done at the first pass of each shape.
+    """Compile in place; compilation runs at the first pass of each shape.
 
     Args:
         network, blocks, taps: see `regions`.
@@ -71,6 +71,6 @@ def compiling() -> Iterator[None]:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RunFailed(
             "the denoiser cannot be compiled on this machine.",
-            f"torch says: {reason[:300]}",
+            f"torch: {reason[:300]}",
             fix="backbone.compile=false; on a CPU compiling needs a C++ compiler (g++)",
         ) from error

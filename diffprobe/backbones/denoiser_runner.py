@@ -1,6 +1,6 @@
-"""The denoiser's passes: draws x timesteps x branches x images, in rows.
+"""Run the denoiser over draws x timesteps x branches x images, in passes of bounded size.
 
-Owns how many rows a pass has, and what is said when memory does not suffice. Features depend on neither.
+Features do not depend on the number of rows per pass. Failed allocations are reported with advice.
 """
 
 import math
@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition
@@ -19,13 +20,14 @@ from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import add_rows, make_pool
 from diffprobe.core.errors import DiffprobeError, RunFailed
 from diffprobe.core.rng import noise_for
+from diffprobe.core.shapes import FeatureMap
 
 _PLACES = 2**16
-"""Latent places (rows x height x width) a pass of the denoiser: bounds its memory at any batch and number of draws."""
+"""Latent places (rows x height x width) per pass: bounds the memory of the denoiser at any batch size."""
 _ROWS = 256
-"""Rows a pass at most."""
+"""Rows per pass at most."""
 _SIGNS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""What torch writes into a plain RuntimeError when memory is short: its CPU allocator, CUDA, cuBLAS."""
+"""Marks of a failed allocation in a plain RuntimeError of torch: CPU allocator, CUDA, cuBLAS."""
 
 
 def rows_per_pass(latent_shape: tuple[int, int, int]) -> int:
@@ -63,16 +65,19 @@ class DenoiserRunner:
         pool = make_pool(plan.pool, seed=plan.seed)
         self._capture = Capture(denoiser, paths, layout=plan.spec.layout, read=pool)
 
-    def __call__(self, clean: Tensor, condition: Condition, row_of: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
-        """Read the taps, [1 or draws, timesteps, branches, batch, ...] each: draws are summed unless they are kept.
+    def __call__(
+        self, clean: FeatureMap, condition: Condition, row_of: Int[Tensor, "branches batch"], keys: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Read the taps of a batch.
 
-        Rows go by draw, then timestep, then branch, then image.
+        Rows are ordered by draw, then timestep, then branch, then image.
 
         Args:
-            clean: latents, [batch, channels, height, width].
-            condition: what can be told, one row a distinct value.
-            row_of: which row each image is told in each branch, [branches, batch].
+            clean: latents without noise.
+            condition: encoded conditions, one row per distinct value.
+            row_of: row of `condition` for each image in each branch.
             keys: the samples' keys.
+        Returns: tap -> features [1 or draws, timesteps, branches, batch, ...]; draws are summed unless they are kept.
         Raises: RunFailed if memory does not suffice.
         """
         plan, n = self._plan, len(clean)
@@ -113,8 +118,8 @@ class DenoiserRunner:
             run = partial(self._backbone.denoise, x_t, t, conditioning)
             return self._capture(run, [keys[i] for i in image.tolist()])
 
-    def _noise(self, keys: Sequence[str]) -> Tensor:
-        """Make the noise of all draws, [draws, batch, channels, height, width]."""
+    def _noise(self, keys: Sequence[str]) -> Float[Tensor, "draws batch channels height width"]:
+        """Make the noise of all draws."""
         plan = self._plan
         rows = [noise_for(plan.seed, key, draw, self._shape) for draw in range(plan.draws) for key in keys]
         return torch.stack(rows).reshape(plan.draws, len(keys), *self._shape)
@@ -124,19 +129,19 @@ def _explain_rows(rows: int, batch: int, device: torch.device) -> Any:
     smaller = f"data.batch_size={batch // 2}" if batch > 1 else "a smaller features.resolution, or dtype=bfloat16"
     return explain_oom(
         f"in a pass of {rows} rows (a batch of {batch} images) on {device}",
-        "a row is an image at one timestep, draw and condition; features do not depend on their number",
+        "a row is an image at one timestep, draw and condition; features do not depend on the number of rows",
         fix=f"backbone.max_rows_per_pass={rows // 2}; if that is not enough, {smaller}" if rows > 1 else smaller,
     )
 
 
 @contextmanager
 def explain_oom(where: str, *details: str, fix: str) -> Iterator[None]:
-    """Turn a failed allocation into a message that says what to change. Raises: RunFailed."""
+    """Turn a failed allocation into a message with advice. Raises: RunFailed."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in _SIGNS)
         if isinstance(error, DiffprobeError) or not short:
             raise
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise RunFailed(f"out of memory {where}.", *details, f"torch says: {said[:200]}", fix=fix) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise RunFailed(f"out of memory {where}.", *details, f"torch: {reason[:200]}", fix=fix) from error

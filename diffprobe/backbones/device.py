@@ -1,4 +1,4 @@
-"""Where a backbone runs, and how exactly. Owns the choice of the device and the guard around a forward pass."""
+"""Choice of the device, and the guard that fixes the precision of a forward pass."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ import torch
 from diffprobe.core.errors import ConfigError
 
 _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
-"""What torchrun and srun call the number of a process on its machine; torchrun's is the finer one under srun."""
+"""Environment variables of torchrun and srun with the number of a process on its machine; torchrun's counts first."""
 Value = TypeVar("Value")
 
 
 def choose_device(name: str | torch.device) -> torch.device:
     """Return the device called `name`; `auto` takes the accelerator if there is one.
 
-    Of several accelerators each process that torchrun or srun started takes its own, by its number on the machine.
+    With several accelerators, each process started by torchrun or srun takes its own, by its number on the machine.
 
     Raises: ConfigError.
     """
@@ -36,13 +36,13 @@ def _own_accelerator() -> torch.device:
         return torch.device("cuda")
     name, number = given[0]
     if not number.isdecimal():
-        raise ConfigError(f"the environment says {name}='{number}', which is no number.", fix="backbone.device=cuda:0")
+        raise ConfigError(f"the environment variable {name}='{number}' is not a number.", fix="backbone.device=cuda:0")
     return torch.device("cuda", int(number) % n_devices)
 
 
 @contextmanager
 def exact(device: torch.device, dtype: str) -> Iterator[None]:
-    """Run in the precision asked for: no autocast of a surrounding step, no TF32 under the name of float32."""
+    """Run in the requested precision: no autocast of a surrounding step, and no TF32 for float32."""
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda" and dtype == "float32":
@@ -54,8 +54,8 @@ def exact(device: torch.device, dtype: str) -> Iterator[None]:
 def _no_tf32() -> Iterator[None]:
     """Switch TF32 off, and nothing else.
 
-    Since 2.9 torch has old switches and new ones (`fp32_precision`). Only the new ones reach a convolution where a
-    user set `torch.backends.fp32_precision`; the old ones must say the same, for reading them raises where they differ.
+    Since 2.9 torch has old switches and new ones (`fp32_precision`). Only the new ones affect a convolution where a
+    user set `torch.backends.fp32_precision`. The old ones must agree with them: reading them raises where they differ.
     """
     cudnn: Any = torch.backends.cudnn
     new = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else []
@@ -77,7 +77,7 @@ def _no_tf32() -> Iterator[None]:
 
 
 def _read(old_switch: Callable[[], Value]) -> Value | None:
-    """Read an old switch; None where it and the new ones differ already."""
+    """Read an old switch; None where it already differs from the new ones."""
     try:
         return old_switch()
     except RuntimeError:

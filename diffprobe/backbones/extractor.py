@@ -1,8 +1,8 @@
-"""`DiffusionFeatures`: images in, features of a frozen diffusion model out. The public door of this package.
+"""`DiffusionFeatures`: images in, features of a frozen diffusion model out. The public class of this package.
 
-Owns the order of work: an image is encoded once for all timesteps and draws, a prompt once for all images; then
-timesteps x draws x images run through the denoiser, in passes of bounded size that end at the deepest tap. What a
-feature is depends on (seed, key, draw, timestep) alone, never on how images were batched.
+An image is encoded once for all timesteps and draws, a prompt once for all images. Then timesteps x draws x images run
+through the denoiser, in passes of bounded size that end at the deepest tap. The noise depends on (seed, key, draw)
+alone, never on batching.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -22,19 +23,20 @@ from diffprobe.backbones.preprocess import as_batch
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.shapes import FeatureMap, Images
 
 
 class DiffusionFeatures:
     """A frozen diffusion model that turns images into features. Made with `from_pretrained` or `from_config`.
 
-    On purpose no `nn.Module`: no probe, DDP wrapper, optimiser or checkpoint may ever register it.
+    Deliberately not an `nn.Module`, so that no probe, DDP wrapper, optimiser or checkpoint registers it.
 
     Attributes:
         plan: what is read from which backbone.
         cells: taps in the order in which the backbone reaches them, then timesteps ascending.
         widths: cell name -> d_in (the channels, if the map is kept).
         resolution: image side in pixels.
-        device: where the backbone is.
+        device: device of the backbone.
     """
 
     def __init__(self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor") -> None:
@@ -71,7 +73,7 @@ class DiffusionFeatures:
         channels_last: bool = True,
         compile: bool | str = False,
     ) -> Self:
-        """Load a checkpoint, prune_after after the deepest tap. All settings are checked before any weights are read.
+        """Load a checkpoint, pruned after the deepest tap. All settings are checked before any weights are read.
 
         Args:
             id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel control).
@@ -82,21 +84,22 @@ class DiffusionFeatures:
             condition: `empty`, `caption` (the sample's own), `prompt`, `template`, or `label` (the sample's class).
             prompt: the prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}".
             unconditional: read every cell under the empty condition too, as guidance does.
-            negative_prompt: what the unconditional branch is told instead of the empty prompt.
+            negative_prompt: prompt of the unconditional branch, in place of the empty one.
             pool: `mean`, `max`, `none`, `gridK` (K x K means side by side) or `tokensN` (N seeded places).
-            draws: noise samples an image, averaged.
-            keep_draws: keep them side by side instead, on a second axis.
+            draws: noise samples per image, averaged.
+            keep_draws: keep the draws on a second axis instead of averaging them.
             seed: seed of the noise.
             resolution: image side in pixels; None takes the checkpoint's own.
             dtype: precision of the forward pass; features are float32 in any case.
             device: torch device; `auto` takes the accelerator if there is one.
-            random_weights: draw the denoiser's weights afresh (the control); VAE and text encoder stay trained.
+            random_weights: use random weights for the denoiser (the control); VAE and text encoder stay trained.
             random_seed: seed of those weights.
-            revision: for hub ids.
+            revision: commit, tag or branch of a hub id.
             denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub, OWNER/NAME@REVISION:FILE) to
                 take the denoiser's weights from, for example CleanDIFT's.
-            clean_input: give the denoiser the image without noise; the timestep is only what it is told.
-            max_rows_per_pass: images a pass of the denoiser; None bounds it by memory. Changes features by rounding only.
+            clean_input: give the denoiser the image without noise; the timestep only conditions it.
+            max_rows_per_pass: rows per pass of the denoiser; None bounds them by memory. Changes features by rounding
+                only.
             channels_last: memory layout of the convolutions. Changes features by rounding only.
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
@@ -128,7 +131,7 @@ class DiffusionFeatures:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Say in JSON everything on the backbone's side that fixes the features. See `ReadPlan.fingerprint`."""
+        """Everything on the backbone's side that fixes the features, as JSON. See `ReadPlan.fingerprint`."""
         return self.plan.fingerprint
 
     def to(self, device: torch.device | str) -> Self:
@@ -162,17 +165,17 @@ class DiffusionFeatures:
             columns: the samples' texts by name, for condition=template; None where a sample has none.
         Returns: cell name -> float32 on the backbone's device, draws averaged: [batch, d_in]; for pool=none [batch,
         channels, height, width], for tokensN [batch, N, channels]. With keep_draws the draws are the second axis.
-        Raises: ConfigError if the images are not as promised, or texts do not go with them.
+        Raises: ConfigError for images of another size, range or type, and for missing texts, labels or columns.
         """
         texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=columns or {})
         conditioning = self._condition_inputs(len(images), texts)
         return self._features(self.encode(images), keys, conditioning)
 
     @torch.no_grad()
-    def encode(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Return what is noised, [batch, *plan.spec.latent_shape], float32: the scaled latents of the VAE's mode.
+    def encode(self, images: Images | Sequence[Image.Image]) -> FeatureMap:
+        """Encode images to the latents that are noised: the scaled modes of the VAE, or pixels; float32.
 
-        Raises: ConfigError if the images are not as promised, WeightsMissing if it was loaded without a VAE.
+        Raises: ConfigError for images of another size, range or type; WeightsMissing if it was loaded without a VAE.
         """
         batch = as_batch(images, self.resolution).to(self.device)
         n = len(batch)
@@ -183,14 +186,14 @@ class DiffusionFeatures:
     @torch.no_grad()
     def from_latents(
         self,
-        latents: Tensor,
+        latents: Float[Tensor, "batch channels height width"],
         *,
         keys: Sequence[str],
         captions: Sequence[str | None] | None = None,
         labels: Sequence[int] | None = None,
         columns: Mapping[str, Sequence[str | None]] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the features of what `encode` returned; to the bit those of the images. See `__call__`.
+        """Return the features of latents that `encode` returned, bit for bit those of the images. See `__call__`.
 
         Raises: ConfigError for latents of another shape or number format.
         """
@@ -201,13 +204,13 @@ class DiffusionFeatures:
         return self._features(latents.to(self.device), keys, self._condition_inputs(len(latents), texts))
 
     def _features(
-        self, clean: Tensor, keys: Sequence[str], conditioning: list[list[ConditionInput]]
+        self, clean: FeatureMap, keys: Sequence[str], conditioning: list[list[ConditionInput]]
     ) -> dict[str, Tensor]:
         with exact(self.device, self.plan.dtype):
             return self._read(clean, keys, conditioning)
 
     def _condition_inputs(self, n: int, texts: SampleMetadata) -> list[list[ConditionInput]]:
-        """Say what the samples are told, one list a branch."""
+        """Return the conditioning inputs of the samples, one list per branch."""
         if n == 0:
             raise ConfigError("a batch without images has no features.")
         if isinstance(texts.keys, str) or len(texts.keys) != n:
@@ -226,8 +229,8 @@ class DiffusionFeatures:
                     found[Cell(tap, t, branch.condition, plan.pool).name] = values
         return {cell.name: found[cell.name] for cell in self.cells}
 
-    def _encode(self, conditioning: list[list[ConditionInput]]) -> tuple[Condition, Tensor]:
-        """Encode each distinct value of the batch; return the rows, and which one each image takes in each branch."""
+    def _encode(self, conditioning: list[list[ConditionInput]]) -> tuple[Condition, Int[Tensor, "branches batch"]]:
+        """Encode each distinct value of the batch; return the rows, and the row of each image in each branch."""
         number = {
             value: i for i, value in enumerate(dict.fromkeys(value for branch in conditioning for value in branch))
         }

@@ -1,8 +1,8 @@
-"""Reading modules of a network while it runs, in one layout, and running no further than needed.
+"""Read modules of a network with hooks, and run no further than needed.
 
-Owns the trace and the prune_after; how an output holds the image is layout.py's, what else a tap can give is readouts.py's.
-`trace` learns from one pass on the meta device what every tap gives and what runs before it; `prune_after` takes away what
-never runs; `Capture` reads the taps of the real network.
+`trace` runs one pass on the meta device to learn the shape of every tap and what runs before it; `prune_after` removes
+modules that never run; `Capture` reads the taps of the real network. Layouts of outputs are in `layout.py`, attention
+maps and texts in `readouts.py`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,14 +24,15 @@ from diffprobe.core.shapes import FeatureMap
 
 @dataclass(frozen=True)
 class TapShape:
-    """What one tap gives, and what it takes to get there.
+    """Shape of one tap, and the cost of reaching it.
 
     Attributes:
-        form: `map`, `tokens` (laid out on their grid), `attention` (a channel a text token) or `text` (a row a token).
+        form: `map`, `tokens` (laid out on their grid), `attention` (one channel per text token) or `text` (one row per
+            token).
         channels: size of the channel axis.
         size: height and width of the map.
-        flops: floating-point operations of one image until it can be read; 0 if they were not counted.
-        n_entered: modules that have been entered by then.
+        flops: floating-point operations of one image until the tap is read; 0 if they were not counted.
+        n_entered: number of modules entered by then.
     """
 
     form: str
@@ -46,7 +47,7 @@ class Trace:
     """One pass of a network.
 
     Attributes:
-        taps: tap -> shape, in the order in which they can be read. Modules that run more than once in a pass, or give
+        taps: tap -> shape, in the order in which they can be read. Modules that run more than once per pass, or output
             no map, are left out.
         entered: paths of all modules in the order in which they were entered.
         flops: operations of the whole pass.
@@ -62,13 +63,13 @@ class Trace:
 
 
 def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: OutputLayout, *, count: bool = True) -> Trace:
-    """Run a network on the meta device and note what can be read.
+    """Run a network on the meta device and record what can be read.
 
     Args:
         network: the network, on the meta device.
         run: starts one forward pass of one image.
-        layout: how outputs hold the image.
-        count: count operations as well; this takes most of the time.
+        layout: where the image is in the outputs.
+        count: count operations as well, which takes most of the time.
     """
     entered: list[str] = []
     taps: dict[str, TapShape] = {}
@@ -89,8 +90,8 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
             runs[path] = runs.get(path, 0) + 1
             for tap, x in ((path, layout.image(output, path)), (f"{path}/text", layout.text(output, path))):
                 if x is not None:
-                    as_it_is = any(x is leaf for leaf in tree_leaves(output))  # tokens are laid out anew
-                    form = "text" if tap != path else "map" if as_it_is else "tokens"
+                    is_map = any(x is leaf for leaf in tree_leaves(output))  # tokens are copied into a map
+                    form = "text" if tap != path else "map" if is_map else "tokens"
                     note(tap, form, x.shape[1], (x.shape[2], x.shape[3]))
 
         return hook
@@ -120,17 +121,17 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
 
 
 class PrunedModule(nn.Module):
-    """Stands where a module was that no asked-for tap needs. Has no parameters and can't be run."""
+    """Placeholder of a module that no requested tap needs. Has no parameters and can't be run."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse. Raises: RunFailed."""
+        """Raises: RunFailed."""
         raise RunFailed(
-            "a module ran that was prune_after from the backbone.", "this is a fault of diffprobe: the trace missed it"
+            "a module ran that was pruned from the backbone.", "this is a bug in diffprobe: the trace missed it"
         )
 
 
 def prune_after(network: nn.Module, needed: Collection[str]) -> None:
-    """Replace in place every module that is neither in `needed` nor holds one that is, and so free its parameters."""
+    """Replace in place every module that neither is in `needed` nor contains one that is, to free its parameters."""
     kept = {""}
     for path in needed:
         parts = path.split(".")
@@ -142,26 +143,25 @@ def _prune_below(module: nn.Module, prefix: str, kept: Collection[str]) -> None:
     for name, child in list(module.named_children()):
         path = f"{prefix}{name}"
         if path in kept or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-            _prune_below(
-                child, f"{path}.", kept
-            )  # lists keep their length: blocks iterate over them before they are run
+            # lists keep their length: blocks iterate over them before they are run
+            _prune_below(child, f"{path}.", kept)
         else:
             module.register_module(name, PrunedModule())
 
 
 class StopForward(Exception):
-    """Ends a pass once the deepest tap has been read."""
+    """Ends a forward pass once the deepest tap has been read."""
 
 
 class Capture:
     """Hooks on the taps of one network.
 
     Args:
-        network: the network, prune_after or whole.
+        network: the network, pruned or whole.
         taps: module paths and readouts in the order in which they can be read.
-        layout: how outputs hold the image.
-        read: what to keep of each feature map; called inside the pass, so that the map itself need not be held. Its
-            second argument is what the call was given as `rows`.
+        layout: where the image is in the outputs.
+        read: returns what is kept of each feature map; called inside the pass, so that the map itself need not be held.
+            Its second argument is the `rows` of the call.
         stop: end the pass when the last tap has been read.
     """
 
@@ -178,7 +178,7 @@ class Capture:
         self._read, self._stop = read, stop
 
     def __call__(self, run: Callable[[], object], rows: Any = None) -> dict[str, Tensor]:
-        """Run the network once and return what was read, by tap. `rows` goes to `read` as it is."""
+        """Run the network once and return what was read, by tap. `rows` is passed on to `read`."""
         found: dict[str, Tensor] = {}
         with self._hooked(found, rows):
             try:
@@ -187,7 +187,7 @@ class Capture:
                 pass
         missing = [tap for tap in self._taps if tap not in found]
         if missing:
-            raise RunFailed(f"the pass ended before {', '.join(missing)} was reached.", "this is a fault of diffprobe")
+            raise RunFailed(f"the pass ended before {', '.join(missing)} was reached.", "this is a bug in diffprobe")
         return found
 
     @contextmanager

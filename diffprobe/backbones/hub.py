@@ -1,4 +1,4 @@
-"""The hub: fetching a checkpoint's files into the local cache, or finding them there. Nothing is ever unpickled."""
+"""Fetch the files of a checkpoint from the hub, or find them in its local cache. Pickles are never read."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ STEMS = ("diffusion_pytorch_model", "model")
 def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
     """Return the hub cache's folder of a repository with its JSON files and, unless `configs_only`, its weights.
 
-    Offline mode is read now, not when a library was imported. Raises: WeightsMissing.
+    Offline mode is read at each call, not when a library was imported. Raises: WeightsMissing.
     """
     from huggingface_hub import snapshot_download
 
     offline = _is_offline()
     weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
-    weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may keep it beside their index
+    weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may have it next to their index
     patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
     skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*"]
     try:
@@ -30,7 +30,7 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
     except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
         raise WeightsMissing(
             f"checkpoint '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
-            "looked in: the hub cache; backbone.path names no folder",
+            "looked in: the hub cache; backbone.path is not a folder",
             fix="set backbone.path=FOLDER (a saved pipeline), or on a machine with network: "
             f"hf download {repo}{_option(revision)}",
         ) from error

@@ -1,7 +1,4 @@
-"""Features put back into the network that they were read from: one tap's output replaced while the denoiser runs.
-
-Owns what a replaced feature means for the map that it was read from. Next in the flow: `spliced_error.py`.
-"""
+"""Replace the output of one tap while the denoiser runs, by features put back into the map they were read from."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +22,11 @@ class Splice:
 
     - `none`, `tokensN`: a feature is one place of the map. All places are replaced, those too that tokensN left out.
     - `mean`, `gridK`: a feature is the mean over places (of each part). Only that mean is replaced: the same vector,
-      new mean minus old mean, is added to all places (of the part). What the map has beside its mean stays.
+      new mean minus old mean, is added to all places (of the part). Deviations from the mean stay.
 
     Args:
         pool: a pooling as `cell.parse_pool` reads it.
-    Raises: ConfigError for `max`, which says nothing of the places below the maximum.
+    Raises: ConfigError for `max`, which does not determine the places below the maximum.
     """
 
     pool: str
@@ -46,7 +43,7 @@ class Splice:
         return parse_pool(self.pool)[0] in ("mean", "grid")
 
     @property
-    def says(self) -> str:
+    def description(self) -> str:
         """What is replaced, in words."""
         if not self.is_pooled:
             return "every place of the map"
@@ -60,12 +57,12 @@ class Splice:
         kind, k = parse_pool(self.pool)
         if kind == "grid" and (size[0] % k or size[1] % k):
             raise ConfigError(
-                f"pool={self.pool}: {size[0]} x {size[1]} places of tap '{tap}' do not fall into {k} x {k} equal parts,"
+                f"pool={self.pool}: {size[0]} x {size[1]} places of tap '{tap}' are not {k} x {k} equal parts,"
                 " so their means cannot be put back.",
             )
 
     def read(self, x: FeatureMap) -> Float[Tensor, "rows d_in"]:
-        """Return the features of a map, float32: one row a sample if pooled, else one a place, sample by sample."""
+        """Return the features of a map, float32: one row per sample if pooled, else one per place, sample by sample."""
         kind, k = parse_pool(self.pool)
         if kind == "mean":
             return mean_pool(x)
@@ -83,7 +80,7 @@ class Splice:
         return torch.empty_like(x).copy_(changed)  # in the layout of x: another one would round differently
 
     def fill(self, x: FeatureMap, mean: Float[Tensor, " d_in"]) -> FeatureMap:
-        """Return a map of the shape of `x` with nothing in it but the same feature everywhere."""
+        """Return a map of the shape of `x` that holds the same feature everywhere."""
         rows = mean.float().expand(len(x) if self.is_pooled else x.numel() // x.shape[1], -1)
         if not self.is_pooled:
             return self.write(x, rows, rows)
@@ -100,18 +97,18 @@ class Splice:
 def replaced(
     network: nn.Module, tap: str, layout: OutputLayout, change: Callable[[FeatureMap], FeatureMap | None]
 ) -> Iterator[None]:
-    """Let `change` see the map of a tap in every pass, and give the network what it returns instead.
+    """Replace the map of a tap in every pass by what `change` returns.
 
     A module may hand its output on twice (a down block: to the next block, and to the up blocks as their skip); it is
-    replaced wherever it stands in what the module returns. Other tensors that the module returns stay.
+    replaced wherever it occurs in the output. Other tensors of the output stay.
 
     Args:
         network: the denoiser.
         tap: module path.
-        layout: how its output holds the image; of tuples the first part.
+        layout: where the image is in its output; of tuples the first part.
         change: None leaves the map as it is.
-    Raises: ConfigError for a tap that is no module, or one that gives text, heads or channels in another order; in the
-        pass, since only the output shows it.
+    Raises: ConfigError for a tap that is not a module, or (in the pass, since only the output shows it) for one that
+        outputs text, heads or channels in another order.
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -133,7 +130,7 @@ def replaced(
         return _exchange(output, stream, new)
 
     if tap not in dict(network.named_modules()):
-        raise ConfigError(f"'{tap}' is no module of the network whose output could be replaced.")
+        raise ConfigError(f"'{tap}' is not a module of the network, so its output cannot be replaced.")
     handle = network.get_submodule(tap).register_forward_hook(hook)
     try:
         yield
@@ -150,12 +147,12 @@ def _stream(output: Any) -> Tensor | None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are the same numbers in the same memory."""
+    """Return whether two tensors are the same numbers in the same memory."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
 
 
 def _exchange(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Put `new` wherever the tensor object `old` stands."""
+    """Put `new` in place of the tensor object `old`, wherever it occurs."""
     if output is old:
         return new
     if isinstance(output, Mapping):

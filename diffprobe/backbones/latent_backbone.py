@@ -1,4 +1,4 @@
-"""Loaded backbones over VAE latents: what U-Nets and transformers of this kind share, with and without texts."""
+"""Base classes of loaded backbones over VAE latents, with and without text encoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -13,15 +13,16 @@ from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.core.shapes import FeatureMap, Images
 
 Encoder = TypeVar("Encoder", bound=TextEncoder)
-"""What turns a prompt into tensors, with its own way of being called."""
+"""Class of the text encoders."""
 
 
 class LatentBackbone(Backbone):
     """A denoiser over VAE latents.
 
     Args:
-        denoiser: the network, prune_after.
-        vae: the way to its latents.
+        denoiser: the network, pruned.
+        vae: encodes images.
+        prediction: what the denoiser predicts.
     """
 
     def __init__(self, denoiser: nn.Module, vae: VaeEncoder, *, prediction: PredictionKind) -> None:
@@ -37,11 +38,11 @@ class LatentBackbone(Backbone):
 
 
 class TextBackbone(LatentBackbone, Generic[Encoder]):
-    """A denoiser over VAE latents that is told a text.
+    """A denoiser over VAE latents that is conditioned on texts.
 
     Args:
         texts: its text encoders by the names of their parts.
-        encode: turns prompts into what the denoiser takes; may hold on to the encoders, nothing else may.
+        encode: turns prompts into the condition; only it may hold a reference to the encoders.
     """
 
     def __init__(
@@ -70,6 +71,6 @@ class TextBackbone(LatentBackbone, Generic[Encoder]):
         self._prompts.seal()
 
     def to(self, device: torch.device) -> None:
-        """Move all loaded networks, and the remembered prompts."""
+        """Move all loaded networks, and the cached prompts."""
         super().to(device)
         self._prompts.to(device)

@@ -1,7 +1,7 @@
-"""How the outputs of a denoiser's modules hold the image: one layout for all, `[batch, channels, height, width]`.
+"""Bring the outputs of a denoiser's modules into one layout, `[batch, channels, height, width]`.
 
-Owns the grid of token outputs, and where the image stands beside the text. A family's `OutputLayout` says what can't be seen
-from a tensor.
+Tokens are laid out on their grid, and the image is separated from the text. A family's `OutputLayout` states what the
+shape of a tensor does not show.
 """
 
 import re
@@ -21,26 +21,26 @@ class OutputLayout:
     size: tuple[int, int]
     """Height and width of the denoiser's input; the grid of tokens is found from it."""
     n_text: int = 0
-    """Text tokens that stand before the image's in the outputs of `joint` modules."""
+    """Number of text tokens, which come before the image's in the outputs of `joint` modules."""
     joint: str | None = None
-    """Modules that give text and image tokens in one sequence."""
+    """Modules that output text and image tokens in one sequence."""
     image_second: str | None = None
-    """Modules that give (text, image); all other tuples begin with the image."""
+    """Modules that output (text, image); all other tuples begin with the image."""
     text_only: str | None = None
-    """Modules whose output is a matter of the text and not of the image, so no tap."""
+    """Modules whose output is of the text alone; they are not taps."""
     heads: str | None = None
-    """Modules whose tokens are split into heads, `[batch, heads, tokens, width]`: the heads go side by side."""
+    """Modules whose tokens are split into heads, `[batch, heads, tokens, width]`; heads are concatenated."""
     heads_last: bool = False
-    """Whether those modules give `[batch, tokens, heads, width]` instead."""
+    """Whether those modules output `[batch, tokens, heads, width]` instead."""
     channels_first: str | None = None
-    """Modules that give `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
+    """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
     def is_text(self, path: str) -> bool:
-        """Tell whether a module gives text alone."""
+        """Return whether the output of a module is of the text alone."""
         return _fits(self.text_only, path)
 
     def image(self, output: Any, path: str) -> FeatureMap | None:
-        """Bring a module's output into the one layout.
+        """Bring a module's output into the layout of feature maps.
 
         Tokens `[batch, tokens, channels]` are laid out on the grid that divides the input evenly.
         Returns: None if the output holds no image.
@@ -60,9 +60,9 @@ class OutputLayout:
         return None if grid is None else output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
 
     def text(self, output: Any, path: str) -> FeatureMap | None:
-        """Bring the text beside the image in a joint module's output into `[batch, channels, text tokens, 1]`.
+        """Return the text in a joint module's output as `[batch, channels, text tokens, 1]`.
 
-        Returns: None if the output holds no text beside an image.
+        Returns: None if the output does not hold both text and image.
         """
         apart, joint = _fits(self.image_second, path), _fits(self.joint, path)
         tokens = _stream(output, 0) if apart or joint else None

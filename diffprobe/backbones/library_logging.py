@@ -1,4 +1,4 @@
-"""What diffusers and transformers say on the console by themselves. Owns switching it off while weights are moved."""
+"""Silence the console output of diffusers and transformers while weights are loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the progress bars and warnings of diffusers and transformers; errors stay, settings come back.
+    """Silence the progress bars and warnings of diffusers and transformers; errors stay, and settings are restored.
 
-    A bar for half a second of reading hides the ones that matter, and what the libraries warn of (an image processor
-    that no part of diffprobe uses) is not the user's to mend. Import their classes inside, some of it is said there.
+    Their warnings concern parts that diffprobe does not use (an image processor), and their bars hide ours. Import
+    their classes inside: some warnings are emitted on import.
     """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

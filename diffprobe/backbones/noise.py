@@ -1,9 +1,9 @@
-"""The forward process: from clean latents to noisy ones, by the checkpoint's own rule. Owns the range of timesteps.
+"""The forward process of a checkpoint, from clean latents to noisy ones, and what its denoiser predicts.
 
-A forward process is two numbers a timestep: x_t = signal[t] x + noise[t] n. For epsilon and v models they follow from
+A forward process is two numbers per timestep: x_t = signal[t] x + noise[t] n. For epsilon and v models they follow from
 the betas, for flow models they are 1 - t/T and t/T. Samplers differ in what their `add_noise` returns (unscaled
-variance-exploding values, other values off their grid), so the sampler that a pipeline ships is never asked: only its
-settings are read. The noise itself is `core.rng.noise_for`.
+variance-exploding values, other values off their grid), so the sampler of a pipeline is never called: only its
+config is read. The noise itself is `core.rng.noise_for`.
 """
 
 import json
@@ -56,7 +56,7 @@ class NoiseSchedule:
     def nearest(self, snr: float, name: str) -> int:
         """Return the timestep whose signal-to-noise ratio is nearest to `snr`, by its logarithm.
 
-        Raises: BadTimestep if `snr` is not positive, or further than a factor of 2 from all that backbone `name` has.
+        Raises: BadTimestep if `snr` is not positive, or further than a factor of 2 from all ratios of backbone `name`.
         """
         ratios = 2 * (self.signal.double().log() - self.noise.double().log())  # -inf and inf at the ends of flows
         if snr > 0 and len(ratios) > 1:
@@ -89,7 +89,7 @@ class NoiseSchedule:
         return signal * clean + scale * noise
 
     def check(self, timesteps: Sequence[int], name: str) -> None:
-        """Refuse timesteps off the grid of backbone `name`, all at once. Raises: BadTimestep."""
+        """Raise for timesteps outside of the grid of backbone `name`, all at once. Raises: BadTimestep."""
         bad = [t for t in timesteps if not 0 <= t < self.n_timesteps]
         if not bad:
             return
@@ -102,9 +102,9 @@ class NoiseSchedule:
 
 
 def load_schedule(folder: Path) -> NoiseSchedule:
-    """Read the forward process of a checkpoint from its `scheduler` folder, whatever sampler it ships.
+    """Read the forward process of a checkpoint from its `scheduler` folder; the class of the sampler does not matter.
 
-    Raises: WeightsMissing without the file; WeightsMismatch if the sampler is one of a continuous-time model.
+    Raises: WeightsMissing without the file; WeightsMismatch for the sampler of a continuous-time model.
     """
     return make_schedule(_read(folder))
 
@@ -156,11 +156,11 @@ def make_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     kind = str(config.get("_class_name"))
     if _is_flow(config):
         return flow_schedule(config.get("num_train_timesteps", 1000))
-    # EDM models have sigmas in place of betas, yet their samplers name a number of timesteps too
+    # EDM models have sigmas instead of betas, but their samplers have num_train_timesteps as well
     continuous = "sigma_data" in config or config.get("timestep_type") == "continuous"
     if continuous or "num_train_timesteps" not in config or not _BETAS & config.keys():
         raise WeightsMismatch(
-            f"scheduler {kind} is one of a continuous-time model: its timesteps are not given by betas.",
+            f"scheduler {kind} belongs to a continuous-time model: its timesteps are not given by betas.",
             f"its config has: {', '.join(sorted(key for key in config if key[0] != '_'))}",
         )
     known = {key: config[key] for key in _BETA_FIELDS if key in config}
@@ -168,7 +168,7 @@ def make_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
         scheduler: Any = DDPMScheduler(**known)
     except NotImplementedError as error:
         raise WeightsMismatch(
-            f"scheduler {kind} has a beta schedule '{config.get('beta_schedule')}' that is not known."
+            f"scheduler {kind} has the unknown beta schedule '{config.get('beta_schedule')}'."
         ) from error
     digest = digest_json({key: scheduler.config[key] for key in _BETA_FIELDS})
     a = scheduler.alphas_cumprod.to(torch.float32)
@@ -178,12 +178,12 @@ def make_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
 def flow_schedule(n: int) -> NoiseSchedule:
     """Make the straight-line process of flow models: t = 0 is clean, t = n is noise alone, s = t / n between.
 
-    A sampler's shift of its own timesteps is no part of it: it says where to sample, not what a timestep is.
+    A sampler's shift is not part of it: it chooses where to sample, not what a timestep means.
     """
     s = torch.arange(n + 1, dtype=torch.float64) / n
     return NoiseSchedule(signal=(1 - s).float(), noise=s.float(), digest=digest_json({"flow": n}))
 
 
 def clean_schedule(n: int = 1) -> NoiseSchedule:
-    """Make the schedule of a backbone that is given clean input: its timesteps are only told, nothing is noised."""
+    """Make the schedule of a backbone with clean input: nothing is noised, timesteps only condition the denoiser."""
     return NoiseSchedule(signal=torch.ones(n), noise=torch.zeros(n), digest=digest_json("clean"))

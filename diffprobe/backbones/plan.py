@@ -104,7 +104,7 @@ class ReadPlan:
     def fingerprint(self) -> dict[str, Any]:
         """Everything on the backbone's side that fixes the features, as JSON. Hashes the weight files once per process.
 
-        Where the weights lie, the device, and how images are batched are left out: they have no influence.
+        The path of the weights, the device, and batching are left out: they have no influence.
         Raises: WeightsMissing.
         """
         return {

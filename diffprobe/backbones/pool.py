@@ -1,10 +1,10 @@
-"""From a feature map to a feature. Owns the poolings, which run on the device, inside the pass, in float32, and the sum
-over draws."""
+"""Poolings of a feature map, and the sum over draws. They run on the device, inside the pass, in float32."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -14,7 +14,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap, Features
 
 Pool = Callable[[FeatureMap, Sequence[str]], Tensor]
-"""Takes feature maps and the keys of their samples, one a row."""
+"""Takes feature maps and the keys of their samples, one per row."""
 
 
 def mean_pool(x: FeatureMap, keys: Sequence[str] = ()) -> Features:
@@ -28,28 +28,27 @@ def max_pool(x: FeatureMap, keys: Sequence[str] = ()) -> Features:
 
 
 def no_pool(x: FeatureMap, keys: Sequence[str] = ()) -> FeatureMap:
-    """Keep the map, as a copy: the network may go on to write into its own tensor."""
+    """Keep the map, as a copy: the network may write into its own tensor later."""
     return x.float().clone(memory_format=torch.contiguous_format)
 
 
 def grid_pool(x: FeatureMap, keys: Sequence[str] = (), *, k: int) -> Features:
-    """Average over k x k parts of the map, side by side: `[batch, channels * k * k]`, the parts row by row within a
-    channel."""
+    """Average over k x k parts of the map: `[batch, channels * k * k]`, the parts row by row within a channel."""
     return adaptive_avg_pool2d(x.float(), k).flatten(1)
 
 
-def token_pool(x: FeatureMap, keys: Sequence[str], *, n: int, seed: int) -> Tensor:
-    """Keep n places of the map, `[batch, n, channels]`; which ones is fixed by (seed, key) and the map's size alone.
+def token_pool(x: FeatureMap, keys: Sequence[str], *, n: int, seed: int) -> Float[Tensor, "batch n channels"]:
+    """Keep n places of the map, fixed by (seed, key) and the map's size alone.
 
-    So all timesteps, draws and taps of one size show the same places of an image.
+    Therefore all timesteps, draws and taps of one size keep the same places of an image.
     """
     places = torch.stack([token_places(seed, key, x.shape[2] * x.shape[3], n) for key in keys]).to(x.device)
     tokens = x.flatten(2).transpose(1, 2)
     return tokens.gather(1, places[:, :, None].expand(-1, -1, x.shape[1])).float()
 
 
-@lru_cache(maxsize=2**12)  # a few batches: taps, timesteps and draws of an image ask again; 4,096 places take 32 KB
-def token_places(seed: int, key: str, n_places: int, n: int) -> Tensor:
+@lru_cache(maxsize=2**12)  # a few batches, since taps, timesteps and draws share places; 4,096 places take 32 KB
+def token_places(seed: int, key: str, n_places: int, n: int) -> Int[Tensor, " n"]:
     """Draw n of the places of a map without repetition, ascending."""
     generator = torch.Generator().manual_seed(derive_seed("tokens", seed, key, n_places))
     return torch.randperm(n_places, generator=generator)[:n].sort().values
@@ -66,10 +65,10 @@ def make_pool(name: str, *, seed: int = 0) -> Pool:
     return pools[kind]
 
 
-def add_rows(total: Tensor, values: Tensor, start: int) -> None:
-    """Add rows to `total`, whose rows come round once a draw (or never, if all draws are kept).
+def add_rows(total: Float[Tensor, "kept ..."], values: Float[Tensor, "rows ..."], start: int) -> None:
+    """Add rows to `total` from row `start` on, starting over at its end: once per draw, or never if draws are kept.
 
-    Draw by draw, so that sums repeat on every device.
+    Rows are added draw by draw, so that sums are reproducible on every device.
     """
     n_grid, done = len(total), 0
     while done < len(values):
@@ -86,7 +85,7 @@ def pooled_width(name: str, channels: int) -> int:
 
 
 def check_size(name: str, tap: str, size: tuple[int, int]) -> None:
-    """Refuse a pooling that needs more places than a tap has. Raises: ConfigError."""
+    """Check that a tap has the places that a pooling needs. Raises: ConfigError."""
     kind, number = parse_pool(name)
     if (kind == "grid" and number > min(size)) or (kind == "tokens" and number > size[0] * size[1]):
         raise ConfigError(

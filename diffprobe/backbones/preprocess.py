@@ -1,4 +1,4 @@
-"""Images at the extractor's door. Owns the check of tensors and the way from PIL images to a batch."""
+"""Check image tensors, and turn PIL images into a batch."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,9 @@ from diffprobe.core.shapes import Images
 def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     """Bring images to `[batch, 3, resolution, resolution]` in [0, 1], float32.
 
-    PIL images of 8 bits a channel are laid on white, converted to RGB, resized (shorter side, bicubic) and
-    centre-cropped, as in the shard stream. Tensors must have the right size and range already: what is not as promised
-    is refused, never rescaled.
+    PIL images of 8 bits per channel are composited on white, converted to RGB, resized (shorter side, bicubic) and
+    centre-cropped, as in the shard stream. Tensors must already have the right size and range; they are
+    never rescaled.
     Raises: ConfigError.
     """
     if not isinstance(images, Tensor):
@@ -43,7 +43,7 @@ def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
 def _from_pil(image: Image.Image, resolution: int) -> Tensor:
     if is_deep(image):
         raise ConfigError(
-            f"an image (mode {image.mode}) has more than 8 bits a channel, whose range it does not condition_inputs.",
+            f"an image (mode {image.mode}) has more than 8 bits per channel, and its value range is unknown.",
             fix="scale it to 0..255 and convert it to 8 bits, or pass a tensor in [0, 1]",
         )
     image = to_rgb(image)

@@ -1,6 +1,6 @@
-"""What each sample's backbone is told, in words: from a rule to one text or class a sample. `condition.py` encodes it.
+"""Build the conditioning input of each sample: a prompt, a class id, or nothing. Encoding is in `text_encoders.py`.
 
-A plan has one branch for each condition that is read: the main one, and the unconditional one if it is asked for.
+A plan has one branch per condition: the main one, and the unconditional one if it is requested.
 """
 
 import string
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Branch:
-    """One rule.
+    """One rule for conditioning inputs.
 
     Attributes:
         condition: one of `cell.CONDITIONS`.
@@ -28,16 +28,16 @@ class Branch:
 
     @property
     def is_fixed(self) -> bool:
-        """Tell whether all samples are told the same."""
+        """Whether all samples have the same conditioning input."""
         return self.condition in ("empty", "prompt", "negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleMetadata:
-    """What is known of the samples of a batch, each column one value a sample.
+    """Metadata of the samples of a batch, one value per sample and column.
 
     Attributes:
-        keys: for messages.
+        keys: the samples' keys, for messages.
         captions: for condition=caption, None for none; also the column `caption` of templates.
         labels: for condition=label; -1 for none.
         columns: text columns for templates, for example `class_name` and the attributes; None where a sample has none.
@@ -50,7 +50,7 @@ class SampleMetadata:
 
 
 def make_branches(condition: str, prompt: str | None, *, unconditional: bool, negative: str | None) -> list[Branch]:
-    """List the branches of a request. Raises: ConfigError for prompts that do not go with the conditions."""
+    """List the branches of a plan. Raises: ConfigError for prompts that do not fit the conditions."""
     takes = condition in ("prompt", "template")
     if (prompt is not None) != takes:
         raise ConfigError(
@@ -70,7 +70,7 @@ def make_branches(condition: str, prompt: str | None, *, unconditional: bool, ne
 
 
 def condition_inputs(branch: Branch, samples: SampleMetadata) -> list[ConditionInput]:
-    """Say what each sample is told. Raises: ConfigError naming the samples that lack what the rule needs."""
+    """Return the conditioning input of each sample. Raises: ConfigError naming samples without what the rule needs."""
     n = len(samples.keys)
     if branch.condition == "empty":
         return [""] * n
@@ -102,7 +102,7 @@ def _fill(template: str, samples: SampleMetadata) -> list[ConditionInput]:
 
 
 def _columns_of(template: str) -> list[str]:
-    """Return the names in braces. Raises: ConfigError if there is none, or one that is no plain name."""
+    """Return the names in braces. Raises: ConfigError without names, or for one that is not an identifier."""
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -117,7 +117,7 @@ def _columns_of(template: str) -> list[str]:
 
 
 def _complete(condition: str, what: str, values: Sequence[T | None] | None, keys: Sequence[str]) -> list[T]:
-    """Return a column without gaps. Raises: ConfigError."""
+    """Return a column without missing values. Raises: ConfigError."""
     if values is None or isinstance(values, str) or len(values) != len(keys):
         given = "none" if values is None else "one text" if isinstance(values, str) else str(len(values))
         raise ConfigError(f"condition={condition} needs a {what} for each of {len(keys)} images; got {given}.")

@@ -1,20 +1,21 @@
-"""Readouts: what a tap can give beside the image. Owns their spelling, and the hooks that read a tap of any kind.
+"""Readouts of a tap other than the image (attention maps and texts), and the hooks that read a tap of any kind.
 
-A readout is spelt behind a module's path:
+A readout is named behind a module's path:
 
 - `PATH/probs`: of a cross-attention, how much each place of the image attends to each text token, averaged over heads.
 - `PATH/logits`: the same before the softmax and before the mask of padded tokens: q k / sqrt(d), averaged over heads.
 - `PATH/text`: of a joint block, its text tokens.
 
 All are feature maps: attention `[batch, text tokens, height, width]`, text `[batch, channels, text tokens, 1]`.
-Attention is worked out beside the network, in float32, from the outputs of its `to_q` and `to_k`: neither is run again,
-and the network's own attention (fused, in its own precision) stays as it is.
+Attention is computed in float32 from the outputs of `to_q` and `to_k`. Neither is run again, and the network's own
+attention (fused, in its own precision) is not changed.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -42,7 +43,7 @@ def split_tap(tap: str) -> tuple[str, str | None]:
 
 
 def hooked_modules(tap: str) -> tuple[str, ...]:
-    """Name the modules on which a tap is read; compiled code may not hold them inside."""
+    """Return the modules that are hooked to read a tap; compiled regions may not contain them."""
     path, readout = split_tap(tap)
     return (path, f"{path}.to_q", f"{path}.to_k") if readout in ATTENTION else (path,)
 
@@ -52,7 +53,7 @@ def watch(
 ) -> list[RemovableHandle]:
     """Hook one tap of a network; `give` is called with its feature map inside the pass.
 
-    Raises (in the pass): RunFailed if the module does not give what the tap says.
+    Raises (in the pass): RunFailed if the module does not output what the trace found.
     """
     path, readout = split_tap(tap)
     module: Any = network.get_submodule(path)
@@ -69,14 +70,14 @@ def watch(
 
 def _there(found: FeatureMap | None, tap: str) -> FeatureMap:
     if found is None:
-        raise RunFailed(f"tap '{tap}' gave no feature map.", "this is a fault of diffprobe: the trace said it would")
+        raise RunFailed(f"tap '{tap}' gave no feature map.", "this is a bug in diffprobe: the trace found one")
     return found
 
 
 def may_attend(module: nn.Module) -> bool:
-    """Tell whether a module is built as an attention that can be read: plain queries and keys, nothing joined to them.
+    """Return whether a module is an attention that can be read: plain queries and keys.
 
-    Collective attentions have further projections for the text (`add_k_proj`); where queries or keys are normalised after
+    Joint attentions have further projections for the text (`add_k_proj`). Where queries or keys are normalised after
     the projection, its output is not what is compared.
     """
     plain = all(isinstance(getattr(module, name, None), nn.Linear) for name in ("to_q", "to_k"))
@@ -85,7 +86,7 @@ def may_attend(module: nn.Module) -> bool:
 
 
 def watch_attention(module: Any, ready: Ready) -> list[RemovableHandle]:
-    """Hook an attention; `ready` is called once a pass, when queries and keys are there and the keys are of a text."""
+    """Hook an attention; `ready` is called once per pass, when queries are there and keys of a text are too."""
     seen: dict[str, Any] = {}
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -113,16 +114,23 @@ def watch_attention(module: Any, ready: Ready) -> list[RemovableHandle]:
     ]
 
 
-def attention(q: Tensor, k: Tensor, mask: Tensor | None, *, heads: int, probs: bool) -> Tensor:
+def attention(
+    q: Float[Tensor, "batch places width"],
+    k: Float[Tensor, "batch tokens width"],
+    mask: Shaped[Tensor, "batch ..."] | None,
+    *,
+    heads: int,
+    probs: bool,
+) -> Float[Tensor, "batch places tokens"]:
     """Compare queries and keys, averaged over heads.
 
     Args:
-        q: [batch, places, heads * d].
-        k: [batch, tokens, heads * d].
+        q: queries of all heads.
+        k: keys of all heads.
         mask: added to the scores, or boolean with True for what may be attended to; its last axis is the tokens.
         heads: number of heads.
         probs: return softmax(q k / sqrt(d) + mask) instead of q k / sqrt(d) + mask.
-    Returns: float32 [batch, places, tokens].
+    Returns: float32.
     Source: Vaswani et al., NeurIPS 2017, equation 1.
     """
     q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
@@ -143,7 +151,7 @@ def _bias(mask: Tensor | None, batch: int, n_tokens: int) -> Tensor | None:
     if mask.shape[-1] != n_tokens or mask.shape[0] != batch or mask.ndim not in (2, 3):
         raise RunFailed(
             f"an attention mask of shape {tuple(mask.shape)} does not fit {batch} rows of {n_tokens} tokens.",
-            "this is a fault of diffprobe: the network masks in a way that it does not know",
+            "this is a bug in diffprobe: it does not handle the mask of this network",
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)

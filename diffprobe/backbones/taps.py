@@ -1,9 +1,9 @@
-"""Taps: the places of a backbone that can be read. Owns their grammar (paths, globs, aliases) and their listing.
+"""Taps: the places of a backbone that can be read, their names (paths, globs, aliases) and their listing.
 
-A tap is spelt as the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`), and if not
+A tap is named by the module path in the denoiser (`mid_block`, `up_blocks.1`, `up_blocks.1.attentions.0`), and if not
 the module's own output is meant, a readout behind a slash (`up_blocks.1.attentions.0.transformer_blocks.0.attn2/probs`,
-see readouts.py). A `*` stands for any text between two dots or slashes. The papers' names are aliases: resolved here,
-never stored.
+see readouts.py). A `*` matches any text between two dots or slashes. Names from papers are aliases, which are resolved
+here and never stored.
 """
 
 import re
@@ -28,9 +28,10 @@ class TapInfo:
     path: str
     """Module path in the denoiser, with its readout if it has one."""
     aliases: tuple[str, ...] = ()
-    """Other names that are understood."""
+    """Other names that are accepted."""
     form: str
-    """`map`, `tokens` (laid out on their grid), `attention` (a channel a text token) or `text` (a row a token)."""
+    """`map`, `tokens` (laid out on their grid), `attention` (one channel per text token) or `text` (one row per
+    token)."""
     channels: int
     """Width of a pooled feature."""
     size: tuple[int, int]
@@ -58,14 +59,14 @@ def tap_infos(spec: BackboneSpec, traced: Trace, *, counted: bool) -> list[TapIn
 
 
 def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 1.0  # a backbone without a network spends nothing
+    return part / whole if whole else 1.0  # a backbone without a network has no operations
 
 
 def trace_spec(spec: BackboneSpec, *, count: bool) -> Trace:
-    """Run an spec's denoiser on the meta device, counting operations if asked to; remembered by its signature."""
+    """Run a spec's denoiser on the meta device, counting operations if `count`; cached by its signature."""
     key = (spec.family, spec.signature, count)
     if not count and (counted := _traces.get((spec.family, spec.signature, True))) is not None:
-        return counted  # it knows more than is asked for
+        return counted
     if key not in _traces:
         if len(_traces) >= _N_TRACES:
             _traces.pop(next(iter(_traces)))
@@ -75,7 +76,7 @@ def trace_spec(spec: BackboneSpec, *, count: bool) -> Trace:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneInfo:
-    """What a checkpoint offers, from its config alone."""
+    """A checkpoint and its taps, from its config alone."""
 
     spec: BackboneSpec
     """The backbone as its config describes it."""
@@ -117,7 +118,7 @@ def list_taps(
 def resolve(names: Sequence[str], taps: Sequence[TapInfo], spec: BackboneSpec) -> tuple[str, ...]:
     """Turn paths, globs and aliases into taps, each once, in the order in which the backbone reaches them.
 
-    Raises: UnknownTap for all names that fit nothing, with the nearest taps and the list of blocks.
+    Raises: UnknownTap for all names that match nothing, with the nearest taps and the list of blocks.
     """
     known = {tap.path: tap for tap in taps}
     chosen: set[str] = set()
@@ -161,15 +162,15 @@ def _unknown_tap(bad: Sequence[str], known: dict[str, TapInfo], spec: BackboneSp
 
 
 def _about_readout(name: str, known: dict[str, TapInfo], spec: BackboneSpec) -> list[str]:
-    """Say why a readout can't be had, and where it can."""
+    """Explain why a readout is not available, and where it is."""
     path, readout = split_tap(name)
     if readout not in READOUTS:
-        return [f"behind the slash of '{name}' stands '{readout}'; allowed: {', '.join(READOUTS)}"]
-    need = "is no attention to a text alone" if readout in ATTENTION else "gives no text beside the image"
+        return [f"unknown readout '{readout}' in '{name}'; allowed: {', '.join(READOUTS)}"]
+    need = "is not a cross-attention to a text" if readout in ATTENTION else "does not output text and image"
     why = f"'{path}' {need}" if path in known else f"there is no module '{path}' that can be read"
     places = [tap for tap in known if tap.endswith(f"/{readout}")]
     if not places:
         joint = "; its text and image attend to each other jointly" if any(t.endswith("/text") for t in known) else ""
         return [f"{why}; {spec.family} has no /{readout} anywhere{joint}"]
     shown = nearest(name, places) or places[:3]
-    return [f"{why}", f"/{readout} can be had at {len(places)} places, for example: {', '.join(shown)}"]
+    return [f"{why}", f"/{readout} is available at {len(places)} places, for example: {', '.join(shown)}"]

@@ -1,4 +1,4 @@
-"""Texts for a backbone, encoded. Owns the text encoders and their memory: a prompt is encoded once."""
+"""Text encoders of backbones, and the cache that encodes each prompt once."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Condition
@@ -18,17 +18,17 @@ from diffprobe.backbones.weights import require_files, weight_files
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
 
 TEXT_CONDITIONS = ("empty", "caption", "prompt", "template", "negative")
-"""What a text-conditioned backbone can be told."""
+"""Conditions of a text-conditioned backbone."""
 
 _CHUNK = 64
 _CACHE_BYTES = 256 * 2**20
 
 
 class PromptCache:
-    """A bounded memory of encoded prompts, so that each one is encoded once.
+    """A bounded cache of encoded prompts.
 
     Args:
-        encode: turns prompts into rows, by name; called with prompts that are not remembered, `_CHUNK` at most.
+        encode: turns prompts into rows, by name; called with at most `_CHUNK` prompts that are not cached.
     """
 
     def __init__(self, encode: Callable[[list[str]], Condition]) -> None:
@@ -51,15 +51,17 @@ class PromptCache:
         return {name: torch.stack([found[prompt][name] for prompt in prompts]) for name in found[prompts[0]]}
 
     def seal(self) -> None:
-        """Let go of the encoder; from now on only what is remembered can be asked for."""
+        """Drop the reference to the encoder; from now on only cached prompts are available."""
 
         def gone(prompts: list[str]) -> Condition:
-            raise RunFailed(f"the text encoder was freed before '{prompts[0]}' was encoded.", "a fault of diffprobe")
+            raise RunFailed(
+                f"the text encoder was freed before '{prompts[0]}' was encoded.", "this is a bug in diffprobe"
+            )
 
         self._encode = gone
 
     def to(self, device: torch.device) -> None:
-        """Move what is remembered."""
+        """Move the cached rows."""
         for prompt, rows in self._memory.items():
             self._memory[prompt] = {name: x.to(device) for name, x in rows.items()}
 
@@ -70,7 +72,7 @@ class TextEncoder:
     Args:
         tokenizer: a transformers tokenizer.
         encoder: the text encoder.
-        length: tokens of every prompt; shorter ones are padded, longer ones prune_after, as the pipelines do.
+        length: tokens of every prompt; shorter ones are padded, longer ones truncated, as in the pipelines.
     """
 
     def __init__(self, tokenizer: Any, encoder: nn.Module, length: int) -> None:
@@ -78,22 +80,22 @@ class TextEncoder:
         self._warned = False
 
     def tokens(self, prompts: list[str]) -> Any:
-        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first prompt that is prune_after."""
+        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt."""
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         )
         if not self._warned:
-            self._warn_of_cut(prompts)
+            self._warn_of_truncation(prompts)
         return tokens.to(next(self.encoder.parameters()).device)
 
-    def _warn_of_cut(self, prompts: list[str]) -> None:
+    def _warn_of_truncation(self, prompts: list[str]) -> None:
         whole = self.tokenizer(prompts, truncation=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, whole, strict=True):
             if len(ids) > self.length:
                 self._warned = True
                 warnings.warn(
-                    f"a prompt of {len(ids)} tokens is prune_after to the {self.length} that the text encoder takes: "
-                    f"'{prompt}'. Further ones are prune_after without a word.",
+                    f"a prompt of {len(ids)} tokens is truncated to the {self.length} of the text encoder: '{prompt}'. "
+                    "Further truncated prompts are not reported.",
                     stacklevel=2,
                 )
                 return
@@ -123,8 +125,10 @@ class ClipTextEncoder(TextEncoder):
 class T5TextEncoder(TextEncoder):
     """A frozen T5 encoder."""
 
-    def __call__(self, prompts: list[str], *, masked: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last states [prompts, length, width], and which tokens are no padding [prompts, length].
+    def __call__(
+        self, prompts: list[str], *, masked: bool = False
+    ) -> tuple[Float[Tensor, "prompt length width"], Int[Tensor, "prompt length"]]:
+        """Return the last states, and the mask of tokens other than padding.
 
         With `masked`, padding is hidden from the encoder; pipelines differ in this.
         """
@@ -139,7 +143,7 @@ def _n_bytes(rows: Condition) -> int:
 
 
 def require_vocabulary(folder: Path, tokenizer: str = "tokenizer") -> None:
-    """Check that a pipeline folder has the words of its tokenizer; transformers would make up an empty vocabulary.
+    """Check that a pipeline folder has the vocabulary of its tokenizer; transformers would go on with an empty one.
 
     Raises: WeightsMissing.
     """
@@ -191,7 +195,7 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
     require_files(folder / encoder)
     require_vocabulary(folder, tokenizer)
     if not (folder / tokenizer / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
-        # transformers would go on with a vocabulary of its own, in which every word is unknown
+        # transformers would go on with a vocabulary in which every word is unknown
         raise WeightsMissing(
             f"the vocabulary in '{folder / tokenizer}' is a spiece.model, which needs the package sentencepiece.",
             fix="pip install sentencepiece protobuf",
@@ -203,7 +207,7 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
 
 
 def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """Load a frozen transformers model from the weights of one part's folder, which must be there.
+    """Load a frozen transformers model from the folder of one part.
 
     Raises: WeightsMismatch if they do not fit.
     """

@@ -1,7 +1,6 @@
-"""What the families with a transformer share: describing it, loading it prune_after, holding it with its VAE and its texts.
+"""Shared by the families with a transformer: describing it from its config, the size of its latents, and digests.
 
-A family file adds what is its own: the class, what its modules give, what it is told and how. The VAE is `vae.py`'s,
-text encoders are `condition.py`'s.
+A family file adds the class, the layout of its outputs, and its conditioning. Loading is in `loading.py`.
 """
 
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class LatentGrid:
-    """What a transformer denoises.
+    """Shape of the latents that a transformer denoises.
 
     Attributes:
         resolution: image side in pixels.
@@ -69,18 +68,20 @@ def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:
     """
     config = read_config(checkpoint, PART)
     name = config.get("_class_name")
-    if name not in (kind, "Transformer2DModel"):  # the old name of several, still in their checkpoints
+    if name not in (kind, "Transformer2DModel"):  # the old name of several classes, still in their checkpoints
         raise WeightsMismatch(f"the transformer of '{checkpoint.name}' is a {name}; this family takes {kind}.")
     try:
         return make_network(kind, config, torch.device("meta"))
     except (NotImplementedError, ValueError, TypeError) as error:
-        raise WeightsMismatch(f"the config of the transformer of '{checkpoint.name}' is no {kind}: {error}") from error
+        raise WeightsMismatch(
+            f"the config of the transformer of '{checkpoint.name}' is not one of {kind}: {error}"
+        ) from error
 
 
 def find_latents(
     checkpoint: Checkpoint, resolution: int | None, *, own: int, patch: int, channels: int, only_own: bool = False
 ) -> LatentGrid:
-    """Say what is denoised at a resolution.
+    """Return the shape of the latents at a resolution.
 
     Args:
         resolution: image side in pixels; None takes the checkpoint's own.
@@ -88,7 +89,7 @@ def find_latents(
         patch: latent places on a side of one token.
         channels: latent channels that the transformer takes.
         only_own: whether it takes no other side.
-    Raises: WeightsMissing; WeightsMismatch if VAE and transformer do not go together; ConfigError.
+    Raises: WeightsMissing; WeightsMismatch if VAE and transformer do not fit; ConfigError.
     """
     read_config(checkpoint, "vae")
     given, factor = latent_geometry(checkpoint.part("vae"))
@@ -105,14 +106,14 @@ def find_latents(
         )
     if side <= 0 or side % (factor * patch):
         raise ConfigError(
-            f"resolution {side} of '{checkpoint.name}' gives no whole number of tokens.",
+            f"resolution {side} of '{checkpoint.name}' is not a whole number of tokens.",
             f"allowed: multiples of {factor * patch}, which is {factor} (VAE) x {patch} (patch)",
         )
     return LatentGrid(side, channels, side // factor)
 
 
 def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int | None) -> None:
-    """Refuse text encoders that do not fit the transformer. Raises: WeightsMismatch."""
+    """Check that a text encoder fits the transformer. Raises: WeightsMismatch."""
     if given != taken:
         raise WeightsMismatch(
             f"{what} of '{checkpoint.name}' is {given} wide, its transformer takes {taken}.",

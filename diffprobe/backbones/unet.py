@@ -1,7 +1,6 @@
-"""What the families of U-Nets share: building one from its config, its blocks and aliases, and loading a part of it.
+"""Shared by the families with a U-Net: building it from its config, its blocks and aliases, and the loaded backbone.
 
-Owns the class behind a config, random weights, and the loaded backbone that is told texts. What a pipeline's U-Net is
-told, and what its images become before they are noised, is the family's.
+A family file adds the conditioning and the encoding of images. Loading is in `loading.py`.
 """
 
 from abc import abstractmethod
@@ -26,7 +25,7 @@ from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
 GUIDANCE = 8.5
-"""Guidance scale that a U-Net with distilled guidance is told: the default of diffusers' pipeline for such models."""
+"""Guidance scale given to a U-Net with distilled guidance: the default of diffusers' pipeline for such models."""
 
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TEXT_ONLY = r"(.*\.)?(attn2\.to_[kv]|add_[kv]_proj)|(encoder_hid_proj|add_embedding)(\..*)?"
@@ -34,7 +33,7 @@ _CHANNELS_FIRST = r".*\.group_norm"
 
 
 def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
-    """Read the config of the U-Net, that of the replaced weights if they bring one.
+    """Read the config of the U-Net, or that of the weights that replace its own if they have one.
 
     Args:
         kind: the diffusers class it must be of.
@@ -54,22 +53,22 @@ def make_unet(config: dict[str, Any], kind: str = "UNet2DConditionModel") -> Any
 
 
 def check_latents(checkpoint: Checkpoint, config: dict[str, Any], channels: int) -> None:
-    """Refuse a U-Net that takes other latents than its VAE gives. Raises: WeightsMismatch."""
+    """Check that a U-Net takes the latents of its VAE. Raises: WeightsMismatch."""
     if config.get("in_channels", 4) != channels:
         raise WeightsMismatch(
             f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
-            "inpainting and other image-conditioned U-Nets are not of this family",
+            "inpainting and other image-conditioned U-Nets are not supported",
         )
 
 
 def image_side(
     checkpoint: Checkpoint, config: dict[str, Any], resolution: int | None, *, multiple: int, factor: int = 1
 ) -> int:
-    """Return the image side in pixels: the asked one, or the U-Net's own.
+    """Return the image side in pixels: the requested one, or the U-Net's own.
 
     Args:
-        multiple: what a side must be a multiple of.
-        factor: pixels a latent place.
+        multiple: number that divides every allowed side.
+        factor: pixels per latent place.
     Raises: ConfigError.
     """
     own = config.get("sample_size")
@@ -81,7 +80,7 @@ def image_side(
     side = resolution or factor * (own if isinstance(own, int) else own[0])  # type: ignore[index]
     if side % multiple:
         raise ConfigError(
-            f"resolution {side} is no multiple of {multiple}, by which '{checkpoint.name}' shrinks an image.",
+            f"resolution {side} is not a multiple of {multiple}, the downscaling factor of '{checkpoint.name}'.",
             fix=f"features.resolution={max(multiple, side // multiple * multiple)}",
         )
     return side
@@ -103,7 +102,7 @@ def unet_spec(
     """Describe a U-Net on the meta device; see `BackboneSpec`.
 
     Args:
-        signature: in JSON, what fixes the shapes of the pass.
+        signature: what fixes the shapes of the pass, as JSON.
         scheduler: folder of the scheduler's config; None takes the pipeline's own part.
     Raises: WeightsMissing, WeightsMismatch.
     """
@@ -133,12 +132,12 @@ def unet_spec(
 
 
 def digest_tokenizer(folder: Path) -> str:
-    """Digest what fixes the tokens of a text."""
+    """Digest the files that fix the tokens of a text."""
     return digest_files([folder / name for name in _TOKENIZER_FILES])
 
 
-def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Tensor | None:
-    """Embed the guidance scale for a U-Net that guidance was distilled into, [1, time_cond_proj_dim]; None for others.
+def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Float[Tensor, "1 width"] | None:
+    """Embed the guidance scale for a U-Net with distilled guidance; None for others.
 
     Sources: Meng et al., 2210.03142; `get_guidance_scale_embedding` of diffusers, which embeds w = scale - 1.
     """
@@ -153,13 +152,14 @@ def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Tenso
 
 
 class TextUnet(TextBackbone[ClipTextEncoder]):
-    """A loaded U-Net over VAE latents that is told texts.
+    """A loaded U-Net over VAE latents that is conditioned on texts.
 
     Args:
         unet: the network.
         vae: encodes images.
         texts: the text encoders, by the names of their parts.
         guidance: the embedded guidance scale, for U-Nets that take one.
+        prediction: what the U-Net predicts.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class TextUnet(TextBackbone[ClipTextEncoder]):
         return self.predicted(output[0], x_t)
 
     def to(self, device: torch.device) -> None:
-        """Move all loaded networks, the remembered prompts, and the guidance."""
+        """Move all loaded networks, the cached prompts, and the guidance."""
         super().to(device)
         if self._guidance is not None:
             self._guidance = self._guidance.to(device)

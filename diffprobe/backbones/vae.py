@@ -1,4 +1,4 @@
-"""The encoder half of an autoencoder. Owns the way from images to scaled latents; the decoder stays on disk."""
+"""The encoder of an autoencoder: from images to scaled latents. The decoder is not loaded."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
 
 _PIXELS = 2**20
-"""Pixels a pass: bounds the memory of the first convolutions at any batch size."""
+"""Pixels per pass: bounds the memory of the first convolutions at any batch size."""
 
 
 class VaeEncoder:
@@ -30,7 +30,7 @@ class VaeEncoder:
     def __call__(self, images: Images) -> FeatureMap:
         """Encode images in [0, 1] to (mode - shift) x scale, float32. The mode, not a sample: noise comes later.
 
-        Raises: WeightsMissing if it was loaded without images in view.
+        Raises: WeightsMissing if it was loaded for kept latents only.
         """
         if isinstance(self.vae.encoder, PrunedModule):
             raise WeightsMissing("the VAE was not loaded: this backbone reads kept latents only.")
@@ -52,7 +52,7 @@ class MovqEncoder(VaeEncoder):
 
 
 def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int]:
-    """Return the number of latent channels and the factor by which the VAE shrinks a side, from the config alone.
+    """Return the number of latent channels and the factor by which the VAE reduces a side, from the config alone.
 
     Args:
         folder: the part's folder, with its config.
@@ -63,15 +63,17 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-        raise WeightsMismatch(f"the VAE in '{folder}' normalises latents by channel, which this family does not do.")
+        raise WeightsMismatch(
+            f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
+        )
     channels = config["latent_channels"] if kind == "AutoencoderKL" else config.get("vq_embed_dim")
     return channels or config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
-    """Load the encoder of an AutoencoderKL, or without `images` nothing of it: a stand-in that can't encode.
+    """Load the encoder of an AutoencoderKL, or without `images` a placeholder that cannot encode.
 
-    In float16 the encoder stays in float32 where the config says that it overflows (`force_upcast`).
+    In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
     """
     from diffusers import AutoencoderKL
@@ -83,7 +85,7 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
 
 
 def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:
-    """Load the encoder of a VQModel, or without `images` a stand-in. Raises: WeightsMissing, WeightsMismatch."""
+    """Load the encoder of a VQModel, or without `images` a placeholder. Raises: WeightsMissing, WeightsMismatch."""
     from diffusers import VQModel
 
     config = VQModel.load_config(folder, local_files_only=True)

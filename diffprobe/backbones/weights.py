@@ -1,6 +1,6 @@
-"""Checkpoints on disk: finding them, reading safetensors into a network, and naming their content by a digest.
+"""Checkpoints on disk: find them, read safetensors into a network, and compute digests of their content.
 
-Reads safetensors and JSON only; nothing is ever unpickled.
+Reads safetensors and JSON only; pickles are never read.
 """
 
 import json
@@ -19,7 +19,7 @@ from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
 SHIPPED = ("emoji-sd",)
-"""Checkpoints that come with the package, under `assets/`."""
+"""Checkpoints that are part of the package, under `assets/`."""
 DENOISERS = ("unet", "transformer")
 """Parts of a pipeline whose weights can be replaced."""
 
@@ -39,12 +39,12 @@ def locate(
         configs_only: fetch nothing but JSON files.
         denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
             OWNER/NAME@REVISION:FILE for another revision than main.
-    Raises: WeightsMissing if there is no such folder, or a hub id cannot be had; ConfigError for the revision of what
-        has none.
+    Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
+        shipped checkpoint.
     """
     if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
         raise ConfigError(
-            f"revision={revision}, but '{path}' is no hub id: a folder, or a part of diffprobe.",
+            f"revision={revision}, but '{path}' is not a hub id: it is a folder, or a part of diffprobe.",
             fix="leave backbone.revision out, or set backbone.path=OWNER/NAME",
         )
     if path == "pixels":
@@ -81,13 +81,13 @@ def locate(
 
 
 def _denoiser_file(name: str) -> Path:
-    """Find weights that take the place of a checkpoint's own. Raises: WeightsMissing."""
+    """Find weights that replace those of a checkpoint. Raises: WeightsMissing."""
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
         return path
     if path.exists():
         raise WeightsMissing(
-            f"denoiser_weights '{name}' is no safetensors file; pickles are never read.",
+            f"denoiser_weights '{name}' is not a safetensors file; pickles are never read.",
             fix="convert it to safetensors, or name a folder with config.json and safetensors weights",
         )
     place, _, file = name.partition(":")
@@ -102,13 +102,13 @@ def _denoiser_file(name: str) -> Path:
 
 
 def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
-    """Say where the denoiser is described and where its weights are.
+    """Return where the denoiser's config and its weights are.
 
     Args:
         part: the part's name in the pipeline, `unet` or `transformer`.
-    Returns: the folder whose config.json counts, and the folder or file of the weights. A folder given as
-        `denoiser_weights` brings its own config.json; a file goes with the checkpoint's. A pipeline without a folder
-        for the part may keep it beside its index, as diffusers reads it too.
+    Returns: the folder of the config.json in use, and the folder or file of the weights. A folder given as
+        `denoiser_weights` has its own config.json; a file is used with the checkpoint's. A pipeline without a folder
+        for the part may have it next to its index, which diffusers supports as well.
     """
     folder, replaced = checkpoint.part(part), checkpoint.denoiser_weights
     if not folder.is_dir() and (folder.parent / "config.json").is_file():
@@ -119,7 +119,7 @@ def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
 
 
 def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
-    """Read the config.json of one part; the denoiser's comes with the weights that are loaded.
+    """Read the config.json of one part; for the denoiser, the one that belongs to the loaded weights.
 
     Raises: WeightsMissing.
     """
@@ -136,9 +136,9 @@ def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that is there.
+    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that exists.
 
-    A safetensors file in place of a folder stands for itself.
+    A safetensors file in place of a folder is returned itself.
     """
     if folder.is_file():
         return [folder] if folder.suffix == ".safetensors" else []
@@ -160,7 +160,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def require_files(*folders: Path) -> None:
-    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all that lack them.
+    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all parts without them.
 
     A safetensors file in place of a folder needs no config.
     """
@@ -186,13 +186,13 @@ def require_files(*folders: Path) -> None:
 def load_tensors(
     network: nn.Module, folder: Path, *, dtype: torch.dtype, expected: Collection[str] | None = None
 ) -> None:
-    """Read the weights that a network on the meta device has places for; leave the rest on disk.
+    """Read the weights of a network on the meta device; weights of pruned modules stay on disk.
 
     Args:
-        network: the network, prune_after to what is needed; its parameters become real.
+        network: the network, pruned to what is needed; its parameters become real.
         folder: the part's folder, or one safetensors file.
         dtype: what floating-point weights are converted to, however they are stored.
-        expected: names of the whole network; a stored name outside them means weights of another network.
+        expected: parameter names of the whole network; any other stored name means weights of another network.
             None skips this check.
     Raises: WeightsMissing, WeightsMismatch.
     """
@@ -237,7 +237,7 @@ def _faults(missing: list[str], foreign: list[str], shapes: list[str]) -> list[t
 
 
 def _modern(key: str, wanted: Collection[str], expected: Collection[str] | None) -> str:
-    """Give attention weights of old checkpoints (`query`, `proj_attn`) the names of today."""
+    """Rename attention weights of old checkpoints (`query`, `proj_attn`)."""
     if key in wanted or (expected is not None and key in expected):
         return key
     stem, _, end = key.rpartition(".")
@@ -246,7 +246,7 @@ def _modern(key: str, wanted: Collection[str], expected: Collection[str] | None)
 
 
 def digest_denoiser(checkpoint: Checkpoint, part: str, *, weights: bool = True) -> str:
-    """Name the content of the denoiser as it is loaded, with the weights that take the place of its own.
+    """Digest the denoiser as it is loaded, with the weights that replace its own.
 
     Raises: WeightsMissing if there are none.
     """
@@ -257,10 +257,10 @@ def digest_denoiser(checkpoint: Checkpoint, part: str, *, weights: bool = True) 
 
 
 def digest_part(folder: Path, *, weights: bool = True, source: Path | None = None) -> str:
-    """Name the content of one part: its config (without the notes of the library that wrote it) and its weights.
+    """Digest one part: its config (without the version of the library that wrote it) and its weights.
 
-    Weights from elsewhere (`source`, a folder or file) count by their content alone: a file may have any name.
-    Large files are hashed once a process, remembered by path, size and time of change.
+    Weights from elsewhere (`source`, a folder or file) count by their content alone, not by their names.
+    Files are hashed once per process, cached by path, size and time of change.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     content: dict[str, Any] = {
@@ -276,7 +276,7 @@ def digest_part(folder: Path, *, weights: bool = True, source: Path | None = Non
 
 
 def digest_files(paths: Sequence[Path]) -> str:
-    """Name the content of small files by their names and bytes; files that are not there are left out."""
+    """Digest small files by their names and bytes; missing files are left out."""
     return digest_json({path.name: _digest_once(path) for path in paths if path.is_file()})
 
 

@@ -1,7 +1,7 @@
-"""`diffprobe eval backbone`: does a text-to-image model do what probes will assume of it?
+"""`diffprobe eval backbone`: check on held-out images that a text-to-image model is what probes assume.
 
-Four questions on held-out images: how well the autoencoder reconstructs, whether the text lowers the denoising error,
-whether the right caption is told from others by that error, and what samples look like.
+Measures the reconstruction of the autoencoder, whether the text lowers the denoising error, and whether that error
+selects the right caption among others; samples are drawn for inspection.
 """
 
 import time
@@ -45,35 +45,34 @@ from diffprobe.shards.index import ShardSet
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneEvaluation:
-    """What `diffprobe eval backbone` measures (experiment files of kind `evaluate_backbone`)."""
+    """Settings of `diffprobe eval backbone` (experiment files of kind `evaluate_backbone`)."""
 
     experiment: str
     """Name of the experiment."""
     model: str = "emoji-sd"
-    """Folder of a StableDiffusionPipeline that predicts epsilon, or "emoji-sd"."""
+    """Folder of a StableDiffusionPipeline, or "emoji-sd"."""
     data: DataConfig
     """Captioned images; its validation and test splits are scored."""
     group_attribute: str | None = "base"
-    """Samples that share it are never each other's wrong caption; one without it, or with None all, stand alone."""
+    """A wrong caption is always of another value of this attribute; samples without it form groups of one."""
     family_attribute: str | None = None
-    """A wider likeness; None for `group_attribute`. Intervals resample whole families. Where samples share it with none
-    of the training split, the choice among captions is given for them by themselves too
-    (`caption_of_<n>_accuracy_new_<attribute>`)."""
+    """A coarser grouping; None for `group_attribute`. Intervals resample whole families. Samples of families outside of
+    the training split have a record of their own (`caption_of_<n>_accuracy_new_<attribute>`)."""
     n_candidates: int = 10
     """Captions to choose from; the first one is right."""
     n_choice_timesteps: int = 15
     """Timesteps over which the error of a candidate is averaged."""
     n_screening_timesteps: int = 0
-    """Timesteps at which all candidates are scored, before `n_screened` of them are at all; `n_choice_timesteps` has to
-    be an odd multiple. 0 scores all candidates at all timesteps."""
+    """Timesteps at which all candidates are scored, before `n_screened` of them are scored at all;
+    `n_choice_timesteps` has to be an odd multiple. 0 scores all candidates at all timesteps."""
     n_screened: int = 3
     """Candidates that a screening keeps."""
     regression: RegressionRule = field(default_factory=RegressionRule)
-    """The control of the caption choice: what a regression from captions to latents makes of the training split."""
+    """The control of the caption choice: a regression from captions to latents on the training split."""
     gates: dict[str, float] = field(default_factory=dict)
-    """Least value of a metric, as "<metric>/<split>": missed ones are named and the verb exits with 1."""
+    """Lower bound of a metric, as "<metric>/<split>": missed ones are listed and the verb exits with 1."""
     prompts: tuple[str, ...] = ()
-    """Prompts of the sample grid; none draws no grid."""
+    """Prompts of the sample grid; without prompts no grid is drawn."""
     guidance: float = 4.0
     """Classifier-free guidance of the samples."""
     sampling_steps: int = 50
@@ -101,8 +100,8 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
 
     The folder is <output>/<experiment>/<first 12 digits of a digest>: of the config, the model's files and the shards.
 
-    Raises: UnknownName for an attribute that the data do not have; EmptyClass if they are too few or too alike for
-        wrong captions; what opening model and data raises.
+    Raises: UnknownName for an attribute that the data do not have; EmptyClass if there are too few groups for wrong
+        captions; errors of `load_pipeline` and `ShardSet.load`.
     """
     started_at = time.time()
     keep_freed_memory()
@@ -123,7 +122,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
             train = _encode(config, pipeline, score, config.data.train_split)
             known = set(train.families)
             expectations = regressions(train, config.regression, _mean_states(score), seed=config.seed)
-        elif config.family_attribute:  # names alone are wanted, so nothing is encoded
+        elif config.family_attribute:  # only names are needed, so nothing is encoded
             table = load_table(config.data, config.data.train_split, resolution=resolution_of(pipeline), captioned=True)
             known = set(table.groups(config.family_attribute))
         for split in (config.data.val_split, config.data.test_split):
@@ -151,10 +150,10 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
 
 
 def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> list[str]:
-    """Say which gates were not reached. A gate that names no metric is missed too.
+    """List the gates that were not reached. A gate without its metric is missed too.
 
     >>> missed_gates({"psnr_db/test": 27}, [MetricRecord(name="psnr_db", value=26.0, split="test", n=3)])
-    ['psnr_db/test is 26, at least 27 is asked for']
+    ['psnr_db/test is 26, at least 27 is required']
     """
     values = {f"{record.name}/{record.split}": record.value for record in metrics}
     missed = []
@@ -162,7 +161,7 @@ def missed_gates(gates: dict[str, float], metrics: Sequence[MetricRecord]) -> li
         if name not in values:
             missed.append(f"{name} was not measured")
         elif values[name] < least:
-            missed.append(f"{name} is {values[name]:.4g}, at least {least:g} is asked for")
+            missed.append(f"{name} is {values[name]:.4g}, at least {least:g} is required")
     return missed
 
 
@@ -212,7 +211,7 @@ def _mean_states(score: DenoisingError) -> Callable[[Sequence[str]], Tensor]:
 
 
 def resolution_of(pipeline: Any) -> int:
-    """Return the side of the images, in pixels, that the U-Net was made for."""
+    """Return the image side in pixels that the U-Net was trained for."""
     size = pipeline.unet.config.sample_size
     return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
 
@@ -224,7 +223,7 @@ def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, sp
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord:
-    """PSNR of each image, averaged; beside it what the mean colour alone and an 8 x 8 thumbnail reach."""
+    """Return the PSNR averaged over images; controls are the mean colour and an 8 x 8 thumbnail."""
     from diffprobe.generative.autoencoder import psnr_db, reconstruct
 
     sums: dict[str, list[Tensor]] = {"vae": [], "mean_colour": [], "thumbnail_8x8": []}
@@ -281,7 +280,7 @@ def _caption_choice(
 
 
 def sample_grid(config: BackboneEvaluation, pipeline: Any) -> Any:
-    """Sample all prompts and return a square-ish PIL grid on white; each prompt has noise of its own."""
+    """Sample all prompts and return a square-ish PIL grid on white; each prompt has its own noise."""
     from PIL import Image
 
     generators = [

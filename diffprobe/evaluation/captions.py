@@ -1,5 +1,5 @@
-"""What captions do for the denoising error of held-out images: at which noise levels the right one helps, and whether
-it is told from others. Beside each answer stands what chance, or a model that denoises nothing, would say.
+"""Use of captions for the denoising error of held-out images: the noise levels at which the right caption helps, and
+the choice of the right caption among others. Controls are chance and a regression that denoises nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,9 +29,9 @@ class Encoded:
 
     Attributes:
         table: images, keys, captions.
-        latents: scaled vae_latents.
-        groups: of each sample; two of one group are never each other's wrong caption.
-        families: of each sample; whole ones are resampled for intervals, since what is in one is not independent.
+        latents: scaled VAE latents.
+        groups: group of each sample; a wrong caption is always of another group.
+        families: family of each sample; intervals resample whole families, whose samples are not independent.
     """
 
     table: ImageTable
@@ -56,7 +56,7 @@ def encode_split(
 ) -> Encoded:
     """Load a split and encode its images; without a family attribute the groups are the families.
 
-    Raises: what `load_table` raises.
+    Raises: see `load_table`.
     """
     table = load_table(data, split, resolution=resolution, captioned=True)
     latents = torch.cat([score.encode_images(table.to_float(rows)) for rows in torch.arange(len(table)).split(64)])
@@ -107,7 +107,7 @@ def text_use(
 
 
 def _gain(gain: Float[Tensor, " sample"], families: Sequence[str], seed: int) -> dict[str, Any]:
-    """What the right caption saves, with an interval over families: variants of one drawing are not independent."""
+    """Error saved by the right caption, with an interval over families: variants of one drawing are not independent."""
     if len(set(families)) < 2:
         return {"gain": float(gain.mean())}  # one family has no spread
     interval = bootstrap_interval(_mean_of(gain.numpy()), families, seed=seed)
@@ -119,7 +119,7 @@ def _mean_of(values: Any) -> Statistic:
 
 
 def other_rows(groups: Sequence[str], seed: int) -> Tensor:
-    """Return for each sample a row of another group: a seeded shuffle, repaired where it hits the same group.
+    """Return for each sample a row of another group: a seeded shuffle, corrected where it hits the same group.
 
     Raises: EmptyClass if more than half of the samples share a group.
     """
@@ -136,14 +136,14 @@ def other_rows(groups: Sequence[str], seed: int) -> Tensor:
             if swap is None:
                 raise EmptyClass(
                     f"more than half of {len(groups)} samples are of the group '{groups[row]}'.",
-                    "each needs the caption of another group as its wrong one",
+                    "each sample needs a wrong caption of another group",
                 )
             rows[place], rows[swap] = rows[swap], rows[place]
     return torch.tensor(rows)
 
 
 Expectation = Callable[[Sequence[str]], Float[Tensor, "caption number"]]
-"""Captions to the latents that a regression expects under them."""
+"""Maps captions to the latents that a regression expects for them."""
 
 
 def regressions(
@@ -153,12 +153,12 @@ def regressions(
     *,
     seed: int,
 ) -> dict[str, Expectation]:
-    """Fit the controls of the caption choice: on the words of captions, and on what the text encoder makes of them.
+    """Fit the controls of the caption choice: on the words of captions, and on states of the text encoder.
 
     Args:
         train: the split that the model was trained on, or one like it.
         rule: kernel, penalty, and number of images.
-        mean_states: what the text encoder makes of captions, one vector each.
+        mean_states: returns a vector of the text encoder for each caption.
         seed: seed of the choice of images.
     """
     generator = torch.Generator().manual_seed(derive_seed("regression", seed))
@@ -197,9 +197,9 @@ def caption_choice(
 
     Args:
         conditions: encoded caption of each sample, one row each.
-        expectations: of `regressions`, scored on the same candidates; may be empty.
-        parts: samples that are also counted by themselves, by the end of the record's name; left out where none is.
-    Returns: `caption_of_<n>_accuracy` over all samples, and one for each part; a part of one family has no interval.
+        expectations: see `regressions`; evaluated on the same candidates; may be empty.
+        parts: subsets that have a record of their own, by the end of its name; empty ones are left out.
+    Returns: `caption_of_<n>_accuracy` over all samples, and one per part; a part of one family has no interval.
     Raises: EmptyClass with fewer than n groups.
     """
     table = encoded.table

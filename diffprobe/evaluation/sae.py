@@ -152,7 +152,7 @@ def _measure(
             detail={
                 "sae": name,
                 "trained_on": ", ".join(cell.name for cell in cells),
-                "replaced": here.network.splice.says,
+                "replaced": here.network.splice.description,
                 "target": here.network.target,
                 "draws": here.network.plan.draws,
             },

@@ -1,8 +1,8 @@
 """Denoising error with an intervention: the diffusion version of "loss recovered".
 
 Three errors are measured: of the model as it is, with a tap's features replaced by their reconstruction, and with all
-of them replaced by one mean feature (mean ablation). `backbones.intervention.Splice` defines replacing for each pooling;
-`analysis/loss_recovered.py` turns the errors into records.
+of them replaced by one mean feature (mean ablation). `backbones.intervention.Splice` defines replacing for each
+pooling; `analysis/loss_recovered.py` turns the errors into records.
 """
 
 from collections.abc import Callable, Sequence

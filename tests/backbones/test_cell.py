@@ -24,7 +24,7 @@ def test_condition_and_pooling_may_be_left_out() -> None:
 
 @pytest.mark.parametrize("text", ["mid_block", "mid_block@100", "mid_block@t-1", "@t1", "mid_block@t1:", "a@b@t1"])
 def test_what_is_no_cell_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a cell"):
+    with pytest.raises(ConfigError, match="TAP@tTIMESTEP"):
         Cell.parse(text)
 
 

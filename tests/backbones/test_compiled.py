@@ -47,7 +47,7 @@ def test_attention_is_read_outside_compiled_code() -> None:
     assert regions(network, ["a"], ["a/text"]) == ("a",)
 
 
-def test_a_region_that_cannot_be_compiled_is_told() -> None:
+def test_a_region_that_cannot_be_compiled_is_reported() -> None:
     def broken(graph: object, inputs: object) -> object:
         raise ValueError("no such instruction")
 

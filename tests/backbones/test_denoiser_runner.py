@@ -69,7 +69,7 @@ def test_a_pass_without_rows_is_refused(load: Load) -> None:
 
 
 class TestOutOfMemory:
-    def test_a_pass_says_how_many_rows_to_try(self, load: Load, images: Tensor) -> None:
+    def test_a_failed_pass_advises_fewer_rows(self, load: Load, images: Tensor) -> None:
         features = load(timesteps=[0, 100])
         features._backbone.denoiser.get_submodule("mid_block").register_forward_pre_hook(too_much)
         with pytest.raises(RunFailed) as caught:
@@ -88,14 +88,14 @@ class TestOutOfMemory:
         with pytest.raises(RunFailed, match="pass of 1 rows(.|\n)*smaller features.resolution"):
             features(images[:1], keys=KEYS[:1])
 
-    def test_encoding_says_which_batch_to_try(self, load: Load, images: Tensor) -> None:
+    def test_failed_encoding_advises_a_smaller_batch(self, load: Load, images: Tensor) -> None:
         features = load()
         features._backbone.components()["vae"].encoder.register_forward_pre_hook(too_much)
         with pytest.raises(RunFailed, match="while 5 images were encoded(.|\n)*data.batch_size=2"):
             features(images, keys=KEYS)
 
-    def test_the_error_of_an_accelerator_is_told_too(self) -> None:
-        with pytest.raises(RunFailed, match="torch says: CUDA out of memory"), explain_oom("there", fix="less"):
+    def test_the_error_of_an_accelerator_is_reported_too(self) -> None:
+        with pytest.raises(RunFailed, match="torch: CUDA out of memory"), explain_oom("there", fix="less"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
 
     def test_other_errors_pass_as_they_are(self) -> None:

@@ -39,7 +39,7 @@ def test_each_process_takes_its_own_accelerator(
     assert choose_device("cuda:0") == torch.device("cuda:0")
 
 
-def test_a_number_of_a_process_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_process_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "first")

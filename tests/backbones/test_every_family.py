@@ -1,74 +1,35 @@
-"""What every family must keep, held on its tiny checkpoint. A new family is tested by existing."""
+"""The contract of every family, on its tiny checkpoint; the tests run over the registry."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.taps import BackboneInfo, backbone_info
+from diffprobe.backbones.taps import backbone_info
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
 from diffprobe.core.registry import FAMILIES
+from tests.backbones.contract import CHECKS, RESOLUTION, Case, checks_of, make_case
 from tests.backbones.plans import plan_for
 
 KEYS = ["a/0", "b.1", "c"]
-RESOLUTION = 32
 SAMPLES = {
     "captions": ["red cat", "", "blue dog"],
     "labels": [2, 0, 1],
     "columns": {"class_name": ["cat", "tree", "dog"]},
 }
-TOLD = {
-    "prompt": {"condition": "prompt", "prompt": "1"},  # a text to some, a class to others
+CONDITIONING = {
+    "prompt": {"condition": "prompt", "prompt": "1"},  # a text for some, a class for others
     "template": {"condition": "template", "prompt": "a photo of a {class_name}"},
     "negative": {"unconditional": True, "negative_prompt": "dark", "condition": "caption"},
 }
 
 
-@dataclass
-class Case:
-    """One family's tiny checkpoint."""
-
-    name: str
-    path: str
-    info: BackboneInfo
-    loaded: dict[str, DiffusionFeatures] = field(default_factory=dict)
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The whole blocks, in the order in which they run."""
-        return self.info.spec.blocks
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings that all families take: every block at two timesteps."""
-        last = self.info.spec.schedule.n_timesteps - 1
-        condition = {"condition": self.info.spec.conditions[0]}
-        timesteps = sorted({last // 3, last // 2})
-        return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
-
-    def load(self, **changes: Any) -> DiffusionFeatures:
-        """Load it on the CPU; the same settings once."""
-        chosen = {**self.settings, "device": "cpu", **changes}
-        key = repr(sorted(chosen.items()))
-        if key not in self.loaded:
-            self.loaded[key] = DiffusionFeatures.from_pretrained(self.path, **chosen)
-        return self.loaded[key]
-
-    def has_weights(self) -> bool:
-        """Tell whether there is anything to train in the denoiser."""
-        return any(True for _ in self.info.spec.denoiser.parameters())
-
-
 @pytest.fixture(scope="module", params=FAMILIES.names())
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    made = FAMILIES.load(request.param).tiny(tmp_path_factory.mktemp(request.param) / "tiny")
-    path = "pixels" if request.param == "pixels" else str(made)  # that family is named, not found on disk
-    return Case(request.param, path, backbone_info(path, resolution=RESOLUTION))
+    return make_case(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +39,7 @@ def images() -> Tensor:
 
 
 def read(features: DiffusionFeatures, images: Tensor, order: Sequence[int] = (0, 1, 2)) -> dict[str, Tensor]:
-    """Read the samples in `order`, with all that could be asked of them."""
+    """Read the samples in `order`, with all their metadata."""
     rows = {name: [values[i] for i in order] for name, values in SAMPLES.items() if name != "columns"}
     columns = {name: [values[i] for i in order] for name, values in SAMPLES["columns"].items()}  # type: ignore
     return features(images[list(order)], keys=[KEYS[i] for i in order], columns=columns, **rows)
@@ -98,7 +59,13 @@ def n_parameters(features: DiffusionFeatures) -> int:
     return sum(p.numel() for p in features._backbone.denoiser.parameters())
 
 
-def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
+@pytest.mark.parametrize("check", list(CHECKS))
+def test_the_contract_is_kept(check: str, case: Case) -> None:
+    if check in checks_of(case.name):
+        CHECKS[check](case)
+
+
+def test_the_spec_traces_and_lists_its_blocks_in_order(case: Case) -> None:
     spec = case.info.spec
     assert spec.family == case.name and spec.resolution == RESOLUTION
     assert [tap.path for tap in case.info.taps] == list(spec.blocks)
@@ -110,7 +77,7 @@ def test_the_outline_traces_and_lists_its_blocks_in_order(case: Case) -> None:
     assert not any(p.device.type != "meta" for p in spec.denoiser.parameters())
 
 
-def test_every_place_gives_what_the_listing_says(case: Case, images: Tensor) -> None:
+def test_every_tap_has_the_listed_shape(case: Case, images: Tensor) -> None:
     taps = backbone_info(case.path, resolution=RESOLUTION, inner=True).taps
     settings = {**case.settings, "timesteps": case.settings["timesteps"][:1]}
     features = case.load(**{**settings, "taps": [tap.path for tap in taps]}, pool="none")
@@ -146,13 +113,13 @@ def test_draws_kept_are_those_that_are_averaged(case: Case, images: Tensor) -> N
     close({cell: value[:, 0] for cell, value in kept.items()}, read(case.load(), images))
 
 
-def test_a_cut_backbone_lacks_what_comes_later_and_gives_the_same(case: Case, images: Tensor) -> None:
+def test_a_pruned_backbone_lacks_later_blocks_and_gives_the_same(case: Case, images: Tensor) -> None:
     whole = read(case.load(), images)
     counts = []
     for block in (case.blocks[0], case.blocks[len(case.blocks) // 2]):
-        prune_after = case.load(taps=[block])
-        counts.append(n_parameters(prune_after))
-        close(read(prune_after, images), whole)
+        pruned = case.load(taps=[block])
+        counts.append(n_parameters(pruned))
+        close(read(pruned, images), whole)
     if case.has_weights():
         assert 0 < counts[0] < counts[1] <= n_parameters(case.load())
         assert n_parameters(case.load()) <= sum(p.numel() for p in case.info.spec.denoiser.parameters())
@@ -164,7 +131,7 @@ def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
 
 def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
     if not case.has_weights():
-        with pytest.raises(ConfigError, match="no weights"):
+        with pytest.raises(ConfigError, match="random_weights"):
             case.load(random_weights=True)
         return
     trained, random = read(case.load(), images), read(case.load(random_weights=True), images)
@@ -173,8 +140,8 @@ def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
     assert float((trained[cell] - random[cell]).abs().max()) > 1e-4
     other = read(case.load(random_weights=True, random_seed=1), images)
     assert float((other[cell] - random[cell]).abs().max()) > 1e-4
-    prune_after = case.load(random_weights=True, taps=case.blocks[:1])
-    close(read(prune_after, images), random)  # the weights drawn do not depend on the taps
+    pruned = case.load(random_weights=True, taps=case.blocks[:1])
+    close(read(pruned, images), random)  # the weights drawn do not depend on the taps
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -185,21 +152,21 @@ def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tens
         assert float((value - exact[cell]).norm() / exact[cell].norm().clamp_min(1e-3)) < 0.1, cell
 
 
-def test_whatever_it_can_be_told_is_told(case: Case, images: Tensor) -> None:
+def test_every_supported_condition_runs(case: Case, images: Tensor) -> None:
     for condition in case.info.spec.conditions:
-        conditioning = TOLD.get(condition, {"condition": condition})
+        conditioning = CONDITIONING.get(condition, {"condition": condition})
         found = read(case.load(taps=case.blocks[-1:], **conditioning), images)
         assert all(value.isfinite().all() for value in found.values())
         assert condition in {cell.split(":")[1] for cell in found}
 
 
-def test_what_it_cannot_be_told_is_refused(case: Case) -> None:
+def test_unsupported_conditions_are_refused(case: Case) -> None:
     for condition in {"empty", "caption", "label"} - set(case.info.spec.conditions):
         with pytest.raises(ConfigError, match=", ".join(case.info.spec.conditions)):
             plan_for(case.path, **{**case.settings, "condition": condition})
 
 
-def test_an_unknown_tap_is_told_what_there_is(case: Case) -> None:
+def test_an_unknown_tap_lists_the_blocks(case: Case) -> None:
     with pytest.raises(UnknownTap) as caught:
         plan_for(case.path, **{**case.settings, "taps": ["no_such_block"]})
     assert all(f"{block} (" in str(caught.value) for block in case.blocks)
@@ -210,7 +177,7 @@ def test_a_readout_where_there_is_none_is_refused(readout: str, case: Case) -> N
     places = [tap.path for tap in backbone_info(case.path, resolution=RESOLUTION, inner=True).taps]
     if f"{case.blocks[0]}/{readout}" in places:
         return
-    with pytest.raises(UnknownTap, match="no attention" if readout != "text" else "no text"):
+    with pytest.raises(UnknownTap, match=f"{case.blocks[0]}/{readout}"):
         plan_for(case.path, **{**case.settings, "taps": [f"{case.blocks[0]}/{readout}"]})
 
 

@@ -179,7 +179,7 @@ class TestDoor:
         holder.features = features
         assert not list(holder.parameters()) and not holder.state_dict()
 
-    def test_what_it_says_of_itself_is_what_it_gives(self, load: Load, images: Tensor) -> None:
+    def test_its_attributes_describe_its_output(self, load: Load, images: Tensor) -> None:
         features = load(taps=["up_ft2", "bottleneck"], timesteps=[200, 0])
         found = features(images, keys=KEYS)
         assert list(found) == [cell.name for cell in features.cells] == list(features.widths)

@@ -1,4 +1,4 @@
-"""The extractor's settings beyond taps and timesteps: what is told, what is noised, what is kept."""
+"""The extractor's settings beyond taps and timesteps: conditions, noise, poolings."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ def close(a: Tensor, b: Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
-class TestWhatIsTold:
-    """The branches of a plan, each against the pipeline told the same by hand."""
+class TestConditions:
+    """The branches of a plan, each compared with the pipeline under the same prompt."""
 
     def test_a_template_is_filled_from_the_samples_columns(
         self, load: Load, reference: Reference, images: Tensor
@@ -39,7 +39,7 @@ class TestWhatIsTold:
             load(condition="template", prompt="a {class_nam}")(images, keys=KEYS, columns={"class_name": ["x"] * 5})
 
     @pytest.mark.parametrize(("negative", "name", "prompt"), [(None, "empty", ""), ("dark", "negative", "dark")])
-    def test_the_unconditional_branch_stands_beside_the_main_one(
+    def test_the_unconditional_branch_is_read_too(
         self, negative: str | None, name: str, prompt: str, load: Load, reference: Reference, images: Tensor
     ) -> None:
         features = load(condition="caption", unconditional=True, negative_prompt=negative, timesteps=[100, 500])
@@ -50,13 +50,13 @@ class TestWhatIsTold:
                 expected = reference(images, KEYS, ["mid_block"], t, prompts=prompts)["mid_block"].mean((2, 3))
                 close(found[f"mid_block@t{t}:{branch}:mean"], expected)
 
-    def test_the_text_encoder_is_freed_when_all_is_said(self, load: Load, images: Tensor) -> None:
+    def test_the_text_encoder_is_freed_when_all_prompts_are_encoded(self, load: Load, images: Tensor) -> None:
         features = load(condition="prompt", prompt="red cat", unconditional=True)
         first = features(images, keys=KEYS)
         assert "text_encoder" not in features._backbone.components()
         assert all(torch.equal(value, first[cell]) for cell, value in features(images, keys=KEYS).items())
 
-    def test_a_class_is_told_to_the_network_that_takes_one(self, tmp_path: Path, images: Tensor) -> None:
+    def test_a_class_reaches_the_network(self, tmp_path: Path, images: Tensor) -> None:
         path = str(dit.tiny(tmp_path / "dit"))
         settings = {"taps": ["transformer_blocks.0"], "timesteps": [100], "device": "cpu"}
         features = DiffusionFeatures.from_pretrained(path, condition="label", unconditional=True, **settings)
@@ -84,7 +84,7 @@ class TestWhatIsRead:
         for cell, value in clean(images, keys=list("vwxyz")).items():  # other keys would bring other noise
             assert torch.equal(value, found[cell])
         at_0, at_500 = found.values()
-        assert float((at_0 - at_500).abs().max()) > 1e-4  # the timestep is still what the network is told
+        assert float((at_0 - at_500).abs().max()) > 1e-4  # the timestep still conditions the network
         (noised,) = load(timesteps=[500])(images, keys=KEYS).values()
         assert float((at_500 - noised).abs().max()) > 1e-3
         assert clean.fingerprint["schedule"] != load().fingerprint["schedule"]

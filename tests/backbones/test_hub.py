@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
     return write
 
 
-def test_a_hub_id_offline_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_offline_gives_the_download_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def no_network(*args: object) -> None:

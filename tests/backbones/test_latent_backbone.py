@@ -18,7 +18,7 @@ def backbone(request: pytest.FixtureRequest, tmp_path: Path) -> Backbone:
     return family_of(checkpoint).load(checkpoint, spec, needed, LoadOptions())
 
 
-def test_texts_are_let_go_and_what_was_told_is_remembered(backbone: Backbone) -> None:
+def test_text_encoders_are_freed_and_cached_prompts_stay(backbone: Backbone) -> None:
     assert isinstance(backbone, TextBackbone)
     conditioning = backbone.encode_conditions(["cat", ""])
     assert set(backbone.components()) == {"denoiser", "vae", "text_encoder"}

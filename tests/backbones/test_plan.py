@@ -1,9 +1,12 @@
+import inspect
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.plan import make_plan
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
@@ -108,20 +111,37 @@ def test_configs_give_the_same_plan(tiny_sd: Path) -> None:
     assert make_plan(backbone, features).fingerprint == expected.fingerprint
 
 
+def test_from_pretrained_takes_the_options_of_both_configs() -> None:
+    """An option is listed twice: in the schema, and in the public signature."""
+    of_runs = {"path", "source", "store", "latent_cache", "placement", "shuffle"}  # the checkpoint, and feature stores
+    configs = {field.name: field.default for cls in (BackboneConfig, FeaturesConfig) for field in fields(cls)}
+    signature = inspect.signature(DiffusionFeatures.from_pretrained).parameters
+    assert set(signature) - {"id_or_path"} == set(configs) - of_runs
+    for name, parameter in signature.items():
+        if parameter.default is not inspect.Parameter.empty:
+            assert parameter.default == configs[name], name
+
+
+def test_any_sequence_is_taken_for_a_list(tiny_sd: Path) -> None:
+    assert plan_for(tiny_sd, taps=("mid_block",), timesteps=range(0, 300, 100)).timesteps == (0, 100, 200)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"timesteps": [1000]}, BadTimestep, "t=1000"),
         ({"timesteps": [-1]}, BadTimestep, r"0\.\.999"),
-        ({"timesteps": []}, ConfigError, "timesteps must be a list"),
-        ({"taps": "mid_block"}, ConfigError, "taps must be a list"),
+        ({"timesteps": []}, ConfigError, "timesteps"),
+        ({"taps": "mid_block"}, ConfigError, "'taps' is 'mid_block'"),
         ({"condition": "label"}, ConfigError, "empty, caption, prompt"),
-        ({"condition": "prompt"}, ConfigError, "needs a prompt"),
-        ({"prompt": "cat"}, ConfigError, "condition=template take one"),
+        ({"condition": "prompt"}, ConfigError, "condition=prompt"),
+        ({"prompt": "cat"}, ConfigError, "condition=template"),
         ({"pool": "sum"}, ConfigError, "mean, max, none"),
         ({"draws": 0}, ConfigError, "draws=0"),
+        ({"draws": "2"}, ConfigError, "'draws' is '2'"),
+        ({"draw": 2}, ConfigError, "'draw'(.|\\n)*nearest: draws"),
         ({"dtype": "float8"}, ConfigError, "float32, bfloat16, float16"),
-        ({"resolution": 33}, ConfigError, "no multiple of 2"),
+        ({"resolution": 33}, ConfigError, r"33 .* 2\b"),
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(

@@ -25,7 +25,7 @@ TEXTS = SampleMetadata(
         ("label", None, [3, 0]),
     ],
 )
-def test_what_samples_are_told(condition: str, prompt: str | None, conditioning: list) -> None:
+def test_each_sample_has_its_input(condition: str, prompt: str | None, conditioning: list) -> None:
     (branch,) = make_branches(condition, prompt, unconditional=False, negative=None)
     assert condition_inputs(branch, TEXTS) == conditioning
     assert branch.is_fixed == (condition in ("empty", "prompt"))

@@ -13,7 +13,7 @@ def paths(tiny_sd: Path, *names: str) -> list[str]:
     return [tap.path for tap in plan_for(str(tiny_sd), taps=names, timesteps=[0]).taps]
 
 
-def test_the_listing_says_where_how_big_and_at_what_cost(tiny_sd: Path) -> None:
+def test_the_listing_has_paths_sizes_and_costs(tiny_sd: Path) -> None:
     taps = {tap.path: tap for tap in list_taps(str(tiny_sd))}
     ups = [f"up_blocks.{i}" for i in range(3)]
     assert list(taps) == [*(f"down_blocks.{i}" for i in range(3)), "mid_block", *ups]
@@ -78,13 +78,13 @@ def test_globs_find_readouts_behind_a_slash_alone(tiny_sd: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("bottleneck/probs", "'mid_block' is no attention to a text alone(.|\n)*7 places, for example: .*attn2/probs"),
+        ("bottleneck/probs", "'mid_block' (.|\n)*7 places.* .*attn2/probs"),
         ("mid_block/scores", "allowed: probs, logits, text"),
-        ("mid_block/text", "no text beside the image; sd_unet has no /text anywhere"),
-        ("mid_blok/probs", "there is no module 'mid_blok'"),
+        ("mid_block/text", "'mid_block' .* sd_unet .* /text"),
+        ("mid_blok/probs", "'mid_blok'"),
     ],
 )
-def test_a_readout_that_cannot_be_had_says_where_it_can(name: str, message: str, tiny_sd: Path) -> None:
+def test_an_unavailable_readout_lists_where_it_is_available(name: str, message: str, tiny_sd: Path) -> None:
     with pytest.raises(UnknownTap, match=message):
         paths(tiny_sd, name)
 

@@ -63,7 +63,7 @@ def test_memory_is_bounded_and_the_oldest_goes_first(
 
 
 def test_what_is_too_long_is_cut_with_one_warning(encoder: Encode) -> None:
-    with pytest.warns(UserWarning, match="is prune_after to the 24"):
+    with pytest.warns(UserWarning, match="tokens .* 24 "):
         long = encoder(["cat " * 40])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

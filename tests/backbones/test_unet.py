@@ -24,13 +24,13 @@ def test_the_side_is_the_asked_one_or_the_networks_own(tiny_sd: Path) -> None:
     assert image_side(checkpoint, {"sample_size": 64}, None, multiple=8, factor=8) == 512
     assert image_side(checkpoint, {"sample_size": [16, 16]}, None, multiple=2, factor=2) == 32
     assert image_side(checkpoint, {"sample_size": 64}, 256, multiple=8, factor=8) == 256
-    with pytest.raises(ConfigError, match=r"resolution 20 is no multiple of 8.*\n.*features\.resolution=16"):
+    with pytest.raises(ConfigError, match=r"resolution 20 .* 8\b.*\n.*features\.resolution=16"):
         image_side(checkpoint, {"sample_size": 64}, 20, multiple=8, factor=8)
 
 
 @pytest.mark.parametrize("size", [None, [16, 24]])
 def test_a_network_without_a_square_size_must_be_given_one(size: object, tiny_sd: Path) -> None:
-    with pytest.raises(ConfigError, match="no square size of its own"):
+    with pytest.raises(ConfigError, match="sample_size"):
         image_side(locate(str(tiny_sd)), {"sample_size": size}, None, multiple=8)
     assert image_side(locate(str(tiny_sd)), {"sample_size": size}, 32, multiple=8) == 32
 
@@ -60,9 +60,9 @@ def test_a_replaced_folder_brings_its_config(tiny_sd: Path, tmp_path: Path) -> N
 
 
 def test_a_network_of_another_class_is_refused(tiny_sd: Path) -> None:
-    with pytest.raises(WeightsMismatch, match="is a UNet2DConditionModel; pipelines of this family have a UNet2DModel"):
+    with pytest.raises(WeightsMismatch, match="UNet2DConditionModel.* UNet2DModel"):
         read_unet_config(locate(str(tiny_sd)), "UNet2DModel")
-    with pytest.raises(WeightsMismatch, match="takes 4 channels, its VAE gives 16"):
+    with pytest.raises(WeightsMismatch, match="4 channels.* 16"):
         check_latents(locate(str(tiny_sd)), {"in_channels": 4}, 16)
 
 

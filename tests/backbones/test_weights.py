@@ -51,7 +51,7 @@ class TestLocate:
 
     @pytest.mark.parametrize("path", ["folder", "emoji-sd", "pixels"])
     def test_a_revision_of_what_has_none_is_refused(self, path: str, tiny_sd: Path) -> None:
-        with pytest.raises(ConfigError, match="revision=v1, but .* is no hub id"):
+        with pytest.raises(ConfigError, match="revision=v1.* hub id"):
             locate(str(tiny_sd) if path == "folder" else path, revision="v1")
 
     @pytest.mark.parametrize("path", ["no/such/folder", "./nothing", "nothing"])
@@ -59,7 +59,7 @@ class TestLocate:
         with pytest.raises(WeightsMissing, match="not a hub id"):
             locate(path)
 
-    def test_a_folder_without_an_index_says_what_it_has(self, tmp_path: Path) -> None:
+    def test_a_folder_without_an_index_lists_its_content(self, tmp_path: Path) -> None:
         (tmp_path / "model.ckpt").touch()
         with pytest.raises(WeightsMissing, match=r"it has: model\.ckpt"):
             locate(str(tmp_path))
@@ -74,10 +74,10 @@ class TestFiles:
 
     def test_pickles_are_never_read(self, folder: Path) -> None:
         (folder / "unet" / f"{STEM}.safetensors").rename(folder / "unet" / f"{STEM}.bin")
-        with pytest.raises(WeightsMissing, match="pickles and never read"):
+        with pytest.raises(WeightsMissing, match="pickles"):
             require_files(folder / "unet")
 
-    def test_a_single_variant_stands_in_for_the_plain_file(self, folder: Path) -> None:
+    def test_a_single_variant_replaces_the_plain_file(self, folder: Path) -> None:
         plain = folder / "unet" / f"{STEM}.safetensors"
         variant = plain.rename(plain.with_name(f"{STEM}.fp16.safetensors"))
         assert weight_files(folder / "unet") == [variant]

@@ -1,4 +1,4 @@
-"""The measures on the tiny pipeline and shards, and what they say of models and data that cannot be measured."""
+"""The measures on the tiny pipeline and shards, and errors for models and data that cannot be measured."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ def test_what_training_had_nothing_like_is_counted_by_itself(config, tmp_path):
     assert {split: record.n for split, record in found.items()} == {"val": 1, "test": 2}
 
 
-def test_reconstruction_stands_beside_what_needs_no_model(config, evaluated):
+def test_reconstruction_has_controls_without_a_model(config, evaluated):
     record = evaluated[2]["psnr_db", "val"]
     images = load_table(config.data, "val", resolution=32).to_float(slice(None))
     mse = (images - images.mean((-2, -1), keepdim=True)).square().mean((1, 2, 3))
@@ -154,9 +154,9 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
     with pytest.raises(EmptyClass, match="10 different groups"):
         evaluate(n_candidates=10)
     for screening in (2, 9):
-        with pytest.raises(ConfigError, match=f"n_screening_timesteps={screening} are not among n_choice_timesteps=3"):
+        with pytest.raises(ConfigError, match=f"n_screening_timesteps={screening} .* n_choice_timesteps=3"):
             evaluate(n_screening_timesteps=screening)
-    with pytest.raises(ConfigError, match="n_screening_timesteps=1 are not among n_choice_timesteps=2"):
+    with pytest.raises(ConfigError, match="n_screening_timesteps=1 .* n_choice_timesteps=2"):
         evaluate(n_choice_timesteps=2)
     assert not list(tmp_path.rglob("result.json"))
 
@@ -194,30 +194,30 @@ def test_a_pipeline_is_opened_in_float32_without_a_word(tiny_sd, tmp_path, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_models_that_cannot_be_measured_are_told(tiny_sd, tmp_path):
-    with pytest.raises(WeightsMismatch, match="'pixels' is a pixels, not a StableDiffusionPipeline"):
+def test_models_that_cannot_be_measured_are_refused(tiny_sd, tmp_path):
+    with pytest.raises(WeightsMismatch, match="'pixels' .* StableDiffusionPipeline"):
         load_pipeline("pixels")
     with pytest.raises(WeightsMissing, match="no folder"):
         load_pipeline(str(tmp_path / "nothing"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
-    with pytest.raises(WeightsMismatch, match="is a PixArtAlphaPipeline"):
+    with pytest.raises(WeightsMismatch, match="PixArtAlphaPipeline"):
         load_pipeline(str(other))
     broken = tmp_path / "broken"
     shutil.copytree(tiny_sd, broken)
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(WeightsMissing, match="lacks a config.json or safetensors"):
+    with pytest.raises(WeightsMissing, match="missing: unet"):
         load_pipeline(str(broken))
     shutil.copytree(tiny_sd / "unet", broken / "unet", dirs_exist_ok=True)
     shutil.copytree(broken, tmp_path / "unscheduled")
     shutil.rmtree(tmp_path / "unscheduled" / "scheduler")
-    with pytest.raises(WeightsMissing, match="no scheduler config"):
+    with pytest.raises(WeightsMissing, match="scheduler_config.json"):
         load_pipeline(str(tmp_path / "unscheduled"))
     shutil.copytree(broken, tmp_path / "other_scheduler")
     index = tmp_path / "other_scheduler" / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", "NoScheduler"]}))
-    with pytest.raises(WeightsMismatch, match="cannot be opened"):
+    with pytest.raises(WeightsMismatch, match="NoScheduler"):
         load_pipeline(str(tmp_path / "other_scheduler"))
     shutil.rmtree(broken / "tokenizer")
     with pytest.raises(WeightsMissing, match="no vocabulary"):

@@ -89,7 +89,7 @@ def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, p
         )  # fmt: skip
 
 
-def test_the_choice_stands_beside_chance_and_the_regressions():
+def test_the_choice_has_chance_and_the_regressions_as_controls():
     train, test = planted(300, 1), planted(80, 2)
     fitted = regressions(train, RegressionRule(images=250), vectors, seed=0)
     [record] = chosen(test, vectors(test.captions), fitted)
@@ -155,5 +155,5 @@ def test_wrong_captions_are_a_seeded_shuffle_over_groups():
     assert all(groups[row] != groups[place] for place, row in enumerate(rows.tolist()))
     assert torch.equal(rows, other_rows(groups, 0)) and not torch.equal(rows, other_rows(groups, 1))
     assert all(other_rows(["a", "b"] * 3, seed)[::2].tolist() != [0, 2, 4] for seed in range(5))  # half is possible
-    with pytest.raises(EmptyClass, match="more than half of 5 samples are of the group 'a'"):
+    with pytest.raises(EmptyClass, match="5 samples .* 'a'"):
         other_rows(["a", "a", "a", "b", "c"], 0)

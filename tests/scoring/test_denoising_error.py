@@ -161,5 +161,5 @@ def test_what_a_model_predicts_decides_its_error(tmp_path: Path) -> None:
 
 
 def test_a_backbone_without_noise_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'pixels'.* no denoising error"):
+    with pytest.raises(ConfigError, match="'pixels'.* clean images"):
         DenoisingError.from_pretrained("pixels", device="cpu")

@@ -134,26 +134,26 @@ def test_every_sample_is_counted_once_a_pass(network, samples):
 
 
 def test_reconstructions_that_are_none_are_refused(network, samples):
-    with pytest.raises(ConfigError, match=r"features of shape \(3, 32\) were reconstructed as \(3, 31\)"):
+    with pytest.raises(ConfigError, match=r"\(3, 32\) .* \(3, 31\)"):
         network().spliced(samples, T, lambda x: x[:, 1:])
-    with pytest.raises(NonFinite, match="reconstruction of tap 'mid_block' holds NaN"):
+    with pytest.raises(NonFinite, match="'mid_block' .* NaN"):
         network().spliced(samples, T, lambda x: x / 0)
-    with pytest.raises(BadTimestep, match="t=1000 outside"):
+    with pytest.raises(BadTimestep, match="t=1000"):
         network().spliced(samples, [1000], lambda x: x)
-    with pytest.raises(BadTimestep, match="t=-1 outside"):
+    with pytest.raises(BadTimestep, match="t=-1"):
         network().baseline(samples, [-1])
 
 
 def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
-    with pytest.raises(ConfigError, match="a maximum cannot be put back"):
+    with pytest.raises(ConfigError, match="pool=max"):
         open_network(tiny_sd, "mid_block", "max")
-    with pytest.raises(ConfigError, match="do not fall into 3 x 3 equal parts"):
+    with pytest.raises(ConfigError, match="3 x 3"):
         open_network(tiny_sd, "mid_block", "grid3")
-    with pytest.raises(UnknownTap, match="unknown tap of the plan 'mid_blocks'"):
+    with pytest.raises(UnknownTap, match="'mid_blocks'"):
         SplicedError(plan_for(str(tiny_sd), taps=["mid_block"], timesteps=T), "mid_blocks")
-    with pytest.raises(ConfigError, match="no denoising error"):
+    with pytest.raises(ConfigError, match="clean images"):
         open_network(tiny_sd, "mid_block", "mean", clean_input=True)
     with pytest.raises(ConfigError, match=r"draws=2(.|\n)*features.keep_draws=true"):
         open_network(tiny_sd, "mid_block", "mean", draws=2)
-    with pytest.raises(ConfigError, match="'pixels'.* no denoising error"):
+    with pytest.raises(ConfigError, match="'pixels'.* clean images"):
         SplicedError(plan_for("pixels", taps=["pixels"], timesteps=[0]), "pixels")

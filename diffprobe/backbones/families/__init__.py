@@ -1,4 +1,4 @@
-"""One file a family of diffusion models, and the file's name is the family's. The contract: `backbones/base.py`."""
+"""Families of diffusion models, one file per family with the family's name. The interface is in `backbones/base.py`."""
 
 from typing import cast
 
@@ -8,12 +8,12 @@ from diffprobe.core.registry import FAMILIES
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
-    """Choose the family by the pipeline's own index. Raises: WeightsMismatch if no family takes it."""
+    """Return the family of a checkpoint, by its `model_index.json`. Raises: WeightsMismatch if there is none."""
     for name in FAMILIES.names():
         family = cast(Family, FAMILIES.load(name))
         if family.matches(checkpoint.index):
             return family
     raise WeightsMismatch(
-        f"no family of backbones takes '{checkpoint.name}', a {checkpoint.index.get('_class_name')}.",
+        f"no family of backbones supports '{checkpoint.name}', a {checkpoint.index.get('_class_name')}.",
         f"families: {', '.join(FAMILIES.names())}",
     )

@@ -1,7 +1,7 @@
-"""DiT: a transformer over VAE latents, told a class.
+"""DiT: a class-conditional transformer over VAE latents.
 
-Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. The class
-after the last one is the null class, which stands for no class at all.
+Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. The id
+after the last class is the null class, of the unconditional model.
 """
 
 from collections.abc import Collection, Sequence
@@ -42,7 +42,7 @@ _KIND = "DiTTransformer2DModel"
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") == "DiTPipeline"
 
 
@@ -105,9 +105,9 @@ class Dit(LatentBackbone):
         self._n_classes, self._name = n_classes, name
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
-        """Return class ids. A class is a number or its text; nothing, or an empty text, is the null class.
+        """Return class ids. A class is a number or its text; None and the empty text are the null class.
 
-        Raises: ConfigError for what is no class.
+        Raises: ConfigError for anything else.
         """
         ids = [self._class_id(value) for value in values]
         bad = [value for value, i in zip(values, ids, strict=True) if i is None]

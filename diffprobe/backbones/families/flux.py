@@ -1,7 +1,7 @@
-"""FLUX.1: a transformer over image and text tokens, first side by side, then as one sequence; told CLIP and T5 texts.
+"""FLUX.1: a transformer over image and text tokens, in two streams, then in one; conditioned on CLIP and T5 texts.
 
 A flow model: timestep t runs from 0 (clean) to 1000 (noise alone); the transformer takes t/1000, in the precision of
-the pass, so that bfloat16 rounds it to 8 bits, here as in the pipeline. Noise is drawn on the latents, which are then
+the pass: bfloat16 rounds it to 8 bits, as in the pipeline. Noise is drawn on the latents, which are then
 packed two by two into tokens.
 """
 
@@ -42,11 +42,11 @@ from diffprobe.core.shapes import FeatureMap
 
 _KIND = "FluxTransformer2DModel"
 _OWN_SIDE = 128
-"""Latent side that the pipeline makes where none is asked for; the transformer's config has none."""
+"""Default latent side of the pipeline; the transformer's config has none."""
 _PACK = 2
-"""Latent places on a side of one token."""
+"""Latent places per side of a token."""
 _GUIDANCE = 3.5
-"""The pipeline's default, told to the checkpoints that are distilled for guidance."""
+"""The pipeline's default, for checkpoints that guidance was distilled into."""
 _LENGTHS = {True: 512, False: 256}
 """Tokens of the T5 text: 512 with guidance (dev), 256 without (schnell), as they were trained."""
 _ENCODERS = ["text_encoder", "text_encoder_2"]
@@ -58,7 +58,7 @@ _TEXT_ONLY = (
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") == "FluxPipeline"
 
 
@@ -67,7 +67,9 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     flux = describe_denoiser(checkpoint, _KIND)
     config = flux.config
     if config.in_channels % _PACK**2:
-        raise WeightsMismatch(f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels a token.")
+        raise WeightsMismatch(
+            f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels per token, not a multiple of {_PACK**2}."
+        )
     channels = config.in_channels // _PACK**2
     latents = find_latents(checkpoint, resolution, own=_OWN_SIDE, patch=_PACK, channels=channels)
     clip, t5 = (read_config(checkpoint, name) for name in _ENCODERS)
@@ -117,7 +119,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def pack(x: FeatureMap) -> Float[Tensor, "batch tokens width"]:
-    """Lay the 2 x 2 places of each token of a latent side by side, channel by channel.
+    """Concatenate the 2 x 2 places of each token of a latent, channel by channel.
 
     Source: `FluxPipeline._pack_latents` of diffusers.
     """
@@ -172,7 +174,7 @@ class Flux(TextBackbone):
     """A loaded FLUX.1 checkpoint.
 
     Args:
-        guidance: what it is told of guidance, None if it takes none.
+        guidance: guidance scale given to the transformer; None if it takes none.
     """
 
     def __init__(
@@ -206,12 +208,12 @@ def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
 def tiny(path: Path | str, *, seed: int = 0, guidance: bool = True) -> Path:
     """Write a tiny pipeline with random weights in the real format, for tests and examples.
 
-    Its own resolution is 256, so ask for a small one: 32 makes 64 tokens.
+    Its own resolution is 256; use a smaller one: 32 makes 64 tokens.
 
     Args:
         path: folder to write, created if it does not exist.
         seed: seeds all weights; the global generator is left as it was.
-        guidance: whether it is told a guidance, as dev is and schnell is not.
+        guidance: whether it takes a guidance scale, as dev does and schnell does not.
     Returns: `path`.
     """
     import diffusers

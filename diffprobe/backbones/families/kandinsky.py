@@ -1,9 +1,10 @@
-"""Kandinsky 2.2 decoders: a U-Net over the latents of a VQ autoencoder (`movq`), told a CLIP image embedding.
+"""Kandinsky 2.2 decoders: a U-Net over the latents of a VQ autoencoder (`movq`), conditioned on a CLIP image
+embedding.
 
-Images become latents as in the image-to-image pipeline: encoded, neither quantised nor scaled. What the U-Net is told
-is an embedding that another pipeline, the prior, makes from a text; a decoder's checkpoint has nothing to make one
-with. So there is one condition, `empty`, and it is told an embedding of zeros. (The pipeline's own unconditional branch
-is the prior's embedding of a black image, which is not in the checkpoint either.)
+Images become latents as in the image-to-image pipeline: encoded, neither quantised nor scaled. The embedding is made
+from a text by another pipeline, the prior, which is not part of a decoder's checkpoint. Therefore the only condition is
+`empty`, with an embedding of zeros. (The pipeline's own unconditional branch is the prior's embedding of a black image,
+which is not in the checkpoint either.)
 """
 
 from collections.abc import Collection, Sequence
@@ -42,7 +43,7 @@ _KIND = "UNet2DConditionModel"
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") in _PIPELINES
 
 
@@ -54,7 +55,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     check_latents(checkpoint, config, channels)
     width = _embedding_width(checkpoint, config)
     unet = make_unet(config)
-    # the up blocks double what they are given, so that an odd side on the way down would not meet itself again
+    # up blocks double the side, so an odd side on the way down would not match its skip connection
     multiple = factor * 2 ** (len(unet.down_blocks) - 1)
     side = image_side(checkpoint, config, resolution, multiple=multiple, factor=factor)
     size = side // factor
@@ -82,12 +83,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def _embedding_width(checkpoint: Checkpoint, config: dict[str, Any]) -> int:
-    """Return the width of the image embedding. Raises: WeightsMismatch for U-Nets that are told something else."""
+    """Return the width of the image embedding. Raises: WeightsMismatch for U-Nets with another conditioning."""
     kinds = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
     wrong = [f"{name}: {config.get(name)}; allowed: {kind}" for name, kind in kinds.items() if config.get(name) != kind]
     if wrong:
         raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' is not told an image embedding alone, as Kandinsky 2.2 decoders are.",
+            f"the U-Net of '{checkpoint.name}' is not conditioned on an image embedding alone, as in Kandinsky 2.2.",
             *wrong,
         )
     width: int = config["encoder_hid_dim"]
@@ -113,6 +114,7 @@ class Kandinsky(Backbone):
         unet: the network.
         movq: encodes images.
         width: of the image embedding.
+        prediction: what the U-Net predicts.
     """
 
     def __init__(self, unet: nn.Module, movq: MovqEncoder, *, width: int, prediction: PredictionKind) -> None:
@@ -123,7 +125,7 @@ class Kandinsky(Backbone):
         return self._movq(images)
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
-        """Tell every sample the embedding of zeros."""
+        """Return an embedding of zeros for every sample."""
         like = next(self.denoiser.parameters())
         return {"image_embeds": torch.zeros(len(values), self._width, device=like.device, dtype=like.dtype)}
 

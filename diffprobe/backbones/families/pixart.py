@@ -1,7 +1,7 @@
 """PixArt-alpha and PixArt-sigma: a transformer over VAE latents, with cross-attention to a T5 text.
 
 Its forward process is variance-preserving; timestep t is on the training grid (0..999), larger is noisier. Texts are
-lower-cased and stripped, as the pipelines do. Some checkpoints of alpha are also told the size of the image.
+lower-cased and stripped, as in the pipelines. Some checkpoints of alpha are also conditioned on the image size.
 """
 
 from collections.abc import Collection
@@ -36,11 +36,11 @@ _KIND = "PixArtTransformer2DModel"
 _LENGTHS = {"PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300}
 """Tokens of a text, by pipeline."""
 _SIZED = 128
-"""Latent side of the transformers that `PixArtAlphaPipeline` tells the size of the image."""
+"""Latent side of the transformers to which `PixArtAlphaPipeline` gives the image size."""
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") in _LENGTHS
 
 
@@ -87,12 +87,15 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def _is_sized(checkpoint: Checkpoint, pixart: Any) -> bool:
-    """Tell whether the transformer is told the size. Raises: WeightsMismatch where its pipeline would not condition_inputs it."""
+    """Return whether the transformer takes the image size.
+
+    Raises: WeightsMismatch where its pipeline does not give it.
+    """
     kind = checkpoint.index["_class_name"]
-    conditioning = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
-    if pixart.use_additional_conditions and not conditioning:
+    is_given = kind == "PixArtAlphaPipeline" and pixart.config.sample_size == _SIZED
+    if pixart.use_additional_conditions and not is_given:
         raise WeightsMismatch(
-            f"the transformer of '{checkpoint.name}' has to be told the image's size, which {kind} does not do "
+            f"the transformer of '{checkpoint.name}' takes the image size, which {kind} does not give it "
             f"(sample_size {pixart.config.sample_size}).",
             f"allowed: PixArtAlphaPipeline with sample_size {_SIZED}, or use_additional_conditions=false",
         )
@@ -129,7 +132,8 @@ class PixArt(TextBackbone):
     """A loaded PixArt checkpoint.
 
     Args:
-        resolution: the image side that it is told, None if it is told none.
+        resolution: image side given to the transformer; None if it takes none.
+        prediction: what the transformer predicts.
     """
 
     def __init__(
@@ -167,7 +171,7 @@ def tiny(path: Path | str, *, seed: int = 0, kind: Literal["alpha", "sigma"] = "
         path: folder to write, created if it does not exist.
         seed: seeds all weights; the global generator is left as it was.
         kind: which pipeline.
-        sized: make an alpha that is told the image's size; its own resolution is then 256, otherwise 32.
+        sized: make an alpha that takes the image size; its own resolution is then 256, otherwise 32.
     Returns: `path`.
     """
     import diffusers

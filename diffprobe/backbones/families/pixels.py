@@ -1,4 +1,4 @@
-"""No model at all: the image itself, shrunk to 16 x 16. The raw-pixel control, behind the same door as the models.
+"""No model: the image itself, reduced to 16 x 16. The raw-pixel control, with the interface of a model.
 
 There is one tap, `pixels`, of 768 channels and one place (so every pooling gives the same 768 numbers), and one
 timestep, 0, without noise.
@@ -28,7 +28,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap, Images
 
 SIDE = 16
-"""Side of the shrunken image."""
+"""Side of the reduced image."""
 
 
 class _Shrink(nn.Module):
@@ -46,7 +46,7 @@ class _Pixels(nn.Module):
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell whether the raw pixels are asked for."""
+    """Return whether the raw pixels are requested."""
     return index.get("_class_name") == "pixels"
 
 
@@ -54,7 +54,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe the one tap. Raises: ConfigError below 16 px."""
     side = resolution or 64
     if side < SIDE:
-        raise ConfigError(f"resolution {side} is below the {SIDE} px that images are shrunk to.")
+        raise ConfigError(f"resolution {side} is below the {SIDE} px that images are reduced to.")
     return BackboneSpec(
         family="pixels",
         name=checkpoint.name,
@@ -72,10 +72,10 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:
-    """Return the stand-in. Raises: ConfigError if random weights are asked for."""
+    """Return the backbone without weights. Raises: ConfigError if random weights are requested."""
     if options.random_seed is not None:
         raise ConfigError(
-            "backbone 'pixels' has no weights, so none that could be random.", fix="backbone.random_weights=false"
+            "backbone 'pixels' has no weights, so random_weights does not apply.", fix="backbone.random_weights=false"
         )
     return RawPixels(spec.denoiser)
 
@@ -91,11 +91,11 @@ class RawPixels(Backbone):
         return images.float()
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
-        """There is nothing to be told."""
+        """Return no condition."""
         return {}
 
     def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
-        """Shrink the images; the prediction of the clean image is the image itself, which has no noise."""
+        """Reduce the images. The prediction of the clean image is the image itself, which has no noise."""
         self.denoiser(x_t)
         return Prediction(x_t, self.prediction)
 
@@ -105,7 +105,7 @@ class RawPixels(Backbone):
 
 
 def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
-    """There are no parts."""
+    """Return no digest: there are no parts."""
     return {}
 
 

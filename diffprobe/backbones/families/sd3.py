@@ -1,7 +1,8 @@
-"""Stable Diffusion 3 and 3.5: a transformer over image and text tokens side by side, told two CLIP texts and a T5 text.
+"""Stable Diffusion 3 and 3.5: a transformer over two streams of image and text tokens, conditioned on two CLIP texts
+and a T5 text.
 
-A flow model: timestep t runs from 0 (clean) to 1000 (noise alone), and the transformer takes it as it is. The tokens
-of both CLIPs stand before those of T5; a checkpoint without T5 has zeros in its place, as the pipeline does.
+A flow model: timestep t runs from 0 (clean) to 1000 (noise alone), and the transformer takes t itself. The tokens
+of both CLIPs come before those of T5; a checkpoint without T5 has zeros in their place, as in the pipeline.
 """
 
 from collections.abc import Collection
@@ -53,7 +54,7 @@ _TEXT_ONLY = (
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") == "StableDiffusion3Pipeline"
 
 
@@ -108,19 +109,19 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def _check_positions(checkpoint: Checkpoint, latents: LatentGrid, config: Any) -> None:
-    """Raises: ConfigError for an image larger than the table of positions."""
+    """Check that an image fits into the table of positions. Raises: ConfigError."""
     most = config.pos_embed_max_size * config.patch_size
     if latents.side > most:
         allowed = most * latents.resolution // latents.side
         raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions that '{checkpoint.name}' has.",
+            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
             f"allowed: at most {allowed}",
             fix=f"features.resolution={allowed}",
         )
 
 
 def _check_texts(checkpoint: Checkpoint, config: Any) -> int:
-    """Hold the text encoders against the transformer; return the number of CLIP tokens. Raises: WeightsMismatch."""
+    """Check that the text encoders fit the transformer; return the number of CLIP tokens. Raises: WeightsMismatch."""
     clips = [read_config(checkpoint, name) for name in ("text_encoder", "text_encoder_2")]
     pooled = sum(clip.get("projection_dim", 0) for clip in clips)
     check_width(checkpoint, "the pooled text of both CLIPs", pooled, config.pooled_projection_dim)
@@ -163,6 +164,7 @@ class Sd3(TextBackbone):
         clips: both CLIPs.
         t5: None if the checkpoint has none.
         width: of the text tokens that the transformer takes.
+        prediction: what the transformer predicts.
     """
 
     def __init__(
@@ -175,7 +177,7 @@ class Sd3(TextBackbone):
         width: int,
         prediction: PredictionKind,
     ) -> None:
-        clips[1].length = clips[0].length  # the pipeline cuts and fills both to the length of the first
+        clips[1].length = clips[0].length  # the pipeline truncates and pads both to the length of the first
 
         def encode(prompts: list[str]) -> Condition:
             outputs = [clip(prompts, hidden=True) for clip in clips]

@@ -1,9 +1,9 @@
-"""Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, told a CLIP text.
+"""Stable Diffusion pipelines: a cross-attention U-Net over VAE latents, conditioned on a CLIP text.
 
-SD 1.x, SD 2.x (whether the U-Net predicts noise or v is no matter before its output), latent consistency models, and
-fine-tunes of their U-Nets (CleanDIFT) as `denoiser_weights`. Its forward process is variance-preserving; timestep t is
-on the training grid (0..999), larger is noisier. A U-Net with distilled guidance is told the guidance scale too.
-Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the control sees the same input.
+SD 1.x, SD 2.x (predicting epsilon or v), latent consistency models, and fine-tunes of their U-Nets (CleanDIFT) as
+`denoiser_weights`. Its forward process is variance-preserving; timestep t is
+on the training grid (0..999), larger is noisier. A U-Net with distilled guidance also takes the guidance scale.
+Random weights are those of the U-Net alone: VAE and text encoder stay trained, so that the control has the same input.
 """
 
 from collections.abc import Collection, Sequence
@@ -40,7 +40,7 @@ _KIND = "UNet2DConditionModel"
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") in _PIPELINES
 
 
@@ -52,7 +52,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     check_latents(checkpoint, config, channels)
     if config.get("addition_embed_type") not in (None, "text") or config.get("class_embed_type"):
         raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' needs more than a text, which this family does not give."
+            f"the U-Net of '{checkpoint.name}' needs more conditioning than a text, which this family does not support."
         )
     unet = make_unet(config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
@@ -139,7 +139,7 @@ def tiny(
         scheduler: diffusers class of the scheduler that the pipeline ships; the betas are Stable Diffusion's for all.
         resolution: image side in pixels; the VAE halves it.
         prediction: what the U-Net predicts, `epsilon` or `v_prediction`.
-        lcm: write a latent consistency model: another pipeline, and a U-Net that is told the guidance scale.
+        lcm: write a latent consistency model: another pipeline, and a U-Net that takes the guidance scale.
     Returns: `path`.
     """
     import diffusers

@@ -1,10 +1,10 @@
-"""Stable Diffusion XL pipelines (base, Turbo): a cross-attention U-Net over VAE latents, told a text by two encoders.
+"""Stable Diffusion XL pipelines (base, Turbo): a cross-attention U-Net over VAE latents, with two text encoders.
 
-The text is told twice: as states of both encoders side by side (their last but one layer), and as the second one's
-pooled embedding. Beside it the U-Net is told sizes: those of an image that was neither scaled nor cropped, so original
-and target size are the resolution. Where the checkpoint says `force_zeros_for_empty_prompt` (SDXL does, and so it was
-trained), an empty text is told as zeros: that is the pipeline's unconditional branch. There the empty prompt itself,
-encoded, is the prompt of one blank. Refiners, which lack the first encoder, are refused.
+The U-Net takes the states of both encoders, concatenated (their last but one layer), the second one's pooled embedding,
+and sizes: those of an image that was neither scaled nor cropped, so original and target size are the resolution. Where
+the checkpoint has `force_zeros_for_empty_prompt` (as SDXL, which was trained so), the condition of an empty text is
+zeros, as in the pipeline's unconditional branch; a prompt of one blank encodes the empty prompt itself. Refiners, which
+lack the first encoder, are refused.
 """
 
 from collections.abc import Collection
@@ -44,7 +44,7 @@ _N_SIZES = 6
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") in _PIPELINES
 
 
@@ -99,25 +99,25 @@ def _refuse_refiners(checkpoint: Checkpoint) -> None:
     lacking = [part for part in _TEXTS if not any(checkpoint.index.get(part) or ())]
     if lacking or checkpoint.index.get("requires_aesthetics_score"):
         raise WeightsMismatch(
-            f"'{checkpoint.name}' is a refiner of Stable Diffusion XL, which is told other things than a base model.",
+            f"'{checkpoint.name}' is a refiner of Stable Diffusion XL, whose conditioning differs from a base model's.",
             f"missing: {', '.join(lacking)}" if lacking else "its pipeline requires an aesthetics score",
             fix="name a base model, for example stabilityai/stable-diffusion-xl-base-1.0",
         )
 
 
 def _check_text(checkpoint: Checkpoint, config: dict[str, Any]) -> int:
-    """Check that the U-Net is told what the encoders give, and return the width of the pooled embedding."""
+    """Check that the U-Net takes what the encoders return, and return the width of the pooled embedding."""
     if config.get("addition_embed_type") != "text_time" or config.get("class_embed_type"):
         raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' is not told sizes and a pooled text, as one of SDXL is.",
+            f"the U-Net of '{checkpoint.name}' does not take sizes and a pooled text, as one of SDXL does.",
             f"addition_embed_type: {config.get('addition_embed_type')}; allowed: text_time",
         )
     width = sum(read_config(checkpoint, part).get("hidden_size", 512) for part in _TEXTS)
     pooled: int = read_config(checkpoint, "text_encoder_2").get("projection_dim", 512)
-    conditioning = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
+    embedded = pooled + _N_SIZES * (config.get("addition_time_embed_dim") or 0)
     expected = {
         "cross_attention_dim": (config.get("cross_attention_dim"), width),
-        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), conditioning),
+        "projection_class_embeddings_input_dim": (config.get("projection_class_embeddings_input_dim"), embedded),
     }
     wrong = [
         f"{name}: {has}, the text encoders give {gives}" for name, (has, gives) in expected.items() if has != gives
@@ -153,8 +153,8 @@ class Sdxl(TextUnet):
 
     Args:
         unet, vae, texts, guidance: see `TextUnet`.
-        side: image side in pixels, told as original and target size.
-        zeros: condition_inputs an empty text as zeros.
+        side: image side in pixels, given as original and target size.
+        zeros: encode an empty text as zeros.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Sdxl(TextUnet):
         self._sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32)
 
     def encode(self, prompts: list[str]) -> Condition:
-        """Take the last states but one of both encoders, side by side, and the second one's pooled embedding."""
+        """Return the last states but one of both encoders, concatenated, and the second one's pooled embedding."""
         given = [text(prompts, hidden=True) for text in self.texts.values()]
         states, pooled = torch.cat([x.hidden_states[-2] for x in given], dim=-1), given[-1].text_embeds
         if self._zeros:
@@ -187,7 +187,7 @@ class Sdxl(TextUnet):
         return self.run_unet(x_t, timesteps, condition["encoder_hidden_states"], added_cond_kwargs=conditioning)
 
     def to(self, device: torch.device) -> None:
-        """Move all loaded networks, and what is told."""
+        """Move all loaded networks, the cached prompts, and the sizes."""
         super().to(device)
         self._sizes = self._sizes.to(device)
 
@@ -236,7 +236,7 @@ def tiny(path: Path | str, *, seed: int = 0, resolution: int = 32, zeros: bool =
         )
         vae = tiny_vae(resolution)
         first = tiny_tokenizer(path / "tokenizer")
-        second = tiny_tokenizer(path / "tokenizer_2", pad="-</w>")  # the real one too pads with another token
+        second = tiny_tokenizer(path / "tokenizer_2", pad="-</w>")  # the real one pads with another token as well
         encoders = tiny_clip_text(first, width=widths[0]), tiny_clip_text(second, width=widths[1], projection=pooled)
     pipeline: Any = diffusers.StableDiffusionXLPipeline(
         vae=vae,

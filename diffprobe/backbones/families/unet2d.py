@@ -1,8 +1,8 @@
 """Pixel-space pipelines of one U-Net (DDPM, DDIM): images in [-1, 1] are noised themselves, there is no autoencoder.
 
-An unconditional U-Net is told nothing. A class-conditional one is told a class: the sample's own (`label`), or a fixed
-one for all (`prompt`, its number as text). There is no `empty` for it: the config does not say whether one of the
-classes was trained as the null class; where it was, name it by `prompt`.
+An unconditional U-Net takes no condition. A class-conditional one takes a class: the sample's own (`label`), or a fixed
+one for all samples (`prompt`, its number as text). It has no `empty`: the config does not state whether one of the
+classes was trained as the null class; where it was, choose it by `prompt`.
 """
 
 from collections.abc import Collection, Sequence
@@ -39,7 +39,7 @@ _KIND = "UNet2DModel"
 
 
 def matches(index: dict[str, Any]) -> bool:
-    """Tell from `model_index.json` whether a checkpoint is of this family."""
+    """Return whether a checkpoint is of this family, by its `model_index.json`."""
     return index.get("_class_name") in _PIPELINES
 
 
@@ -73,7 +73,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def _check(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
-    """Refuse U-Nets whose input or time is of another kind. Raises: WeightsMismatch."""
+    """Check that input and time of the U-Net are of the supported kinds. Raises: WeightsMismatch."""
     allowed: dict[str, tuple[Any, ...]] = {
         "in_channels": (3,),
         "center_input_sample": (False,),
@@ -92,7 +92,7 @@ def _check(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
 
 
 def _scheduler(checkpoint: Checkpoint) -> Path:
-    """Return the folder of the scheduler's config; a pipeline of one network may keep it beside its index."""
+    """Return the folder of the scheduler's config; a pipeline of one network may have it next to its index."""
     folder = checkpoint.part("scheduler")
     return folder if folder.is_dir() else folder.parent
 
@@ -111,7 +111,8 @@ class PixelUnet(Backbone):
     Args:
         unet: the network.
         name: of the checkpoint, for messages.
-        n_classes: number of classes it can be told; None for an unconditional one.
+        n_classes: number of classes; None for an unconditional one.
+        prediction: what the U-Net predicts.
     """
 
     def __init__(self, unet: nn.Module, name: str, n_classes: int | None, *, prediction: PredictionKind) -> None:
@@ -122,7 +123,7 @@ class PixelUnet(Backbone):
         return images.float() * 2 - 1
 
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
-        """Turn classes into labels. Raises: ConfigError for what is no class of the backbone."""
+        """Turn classes into labels. Raises: ConfigError for a class that does not exist."""
         if self._n_classes is None:
             return {}
         labels = [_as_class(value) for value in values]
@@ -145,7 +146,7 @@ class PixelUnet(Backbone):
 
 
 def _as_class(value: ConditionInput) -> int:
-    """Read a class; -1, which no backbone has, for what is no number."""
+    """Parse a class id; -1, which is never valid, for anything but a number."""
     text = str(value).strip()
     return int(text) if text.isascii() and text.isdigit() else -1
 
@@ -170,7 +171,7 @@ def tiny(
         path: folder to write, created if it does not exist.
         seed: seeds all weights; the global generator is left as it was.
         resolution: image side in pixels.
-        n_classes: classes that the U-Net can be told; None makes an unconditional one.
+        n_classes: number of classes; None makes an unconditional U-Net.
         pipeline: `DDPMPipeline` or `DDIMPipeline`.
     Returns: `path`.
     """

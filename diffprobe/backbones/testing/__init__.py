@@ -1,1 +1,1 @@
-"""Tiny networks and tokenizers with random weights, in the real formats, from which families build theirs for tests."""
+"""Tiny networks and tokenizers with random weights, in the real formats, for the tiny checkpoints of families."""

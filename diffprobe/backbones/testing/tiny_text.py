@@ -1,4 +1,4 @@
-"""Tiny CLIP tokenizers and text encoders with random weights, for the tiny pipelines that tests are run on."""
+"""Tiny CLIP tokenizers and text encoders with random weights, for the tiny pipelines of tests."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import Any
 WORDS = (
     "a an of the photo noto twemoji emoji cat dog red blue green circle square light dark face hand tree sun moon star"
 )
-"""What tiny tokenizers know as one token each."""
+"""Words that are one token each for tiny tokenizers."""
 _LENGTH = 24
-"""Tokens of a prompt."""
+"""Tokens per prompt."""
 
 
 def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> Any:
-    """Write and load a CLIP tokenizer that knows the letters, and a few words as one token each.
+    """Write and load a CLIP tokenizer of letters and a few words.
 
     Args:
         folder: the tokenizer's folder, created if it does not exist.
-        pad: the token that fills short prompts.
+        pad: the token that pads short prompts.
     """
     from transformers import CLIPTokenizer
 

@@ -1,6 +1,6 @@
-"""Tiny VAEs and T5 encoders with random weights, for the tiny pipelines that tests are run on.
+"""Tiny VAEs and T5 encoders with random weights, for the tiny pipelines of tests.
 
-All weights are drawn from the global generator: seed it, and put it back.
+All weights are drawn from the global generator; callers seed and restore it.
 """
 
 import json
@@ -16,8 +16,8 @@ def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None =
     Args:
         resolution: image side in pixels.
         latent_channels: channels of its latents.
-        shift: taken off the latents before they are scaled.
-        flow: leave out the convolutions around the latents, as the VAEs of flow models do.
+        shift: subtracted from the latents before they are scaled.
+        flow: leave out the convolutions around the latents, as in the VAEs of flow models.
     """
     import diffusers
 
@@ -30,7 +30,7 @@ def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None =
         mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        scaling_factor=6.0,  # brings the random latents near unit variance: images stand out from the noise
+        scaling_factor=6.0,  # brings the random latents near unit variance
         shift_factor=shift,
         use_quant_conv=not flow,
         use_post_quant_conv=not flow,
@@ -39,7 +39,7 @@ def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None =
 
 
 def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
-    """Write and load a T5 tokenizer that knows the letters and a few words; draw an encoder of two layers for it.
+    """Write and load a T5 tokenizer of letters and a few words; draw an encoder of two layers for it.
 
     Args:
         folder: the tokenizer's folder, created if it does not exist.

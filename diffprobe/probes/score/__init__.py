@@ -1,3 +1,3 @@
-"""Probes that read the model by its own scores: which text fits an image, by denoising error."""
+"""Score probes: they classify by the model's own denoising error, for example which text fits an image."""
 
 SHARED = ()

@@ -1,6 +1,6 @@
-"""Which of n captions is this image's? The rule of Diffusion Classifier (Li et al., 2303.16203, eq. 5), chance 1/n.
+"""Choose the caption of an image among n: Diffusion Classifier (Li et al., 2303.16203, eq. 5), chance 1/n.
 
-Owns the candidates and the choice; errors come from `denoising_error.py`.
+Holds the choice of candidates and the decision; errors come from `scoring/denoising_error.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,13 @@ def candidates_of(
 ) -> Int[Tensor, "sample n"]:
     """Draw for each sample the rows of its candidate captions: its own first, then n - 1 of other groups.
 
-    The others have distinct captions, and all samples are drawn alike. Which rows they are is fixed by (seed, key) and
-    by the number of samples and their order, not by the batch or by what other samples drew.
+    The others have distinct captions, and all samples are drawn alike. The rows depend on (seed, key), the
+    number of samples and their order, not on the batch or on the draws of other samples.
 
     Args:
-        groups: what two samples share when their captions are both right (for `emoji` the base).
-    Raises: EmptyClass if fewer than n groups are there.
+        groups: group of each sample; two samples of one group have captions that are right for both (for `emoji` the
+            base).
+    Raises: EmptyClass with fewer than n groups.
     """
     if len(set(groups)) < n:
         raise EmptyClass(f"{n} candidate captions need {n} different groups; there are {len(set(groups))}.")
@@ -48,13 +49,13 @@ def candidates_of(
 
 @dataclass(frozen=True, kw_only=True)
 class Screening:
-    """A first look at few timesteps, after which only the likeliest candidates are scored at the others.
+    """A first stage at few timesteps, after which only the best candidates are scored at the others.
 
     The staged pruning of the paper's released code (there 50 samples for all classes, 500 for the best five).
     """
 
     timesteps: tuple[int, ...]
-    """Where all candidates are scored; a part of all timesteps."""
+    """Timesteps at which all candidates are scored; a subset of all timesteps."""
     kept: int
     """Candidates that are scored at the other timesteps too."""
 
@@ -84,14 +85,14 @@ def choose(
     batch_size: int = 64,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Choice:
-    """Tell for each sample whether its own caption has the least error, averaged over timesteps; a tie is wrong.
+    """Return for each sample whether its own caption has the least error, averaged over timesteps; a tie is wrong.
 
     Args:
         conditions: encoded condition of each sample, one row each; `candidates` are rows of it, the right one in
             column 0.
         screening: None scores all candidates at all timesteps.
         on_batch: called with the number of samples done, for progress.
-    Raises: ConfigError for a screening at timesteps that are not among all, or that keeps no rival.
+    Raises: ConfigError for a screening at timesteps outside of `timesteps`, or one that keeps a single candidate.
     """
     first = list(timesteps) if screening is None else list(screening.timesteps)
     others = sorted(set(timesteps) - set(first))
@@ -109,7 +110,7 @@ def choose(
         if others:
             places = _likeliest(errors, kept)
             more = score(latents[rows], names, take_rows(conditions, asked.gather(1, places)), others).double().sum(-1)
-            # The own caption is in column 0 of what is kept, or was worse than `kept` others and is beaten.
+            # The own caption is in column 0 of what is kept, or was worse than `kept` others and has lost.
             right.append(leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
         on_batch(len(rows))
     found = torch.cat(at_screening)
@@ -117,12 +118,12 @@ def choose(
 
 
 def leads(errors: Float[Tensor, "sample n"]) -> Bool[Tensor, " sample"]:
-    """Tell for each sample whether column 0 has the least error; a tie is wrong."""
+    """Return for each sample whether column 0 has the least error; a tie is wrong."""
     return (errors[:, :1] < errors[:, 1:]).all(1)
 
 
 def _likeliest(errors: Float[Tensor, "sample n"], kept: int) -> Int[Tensor, "sample kept"]:
-    """Return the columns of the least errors, in the order of columns; in a tie the own caption gives way."""
+    """Return the columns of the least errors, in the order of columns; in a tie the own caption loses."""
     rivals = errors.clone()
     rivals[:, 0] = rivals[:, 0].nextafter(torch.tensor(torch.inf, dtype=errors.dtype))
     return rivals.argsort(dim=1, stable=True)[:, :kept].sort(1).values

@@ -64,7 +64,7 @@ def test_the_null_class_is_the_one_after_the_last(load: Callable, reference: Cal
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_fixed_class_is_told_by_its_number(load: Callable, images: Tensor) -> None:
+def test_a_fixed_class_is_given_by_its_number(load: Callable, images: Tensor) -> None:
     fixed = load(condition="prompt", prompt="3")(images, keys=KEYS)["transformer_blocks.1@t261:prompt:mean"]
     both = load(condition="label", unconditional=True)(images, keys=KEYS, labels=[3] * 5)
     torch.testing.assert_close(both["transformer_blocks.1@t261:label:mean"], fixed, atol=1e-5, rtol=0)
@@ -73,17 +73,17 @@ def test_a_fixed_class_is_told_by_its_number(load: Callable, images: Tensor) -> 
 
 @pytest.mark.parametrize("prompt", ["10", "-1", "tench", "3.5"])
 def test_what_is_no_class_is_refused_with_the_range(prompt: str, load: Callable, images: Tensor) -> None:
-    with pytest.raises(ConfigError, match=r"not among the classes") as caught:
+    with pytest.raises(ConfigError, match="classes") as caught:
         load(condition="prompt", prompt=prompt)(images, keys=KEYS)
     assert "allowed: 0..9" in str(caught.value) and f"'{prompt}'" in str(caught.value)
 
 
 def test_a_label_out_of_range_is_refused(load: Callable, images: Tensor) -> None:
-    with pytest.raises(ConfigError, match=r"^10: not among"):
+    with pytest.raises(ConfigError, match=r"\b10\b"):
         load(condition="label")(images, keys=KEYS, labels=[0, 10, 1, 2, 3])
 
 
-def test_it_cannot_be_told_a_caption(load: Callable) -> None:
+def test_it_takes_no_caption(load: Callable) -> None:
     with pytest.raises(ConfigError, match="empty, label, prompt"):
         load(condition="caption")
 
@@ -98,7 +98,7 @@ def test_the_cut_model_lacks_the_later_blocks(load: Callable) -> None:
 
 
 def test_its_positions_are_fixed(tiny: Path) -> None:
-    with pytest.raises(ConfigError, match="positions of") as caught:
+    with pytest.raises(ConfigError, match="resolution 64") as caught:
         plan_for(str(tiny), taps=["transformer_blocks.0"], timesteps=[0], resolution=64)
     assert "allowed: 32" in str(caught.value)
 
@@ -112,10 +112,10 @@ def test_random_weights_keep_the_positions(load: Callable, images: Tensor) -> No
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("transformer", {"_class_name": "SD3Transformer2DModel"}, "is a SD3Transformer2DModel"),
-        ("transformer", {"norm_type": "ada_norm"}, "is no DiTTransformer2DModel"),
-        ("transformer", {"in_channels": 16}, "takes 16 latent channels, its VAE gives 4"),
-        ("vae", {"_class_name": "VQModel"}, "takes AutoencoderKL"),
+        ("transformer", {"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel.* DiTTransformer2DModel"),
+        ("transformer", {"norm_type": "ada_norm"}, "DiTTransformer2DModel.*ada_norm"),
+        ("transformer", {"in_channels": 16}, "16 latent channels.* 4"),
+        ("vae", {"_class_name": "VQModel"}, "VQModel.* AutoencoderKL"),
     ],
 )
 def test_checkpoints_of_other_kinds_are_refused(

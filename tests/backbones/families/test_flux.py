@@ -104,7 +104,7 @@ def test_latents_are_packed_as_the_pipeline_does() -> None:
     assert torch.equal(flux.pack(x.contiguous(memory_format=torch.channels_last)), flux.pack(x))
 
 
-def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
+def test_the_conditioning_is_in_the_fingerprint(tiny: Callable) -> None:
     conditioning = [
         plan_for(str(tiny(name)), taps=["*"], timesteps=[0], resolution=32).fingerprint["conditioning"]
         for name in LENGTHS
@@ -145,23 +145,23 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable) -> None:
     ],
 )
 def test_modules_of_the_text_are_no_taps(tap: str, tiny: Callable) -> None:
-    with pytest.raises(UnknownTap, match="has no tap"):
+    with pytest.raises(UnknownTap, match=tap):
         plan_for(str(tiny("schnell")), taps=[tap], timesteps=[0], resolution=64)
 
 
 def test_a_resolution_that_cannot_be_packed_is_refused(tiny: Callable) -> None:
-    with pytest.raises(ConfigError, match="no whole number of tokens"):
+    with pytest.raises(ConfigError, match="resolution 34"):
         plan_for(str(tiny("dev")), taps=["*"], timesteps=[0], resolution=34)
 
 
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("transformer", {"_class_name": "SD3Transformer2DModel"}, "takes FluxTransformer2DModel"),
-        ("transformer", {"in_channels": 64}, "takes 16 latent channels, its VAE gives 4"),
-        ("transformer", {"in_channels": 6}, "takes 6 channels a token"),
-        ("text_encoder", {"hidden_size": 32}, "CLIP text encoder of .* is 32 wide, its transformer takes 16"),
-        ("text_encoder_2", {"d_model": 48}, "T5 text encoder of .* is 48 wide, its transformer takes 32"),
+        ("transformer", {"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel.* FluxTransformer2DModel"),
+        ("transformer", {"in_channels": 64}, "16 latent channels.* 4"),
+        ("transformer", {"in_channels": 6}, "takes 6 channels"),
+        ("text_encoder", {"hidden_size": 32}, "CLIP .* 32 .* 16"),
+        ("text_encoder_2", {"d_model": 48}, "T5 .* 48 .* 32"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(

@@ -73,7 +73,7 @@ def test_taps_equal_plain_hooks_on_the_untouched_model(
         torch.testing.assert_close(found[f"{tap}@t261:caption:none"], as_map(expected[tap]), atol=1e-5, rtol=0)
 
 
-def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable[[str], Path]) -> None:
+def test_the_conditioning_is_in_the_fingerprint(tiny: Callable[[str], Path]) -> None:
     conditioning = {
         name: plan_for(str(tiny(name)), taps=TAPS, timesteps=[0], resolution=64).fingerprint["conditioning"]
         for name in KINDS
@@ -100,12 +100,12 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable[[str], Path]) -> No
 
 @pytest.mark.parametrize("tap", ["transformer_blocks.0.attn2.to_k", "caption_projection", "caption_projection.act_1"])
 def test_modules_of_the_text_are_no_taps(tap: str, tiny: Callable[[str], Path]) -> None:
-    with pytest.raises(UnknownTap, match="has no tap"):
+    with pytest.raises(UnknownTap, match=tap):
         plan_for(str(tiny("alpha")), taps=[tap], timesteps=[0])
 
 
 def test_a_resolution_without_whole_tokens_is_refused(tiny: Callable[[str], Path]) -> None:
-    with pytest.raises(ConfigError, match="no whole number of tokens") as caught:
+    with pytest.raises(ConfigError, match="resolution 34") as caught:
         plan_for(str(tiny("alpha")), taps=TAPS, timesteps=[0], resolution=34)
     assert "multiples of 4" in str(caught.value)
 
@@ -113,10 +113,10 @@ def test_a_resolution_without_whole_tokens_is_refused(tiny: Callable[[str], Path
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("transformer", {"use_additional_conditions": True}, "PixArtSigmaPipeline does not do"),
-        ("transformer", {"_class_name": "DiTTransformer2DModel"}, "takes PixArtTransformer2DModel"),
-        ("text_encoder", {"d_model": 48}, "T5 text encoder of .* is 48 wide, its transformer takes 32"),
-        ("vae", {"latent_channels": 16}, "its VAE gives 16"),
+        ("transformer", {"use_additional_conditions": True}, "PixArtSigmaPipeline"),
+        ("transformer", {"_class_name": "DiTTransformer2DModel"}, "DiTTransformer2DModel.* PixArtTransformer2DModel"),
+        ("text_encoder", {"d_model": 48}, "T5 .* 48 .* 32"),
+        ("vae", {"latent_channels": 16}, "4 latent channels.* 16"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(

@@ -32,7 +32,7 @@ def test_neither_pooling_nor_noise_changes_them(settings: dict[str, object]) -> 
 
 def test_other_sizes_are_shrunk_as_well() -> None:
     assert load(resolution=40)(torch.rand(1, 3, 40, 40), keys=["a"])[CELL].shape == (1, 768)
-    with pytest.raises(ConfigError, match="below the 16 px"):
+    with pytest.raises(ConfigError, match="8 .* 16 px"):
         load(resolution=8)
 
 
@@ -41,7 +41,7 @@ def test_what_a_picture_cannot_be_asked_is_refused() -> None:
         load(timesteps=[100])
     with pytest.raises(ConfigError, match="allowed: empty"):
         load(condition="caption")
-    with pytest.raises(ConfigError, match="has no weights"):
+    with pytest.raises(ConfigError, match="random_weights"):
         load(random_weights=True)
     with pytest.raises(UnknownTap, match="pixels"):
         load(taps=["mid_block"])

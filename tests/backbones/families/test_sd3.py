@@ -88,7 +88,7 @@ def test_the_heads_of_a_normalised_query_stand_side_by_side(
     torch.testing.assert_close(found[f"{tap}@t261:caption:none"], expected, atol=1e-5, rtol=0)
 
 
-def test_what_it_is_told_is_in_the_fingerprint(tiny: Callable) -> None:
+def test_the_conditioning_is_in_the_fingerprint(tiny: Callable) -> None:
     conditioning = [
         plan_for(str(tiny(n)), taps=["*"], timesteps=[0]).fingerprint["conditioning"] for n in ("whole", "without_t5")
     ]
@@ -132,12 +132,12 @@ def test_the_cut_model_lacks_the_later_blocks(tiny: Callable) -> None:
 )
 @pytest.mark.parametrize(("name", "side"), [("whole", 32), ("as_many", 68)])
 def test_modules_of_the_text_are_no_taps(tap: str, name: str, side: int, tiny: Callable) -> None:
-    with pytest.raises(UnknownTap, match="has no tap"):
+    with pytest.raises(UnknownTap, match=tap):
         plan_for(str(tiny(name)), taps=[tap], timesteps=[0], resolution=side)
 
 
 def test_an_image_beyond_the_positions_is_refused(tiny: Callable) -> None:
-    with pytest.raises(ConfigError, match="beyond the positions") as caught:
+    with pytest.raises(ConfigError, match="resolution 128") as caught:
         plan_for(str(tiny("whole")), taps=["*"], timesteps=[0], resolution=128)
     assert "allowed: at most 96" in str(caught.value)
 
@@ -145,11 +145,11 @@ def test_an_image_beyond_the_positions_is_refused(tiny: Callable) -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("transformer", {"_class_name": "FluxTransformer2DModel"}, "takes SD3Transformer2DModel"),
-        ("transformer", {"in_channels": 16}, "takes 16 latent channels"),
-        ("text_encoder_2", {"projection_dim": 16}, "pooled text of both CLIPs of .* is 24 wide, .* takes 20"),
-        ("text_encoder_2", {"hidden_size": 64}, "are 80 wide, its transformer takes at most 48"),
-        ("text_encoder_3", {"d_model": 32}, "T5 text encoder of .* is 32 wide"),
+        ("transformer", {"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2DModel.* SD3Transformer2DModel"),
+        ("transformer", {"in_channels": 16}, "16 latent channels.* 4"),
+        ("text_encoder_2", {"projection_dim": 16}, "both CLIPs .* 24 .* 20"),
+        ("text_encoder_2", {"hidden_size": 64}, "80 .* 48"),
+        ("text_encoder_3", {"d_model": 32}, "T5 .* 32 .* 48"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(

@@ -98,7 +98,7 @@ def test_a_checkpoint_without_zeros_encodes_the_empty_text(folder: Path, images:
     assert plans[0].fingerprint != plans[1].fingerprint
 
 
-def test_what_is_told_changes_the_features(folder: Path, images: Tensor) -> None:
+def test_the_text_changes_the_features(folder: Path, images: Tensor) -> None:
     empty, conditioning = read(folder, images), read(folder, images, condition="caption")
     for tap in TAPS:
         assert float((empty[tap] - conditioning[tap]).abs().max()) > 1e-4
@@ -124,12 +124,12 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("model_index.json", {"text_encoder": [None, None]}, r"is a refiner .*\n.*missing: text_encoder"),
-        ("model_index.json", {"requires_aesthetics_score": True}, "is a refiner"),
+        ("model_index.json", {"text_encoder": [None, None]}, r"refiner .*\n.*missing: text_encoder"),
+        ("model_index.json", {"requires_aesthetics_score": True}, "refiner"),
         ("unet/config.json", {"addition_embed_type": None}, "allowed: text_time"),
-        ("unet/config.json", {"cross_attention_dim": 32}, "cross_attention_dim: 32, the text encoders give 48"),
-        ("unet/config.json", {"addition_time_embed_dim": 4}, "the text encoders give 48"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels"),
+        ("unet/config.json", {"cross_attention_dim": 32}, "cross_attention_dim: 32, .* 48"),
+        ("unet/config.json", {"addition_time_embed_dim": 4}, "projection_class_embeddings_input_dim: 72, .* 48"),
+        ("unet/config.json", {"in_channels": 9}, "9 channels.* 4"),
     ],
 )
 def test_checkpoints_of_other_kinds_are_refused(

@@ -58,7 +58,7 @@ def test_taps_equal_plain_hooks_on_the_pipeline(
         torch.testing.assert_close(given, value.reshape(given.shape), atol=1e-5, rtol=1e-5)
 
 
-def test_the_class_changes_the_features_and_a_fixed_one_is_told_by_its_number(classes: Path, small: Tensor) -> None:
+def test_the_class_changes_the_features_and_a_fixed_one_is_given_by_its_number(classes: Path, small: Tensor) -> None:
     def one(labels: list[int] | None = None, **settings: object) -> Tensor:
         (found,) = load(classes, taps=["mid_block"], **settings)(small, keys=KEYS, labels=labels).values()
         return found
@@ -71,12 +71,12 @@ def test_the_class_changes_the_features_and_a_fixed_one_is_told_by_its_number(cl
 @pytest.mark.parametrize("prompt", ["5", "-1", "cat", "1.0"])
 def test_what_is_no_class_is_refused(prompt: str, classes: Path, small: Tensor) -> None:
     features = load(classes, taps=["mid_block"], condition="prompt", prompt=prompt)
-    with pytest.raises(ConfigError, match=rf"no class '{prompt}'.*\n.*allowed: 0\.\.4"):
+    with pytest.raises(ConfigError, match=rf"'{prompt}'.*\n.*allowed: 0\.\.4"):
         features(small, keys=KEYS)
 
 
 def test_labels_outside_the_range_are_refused(classes: Path, small: Tensor) -> None:
-    with pytest.raises(ConfigError, match=r"no class 7.*\n.*allowed: 0\.\.4"):
+    with pytest.raises(ConfigError, match=r"\b7\b.*\n.*allowed: 0\.\.4"):
         load(classes, taps=["mid_block"], condition="label")(small, keys=KEYS, labels=[0, 7, 1])
 
 
@@ -98,7 +98,7 @@ def test_later_blocks_are_not_in_memory(plain: Path) -> None:
 def test_other_sizes_must_halve_at_every_level(plain: Path) -> None:
     spec = plan_for(str(plain), taps=["mid_block"], timesteps=[0], resolution=24).spec
     assert spec.latent_shape == (3, 24, 24)
-    with pytest.raises(ConfigError, match=r"no multiple of 4.*\n.*resolution=16"):
+    with pytest.raises(ConfigError, match=r"18 .* 4\b.*\n.*resolution=16"):
         plan_for(str(plain), taps=["mid_block"], timesteps=[0], resolution=18)
 
 
@@ -129,7 +129,7 @@ def test_a_network_beside_the_index_is_found(plain: Path, small: Tensor, tmp_pat
         ({"center_input_sample": True}, "center_input_sample: True; allowed: False"),
         ({"class_embed_type": "timestep"}, "class_embed_type: timestep; allowed: None"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type: fourier; allowed: positional, learned"),
-        ({"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel"),
+        ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel.* UNet2DModel"),
     ],
 )
 def test_networks_of_other_kinds_are_refused(

@@ -53,13 +53,13 @@ def test_candidates_are_fixed_by_seed_and_key():
 
 
 def test_too_few_groups_or_captions_are_refused():
-    with pytest.raises(EmptyClass, match="10 candidate captions need 10 different groups; there are 2"):
+    with pytest.raises(EmptyClass, match="10 .* groups.* 2"):
         candidates_of(KEYS, ["a", "b"] * 30, CAPTIONS, n=10, seed=0)
-    with pytest.raises(EmptyClass, match="sample 'key 0' has only 1 other captions; 9 are needed"):
+    with pytest.raises(EmptyClass, match="'key 0' .* 1 .* 9"):
         candidates_of(KEYS, GROUPS, ["one", "two"] * 30, n=10, seed=0)
 
 
-def test_a_score_that_knows_is_always_right_and_says_so_in_batches():
+def test_a_perfect_score_is_always_right_and_progress_is_per_batch():
     latents, text = numbers()
     table = candidates_of(KEYS, GROUPS, CAPTIONS, n=10, seed=0)
     score, done = Planted(), []
@@ -145,7 +145,7 @@ def test_a_screening_that_keeps_all_changes_nothing():
 
 
 def test_a_screening_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="keeps 1 candidates"):
+    with pytest.raises(ConfigError, match="keeps 1 "):
         choose_from(torch.rand(3, 10, 4), Screening(timesteps=(0,), kept=1))
-    with pytest.raises(ConfigError, match=r"at \[7\] .* does not fit a choice at \[0, 1, 2, 3\]"):
+    with pytest.raises(ConfigError, match=r"\[7\] .* \[0, 1, 2, 3\]"):
         choose_from(torch.rand(3, 10, 4), Screening(timesteps=(7,), kept=3))

@@ -1,0 +1,364 @@
+"""The contract of a backbone family, as checks on its tiny checkpoint.
+
+The reference is diffusers: the family's own pipeline is run for two steps with hooks on its denoiser and its scheduler.
+`test_every_family.py` runs the checks over the registry; `test_mutations.py` shows that they fail for faulty families.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffprobe.backbones.base import Backbone, BackboneSpec, Condition, LoadOptions, Prediction
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.families import family_of
+from diffprobe.backbones.hooks import Capture
+from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.pool import no_pool
+from diffprobe.backbones.taps import BackboneInfo, backbone_info
+from diffprobe.backbones.weights import locate
+from diffprobe.core.errors import DiffprobeError
+from diffprobe.core.registry import FAMILIES
+from tests.backbones.plans import plan_for
+
+RESOLUTION = 32
+PROMPTS = ["Red cat", "a photo of the moon"]
+CLASSES = [3, 0]
+NO_PIPELINE = {"pixels": "the raw pixels have no pipeline"}
+UNGUIDED = {"dit": "its pipeline's null class is 1000, which the tiny transformer does not have"}
+SIDES = (33, 34, 40, 256)
+"""Image sides at which a family either works or raises one of our errors."""
+_KINDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+
+
+@dataclass
+class Case:
+    """The tiny checkpoint of one family."""
+
+    name: str
+    path: str
+    info: BackboneInfo
+    loaded: dict[str, DiffusionFeatures] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The whole blocks, in the order in which they run."""
+        return self.info.spec.blocks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings that all families take: every block at two timesteps."""
+        last = self.info.spec.schedule.n_timesteps - 1
+        condition = {"condition": self.info.spec.conditions[0]}
+        timesteps = sorted({last // 3, last // 2})
+        return {"taps": self.blocks, "timesteps": timesteps, "resolution": RESOLUTION, **condition}
+
+    def load(self, **changes: Any) -> DiffusionFeatures:
+        """Load it on the CPU; the same settings once."""
+        chosen = {**self.settings, "device": "cpu", **changes}
+        key = repr(sorted(chosen.items()))
+        if key not in self.loaded:
+            self.loaded[key] = DiffusionFeatures.from_pretrained(self.path, **chosen)
+        return self.loaded[key]
+
+    def has_weights(self) -> bool:
+        """Whether there is anything to train in the denoiser."""
+        return any(True for _ in self.info.spec.denoiser.parameters())
+
+    @cached_property
+    def reference(self) -> "Reference":
+        """Two steps of the diffusers pipeline."""
+        return run_pipeline(self.path, self.name, self.info.spec.conditions)
+
+
+def make_case(name: str, folder: Path) -> Case:
+    """Write the tiny checkpoint of a family below `folder`, and describe it."""
+    made = FAMILIES.load(name).tiny(folder / name)
+    path = "pixels" if name == "pixels" else str(made)  # that family is named, not found on disk
+    return Case(name, path, backbone_info(path, resolution=RESOLUTION))
+
+
+@dataclass
+class Step:
+    """One step of a pipeline: what its denoiser and its scheduler were given."""
+
+    t: int
+    given: dict[str, Any]
+    sample: Tensor
+    predicted: Tensor
+
+
+@dataclass
+class Reference:
+    """A pipeline that was run: its denoiser, its two last steps, and the condition of each row."""
+
+    denoiser: nn.Module
+    prediction: str
+    values: list[str | int]
+    guidance: float | None
+    steps: list[Step]
+
+
+@torch.no_grad()
+def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference:
+    """Run the pipeline of a checkpoint at RESOLUTION and record its first two steps."""
+    import diffusers
+
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path)
+    pipeline.set_progress_bar_config(disable=True)
+    scheduler = pipeline.scheduler
+    is_flow = type(scheduler).__name__.startswith("FlowMatch")
+    if is_flow:  # whole timesteps
+        scheduler = type(scheduler).from_config(scheduler.config, shift=1.0, use_dynamic_shifting=False)
+        pipeline.scheduler = scheduler
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    calls: list[dict[str, Any]] = []
+    predicted: list[Tensor] = []
+    signature = inspect.signature(type(denoiser).forward)
+    step = scheduler.step
+
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = dict(signature.bind(module, *args, **kwargs).arguments)
+        given.pop("self")
+        calls.append(tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given))
+
+    def record_step(output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        predicted.append(output.clone())
+        return step(output, *args, **kwargs)
+
+    scheduler.step = record_step
+    handle = denoiser.register_forward_pre_hook(record, with_kwargs=True)
+    pipeline(**_arguments(pipeline, name))
+    handle.remove()
+    first = next(name for name in signature.parameters if name != "self")
+    rows = len(calls[0][first])
+    plain: list[str | int] = (
+        [*PROMPTS] if "caption" in conditions else [*CLASSES] if "label" in conditions else ["", ""]
+    )
+    guided = rows == 2 * len(plain)
+
+    def latent(x: Tensor) -> Tensor:
+        packed = x.ndim == 3
+        return pipeline._unpack_latents(x, RESOLUTION, RESOLUTION, pipeline.vae_scale_factor) if packed else x
+
+    steps = [
+        Step(round(float(scheduler.timesteps[i])), calls[i], latent(calls[i][first]), latent(predicted[i]))
+        for i in range(2)
+    ]
+    return Reference(
+        denoiser=denoiser,
+        prediction="flow" if is_flow else _KINDS[scheduler.config.prediction_type],
+        values=["", "", *plain] if guided else plain,
+        guidance=3.5 if guided else None,
+        steps=steps,
+    )
+
+
+def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
+    """Choose the arguments that a pipeline's call has."""
+    zeros = torch.zeros(len(PROMPTS), getattr(getattr(pipeline, "unet", pipeline).config, "encoder_hid_dim", None) or 1)
+    known = {
+        "prompt": PROMPTS,
+        "class_labels": CLASSES,
+        "image_embeds": zeros,
+        "negative_image_embeds": zeros,
+        "batch_size": len(PROMPTS),
+        "height": RESOLUTION,
+        "width": RESOLUTION,
+        "guidance_scale": 1.0 if name in UNGUIDED else 3.5,
+        "num_inference_steps": 4,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+        "clean_caption": False,
+        "use_resolution_binning": False,
+    }
+    takes = inspect.signature(type(pipeline).__call__).parameters
+    return {name: value for name, value in known.items() if name in takes}
+
+
+def open_whole(case: Case) -> tuple[Backbone, BackboneSpec]:
+    """Load our side whole."""
+    checkpoint = locate(case.path)
+    family = family_of(checkpoint)
+    spec = family.spec(checkpoint, RESOLUTION)
+    return load_whole(checkpoint, family, spec, LoadOptions()), spec
+
+
+@torch.no_grad()
+def denoise(backbone: Backbone, reference: Reference, step: Step) -> Prediction:
+    """Run our denoiser on the latents, timestep and conditions of a pipeline's step."""
+    times = torch.full((len(step.sample),), step.t)
+    condition: Condition = backbone.encode_conditions(reference.values)
+    return backbone.denoise(step.sample, times, condition)
+
+
+def check_conditioning(case: Case) -> None:
+    """Our denoiser is called with the arguments of the pipeline's: sample, timestep, texts, masks, ids, guidance."""
+    backbone, _ = open_whole(case)
+    calls: list[dict[str, Any]] = []
+    signature = inspect.signature(type(backbone.denoiser).forward)
+
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.append(dict(signature.bind(module, *args, **kwargs).arguments))
+
+    backbone.denoiser.register_forward_pre_hook(record, with_kwargs=True)
+    for step in case.reference.steps:
+        denoise(backbone, case.reference, step)
+        rows = len(step.sample)
+        assert_same(_plain(calls[-1], rows), _plain(step.given, rows), f"{case.name} at t={step.t}")
+
+
+def _plain(given: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Drop what is not given, and bring numbers into one form."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in ("self", "return_dict") or value is None:
+            continue
+        if isinstance(value, Mapping):
+            value = _plain(value, rows)
+            if not value:
+                continue
+        elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+            value = torch.full((rows,), float(value))
+        found[name] = value.float() if isinstance(value, Tensor) else value
+    return found
+
+
+def assert_same(ours: Any, theirs: Any, where: str) -> None:
+    """Compare nested arguments."""
+    if isinstance(theirs, Mapping):
+        assert set(ours) == set(theirs), f"{where}: ours {sorted(ours)}, the pipeline's {sorted(theirs)}"
+        for name, value in theirs.items():
+            assert_same(ours[name], value, f"{where}: {name}")
+    elif isinstance(theirs, Tensor):
+        assert ours.shape == theirs.shape, f"{where}: {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}"
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5, msg=lambda m: f"{where}: {m}")
+    else:
+        assert ours == theirs, where
+
+
+def check_prediction(case: Case) -> None:
+    """Our prediction is what the pipeline gives to its scheduler, and its kind is that of the scheduler."""
+    backbone, spec = open_whole(case)
+    reference = case.reference
+    assert spec.prediction == backbone.prediction == reference.prediction
+    for step in reference.steps:
+        found = denoise(backbone, reference, step)
+        assert found.kind == reference.prediction
+        value = found.value
+        if reference.guidance is not None:
+            without, with_condition = value.chunk(2)
+            value = without + reference.guidance * (with_condition - without)
+        assert_same(value, step.predicted, f"{case.name}, prediction at t={step.t}")
+
+
+def check_inner_taps(case: Case) -> None:
+    """The listed taps are all modules that output an image, and give what plain hooks on the pipeline's network do."""
+    backbone, spec = open_whole(case)
+    step = case.reference.steps[1]
+    expected, text_only = plain_maps(case.reference.denoiser, step, spec.latent_shape[1])
+    taps = backbone_info(case.path, resolution=RESOLUTION, inner=True).taps
+    listed = [tap.path for tap in taps if "/" not in tap.path]
+    assert set(listed) == set(expected), set(listed) ^ set(expected)
+    unflagged = [path for path in text_only if not spec.layout.is_text(path)]
+    assert not unflagged, f"{case.name}: modules of the text that are not marked as such: {unflagged}"
+    capture = Capture(backbone.denoiser, listed, layout=spec.layout, read=lambda x, rows: no_pool(x))
+    found = capture(partial(denoise, backbone, case.reference, step))
+    for path, value in expected.items():
+        scale = max(1.0, float(value.abs().max()))
+        assert found[path].shape == value.shape, path
+        torch.testing.assert_close(found[path], value, atol=2e-5 * scale, rtol=0, msg=lambda m, p=path: f"{p}: {m}")
+
+
+def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Read every module with plain hooks; decide by sizes and by a second image which outputs are of the image.
+
+    Returns: feature maps by path, of modules that run once; and the modules whose outputs are of the text alone.
+    """
+    first = _outputs(network, step.given)
+    name = next(iter(step.given))
+    second = _outputs(network, {**step.given, name: step.given[name].flip(-1) + 0.1})
+    text = step.given.get("encoder_hidden_states")
+    n_text = text.shape[1] if isinstance(text, Tensor) else 0
+    assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
+    maps: dict[str, Tensor] = {}
+    text_only: list[str] = []
+    for path, runs in first.items():
+        wide = [(a, b) for a, b in zip(runs[0], second[path][0], strict=True) if a.ndim in (3, 4)]
+        of_image = [a for a, b in wide if not torch.equal(a, b) and n_text not in a.shape[1 : a.ndim - 1]]
+        found = [x for a in of_image if (x := _as_map(network.get_submodule(path), path, a, side, n_text)) is not None]
+        if found and len(runs) == 1:
+            maps[path] = found[0]
+        elif wide and not of_image:
+            text_only.append(path)
+    return maps, text_only
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, given: Mapping[str, Any]) -> dict[str, list[list[Tensor]]]:
+    """Run a network; path -> tensors of each of its runs."""
+    found: dict[str, list[list[Tensor]]] = {}
+
+    def hook(path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            leaves = [x.clone() for x in tree_leaves(output) if isinstance(x, Tensor)]
+            found.setdefault(path, []).append(leaves)
+
+        return note
+
+    handles = [module.register_forward_hook(hook(path)) for path, module in network.named_modules() if path]
+    network(**given)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def _places(side: int) -> dict[int, int]:
+    """Numbers of places -> side, of a square map halved again and again."""
+    return {(side >> level) ** 2: side >> level for level in range(side.bit_length())}
+
+
+def _as_map(module: nn.Module, path: str, x: Tensor, side: int, n_text: int) -> Tensor | None:
+    """Lay an output of the image out as [batch, channels, height, width], by sizes alone."""
+    places = _places(side)
+    if x.ndim == 4 and path.rpartition(".")[2] in ("norm_q", "norm_k"):  # heads
+        axis = next(axis for axis in (1, 2) if x.shape[axis] in places or x.shape[axis] - n_text in places)
+        x = x.movedim(axis, 1).flatten(2)
+    elif x.ndim == 4:
+        return x
+    elif isinstance(module, nn.GroupNorm):
+        x = x.transpose(1, 2)
+    if x.shape[1] not in places and x.shape[1] - n_text in places:  # diffusers puts the text first
+        x = x[:, n_text:]
+    if x.shape[1] not in places:
+        return None
+    return x.transpose(1, 2).unflatten(2, (places[x.shape[1]], -1))
+
+
+def check_resolutions(case: Case) -> None:
+    """A resolution that a family cannot run is refused with one of our errors before anything runs."""
+    for side in SIDES:
+        try:
+            plan_for(case.path, **{**case.settings, "resolution": side})
+        except DiffprobeError:
+            continue
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "conditioning": check_conditioning,
+    "prediction": check_prediction,
+    "inner_taps": check_inner_taps,
+    "resolutions": check_resolutions,
+}
+"""Checks against the pipeline, by name; families in NO_PIPELINE have `resolutions` alone."""
+
+
+def checks_of(name: str) -> list[str]:
+    """List the checks that a family takes."""
+    return ["resolutions"] if name in NO_PIPELINE else list(CHECKS)

@@ -1,0 +1,85 @@
+"""A test of the tests: the contract of `contract.py` fails for families with one deliberate fault each."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from diffprobe.backbones import taps
+from diffprobe.backbones.taps import backbone_info
+from diffprobe.core.registry import FAMILIES
+from tests.backbones.contract import CHECKS, RESOLUTION, Case, make_case
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault in the file of a family: a text that is replaced, and the check that must fail."""
+
+    family: str
+    what: str
+    old: str
+    new: str
+    check: str
+
+
+MUTATIONS = [
+    Mutation("flux", "timestep scale", "timesteps.float() / 1000", "timesteps.float()", "conditioning"),
+    Mutation("flux", "guidance", "_GUIDANCE = 3.5", "_GUIDANCE = 1.0", "conditioning"),
+    Mutation("flux", "text length", "{True: 512, False: 256}", "{True: 128, False: 256}", "conditioning"),
+    Mutation("flux", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
+    Mutation("flux", "joint pattern", r'joint=rf"{_SINGLE}\..+"', r'joint=rf"{_SINGLE}\.proj_mlp"', "inner_taps"),
+    Mutation("flux", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation("flux", "unpacking", "x.permute(0, 3, 1, 4, 2, 5)", "x.permute(0, 3, 1, 5, 2, 4)", "prediction"),
+    Mutation(
+        "flux",
+        "prediction kind",
+        'prediction=load_prediction_kind(checkpoint.part("scheduler"))',
+        'prediction="epsilon"',
+        "prediction",
+    ),
+    Mutation("pixart", "padding mask", '_mask": mask}', '_mask": torch.ones_like(mask)}', "conditioning"),
+    Mutation("pixart", "mask in the text encoder", "masked=True", "masked=False", "conditioning"),
+    Mutation("pixart", "lower case", "prompt.lower().strip()", "prompt.strip()", "conditioning"),
+    Mutation(
+        "pixart", "learned variance", "self.predicted(output, x_t)", "self.predicted(output.flip(1), x_t)", "prediction"
+    ),
+    Mutation("sd3", "position check", "    _check_positions(checkpoint, latents, config)\n", "", "resolutions"),
+    Mutation("sd3", "layer of the states", "hidden_states[-2]", "hidden_states[-1]", "conditioning"),
+    Mutation("sd3", "heads", r'heads=rf"{_BLOCK}\.attn2?\.norm_[qk]"', "heads=None", "inner_taps"),
+    Mutation("sd3", "image of a joint block", "image_second=_BLOCK", "image_second=None", "inner_taps"),
+    Mutation("sdxl", "zeros for the empty text", "        if self._zeros:", "        if False:", "conditioning"),
+    Mutation("sdxl", "order of sizes", "side, side, 0, 0, side, side", "0, 0, side, side, side, side", "conditioning"),
+    Mutation("kandinsky", "embedding", "torch.zeros(len(values)", "torch.ones(len(values)", "conditioning"),
+    Mutation("sd_unet", "states", "(prompts)[0]}", "(prompts)[0] * 2}", "conditioning"),
+    Mutation("dit", "class", "return int(text) if", "return int(text) + 1 if", "conditioning"),
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """The tiny checkpoints, with the reference of each run once."""
+    return {name: make_case(name, tmp_path_factory.mktemp("tiny")) for name in {m.family for m in MUTATIONS}}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: f"{m.family}: {m.what}")
+def test_the_contract_fails_for_a_fault(
+    mutation: Mutation, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = cases[mutation.family]
+    reference = sound.reference
+    module = FAMILIES.load(mutation.family)
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    assert source.count(mutation.old) == 1, "the mutated text is to be found once"
+    faulty = ModuleType(module.__name__)
+    monkeypatch.setitem(sys.modules, module.__name__, faulty)
+    monkeypatch.setattr(taps, "_traces", {})
+    exec(compile(source.replace(mutation.old, mutation.new), str(module.__file__), "exec"), faulty.__dict__)
+    case = Case(sound.name, sound.path, backbone_info(sound.path, resolution=RESOLUTION))
+    vars(case)["reference"] = reference
+    with pytest.raises(Exception) as caught:
+        CHECKS[mutation.check](case)
+    assert not isinstance(caught.value, (SyntaxError, NameError)), caught.value
