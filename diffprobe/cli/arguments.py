@@ -1,7 +1,7 @@
 """The grammar that all verbs share: the parser with its suggestions, the settings of a configuration, and `--check`."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diffprobe.core.errors import nearest
@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     _is_mixing = False
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse options and positionals in any order; a parser with sub-verbs leaves that to theirs."""
         if self._is_mixing or any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
             return super().parse_known_args(args, namespace)
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         finally:
             self._is_mixing = False
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse, and report unknown arguments with the nearest options. Exits with status 2."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.progress import Bar
@@ -16,6 +16,7 @@ REPORT = "report.html"
 """File name of the report page in the folder of the demo."""
 
 
+@runtime_checkable
 class Step(Protocol):
     """One step of the demo on display."""
 
@@ -26,6 +27,7 @@ class Step(Protocol):
         """Set the result of the step."""
 
 
+@runtime_checkable
 class View(Protocol):
     """The display of a running demo."""
 

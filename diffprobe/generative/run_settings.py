@@ -5,7 +5,7 @@ Validation runs when a configuration is built, before anything is loaded.
 
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning
 
@@ -28,6 +28,7 @@ class GenerativeData(lightning.LightningDataModule):
     """The validation rows."""
 
 
+@runtime_checkable
 class GenerativeTraining(Protocol):
     """The configuration of a run that trains a part of a diffusion model; it builds the module and its data."""
 

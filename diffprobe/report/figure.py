@@ -124,8 +124,8 @@ def render_heat_map(
     import matplotlib as mpl
 
     rows = list(table.rows if rows is None else rows)
-    salt = {"svg.fonttype": "none", "svg.hashsalt": str([row.values for row in rows])}
-    with mpl.rc_context(salt):  # type: ignore[arg-type]
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": str([row.values for row in rows])}
+    with mpl.rc_context(settings):
         figure = _draw(_of_table(table, rows))
         buffer = io.BytesIO()
         if format == "png":
@@ -186,7 +186,8 @@ def _draw(found: _HeatMap) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     n_rows, n_columns = len(found.values), len(found.column_labels)
-    with mpl.rc_context({"font.size": 11, "axes.linewidth": 0}):
+    settings: Any = {"font.size": 11, "axes.linewidth": 0}
+    with mpl.rc_context(settings):
         above = 0.4 if found.title else 0.12
         width = found.margin + 0.15 + _CELL_WIDTH * n_columns + 2.1
         height = 0.63 + above + _CELL_HEIGHT * n_rows

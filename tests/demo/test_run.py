@@ -27,7 +27,7 @@ from diffprobe.runs.train import make_source
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, request):
-    """One finished tiny demo for the tests of this file, with what its console said."""
+    """One finished tiny demo for the tests of this file, with what its console printed."""
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFPROBE_CONFIGS", str(Path(__file__).parents[1] / "tiny_study"))
@@ -170,10 +170,10 @@ def test_the_console_prints_results_and_paths(outcome):
     view.tables(done)
     view.directions(panels, 1)
     view.closing(done)
-    said = text.getvalue()
-    assert done.tables[0] in said and "32 latents, fvu" in said and "2 targets x 2 cells" in said
-    for line in said.splitlines():
+    printed = text.getvalue()
+    assert done.tables[0] in printed and "32 latents, fvu" in printed and "2 targets x 2 cells" in printed
+    for line in printed.splitlines():
         assert line.startswith("|") or len(line) <= 112
-    assert "strongest control" in said and "peak memory" in said and "diffprobe taps emoji-sd" in said
+    assert "strongest control" in printed and "peak memory" in printed and "diffprobe taps emoji-sd" in printed
     assert (done.demo.folder / "report.html").is_file()
     assert json.loads(done.result_paths[0].read_text())["experiment"] == "tiny/classifier"

@@ -48,7 +48,7 @@ def fit(config, tmp_path, checkpoint=None, **overrides):
 
 def test_edges_are_the_differences_of_neighbours():
     flat, step = torch.full((1, 1, 2, 4), 0.3), torch.tensor([[[[0.0, 0, 1, 1], [0, 0, 1, 1]]]])
-    assert edge_loss(step, step + 0.5) == pytest.approx(0, abs=1e-7)  # the level alone is no edge
+    assert edge_loss(step, step + 0.5) == pytest.approx(0, abs=1e-7)  # a constant offset is not an edge
     assert edge_loss(step, flat) == pytest.approx(1 / 3)  # one of three horizontal differences, no vertical one
 
 

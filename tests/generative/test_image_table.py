@@ -18,7 +18,7 @@ from diffprobe.shards.writer import write_shard
 
 @pytest.fixture
 def odd_shards(tmp_path):
-    """Two samples in train, the first without a caption, and a val split of one that is no image."""
+    """Two samples in train, the first without a caption, and a val split of one that is not an image."""
     Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     good = (tmp_path / "image.png").read_bytes()
     without, captioned = json.dumps({}).encode(), json.dumps({"caption": "a cat"}).encode()
@@ -120,7 +120,7 @@ def test_validation_takes_every_sample_in_order(tiny_shards):
     assert [batch.tolist() for batch in source.val_dataloader()] == [[0, 1, 2], [3]]
 
 
-def test_rare_values_are_drawn_as_often_as_their_power_says(tiny_shards):
+def test_rare_values_are_drawn_by_their_power(tiny_shards):
     samples = [{"base": "walking"}] * 90 + [{"base": "chime"}] * 10 + [{}] * 3
     for power, share in ((0.0, 10 / 103), (1.0, 1 / 5), (0.5, 10**0.5 / (90**0.5 + 10**0.5 + 3))):
         weights = balance_weights(samples, "base", power)

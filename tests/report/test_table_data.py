@@ -211,4 +211,4 @@ def test_beating_the_controls_follows_the_direction_of_the_metric(results, spec)
 def test_no_match_lists_the_values_of_the_results(results, spec):
     with pytest.raises(RunFailed) as error:
         fill_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))
-    assert "split: wanted val, results have test, train" in str(error.value)
+    assert "split: expected val, results have test, train" in str(error.value)

@@ -96,7 +96,7 @@ def test_one_seed_gives_one_model(name, configs, whole, tmp_path):
 
 @pytest.mark.parametrize("place", ["training_step", "save"])
 @pytest.mark.parametrize("name", MODULES)
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, place, configs, whole, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(name, place, configs, whole, tmp_path, monkeypatch):
     """In the middle of the second epoch, and after the last one, when only the export was to come."""
     config = dataclasses.replace(configs[name], output=str(tmp_path))
     steps: list[int] = []
@@ -110,12 +110,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, place, configs, 
     with monkeypatch.context() as patch:
         watch(patch, MODULES[name], "training_step", steps)
         result = train_generative(config)
-    assert steps == ([] if place == "save" else [2, 3])  # what the checkpoint holds is not done again
+    assert steps == ([] if place == "save" else [2, 3])  # steps in the checkpoint are not repeated
     assert_same(result, whole[name])
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_result_says_what_was_trained(name, configs, whole):
+def test_the_result_records_what_was_trained(name, configs, whole):
     found, folder = read_result(whole[name]), whole[name].parent
     assert found.kind == "train_backbone" and found.experiment == f"tiny/{name}" and found.seeds == {"seed": 0}
     assert [(record.name, record.split, record.n) for record in found.metrics] == [
@@ -203,7 +203,7 @@ def test_other_files_under_an_interrupted_run_are_noticed(configs, tmp_path, mon
     assert (run_dir_of(config) / "last.ckpt").is_file()
 
 
-def test_what_a_denoiser_goes_on_from_is_named(configs, whole):
+def test_the_initial_weights_of_a_denoiser_are_recorded(configs, whole):
     weights = str(whole["denoiser"].parent / "weights")
     config = configs["denoiser"]
     both, other = (

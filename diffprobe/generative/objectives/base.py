@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class ForwardProcess(nn.Module):
         return signal * clean + sigma * noise
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What the denoiser learns: the target of its prediction, and the weight of each sample's error.
 
