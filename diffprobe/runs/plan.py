@@ -46,11 +46,11 @@ def plan(config: RunConfig) -> RunPlan:
     """
     kind = training_of(config.probe.kind)
     probe = probes(config.probe.kind).load(config.probe.name)
-    params = parse(probe.Config, config.probe.params, at="probe.params")
     if config.probe.grid and not kind.TAKES_GRID:
         raise ConfigError(
             f"probe.grid: a probe of kind '{config.probe.kind}' does not train in grids.", fix="a run for each value"
         )
+    params = parse(probe.Config, config.probe.params, at="probe.params")
     tree = {key: value for key, value in to_tree(config).items() if key != "output"}
     for block, added in _ADDED_KEYS.items():
         for key, default in added.items():

@@ -1,0 +1,176 @@
+"""The contract of a probe, as functions that raise AssertionError: for the probes of the package, and for stubs."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from diffprobe.config.compose import load_run
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.registry import probes
+from diffprobe.probes.classifier import ClassifierProbe
+from diffprobe.probes.direction import Direction
+from diffprobe.probes.sae import KSAE
+from diffprobe.runs.plan import plan
+from diffprobe.runs.train import make_module
+from diffprobe.training.trainer import make_trainer, quiet
+from tests.toy import CLASSES, WIDTHS, Toy
+
+CELL = next(iter(WIDTHS))
+MAKERS = ("make", "make_bank", "estimate")
+BASE = {
+    "classifier": {},
+    "direction": {"positive": "noto", "n_random": 20, "n_shuffles": 4},
+    "sae": {"k": 3, "n_latents": 32, "dead_window": 40, "k_aux": 4, "init_samples": 64},
+}
+"""Kind -> params for toy features."""
+TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]"}
+OTHER = {
+    "controls": [],
+    "positive": "twemoji",
+    "negative": "twemoji",
+    "n_random": 30,
+    "n_shuffles": 5,
+    "alpha": 3.0,
+    "k": 4,
+    "expansion": 2,
+    "n_latents": 24,
+    "k_aux": 2,
+    "aux_weight": 0.5,
+    "dead_window": 60,
+    "row_buffer": 32,
+    "pre_bias": "geometric_median",
+    "init_samples": 32,
+    "datapoint_blend": 0.8,
+    "learning_rate": 0.01,
+    "warmup_steps": 7,
+    "decay": 0.9,
+    "adam_eps": 0.01,
+    "threshold_decay": 0.5,
+    "penalty": "linear",
+    "l0_weight": 5.0,
+    "bandwidth": 0.2,
+    "prefixes": [0.25, 1.0],
+    "multi_k_weight": 0.5,
+}
+"""Key of a Config -> a value other than its default and that of BASE."""
+NEEDS = {"expansion": {"n_latents": None}, "init_samples": {"pre_bias": "geometric_median"}}
+"""Key -> params under which it has an effect."""
+
+
+def settings_of(kind, name, params, epochs):
+    return [
+        f"probe.kind={kind}",
+        f"probe.name={name}",
+        f"probe.targets={TARGETS[kind]}",
+        *(f"probe.params.{key}={_text(value)}" for key, value in params.items()),
+        f"trainer.max_epochs={epochs}",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    ]
+
+
+def _text(value):
+    return "null" if value is None else str(value).replace("'", "").replace(" ", "")
+
+
+def run(kind, name, folder: Path, params=None, epochs=2):
+    """Train a probe on toy features as `diffprobe train` would; return its module and the folders of its probes."""
+    planned = plan(load_run(None, settings_of(kind, name, {**BASE[kind], **(params or {})}, epochs)))
+    source = Toy(cells=(CELL,))
+    torch.manual_seed(0)
+    module = make_module(planned, source)
+    with quiet():
+        trainer = make_trainer(planned.config.trainer, run_dir=folder)
+        if any(weight.requires_grad for weight in module.parameters()):
+            trainer.fit(module, datamodule=source)
+        trainer.test(module, datamodule=source, verbose=False)
+    return module, module.save(folder / "probes")
+
+
+def outcome(module, folders):
+    """Return what a run leaves behind: its records and the tensors of its probes."""
+    records = [record for split in module.scores for record in module.records(split)]
+    return records, [load_file(folder / "probe.safetensors") for folder in folders]
+
+
+def same(one, other):
+    tensors = zip(one[1], other[1], strict=True)
+    return one[0] == other[0] and all(
+        a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a) for a, b in tensors
+    )
+
+
+def check_the_file_trains(kind, name, folder, monkeypatch):
+    """What trains comes from the named file, with its own settings, and records name it."""
+    file, called = probes(kind).load(name), []
+    for maker in MAKERS:
+        if hasattr(file, maker):
+            original = getattr(file, maker)
+
+            def spy(*args, _original=original, **options):
+                called.extend(args)
+                return _original(*args, **options)
+
+            monkeypatch.setattr(file, maker, spy)
+    module, folders = run(kind, name, folder)
+    assert any(type(argument) is file.Config for argument in called), f"{name}: nothing that trains is of its file"
+    records, _ = outcome(module, folders)
+    assert records and {record.probe for record in records} == {name}
+    for path in folders:
+        assert name in (path / "probe.json").read_text()
+
+
+def check_each_key_counts(kind, name, folder):
+    """Each key of `probe.params` changes the digest and the outcome, or is refused."""
+    file = probes(kind).load(name)
+    before = {}
+    idle = []
+    for field in dataclasses.fields(file.Config):
+        context = NEEDS.get(field.name, {})
+        given = {**BASE[kind], **context}
+        at = str(sorted(context.items()))
+        try:
+            changed = {**context, field.name: OTHER[field.name] if field.name in OTHER else _another(field)}
+            one, other = (
+                plan(load_run(None, settings_of(kind, name, params, 2))) for params in (given, {**given, **changed})
+            )
+        except ConfigError:
+            continue
+        assert one.run_dir != other.run_dir, f"{name}.{field.name} does not change the digest"
+        if at not in before:
+            before[at] = outcome(*run(kind, name, folder / f"before-{len(before)}", context))
+        if same(before[at], outcome(*run(kind, name, folder / field.name, changed))):
+            idle.append(field.name)
+    assert not idle, f"{name}: {', '.join(idle)} changed nothing"
+
+
+def _another(field):
+    assert isinstance(field.default, int | float), f"name another value of '{field.name}' in OTHER"
+    return field.default * 2 + 1
+
+
+def check_saved_equals_trained(kind, name, folder):
+    """A probe that is loaded predicts what the trained one does."""
+    module, (path,) = run(kind, name, folder)
+    x = Toy(cells=(CELL,)).table("test").features[CELL]
+    with torch.no_grad():
+        if kind == "classifier":
+            back, held = ClassifierProbe.from_pretrained(path), module.probe(CELL, "label")
+            assert back.name == name and back.logits(x).equal(held.eval().logits(x))
+        elif kind == "direction":
+            back, held = Direction.load(path), module.directions()[0]
+            assert back.estimator == name and back.project(x).equal(held.project(x))
+        else:
+            assert kind == "sae", "say here how a probe of this kind is loaded"
+            assert KSAE.from_pretrained(path)(x)[0].equal(module.sae(x)[0])
+
+
+def check_control_is_near_chance(kind, name, folder):
+    """Trained on shuffled labels a probe scores near chance, and on true ones above."""
+    module, _ = run(kind, name, folder, epochs=20)
+    record = module.records("test")[0]
+    chance = 1 / len(CLASSES) if kind == "classifier" else 0.5
+    assert abs(record.controls["shuffled_labels"] - chance) < 0.25, record
+    assert record.value > record.controls["shuffled_labels"] + 0.15, record
