@@ -1,4 +1,4 @@
-"""Dependencies in pyproject.toml are those that the package imports, and each has an exact version.
+"""Dependencies in pyproject.toml are those that the package imports, and each has an exact version."""
 
 import ast
 import re
