@@ -26,7 +26,8 @@ from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import ContrastPair, Direction
 from diffprobe.probes.sae.topk import KSAE, Code
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
-from diffprobe.runs.train import make_source, plan, target_classes
+from diffprobe.runs.train import make_source, plan
+from diffprobe.training.kinds.types import target_classes
 
 if TYPE_CHECKING:
     from diffprobe.features.datamodule import FeatureSource
