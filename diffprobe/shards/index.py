@@ -222,7 +222,7 @@ def _find(path_or_name: str | Path) -> Path:
         raise ShardError(
             f"shard set '{path_or_name}' not found.",
             f"expected: a folder, an index file, or a shipped data set ({', '.join(inside)})",
-            fix=f"diffprobe data build {name} --out FOLDER, then FOLDER" if name in DATASETS.names() else None,
+            fix=f"build it: diffprobe data build {name} --out FOLDER" if name in DATASETS.names() else None,
         )
     if not (path / INDEX_NAME).is_file():
         raise ShardError(f"the folder '{path}' has no {INDEX_NAME}.", fix=_fix(path))

@@ -203,3 +203,12 @@ def test_foreign_and_incomplete_index_files(make_set: Make, tmp_path: Path) -> N
     path.write_text(json.dumps(record))
     with pytest.raises(SchemaError, match="not a complete shard index"):
         ShardSet.load(tmp_path)
+
+
+def test_a_data_set_that_is_not_shipped_is_refused_with_the_command_that_builds_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffprobe.shards.index.shipped", dict)
+    with pytest.raises(ShardError, match="(?s)'emoji' not found.*fix: build it: diffprobe data build emoji --out"):
+        ShardSet.load("emoji")

@@ -31,11 +31,7 @@ def test_members_of_no_sample_are_a_fault(tmp_path: Path) -> None:
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
     scan = Scan(Fields())
     assert scan.shard(path) == 1
-    assert (
-        scan.all_faults()
-        == scan.faults
-        == ["train-0000.tar: member 'README' belongs to no sample (no extension)."]
-    )
+    assert scan.all_faults() == scan.faults == ["train-0000.tar: member 'README' belongs to no sample (no extension)."]
 
 
 def test_a_sample_that_alone_lacks_its_annotation_is_a_fault(tmp_path: Path) -> None:
