@@ -53,11 +53,18 @@ class Registry:
         assert spec is not None and spec.origin is not None
         found: dict[str, Any] = {}
         for statement in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                try:
-                    found[statement.targets[0].id] = ast.literal_eval(statement.value)
-                except ValueError:
-                    continue  # computed at import
+            if not isinstance(statement, ast.Assign):
+                continue
+            try:
+                value = ast.literal_eval(statement.value)
+            except ValueError:
+                continue  # computed at import
+            for target in statement.targets:
+                if isinstance(target, ast.Name):
+                    found[target.id] = value
+                elif isinstance(target, ast.Tuple):
+                    names = [element.id for element in target.elts if isinstance(element, ast.Name)]
+                    found.update(zip(names, value, strict=True))
         return found
 
 

@@ -15,7 +15,7 @@ def codes(seed=0):
 
 
 def silent(values, indices, window):
-    """The definition, word for word."""
+    """The definition, written plainly."""
     recent, on = indices[-window:], values[-window:] > 0
     return [not bool(((recent == latent) & on).any()) for latent in range(LATENTS)]
 

@@ -40,12 +40,12 @@ def test_a_group_without_samples_is_named():
     metric.update(25, X, X_HAT)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(EmptyClass, match="1 of 2 groups have no sample: 200"):
+        with pytest.raises(EmptyClass, match="1 of 2 groups .* 200"):
             metric.compute()
         assert list(metric.present()) == [25]
 
 
-def test_reset_forgets_all():
+def test_reset_discards_all():
     metric = Grouped(Fvu(4), [25])
     metric.update(25, X, X_HAT)
     metric.reset()
@@ -61,5 +61,5 @@ def test_faults():
     with pytest.raises(ConfigError, match="2 groups for rows of length"):
         metric.update_rows([25, 200], X, X_HAT)
     for groups in ([], [25, 25]):
-        with pytest.raises(ConfigError, match="named once each"):
+        with pytest.raises(ConfigError, match=r"got \[(25, 25)?\]"):
             Grouped(Fvu(4), groups)

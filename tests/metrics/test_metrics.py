@@ -66,6 +66,16 @@ def test_the_records_of_an_autoencoder_begin_with_its_reconstruction():
     assert names[:6] == ["fvu", "explained_variance", "l0", "dead_fraction", "dense_fraction", "gamma"]
 
 
+def test_constants_are_read_from_plain_and_from_tuple_assignments(tmp_path, monkeypatch):
+    package = tmp_path / "constant_entries"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "one.py").write_text("import not_there\nFOR, NAME = 'sae', 'one'\nA = B = None\nC = len('x')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    constants = Registry("constant_entries", "entry").constants("one")
+    assert constants == {"FOR": "sae", "NAME": "one", "A": None, "B": None}
+
+
 @pytest.mark.parametrize(
     ("source", "facts"),
     [("NAME = 'new'\nFOR = 'sae'", "'half' does not assign HIGHER_IS_BETTER, HELP"), (None, "'fvu'.*(fvu|half)")],

@@ -42,7 +42,7 @@ def run(toy, tmp_path, source=None, probe=None, start=None, callbacks=(), **sett
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_training_explains_more_and_keeps_its_promises(toy, tmp_path, precision):
+def test_longer_training_explains_more_and_keeps_the_invariants(toy, tmp_path, precision):
     short = run(toy, tmp_path / "short", max_epochs=1, precision=precision)
     long = run(toy, tmp_path / "long", max_epochs=40, precision=precision)
     assert long.scores["train"]["fvu"] < 0.6 * short.scores["train"]["fvu"]
@@ -79,9 +79,9 @@ def test_idle_counters_count_samples_and_evaluation_leaves_them_alone(toy, tmp_p
 def test_dead_latents_are_revived(toy, tmp_path):
     def train(weight):
         probe = Config(k=2, n_latents=24, dead_window=100, k_aux=6, aux_weight=weight)
-        return run(toy, tmp_path / str(weight), probe=probe, max_epochs=25, start=sleepy)
+        return run(toy, tmp_path / str(weight), probe=probe, max_epochs=25, start=silence)
 
-    def sleepy(module):
+    def silence(module):
         module.sae.b_enc.data[6:] = -2.0  # three in four latents lose every selection
 
     without, with_aux = train(0.0), train(1 / 32)
@@ -136,7 +136,7 @@ def test_every_variant_trains_and_comes_back_from_its_files(toy, tmp_path, varia
 
 
 class Curves(lightning.Callback):
-    """Notes what each step logs."""
+    """Collects what each step logs."""
 
     def __init__(self):
         self.steps = []

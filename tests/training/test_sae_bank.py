@@ -104,7 +104,7 @@ def test_rows_that_members_start_from_are_those_of_single_runs(toy, tmp_path, se
 
 
 class Interrupt(lightning.Callback):
-    """Stops the run after some steps, as a job's end would."""
+    """Stops the run after some steps, as a time limit does."""
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if trainer.global_step == 11:

@@ -22,7 +22,7 @@ def member(name, cell=WIDE, kind=topk, seed=0, **settings):
 
 
 def bank():
-    """Four that step together, with AuxK of their own each, and three that can't."""
+    """Four members that can be stepped together, each with its own AuxK, and three that cannot."""
     return [
         member("k2", k=2),
         member("k5", k=5, seed=1, dead_window=90, k_aux=2),
@@ -60,13 +60,13 @@ def saes(n_latents, ks, d=6):
 def test_one_step_together_is_a_step_of_each(n, ks, dead):
     found, generator = saes(12, ks), torch.Generator().manual_seed(0)
     xs = [torch.randn(n, 6, generator=generator) + i for i in range(len(ks))]
-    asleep = [torch.arange(12) < (dead + i) % 13 for i in range(len(ks))]  # none to all, another number of each
-    alone = [sae.step(x, dead=mask) for sae, x, mask in zip(found, xs, asleep, strict=True)]
+    is_dead = [torch.arange(12) < (dead + i) % 13 for i in range(len(ks))]  # none to all, another number of each
+    alone = [sae.step(x, dead=mask) for sae, x, mask in zip(found, xs, is_dead, strict=True)]
     sum(out.loss for out in alone).backward()
     expected = [[p.grad.clone() for p in sae.parameters()] for sae in found]
     for sae in found:
         sae.zero_grad()
-    together = step_together(found, xs, dead=asleep)
+    together = step_together(found, xs, dead=is_dead)
     sum(out.loss for out in together).backward()
     for sae, gradients, out, one in zip(found, expected, together, alone, strict=True):
         assert out.terms == {}
@@ -82,10 +82,10 @@ def test_one_step_together_is_a_step_of_each(n, ks, dead):
 
 def test_chunks_of_rows_change_nothing(monkeypatch):
     found, x = saes(12, (2, 5)), torch.randn(9, 6)
-    asleep = [torch.arange(12) < 4] * 2
-    whole = step_together(found, [x, x], dead=asleep)
+    is_dead = [torch.arange(12) < 4] * 2
+    whole = step_together(found, [x, x], dead=is_dead)
     monkeypatch.setattr("diffprobe.probes.sae.kernels.encoder_matmul.CHUNK_BYTES", {"cpu": 2 * 2 * 12 * 4, "cuda": 1})
-    for one, other in zip(whole, step_together(found, [x, x], dead=asleep), strict=True):
+    for one, other in zip(whole, step_together(found, [x, x], dead=is_dead), strict=True):
         assert other.code.indices.equal(one.code.indices)
         torch.testing.assert_close(other.loss, one.loss, rtol=1e-6, atol=1e-6)
 

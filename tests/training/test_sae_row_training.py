@@ -1,4 +1,4 @@
-"""What sparse autoencoders train on besides one pooled vector a sample: places, tokens, draws, several timesteps."""
+"""Training on rows other than one pooled vector per sample: places, tokens, draws, several timesteps."""
 
 import lightning
 import pytest
@@ -19,7 +19,7 @@ TOKENS = ("mid_block@t10:empty:tokens4", "mid_block@t90:empty:tokens4")
 
 @pytest.fixture
 def wide(toy):
-    """Make a source whose samples have a shape: the toy's vectors, spread over places with noise of each cell's own."""
+    """Make a source of maps or tokens: the toy vectors at every place, with different noise in each cell."""
 
     class Wide(toy):
         def __init__(self, cells=TOKENS, shape=(4, 12), broken=False):

@@ -1,4 +1,4 @@
-"""Sparse autoencoders on a permutation of single rows: where the rows are kept, interruption, faults, side by side."""
+"""Sparse autoencoders on a permutation of single rows: placement, interruption, faults, banks."""
 
 import lightning
 import pytest
@@ -135,7 +135,7 @@ def test_a_fault_in_one_row_is_named_by_its_cell_and_sample(shuffled, tmp_path):
         fit(make(), shuffled(broken=True), tmp_path)
 
 
-def test_a_probe_of_whole_samples_is_told_so(shuffled, toy, tmp_path):
+def test_a_probe_of_whole_samples_refuses_single_rows(shuffled, toy, tmp_path):
     classes = {"label": ("a", "b", "c", "d")}
     classifier = ClassifierModule("linear", linear.Config(), widths={POOLED: 12}, classes=classes, settings=settings())
 
@@ -150,5 +150,5 @@ def test_a_probe_of_whole_samples_is_told_so(shuffled, toy, tmp_path):
         def table(self, split):
             return toy(cells=(POOLED,)).table(split)
 
-    with pytest.raises(ConfigError, match="of whole samples, which this probe needs"):
+    with pytest.raises(ConfigError, match="whole samples"):
         fit(classifier, Mixed(), tmp_path)

@@ -1,4 +1,4 @@
-"""Features with a large common mean, an autoencoder of any variant that has seen them, and several processes."""
+"""Features with a large common mean, initialised autoencoders of every variant, and two simulated processes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -37,7 +37,7 @@ def make_sae():
 
 @pytest.fixture
 def share_out(monkeypatch):
-    """Call a function of (rows, collective) on every second row each, as two processes do; return both results."""
+    """Call a function of (rows, collective) on the even and on the odd rows, as two processes; return both results."""
     own, meeting, sent = local(), Barrier(2, timeout=60), [None, None]
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: own.rank)
 

@@ -24,7 +24,7 @@ def whole_numbers(n, m, k, *, low, variant=batch_topk):
 
 
 def first_of_the_largest(sae, x):
-    """What to keep of a global batch: the largest, of equal ones those of earlier samples, then of lower latents."""
+    """The expected selection: the largest; among equal ones, those of earlier samples, then of lower latents."""
     h = sae.preactivations(x).detach().flatten()
     kept = h.argsort(descending=True, stable=True)[: sae.k * len(x)]
     return torch.zeros(len(h), dtype=torch.bool).index_fill(0, kept, True).view(len(x), -1)

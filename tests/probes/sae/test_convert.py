@@ -17,7 +17,7 @@ def there_and_back(sae, form, folder):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", EXPORTED)
-def test_reconstructions_agree_after_the_journey(make_sae, x, name, form, tmp_path):
+def test_reconstructions_agree_after_a_round_trip(make_sae, x, name, form, tmp_path):
     sae = make_sae(name)
     sae.b_enc.data += 0.1 * torch.randn(48, generator=torch.Generator().manual_seed(0))
     back = there_and_back(sae, form, tmp_path)
@@ -28,7 +28,7 @@ def test_reconstructions_agree_after_the_journey(make_sae, x, name, form, tmp_pa
 
 
 def test_the_written_formula_of_saelens_reconstructs(make_sae, x, tmp_path):
-    """By hand what its class does: (x - b_dec) W_enc + b_enc, the k largest, ReLU, W_dec, b_dec."""
+    """The formula of its class: (x - b_dec) W_enc + b_enc, the k largest, ReLU, W_dec, b_dec."""
     from safetensors.torch import load_file
 
     sae = make_sae()
@@ -55,7 +55,7 @@ def test_options_of_saelens_are_folded_or_refused(make_sae, x, tmp_path):
             convert.from_saelens(tmp_path)
 
 
-def test_what_others_cannot_say_and_what_is_not_there(make_sae, tmp_path):
+def test_unsupported_activations_and_missing_files_are_refused(make_sae, tmp_path):
     with pytest.raises(ConfigError, match="negative activations"):
         convert.to_saelens(make_sae("revelio_released"), tmp_path)
     with pytest.raises(ConfigError, match="no threshold"):

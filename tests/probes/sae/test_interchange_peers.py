@@ -1,4 +1,4 @@
-"""Autoencoders opened and run by the libraries whose formats they are in, and theirs by us; skipped where absent.
+"""Autoencoders loaded by the libraries of their formats, and the other way round; skipped where these are absent.
 
 `pip install 'diffprobe[peers]'` installs them.
 """
@@ -21,7 +21,7 @@ def same(one, two, x):
 
 
 def trained(make_sae, name):
-    """Weights that are no special case: a bias, and an encoder that is no copy of the decoder."""
+    """Generic weights: with a bias, and an encoder that differs from the decoder."""
     sae, generator = make_sae(name), torch.Generator().manual_seed(0)
     sae.b_enc.data += 0.1 * torch.randn(48, generator=generator)
     sae.W_enc.data += 0.05 * torch.randn(48, 12, generator=generator)

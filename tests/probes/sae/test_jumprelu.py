@@ -22,7 +22,7 @@ def test_training_starts_with_k_latents_on_average(make_sae, x):
 
 
 def test_all_latents_start_equally_active(make_sae, x):
-    """However little the features vary in a latent's direction, as long as it is ever active."""
+    """Independent of the variance along the direction of a latent, as long as it is ever active."""
     sae = make_sae("jumprelu", k=4)
     active = (sae.preactivations(x) > sae.threshold).float().mean(0)
     torch.testing.assert_close(active, torch.full_like(active, 4 / 48), atol=1 / 200, rtol=0)
@@ -43,7 +43,7 @@ def test_thresholds_learn_by_the_kernel_of_the_paper(make_sae, x):
 
 
 def test_negative_preactivations_are_not_near_a_low_threshold(make_sae, x):
-    """Were they cut off at 0 first, all of them would lie within the kernel of a threshold of 0.3."""
+    """After a ReLU, all of them would be within the kernel of a threshold of 0.3."""
     sae = make_sae("jumprelu", penalty="linear", l0_weight=1.0, bandwidth=0.8, aux_weight=0)
     sae.log_threshold.data.fill_(torch.tensor(0.3).log())
     h, threshold = sae.preactivations(x).detach(), sae.threshold.detach()
@@ -70,7 +70,7 @@ def test_a_higher_price_leaves_fewer_latents(make_sae, x):
 
 
 def test_the_target_penalty_is_that_of_the_global_batch(make_sae, x):
-    """Its value everywhere; and the mean of the processes' gradients is the gradient for all samples."""
+    """Its value on every process; and the mean of the gradients over processes is the gradient for all samples."""
     sae = make_sae("jumprelu", l0_weight=3.0, aux_weight=0)
     sae.log_threshold.data -= 0.3
     halves = x[:60], x[60:120]
@@ -114,7 +114,7 @@ def test_a_dead_latent_is_revived(make_sae, x):
 
 
 def test_under_autocast_a_latent_is_revived_too(make_sae, x):
-    """0.999 of a bfloat16 number is that number again in bfloat16."""
+    """In bfloat16, 0.999 of a number rounds to the number itself."""
     sae, dead = make_sae("jumprelu"), torch.ones(48, dtype=torch.bool)
     sae.log_threshold.data.fill_(5.0)
     with torch.autocast("cpu", torch.bfloat16):
