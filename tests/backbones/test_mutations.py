@@ -69,17 +69,31 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 def test_the_contract_fails_for_a_fault(
     mutation: Mutation, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = cases[mutation.family]
-    reference = sound.reference
-    module = FAMILIES.load(mutation.family)
-    source = Path(str(module.__file__)).read_text(encoding="utf-8")
-    assert source.count(mutation.old) == 1, "the mutated text is to be found once"
-    faulty = ModuleType(module.__name__)
-    monkeypatch.setitem(sys.modules, module.__name__, faulty)
-    monkeypatch.setattr(taps, "_traces", {})
-    exec(compile(source.replace(mutation.old, mutation.new), str(module.__file__), "exec"), faulty.__dict__)
-    case = Case(sound.name, sound.path, backbone_info(sound.path, resolution=RESOLUTION))
-    vars(case)["reference"] = reference
+    case = copy_of(cases[mutation.family], monkeypatch, mutation.old, mutation.new)
     with pytest.raises(Exception) as caught:
         CHECKS[mutation.check](case)
     assert not isinstance(caught.value, (SyntaxError, NameError)), caught.value
+
+
+@pytest.mark.parametrize("family", sorted({mutation.family for mutation in MUTATIONS}))
+def test_the_contract_holds_for_a_copy_without_a_fault(
+    family: str, cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = copy_of(cases[family], monkeypatch, "def matches(", "def matches(")
+    for check in sorted({mutation.check for mutation in MUTATIONS if mutation.family == family}):
+        CHECKS[check](case)
+
+
+def copy_of(sound: Case, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> Case:
+    """Put a copy of a family's file, with one text replaced, in the place of the family."""
+    reference = sound.reference
+    module = FAMILIES.load(sound.name)
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"'{old}' has to be once in the file of {sound.name}"
+    copy = ModuleType(module.__name__)
+    monkeypatch.setitem(sys.modules, module.__name__, copy)
+    monkeypatch.setattr(taps, "_traces", {})
+    exec(compile(source.replace(old, new), str(module.__file__), "exec"), copy.__dict__)
+    case = Case(sound.name, sound.path, backbone_info(sound.path, resolution=RESOLUTION))
+    vars(case)["reference"] = reference
+    return case

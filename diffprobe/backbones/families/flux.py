@@ -68,7 +68,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     config = flux.config
     if config.in_channels % _PACK**2:
         raise WeightsMismatch(
-            f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels per token, not a multiple of {_PACK**2}."
+            f"the transformer of '{checkpoint.name}' takes {config.in_channels} channels per token.",
+            f"allowed: multiples of {_PACK**2}",
         )
     channels = config.in_channels // _PACK**2
     latents = find_latents(checkpoint, resolution, own=_OWN_SIDE, patch=_PACK, channels=channels)
