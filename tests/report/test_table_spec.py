@@ -19,7 +19,8 @@ def load(tmp_path, text):
 @pytest.mark.parametrize("path", sorted((shipped_root() / "experiments").rglob("table.yaml")), ids=str)
 def test_every_shipped_table_parses(path):
     for spec in load_specs(path):
-        wanted = "train" if spec.metric == "dead_fraction" else "test"  # a latent is dead if no training sample activates it
+        # a latent is dead if no training sample activates it
+        wanted = "train" if spec.metric == "dead_fraction" else "test"
         assert spec.controls and spec.filter.get("split") == wanted
 
 
