@@ -22,7 +22,7 @@ MAKERS = ("make", "make_bank", "estimate")
 BASE = {
     "classifier": {},
     "direction": {"positive": "noto", "n_random": 20, "n_shuffles": 4},
-    "sae": {"k": 3, "n_latents": 32, "dead_window": 40, "k_aux": 4, "init_samples": 64},
+    "sae": {"k": 2, "n_latents": 96, "dead_window": 20, "init_samples": 64},
 }
 """Kind -> params for toy features."""
 TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]"}
@@ -55,7 +55,11 @@ OTHER = {
     "multi_k_weight": 0.5,
 }
 """Key of a Config -> a value other than its default and that of BASE."""
-NEEDS = {"expansion": {"n_latents": None}, "init_samples": {"pre_bias": "geometric_median"}}
+NEEDS = {
+    "expansion": {"n_latents": None},
+    "init_samples": {"pre_bias": "geometric_median"},
+    "decay": {"warmup_steps": 1},
+}
 """Key -> params under which it has an effect."""
 
 

@@ -25,6 +25,7 @@ def test_the_named_file_trains_and_is_recorded(kind, name, tmp_path, monkeypatch
     contract.check_the_file_trains(kind, name, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow  # some twenty trainings per autoencoder
 @pytest.mark.parametrize(("kind", "name"), PROBES)
 def test_each_key_changes_the_outcome(kind, name, tmp_path):
     contract.check_each_key_counts(kind, name, tmp_path)

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.runs.plan import plan
 
@@ -27,8 +28,35 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_is_judged_without_what_trains_it():
-    """`diffprobe config` judges; what would only be loaded to train, or to open a backbone, is left alone."""
+def test_a_control_needs_no_quotes_in_yaml(tmp_path, monkeypatch):
+    for control in ("none", "raw_pixels", "random_weights", "shuffled_labels"):
+        file = tmp_path / "experiments" / "paper" / f"{control}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"control: {control}\n")
+    monkeypatch.setenv("DIFFPROBE_CONFIGS", str(tmp_path))
+    for control in ("none", "raw_pixels", "random_weights", "shuffled_labels"):
+        config = load_run(f"paper/{control}")
+        assert config.control == control and plan(config).tree["control"] == control
+
+
+def test_an_unknown_kind_or_metric_is_named_with_the_nearest(run):
+    with pytest.raises(ConfigError, match="'clasifier'(.|\n)*nearest: classifier"):
+        plan(run("probe=linear", "probe.kind=clasifier"))
+    with pytest.raises(UnknownName, match="'acuracy'(.|\n)*nearest: accuracy(.|\n)*balanced_accuracy"):
+        plan(run("probe=linear", "probe.metrics=[acuracy]"))
+    with pytest.raises(UnknownName, match="'fvu'"):  # a metric of another kind
+        plan(run("probe=linear", "probe.metrics=[fvu]"))
+    with pytest.raises(ConfigError, match="probe.metrics=.*'sae'"):
+        plan(run("probe=topk", "probe.metrics=[accuracy]"))
+
+
+def test_a_choice_of_metrics_is_part_of_the_digest_and_the_default_is_not(run):
+    one, other = (plan(run("probe=linear", *metrics)) for metrics in ([], ["probe.metrics=[accuracy]"]))
+    assert "metrics" not in one.tree["probe"] and one.run_dir != other.run_dir
+
+
+def test_a_run_is_validated_without_what_trains_it():
+    """`diffprobe config` validates; libraries that only training or opening a backbone needs are not imported."""
     code = """
 import sys
 from diffprobe.config.compose import load

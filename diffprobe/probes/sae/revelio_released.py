@@ -39,7 +39,7 @@ class Config(topk.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fixed = {"aux_weight": 0.0, "multi_k_weight": 0.0, "datapoint_blend": 0.0, "pre_bias": "mean"}
+        fixed = {"aux_weight": 0.0, "k_aux": None, "multi_k_weight": 0.0, "datapoint_blend": 0.0, "pre_bias": "mean"}
         for name, value in fixed.items():
             if (given := getattr(self, name)) != value:
                 raise ConfigError(
