@@ -20,7 +20,7 @@ extensions = [
     "generated_pages",
     "docstrings",
 ]
-exclude_patterns = ["_ext", "results"]
+exclude_patterns = ["_ext", "results", "_generated/*-reference.md"]  # the references are included in pages
 html_theme = "furo"
 html_title = f"diffprobe {version}"
 html_static_path = ["_static"]

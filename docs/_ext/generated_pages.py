@@ -25,8 +25,6 @@ COPIES = {
     "CHANGELOG.md": "changelog.md",
 }
 """File of the repository -> page."""
-OPTIONAL = ("CONTRIBUTING.md", "CHANGELOG.md")
-"""Files that a source checkout may lack."""
 PACKAGES = (
     "core",
     "config",
@@ -87,27 +85,18 @@ def site_links(text: str, source: Path, page: Path) -> str:
 
 
 def _copies() -> list[tuple[str, str]]:
-    pages = []
-    for file, name in COPIES.items():
-        if (ROOT / file).is_file():
-            pages.append((name, site_links((ROOT / file).read_text("utf-8"), ROOT / file, OUT / name)))
-        elif file not in OPTIONAL:
-            raise FileNotFoundError(f"{file}, which docs/_generated/{name} is made from")
-    return pages
+    texts = {file: (ROOT / file).read_text("utf-8") for file in COPIES}
+    return [(name, site_links(texts[file], ROOT / file, OUT / name)) for file, name in COPIES.items()]
 
 
 def _references() -> list[tuple[str, str]]:
+    from diffprobe.cli.reference import render_reference as command_line
+    from diffprobe.config.describe import render_reference as configuration
+
     return [
-        ("config-reference.md", _untitled(_reference("diffprobe.config.describe"))),
-        ("cli-reference.md", _untitled(_reference("diffprobe.cli.reference"))),
+        ("config-reference.md", _untitled(configuration())),
+        ("cli-reference.md", _untitled(command_line())),
     ]
-
-
-def _reference(module: str) -> str:  # PLACEHOLDER until both functions are merged
-    try:
-        return str(import_module(module).render_reference())
-    except (ImportError, AttributeError):
-        return "Not generated: the code that renders it is missing.\n"
 
 
 def _untitled(text: str) -> str:

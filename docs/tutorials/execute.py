@@ -1,7 +1,7 @@
 """Execute the tutorials and write their outputs into them: python docs/tutorials/execute.py [NAME ...].
 
-Each notebook runs in a fresh kernel and an empty folder, so that its outputs name no path of this machine. Times, and
-everything in the metadata that differs between machines, are removed.
+Each notebook runs in a fresh kernel and an empty folder, so that paths in its outputs are relative. Times, standard
+error, and metadata that differs between machines are removed.
 """
 
 import argparse
@@ -57,11 +57,15 @@ def main() -> int:
     """Execute the notebooks that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="notebooks of this folder (default: all)")
-    names = parser.parse_args().names or sorted(path.name for path in FOLDER.glob("*.ipynb"))
+    parser.add_argument(
+        "--folder", type=Path, help="working folder; stores that are there are used (default: an empty one)"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or sorted(path.name for path in FOLDER.glob("*.ipynb"))
     for name in names:
         notebook = nbformat.read(FOLDER / name, as_version=4)
-        with tempfile.TemporaryDirectory() as folder:
-            executed = without_machine(execute(notebook, Path(folder)))
+        with tempfile.TemporaryDirectory() as empty:
+            executed = without_machine(execute(notebook, arguments.folder or Path(empty)))
         traces = traces_of_a_machine(executed)
         if traces:
             print(f"{name}: absolute paths in the outputs: {', '.join(traces)}", file=sys.stderr)
