@@ -15,7 +15,7 @@ from diffprobe.core.registry import PROBE_KINDS, PROBE_TRAINING, probes
 from diffprobe.runs.grid import Point, points
 from diffprobe.training.kinds.types import ProbeKind, ProbePlan
 
-_ADDED_KEYS = {
+_ADDED_KEYS: dict[str, dict[str, object]] = {
     "probe": {"grid": {}, "batched": False, "metrics": []},
     "features": {"placement": "auto", "shuffle": "samples"},
 }

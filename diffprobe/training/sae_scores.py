@@ -147,7 +147,8 @@ def _scores(what: str, metrics: MetricCollection) -> Scores:
 def _measure(metric: Metric) -> Measurement:
     value = float(metric.compute())
     with metric.sync_context(should_sync=metric.sync_on_compute):
-        controls, detail = (getattr(metric, name, dict)() for name in ("controls", "detail"))
+        controls: dict[str, float] = getattr(metric, "controls", dict)()
+        detail: dict[str, Any] = getattr(metric, "detail", dict)()
     return Measurement(value, controls, detail)
 
 

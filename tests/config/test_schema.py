@@ -46,7 +46,7 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_values_out_of_range_are_refused(cls: Any, changes: dict[str, Any], message: str) -> None:
-    required = {cls: {"path": "x"} for cls in (BackboneConfig, DataConfig)}
+    required: dict[type, dict[str, object]] = {cls: {"path": "x"} for cls in (BackboneConfig, DataConfig)}
     required |= {FeaturesConfig: {"taps": ("mid_block",), "timesteps": (1,)}}
     cls(**required.get(cls, {}))
     with pytest.raises(ConfigError, match=message):
