@@ -53,13 +53,13 @@ def test_features_do_not_depend_on_batch_size_and_workers(alone, configs, tmp_pa
 def test_unused_workers_are_announced(configs):
     lines = []
     extract(*configs(data_num_workers=2), splits=["val"], progress=False, announce=lines.append)
-    assert lines[0].startswith("data.num_workers=2, of which extraction takes one")
+    assert lines[0].startswith("data.num_workers=2, of which extraction uses one")
 
 
 def test_rows_belong_to_their_samples(alone, tiny_shards):
     shard_set = ShardSet.load(tiny_shards)
     store = FeatureStore.open(alone)
-    assert store.classes == shard_set.classes and store.attributes == shard_set.attributes
+    assert store.classes() == shard_set.classes and store.attributes == shard_set.attributes
     for split in SPLITS:
         table = store.load(split)
         assert len(table) == shard_set.n_samples(split)
