@@ -1,4 +1,4 @@
-"""How far a run is, told to whoever shows it."""
+"""Progress of training: advances a progress bar by one per training batch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Bar(Protocol):
-    """Shows how far something is."""
+    """A progress bar."""
 
     def update(self, n: int, /) -> object:
         """Advance by `n` steps."""
@@ -20,7 +20,7 @@ class StepBar(Callback):
 
     Args:
         make: takes the number of batches to come and returns the bar as a context manager; called when training
-            starts, and not at all for a probe that has no steps.
+            starts, and not at all for a probe without training steps.
     """
 
     def __init__(self, make: Callable[[int], AbstractContextManager[Bar]]) -> None:
@@ -48,7 +48,7 @@ class StepBar(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar of a run that broke off."""
+        """Close the bar of a run that failed."""
         self._close()
 
     def _close(self) -> None:

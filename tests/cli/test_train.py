@@ -37,7 +37,7 @@ def test_check_judges_and_writes_nothing(settings, tmp_path, capsys):
     assert main(["train", *settings, "--check"]) == 0
     assert "the configuration is fine" in capsys.readouterr().out
     assert main(["train", *settings, "probe.params.controls=[x]", "--check"]) == 2
-    assert "can't train the control 'x'" in capsys.readouterr().err
+    assert "cannot train the control 'x'" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
