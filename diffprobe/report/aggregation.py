@@ -22,6 +22,7 @@ _NOT_CONTENT = {
     "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",
     "trainer.num_nodes", "trainer.resume", "data.num_workers",
     "features.latent_cache",  # latents are kept in float32: the same features to the bit
+    "probe.metrics",  # which metrics were recorded beside each other
     # how fast it ran: other sums of the same terms, so numbers move by rounding
     "backbone.channels_last", "backbone.compile", "backbone.max_rows_per_pass", "probe.batched", "trainer.strategy",
 }  # fmt: skip

@@ -21,7 +21,7 @@ from diffprobe.report.spec import TableAxis, TableSpec, Value
 # what a control changes by its nature, and what says only which other cells or controls the same run measured
 _FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
-    "probe.metrics", "probe.params.controls",
+    "probe.params.controls",
 )  # fmt: skip
 _FREE_OF_PIXELS = ("backbone.", "features.")
 
