@@ -21,7 +21,7 @@ from diffprobe.report.table_spec import TableAxis, TableSpec, Value
 # settings in which a control may differ from its run: those that define it, and the other cells that were measured
 _FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
-    "probe.metrics", "probe.params.controls",
+    "probe.params.controls",
 )  # fmt: skip
 _FREE_OF_PIXELS = ("backbone.", "features.")
 

@@ -1,7 +1,7 @@
-"""What the numbers of a run rest on: the splits that it reads, and digests in the `artifacts` of its `result.json`.
+"""The inputs of a run: the splits that it reads, and the digests in the `artifacts` of its `result.json`.
 
-Owns the name of a backbone: one for all that is read from it, so that results of the same weights can be told from
-those of others, whatever the folder was called.
+A backbone has one digest whatever is read from it and whatever its folder is called, so that results can be grouped by
+weights.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffprobe.shards.index import ShardSet
 
 _OWN = ("family", "weights", "random_seed", "schedule")
-"""Of a backbone's fingerprint: what the model is. The rest says what was read from it, and stands in the config."""
+"""Keys of a fingerprint that identify the model. The others describe what was read from it, as the config does."""
 
 
 def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
@@ -56,7 +56,7 @@ def checkpoint_digest(path: str) -> str:
 
 
 def inputs_of(source: "FeatureSource") -> dict[str, str]:
-    """Name what features rest on: the shard set, the backbone, and the feature store if there is one."""
+    """Return the digests of the shard set, of the backbone, and of the feature store if there is one."""
     from diffprobe.features.stored import StoredFeatures
 
     request = source.request

@@ -1,4 +1,4 @@
-"""Where a run left off: an unfinished run continues from its last checkpoint, a finished one starts anew."""
+"""Checkpoints: an unfinished run continues from its last one, a finished run starts anew."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from diffprobe.core.result import INPUT, RESULT_FILE
 
 LAST = "last.ckpt"
 INPUTS = "inputs.json"
-"""What a run of a backbone rests on, in its folder from the start: a checkpoint does not say."""
+"""Digests of the inputs of a backbone's training, written when it starts: a checkpoint does not have them."""
 _KIND, _SCHEMA_VERSION = "run_inputs", 1
 
 
@@ -44,35 +44,35 @@ def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
 
 
 def note_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
-    """Write down what a run that starts rests on: name -> digest."""
+    """Record the inputs of a run that starts: name -> digest."""
     write_artifact(run_dir / INPUTS, {"inputs": dict(inputs)}, kind=_KIND, schema_version=_SCHEMA_VERSION)
 
 
 def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
-    """Check that an interrupted run would go on with what it started with.
+    """Check that an interrupted run would continue with the inputs it started with.
 
-    Raises: ConfigError if any of it was replaced since, or if the run's folder does not say what it was.
+    Raises: ConfigError if an input changed since, or if the folder of the run has no record of them.
     """
     path = run_dir / INPUTS
     if not path.is_file():
         raise ConfigError(
-            f"the interrupted run in '{run_dir}' does not say what it rests on: it has no {INPUTS}.",
+            f"the interrupted run in '{run_dir}' has no {INPUTS}, so its inputs cannot be compared.",
             fix="trainer.resume=false starts anew",
         )
     before = read_json(path, kind=_KIND, schema_version=_SCHEMA_VERSION)["inputs"]
     other = sorted(name for name in {*before, *inputs} if before.get(name) != inputs.get(name))
     if other:
         raise ConfigError(
-            f"the interrupted run in '{run_dir}' began with other files than are there now.",
+            f"the inputs of the interrupted run in '{run_dir}' have changed since it started.",
             f"changed since: {', '.join(name.removeprefix(INPUT) for name in other)}",
-            fix="put the files back; or trainer.resume=false to start anew with those of now",
+            fix="restore the files; or trainer.resume=false to start anew with the current ones",
         )
 
 
 def forget(*folders: Path) -> None:
-    """Remove what a finished run left in its folders, which must not be taken for that of the run that starts now.
+    """Remove checkpoint and result of a finished run, so that they are not mistaken for those of the run that starts.
 
-    Call it when all is judged and only training is left: a run that is refused loses nothing.
+    Call it after all validation, right before training, so that a refused run keeps its files.
     """
     for folder in folders:
         for name in (LAST, RESULT_FILE):  # in this order: other processes that start now see no checkpoint

@@ -1,4 +1,4 @@
-"""Where curves go: W&B, a CSV file, or nowhere. Owns the rule for W&B: online if logged in, else offline, no prompt."""
+"""Loggers: W&B, a CSV file, or none. W&B is online if logged in, else offline, and never prompts."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ _RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
 def logged_in() -> bool:
-    """Tell whether W&B has a key for the server it would send to, by its own rules. Nothing is asked or sent.
+    """Return whether W&B has a key for the server it would send to. Nothing is prompted or sent.
 
-    Those rules are its (its settings file names the server, netrc a port too): judged otherwise, a run would end up
-    offline that belongs online, or W&B would ask for a key.
+    This calls W&B's own lookup (its settings file names the server, netrc may name a port), so that the answer is the
+    one that W&B itself would come to.
 
     Raises: ConfigError for a key of a wrong form.
     """
@@ -34,12 +34,12 @@ def logged_in() -> bool:
     try:
         found = wbauth.authenticate_session(host=host, source="diffprobe", prompt=False, update_session=False)
     except AuthenticationError as error:
-        raise ConfigError(f"W&B has a key that it does not take: {error}", fix="wandb login --relogin") from error
+        raise ConfigError(f"W&B does not accept its key: {error}", fix="wandb login --relogin") from error
     return found is not None
 
 
 def wandb_mode(config: LoggerConfig) -> Literal["online", "offline", "disabled"]:
-    """Judge the mode. WANDB_MODE of the environment wins over `auto`.
+    """Return the mode. WANDB_MODE of the environment overrides `auto`.
 
     Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
     """
@@ -52,7 +52,7 @@ def wandb_mode(config: LoggerConfig) -> Literal["online", "offline", "disabled"]
     if asked == "disabled":
         return "disabled"
     if asked not in ("auto", "online", "run"):  # "run" is W&B's old word for online
-        raise ConfigError(f"{by}={asked} is none of the modes that are known.", fix="online, offline or disabled")
+        raise ConfigError(f"{by}={asked} is not a known mode.", fix="online, offline or disabled")
     if logged_in():
         return "online"
     if asked != "auto":

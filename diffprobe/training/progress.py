@@ -1,4 +1,4 @@
-"""Report the progress of training to a bar."""
+"""Progress of training: advances a progress bar by one per training batch."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ class StepBar(Callback):
 
     Args:
         make: takes the number of batches to come and returns the bar as a context manager; called when training
-            starts, and not at all for a probe that has no steps.
+            starts, and not at all for a probe without training steps.
     """
 
     def __init__(self, make: Callable[[int], AbstractContextManager[Bar]]) -> None:
@@ -43,7 +43,7 @@ class StepBar(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar of a run that broke off."""
+        """Close the bar of a run that failed."""
         self._close()
 
     def _close(self) -> None:

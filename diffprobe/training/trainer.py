@@ -1,4 +1,4 @@
-"""The Trainer from a config. Owns what diffprobe fixes of it: ranks are the DataModule's affair, nothing is guessed."""
+"""Make the Lightning Trainer of a run from its config, with the settings that diffprobe fixes."""
 
 import logging
 import os
@@ -41,12 +41,14 @@ def make_trainer(
     """Make the Trainer of one run. It keeps `last.ckpt` in `run_dir`.
 
     Args:
-        logger: where curves go; None for nowhere.
+        config: settings of the Trainer.
+        run_dir: folder of the run.
+        logger: logger of the curves; None for none.
         callbacks: further callbacks.
         overrides: arguments of Lightning's Trainer that no config has, for example `limit_val_batches`.
 
-    Raises: ConfigError if there is no such strategy, or the machine has not got what is asked for; precision and
-        devices are never lowered.
+    Raises: ConfigError for an unknown strategy, or for hardware that this machine does not have; precision and devices
+        are never lowered.
     """
     _check_machine(config)
     arguments: dict[str, Any] = {
@@ -64,7 +66,7 @@ def make_trainer(
         "enable_model_summary": False,
         "logger": logger or False,
         "callbacks": [checkpoint_callback(run_dir, every_steps=config.checkpoint_every_steps), *callbacks],
-        "use_distributed_sampler": False,  # the DataModule binds rank and world size itself
+        "use_distributed_sampler": False,  # the DataModule splits samples between processes
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # metric states made in inference mode could not be updated outside of it
     }
@@ -74,7 +76,7 @@ def make_trainer(
         raise ConfigError(f"this machine cannot train with these settings of trainer: {error}") from error
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):  # "auto" on several devices in a notebook
         raise ConfigError(
-            f"trainer.devices={config.devices} in a notebook trains in processes that take their results with them.",
+            f"trainer.devices={config.devices} in a notebook trains in child processes whose results are lost.",
             fix="trainer.devices=1; or diffprobe train, from a shell",
         )
     return trainer
@@ -87,7 +89,7 @@ def _check_machine(config: TrainerConfig) -> None:
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError(
             "trainer.accelerator=gpu, but torch sees no GPU.",
-            "device and precision are part of the result, so they are never lowered for you",
+            "device and precision are part of the result, so they are never lowered automatically",
             fix="on this machine: trainer=cpu trainer.precision=32-true",
         )
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
@@ -97,7 +99,7 @@ def _check_machine(config: TrainerConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's announcements and the warnings that do not apply here; errors and our own messages stay."""
+    """Silence Lightning's info messages and warnings that do not apply here; errors and other messages are kept."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [log.level for log in loggers]
     with warnings.catch_warnings():
@@ -113,10 +115,10 @@ def quiet() -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Tell, before there is a Trainer, whether this process may print: children of a DDP launch may not.
+    """Return whether this is the main process, from the environment, before there is a Trainer.
 
-    RANK counts over all processes. Where it is not set none of the others alone says enough: the children of an
-    interactive Slurm shell all have its SLURM_PROCID=0, the first ones of two nodes LOCAL_RANK=0.
+    RANK counts over all processes. Without it, no other variable is enough alone: all children of an interactive Slurm
+    shell have SLURM_PROCID=0, and the first process of every node has LOCAL_RANK=0.
     """
     names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)

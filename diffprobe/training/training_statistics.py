@@ -1,7 +1,6 @@
-"""What sparse autoencoders must know of the training set before their first step, collected in one pass over it.
+"""Statistics of the training set that sparse autoencoders need before their first step, from one pass over it.
 
-Owns the sums and the chosen rows, and the refusal of features that are no numbers. Next in the flow:
-`SparseAutoencoderModule.begin`.
+Moments and chosen rows; features with NaN or infinity are refused. `SparseAutoencoderModule.begin` reads them.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from diffprobe.training.sae_rows import ChosenRows, rows_of
 
 
 class FirstPass:
-    """Mean and variance of the rows of some cells, and the rows that were asked for; for any number of autoencoders.
+    """Mean and variance of the rows of some cells, and rows chosen by seed; for any number of autoencoders.
 
-    Nothing here depends on who asks, so what one autoencoder gets is bit for bit what it would get alone.
+    Each autoencoder of a bank gets bit for bit the statistics that it would get alone.
 
     Args:
-        cells: whose rows.
-        d_in: their width.
-        device: where they are.
+        cells: names of the cells.
+        d_in: width of a row.
+        device: device of the rows.
     """
 
     def __init__(self, cells: Sequence[str], d_in: int, device: torch.device) -> None:
@@ -31,7 +30,7 @@ class FirstPass:
         self._chosen: dict[tuple[int, int], ChosenRows] = {}
 
     def choose(self, n: int, *, seed: int) -> ChosenRows:
-        """Return the n rows that `seed` chooses, filled as the pass goes on. Ask before it begins."""
+        """Return the n rows that `seed` chooses, filled during the pass. Call it before the pass begins."""
         return self._chosen.setdefault((n, seed), ChosenRows(n, seed=seed))
 
     def update(self, batch: FeatureBatch) -> None:
@@ -44,7 +43,7 @@ class FirstPass:
 
 
 def check_finite(rows: RowValues, batch: FeatureBatch, cells: Sequence[str]) -> None:
-    """Refuse features that are no numbers. Raises: NonFinite, naming cell and first sample."""
+    """Refuse features with NaN or infinity. Raises: NonFinite, naming cell and first sample."""
     bad = ~torch.isfinite(rows.x).all(1)
     if not bad.any():
         return

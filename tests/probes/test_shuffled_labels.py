@@ -33,5 +33,5 @@ def test_seed_target_and_draw_give_other_permutations():
 def test_unknown_and_double_keys_are_errors():
     with pytest.raises(RunFailed, match="did not"):
         ShuffledLabels(hash_keys(KEYS), LABEL, seed=0, target="label").of(hash_keys(["other"]))
-    with pytest.raises(RunFailed, match="twice"):
+    with pytest.raises(RunFailed, match="duplicate key"):
         ShuffledLabels(hash_keys(["a", "a"]), torch.tensor([0, 1]), seed=0, target="label")

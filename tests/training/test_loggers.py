@@ -104,7 +104,7 @@ def test_login_is_found_in_key_or_netrc(mode_of, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert mode_of() == "online"
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    with pytest.raises(ConfigError, match="a key that it does not take: WANDB_API_KEY invalid"):
+    with pytest.raises(ConfigError, match="WANDB_API_KEY invalid"):
         mode_of()
 
 
@@ -125,7 +125,7 @@ def test_the_environment_decides_where_the_config_leaves_it_open(mode_of, monkey
         monkeypatch.setenv("WANDB_MODE", value)
         assert mode_of() == mode and mode_of("online") == "online"
     monkeypatch.setenv("WANDB_MODE", "of-line")
-    with pytest.raises(ConfigError, match="WANDB_MODE=of-line is none of the modes"):
+    with pytest.raises(ConfigError, match="WANDB_MODE=of-line"):
         mode_of()
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("WANDB_MODE", "online")

@@ -27,7 +27,7 @@ class Tiny(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class ConditionInput:
+class RecordingBar:
     def __init__(self) -> None:
         self.totals, self.steps, self.closed = [], 0, 0
 
@@ -41,30 +41,30 @@ class ConditionInput:
         self.steps += n
 
 
-def trainer(told, path, **settings):
+def trainer(bar, path, **settings):
     return lightning.Trainer(
-        default_root_dir=path, callbacks=[StepBar(told.make)], accelerator="cpu", logger=False, barebones=False,
+        default_root_dir=path, callbacks=[StepBar(bar.make)], accelerator="cpu", logger=False, barebones=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **settings,
     )  # fmt: skip
 
 
 def test_follows_every_step_to_the_end(tmp_path):
-    told = ConditionInput()
-    trainer(told, tmp_path, max_epochs=3).fit(Tiny(), DataLoader(torch.ones(4, 1)))
-    assert (told.totals, told.steps, told.closed) == ([12], 12, 1)
-    told = ConditionInput()
-    trainer(told, tmp_path, max_epochs=3, max_steps=5).fit(Tiny(), DataLoader(torch.ones(4, 1)))
-    assert (told.totals, told.steps, told.closed) == ([5], 5, 1)
+    bar = RecordingBar()
+    trainer(bar, tmp_path, max_epochs=3).fit(Tiny(), DataLoader(torch.ones(4, 1)))
+    assert (bar.totals, bar.steps, bar.closed) == ([12], 12, 1)
+    bar = RecordingBar()
+    trainer(bar, tmp_path, max_epochs=3, max_steps=5).fit(Tiny(), DataLoader(torch.ones(4, 1)))
+    assert (bar.totals, bar.steps, bar.closed) == ([5], 5, 1)
 
 
 def test_closes_when_training_breaks_off(tmp_path):
-    told = ConditionInput()
+    bar = RecordingBar()
     with pytest.raises(ValueError, match="stop"):
-        trainer(told, tmp_path, max_epochs=3).fit(Tiny(fails_at=2), DataLoader(torch.ones(4, 1)))
-    assert (told.steps, told.closed) == (2, 1)
+        trainer(bar, tmp_path, max_epochs=3).fit(Tiny(fails_at=2), DataLoader(torch.ones(4, 1)))
+    assert (bar.steps, bar.closed) == (2, 1)
 
 
 def test_stays_away_without_training(tmp_path):
-    told = ConditionInput()
-    trainer(told, tmp_path).test(Tiny(), DataLoader(torch.ones(4, 1)), verbose=False)
-    assert told.totals == []
+    bar = RecordingBar()
+    trainer(bar, tmp_path).test(Tiny(), DataLoader(torch.ones(4, 1)), verbose=False)
+    assert bar.totals == []

@@ -20,12 +20,12 @@ def test_config_reaches_the_trainer(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"), [({"accelerator": "gpu"}, "no GPU"), ({"precision": "16-mixed"}, "GPU")]
 )
-def test_what_the_machine_has_not_got_is_refused(tmp_path, settings, words):
+def test_missing_hardware_is_refused(tmp_path, settings, words):
     with pytest.raises(ConfigError, match=words):
         make_trainer(TrainerConfig(**settings), run_dir=tmp_path)
 
 
-def test_what_lightning_does_not_know_or_take_is_told(tmp_path):
+def test_unknown_and_unusable_strategies_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown trainer.strategy 'dpp'(.|\n)*ddp"):
         make_trainer(TrainerConfig(accelerator="cpu", strategy="dpp"), run_dir=tmp_path)
     with pytest.raises(ConfigError, match="cannot train with these settings of trainer: .*[Dd]eep[Ss]peed|fsdp|FSDP"):
