@@ -156,6 +156,7 @@ def test_a_cut_backbone_lacks_what_comes_later_and_gives_the_same(case: Case, im
         assert n_parameters(case.load()) <= sum(p.numel() for p in case.survey.spec.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
     close(read(case.load(compile="eager", rows=2), images), read(case.load(), images))
 
