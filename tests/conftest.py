@@ -42,6 +42,14 @@ _STARTED = pytest.StashKey[float]()
 COUNTS = {"train": (3, 16), "val": (2, 4), "test": (2, 4)}  # split -> (shards, samples)
 
 
+@pytest.fixture
+def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn the shape checks off in a test of what diffprobe itself reports about a wrong shape."""
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 _CPU_SECONDS: dict[str, float] = defaultdict(float)
 _PEAK_MEMORY: list[int] = []  # KiB, one number per process of the run
 

@@ -6,7 +6,7 @@ from torch import Tensor
 Images = Float[Tensor, "batch 3 height width"]
 """RGB images in [0, 1]."""
 
-FeatureMap = Float[Tensor, "batch channels height width"]
+FeatureMap = Float[Tensor, "batch channels map_height map_width"]
 """The output of a tap before pooling."""
 
 Features = Float[Tensor, "batch d_in"]

@@ -27,8 +27,8 @@ class Moments(NamedTuple):
     """Sum of x x^T; None unless it was requested."""
 
     @property
-    def mean(self) -> Float[Tensor, " d_in"]:
-        """Mean of x, float64."""
+    def mean(self) -> Float[Tensor, "*d_in"]:
+        """Mean of x, float64; without an axis for one dimension, which torchmetrics drops in `compute`."""
         return self.x / max(self.n, 1)
 
     @property

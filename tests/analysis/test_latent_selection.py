@@ -70,7 +70,7 @@ def test_samples_without_label_count_for_activity_only():
     assert summary.n_active == 3 and summary.density == 1.0 and summary.label_entropy == 1.0
 
 
-def test_faults_are_named():
+def test_faults_are_named(no_shape_checks):
     with pytest.raises(EmptyClass, match="most active: 100"):
         select_latents(counted(), min_active=101)
     with pytest.raises(EmptyClass, match="latent 3"):

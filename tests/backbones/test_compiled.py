@@ -57,6 +57,7 @@ def test_a_region_that_cannot_be_compiled_is_reported() -> None:
         network["a"](torch.zeros(1, 2))
 
 
+@pytest.mark.slow
 class TestOnATinyPipeline:
     @pytest.mark.parametrize(
         ("taps", "backend"),
@@ -92,7 +93,6 @@ class TestOnATinyPipeline:
     def test_it_is_no_matter_of_content(self, load: Load) -> None:
         assert load(compile="eager").fingerprint == load().fingerprint
 
-    @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler (g++)")
     def test_machine_code_gives_the_same(self, load: Load, images: Tensor) -> None:
         (plain,) = load(taps=["down_blocks.0"])(images, keys=KEYS).values()

@@ -125,6 +125,7 @@ def test_a_pruned_backbone_lacks_later_blocks_and_gives_the_same(case: Case, ima
         assert n_parameters(case.load()) <= sum(p.numel() for p in case.info.spec.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
     close(read(case.load(compile="eager", max_rows_per_pass=2), images), read(case.load(), images))
 

@@ -38,6 +38,7 @@ def test_another_library_is_near_after_equal_steps(name: str) -> None:
     assert theirs.fvu == pytest.approx(ours.fvu, rel=0.1)
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_named_in_the_report() -> None:
     absent = tuple(name for name in PEERS if version(name) is None)
     report = bench_ksae(((16, 8, 32, 4),), steps=2, rounds=1, peers=absent)

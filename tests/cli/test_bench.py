@@ -5,6 +5,7 @@ import pytest
 from diffprobe.cli.main import main
 
 
+@pytest.mark.slow
 def test_a_table_is_printed_and_everything_written(tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
     arguments = ["--size", "small", "--resolution", "32", "--images", "1", "--repeats", "1", "--device", "cpu"]
@@ -14,6 +15,7 @@ def test_a_table_is_printed_and_everything_written(tmp_path, capsys) -> None:
     assert len(json.loads(file.read_text())["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
     assert main(["bench", "ksae", "--shape", "32,16,64,4", "--steps", "2", "--no-peers", "--json", str(file)]) == 0

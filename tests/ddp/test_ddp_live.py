@@ -26,7 +26,7 @@ SHARDS = {
     "test-0000": "train-0002",
 }
 """Name here -> name in the tiny set: 10 samples to train on and 5 in each other split, which two share unevenly."""
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

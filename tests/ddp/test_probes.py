@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("all_probes.py")
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
 def start(command, **environment):

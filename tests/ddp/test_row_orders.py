@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).with_name("row_orders.py")
 ROOT = Path(__file__).parents[2]
 STEPS = 12
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
 def start(names, folder, *, world, stop=-1):

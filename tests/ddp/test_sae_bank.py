@@ -18,7 +18,7 @@ from diffprobe.probes.sae import KSAE
 
 SCRIPT = Path(__file__).with_name("sae_bank.py")
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def test_all_questions_are_answered_on_both_splits(evaluated):
     assert path.parent.parts[-3:] == ("tiny", "evaluate", result.run)
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results(tiny_sd, config, tmp_path):
     model = tmp_path / "model"
     few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}

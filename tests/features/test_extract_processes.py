@@ -113,6 +113,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_and_resumed_the_store_is_byte_identical(
     alone, configs, tmp_path, file_bytes, processes
 ):

@@ -47,7 +47,7 @@ RULES = [
     ),
     Rule(r"\btold\b", "given; the conditioning", "what it was once told", "the conditioning"),
     Rule(
-        r"\b(?:is|are|was|were) no [a-z]+\b(?! (?:longer|more))(?<!no longer)(?<!no more)",
+        r"(?<![Tt]here )\b(?:is|are|was|were) no [a-z]+\b(?! (?:longer|more))(?<!no longer)(?<!no more)",
         "is not a",
         "'x' is no tap",
         "it is no longer used",
@@ -64,7 +64,7 @@ RULES = [
         "it is next to the tars",
     ),
     Rule(
-        r"\b(?:lies|lay|stands|stood) (?:in|on|at|under|behind|between|for)\b",
+        r"\b(?:lies|lay|stands|stood) (?:in|on|at|under|behind|between)\b",
         "is in, means",
         "what lies on disk",
         "what is on disk",
@@ -75,7 +75,6 @@ RULES = [
         "as the file says",
         "as the file states",
     ),
-    Rule(r"\bNext in the flow\b", "drop, or name the module", "Next in the flow: probes.", "The probes read it."),
     Rule(r"\bat the door\b", "in the public API", "imported at the door", "in the public API"),
     Rule(
         r"\bnulls?\b(?! (?:hypothes|distribution|model|value|byte|check|in (?:YAML|JSON)))",

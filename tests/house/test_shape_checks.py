@@ -43,7 +43,6 @@ def test_the_switch_turns_the_checks_off() -> None:
         ("Images", torch.zeros(2, 3, 8, 6), torch.zeros(2, 4, 8, 6)),
         ("FeatureMap", torch.zeros(2, 5, 8, 6), torch.zeros(2, 5, 8)),
         ("Features", torch.zeros(2, 7), torch.zeros(2, 7, dtype=torch.int64)),
-        ("Labels", torch.zeros(2, dtype=torch.int64), torch.zeros(2)),
     ],
 )
 def test_shared_shapes_are_what_their_names_state(name: str, fits: torch.Tensor, does_not: torch.Tensor) -> None:
