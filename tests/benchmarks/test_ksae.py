@@ -63,9 +63,7 @@ def test_of_several_turns_the_fastest_counts(monkeypatch) -> None:
     times = iter([3.0, 9.0, 5.0, 7.0, 8.0, 6.0, 2.0, 4.0, 9.0, 6.0, 9.0, 9.0])
 
     def turn(method: str, precision: str, shape: object, steps: int) -> Measured:
-        return Measured(
-            method=method, precision=precision, seconds=next(times), fvu=None, peak_mib=1.0, loaded_mib=1.0
-        )
+        return Measured(method=method, precision=precision, seconds=next(times), fvu=None, peak_mib=1.0, loaded_mib=1.0)
 
     monkeypatch.setattr(bench, "_in_own_process", turn)
     row = bench_ksae(((16, 8, 32, 4),), steps=2, rounds=2, peers=()).rows[0]
