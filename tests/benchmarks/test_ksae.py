@@ -78,7 +78,7 @@ def test_the_features_are_sparse_sums_about_a_large_mean() -> None:
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(ConfigError, match="k at most the latents"):
+    with pytest.raises(ConfigError, match="k at most n_latents"):
         bench_ksae(((8, 4, 4, 5),))
     with pytest.raises(ConfigError, match="rounds=0"):
         bench_ksae(((8, 4, 4, 2),), rounds=0)

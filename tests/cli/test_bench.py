@@ -25,10 +25,10 @@ def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
 
 
-def test_what_is_no_shape_is_refused(capsys) -> None:
+def test_an_invalid_shape_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "ksae", "--shape", "32x16"])
-    assert "batch,width,latents,k" in capsys.readouterr().err
+    assert "batch,d_in,n_latents,k" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["extraction", "ksae"])
