@@ -100,8 +100,10 @@ def _references() -> list[tuple[str, str]]:
 
 
 def _untitled(text: str) -> str:
-    """Remove a title, since the page that includes the text has one."""
-    return text.partition("\n")[2].lstrip() if text.startswith("# ") else text
+    """Remove a title, since the page that includes the text has one; escape `<` outside of code."""
+    body = text.partition("\n")[2].lstrip() if text.startswith("# ") else text
+    parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", body, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if i % 2 else part.replace("<", "\\<") for i, part in enumerate(parts))
 
 
 def _api() -> list[tuple[str, str]]:

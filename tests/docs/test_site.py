@@ -57,6 +57,13 @@ def test_links_of_a_copied_page_become_those_of_the_site() -> None:
     assert site_links(text, source, OUT / "emoji-sd.md") == expected
 
 
+def test_a_reference_loses_its_title_and_is_not_read_as_html() -> None:
+    from generated_pages import _untitled
+
+    text = "# Title\n\nScan <split> and `<key>`.\n\n```text\nusage: x <y>\n```\n"
+    assert _untitled(text) == "Scan \\<split> and `<key>`.\n\n```text\nusage: x <y>\n```\n"
+
+
 def test_every_package_has_an_api_page() -> None:
     from generated_pages import PACKAGES
 
