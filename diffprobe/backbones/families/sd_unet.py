@@ -52,7 +52,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     check_latents(checkpoint, config, channels)
     if config.get("addition_embed_type") not in (None, "text") or config.get("class_embed_type"):
         raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' needs more conditioning than a text, which this family does not support."
+            f"the U-Net of '{checkpoint.name}' needs more conditioning than a text; this family has no other.",
+            *(f"{name}: {config.get(name)}" for name in ("addition_embed_type", "class_embed_type")),
         )
     unet = make_unet(config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)

@@ -127,7 +127,7 @@ class TestRandomWeights:
     ("part", "changes", "message"),
     [
         ("unet", {"in_channels": 9}, "9 channels.* 4"),
-        ("unet", {"addition_embed_type": "text_time"}, "more than a text"),
+        ("unet", {"addition_embed_type": "text_time"}, "addition_embed_type: text_time"),
         ("vae", {"_class_name": "VQModel"}, "VQModel.* AutoencoderKL"),
     ],
 )
