@@ -118,7 +118,7 @@ def make_logger(
 
 
 def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **arguments: Any) -> Any:
-    """Start a W&B run that says nothing on the console; Lightning's own call warns and changes the environment."""
+    """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
     import wandb
 
     run = wandb.init(

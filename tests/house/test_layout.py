@@ -22,6 +22,14 @@ TESTED_ELSEWHERE = {
     "diffprobe/demo/console.py": "tests/demo/test_run.py",
     "diffprobe/demo/page.py": "tests/demo/test_run.py",
     "diffprobe/demo/panels.py": "tests/demo/test_run.py",
+    "diffprobe/metrics/accuracy.py": "tests/metrics/test_confusion.py",  # functions of the confusion counts
+    "diffprobe/metrics/balanced_accuracy.py": "tests/metrics/test_confusion.py",
+    "diffprobe/probes/classifier/bank.py": "tests/training/test_classifier.py",  # a bank in training
+    "diffprobe/probes/full_batch.py": "tests/probes/classifier/test_base.py",  # through the probes that it fits
+    "diffprobe/training/kinds/classifier.py": "tests/runs/test_contract.py",  # the contract over all kinds
+    "diffprobe/training/kinds/direction.py": "tests/runs/test_contract.py",
+    "diffprobe/training/kinds/sae.py": "tests/runs/test_contract.py",
+    "diffprobe/training/kinds/types.py": "tests/runs/test_contract.py",
 }
 """Modules with logic that no test file of their name covers -> the test file that does, with the reason."""
 

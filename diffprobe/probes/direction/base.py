@@ -136,8 +136,8 @@ class Direction:
     ) -> "Direction":
         """Estimate the direction that separates two groups of features in memory.
 
-        Closed-form estimators give what a run gives, to rounding; a trained one is fitted by full-batch L-BFGS. There
-        is no randomness, so there is no seed.
+        Closed-form estimators give what a run gives, to rounding; a trained one is fitted by full-batch L-BFGS. No
+        step is random, so no seed is needed.
 
         Args:
             x: features (samples, d_in) in any unit.
