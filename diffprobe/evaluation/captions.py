@@ -119,7 +119,9 @@ def _mean_of(values: Any) -> Statistic:
 
 
 def other_rows(groups: Sequence[str], seed: int) -> Tensor:
-    """Return, per sample, the index of a sample of another group: a seeded shuffle, corrected where it hits the same group.
+    """Return, per sample, the index of a sample of another group.
+
+    The indices are a seeded shuffle, corrected where it hits the same group.
 
     Raises: EmptyClass if more than half of the samples share a group.
     """

@@ -130,7 +130,7 @@ def of_test_split(result: RunResult) -> list[MetricRecord]:
 
 
 def count_targets(result: RunResult) -> str:
-    """Return the number of targets and cells of a run, for example "2 targets and 27 cells" as "2 targets x 27 cells"."""
+    """Return the number of targets and cells of a run as text: "2 targets x 27 cells"."""
     records = of_test_split(result)
     cells, targets = (len({getattr(record, name) for record in records}) for name in ("cell", "target"))
     return f"{targets} targets x {cells} cells" if cells > 1 else f"{targets} targets"
