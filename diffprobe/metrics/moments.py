@@ -32,7 +32,7 @@ class Moments(NamedTuple):
         return self.x / max(self.n, 1)
 
     @property
-    def variance(self) -> Float[Tensor, " d_in"]:
+    def variance(self) -> Float[Tensor, "*d_in"]:
         """Variance of x with divisor n, float64; exactly 0 where it is within rounding of 0."""
         variance = self.square / max(self.n, 1) - self.mean.square()
         return torch.where(variance > 1e-12 * self.mean.square(), variance.clamp(min=0), torch.zeros_like(variance))

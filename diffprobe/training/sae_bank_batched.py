@@ -38,7 +38,7 @@ def step_members(members: Sequence[SparseAutoencoderModule], batch: FeatureBatch
     return [outputs[i] for i in range(len(members))]
 
 
-def groups(saes: Sequence[KSAE], xs: Sequence[Float[Tensor, "rows d_in"]]) -> list[list[int]]:
+def groups(saes: Sequence[KSAE], xs: Sequence[Float[Tensor, "_ _"]]) -> list[list[int]]:
     """Return the positions of the autoencoders that can be stepped together: TopK of equal d_in, n_latents and rows.
 
     k, seed, cell and AuxK may differ. Multi-TopK and other variants form groups of one.

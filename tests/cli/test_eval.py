@@ -49,7 +49,7 @@ def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
 def test_a_missed_gate_is_the_exit_status(command, capsys):
     assert main([*command, "gates={psnr_db/test: 200}"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("gate missed: psnr_db/test is ") and last.endswith(", at least 200 is asked for")
+    assert last.startswith("gate missed: psnr_db/test is ") and last.endswith(", at least 200 is required")
 
 
 def test_errors_are_for_people(command, tmp_path, capsys):
@@ -120,7 +120,7 @@ def test_only_what_is_needed_is_asked_for(what, needed, capsys):
 def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):
     assert main(["eval", "sae", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert "is not the folder of a finished run: it has no result.json" in err and "fix: name the folder" in err
+    assert err.startswith("ConfigError: ") and str(tmp_path) in err and "result.json" in err and "diffprobe" in err
     assert main(["eval", "sae", str(tmp_path), "timestep=3"]) == 2
     assert "timesteps" in capsys.readouterr().err
     assert main(["eval", "sae", str(tmp_path), "experiment=emoji/evaluate"]) == 2

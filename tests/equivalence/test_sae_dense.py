@@ -12,7 +12,8 @@ DEAD = torch.arange(M) >= 50
 
 def make(variant, **settings):
     module = import_module(f"diffprobe.probes.sae.{variant}")
-    sae = module.make(module.Config(k=K, n_latents=M, k_aux=K_AUX, **settings), D, seed=1)
+    base = {"k": K, "n_latents": M} | ({} if variant == "revelio_released" else {"k_aux": K_AUX})  # which has no AuxK
+    sae = module.make(module.Config(**base, **settings), D, seed=1)
     x = 2 * torch.randn(160, D, generator=torch.Generator().manual_seed(0)) + 6
     sae.initialise(x.double().mean(0), x.double().var(0, unbiased=False), x)
     return sae, x

@@ -134,7 +134,7 @@ def test_samples_are_a_grid_of_all_prompts(evaluated):
 def test_missed_gates_are_named(evaluated):
     _, missed, records = evaluated
     value = records["caption_of_3_accuracy", "test"].value
-    assert missed == [f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is asked for"]
+    assert missed == [f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is required"]
 
 
 def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():

@@ -17,7 +17,7 @@ def test_picked_rows_are_those_of_the_flat_view(pool, draws, data):
     n, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     places = tuple(data.draw(st.integers(1, 3)) for _ in range(AXES[pool]))
     shape = (n, *draws, width, *places) if pool == "none" else (n, *draws, *places, width)
-    cell, values = f"mid@t1:empty:{pool}", torch.arange(torch.Size(shape).numel()).view(shape)
+    cell, values = f"mid@t1:empty:{pool}", torch.arange(torch.Size(shape).numel()).float().view(shape)
     view = by_place(values, cell)
     each = torch.Size((*draws, *places)).numel()
     assert view.shape == (n, *draws, *places, width)

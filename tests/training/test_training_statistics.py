@@ -15,7 +15,9 @@ def batches(n=7, size=3):
     x = {cell: 5 + torch.randn(n, 2, 4, generator=generator) for cell in CELLS}
     for part in torch.arange(n).split(size):
         features = {cell: values[part] for cell, values in x.items()}
-        yield FeatureBatch(features, [f"sample/{i}" for i in part.tolist()], torch.zeros(len(part)), {})
+        yield FeatureBatch(
+            features, [f"sample/{i}" for i in part.tolist()], torch.zeros(len(part), dtype=torch.int64), {}
+        )
 
 
 def collect(*wanted, cells=CELLS):

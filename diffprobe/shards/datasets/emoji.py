@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from diffprobe.core.errors import ShardError
 from diffprobe.shards.dataset_card import DatasetCard
 from diffprobe.shards.index import ShardSet, build_index
@@ -178,6 +176,8 @@ def split_of(
 
 def _encode(path: Path) -> bytes:
     """Return a drawing on white as lossless WebP (the same pixels as PNG, 40 % smaller)."""
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             size, layer = image.size, image.convert("RGBA")
@@ -281,6 +281,8 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
 
 def tiny(folder: Path) -> tuple[dict[str, Path], int]:
     """Write a source of five emoji: Noto draws all, Twemoji two. Returns: the arguments of `build`, and 7 samples."""
+    from PIL import Image, ImageDraw
+
     groups = [("people", 1), ("component", 2), ("animals", 3)]
     subgroups = [("role", 10), ("mammal", 11), ("tone", 12)]
     titles = {

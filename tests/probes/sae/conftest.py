@@ -19,7 +19,8 @@ def features(n=200, d=12, seed=0):
 def fresh(variant="topk", d=12, x=None, seed=0, start=True, **settings):
     module = import_module(f"diffprobe.probes.sae.{variant}")
     x = features(d=d) if x is None else x
-    sae = module.make(module.Config(**({"k": 4, "n_latents": 48, "k_aux": 6} | settings)), d, seed=seed)
+    base = {"k": 4, "n_latents": 48} | ({} if variant == "revelio_released" else {"k_aux": 6})  # which has no AuxK
+    sae = module.make(module.Config(**(base | settings)), d, seed=seed)
     if start:
         sae.initialise(x.double().mean(0), x.double().var(0, unbiased=False), x)
     return sae
