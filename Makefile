@@ -61,7 +61,6 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
-	$(BIN)/mypy tests/core tests/config
 
 format: setup
 	$(BIN)/ruff check --fix .

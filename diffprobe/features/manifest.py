@@ -16,7 +16,8 @@ from diffprobe.core.artifact import HEADER, read_json, write_artifact
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError
 
-FEATURES, LATENTS = "feature_store", "latent_store"
+FEATURES = "feature_store"
+LATENTS = "latent_store"
 SHARD_KINDS = {FEATURES: "feature_shard", LATENTS: "latent_shard"}
 """Kind of a store -> kind of the `samples.json` of its shards."""
 TENSORS = {FEATURES: "features", LATENTS: "vae_latents"}

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", requirement)[0] for requirement in requirements}
 
 
+@cache
 def imported() -> dict[str, str]:
     """Return the top-level modules that files of diffprobe import, each with one of the files."""
     found: dict[str, str] = {}
