@@ -15,6 +15,7 @@ from typing import Any
 from diffprobe.core.artifact import HEADER, read_json, write_artifact
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.core.registry import DATASETS
 
 FEATURES = "feature_store"
 LATENTS = "latent_store"
@@ -148,17 +149,32 @@ def read_sealed(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]
     return value
 
 
+_REMADE = {
+    "backbone.random_weights": False,
+    "backbone.random_seed": 0,
+    "backbone.dtype": "float32",
+    "features.pool": "mean",
+    "features.draws": 1,
+    "features.keep_draws": False,
+    "features.seed": 0,
+}
+"""Settings that a fingerprint holds under their last name, with their defaults, which a command need not give."""
+
+
 def _remake(old: dict[str, Any]) -> str:
     """Return the command that extracts a store of an older version again, as far as its manifest has the settings."""
-    backbone, recorded = old.get("backbone"), old.get("recorded")
+    backbone, recorded = (part if isinstance(part := old.get(name), dict) else {} for name in ("backbone", "recorded"))
     settings = []
-    if isinstance(recorded, dict) and recorded.get("backbone"):
-        settings.append(f"backbone.path={recorded['backbone']}")
-    if isinstance(recorded, dict) and recorded.get("data"):
-        settings.append(f"data.path=FOLDER (of '{recorded['data']}')")
-    for name in ("taps", "timesteps"):
-        if isinstance(backbone, dict) and isinstance(backbone.get(name), list):
-            settings.append(f"'features.{name}=[{','.join(map(str, backbone[name]))}]'")
+    if name := recorded.get("backbone"):
+        settings.append(f"backbone.path={name}")
+    if name := recorded.get("data"):
+        settings.append(f"data.path={name if name in DATASETS.names() else 'FOLDER'}")
+    for key in ("taps", "timesteps"):
+        if isinstance(backbone.get(key), list):
+            settings.append(f"'features.{key}=[{','.join(map(str, backbone[key]))}]'")
+    for key, default in _REMADE.items():
+        if backbone.get(key.rpartition(".")[2], default) not in (default, None):
+            settings.append(f"{key}={str(backbone[key.rpartition('.')[2]]).lower()}")
     return f"extract it again: diffprobe extract {' '.join(settings) or 'experiment=NAME'}"
 
 
