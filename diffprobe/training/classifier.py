@@ -164,8 +164,7 @@ class ClassifierModule(ProbeModule):
 
     def finish(self, split: str) -> None:
         """Compute and log the scores. Raises: EmptyClass for a target without samples."""
-        with self.confusion.sync_context():
-            counts = [matrix.cpu() for matrix in self.confusion.compute()]
+        counts = [matrix.cpu() for matrix in self.confusion.compute()]  # summed over the processes
         self.confusion.reset()
         scores = []
         for head, matrix in zip(self.heads, counts, strict=True):

@@ -52,8 +52,8 @@ class Tokens(toy.Toy):
             return super().loader(split, shuffle=shuffle, rank=rank, world_size=world_size, epoch=epoch)
         table = self.table(split)
         features = [{TOKENS: part} for part in table.features[TOKENS].split(50)]
-        keys = [table.keys[:50], table.keys[50:]]
-        parts = [FeatureTable(*found, table.label[:0], {}) for found in zip(features, keys, strict=True)]
+        keys, labels = [table.keys[:50], table.keys[50:]], table.label.split(50)
+        parts = [FeatureTable(*found, {}) for found in zip(features, keys, labels, strict=True)]
         rows = StoredRows(place_tables(parts, "mapped", split=split))
         return RowLoader(rows, self.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
 
