@@ -166,6 +166,7 @@ def test_parts_one_after_the_other_in_any_order_give_the_bytes_of_the_whole(
         assert file_bytes(path) == file_bytes(alone)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux")
 @pytest.mark.parametrize("latents", [False, True])
 def test_peak_memory_does_not_grow_with_the_number_of_images(configs, many_images, tmp_path, processes, latents):

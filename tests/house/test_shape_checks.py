@@ -31,6 +31,7 @@ def test_a_process_that_a_test_starts_is_checked() -> None:
     assert done.returncode == 1 and "TypeCheckError" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_switch_turns_the_checks_off() -> None:
     environment = {**os.environ, "DIFFPROBE_SHAPE_CHECKS": "0"}
     done = subprocess.run([sys.executable, "-c", CALL], capture_output=True, text=True, check=False, env=environment)

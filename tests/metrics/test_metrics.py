@@ -157,6 +157,7 @@ write_result(result, Path(sys.argv[2]) / "result.json")
 """
 
 
+@pytest.mark.slow
 def test_adding_a_metric_is_adding_one_file(tmp_path):
     """In a copy of the package: the new file alone brings the metric into result.json and its help onto the page."""
     copy, out = tmp_path / "copy" / "diffprobe", tmp_path / "out"

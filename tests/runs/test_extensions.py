@@ -103,6 +103,7 @@ def train(copy, tiny_sd, tiny_shards, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_classifier_and_a_metric_are_a_file_each(copy, train):
     (copy / "diffprobe" / "probes" / "classifier" / "mlp.py").write_text(MLP)
     (copy / "configs" / "probe" / "mlp.yaml").write_text(PRESET)

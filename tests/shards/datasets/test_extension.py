@@ -77,6 +77,7 @@ def package(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_an_image_folder_data_set_is_one_file_and_one_preset(package: Path, tmp_path: Path) -> None:
     before = files_below(package)
     (package / "diffprobe/shards/datasets/image_folder.py").write_text(DATASET)
