@@ -54,7 +54,7 @@ def folders(tmp_path_factory):
     code, complaint = start(["buffer"], cut, world=2, stop=7)
     assert code != 0 and "stopped on purpose" in complaint
     code, complaint = start(["shuffle", "buffer"], cut, world=1)
-    assert code != 0 and "a row buffer in shares for 2 processes; this run has 1." in complaint
+    assert code != 0 and "row buffer" in complaint and "fix: trainer.devices=2" in complaint
     one = results("shuffle", cut, world=1)[0]
     code, complaint = start(["buffer"], cut, world=2)
     assert code == 0, complaint
