@@ -33,6 +33,8 @@ class ProbeModule(lightning.LightningModule):
     """
 
     default_learning_rate = 1e-3
+    scores_training_set = False
+    """Whether a test run scores the training set with the final weights too."""
     scores: dict[str, Any]
     """Split -> the result of its evaluation."""
 
@@ -50,7 +52,7 @@ class ProbeModule(lightning.LightningModule):
         return ()
 
     def score(self, batch: FeatureBatch, split: str) -> None:
-        """Add the samples of a batch to the metrics of a split ("val" or "test")."""
+        """Add the samples of a batch to the metrics of a split: "val", "test", or "train" for `scores_training_set`."""
         raise NotImplementedError
 
     def finish(self, split: str) -> None:
@@ -90,8 +92,13 @@ class ProbeModule(lightning.LightningModule):
         self.finish("val")
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the test scores."""
+        """Compute and log the scores of the test set, and of the training set for `scores_training_set`."""
         self.finish("test")
+        if self.scores_training_set:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                for batch in self.batches(self.train_split):
+                    self.score(batch, "train")
+            self.finish("train")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the row buffers, of which each process has its share; Lightning calls this on all processes."""

@@ -44,6 +44,8 @@ class SparseAutoencoderModule(ProbeModule):
     Raises: ConfigError for a precision that would round the weights, for cells of several taps, for k > n_latents.
     """
 
+    scores_training_set = True
+
     def __init__(
         self, config: Config, *, cell: str | Sequence[str], d_in: int, settings: TrainerConfig, seed: int = 0
     ) -> None:
@@ -182,26 +184,6 @@ class SparseAutoencoderModule(ProbeModule):
 
     def _measured(self, split: str) -> SplitScores:
         return cast(SplitScores, self.measured[f"on_{split}"])
-
-    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Add validation samples to the metrics."""
-        self.score(batch, "val")
-
-    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Add test samples to the metrics."""
-        self.score(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the scores."""
-        self.finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute and log the scores of the test set, and those of the training set with the final weights."""
-        self.finish("test")
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in self.batches(self.train_split):
-                self.score(batch, "train")
-        self.finish("train")
 
     def finish(self, split: str) -> None:
         """Compute and log the scores of a split from the samples given to `score`; for "train", of the decoder too.

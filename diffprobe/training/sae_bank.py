@@ -76,6 +76,8 @@ class SparseAutoencoderBankModule(ProbeModule):
         precision=16-mixed, and, naming the member, for settings that do not fit its features.
     """
 
+    scores_training_set = True
+
     def __init__(
         self, specs: Sequence[MemberSpec], *, settings: TrainerConfig, seed: int = 0, batched: bool = False
     ) -> None:
@@ -162,32 +164,14 @@ class SparseAutoencoderBankModule(ProbeModule):
         for member in self.members:
             member.sae.end_step()
 
-    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Add validation samples to the metrics of all members."""
-        self._score(batch, "val")
-
-    def test_step(self, batch: FeatureBatch, batch_idx: int) -> None:
-        """Add test samples to the metrics of all members."""
-        self._score(batch, "test")
-
-    def _score(self, batch: FeatureBatch, split: str) -> None:
+    def score(self, batch: FeatureBatch, split: str) -> None:
+        """Add samples of a split to the metrics of all members. Raises: NonFinite, naming member, cell and sample."""
         for member in self.members:
             with naming(member.label):
                 member.score(batch, split)
 
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the scores."""
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute and log the scores of the test set, and those of the training set from one more pass over it."""
-        self._finish("test")
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in self.batches(self.train_split):
-                self._score(batch, "train")
-        self._finish("train")
-
-    def _finish(self, split: str) -> None:
+    def finish(self, split: str) -> None:
+        """Compute and log the scores of all members. Raises: NonFinite, naming the member."""
         for member in self.members:
             with naming(member.label):
                 member.finish(split)
