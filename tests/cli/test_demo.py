@@ -11,6 +11,7 @@ def files_of(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stores = tmp_path / "stores"

@@ -155,6 +155,7 @@ def test_processes_at_the_same_time_one_of_them_killed_give_the_bytes_of_one(
         assert FeatureStore.open(folder, kind=None).verify() == []
 
 
+@pytest.mark.slow
 def test_parts_one_after_the_other_in_any_order_give_the_bytes_of_the_whole(
     alone, configs, tmp_path, file_bytes, one_thread
 ):
