@@ -25,6 +25,7 @@ from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import (
@@ -117,7 +118,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     metrics: list[MetricRecord] = []
     expectations: dict[str, Expectation] = {}
     known: set[str] = set()
-    with _progress() as progress:
+    with ProgressDisplay(transient=True) as progress:
         if config.regression.images:
             train = _encode(config, pipeline, score, config.data.train_split)
             known = set(train.families)
@@ -256,7 +257,7 @@ def _caption_choice(
     split: str,
     expectations: dict[str, Expectation],
     known: set[str],
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> list[MetricRecord]:
     screening, parts, family = None, {}, config.family_attribute
     if family is not None:
@@ -302,9 +303,3 @@ def sample_grid(config: BackboneEvaluation, pipeline: Any) -> Any:
     for place, image in enumerate(images):
         grid.paste(image, (gap + place % columns * (side + gap), gap + place // columns * (side + gap)))
     return grid
-
-
-def _progress() -> Any:
-    from rich.progress import Progress
-
-    return Progress(transient=True)

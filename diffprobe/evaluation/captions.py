@@ -15,6 +15,7 @@ from diffprobe.analysis.statistics import Statistic, bootstrap_interval
 from diffprobe.backbones.base import Condition, take_rows
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
+from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.image_table import ImageTable, load_table
@@ -71,7 +72,7 @@ def text_use(
     *,
     n_timesteps: int,
     seed: int,
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> list[MetricRecord]:
     """Denoising error with the right caption at each tenth of the schedule; its control is a caption of another sample.
 
@@ -82,13 +83,13 @@ def text_use(
     """
     timesteps, n = spread_timesteps(10, n_timesteps), len(encoded.table)
     other = other_rows(encoded.groups, seed)
-    task = progress.add_task(f"{split}: error with and without the right caption", total=n)
     parts = []
-    for rows in torch.arange(n).split(64):
-        both = take_rows(conditions, torch.stack([rows, other[rows]], 1))
-        keys = [encoded.table.keys[row] for row in rows.tolist()]
-        parts.append(score(encoded.latents[rows], keys, both, timesteps))
-        progress.advance(task, len(rows))
+    with progress.bar(n, f"{split}: error with and without the right caption", unit="images") as bar:
+        for rows in torch.arange(n).split(64):
+            both = take_rows(conditions, torch.stack([rows, other[rows]], 1))
+            keys = [encoded.table.keys[row] for row in rows.tolist()]
+            parts.append(score(encoded.latents[rows], keys, both, timesteps))
+            bar.update(len(rows))
     errors = torch.cat(parts).double()  # [sample, right or shuffled, timestep]
     gain = errors[:, 1] - errors[:, 0]
     records = [
@@ -193,7 +194,7 @@ def caption_choice(
     expectations: dict[str, Expectation],
     parts: dict[str, Bool[Tensor, " sample"]],
     seed: int,
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> list[MetricRecord]:
     """Share of images whose own caption among n has the least denoising error; controls: chance, and the regressions.
 
@@ -206,11 +207,11 @@ def caption_choice(
     """
     table = encoded.table
     candidates = candidates_of(table.keys, encoded.groups, encoded.captions, n=n, seed=seed)
-    task = progress.add_task(f"{split}: which of {n} captions", total=len(table))
-    choice = choose(
-        score, encoded.latents, table.keys, conditions, candidates, timesteps,
-        screening=screening, on_batch=lambda count: progress.advance(task, count),
-    )  # fmt: skip
+    with progress.bar(len(table), f"{split}: which of {n} captions", unit="images") as bar:
+        choice = choose(
+            score, encoded.latents, table.keys, conditions, candidates, timesteps,
+            screening=screening, on_batch=bar.update,
+        )  # fmt: skip
     by_control = {
         name: choose_nearest(expected(encoded.captions), encoded.latents, candidates)
         for name, expected in expectations.items()

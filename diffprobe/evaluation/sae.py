@@ -5,7 +5,6 @@ Opens the run, its backbone and held-out samples; `scoring/intervention_error.py
 """
 
 import time
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
+from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
 from diffprobe.runs.extract import backbone_and_features
@@ -70,7 +70,7 @@ def evaluate_sae(config: SaeEvaluation) -> list[Path]:
     runs = [(_with_current_paths(config, trained), trained.saes()) for trained in open_runs(config.run)]
     runs.sort(key=lambda run: [cell.name for folder in run[1].values() for cell in run[0].cells(folder)])
     networks: dict[tuple[Any, ...], _Opened] = {}
-    with _progress() as progress:
+    with ProgressDisplay(transient=True) as progress:
         return [_evaluate(config, trained, saes, networks, progress) for trained, saes in runs]
 
 
@@ -88,7 +88,7 @@ def _evaluate(
     trained: TrainedRun,
     saes: dict[str, Path],
     networks: "dict[tuple[Any, ...], _Opened]",
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> Path:
     """Measure one run, or one member of a grid, and write its result."""
     started_at = time.time()
@@ -116,7 +116,7 @@ def _measure(
     saes: dict[str, Path],
     networks: "dict[tuple[Any, ...], _Opened]",
     run_dir: Path,
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> list[MetricRecord]:
     """Measure all autoencoders. Consecutive ones of one tap share the network and the errors without an autoencoder.
 
@@ -138,10 +138,9 @@ def _measure(
             networks[key] = _open(config, trained, cell, timesteps, sae.d_in, run_dir, progress)
         here = networks[key]
         sae.to(here.network.device)
-        task = progress.add_task(f"{trained.result.run}: reconstruction", total=len(here.samples) * len(timesteps))
-        tick = partial(progress.advance, task)
-        spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), tick)
-        progress.remove_task(task)
+        total, title = len(here.samples) * len(timesteps), f"{trained.result.run}: reconstruction"
+        with progress.bar(total, title, unit="passes", keep=False) as bar:
+            spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), bar.update)
         context = RecordContext(
             cell=cell,
             several=len(cells) > 1,
@@ -182,7 +181,7 @@ def _open(
     timesteps: tuple[int, ...],
     d_in: int,
     run_dir: Path,
-    progress: Any,
+    progress: ProgressDisplay,
 ) -> _Opened:
     from diffprobe.backbones.intervention import Splice
     from diffprobe.backbones.library_logging import quiet_libraries
@@ -220,9 +219,9 @@ def _open(
     run_dir.mkdir(parents=True, exist_ok=True)
     samples, clusters = _hold_out(config, request, network, cell, split)
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
-    task = progress.add_task(f"{cell.tap}: unchanged model and mean ablation", total=len(samples) * passes)
-    baseline = network.baseline(samples, timesteps, partial(progress.advance, task))
-    progress.remove_task(task)
+    title = f"{cell.tap}: unchanged model and mean ablation"
+    with progress.bar(len(samples) * passes, title, unit="passes", keep=False) as bar:
+        baseline = network.baseline(samples, timesteps, bar.update)
     return _Opened(network, samples, clusters, baseline)
 
 
@@ -253,9 +252,3 @@ def _hold_out(
     if not keys:
         raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
     return HeldOut(torch.cat(latents), keys, inputs), clusters
-
-
-def _progress() -> AbstractContextManager[Any]:
-    from rich.progress import Progress
-
-    return Progress(transient=True)

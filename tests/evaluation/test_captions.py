@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from rich.progress import Progress
 
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.core.errors import EmptyClass
+from diffprobe.core.progress import ProgressDisplay
 from diffprobe.evaluation.captions import Encoded, caption_choice, other_rows, regressions, text_use
 from diffprobe.generative.image_table import ImageTable
 from diffprobe.probes.score.diffusion_classifier import Screening
@@ -45,7 +45,7 @@ def planted(n: int, seed: int) -> Encoded:
 
 def test_the_text_helps_where_it_was_planted():
     encoded = planted(60, 0)
-    with Progress(disable=True) as progress:
+    with ProgressDisplay(shown=False) as progress:
         text = {"text": vectors(encoded.captions)[:, None]}
         records = text_use(Planted(), encoded, text, "test", n_timesteps=1000, seed=0, progress=progress)
     assert [record.name for record in records[:-1]] == [f"denoising_error_t{t}" for t in range(50, 1000, 100)]
@@ -63,7 +63,7 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
     rows = torch.arange(40).repeat_interleave(5)  # five copies of each
 
     def width(encoded: Encoded) -> float:
-        with Progress(disable=True) as progress:
+        with ProgressDisplay(shown=False) as progress:
             text = {"text": encoded.latents.flatten(1)[:, None]}
             first = text_use(Planted(), encoded, text, "test", n_timesteps=1000, seed=0, progress=progress)[0]
         low, high = first.detail["gain_interval"]
@@ -82,7 +82,7 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
 
 
 def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, parts=None):
-    with Progress(disable=True) as progress:
+    with ProgressDisplay(shown=False) as progress:
         return caption_choice(
             Planted(), encoded, {"text": text[:, None]}, "test", n=10, timesteps=[100, 300, 700], screening=screening,
             expectations=expectations, parts=parts or {}, seed=0, progress=progress,
