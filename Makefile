@@ -12,7 +12,8 @@ STAMP  := $(VENV)/.installed
 TESTS  ?= tests diffprobe
 # One thread per test process: the processes share the cores.
 JOBS   ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# The shape checks compile every module once more; without cached bytecode each process would pay for it.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow notebooks docs wheel lint format types ci clean
