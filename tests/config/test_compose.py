@@ -154,7 +154,7 @@ def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:
         load_run("paper/other")
 
 
-NAMES = ["top", "x/12", "x/1e5", "x/control", "my paper/t", "énoncé/t", "2024/a-b", "x/it's, [a]=b", "a.b/c"]
+NAMES = ["top", "x/12", "x/1e5", "x/null", "my paper/t", "énoncé/t", "2024/a-b", "x/it's, [a]=b", "a.b/c"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -198,7 +198,7 @@ def test_other_files_under_an_interrupted_run_are_noticed(configs, tmp_path, mon
         watch(patch, DenoiserModule, "training_step", [], stop_at=2)
         train_generative(config)
     AutoencoderModule(dataclasses.replace(configs["autoencoder"], seed=7)).vae.save_pretrained(folder)
-    with pytest.raises(ConfigError, match=r"(.|\n)*autoencoder"):
+    with pytest.raises(ConfigError, match="changed since: autoencoder"):
         train_generative(config)
     assert (run_dir_of(config) / "last.ckpt").is_file()
 
