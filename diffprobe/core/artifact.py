@@ -6,14 +6,15 @@ digest of its content and the digests of its inputs. Standard library only; tens
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffprobe import __version__
+from diffprobe.core.atomic_file import atomic_file, current_umask
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import NonFinite, SchemaError
+from diffprobe.core.json_file import read_json_file
 
 HEADER = "header"
 
@@ -54,20 +55,9 @@ def write_json_atomic(path: Path | str, obj: Any) -> None:
 
     Raises: NonFinite on NaN or infinity, before anything is written.
     """
-    path = Path(path)
     text = dump_json(obj, where=str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        open_to_readers(temporary)  # mkstemp creates files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_artifact(
@@ -108,15 +98,7 @@ def read_json(
 
     Raises: SchemaError if the file is not JSON, or has another kind or schema version; FileNotFoundError.
     """
-    path = Path(path)
-    try:
-        obj = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SchemaError(
-            f"'{path}' is not a readable JSON file: {error}.", f"expected: an artifact '{kind}'"
-        ) from error
+    obj = read_json_file(path)
     header = obj.get(HEADER) if isinstance(obj, dict) else None
     if not isinstance(header, dict) or "kind" not in header:
         raise SchemaError(f"'{path}' has no artifact header.", f"expected: an artifact '{kind}' written by diffprobe")
@@ -138,16 +120,10 @@ def open_to_readers(path: Path | str) -> None:
 
     Some libraries (safetensors) write files that only the owner can read, but run folders are shared.
     """
-    path, mode = Path(path), 0o666 & ~_umask()
+    path, mode = Path(path), 0o666 & ~current_umask()
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             os.chmod(file, mode)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _non_finite(obj: Any, at: str = "") -> list[str]:

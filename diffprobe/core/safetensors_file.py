@@ -1,0 +1,53 @@
+"""Open safetensors files that others wrote: whatever is wrong with one gives one error that names it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.core.errors import DiffprobeError, SchemaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LFS = b"version https://git-lfs"
+
+
+@contextmanager
+def open_safetensors(
+    path: Path | str, *, error: type[DiffprobeError] = SchemaError, fix: str | None = None
+) -> Iterator[Any]:
+    """Open a safetensors file for reading; the handle is that of `safetensors.safe_open` for torch, on the CPU.
+
+    Args:
+        path: a regular file.
+        error: class of the error that is raised.
+        fix: the next step of the user, for the error message.
+
+    Raises: FileNotFoundError; `error` for a pipe or device, a git-lfs pointer, a truncated or otherwise invalid file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    if not path.is_file():
+        raise error(f"'{path}' is not a regular file.", fix=fix)
+    with open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise error(
+                f"'{path}' is a git-lfs pointer, not the file itself.", fix=fix or "git lfs pull, where it came from"
+            )
+    try:
+        with safe_open(path, framework="pt") as stored:
+            yield stored
+    except SafetensorError as cause:
+        raise error(f"'{path}' is not a readable safetensors file: {cause}.", fix=fix) from cause
+
+
+def load_safetensors(
+    path: Path | str, *, error: type[DiffprobeError] = SchemaError, fix: str | None = None
+) -> "dict[str, Tensor]":
+    """Read all tensors of a safetensors file into memory. Raises: see `open_safetensors`."""
+    with open_safetensors(path, error=error, fix=fix) as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys()}

@@ -1,0 +1,47 @@
+"""A file is either the old one or the whole new one."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from diffprobe.core.atomic_file import atomic_file
+
+
+def test_the_target_changes_only_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with atomic_file(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == "one"
+    mask = os.umask(0o027)
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_text("two")
+            assert path.read_text() == "one"
+    finally:
+        os.umask(mask)
+    assert path.read_text() == "two"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_write_leaves_the_old_file(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(type(error)), atomic_file(path) as temporary:
+        temporary.write_text("ne")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("replace"), replace(a, b))[1])
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.write_text("x")
+    assert done == ["fsync", "replace", "fsync"]
