@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import require_files
+from diffprobe.backbones.tokenizer_files import load_tokenizer
+from diffprobe.backbones.transformers_model import load_transformer, model_class
+from diffprobe.backbones.weight_files import require_files
 from diffprobe.core.errors import WeightsMissing
 
 
@@ -24,19 +25,18 @@ class Teacher:
         folder: folder with config.json, safetensors weights and tokenizer.json.
         batch_size: texts per forward pass.
         max_tokens: longer texts are truncated.
-    Raises: WeightsMissing.
+    Raises: WeightsMissing, WeightsMismatch.
     """
 
     def __init__(self, folder: Path, *, batch_size: int = 256, max_tokens: int = 64) -> None:
         require_files(folder)
         if not (folder / "tokenizer.json").is_file():
             raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder cannot tokenise texts.")
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.batch_size, self.max_tokens = batch_size, max_tokens
-        with quiet_libraries():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self._tokenizer: Any = load_tokenizer(AutoTokenizer, folder)
+        self._model: Any = load_transformer(model_class(folder), folder, dtype=torch.float32, declared_only=False)
 
     @cached_property
     def words(self) -> list[str]:
