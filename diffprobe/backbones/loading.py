@@ -106,7 +106,8 @@ def load_whole(checkpoint: Checkpoint, family: Family, spec: BackboneSpec, optio
     Raises: WeightsMissing, WeightsMismatch.
     """
     everything = frozenset(path for path, _ in spec.denoiser.named_modules())
-    return family.load(checkpoint, spec, everything, options)
+    with naming(checkpoint.folder or checkpoint.name, "a checkpoint that can be loaded"):
+        return family.load(checkpoint, spec, everything, options)
 
 
 def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any], where: Path) -> None:

@@ -143,7 +143,7 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / _FILE
     if not path.exists():
         raise WeightsMissing(f"no scheduler config in '{folder}'.", f"looked for: {path.name}")
-    return read_part_config(path)
+    return read_part_config(path, non_finite=True)
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:

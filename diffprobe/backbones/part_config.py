@@ -19,7 +19,7 @@ MAX_BYTES = 4 * 2**20
 _SAVE_AGAIN = "save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME"
 
 
-def read_part_config(path: Path) -> dict[str, Any]:
+def read_part_config(path: Path, *, non_finite: bool = False) -> dict[str, Any]:
     """Read the configuration of a part, without what has no effect on its network.
 
     diffusers gives keys listed in `_use_default_values` their defaults, so they are left out. Of the other keys that
@@ -28,6 +28,7 @@ def read_part_config(path: Path) -> dict[str, Any]:
 
     Args:
         path: the JSON file.
+        non_finite: take NaN and Infinity; diffusers writes them in configurations of schedulers.
     Raises: WeightsMissing without the file; WeightsMismatch if it is not a JSON object, or if it needs code of its own
         or a quantisation.
     """
@@ -35,7 +36,7 @@ def read_part_config(path: Path) -> dict[str, Any]:
         raise WeightsMissing(
             f"'{path.parent}' has no {path.name}, so its network is unknown.", f"looked for: {path}", fix=_SAVE_AGAIN
         )
-    found = read_json_object(path, error=WeightsMismatch, fix=_SAVE_AGAIN, max_bytes=MAX_BYTES)
+    found = read_json_object(path, error=WeightsMismatch, fix=_SAVE_AGAIN, max_bytes=MAX_BYTES, non_finite=non_finite)
     refuse_foreign_code(found, path)
     if found.get("quantization_config") is not None:
         raise WeightsMismatch(
@@ -119,4 +120,4 @@ def naming(where: Path | str, what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         said = " ".join(str(error).split())[:300]
-        raise WeightsMismatch(f"'{where}' is not {what}.", f"{type(error).__name__}: {said}") from error
+        raise WeightsMismatch(f"'{where}' is not {what}: {type(error).__name__}: {said}") from error

@@ -241,7 +241,7 @@ def require_schedule(folder: Path, noise: BetaSchedule, prediction_type: Predict
             f"'{folder}' has no scheduler/scheduler_config.json, so its noise schedule is unknown.",
             fix="save it again with save_pretrained(FOLDER)",
         )
-    settings = network_settings(read_part_config(path))
+    settings = network_settings(read_part_config(path, non_finite=True))
     make_schedule(settings, where=path)  # its checks
     with naming(path, "a configuration of DDIMScheduler"), quiet_libraries():
         found: Any = DDIMScheduler.from_config(settings)
