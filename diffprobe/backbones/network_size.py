@@ -43,7 +43,7 @@ def bounded(config: Mapping[str, Any], where: Path | str) -> Iterator[None]:
     """
     limit, built = _limit.get(), 0
     for key, value in config.items():
-        most = _largest(value) if "layer" in key or "block" in key else 0
+        most = _largest(value, numbers="layer" in key)
         if most > limit:
             raise _too_large(f"{key} is {most:,}", where, limit)
 
@@ -60,12 +60,12 @@ def bounded(config: Mapping[str, Any], where: Path | str) -> Iterator[None]:
         handle.remove()
 
 
-def _largest(value: object) -> int:
-    """Return the largest whole number in a value or in the lists of it; the length of a list counts too."""
+def _largest(value: object, *, numbers: bool) -> int:
+    """Return the length of the longest list in a value; with `numbers` its largest whole number counts too."""
     if isinstance(value, int):
-        return value
+        return value if numbers else 0
     if isinstance(value, list):
-        return max([len(value), *map(_largest, value)])
+        return max([len(value), *(_largest(entry, numbers=numbers) for entry in value)])
     return 0
 
 
