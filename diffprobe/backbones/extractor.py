@@ -19,12 +19,12 @@ from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.network_size import MAX_MODULES, module_limit
-from diffprobe.backbones.part_config import naming
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.foreign import naming
 from diffprobe.core.shapes import FeatureMap, Images
 
 

@@ -13,10 +13,11 @@ from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family,
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
-from diffprobe.backbones.part_config import CONFIG, naming, network_settings, read_part_config
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
 
 

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffprobe.backbones.part_config import naming, positive, read_part_config
+from diffprobe.backbones.part_config import positive, read_part_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 
 PredictionKind = Literal["epsilon", "v", "flow", "sample"]
 """What a denoiser predicts: the noise; v = signal[t] noise - noise[t] x (Salimans and Ho, 2202.00512); the velocity

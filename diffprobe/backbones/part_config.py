@@ -4,12 +4,11 @@ Networks are built from the dictionary returned here and from nothing else, and 
 that changes a network changes its digest. Code that comes with a checkpoint is never run.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffprobe.core.errors import DiffprobeError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.json_file import expect, read_json_object
 
 CONFIG = "config.json"
@@ -101,23 +100,3 @@ def positive(config: Mapping[str, Any], key: str, default: int, *, where: Path |
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise WeightsMismatch(f"'{where}': {key} is {str(value)[:80]}.", "allowed: a whole number of at least 1")
     return value
-
-
-@contextmanager
-def naming(where: Path | str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises over a file that others wrote into one error that names the file.
-
-    Args:
-        where: the file or folder.
-        what: what it is not, for the message: "a configuration of UNet2DConditionModel".
-    Raises: WeightsMismatch; errors of diffprobe, interruptions and exhausted memory pass.
-    """
-    try:
-        yield
-    except (DiffprobeError, MemoryError):
-        raise
-    except BaseException as error:  # a panic of the Rust libraries is not an Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        said = " ".join(str(error).split())[:300]
-        raise WeightsMismatch(f"'{where}' is not {what}: {type(error).__name__}: {said}") from error

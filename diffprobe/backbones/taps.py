@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
-from diffprobe.backbones.part_config import naming
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
+from diffprobe.core.foreign import naming
 
 _N_TRACES = 8
 _traces: dict[tuple[str, str, bool], Trace] = {}

@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Condition
-from diffprobe.backbones.part_config import CONFIG, naming, read_part_config
+from diffprobe.backbones.part_config import CONFIG, read_part_config
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import load_transformer
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 
 TEXT_CONDITIONS = ("empty", "caption", "prompt", "template", "negative")
 """Conditions of a text-conditioned backbone."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.part_config import naming, refuse_foreign_code
+from diffprobe.backbones.part_config import refuse_foreign_code
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 from diffprobe.core.json_file import read_json_object
 
 TOKENIZER_FILES = (

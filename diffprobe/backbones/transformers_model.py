@@ -11,9 +11,10 @@ import torch
 
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.network_size import bounded
-from diffprobe.backbones.part_config import CONFIG, naming, network_settings, read_part_config
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
 from diffprobe.backbones.weights import read_tensors
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
 
 _BASES = ("PreTrainedConfig", "PretrainedConfig")
 """The base class of all configs, since and before transformers 5."""

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.hub import fetch_file, fetch_pipeline
 from diffprobe.backbones.network_size import require_memory
-from diffprobe.backbones.part_config import CONFIG, naming, network_settings, read_model_index, read_part_config
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_model_index, read_part_config
 from diffprobe.backbones.weight_files import require_files, weight_files
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 from diffprobe.core.safetensors_file import open_safetensors
 
 SHIPPED = ("emoji-sd",)

@@ -12,9 +12,9 @@ import torch
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.noise import load_schedule
-from diffprobe.backbones.part_config import has_part, naming, positive, read_model_index, read_part_config
+from diffprobe.backbones.part_config import has_part, positive, read_model_index, read_part_config
 from diffprobe.backbones.weights import locate
-from diffprobe.core.errors import DiffprobeError, SchemaError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import DiffprobeError, WeightsMismatch, WeightsMissing
 
 PARTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
 HIDDEN: dict[str, Any] = {
@@ -206,13 +206,3 @@ def test_whole_numbers_of_at_least_one() -> None:
     for value in (0, -1, True, 1.5, "3", None, [1]):
         with pytest.raises(WeightsMismatch, match="x.*n is"):
             positive({"n": value}, "n", 1, where="x")
-
-
-def test_errors_of_libraries_name_the_file_and_ours_pass() -> None:
-    with pytest.raises(WeightsMismatch, match="'x.json' is not a network: ZeroDivisionError"):
-        with naming("x.json", "a network"):
-            raise ZeroDivisionError
-    with pytest.raises(SchemaError, match="ours"), naming("x.json", "a network"):
-        raise SchemaError("ours")
-    with pytest.raises(KeyboardInterrupt), naming("x.json", "a network"):
-        raise KeyboardInterrupt

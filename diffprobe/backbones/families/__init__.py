@@ -3,8 +3,8 @@
 from typing import cast
 
 from diffprobe.backbones.base import BackboneSpec, Checkpoint, Family
-from diffprobe.backbones.part_config import naming
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.registry import FAMILIES
 
 

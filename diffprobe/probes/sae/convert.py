@@ -22,6 +22,7 @@ from torch import Tensor
 from diffprobe.core.artifact import write_json_atomic
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, WeightsMissing, unknown
+from diffprobe.core.foreign import naming
 from diffprobe.core.json_file import read_json_object
 from diffprobe.core.safetensors_file import load_safetensors
 from diffprobe.probes.sae import batch_topk, jumprelu, topk
@@ -326,16 +327,12 @@ def _k(given: Sequence[object], path: Path, places: str) -> int:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[Path]:
-    """Turn whatever a library raises over the weights into a SchemaError that names the file."""
+    """Turn whatever is raised over the weights into an error that names the file."""
     try:
-        yield _present(path)
-    except (SchemaError, WeightsMissing) as error:
+        with naming(path, "an autoencoder that can be read", error=SchemaError):
+            yield _present(path)
+    except SchemaError as error:
         raise error if str(path.parent) in error.what else _with_place(error, path) from error
-    except (DiffprobeError, MemoryError):
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise SchemaError(f"'{path}' cannot be read as an autoencoder: {type(error).__name__}: {said}") from error
 
 
 def _with_place(error: DiffprobeError, path: Path) -> DiffprobeError:
