@@ -48,6 +48,10 @@ def locate(
     Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
         shipped checkpoint.
     """
+    if not path.strip():
+        raise WeightsMissing(
+            "the name of the checkpoint is empty.", fix="set backbone.path to a folder, or to a hub id"
+        )
     if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
         raise ConfigError(
             f"revision={revision}, but '{path}' is not a hub id: it is a folder, or a part of diffprobe.",
