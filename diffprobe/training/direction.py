@@ -166,10 +166,13 @@ class DirectionModule(ProbeModule):
         return loss
 
     def _refresh(self) -> None:
-        """Collect the unit vectors of each axis: the estimate, those of shuffled labels, random ones."""
+        """Collect the unit vectors of each axis: the estimate, those of shuffled labels, random ones.
+
+        The Trainer moves parameters and buffers back from a GPU when it ends; the sums stay where they were made.
+        """
         self._columns = []
         for i in range(len(self.axes)):
-            found = self.models[i].directions() if self.is_trained else self._closed[i]
+            found = (self.models[i].directions() if self.is_trained else self._closed[i]).to(self._moments[i].mean.device)
             above, below = class_means(self._moments[i])
             random = random_directions(len(found), self.config.n_random, seed=self.seed).to(found)
             along = random.T @ (above - below)[:, 0]
