@@ -172,7 +172,9 @@ class DirectionModule(ProbeModule):
         """
         self._columns = []
         for i in range(len(self.axes)):
-            found = (self.models[i].directions() if self.is_trained else self._closed[i]).to(self._moments[i].mean.device)
+            found = (self.models[i].directions() if self.is_trained else self._closed[i]).to(
+                self._moments[i].mean.device
+            )
             above, below = class_means(self._moments[i])
             random = random_directions(len(found), self.config.n_random, seed=self.seed).to(found)
             along = random.T @ (above - below)[:, 0]
