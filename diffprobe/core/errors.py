@@ -1,7 +1,7 @@
 """Exceptions of diffprobe. Each message states what is wrong, what was given, what is allowed, and a fix.
 
-Each class also derives from the corresponding built-in exception. Each part of a message is one printable line, whatever
-names and messages of libraries it quotes. Standard library only.
+Each class also derives from the corresponding built-in exception. Each part of a message is one printable line, also
+where it quotes names of a file or messages of a library. Standard library only.
 """
 
 import difflib

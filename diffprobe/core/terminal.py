@@ -24,7 +24,7 @@ _FORMAT = (
     "\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e007f\ud800-\udfff"
 )
-"""Invisible characters: bidirectional controls, zero width, separators of lines, tags; and halves of surrogate pairs."""
+"""Invisible characters: bidirectional controls, zero width, line separators, tags; and halves of surrogate pairs."""
 _UNSAFE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_FORMAT}]")
 _UNSAFE_IN_LINE = re.compile(f"[\x00-\x1f\x7f-\x9f{_FORMAT}]")
 _DRAWING = re.compile(r"\r|\x1b\[[0-9;]*[mABCDGJK]|\x1b\[\?25[hl]")
