@@ -1,8 +1,8 @@
 """Artifacts: JSON files with a header, written atomically and validated when they are read.
 
 An artifact is one JSON object with the key ``header``: kind, schema version, the package version that wrote it, the
-digest of its content and the digests of its inputs. The content is compared with its digest whenever an artifact is read.
-Standard library only; tensors are in separate safetensors files.
+digest of its content and the digests of its inputs. Whenever an artifact is read, its content is compared with its
+digest. Standard library only; tensors are in separate safetensors files.
 """
 
 import json

@@ -183,13 +183,13 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         lines += [f"missing key '{key}'" for key in missing]
         raise SchemaError(f"'{where}' is not a {cls.__name__} of this version.", *lines)
     hints = _hints(cls)
-    values = {key: _typed(value, hints[key], f"'{where}': {key}") for key, value in tree.items()}
+    values = {key: _typed(value, hints[key], where, key) for key, value in tree.items()}
     for key, (allows, allowed) in _RANGES.items():
         if values.get(key) is not None and not allows(values[key]):
             raise SchemaError(f"'{where}': {key} is {_short(values[key])}, expected {allowed}.")
     for key, hint in _DETAILS.items() if cls is MetricRecord else ():
         if key in values.get("detail", ()):
-            values["detail"][key] = _typed(values["detail"][key], hint, f"'{where}': detail.{key}")
+            values["detail"][key] = _typed(values["detail"][key], hint, where, "detail", key)
     return cls(**values)
 
 
@@ -230,24 +230,27 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
+def _typed(value: Any, hint: Any, where: str, *keys: str | int) -> Any:
     """Return a JSON value as its field has it. Raises: SchemaError, naming the place, for another type."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _typed(value, args[0], where)
-    if origin is dict and isinstance(value, dict):
-        return {key: _typed(item, args[1], f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple and isinstance(value, (list, tuple)):
-        items = [_typed(item, args[0], f"{where}[{i}]") for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
+    if hint is str and isinstance(value, str):  # most values
+        return value
     if hint is float and _is_number(value):
         return float(value)
     if hint is int and _is_number(value) and isinstance(value, int):
         return value
-    if hint is Any or (isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint)):
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _typed(value, args[0], where, *keys)
+    if hint is Any or (origin is dict and args[1] is Any and isinstance(value, dict)):
         return value
-    expected = _EXPECTED.get(origin or hint, str(hint))
-    raise SchemaError(f"{where} is {_short(value)}, expected {expected}.")
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, args[1], where, *keys, key) for key, item in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items = [item if args[0] is MetricRecord else _typed(item, args[0], where, *keys) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    raise SchemaError(
+        f"'{where}': {'.'.join(map(str, keys))} is {_short(value)}, expected {_EXPECTED.get(origin or hint, hint)}."
+    )
 
 
 _EXPECTED: dict[Any, str] = {
