@@ -48,13 +48,20 @@ def test_every_advised_setting_is_accepted(experiment: str, setting: str) -> Non
     [
         ("emoji/sae", "seed=0,1,2", ["probe.grid.seed=[0,1,2]", "seed=0"]),
         ("emoji/classifier", "seed=0,1,2", ["seed=0"]),
-        ("emoji/direction", "seed=0,1,2", ["seed=0"]),
-        ("emoji/sae", "probe.params.k=8,16", ["probe.grid.k=[8,16]", "probe.params.k=8"]),
-        ("emoji/sae", "features.timesteps=25,200", ["features.timesteps=[25,200]"]),
-        ("emoji/sae", "features.prompt=a cat, a dog", ["features.prompt='a cat, a dog'", "features.prompt=a cat"]),
+        pytest.param("emoji/direction", "seed=0,1,2", ["seed=0"], marks=pytest.mark.slow),
+        pytest.param(
+            "emoji/sae", "probe.params.k=8,16", ["probe.grid.k=[8,16]", "probe.params.k=8"], marks=pytest.mark.slow
+        ),
+        pytest.param("emoji/sae", "features.timesteps=25,200", ["features.timesteps=[25,200]"], marks=pytest.mark.slow),
+        pytest.param(
+            "emoji/sae",
+            "features.prompt=a cat, a dog",
+            ["features.prompt='a cat, a dog'", "features.prompt=a cat"],
+            marks=pytest.mark.slow,
+        ),
         ("emoji/sae", "seed=[0,1", []),
         ("emoji/sae", "data.path=[x", ["data.path='[x'"]),
-        ("emoji/sae", "probe.params.k=a,b", []),
+        pytest.param("emoji/sae", "probe.params.k=a,b", [], marks=pytest.mark.slow),
     ],
 )
 def test_the_way_that_fits_the_key_is_advised(experiment: str, setting: str, ways: list[str]) -> None:
@@ -63,6 +70,7 @@ def test_the_way_that_fits_the_key_is_advised(experiment: str, setting: str, way
         follow(experiment, way)
 
 
+@pytest.mark.slow
 def test_another_unreadable_setting_does_not_hide_the_way() -> None:
     assert advice("emoji/sae", "seed=0,1", "trainer.max_epochs=1,2", "data.path=[") != []
 
