@@ -10,14 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from diffprobe.core.artifact import make_header, read_json, write_json_atomic
+from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, ShardError, unknown
 from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.scan import Scan, find_shards, split_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KIND = "shard_index"
 INDEX_NAME = "index.json"
 _INDEXED = ("json", "label", "class_name", "attributes")
@@ -122,7 +122,7 @@ class ShardSet:
             index of another kind or version.
         """
         index = _find(path_or_name)
-        record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION)
+        record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION, remake=lambda old: _again(index, old))
         try:
             shards = tuple(ShardInfo(**shard) for shard in record["shards"])
             attributes = {name: tuple(values) for name, values in record["attributes"].items()}
@@ -234,6 +234,13 @@ def _fix(root: Path, fields: Fields | None = None) -> str:
     return f"diffprobe data index {root} --name NAME --licence LICENCE{options}"
 
 
+def _again(index: Path, old: dict[str, Any]) -> str:
+    """Return the command that makes an index anew."""
+    elsewhere = isinstance(old.get("root"), str)
+    root = index.parent / old["root"] if elsewhere else index.parent
+    return f"index the set again: {_fix(root)}{f' --out {index}' if elsewhere else ''}"
+
+
 def _changed(names: Fields) -> list[str]:
     """List the fields whose names differ from the defaults."""
     return [name for name, value in asdict(Fields()).items() if getattr(names, name) != value]
@@ -281,10 +288,7 @@ def _digest_once(path: Path, n_bytes: int, changed_ns: int) -> str:
 
 
 def _write(shard_set: ShardSet, path: Path) -> None:
-    header = make_header(KIND, SCHEMA_VERSION, digest=shard_set.digest)
-    # Any version of the package that writes this schema writes the same bytes, so the header has no package version.
-    header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
-    body = asdict(shard_set)
+    body = {**asdict(shard_set), "digest": shard_set.digest}
     del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
@@ -292,7 +296,9 @@ def _write(shard_set: ShardSet, path: Path) -> None:
         del body["root"]
     else:
         body["root"] = str(shard_set.root.resolve())
-    write_json_atomic(path, {"header": header, **body})
+    # any version of the package that writes this schema writes the same bytes, so the header has no package version
+    made_by = f"diffprobe shard index {SCHEMA_VERSION}"
+    write_artifact(path, body, kind=KIND, schema_version=SCHEMA_VERSION, made_by=made_by)
 
 
 def render(shard_set: ShardSet) -> str:

@@ -13,6 +13,7 @@ from diffprobe.shards.index import ShardSet, build_index, render
 from diffprobe.shards.stream import SampleStream
 from diffprobe.shards.verify import verify
 from diffprobe.shards.writer import write_shard
+from tests.artifacts import edit
 
 Make = Callable[..., ShardSet]
 Files = Callable[..., dict[str, bytes]]
@@ -196,12 +197,23 @@ def test_foreign_and_incomplete_index_files(make_set: Make, tmp_path: Path) -> N
     make_set(2)
     path = tmp_path / "index.json"
     record = json.loads(path.read_text())
-    path.write_text(json.dumps({**record, "header": {**record["header"], "schema_version": 2}}))
-    with pytest.raises(SchemaError, match="schema version 2"):
+    edit(path, header={**record["header"], "schema_version": 1})
+    with pytest.raises(SchemaError, match=f"(?s)schema version 1 .*diffprobe data index {tmp_path} --name NAME"):
         ShardSet.load(tmp_path)
-    del record["classes"]
-    path.write_text(json.dumps(record))
+    edit(path, header=record["header"], classes=...)
     with pytest.raises(SchemaError, match="not a complete shard index"):
+        ShardSet.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["n_samples", "n_bytes", "sha256", "split"])
+def test_an_edited_index_is_refused(make_set: Make, tmp_path: Path, key: str) -> None:
+    """An index that says a shard has no samples would have it passed over."""
+    make_set(2)
+    path = tmp_path / "index.json"
+    record = json.loads(path.read_text())
+    record["shards"][0][key] = 0
+    path.write_text(json.dumps(record))
+    with pytest.raises(SchemaError, match=f"(?s)index.json' was modified .*diffprobe data index {tmp_path} --name"):
         ShardSet.load(tmp_path)
 
 
