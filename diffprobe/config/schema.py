@@ -33,13 +33,15 @@ class BackboneConfig:
     """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None
     """Largest batch of one denoiser pass, where each draw, timestep and condition is a row; None: limited by memory."""
+    max_modules: int = 20_000
+    """Largest number of modules that a checkpoint's configs may describe; FLUX.1 has 3,000."""
     channels_last: bool = True
     """Use the channels-last memory layout in convolutions; changes features by rounding only."""
     compile: bool = False
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
 
     def __post_init__(self) -> None:
-        at_least(1, max_rows_per_pass=self.max_rows_per_pass)
+        at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
 
 

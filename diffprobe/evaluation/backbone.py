@@ -17,6 +17,7 @@ from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.backbones.base import Condition
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.loading import load_network
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
 from diffprobe.backbones.weights import locate
@@ -185,7 +186,9 @@ def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
         from diffusers import StableDiffusionPipeline
 
         score = DenoisingError.from_pretrained(path, seed=seed, device="cpu")
-        shared = {"unet": score.backbone.denoiser, "text_encoder": _text_encoder(score).encoder}
+        text = _text_encoder(score)
+        shared = {"unet": score.backbone.denoiser, "text_encoder": text.encoder, "tokenizer": text.tokenizer}
+        shared["vae"] = load_network("AutoencoderKL", checkpoint.part("vae"))
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 checkpoint.folder,

@@ -15,8 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from diffprobe.backbones.device import exact
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import digest_files, digest_part, require_files
+from diffprobe.backbones.loading import load_network
+from diffprobe.backbones.weight_files import require_files
+from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -150,13 +151,9 @@ class DenoiserModule(GenerativeModule):
 
     def __init__(self, config: DenoiserTraining) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL
-
-        folder = require_autoencoder(config.autoencoder)
-        with quiet_libraries():
-            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        vae = load_network("AutoencoderKL", require_autoencoder(config.autoencoder))
         # In a tuple, so that neither checkpoints nor the averaged weights contain the frozen network.
-        self._frozen = (vae.float().eval().requires_grad_(False),)
+        self._frozen = (vae.requires_grad_(False),)
         self.config = config
         self.process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
         self.objective: Objective = make_objective(config.objective, self.process)

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.backbones.device import exact
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import require_files
+from diffprobe.backbones.tokenizer_files import load_tokenizer
+from diffprobe.backbones.transformers_model import load_transformer, model_class
+from diffprobe.backbones.weight_files import require_files
 from diffprobe.core.errors import WeightsMissing
 
 
@@ -26,7 +27,7 @@ class Teacher:
         batch_size: texts per forward pass.
         max_tokens: longer texts are truncated.
         device: where the teacher runs; embeddings are on the CPU.
-    Raises: WeightsMissing.
+    Raises: WeightsMissing, WeightsMismatch.
     """
 
     def __init__(
@@ -35,13 +36,12 @@ class Teacher:
         require_files(folder)
         if not (folder / "tokenizer.json").is_file():
             raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder cannot tokenise texts.")
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self.batch_size, self.max_tokens, self.device = batch_size, max_tokens, torch.device(device)
-        with quiet_libraries():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-            self._model.to(self.device)
+        self._tokenizer: Any = load_tokenizer(AutoTokenizer, folder)
+        self._model: Any = load_transformer(model_class(folder), folder, dtype=torch.float32, declared_only=False)
+        self._model.eval().to(self.device)
 
     @cached_property
     def words(self) -> list[str]:

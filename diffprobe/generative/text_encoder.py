@@ -71,10 +71,11 @@ class TextEncoderTraining:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of the teacher. Raises: WeightsMissing."""
+        from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
         from diffprobe.backbones.weights import digest_files, digest_part
 
         teacher = Path(self.teacher)
-        tokenizer = digest_files([teacher / "tokenizer.json"])
+        tokenizer = digest_files([teacher / name for name in TOKENIZER_FILES])
         return {"teacher": digest_json({"network": digest_part(teacher), "words": tokenizer})}
 
     def make(self) -> "tuple[TextEncoderModule, DistillationData]":
