@@ -1,7 +1,6 @@
 """Save and load probes: a folder with `probe.json` (header and settings) and `probe.safetensors`, without pickle."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffprobe.core.artifact import HEADER, open_to_readers, read_json, write_artifact
+from diffprobe.core.artifact import HEADER, read_json, write_artifact
+from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import SchemaError, WeightsMissing
 
@@ -33,14 +33,20 @@ def save_probe(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{TENSORS}.tmp"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    open_to_readers(temporary)
-    digest = digest_file(temporary)
-    os.replace(temporary, folder / TENSORS)
+    with atomic_file(folder / TENSORS) as temporary:
+        save_tensors(tensors, temporary)
+        digest = digest_file(temporary)
     body = {"settings": dict(settings)}
     write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})
     return folder
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Write tensors to a safetensors file. Raises: OSError where it cannot be written, for example on a full disk."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"'{path}' cannot be written: {error}") from error
 
 
 def kind_of(folder: Path | str) -> str:

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.training.trainer import is_main_process
 
 _RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 

@@ -5,7 +5,7 @@ import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.trainer import is_main_process, make_trainer, quiet
+from diffprobe.training.trainer import make_trainer, quiet
 
 
 def test_config_reaches_the_trainer(tmp_path):
@@ -50,27 +50,3 @@ def test_quiet_keeps_other_warnings():
             warnings.warn("The 'train_dataloader' does not have many workers which may", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
     assert [str(w.message) for w in seen] == ["something else"]
-
-
-@pytest.mark.parametrize(
-    ("environment", "main"),
-    [
-        ({}, True),
-        ({"LOCAL_RANK": "0"}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun inside of a task
-        ({"RANK": "3", "LOCAL_RANK": "0"}, False),  # first process of a second node
-        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # a child of an interactive Slurm shell
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"NODE_RANK": "1"}, False),  # the launch on a second node, before it has children
-        ({"NODE_RANK": "0"}, True),
-        ({"SLURM_PROCID": "2"}, False),  # srun starts every process itself
-        ({"SLURM_PROCID": "0"}, True),
-        ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, False),  # on a second node, by a script that names the GPU so
-    ],
-)
-def test_main_process_by_environment(monkeypatch, environment, main):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert is_main_process() is main
