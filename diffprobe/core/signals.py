@@ -14,6 +14,7 @@ TERMINATED, INTERRUPTED = 143, 130
 """Exit statuses of a process that ends by SIGTERM and by Ctrl-C: 128 plus the number of the signal."""
 
 _received = threading.Event()
+_blocks: list[bool] = []
 
 
 class Terminated(SystemExit):
@@ -39,18 +40,23 @@ def take_sigterm() -> None:
 
 @contextmanager
 def end_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` in a block when SIGTERM arrives, at its end at the latest.
+    """Raise `Terminated` in a block when SIGTERM arrives, at its end at the latest. Blocks may be nested.
 
     An exception that arrives in a destructor or a callback of a library is lost there; so the end of the block raises
     it again.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    _received.clear()
+    before, outermost = signal.getsignal(signal.SIGTERM), not _blocks
+    if outermost:
+        _received.clear()
+    _blocks.append(True)
     take_sigterm()
     try:
         yield
         if _received.is_set():
             raise Terminated
     finally:
+        _blocks.pop()
+        if outermost:
+            _received.clear()
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)

@@ -14,6 +14,7 @@ from diffprobe.core.atomic_file import remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import RESULT_FILE, StartTime
+from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
@@ -54,7 +55,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
-    with Requeue() as requeue, honest_ends(), quiet():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
         source = make_source(config)
         module = make_module(planned, source)
         source.setup("fit")  # opens the backbone of live features, so that a refusal comes before files are removed

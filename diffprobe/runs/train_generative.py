@@ -16,6 +16,7 @@ from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
+from diffprobe.core.signals import end_on_sigterm
 
 if TYPE_CHECKING:
     from diffprobe.generative.run_settings import GenerativeTraining
@@ -67,7 +68,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
     tree = to_tree(config)
     settings = {key: value for key, value in tree.items() if key != "output"}
-    with Requeue() as requeue, honest_ends():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends():
         checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         module, data = config.make()

@@ -1,11 +1,14 @@
+import sys
 import warnings
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.trainer import make_trainer, quiet
+from diffprobe.core.signals import Terminated
+from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 
 
 def test_config_reaches_the_trainer(tmp_path):
@@ -50,3 +53,24 @@ def test_quiet_keeps_other_warnings():
             warnings.warn("The 'train_dataloader' does not have many workers which may", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
     assert [str(w.message) for w in seen] == ["something else"]
+
+
+def test_arguments_of_the_trainer_in_the_environment_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
+    with pytest.raises(ConfigError, match="PL_TRAINER_LIMIT_TRAIN_BATCHES"):
+        make_trainer(TrainerConfig(accelerator="cpu"), run_dir=tmp_path)
+
+
+def test_lightnings_ends_of_signals_are_given_their_own_exceptions():
+    def as_lightning_does():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    with pytest.raises(KeyboardInterrupt), honest_ends():
+        as_lightning_does()
+    with pytest.raises(Terminated), honest_ends():
+        raise SIGTERMException
+    with pytest.raises(SystemExit, match="3"), honest_ends():
+        sys.exit(3)
