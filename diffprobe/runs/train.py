@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.atomic_file import remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import RESULT_FILE, StartTime
 from diffprobe.core.signals import end_on_sigterm
@@ -58,6 +59,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
         source = make_source(config)
         module = make_module(planned, source)
+        _check_seed(config, module, source)
         source.setup("fit")  # opens the backbone of live features, so that a refusal comes before files are removed
         inputs = {CONFIG: digest_json(planned.tree), **inputs_of(source)}
         checkpoint = find_checkpoint(planned.run_dir, resume=config.trainer.resume)
@@ -110,6 +112,19 @@ def make_source(config: RunConfig) -> "FeatureSource":
 def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
     """Make the LightningModule of a run for the features that `source` gives. Raises: UnknownName for a target."""
     return cast("ProbeModule", training_of(planned.config.probe.kind).make_module(planned, source))
+
+
+def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource") -> None:
+    """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
+    from diffprobe.features.request import shard_entries
+
+    shards = shard_entries(source.request.shard_set, config.data.train_split, config.data.limit)
+    if config.seed and not module.seed_counts and sum(shard.n for shard in shards) <= config.data.batch_size:
+        raise ConfigError(
+            f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
+            "one batch, and no control is drawn.",
+            fix="seed=0; for a spread, features.seed varies the noise, and a smaller data.batch_size the order",
+        )
 
 
 def _has_steps(module: "ProbeModule") -> bool:

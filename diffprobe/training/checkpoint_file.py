@@ -6,7 +6,6 @@ reads it as any other.
 
 import hashlib
 import io
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,9 @@ def read_checkpoint(path: str | Path, *, map_location: Callable[..., Any] | str 
     verify_checkpoint(path)
     try:
         found = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the reader of torch raises many classes
         raise SchemaError(
             f"the checkpoint '{path}' cannot be read: {str(error).splitlines()[0] if str(error) else repr(error)}.",
             fix=_FIX,
