@@ -166,7 +166,7 @@ class ProbeConfig:
     """Cell to fit on: mid_block@t100; or mid_block@t* (in short mid_block) for all timesteps of the tap, with one
     classifier per cell, or one sae for all of them. None: every cell (classifier), or the only one (sae, direction)."""
     targets: tuple[str, ...] = ("label",)
-    """Targets of the prediction: label, or names of attributes. Ignored by an sae."""
+    """Targets of the prediction: label, or names of attributes. An sae has none."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keys of the probe itself; see the `Config` in its file."""
     metrics: tuple[str, ...] = ()
@@ -247,6 +247,14 @@ class LoggerConfig:
     tags: tuple[str, ...] = ()
     """W&B tags in addition to those of the run."""
 
+    def __post_init__(self) -> None:
+        names = ("project", "mode", "entity", "group", "tags")
+        idle = [name for name in names if self.kind != "wandb" and getattr(self, name) != getattr(type(self), name)]
+        if idle:
+            raise ConfigError(
+                f"{', '.join(idle)} without kind=wandb: kind={self.kind} logs nothing to W&B.", fix="logger=wandb"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
@@ -283,7 +291,8 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Logging."""
     seed: int = 0
-    """Seed of the probe's initial weights, sample order and splits."""
+    """Seed of the probe: initial weights that are random, order of the samples, shuffled labels, random directions.
+    The noise of the features has its own, features.seed."""
     control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
     """Control task of this run, if it is a control."""
     output: str = "runs"
@@ -296,3 +305,11 @@ class RunConfig:
     """Row of the table."""
     published: PublishedConfig | None = None
     """The published number."""
+
+    def __post_init__(self) -> None:
+        buffer = self.data.shuffle_buffer
+        if self.features.source == "stored" and buffer != DataConfig.shuffle_buffer:
+            raise ConfigError(
+                f"data.shuffle_buffer={buffer} has no effect on stored features: an epoch shuffles the whole split.",
+                fix="leave it unset; or features.source=live",
+            )

@@ -24,7 +24,7 @@ from diffprobe.metrics.confusion import ConfusionCounts
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.bank import Bank, make_bank
-from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,
@@ -102,6 +102,13 @@ class ClassifierModule(ProbeModule):
     def _seeds(self, cell: str) -> list[int]:
         """Return the seed of each head on a cell; a control head starts from the weights of its real one."""
         return [derive_seed("classifier", self.seed, cell, target) for target, _ in self.tasks]
+
+    @property
+    def seed_counts(self) -> bool:
+        """Whether the initial weights of the heads are random, or a control is drawn."""
+        heads = [make_head(self.name, self.config, 2, 2, seed=seed).state_dict() for seed in (0, 1)]
+        random = any(not one.equal(heads[1][name]) for name, one in heads[0].items())
+        return random or any(control != REAL for _, control in self.tasks) or self.only_control
 
     @property
     def banks(self) -> list[Bank]:
