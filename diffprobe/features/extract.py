@@ -162,6 +162,8 @@ def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
         on_error=request.data.on_error,
         limit=request.data.limit,
         shard_subset=[shard.file],
+        caps=request.data.caps,
+        verify=request.data.verify,
     )
     return make_loader(stream, request.data.batch_size, min(request.data.num_workers, 1))
 

@@ -117,6 +117,8 @@ class LiveFeatures(FeatureSource):
             on_error=data.on_error,
             limit=data.limit,
             equal=shuffle,
+            caps=data.caps,
+            verify=data.verify,
         )
         return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
 
