@@ -149,6 +149,9 @@ class FeaturesConfig:
     """Read every cell under the empty condition as well (the unconditional branch of guidance)."""
     negative_prompt: str | None = None
     """Prompt of the unconditional branch, in place of the empty prompt."""
+    missing: Literal["refuse", "empty", "leave_out"] = "refuse"
+    """Samples without the caption, label or column of the condition: refuse the run before it starts, give them the
+    empty prompt, or leave them out of the features."""
     pool: str = "mean"
     """Pooling of a feature map: mean, max, none (keep the map), gridK (K x K means), tokensN (N positions)."""
     draws: int = 1
@@ -185,6 +188,12 @@ class FeaturesConfig:
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
         if self.negative_prompt is not None and not self.unconditional:
             raise ConfigError("negative_prompt belongs to unconditional=true.")
+        if self.missing != "refuse" and self.condition not in ("caption", "template", "label"):
+            raise ConfigError(
+                f"missing={self.missing} has no effect with condition={self.condition}.",
+                "it belongs to condition=caption, template and label",
+                fix="remove it",
+            )
         at_least(1, draws=self.draws, resolution=self.resolution)
 
 

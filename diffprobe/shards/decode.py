@@ -46,6 +46,12 @@ class Sample:
     attributes: dict[str, str]
     shard: str
 
+    def has(self, column: str) -> bool:
+        """Return whether there is a value of `caption`, `label`, `class_name`, or an attribute."""
+        if column == "caption":
+            return bool(self.caption)
+        return self.label >= 0 if column in ("label", "class_name") else column in self.attributes
+
 
 def decode_sample(
     raw: RawSample, shard_set: ShardSet, *, fields: Fields, resolution: int | None = None, caps: Caps | None = None

@@ -48,6 +48,8 @@ class SampleStream(IterableDataset[Sample]):
         shard_subset: file names of the shards to read, after `limit`; None for all.
         equal: yield the same number of samples on every rank.
         caps: largest parts of a sample that are read.
+        require: columns (caption, label, class_name, attributes) without which a sample is skipped, as if it were
+            faulty.
         verify: compare the checksums of the shards with the index, once per process; False checks only the shards that
             are newer than the index.
 
@@ -76,6 +78,7 @@ class SampleStream(IterableDataset[Sample]):
         shard_subset: Sequence[str] | None = None,
         equal: bool = False,
         caps: Caps | None = None,
+        require: Sequence[str] = (),
         verify: bool = True,
     ) -> None:
         if on_error not in ("raise", "skip"):
@@ -90,7 +93,7 @@ class SampleStream(IterableDataset[Sample]):
         self.fields = shard_set.fields_for(fields)
         self.rank, self.world_size, self.equal = rank, world_size, equal
         self.shuffle_buffer, self.seed, self.epoch, self.on_error = shuffle_buffer, seed, epoch, on_error
-        self.caps = caps or Caps()
+        self.caps, self.require = caps or Caps(), tuple(require)
         self.skipped: dict[str, str] = {}
         shards = shard_set.shards_of(split)
         self._counts = {shard.file: shard.n_samples for shard in shards}
@@ -179,6 +182,10 @@ class SampleStream(IterableDataset[Sample]):
                 if self.on_error == "raise":
                     raise
                 self.skipped[raw.key] = error.what
+                continue
+            lacking = [name for name in self.require if not sample.has(name)]
+            if lacking:
+                self.skipped[raw.key] = f"{sample.shard}, sample '{raw.key}': no {lacking[0]}."
             else:
                 yield sample
 
