@@ -9,7 +9,7 @@ from diffprobe import __version__
 from diffprobe.cli.arguments import GROUPS, Parser
 from diffprobe.core.errors import DiffprobeError, nearest
 from diffprobe.core.registry import VERBS
-from diffprobe.report.terminal_encoding import replace_unencodable
+from diffprobe.core.terminal import terminal_output
 
 _EPILOG = "first steps: diffprobe demo    help on a verb: diffprobe VERB --help"
 _TRACEBACK = "--traceback shows where an error was raised"
@@ -41,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns: the exit status: 0 success, 1 a negative answer of the command, 2 a user error, 130 interrupted.
     """
-    replace_unencodable(sys.stdout)  # a Latin-1 terminal lacks some characters of names, captions and marks
+    with terminal_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]

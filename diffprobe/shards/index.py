@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from diffprobe.core.artifact import HEADER, make_header, read_json, write_json_atomic
+from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.column_names import column_faults, describe_faults
 from diffprobe.core.digest import digest_file, digest_file_once, digest_json
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, ShardError, unknown
@@ -156,7 +156,6 @@ class ShardSet:
         """
         index = _find(path_or_name)
         record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION, remake=lambda old: _remake(index, old))
-        header = record.pop(HEADER)
         try:
             shard_set = _parse(record, index.parent)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -164,10 +163,6 @@ class ShardSet:
             raise SchemaError(
                 f"'{index}' is not a complete shard index ({cause}).", fix=_remake(index, record)
             ) from error
-        if header.get("digest") != digest_json(record):
-            raise SchemaError(
-                f"'{index}' was modified after it was written (digest).", fix=_fix(index.parent, shard_set.fields)
-            )
         return replace(shard_set, newer=_check_files(shard_set, index))
 
 
@@ -307,7 +302,9 @@ def _remake(index: Path, old: Mapping[str, Any]) -> str:
     """Return the command that writes an index again, with the name and licence of the old one where it has them."""
     names = {key: old[key] if isinstance(old.get(key), str) else key.upper() for key in ("name", "licence")}
     options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in names.items())
-    return f"index the shards again: diffprobe data index {index.parent} {options}"
+    elsewhere = isinstance(old.get("root"), str)
+    root = index.parent / old["root"] if elsewhere else index.parent
+    return f"index the set again: diffprobe data index {root} {options}{f' --out {index}' if elsewhere else ''}"
 
 
 def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
@@ -381,7 +378,7 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
 
 
 def _write(shard_set: ShardSet, path: Path) -> None:
-    body = asdict(shard_set)
+    body = {**asdict(shard_set), "digest": shard_set.digest}
     del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
@@ -391,10 +388,9 @@ def _write(shard_set: ShardSet, path: Path) -> None:
         del body["root"]
     else:
         body["root"] = str(shard_set.root.resolve())
-    header = make_header(KIND, SCHEMA_VERSION, digest=digest_json(body))
-    # Any version of the package that writes this schema writes the same bytes, so the header has no package version.
-    header["made_by"] = f"diffprobe shard index {SCHEMA_VERSION}"
-    write_json_atomic(path, {HEADER: header, **body})
+    # any version of the package that writes this schema writes the same bytes, so the header has no package version
+    made_by = f"diffprobe shard index {SCHEMA_VERSION}"
+    write_artifact(path, body, kind=KIND, schema_version=SCHEMA_VERSION, made_by=made_by)
 
 
 def render(shard_set: ShardSet) -> str:

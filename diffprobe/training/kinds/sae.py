@@ -74,4 +74,5 @@ def summary(result: RunResult) -> str:
     fvu = next((record for record in of_test_split(result) if record.name == "fvu"), None)
     if fvu is None:  # the numbers of a grid are in the results of its members
         return "a result per member"
-    return f"{fvu.detail['n_latents']:,} latents, fvu {fvu.value:.3f}"
+    n_latents = fvu.detail.get("n_latents")
+    return f"{'' if n_latents is None else f'{n_latents:,} latents, '}fvu {fvu.value:.3f}"
