@@ -248,7 +248,8 @@ def _hold_out(
     data = request.data
     stream = SampleStream(
         request.shard_set, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
-        limit=data.limit,
+        limit=data.limit, caps=data.caps, verify=data.verify,
+        require=request.required,
     )  # fmt: skip
     latents, keys, inputs, clusters = [], [], [], []
     for batch in make_loader(stream, data.batch_size, data.num_workers):

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.column_names import path_part
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
@@ -184,7 +185,10 @@ class ClassifierModule(ProbeModule):
             scores.append(score)
         self.scores[split] = scores
         curve = self.metrics[0].NAME
-        names = [f"{split}/{curve}/{h.cell}/{h.target}" + f"/{h.control}" * (h.control != REAL) for h in self.heads]
+        names = [
+            f"{split}/{curve}/{h.cell}/{path_part(h.target)}" + f"/{h.control}" * (h.control != REAL)
+            for h in self.heads
+        ]
         self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
 
     def records(self, split: str) -> list[MetricRecord]:
@@ -224,7 +228,10 @@ class ClassifierModule(ProbeModule):
         """Write each real classifier to a folder of its own."""
         return [
             self.probe(cell, target).save_pretrained(
-                folder / target / cell.replace(":", "."), cell=cell, target=target, classes=self.classes[target]
+                folder / path_part(target) / cell.replace(":", "."),
+                cell=cell,
+                target=target,
+                classes=self.classes[target],
             )
             for cell, target, control in self.heads
             if control == REAL

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.column_names import path_part
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
@@ -203,7 +204,7 @@ class DirectionModule(ProbeModule):
         self.scores[split] = [
             self._area(axis, area, split) for axis, area in zip(self.axes, self.areas(split), strict=True)
         ]
-        names = [f"{split}/auroc/{axis.cell}/{axis.target}" for axis in self.axes]
+        names = [f"{split}/auroc/{axis.cell}/{path_part(axis.target)}" for axis in self.axes]
         self.log_scores({name: score["auroc"] for name, score in zip(names, self.scores[split], strict=True)})
 
     def _area(self, axis: ContrastPair, area: Auroc, split: str) -> dict[str, Any]:
@@ -271,7 +272,9 @@ class DirectionModule(ProbeModule):
 
     def save(self, folder: Path) -> list[Path]:
         """Write each direction to a folder of its own."""
-        return [found.save(folder / found.target / found.cell.replace(":", ".")) for found in self.directions()]
+        return [
+            found.save(folder / path_part(found.target) / found.cell.replace(":", ".")) for found in self.directions()
+        ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         """AdamW with a step size that falls linearly to 0; nothing for closed forms."""
