@@ -188,11 +188,11 @@ class DiffusionFeatures:
 
         Raises: ConfigError for images of another size, range or type; WeightsMissing if it was loaded without a VAE.
         """
-        batch = as_batch(images, self.resolution).to(self.device)
+        batch = as_batch(images, self.resolution)
         n = len(batch)
         smaller = f"data.batch_size={n // 2}" if n > 1 else "a smaller features.resolution"
         with exact(self.device, self.plan.dtype), explain_oom(f"while {n} images were encoded", fix=smaller):
-            return self._backbone.encode_images(batch)
+            return self._backbone.encode_images(batch.to(self.device))
 
     @torch.no_grad()
     def from_latents(

@@ -138,8 +138,9 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     """
     check_choice("dtype", backbone.dtype, tuple(DTYPES))
     branches = make_branches(
-        features.condition, features.prompt, unconditional=features.unconditional, negative=features.negative_prompt
-    )
+        features.condition, features.prompt, unconditional=features.unconditional, negative=features.negative_prompt,
+        missing=features.missing,
+    )  # fmt: skip
     if backbone.random_weights and backbone.denoiser_weights is not None:
         raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
     checkpoint = locate(backbone.path, revision=backbone.revision, denoiser_weights=backbone.denoiser_weights)
@@ -147,6 +148,8 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         family, spec = describe(checkpoint, features.resolution)
     for branch in branches:
         check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, spec.conditions)
+    if features.missing == "empty":
+        check_choice(f"features.missing: condition of backbone '{checkpoint.name}':", "empty", spec.conditions)
     timesteps = {*features.timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in features.snr)}
     schedule = clean_schedule(spec.schedule.n_timesteps) if backbone.clean_input else spec.schedule
     schedule.check(sorted(timesteps), checkpoint.name)

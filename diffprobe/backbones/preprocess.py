@@ -12,7 +12,6 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
-
 _INSTEAD: dict[type, str] = {
     Image.Image: "pass a list: [image]",
     np.ndarray: "arrays [batch, height, width, 3] of uint8: [Image.fromarray(x) for x in images]",

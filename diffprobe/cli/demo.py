@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Validate all runs, run them, print the tables and write the report."""
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.demo.console import DemoConsole
+    from diffprobe.demo.needs import check_needs
     from diffprobe.demo.run import load_demo, run_demo, write_report
 
     keep_freed_memory()  # before the first tensor is allocated
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     with view.loading():
         demo = load_demo(args.settings)
     if args.check:
+        check_needs(demo)
         print(f"the configurations are valid: {len(demo.runs)} runs, {len(demo.stores())} stores, in {demo.folder}")
         return 0
     outcome = run_demo(demo, view)

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.config import search_path
+from diffprobe.config.advice import UnreadableSetting, is_accepted, ways_to_give
 from diffprobe.config.compose_errors import compose_error, reasons
 from diffprobe.config.kinds import KINDS, PROBE
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE, origins, read_kind
-from diffprobe.core.errors import ConfigError, nearest, unknown
+from diffprobe.core.errors import ConfigError, DiffprobeError, nearest, unknown
 
 VERSION_BASE = "1.3"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z_][\w-]*(/[A-Za-z_][\w-]*)*", re.ASCII)
+_HYDRA = re.compile(r"hydra[./=@]")
 _NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
 """Words that a setting parses as another value than text."""
 
@@ -61,14 +63,20 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
         if kind not in KINDS:
             raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
     groups = search_path.groups()
+    _refuse_hydra({}, settings)  # before Hydra reads them: some end the program with its own help
     chosen, values = _sort_settings(settings, groups)
     folders = search_path.folders()
     if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
         folders += search_path.roots()
-    tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
+    try:
+        tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
+    except UnreadableSetting as error:
+        others = [setting for setting in settings if setting != error.setting and _is_readable(setting)]
+        raise error.advised(lambda way: _accepts(experiment, [*others, way]), _typed) from error
     tree.pop("kind", None)
     tree = _from_home(tree)
     origin = origins(merged, folders)
+    _refuse_hydra(origin, ())
     for setting in values:
         _mark(origin, tree, setting.split("=", 1)[0])
     return Composed(tree=tree, origin=origin, kind=kind, experiment=experiment)
@@ -140,6 +148,18 @@ def _choice(experiment: str) -> tuple[str, str]:
     """
     group, _, name = experiment.rpartition("/")
     return (group, name) if _GROUP.fullmatch(group) else (search_path.EXPERIMENTS, experiment)
+
+
+def _refuse_hydra(origin: dict[str, tuple[str, int]], settings: Sequence[str]) -> None:
+    """Refuse settings of Hydra itself: it only merges here, so that they would have no effect. Raises: ConfigError."""
+    given = [f"{setting} on {COMMAND_LINE[0]}" for setting in settings if _HYDRA.match(setting)]
+    given += [f"{key} in {file}, line {line}" for key, (file, line) in origin.items() if key == "hydra"]
+    if given:
+        raise ConfigError(
+            "settings of Hydra have no effect: diffprobe only merges configurations with it.",
+            *given,
+            fix="remove them; output=FOLDER is the folder of runs, and one command is one run",
+        )
 
 
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
@@ -216,7 +236,7 @@ def _added(setting: str) -> str:
 
     A value outside of Hydra's grammar (a path with an umlaut, a prompt with an apostrophe) is passed as text.
 
-    Raises: ConfigError for a list, block or quoted text without its end, and for several values.
+    Raises: UnreadableSetting for a list, block or quoted text without its end, and for several values.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -226,20 +246,38 @@ def _added(setting: str) -> str:
         several = OverridesParser.create().parse_override(setting).is_sweep_override()
     except HydraException as error:
         if value.lstrip().startswith(("[", "{", "'", '"')) or "${" in value:
-            raise ConfigError(
+            raise UnreadableSetting(
                 f"malformed setting {setting}.",
                 *reasons(error),
                 "a value that begins with [, { or a quote must be a complete list, block of keys or quoted text",
-                fix=f"as plain text: {_typed(f'{key}={_quoted(value)}')}",
+                setting=setting,
+                ways=[("as plain text", f"{key}={_quoted(value)}")],
             ) from error
         return f"++{key}={_quoted(value.strip())}"
     if several:
-        raise ConfigError(
+        raise UnreadableSetting(
             f"the setting {setting} has several values; a key has one.",
-            fix=f"as a list: {_typed(f'{key}=[{value}]')}; as one text, quote the value: "
-            f"{_typed(f'{key}={_quoted(value)}')}",
+            setting=setting,
+            ways=ways_to_give(key, value, _quoted(value)),
         )
     return f"++{setting}"
+
+
+def _is_readable(setting: str) -> bool:
+    try:
+        _added(setting)
+    except UnreadableSetting:
+        return False
+    return True
+
+
+def _accepts(experiment: str | None, settings: Sequence[str]) -> bool:
+    """Return whether a configuration takes the last of its settings."""
+    try:
+        composed = compose(experiment, settings)
+    except DiffprobeError:
+        return False
+    return is_accepted(settings[-1], composed.kind, composed.tree, lambda: validate(composed))
 
 
 def _typed(setting: str) -> str:

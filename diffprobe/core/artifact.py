@@ -1,7 +1,8 @@
 """Artifacts: JSON files with a header, written atomically and validated when they are read.
 
 An artifact is one JSON object with the key ``header``: kind, schema version, the package version that wrote it, the
-digest of its content and the digests of its inputs. Standard library only; tensors are in separate safetensors files.
+digest of its content and the digests of its inputs. Whenever an artifact is read, its content is compared with its
+digest. Standard library only; tensors are in separate safetensors files.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 from diffprobe import __version__
 from diffprobe.core.atomic_file import atomic_file, current_umask
-from diffprobe.core.digest import digest_json
+from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import NonFinite, SchemaError
 from diffprobe.core.json_file import read_json_file
 
@@ -67,16 +68,28 @@ def write_artifact(
     kind: str,
     schema_version: int,
     inputs: Mapping[str, str] | None = None,
+    made_by: str | None = None,
 ) -> None:
-    """Write `body` with a header that has the digest of `body`."""
+    """Write `body` with a header that has the digest of `body`, which `read_json` compares.
+
+    Args:
+        made_by: who wrote it, where equal content has to give equal bytes; this version of the package if None.
+
+    Raises: NonFinite on NaN or infinity, SchemaError on text that is not Unicode, before anything is written.
+    """
     try:
-        digest = digest_json(dict(body))
+        plain = json.loads(canonical_json(dict(body)))  # as after reading: keys are text, tuples are lists
+        digest = digest_json(plain)
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"{path}: the content has text that is not Unicode: {error.object[:80]!r}.") from error
     except ValueError as error:
         raise NonFinite(
             f"{path}: the content has a number that JSON does not have: {error}.", *_non_finite(body)
         ) from error
     header = make_header(kind, schema_version, digest=digest, inputs=inputs)
-    write_json_atomic(path, {HEADER: header, **body})
+    if made_by is not None:
+        header["made_by"] = made_by
+    write_json_atomic(path, {HEADER: header, **plain})
 
 
 def read_json(
@@ -86,17 +99,21 @@ def read_json(
     schema_version: int,
     remake: str | Callable[[dict[str, Any]], str] = "create the file again with this version",
 ) -> dict[str, Any]:
-    """Read an artifact and validate its header.
+    """Read an artifact, validate its header, and compare its content with the digest in the header.
+
+    The digest shows a file that was edited or damaged. It is not a signature: who writes the file can write both.
 
     Args:
         path: the file.
         kind: the expected kind.
         schema_version: the only version that is read.
-        remake: fix for a file of an older version, for the error message: a text, or a function of the old content.
+        remake: fix for a file of an older version or a modified one, for the error message: a text, or a function of
+            the content.
 
     Returns: the whole object, header included.
 
-    Raises: SchemaError if the file is not JSON, or has another kind or schema version; FileNotFoundError.
+    Raises: SchemaError if the file is not JSON, has another kind or schema version, or was modified after it was
+        written; FileNotFoundError.
     """
     obj = read_json_file(path)
     header = obj.get(HEADER) if isinstance(obj, dict) else None
@@ -105,12 +122,24 @@ def read_json(
     if header["kind"] != kind:
         raise SchemaError(f"'{path}' is an artifact '{header['kind']}', expected '{kind}'.")
     found = header.get("schema_version")
-    if found != schema_version:
+    again = remake if isinstance(remake, str) else remake(obj)
+    if found != schema_version or isinstance(found, bool):
         newer = isinstance(found, int) and found > schema_version
         raise SchemaError(
             f"'{path}' has schema version {found} of '{kind}', expected {schema_version}.",
             f"written by {header.get('made_by', 'an unknown version')}; this is diffprobe {__version__}",
-            fix="update diffprobe" if newer else remake if isinstance(remake, str) else remake(obj),
+            fix="update diffprobe" if newer else again,
+        )
+    body = {key: value for key, value in obj.items() if key != HEADER}
+    try:
+        digest = digest_json(body)
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"'{path}' has text that is not Unicode: {error.object[:80]!r}.", fix=again) from error
+    if header.get("digest") != digest:
+        raise SchemaError(
+            f"'{path}' was modified after it was written.",
+            f"sha256 of its content: {digest}, in its header: {header.get('digest')}",
+            fix=f"restore the file; or {again}",
         )
     return dict(obj)
 

@@ -1,10 +1,13 @@
 """Exceptions of diffprobe. Each message states what is wrong, what was given, what is allowed, and a fix.
 
-Each class also derives from the corresponding built-in exception. Standard library only.
+Each class also derives from the corresponding built-in exception. Each part of a message is one printable line, also
+where it quotes names of a file or messages of a library. Standard library only.
 """
 
 import difflib
 from collections.abc import Iterable
+
+from diffprobe.core.terminal import one_line
 
 
 class DiffprobeError(Exception):
@@ -26,9 +29,9 @@ class DiffprobeError(Exception):
         super().__init__(what, *details)
 
     def __str__(self) -> str:  # KeyError prints the repr of a tuple
-        lines = [self.what, *(f"  {line}" for line in self.details)]
+        lines = [one_line(self.what), *(f"  {one_line(line)}" for line in self.details)]
         if self.fix:
-            lines.append(f"  fix: {self.fix}")
+            lines.append(f"  fix: {one_line(self.fix)}")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:  # errors are sent between processes (loader workers, DDP)

@@ -3,10 +3,13 @@
 A bar is drawn on a terminal only; a file or a pipe receives the lines that the caller prints.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
+
+from diffprobe.core.terminal import one_line, terminal_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +46,7 @@ class TaskBar:
     def restart(self, total: int, unit: str) -> None:
         """Set the bar to 0 of `total` units, for a task whose size is known late."""
         self._started, self._done = time.monotonic(), 0
-        self._progress.reset(self._task, total=total, unit=unit, rate="")
+        self._progress.reset(self._task, total=total, unit=one_line(unit), rate="")
 
 
 class ProgressDisplay:
@@ -66,6 +69,7 @@ class ProgressDisplay:
             TimeRemainingColumn,
         )
 
+        self._escaping = ExitStack()
         console = Console(stderr=True) if console is None else console
         self._progress = Progress(
             SpinnerColumn(),
@@ -82,10 +86,15 @@ class ProgressDisplay:
         )
 
     def __enter__(self) -> Self:
+        from rich.file_proxy import FileProxy
+
         self._progress.start()
+        if isinstance(sys.stdout, FileProxy):  # rich draws what is printed above the bars, and obeys codes in it
+            self._escaping.enter_context(terminal_output())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._escaping.close()
         self._progress.stop()
 
     @contextmanager
@@ -98,7 +107,7 @@ class ProgressDisplay:
             unit: what is counted, in the plural: "images".
             keep: leave the bar on the display when its block ends.
         """
-        task = self._progress.add_task(description, total=total, unit=unit, rate="")
+        task = self._progress.add_task(one_line(description), total=total, unit=one_line(unit), rate="")
         try:
             yield TaskBar(self._progress, task)
         finally:

@@ -5,17 +5,21 @@ Needs no torch, so that tables and pages can be created on any machine.
 
 import dataclasses
 import json
+import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from diffprobe import __version__
 from diffprobe.core.artifact import HEADER, read_json, write_artifact
@@ -97,6 +101,27 @@ class RunResult:
     """Version of this record's layout."""
 
 
+class StartTime(float):
+    """The time of a start: `time.time()` as a float, with the reading of a clock that nobody sets beside it.
+
+    >>> StartTime.now().elapsed() < 1
+    True
+    """
+
+    _monotonic: float
+
+    @classmethod
+    def now(cls) -> "StartTime":
+        """Read both clocks."""
+        found = cls(time.time())
+        found._monotonic = time.monotonic()
+        return found
+
+    def elapsed(self) -> float:
+        """Return the seconds since the start, by the monotonic clock."""
+        return time.monotonic() - self._monotonic
+
+
 def make_result(
     *,
     run: str,
@@ -105,14 +130,15 @@ def make_result(
     config: Mapping[str, Any],
     seeds: Mapping[str, int],
     metrics: Iterable[MetricRecord],
-    started_at: float,
+    started_at: "StartTime | float",
     artifacts: Mapping[str, str] | None = None,
     wandb_run_id: str | None = None,
 ) -> RunResult:
     """Return the record of a run that ends now, with digest, commit, versions, hardware and wall time.
 
     Args:
-        started_at: `time.time()` at the start of the run, in seconds.
+        started_at: `StartTime.now()` at the start of the run; `time.time()` of a start in another process, whose wall
+            time is then wrong where the clock was set in between.
     """
     plain = json.loads(canonical_json(dict(config)))  # tuples become lists, as after reading
     return RunResult(
@@ -126,7 +152,7 @@ def make_result(
         seeds=dict(seeds),
         hardware=_hardware(),
         started=datetime.fromtimestamp(started_at, UTC).isoformat(timespec="seconds"),
-        wall_time_s=round(time.time() - started_at, 3),
+        wall_time_s=round(_elapsed(started_at), 3),
         metrics=tuple(metrics),
         artifacts=dict(artifacts or {}),
         wandb_run_id=wandb_run_id,
@@ -140,20 +166,30 @@ def write_result(result: RunResult, path: Path | str) -> None:
 
 
 def read_result(path: Path | str) -> RunResult:
-    """Read a record. Raises: SchemaError, with the file, for another kind or version, or an invalid file."""
+    """Read a record: its digest is compared, and the type and range of every field are checked.
+
+    Raises: SchemaError, with file and key, for another kind or version, a modified file, or an invalid field.
+    """
     tree = read_json(path, kind=KIND, schema_version=SCHEMA_VERSION, remake=_remake)
-    del tree[HEADER]
+    inputs = tree.pop(HEADER).get("inputs")
     if not isinstance(tree.get("metrics"), list):
         raise SchemaError(f"'{path}' has no list 'metrics'.")
     metrics = tuple(_build(MetricRecord, entry, f"{path}, metrics[{i}]") for i, entry in enumerate(tree["metrics"]))
     result: RunResult = _build(RunResult, {**tree, "metrics": metrics}, str(path))
+    for name, found, expected in (
+        ("config_digest", result.config_digest, digest_json(result.config)),
+        ("artifacts", result.artifacts, inputs),
+        ("schema_version", result.schema_version, SCHEMA_VERSION),
+    ):
+        if found != expected:
+            raise SchemaError(f"'{path}': '{name}' does not match the rest of the file.", fix=_remake(tree))
     return result
 
 
 def _remake(old: dict[str, Any]) -> str:
-    """Return the command that repeats the run of a result of an older version."""
+    """Return the command that repeats the run of a result that cannot be read."""
     name = old.get("experiment")
-    what = f"experiment={name}" if isinstance(name, str) and name else "with the settings in its `config`"
+    what = shlex.quote(f"experiment={name}") if isinstance(name, str) and name else "with the settings in its `config`"
     return f"run it again: diffprobe train {what}, then remove the old file"
 
 
@@ -168,13 +204,89 @@ def _build(cls: type, tree: Any, where: str) -> Any:
         lines = [f"unknown key '{key}', nearest: {', '.join(nearest(key, fields)) or '(none)'}" for key in unknown]
         lines += [f"missing key '{key}'" for key in missing]
         raise SchemaError(f"'{where}' is not a {cls.__name__} of this version.", *lines)
-    if cls is MetricRecord and not _is_number(tree["value"]):
-        raise SchemaError(f"'{where}': value is {tree['value']!r}, expected a number.")
-    return cls(**tree)
+    hints = _hints(cls)
+    values = {key: _typed(value, hints[key], where, key) for key, value in tree.items()}
+    for key, (allows, allowed) in _RANGES.items():
+        if values.get(key) is not None and not allows(values[key]):
+            raise SchemaError(f"'{where}': {key} is {_short(values[key])}, expected {allowed}.")
+    for key, hint in _DETAILS.items() if cls is MetricRecord else ():
+        if key in values.get("detail", ()):
+            values["detail"][key] = _typed(values["detail"][key], hint, where, "detail", key)
+    return cls(**values)
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (bool, "a name"),
+    "split": (bool, "a name"),
+    "run": (bool, "a name"),
+    "n": (lambda n: n >= 0, "a number of samples"),
+    "n_seeds": (lambda n: n >= 1, "at least 1"),
+    "spread": (lambda spread: spread >= 0, "at least 0"),
+    "wall_time_s": (lambda seconds: seconds >= 0, "at least 0"),
+    "detail": (lambda detail: _is_interval(detail.get("interval")), "an interval of two ascending numbers, or none"),
+}
+"""Key -> test of its value, and what is allowed."""
+_DETAILS: dict[str, Any] = {
+    "interval": tuple[float, ...] | None, "control_spread": dict[str, float], "n_classes_held": int, "n_latents": int,
+    "no_recovered": str,
+}  # fmt: skip
+"""Details that tables, pages and the terminal use -> type."""
+_LARGEST = 2**63
+"""Bound of integers: counts and seeds fit into 64 bits."""
+
+
+def _is_interval(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
+    )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else -_LARGEST <= value < _LARGEST
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _typed(value: Any, hint: Any, where: str, *keys: str | int) -> Any:
+    """Return a JSON value as its field has it. Raises: SchemaError, naming the place, for another type."""
+    if hint is str and isinstance(value, str):  # most values
+        return value
+    if hint is float and _is_number(value):
+        return float(value)
+    if hint is int and _is_number(value) and isinstance(value, int):
+        return value
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _typed(value, args[0], where, *keys)
+    if hint is Any or (origin is dict and args[1] is Any and isinstance(value, dict)):
+        return value
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, args[1], where, *keys, key) for key, item in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        items = [item if args[0] is MetricRecord else _typed(item, args[0], where, *keys) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    raise SchemaError(
+        f"'{where}': {'.'.join(map(str, keys))} is {_short(value)}, expected {_EXPECTED.get(origin or hint, hint)}."
+    )
+
+
+_EXPECTED: dict[Any, str] = {
+    str: "text", int: "a whole number", float: "a number", dict: "an object", tuple: "a list",
+}  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _elapsed(started_at: StartTime | float) -> float:
+    return started_at.elapsed() if isinstance(started_at, StartTime) else time.time() - started_at
 
 
 def _versions() -> dict[str, str]:

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from diffprobe.core.progress import ProgressDisplay, TaskBar
+from diffprobe.core.terminal import one_line, printable, replace_unencodable
 from diffprobe.demo.types import REPORT, Demo, Outcome
 from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture
-from diffprobe.report.terminal_encoding import replace_unencodable
 
 _KIND, _TITLE, _TEXT = 12, 32, 24
 _WIDTH = 110
@@ -58,7 +58,7 @@ class DemoConsole:
         with self.loading():
             facts = demo_facts(demo)
         self.console.print()
-        self.console.print(Text(demo.config.title, style="bold"))
+        self.console.print(_text(demo.config.title, "bold"))
         self.console.print()
         self._pairs(facts)
         self.console.print()
@@ -71,15 +71,16 @@ class DemoConsole:
         with display, display.bar(None, f"{kind:<{_KIND}}{title:<{_TITLE}}") as bar:
             step = _Step(bar)
             yield step
+        kind, title, text = one_line(kind), one_line(title), one_line(step.text)
         line = Text("✓ ", style="green").append(f"{kind:<{_KIND}}", style="bold").append(f"{title:<{_TITLE}}")
-        line.append(f"{step.text:<{_TEXT}}", style="dim").append(f"{time.monotonic() - started:>6.1f} s")
+        line.append(f"{text:<{_TEXT}}", style="dim").append(f"{time.monotonic() - started:>6.1f} s")
         self.console.print(line)
 
     def tables(self, outcome: Outcome) -> None:
         """Print the tables exactly as `diffprobe table` does."""
         for table in outcome.tables:
             self.console.print()
-            self.console.file.write(table)
+            self.console.file.write(printable(table))
 
     def directions(self, panels: Sequence[DirectionPanel], n: int) -> None:
         """Print the AUROC of each direction, and the captions at its two ends."""
@@ -88,7 +89,7 @@ class DemoConsole:
         self._heading("The two ends of each direction, on held-out images")
         for panel in panels:
             shown = next(e for e in panel.estimates if e.estimator == panel.shown)
-            title = Text(panel.target.replace("_", " "), style="bold")
+            title = _text(panel.target.replace("_", " "), "bold")
             self.console.print(title.append(f"  {_auroc(shown)}", style="not bold"))
             grid = Table.grid(padding=(0, 2))
             grid.add_column(style="dim", min_width=10)
@@ -96,7 +97,7 @@ class DemoConsole:
             grid.add_column(overflow="fold")
             for name, end in ((panel.positive, panel.positive_end), (panel.negative, panel.negative_end)):
                 for i, picture in enumerate(end[:n]):
-                    grid.add_row(f"  {name}" if i == 0 else "", _value(picture), Text(picture.caption))
+                    grid.add_row(_text(f"  {name}" if i == 0 else ""), _value(picture), _text(picture.caption))
             self.console.print(grid)
 
     def closing(self, outcome: Outcome) -> None:
@@ -111,7 +112,7 @@ class DemoConsole:
         if config.next_steps:
             self._heading("Next, on your own models and images")
             for command in config.next_steps:
-                self.console.print(Text(f"  {command}"), soft_wrap=True)
+                self.console.print(_text(f"  {command}"), soft_wrap=True)
         self.console.print()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         seconds = time.monotonic() - self._started
@@ -126,8 +127,13 @@ class DemoConsole:
         grid.add_column(style="dim", min_width=10, no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in pairs:
-            grid.add_row(f"  {name}", Text(value))
+            grid.add_row(_text(f"  {name}"), _text(value))
         self.console.print(grid)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Return text of the data as rich prints it: without markup, control characters escaped."""
+    return Text(one_line(text), style=style)
 
 
 def _auroc(estimate: Estimate) -> str:

@@ -1,8 +1,10 @@
 """The report page of a demo, and its facts: model, images, features and seeds."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import EmptyClass
 from diffprobe.demo.types import Demo, Outcome
 from diffprobe.report.pages.page import Page
 from diffprobe.report.pages.panels import DirectionPanel
@@ -11,11 +13,21 @@ if TYPE_CHECKING:
     from diffprobe.features.request import Request
 
 
-def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
-    """Build the content of the page. Raises: see `demo/panels.py`."""
+def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out: Sequence[str] = ()) -> Page:
+    """Build the content of the page. What the data are too few for is left out, and its limits say so.
+
+    Args:
+        directions: the directions to show.
+        left_out: sentences on what is not shown.
+    Raises: see `demo/panels.py`.
+    """
     from diffprobe.demo.panels import latent_panels
 
-    config, latents = outcome.demo.config, latent_panels(outcome)
+    config, latents = outcome.demo.config, None
+    try:
+        latents = latent_panels(outcome)
+    except EmptyClass as error:
+        left_out = [*left_out, f"No latents are shown: {error.what}"]
     return Page(
         title=config.title,
         lead=" ".join(config.lead.split()),
@@ -27,7 +39,7 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...]) -> Page:
         latent_cell=latents.cell if latents else "",
         n_classes=latents.n_classes if latents else 0,
         directions=directions,
-        limits=config.limits,
+        limits=(*config.limits, *left_out),
         next_steps=config.next_steps,
     )
 
@@ -73,9 +85,10 @@ def _samples(run: RunConfig, request: "Request") -> str:
 
 def _machine(outcome: Outcome) -> tuple[tuple[str, str], ...]:
     hardware, seconds = outcome.results[0].hardware, sum(result.wall_time_s for result in outcome.results)
-    accelerators = hardware.get("accelerators") or ["none"]
+    accelerators = ", ".join(map(str, hardware.get("accelerators") or ["none"]))
+    machine, cores = hardware.get("machine", "unknown"), hardware.get("cores", "unknown")
     return (
         ("stores", ", ".join(path.name for path in outcome.store_paths)),
-        ("machine", f"{hardware['machine']}, {hardware['cores']} cores, accelerators: {', '.join(accelerators)}"),
+        ("machine", f"{machine}, {cores} cores, accelerators: {accelerators}"),
         ("training", f"{seconds:.0f} s for {len(outcome.results)} runs, without extraction"),
     )

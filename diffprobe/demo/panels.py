@@ -5,7 +5,7 @@ are in `analysis/`.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,12 @@ from diffprobe.analysis.latent_selection import LatentCounts, select_latents, su
 from diffprobe.analysis.statistics import bootstrap_interval
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.demo.types import Outcome
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.fetch_images import fetch_images
+from diffprobe.features.row_layout import by_place
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import ContrastPair, Direction
 from diffprobe.probes.sae.topk import KSAE, Code
@@ -83,13 +85,14 @@ def latent_panels(outcome: Outcome) -> LatentSection | None:
     settings, source = outcome.demo.config.panels, make_source(run)
     sae, classes = KSAE.from_pretrained(folder / "probes" / "sae"), source.classes
     cell = next(iter(source.widths))
+    n_classes = max(len(classes), 1)  # counts of unlabelled images need one class that stays empty
 
-    seen = LatentCounts(sae.n_latents, len(classes))
+    seen = LatentCounts(sae.n_latents, n_classes)
     for code, rows, table in _codes(sae, source.table(run.data.train_split), cell):
         seen.update(code.values, code.indices, table.label[rows])
     choice = select_latents(seen, n=settings.n_latents, min_active=settings.min_active)
 
-    counts, top = LatentCounts(sae.n_latents, len(classes)), TopSamples(sae.n_latents, settings.n_top)
+    counts, top = LatentCounts(sae.n_latents, n_classes), TopSamples(sae.n_latents, settings.n_top)
     held_out = source.table(run.data.test_split)
     for code, rows, table in _codes(sae, held_out, cell):
         counts.update(code.values, code.indices, table.label[rows])
@@ -102,13 +105,29 @@ def latent_panels(outcome: Outcome) -> LatentSection | None:
         f"{choice.rule} Chosen on {seen.n_samples:,} training samples ({choice.n_eligible:,} of {choice.n_latents:,} "
         f"latents qualify); images and numbers are those of the {counts.n_samples:,} test samples."
     )
+    places = by_place(held_out.features[cell][:1], cell).shape[1:-1].numel()
+    if places > 1:
+        rule += f" A sample has {places:,} rows (positions and draws); its activation is the largest of theirs."
     return LatentSection(tuple(panels), rule, cell, len(classes))
 
 
 @torch.no_grad()
 def _codes(sae: KSAE, table: FeatureTable, cell: str) -> Iterator[tuple[Code, Tensor, FeatureTable]]:
-    for rows in torch.arange(len(table)).split(_ROWS):
-        yield sae.encode(table.features[cell][rows]), rows, table
+    """Yield the codes of samples: where a sample has several rows, the largest activation of each latent over them."""
+    values = by_place(table.features[cell], cell)
+    n_places = values.shape[1:-1].numel()
+    for rows in torch.arange(len(table)).split(max(_ROWS // n_places, 1)):
+        x = values[rows]
+        code = sae.encode(x.reshape(-1, x.shape[-1]))
+        yield (code if x.ndim == 2 else _largest(code, len(rows), sae.n_latents)), rows, table
+
+
+def _largest(code: Code, n_samples: int, n_latents: int) -> Code:
+    """Return the code of samples from that of their rows, which follow each other."""
+    activation = code.values.new_zeros(n_samples, n_latents)
+    values, indices = code.values.reshape(n_samples, -1), code.indices.reshape(n_samples, -1)
+    activation.scatter_reduce_(1, indices, values, "amax")
+    return Code(*activation.topk(min(n_latents, values.shape[1]), dim=1))
 
 
 def _latent(
@@ -137,10 +156,14 @@ def _latent(
     )  # fmt: skip
 
 
-def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
+def direction_panels(outcome: Outcome, *, leave_out: Callable[[str], None] | None = None) -> tuple[DirectionPanel, ...]:
     """Describe each direction on the test split: AUROC of every estimator with interval and controls, ends, histogram.
 
     Ends and histogram are those of the demo's first estimator. The sign of a direction is fixed on the training split.
+
+    Args:
+        leave_out: takes a sentence for each direction that the test samples are too few for; None raises.
+    Raises: EmptyClass, ConfigError for too few test samples of a pole or too few groups.
     """
     panels: dict[str, DirectionPanel] = {}
     for run, result, folder in outcome.of_kind("direction"):
@@ -149,13 +172,18 @@ def direction_panels(outcome: Outcome) -> tuple[DirectionPanel, ...]:
         table = source.table(run.data.test_split)
         for axis in planned.params.axes([cell], target_classes(run.probe.targets, source)):
             projection = _Projection(run, folder, axis, table, source.attributes, outcome.demo.config.panels.group_by)
-            estimate = _estimate(outcome, run, result, axis, projection)
-            if axis.target in panels:
-                known = panels[axis.target]
-                panels[axis.target] = replace(known, estimates=(*known.estimates, estimate))
-            else:
-                loader = _PictureLoader(source, table, outcome.demo.config.panels.picture_side)
-                panels[axis.target] = _panel(outcome, run, axis, projection, estimate, loader)
+            try:
+                estimate = _estimate(outcome, run, result, axis, projection)
+                if axis.target in panels:
+                    known = panels[axis.target]
+                    panels[axis.target] = replace(known, estimates=(*known.estimates, estimate))
+                else:
+                    loader = _PictureLoader(source, table, outcome.demo.config.panels.picture_side)
+                    panels[axis.target] = _panel(outcome, run, axis, projection, estimate, loader)
+            except (EmptyClass, ConfigError) as error:
+                if leave_out is None:
+                    raise
+                leave_out(f"The direction '{axis.target}' ({run.probe.name}) is not shown: {error.what}")
     return tuple(panels.values())
 
 
@@ -209,7 +237,12 @@ def _estimate(
 
 
 def _record(result: RunResult, target: str) -> MetricRecord:
-    return next(r for r in result.metrics if (r.name, r.split, r.target) == ("auroc", "test", target))
+    for record in result.metrics:
+        if (record.name, record.split, record.target) == ("auroc", "test", target):
+            return record
+    raise EmptyClass(
+        f"the run '{result.run}' has no test AUROC of '{target}'.", fix="remove its folder and train it again"
+    )
 
 
 def _panel(

@@ -15,10 +15,12 @@ from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import Origin
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE
+from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.progress import Bar
 from diffprobe.core.result import RESULT_FILE
 from diffprobe.demo.config import DemoConfig, RunSpec
+from diffprobe.demo.needs import check_needs
 from diffprobe.demo.types import REPORT, Demo, Outcome, View
 from diffprobe.report.collect import read_results
 from diffprobe.report.table import render
@@ -63,6 +65,12 @@ def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> 
         try:
             run = _load(spec, config, settings, written)
             plan(run)
+            if run.trainer.devices * run.trainer.num_nodes != 1:
+                raise ConfigError(
+                    f"trainer.devices={run.trainer.devices} trainer.num_nodes={run.trainer.num_nodes}: "
+                    "a demo trains in one process.",
+                    fix="trainer.devices=1 trainer.num_nodes=1; or diffprobe train, one run at a time",
+                )
             if run.features.source == "live":
                 raise ConfigError(
                     "features.source=live: the runs and the report of a demo read feature stores.",
@@ -116,8 +124,9 @@ def _check_folder(demo: Demo) -> None:
 def run_demo(demo: Demo, view: View) -> Outcome:
     """Write missing stores, train every probe, and fill the tables from the result files.
 
-    Raises: the errors of extraction and training.
+    Raises: see `check_needs`, before anything is extracted; the errors of extraction and training.
     """
+    check_needs(demo)
     view.opening(demo)
     stores = tuple(_extract(run, view) for run in demo.stores())
     paths = tuple(_train(run, view) for run in demo.runs)
@@ -133,9 +142,11 @@ def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
     from diffprobe.report.pages.page import render_page
 
     with view.step("report", REPORT) as step:
-        directions = direction_panels(outcome)
-        html = render_page(make_page(outcome, directions))
-        (outcome.demo.folder / REPORT).write_text(html, encoding="utf-8")
+        left_out: list[str] = []
+        directions = direction_panels(outcome, leave_out=left_out.append)
+        html = render_page(make_page(outcome, directions, left_out))
+        with atomic_file(outcome.demo.folder / REPORT) as temporary:
+            temporary.write_text(html, encoding="utf-8")
         step.done(f"{len(html.encode()) / 1e6:.1f} MB, one file")
     return directions
 

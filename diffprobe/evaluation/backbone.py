@@ -4,7 +4,6 @@ Measures the reconstruction of the autoencoder, whether the text lowers the deno
 selects the right caption among others; samples are drawn for inspection.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import ProgressDisplay
-from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
+from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import (
     Encoded,
@@ -105,7 +104,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     Raises: UnknownName for an attribute that the data do not have; EmptyClass if there are too few groups for wrong
         captions; errors of `load_pipeline` and `ShardSet.load`.
     """
-    started_at = time.time()
+    started_at = StartTime.now()
     keep_freed_memory()
     shard_set = ShardSet.load(config.data.path)
     for key in ("group_attribute", "family_attribute"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,11 +35,19 @@ def save_probe(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / TENSORS) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        save_tensors(tensors, temporary)
         digest = digest_file(temporary)
     body = {"settings": dict(settings)}
     write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})
     return folder
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Write tensors to a safetensors file. Raises: OSError where it cannot be written, for example on a full disk."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"'{path}' cannot be written: {error}") from error
 
 
 def kind_of(folder: Path | str) -> str:

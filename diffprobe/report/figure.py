@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import PLAIN, format_entry
 from diffprobe.report.table_data import TableData, TableRow
 
@@ -150,12 +151,12 @@ def _of_table(table: TableData, rows: Sequence[TableRow]) -> _HeatMap:
     show, levels, best = table.spec.number.show, control_levels(table, rows), table.best(rows)
     values = [e.value for row in rows for e in row.entries if e.value is not None]
     values += [end for level in levels for end in (level.low, level.high)]
-    marks = [_Mark(value=level.high, text=f"{level.title} {show(level.high)}") for level in levels]
+    marks = [_Mark(value=level.high, text=one_line(f"{level.title} {show(level.high)}")) for level in levels]
     if best is not None:
         marks.append(_Mark(value=best, text=f"best {show(best)}", bold=True))
     return _HeatMap(
         values=[[entry.value for entry in row.entries] for row in rows],
-        texts=[[format_entry(table, entry, best=None, style=PLAIN) for entry in row.entries] for row in rows],
+        texts=[[one_line(format_entry(table, entry, best=None, style=PLAIN)) for entry in row.entries] for row in rows],
         row_labels=["\n".join(table.row_labels(row)) for row in rows],  # a row is as high as three lines
         column_labels=[table.spec.columns.label(value) for value in table.columns],
         limits=_widened(min(values, default=0.0), max(values, default=1.0)),

@@ -1,5 +1,6 @@
 """Tables for papers: LaTeX with booktabs and no other package."""
 
+from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.table_data import TableData, TableRow
@@ -39,12 +40,12 @@ def render_latex(table: TableData) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Escape text for LaTeX.
+    r"""Escape text for LaTeX, in one line; control characters are shown as text.
 
     >>> escape_latex("50% of up_blocks")
     '50\\% of up\\_blocks'
     """
-    return "".join(_SPECIAL.get(char, char) for char in text)
+    return "".join(_SPECIAL.get(char, char) for char in one_line(text))
 
 
 def _cells(table: TableData, row: TableRow, best: float | None, style: EntryStyle, *, repeat: bool) -> list[str]:

@@ -1,13 +1,13 @@
 """Fields of results by name, as `table.yaml` and `--where` use them."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from diffprobe.backbones.cell import Cell
-from diffprobe.core.errors import ConfigError, nearest
+from diffprobe.core.errors import ConfigError, DiffprobeError, nearest
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.yaml_tree import parse_yaml
 
 _RECORD = {"metric": "name", "split": "split", "target": "target", "probe": "probe", "cell": "cell"}
 CELL_FIELDS = ("tap", "timestep", "condition", "pool")
@@ -24,12 +24,23 @@ def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
     if name in _RECORD:
         return getattr(record, _RECORD[name])
     if name in CELL_FIELDS:
-        return None if record.cell is None else getattr(Cell.parse(record.cell), name)
+        return None if record.cell is None else getattr(parse_cell(record.cell), name)
     if name in _RUN:
         return getattr(run, name)
     if name.startswith("config."):
         return config_value(run.config, name.removeprefix("config."))
     raise _no_field(name)
+
+
+@lru_cache(maxsize=1 << 16)
+def parse_cell(name: str) -> Cell:
+    """Parse the name of a cell, each name once. Raises: ConfigError."""
+    try:
+        return Cell.parse(name)
+    except DiffprobeError:
+        raise
+    except ValueError as error:  # a timestep of thousands of digits
+        raise ConfigError(f"'{name[:40]}...' is not a cell: {error}.") from error
 
 
 def config_value(config: Mapping[str, Any], key: str) -> Any:
@@ -72,14 +83,8 @@ def parse_condition(text: str) -> tuple[str, Any]:
         raise ConfigError(f"invalid filter '{text}'.", "expected: FIELD=VALUE")
     if name not in NAMES and not name.startswith("config."):
         raise _no_field(name)
-    try:
-        return name, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: an impossible date
-        raise ConfigError(
-            f"invalid filter '{text}': the value is not valid YAML.",
-            " ".join(str(error).split()),
-            fix=f"a list is {name}=[1,2]; quote text that contains YAML characters: '{name}=\"[a\"'",
-        ) from error
+    fix = f"a list is {name}=[1,2]; quote text that contains YAML characters: '{name}=\"[a\"'"
+    return name, parse_yaml(value, where=f"invalid filter '{text}': the value", fix=fix).tree
 
 
 def _no_field(name: str) -> ConfigError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from diffprobe.core.result import RunResult
+from diffprobe.core.terminal import one_line, printable
 from diffprobe.report.collect import collect
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.footnotes import Notes, table_notes
@@ -136,7 +137,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 def _cells(table: TableData, row: TableRow, best: float | None, style: EntryStyle) -> list[str]:
     cells = [_escape(axis.label(value)) for axis, value in zip(table.spec.rows, row.values, strict=True)]
     cells += [format_entry(table, entry, best=best, style=style) for entry in row.entries]
-    return cells + [format_control(table, control) for control in row.controls]
+    return cells + [_escape(format_control(table, control)) for control in row.controls]
 
 
 def _style(notes: Notes) -> EntryStyle:
@@ -147,7 +148,7 @@ def _style(notes: Notes) -> EntryStyle:
         return f" ({mark}, {found.delta}{'' if found.is_within else ' !'})"
 
     return EntryStyle(
-        escape=lambda text: text,
+        escape=_escape,
         bold=lambda text: f"**{text}**",
         spread=lambda text: f" ± {text}",
         below_control=" ‡",
@@ -160,11 +161,12 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escape column separators, markup and HTML in a Markdown table."""
+    """Escape column separators, markup, HTML and control characters in a Markdown table."""
+    text = printable(" ".join(text.split()))
     text = re.sub(r"&(?=#|\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|])", r"\\\1", text)
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)  # an underscore inside a word is not markup
-    return " ".join(text.split())
+    return text
 
 
 def render_csv(table: TableData) -> str:
@@ -177,7 +179,8 @@ def render_csv(table: TableData) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"control_{name}" for name in names)]
-    writer.writerow([*head, "published", "delta", "tolerance", "within_tolerance", "source", "provenance"])
+    head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
+    writer.writerow([_csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
         line: list[object] = [entry.where[name] for name in fields]
@@ -195,10 +198,20 @@ def render_csv(table: TableData) -> str:
     return buffer.getvalue()
 
 
+_FORMULA = re.compile(r"[\s\"'`‘’‚“”„\u00b4\uff02\uff07]*[=+\-@\uff1d\uff0b\uff0d\uff20\u2212\ufe62\ufe63\ufe66\ufe6b]")
+"""Begin of a cell that a spreadsheet reads as a formula: also behind spaces and quotes, and in full width."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
 def _csv_value(value: object) -> object:
-    """Format floats with 12 significant digits, and quote text that a spreadsheet would read as a formula."""
+    """Format floats with 12 significant digits, and text so that no spreadsheet reads it as a formula.
+
+    An apostrophe makes it text; numbers stay numbers. Control characters are shown as text.
+    """
     if isinstance(value, float):
         return f"{value:.12g}"
-    if isinstance(value, str) and value[:1] in "=+-@\t\r" and value:
-        return "'" + value
+    if isinstance(value, str):
+        formula = value[:1] in ("\t", "\r", "\n") or _FORMULA.match(value)
+        text = one_line(value)
+        return f"'{text}" if formula and not _NUMBER.fullmatch(value) else text
     return value

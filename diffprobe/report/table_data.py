@@ -7,12 +7,12 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from diffprobe.core.errors import RunFailed
-from diffprobe.core.result import RunResult
+from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
+from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
@@ -24,6 +24,10 @@ _FREE_OF_CONTROLS = (
     "probe.params.controls",
 )  # fmt: skip
 _FREE_OF_PIXELS = ("backbone.", "features.")
+MAX_ENTRIES = 100_000
+"""Largest table that is made, in entries."""
+_SHOWN = 20
+"""Values of a field that a message lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,81 +118,155 @@ def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
     measured = [
         (run, record) for run, record in records if control_of(run) is None and matches(run, record, conditions)
     ]
-    controls = [(run, record) for run, record in records if control_of(run) is not None]
     if not measured:
         raise _no_result(ordered, conditions)
     axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
+    _check_size(axes)
     columns = axes[-1][1]
+    places = _Places(spec, measured)
+    controls = _Controls(spec, [(run, record) for run, record in records if control_of(run) is not None])
     rows = []
     for values in itertools.product(*(found for _, found in axes[:-1])):
         place = {axis.field: value for axis, value in zip(spec.rows, values, strict=True)}
-        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, measured, controls) for column in columns)
+        entries = tuple(_entry(spec, {**place, spec.columns.field: column}, places, controls) for column in columns)
         if any(axis.values for axis in spec.rows) or any(entry.value is not None for entry in entries):
             rows.append(TableRow(values=values, entries=entries, controls=tuple(_row_controls(spec, entries))))
     return TableData(spec=spec, columns=columns, rows=tuple(rows))
 
 
-def _entry(spec: TableSpec, where: dict[str, Value], measured: Found, control_runs: Found) -> Entry:
-    found = one_per_seed([(run, rec) for run, rec in measured if matches(run, rec, where)], where)
+def _check_size(axes: Sequence[tuple[TableAxis, tuple[Value, ...]]]) -> None:
+    n = math.prod(len(values) for _, values in axes)
+    if n > MAX_ENTRIES:
+        raise RunFailed(
+            f"the table would have {n:,} entries; at most {MAX_ENTRIES:,} are made.",
+            *(f"{axis.field}: {len(values):,} values" for axis, values in axes),
+            fix="name the values of its axes in table.yaml, or narrow it: --where FIELD=VALUE",
+        )
+
+
+class _Places:
+    """The measured records by their place in the table, so that an entry does not search all of them."""
+
+    def __init__(self, spec: TableSpec, measured: Found) -> None:
+        # a value of `experiment` stands for a folder: it is compared, not looked up
+        self._fields = [axis.field for axis in (*spec.rows, spec.columns) if axis.field != "experiment"]
+        self._found: dict[tuple[Any, ...], Found] = {}
+        for run, record in measured:
+            key = _place_key(field_of(run, record, field) for field in self._fields)
+            if key is not None:
+                self._found.setdefault(key, []).append((run, record))
+
+    def at(self, where: dict[str, Value]) -> Found:
+        """Return the records of one entry."""
+        found = self._found.get(_place_key(where[field] for field in self._fields) or (), [])
+        folder = {name: value for name, value in where.items() if name == "experiment"}
+        return [(run, record) for run, record in found if matches(run, record, folder)]
+
+
+def _place_key(values: Iterable[Any]) -> tuple[Any, ...] | None:
+    """Return what equal places have in common; True is not 1. None for a value that no axis has: a list, a block."""
+    key = tuple((isinstance(value, bool), value) for value in values)
+    return None if any(isinstance(value, (list, dict)) for _, value in key) else key
+
+
+def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_runs: "_Controls") -> Entry:
+    found = one_per_seed(places.at(where), where)
     published = find_published(spec, where, found)
     if not found:
         return Entry(where=where, controls={}, comparison=compare(published, None))
     values = [record.value for _, record in found]
-    value = statistics.fmean(values)
-    controls = _merge_controls(where, found, _control_runs(spec, found, control_runs, where))
-    if len(found) == 1:
-        spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
-    else:
-        spread, n_seeds = statistics.stdev(values), len(found)
+    controls = _merge_controls(where, found, control_runs.of(found, where))
+    try:
+        value = statistics.fmean(values)
+        if len(found) == 1:
+            spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
+        else:
+            spread, n_seeds = statistics.stdev(values), len(found)
+    except OverflowError:
+        value, spread, n_seeds = math.inf, None, len(found)
+    comparison = compare(published, value)
+    _check_finite(spec, where, [value, spread, *controls.values(), comparison and comparison.delta])
     held = [record.detail["n_classes_held"] for _, record in found if "n_classes_held" in record.detail]
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
-        controls=controls, comparison=compare(published, value),
+        controls=controls, comparison=comparison,
     )  # fmt: skip
 
 
-def _control_runs(spec: TableSpec, found: Found, control_runs: Found, where: dict[str, Value]) -> dict[str, float]:
-    """Return the mean over seeds of each control of an entry that was measured by runs of its own.
+def _check_finite(spec: TableSpec, where: dict[str, Value], numbers: Iterable[float | None]) -> None:
+    """Refuse a number that is too large to print in the table's unit. Raises: NonFinite."""
+    for number in numbers:
+        if number is not None and not math.isfinite(number * spec.number.scale):
+            raise NonFinite(
+                f"{where}: {number} (times scale={spec.number.scale:g}) is too large for a number.",
+                fix="the run diverged: move it out of the folder",
+            )
 
-    The one cell of raw pixels is a control of all cells. A control is not filtered by settings that define it; among
-    several matching runs, those that pass the filter are preferred.
-    Raises: RunFailed for a control of this entry that was measured with other settings.
-    """
-    run, record = found[0]
-    conditions = {**spec.filter, **{field: value for field, value in where.items() if field.startswith("config.")}}
-    controls: dict[str, Found] = {}
-    for control_run, control in control_runs:
-        name = str(control_of(control_run))
-        if (control.target, control.probe, control.split) != (record.target, record.probe, record.split):
-            continue
-        bound = {field: wanted for field, wanted in conditions.items() if not _is_exempt(name, field)}
-        if (name == "raw_pixels" or control.cell == record.cell) and matches(control_run, control, bound):
-            controls.setdefault(name, []).append((control_run, control))
-    settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
-    for name, candidates in controls.items():
-        nearest = [candidate for candidate in candidates if matches(*candidate, settings)]
-        controls[name] = nearest or candidates
-    for name, candidates in controls.items():
-        for control_run, _ in candidates:
-            differing = [
-                (f"config.{key}", *values)
-                for key, *values in differing_settings(run, control_run)
-                # in an empty section all settings may differ
-                if not _is_free(name, key) and values not in ([{}, None], [None, {}])
-            ]
-            differing += differing_inputs(run, control_run)
-            if differing:
-                raise RunFailed(
-                    f"{where}: the control '{name}' was measured with other settings.",
-                    *(f"{key}: {ours!r}, the control {theirs!r}" for key, ours, theirs in differing),
-                    f"runs: {run.run}, {control_run.run}",
-                    fix="measure the control with the settings of the run, and move the other one out of the folder",
-                )
-    return {
-        name: statistics.fmean(control.value for _, control in one_per_seed(candidates, where))
-        for name, candidates in controls.items()
-    }
+
+class _Controls:
+    """The records of control runs by what they are a control of."""
+
+    def __init__(self, spec: TableSpec, records: Found) -> None:
+        self._spec = spec
+        # settings on an axis bind a control where it has them
+        self._axes = [axis.field for axis in (*spec.rows, spec.columns) if axis.field.startswith("config.")]
+        self._found: dict[tuple[Any, ...], Found] = {}
+        self._names: dict[str, None] = {}
+        for run, record in records:
+            name = str(control_of(run))
+            bound = {field: wanted for field, wanted in spec.filter.items() if not _is_exempt(name, field)}
+            if not matches(run, record, bound):
+                continue
+            key = self._key(name, record, {field: field_of(run, record, field) for field in self._axes})
+            if key is not None:
+                self._names.setdefault(name)
+                self._found.setdefault(key, []).append((run, record))
+
+    def _key(self, name: str, record: MetricRecord, settings: dict[str, Any]) -> tuple[Any, ...] | None:
+        place = _place_key(settings[field] for field in self._axes if not _is_exempt(name, field))
+        cell = None if name == "raw_pixels" else record.cell  # the one cell of raw pixels is a control of all cells
+        return None if place is None else (name, record.target, record.probe, record.split, cell, place)
+
+    def of(self, found: Found, where: dict[str, Value]) -> dict[str, float]:
+        """Return the mean over seeds of each control of an entry that was measured by runs of its own.
+
+        A control is not filtered by settings that define it; among several matching runs, those that pass the filter
+        are preferred.
+        Raises: RunFailed for a control of this entry that was measured with other settings.
+        """
+        run, record = found[0]
+        conditions = {**self._spec.filter, **where}
+        settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
+        controls: dict[str, float] = {}
+        for name in self._names:
+            candidates = self._found.get(
+                self._key(name, record, {field: where[field] for field in self._axes}) or (), []
+            )
+            candidates = [one for one in candidates if matches(*one, settings)] or candidates
+            for control_run, _ in candidates:
+                _check_settings(name, run, control_run, where)
+            if candidates:
+                controls[name] = statistics.fmean(control.value for _, control in one_per_seed(candidates, where))
+        return controls
+
+
+def _check_settings(name: str, run: RunResult, control_run: RunResult, where: dict[str, Value]) -> None:
+    """Refuse a control of other settings or inputs than its run. Raises: RunFailed."""
+    differing = [
+        (f"config.{key}", *values)
+        for key, *values in differing_settings(run, control_run)
+        # in an empty section all settings may differ
+        if not _is_free(name, key) and values not in ([{}, None], [None, {}])
+    ]
+    differing += differing_inputs(run, control_run)
+    if differing:
+        raise RunFailed(
+            f"{where}: the control '{name}' was measured with other settings.",
+            *(f"{key}: {ours!r}, the control {theirs!r}" for key, ours, theirs in differing),
+            f"runs: {run.run}, {control_run.run}",
+            fix="measure the control with the settings of the run, and move the other one out of the folder",
+        )
 
 
 def _is_exempt(control: str, field: str) -> bool:
@@ -226,7 +304,15 @@ def _row_controls(spec: TableSpec, entries: Sequence[Entry]) -> list[float | Non
 def _axis_values(axis: TableAxis, measured: Found) -> tuple[Value, ...]:
     if axis.values:
         return axis.values
-    found = {field_of(run, record, axis.field) for run, record in measured}
+    found: dict[Any, None] = {}
+    for run, record in measured:
+        value = field_of(run, record, axis.field)
+        if isinstance(value, (list, dict)):
+            raise ConfigError(
+                f"field '{axis.field}' is {'a list' if isinstance(value, list) else 'a block'} in run '{run.run}'.",
+                "an axis has single values: text or numbers",
+            )
+        found.setdefault(value)
     return tuple(sorted((value for value in found if value is not None), key=_natural))
 
 
@@ -234,12 +320,20 @@ def _natural(value: Value) -> tuple[Any, ...]:
     """Return a sort key that orders "up_blocks.10" after "up_blocks.2", and numbers before text."""
     if isinstance(value, (int, float)):
         return (0, value)
-    return (1, [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", value)])
+    parts = re.split(r"([0-9]+)", value)
+    return (
+        1,
+        [
+            (part.isdecimal(), len(part.lstrip("0")) if part.isdecimal() else 0, part.lstrip("0"), part)
+            for part in parts
+        ],
+    )
 
 
 def _no_result(results: Sequence[RunResult], conditions: dict[str, Any]) -> RunFailed:
     lines = []
     for name, wanted in conditions.items():
         found = sorted({str(field_of(run, record, name)) for run in results for record in run.metrics})
-        lines.append(f"{name}: expected {wanted}, results have {', '.join(found) or '(none)'}")
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        lines.append(f"{name}: expected {wanted}, results have {', '.join(found[:_SHOWN]) or '(none)'}{more}")
     return RunFailed(f"none of {len(results)} result file(s) passes the filter of the table.", *lines)

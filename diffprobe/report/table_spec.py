@@ -5,16 +5,16 @@ Fields for rows, columns and filters: `metric`, `split`, `target`, `probe`, `cel
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from diffprobe.config.parse import parse
 from diffprobe.config.search_path import display, roots
 from diffprobe.core.errors import ConfigError, nearest
+from diffprobe.core.terminal import one_line
+from diffprobe.report.yaml_tree import read_yaml_tree
 
 Value = str | int | float
 
@@ -35,8 +35,8 @@ class TableAxis:
     """Format of a value, for example "t = {value}"."""
 
     def label(self, value: Value) -> str:
-        """Return the printed form of one value."""
-        return self.heading.replace("{value}", self.labels.get(str(value), str(value)))
+        """Return the printed form of one value, in one line."""
+        return one_line(self.heading.replace("{value}", self.labels.get(str(value), str(value))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class NumberFormat:
     """Unit after scaling, for the caption."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 12 or self.scale == 0:
+        if not 0 <= self.decimals <= 12 or self.scale == 0 or not math.isfinite(self.scale):
             raise ConfigError(
-                f"number: decimals={self.decimals} (0..12) or scale={self.scale} (not 0) is out of range."
+                f"number: decimals={self.decimals} (0..12) or scale={self.scale} (finite, not 0) is out of range."
             )
 
     def show(self, value: float, *, signed: bool = False) -> str:
@@ -88,6 +88,12 @@ class Published:
     """Paper, table or figure, and row."""
     provenance: str
     """Origin of the value: read in the paper, from released code, from a third party, off a figure."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or not math.isfinite(self.tolerance) or self.tolerance < 0:
+            raise ConfigError(
+                f"published: value={self.value} (finite) or tolerance={self.tolerance} (at least 0) is out of range."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,12 @@ class TableSpec:
                     f"published value {entry.value}: 'where' has the fields {', '.join(entry.where) or '(none)'}.",
                     f"expected: one value for each axis: {', '.join(axes)}",
                 )
+            for axis in (*self.rows, self.columns):
+                if axis.values and entry.where[axis.field] not in axis.values:
+                    raise ConfigError(
+                        f"published value {entry.value}: the table has no {axis.field} {entry.where[axis.field]!r}.",
+                        f"values of the axis: {', '.join(map(repr, axis.values))}",
+                    )
 
 
 def load_spec(path: Path | str) -> TableSpec:
@@ -147,15 +159,8 @@ def load_specs(path: Path | str) -> tuple[TableSpec, ...]:
     Raises: ConfigError with every error, its file and line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, tree = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{display(path)} is not valid YAML.", *str(error).splitlines()) from error
-    repeated = [f"'{key}': lines {first} and {line}" for key, first, line in _repeated_keys(node, "")]
-    if repeated:
-        raise ConfigError(f"{display(path)} has repeated keys.", *repeated)
-    lines = {key: (display(path), line) for key, line in _lines(node, "")}
+    tree, numbers = read_yaml_tree(path)
+    lines = {key: (display(path), line) for key, line in numbers.items()}
     if not isinstance(tree, dict) or "tables" not in tree:
         return (parse(TableSpec, tree, lines),)
     shared = {key: value for key, value in tree.items() if key != "tables"}
@@ -191,32 +196,3 @@ def find_spec(name: str) -> Path:
             f"tables: {', '.join(sorted(found)) or '(none)'}",
         )
     return found[name]
-
-
-def _repeated_keys(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each dotted key that a mapping repeats, with both line numbers, from 1."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[tuple[str, str], int] = {}
-        for key, value in node.value:
-            full, line = f"{at}.{key.value}" if at else str(key.value), key.start_mark.line + 1
-            name = (key.tag, str(key.value))  # 1 and "1" are two keys
-            if name in seen:
-                yield full, seen[name], line
-            seen[name] = line
-            yield from _repeated_keys(value, full)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _repeated_keys(value, f"{at}[{i}]")
-
-
-def _lines(node: yaml.Node | None, at: str) -> Iterator[tuple[str, int]]:
-    """Yield each dotted key of a YAML tree with its line number, from 1."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            full = f"{at}.{key.value}" if at else str(key.value)
-            yield full, key.start_mark.line + 1
-            yield from _lines(value, full)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield f"{at}[{i}]", value.start_mark.line + 1
-            yield from _lines(value, f"{at}[{i}]")

@@ -102,7 +102,8 @@ def test_the_keys_of_a_probe_keep_their_lines(write: Write) -> None:
         (["data=emojis"], ["data=emojis", "nearest: emoji", "allowed: emoji"]),
         (["trainer"], ["'trainer' is not of the form key=value"]),
         (["+data=emoji", "~seed=1"], ["'+data=emoji' is not", "'~seed=1' is not"]),
-        (["seed=[1"], ["setting seed=[1", "at input '[1'", "fix: as plain text: \"seed='[1'\""]),
+        (["seed=[1"], ["setting seed=[1", "at input '[1'", "must be a complete list"]),
+        (["data.path=[1"], ["setting data.path=[1", "fix: as plain text: \"data.path='[1'\""]),
         (["größe=1"], ["'größe=1' is not of the form key=value"]),
         (["seed=range(1,3)"], ["seed=range(1,3)", "several values"]),
         (["features.prompt=a, b"], ["quote the value"]),
@@ -142,6 +143,16 @@ def test_an_experiment_file_that_cannot_be_read_is_refused(write: Write, text: s
     with pytest.raises(ConfigError) as caught:
         load("paper/row")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["hydra.run.dir=x", "hydra.mode=MULTIRUN", "hydra/launcher=basic", "hydra={}"])
+def test_settings_of_hydra_are_refused_where_they_are(write: Write, setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"settings of Hydra(.|\n)*{setting} on the command line"):
+        compose(None, [setting])
+    write("experiments/row.yaml", ROW.replace("seed: 3", "hydra:\n  run: {dir: x}"))
+    write("configs/data/pets.yaml", "path: pets\n")
+    with pytest.raises(ConfigError, match=r"settings of Hydra(.|\n)*hydra in experiments/row.yaml, line 9"):
+        compose("row")
 
 
 def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:

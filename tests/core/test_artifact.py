@@ -33,6 +33,48 @@ def test_an_artifact_comes_back_with_its_header(tmp_path: Path) -> None:
     assert tree == {"x": [1, 2.5], "y": "ä"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [{"a": {2: "x", 10: "y", 1: "z"}}, {"a": (1, (2.5, -0.0))}, {"a": 1e-300, "b": 10**18, "c": "\u2028ä"}],
+    ids=ascii,
+)
+def test_what_was_written_is_read(tmp_path: Path, body: dict) -> None:
+    """Keys that are numbers sort differently once they are text; the digest is that of the file."""
+    write_artifact(tmp_path / "a", body, kind="thing", schema_version=1)
+    read = read_json(tmp_path / "a", kind="thing", schema_version=1)
+    assert read.pop(HEADER)["digest"] == digest_json(read) and read == json.loads(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"x": 1', '"x": 2'), ('"x": 1', '"y": 1'), ('"x": 1', '"x": 1.0'), ('"x": 1', '"w": 0, "x": 1')]
+)
+def test_a_changed_artifact_is_refused_with_the_command_that_makes_it_anew(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "thing.json"
+    write_artifact(path, {"x": 1}, kind="thing", schema_version=1)
+    path.write_text(path.read_text().replace("  ", " "))
+    read_json(path, kind="thing", schema_version=1)  # spaces and line breaks are not content
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(SchemaError, match=r"(?s)thing\.json' was modified .*fix: restore the file; or make thing 7"):
+        read_json(path, kind="thing", schema_version=1, remake=lambda old: "make thing 7")
+
+
+@pytest.mark.parametrize("digest", [None, "", 1, "00" * 32, ["x"]])
+def test_an_artifact_without_a_digest_that_fits_is_refused(tmp_path: Path, digest: object) -> None:
+    path = tmp_path / "thing.json"
+    path.write_text(json.dumps({HEADER: {**make_header("thing", 1), "digest": digest}, "x": 1}))
+    with pytest.raises(SchemaError, match="was modified"):
+        read_json(path, kind="thing", schema_version=1)
+
+
+def test_text_that_is_not_unicode_is_refused_both_ways(tmp_path: Path) -> None:
+    path = tmp_path / "thing.json"
+    with pytest.raises(SchemaError, match=r"text that is not Unicode: '.*\\udcff"):
+        write_artifact(path, {"path": "data/\udcff"}, kind="thing", schema_version=1)
+    path.write_text(json.dumps({HEADER: make_header("thing", 1), "x": "\udcff"}))
+    with pytest.raises(SchemaError, match="not Unicode"):
+        read_json(path, kind="thing", schema_version=1)
+
+
 def test_equal_values_give_equal_text() -> None:
     assert dump_json({"b": 1, "a": 2}) == dump_json({"a": 2, "b": 1}) == '{\n  "a": 2,\n  "b": 1\n}\n'
 
@@ -84,6 +126,7 @@ def test_files_of_others_are_opened_to_whom_the_umask_allows(tmp_path: Path) -> 
         ("[1]", "no artifact header"),
         ('{"kind": "thing"}', "no artifact header"),
         (json.dumps({HEADER: make_header("store", 1)}), "is an artifact 'store', expected 'thing'"),
+        (json.dumps({HEADER: {**make_header("thing", 1), "schema_version": True}}), "has schema version True"),
         (json.dumps({HEADER: make_header("thing", 2)}), "has schema version 2 of 'thing', expected 1"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.query import config_value, field_of, matches, parse_condition
+from diffprobe.report.query import config_value, field_of, matches, parse_cell, parse_condition
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,17 @@ def test_a_value_that_is_not_yaml_is_reported(value):
     with pytest.raises(ConfigError, match="YAML") as raised:
         parse_condition(f"timestep={value}")
     assert f"'timestep={value}'" in str(raised.value) and "timestep=[1,2]" in raised.value.fix
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "&a [*a]", ".nan", "9" * 5000], ids=lambda value: value[:10])
+def test_a_value_that_has_no_end_is_reported(value):
+    with pytest.raises(ConfigError, match="^invalid filter 'timestep="):
+        parse_condition(f"timestep={value}")
+
+
+def test_a_cell_with_a_timestep_of_thousands_of_digits_is_refused():
+    with pytest.raises(ConfigError, match="is not a cell"):
+        parse_cell(f"mid_block@t{'9' * 5000}")
 
 
 def test_config_value_stops_at_what_is_no_block():

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.table import FORMATS, Table, build_table, render
+from diffprobe.core.terminal import one_line, printable
+from diffprobe.report.table import FORMATS, Table, _csv_value, build_table, render
 from diffprobe.report.table_data import fill_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -40,6 +41,40 @@ def test_csv_is_unrounded_and_starts_no_formula(results, spec):
     assert len(rows) == 12 and rows[0]["value"] == "0.515625"
     assert [row["source"] for row in rows if row["published"]] == ["'=1+1"]
     assert [row["status"] for row in rows].count("missing") == 1 and rows[-1]["value"] == ""
+
+
+FORMULAS = [
+    "=1+1", "+A1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\u00a0=1", "'=1", '"=1', "\u201c=1",
+    "\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", " \uff1d1", "-2-cmd", "\u3000=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FORMULAS, ids=ascii)
+def test_no_cell_of_a_csv_is_a_formula(results, spec, text):
+    number = dataclasses.replace(spec.published[0], source=text, provenance=text)
+    rows = list(csv.DictReader(io.StringIO(render(results, dataclasses.replace(spec, published=(number,)), "csv"))))
+    cell = next(row["source"] for row in rows if row["published"])
+    assert cell == f"'{one_line(text)}"
+
+
+@pytest.mark.parametrize("text", ["-0.5", "+1e-3", ".5", "plain", "a=b", "1-2", "\u200b=1", "mean - 1"], ids=ascii)
+def test_numbers_and_words_of_a_csv_stay_as_they_are(text):
+    assert _csv_value(text) == one_line(text)
+    assert _csv_value(-0.5) == "-0.5" and _csv_value(-3) == -3 and _csv_value(None) is None
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_format_has_control_characters(results, spec, format):
+    codes = "\x1b[2J\u202e\x9b\r\x00\u2028"
+    axis = dataclasses.replace(spec.rows[0], title=codes, labels={"group": f"a{codes}"}, heading=f"{{value}}{codes}")
+    number = dataclasses.replace(spec.published[0], source=codes)
+    control, unit = dataclasses.replace(spec.controls[0], title=codes), dataclasses.replace(spec.number, unit=codes)
+    spec = dataclasses.replace(
+        spec, title=codes, caption=codes, missing=codes, rows=(axis, spec.rows[1]), published=(number,),
+        controls=(control,), number=unit,
+    )  # fmt: skip
+    text = render(results, spec, format)
+    assert printable(text) == text and r"\x1b" in text.replace(r"\textbackslash{}", "\\").replace("\\\\", "\\")
 
 
 def test_one_row_axis_is_one_block(results, spec):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import random
+import time
 
 import pytest
 
-from diffprobe.core.errors import RunFailed
+from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.report.aggregation import control_of
 from diffprobe.report.table_data import fill_table
+from diffprobe.report.table_spec import TableAxis
 
 
 def entry_at(table, **where):
@@ -212,3 +214,67 @@ def test_no_match_lists_the_values_of_the_results(results, spec):
     with pytest.raises(RunFailed) as error:
         fill_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))
     assert "split: expected val, results have test, train" in str(error.value)
+
+
+def test_names_of_any_digits_can_be_sorted(results, spec):
+    run = results[1]
+    names = ["x²", "x2", "x10", "x٣", "x02", "x" + "7" * 5000]
+    more = [dataclasses.replace(run.metrics[0], target=name) for name in names]
+    results[1] = dataclasses.replace(run, metrics=(*more,))
+    axis = dataclasses.replace(spec.rows[0], values=())
+    table = fill_table(results[1:2], dataclasses.replace(spec, rows=(axis, spec.rows[1]), published=()))
+    found = list(dict.fromkeys(row.values[0] for row in table.rows))
+    assert sorted(found) == sorted(names)
+    assert [name for name in found if name.isascii()] == ["x02", "x2", "x10", "x" + "7" * 5000]
+
+
+@pytest.mark.parametrize("taps", [["a"], {"a": 1}])
+def test_an_axis_of_lists_is_refused(results, spec, taps):
+    results[1] = changed(results[1], config={"features": {"taps": taps}})
+    axis = TableAxis(field="config.features.taps")
+    with pytest.raises(ConfigError, match="'config.features.taps' is a (list|block) in run 'bank-0'"):
+        fill_table(results, dataclasses.replace(spec, columns=axis, published=()))
+
+
+def test_a_table_without_end_is_refused_before_it_is_made(results, spec):
+    axes = [dataclasses.replace(spec.rows[i], values=tuple(range(1000))) for i in (0, 1)]
+    with pytest.raises(RunFailed, match=r"2,000,000 entries; at most 100,000(.|\n)*target: 1,000 values"):
+        fill_table(results, dataclasses.replace(spec, rows=tuple(axes), published=()))
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308])
+def test_a_number_too_large_to_print_is_refused(results, spec, value):
+    with pytest.raises(NonFinite, match="'mid_block'.*too large"):
+        fill_table([changed(run, value=value) for run in results], spec)
+    with pytest.raises(NonFinite, match="too large"):
+        fill_table([changed(results[1], value=value)], spec)  # times 100 %
+
+
+def test_an_experiment_on_an_axis_stands_for_its_folder(results, spec):
+    axis = TableAxis(field="experiment", values=("toy", "toy/classifier", "toy/class"))
+    spec = dataclasses.replace(spec, rows=(axis, spec.rows[1]), published=(), filter={**spec.filter, "target": "group"})
+    values = [[entry.value for entry in row.entries] for row in fill_table(results, spec).rows]
+    assert values[0:3] == values[3:6] and None not in values[0] and values[6:] == [[None, None]] * 3
+
+
+def test_time_grows_with_the_number_of_results(results, spec):
+    """Four times the results take about four times as long; an entry does not search all results."""
+    base = results[1]
+    axis = TableAxis(field="config.probe.params.k")
+
+    metrics = tuple(dataclasses.replace(record, controls={}) for record in base.metrics)
+
+    def seconds(n):
+        runs = []
+        for k in range(n):
+            for control in ("none", "random_weights"):
+                config = {"control": control, "probe": {**base.config["probe"], "params": {"k": k}}}
+                run = changed(base, config=config, run=f"{control}{k}")
+                runs.append(dataclasses.replace(run, metrics=metrics))
+        started = time.process_time()
+        table = fill_table(runs, dataclasses.replace(spec, rows=(axis, *spec.rows), published=()))
+        assert len(table.rows) == 6 * n and table.rows[0].entries[0].controls == {"random_weights": 0.5}
+        return time.process_time() - started
+
+    seconds(10)
+    assert seconds(200) < 10 * seconds(50)

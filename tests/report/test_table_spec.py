@@ -6,7 +6,7 @@ import pytest
 
 from diffprobe.config.search_path import shipped_root
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.table_spec import NumberFormat, find_spec, load_spec, load_specs
+from diffprobe.report.table_spec import NumberFormat, Published, TableAxis, find_spec, load_spec, load_specs
 
 TOY = (Path(__file__).parent / "table.yaml").read_text()
 
@@ -90,3 +90,39 @@ def test_find_spec_searches_the_working_folder_and_names_what_there_is(tmp_path,
     assert find_spec("mine/layers") == (tmp_path / "experiments/mine/layers/table.yaml").resolve()
     with pytest.raises(ConfigError, match="nearest: mine/layers"):
         find_spec("mine/layer")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("value: 0.83", "value: .inf", "'published\\[0\\].value' is inf"),
+        ("value: 0.83", "value: .nan", "'published\\[0\\].value' is nan"),
+        ("value: 0.83", "value: '0.83'", "'0.83' .str., expected float"),
+        ("value: 0.83", "value: true", "True .bool., expected float"),
+        ("tolerance: 0.02", "tolerance: -0.02", "tolerance=-0.02 .at least 0."),
+        ("timestep: 200}", "timestep: '200'}", "the table has no timestep '200'"),
+        ("tap: up_blocks.0, t", "tap: up_blocks.9, t", "the table has no tap 'up_blocks.9'"),
+        ("scale: 100", "scale: .inf", "'number.scale' is inf"),
+        ("values: [25, 200]", "values: [25, .nan]", "'columns.values\\[1\\]' is nan"),
+        ("values: [group, label]", "values: [group, &a label, *a]", "an alias"),
+        ("source: Nobody et al. 2025, Figure 2", "source: null", "'published\\[1\\].source' is none"),
+    ],
+)
+def test_published_numbers_and_axes_are_read_strictly(tmp_path, old, new, message):
+    assert old in TOY
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, TOY.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("bad", [{"value": float("nan")}, {"tolerance": float("inf")}, {"tolerance": -1.0}])
+def test_a_published_number_of_a_run_is_as_strict(bad):
+    fields = {"where": {}, "value": 0.5, "tolerance": 0.1, "source": "S", "provenance": "P", **bad}
+    with pytest.raises(ConfigError, match="out of range"):
+        Published(**fields)
+
+
+def test_a_label_is_one_printable_line():
+    assert (
+        TableAxis(field="target", labels={"a": "x\n\x1b[1my"}, heading="{value}\u202e").label("a")
+        == r"x \x1b[1my\u202e"
+    )

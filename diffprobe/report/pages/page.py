@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.terminal import printable
 from diffprobe.metrics import described
 from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
@@ -64,7 +65,7 @@ def render_page(page: Page) -> str:
     """
     environment = Environment(
         loader=PackageLoader("diffprobe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_spaced)
     tables = [fill_table(page.results, spec) for spec in page.tables]
@@ -76,6 +77,11 @@ def render_page(page: Page) -> str:
         latents=[_latent_view(latent, page.n_classes) for latent in page.latents],
         directions=[_direction_view(panel) for panel in page.directions],
     )
+
+
+def _shown(value: object) -> object:
+    """Show control characters of a text as text; browsers obey those that reverse the order of letters."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
 
 
 def _table_view(table: TableData) -> dict[str, Any]:

@@ -15,10 +15,14 @@ TAKES_GRID = True
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
-    """Refuse shuffled labels, and a row buffer where rows are permuted already. Raises: ConfigError."""
+    """Refuse shuffled labels, targets, and a row buffer where rows are permuted already. Raises: ConfigError."""
     if config.control == "shuffled_labels":
         raise ConfigError("control=shuffled_labels: a sparse autoencoder is trained without labels.")
     refuse_metrics(config)
+    if config.probe.targets not in ((), ("label",)):
+        raise ConfigError(
+            f"probe.targets={list(config.probe.targets)}: a sparse autoencoder has no targets.", fix="leave it unset"
+        )
     if config.features.shuffle == "rows" and any(part.row_buffer for part in params):
         raise ConfigError(
             "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",
@@ -74,4 +78,5 @@ def summary(result: RunResult) -> str:
     fvu = next((record for record in of_test_split(result) if record.name == "fvu"), None)
     if fvu is None:  # the numbers of a grid are in the results of its members
         return "a result per member"
-    return f"{fvu.detail['n_latents']:,} latents, fvu {fvu.value:.3f}"
+    n_latents = fvu.detail.get("n_latents")
+    return f"{'' if n_latents is None else f'{n_latents:,} latents, '}fvu {fvu.value:.3f}"

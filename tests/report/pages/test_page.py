@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.core.terminal import printable
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.pages.panels import Picture
 from diffprobe.report.table_spec import TableAxis
@@ -51,6 +52,15 @@ def test_hostile_text_stays_text_everywhere(page, hostile):
     assert not [a for a in read.attributes if a[1].startswith("on")]
     assert [v for tag, name, v in read.attributes if tag == "img" and name == "alt" and v] == [hostile] * 9
     assert read.words().count(hostile) >= 12  # title, lead, facts, labels, captions, notes, limits, commands
+
+
+def test_no_control_characters_reach_the_page(page):
+    codes = "\x1b[2J\u202egpj\x9b\u200b"
+    page = dataclasses.replace(page, title=codes, lead=codes, facts=(("a", codes),), latent_rule=codes, limits=(codes,))
+    axis = dataclasses.replace(page.tables[0].rows[1], heading=f"{codes} {{value}}")
+    spec = dataclasses.replace(page.tables[0], rows=(page.tables[0].rows[0], axis), missing=codes)
+    html = render_page(dataclasses.replace(page, tables=(spec,)))
+    assert printable(html) == html and html.count(r"\x1b[2J\u202egpj\x9b\u200b") > 10
 
 
 def test_nothing_is_requested(page):
