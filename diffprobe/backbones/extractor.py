@@ -59,6 +59,7 @@ class DiffusionFeatures:
         prompt: str | None = None,
         unconditional: bool = False,
         negative_prompt: str | None = None,
+        missing: str = "refuse",
         pool: str = "mean",
         draws: int = 1,
         keep_draws: bool = False,
@@ -88,6 +89,7 @@ class DiffusionFeatures:
             prompt: the prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}".
             unconditional: read every cell under the empty condition too, as guidance does.
             negative_prompt: prompt of the unconditional branch, in place of the empty one.
+            missing: what samples without the caption, label or column of their condition get: `refuse` or `empty`.
             pool: `mean`, `max`, `none`, `gridK` (K x K means side by side) or `tokensN` (N seeded places).
             draws: noise samples per image, averaged.
             keep_draws: keep the draws on a second axis instead of averaging them.
@@ -228,8 +230,9 @@ class DiffusionFeatures:
             raise ConfigError("a batch without images has no features.")
         listed = isinstance(texts.keys, Sized) and not isinstance(texts.keys, (str, Mapping))
         if not listed or len(texts.keys) != n:
-            given = len(texts.keys) if listed else f"a {type(texts.keys).__name__}"
-            raise ConfigError(f"{n} images need a list of {n} keys; got {given}.", fix="keys=[one text per image]")
+            kind = "one text" if isinstance(texts.keys, str) else f"a {type(texts.keys).__name__}"
+            given = len(texts.keys) if listed else kind
+            raise ConfigError(f"{n} images need {n} keys; got {given}.", fix="keys=[one text per image]")
         return [condition_inputs(branch, texts) for branch in self.plan.branches]
 
     def _read(self, clean: Tensor, keys: Sequence[str], conditioning: list[list[ConditionInput]]) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
+_LONG = 16
+"""Length of an image, as a multiple of its width, beyond which its centre is cropped before it is resized."""
 _INSTEAD: dict[type, str] = {
     Image.Image: "pass a list: [image]",
     np.ndarray: "arrays [batch, height, width, 3] of uint8: [Image.fromarray(x) for x in images]",
@@ -71,9 +73,17 @@ def _from_pil(image: Image.Image, resolution: int) -> Tensor:
     shorter = min(image.size)
     if shorter == 0:
         raise ConfigError(f"an image has {image.width} x {image.height} px, which is no image.")
+    if max(image.size) > _LONG * shorter:  # cropped first, as in the shard stream: resized whole, it fills memory
+        left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
+        box = (left, top, left + shorter, top + shorter)
+        return _to_tensor(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
     if shorter != resolution:
         width, height = (round(side * resolution / shorter) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     image = image.crop((left, top, left + resolution, top + resolution))
+    return _to_tensor(image)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)

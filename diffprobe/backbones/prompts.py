@@ -162,7 +162,8 @@ def _complete(condition: str, what: str, values: Sequence[T | None] | None, keys
     """Return a column without missing values. Raises: ConfigError."""
     listed = isinstance(values, Sized) and not isinstance(values, (str, Mapping))
     if values is None or not listed or len(values) != len(keys):
-        given = "none" if values is None else str(len(values)) if listed else f"a {type(values).__name__}"
+        kind = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
+        given = "none" if values is None else str(len(values)) if listed else kind
         raise ConfigError(f"condition={condition} needs a {what} for each of {len(keys)} images; got {given}.")
     without = [key for key, value in zip(keys, values, strict=True) if value is None]
     if without:
