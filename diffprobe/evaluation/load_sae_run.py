@@ -3,7 +3,6 @@
 Reads the folder that `diffprobe train` wrote, of a single run or of a grid. `sae.py` evaluates what it returns.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
+from diffprobe.core.json_file import expect, read_json_object
 from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, read_result
 from diffprobe.runs.grid import MEMBERS
 
@@ -60,7 +60,8 @@ class TrainedRun:
         from diffprobe.backbones.cell import Cell
         from diffprobe.probes.serialization import SETTINGS
 
-        named = json.loads((sae / SETTINGS).read_text(encoding="utf-8"))["settings"].get("cell")
+        settings = read_json_object(sae / SETTINGS).get("settings")
+        named = expect(settings, dict, where=f"'{sae / SETTINGS}': settings").get("cell")
         names = [named] if named else sorted({record.cell for record in self.result.metrics if record.cell})
         cells = sorted((Cell.parse(name) for name in names), key=lambda cell: cell.timestep)
         if len({(cell.tap, cell.condition, cell.pool) for cell in cells}) != 1:
