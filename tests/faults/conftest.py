@@ -167,13 +167,14 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 120.0, command: 
     while time.monotonic() < end:
         if condition():
             return True
-        if command is not None and not _is_alive(command.pid):
+        if command is not None and not is_alive(command.pid):
             return condition()
         time.sleep(0.0005)
     return False
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and waits for its parent does not."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
