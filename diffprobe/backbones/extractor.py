@@ -5,7 +5,7 @@ through the denoiser, in passes of bounded size that end at the deepest tap. The
 alone, never on batching.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.network_size import MAX_MODULES, module_limit
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
-from diffprobe.backbones.preprocess import as_batch
+from diffprobe.backbones.preprocess import as_batch, check_images
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -59,6 +59,7 @@ class DiffusionFeatures:
         prompt: str | None = None,
         unconditional: bool = False,
         negative_prompt: str | None = None,
+        missing: str = "refuse",
         pool: str = "mean",
         draws: int = 1,
         keep_draws: bool = False,
@@ -88,6 +89,7 @@ class DiffusionFeatures:
             prompt: the prompt of condition=prompt, or the pattern of condition=template: "a photo of a {class_name}".
             unconditional: read every cell under the empty condition too, as guidance does.
             negative_prompt: prompt of the unconditional branch, in place of the empty one.
+            missing: what samples without the caption, label or column of their condition get: `refuse` or `empty`.
             pool: `mean`, `max`, `none`, `gridK` (K x K means side by side) or `tokensN` (N seeded places).
             draws: noise samples per image, averaged.
             keep_draws: keep the draws on a second axis instead of averaging them.
@@ -113,6 +115,8 @@ class DiffusionFeatures:
         options = {name: value for name, value in locals().items() if name not in ("cls", "id_or_path")}
         options |= {"device": str(device), "compile": bool(compile)}
         backend = compile if isinstance(compile, str) else "inductor"
+        if compile and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+            raise ConfigError(f"compile='{backend}' is not a backend of torch.compile.", f"allowed: {', '.join(known)}")
         return cls.from_plan(make_plan(*make_configs(str(id_or_path), options)), compile_backend=backend)
 
     @classmethod
@@ -175,8 +179,9 @@ class DiffusionFeatures:
         channels, height, width], for tokensN [batch, N, channels]. With keep_draws the draws are the second axis.
         Raises: ConfigError for images of another size, range or type, and for missing texts, labels or columns.
         """
-        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=columns or {})
-        conditioning = self._condition_inputs(len(images), texts)
+        n = len(images if isinstance(images, Tensor) else check_images(images))
+        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=_columns(columns))
+        conditioning = self._condition_inputs(n, texts)
         return self._features(self.encode(images), keys, conditioning)
 
     @torch.no_grad()
@@ -205,10 +210,12 @@ class DiffusionFeatures:
 
         Raises: ConfigError for latents of another shape or number format.
         """
-        if tuple(latents.shape[1:]) != self._shape or latents.dtype != torch.float32:
-            given, shape = f"{latents.dtype} {list(latents.shape)}", ", ".join(map(str, self._shape))
-            raise ConfigError(f"latents must be float32, [batch, {shape}]; got {given}.")
-        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=columns or {})
+        is_tensor = isinstance(latents, Tensor)
+        if not is_tensor or tuple(latents.shape[1:]) != self._shape or latents.dtype != torch.float32:
+            given = f"{latents.dtype} {list(latents.shape)}" if is_tensor else type(latents).__name__
+            shape = ", ".join(map(str, self._shape))
+            raise ConfigError(f"latents must be a float32 tensor, [batch, {shape}]; got {given}.")
+        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=_columns(columns))
         return self._features(latents.to(self.device), keys, self._condition_inputs(len(latents), texts))
 
     def _features(
@@ -221,9 +228,11 @@ class DiffusionFeatures:
         """Return the conditioning inputs of the samples, one list per branch."""
         if n == 0:
             raise ConfigError("a batch without images has no features.")
-        if isinstance(texts.keys, str) or len(texts.keys) != n:
-            given = "one text" if isinstance(texts.keys, str) else len(texts.keys)
-            raise ConfigError(f"{n} images need {n} keys; got {given}.")
+        listed = isinstance(texts.keys, Sized) and not isinstance(texts.keys, (str, Mapping))
+        if not listed or len(texts.keys) != n:
+            kind = "one text" if isinstance(texts.keys, str) else f"a {type(texts.keys).__name__}"
+            given = len(texts.keys) if listed else kind
+            raise ConfigError(f"{n} images need {n} keys; got {given}.", fix="keys=[one text per image]")
         return [condition_inputs(branch, texts) for branch in self.plan.branches]
 
     def _read(self, clean: Tensor, keys: Sequence[str], conditioning: list[list[ConditionInput]]) -> dict[str, Tensor]:
@@ -248,3 +257,11 @@ class DiffusionFeatures:
             self._backbone.release_text()
             self._released = True
         return condition, rows
+
+
+def _columns(columns: Mapping[str, Sequence[str | None]] | None) -> Mapping[str, Sequence[str | None]]:
+    if columns is not None and not isinstance(columns, Mapping):
+        raise ConfigError(
+            f"columns must map names to lists; got a {type(columns).__name__}.", fix="columns={'name': [one per image]}"
+        )
+    return columns or {}

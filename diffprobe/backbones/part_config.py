@@ -95,8 +95,8 @@ def has_part(index: Mapping[str, Any], part: str) -> bool:
 
 
 def positive(config: Mapping[str, Any], key: str, default: int, *, where: Path | str) -> int:
-    """Return a whole number of at least 1 from a configuration. Raises: WeightsMismatch."""
+    """Return a whole number of at least 1 (and at most 2^31) from a configuration. Raises: WeightsMismatch."""
     value = config.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**31:
         raise WeightsMismatch(f"'{where}': {key} is {str(value)[:80]}.", "allowed: a whole number of at least 1")
     return value

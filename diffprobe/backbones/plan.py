@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import torch
+
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
 from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import describe
@@ -172,12 +175,14 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
 def make_configs(id_or_path: str, options: Mapping[str, object]) -> tuple[BackboneConfig, FeaturesConfig]:
     """Build the two configs from keyword options; each goes to the config that has a field of its name.
 
-    Any iterable but a text is taken where a config has a tuple.
+    Any iterable but a text is taken where a config has a tuple; arrays and tensors are taken by their values.
     Raises: ConfigError naming the options that are unknown, of a wrong type or out of range.
     """
     on_backbone = {field.name for field in fields(BackboneConfig)}
     trees: tuple[dict[str, object], dict[str, object]] = ({"path": id_or_path}, {})
     for name, value in options.items():
+        if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+            value = value.tolist()
         listed = isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
         trees[name not in on_backbone][name] = list(value) if listed else value  # type: ignore[call-overload]
     try:

@@ -1,6 +1,7 @@
 """Check image tensors, and turn PIL images into a batch."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,17 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.image import is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
+_LONG = 16
+"""Length of an image, as a multiple of its width, beyond which its centre is cropped before it is resized."""
+_INSTEAD: dict[type, str] = {
+    Image.Image: "pass a list: [image]",
+    np.ndarray: "arrays [batch, height, width, 3] of uint8: [Image.fromarray(x) for x in images]",
+    Tensor: "torch.stack(images), or images[None] for a single one: [batch, 3, height, width] in [0, 1]",
+    str: "open them: [PIL.Image.open(path) for path in paths]",
+    Path: "open them: [PIL.Image.open(path) for path in paths]",
+}
+"""What is given in place of images -> what to write."""
+
 
 def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     """Bring images to `[batch, 3, resolution, resolution]` in [0, 1], float32.
@@ -18,10 +30,10 @@ def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     PIL images of 8 bits per channel are composited on white, converted to RGB, resized (shorter side, bicubic) and
     centre-cropped, as in the shard stream. Tensors must already have the right size and range; they are
     never rescaled.
-    Raises: ConfigError.
+    Raises: ConfigError, also for arrays, single images and file names, with what to write in their place.
     """
     if not isinstance(images, Tensor):
-        return torch.stack([_from_pil(image, resolution) for image in images])
+        return torch.stack([_from_pil(image, resolution) for image in check_images(images)])
     if not images.is_floating_point() or images.ndim != 4 or images.shape[1] != 3:
         raise ConfigError(
             f"images must be float, [batch, 3, height, width] in [0, 1]; got {images.dtype} {list(images.shape)}.",
@@ -40,6 +52,17 @@ def as_batch(images: Tensor | Sequence[Image.Image], resolution: int) -> Images:
     return images.float()
 
 
+def check_images(images: object) -> Sequence[Image.Image]:
+    """Return `images` if it is a list or tuple of PIL images. Raises: ConfigError."""
+    if isinstance(images, (list, tuple)) and all(isinstance(image, Image.Image) for image in images):
+        return images
+    listed = isinstance(images, (list, tuple))
+    odd = next(x for x in images if not isinstance(x, Image.Image)) if listed else images  # type: ignore[attr-defined]
+    fix = next((text for kind, text in _INSTEAD.items() if isinstance(odd, kind)), "pass a list of PIL images")
+    given = f"a {type(images).__name__} with a {type(odd).__name__}" if listed else f"a {type(odd).__name__}"
+    raise ConfigError(f"images must be a list of PIL images or a float tensor; got {given}.", fix=fix)
+
+
 def _from_pil(image: Image.Image, resolution: int) -> Tensor:
     if is_deep(image):
         raise ConfigError(
@@ -48,9 +71,19 @@ def _from_pil(image: Image.Image, resolution: int) -> Tensor:
         )
     image = to_rgb(image)
     shorter = min(image.size)
+    if shorter == 0:
+        raise ConfigError(f"an image has {image.width} x {image.height} px, which is no image.")
+    if max(image.size) > _LONG * shorter:  # cropped first, as in the shard stream: resized whole, it fills memory
+        left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
+        box = (left, top, left + shorter, top + shorter)
+        return _to_tensor(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
     if shorter != resolution:
         width, height = (round(side * resolution / shorter) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     image = image.crop((left, top, left + resolution, top + resolution))
+    return _to_tensor(image)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)

@@ -4,7 +4,7 @@ A plan has one branch per condition: the main one, and the unconditional one if 
 """
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -94,11 +94,19 @@ def condition_inputs(branch: Branch, samples: SampleMetadata) -> list[ConditionI
     if branch.condition in ("prompt", "negative"):
         return [branch.prompt or ""] * n
     if branch.condition == "caption":
-        return list(_complete("caption", "caption", samples.captions, samples.keys))
+        captions = _complete("caption", "caption", samples.captions, samples.keys)
+        odd = [f"{key}: a {type(x).__name__}" for key, x in zip(samples.keys, captions, strict=True) if not _is_text(x)]
+        if odd:
+            raise ConfigError(f"{len(odd)} of {len(captions)} captions are not texts.", f"first: {', '.join(odd[:3])}")
+        return list(captions)
     if branch.condition == "label":
         labels = None if samples.labels is None else [None if label < 0 else label for label in samples.labels]
         return list(_complete("label", "label", labels, samples.keys))
     return _fill(branch.prompt or "", samples)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _lacking(branch: Branch, samples: SampleMetadata) -> set[int]:
@@ -152,8 +160,10 @@ def _columns_of(template: str) -> list[str]:
 
 def _complete(condition: str, what: str, values: Sequence[T | None] | None, keys: Sequence[str]) -> list[T]:
     """Return a column without missing values. Raises: ConfigError."""
-    if values is None or isinstance(values, str) or len(values) != len(keys):
-        given = "none" if values is None else "one text" if isinstance(values, str) else str(len(values))
+    listed = isinstance(values, Sized) and not isinstance(values, (str, Mapping))
+    if values is None or not listed or len(values) != len(keys):
+        kind = "one text" if isinstance(values, str) else f"a {type(values).__name__}"
+        given = "none" if values is None else str(len(values)) if listed else kind
         raise ConfigError(f"condition={condition} needs a {what} for each of {len(keys)} images; got {given}.")
     without = [key for key, value in zip(keys, values, strict=True) if value is None]
     if without:

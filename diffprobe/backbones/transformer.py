@@ -13,7 +13,7 @@ from torch import Tensor
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
-from diffprobe.backbones.vae import latent_geometry
+from diffprobe.backbones.vae import check_side, latent_geometry
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import config_file, digest_denoiser, digest_files, digest_part, read_config
 from diffprobe.core.errors import ConfigError, WeightsMismatch
@@ -86,7 +86,8 @@ def find_latents(
             f"allowed: {own * factor}",
             fix=f"features.resolution={own * factor}",
         )
-    if side <= 0 or side % (factor * patch):
+    check_side(side, checkpoint.name)
+    if side % (factor * patch):
         raise ConfigError(
             f"resolution {side} of '{checkpoint.name}' is not a whole number of tokens.",
             f"allowed: multiples of {factor * patch}, which is {factor} (VAE) x {patch} (patch)",

@@ -17,9 +17,10 @@ from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.noise import load_prediction_kind, load_schedule
+from diffprobe.backbones.part_config import positive
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
-from diffprobe.backbones.vae import VaeEncoder
+from diffprobe.backbones.vae import VaeEncoder, check_side
 from diffprobe.backbones.weights import config_file, digest_files, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
@@ -54,10 +55,13 @@ def make_unet(checkpoint: Checkpoint, config: dict[str, Any], kind: str = "UNet2
 
 def check_latents(checkpoint: Checkpoint, config: dict[str, Any], channels: int) -> None:
     """Check that a U-Net takes the latents of its VAE. Raises: WeightsMismatch."""
-    if config.get("in_channels", 4) != channels:
+    path = config_file(checkpoint, "unet")
+    taken = positive(config, "in_channels", 4, where=path)
+    if taken != channels:
         raise WeightsMismatch(
-            f"the U-Net of '{checkpoint.name}' takes {config.get('in_channels')} channels, its VAE gives {channels}.",
+            f"the U-Net of '{checkpoint.name}' takes {taken} channels, its VAE gives {channels}.",
             "inpainting and other image-conditioned U-Nets are not supported",
+            f"in: {path}",
         )
 
 
@@ -72,12 +76,15 @@ def image_side(
     Raises: ConfigError.
     """
     own = config.get("sample_size")
-    if resolution is None and not isinstance(own, int) and (not own or own[0] != own[1]):
+    if isinstance(own, list) and len(own) == 2 and own[0] == own[1]:
+        own = own[0]
+    if resolution is None and (not isinstance(own, int) or own < 1):
         raise ConfigError(
-            f"the U-Net of '{checkpoint.name}' has no square size of its own (sample_size: {own}).",
+            f"the U-Net of '{checkpoint.name}' has no square size of its own (sample_size: {str(own)[:80]}).",
             fix=f"set features.resolution to a multiple of {multiple}",
         )
-    side = resolution or factor * (own if isinstance(own, int) else own[0])  # type: ignore[index]
+    side = factor * own if resolution is None else resolution  # type: ignore[operator]
+    check_side(side, checkpoint.name)
     if side % multiple:
         raise ConfigError(
             f"resolution {side} is not a multiple of {multiple}, the downscaling factor of '{checkpoint.name}'.",

@@ -12,11 +12,13 @@ from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.part_config import CONFIG, positive, read_part_config
 from diffprobe.backbones.weights import load_tensors
-from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
 
 _PIXELS = 2**20
 """Pixels per pass: bounds the memory of the first convolutions at any batch size."""
+MAX_SIDE = 2**15
+"""Largest image side in pixels; the shapes of a pass are computed for it."""
 _MAX_LEVELS = 12
 """Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
@@ -54,6 +56,14 @@ class MovqEncoder(VaeEncoder):
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.vae.encode(x).latents.float()
+
+
+def check_side(side: int, name: str) -> None:
+    """Check that an image side is one that images can have. Raises: ConfigError."""
+    if not 0 < side <= MAX_SIDE:
+        raise ConfigError(
+            f"resolution {side} of '{name}' is out of range: 1..{MAX_SIDE}.", fix="set features.resolution"
+        )
 
 
 def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int]:

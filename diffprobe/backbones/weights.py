@@ -30,6 +30,8 @@ DENOISERS = ("unet", "transformer")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_LONGEST = 255
+"""Characters in the name of a file or folder; longer ones are errors of the system."""
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -48,6 +50,10 @@ def locate(
     Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
         shipped checkpoint.
     """
+    if not path.strip() or max(map(len, Path(path).parts), default=0) > _LONGEST:
+        raise WeightsMissing(
+            f"'{path[:40]}' is not the name of a folder.", fix="set backbone.path to a folder, or to a hub id"
+        )
     if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
         raise ConfigError(
             f"revision={revision}, but '{path}' is not a hub id: it is a folder, or a part of diffprobe.",

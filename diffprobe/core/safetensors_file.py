@@ -10,6 +10,8 @@ from diffprobe.core.errors import DiffprobeError, SchemaError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MAX_HEADER = 100_000_000
+"""Largest header in bytes, that of the library itself."""
 _LFS = b"version https://git-lfs"
 
 
@@ -34,10 +36,18 @@ def open_safetensors(
     if not path.is_file():
         raise error(f"'{path}' is not a regular file.", fix=fix)
     with open(path, "rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            raise error(
-                f"'{path}' is a git-lfs pointer, not the file itself.", fix=fix or "git lfs pull, where it came from"
-            )
+        begin = file.read(len(_LFS))
+    if begin == _LFS:
+        raise error(
+            f"'{path}' is a git-lfs pointer, not the file itself.", fix=fix or "git lfs pull, where it came from"
+        )
+    header, size = int.from_bytes(begin[:8], "little"), path.stat().st_size
+    if size < 8 or header > min(_MAX_HEADER, size - 8):  # before the file is mapped into memory
+        raise error(
+            f"'{path}' is not a readable safetensors file: its header of {header:,} bytes does not fit "
+            f"into {min(_MAX_HEADER, size):,}.",
+            fix=fix,
+        )
     try:
         with safe_open(path, framework="pt") as stored:
             yield stored

@@ -16,8 +16,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def as_features(x: Array) -> Float[Tensor, "samples d_in"]:
-    """Return features as a floating-point matrix. Raises: ConfigError for another shape, NonFinite for NaN."""
-    found = torch.as_tensor(x)
+    """Return features as a floating-point matrix. Raises: ConfigError for what is not one, NonFinite for NaN."""
+    found = _as_tensor(x, "features")
     if found.ndim != 2 or len(found) == 0:
         raise ConfigError(f"features have shape {tuple(found.shape)}; expected (samples, d_in).")
     found = found if found.is_floating_point() else found.float()
@@ -30,12 +30,22 @@ def as_features(x: Array) -> Float[Tensor, "samples d_in"]:
 
 def as_labels(y: Array, n: int) -> Tensor:
     """Return one label per sample. Raises: ConfigError if they are not `n` integers or booleans."""
-    found = torch.as_tensor(y)
+    found = _as_tensor(y, "labels")
     if found.shape != (n,) or found.is_floating_point() or found.is_complex():
         raise ConfigError(
             f"labels have shape {tuple(found.shape)} and type {found.dtype}; expected {n} integers or booleans."
         )
     return found
+
+
+def _as_tensor(values: Array, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{what} are not an array of numbers: {' '.join(str(error).split())[:200]}.",
+            *([] if what == "features" else ["labels are class ids from 0, -1 for none; names have to be numbered"]),
+        ) from error
 
 
 def fit_full_batch(module: Module, loss: Callable[[Module], Tensor], *, l2: float, max_steps: int) -> Module:

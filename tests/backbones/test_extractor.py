@@ -228,6 +228,40 @@ class TestDoor:
         with pytest.raises(ConfigError, match=message):
             load(**settings)(images, **call)
 
+    @pytest.mark.usefixtures("no_shape_checks")
+    @pytest.mark.parametrize(
+        ("settings", "call", "message"),
+        [
+            ({}, {"keys": None}, "got a NoneType"),
+            ({}, {"keys": iter(KEYS)}, "got a tuple_iterator|got a list_iterator"),
+            ({}, {"images": Image.new("RGB", (32, 32)), "keys": ["a"]}, r"\[image\]"),
+            ({}, {"images": np.zeros((1, 32, 32, 3), np.uint8), "keys": ["a"]}, "fromarray"),
+            ({"condition": "caption"}, {"keys": KEYS, "captions": "five!"}, "one text"),
+            ({"condition": "caption"}, {"keys": KEYS, "captions": [["cat"]] * 5}, "a/0: a list"),
+            ({"condition": "template", "prompt": "{x}"}, {"keys": KEYS, "columns": ["x"] * 5}, "columns must map"),
+        ],
+    )
+    def test_what_notebooks_pass_is_named(
+        self, settings: dict, call: dict, message: str, load: Load, images: Tensor
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            load(**settings)(**{"images": images, **call})
+
+    @pytest.mark.usefixtures("no_shape_checks")
+    @pytest.mark.parametrize("latents", [None, [1], np.zeros((1, 4, 16, 16), np.float32)])
+    def test_latents_are_tensors(self, latents: object, load: Load) -> None:
+        with pytest.raises(ConfigError, match="latents must be a float32 tensor"):
+            load().from_latents(latents, keys=["a"])
+
+    def test_numbers_of_numpy_and_torch_are_settings(self, load: Load) -> None:
+        for timesteps in (np.array([100, 5]), torch.tensor([100, 5]), range(5, 101, 95)):
+            features = load(timesteps=timesteps, seed=np.int64(3), resolution=np.int32(32))
+            assert features.plan.timesteps == (5, 100) and features.plan.seed == 3
+
+    def test_an_unknown_compiler_is_refused(self, load: Load) -> None:
+        with pytest.raises(ConfigError, match="'nonsense' is not a backend.*\n.*inductor"):
+            load(compile="nonsense")
+
     def test_an_empty_batch_is_refused(self, load: Load) -> None:
         with pytest.raises(ConfigError, match="without images"):
             load()(torch.zeros(0, 3, 32, 32), keys=[])

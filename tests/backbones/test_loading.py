@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +7,11 @@ import pytest
 import torch
 
 from diffprobe.backbones.base import Checkpoint, LoadOptions
+from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, family_of
-from diffprobe.backbones.loading import load_denoiser, load_whole, require_parts
+from diffprobe.backbones.loading import load_denoiser, load_network, load_whole, require_parts
 from diffprobe.backbones.weights import locate
-from diffprobe.core.errors import WeightsMissing
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PARTS = {"unet": "conv_in", "transformer": "pos_embed.proj"}  # denoiser -> its first layer
@@ -59,3 +61,48 @@ def test_a_whole_backbone_has_every_module(part: str, checkpoint: Callable[[str]
     spec = family.spec(found, None)
     backbone = load_whole(found, family, spec, LoadOptions())
     assert set(backbone.denoiser.state_dict()) == set(spec.denoiser.state_dict())
+
+
+def test_a_whole_network_is_loaded_with_changed_settings(tiny_sd: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    expected = UNet2DConditionModel.from_pretrained(tiny_sd / "unet").state_dict()
+    found = load_network("UNet2DConditionModel", tiny_sd / "unet", dropout=0.25)
+    assert found.config.dropout == 0.25 and found.down_blocks[0].resnets[0].dropout.p == 0.25
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("unet", {"block_out_channels": "x"}),
+        ("unet", {"norm_num_groups": 0}),
+        ("unet", {"down_block_types": ["NoBlock"] * 3}),
+        ("unet", {"in_channels": -4}),
+        ("unet", {"sample_size": ["a", "a"]}),
+        ("unet", {"cross_attention_dim": 10**30}),
+        ("vae", {"block_out_channels": None}),
+        ("vae", {"latent_channels": "4"}),
+        ("vae", {"act_fn": 3}),
+        ("vae", {"scaling_factor": "6"}),
+        ("vae", {"scaling_factor": None}),
+        ("text_encoder", {"hidden_act": 3}),
+        ("text_encoder", {"num_attention_heads": 0}),
+        ("text_encoder", {"max_position_embeddings": [77]}),
+        ("scheduler", {"num_train_timesteps": 10**12}),
+        ("scheduler", {"num_train_timesteps": "1000"}),
+        ("scheduler", {"beta_start": None}),
+        ("scheduler", {"beta_schedule": ["linear"]}),
+        ("scheduler", {"trained_betas": [0.5]}),
+        ("scheduler", {"beta_end": 7.0}),
+        ("scheduler", {"prediction_type": ["epsilon"]}),
+    ],
+)
+def test_configs_that_describe_no_network_are_named(
+    part: str, changes: dict[str, object], tiny_sd: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_sd, tmp_path / "sd")
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(WeightsMismatch, match=str(folder)):
+        DiffusionFeatures.from_pretrained(str(folder), taps=["mid_block"], timesteps=[0], device="cpu")

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -34,8 +36,14 @@ def test_transparency_is_laid_on_white_and_grey_becomes_colour() -> None:
 def test_the_stream_of_shards_prepares_images_alike() -> None:
     from diffprobe.shards.decode import fit
 
-    image = gradient(101, 67)
-    assert torch.equal(as_batch([image], 32), as_batch([fit(image, 32)], 32))
+    for size in ((101, 67), (3, 200), (900, 20)):  # the last two are cropped before they are resized
+        image = gradient(*size)
+        assert torch.equal(as_batch([image], 32), as_batch([fit(image, 32)], 32))
+
+
+def test_long_images_are_not_resized_whole() -> None:
+    """1 x 20,000 px resized to 512 would be 512 x 10,240,000."""
+    assert as_batch([Image.new("RGB", (1, 20_000))], 512).shape == (1, 3, 512, 512)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
@@ -59,3 +67,26 @@ def test_pil_images_of_more_than_8_bits_are_refused(dtype: type) -> None:
 def test_tensors_that_are_not_as_promised_are_refused(images: torch.Tensor, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         as_batch(images, 16)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (gradient(16, 16), r"a Image.*\[image\]"),
+        (np.zeros((1, 16, 16, 3), np.uint8), "a ndarray.*fromarray"),
+        ([np.zeros((16, 16, 3), np.uint8)], "a list with a ndarray.*fromarray"),
+        ([torch.zeros(3, 16, 16)], "a list with a Tensor.*torch.stack"),
+        ("a.png", "a str.*open"),
+        (["a.png"], "a list with a str.*open"),
+        ([Path("a.png")], "a list with a PosixPath"),
+        ([gradient(16, 16), None], "a list with a NoneType"),
+        (iter([gradient(16, 16)]), "a list_iterator"),
+        ({"a": gradient(16, 16)}, "a dict"),
+        (None, "a NoneType"),
+        ([Image.new("RGB", (0, 4))], "0 x 4 px"),
+    ],
+)
+@pytest.mark.usefixtures("no_shape_checks")
+def test_what_notebooks_pass_is_named_with_what_to_write(images: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        as_batch(images, 16)  # type: ignore[arg-type]

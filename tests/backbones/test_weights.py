@@ -19,7 +19,7 @@ from diffprobe.backbones.weights import (
     require_files,
     weight_files,
 )
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
 
 STEM = "diffusion_pytorch_model"
 
@@ -58,6 +58,34 @@ class TestLocate:
     def test_what_is_neither_folder_nor_hub_id_is_refused(self, path: str) -> None:
         with pytest.raises(WeightsMissing, match="not a hub id"):
             locate(path)
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("model.safetensors", r"single-file checkpoint.*from_single_file\(\"{path}\"\)"),
+            ("model.ckpt", "is a file.*pickles, which are never read"),
+            ("notes.txt", "is a file"),
+        ],
+    )
+    def test_a_single_file_is_named_as_one(self, name: str, message: str, tmp_path: Path) -> None:
+        (tmp_path / name).touch()
+        with pytest.raises(WeightsMissing, match=f"(?s){name}.*{message.format(path=tmp_path / name)}"):
+            locate(str(tmp_path / name))
+
+    @pytest.mark.parametrize("path", ["models/sd15.safetensors", "sd15.CKPT", "/no/where.bin"])
+    def test_a_file_that_is_not_there_is_no_hub_id(self, path: str) -> None:
+        with pytest.raises(WeightsMissing, match=f"no file '{path}'"):
+            locate(path)
+
+    @pytest.mark.parametrize("path", ["", " ", "a" * 300, "\0"])
+    def test_names_that_no_folder_can_have_are_refused(self, path: str) -> None:
+        with pytest.raises(WeightsMissing):
+            locate(path)
+
+    def test_an_index_that_is_none_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
+        with pytest.raises(WeightsMismatch, match="model_index.json"):
+            locate(str(tmp_path))
 
     def test_a_folder_without_an_index_lists_its_content(self, tmp_path: Path) -> None:
         (tmp_path / "model.ckpt").touch()
@@ -142,6 +170,28 @@ class TestLoad:
         damage(tensors)
         save_file(tensors, path)
         with pytest.raises(WeightsMismatch, match=message):
+            read(folder)
+
+    def test_nothing_is_read_before_the_shapes_fit(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = folder / "unet" / f"{STEM}.safetensors"
+        tensors = load_file(path)
+        save_file({**tensors, "conv_in.bias": torch.zeros(3)}, path)
+        monkeypatch.setattr("diffprobe.backbones.weights._read", lambda *args: pytest.fail("a tensor was read"))
+        with pytest.raises(WeightsMismatch, match="conv_in"):
+            read(folder)
+
+    def test_weights_that_do_not_fit_into_memory_are_not_read(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("diffprobe.backbones.network_size.free_memory", lambda: 1000)
+        with pytest.raises(RunFailed, match="unet.*GB of memory"):
+            read(folder)
+
+    def test_quantised_weights_are_refused(self, folder: Path) -> None:
+        path = folder / "unet" / f"{STEM}.safetensors"
+        tensors = load_file(path)
+        save_file({name: value.to(torch.int8) for name, value in tensors.items()}, path)
+        with pytest.raises(WeightsMismatch, match=r"(?s)stored as torch\.int8.*quantised"):
             read(folder)
 
     def test_a_truncated_file_is_named(self, folder: Path) -> None:

@@ -33,6 +33,15 @@ def test_other_content_is_named(content: bytes, cause: str, tmp_path: Path) -> N
     assert str(path) in str(found.value)
 
 
+def test_a_header_beyond_the_file_is_refused_before_it_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for header, size in ((2**32, 2**33), (57, 64), (2**63, 64)):
+        path.write_bytes(header.to_bytes(8, "little"))
+        os.truncate(path, size)
+        with pytest.raises(WeightsMismatch, match=f"header of {header:,} bytes"):
+            load_safetensors(path, error=WeightsMismatch)
+
+
 def test_a_truncated_file_and_a_pipe_are_named(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(100)}, path)

@@ -195,9 +195,17 @@ def _preload() -> None:
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-    import diffprobe.backbones.extractor
     import diffprobe.cli.main
+    import diffprobe.probes.classifier.linear
     import diffprobe.probes.sae.convert  # noqa: F401
+    from diffprobe.backbones.extractor import DiffusionFeatures
+    from diffprobe.backbones.families import sd_unet
+
+    # One whole pass, so that what libraries import on first use is there before the forks.
+    with tempfile.TemporaryDirectory() as folder:
+        sd_unet.tiny(folder)
+        model = DiffusionFeatures.from_pretrained(folder, taps=["mid_block"], timesteps=[0], device="cpu")
+        model(torch.zeros(1, 3, 32, 32), keys=["a"])
 
 
 def _wait(child: int, deadline: float) -> tuple[int, float]:

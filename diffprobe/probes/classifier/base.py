@@ -162,9 +162,11 @@ class ClassifierProbe(Standardised):
         return self
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch n_classes"]:
-        """Return the logits for features in their own unit. Raises: ConfigError before `fit`."""
+        """Return the logits for features in their own unit. Raises: ConfigError before `fit`, and for another width."""
         if self.head is None:
             raise ConfigError("this classifier has no weights yet.", fix="probe.fit(x, y)")
+        if x.shape[-1] != self.d_in:
+            raise ConfigError(f"features of width {x.shape[-1]} do not fit a classifier of width {self.d_in}.")
         logits: Tensor = self.head(self.standard(x))
         return logits
 

@@ -111,6 +111,11 @@ class KSAE(nn.Module):
 
     def scaled(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return scaled features in the precision of the weights. Raises: ConfigError for another width."""
+        if not isinstance(x, Tensor):
+            raise ConfigError(
+                f"features must be a tensor; got a {type(x).__name__}.",
+                fix="torch.as_tensor(features, dtype=torch.float32)",
+            )
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ConfigError(
                 f"features of shape {tuple(x.shape)} do not fit an autoencoder of width {self.d_in}.",

@@ -77,3 +77,27 @@ def test_a_probe_comes_back_by_the_name_in_its_file(tmp_path):
     (tmp_path / "probe.json").write_text(text.replace("probe/classifier/linear", "probe/classifier/other"))
     with pytest.raises(SchemaError, match="probe/classifier/other"):
         LinearProbe.from_pretrained(tmp_path)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([[1.0], [2.0, 3.0]], [0, 1], "features are not an array"),
+        (None, [0, 1], "features are not an array"),
+        ({"a": 1}, [0, 1], "features are not an array"),
+        (np.array([[None], [1]], dtype=object), [0, 1], "features are not an array"),
+        ([[1.0], [2.0]], ["cat", "dog"], "labels are not an array(.|\n)*class ids"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(x, y, message):
+    with pytest.raises(ConfigError, match=message):
+        LinearProbe().fit(x, y)
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+def test_features_of_another_width_are_refused():
+    probe = LinearProbe().fit(*data())
+    for call in (probe.predict, lambda x: probe.score(x, torch.zeros(2, dtype=torch.long))):
+        with pytest.raises(ConfigError, match="width 3 do not fit a classifier of width 6"):
+            call(torch.zeros(2, 3))

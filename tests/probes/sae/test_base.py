@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
+from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, WeightsMissing
 from diffprobe.probes.sae import KSAE
+from diffprobe.probes.sae.base import SCHEMA_VERSION
 from diffprobe.probes.sae.topk import TopK
+from diffprobe.probes.serialization import save_probe
 
 
 def test_initialise_centres_and_scales(make_sae, x):
@@ -109,3 +111,22 @@ def test_evaluation_changes_no_state(make_sae, x, variant):
     before = {name: value.clone() for name, value in sae.state_dict().items()}
     sae.step(x), sae(x), sae.encode(x)
     assert all(value.equal(before[name]) for name, value in sae.state_dict().items())
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize("x", [[[0.0] * 12], None, {"a": 1}])
+def test_features_that_are_no_tensor_are_named(make_sae, x):
+    with pytest.raises(ConfigError, match="must be a tensor.*\n.*as_tensor"):
+        make_sae()(x)
+
+
+def test_settings_that_do_not_fit_the_tensors_make_nothing(make_sae, tmp_path):
+    """A width of 10^12 in the settings must not be allocated."""
+    sae = make_sae()
+    tensors, settings = sae.state_dict(), {"d_in": 12, "cell": None, "config": {"k": 4, "n_latents": 48}}
+    for change in ({"d_in": 10**12}, {"d_in": "12"}, {"config": {"k": 4, "n_latents": 10**12}}, {"config": {"k": 4}}):
+        save_probe(
+            tmp_path, kind="probe/sae/topk", schema_version=SCHEMA_VERSION, settings=settings | change, tensors=tensors
+        )
+        with pytest.raises(DiffprobeError, match="probe.json"):
+            KSAE.from_pretrained(tmp_path)
