@@ -5,6 +5,7 @@ dataclass can be the root.
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -146,8 +147,12 @@ class _Validator:
         return self.scalar(hint, value, at)
 
     def scalar(self, hint: Any, value: Any, at: str) -> Any:
-        if hint is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
+        if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            return number if math.isfinite(number) else self.wrong(hint, value, at, "infinity and NaN are not numbers")
         if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
             return value
         details = [f"write it in quotes to make it text: '\"{value}\"'"] if hint is str and _plain(value) else []

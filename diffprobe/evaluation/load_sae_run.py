@@ -48,7 +48,7 @@ class TrainedRun:
             if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
                 raise SchemaError(f"'{self.folder / RESULT_FILE}': the autoencoder '{name}' is not in the folder.")
         for name, folder in folders.items():
-            if not (folder / TENSORS).is_file():
+            if not _is_file(folder / TENSORS):
                 raise WeightsMissing(
                     f"the run '{self.folder}' has no weights '{name}/{TENSORS}'.", fix="train it again"
                 )
@@ -97,7 +97,7 @@ def open_runs(run: str) -> list[TrainedRun]:
     members = list(dict.fromkeys(parts[1] for parts in paths if len(parts) > 1 and parts[0] == MEMBERS))
     if ".." in members:
         raise SchemaError(f"'{folder / RESULT_FILE}' lists a member outside of its folder.", fix="train it again")
-    missing = [name for name in members if not (folder / MEMBERS / name / RESULT_FILE).is_file()]
+    missing = [name for name in members if not _is_file(folder / MEMBERS / name / RESULT_FILE)]
     if missing:
         raise WeightsMissing(
             f"the grid '{folder}' lacks {len(missing)} of its {len(members)} members.",
@@ -105,6 +105,13 @@ def open_runs(run: str) -> list[TrainedRun]:
             fix=f"train it again, or evaluate a single member: diffprobe eval sae '{folder / MEMBERS}/NAME'",
         )
     return [_read(folder / MEMBERS / name) for name in members] or [whole]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        return False
 
 
 def _read(folder: Path) -> TrainedRun:
