@@ -145,7 +145,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         started_at=started_at,
         artifacts=inputs,
     )
-    if config.prompts:  # before the result, which says that the run is complete
+    if config.prompts:  # before the result, which shows that the run is complete
         with atomic_file(run_dir / "samples.png") as temporary:
             sample_grid(config, pipeline).save(temporary, format="PNG")
     write_result(result, run_dir / RESULT_FILE)
