@@ -1,6 +1,6 @@
 # make demo   the main job on the shipped data and model        make test   the tests, without the slow ones
 # make slow   the slow tests          make notebooks   runs the tutorials        make docs   the site, in build/docs
-# make wheel  builds and tries the wheel               make ci   all that the continuous integration runs
+# make wheel  builds and tries the wheel   make gpu        what needs a GPU        make ci     all that CI runs
 #
 # Every target sets up its own virtual environment in .venv first, from the exact versions in constraints.txt. It is
 # made again only when pyproject.toml or constraints.txt change. Another interpreter: make demo PYTHON=python3.13
@@ -16,7 +16,7 @@ JOBS   ?= auto
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow notebooks docs wheel lint format types ci clean
+.PHONY: help setup demo test slow notebooks docs wheel gpu lint format types ci clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -48,6 +48,9 @@ notebooks: setup
 
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
+
+gpu: setup
+	$(PYTEST) -m gpu tests/gpu
 
 # dist/ holds the wheel; the test installs it into an empty environment and runs the demo there.
 wheel: setup

@@ -18,11 +18,13 @@ from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.network_size import MAX_MODULES, module_limit
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.foreign import naming
 from diffprobe.core.shapes import FeatureMap, Images
 
 
@@ -70,6 +72,7 @@ class DiffusionFeatures:
         denoiser_weights: str | None = None,
         clean_input: bool = False,
         max_rows_per_pass: int | None = None,
+        max_modules: int = MAX_MODULES,
         channels_last: bool = True,
         compile: bool | str = False,
     ) -> Self:
@@ -100,6 +103,8 @@ class DiffusionFeatures:
             clean_input: give the denoiser the image without noise; the timestep only conditions it.
             max_rows_per_pass: rows per pass of the denoiser; None bounds them by memory. Changes features by rounding
                 only.
+            max_modules: largest number of modules that a checkpoint's configs may describe; a config can describe a
+                network that takes hours to build.
             channels_last: memory layout of the convolutions. Changes features by rounding only.
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
@@ -126,7 +131,10 @@ class DiffusionFeatures:
         """
         device = choose_device(plan.backbone.device)
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
-        backbone = plan.family.load(plan.checkpoint, plan.spec, plan.needed, options)
+        where = plan.checkpoint.folder or plan.checkpoint.name
+        short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")
+        with module_limit(plan.backbone.max_modules), naming(where, "a checkpoint that can be loaded"), short:
+            backbone = plan.family.load(plan.checkpoint, plan.spec, plan.needed, options)
         return cls(plan, backbone, compile_backend=compile_backend).to(device)
 
     @cached_property
@@ -177,11 +185,11 @@ class DiffusionFeatures:
 
         Raises: ConfigError for images of another size, range or type; WeightsMissing if it was loaded without a VAE.
         """
-        batch = as_batch(images, self.resolution).to(self.device)
+        batch = as_batch(images, self.resolution)
         n = len(batch)
         smaller = f"data.batch_size={n // 2}" if n > 1 else "a smaller features.resolution"
         with exact(self.device, self.plan.dtype), explain_oom(f"while {n} images were encoded", fix=smaller):
-            return self._backbone.encode_images(batch)
+            return self._backbone.encode_images(batch.to(self.device))
 
     @torch.no_grad()
     def from_latents(

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,17 +12,42 @@ from torch import nn
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family, LoadOptions
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import denoiser_source, load_tensors, read_config, require_files
+from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
+from diffprobe.backbones.weight_files import require_files
+from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
 
 
-def make_network(kind: str, config: Mapping[str, Any], device: torch.device) -> Any:
-    """Build a network of diffusers' class `kind` from its config, in evaluation mode."""
+def make_network(kind: str, config: Mapping[str, Any], device: torch.device, *, where: Path | str) -> Any:
+    """Build a network of diffusers' class `kind` from its config, in evaluation mode.
+
+    Args:
+        config: as `read_part_config` returns it.
+        where: the file of the config, for messages.
+    Raises: WeightsMismatch if it is not a config of that class, or describes more than `network_size` allows.
+    """
     import diffusers
 
-    with device, quiet_libraries():
-        return getattr(diffusers, kind).from_config(dict(config)).eval()
+    settings = network_settings(config)
+    with naming(where, f"a configuration of {kind}"), bounded(settings, where), device, quiet_libraries():
+        return getattr(diffusers, kind).from_config(settings).eval()
+
+
+def load_network(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Any:
+    """Load a whole network of diffusers' class `kind` from the folder of a part, in evaluation mode.
+
+    Args:
+        changes: settings that replace those of the config, for example dropout.
+    Raises: WeightsMissing, WeightsMismatch, RunFailed.
+    """
+    config = read_part_config(folder / CONFIG)
+    network = make_network(kind, {**config, **changes}, torch.device("meta"), where=folder / CONFIG)
+    load_tensors(network, folder, dtype=dtype, expected=frozenset(network.state_dict()))
+    _require_complete(network, folder)
+    return network
 
 
 def require_parts(checkpoint: Checkpoint, denoiser: str, parts: Sequence[str], *, trained: bool) -> None:
@@ -45,7 +71,7 @@ def load_denoiser(
         part: name of the denoiser's part, `unet` or `transformer`.
     Raises: WeightsMissing, WeightsMismatch.
     """
-    kind, config = type(spec.denoiser).__name__, read_config(checkpoint, part)
+    kind, config, where = type(spec.denoiser).__name__, read_config(checkpoint, part), config_file(checkpoint, part)
     network: nn.Module
     if options.random_seed is None:
         network = copy.deepcopy(spec.denoiser)
@@ -55,19 +81,24 @@ def load_denoiser(
     else:
         # Drawn whole and pruned afterwards, so that the weights do not depend on the taps; under a derived seed, so
         # that they differ from those that a training run with the same seed started from.
+        require_memory(network_bytes(spec.denoiser), where)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
-            network = make_network(kind, config, torch.device("cpu")).to(options.dtype)
+            network = make_network(kind, config, torch.device("cpu"), where=where).to(options.dtype)
         prune_after(network, needed)
     if "num_layers" in config:
-        _fill_tables(network, kind, config)
+        _fill_tables(network, kind, config, where)
+    _require_complete(network, where.parent)
+    return network.eval().requires_grad_(False)
+
+
+def _require_complete(network: nn.Module, folder: Path) -> None:
     left = [name for name, value in chain(network.named_parameters(), network.named_buffers()) if value.is_meta]
     if left:
         raise WeightsMismatch(
-            f"the {part} of '{checkpoint.name}' has tensors that no file holds: {', '.join(left[:3])}.",
+            f"the network in '{folder}' has tensors that no file holds: {', '.join(left[:3])}.",
             "blocks with fixed filters of their own are not supported",
         )
-    return network.eval().requires_grad_(False)
 
 
 def load_whole(checkpoint: Checkpoint, family: Family, spec: BackboneSpec, options: LoadOptions) -> Backbone:
@@ -76,17 +107,20 @@ def load_whole(checkpoint: Checkpoint, family: Family, spec: BackboneSpec, optio
     Raises: WeightsMissing, WeightsMismatch.
     """
     everything = frozenset(path for path, _ in spec.denoiser.named_modules())
-    return family.load(checkpoint, spec, everything, options)
+    with naming(checkpoint.folder or checkpoint.name, "a checkpoint that can be loaded"):
+        return family.load(checkpoint, spec, everything, options)
 
 
-def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any]) -> None:
+def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any], where: Path) -> None:
     """Compute the position tables of a transformer, buffers that no checkpoint stores: always in float32."""
     stored = network.state_dict()
     absent = [name for name, _ in network.named_buffers() if name not in stored]
     if not absent:
         return
+    empty = {**config, "num_layers": 0}
+    require_memory(4 * network_bytes(make_network(kind, empty, torch.device("meta"), where=where)), where)
     with torch.random.fork_rng(devices=[]):
-        bare = dict(make_network(kind, {**config, "num_layers": 0}, torch.device("cpu")).named_buffers())
+        bare = dict(make_network(kind, empty, torch.device("cpu"), where=where).named_buffers())
     for name in absent:
         if name not in bare:
             raise WeightsMismatch(f"the table '{name}' of {kind} is not one that this family can compute.")

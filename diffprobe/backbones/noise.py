@@ -6,7 +6,6 @@ variance-exploding values, other values off their grid), so the sampler of a pip
 config is read. The noise itself is `core.rng.noise_for`.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffprobe.backbones.part_config import positive, read_part_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 
 PredictionKind = Literal["epsilon", "v", "flow", "sample"]
 """What a denoiser predicts: the noise; v = signal[t] noise - noise[t] x (Salimans and Ho, 2202.00512); the velocity
 noise - x of a flow; or the clean sample x."""
 
+_FILE = "scheduler_config.json"
+_MAX_TIMESTEPS = 100_000
+"""Timesteps of a grid; published models have at most 4,000. Tables of this length are built."""
 _PREDICTION_TYPES: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 _BETA_FIELDS = ("num_train_timesteps", *sorted(_BETAS), "rescale_betas_zero_snr")
@@ -106,7 +110,7 @@ def load_schedule(folder: Path) -> NoiseSchedule:
 
     Raises: WeightsMissing without the file; WeightsMismatch for the sampler of a continuous-time model.
     """
-    return make_schedule(_read(folder))
+    return make_schedule(_read(folder), where=folder / _FILE)
 
 
 def load_prediction_kind(folder: Path) -> PredictionKind:
@@ -114,31 +118,33 @@ def load_prediction_kind(folder: Path) -> PredictionKind:
 
     Raises: WeightsMissing without the file; WeightsMismatch for a target other than epsilon, v, flow or sample.
     """
-    return prediction_kind(_read(folder))
+    return prediction_kind(_read(folder), where=folder / _FILE)
 
 
-def prediction_kind(config: Mapping[str, Any]) -> PredictionKind:
+def prediction_kind(config: Mapping[str, Any], *, where: Path | str = _FILE) -> PredictionKind:
     """Return what a denoiser predicts, by the config of a diffusers scheduler; epsilon is diffusers' default.
 
+    Args:
+        where: the file of the config, for messages.
     Raises: WeightsMismatch, see `load_prediction_kind`.
     """
     if _is_flow(config):
         return "flow"
     name = config.get("prediction_type", "epsilon")
-    if name not in _PREDICTION_TYPES:
+    if not isinstance(name, str) or name not in _PREDICTION_TYPES:
         raise WeightsMismatch(
             f"scheduler {config.get('_class_name')} has prediction_type '{name}'.",
             f"allowed: {', '.join(_PREDICTION_TYPES)}, flow_prediction",
+            f"in: {where}",
         )
     return _PREDICTION_TYPES[name]
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "scheduler_config.json"
-    if not path.is_file():
+    path = folder / _FILE
+    if not path.exists():
         raise WeightsMissing(f"no scheduler config in '{folder}'.", f"looked for: {path.name}")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return read_part_config(path, non_finite=True)
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:
@@ -149,30 +155,52 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
     )
 
 
-def make_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """Make the forward process from a diffusers scheduler config. Raises: WeightsMismatch, see `load_schedule`."""
+def make_schedule(config: Mapping[str, Any], *, where: Path | str = _FILE) -> NoiseSchedule:
+    """Make the forward process from a diffusers scheduler config.
+
+    Args:
+        where: the file of the config, for messages.
+    Raises: WeightsMismatch, see `load_schedule`.
+    """
     from diffusers import DDPMScheduler
 
     kind = str(config.get("_class_name"))
     if _is_flow(config):
-        return flow_schedule(config.get("num_train_timesteps", 1000))
+        return flow_schedule(_n_timesteps(config, where))
     # EDM models have sigmas instead of betas, but their samplers have num_train_timesteps as well
     continuous = "sigma_data" in config or config.get("timestep_type") == "continuous"
     if continuous or "num_train_timesteps" not in config or not _BETAS & config.keys():
         raise WeightsMismatch(
             f"scheduler {kind} belongs to a continuous-time model: its timesteps are not given by betas.",
+            f"in: {where}",
             f"its config has: {', '.join(sorted(key for key in config if key[0] != '_'))}",
         )
+    n = _n_timesteps(config, where)
     known = {key: config[key] for key in _BETA_FIELDS if key in config}
+    trained = known.get("trained_betas")
+    if trained is not None and (not isinstance(trained, list) or len(trained) != n):
+        raise WeightsMismatch(f"'{where}': trained_betas is not a list of {n} numbers, one per timestep.")
     try:
-        scheduler: Any = DDPMScheduler(**known)
-    except NotImplementedError as error:
-        raise WeightsMismatch(
-            f"scheduler {kind} has the unknown beta schedule '{config.get('beta_schedule')}'."
-        ) from error
-    digest = digest_json({key: scheduler.config[key] for key in _BETA_FIELDS})
-    a = scheduler.alphas_cumprod.to(torch.float32)
+        with naming(where, "a scheduler whose betas can be computed"):
+            scheduler: Any = DDPMScheduler(**known)
+            digest = digest_json({key: scheduler.config[key] for key in _BETA_FIELDS})
+            a = scheduler.alphas_cumprod.to(torch.float32)
+    except WeightsMismatch as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            raise WeightsMismatch(
+                f"scheduler {kind} has the unknown beta schedule '{config.get('beta_schedule')}'.", f"in: {where}"
+            ) from error
+        raise
+    if a.ndim != 1 or not bool(((a >= 0) & (a <= 1)).all()):  # also false for NaN
+        raise WeightsMismatch(f"'{where}': its betas give no noise levels between 0 and 1.")
     return NoiseSchedule(signal=a.sqrt(), noise=(1 - a).sqrt(), digest=digest)
+
+
+def _n_timesteps(config: Mapping[str, Any], where: Path | str) -> int:
+    n = positive(config, "num_train_timesteps", 1000, where=where)
+    if n > _MAX_TIMESTEPS:
+        raise WeightsMismatch(f"'{where}': num_train_timesteps is {n:,}.", f"allowed: at most {_MAX_TIMESTEPS:,}")
+    return n
 
 
 def flow_schedule(n: int) -> NoiseSchedule:

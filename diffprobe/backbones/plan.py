@@ -10,7 +10,8 @@ from typing import Any
 
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
 from diffprobe.backbones.cell import Cell, check_choice
-from diffprobe.backbones.families import family_of
+from diffprobe.backbones.families import describe
+from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
@@ -134,15 +135,18 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     """
     check_choice("dtype", backbone.dtype, tuple(DTYPES))
     branches = make_branches(
-        features.condition, features.prompt, unconditional=features.unconditional, negative=features.negative_prompt
-    )
+        features.condition, features.prompt, unconditional=features.unconditional, negative=features.negative_prompt,
+        missing=features.missing,
+    )  # fmt: skip
     if backbone.random_weights and backbone.denoiser_weights is not None:
         raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
     checkpoint = locate(backbone.path, revision=backbone.revision, denoiser_weights=backbone.denoiser_weights)
-    family = family_of(checkpoint)
-    spec = family.spec(checkpoint, features.resolution)
+    with module_limit(backbone.max_modules):
+        family, spec = describe(checkpoint, features.resolution)
     for branch in branches:
         check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, spec.conditions)
+    if features.missing == "empty":
+        check_choice(f"features.missing: condition of backbone '{checkpoint.name}':", "empty", spec.conditions)
     timesteps = {*features.timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in features.snr)}
     schedule = clean_schedule(spec.schedule.n_timesteps) if backbone.clean_input else spec.schedule
     schedule.check(sorted(timesteps), checkpoint.name)

@@ -5,7 +5,7 @@ A plan has one branch per condition: the main one, and the unconditional one if 
 
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from diffprobe.backbones.base import ConditionInput
@@ -21,15 +21,25 @@ class Branch:
     Attributes:
         condition: one of `cell.CONDITIONS`.
         prompt: the text of prompt and negative, the pattern of template; None for the others.
+        missing: "empty" gives a sample that lacks its caption, label or column the empty prompt; otherwise it is an
+            error.
     """
 
     condition: str
     prompt: str | None = None
+    missing: str = "refuse"
 
     @property
     def is_fixed(self) -> bool:
         """Whether all samples have the same conditioning input."""
         return self.condition in ("empty", "prompt", "negative")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a sample that the input is made of: caption, label, class_name, or attributes."""
+        if self.condition == "template":
+            return tuple(_columns_of(self.prompt or ""))
+        return (self.condition,) if self.condition in ("caption", "label") else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +59,9 @@ class SampleMetadata:
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
 
-def make_branches(condition: str, prompt: str | None, *, unconditional: bool, negative: str | None) -> list[Branch]:
+def make_branches(
+    condition: str, prompt: str | None, *, unconditional: bool, negative: str | None, missing: str = "refuse"
+) -> list[Branch]:
     """List the branches of a plan. Raises: ConfigError for prompts that do not fit the conditions."""
     takes = condition in ("prompt", "template")
     if (prompt is not None) != takes:
@@ -61,7 +73,7 @@ def make_branches(condition: str, prompt: str | None, *, unconditional: bool, ne
         _columns_of(str(prompt))
     if condition == "negative" or (negative is not None and not unconditional):
         raise ConfigError("a negative prompt belongs to the unconditional branch.", fix="unconditional=true")
-    branches = [Branch(condition, prompt)]
+    branches = [Branch(condition, prompt, missing)]
     if unconditional:
         branches.append(Branch("empty") if negative is None else Branch("negative", negative))
     if len({branch.condition for branch in branches}) < len(branches):
@@ -72,6 +84,11 @@ def make_branches(condition: str, prompt: str | None, *, unconditional: bool, ne
 def condition_inputs(branch: Branch, samples: SampleMetadata) -> list[ConditionInput]:
     """Return the conditioning input of each sample. Raises: ConfigError naming samples without what the rule needs."""
     n = len(samples.keys)
+    if branch.missing == "empty" and (lacking := _lacking(branch, samples)):
+        others = [i for i in range(n) if i not in lacking]
+        given = condition_inputs(replace(branch, missing="refuse"), _take(samples, others)) if others else []
+        found = dict(zip(others, given, strict=True))
+        return [found.get(i, "") for i in range(n)]
     if branch.condition == "empty":
         return [""] * n
     if branch.condition in ("prompt", "negative"):
@@ -82,6 +99,23 @@ def condition_inputs(branch: Branch, samples: SampleMetadata) -> list[ConditionI
         labels = None if samples.labels is None else [None if label < 0 else label for label in samples.labels]
         return list(_complete("label", "label", labels, samples.keys))
     return _fill(branch.prompt or "", samples)
+
+
+def _lacking(branch: Branch, samples: SampleMetadata) -> set[int]:
+    """Return the indices of the samples without a value of a column that the branch needs."""
+    labels = None if samples.labels is None else [None if label < 0 else label for label in samples.labels]
+    known = {"caption": samples.captions, "label": labels, **samples.columns}
+    columns = [known[name] for name in branch.columns if known.get(name) is not None]
+    return {i for column in columns for i, value in enumerate(column or ()) if value is None}
+
+
+def _take(samples: SampleMetadata, rows: Sequence[int]) -> SampleMetadata:
+    return SampleMetadata(
+        keys=[samples.keys[i] for i in rows],
+        captions=None if samples.captions is None else [samples.captions[i] for i in rows],
+        labels=None if samples.labels is None else [samples.labels[i] for i in rows],
+        columns={name: [values[i] for i in rows] for name, values in samples.columns.items()},
+    )
 
 
 def _fill(template: str, samples: SampleMetadata) -> list[ConditionInput]:

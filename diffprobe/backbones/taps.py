@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffprobe.backbones.base import BackboneSpec
-from diffprobe.backbones.families import family_of
+from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
+from diffprobe.core.foreign import naming
 
 _N_TRACES = 8
 _traces: dict[tuple[str, str, bool], Trace] = {}
@@ -63,14 +64,18 @@ def _share(part: int, whole: int) -> float:
 
 
 def trace_spec(spec: BackboneSpec, *, count: bool) -> Trace:
-    """Run a spec's denoiser on the meta device, counting operations if `count`; cached by its signature."""
+    """Run a spec's denoiser on the meta device, counting operations if `count`; cached by its signature.
+
+    Raises: WeightsMismatch if it does not run.
+    """
     key = (spec.family, spec.signature, count)
     if not count and (counted := _traces.get((spec.family, spec.signature, True))) is not None:
         return counted
     if key not in _traces:
         if len(_traces) >= _N_TRACES:
             _traces.pop(next(iter(_traces)))
-        _traces[key] = trace(spec.denoiser, spec.run, spec.layout, count=count)
+        with naming(spec.name, "a checkpoint whose denoiser runs as its configurations describe it"):
+            _traces[key] = trace(spec.denoiser, spec.run, spec.layout, count=count)
     return _traces[key]
 
 
@@ -101,7 +106,7 @@ def backbone_info(
     Raises: WeightsMissing, WeightsMismatch, ConfigError.
     """
     checkpoint = locate(path, revision=revision, configs_only=True)
-    spec = family_of(checkpoint).spec(checkpoint, resolution)
+    _, spec = describe(checkpoint, resolution)
     traced = trace_spec(spec, count=True)
     taps = tap_infos(spec, traced, counted=True)
     shown = tuple(tap for tap in taps if inner or tap.path in spec.blocks)

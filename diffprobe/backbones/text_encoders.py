@@ -1,6 +1,5 @@
 """Text encoders of backbones, and the cache that encodes each prompt once."""
 
-import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,9 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Condition
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import require_files, weight_files
+from diffprobe.backbones.part_config import CONFIG, read_part_config
+from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
+from diffprobe.backbones.transformers_model import load_transformer
+from diffprobe.backbones.weight_files import require_files
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 
 TEXT_CONDITIONS = ("empty", "caption", "prompt", "template", "negative")
 """Conditions of a text-conditioned backbone."""
@@ -80,10 +82,27 @@ class TextEncoder:
         self._warned = False
 
     def tokens(self, prompts: list[str]) -> Any:
-        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt."""
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
+        """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt.
+
+        Raises: WeightsMismatch if tokenizer and encoder do not fit.
+        """
+        name = getattr(self.tokenizer, "name_or_path", "the tokenizer")
+        with naming(name, f"a tokenizer that can encode '{prompts[0][:80]}'"):
+            tokens = self.tokenizer(
+                prompts,
+                padding="max_length",
+                max_length=self.length,
+                truncation=True,
+                return_tensors="pt",
+                return_attention_mask=True,
+            )
+        encoder: Any = self.encoder
+        known, largest = encoder.get_input_embeddings().num_embeddings, int(tokens.input_ids.max())
+        if largest >= known:
+            raise WeightsMismatch(
+                f"the tokenizer '{name}' gives token {largest}, its text encoder knows 0..{known - 1}.",
+                "the parts come from different checkpoints",
+            )
         if not self._warned:
             self._warn_of_truncation(prompts)
         return tokens.to(next(self.encoder.parameters()).device)
@@ -142,18 +161,6 @@ def _n_bytes(rows: Condition) -> int:
     return sum(x.numel() * x.element_size() for x in rows.values())
 
 
-def require_vocabulary(folder: Path, tokenizer: str = "tokenizer") -> None:
-    """Check that a pipeline folder has the vocabulary of its tokenizer; transformers would go on with an empty one.
-
-    Raises: WeightsMissing.
-    """
-    if not any((folder / tokenizer / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model")):
-        raise WeightsMissing(
-            f"checkpoint '{folder}' has no vocabulary ({tokenizer}/tokenizer.json or {tokenizer}/vocab.json).",
-            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
-        )
-
-
 def load_clip_text(
     folder: Path, *, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
 ) -> ClipTextEncoder:
@@ -168,10 +175,10 @@ def load_clip_text(
 
     require_files(folder / encoder)
     require_vocabulary(folder, tokenizer)
-    architectures = json.loads((folder / encoder / "config.json").read_text("utf-8")).get("architectures") or []
+    architectures = read_part_config(folder / encoder / CONFIG).get("architectures") or []
     kind: Any = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in architectures else CLIPTextModel
     model = load_transformer(kind, folder / encoder, dtype=dtype)
-    words = CLIPTokenizer.from_pretrained(folder / tokenizer, local_files_only=True)
+    words = load_tokenizer(CLIPTokenizer, folder / tokenizer)
     if words.model_max_length > model.config.max_position_embeddings:
         raise ConfigError(
             f"the tokenizer in '{folder}' gives {words.model_max_length} tokens.",
@@ -201,27 +208,4 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
             fix="pip install sentencepiece protobuf",
         )
     model = load_transformer(T5EncoderModel, folder / encoder, dtype=dtype)
-    with quiet_libraries():
-        words = T5TokenizerFast.from_pretrained(folder / tokenizer, local_files_only=True)
-    return T5TextEncoder(words, model, length)
-
-
-def load_transformer(kind: Any, folder: Path, *, dtype: torch.dtype) -> Any:
-    """Load a frozen transformers model from the folder of one part.
-
-    Raises: WeightsMismatch if they do not fit.
-    """
-    variant = weight_files(folder)[0].name.split(".")[1:-1]  # model.fp16.safetensors
-    with quiet_libraries():
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant=".".join(variant) or None,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if report["missing_keys"] or report["mismatched_keys"]:
-        faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise WeightsMismatch(f"the weights in '{folder}' do not fit its config.", f"missing: {', '.join(faults[:5])}")
-    return model.eval().requires_grad_(False)
+    return T5TextEncoder(load_tokenizer(T5TokenizerFast, folder / tokenizer), model, length)

@@ -12,27 +12,14 @@ from torch import Tensor
 
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.vae import latent_geometry
-from diffprobe.backbones.weights import (
-    digest_denoiser,
-    digest_files,
-    digest_part,
-    read_config,
-    require_files,
-)
+from diffprobe.backbones.weight_files import require_files
+from diffprobe.backbones.weights import config_file, digest_denoiser, digest_files, digest_part, read_config
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 
 PART = "transformer"
 """Name of the denoiser's part in these pipelines."""
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-)
 
 
 @dataclass(frozen=True)
@@ -70,12 +57,7 @@ def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:
     name = config.get("_class_name")
     if name not in (kind, "Transformer2DModel"):  # the old name of several classes, still in their checkpoints
         raise WeightsMismatch(f"the transformer of '{checkpoint.name}' is a {name}; this family takes {kind}.")
-    try:
-        return make_network(kind, config, torch.device("meta"))
-    except (NotImplementedError, ValueError, TypeError) as error:
-        raise WeightsMismatch(
-            f"the config of the transformer of '{checkpoint.name}' is not one of {kind}: {error}"
-        ) from error
+    return make_network(kind, config, torch.device("meta"), where=config_file(checkpoint, PART))
 
 
 def find_latents(
@@ -130,5 +112,5 @@ def digest_parts(
     return {
         "denoiser": digest_denoiser(checkpoint, PART, weights=trained),
         **{name: digest_part(checkpoint.part(name)) for name in parts},
-        **{name: digest_files([checkpoint.part(name) / file for file in _TOKENIZER_FILES]) for name in tokenizers},
+        **{name: digest_files([checkpoint.part(name) / file for file in TOKENIZER_FILES]) for name in tokenizers},
     }

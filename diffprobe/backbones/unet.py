@@ -18,8 +18,9 @@ from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.noise import load_prediction_kind, load_schedule
 from diffprobe.backbones.text_encoders import ClipTextEncoder
+from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.vae import VaeEncoder
-from diffprobe.backbones.weights import digest_files, read_config
+from diffprobe.backbones.weights import config_file, digest_files, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
@@ -27,7 +28,6 @@ from diffprobe.core.shapes import FeatureMap
 GUIDANCE = 8.5
 """Guidance scale given to a U-Net with distilled guidance: the default of diffusers' pipeline for such models."""
 
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _TEXT_ONLY = r"(.*\.)?(attn2\.to_[kv]|add_[kv]_proj)|(encoder_hid_proj|add_embedding)(\..*)?"
 _CHANNELS_FIRST = r".*\.group_norm"
 
@@ -47,9 +47,9 @@ def read_unet_config(checkpoint: Checkpoint, kind: str) -> dict[str, Any]:
     return config
 
 
-def make_unet(config: dict[str, Any], kind: str = "UNet2DConditionModel") -> Any:
-    """Build a U-Net of diffusers' class `kind` from its config, on the meta device."""
-    return make_network(kind, config, torch.device("meta"))
+def make_unet(checkpoint: Checkpoint, config: dict[str, Any], kind: str = "UNet2DConditionModel") -> Any:
+    """Build the U-Net of diffusers' class `kind` from its config, on the meta device. Raises: WeightsMismatch."""
+    return make_network(kind, config, torch.device("meta"), where=config_file(checkpoint, "unet"))
 
 
 def check_latents(checkpoint: Checkpoint, config: dict[str, Any], channels: int) -> None:
@@ -133,7 +133,7 @@ def unet_spec(
 
 def digest_tokenizer(folder: Path) -> str:
     """Digest the files that fix the tokens of a text."""
-    return digest_files([folder / name for name in _TOKENIZER_FILES])
+    return digest_files([folder / name for name in TOKENIZER_FILES])
 
 
 def guidance_embedding(config: dict[str, Any], scale: float = GUIDANCE) -> Float[Tensor, "1 width"] | None:

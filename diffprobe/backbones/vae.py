@@ -1,6 +1,7 @@
 """The encoder of an autoencoder: from images to scaled latents. The decoder is not loaded."""
 
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.hooks import PrunedModule
+from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.part_config import CONFIG, positive, read_part_config
 from diffprobe.backbones.weights import load_tensors
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
 
 _PIXELS = 2**20
 """Pixels per pass: bounds the memory of the first convolutions at any batch size."""
+_MAX_LEVELS = 12
+"""Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
 
 class VaeEncoder:
@@ -57,17 +62,26 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     Args:
         folder: the part's folder, with its config.
         kind: the diffusers class that the family takes.
-    Raises: WeightsMismatch if it is of another class.
+    Raises: WeightsMissing; WeightsMismatch if it is of another class.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    path = folder / CONFIG
+    config = read_part_config(path)
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
     if config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise WeightsMismatch(
             f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
         )
-    channels = config["latent_channels"] if kind == "AutoencoderKL" else config.get("vq_embed_dim")
-    return channels or config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+    own = kind == "AutoencoderKL" or config.get("vq_embed_dim") is None
+    channels = positive(
+        config, "latent_channels" if own else "vq_embed_dim", 4 if kind == "AutoencoderKL" else 3, where=path
+    )
+    levels = config.get("block_out_channels", [64])  # the default of both classes
+    if not isinstance(levels, list) or not 0 < len(levels) <= _MAX_LEVELS:
+        raise WeightsMismatch(
+            f"'{path}': block_out_channels is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
+        )
+    return channels, 2 ** (len(levels) - 1)
 
 
 def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
@@ -76,27 +90,32 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
     In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
     """
-    from diffusers import AutoencoderKL
-
-    config: Any = AutoencoderKL.load_config(folder, local_files_only=True)
+    config = read_part_config(folder / CONFIG)
+    for name in ("scaling_factor", "shift_factor"):
+        value = config.get(name) or 0.0
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise WeightsMismatch(f"'{folder / CONFIG}': {name} is {str(value)[:80]}.", "allowed: a number")
+    if config.get("scaling_factor", 1) in (0, None):
+        raise WeightsMismatch(
+            f"'{folder / CONFIG}': scaling_factor is {config['scaling_factor']}.", "allowed: a number"
+        )
     if dtype == torch.float16 and config.get("force_upcast", True):  # the class's own default
         dtype = torch.float32
-    return VaeEncoder(_load_half(AutoencoderKL, config, folder, ("decoder", "post_quant_conv"), dtype, images))
+    return VaeEncoder(_load_half("AutoencoderKL", config, folder, ("decoder", "post_quant_conv"), dtype, images))
 
 
 def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:
     """Load the encoder of a VQModel, or without `images` a placeholder. Raises: WeightsMissing, WeightsMismatch."""
-    from diffusers import VQModel
-
-    config = VQModel.load_config(folder, local_files_only=True)
+    config = read_part_config(folder / CONFIG)
     unused = ("decoder", "post_quant_conv", "quantize")
-    return MovqEncoder(_load_half(VQModel, config, folder, unused, dtype, images))
+    return MovqEncoder(_load_half("VQModel", config, folder, unused, dtype, images))
 
 
-def _load_half(kind: Any, config: Any, folder: Path, unused: tuple[str, ...], dtype: torch.dtype, images: bool) -> Any:
+def _load_half(
+    kind: str, config: Mapping[str, Any], folder: Path, unused: tuple[str, ...], dtype: torch.dtype, images: bool
+) -> Any:
     """Load an autoencoder without its `unused` parts, and without `images` without its encoder too."""
-    with torch.device("meta"):
-        network = kind.from_config(config)
+    network = make_network(kind, config, torch.device("meta"), where=folder / CONFIG)
     expected = frozenset(network.state_dict())
     for name in (*unused, *(() if images else ("encoder", "quant_conv"))):
         setattr(network, name, PrunedModule())

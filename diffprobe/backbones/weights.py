@@ -1,11 +1,11 @@
 """Checkpoints on disk: find them, read safetensors into a network, and compute digests of their content.
 
-Reads safetensors and JSON only; pickles are never read.
+Reads safetensors and JSON only; pickles are never read. Which files are read is in `weight_files.py`.
 """
 
-import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint
-from diffprobe.backbones.hub import STEMS, fetch_file, fetch_pipeline
+from diffprobe.backbones.hub import fetch_file, fetch_pipeline
+from diffprobe.backbones.network_size import require_memory
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_model_index, read_part_config
+from diffprobe.backbones.weight_files import require_files, weight_files
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
+from diffprobe.core.safetensors_file import open_safetensors
 
 SHIPPED = ("emoji-sd",)
 """Checkpoints that are part of the package, under `assets/`."""
@@ -24,6 +29,7 @@ DENOISERS = ("unet", "transformer")
 """Parts of a pipeline whose weights can be replaced."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -59,6 +65,7 @@ def locate(
                 f"the shipped checkpoint '{path}' is not in this installation.", fix="install diffprobe again"
             )
     elif not folder.is_dir():
+        _refuse_single_file(folder, path)
         if not _HUB_ID.fullmatch(path) or path.startswith("."):
             raise WeightsMissing(
                 f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
@@ -75,8 +82,31 @@ def locate(
     return Checkpoint(
         name=path,
         folder=folder,
-        index=json.loads(index.read_text(encoding="utf-8")),
+        index=read_model_index(index),
         denoiser_weights=None if denoiser_weights is None or configs_only else _denoiser_file(denoiser_weights),
+    )
+
+
+def _refuse_single_file(file: Path, path: str) -> None:
+    """Refuse a file in place of a folder or hub id. Raises: WeightsMissing."""
+    if not file.exists() and file.suffix.lower() not in _SINGLE_FILES:
+        return
+    if not file.exists():
+        raise WeightsMissing(
+            f"there is no file '{path}', and a single file is not a checkpoint that can be read.",
+            fix="set backbone.path to a folder in diffusers format, or to a hub id",
+        )
+    if file.suffix.lower() != ".safetensors":
+        raise WeightsMissing(
+            f"'{path}' is a file; a checkpoint is a folder in diffusers format, or a hub id.",
+            "single files other than safetensors are pickles, which are never read",
+            fix="save a folder with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
+        )
+    raise WeightsMissing(
+        f"'{path}' is a single-file checkpoint; folders in diffusers format and hub ids are read.",
+        "weights of a denoiser alone: backbone.denoiser_weights, beside the backbone.path of their pipeline",
+        fix="convert it once: python -c 'from diffusers import StableDiffusionPipeline as P; "
+        f'P.from_single_file("{path}").save_pretrained("FOLDER")\', then backbone.path=FOLDER',
     )
 
 
@@ -121,66 +151,23 @@ def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
 def read_config(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
     """Read the config.json of one part; for the denoiser, the one that belongs to the loaded weights.
 
-    Raises: WeightsMissing.
+    Returns: the keys that have an effect, see `read_part_config`.
+    Raises: WeightsMissing, WeightsMismatch.
     """
+    return read_part_config(config_file(checkpoint, part))
+
+
+def config_file(checkpoint: Checkpoint, part: str) -> Path:
+    """Return the config.json of one part, the one that belongs to the loaded weights. Raises: WeightsMissing."""
     folder = denoiser_source(checkpoint, part)[0] if part in DENOISERS else checkpoint.part(part)
-    path = folder / "config.json"
-    if not path.is_file():
+    path = folder / CONFIG
+    if not path.exists():
         raise WeightsMissing(
             f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
             *([] if folder.name == part else [f"looked for: {path}"]),
             fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
         )
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of one part: the plain file, its shards, or the only variant (fp16) that exists.
-
-    A safetensors file in place of a folder is returned itself.
-    """
-    if folder.is_file():
-        return [folder] if folder.suffix == ".safetensors" else []
-    for stem in STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if (folder / f"{stem}.safetensors").is_file():
-            return [folder / f"{stem}.safetensors"]
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return (
-                [folder / name for name in names if (folder / name).is_file()]
-                if all((folder / n).is_file() for n in names)
-                else []
-            )
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        if len(variants) == 1:
-            return variants
-    return []
-
-
-def require_files(*folders: Path) -> None:
-    """Check that each part has a config and safetensors weights. Raises: WeightsMissing, naming all parts without them.
-
-    A safetensors file in place of a folder needs no config.
-    """
-    lacking = [
-        folder.name
-        for folder in folders
-        if not weight_files(folder) or not (folder.is_file() or (folder / "config.json").is_file())
-    ]
-    if not lacking:
-        return
-    root = folders[0].parent
-    pickled = [folder.name for folder in folders if folder.is_dir() and list(folder.glob("*.bin"))]
-    details = [f"missing: {', '.join(lacking)} ({len(lacking)} of {len(folders)} parts)"]
-    if pickled:
-        details.append(f"{', '.join(pickled)}: there are .bin files, which are pickles and never read")
-    raise WeightsMissing(
-        f"checkpoint '{root}' lacks a config.json or safetensors weights.",
-        *details,
-        fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
-    )
+    return path
 
 
 def load_tensors(
@@ -196,30 +183,23 @@ def load_tensors(
             None skips this check.
     Raises: WeightsMissing, WeightsMismatch.
     """
-    from safetensors import SafetensorError, safe_open
-
     require_files(folder)
     wanted = network.state_dict()
-    found: dict[str, Tensor] = {}
+    places: dict[str, tuple[Path, str]] = {}
     foreign: list[str] = []
+    shapes: list[str] = []
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as stored:
-                for key in stored.keys():
-                    name = _modern(key, wanted, expected)
-                    if name in wanted:
-                        value = stored.get_tensor(key)
-                        found[name] = value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
-                    elif expected is not None and name not in expected:
-                        foreign.append(key)
-        except SafetensorError as error:
-            raise WeightsMismatch(f"'{path}' is not a readable safetensors file: {error}.") from error
-    missing = [name for name in wanted if name not in found]
-    shapes = [
-        f"{name}: stored {tuple(found[name].shape)}, config {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
+        with _open(path) as stored:
+            for key in stored.keys():
+                name = _modern(key, wanted, expected)
+                if name in wanted:
+                    places[name] = path, key
+                    given, asked = tuple(stored.get_slice(key).get_shape()), tuple(wanted[name].shape)
+                    if given != asked:
+                        shapes.append(f"{name}: stored {given}, config {asked}")
+                elif expected is not None and name not in expected:
+                    foreign.append(key)
+    missing = [name for name in wanted if name not in places]
     if missing or foreign or shapes:
         raise WeightsMismatch(
             f"the weights in '{folder}' do not fit {'the' if folder.is_file() else 'its'} config.json.",
@@ -229,7 +209,47 @@ def load_tensors(
                 if names
             ),
         )
+    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
+    found: dict[str, Tensor] = {}
+    for path in dict.fromkeys(path for path, _ in places.values()):
+        with _open(path) as stored:
+            for name, (file, key) in places.items():
+                if file == path:
+                    found[name] = _read(stored, key, path, dtype)
+                    if found[name].is_floating_point() != wanted[name].is_floating_point():
+                        raise WeightsMismatch(
+                            f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
+                            "quantised weights are not read",
+                        )
     network.load_state_dict(found, assign=True)
+
+
+def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read all weights of one part, floating-point ones as `dtype`. Raises: WeightsMissing, WeightsMismatch, RunFailed.
+
+    Args:
+        folder: the part's folder, or one safetensors file.
+    """
+    require_files(folder)
+    require_memory(sum(path.stat().st_size for path in weight_files(folder)), folder)
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with _open(path) as stored:
+            found.update({key: _read(stored, key, path, dtype) for key in stored.keys()})
+    return found
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    with open_safetensors(path, error=WeightsMismatch, fix="copy or download the file again") as stored:
+        yield stored
+
+
+def _read(stored: Any, key: str, path: Path, dtype: torch.dtype) -> Tensor:
+    """Copy one tensor into memory, in `dtype` if it holds floating-point numbers. Raises: WeightsMismatch."""
+    with naming(path, f"a file whose tensor '{key}' can be read"):
+        value: Tensor = stored.get_tensor(key)
+        return value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
 
 
 def _faults(missing: list[str], foreign: list[str], shapes: list[str]) -> list[tuple[str, list[str]]]:
@@ -257,17 +277,12 @@ def digest_denoiser(checkpoint: Checkpoint, part: str, *, weights: bool = True) 
 
 
 def digest_part(folder: Path, *, weights: bool = True, source: Path | None = None) -> str:
-    """Digest one part: its config (without the version of the library that wrote it) and its weights.
+    """Digest one part: the settings that its network is built from, and its weights.
 
     Weights from elsewhere (`source`, a folder or file) count by their content alone, not by their names.
     Files are hashed once per process, cached by path, size and time of change.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    content: dict[str, Any] = {
-        "config": {
-            key: value for key, value in config.items() if not key.startswith("_") and key != "transformers_version"
-        }
-    }
+    content: dict[str, Any] = {"config": network_settings(read_part_config(folder / CONFIG))}
     if weights and source is not None and source != folder:
         content["replaced"] = [_digest_once(path) for path in weight_files(source)]
     elif weights:

@@ -1,8 +1,9 @@
 """`diffprobe bench extraction`: time of feature extraction, compared with a baseline and with a floor.
 
 The model has the shape of Stable Diffusion 1.5 and random weights. The baseline encodes image and prompt and runs the
-whole denoiser for every tap and timestep. The floor is computed, not run: the operations of one image encoding and of
-the denoiser up to the deepest tap, at the speed that the unmodified networks reach in the same run.
+whole denoiser for every tap and timestep, in the same precision (no TF32 for float32). The floor is computed, not run:
+the operations of one image encoding and of the denoiser up to the deepest tap, at the speed that the unmodified
+networks reach in the same run.
 """
 
 import json
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES
+from diffprobe.backbones.device import exact
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.taps import list_taps
@@ -133,9 +135,14 @@ def bench_extraction(setting: Setting, *, progress: Callable[[str], None] = lamb
         vae_gflop=costs.vae_flop / 1e9,
         denoiser_gflop=costs.denoiser_flop / 1e9,
         denoiser_gflops=costs.denoiser_flop / costs.denoiser_s / 1e9,
-        matmul_gflops=matmul_gflops(whole.device, DTYPES[setting.dtype]),
+        matmul_gflops=_matmul_gflops(whole.device, setting.dtype),
         rows=tuple(rows),
     )
+
+
+def _matmul_gflops(device: torch.device, dtype: str) -> float:
+    with exact(device, dtype):
+        return matmul_gflops(device, DTYPES[dtype], side=8192 if device.type == "cuda" else 2048)
 
 
 def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequence[int]) -> DiffusionFeatures:
@@ -198,7 +205,7 @@ class Baseline:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.rand(setting.images, 3, setting.resolution, setting.resolution, generator=generator)
         self.keys = [f"image {i}" for i in range(setting.images)]
-        self._dtype = DTYPES[setting.dtype]
+        self._name, self._dtype = setting.dtype, DTYPES[setting.dtype]
         text = load_clip_text(folder, dtype=self._dtype)
         text.encoder.to(whole.device)
         self._embed = lambda: {"encoder_hidden_states": text([""])[0].expand(setting.images, -1, -1)}
@@ -206,7 +213,11 @@ class Baseline:
     def features(self, tap: str, t: int) -> Tensor:
         """Encode images and prompt, run the whole denoiser, and return the spatial mean of one tap."""
         found: list[Tensor] = []
-        clean, condition = self._backbone.encode_images(self.images.to(self._device)), self._embed()
+        with exact(self._device, self._name):
+            clean, condition = self._backbone.encode_images(self.images.to(self._device)), self._embed()
+            return self._read(tap, clean, t, condition, found)
+
+    def _read(self, tap: str, clean: Tensor, t: int, condition: dict[str, Tensor], found: list[Tensor]) -> Tensor:
         handle = self._backbone.denoiser.get_submodule(tap).register_forward_hook(
             lambda module, args, output: found.append(output if isinstance(output, Tensor) else output[0])
         )
@@ -224,9 +235,10 @@ class Baseline:
         denoise = lambda: self._backbone.denoise(*self._noised(clean, 25), condition)  # noqa: E731
         n = len(images)
         times = {"encode": float("inf"), "denoise": float("inf")}
-        for _ in range(self.repeats):
-            times["encode"] = min(times["encode"], seconds(encode, self._device))
-            times["denoise"] = min(times["denoise"], seconds(denoise, self._device))
+        with exact(self._device, self._name):
+            for _ in range(self.repeats):
+                times["encode"] = min(times["encode"], seconds(encode, self._device))
+                times["denoise"] = min(times["denoise"], seconds(denoise, self._device))
         return Costs(
             vae_flop=count_flop(encode) // n,
             vae_s=times["encode"] / n,

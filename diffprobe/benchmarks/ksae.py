@@ -4,6 +4,8 @@ All methods start from the same weights and train on the same batches, each in i
 be compared. The dense step is the same model in plain autograd: dense codes, dense decoder, Adam. The floor is the
 matrix product of the encoder, which every step needs. After equal steps the fvu of the dense step has to be equal and
 that of the other libraries close; both are printed. `ksae_peers.py` describes what each library runs.
+
+On a GPU, memory is what torch allocated there; other libraries are measured on the CPU only.
 """
 
 import functools
@@ -18,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffprobe.backbones.device import choose_device
 from diffprobe.benchmarks.ksae_peers import PEERS, Trainee, Unusable, prepare, version
 from diffprobe.benchmarks.machine import machine, seconds
+from diffprobe.config.validators import a_device
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.probes.sae import topk
@@ -29,7 +33,6 @@ SHAPES = ((2048, 1280, 5120, 32), (2048, 1280, 20480, 32), (4096, 768, 6144, 32)
 """Batch size, d_in, n_latents, k."""
 METHODS = ("floor", "ours", "dense")
 PRECISIONS = ("float32", "bfloat16")
-_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class Measured:
     fvu: float | None
     """fvu after all steps on a held-out batch; None for the floor."""
     peak_mib: float
-    """Peak resident memory of its process at the end of the last step."""
+    """Peak memory at the end of the last step: resident memory of its process, or torch's allocations on a GPU."""
     loaded_mib: float
-    """Resident memory after loading its libraries, before the first tensor."""
+    """Memory after loading its libraries, before the first tensor; 0 on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,24 +99,30 @@ def bench_ksae(
     steps: int = 8,
     rounds: int = 2,
     peers: tuple[str, ...] = tuple(PEERS),
+    device: str = "cpu",
     progress: Callable[[str], None] = lambda line: None,
 ) -> KsaeReport:
-    """Measure all methods at all shapes on the CPU, one after the other; the fastest step of each counts.
+    """Measure all methods at all shapes, one after the other; the fastest step of each counts.
 
     Args:
         shapes: batch, d_in, n_latents, k of each row.
         steps: training steps per method and round.
         rounds: rounds over all methods, so that other load on the machine does not affect one method only.
-        peers: other libraries to measure; the report names those that are not installed.
+        peers: other libraries to measure; the report names those that are not measured.
+        device: torch device.
         progress: called with a line of text before each measurement.
-    Raises: ConfigError for invalid shapes and counts.
+    Raises: ConfigError for invalid shapes, counts and devices.
     """
     if steps < 2 or rounds < 1 or any(min(shape) < 1 or shape[3] > shape[2] for shape in shapes):
         raise ConfigError(
             f"bench ksae: steps={steps} (at least 2), rounds={rounds} (at least 1), "
             f"shapes {shapes} (k at most n_latents)."
         )
+    a_device(device)
+    place = choose_device(device)
     absent = {name: "not installed" for name in peers if version(name) is None}
+    if place.type != "cpu":
+        absent = dict.fromkeys(peers, "measured on the CPU only")
     rows = []
     for shape in shapes:
         found: dict[tuple[str, str], Measured] = {}
@@ -125,7 +134,7 @@ def bench_ksae(
                     continue
                 progress(f"{number + 1}/{rounds} {', '.join(map(str, shape))}: {method}, {precision}")
                 try:
-                    turn = _in_own_process(method, precision, shape, steps)
+                    turn = _in_own_process(method, precision, shape, steps, str(place))
                 except Unusable as error:
                     absent[method] = str(error)
                     continue
@@ -140,21 +149,25 @@ def _seconds_of(measured: Measured) -> float:
     return measured.seconds
 
 
-def _in_own_process(method: str, precision: str, shape: tuple[int, int, int, int], steps: int) -> Measured:
+def _in_own_process(method: str, precision: str, shape: tuple[int, int, int, int], steps: int, device: str) -> Measured:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (method, precision, shape, steps, torch.get_num_threads()))
+        return pool.apply(measure, (method, precision, shape, steps, torch.get_num_threads(), device))
 
 
-def measure(method: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int) -> Measured:
+def measure(
+    method: str, precision: str, shape: tuple[int, int, int, int], steps: int, threads: int, device: str = "cpu"
+) -> Measured:
     """Measure one method in this process. Raises: Unusable for a library that cannot be imported."""
     keep_freed_memory()
     if method in PEERS:
         prepare(method)
     torch.set_num_threads(threads)
-    loaded, (batch, d_in, n_latents, k) = _peak_mib(), shape
+    place = torch.device(device)
+    loaded, (batch, d_in, n_latents, k) = _peak_mib(place), shape
     features = planted(batch * 3, d_in, seed=0)
     sae = topk.make(topk.Config(k=k, n_latents=n_latents, aux_weight=0.0), d_in, seed=0)
     sae.initialise(features.mean(0), features.var(0, correction=0))
+    sae, features = sae.to(place), features.to(place)
     if method in PEERS:
         features *= sae.scale  # the scale in which our implementation trains
         trainee = PEERS[method].make(sae, batch)
@@ -165,9 +178,9 @@ def measure(method: str, precision: str, shape: tuple[int, int, int, int], steps
     times = []
     for number in range(steps):
         x = features[number % 2 * batch : (number % 2 + 1) * batch]
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            times.append(seconds(lambda x=x: trainee.step(x), _CPU))  # type: ignore[misc]
-    fvu, peak = None, _peak_mib()
+        with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            times.append(seconds(lambda x=x: trainee.step(x), place))  # type: ignore[misc]
+    fvu, peak = None, _peak_mib(place)
     if method != "floor":
         held = features[2 * batch :]
         with torch.no_grad():
@@ -178,7 +191,9 @@ def measure(method: str, precision: str, shape: tuple[int, int, int, int], steps
     )
 
 
-def _peak_mib() -> float:
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
@@ -202,7 +217,7 @@ def _floor(sae: Any, k: int) -> Callable[[Tensor], object]:
 
     @torch.no_grad()
     def step(x: Tensor) -> object:
-        if encoder_matmul.mkl_is_narrow() and not torch.is_autocast_enabled("cpu"):
+        if x.device.type == "cpu" and encoder_matmul.mkl_is_narrow() and not torch.is_autocast_enabled("cpu"):
             return torch.nn.functional.linear(x.to_mkldnn(), sae.W_enc.detach().to_mkldnn())
         return torch.nn.functional.linear(x, sae.W_enc)
 

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=int, default=8, metavar="N", help="training steps; the fastest counts (default: 8)"
     )
     ksae.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds; the fastest counts (default: 2)")
+    ksae.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     ksae.add_argument("--no-peers", action="store_true", help="skip other libraries (diffprobe[peers] installs them)")
     for parser_of in (extraction, ksae):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
@@ -59,7 +60,7 @@ def _extraction(args: argparse.Namespace) -> int:
     print("|---|---|---|---|---|---|")
     for row in report.rows:
         print(
-            f"| {row.name} | {row.naive_s:.3f} | {row.ours_s:.3f} | {row.floor_s:.3f} "
+            f"| {row.name} | {row.naive_s:.3g} | {row.ours_s:.3g} | {row.floor_s:.3g} "
             f"| {row.over_floor:.2f} | {row.speed_up:.1f} |"
         )
     difference = max(row.largest_difference for row in report.rows)
@@ -73,7 +74,12 @@ def _ksae(args: argparse.Namespace) -> int:
 
     peers = () if args.no_peers else tuple(PEERS)
     report = bench_ksae(
-        tuple(args.shape or SHAPES), steps=args.steps, rounds=args.rounds, peers=peers, progress=_progress
+        tuple(args.shape or SHAPES),
+        steps=args.steps,
+        rounds=args.rounds,
+        peers=peers,
+        device=args.device,
+        progress=_progress,
     )
     print(f"{report.machine}; the fastest of {report.rounds} x {report.steps - 1} steps")
     print("\n| batch, d_in, n_latents, k | precision | method | s/step | x ours | x encoder | peak MiB | fvu |")
@@ -84,7 +90,7 @@ def _ksae(args: argparse.Namespace) -> int:
         for measured in (floor, ours, *row.peers(precision), row.of("dense", precision)):
             name = {"floor": "encoder alone", "dense": "dense step"}.get(measured.method, measured.method)
             print(
-                f"| {row.name} | {precision} | {name} | {measured.seconds:.3f} | {measured.seconds / ours.seconds:.2f} "
+                f"| {row.name} | {precision} | {name} | {measured.seconds:.3g} | {measured.seconds / ours.seconds:.2f} "
                 f"| {measured.seconds / floor.seconds:.2f} "
                 f"| {measured.peak_mib:,.0f} ({measured.loaded_mib:,.0f} before) "
                 f"| {'' if measured.fvu is None else f'{measured.fvu:.4f}'} |"

@@ -10,7 +10,7 @@ from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import DATASETS
 
 if TYPE_CHECKING:
-    from diffprobe.config.schema import FieldsConfig
+    from diffprobe.config.schema import CapsConfig, FieldsConfig
 
 GROUP = "data"
 HELP = "index, verify or build a set of shards"
@@ -19,17 +19,25 @@ HELP = "index, verify or build a set of shards"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the subcommands index, verify and build."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
-    index = actions.add_parser("index", help="scan <split>-NNNN.tar[.gz] files and write index.json")
+    index = actions.add_parser("index", help="scan the tar, tar.gz and tgz files of a folder and write index.json")
     index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
     index.add_argument("--name", required=True, help="name of the set in results")
     index.add_argument("--licence", required=True, help="terms of the images, with attribution where required")
     index.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
     index.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
+    index.add_argument("--split", metavar="NAME", help="split of the shards without a split in their names")
+    index.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute")
+    index.add_argument(
+        "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
+    )
     verify = actions.add_parser("verify", help="compare checksums, and decode every image")
     verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
     for action in (index, verify):
         action.add_argument(
             "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
+        )
+        action.add_argument(
+            "--cap", action="append", default=[], metavar="KEY=N", help="largest part that is read: sample_bytes=N"
         )
     build = actions.add_parser("build", help="build a data set from its sources, the same bytes each time")
     sets = build.add_subparsers(dest="dataset", required=True, metavar="NAME")
@@ -51,7 +59,8 @@ def _index(args: argparse.Namespace) -> int:
 
     shard_set = build_index(
         args.dir, name=args.name, licence=args.licence, fields=_fields(args.field), index_path=args.out,
-        on_error=args.on_error, on_shard=_progress,
+        on_error=args.on_error, on_shard=_progress, split=args.split, renamed=_renamed(args.rename),
+        number_duplicates=args.number_duplicates, caps=_caps(args.cap),
     )  # fmt: skip
     print(render(shard_set))
     return 0
@@ -62,7 +71,7 @@ def _verify(args: argparse.Namespace) -> int:
     from diffprobe.shards.verify import verify
 
     shard_set = ShardSet.load(args.set)
-    found = verify(shard_set, fields=_fields(args.field), on_shard=_progress)
+    found = verify(shard_set, fields=_fields(args.field), on_shard=_progress, caps=_caps(args.cap))
     print(render(shard_set))
     print(f"verified: {found.n_good:,} valid samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
     return 1 if found.faults else 0
@@ -98,3 +107,32 @@ def _fields(settings: Sequence[str]) -> "FieldsConfig":
             raise ConfigError(f"--field {setting} has no value.", "expected: KEY=NAME, for example --field label=y")
         chosen[key] = tuple(name.split(",")) if key == "image" else name
     return FieldsConfig(**chosen)  # type: ignore[arg-type]  # image is the only tuple
+
+
+def _caps(settings: Sequence[str]) -> "CapsConfig":
+    """Read `--cap KEY=N` options. Raises: ConfigError for an unknown key or a value that is not a number."""
+    from dataclasses import fields
+
+    from diffprobe.config.schema import CapsConfig
+
+    allowed = [field.name for field in fields(CapsConfig)]
+    chosen: dict[str, int] = {}
+    for setting in settings:
+        key, _, number = setting.partition("=")
+        if key not in allowed:
+            raise unknown("cap", key, allowed, ConfigError)
+        if not number.isdecimal() or len(number) > 18:
+            raise ConfigError(f"--cap {setting}: expected KEY=N, for example --cap sample_bytes=1000000000.")
+        chosen[key] = int(number)
+    return CapsConfig(**chosen)
+
+
+def _renamed(settings: Sequence[str]) -> dict[str, str]:
+    """Read `--rename OLD=NEW` options. Raises: ConfigError without a name, or for an attribute given twice."""
+    chosen: dict[str, str] = {}
+    for setting in settings:
+        old, _, new = setting.partition("=")
+        if not old or not new or old in chosen or new in chosen.values():
+            raise ConfigError(f"--rename {setting}: expected OLD=NEW, each name once.")
+        chosen[old] = new
+    return chosen

@@ -8,9 +8,10 @@ from diffprobe.cli.arguments import add_settings
 
 GROUP = "features"
 HELP = "write the features of a run to its store; continues if repeated"
+TAKES_PROCESSES = True
 _PROCESS = (
     "write part I of N (0/2 and 1/2 together make the store); parts can run at the same time on any machine. Default: "
-    "torchrun's RANK and WORLD_SIZE, or srun's SLURM_PROCID and SLURM_STEP_NUM_TASKS, or the whole store"
+    "the numbers that torchrun, srun or mpirun gives its processes, or the whole store"
 )
 
 

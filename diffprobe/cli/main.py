@@ -1,6 +1,7 @@
 """The entry point of the command line: finds the verb, prints help, and turns errors into exit statuses."""
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -8,11 +9,15 @@ from types import ModuleType
 from diffprobe import __version__
 from diffprobe.cli.arguments import GROUPS, Parser
 from diffprobe.core.errors import DiffprobeError, nearest
+from diffprobe.core.processes import is_main_process, require_one_process
 from diffprobe.core.registry import VERBS
+from diffprobe.core.signals import INTERRUPTED, TERMINATED, Terminated, end_on_sigterm
 from diffprobe.core.terminal import terminal_output
 
 _EPILOG = "first steps: diffprobe demo    help on a verb: diffprobe VERB --help"
 _TRACEBACK = "--traceback shows where an error was raised"
+FAULT = 70
+"""Exit status where diffprobe itself is wrong (EX_SOFTWARE of sysexits.h)."""
 
 
 def verbs() -> list[str]:
@@ -39,7 +44,8 @@ def make_parser(verb: str) -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns: the exit status: 0 success, 1 a negative answer of the command, 2 a user error, 130 interrupted.
+    Returns: the exit status: 0 success, 1 a negative answer of the command, 2 a user error or an error of the machine,
+        70 a fault of diffprobe, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
     with terminal_output():
         return _run(argv)
@@ -50,23 +56,67 @@ def _run(argv: Sequence[str] | None) -> int:
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        return _dispatch(arguments)
-    except DiffprobeError as error:
-        if traceback:
-            raise
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        with end_on_sigterm():
+            return _dispatch(arguments)
+    except Terminated:
+        _say_ended("terminated (SIGTERM)")
+        return TERMINATED
     except KeyboardInterrupt:
-        print("interrupted; finished work is on disk, run the command again to continue.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of the pipe has exited, as in `diffprobe ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, a folder without write permission, an unreachable hub
+        _say_ended("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError as error:
+        if _reader_is_gone():  # as in `diffprobe ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if traceback:
             raise
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}\n  {_TRACEBACK}", file=sys.stderr)
-        return 2
+        return _failed(error, 2)
+    except Exception as error:
+        if traceback:
+            raise
+        return _failed(error, _status(error))
+
+
+def _say_ended(how: str) -> None:
+    if is_main_process():  # the others of a distributed run end with it
+        print(f"{how}; finished work is on disk, run the command again to continue.", file=sys.stderr)
+
+
+def _failed(error: Exception, status: int) -> int:
+    """Print an error and return its exit status; the whole of an expected one, one line of any other."""
+    if isinstance(error, DiffprobeError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return status
+    lines = [line for line in str(error).splitlines() if line.strip()] or ["(no message)"]
+    text = " ".join(" ".join(lines if isinstance(error, OSError) else lines[:1]).split())
+    print(f"{type(error).__name__}: {text}", file=sys.stderr)
+    if status == FAULT:
+        print(f"  this is a fault of diffprobe, please report it; {_TRACEBACK}", file=sys.stderr)
+    elif _is_out_of_memory(error):
+        print("  fix: a smaller data.batch_size, or a machine with more memory", file=sys.stderr)
+    else:
+        print(f"  {_TRACEBACK}", file=sys.stderr)
+    return status
+
+
+def _status(error: Exception) -> int:
+    """Return 2 for what the user or the machine caused (a full disk, a folder without write permission), else 70."""
+    return 2 if isinstance(error, DiffprobeError | OSError) or _is_out_of_memory(error) else FAULT
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory is exhausted; torch's own class is known by its name, since it takes long to import."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _reader_is_gone() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no such system call, or no such file
+        return True
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -84,7 +134,11 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f" (nearest: {', '.join(close)})" if close else ""
         print(f"diffprobe: unknown verb '{name}'{hint}. Verbs: {', '.join(known)}", file=sys.stderr)
         return 2
-    status: int = _load(name).run(make_parser(name).parse_args(arguments[1:]))
+    module = _load(name)
+    args = make_parser(name).parse_args(arguments[1:])
+    if not getattr(module, "TAKES_PROCESSES", False):
+        require_one_process(f"diffprobe {name}")
+    status: int = module.run(args)
     return status
 
 

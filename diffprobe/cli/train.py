@@ -3,9 +3,12 @@
 import argparse
 
 from diffprobe.cli.arguments import add_check, add_settings
+from diffprobe.core.errors import RunFailed
+from diffprobe.core.processes import is_main_process
 
 GROUP = "probes"
 HELP = "train a probe, or a part of a diffusion model"
+TAKES_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +27,13 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         print(f"the configuration is valid; run folder: {plan_training(config)}")
         return 0
-    path = train(config)
-    from diffprobe.training.trainer import is_main_process
-
+    try:
+        path = train(config)
+    except BrokenPipeError as error:  # not the closed pipe of a printed table: the run has no result
+        raise RunFailed(
+            "the run ended before its result: the reader of its output is gone.",
+            fix="run the command again to continue; trainer.enable_progress_bar=false prints nothing while it trains",
+        ) from error
     if is_main_process():
         from diffprobe.core.result import read_result
         from diffprobe.report.entry import format_record

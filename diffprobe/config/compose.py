@@ -25,6 +25,7 @@ VERSION_BASE = "1.3"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
 _WORD = re.compile(r"[A-Za-z/_.*][\w/.*@%+-]*", re.ASCII)
 _GROUP = re.compile(r"[A-Za-z_][\w-]*(/[A-Za-z_][\w-]*)*", re.ASCII)
+_HYDRA = re.compile(r"hydra[./=@]")
 _NO_TEXT = re.compile(r"null|none|true|false|inf|nan", re.IGNORECASE)
 """Words that a setting parses as another value than text."""
 
@@ -62,6 +63,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
         if kind not in KINDS:
             raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
     groups = search_path.groups()
+    _refuse_hydra({}, settings)  # before Hydra reads them: some end the program with its own help
     chosen, values = _sort_settings(settings, groups)
     folders = search_path.folders()
     if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
@@ -74,6 +76,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     tree.pop("kind", None)
     tree = _from_home(tree)
     origin = origins(merged, folders)
+    _refuse_hydra(origin, ())
     for setting in values:
         _mark(origin, tree, setting.split("=", 1)[0])
     return Composed(tree=tree, origin=origin, kind=kind, experiment=experiment)
@@ -145,6 +148,18 @@ def _choice(experiment: str) -> tuple[str, str]:
     """
     group, _, name = experiment.rpartition("/")
     return (group, name) if _GROUP.fullmatch(group) else (search_path.EXPERIMENTS, experiment)
+
+
+def _refuse_hydra(origin: dict[str, tuple[str, int]], settings: Sequence[str]) -> None:
+    """Refuse settings of Hydra itself: it only merges here, so that they would have no effect. Raises: ConfigError."""
+    given = [f"{setting} on {COMMAND_LINE[0]}" for setting in settings if _HYDRA.match(setting)]
+    given += [f"{key} in {file}, line {line}" for key, (file, line) in origin.items() if key == "hydra"]
+    if given:
+        raise ConfigError(
+            "settings of Hydra have no effect: diffprobe only merges configurations with it.",
+            *given,
+            fix="remove them; output=FOLDER is the folder of runs, and one command is one run",
+        )
 
 
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:

@@ -33,13 +33,15 @@ class BackboneConfig:
     """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None
     """Largest batch of one denoiser pass, where each draw, timestep and condition is a row; None: limited by memory."""
+    max_modules: int = 20_000
+    """Largest number of modules that a checkpoint's configs may describe; FLUX.1 has 3,000."""
     channels_last: bool = True
     """Use the channels-last memory layout in convolutions; changes features by rounding only."""
     compile: bool = False
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
 
     def __post_init__(self) -> None:
-        at_least(1, max_rows_per_pass=self.max_rows_per_pass)
+        at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
 
 
@@ -61,6 +63,38 @@ class FieldsConfig:
     """JSON key of the alternative captions."""
     attributes: str = "attributes"
     """JSON key of the attributes, a flat object name -> value."""
+
+    def __post_init__(self) -> None:
+        for name in (*self.image, self.json):
+            if not name or name != name.lower().lstrip("."):
+                raise ConfigError(
+                    f"'{name}' is not an extension of samples, which are read in lower case and without the first dot.",
+                    fix=f"'{name.lower().lstrip('.')}'",
+                )
+        taken = [name for name in self.image if name in (self.json, "cls", "txt")]
+        if taken or self.json in ("cls", "txt"):
+            raise ConfigError(
+                f"field '{taken[0] if taken else self.json}' has two meanings.",
+                "the image, the json, cls (the label) and txt (the caption) are different files of a sample",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapsConfig:
+    """Largest parts of a sample that are read; a larger one is refused before memory is reserved for it."""
+
+    sample_bytes: int = 256 * 2**20
+    """Bytes of all files of one sample together, uncompressed."""
+    annotation_bytes: int = 8 * 2**20
+    """Bytes of one annotation file: json, cls or txt."""
+    image_pixels: int = 2**26
+    """Pixels of one image, width times height; decoding needs up to 16 bytes of memory per pixel."""
+    label: int = 4_000_000
+    """Largest class id; the index lists all classes from 0 to it."""
+
+    def __post_init__(self) -> None:
+        at_least(1, sample_bytes=self.sample_bytes, annotation_bytes=self.annotation_bytes)
+        at_least(1, image_pixels=self.image_pixels, label=self.label)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +121,10 @@ class DataConfig:
     """Samples per split, the first ones in shard order; None: all."""
     fields: FieldsConfig = field(default_factory=FieldsConfig)
     """Names of the parts of a sample; the index's names where they are left at their defaults."""
+    caps: CapsConfig = field(default_factory=CapsConfig)
+    """Largest parts of a sample that are read."""
+    verify: bool = True
+    """Compare the checksum of each shard with the index before it is read, once per process."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, limit=self.limit)
@@ -113,6 +151,9 @@ class FeaturesConfig:
     """Read every cell under the empty condition as well (the unconditional branch of guidance)."""
     negative_prompt: str | None = None
     """Prompt of the unconditional branch, in place of the empty prompt."""
+    missing: Literal["refuse", "empty", "leave_out"] = "refuse"
+    """Samples without the caption, label or column of the condition: refuse the run before it starts, give them the
+    empty prompt, or leave them out of the features."""
     pool: str = "mean"
     """Pooling of a feature map: mean, max, none (keep the map), gridK (K x K means), tokensN (N positions)."""
     draws: int = 1
@@ -149,6 +190,12 @@ class FeaturesConfig:
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
         if self.negative_prompt is not None and not self.unconditional:
             raise ConfigError("negative_prompt belongs to unconditional=true.")
+        if self.missing != "refuse" and self.condition not in ("caption", "template", "label"):
+            raise ConfigError(
+                f"missing={self.missing} has no effect with condition={self.condition}.",
+                "it belongs to condition=caption, template and label",
+                fix="remove it",
+            )
         at_least(1, draws=self.draws, resolution=self.resolution)
 
 
@@ -164,7 +211,7 @@ class ProbeConfig:
     """Cell to fit on: mid_block@t100; or mid_block@t* (in short mid_block) for all timesteps of the tap, with one
     classifier per cell, or one sae for all of them. None: every cell (classifier), or the only one (sae, direction)."""
     targets: tuple[str, ...] = ("label",)
-    """Targets of the prediction: label, or names of attributes. Ignored by an sae."""
+    """Targets of the prediction: label, or names of attributes. An sae has none."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keys of the probe itself; see the `Config` in its file."""
     metrics: tuple[str, ...] = ()
@@ -245,6 +292,14 @@ class LoggerConfig:
     tags: tuple[str, ...] = ()
     """W&B tags in addition to those of the run."""
 
+    def __post_init__(self) -> None:
+        names = ("project", "mode", "entity", "group", "tags")
+        idle = [name for name in names if self.kind != "wandb" and getattr(self, name) != getattr(type(self), name)]
+        if idle:
+            raise ConfigError(
+                f"{', '.join(idle)} without kind=wandb: kind={self.kind} logs nothing to W&B.", fix="logger=wandb"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
@@ -281,7 +336,8 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Logging."""
     seed: int = 0
-    """Seed of the probe's initial weights, sample order and splits."""
+    """Seed of the probe: initial weights that are random, order of the samples, shuffled labels, random directions.
+    The noise of the features has its own, features.seed."""
     control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
     """Control task of this run, if it is a control."""
     output: str = "runs"
@@ -294,3 +350,11 @@ class RunConfig:
     """Row of the table."""
     published: PublishedConfig | None = None
     """The published number."""
+
+    def __post_init__(self) -> None:
+        buffer = self.data.shuffle_buffer
+        if self.features.source == "stored" and buffer != DataConfig.shuffle_buffer:
+            raise ConfigError(
+                f"data.shuffle_buffer={buffer} has no effect on stored features: an epoch shuffles the whole split.",
+                fix="leave it unset; or features.source=live",
+            )

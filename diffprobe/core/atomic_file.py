@@ -5,13 +5,16 @@ one. Standard library only.
 """
 
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY = ".tmp"
 """Suffix of unfinished files; their names begin with a dot."""
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}" + re.escape(TEMPORARY))
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    temporary = _beside(path)
     try:
         yield temporary
         flush_file(temporary)
@@ -38,6 +41,59 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Give a new folder beside `path`; when the block ends, it replaces `path` with all its files.
+
+    The files are flushed to the disk and get the permissions of new files (umask). A folder cannot be replaced in one
+    step: a kill between two renames leaves no folder `path`, and never one with files of both. If the block raises,
+    the folder stays as it was.
+
+    Raises: OSError, for example on a full disk.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, before = _beside(path), _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                flush_file(file)
+                os.chmod(file, 0o666 & ~current_umask())
+            else:
+                flush_folder(file)
+        flush_folder(temporary)
+        if path.exists():
+            os.replace(path, before)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not path.exists():
+            os.replace(before, path)
+        raise
+    flush_folder(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path | str) -> list[Path]:
+    """Remove what killed processes have left of unfinished files and folders below `folder`, and return their paths.
+
+    Only for folders that one process writes at a time.
+    """
+    found = sorted(path for path in Path(folder).rglob(f".*{TEMPORARY}") if _UNFINISHED.fullmatch(path.name))
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
 def flush_file(path: Path | str) -> None:

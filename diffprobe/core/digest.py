@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,15 @@ def digest_file(path: Path | str) -> str:
     """Return the sha256 (64 hex digits) of a file's bytes, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_file_once(path: Path | str) -> str:
+    """Return the sha256 of a file; a file with the same inode, size and times is read once per process."""
+    path = Path(path)
+    stat = path.stat()
+    return _digest_once(path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@cache
+def _digest_once(path: Path, *identity: int) -> str:
+    return digest_file(path)

@@ -65,6 +65,12 @@ def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> 
         try:
             run = _load(spec, config, settings, written)
             plan(run)
+            if run.trainer.devices * run.trainer.num_nodes != 1:
+                raise ConfigError(
+                    f"trainer.devices={run.trainer.devices} trainer.num_nodes={run.trainer.num_nodes}: "
+                    "a demo trains in one process.",
+                    fix="trainer.devices=1 trainer.num_nodes=1; or diffprobe train, one run at a time",
+                )
             if run.features.source == "live":
                 raise ConfigError(
                     "features.source=live: the runs and the report of a demo read feature stores.",

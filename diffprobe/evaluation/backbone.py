@@ -4,7 +4,6 @@ Measures the reconstruction of the autoencoder, whether the text lowers the deno
 selects the right caption among others; samples are drawn for inspection.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.backbones.base import Condition
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.loading import load_network
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
 from diffprobe.backbones.weights import locate
@@ -27,7 +27,7 @@ from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import ProgressDisplay
-from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
+from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import (
     Encoded,
@@ -105,7 +105,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     Raises: UnknownName for an attribute that the data do not have; EmptyClass if there are too few groups for wrong
         captions; errors of `load_pipeline` and `ShardSet.load`.
     """
-    started_at = time.time()
+    started_at = StartTime.now()
     keep_freed_memory()
     shard_set = ShardSet.load(config.data.path)
     for key in ("group_attribute", "family_attribute"):
@@ -187,7 +187,9 @@ def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
         from diffusers import StableDiffusionPipeline
 
         score = DenoisingError.from_pretrained(path, seed=seed, device="cpu")
-        shared = {"unet": score.backbone.denoiser, "text_encoder": _text_encoder(score).encoder}
+        text = _text_encoder(score)
+        shared = {"unet": score.backbone.denoiser, "text_encoder": text.encoder, "tokenizer": text.tokenizer}
+        shared["vae"] = load_network("AutoencoderKL", checkpoint.part("vae"))
         try:
             pipeline = StableDiffusionPipeline.from_pretrained(
                 checkpoint.folder,

@@ -4,7 +4,6 @@ Opens the run, its backbone and held-out samples; `scoring/intervention_error.py
 `analysis/loss_recovered.py` turns them into records.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,16 @@ from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
 from diffprobe.core.progress import ProgressDisplay
-from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
+from diffprobe.core.result import (
+    BACKBONE,
+    INPUT,
+    RESULT_FILE,
+    SHARDS,
+    MetricRecord,
+    StartTime,
+    make_result,
+    write_result,
+)
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.provenance import backbone_digest
@@ -91,7 +99,7 @@ def _evaluate(
     progress: ProgressDisplay,
 ) -> Path:
     """Measure one run, or one member of a grid, and write its result."""
-    started_at = time.time()
+    started_at = StartTime.now()
     tree = {key: value for key, value in asdict(config).items() if key not in ("output", "run", "device")}
     tree |= {"run": trained.result.run, "trained": trained.result.config}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
@@ -240,7 +248,8 @@ def _hold_out(
     data = request.data
     stream = SampleStream(
         request.shard_set, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
-        limit=data.limit,
+        limit=data.limit, caps=data.caps, verify=data.verify,
+        require=request.required,
     )  # fmt: skip
     latents, keys, inputs, clusters = [], [], [], []
     for batch in make_loader(stream, data.batch_size, data.num_workers):

@@ -61,6 +61,7 @@ def extract(
     if served is not None:
         announce(f"the store is complete: {served}")
         return served
+    request.check_values()
     latents = None if features.latent_cache is None else LatentCache(request)
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
@@ -162,6 +163,9 @@ def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
         on_error=request.data.on_error,
         limit=request.data.limit,
         shard_subset=[shard.file],
+        caps=request.data.caps,
+        require=request.required,
+        verify=request.data.verify,
     )
     return make_loader(stream, request.data.batch_size, min(request.data.num_workers, 1))
 

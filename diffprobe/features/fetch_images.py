@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from PIL import Image
 
 from diffprobe.core.errors import SampleError
-from diffprobe.shards.annotation import Fields
+from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.decode import decode_image
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import read_shard
@@ -17,6 +17,7 @@ def fetch_images(
     *,
     shards: Mapping[str, str] | None = None,
     fields: Fields | None = None,
+    caps: Caps | None = None,
 ) -> dict[str, Image.Image]:
     """Return the images of some samples as RGB in their original size, in the order of `keys`.
 
@@ -24,9 +25,10 @@ def fetch_images(
         shards: key -> shard file, for example `dict(zip(table.keys, table.shards))`; only these files are opened. If
             None, shards are read in order until every key is found.
         fields: names of the files of a sample (see `ShardSet.fields_for`).
+        caps: largest parts of a sample that are read.
 
-    Raises: SampleError for keys that are not in the set or an image that cannot be decoded; ConfigError for other
-        fields than those of the index.
+    Raises: ShardError for a shard that has changed since it was indexed; SampleError for keys that are not in the set
+        or an image that cannot be decoded; ConfigError for other fields than those of the index.
     """
     names = shard_set.fields_for(fields)
     wanted = list(dict.fromkeys(keys))
@@ -36,9 +38,10 @@ def fetch_images(
     for shard in shard_set.shards:
         if not left or (places is not None and shard.file not in places):
             continue
-        for raw in read_shard(shard_set.root / shard.file):
+        shard_set.check(shard.file)
+        for raw in read_shard(shard_set.root / shard.file, name=shard.file, caps=caps):
             if raw.key in left:
-                found[raw.key] = decode_image(raw, names)
+                found[raw.key] = decode_image(raw, names, caps=caps)
                 left.discard(raw.key)
                 if not left:
                     break

@@ -32,8 +32,10 @@ class LiveFeatures(FeatureSource):
     def setup(self, stage: str | None = None) -> None:
         """Open shards and backbone.
 
-        Raises: ConfigError for a precision that rounds the images before the backbone.
+        Raises: ConfigError for samples without what the condition needs, or a precision that rounds the images before
+            the backbone.
         """
+        self.request.check_values()
         self._open()
         precision = None if self.trainer is None else str(self.trainer.precision)
         if precision in ("16-true", "bf16-true", "64-true", "transformer-engine"):
@@ -117,6 +119,9 @@ class LiveFeatures(FeatureSource):
             on_error=data.on_error,
             limit=data.limit,
             equal=shuffle,
+            caps=data.caps,
+            require=self.request.required,
+            verify=data.verify,
         )
         return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
 

@@ -18,6 +18,7 @@ from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.missing_values import check_values, needed_columns
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
@@ -80,7 +81,12 @@ class Request:
         return Manifest(
             backbone=plan.fingerprint,
             cells=plan.widths,
-            data={"shard_set": shard_set.digest, "fields": asdict(self.fields), "on_error": self.data.on_error},
+            data={
+                "shard_set": shard_set.digest,
+                "fields": asdict(self.fields),
+                "on_error": self.data.on_error,
+                **({} if self.features.missing == "refuse" else {"missing": self.features.missing}),
+            },
             shards=tuple(shards),
             recorded={
                 "backbone": self.backbone.path,
@@ -97,6 +103,23 @@ class Request:
                 "versions": {name: metadata.version(name) for name in _VERSIONS},
             },
         )
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which a sample is left out."""
+        return needed_columns(self.plan.branches) if self.features.missing == "leave_out" else ()
+
+    def check_values(self, splits: Sequence[str] | None = None) -> None:
+        """Check from the index that the samples have what the condition needs, unless `features.missing` handles it.
+
+        Args:
+            splits: splits to check; those of the request if None.
+
+        Raises: ConfigError with the number of samples per split and the first one.
+        """
+        if self.features.missing == "refuse":
+            columns = needed_columns(self.plan.branches)
+            check_values(self.shard_set, splits or self.splits, columns, data=self.data, fields=self.fields)
 
     def narrowed(self, cells: Sequence[str]) -> "Request":
         """Return the request for the taps and timesteps of some cells only, so that the backbone computes no others."""
@@ -119,6 +142,7 @@ class Request:
                 ("path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "clean_input"),
             ),
             *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
+            *_overrides("data.caps", self.data.caps, list(type(self.data.caps).__dataclass_fields__)),
             *_overrides("data.fields", self.data.fields, list(type(self.data.fields).__dataclass_fields__)),
             *_overrides(
                 "features",

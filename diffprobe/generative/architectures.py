@@ -3,7 +3,6 @@
 Training is in `denoiser.py` and `text_encoder.py`.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,15 @@ from typing import Any, Literal
 import torch
 
 from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.text_encoders import require_vocabulary
-from diffprobe.backbones.weights import SHIPPED, locate, require_files, weight_files
+from diffprobe.backbones.loading import load_network
+from diffprobe.backbones.noise import make_schedule
+from diffprobe.backbones.part_config import network_settings, read_part_config
+from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
+from diffprobe.backbones.transformers_model import load_transformer
+from diffprobe.backbones.weight_files import require_files, weight_files
+from diffprobe.backbones.weights import SHIPPED, locate
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 from diffprobe.generative.objectives.base import PredictionType
 
 MIN_VOCABULARY = 514
@@ -182,14 +187,9 @@ def open_unet(folder: Path, shape: DenoiserShape) -> Any:
 
     Raises: WeightsMissing without a U-Net; WeightsMismatch if its shape differs.
     """
-    from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
 
-    require_files(folder / "unet")
-    with quiet_libraries():
-        unet: Any = UNet2DConditionModel.from_pretrained(
-            folder / "unet", local_files_only=True, use_safetensors=True, dropout=shape.dropout
-        )
+    unet = load_network("UNet2DConditionModel", folder / "unet", dropout=shape.dropout)
     config = unet.config
     found = {
         "channels": tuple(config.block_out_channels),
@@ -203,7 +203,7 @@ def open_unet(folder: Path, shape: DenoiserShape) -> Any:
         found["text_heads"] = config.addition_embed_type_num_heads
     _require_shape(folder, found, shape)
     unet.set_attn_processor(AttnProcessor())  # as in make_unet
-    return unet.float().train()
+    return unet.train()
 
 
 def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
@@ -214,11 +214,8 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     require_text_encoder(folder)
-    with quiet_libraries():
-        text_encoder: Any = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True, attn_implementation="eager"
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    text_encoder = load_transformer(CLIPTextModel, folder / "text_encoder", dtype=torch.float32, attention="eager")
+    tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
     config = text_encoder.config
     found = {
         "text_width": config.hidden_size,
@@ -229,7 +226,7 @@ def open_text_encoder(folder: Path, shape: DenoiserShape) -> tuple[Any, Any]:
     if len(tokenizer) > max(shape.vocab_size, MIN_VOCABULARY):  # a small set of captions yields fewer
         found["vocab_size"] = len(tokenizer)
     _require_shape(folder, found, shape)
-    return tokenizer, text_encoder.float().train()
+    return tokenizer, text_encoder.requires_grad_(True).train()
 
 
 def require_schedule(folder: Path, noise: BetaSchedule, prediction_type: PredictionType = "epsilon") -> None:
@@ -240,13 +237,15 @@ def require_schedule(folder: Path, noise: BetaSchedule, prediction_type: Predict
     from diffusers import DDIMScheduler
 
     path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
+    if not path.exists():
         raise WeightsMissing(
             f"'{folder}' has no scheduler/scheduler_config.json, so its noise schedule is unknown.",
             fix="save it again with save_pretrained(FOLDER)",
         )
-    with quiet_libraries():
-        found: Any = DDIMScheduler.from_config(json.loads(path.read_text("utf-8")))
+    settings = network_settings(read_part_config(path, non_finite=True))
+    make_schedule(settings, where=path)  # its checks
+    with naming(path, "a configuration of DDIMScheduler"), quiet_libraries():
+        found: Any = DDIMScheduler.from_config(settings)
     asked = noise.scheduler(prediction_type)
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
     other = [key for key in keys if found.config[key] != asked.config[key]]

@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import digest_files, digest_part, require_files
+from diffprobe.backbones.device import exact
+from diffprobe.backbones.loading import load_network
+from diffprobe.backbones.weight_files import require_files
+from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -149,13 +151,9 @@ class DenoiserModule(GenerativeModule):
 
     def __init__(self, config: DenoiserTraining) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL
-
-        folder = require_autoencoder(config.autoencoder)
-        with quiet_libraries():
-            vae = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        vae = load_network("AutoencoderKL", require_autoencoder(config.autoencoder))
         # In a tuple, so that neither checkpoints nor the averaged weights contain the frozen network.
-        self._frozen = (vae.float().eval().requires_grad_(False),)
+        self._frozen = (vae.requires_grad_(False),)
         self.config = config
         self.process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
         self.objective: Objective = make_objective(config.objective, self.process)
@@ -311,17 +309,18 @@ class DenoiserModule(GenerativeModule):
         return source.train if split == "train" else source.val
 
     def _encoded(self, split: str, augmentation: AugmentationConfig) -> Float[Tensor, "sample view c h w"]:
-        """Return the scaled latents of a split; they are encoded on the first call."""
+        """Return the scaled latents of a split, on the CPU; they are encoded on the first call, where the U-Net is."""
         if split not in self._latents:
             table, factor = self._table(split), self.vae.config.scaling_factor
             parts = []
-            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            self.vae.to(self.device)
+            with torch.no_grad(), exact(self.device, "float32"):
                 for rows in torch.arange(len(table)).split(64):
                     images, keys = table.to_float(rows), [table.keys[row] for row in rows.tolist()]
                     views = [
                         augmentation.apply(images, view, keys, self.config.seed) for view in range(augmentation.n_views)
                     ]
-                    modes = [self.vae.encode(view * 2 - 1).latent_dist.mode() for view in views]
+                    modes = [self.vae.encode(view.to(self.device) * 2 - 1).latent_dist.mode().cpu() for view in views]
                     parts.append(torch.stack(modes, dim=1))
             self._latents[split] = torch.cat(parts) * factor
         return self._latents[split]

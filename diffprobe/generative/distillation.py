@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.weights import require_files
+from diffprobe.backbones.device import exact
+from diffprobe.backbones.tokenizer_files import load_tokenizer
+from diffprobe.backbones.transformers_model import load_transformer, model_class
+from diffprobe.backbones.weight_files import require_files
 from diffprobe.core.errors import WeightsMissing
 
 
@@ -24,19 +26,22 @@ class Teacher:
         folder: folder with config.json, safetensors weights and tokenizer.json.
         batch_size: texts per forward pass.
         max_tokens: longer texts are truncated.
-    Raises: WeightsMissing.
+        device: where the teacher runs; embeddings are on the CPU.
+    Raises: WeightsMissing, WeightsMismatch.
     """
 
-    def __init__(self, folder: Path, *, batch_size: int = 256, max_tokens: int = 64) -> None:
+    def __init__(
+        self, folder: Path, *, batch_size: int = 256, max_tokens: int = 64, device: torch.device | str = "cpu"
+    ) -> None:
         require_files(folder)
         if not (folder / "tokenizer.json").is_file():
             raise WeightsMissing(f"'{folder}' has no tokenizer.json, so its sentence encoder cannot tokenise texts.")
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        self.batch_size, self.max_tokens = batch_size, max_tokens
-        with quiet_libraries():
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self.batch_size, self.max_tokens, self.device = batch_size, max_tokens, torch.device(device)
+        self._tokenizer: Any = load_tokenizer(AutoTokenizer, folder)
+        self._model: Any = load_transformer(model_class(folder), folder, dtype=torch.float32, declared_only=False)
+        self._model.eval().to(self.device)
 
     @cached_property
     def words(self) -> list[str]:
@@ -54,8 +59,9 @@ class Teacher:
             batch = [texts[i] for i in order[start : start + self.batch_size]]
             tokens = self._tokenizer(
                 batch, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-            )
-            states = self._model(**tokens).last_hidden_state.float()
+            ).to(self.device)
+            with exact(self.device, "float32"):
+                states = self._model(**tokens).last_hidden_state.float()
             weights = tokens.attention_mask[..., None].float()
-            parts.append(torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1))
+            parts.append(torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=-1).cpu())
         return torch.cat(parts)[torch.tensor(order).argsort()]

@@ -68,7 +68,7 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     """
     stream = SampleStream(
         ShardSet.load(data.path), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
-        limit=data.limit,
+        limit=data.limit, caps=data.caps, verify=data.verify,
     )  # fmt: skip
     samples = list(stream)
     for message in stream.skipped.values():

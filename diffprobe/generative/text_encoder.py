@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from diffprobe.backbones.device import choose_device
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
@@ -70,10 +71,11 @@ class TextEncoderTraining:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of the teacher. Raises: WeightsMissing."""
+        from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
         from diffprobe.backbones.weights import digest_files, digest_part
 
         teacher = Path(self.teacher)
-        tokenizer = digest_files([teacher / "tokenizer.json"])
+        tokenizer = digest_files([teacher / name for name in TOKENIZER_FILES])
         return {"teacher": digest_json({"network": digest_part(teacher), "words": tokenizer})}
 
     def make(self) -> "tuple[TextEncoderModule, DistillationData]":
@@ -105,7 +107,8 @@ class DistillationData(GenerativeData):
             for split in (config.data.train_split, config.data.val_split)
         }
         self.captions = sorted({text for options in captions[config.data.train_split] for text in options})
-        teacher = Teacher(Path(config.teacher))
+        on_cpu = config.trainer.accelerator == "cpu"
+        teacher = Teacher(Path(config.teacher), device=choose_device("cpu" if on_cpu else "auto"))
         mixed = mix_texts(self.captions, teacher.words, n=config.mixtures, seed=config.seed)
         parts = sorted({part for text in self.captions for part in text.split(", ")})
         self.train: list[str] = [*self.captions, *parts, *teacher.words, *mixed]

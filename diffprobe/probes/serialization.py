@@ -1,18 +1,19 @@
 """Save and load probes: a folder with `probe.json` (header and settings) and `probe.safetensors`, without pickle."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from diffprobe.core.artifact import HEADER, open_to_readers, read_json, write_artifact
-from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import SchemaError, WeightsMissing
+from diffprobe.core.artifact import HEADER, read_json, write_artifact
+from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import SchemaError, WeightsMismatch, WeightsMissing
+from diffprobe.core.json_file import read_json_file
+from diffprobe.core.safetensors_file import load_safetensors
 
 SETTINGS, TENSORS = "probe.json", "probe.safetensors"
 
@@ -33,14 +34,20 @@ def save_probe(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{TENSORS}.tmp"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    open_to_readers(temporary)
-    digest = digest_file(temporary)
-    os.replace(temporary, folder / TENSORS)
+    with atomic_file(folder / TENSORS) as temporary:
+        save_tensors(tensors, temporary)
+        digest = digest_file(temporary)
     body = {"settings": dict(settings)}
     write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})
     return folder
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Write tensors to a safetensors file. Raises: OSError where it cannot be written, for example on a full disk."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"'{path}' cannot be written: {error}") from error
 
 
 def kind_of(folder: Path | str) -> str:
@@ -48,27 +55,48 @@ def kind_of(folder: Path | str) -> str:
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise WeightsMissing(f"no saved probe in '{folder}'.", f"looked for: {SETTINGS}")
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise SchemaError(f"'{path}' is not the settings file of a probe: {error!r}.") from error
+    found = read_json_file(path)
+    header = found.get(HEADER) if isinstance(found, dict) else None
+    kind = header.get("kind") if isinstance(header, dict) else None
+    if not isinstance(kind, str):
+        raise SchemaError(f"'{path}' is not the settings file of a probe: it has no {HEADER} with a kind.")
+    return kind
 
 
 def load_probe(folder: Path | str, *, kind: str, schema_version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read what `save_probe` wrote.
 
     Returns: settings and tensors (on the CPU).
-    Raises: SchemaError for another kind or schema version, or if the tensors changed since they were saved.
+    Raises: WeightsMissing without either file; SchemaError for another kind or schema version, for files that cannot be
+        read, and if settings or tensors changed since they were saved.
     """
     folder = Path(folder)
+    for name in (SETTINGS, TENSORS):
+        if not (folder / name).is_file():
+            raise WeightsMissing(f"no saved probe in '{folder}'.", f"looked for: {name}")
     head = read_json(
         folder / SETTINGS, kind=kind, schema_version=schema_version, remake="train it again: diffprobe train"
     )
-    saved = head["header"]["inputs"].get(TENSORS)
-    found = digest_file(folder / TENSORS)
+    header, settings = head.pop(HEADER), head.get("settings")
+    if not isinstance(settings, dict) or not isinstance(header.get("inputs"), dict):
+        raise SchemaError(f"'{folder / SETTINGS}' has no settings, or no checksum of its tensors.")
+    if header.get("digest") != digest_json(head):
+        raise SchemaError(f"'{folder / SETTINGS}' was changed after it was saved.", fix="train the probe again")
+    saved, found = header["inputs"].get(TENSORS), digest_file(folder / TENSORS)
     if saved != found:
         raise SchemaError(f"'{folder / TENSORS}' is not the file that was saved.", f"sha256: saved {saved}, is {found}")
-    try:
-        return head["settings"], load_file(folder / TENSORS)
-    except SafetensorError as error:
-        raise SchemaError(f"'{folder / TENSORS}' is not a readable safetensors file: {error}.") from error
+    return settings, load_safetensors(folder / TENSORS)
+
+
+def require_sizes(folder: Path | str, tensors: Mapping[str, Tensor], **sizes: object) -> None:
+    """Check sizes in the settings of a probe against its tensors, before anything of these sizes is made.
+
+    Raises: WeightsMismatch for a size that is not a whole number, or that no tensor has.
+    """
+    known = {side for tensor in tensors.values() for side in tensor.shape}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size not in known:
+            raise WeightsMismatch(
+                f"'{Path(folder) / SETTINGS}': {name} is {str(size)[:80]}, which no tensor in {TENSORS} has.",
+                fix="train the probe again",
+            )

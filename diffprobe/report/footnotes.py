@@ -75,8 +75,10 @@ def _what(table: TableData, measured: list[Entry]) -> str:
     seeds = _span({entry.n_seeds for entry in measured})
     seeds += " seed" if seeds == "1" else " seeds"
     text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec, measured)}; {samples} samples per entry, {seeds}"
-    if any(entry.spread is not None for entry in measured):
+    if any(entry.spread for entry in measured):
         text += ", ± standard deviation over seeds"
+    if any(entry.spread == 0 and entry.n_seeds > 1 for entry in measured):
+        text += ", no ± where they change nothing (all give one value)"
     if not spec.ranked:
         return f"{text}."
     return f"{text}; {'higher' if spec.higher_is_better else 'lower'} is better, best of each block in bold."

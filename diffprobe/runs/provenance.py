@@ -43,12 +43,11 @@ def checkpoint_digest(path: str) -> str:
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    from diffprobe.backbones.families import family_of
+    from diffprobe.backbones.families import describe
     from diffprobe.backbones.weights import locate
 
     checkpoint = locate(path)
-    family = family_of(checkpoint)
-    spec = family.spec(checkpoint, None)
+    family, spec = describe(checkpoint, None)
     weights = family.digests(checkpoint, True)
     return backbone_digest(
         {"family": spec.family, "weights": weights, "random_seed": None, "schedule": spec.schedule.digest}

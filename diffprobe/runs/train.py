@@ -4,14 +4,18 @@ Whatever can be validated without features is validated before any are opened. `
 kinds of probes.
 """
 
-import time
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.digest import digest_file
-from diffprobe.core.result import RESULT_FILE
+from diffprobe.core.atomic_file import remove_unfinished
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.processes import is_main_process
+from diffprobe.core.result import RESULT_FILE, StartTime
+from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
@@ -38,25 +42,34 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
         callbacks: Lightning callbacks that watch the run; none of them may change what is measured.
 
     Returns: the path of `result.json`. All processes of a DDP run return it; the main one writes it.
-    Raises: ConfigError, UnknownName, and what opening the features or the trackers raises.
+    Raises: ConfigError, UnknownName, and what opening the features or the trackers raises; ConfigError or SchemaError
+        if the run would continue with other inputs or from a damaged checkpoint; Terminated at SIGTERM.
     """
-    started_at = time.time()
+    started_at = StartTime.now()
     planned = plan(config)
     import lightning
 
     from diffprobe.training import loggers
-    from diffprobe.training.checkpoint import find_checkpoint, forget
-    from diffprobe.training.trainer import is_main_process, make_trainer, quiet
+    from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
+    from diffprobe.training.launch import cluster_environment
+    from diffprobe.training.requeue import Requeue
+    from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 
-    source = make_source(config)
-    module = make_module(planned, source)
-    source.setup("fit")  # opens the backbone of live features, so that a refusal comes before files are removed
-    checkpoint = find_checkpoint(planned.run_dir, resume=config.trainer.resume)
-    with quiet():
+    cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
+        source = make_source(config)
+        module = make_module(planned, source)
+        _check_seed(config, module, source)
+        source.setup("fit")  # opens the backbone of live features, so that a refusal comes before files are removed
+        inputs = {CONFIG: digest_json(planned.tree), **inputs_of(source)}
+        checkpoint = find_checkpoint(planned.run_dir, resume=config.trainer.resume)
+        if checkpoint is not None:
+            require_resumable(checkpoint, inputs)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks)
+        trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks, requeue=requeue)
         if is_main_process():
             planned.run_dir.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(planned.run_dir)
         logger = loggers.make_logger(
             config.logger,
             run_dir=planned.run_dir,
@@ -70,6 +83,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
         trainer.logger = logger
         if checkpoint is None and is_main_process():
             forget(planned.run_dir, *(planned.run_dir / MEMBERS / point.name for point in planned.points))
+            note_inputs(planned.run_dir, inputs)
         if _has_steps(module):
             trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
         trainer.validate(module, datamodule=source, verbose=False)
@@ -100,6 +114,19 @@ def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
     return cast("ProbeModule", training_of(planned.config.probe.kind).make_module(planned, source))
 
 
+def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource") -> None:
+    """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
+    from diffprobe.features.request import shard_entries
+
+    shards = shard_entries(source.request.shard_set, config.data.train_split, config.data.limit)
+    if config.seed and not module.seed_counts and sum(shard.n for shard in shards) <= config.data.batch_size:
+        raise ConfigError(
+            f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
+            "one batch, and no control is drawn.",
+            fix="seed=0; for a spread, features.seed varies the noise, and a smaller data.batch_size the order",
+        )
+
+
 def _has_steps(module: "ProbeModule") -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
@@ -110,7 +137,9 @@ def _tags(config: RunConfig) -> tuple[str, ...]:
     return tuple(tag for tag in named if tag)
 
 
-def _write(planned: RunPlan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: float) -> None:
+def _write(
+    planned: RunPlan, module: "ProbeModule", source: "FeatureSource", logger: Any, started_at: StartTime
+) -> None:
     from diffprobe.training import loggers
 
     config = planned.config

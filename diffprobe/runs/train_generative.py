@@ -5,17 +5,18 @@ weights as an uninterrupted one.
 """
 
 import math
-import time
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffprobe.config.parse import to_tree
-from diffprobe.core.artifact import open_to_readers
+from diffprobe.core.atomic_file import atomic_folder, remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.memory import keep_freed_memory
-from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, make_result, write_result
+from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
+from diffprobe.core.signals import end_on_sigterm
 
 if TYPE_CHECKING:
     from diffprobe.generative.run_settings import GenerativeTraining
@@ -53,44 +54,53 @@ def train_generative(config: "GenerativeTraining") -> Path:
         are written.
     """
     run_dir = plan_generative(config)
-    started_at = time.time()
+    started_at = StartTime.now()
     keep_freed_memory()
     import lightning
 
     from diffprobe.generative.ema import EMACallback
     from diffprobe.training import loggers
-    from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
-    from diffprobe.training.trainer import make_trainer, quiet
+    from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
+    from diffprobe.training.launch import cluster_environment
+    from diffprobe.training.requeue import Requeue
+    from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 
-    checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    module, data = config.make()
-    inputs = inputs_of(config)
-    if checkpoint is not None:
-        require_same_inputs(run_dir, inputs)
+    cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
     tree = to_tree(config)
-    with quiet():
-        trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=[EMACallback(config.ema_decay)])
-        run_dir.mkdir(parents=True, exist_ok=True)
-        logger = loggers.make_logger(
-            config.logger,
-            run_dir=run_dir,
-            experiment=config.experiment,
-            run_name=f"{config.experiment}/{run_dir.name}",
-            job_type="backbone",
-            tree=tree,
-            tags=("backbone",),
-            resume=checkpoint is not None,
-        )
-        trainer.logger = logger
-        if checkpoint is None:
-            forget(run_dir)
-            note_inputs(run_dir, inputs)
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        scores = trainer.validate(module, datamodule=data, verbose=False)[0]
-        _require_finite(scores, run_dir)
-        module.save(run_dir / WEIGHTS)
-        open_to_readers(run_dir / WEIGHTS)
+    settings = {key: value for key, value in tree.items() if key != "output"}
+    with end_on_sigterm(), Requeue() as requeue, honest_ends():
+        checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
+        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        module, data = config.make()
+        inputs = inputs_of(config)
+        noted = {CONFIG: digest_json(settings), **inputs}
+        if checkpoint is not None:
+            require_resumable(checkpoint, noted)
+        with quiet():
+            trainer = make_trainer(
+                config.trainer, run_dir=run_dir, callbacks=[EMACallback(config.ema_decay)], requeue=requeue
+            )
+            run_dir.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(run_dir)
+            logger = loggers.make_logger(
+                config.logger,
+                run_dir=run_dir,
+                experiment=config.experiment,
+                run_name=f"{config.experiment}/{run_dir.name}",
+                job_type="backbone",
+                tree=tree,
+                tags=("backbone",),
+                resume=checkpoint is not None,
+            )
+            trainer.logger = logger
+            if checkpoint is None:
+                forget(run_dir)
+                note_inputs(run_dir, noted)
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            scores = trainer.validate(module, datamodule=data, verbose=False)[0]
+            _require_finite(scores, run_dir)
+            with atomic_folder(run_dir / WEIGHTS) as folder:
+                module.save(folder)
     result = make_result(
         run=f"{config.experiment}/{run_dir.name}",
         experiment=config.experiment,

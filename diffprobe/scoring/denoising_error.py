@@ -15,7 +15,7 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, BackboneSpec, Condition, ConditionInput, LoadOptions, Prediction
 from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.device import choose_device, exact
-from diffprobe.backbones.families import family_of
+from diffprobe.backbones.families import describe
 from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
 from diffprobe.backbones.weights import locate
@@ -112,8 +112,7 @@ class DenoisingError:
         Raises: WeightsMissing, WeightsMismatch, ConfigError.
         """
         checkpoint = locate(path)
-        family = family_of(checkpoint)
-        spec = family.spec(checkpoint, resolution)
+        family, spec = describe(checkpoint, resolution)
         require_noise(spec.schedule, spec.name)
         backbone = load_whole(checkpoint, family, spec, LoadOptions(dtype=DTYPES[dtype]))
         backbone.to(choose_device(device))

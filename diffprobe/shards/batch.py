@@ -65,8 +65,8 @@ def collate(samples: Sequence[Sample], shard_set: ShardSet) -> ImageBatch:
             "a batch needs samples of equal size.", f"found: {found}", fix="set the resolution of the stream"
         )
     attributes = {
-        name: torch.tensor([_index(values, sample.attributes.get(name)) for sample in samples])
-        for name, values in shard_set.attributes.items()
+        name: torch.tensor([ids.get(sample.attributes.get(name), -1) for sample in samples])
+        for name, ids in shard_set.attribute_ids.items()
     }
     return ImageBatch(
         images=torch.stack([to_tensor(sample.image) for sample in samples]),
@@ -75,7 +75,3 @@ def collate(samples: Sequence[Sample], shard_set: ShardSet) -> ImageBatch:
         captions=[sample.caption for sample in samples],
         attributes=attributes,
     )
-
-
-def _index(values: tuple[str, ...], value: str | None) -> int:
-    return -1 if value is None else values.index(value)

@@ -3,19 +3,24 @@
 Reads and writes `index.json` (format: PROTOCOL.md), and finds the data sets that ship with the package by name.
 """
 
-from collections.abc import Callable
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffprobe.core.artifact import read_json, write_artifact
-from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, SchemaError, ShardError, unknown
+from diffprobe.core.column_names import column_faults, describe_faults
+from diffprobe.core.digest import digest_file, digest_file_once, digest_json
+from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, ShardError, unknown
+from diffprobe.core.json_file import expect
 from diffprobe.core.registry import DATASETS
-from diffprobe.shards.annotation import Fields
-from diffprobe.shards.scan import Scan, find_shards, split_of
+from diffprobe.shards.annotation import Caps, Fields
+from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
+from diffprobe.shards.shard_names import find_shards, splits_of
 
 SCHEMA_VERSION = 2
 KIND = "shard_index"
@@ -26,13 +31,23 @@ _INDEXED = ("json", "label", "class_name", "attributes")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard: file name, split, number of samples (faulty ones included), checksum and size in bytes."""
+    """One shard.
+
+    Attributes:
+        file: path in the folder of the set, with slashes.
+        split: name of its split.
+        n_samples: number of samples, faulty ones included.
+        sha256, n_bytes: checksum and size of the file.
+        missing: column (`caption`, `label`, or an attribute) -> the valid samples without a value: their number, and
+            position and key of the first one. Columns that all samples have are not listed.
+    """
 
     file: str
     split: str
     n_samples: int
     sha256: str
     n_bytes: int
+    missing: dict[str, Gap] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,7 @@ class ShardSet:
         licence: terms of the images.
         faults: one message per faulty sample, for a set indexed with `on_error="skip"`.
         fields: names of the files and keys of a sample, as the set was indexed.
+        renamed: attribute name in the JSON of a sample -> its name in the set.
         newer: shards modified after the index was written; streams verify their checksums.
     """
 
@@ -59,13 +75,29 @@ class ShardSet:
     licence: str
     faults: tuple[str, ...] = ()
     fields: Fields = Fields()
+    renamed: dict[str, str] = field(default_factory=dict)
     newer: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def digest(self) -> str:
         """The sha256 of the content: shards, classes and attribute values. Folders and dates are not part of it."""
         shards = [[shard.file, shard.sha256] for shard in self.shards]
-        return digest_json({"shards": shards, "classes": self.classes, "attributes": self.attributes})
+        content = {"shards": shards, "classes": self.classes, "attributes": self.attributes}
+        return digest_json({**content, "renamed": self.renamed} if self.renamed else content)
+
+    @cached_property
+    def class_ids(self) -> dict[str, int]:
+        """Class name -> its label."""
+        return {name: label for label, name in enumerate(self.classes)}
+
+    @cached_property
+    def attribute_ids(self) -> dict[str, dict[str, int]]:
+        """Attribute name -> value -> its id."""
+        return {name: {value: i for i, value in enumerate(values)} for name, values in self.attributes.items()}
+
+    @cached_property
+    def _by_file(self) -> dict[str, ShardInfo]:
+        return {shard.file: shard for shard in self.shards}
 
     def splits(self) -> tuple[str, ...]:
         """Return the names of the splits, sorted."""
@@ -102,10 +134,11 @@ class ShardSet:
         return names
 
     def check(self, file: str) -> None:
-        """Compare the checksum of a shard with the index. Raises: ShardError if the shard has changed."""
-        (shard,) = (shard for shard in self.shards if shard.file == file)
-        path = self.root / file
-        if _digest_once(path, path.stat().st_size, path.stat().st_mtime_ns) != shard.sha256:
+        """Compare the checksum of a shard with the index, once per process while the file stays the same.
+
+        Raises: ShardError if the shard has changed.
+        """
+        if digest_file_once(self.root / file) != self._by_file[file].sha256:
             raise ShardError(
                 f"{file}: the shard has changed since it was indexed (sha256 differs).",
                 fix=f"copy the shard again, or {_fix(self.root, self.fields)}",
@@ -115,26 +148,20 @@ class ShardSet:
     def load(cls, path_or_name: str | Path) -> "ShardSet":
         """Open a shard set by its folder, its index file, or the name of a shipped data set ("emoji").
 
-        Presence and size of the shards are verified here, checksums of shards newer than the index when a stream opens
-        them. `diffprobe data verify` compares all checksums and decodes every image.
+        The index is compared with the digest in its header. Presence and size of the shards are verified here, their
+        checksums when a stream opens them. `diffprobe data verify` also decodes every image.
 
         Raises: ShardError for a folder without an index or with other shards than its index lists, SchemaError for an
-            index of another kind or version.
+            index of another kind or version, or one that was modified.
         """
         index = _find(path_or_name)
-        record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION, remake=lambda old: _again(index, old))
+        record = read_json(index, kind=KIND, schema_version=SCHEMA_VERSION, remake=lambda old: _remake(index, old))
         try:
-            shards = tuple(ShardInfo(**shard) for shard in record["shards"])
-            attributes = {name: tuple(values) for name, values in record["attributes"].items()}
-            root = index.parent / record.get("root", "")
-            name, licence, faults = record["name"], record["licence"], tuple(record["faults"])
-            shard_set = cls(
-                name=name, root=root, shards=shards, classes=tuple(record["classes"]), attributes=attributes,
-                licence=licence, faults=faults, fields=_read_fields(record.get("fields", {})),
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as error:
+            shard_set = _parse(record, index.parent)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            cause = error.what if isinstance(error, DiffprobeError) else f"{type(error).__name__}: {error}"
             raise SchemaError(
-                f"'{index}' is not a complete shard index ({error!r}).", fix=_fix(index.parent)
+                f"'{index}' is not a complete shard index ({cause}).", fix=_remake(index, record)
             ) from error
         return replace(shard_set, newer=_check_files(shard_set, index))
 
@@ -148,14 +175,18 @@ def build_index(
     index_path: Path | None = None,
     on_error: str = "raise",
     on_shard: Callable[[str], None] = lambda file: None,
+    split: str | None = None,
+    renamed: Mapping[str, str] | None = None,
+    number_duplicates: bool = False,
+    caps: Caps | None = None,
 ) -> ShardSet:
-    """Scan the shards of a folder (`<split>-NNNN.tar[.gz]`) and write their index.
+    """Scan the shards of a folder and write their index.
 
     Keys and annotations are validated, images are not decoded. Classes are sorted by label; where samples have class
     names only, labels follow the alphabetical order.
 
     Args:
-        root: folder of the shards.
+        root: folder of the shards; shards in its subfolders belong to the set.
         name: what the set is called in results.
         licence: terms of the images, with attribution where they ask for it.
         fields: names of the files and keys of a sample; the defaults of `Fields` if None. Written to the index.
@@ -163,34 +194,48 @@ def build_index(
         on_error: "raise" reports all faulty samples and writes no index; "skip" lists them in the index. Streams
             handle them by their own `on_error`.
         on_shard: called with each file name before the shard is read.
+        split: the split of the shards that have none in their names (see `shard_names.splits_of`).
+        renamed: attribute name in the JSON -> its name in the set. Written to the index.
+        number_duplicates: append the label to class names that several labels have.
+        caps: largest parts of a sample that are read.
 
-    Raises: ShardError for missing or misnamed shards, faulty samples, or conflicting labels; DuplicateKey for a key
-        that occurs twice in the set, over all splits.
+    Raises: ShardError for missing or misnamed shards, faulty samples, attribute names that cannot be kept apart, or
+        conflicting labels; DuplicateKey for a key that occurs twice in the set, over all splits.
     """
     root = Path(root)
-    scan = Scan(fields or Fields())
-    shards = []
-    for path in find_shards(root):
-        on_shard(path.name)
-        count, size = scan.shard(path), path.stat().st_size
-        digest = digest_file(path)
-        shards.append(ShardInfo(file=path.name, split=split_of(path), n_samples=count, sha256=digest, n_bytes=size))
+    scan = Scan(fields or Fields(), renamed=renamed, caps=caps)
+    paths = {path.relative_to(root).as_posix(): path for path in find_shards(root)}
+    splits = splits_of(list(paths), split=split)
+    scanned = []
+    for file, path in paths.items():
+        on_shard(file)
+        found = scan.shard(path, name=file)
+        info = ShardInfo(
+            file=file, split=splits[file], n_samples=found.n_samples, sha256=digest_file(path),
+            n_bytes=path.stat().st_size,
+        )  # fmt: skip
+        scanned.append((info, found))
+    if not any(info.n_samples for info, _ in scanned):
+        raise ShardError(f"no shard in '{root}' has a sample.", f"shards: {', '.join(list(paths)[:10])}")
     faults = scan.all_faults()
     if faults and on_error == "raise":
         more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise ShardError(
             f"'{root}' has {len(faults)} faults; no index was written.", *faults[:10], *more,
-            fix="repair the shards, or index them with --on-error skip",
+            fix=_fault_fix(scan, root),
         )  # fmt: skip
+    scan.check_columns()
+    columns = {CAPTION, LABEL, *scan.values}
     shard_set = ShardSet(
         name=name,
         root=root,
-        shards=tuple(shards),
-        classes=scan.classes(),
+        shards=tuple(replace(info, missing=found.missing_of(columns)) for info, found in scanned),
+        classes=scan.classes(number_duplicates=number_duplicates),
         attributes={key: tuple(sorted(values)) for key, values in sorted(scan.values.items())},
         licence=licence,
         faults=tuple(faults),
         fields=scan.fields,
+        renamed=scan.renamed,
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
@@ -201,6 +246,14 @@ def build_index(
             fix=f"{_fix(root, scan.fields)} --out FOLDER/{INDEX_NAME}",
         ) from error
     return shard_set
+
+
+def _fault_fix(scan: Scan, root: Path) -> str:
+    """Return the fix of a listing of faults: the one of most samples, where they have one."""
+    common = [fix for fix, _ in scan.fixes.most_common(1)]
+    if common and common[0].startswith("--"):
+        return f"{_fix(root, scan.fields)} {common[0]}"
+    return common[0] if common else "repair the shards, or index them with --on-error skip"
 
 
 def shipped() -> dict[str, Path]:
@@ -234,13 +287,6 @@ def _fix(root: Path, fields: Fields | None = None) -> str:
     return f"diffprobe data index {root} --name NAME --licence LICENCE{options}"
 
 
-def _again(index: Path, old: dict[str, Any]) -> str:
-    """Return the command that makes an index anew."""
-    elsewhere = isinstance(old.get("root"), str)
-    root = index.parent / old["root"] if elsewhere else index.parent
-    return f"index the set again: {_fix(root)}{f' --out {index}' if elsewhere else ''}"
-
-
 def _changed(names: Fields) -> list[str]:
     """List the fields whose names differ from the defaults."""
     return [name for name, value in asdict(Fields()).items() if getattr(names, name) != value]
@@ -250,6 +296,56 @@ def _options(names: Fields) -> list[str]:
     """Format the names that differ from the defaults as values of `--field`: "label=fine", "image=png,jpg"."""
     values = {name: getattr(names, name) for name in _changed(names)}
     return [f"{name}={','.join(v) if isinstance(v, tuple) else v}" for name, v in values.items()]
+
+
+def _remake(index: Path, old: Mapping[str, Any]) -> str:
+    """Return the command that writes an index again, with the name and licence of the old one where it has them."""
+    names = {key: old[key] if isinstance(old.get(key), str) else key.upper() for key in ("name", "licence")}
+    options = " ".join(f"--{key} {shlex.quote(value)}" for key, value in names.items())
+    elsewhere = isinstance(old.get("root"), str)
+    root = index.parent / old["root"] if elsewhere else index.parent
+    return f"index the set again: diffprobe data index {root} {options}{f' --out {index}' if elsewhere else ''}"
+
+
+def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
+    """Read the body of an index. Raises: SchemaError, KeyError or TypeError for a missing or wrong part."""
+    attributes = expect(record["attributes"], dict, where="attributes")
+    shard_set = ShardSet(
+        name=expect(record["name"], str, where="name"),
+        root=folder / expect(record.get("root", ""), str, where="root"),
+        shards=tuple(_parse_shard(shard) for shard in expect(record["shards"], list, where="shards")),
+        classes=_texts(record["classes"], "classes"),
+        attributes={name: _texts(values, f"attribute '{name}'") for name, values in attributes.items()},
+        licence=expect(record["licence"], str, where="licence"),
+        faults=_texts(record["faults"], "faults"),
+        fields=_read_fields(expect(record.get("fields", {}), dict, where="fields")),
+        renamed={old: expect(new, str, where="renamed") for old, new in record.get("renamed", {}).items()},
+    )
+    if faults := describe_faults(column_faults(attributes)):
+        raise SchemaError(f"{faults[0]}.")
+    for what, names in (("classes", shard_set.classes), *shard_set.attributes.items()):
+        if len(set(names)) < len(names):
+            raise SchemaError(f"{what} has a name twice")
+    if len({shard.file for shard in shard_set.shards}) < len(shard_set.shards):
+        raise SchemaError("a shard is listed twice")
+    return shard_set
+
+
+def _parse_shard(record: Any) -> ShardInfo:
+    shard = ShardInfo(**expect(record, dict, where="shards"))
+    for name, kind in (("file", str), ("split", str), ("n_samples", int), ("sha256", str), ("n_bytes", int)):
+        expect(getattr(shard, name), kind, where=f"shards: {name}")
+    path = PurePosixPath(shard.file)
+    if not path.name or path.is_absolute() or ".." in path.parts or "\\" in shard.file:
+        raise SchemaError(f"shard '{shard.file}' is outside of the folder")
+    if shard.n_samples < 0:
+        raise SchemaError(f"shard '{shard.file}' has {shard.n_samples} samples")
+    gaps = expect(shard.missing, dict, where="shards: missing")
+    return replace(shard, missing={name: (int(n), int(place), str(key)) for name, (n, place, key) in gaps.items()})
+
+
+def _texts(value: object, where: str) -> tuple[str, ...]:
+    return tuple(expect(text, str, where=where) for text in expect(value, list, where=where))
 
 
 def _read_fields(record: dict[str, Any]) -> Fields:
@@ -281,17 +377,13 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
     return tuple(newer)
 
 
-@cache
-def _digest_once(path: Path, n_bytes: int, changed_ns: int) -> str:
-    """Hash a file once per process, size and modification time."""
-    return digest_file(path)
-
-
 def _write(shard_set: ShardSet, path: Path) -> None:
     body = {**asdict(shard_set), "digest": shard_set.digest}
     del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
+    if not shard_set.renamed:
+        del body["renamed"]
     if path.parent.resolve() == shard_set.root.resolve():
         del body["root"]
     else:
@@ -307,10 +399,27 @@ def render(shard_set: ShardSet) -> str:
     for split in shard_set.splits():
         lines.append(f"  {split}: {shard_set.n_samples(split):,} samples in {len(shard_set.shards_of(split))} shards")
     lines.append(f"  classes: {len(shard_set.classes)}")
-    lines += [f"  attribute {name}: {len(values)} values" for name, values in shard_set.attributes.items()]
+    gaps = missing_counts(shard_set.shards)
+    lines += [
+        f"  attribute {name}: {len(values)} values" + (f", {gaps[name]:,} samples without" if gaps.get(name) else "")
+        for name, values in shard_set.attributes.items()
+    ]
+    lines += [f"  {gaps[name]:,} samples without {name}" for name in (CAPTION, LABEL) if gaps.get(name)]
+    empty = [shard.file for shard in shard_set.shards if not shard.n_samples]
+    lines += [f"  {len(empty)} shards without a sample: {', '.join(empty[:5])}"] if empty else []
+    if shard_set.renamed:
+        lines.append(f"  renamed: {', '.join(f'{old} to {new}' for old, new in shard_set.renamed.items())}")
     if options := _options(shard_set.fields):
         lines.append(f"  fields: {' '.join(options)}")
     lines.append(f"  licence: {shard_set.licence}")
     if shard_set.faults:
         lines += [f"  indexed with {len(shard_set.faults)} faults:", *(f"    {fault}" for fault in shard_set.faults)]
     return "\n".join(lines)
+
+
+def missing_counts(shards: Sequence[ShardInfo]) -> Counter[str]:
+    """Return column -> number of valid samples without a value, over some shards."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update({name: n for name, (n, _, _) in shard.missing.items()})
+    return counts

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, ShardError, unknown
 from diffprobe.core.rng import derive_seed
-from diffprobe.shards.annotation import Fields
+from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
 from diffprobe.shards.index import ShardSet
@@ -47,13 +47,18 @@ class SampleStream(IterableDataset[Sample]):
         limit: read only the first `limit` samples of the split in shard order, faulty ones included.
         shard_subset: file names of the shards to read, after `limit`; None for all.
         equal: yield the same number of samples on every rank.
+        caps: largest parts of a sample that are read.
+        require: columns (caption, label, class_name, attributes) without which a sample is skipped, as if it were
+            faulty.
+        verify: compare the checksums of the shards with the index, once per process; False checks only the shards that
+            are newer than the index.
 
     Attributes:
         skipped: key -> message of the samples skipped so far in this process. Those of loader workers are in
             `ImageLoader.skipped`.
 
     Raises: UnknownName for an unknown split or shard, ConfigError for an invalid argument, ShardError for a shard that
-        was modified after indexing; when iterated, SampleError and ShardError with shard and key.
+        was modified after it was indexed; when iterated, SampleError and ShardError with shard and key.
     """
 
     def __init__(
@@ -72,6 +77,9 @@ class SampleStream(IterableDataset[Sample]):
         limit: int | None = None,
         shard_subset: Sequence[str] | None = None,
         equal: bool = False,
+        caps: Caps | None = None,
+        require: Sequence[str] = (),
+        verify: bool = True,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise unknown("on_error", on_error, ("raise", "skip"), ConfigError)
@@ -85,6 +93,7 @@ class SampleStream(IterableDataset[Sample]):
         self.fields = shard_set.fields_for(fields)
         self.rank, self.world_size, self.equal = rank, world_size, equal
         self.shuffle_buffer, self.seed, self.epoch, self.on_error = shuffle_buffer, seed, epoch, on_error
+        self.caps, self.require = caps or Caps(), tuple(require)
         self.skipped: dict[str, str] = {}
         shards = shard_set.shards_of(split)
         self._counts = {shard.file: shard.n_samples for shard in shards}
@@ -93,8 +102,10 @@ class SampleStream(IterableDataset[Sample]):
             for file in shard_subset:
                 if file not in self._counts:
                     raise unknown(f"shard of split '{split}'", file, self._counts)
-            self._pieces = [piece for piece in self._pieces if piece.file in shard_subset]
-        for file in {piece.file for piece in self._pieces} & set(shard_set.newer):
+            chosen = set(shard_subset)
+            self._pieces = [piece for piece in self._pieces if piece.file in chosen]
+        checked = {piece.file for piece in self._pieces if len(piece)}
+        for file in sorted(checked if verify else checked & set(shard_set.newer)):
             shard_set.check(file)
 
     def set_epoch(self, epoch: int) -> None:
@@ -149,7 +160,7 @@ class SampleStream(IterableDataset[Sample]):
     def _raw(self, pieces: list[ShardSlice]) -> Iterator[RawSample]:
         for piece in pieces:
             count = 0
-            for raw in read_shard(self.shard_set.root / piece.file):
+            for raw in read_shard(self.shard_set.root / piece.file, name=piece.file, caps=self.caps):
                 count += 1
                 if piece.start <= raw.position < piece.stop:
                     yield raw
@@ -164,11 +175,17 @@ class SampleStream(IterableDataset[Sample]):
     def _decoded(self, raws: Iterator[RawSample]) -> Iterator[Sample]:
         for raw in raws:
             try:
-                sample = decode_sample(raw, self.shard_set, fields=self.fields, resolution=self.resolution)
+                sample = decode_sample(
+                    raw, self.shard_set, fields=self.fields, resolution=self.resolution, caps=self.caps
+                )
             except SampleError as error:
                 if self.on_error == "raise":
                     raise
                 self.skipped[raw.key] = error.what
+                continue
+            lacking = [name for name in self.require if not sample.has(name)]
+            if lacking:
+                self.skipped[raw.key] = f"{sample.shard}, sample '{raw.key}': no {lacking[0]}."
             else:
                 yield sample
 

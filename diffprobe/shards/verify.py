@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from diffprobe.core.errors import SampleError, ShardError
-from diffprobe.shards.annotation import Fields
+from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.decode import decode_sample
 from diffprobe.shards.index import ShardInfo, ShardSet
 from diffprobe.shards.reader import read_shard
@@ -19,7 +19,11 @@ class Verification:
 
 
 def verify(
-    shard_set: ShardSet, *, fields: Fields | None = None, on_shard: Callable[[str], None] = lambda file: None
+    shard_set: ShardSet,
+    *,
+    fields: Fields | None = None,
+    on_shard: Callable[[str], None] = lambda file: None,
+    caps: Caps | None = None,
 ) -> Verification:
     """Read every byte of a shard set: checksums, counts, unique keys, annotations, images to their end.
 
@@ -29,6 +33,7 @@ def verify(
         shard_set: the set, from `ShardSet.load`.
         fields: names of the files and keys of a sample (see `ShardSet.fields_for`).
         on_shard: called with each file name before the shard is read.
+        caps: largest parts of a sample that are read.
 
     Raises: ConfigError for other fields than those of the index.
     """
@@ -43,7 +48,7 @@ def verify(
         except ShardError as error:
             faults.append(error.what)
         try:
-            for fault in _samples(shard_set, shard, names, keys):
+            for fault in _samples(shard_set, shard, names, keys, caps):
                 n_good += fault is None
                 faults += [] if fault is None else [fault]
         except ShardError as error:
@@ -51,17 +56,19 @@ def verify(
     return Verification(n_good=n_good, faults=tuple(faults))
 
 
-def _samples(shard_set: ShardSet, shard: ShardInfo, fields: Fields, keys: dict[str, str]) -> Iterator[str | None]:
+def _samples(
+    shard_set: ShardSet, shard: ShardInfo, fields: Fields, keys: dict[str, str], caps: Caps | None
+) -> Iterator[str | None]:
     """Yield None for each valid sample of a shard, and a message for each fault."""
     count = 0
-    for raw in read_shard(shard_set.root / shard.file):
+    for raw in read_shard(shard_set.root / shard.file, name=shard.file, caps=caps):
         count += 1
         if raw.key in keys:
             yield f"{raw.shard}: key '{raw.key}' also occurs in {keys[raw.key]}."
             continue
         keys[raw.key] = raw.shard
         try:
-            decode_sample(raw, shard_set, fields=fields)
+            decode_sample(raw, shard_set, fields=fields, caps=caps)
         except SampleError as error:
             yield error.what
         else:

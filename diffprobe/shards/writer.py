@@ -5,7 +5,6 @@ The format is in PROTOCOL.md. `write_shards` writes a whole split; `build_index`
 
 import gzip
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
+from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 from diffprobe.shards.reader import is_text
 
@@ -40,13 +40,8 @@ def write_shard(path: Path, members: Members) -> int:
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise ShardError(f"'{path.name}' is not a shard name.", f"allowed suffixes: {', '.join(SUFFIXES)}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        count = _write(temporary, members, shard=path.name)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    with atomic_file(path) as temporary:
+        return _write(temporary, members, shard=path.name)
 
 
 def write_shards(

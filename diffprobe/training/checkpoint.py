@@ -1,34 +1,103 @@
-"""Checkpoints: an unfinished run continues from its last one, a finished run starts anew."""
+"""Checkpoints: an unfinished run continues from its last one, a finished run starts anew.
 
+`last.ckpt` is the only one. `runs` passes its path to `trainer.fit` and to nothing else: evaluation uses the weights in
+memory. The file itself is in `checkpoint_file.py`.
+"""
+
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import lightning
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import INPUT, RESULT_FILE
+from diffprobe.core.signals import take_sigterm
+from diffprobe.training.checkpoint_file import verify_checkpoint
+from diffprobe.training.requeue import Requeue
 
 LAST = "last.ckpt"
 INPUTS = "inputs.json"
-"""Digests of the inputs of a backbone's training, written when it starts: a checkpoint does not have them."""
+"""Digests of what a run rests on, written when it starts: a checkpoint does not have them."""
+CONFIG = "configuration"
+"""Name of the configuration's digest among the inputs; the name of the folder has its first digits only."""
+LIGHTNINGS_OWN = "hpc_ckpt_*.ckpt"
+"""What Lightning wrote at SIGUSR1 in earlier versions, in the middle of a step, and loaded over trained weights."""
 _KIND, _SCHEMA_VERSION = "run_inputs", 1
 
 
-def checkpoint_callback(run_dir: Path, *, every_steps: int = 0) -> ModelCheckpoint:
-    """Keep the newest checkpoint as `last.ckpt` in the run's folder, every epoch or every so many steps.
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps the newest checkpoint as `last.ckpt` in the run's folder, and sees to it that signals end or save the run.
 
-    Lightning writes it in one transaction, so an interrupted write leaves the one before.
+    Lightning calls checkpoint callbacks last, so that what other callbacks change in a step is in the file.
+
+    Args:
+        run_dir: folder of the run.
+        every_steps: optimiser steps between checkpoints; 0 for one at the end of each epoch.
+        requeue: asks for a checkpoint between two steps.
     """
-    return ModelCheckpoint(
-        dirpath=run_dir,
-        filename=Path(LAST).stem,
-        save_top_k=1,
-        enable_version_counter=False,
-        every_n_train_steps=every_steps or None,
-        every_n_epochs=None if every_steps else 1,
-        save_on_train_epoch_end=None if every_steps else True,
-    )
+
+    def __init__(self, run_dir: Path, *, every_steps: int = 0, requeue: Requeue | None = None) -> None:
+        super().__init__(
+            dirpath=run_dir,
+            filename=Path(LAST).stem,
+            save_top_k=1,
+            enable_version_counter=False,
+            every_n_train_steps=every_steps or None,
+            every_n_epochs=None if every_steps else 1,
+            save_on_train_epoch_end=None if every_steps else True,
+        )
+        self._file, self._requeue = run_dir / LAST, requeue
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the signals, after Lightning has registered its own handlers."""
+        super().on_train_start(trainer, pl_module)
+        take_sigterm()
+        if self._requeue is not None:
+            self._requeue.begin_steps()
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the signals, after Lightning has registered its own handlers."""
+        take_sigterm()
+
+    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the signals, after Lightning has registered its own handlers."""
+        take_sigterm()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *rest: Any) -> None:
+        """Save if it is time to, or if a signal asked for it during the step."""
+        super().on_train_batch_end(trainer, pl_module, *rest)
+        self._save_for_requeue(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Requeue if a signal asked for it after the last step; a restart repeats what is not saved."""
+        super().on_train_end(trainer, pl_module)
+        if self._requeue is not None:
+            self._requeue.end_steps()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """End the processes that this one started; they would wait for it in a collective."""
+        super().on_exception(trainer, pl_module, exception)
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGKILL)
+
+    def _save_for_requeue(self, trainer: lightning.Trainer) -> None:
+        requeue = self._requeue
+        if requeue is None or not requeue.applies:
+            return
+        asked = requeue.asked
+        if trainer.world_size > 1:  # the signal reaches the processes in different steps; saving is collective
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            trainer.save_checkpoint(self._file)
+            requeue.submit(f"'{self._file}' is written at step {trainer.global_step}")
 
 
 def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
@@ -36,16 +105,35 @@ def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:
 
     Args:
         resume: `trainer.resume`; False starts anew in any case.
+
+    Raises: ConfigError for an unfinished run with a checkpoint that Lightning wrote by itself under an earlier version:
+        it may have half of a step, so it is neither loaded nor passed over.
     """
-    last = run_dir / LAST
-    if not resume or (run_dir / RESULT_FILE).exists() or not last.exists():
+    if not resume or (run_dir / RESULT_FILE).exists():
         return None
-    return last
+    foreign = sorted(run_dir.glob(LIGHTNINGS_OWN))
+    if foreign:
+        raise ConfigError(
+            f"the unfinished run has a checkpoint of an earlier version: '{foreign[0]}'.",
+            "it was saved in the middle of a step, so that training cannot continue from it",
+            fix="trainer.resume=false starts anew and removes it",
+        )
+    last = run_dir / LAST
+    return last if last.exists() else None
 
 
 def note_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
     """Record the inputs of a run that starts: name -> digest."""
     write_artifact(run_dir / INPUTS, {"inputs": dict(inputs)}, kind=_KIND, schema_version=_SCHEMA_VERSION)
+
+
+def require_resumable(checkpoint: Path, inputs: Mapping[str, str]) -> None:
+    """Check that a run can continue from a checkpoint: it is whole, and the run rests on what it started with.
+
+    Raises: SchemaError, ConfigError; see `verify_checkpoint` and `require_same_inputs`.
+    """
+    verify_checkpoint(checkpoint)
+    require_same_inputs(checkpoint.parent, inputs)
 
 
 def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
@@ -70,10 +158,11 @@ def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
 
 
 def forget(*folders: Path) -> None:
-    """Remove checkpoint and result of a finished run, so that they are not mistaken for those of the run that starts.
+    """Remove checkpoints and result of a finished run, so that they are not mistaken for those of the run that starts.
 
     Call it after all validation, right before training, so that a refused run keeps its files.
     """
     for folder in folders:
-        for name in (LAST, RESULT_FILE):  # in this order: other processes that start now see no checkpoint
-            (folder / name).unlink(missing_ok=True)
+        # in this order: other processes that start now see no checkpoint
+        for path in (folder / LAST, *folder.glob(LIGHTNINGS_OWN), folder / RESULT_FILE):
+            path.unlink(missing_ok=True)

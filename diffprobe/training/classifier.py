@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.column_names import path_part
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
@@ -24,7 +25,7 @@ from diffprobe.metrics.confusion import ConfusionCounts
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.bank import Bank, make_bank
-from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,
@@ -104,6 +105,13 @@ class ClassifierModule(ProbeModule):
         return [derive_seed("classifier", self.seed, cell, target) for target, _ in self.tasks]
 
     @property
+    def seed_counts(self) -> bool:
+        """Whether the initial weights of the heads are random, or a control is drawn."""
+        heads = [make_head(self.name, self.config, 2, 2, seed=seed).state_dict() for seed in (0, 1)]
+        random = any(not one.equal(heads[1][name]) for name, one in heads[0].items())
+        return random or any(control != REAL for _, control in self.tasks) or self.only_control
+
+    @property
     def banks(self) -> list[Bank]:
         """One bank per cell, in the order of `cells`."""
         return cast(list[Bank], list(self._banks))
@@ -177,7 +185,10 @@ class ClassifierModule(ProbeModule):
             scores.append(score)
         self.scores[split] = scores
         curve = self.metrics[0].NAME
-        names = [f"{split}/{curve}/{h.cell}/{h.target}" + f"/{h.control}" * (h.control != REAL) for h in self.heads]
+        names = [
+            f"{split}/{curve}/{h.cell}/{path_part(h.target)}" + f"/{h.control}" * (h.control != REAL)
+            for h in self.heads
+        ]
         self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
 
     def records(self, split: str) -> list[MetricRecord]:
@@ -217,7 +228,10 @@ class ClassifierModule(ProbeModule):
         """Write each real classifier to a folder of its own."""
         return [
             self.probe(cell, target).save_pretrained(
-                folder / target / cell.replace(":", "."), cell=cell, target=target, classes=self.classes[target]
+                folder / path_part(target) / cell.replace(":", "."),
+                cell=cell,
+                target=target,
+                classes=self.classes[target],
             )
             for cell, target, control in self.heads
             if control == REAL

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.column_names import path_part
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
@@ -166,10 +167,15 @@ class DirectionModule(ProbeModule):
         return loss
 
     def _refresh(self) -> None:
-        """Collect the unit vectors of each axis: the estimate, those of shuffled labels, random ones."""
+        """Collect the unit vectors of each axis: the estimate, those of shuffled labels, random ones.
+
+        The Trainer moves parameters and buffers back from a GPU when it ends; the sums stay where they were made.
+        """
         self._columns = []
         for i in range(len(self.axes)):
-            found = self.models[i].directions() if self.is_trained else self._closed[i]
+            found = (self.models[i].directions() if self.is_trained else self._closed[i]).to(
+                self._moments[i].mean.device
+            )
             above, below = class_means(self._moments[i])
             random = random_directions(len(found), self.config.n_random, seed=self.seed).to(found)
             along = random.T @ (above - below)[:, 0]
@@ -198,7 +204,7 @@ class DirectionModule(ProbeModule):
         self.scores[split] = [
             self._area(axis, area, split) for axis, area in zip(self.axes, self.areas(split), strict=True)
         ]
-        names = [f"{split}/auroc/{axis.cell}/{axis.target}" for axis in self.axes]
+        names = [f"{split}/auroc/{axis.cell}/{path_part(axis.target)}" for axis in self.axes]
         self.log_scores({name: score["auroc"] for name, score in zip(names, self.scores[split], strict=True)})
 
     def _area(self, axis: ContrastPair, area: Auroc, split: str) -> dict[str, Any]:
@@ -266,7 +272,9 @@ class DirectionModule(ProbeModule):
 
     def save(self, folder: Path) -> list[Path]:
         """Write each direction to a folder of its own."""
-        return [found.save(folder / found.target / found.cell.replace(":", ".")) for found in self.directions()]
+        return [
+            found.save(folder / path_part(found.target) / found.cell.replace(":", ".")) for found in self.directions()
+        ]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         """AdamW with a step size that falls linearly to 0; nothing for closed forms."""

@@ -1,5 +1,6 @@
 """Loggers: W&B, a CSV file, or none. W&B is online if logged in, else offline, and never prompts."""
 
+import logging
 import os
 import shutil
 import uuid
@@ -12,9 +13,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.training.trainer import is_main_process
 
+_log = logging.getLogger(__name__)
+_TRUE = ("true", "1", "yes", "on", "y", "t")
 _RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
@@ -39,14 +42,20 @@ def logged_in() -> bool:
 
 
 def wandb_mode(config: LoggerConfig) -> Literal["online", "offline", "disabled"]:
-    """Return the mode. WANDB_MODE of the environment overrides `auto`.
+    """Return the mode. WANDB_MODE of the environment overrides `auto`, and nothing else.
 
-    Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
+    Raises: ConfigError if `online` is asked for without a login, for an unknown mode, or if WANDB_DISABLED contradicts
+        the kind of the logger.
     """
     asked: str = config.mode
     by = "logger.mode"
     if asked == "auto":
         asked, by = os.environ.get("WANDB_MODE") or "auto", "WANDB_MODE"
+    if os.environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        raise ConfigError(
+            f"logger.kind=wandb, but WANDB_DISABLED={os.environ['WANDB_DISABLED']}; W&B itself no longer reads it.",
+            fix="logger=none, or unset WANDB_DISABLED",
+        )
     if asked in ("offline", "dryrun"):
         return "offline"
     if asked == "disabled":
@@ -85,7 +94,8 @@ def make_logger(
         tags: tags of the run, besides those of the config.
         resume: continue the W&B run and the CSV file of an interrupted run.
 
-    Raises: ConfigError if `online` is asked for without a login, or for an unknown mode.
+    Raises: ConfigError if `online` is asked for without a login, for an unknown mode, or for variables of W&B that
+        contradict the settings.
     """
     if config.kind == "none":
         return None
@@ -98,7 +108,9 @@ def make_logger(
         return CSVLogger(run_dir, name="", version=f"curves-{n}" if n else "curves")
     mode = wandb_mode(config)
     if mode == "disabled":
+        _log.warning("WANDB_MODE=disabled: the curves of this run are not logged.")
         return None
+    _refuse_contradictions(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     name = _run_id(run_dir, resume=resume)
     if not is_main_process():
@@ -106,15 +118,36 @@ def make_logger(
     run = _open_run(
         config,
         mode=mode,
-        dir=str(run_dir),
+        dir=os.environ.get("WANDB_DIR") or str(run_dir),
         id=name,
-        name=run_name,
-        group=config.group or experiment or None,
-        job_type=job_type,
-        tags=list(dict.fromkeys((*config.tags, *tags))),
+        name=os.environ.get("WANDB_NAME") or run_name,
+        group=config.group or os.environ.get("WANDB_RUN_GROUP") or experiment or None,
+        job_type=os.environ.get("WANDB_JOB_TYPE") or job_type,
+        tags=list(dict.fromkeys((*config.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags))),
         config=dict(tree),
     )
     return WandbLogger(experiment=run, save_dir=run_dir)
+
+
+def _refuse_contradictions(config: LoggerConfig) -> None:
+    """Refuse variables of W&B that name something else than the settings do. Raises: ConfigError with both choices.
+
+    WANDB_ENTITY and WANDB_RUN_GROUP apply where the settings leave them open; WANDB_DIR, WANDB_NAME, WANDB_JOB_TYPE and
+    WANDB_TAGS always do.
+    """
+    for variable, key in (("WANDB_PROJECT", "project"), ("WANDB_ENTITY", "entity"), ("WANDB_RUN_GROUP", "group")):
+        given, ours = os.environ.get(variable), getattr(config, key)
+        if given and ours is not None and given != ours:
+            raise ConfigError(
+                f"logger.{key}={ours}, but {variable}={given}.", fix=f"logger.{key}={given}, or unset {variable}"
+            )
+    for variable in ("WANDB_RUN_ID", "WANDB_RESUME"):
+        if os.environ.get(variable):
+            raise ConfigError(
+                f"{variable}={os.environ[variable]} would be ignored.",
+                f"the id of a W&B run is kept in the run's folder ({_RUN_FILE}); a run that resumes continues its own",
+                fix=f"unset {variable}",
+            )
 
 
 def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **arguments: Any) -> Any:

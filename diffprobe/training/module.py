@@ -47,6 +47,11 @@ class ProbeModule(lightning.LightningModule):
         """Compute statistics of the training set before the first step. Runs on all processes."""
 
     @property
+    def seed_counts(self) -> bool:
+        """Whether anything that is measured depends on the seed, apart from the order of the samples."""
+        return True
+
+    @property
     def members(self) -> "Sequence[ProbeModule]":
         """The probes of a grid, in the order of its points; () for a module that is not a grid."""
         return ()

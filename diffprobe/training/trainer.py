@@ -14,11 +14,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, unknown
-from diffprobe.training.checkpoint import checkpoint_callback
+from diffprobe.core.signals import Terminated
+from diffprobe.training.checkpoint import RunCheckpoint
+from diffprobe.training.checkpoint_file import CheckpointFile
+from diffprobe.training.launch import cluster_environment
+from diffprobe.training.requeue import Requeue
 
 _NOISE = (
     ".*does not have many workers.*",
@@ -27,7 +31,10 @@ _NOISE = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*treespec, LeafSpec.*",
     ".*lr_scheduler.step\\(\\).*",
+    ".*`srun` command is available on your system but is not used.*",
 )
+_LIGHTNINGS_FOLDER = "lightning"
+"""Folder that does not exist: Lightning looks there for checkpoints of its own, and prefers them to trained weights."""
 
 
 def make_trainer(
@@ -36,6 +43,7 @@ def make_trainer(
     run_dir: Path,
     logger: Logger | None = None,
     callbacks: Sequence[Callback] = (),
+    requeue: Requeue | None = None,
     **overrides: Any,
 ) -> lightning.Trainer:
     """Make the Trainer of one run. It keeps `last.ckpt` in `run_dir`.
@@ -45,14 +53,19 @@ def make_trainer(
         run_dir: folder of the run.
         logger: logger of the curves; None for none.
         callbacks: further callbacks.
+        requeue: what takes SIGUSR1 under SLURM; None to leave that signal alone.
         overrides: arguments of Lightning's Trainer that no config has, for example `limit_val_batches`.
 
-    Raises: ConfigError for an unknown strategy, or for hardware that this machine does not have; precision and devices
-        are never lowered.
+    Raises: ConfigError for an unknown strategy, for hardware that this machine does not have (precision and devices are
+        never lowered), for processes that a launcher started and the settings do not ask for, or for settings of the
+        Trainer in the environment.
     """
     _check_machine(config)
+    _check_environment()
+    environment = cluster_environment(config, os.environ)
     arguments: dict[str, Any] = {
-        "default_root_dir": run_dir,
+        "default_root_dir": run_dir / _LIGHTNINGS_FOLDER,
+        "plugins": [environment, CheckpointFile()],
         "max_epochs": config.max_epochs,
         "max_steps": config.max_steps,
         "precision": config.precision,
@@ -65,7 +78,10 @@ def make_trainer(
         "enable_progress_bar": config.enable_progress_bar,
         "enable_model_summary": False,
         "logger": logger or False,
-        "callbacks": [checkpoint_callback(run_dir, every_steps=config.checkpoint_every_steps), *callbacks],
+        "callbacks": [
+            RunCheckpoint(run_dir, every_steps=config.checkpoint_every_steps, requeue=requeue),
+            *callbacks,
+        ],
         "use_distributed_sampler": False,  # the DataModule splits samples between processes
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # metric states made in inference mode could not be updated outside of it
@@ -97,6 +113,33 @@ def _check_machine(config: TrainerConfig) -> None:
         raise ConfigError(f"trainer.precision={config.precision} needs a GPU.", fix="on the CPU: 32-true or bf16-mixed")
 
 
+def _check_environment() -> None:
+    """Refuse arguments of Lightning's Trainer in variables: they would change a run whose record does not name them."""
+    found = sorted(name for name in os.environ if name.startswith("PL_TRAINER_"))
+    if found:
+        raise ConfigError(
+            f"the environment sets arguments of Lightning's Trainer: {', '.join(found)}.",
+            "they would change the run, and its result would not name them",
+            fix=f"unset {' '.join(found)}; settings of a run are keys of trainer",
+        )
+
+
+@contextmanager
+def honest_ends() -> Iterator[None]:
+    """Give the ends that Lightning makes of signals their own exceptions again: KeyboardInterrupt and `Terminated`.
+
+    Lightning ends the program with status 1 at Ctrl-C and with status 0 at SIGTERM.
+    """
+    try:
+        yield
+    except SIGTERMException as error:
+        raise Terminated from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence Lightning's info messages and warnings that do not apply here; errors and other messages are kept."""
@@ -112,13 +155,3 @@ def quiet() -> Iterator[None]:
         finally:
             for log, level in zip(loggers, levels, strict=True):
                 log.setLevel(level)
-
-
-def is_main_process() -> bool:
-    """Return whether this is the main process, from the environment, before there is a Trainer.
-
-    RANK counts over all processes. Without it, no other variable is enough alone: all children of an interactive Slurm
-    shell have SLURM_PROCID=0, and the first process of every node has LOCAL_RANK=0.
-    """
-    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(int(os.environ.get(name, "0")) == 0 for name in names)

@@ -54,6 +54,30 @@ def test_rules_that_do_not_go_together_are_refused(settings: dict, message: str)
         make_branches(**{"unconditional": False, "negative": None, **settings})
 
 
+@pytest.mark.parametrize(
+    ("condition", "prompt", "columns", "given"),
+    [
+        ("caption", None, ("caption",), ["a cat", "", ""]),
+        ("label", None, ("label",), [3, 0, ""]),
+        ("template", "{skin_tone} {class_name}", ("skin_tone", "class_name"), ["dark cat", "", ""]),
+    ],
+)
+def test_a_sample_that_lacks_something_may_get_the_empty_prompt(
+    condition: str, prompt: str | None, columns: tuple[str, ...], given: list
+) -> None:
+    texts = SampleMetadata(
+        keys=["a", "b", "c"],
+        captions=["a cat", None, None],
+        labels=[3, 0, -1],
+        columns={"class_name": ["cat", "dog", None], "skin_tone": ["dark", None, None]},
+    )
+    (branch,) = make_branches(condition, prompt, unconditional=False, negative=None, missing="empty")
+    assert branch.columns == columns
+    assert condition_inputs(branch, texts) == given
+    with pytest.raises(ConfigError, match="samples have no"):
+        condition_inputs(Branch(condition, prompt), texts)
+
+
 def test_what_a_sample_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"1 of 2 samples have no skin_tone(.|\n)*first: b"):
         condition_inputs(Branch("template", "{skin_tone}"), TEXTS)

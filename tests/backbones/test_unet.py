@@ -67,7 +67,8 @@ def test_a_network_of_another_class_is_refused(tiny_sd: Path) -> None:
 
 
 def test_a_network_on_the_meta_device_costs_nothing(tiny_sd: Path) -> None:
-    unet = make_unet(read_unet_config(locate(str(tiny_sd)), KIND))
+    checkpoint = locate(str(tiny_sd))
+    unet = make_unet(checkpoint, read_unet_config(checkpoint, KIND))
     assert all(parameter.is_meta for parameter in unet.parameters())
 
 

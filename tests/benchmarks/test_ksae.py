@@ -62,7 +62,7 @@ def test_the_fastest_other_comes_first() -> None:
 def test_of_several_turns_the_fastest_counts(monkeypatch) -> None:
     times = iter([3.0, 9.0, 5.0, 7.0, 8.0, 6.0, 2.0, 4.0, 9.0, 6.0, 9.0, 9.0])
 
-    def turn(method: str, precision: str, shape: object, steps: int) -> Measured:
+    def turn(method: str, precision: str, shape: object, steps: int, device: str) -> Measured:
         return Measured(method=method, precision=precision, seconds=next(times), fvu=None, peak_mib=1.0, loaded_mib=1.0)
 
     monkeypatch.setattr(bench, "_in_own_process", turn)
@@ -82,3 +82,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         bench_ksae(((8, 4, 4, 5),))
     with pytest.raises(ConfigError, match="rounds=0"):
         bench_ksae(((8, 4, 4, 2),), rounds=0)
+    with pytest.raises(ConfigError, match="device=tpu"):
+        bench_ksae(((8, 4, 4, 2),), device="tpu")

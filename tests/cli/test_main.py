@@ -24,6 +24,15 @@ def run(args):
         open("/proc/x/y", "w")
     if args.what == "stop":
         raise KeyboardInterrupt
+    if args.what == "end":
+        import os, signal
+        os.kill(os.getpid(), signal.SIGTERM)
+    if args.what == "fault":
+        raise RuntimeError("tensor a (3) must match\\nat non-singleton dimension 0")
+    if args.what == "memory":
+        raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2 GiB")
+    if args.what == "pipe":
+        raise BrokenPipeError(32, "Broken pipe")
     print("done", args.what)
     return 1 if args.what == "no" else 0
 """
@@ -71,6 +80,37 @@ class TestVerbs:
     def test_an_interrupt_is_not_a_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "stop"]) == 130
         assert "interrupted" in capsys.readouterr().err
+
+    def test_sigterm_is_one_line_and_its_own_status(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "end"]) == 143
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("terminated (SIGTERM)") and len(err.splitlines()) == 1
+
+    def test_a_fault_of_diffprobe_is_one_line_and_where_to_look(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "fault"]) == 70
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == "RuntimeError: tensor a (3) must match"
+        assert "fault of diffprobe" in second and "--traceback" in second
+        with pytest.raises(RuntimeError, match="singleton"):
+            cli.main(["do-it", "fault", "--traceback"])
+
+    def test_exhausted_memory_is_not_a_fault(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["do-it", "memory"]) == 2
+        assert "OutOfMemoryError: CUDA out of memory" in (err := capsys.readouterr().err) and "batch_size" in err
+
+    def test_a_pipe_that_is_not_the_output_is_an_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with open(os.devnull, "w") as output, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", output)
+            assert cli.main(["do-it", "pipe"]) == 2
+        assert "BrokenPipeError: [Errno 32] Broken pipe" in capsys.readouterr().err
+
+    def test_several_processes_are_refused_on_each(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for rank in ("0", "1"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SLURM_PROCID", rank)
+                patch.setenv("SLURM_STEP_NUM_TASKS", "2")
+                assert cli.main(["do-it", "yes"]) == 2
+            assert "diffprobe do-it runs in one process, but 2 processes" in capsys.readouterr().err
 
     def test_help_lists_the_verbs(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main([]) == 0

@@ -145,6 +145,16 @@ def test_an_experiment_file_that_cannot_be_read_is_refused(write: Write, text: s
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["hydra.run.dir=x", "hydra.mode=MULTIRUN", "hydra/launcher=basic", "hydra={}"])
+def test_settings_of_hydra_are_refused_where_they_are(write: Write, setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"settings of Hydra(.|\n)*{setting} on the command line"):
+        compose(None, [setting])
+    write("experiments/row.yaml", ROW.replace("seed: 3", "hydra:\n  run: {dir: x}"))
+    write("configs/data/pets.yaml", "path: pets\n")
+    with pytest.raises(ConfigError, match=r"settings of Hydra(.|\n)*hydra in experiments/row.yaml, line 9"):
+        compose("row")
+
+
 def test_a_file_of_another_kind_starts_from_nothing(write: Write) -> None:
     text = "kind: evaluate_sae\nrun: runs/x\nseed: 3\n"
     write("experiments/paper/other.yaml", text)

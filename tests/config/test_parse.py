@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprobe.config.parse import Located, describe, parse, to_tree
+from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
 
 
@@ -81,12 +82,14 @@ def test_defaults_fill_what_the_tree_leaves_out() -> None:
 trees = st.fixed_dictionaries(
     {"name": st.text()},
     optional={
-        "inner": st.fixed_dictionaries({}, optional={"size": st.integers(1), "rate": st.floats(allow_nan=False)}),
+        "inner": st.fixed_dictionaries(
+            {}, optional={"size": st.integers(1), "rate": st.floats(allow_nan=False, allow_infinity=False)}
+        ),
         "mode": st.sampled_from(["raise", "skip", 2]),
         "taps": st.lists(st.text()),
         "either": st.integers() | st.text(),
         "params": st.dictionaries(st.text(), st.integers() | st.lists(st.booleans())),
-        "weights": st.dictionaries(st.text(), st.floats(allow_nan=False)),
+        "weights": st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
     },
 )
 
@@ -126,6 +129,13 @@ def test_writing_and_reading_a_config_is_the_identity(tree: dict) -> None:
 )
 def test_a_wrong_type_is_refused_with_what_is_expected(key: str, value: Any, expected: str) -> None:
     assert expected in fault({"name": "a", key: value})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 10**400], ids=lambda v: str(v)[:5])
+def test_numbers_that_are_none_are_refused_in_every_key(value: float) -> None:
+    for tree, key in (({"learning_rate": value}, "learning_rate"), ({"weight_decay": value}, "weight_decay")):
+        with pytest.raises(ConfigError, match=rf"'{key}' is .*expected float(.|\n)*not numbers"):
+            parse(TrainerConfig, tree)
 
 
 def test_an_unknown_key_names_file_line_nearest_and_all_keys() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.atomic_file import atomic_file, atomic_folder, current_umask, remove_unfinished
 
 
 def test_the_target_changes_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -45,3 +45,29 @@ def test_the_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeyp
     with atomic_file(tmp_path / "file") as temporary:
         temporary.write_text("x")
     assert done == ["fsync", "replace", "fsync"]
+
+
+def test_a_folder_is_replaced_with_all_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    for names in (("a", "b"), ("b", "c")):
+        with atomic_folder(path) as folder:
+            for name in names:
+                (folder / "part").mkdir(exist_ok=True)
+                (folder / "part" / name).write_text(name)
+                (folder / "part" / name).chmod(0o600)  # as safetensors does
+    assert sorted(file.name for file in path.rglob("*")) == ["b", "c", "part"]
+    assert stat.S_IMODE((path / "part" / "b").stat().st_mode) == 0o666 & ~current_umask()
+    with pytest.raises(OSError, match="full"), atomic_folder(path) as folder:
+        (folder / "d").write_text("")
+        raise OSError("full")
+    assert sorted(file.name for file in path.rglob("*")) == ["b", "c", "part"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".hidden.tmp", "last.ckpt", "a.0123abcd.tmp", ".x.0123abcd.tmp2"]
+    left = [".last.ckpt.0123abcd.tmp", "probes/.probe.json.00000000.tmp", ".weights.ffffffff.tmp/unet/model"]
+    for name in (*kept, *left):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(remove_unfinished(tmp_path)) == 3
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "probes"])

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from diffprobe import __version__
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import NonFinite, SchemaError
-from diffprobe.core.result import MetricRecord, RunResult, make_result, read_result, write_result
+from diffprobe.core.result import MetricRecord, RunResult, StartTime, make_result, read_result, write_result
 from tests.artifacts import edit
 
 GOLDEN = Path(__file__).with_name("result_v2.json")
@@ -47,6 +48,16 @@ def test_facts_about_the_machine_and_code_are_filled_in() -> None:
     assert made.hardware["cores"] >= 1
     assert 5 <= made.wall_time_s < 600 and made.started.endswith("+00:00")
     assert made.git_commit is None or len(made.git_commit.removesuffix("+dirty")) == 40
+
+
+def test_the_wall_time_does_not_follow_a_clock_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = StartTime.now()
+    now, wall = time.monotonic(), time.time()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 7)
+    monkeypatch.setattr(time, "time", lambda: wall - 3600)
+    made = make_result(run="a", experiment="", kind="sae", config={}, seeds={}, metrics=(), started_at=start)
+    assert 7 <= made.wall_time_s < 8
+    assert datetime.fromisoformat(made.started).timestamp() == pytest.approx(wall, abs=2)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ def test_the_same_run_twice_is_refused(tiny_study):
         load_demo([*tiny_study, "output=out", "runs=[{experiment: tiny/sae}, {experiment: tiny/sae}]"])
 
 
+def test_a_demo_is_refused_in_several_processes(tiny_study):
+    with pytest.raises(ConfigError, match=r"trainer.devices=2(.|\n)*a demo trains in one process"):
+        load_demo([*tiny_study, "trainer.devices=2"])
+
+
 def test_a_folder_with_results_of_other_settings_is_refused(tiny_study, tmp_path):
     foreign = tmp_path / "out" / "tiny" / "sae" / "0123" / "result.json"
     foreign.parent.mkdir(parents=True)

@@ -209,7 +209,7 @@ def test_a_sample_without_a_caption_is_not_told_an_empty_one(configs, tiny_shard
     write_shard(tmp_path / "silent-0000.tar", [(raw.key, {**raw.files, "json": json.dumps(record).encode()})])
     build_index(tmp_path, name="silent", licence="none")
     parts = configs(data_path=str(tmp_path), features_condition="caption")
-    with pytest.raises(ConfigError, match="1 of 1 samples have no caption"):
+    with pytest.raises(ConfigError, match="needs the caption of every sample.*1 of 1 samples of split 'silent'"):
         extract(*parts, splits=["silent"], progress=False)
 
 

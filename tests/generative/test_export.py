@@ -1,4 +1,6 @@
 import json
+from importlib.resources import files
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -11,6 +13,18 @@ SHAPE = DenoiserShape(
     channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
     text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=16,
 )  # fmt: skip
+
+
+def run_alone(folder: Path) -> tuple[int, int]:
+    """Run a pipeline as its card does, with nothing given but the prompt; return the size of the image."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    return pipeline("noto emoji, red heart", num_inference_steps=2).images[0].size
+
+
+def test_the_shipped_model_runs_with_nothing_but_a_prompt() -> None:
+    assert run_alone(Path(str(files("diffprobe") / "assets" / "emoji-sd"))) == (64, 64)
 
 
 def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
@@ -46,3 +60,5 @@ def test_the_files_hold_halves_and_no_folder_of_this_machine(tmp_path):
     assert {value.dtype for value in stored.values()} == {torch.float16}
     assert all(stored[name].equal(value.half()) for name, value in unet.state_dict().items())
     assert (folder / "tokenizer" / "tokenizer.json").read_text().count("\n") <= 1
+    assert run_alone(folder) == (16, 16)  # transformers would compute in the stored halves, diffusers does not
+    assert json.loads((folder / "text_encoder" / "config.json").read_text())["dtype"] == "float32"

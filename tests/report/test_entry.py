@@ -41,6 +41,16 @@ def test_an_entry_has_its_parts_in_one_order(results, spec):
     assert found[-1] == "n/a<30.0|None|None|Nobody>"
 
 
+def test_seeds_that_all_give_one_value_are_not_a_spread_of_zero(results, spec):
+    equal = [dataclasses.replace(run, metrics=results[1].metrics) for run in results[1:3]]
+    table = fill_table(equal, dataclasses.replace(spec, published=()))
+    assert {entry.n_seeds for entry in table.entries() if entry.value is not None} == {2}
+    assert "±" not in render_markdown(table).replace(
+        "no ±", ""
+    ) and "no ± where they change nothing" in render_markdown(table)
+    assert render_latex(table).count(r"\pm") == 1
+
+
 def test_plain_text_is_the_number_and_its_mark(results, spec):
     table = fill_table(results, spec)
     plain = [format_entry(table, entry, best=None, style=PLAIN) for entry in table.entries()]

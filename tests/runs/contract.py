@@ -63,7 +63,7 @@ NEEDS = {
 """Key -> params under which it has an effect."""
 
 
-def settings_of(kind, name, params, epochs):
+def settings_of(kind, name, params, epochs, trainer=None):
     return [
         f"probe.kind={kind}",
         f"probe.name={name}",
@@ -72,6 +72,7 @@ def settings_of(kind, name, params, epochs):
         f"trainer.max_epochs={epochs}",
         "trainer.accelerator=cpu",
         "trainer.enable_progress_bar=false",
+        *(f"trainer.{key}={value}" for key, value in (trainer or {}).items()),
     ]
 
 
@@ -79,9 +80,9 @@ def _text(value):
     return "null" if value is None else str(value).replace("'", "").replace(" ", "")
 
 
-def run(kind, name, folder: Path, params=None, epochs=2):
+def run(kind, name, folder: Path, params=None, epochs=2, trainer=None):
     """Train a probe on toy features as `diffprobe train` would; return its module and the folders of its probes."""
-    planned = plan(load_run(None, settings_of(kind, name, {**BASE[kind], **(params or {})}, epochs)))
+    planned = plan(load_run(None, settings_of(kind, name, {**BASE[kind], **(params or {})}, epochs, trainer)))
     source = Toy(cells=(CELL,))
     torch.manual_seed(0)
     module = make_module(planned, source)
@@ -148,6 +149,28 @@ def check_each_key_counts(kind, name, folder):
         if same(before[at], outcome(*run(kind, name, folder / field.name, changed))):
             idle.append(field.name)
     assert not idle, f"{name}: {', '.join(idle)} changed nothing"
+
+
+TRAINER = {"max_epochs": 1, "max_steps": 3, "learning_rate": 0.2, "weight_decay": 0.9, "gradient_clip": 1e-6}
+"""Key of `trainer` that belongs to training steps -> a value other than its default."""
+
+
+def check_each_trainer_key_counts(kind, name, folder):
+    """Each key of training steps changes the digest and the outcome, or is refused; max_epochs may be without effect.
+
+    It is set by experiment files of several probes, of which some have a closed form.
+    """
+    before, idle, refused = outcome(*run(kind, name, folder / "before")), [], []
+    for key, value in TRAINER.items():
+        try:
+            changed = outcome(*run(kind, name, folder / key, trainer={key: value}))
+        except ConfigError:
+            refused.append(key)
+            continue
+        if same(before, changed):
+            idle.append(key)
+    assert set(idle) <= {"max_epochs"}, f"{name}: {', '.join(idle)} changed nothing"
+    assert "max_epochs" not in idle or len(refused) == len(TRAINER) - 1, f"{name}: max_epochs changed nothing"
 
 
 def _another(field):

@@ -31,6 +31,13 @@ def test_each_key_changes_the_outcome(kind, name, tmp_path):
     contract.check_each_key_counts(kind, name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"), [("classifier", "linear"), ("direction", "ridge"), ("direction", "logistic"), ("sae", "topk")]
+)
+def test_each_key_of_training_changes_the_outcome_or_is_refused(kind, name, tmp_path):
+    contract.check_each_trainer_key_counts(kind, name, tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "name"), PROBES)
 def test_a_saved_probe_is_the_trained_one(kind, name, tmp_path):
     contract.check_saved_equals_trained(kind, name, tmp_path)

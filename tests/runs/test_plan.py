@@ -23,6 +23,18 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     for buffer in ("probe.params.row_buffer=8", "probe.grid.row_buffer=[0,8]"):
         with pytest.raises(ConfigError, match="features.shuffle=rows with probe.params.row_buffer"):
             plan(run("probe=topk", buffer, "features.shuffle=rows"))
+    direction = ["probe.params.positive=noto", "trainer.learning_rate=0.1", "trainer.max_steps=3"]
+    with pytest.raises(ConfigError, match="trainer.learning_rate, trainer.max_steps: probe 'ridge' has a closed form"):
+        plan(run("probe=ridge", *direction))
+    plan(run("probe=logistic", *direction))
+    for probe in (["probe=linear"], ["probe=logistic", "probe.params.positive=noto"]):
+        with pytest.raises(ConfigError, match="trainer.gradient_clip=1.0"):
+            plan(run(*probe, "trainer.gradient_clip=1.0"))
+    with pytest.raises(ConfigError, match="probe.targets"):
+        plan(run("probe=topk", "probe.targets=[style]"))
+    with pytest.raises(ConfigError, match="data.shuffle_buffer=8 has no effect on stored features"):
+        run("probe=topk", "data.shuffle_buffer=8")
+    run("probe=topk", "data.shuffle_buffer=8", "features.source=live")
     with pytest.raises(ConfigError, match="shuffle=rows.*source=live.*probe.params.row_buffer=N"):
         run("probe=topk", "features.shuffle=rows", "features.source=live")
     assert not list(tmp_path.iterdir())

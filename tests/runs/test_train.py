@@ -68,6 +68,19 @@ def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_
     assert plan(run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")).run_dir == path.parent
 
 
+def test_a_seed_that_changes_nothing_is_refused(run):
+    whole = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "data.batch_size=16"]
+    extract_run(run(*whole), progress=False)
+    first = read_result(train(run(*whole))).metrics
+    with pytest.raises(ConfigError, match=r"seed=1 has no effect(.|\n)*features.seed"):
+        train(run(*whole, "seed=1"))
+    drawn = [*whole[:2], "data.batch_size=16"]  # its control depends on the seed
+    one, other = (read_result(train(run(*drawn, f"seed={seed}"))).metrics for seed in (0, 1))
+    assert one[0].value == other[0].value == first[0].value
+    ordered = [*whole[:3], "data.batch_size=8", "seed=1"]
+    assert read_result(train(run(*ordered))).metrics
+
+
 def test_a_finished_run_is_trained_anew_with_the_same_numbers(run):
     config = run("probe=linear", "probe.targets=[label]")
     extract_run(config, progress=False)

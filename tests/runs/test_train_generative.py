@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
 from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining
 from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generative
+from tests.slurm import pretend_job
 
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 
@@ -112,6 +115,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, place, configs, whole, 
         result = train_generative(config)
     assert steps == ([] if place == "save" else [2, 3])  # steps in the checkpoint are not repeated
     assert_same(result, whole[name])
+
+
+def signal_in_the_first_step(patch, module_class) -> None:
+    original = module_class.training_step
+
+    def signalled(module, *args):
+        if module.global_step == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(module, *args)
+
+    patch.setattr(module_class, "training_step", signalled)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
+def test_a_requeued_run_equals_an_undisturbed_one_also_without_a_restart(name, configs, whole, tmp_path, monkeypatch):
+    """The signal of SLURM arrives within the first of two steps of an epoch, before the averaged weights are known."""
+    requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
+    for restarts in (False, True):
+        config = dataclasses.replace(configs[name], output=str(tmp_path / f"{restarts}"))
+        steps: list[int] = []
+        with monkeypatch.context() as patch:
+            watch(patch, MODULES[name], "training_step", steps, stop_at=1 if restarts else None)
+            signal_in_the_first_step(patch, MODULES[name])
+            if restarts:
+                with pytest.raises(Interrupted):
+                    train_generative(config)
+            result = None if restarts else train_generative(config)
+        if restarts:
+            (run_dir_of(config) / ".last.ckpt.0123abcd.tmp").touch()  # what a kill has left
+            with monkeypatch.context() as patch:
+                watch(patch, MODULES[name], "training_step", steps)
+                result = train_generative(config)
+            assert steps == [0, 1, 1, 2, 3]
+        assert_same(result, whole[name])
+        assert {path.name for path in result.parent.iterdir()} == {"inputs.json", "last.ckpt", "result.json", "weights"}
+    assert requeued.read_text() == "requeue 17\n" * 2
 
 
 @pytest.mark.parametrize("name", MODULES)

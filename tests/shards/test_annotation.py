@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from diffprobe.core.errors import SampleError
-from diffprobe.shards.annotation import Annotation, Fields, image_field, parse_annotation
+from diffprobe.core.errors import ConfigError, SampleError
+from diffprobe.shards.annotation import Annotation, Caps, Fields, image_field, parse_annotation
 from diffprobe.shards.reader import RawSample
 
 
@@ -60,13 +60,12 @@ def test_field_names_are_the_users() -> None:
         ({"json": b'{"label": true}'}, "'label' is True, expected an integer from 0"),
         ({"json": b'{"label": -1}'}, "'label' is -1, expected an integer from 0"),
         ({"json": b'{"class_name": 3}'}, "'class_name' must be a text, not int"),
-        ({"json": b'{"label": 1, "class_name": ""}'}, "'class_name' is empty"),
         ({"json": b'{"captions": "a"}'}, "'captions' must be a list of texts"),
         ({"json": b'{"attributes": ["a"]}'}, "must map names to values, not be list"),
         ({"json": b'{"attributes": {"a": {"b": 1}}}'}, "'attributes.a' must be one value"),
         ({"json": b'{"caption": "a \\ud83d cup"}'}, "lone surrogate"),
         ({"json": b'{"captions": ["a cup", "\\ude00"]}'}, "lone surrogate"),
-        ({"json": b'{"class_name": "\xed\xa0\x80"}'}, "lone surrogate"),
+        ({"json": b'{"class_name": "\xed\xa0\x80"}'}, "field 'json' is not JSON"),
         ({"json": b'{"attributes": {"tone": "\\ud800"}}'}, "lone surrogate"),
         ({"cls": b"cup"}, "field 'cls' is 'cup'"),
         ({"cls": b"1", "json": b'{"label": 2}'}, "label 1, the json has 2"),
@@ -87,3 +86,74 @@ def test_exactly_one_image(png: Callable[..., bytes]) -> None:
         image_field(raw(json=b""), Fields())
     with pytest.raises(SampleError, match="several images: jpg, png"):
         image_field(raw(png=b"", jpg=b""), Fields())
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '""', '" "', '"\\n\\t"', '"NaN"', '"nan"', '"null"', '" nan "'])
+def test_a_missing_value_is_no_value_wherever_it_is(empty: str) -> None:
+    record = (
+        f'{{"label": {empty}, "class_name": {empty}, "caption": {empty}, "captions": {empty}, '
+        f'"attributes": {{"gender": {empty}, "tone": "dark"}}}}'
+    )
+    assert parse_annotation(raw(json=record.encode()), Fields()) == Annotation(attributes={"tone": "dark"})
+    captions = f'{{"captions": [{empty}, "a cup", {empty}], "attributes": {"null" if "n" in empty else "NaN"}}}'
+    assert parse_annotation(raw(json=captions.encode()), Fields()) == Annotation(captions=("a cup",))
+
+
+@pytest.mark.parametrize("empty", [b"", b" \n", b"NaN", b"nan\n", b"null"])
+def test_a_missing_value_in_plain_text_is_no_value(empty: bytes) -> None:
+    assert parse_annotation(raw(cls=empty, txt=empty), Fields()) == Annotation()
+    with_json = parse_annotation(raw(cls=empty, txt=empty, json=b'{"label": 3, "caption": "a cup"}'), Fields())
+    assert (with_json.label, with_json.caption) == (3, "a cup")
+    assert parse_annotation(raw(json=b'{"caption": ""}', txt=b"a cup"), Fields()).caption == "a cup"
+
+
+def test_texts_that_only_resemble_missing_values_are_values() -> None:
+    for text in ("none", "None", "naan", "N/A", "NULL island", "0", "-"):
+        assert of({"class_name": text, "attributes": {"a": text}}).attributes == {"a": text}
+    assert of({"attributes": {"a": 0, "b": False}}).attributes == {"a": "0", "b": "false"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b'{"label": 1, "label": 2}',
+        b'{"attributes": {"a": Infinity}}',
+        b'{"attributes": {"a": 1e999}}',
+        b'{"label": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b"version https://git-lfs.github.com/spec/v1",
+    ],
+)
+def test_json_that_python_reads_or_crashes_on_is_a_fault_in_one_line(record: bytes) -> None:
+    with pytest.raises(SampleError, match="^train-0003.tar, sample 'cup/1': field 'json' is not JSON") as caught:
+        parse_annotation(raw(json=record), Fields())
+    assert "0x" not in caught.value.what and "\n" not in caught.value.what and len(caught.value.what) < 200
+
+
+def test_annotations_and_labels_have_caps_that_can_be_raised() -> None:
+    long = raw(json=b'{"caption": "' + b"x" * 1000 + b'"}', txt=b"y" * 1000)
+    with pytest.raises(SampleError, match="1,015 bytes, more than 100, the cap data.caps.annotation_bytes"):
+        parse_annotation(long, Fields(), caps=Caps(annotation_bytes=100))
+    assert len(parse_annotation(long, Fields()).caption) == 1000
+    with pytest.raises(SampleError, match="label 4000001 is larger than 4000000, the cap data.caps.label"):
+        of({"label": 4_000_001})
+    with pytest.raises(SampleError, match="label 9999999999999 is larger"):
+        of({}, cls=b"9999999999999")
+    assert parse_annotation(raw(json=b'{"label": 5000000}'), Fields(), caps=Caps(label=5_000_000)).label == 5_000_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": ("JPEG",)},
+        {"image": (".jpg",)},
+        {"json": "JSON"},
+        {"image": ("json",)},
+        {"image": ("txt",)},
+        {"json": "cls"},
+    ],
+)
+def test_names_of_fields_that_cannot_be_meant_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        Fields(**values)  # type: ignore[arg-type]

@@ -2,6 +2,10 @@
 
 import io
 import json
+import re
+import struct
+import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.core.errors import SampleError
-from diffprobe.shards.annotation import Fields
+from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.decode import Sample, decode_image, decode_sample, fit
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import RawSample
@@ -128,3 +132,62 @@ def test_samples_that_do_not_fit_the_index_are_refused(
 ) -> None:
     with pytest.raises(SampleError, match=f"train-0000.tar, sample 'k1': {message}"):
         sample(shard_set, png, record)
+
+
+def png_header(width: int, height: int, colour: int = 6) -> bytes:
+    """Return a PNG that claims a size, with next to no data."""
+    head = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1), (67_108_865, 1)])
+def test_an_image_of_more_pixels_than_its_cap_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(
+            SampleError, match=r"pixels, more than 67,108,864, the cap data.caps.image_pixels"
+        ) as caught:
+            decode_image(raw(png=png_header(*size)), Fields())
+    assert f"{size[0]:,} x {size[1]:,}" in caught.value.what
+    assert Image.MAX_IMAGE_PIXELS == before
+
+
+def test_the_cap_of_pixels_can_be_raised_and_lowered(png: Png) -> None:
+    data = png(size=(20, 20))
+    with pytest.raises(SampleError, match="20 x 20 pixels, more than 399"):
+        decode_image(raw(png=data), Fields(), caps=Caps(image_pixels=399))
+    assert decode_image(raw(png=data), Fields(), caps=Caps(image_pixels=400)).size == (20, 20)
+
+
+def test_a_long_image_is_cropped_before_it_is_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k)
+    )
+    assert fit(Image.new("RGB", (1, 20_000)), 512).size == (512, 512)
+    assert fit(Image.new("RGB", (20_000, 1)), 512).size == (512, 512)
+    assert sizes == [(512, 512)] * 2
+
+
+def test_both_orders_of_resizing_and_cropping_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 170, 3), dtype=np.uint8))
+    cropped_first = np.asarray(fit(noise, 32)).astype(int)
+    monkeypatch.setattr("diffprobe.shards.decode.LONG", 100)
+    assert np.abs(np.asarray(fit(noise, 32)).astype(int) - cropped_first).max() <= 1
+
+
+def test_what_a_store_records_of_a_fault_has_no_text_of_a_library(png: Png) -> None:
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(noise, "png")
+    cut = noise.getvalue()[:800]
+    for data in (b"", b"no image", png(kind="gif"), cut, png_header(8, 8), cut[:33]):
+        with pytest.raises(SampleError) as caught:
+            decode_image(raw(png=data), Fields())
+        assert re.fullmatch(
+            r"train-0000.tar, sample 'k1': cannot decode image 'png' \((neither JPEG, PNG nor WebP|\w+)\)\.",
+            caught.value.what,
+        )

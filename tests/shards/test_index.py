@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, DuplicateKey, SchemaError, ShardError, UnknownName
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet, build_index, render
@@ -157,12 +158,12 @@ def test_folders_that_are_no_shard_set(tmp_path: Path, make_set: Make) -> None:
         ShardSet.load("nowhere")
     with pytest.raises(ShardError, match=r"has no index.json.\n  fix: diffprobe data index"):
         ShardSet.load(tmp_path)
-    write_shard(tmp_path / "train.tar", [("k", {"png": b""})])
-    with pytest.raises(ShardError, match=r"split.*: train.tar"):
+    write_shard(tmp_path / "0000.tar", [("k", {"png": b""})])
+    with pytest.raises(ShardError, match=r"split.*: 0000.tar"):
         build_index(tmp_path, name="n", licence="l")
-    write_shard(tmp_path / "train.tar", [])
-    (tmp_path / "train.tar").rename(tmp_path / "train-0.tar")
-    with pytest.raises(ShardError, match=r"train-0.tar: .*no sample"):
+    write_shard(tmp_path / "0000.tar", [])
+    (tmp_path / "0000.tar").rename(tmp_path / "train-0.tar")
+    with pytest.raises(ShardError, match=r"(?s)no shard .* has a sample.*train-0.tar"):
         build_index(tmp_path, name="n", licence="l")
 
 
@@ -197,23 +198,11 @@ def test_foreign_and_incomplete_index_files(make_set: Make, tmp_path: Path) -> N
     make_set(2)
     path = tmp_path / "index.json"
     record = json.loads(path.read_text())
-    edit(path, header={**record["header"], "schema_version": 1})
-    with pytest.raises(SchemaError, match=f"(?s)schema version 1 .*diffprobe data index {tmp_path} --name NAME"):
+    path.write_text(json.dumps({**record, "header": {**record["header"], "schema_version": 3}}))
+    with pytest.raises(SchemaError, match="schema version 3"):
         ShardSet.load(tmp_path)
     edit(path, header=record["header"], classes=...)
     with pytest.raises(SchemaError, match="not a complete shard index"):
-        ShardSet.load(tmp_path)
-
-
-@pytest.mark.parametrize("key", ["n_samples", "n_bytes", "sha256", "split"])
-def test_an_edited_index_is_refused(make_set: Make, tmp_path: Path, key: str) -> None:
-    """An index that says a shard has no samples would have it passed over."""
-    make_set(2)
-    path = tmp_path / "index.json"
-    record = json.loads(path.read_text())
-    record["shards"][0][key] = 0
-    path.write_text(json.dumps(record))
-    with pytest.raises(SchemaError, match=f"(?s)index.json' was modified .*diffprobe data index {tmp_path} --name"):
         ShardSet.load(tmp_path)
 
 
@@ -224,3 +213,87 @@ def test_a_data_set_that_is_not_shipped_is_refused_with_the_command_that_builds_
     monkeypatch.setattr("diffprobe.shards.index.shipped", dict)
     with pytest.raises(ShardError, match="(?s)'emoji' not found.*fix: build it: diffprobe data build emoji --out"):
         ShardSet.load("emoji")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda record: record["shards"][0].update(n_samples=0),
+        lambda record: record["shards"][0].update(n_samples=1),
+        lambda record: record["shards"].pop(),
+        lambda record: record["classes"].reverse(),
+        lambda record: record.update(licence="public domain"),
+        lambda record: record["shards"][0].update(split="test"),
+        lambda record: record["shards"][0].update(missing={"caption": [1, 0, "k000"]}),
+        lambda record: record["faults"].append("x"),
+        lambda record: record.update(extra=1),
+    ],
+)
+def test_any_edit_of_an_index_is_noticed_when_it_is_read(
+    make_set: Make, tmp_path: Path, edit: Callable[[dict], object]
+) -> None:
+    make_set(2, 2)
+    path = tmp_path / "index.json"
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        SchemaError, match=f"(?s)index.json' was modified .*diffprobe data index {tmp_path} --name tiny"
+    ):
+        ShardSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda record: record["shards"][0].update(file="../secret.tar"), "outside of the folder"),
+        (lambda record: record["shards"][0].update(file="/etc/passwd"), "outside of the folder"),
+        (lambda record: record["shards"][0].update(file=3), "file: expected a text, found int"),
+        (lambda record: record["shards"][0].update(n_samples="2"), "n_samples: expected int"),
+        (lambda record: record["shards"][0].update(n_samples=-1), "-1 samples"),
+        (lambda record: record["shards"][0].update(more=1), "TypeError"),
+        (lambda record: record["shards"].append(record["shards"][0]), "listed twice"),
+        (lambda record: record.update(classes="abc"), "classes: expected a list"),
+        (lambda record: record.update(classes=["a", "a", "b"]), "a name twice"),
+        (lambda record: record.update(attributes={"label": ["sharp"]}), "'label': diffprobe uses this name"),
+        (lambda record: record.update(attributes=[]), "attributes: expected an object"),
+        (lambda record: record.update(fields={"labels": "y"}), "TypeError"),
+        (lambda record: record.update(name=None), "name: expected a text"),
+    ],
+)
+def test_an_index_that_was_sealed_by_someone_else_is_validated(
+    make_set: Make, tmp_path: Path, edit: Callable[[dict], object], message: str
+) -> None:
+    make_set(2, 2)
+    path = tmp_path / "index.json"
+    record = json.loads(path.read_text())
+    edit(record)
+    header = record.pop("header")
+    path.write_text(json.dumps({"header": {**header, "digest": digest_json(record)}, **record}))
+    with pytest.raises(SchemaError, match=f"(?s)not a complete shard index.*{message}.*fix: .*diffprobe data index"):
+        ShardSet.load(tmp_path)
+
+
+def test_an_index_of_the_first_version_is_refused_with_its_command(make_set: Make, tmp_path: Path) -> None:
+    make_set(2)
+    path = tmp_path / "index.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "header": {**record["header"], "schema_version": 1}}))
+    with pytest.raises(
+        SchemaError, match=f"version 1 .*\n.*\n  fix: .*data index {tmp_path} --name tiny --licence CC0"
+    ):
+        ShardSet.load(tmp_path)
+
+
+def test_shards_in_folders_named_after_their_split(tmp_path: Path, files: Files) -> None:
+    for i, folder in enumerate(("train", "validation")):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "00000.tar", [(f"{folder}/k{i}", files(i))])
+    build_index(tmp_path, name="n", licence="l")
+    shard_set = ShardSet.load(tmp_path)
+    assert {shard.file: shard.split for shard in shard_set.shards} == {
+        "train/00000.tar": "train",
+        "validation/00000.tar": "val",
+    }
+    assert [sample.shard for sample in SampleStream(shard_set, "val")] == ["validation/00000.tar"]
+    assert verify(shard_set).faults == ()

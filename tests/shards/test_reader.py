@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import random
 import tarfile
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffprobe.config.schema import CapsConfig
 from diffprobe.core.errors import DuplicateKey, SampleError, ShardError
 from diffprobe.shards.reader import read_shard
 from diffprobe.shards.writer import write_shard
@@ -131,3 +133,100 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "b-0.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(ShardError, match=r"b-0.tar: .*ReadError"):
         list(read_shard(tmp_path / "b-0.tar"))
+
+
+def pack(header: tarfile.TarInfo, data: bytes = b"") -> bytes:
+    """Return the blocks of one member, whatever its header claims."""
+    block = header.tobuf(tarfile.GNU_FORMAT)
+    return block + data + bytes(-len(data) % 512)
+
+
+def huge(name: str = "k.png", size: int = 32 << 30, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    header = tarfile.TarInfo(name)
+    header.size, header.type = size, kind
+    return header
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, b"Z"])
+def test_a_member_that_claims_gigabytes_is_refused_before_it_is_read(tmp_path: Path, suffix: str, kind: bytes) -> None:
+    path = tmp_path / f"a-0{suffix}"
+    data = pack(huge(kind=kind)) + bytes(4096)
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    with pytest.raises(ShardError, match=rf"^a-0{suffix}: .*the cap data.caps.sample_bytes|^a-0{suffix}: cannot read"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_an_extended_header_that_claims_gigabytes_is_refused(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "a-0.tar"
+    path.write_bytes(pack(huge(kind=kind)) + bytes(4096))
+    with pytest.raises(ShardError, match="a-0.tar: .*an extended header of 34,359,738,368 bytes"):
+        list(read_shard(path))
+
+
+def test_sparse_members_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a-0.tar"
+    path.write_bytes(pack(huge(kind=tarfile.GNUTYPE_SPARSE)) + bytes(4096))
+    with pytest.raises(ShardError, match="a-0.tar: .*a sparse member"):
+        list(read_shard(path))
+    for records in (
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)},
+        {"GNU.sparse.size": str(1 << 40), "GNU.sparse.map": "0,1"},
+        {"GNU.sparse.numblocks": "1", "GNU.sparse.offset": "0", "GNU.sparse.size": str(1 << 40)},
+    ):
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            header = tarfile.TarInfo("k.png")
+            header.pax_headers = records
+            tar.addfile(header)
+        with pytest.raises(ShardError, match="a-0.tar: .*(a sparse member|data.caps.sample_bytes)"):
+            list(read_shard(path))
+
+
+def test_all_files_of_a_sample_count(tmp_path: Path) -> None:
+    path = tmp_path / "a-0.tar"
+    write_shard(path, [("k0", {"a": bytes(600), "b": bytes(600)}), ("k1", {"a": bytes(600)})])
+    with pytest.raises(ShardError, match="a-0.tar: sample 'k0' has 1,200 bytes, more than 1,000") as caught:
+        list(read_shard(path, caps=CapsConfig(sample_bytes=1000)))
+    assert "data.caps.sample_bytes=1200" in str(caught.value.fix)
+    assert len(list(read_shard(path, caps=CapsConfig(sample_bytes=1200)))) == 2
+
+
+def test_more_zeros_than_any_padding_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffprobe.shards import reader
+
+    monkeypatch.setattr(reader, "_MAX_PADDING", 1 << 18)
+    path = tmp_path / "a-0.tar.gz"
+    write_shard(tmp_path / "a-0.tar", [("k", {"png": b"x"})])
+    path.write_bytes(gzip.compress((tmp_path / "a-0.tar").read_bytes() + bytes(1 << 20)))
+    with pytest.raises(ShardError, match="zeros after the end mark"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize("data", [b"\x28\xb5\x2f\xfd", b"BZh9", b"\xfd7zXZ\0", b"\x04\x22\x4d\x18", b"PK\3\4"])
+def test_a_tar_by_name_that_is_packed_otherwise_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a-0.tar").write_bytes(data + bytes(2000))
+    with pytest.raises(ShardError, match="^a-0.tar: the shard is packed with (zstd|bzip2|xz|lz4|zip)"):
+        list(read_shard(tmp_path / "a-0.tar"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a-0.tar")
+    with pytest.raises(ShardError, match="a-0.tar: the shard is not a regular file"):
+        list(read_shard(tmp_path / "a-0.tar"))
+
+
+def test_extensions_that_webdataset_reserves_belong_to_no_sample(tmp_path: Path) -> None:
+    orphans: list[str] = []
+    path = tar_of(tmp_path / "a-0.tar", ["a.jpg", "a.__key__", "a.__url__"])
+    (raw,) = read_shard(path, orphans=orphans)
+    assert (raw.key, list(raw.files)) == ("a", ["jpg"])
+    assert len(orphans) == 2 and "reserved" in orphans[0]
+
+
+def test_a_chain_of_extended_headers_is_one_error(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 10
+    (tmp_path / "a-0.tar").write_bytes(pack(header, b"10 a=bcde\n") * 3000 + bytes(1024))
+    with pytest.raises(ShardError, match="a-0.tar: cannot read the shard to its end"):
+        list(read_shard(tmp_path / "a-0.tar"))

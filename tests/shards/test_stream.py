@@ -1,6 +1,7 @@
 """Streams: exactly once, equal in training, repeatable, and faults that shift nothing."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,8 @@ def keys_of(loader: ImageLoader) -> list[str]:
 
 
 def loader_of(shard_set: ShardSet, *, batch_size: int = 2, num_workers: int = 0, **options: Any) -> ImageLoader:
-    return make_loader(SampleStream(shard_set, "train", **options), batch_size, num_workers)
+    split = options.pop("split", "train")
+    return make_loader(SampleStream(shard_set, split, **options), batch_size, num_workers)
 
 
 @pytest.fixture
@@ -190,7 +192,36 @@ def test_a_shard_that_differs_from_the_index_stops_the_run(
     for count in (2, 4):
         write_shard(shard_set.root / "train-0000.tar", [(f"k{i:03d}", files(i)) for i in range(count)])
         with pytest.raises(ShardError, match=rf"train-0000.tar: the shard has {count} samples, the index 3"):
-            keys_of(loader_of(shard_set, on_error=on_error))
+            keys_of(loader_of(shard_set, on_error=on_error, verify=False))
+        with pytest.raises(ShardError, match="train-0000.tar: .*sha256"):
+            loader_of(shard_set, on_error=on_error)
+
+
+def test_a_changed_byte_is_noticed_when_a_stream_is_opened_though_size_and_time_are_the_same(make_set: Make) -> None:
+    make_set(3)
+    shard_set = make_set(3, split="val", prefix="v")
+    path = shard_set.root / "train-0000.tar"
+    time = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes().replace(b"number 1", b"number 9"))
+    os.utime(path, ns=(time, time))
+    loaded = ShardSet.load(shard_set.root)
+    assert loaded.newer == ()
+    with pytest.raises(ShardError, match="train-0000.tar: the shard has changed"):
+        loader_of(loaded)
+    assert len(keys_of(loader_of(loaded, split="val"))) == 3  # the other split is not affected
+
+
+def test_a_shard_is_hashed_once_while_it_stays_the_same(make_set: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffprobe.core import digest
+
+    shard_set, hashed = make_set(3, 3), []
+    whole = digest.digest_file
+    monkeypatch.setattr(digest, "digest_file", lambda path: hashed.append(path.name) or whole(path))
+    for _ in range(3):
+        loader_of(shard_set)
+    assert hashed == ["train-0000.tar", "train-0001.tar"]
+    loader_of(shard_set, verify=False)
+    assert len(hashed) == 2
 
 
 @pytest.mark.parametrize(

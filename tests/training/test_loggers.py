@@ -138,6 +138,59 @@ def test_the_environment_decides_where_the_config_leaves_it_open(mode_of, monkey
     assert logger is None and not (tmp_path / "run").exists()
 
 
+VARIABLES = ("DISABLED", "PROJECT", "ENTITY", "DIR", "RUN_ID", "RUN_GROUP", "NAME", "TAGS", "JOB_TYPE", "RESUME")
+
+
+@pytest.fixture
+def opened(logged_out, monkeypatch, tmp_path):
+    """Make a logger with some keys and variables; return what W&B is given."""
+    for name in VARIABLES:
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    given = {}
+    monkeypatch.setattr(loggers, "_open_run", lambda keys, **arguments: given.update(arguments))
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **arguments: None)
+
+    def make(variables, **keys):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(f"WANDB_{name}", value)
+            config = LoggerConfig(kind="wandb", mode="offline", **keys)
+            loggers.make_logger(config, run_dir=tmp_path, experiment="e", run_name="r", job_type="j", tree={})
+        return given
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("variables", "keys", "fix"),
+    [
+        ({"DISABLED": "true"}, {}, "logger=none, or unset WANDB_DISABLED"),
+        ({"PROJECT": "theirs"}, {}, "logger.project=theirs, or unset WANDB_PROJECT"),
+        ({"ENTITY": "them"}, {"entity": "us"}, "logger.entity=them, or unset WANDB_ENTITY"),
+        ({"RUN_GROUP": "a"}, {"group": "b"}, "logger.group=a, or unset WANDB_RUN_GROUP"),
+        ({"RUN_ID": "x"}, {}, "unset WANDB_RUN_ID"),
+        ({"RESUME": "must"}, {}, "unset WANDB_RESUME"),
+    ],
+)
+def test_variables_that_contradict_the_settings_are_refused_with_both_choices(opened, variables, keys, fix):
+    with pytest.raises(ConfigError, match=f"WANDB_{next(iter(variables))}=(.|\n)*{fix}"):
+        opened(variables, **keys)
+
+
+def test_variables_that_the_settings_leave_open_are_obeyed(opened, tmp_path):
+    given = opened({"DISABLED": "false", "PROJECT": "diffprobe", "ENTITY": "us"}, entity="us")
+    assert (given["group"], given["name"], given["dir"]) == ("e", "r", str(tmp_path))
+    given = opened({"RUN_GROUP": "g", "NAME": "n", "JOB_TYPE": "t", "TAGS": "a,b", "DIR": "/elsewhere"}, tags=("c",))
+    assert (given["group"], given["name"], given["job_type"], given["dir"]) == ("g", "n", "t", "/elsewhere")
+    assert given["tags"] == ["c", "a", "b"]
+
+
+def test_keys_of_wandb_need_wandb():
+    for keys in ({"project": "mine"}, {"mode": "online"}, {"tags": ("a",)}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(keys))} without kind=wandb"):
+            LoggerConfig(**keys)
+
+
 def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, tmp_path, capfd):
     settings = TrainerConfig(accelerator="cpu", max_epochs=2, log_every_steps=2, enable_progress_bar=False)
     tree = {"experiment": "emoji/classifier", "seed": 3, "features": {"taps": ["mid_block"], "draws": 1}}

@@ -1,11 +1,14 @@
+import sys
 import warnings
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.training.trainer import is_main_process, make_trainer, quiet
+from diffprobe.core.signals import Terminated
+from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 
 
 def test_config_reaches_the_trainer(tmp_path):
@@ -52,25 +55,22 @@ def test_quiet_keeps_other_warnings():
     assert [str(w.message) for w in seen] == ["something else"]
 
 
-@pytest.mark.parametrize(
-    ("environment", "main"),
-    [
-        ({}, True),
-        ({"LOCAL_RANK": "0"}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun inside of a task
-        ({"RANK": "3", "LOCAL_RANK": "0"}, False),  # first process of a second node
-        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # a child of an interactive Slurm shell
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"NODE_RANK": "1"}, False),  # the launch on a second node, before it has children
-        ({"NODE_RANK": "0"}, True),
-        ({"SLURM_PROCID": "2"}, False),  # srun starts every process itself
-        ({"SLURM_PROCID": "0"}, True),
-        ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, False),  # on a second node, by a script that names the GPU so
-    ],
-)
-def test_main_process_by_environment(monkeypatch, environment, main):
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert is_main_process() is main
+def test_arguments_of_the_trainer_in_the_environment_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
+    with pytest.raises(ConfigError, match="PL_TRAINER_LIMIT_TRAIN_BATCHES"):
+        make_trainer(TrainerConfig(accelerator="cpu"), run_dir=tmp_path)
+
+
+def test_lightnings_ends_of_signals_are_given_their_own_exceptions():
+    def as_lightning_does():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    with pytest.raises(KeyboardInterrupt), honest_ends():
+        as_lightning_does()
+    with pytest.raises(Terminated), honest_ends():
+        raise SIGTERMException
+    with pytest.raises(SystemExit, match="3"), honest_ends():
+        sys.exit(3)

@@ -2,8 +2,9 @@
 
 from typing import cast
 
-from diffprobe.backbones.base import Checkpoint, Family
+from diffprobe.backbones.base import BackboneSpec, Checkpoint, Family
 from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.registry import FAMILIES
 
 
@@ -17,3 +18,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
         f"no family of backbones supports '{checkpoint.name}', a {checkpoint.index.get('_class_name')}.",
         f"families: {', '.join(FAMILIES.names())}",
     )
+
+
+def describe(checkpoint: Checkpoint, resolution: int | None) -> tuple[Family, BackboneSpec]:
+    """Return the family of a checkpoint and its description from its configs; no weights are read.
+
+    Args:
+        resolution: image side in pixels; None takes the checkpoint's own.
+    Raises: WeightsMissing, WeightsMismatch, ConfigError.
+    """
+    family = family_of(checkpoint)
+    with naming(checkpoint.folder or checkpoint.name, "a checkpoint whose configurations fit together"):
+        return family, family.spec(checkpoint, resolution)

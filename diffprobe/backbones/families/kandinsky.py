@@ -54,7 +54,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     channels, factor = latent_geometry(checkpoint.part("movq"), "VQModel")
     check_latents(checkpoint, config, channels)
     width = _embedding_width(checkpoint, config)
-    unet = make_unet(config)
+    unet = make_unet(checkpoint, config)
     # up blocks double the side, so an odd side on the way down would not match its skip connection
     multiple = factor * 2 ** (len(unet.down_blocks) - 1)
     side = image_side(checkpoint, config, resolution, multiple=multiple, factor=factor)

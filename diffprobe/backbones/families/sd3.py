@@ -19,6 +19,7 @@ from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import load_denoiser, require_parts
 from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import (
@@ -59,7 +60,7 @@ def matches(index: dict[str, Any]) -> bool:
 
 
 def _has_t5(checkpoint: Checkpoint) -> bool:
-    return (checkpoint.index.get("text_encoder_3") or [None])[-1] is not None
+    return has_part(checkpoint.index, "text_encoder_3")
 
 
 def _encoders(checkpoint: Checkpoint) -> list[str]:

@@ -55,7 +55,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             f"the U-Net of '{checkpoint.name}' needs more conditioning than a text; this family has no other.",
             *(f"{name}: {config.get(name)}" for name in ("addition_embed_type", "class_embed_type")),
         )
-    unet = make_unet(config)
+    unet = make_unet(checkpoint, config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
     size, width = side // factor, unet.config.cross_attention_dim
     n_tokens = read_config(checkpoint, "text_encoder").get("max_position_embeddings", 77)

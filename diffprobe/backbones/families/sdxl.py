@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.loading import load_denoiser, require_parts
 from diffprobe.backbones.noise import PredictionKind
+from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, load_clip_text
@@ -56,7 +57,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     channels, factor = latent_geometry(checkpoint.part("vae"))
     check_latents(checkpoint, config, channels)
     pooled = _check_text(checkpoint, config)
-    unet = make_unet(config)
+    unet = make_unet(checkpoint, config)
     side = image_side(checkpoint, config, resolution, multiple=factor, factor=factor)
     size, width = side // factor, unet.config.cross_attention_dim
     n_tokens = read_config(checkpoint, "text_encoder").get("max_position_embeddings", 77)
@@ -96,7 +97,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
 
 
 def _refuse_refiners(checkpoint: Checkpoint) -> None:
-    lacking = [part for part in _TEXTS if not any(checkpoint.index.get(part) or ())]
+    lacking = [part for part in _TEXTS if not has_part(checkpoint.index, part)]
     if lacking or checkpoint.index.get("requires_aesthetics_score"):
         raise WeightsMismatch(
             f"'{checkpoint.name}' is a refiner of Stable Diffusion XL, whose conditioning differs from a base model's.",

@@ -47,7 +47,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     """Describe a checkpoint from its configs. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
     config = read_unet_config(checkpoint, _KIND)
     _check(checkpoint, config)
-    unet = make_unet(config, _KIND)
+    unet = make_unet(checkpoint, config, _KIND)
     side = image_side(checkpoint, config, resolution, multiple=2 ** (len(unet.down_blocks) - 1))
     n_classes = config.get("num_class_embeds")
 

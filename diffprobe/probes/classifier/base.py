@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
-from diffprobe.core.errors import ConfigError, EmptyClass, WeightsMismatch
+from diffprobe.core.errors import ConfigError, EmptyClass, SchemaError, WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.probes.full_batch import Array, as_features, as_labels, fit_full_batch
-from diffprobe.probes.serialization import kind_of, load_probe, save_probe
+from diffprobe.probes.serialization import SETTINGS, kind_of, load_probe, require_sizes, save_probe
 
 KIND, SCHEMA_VERSION = "probe/classifier", 2
 CONTROLS = ("shuffled_labels",)
@@ -202,8 +203,11 @@ class ClassifierProbe(Standardised):
         """
         name = cls.HEAD or kind_of(folder).removeprefix(f"{KIND}/")
         settings, tensors = load_probe(folder, kind=f"{KIND}/{name}", schema_version=SCHEMA_VERSION)
-        config = parse(probes("classifier").load(name).Config, settings["params"])
-        probe = cls._of(name, config, settings["d_in"], settings["n_classes"])
+        kind = probes("classifier").load(name).Config
+        with naming(Path(folder) / SETTINGS, f"the settings of a classifier '{name}'", error=SchemaError):
+            config, d_in, n_classes = parse(kind, settings["params"]), settings["d_in"], settings["n_classes"]
+            require_sizes(folder, tensors, d_in=d_in, n_classes=n_classes)
+            probe = cls._of(name, config, d_in, n_classes)
         try:
             probe.load_state_dict(tensors)
         except RuntimeError as error:

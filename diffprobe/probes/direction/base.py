@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffprobe.config.parse import parse
-from diffprobe.core.errors import ConfigError, EmptyClass, unknown
+from diffprobe.core.errors import ConfigError, EmptyClass, SchemaError, unknown
+from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
 from diffprobe.probes.full_batch import Array, as_features, as_labels
-from diffprobe.probes.serialization import load_probe, save_probe
+from diffprobe.probes.serialization import SETTINGS, load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/direction", 2
 
@@ -210,7 +211,10 @@ class Direction:
     def load(cls, folder: Path | str) -> "Direction":
         """Read what `save` wrote. Raises: SchemaError."""
         settings, tensors = load_probe(folder, kind=KIND, schema_version=SCHEMA_VERSION)
-        return cls(vector=tensors["vector"], **settings)
+        with naming(Path(folder) / SETTINGS, "the settings of a direction", error=SchemaError):
+            if tensors["vector"].ndim != 1:
+                raise SchemaError(f"'{folder}': the vector has the shape {tuple(tensors['vector'].shape)}.")
+            return cls(vector=tensors["vector"], **settings)
 
 
 def is_trained(estimator: str) -> bool:

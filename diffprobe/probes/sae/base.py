@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
+from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
 from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Selected, StepOutput
-from diffprobe.probes.serialization import kind_of, load_probe, save_probe
+from diffprobe.probes.serialization import SETTINGS, kind_of, load_probe, require_sizes, save_probe
 
 KIND, SCHEMA_VERSION = "probe/sae/", 3
 
@@ -265,7 +266,10 @@ class KSAE(nn.Module):
             )
         settings, tensors = load_probe(folder, kind=kind, schema_version=SCHEMA_VERSION)
         module = probes("sae").load(kind.removeprefix(KIND))
-        sae: KSAE = module.make(parse(module.Config, settings["config"], at="config"), settings["d_in"], seed=0)
+        with naming(Path(folder) / SETTINGS, f"the settings of a probe '{kind}'", error=SchemaError):
+            config, d_in = parse(module.Config, settings["config"], at="config"), settings["d_in"]
+            require_sizes(folder, tensors, d_in=d_in, n_latents=config.n_latents or config.expansion * d_in)
+            sae: KSAE = module.make(config, d_in, seed=0)
         try:
             sae.load_state_dict(tensors)
         except RuntimeError as error:

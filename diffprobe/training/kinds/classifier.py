@@ -10,6 +10,7 @@ from diffprobe.training.kinds.types import (
     ProbePlan,
     Source,
     count_targets,
+    refuse_joint_clipping,
     refuse_row_shuffle,
     require_targets,
     target_classes,
@@ -22,10 +23,14 @@ TAKES_GRID = False
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
-    """Refuse a run without targets, unknown metrics, and rows instead of samples. Raises: ConfigError, UnknownName."""
+    """Refuse a run without targets, unknown metrics, rows instead of samples, and clipping of the joint gradient.
+
+    Raises: ConfigError, UnknownName.
+    """
     require_targets(config)
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
+    refuse_joint_clipping(config)
 
 
 def check_cells(config: RunConfig, cells: Sequence[str]) -> None:

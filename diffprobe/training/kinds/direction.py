@@ -10,8 +10,10 @@ from diffprobe.training.kinds.types import (
     ProbePlan,
     Source,
     count_targets,
+    refuse_joint_clipping,
     refuse_metrics,
     refuse_row_shuffle,
+    refuse_steps,
     require_one_cell,
     require_targets,
     target_classes,
@@ -24,7 +26,10 @@ TAKES_GRID = False
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
-    """Refuse a run without targets, one that is its own control, and rows instead of samples. Raises: ConfigError."""
+    """Refuse a run without targets, one that is its own control, rows instead of samples, and steps of a closed form.
+
+    Raises: ConfigError.
+    """
     require_targets(config)
     if config.control == "shuffled_labels":
         raise ConfigError(
@@ -32,6 +37,12 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
         )
     refuse_metrics(config)
     refuse_row_shuffle(config)
+    from diffprobe.probes.direction.base import is_trained
+
+    if is_trained(config.probe.name):
+        refuse_joint_clipping(config)
+    else:
+        refuse_steps(config)
 
 
 def check_cells(config: RunConfig, cells: Sequence[str]) -> None:

@@ -15,10 +15,14 @@ TAKES_GRID = True
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
-    """Refuse shuffled labels, and a row buffer where rows are permuted already. Raises: ConfigError."""
+    """Refuse shuffled labels, targets, and a row buffer where rows are permuted already. Raises: ConfigError."""
     if config.control == "shuffled_labels":
         raise ConfigError("control=shuffled_labels: a sparse autoencoder is trained without labels.")
     refuse_metrics(config)
+    if config.probe.targets not in ((), ("label",)):
+        raise ConfigError(
+            f"probe.targets={list(config.probe.targets)}: a sparse autoencoder has no targets.", fix="leave it unset"
+        )
     if config.features.shuffle == "rows" and any(part.row_buffer for part in params):
         raise ConfigError(
             "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",

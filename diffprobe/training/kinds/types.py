@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-from diffprobe.config.schema import RunConfig
+from diffprobe.config.schema import RunConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.result import MetricRecord, RunResult
 
@@ -96,6 +96,30 @@ def refuse_row_shuffle(config: RunConfig) -> None:
         raise ConfigError(
             f"features.shuffle=rows: a probe of kind '{config.probe.kind}' learns from whole samples.",
             fix="features.shuffle=samples",
+        )
+
+
+def refuse_joint_clipping(config: RunConfig) -> None:
+    """Refuse to clip the joint gradient of probes that train side by side. Raises: ConfigError."""
+    if config.trainer.gradient_clip is not None:
+        raise ConfigError(
+            f"trainer.gradient_clip={config.trainer.gradient_clip}: its norm would couple the probes of a run of kind "
+            f"'{config.probe.kind}', which train side by side.",
+            fix="leave it unset",
+        )
+
+
+def refuse_steps(config: RunConfig) -> None:
+    """Refuse settings of training steps for a probe that has a closed form. Raises: ConfigError.
+
+    `trainer.max_epochs` is allowed: experiment files set it for several probes.
+    """
+    names = ("learning_rate", "weight_decay", "gradient_clip", "max_steps", "checkpoint_every_steps")
+    idle = [name for name in names if getattr(config.trainer, name) != getattr(TrainerConfig, name)]
+    if idle:
+        keys = ", ".join(f"trainer.{name}" for name in idle)
+        raise ConfigError(
+            f"{keys}: probe '{config.probe.name}' has a closed form and no steps.", fix="leave the keys unset"
         )
 
 

@@ -1,0 +1,130 @@
+"""Load a frozen transformers model from the config and safetensors files of one part, and from nothing else.
+
+transformers would follow an index to pickles, take an attention implementation from the config (and fetch it from the
+hub), and load adapters that lie beside the weights. Here it gets a config of known settings and tensors in memory.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.network_size import bounded
+from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
+from diffprobe.backbones.weights import read_tensors
+from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.foreign import naming
+
+_BASES = ("PreTrainedConfig", "PretrainedConfig")
+"""The base class of all configs, since and before transformers 5."""
+_DENIED = {
+    "attn_implementation", "experts_implementation", "torch_dtype", "dtype", "transformers_weights", "fusion_config",
+    "distributed_config", "kernel_config", "gguf_file", "torchscript", "use_return_dict", "return_dict",
+    "output_attentions", "output_hidden_states", "name_or_path", "architectures",
+}  # fmt: skip
+"""Settings that choose code, files, precision or the form of the output: those are chosen here."""
+_ALWAYS = ("use_attention_mask", "tie_word_embeddings")
+"""Settings that pipelines or models read although no class of configs declares them."""
+
+
+def model_class(folder: Path) -> Any:
+    """Return transformers' class of bare models for the model_type in a folder's config.
+
+    Raises: WeightsMissing; WeightsMismatch for a type that transformers does not have.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    path = folder / CONFIG
+    name = read_part_config(path).get("model_type")
+    if not isinstance(name, str) or name not in CONFIG_MAPPING or CONFIG_MAPPING[name] not in MODEL_MAPPING:
+        raise WeightsMismatch(
+            f"'{path}': model_type is {str(name)[:80]}, which is not a model of transformers.",
+            "code that comes with a checkpoint is never run",
+        )
+    found = MODEL_MAPPING[CONFIG_MAPPING[name]]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def load_transformer(
+    kind: Any, folder: Path, *, dtype: torch.dtype, attention: str | None = None, declared_only: bool = True
+) -> Any:
+    """Load a frozen transformers model from the folder of one part.
+
+    Args:
+        kind: the model's class.
+        dtype: precision of the weights, however they are stored.
+        attention: implementation of the attention; None takes PyTorch's where the class has it, else "eager".
+        declared_only: see `make_text_config`.
+    Raises: WeightsMissing; WeightsMismatch if config and weights do not fit; RunFailed if memory does not suffice.
+    """
+    path = folder / CONFIG
+    config = make_text_config(kind.config_class, path, declared_only=declared_only)
+    implementation = attention or ("sdpa" if getattr(kind, "_supports_sdpa", False) else "eager")
+    with naming(path, f"a configuration of {kind.__name__}"), bounded(_numbers(config), path), quiet_libraries():
+        with torch.device("meta"):
+            bare = kind(config)
+    tensors = read_tensors(folder, dtype=dtype)
+    needed, stored = (sum(x.numel() for x in part) for part in (bare.parameters(), tensors.values()))
+    if needed > stored:
+        raise WeightsMismatch(
+            f"the weights in '{folder}' do not fit its config.",
+            f"missing: the config has {needed:,} numbers, the files {stored:,}",
+        )
+    with naming(folder, f"a folder with the weights of {kind.__name__}"), quiet_libraries():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            dtype=dtype,
+            attn_implementation=implementation,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if faults:
+        raise WeightsMismatch(f"the weights in '{folder}' do not fit its config.", f"missing: {', '.join(faults[:5])}")
+    return model.eval().requires_grad_(False)
+
+
+def make_text_config(kind: Any, path: Path, *, declared_only: bool = True) -> Any:
+    """Make a transformers config of class `kind` from a file. A config of a whole CLIP has that of its text inside.
+
+    Args:
+        declared_only: take only the settings that the class declares; otherwise also older names that it translates,
+            but still none that choose code, files, precision or form of the output.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    found = network_settings(read_part_config(path))
+    nested = found.get(getattr(kind, "base_config_key", "") or "")
+    if isinstance(nested, dict):
+        found = nested
+    declared, denied = _declared(kind), _of_all(kind) | _DENIED
+    kept = [key for key in found if key in declared or (not declared_only and key not in denied)]
+    with naming(path, f"a configuration of {kind.__name__}"):
+        return kind(**{key: found[key] for key in kept})
+
+
+def _declared(kind: Any) -> set[str]:
+    """Return the settings that a class of configs has of its own, not those of all configs."""
+    names = {*getattr(kind, "attribute_map", {}), *_ALWAYS}
+    for parent in kind.__mro__:
+        if parent.__name__ in _BASES:
+            break
+        names |= _settings_of(parent)
+    return {name for name in names if not name.startswith("_")}
+
+
+def _of_all(kind: Any) -> set[str]:
+    return {name for parent in kind.__mro__ if parent.__name__ in _BASES for name in _settings_of(parent)}
+
+
+def _settings_of(parent: type) -> set[str]:
+    names = set(parent.__dict__.get("__annotations__", {}))  # transformers 5: fields
+    code = getattr(parent.__dict__.get("__init__"), "__code__", None)  # transformers 4: arguments
+    return names | set(code.co_varnames[1 : code.co_argcount] if code is not None else ())
+
+
+def _numbers(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(config).items() if isinstance(value, int)}
