@@ -27,6 +27,7 @@ def read_json_file(
     error: type[DiffprobeError] = SchemaError,
     fix: str | None = None,
     max_bytes: int = MAX_BYTES,
+    non_finite: bool = False,
 ) -> Any:
     """Read a JSON file.
 
@@ -35,6 +36,7 @@ def read_json_file(
         error: class of the error that is raised.
         fix: the next step of the user, for the error message.
         max_bytes: largest file that is read.
+        non_finite: take NaN and Infinity, which are not JSON, but which Python's libraries write.
 
     Returns: the value.
     Raises: FileNotFoundError; `error` if the file is not a regular one, too large, not UTF-8, not JSON, has a key
@@ -48,14 +50,19 @@ def read_json_file(
     size = path.stat().st_size
     if size > max_bytes:
         raise error(f"'{path}' has {size:,} bytes, more than a JSON file may have ({max_bytes:,}).", fix=fix)
-    return parse_json(path.read_bytes(), where=f"'{path}'", error=error, fix=fix)
+    return parse_json(path.read_bytes(), where=f"'{path}'", error=error, fix=fix, non_finite=non_finite)
 
 
 def read_json_object(
-    path: Path | str, *, error: type[DiffprobeError] = SchemaError, fix: str | None = None, max_bytes: int = MAX_BYTES
+    path: Path | str,
+    *,
+    error: type[DiffprobeError] = SchemaError,
+    fix: str | None = None,
+    max_bytes: int = MAX_BYTES,
+    non_finite: bool = False,
 ) -> dict[str, Any]:
     """Read a JSON file that has to hold an object. Raises: as `read_json_file`; `error` for another value."""
-    value = read_json_file(path, error=error, fix=fix, max_bytes=max_bytes)
+    value = read_json_file(path, error=error, fix=fix, max_bytes=max_bytes, non_finite=non_finite)
     return expect(value, dict, where=f"'{path}'", error=error, fix=fix)
 
 
@@ -65,17 +72,9 @@ def parse_json(
     where: str,
     error: type[DiffprobeError] = SchemaError,
     fix: str | None = None,
-    nan_is_null: bool = False,
+    non_finite: bool = False,
 ) -> Any:
-    """Parse JSON text.
-
-    Args:
-        where: its place, for the error message.
-        nan_is_null: read the token NaN, which JSON does not have and some writers use for a missing value, as None.
-
-    Raises: `error`, see `read_json_file`.
-    """
-    constant = _nan_is_null if nan_is_null else _refuse_constant
+    """Parse JSON text. `where` names its place in the error message. Raises: `error`, see `read_json_file`."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
@@ -83,6 +82,7 @@ def parse_json(
             found = " (it begins like a git-lfs pointer)" if text.startswith(b"version https://git-lfs") else ""
             raise error(f"{where} is not a readable JSON file: not UTF-8, {cause.reason}{found}.", fix=fix) from cause
     try:
+        constant = float if non_finite else _refuse_constant
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
     except RecursionError as cause:
         raise error(f"{where} is not a readable JSON file: nested too deeply.", fix=fix) from cause
@@ -118,11 +118,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _nan_is_null(name: str) -> None:
-    if name != "NaN":
-        _refuse_constant(name)
 
 
 def _finite(text: str) -> float:
