@@ -19,6 +19,7 @@ from diffprobe.config.kinds import KINDS, PROBE
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE, origins, read_kind
+from diffprobe.config.yaml_guard import check_interpolations, guard_files, refuse_resolvers
 from diffprobe.core.errors import ConfigError, DiffprobeError, nearest, unknown
 
 VERSION_BASE = "1.3"
@@ -68,6 +69,8 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     folders = search_path.folders()
     if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
         folders += search_path.roots()
+    for setting in settings:
+        refuse_resolvers(setting, f"on {COMMAND_LINE[0]}")
     try:
         tree, merged = _merge(kind == PROBE, experiment, chosen, values, folders)
     except UnreadableSetting as error:
@@ -187,14 +190,11 @@ def _merge(
     with_base: bool, experiment: str | None, chosen: dict[str, str], values: list[str], folders: list[Path]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Merge with Hydra. Returns: the tree, and (config name, package) of each file in merge order."""
-    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     paths = ",".join(_quoted(f"file://{folder}") for folder in folders[1:])
     overrides = [f"hydra.searchpath=[{paths}]"]
@@ -206,13 +206,19 @@ def _merge(
     overrides += [f"{group}={name}" for group, name in chosen.items()]
     overrides += [_added(value) for value in values]
     listed: list[Any] = []
+    names = [f"{search_path.BASE}/run"] if with_base else []
+    names += ["/".join(filter(None, _choice(experiment)))] if experiment is not None else []
     try:
+        guard_files([*names, *(f"{group}/{name}" for group, name in chosen.items())], folders, chosen)
         with initialize_config_dir(config_dir=str(folders[0]), version_base=VERSION_BASE):
             config = hydra_compose(config_name=None, overrides=overrides)
             loader = GlobalHydra.instance().config_loader()
             listed = loader.compute_defaults_list(None, overrides, RunMode.RUN).defaults
+        check_interpolations(OmegaConf.to_container(config, resolve=False))
         tree = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+    except DiffprobeError:
+        raise
+    except Exception as error:  # of Hydra, OmegaConf or YAML; their readers also raise ValueError, TypeError and others
         raise compose_error(error, experiment, values, _files(listed), folders) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}, _files(listed)

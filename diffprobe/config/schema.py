@@ -172,12 +172,16 @@ class FeaturesConfig:
     """Place of a stored split: in memory, mapped from files, on the probe's device; auto: in memory up to 2 GiB."""
     shuffle: Literal["samples", "rows"] = "samples"
     """Unit of shuffling: whole samples, or (sae with a store) single rows: positions, tokens and draws."""
+    verify: bool = True
+    """Compare the checksum of each file of a store when a split is opened, once per process."""
 
     def __post_init__(self) -> None:
         if self.source == "live" and self.placement != "auto":
             raise ConfigError(f"placement={self.placement} needs source=stored: live features are not stored.")
         if self.source == "live" and self.shuffle == "rows":
             raise ConfigError("shuffle=rows needs source=stored; with source=live, use probe.params.row_buffer=N.")
+        if self.source == "live" and not self.verify:
+            raise ConfigError("verify=false needs source=stored: live features have no store.", fix="data.verify=false")
         if self.latent_cache is not None and self.source == "live":
             raise ConfigError("latent_cache belongs to source=stored: source=live reads images.")
         if not self.taps or not (self.timesteps or self.snr):

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from diffprobe.config.search_path import display, find
+from diffprobe.config.yaml_guard import read_node
 from diffprobe.core.errors import ConfigError
 
 COMMAND_LINE = ("the command line", 0)
@@ -44,7 +45,7 @@ def read_kind(path: Path) -> str | None:
         raise ConfigError(f"{display(path)} has no keys at its top level.")
     _refuse_odd_keys(node, path)
     for key, value in node.value:
-        if key.value == "kind":
+        if key.value == "kind" and isinstance(value, yaml.ScalarNode):
             return str(value.value)
     return None
 
@@ -64,8 +65,7 @@ def _refuse_odd_keys(node: yaml.MappingNode, path: Path) -> None:
 
 def _node(path: Path) -> yaml.Node | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.compose(file, Loader=yaml.SafeLoader)
+        return read_node(path, display(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise unreadable(error, [path]) from error
 
@@ -82,7 +82,10 @@ def unreadable(error: yaml.YAMLError | UnicodeDecodeError, paths: Sequence[Path]
         return ConfigError(f"{display(Path(mark.name))} is not readable YAML: {what}, in line {mark.line + 1}.")
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.yaml")))]
     odd = ", ".join(display(file) for file in files if not _is_text(file))
-    return ConfigError(f"{odd or 'a preset or experiment file'} is not readable YAML: {error}.", fix="save it as UTF-8")
+    return ConfigError(
+        f"{odd or 'a preset or experiment file'} is not readable YAML: {' '.join(str(error).split())}.",
+        fix="save it as UTF-8",
+    )
 
 
 def _is_text(file: Path) -> bool:

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 from diffprobe.core.terminal import one_line
 
+_LONGEST = 2000
+"""Longest part of a message that is shown in full, in characters."""
+
 
 class DiffprobeError(Exception):
     """Base class of all errors that diffprobe raises.
@@ -29,13 +32,21 @@ class DiffprobeError(Exception):
         super().__init__(what, *details)
 
     def __str__(self) -> str:  # KeyError prints the repr of a tuple
-        lines = [one_line(self.what), *(f"  {one_line(line)}" for line in self.details)]
+        lines = [_shown(self.what), *(f"  {_shown(line)}" for line in self.details)]
         if self.fix:
-            lines.append(f"  fix: {one_line(self.fix)}")
+            lines.append(f"  fix: {_shown(self.fix)}")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:  # errors are sent between processes (loader workers, DDP)
         return _rebuild, (type(self), self.what, self.details, self.fix)
+
+
+def _shown(text: str) -> str:
+    """Return a part of a message as one line; of a long one, for example of a number of 4,000 digits, both ends."""
+    line = one_line(text)
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST - 300]} [{len(line) - _LONGEST + 100:,} characters] {line[-200:]}"
 
 
 def _rebuild(cls: type[DiffprobeError], what: str, details: tuple[str, ...], fix: str | None) -> DiffprobeError:

@@ -73,18 +73,8 @@ def parse_json(
     error: type[DiffprobeError] = SchemaError,
     fix: str | None = None,
     non_finite: bool = False,
-    nan_is_null: bool = False,
 ) -> Any:
-    """Parse JSON text.
-
-    Args:
-        where: its place, for the error message.
-        non_finite: keep NaN and infinity as numbers.
-        nan_is_null: read the token NaN, which JSON does not have and some writers use for a missing value, as None.
-
-    Raises: `error`, see `read_json_file`.
-    """
-    constant = float if non_finite else _nan_is_null if nan_is_null else _refuse_constant
+    """Parse JSON text. `where` names its place in the error message. Raises: `error`, see `read_json_file`."""
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
@@ -92,6 +82,7 @@ def parse_json(
             found = " (it begins like a git-lfs pointer)" if text.startswith(b"version https://git-lfs") else ""
             raise error(f"{where} is not a readable JSON file: not UTF-8, {cause.reason}{found}.", fix=fix) from cause
     try:
+        constant = float if non_finite else _refuse_constant
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
     except RecursionError as cause:
         raise error(f"{where} is not a readable JSON file: nested too deeply.", fix=fix) from cause
@@ -127,11 +118,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _nan_is_null(name: str) -> None:
-    if name != "NaN":
-        _refuse_constant(name)
 
 
 def _finite(text: str) -> float:

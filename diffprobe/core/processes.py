@@ -115,10 +115,11 @@ def _lightning(environ: Mapping[str, str]) -> Processes:
     local, node = _number("LOCAL_RANK", environ, "0"), _number("NODE_RANK", environ, "0")
     if "LOCAL_RANK" not in environ:  # the start of a run on one of several nodes, before Lightning starts the others
         return Processes(node=node, shown=_shown(("NODE_RANK",), environ))
-    if "WORLD_SIZE" not in environ:  # a script may name the device of its only process in this way
-        if local:
+    if "WORLD_SIZE" not in environ:
+        if local and "NODE_RANK" not in environ:
             raise _invalid(("LOCAL_RANK", "WORLD_SIZE"), environ)
-        return Processes(node=node)
+        # between two trainings of one script, for which Lightning forgets their number; or a script that names a device
+        return Processes(launcher="lightning" if "NODE_RANK" in environ else "", local_rank=local, node=node)
     count, names = _number("WORLD_SIZE", environ), ("NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     if local >= count:
         raise _invalid(names, environ)

@@ -22,6 +22,7 @@ from diffprobe.backbones.unet import TextUnet
 from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import at_least
+from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, unknown
 from diffprobe.core.memory import keep_freed_memory
@@ -144,9 +145,10 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         started_at=started_at,
         artifacts=inputs,
     )
+    if config.prompts:  # before the result, which shows that the run is complete
+        with atomic_file(run_dir / "samples.png") as temporary:
+            sample_grid(config, pipeline).save(temporary, format="PNG")
     write_result(result, run_dir / RESULT_FILE)
-    if config.prompts:
-        sample_grid(config, pipeline).save(run_dir / "samples.png")
     return run_dir / RESULT_FILE, missed_gates(config.gates, metrics)
 
 

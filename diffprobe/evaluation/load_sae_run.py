@@ -13,6 +13,7 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
 from diffprobe.core.json_file import expect, read_json_object
 from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, read_result
+from diffprobe.report.query import parse_cell
 from diffprobe.runs.grid import MEMBERS
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ class TrainedRun:
         from diffprobe.probes.serialization import TENSORS
 
         folders = {name: self.folder / name for name in self.names}
+        for name in folders:
+            if Path(name).is_absolute() or ".." in Path(name).parts or not Path(name).parts:
+                raise SchemaError(f"'{self.folder / RESULT_FILE}': the autoencoder '{name}' is not in the folder.")
         for name, folder in folders.items():
-            if not (folder / TENSORS).is_file():
+            if not _is_file(folder / TENSORS):
                 raise WeightsMissing(
                     f"the run '{self.folder}' has no weights '{name}/{TENSORS}'.", fix="train it again"
                 )
@@ -57,13 +61,16 @@ class TrainedRun:
 
         Raises: SchemaError if they differ in tap, condition or pooling.
         """
-        from diffprobe.backbones.cell import Cell
         from diffprobe.probes.serialization import SETTINGS
 
-        settings = read_json_object(sae / SETTINGS).get("settings")
-        named = expect(settings, dict, where=f"'{sae / SETTINGS}': settings").get("cell")
-        names = [named] if named else sorted({record.cell for record in self.result.metrics if record.cell})
-        cells = sorted((Cell.parse(name) for name in names), key=lambda cell: cell.timestep)
+        path = sae / SETTINGS
+        settings = expect(read_json_object(path).get("settings"), dict, where=f"'{path}': settings")
+        named = settings.get("cell")
+        if named:
+            names = [expect(named, str, where=f"'{path}': settings.cell")]
+        else:
+            names = sorted({record.cell for record in self.result.metrics if record.cell})
+        cells = sorted((parse_cell(name) for name in names), key=lambda cell: cell.timestep)
         if len({(cell.tap, cell.condition, cell.pool) for cell in cells}) != 1:
             raise SchemaError(
                 f"the cells that '{sae}' was trained on cannot be determined.", f"cells of the run: {names}"
@@ -87,8 +94,10 @@ def open_runs(run: str) -> list[TrainedRun]:
     if not whole.names:
         raise SchemaError(f"'{folder / RESULT_FILE}' lists no autoencoder.", fix="train it again")
     paths = [Path(name).parts for name in whole.names]
-    members = list(dict.fromkeys(parts[1] for parts in paths if parts[0] == MEMBERS))
-    missing = [name for name in members if not (folder / MEMBERS / name / RESULT_FILE).is_file()]
+    members = list(dict.fromkeys(parts[1] for parts in paths if len(parts) > 1 and parts[0] == MEMBERS))
+    if ".." in members:
+        raise SchemaError(f"'{folder / RESULT_FILE}' lists a member outside of its folder.", fix="train it again")
+    missing = [name for name in members if not _is_file(folder / MEMBERS / name / RESULT_FILE)]
     if missing:
         raise WeightsMissing(
             f"the grid '{folder}' lacks {len(missing)} of its {len(members)} members.",
@@ -96,6 +105,13 @@ def open_runs(run: str) -> list[TrainedRun]:
             fix=f"train it again, or evaluate a single member: diffprobe eval sae '{folder / MEMBERS}/NAME'",
         )
     return [_read(folder / MEMBERS / name) for name in members] or [whole]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        return False
 
 
 def _read(folder: Path) -> TrainedRun:

@@ -49,9 +49,9 @@ class SaeEvaluation:
     group_attribute: str | None = None
     """Attribute whose values are the clusters of the bootstrap; samples without a value, and all samples if it is None,
     are clusters of their own."""
-    backbone: str | None = None
+    backbone_path: str | None = None
     """Path of the backbone; None for the path of the run."""
-    data: str | None = None
+    data_path: str | None = None
     """Folder of the shards; None for the path of the run."""
     device: str = "auto"
     """Torch device; "auto" for the accelerator if there is one."""
@@ -85,9 +85,9 @@ def evaluate_sae(config: SaeEvaluation) -> list[Path]:
 def _with_current_paths(config: SaeEvaluation, trained: TrainedRun) -> TrainedRun:
     """Return the run with the paths of data and backbone that `config` sets."""
     run = trained.config
-    backbone = replace(run.backbone, path=config.backbone or run.backbone.path, device=config.device)
+    backbone = replace(run.backbone, path=config.backbone_path or run.backbone.path, device=config.device)
     limit = run.data.limit if config.limit is None else config.limit
-    data = replace(run.data, path=config.data or run.data.path, limit=limit)
+    data = replace(run.data, path=config.data_path or run.data.path, limit=limit)
     return replace(trained, config=replace(run, backbone=backbone, data=data))
 
 
@@ -205,7 +205,7 @@ def _open(
         raise SchemaError(
             f"'{trained.config.data.path}' is not the shard set that the run was trained on.",
             f"digest of the run: {inputs.get(SHARDS)}, of this set: {request.shard_set.digest}",
-            fix="set the folder of that shard set: data=FOLDER",
+            fix="set the folder of that shard set: data_path=FOLDER",
         )
     if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
         raise unknown("group_attribute", config.group_attribute, request.shard_set.attributes)
@@ -219,7 +219,7 @@ def _open(
         raise WeightsMismatch(
             f"'{backbone.path}' is not the backbone that the run was trained on.",
             f"digest of the run: {inputs.get(BACKBONE, 'not recorded')}, of this backbone: {digest}",
-            fix="set the folder of that backbone: backbone=FOLDER; or train on this one",
+            fix="set the folder of that backbone: backbone_path=FOLDER; or train on this one",
         )
     with quiet_libraries():
         network = SplicedError(request.plan, cell.tap, device=backbone.device)

@@ -11,7 +11,7 @@ import torch
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.plan import ReadPlan
-from diffprobe.core.digest import digest_file
+from diffprobe.core.digest import digest_file_once
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.manifest import LATENTS, TENSORS, Manifest, ShardEntry
@@ -112,7 +112,7 @@ class LatentCache:
         """
         samples = self._store.samples(shard)
         path = self.path / shard_folder(shard.file) / samples["cells"][CELL]["file"]
-        if digest_file(path) != samples["cells"][CELL]["sha256"]:
+        if digest_file_once(path) != samples["cells"][CELL]["sha256"]:
             raise SchemaError(
                 f"'{path}' was modified after it was written (checksum).", fix=f"remove the folder '{path.parent}'"
             )

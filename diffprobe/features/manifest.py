@@ -8,13 +8,16 @@ or may differ between machines. Paths, hosts and dates are neither. Reading a ma
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffprobe.core.artifact import HEADER, read_json, write_artifact
+from diffprobe.core.column_names import column_faults, describe_faults
 from diffprobe.core.digest import canonical_json, digest_json
-from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError
+from diffprobe.core.json_file import expect, read_json_object
 from diffprobe.core.registry import DATASETS
 
 FEATURES = "feature_store"
@@ -108,31 +111,58 @@ class Manifest:
         """Read a manifest. Raises: SchemaError for another kind or version, or an incomplete or modified file."""
         value = read_sealed(path, kind=kind, schema_version=SCHEMA_VERSION)
         try:
-            manifest = cls(
-                backbone=value["backbone"],
-                cells=value["cells"],
-                data=value["data"],
-                shards=tuple(ShardEntry(**shard) for shard in value["shards"]),
-                dtype=value["dtype"],
-                recorded=value["recorded"],
-                kind=kind,
-            )
-        except (KeyError, TypeError) as error:
-            raise SchemaError(f"'{path}' is not a complete manifest: {error!r}.") from error
+            manifest = _parse(value, kind)
+        except (KeyError, TypeError, DiffprobeError) as error:
+            cause = error.what if isinstance(error, DiffprobeError) else f"{type(error).__name__}: {error}"
+            raise SchemaError(
+                f"'{path}' is not a complete manifest ({cause}).", fix="extract the store again"
+            ) from error
         if manifest.digest != value.get("digest"):
             raise SchemaError(f"'{path}': the digest does not match the content.", fix="extract the store again")
         return manifest
 
 
+def _parse(value: dict[str, Any], kind: str) -> Manifest:
+    """Read the body of a manifest. Raises: SchemaError, KeyError or TypeError for a missing or wrong part."""
+    recorded = expect(value["recorded"], dict, where="recorded")
+    attributes = expect(recorded["attributes"], dict, where="recorded.attributes")
+    for name, texts in (("classes", recorded["classes"]), *attributes.items()):
+        if not all(isinstance(text, str) for text in expect(texts, list, where=f"recorded.{name}")):
+            raise SchemaError(f"recorded.{name}: expected a list of texts")
+    for name in ("backbone", "data", "licence"):
+        expect(recorded[name], str, where=f"recorded.{name}")
+    expect(recorded["versions"], dict, where="recorded.versions")
+    if faults := describe_faults(column_faults(attributes)):
+        raise SchemaError(f"{faults[0]}; rename it in the index (diffprobe data index --rename)")
+    cells = expect(value["cells"], dict, where="cells")
+    for cell, width in cells.items():
+        if expect(width, int, where=f"cells: {cell}") < 1 or (kind == FEATURES and not _is_cell(cell)):
+            raise SchemaError(f"cells: {cell}: {width}")
+    shards = tuple(ShardEntry(**expect(shard, dict, where="shards")) for shard in value["shards"])
+    for shard in shards:
+        for name, of in (("file", str), ("split", str), ("n", int), ("sha256", str)):
+            expect(getattr(shard, name), of, where=f"shards: {name}")
+    data = expect(value["data"], dict, where="data")
+    expect(data["shard_set"], str, where="data.shard_set")
+    return Manifest(
+        backbone=expect(value["backbone"], dict, where="backbone"), cells=cells, data=data, shards=shards,
+        dtype=expect(value["dtype"], str, where="dtype"), recorded=recorded, kind=kind,
+    )  # fmt: skip
+
+
+def _is_cell(name: str) -> bool:
+    """Return whether a name has the parts of a cell: tap, timestep, condition, pooling."""
+    return re.fullmatch(r"[^@:]+@t\d+:[^:]+:[^:]+", name) is not None and ".." not in name.split("/")
+
+
 def kind_of(path: Path) -> str:
     """Return the kind of a manifest's store. Raises: SchemaError for another file."""
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8"))[HEADER]["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SchemaError(f"'{path}' is not a manifest: it has no readable header.") from error
-    if kind not in SHARD_KINDS:
-        raise SchemaError(f"'{path}' is an artifact '{kind}'.", f"expected: {' or '.join(SHARD_KINDS)}")
-    return str(kind)
+    header = read_json_object(path).get(HEADER)
+    if not isinstance(header, dict) or "kind" not in header:
+        raise SchemaError(f"'{path}' is not a manifest: it has no readable header.")
+    if header["kind"] not in SHARD_KINDS:
+        raise SchemaError(f"'{path}' is an artifact '{header['kind']}'.", f"expected: {' or '.join(SHARD_KINDS)}")
+    return str(header["kind"])
 
 
 def read_sealed(path: Path, *, kind: str, schema_version: int) -> dict[str, Any]:

@@ -4,18 +4,21 @@ Feature files are memory-mapped (safetensors); nothing is unpickled.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from torch import Tensor
 
+from diffprobe.core.digest import digest_file_once
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.safetensors_file import open_safetensors
 from diffprobe.features.batch import FeatureTable, concatenate
 from diffprobe.features.cell_selection import choose_cell
 from diffprobe.features.manifest import FEATURES, TENSORS, Manifest, ShardEntry, covers, differences, kind_of
+from diffprobe.features.tensor_file import rows_shape
 from diffprobe.features.verify import find_faults, read_samples
 from diffprobe.features.writer import MANIFEST, shard_folder
 
@@ -33,17 +36,21 @@ class FeatureStore:
         manifest: the identity of the store.
         only: file names of the source shards that are read; None for all. A store may have more shards than a request
             needs (`data.limit`); the others are then ignored.
+        verifies: whether the checksum of each feature file is compared before it is read, once per process.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, only: frozenset[str] | None = None) -> None:
-        self.path, self.manifest, self.only = path, manifest, only
+    def __init__(
+        self, path: Path, manifest: Manifest, *, only: frozenset[str] | None = None, verify: bool = True
+    ) -> None:
+        self.path, self.manifest, self.only, self.verifies = path, manifest, only, verify
 
     @classmethod
-    def open(cls, path: Path | str, *, kind: str | None = FEATURES) -> "FeatureStore":
+    def open(cls, path: Path | str, *, kind: str | None = FEATURES, verify: bool = True) -> "FeatureStore":
         """Open a store by its folder; it may be incomplete.
 
         Args:
             kind: FEATURES or LATENTS; None accepts both.
+            verify: compare the checksum of each feature file before it is read, once per process.
 
         Raises: StoreIncomplete if there is no manifest; SchemaError if the manifest has another kind or schema version,
             or was modified.
@@ -51,28 +58,35 @@ class FeatureStore:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise StoreIncomplete(f"'{path}' is not a store: it has no {MANIFEST}.", fix="diffprobe store list FOLDER")
-        return cls(path, Manifest.read(path / MANIFEST, kind=kind or kind_of(path / MANIFEST)))
+        return cls(path, Manifest.read(path / MANIFEST, kind=kind or kind_of(path / MANIFEST)), verify=verify)
 
     @classmethod
-    def find(cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...") -> "FeatureStore":
+    def find(
+        cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...", verify: bool = True
+    ) -> "FeatureStore":
         """Return the store below `root` that serves a request: equal settings, at least the requested cells and shards.
 
         Shards that were not requested are not read.
 
         Args:
             command: command that creates the store, for the messages.
+            verify: see `open`.
 
         Raises: StoreIncomplete if the store does not exist or is incomplete; StoreMismatch if `root` has only other
             stores, with the differences to the nearest one.
         """
         root = Path(root)
         if (root / expected.folder / MANIFEST).exists():
-            exact = cls.open(root / expected.folder)  # raises for a damaged store of this name
+            exact = cls.open(root / expected.folder, verify=verify)  # raises for a damaged store of this name
             if not exact.missing(expected.splits):
                 return exact
         found = list(list_stores(root))
         asked = frozenset(shard.file for shard in expected.shards)
-        fitting = [cls(store.path, store.manifest, only=asked) for store in found if covers(store.manifest, expected)]
+        fitting = [
+            cls(store.path, store.manifest, only=asked, verify=verify)
+            for store in found
+            if covers(store.manifest, expected)
+        ]
         splits = expected.splits
         for store in fitting:
             if not store.missing(splits):
@@ -99,7 +113,7 @@ class FeatureStore:
         """Names of the splits."""
         return self.manifest.splits
 
-    @property
+    @cached_property
     def attributes(self) -> dict[str, tuple[str, ...]]:
         """Attribute name -> its values; a sample's attribute is an index into them."""
         return {name: tuple(values) for name, values in self.manifest.recorded["attributes"].items()}
@@ -175,7 +189,8 @@ class FeatureStore:
 
         A split with one shard is memory-mapped; several shards are copied into one array. `iter_shards` never copies.
 
-        Raises: StoreIncomplete; UnknownName for a split or cell that the store does not have.
+        Raises: StoreIncomplete; SchemaError for a modified file; UnknownName for a split or cell that the store does
+            not have.
         """
         return concatenate(list(self.iter_shards(split, cells)))
 
@@ -197,7 +212,10 @@ class FeatureStore:
     def _table(self, shard: ShardEntry, cells: Sequence[str]) -> FeatureTable:
         samples = self.samples(shard)
         folder, name = self.path / shard_folder(shard.file), TENSORS[self.manifest.kind]
-        features = {cell: _mapped(folder / samples["cells"][cell]["file"], name) for cell in cells}
+        files = {cell: folder / samples["cells"][cell]["file"] for cell in cells}
+        for cell, file in files.items() if self.verifies else ():
+            _check_digest(file, samples["cells"][cell]["sha256"])
+        features = {cell: _mapped(file, name) for cell, file in files.items()}
         keys = samples["keys"]
         for cell, values in features.items():
             if len(values) != len(keys):
@@ -238,11 +256,22 @@ def list_stores(
                 yield store
 
 
+def _check_digest(path: Path, sha256: str) -> None:
+    """Compare a file with its checksum, once per process while it stays the same. Raises: SchemaError."""
+    if not path.is_file():
+        raise StoreIncomplete(f"'{path}' is missing.", fix=_fix(path))
+    if digest_file_once(path) != sha256:
+        raise SchemaError(f"'{path}' was modified after it was written (checksum).", fix=_fix(path))
+
+
 def _mapped(path: Path, name: str) -> Float[Tensor, "samples ..."]:
     try:
-        with safe_open(path, framework="pt") as file:
+        rows_shape(path, name)
+        with open_safetensors(path, fix=_fix(path)) as file:
             return file.get_tensor(name)
     except FileNotFoundError as error:
-        raise StoreIncomplete(f"'{path}' is missing.", fix="verify the store: diffprobe store verify FOLDER") from error
-    except Exception as error:  # safetensors' own error class is not public in all versions
-        raise SchemaError(f"cannot read '{path}': {error}.", fix="diffprobe store verify FOLDER") from error
+        raise StoreIncomplete(f"'{path}' is missing.", fix=_fix(path)) from error
+
+
+def _fix(path: Path) -> str:
+    return f"remove the folder '{path.parent}' and extract again; all faults: diffprobe store verify {path.parents[1]}"

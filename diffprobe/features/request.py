@@ -22,7 +22,7 @@ from diffprobe.features.missing_values import check_values, needed_columns
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
-_READING = ("source", "placement", "shuffle")
+_READING = ("source", "placement", "shuffle", "verify")
 """Keys of `features` that change how features are read, but not the store."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
 

@@ -29,7 +29,8 @@ class StoredFeatures(FeatureSource):
     def store(self) -> FeatureStore:
         """The store that serves the request."""
         command = self.request.command
-        return FeatureStore.find(self.request.features.store, self.request.manifest, command=command)
+        features = self.request.features
+        return FeatureStore.find(features.store, self.request.manifest, command=command, verify=features.verify)
 
     def __getstate__(self) -> dict[str, object]:  # mapped files cannot be sent to spawned processes
         return {name: value for name, value in vars(self).items() if name not in ("store", "_rows")}

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.core.errors import RunFailed, SchemaError
+from diffprobe.core.json_file import parse_json
 
 
 class RowWriter:
@@ -88,11 +89,17 @@ def _header(name: str, n: int, shape: tuple[int, ...]) -> bytes:
 
 def _read_header(path: Path, name: str) -> tuple[tuple[int, ...], int]:
     try:
+        if path.exists() and not path.is_file():
+            raise SchemaError(f"'{path}' is not a regular file.")
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            tensor = json.loads(file.read(min(length, 2**20)))[name]
+            tensor = parse_json(file.read(min(length, 2**20)), where=f"the header of '{path}'")[name]
         shape, (first, last) = tuple(tensor["shape"]), tensor["data_offsets"]
+        if not all(type(n) is int and n >= 0 for n in (*shape, first, last)):
+            raise TypeError("sizes")
         whole = tensor["dtype"] == "F32" and first == 0 and last == 4 * math.prod(shape)
+    except SchemaError:
+        raise
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"'{path}' has no tensor '{name}' ({type(error).__name__}).") from error
     if not whole or path.stat().st_size != 8 + length + last:

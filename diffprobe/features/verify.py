@@ -9,7 +9,17 @@ from typing import Any
 
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete
-from diffprobe.features.manifest import FEATURES, SHARD_KINDS, TENSORS, Manifest, ShardEntry, kind_of, read_sealed
+from diffprobe.core.json_file import expect
+from diffprobe.features.manifest import (
+    FEATURES,
+    SHARD_KINDS,
+    TENSORS,
+    Manifest,
+    ShardEntry,
+    cell_file,
+    kind_of,
+    read_sealed,
+)
 from diffprobe.features.tensor_file import rows_shape
 from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_SCHEMA_VERSION, TEMPORARY, shard_folder
 
@@ -19,11 +29,53 @@ def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str,
 
     Raises: SchemaError if it was modified or belongs to another store or shard; FileNotFoundError.
     """
+    samples = _read_own(path, manifest, shard)
+    try:
+        _check_samples(samples, manifest)
+    except (KeyError, TypeError, DiffprobeError) as error:
+        file = path / shard_folder(shard.file) / SAMPLES
+        cause = error.what if isinstance(error, DiffprobeError) else f"{type(error).__name__}: {error}"
+        raise SchemaError(f"'{file}' is not complete ({cause}).", fix="remove its folder and extract again") from error
+    return samples
+
+
+def _read_own(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str, Any]:
     file = path / shard_folder(shard.file) / SAMPLES
     samples = read_sealed(file, kind=SHARD_KINDS[manifest.kind], schema_version=SHARD_SCHEMA_VERSION)
-    if samples["store"] != manifest.digest or samples["shard"] != shard.file:
+    if samples.get("store") != manifest.digest or samples.get("shard") != shard.file:
         raise SchemaError(f"'{file}' belongs to another store or shard.", fix="remove its folder and extract again")
     return samples
+
+
+def _check_samples(samples: dict[str, Any], manifest: Manifest) -> None:
+    """Check types, lengths and ranges. Raises: SchemaError, KeyError or TypeError."""
+    keys = expect(samples["keys"], list, where="keys")
+    texts = {"keys": keys, "captions": expect(samples["captions"], list, where="captions")}
+    attributes = expect(samples["attributes"], dict, where="attributes")
+    sizes = {name: len(values) for name, values in manifest.recorded["attributes"].items()}
+    if set(attributes) - set(sizes):
+        raise SchemaError(f"attribute '{min(set(attributes) - set(sizes))}' is not in the manifest")
+    for name, column in texts.items():
+        if not all(isinstance(value, str) for value in column):
+            raise SchemaError(f"{name}: expected texts")
+    ids = {"label": (samples["label"], len(manifest.recorded["classes"]))}
+    ids |= {f"attributes.{name}": (column, sizes[name]) for name, column in attributes.items()}
+    for name, (column, size) in ids.items():
+        if not all(type(value) is int and -1 <= value < size for value in expect(column, list, where=name)):
+            raise SchemaError(f"{name}: expected integers from -1 to {size - 1}")
+    for name, column in (*texts.items(), *((name, column) for name, (column, _) in ids.items())):
+        if len(column) != len(keys):
+            raise SchemaError(f"'{name}' has {len(column)} values for {len(keys)} keys")
+    for entry in expect(samples["left_out"], list, where="left_out"):
+        expect(entry["key"], str, where="left_out"), expect(entry["message"], str, where="left_out")
+    for cell, entry in expect(samples["cells"], dict, where="cells").items():
+        if entry["file"] != cell_file(cell):
+            raise SchemaError(f"cells: '{cell}' has the file '{entry['file']}'")
+        expect(entry["sha256"], str, where="cells: sha256")
+        expect(entry["shape"], list, where="cells: shape")
+    missing = sorted(set(manifest.cells) - set(samples["cells"]))
+    if missing:
+        raise SchemaError(f"cells: '{missing[0]}' is missing")
 
 
 def verify_folder(path: Path | str) -> list[str]:
@@ -61,12 +113,14 @@ def find_faults(path: Path, manifest: Manifest) -> list[str]:
 def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
     folder = path / shard_folder(shard.file)
     try:
-        samples = read_samples(path, manifest, shard)
+        samples = _read_own(path, manifest, shard)
         faults = list(_sample_faults(samples, manifest, shard))
+        if not faults:
+            _check_samples(samples, manifest)
         files = {cell: samples["cells"][cell] for cell in manifest.cells if cell in samples["cells"]}
         for entry in files.values():
             faults += _file_faults(folder / entry["file"], entry, len(samples["keys"]), TENSORS[manifest.kind])
-    except (DiffprobeError, FileNotFoundError, KeyError, TypeError) as error:
+    except (DiffprobeError, FileNotFoundError, LookupError, TypeError, AttributeError, ValueError) as error:
         return [f"{folder.name}/{SAMPLES}: {str(error).splitlines()[0]}"]
     faults += _foreign(folder, {SAMPLES, *(entry["file"] for entry in files.values())})
     return [fault if fault.startswith(folder.name) else f"{folder.name}/{fault}" for fault in faults]
@@ -78,7 +132,8 @@ def _sample_faults(samples: dict[str, Any], manifest: Manifest, shard: ShardEntr
         yield f"{SAMPLES}: {len(keys)} samples and {n_left_out} left out, {shard.n} in the manifest"
     if len(set(keys)) != len(keys):
         yield f"{SAMPLES}: duplicate key"
-    columns = {"label": samples["label"], "captions": samples["captions"], **samples["attributes"]}
+    columns = {"label": samples["label"], "captions": samples["captions"]}
+    columns |= {f"attributes.{name}": column for name, column in samples["attributes"].items()}
     for name, column in columns.items():
         if len(column) != len(keys):
             yield f"{SAMPLES}: '{name}' has {len(column)} values for {len(keys)} keys"

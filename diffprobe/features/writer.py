@@ -8,9 +8,8 @@ import errno
 import os
 import resource
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 
 from diffprobe.core.artifact import write_artifact
+from diffprobe.core.atomic_file import flush_folder
+from diffprobe.core.claim import LOCK, abandoned, claim
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import NonFinite, RunFailed, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
@@ -62,6 +63,7 @@ class StoreWriter:
         if not file.exists():
             with self._disk():
                 manifest.write(file)
+                flush_folder(Path(root))
         elif Manifest.read(file, kind=manifest.kind).digest != manifest.digest:
             raise StoreMismatch(f"'{self.path}' has the manifest of another store.", fix="move that folder away")
         self._remove_leftovers()
@@ -87,12 +89,18 @@ class StoreWriter:
         Raises: NonFinite on NaN or infinity; RunFailed if samples are missing or the disk is full. Complete shards are
             kept.
         """
-        temporary = self.path / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{shard_folder(shard.file)}"
-        try:
+        with ExitStack() as stack:
             with self._disk():
+                temporary = self.path / stack.enter_context(claim(self.path, TEMPORARY))
                 temporary.mkdir()
+            self._write(temporary, shard, batches, {} if left_out is None else left_out)
+
+    def _write(
+        self, temporary: Path, shard: ShardEntry, batches: Iterable[ExtractedBatch], left_out: Mapping[str, str]
+    ) -> None:
+        try:
             rows = self._write_rows(temporary, shard, batches)
-            omitted = [{"key": key, "message": message} for key, message in (left_out or {}).items()]
+            omitted = [{"key": key, "message": message} for key, message in left_out.items()]
             if len(rows["keys"]) + len(omitted) != shard.n:
                 raise RunFailed(
                     f"shard '{shard.file}': {len(rows['keys'])} samples, {len(omitted)} left out, expected {shard.n}.",
@@ -118,8 +126,11 @@ class StoreWriter:
         """If all shards are complete, remove leftovers of dead processes. Returns: whether the store is complete."""
         if not all(self.has(shard) for shard in self.manifest.shards):
             return False
-        for folder in self.path.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        for leftover in self.path.glob(f"{TEMPORARY}*"):
+            if leftover.suffix == LOCK:
+                leftover.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
         for file in self.path.glob(f".{MANIFEST}.*.tmp"):
             file.unlink(missing_ok=True)
         return True
@@ -181,20 +192,19 @@ class StoreWriter:
             ) from error
 
     def _publish(self, temporary: Path, shard: ShardEntry) -> None:
+        flush_folder(temporary)
         try:
             os.rename(temporary, self.path / shard_folder(shard.file))
         except OSError:
             if not self.has(shard):  # a second process with the same part has written equal bytes
                 raise
+        flush_folder(self.path)
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary folders of dead processes of this machine."""
-        own = f"{TEMPORARY}{socket.gethostname()}-"
-        for leftover in self.path.glob(f"{own}*"):
-            pid = leftover.name[len(own) :].split("-", 1)[0]
-            # a restarted container gives its process the same id
-            if pid.isdigit() and (int(pid) == os.getpid() or not _is_alive(int(pid))):
-                shutil.rmtree(leftover, ignore_errors=True)
+        """Remove the temporary folders of the processes of this machine that have ended."""
+        with abandoned(self.path, TEMPORARY) as names:
+            for name in names:
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
 
 def shard_folder(file: str) -> str:
@@ -230,13 +240,3 @@ def _check_finite(values: Tensor, shard: ShardEntry, cell: str, keys: list[str])
             f"first: '{bad[0]}'",
             fix="a half-precision backbone may overflow: try backbone.dtype=float32",
         )
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

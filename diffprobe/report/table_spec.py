@@ -17,6 +17,8 @@ from diffprobe.core.terminal import one_line
 from diffprobe.report.yaml_tree import read_yaml_tree
 
 Value = str | int | float
+MAX_TABLES = 100
+"""Largest number of tables in one file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,8 @@ def load_specs(path: Path | str) -> tuple[TableSpec, ...]:
     parts = tree["tables"]
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
         raise ConfigError(f"{display(path)}: tables has to be a list of tables, each with its own keys.")
+    if len(parts) > MAX_TABLES:
+        raise ConfigError(f"{display(path)} has {len(parts):,} tables; at most {MAX_TABLES} are made.")
     return tuple(
         parse(TableSpec, {**shared, **part}, {**lines, **_lines_of_table(lines, i)}) for i, part in enumerate(parts)
     )

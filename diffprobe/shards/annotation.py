@@ -6,6 +6,7 @@ processes; that text is a further line.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,14 +130,21 @@ def _record(raw: RawSample, name: str, caps: Caps) -> dict[str, Any]:
         return {}
     _check_size(raw, name, caps)
     try:
-        record = parse_json(raw.files[name], where=f"field '{name}'", nan_is_null=True)
+        record = parse_json(raw.files[name], where=f"field '{name}'", non_finite=True)
     except DiffprobeError as error:
         place = re.search(r"line \d+ column \d+", error.what)
         at = f" ({place[0]})" if place else ""
         raise fault(raw, f"field '{name}' is not JSON{at}", error.what) from error
     if not isinstance(record, dict):
         raise fault(raw, f"field '{name}' must be a JSON object, not {type(record).__name__}")
-    return record
+    odd = [key for key, value in record.items() if _is_infinite(value)]
+    if odd:
+        raise fault(raw, f"json '{odd[0]}' is infinite, which is not a value")
+    return {key: value for key, value in record.items() if value == value}  # without NaN
+
+
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _text(raw: RawSample, name: str, caps: Caps) -> str:
@@ -166,9 +174,12 @@ def _captions(raw: RawSample, value: object, name: str) -> tuple[str, ...] | Non
     """Read the list of captions; entries without a value are not part of it."""
     if value is None or (isinstance(value, str) and has_value(value) is None):
         return None
-    if not isinstance(value, list) or not all(text is None or isinstance(text, str) for text in value):
+    if not isinstance(value, list):
         raise fault(raw, f"json '{name}' must be a list of texts")
-    return tuple(text for text in value if text is not None and has_value(text) is not None)
+    texts = [text for text in value if text is not None and text == text]  # without null and NaN
+    if not all(isinstance(text, str) for text in texts):
+        raise fault(raw, f"json '{name}' must be a list of texts")
+    return tuple(text for text in texts if has_value(text) is not None)
 
 
 def _label(raw: RawSample, value: object, name: str) -> int | None:
@@ -186,6 +197,9 @@ def _attributes(raw: RawSample, value: object, name: str, renamed: Mapping[str, 
         return {}
     if not isinstance(value, dict):
         raise fault(raw, f"json '{name}' must map names to values, not be {type(value).__name__}")
+    odd = [key for key, item in value.items() if _is_infinite(item)]
+    if odd:
+        raise fault(raw, f"json '{name}.{odd[0]}' is infinite, which is not a value")
     nested = [key for key, item in value.items() if isinstance(item, dict | list)]
     if nested:
         raise fault(raw, f"json '{name}.{nested[0]}' must be one value; attributes are flat")

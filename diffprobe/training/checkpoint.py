@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from diffprobe.core.artifact import read_json, write_artifact
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.core.json_file import expect
 from diffprobe.core.result import INPUT, RESULT_FILE
 from diffprobe.core.signals import take_sigterm
 from diffprobe.training.checkpoint_file import verify_checkpoint
@@ -139,7 +140,8 @@ def require_resumable(checkpoint: Path, inputs: Mapping[str, str]) -> None:
 def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
     """Check that an interrupted run would continue with the inputs it started with.
 
-    Raises: ConfigError if an input changed since, or if the folder of the run has no record of them.
+    Raises: ConfigError if an input changed since, or if the folder of the run has no record of them; SchemaError if the
+        record is damaged.
     """
     path = run_dir / INPUTS
     if not path.is_file():
@@ -147,7 +149,11 @@ def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
             f"the interrupted run in '{run_dir}' has no {INPUTS}, so its inputs cannot be compared.",
             fix="trainer.resume=false starts anew",
         )
-    before = read_json(path, kind=_KIND, schema_version=_SCHEMA_VERSION)["inputs"]
+    try:
+        tree = read_json(path, kind=_KIND, schema_version=_SCHEMA_VERSION)
+        before: dict[str, Any] = expect(tree.get("inputs"), dict, where=f"'{path}', inputs")
+    except SchemaError as error:
+        raise SchemaError(error.what, *error.details, fix="trainer.resume=false starts anew") from error
     other = sorted(name for name in {*before, *inputs} if before.get(name) != inputs.get(name))
     if other:
         raise ConfigError(

@@ -86,7 +86,7 @@ def cluster_environment(config: TrainerConfig, environ: Mapping[str, str]) -> Cl
     if found.launcher == "mpirun" and found.count > 1:
         raise _refused(config, found, "training does not run under mpirun", "torchrun or srun; or without mpirun")
     if found.launcher == "lightning":
-        if found.count != asked:
+        if found.count not in (1, asked):  # 1: Lightning forgets the number after a training
             raise _refused(config, found, _differ(config), f"trainer.devices={found.count}")
         return LightningEnvironment()
     if found.count == 1 and not (found.launcher == "torchrun" and asked > 1):

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.artifact import read_json, write_artifact
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
 
@@ -172,7 +173,12 @@ def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
     file = run_dir / _RUN_FILE
     if (resume or not is_main_process()) and file.exists():
-        return str(read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)["id"])
+        try:
+            tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)
+            return expect(tree.get("id"), str, where=f"'{file}', id")
+        except SchemaError as error:
+            fix = "remove the file; the run then continues as a new one of W&B"
+            raise SchemaError(error.what, *error.details, fix=fix) from error
     made = uuid.uuid4().hex[:8]
     if is_main_process():
         write_artifact(file, {"id": made}, kind=_KIND, schema_version=_SCHEMA_VERSION)

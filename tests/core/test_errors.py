@@ -56,3 +56,10 @@ def test_nearest_is_ordered_and_bounded() -> None:
         "learning_rate",
         "learning_rates",
     ]
+
+
+def test_a_long_part_of_a_message_shows_both_ends() -> None:
+    lines = str(ConfigError("x" * 1990, "value is " + "7" * 5000 + " here")).splitlines()
+    assert lines[0] == "x" * 1990
+    assert len(lines[1]) < 2100 and lines[1].startswith("  value is 777") and lines[1].endswith("777 here")
+    assert "[3,114 characters]" in lines[1]

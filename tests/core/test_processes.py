@@ -39,6 +39,7 @@ MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}
         ({**CHILD, "LOCAL_RANK": "0"}, "lightning", 0, 2, 0, 0, None),
         ({**CHILD, "LOCAL_RANK": "0", "NODE_RANK": "1"}, "lightning", 1, 2, 0, 1, None),
         ({"LOCAL_RANK": "0"}, "", 0, 1, 0, 0, None),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, "lightning", 0, 1, 1, 0, None),  # after a training, in its child
         (MPI, "mpirun", 2, 4, 0, 0, None),
         ({**MPI, **STEP}, "mpirun", 2, 4, 0, 0, None),  # mpirun starts its daemons by srun
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "mpirun", 1, 2, 0, 0, None),

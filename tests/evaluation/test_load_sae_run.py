@@ -11,6 +11,7 @@ from diffprobe.evaluation.load_sae_run import open_runs
 from diffprobe.evaluation.sae import SaeEvaluation, evaluate_sae
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import train
+from tests.artifacts import seal
 
 CELL = "mid_block@t20:empty:mean"
 
@@ -78,7 +79,7 @@ def test_folders_without_an_sae_run_are_refused(trained, tmp_path):
     other.mkdir()
 
     def write(**changed):
-        (other / "result.json").write_text(json.dumps({**result, **changed}))
+        (other / "result.json").write_text(json.dumps(seal({**result, **changed})))
 
     def evaluate():
         evaluate_sae(SaeEvaluation(experiment="tiny/evaluate_sae", run=str(other), output=str(tmp_path / "found")))
@@ -89,6 +90,15 @@ def test_folders_without_an_sae_run_are_refused(trained, tmp_path):
         evaluate()
     write(artifacts={name: sha for name, sha in result["artifacts"].items() if name.startswith("input/")})
     with pytest.raises(SchemaError, match="result.json"):
+        evaluate()
+    for name in ("../../x", "/x", "members/../../y"):
+        write(artifacts={**result["artifacts"], name: "ab" * 32})
+        with pytest.raises(SchemaError, match="result.json.*(not in the folder|outside of its folder)"):
+            evaluate()
+    write(metrics=[{**metric, "value": 0.0} for metric in result["metrics"]])
+    text = (other / "result.json").read_text()
+    (other / "result.json").write_text(text.replace('"value": 0.0', '"value": 0.125', 1))
+    with pytest.raises(SchemaError, match="result.json' was modified"):
         evaluate()
     write()
     with pytest.raises(WeightsMissing, match="probes/sae/probe.safetensors"):

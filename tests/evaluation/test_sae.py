@@ -203,12 +203,12 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
     (tmp_path / "fewer" / "train-0000.tar").unlink()
     (tmp_path / "fewer" / "index.json").unlink()
     build_index(tmp_path / "fewer", name="tiny", licence="CC0-1.0")
-    with pytest.raises(SchemaError, match=r"shard set(.|\n)*data=FOLDER"):
-        evaluate(data=str(tmp_path / "fewer"))
-    with pytest.raises(WeightsMismatch, match=r"backbone(.|\n)*backbone=FOLDER"):
-        evaluate(backbone=str(sd_unet.tiny(tmp_path / "other", seed=1)))
+    with pytest.raises(SchemaError, match=r"shard set(.|\n)*data_path=FOLDER"):
+        evaluate(data_path=str(tmp_path / "fewer"))
+    with pytest.raises(WeightsMismatch, match=r"backbone(.|\n)*backbone_path=FOLDER"):
+        evaluate(backbone_path=str(sd_unet.tiny(tmp_path / "other", seed=1)))
     with pytest.raises(WeightsMismatch, match="width 32; tap 'mid_block' .* 16"):
-        evaluate(backbone=str(sd_unet.tiny(tmp_path / "narrow", channels=(16, 16))))
+        evaluate(backbone_path=str(sd_unet.tiny(tmp_path / "narrow", channels=(16, 16))))
 
 
 def test_the_experiment_of_the_emoji_set_is_one_of_this_kind():

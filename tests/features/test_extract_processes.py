@@ -21,6 +21,7 @@ from diffprobe.features.request import Request
 # that it can be killed there, and how much memory it took.
 RUN = """
 import json, os, resource, sys
+from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features import extract as module
 
@@ -28,10 +29,7 @@ def say(*words):  # in one write, so that lines of several processes are not mix
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
 def configs(text):
-    backbone, data, features = json.loads(text)
-    del data["fields"]
-    features["taps"], features["timesteps"] = tuple(features["taps"]), tuple(features["timesteps"])
-    return BackboneConfig(**backbone), DataConfig(**data), FeaturesConfig(**features)
+    return tuple(map(parse, (BackboneConfig, DataConfig, FeaturesConfig), json.loads(text)))
 
 for name in ("shard_loader", "to_features"):
     def spoken(*args, _inner=getattr(module, name), _name=name):

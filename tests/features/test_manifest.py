@@ -64,7 +64,7 @@ def test_a_manifest_without_a_part_is_refused(manifest, tmp_path):
     from diffprobe.core.artifact import write_artifact
 
     write_artifact(tmp_path / "m.json", {"cells": {}}, kind="feature_store", schema_version=SCHEMA_VERSION)
-    with pytest.raises(SchemaError, match="not a complete manifest.*backbone"):
+    with pytest.raises(SchemaError, match="not a complete manifest.*recorded"):
         Manifest.read(tmp_path / "m.json")
 
 

@@ -1,11 +1,14 @@
 """A store serves what it holds, refuses what it does not, and notices changed bytes."""
 
 import json
+import os
 
 import pytest
 import torch
 
+from diffprobe.core.artifact import write_artifact
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, UnknownName
+from diffprobe.features.manifest import SCHEMA_VERSION, cell_file
 from diffprobe.features.reader import FeatureStore, list_stores
 from diffprobe.features.writer import StoreWriter
 
@@ -212,3 +215,99 @@ def test_a_store_of_an_older_schema_is_refused_with_the_command_that_extracts_it
         fix = caught.value.fix or ""
         assert "diffprobe extract backbone.path=toy data.path=" in fix
         assert "'features.taps=[mid_block,up_blocks.0]' 'features.timesteps=[10]'" in fix and str(store.path) in fix
+
+
+def flip(path, place=-3):
+    """Change one byte and keep size and time."""
+    time, data = path.stat().st_mtime_ns, bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(time, time))
+
+
+def test_a_changed_byte_of_a_cell_is_noticed_when_its_split_is_opened(tmp_path, manifest, fill):
+    path = fill(tmp_path, manifest).path
+    FeatureStore.open(path).load("train")
+    flip(path / "train-0001.tar" / cell_file(CELL))
+    store = FeatureStore.open(path)
+    with pytest.raises(SchemaError, match=r"train-0001.tar/mid_block@t10.empty.mean.*modified .*checksum") as caught:
+        store.load("train", [CELL])
+    assert f"diffprobe store verify {path}" in str(caught.value.fix)
+    with pytest.raises(SchemaError, match="checksum"):
+        store.arrays(CELL)
+    assert len(store.load("val")) == 5 and len(store.load("train", ["up_blocks.0@t10:empty:mean"])) == 11
+    assert len(FeatureStore.open(path, verify=False).load("train")) == 11
+
+
+def test_a_file_is_hashed_once_per_process(tmp_path, manifest, fill, monkeypatch):
+    from diffprobe.core import digest
+
+    path, hashed, whole = fill(tmp_path, manifest).path, [], digest.digest_file
+    monkeypatch.setattr(digest, "digest_file", lambda path: hashed.append(path) or whole(path))
+    for _ in range(3):
+        FeatureStore.open(path).load("train")
+    assert len(hashed) == 4  # two shards, two cells
+    FeatureStore.open(path, verify=False).load("val")
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s: s["keys"].pop(), "'captions' has 5 values for 4 keys"),
+        (lambda s: s["label"].append(0), "'label' has 6 values for 5 keys"),
+        (lambda s: s["label"].__setitem__(0, 2), "label: expected integers from -1 to 1"),
+        (lambda s: s["label"].__setitem__(0, -2), "label: expected integers"),
+        (lambda s: s["label"].__setitem__(0, True), "label: expected integers"),
+        (lambda s: s["label"].__setitem__(0, 10**30), "label: expected integers"),
+        (lambda s: s["attributes"]["style"].__setitem__(0, 3), "attributes.style: expected integers from -1 to 2"),
+        (lambda s: s["attributes"].update(age=[0] * 5), "'age' is not in the manifest"),
+        (lambda s: s["captions"].__setitem__(0, None), "captions: expected texts"),
+        (lambda s: s.pop("captions"), "KeyError"),
+        (lambda s: s.update(attributes=[]), "attributes: expected an object"),
+        (lambda s: s["cells"][CELL].update(file="../../secret.safetensors"), "has the file '../../secret"),
+        (lambda s: s["cells"].pop(CELL), "is missing"),
+        (lambda s: s["cells"].update({CELL: 3}), "TypeError"),
+    ],
+)
+def test_samples_that_someone_else_sealed_are_validated(tmp_path, manifest, fill, edit, message):
+    store = fill(tmp_path, manifest)
+    path = store.path / "val-0000.tar" / "samples.json"
+    samples = json.loads(path.read_text())
+    edit(samples)
+    write_artifact(path, {k: v for k, v in samples.items() if k != "header"}, kind="feature_shard", schema_version=2)
+    with pytest.raises(SchemaError, match=f"samples.json' is not complete.*{message}"):
+        FeatureStore.open(store.path).load("val")
+    assert len(store.verify()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(cells=["a"]), "cells: expected an object"),
+        (lambda m: m["cells"].update({"../x@t1:empty:mean": 3}), r"cells: ../x@t1"),
+        (lambda m: m["cells"].update({"x": 3}), "cells: x"),
+        (lambda m: m["cells"].update({CELL: "3"}), "expected int"),
+        (lambda m: m["shards"][0].update(n="7"), "shards: n: expected int"),
+        (lambda m: m["shards"][0].pop("file"), "TypeError"),
+        (lambda m: m.update(shards=3), "TypeError"),
+        (lambda m: m["recorded"].update(attributes={"label": ["x"]}), "'label': diffprobe uses this name"),
+        (lambda m: m["recorded"].update(attributes={"style": "abc"}), "recorded.style: expected a list"),
+        (lambda m: m["recorded"].update(classes=None), "recorded.classes: expected a list"),
+        (lambda m: m["recorded"].pop("licence"), "licence"),
+        (lambda m: m.update(data=[]), "data: expected an object"),
+        (lambda m: m.update(dtype=None), "dtype: expected a text"),
+    ],
+)
+def test_a_manifest_that_someone_else_sealed_is_validated(tmp_path, manifest, fill, edit, message):
+    store = fill(tmp_path, manifest)
+    path = store.path / "manifest.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    write_artifact(
+        path, {k: v for k, v in content.items() if k != "header"}, kind="feature_store", schema_version=SCHEMA_VERSION
+    )
+    with pytest.raises(SchemaError, match=f"not a complete manifest.*{message}"):
+        FeatureStore.open(store.path)
+    broken = {}
+    assert list(list_stores(tmp_path, broken=broken)) == [] and list(broken) == [store.path.name]

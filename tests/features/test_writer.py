@@ -2,8 +2,8 @@
 
 import os
 import resource
-import socket
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,26 +66,59 @@ def test_a_failure_in_the_middle_leaves_no_shard_behind(tmp_path, manifest, toy_
     assert shard in writer.pending()
 
 
-def test_leftovers_of_a_dead_process_go_and_those_of_a_living_one_stay(tmp_path, manifest):
-    writer = StoreWriter(tmp_path, manifest)
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    dead = writer.path / f".writing-{socket.gethostname()}-{gone.pid}-train-0000.tar"
-    alive = writer.path / f".writing-{socket.gethostname()}-{os.getppid()}-train-0001.tar"
-    dead.mkdir()
-    alive.mkdir()
-    StoreWriter(tmp_path, manifest)
-    assert not dead.exists()
-    assert alive.exists()
+WRITING = """
+import sys, time
+from pathlib import Path
+from diffprobe.core.claim import claim
+with claim(Path(sys.argv[1]), ".writing-") as name:
+    (Path(sys.argv[1]) / name).mkdir()
+    print(name, flush=True)
+    time.sleep(60)
+"""
 
 
-def test_leftovers_under_our_own_number_go_too(tmp_path, manifest):
-    """A container starts its process again under the number that the killed one had."""
+def start_writing(folder):
+    """Start a process that writes below a folder, and return it with its temporary folder."""
+    process = subprocess.Popen([sys.executable, "-c", WRITING, str(folder)], stdout=subprocess.PIPE, text=True)
+    return process, folder / process.stdout.readline().strip()
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path, manifest, toy_batches):
     writer = StoreWriter(tmp_path, manifest)
-    killed = writer.path / f".writing-{socket.gethostname()}-{os.getpid()}-train-0000.tar"
-    killed.mkdir()
-    StoreWriter(tmp_path, manifest)
-    assert not killed.exists()
+    (first, dead), (second, alive) = (start_writing(writer.path) for _ in range(2))
+    first.kill()
+    first.wait()
+    assert dead.is_dir() and alive.is_dir()
+    again = StoreWriter(tmp_path, manifest)
+    assert not dead.exists() and alive.is_dir()
+    for shard in manifest.shards:
+        again.write(shard, toy_batches(manifest, shard))
+    assert alive.is_dir()
+    second.kill()
+    second.wait()
+    again.finish()
+    assert not [path for path in writer.path.iterdir() if path.name.startswith(".writing-")]
+
+
+def test_processes_of_equal_host_name_and_number_do_not_disturb_each_other(
+    tmp_path, manifest, toy_batches, fill, file_bytes, monkeypatch
+):
+    """As in containers that share a host name, each with a process 1."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "node")
+    shard = manifest.shards[0]
+
+    def disturbed():
+        batches = toy_batches(manifest, shard)
+        yield next(batches)
+        StoreWriter(tmp_path, manifest)  # another process starts, and looks for leftovers of "its own"
+        yield from batches
+
+    writer = StoreWriter(tmp_path, manifest)
+    writer.write(shard, disturbed())
+    assert writer.has(shard)
+    fill(tmp_path, manifest)
+    assert file_bytes(writer.path) == file_bytes(fill(tmp_path / "alone", manifest).path)
 
 
 def test_finish_sweeps_only_a_complete_store(tmp_path, manifest, toy_batches):

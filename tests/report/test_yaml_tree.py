@@ -59,7 +59,7 @@ def test_files_that_are_no_text_are_refused_before_they_are_read(tmp_path: Path)
         read_yaml_tree(path)
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(ConfigError, match="1,048,577 bytes"):
+    with pytest.raises(ConfigError, match="262,145 bytes"):
         read_yaml_tree(path)
     path.unlink()
     os.mkfifo(path)

@@ -117,7 +117,6 @@ def test_texts_that_only_resemble_missing_values_are_values() -> None:
     "record",
     [
         b'{"label": 1, "label": 2}',
-        b'{"attributes": {"a": Infinity}}',
         b'{"attributes": {"a": 1e999}}',
         b'{"label": ' + b"9" * 5000 + b"}",
         b"[" * 100_000,
@@ -129,6 +128,12 @@ def test_json_that_python_reads_or_crashes_on_is_a_fault_in_one_line(record: byt
     with pytest.raises(SampleError, match="^train-0003.tar, sample 'cup/1': field 'json' is not JSON") as caught:
         parse_annotation(raw(json=record), Fields())
     assert "0x" not in caught.value.what and "\n" not in caught.value.what and len(caught.value.what) < 200
+
+
+@pytest.mark.parametrize("record", [b'{"attributes": {"a": Infinity}}', b'{"caption": -Infinity}'])
+def test_infinity_is_no_value_and_not_missing(record: bytes) -> None:
+    with pytest.raises(SampleError, match="json '(attributes.a|caption)' is infinite"):
+        parse_annotation(raw(json=record), Fields())
 
 
 def test_annotations_and_labels_have_caps_that_can_be_raised() -> None:

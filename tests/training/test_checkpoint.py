@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.probes.classifier import linear
 from diffprobe.probes.sae import batch_topk, jumprelu, matryoshka, topk
 from diffprobe.training.checkpoint import find_checkpoint, forget, note_inputs, require_same_inputs
@@ -79,7 +79,7 @@ def test_a_finished_or_unwanted_checkpoint_is_not_continued(tmp_path):
 
 
 def test_results_and_checkpoints_are_forgotten_and_nothing_else(tmp_path):
-    for name in ("result.json", "last.ckpt", "report.html"):
+    for name in ("result.json", "last.ckpt", "hpc_ckpt_1.ckpt", "hpc_ckpt_12.ckpt", "report.html"):
         (tmp_path / name).touch()
     forget(tmp_path, tmp_path / "not-there")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -93,3 +93,7 @@ def test_what_a_run_rests_on_must_be_what_it_started_with(tmp_path):
     for now in ({"input/shards": "a", "input/start": "c"}, {"input/shards": "a"}):
         with pytest.raises(ConfigError, match="changed since: start"):
             require_same_inputs(tmp_path, now)
+    for damage in ("", "{", '{"header": {"kind": "run_inputs", "schema_version": 1}, "inputs": 3}'):
+        (tmp_path / "inputs.json").write_text(damage)
+        with pytest.raises(SchemaError, match=r"inputs.json(.|\n)*trainer.resume=false"):
+            require_same_inputs(tmp_path, {})

@@ -1,0 +1,93 @@
+"""Kills of a training run: at random points, within the writing of a checkpoint, and a full disk."""
+
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from diffprobe.training.checkpoint_file import verify_checkpoint
+from tests.faults.conftest import delays, report, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def finish(run, output, whole, counts):
+    """Run the command again to its end, and count what became of it."""
+    folder = run.folder(output)
+    last = None if folder is None else folder / "last.ckpt"
+    counts["tried"] += 1
+    if last is not None and last.exists():
+        verify_checkpoint(last)
+    command = run.start(output)
+    status = command.wait()
+    found = run.outcome(output)
+    if status != 0 or found is None:
+        counts["lost"] += 1
+        return
+    folder = run.folder(output)
+    counts["equal"] += found == whole
+    names = {path.name for path in folder.iterdir()}
+    counts["doubled"] += (
+        names != {"inputs.json", "last.ckpt", "probes", "result.json"} or len(list((output / "sae").iterdir())) != 1
+    )
+
+
+def test_kills_at_random_points(run, whole, tmp_path, capsys):
+    counts = Counter()
+    started = time.monotonic()
+    assert run.start(tmp_path / "timed").wait() == 0
+    longest = time.monotonic() - started
+    for i, delay in enumerate(delays(12, longest, seed=0)):
+        output = tmp_path / f"random-{i}"
+        command = run.start(output)
+        time.sleep(delay)
+        command.send(signal.SIGKILL)
+        command.wait()
+        finish(run, output, whole, counts)
+    report("kills of a training run at random points", counts, capsys)
+    assert counts == Counter(tried=12, equal=12)
+
+
+def killed_while_writing(run, output, number, command):
+    """Kill a run while it writes its n-th checkpoint; return whether a file was cut off."""
+
+    def unfinished():
+        return any((output / "sae").glob("*/.last.ckpt.*.tmp"))
+
+    for seen in range(1, number + 1):
+        assert wait_for(unfinished, command=command)
+        assert seen == number or wait_for(lambda: not unfinished(), command=command)
+    command.send(signal.SIGKILL)
+    command.wait()
+    return unfinished()
+
+
+@pytest.mark.parametrize("place", ["the file system of TMPDIR", "another file system"])
+def test_kills_within_the_writing_of_a_checkpoint(run, whole, tmp_path, capsys, mounted, place):
+    root = mounted(400) if place.startswith("another") else tmp_path
+    counts, cut = Counter(), 0
+    for i, number in enumerate((1, 2, 3, 5, 8)):
+        output = root / f"aimed-{i}"
+        cut += killed_while_writing(run, output, number, run.start(output, TMPDIR=str(tmp_path)))
+        finish(run, output, whole, counts)
+    report(f"kills within the writing of a checkpoint on {place} ({cut} files cut off)", counts, capsys)
+    assert counts == Counter(tried=5, equal=5) and cut >= 3
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(run, whole, tmp_path, capsys, mounted):
+    size = next((tmp_path / "whole").rglob("last.ckpt")).stat().st_size
+    output = mounted(int(size * 1.5) >> 20) / "run"  # one checkpoint has room, and not a second beside it
+    command = run.start(output)
+    assert command.wait() == 2
+    lines = command.output().splitlines()
+    assert sum(not line.startswith("  ") for line in lines) == 1, lines
+    assert lines[0].startswith("RunFailed: the checkpoint '") and "No space left on device" in lines[0]
+    folder = run.folder(output)
+    verify_checkpoint(folder / "last.ckpt")
+    assert {path.name for path in folder.iterdir()} == {"inputs.json", "last.ckpt"}
+    mounted(400)
+    counts = Counter()
+    finish(run, output, whole, counts)
+    report("full disk", counts, capsys)
+    assert counts == Counter(tried=1, equal=1)
