@@ -21,7 +21,7 @@ def make(cls, **keys):
     [
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"ema_decay": -0.1}, "ema_decay=-0.1"),
-        ({"ema_decay": float("nan")}, "ema_decay=nan"),
+        ({"ema_decay": float("nan")}, "ema_decay.*nan"),
         ({"warmup_steps": -1}, "warmup_steps=-1.*at least 0"),
         ({"data": {"path": "x", "shuffle_buffer": 0}}, "data.shuffle_buffer=0"),
     ],
