@@ -19,6 +19,8 @@ from diffprobe.core.memory import free_memory
 
 MAX_MODULES = 20_000
 """Modules of a network by default; FLUX.1 has 3,000."""
+_PER_LAYER = 20
+"""Modules that a layer has about; the number of layers is bounded by this share of the modules."""
 _limit: ContextVar[int] = ContextVar("max_modules", default=MAX_MODULES)
 
 
@@ -44,7 +46,7 @@ def bounded(config: Mapping[str, Any], where: Path | str) -> Iterator[None]:
     limit, built = _limit.get(), 0
     for key, value in config.items():
         most = _largest(value, numbers="layer" in key)
-        if most > limit:
+        if most > limit // _PER_LAYER:
             raise _too_large(f"{key} is {most:,}", where, limit)
 
     def count(module: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -72,7 +74,7 @@ def _largest(value: object, *, numbers: bool) -> int:
 def _too_large(what: str, where: Path | str, limit: int) -> WeightsMismatch:
     return WeightsMismatch(
         f"'{where}' describes a network that is too large: {what}.",
-        f"allowed: {limit:,} modules",
+        f"allowed: {limit:,} modules, {limit // _PER_LAYER:,} layers",
         fix=f"backbone.max_modules={limit * 10}, if this checkpoint is meant to be that large",
     )
 
