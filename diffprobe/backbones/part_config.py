@@ -4,11 +4,13 @@ Networks are built from the dictionary returned here and from nothing else, and 
 that changes a network changes its digest. Code that comes with a checkpoint is never run.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
+from diffprobe.core.foreign import naming
 from diffprobe.core.json_file import expect, read_json_object
 
 CONFIG = "config.json"
@@ -36,6 +38,8 @@ def read_part_config(path: Path, *, non_finite: bool = False) -> dict[str, Any]:
             f"'{path.parent}' has no {path.name}, so its network is unknown.", f"looked for: {path}", fix=_SAVE_AGAIN
         )
     found = read_json_object(path, error=WeightsMismatch, fix=_SAVE_AGAIN, max_bytes=MAX_BYTES, non_finite=non_finite)
+    with naming(path, "text in Unicode"):
+        json.dumps(found, ensure_ascii=False).encode()  # digests are of its bytes
     refuse_foreign_code(found, path)
     if found.get("quantization_config") is not None:
         raise WeightsMismatch(

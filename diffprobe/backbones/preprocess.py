@@ -72,7 +72,7 @@ def _from_pil(image: Image.Image, resolution: int) -> Tensor:
     image = to_rgb(image)
     shorter = min(image.size)
     if shorter == 0:
-        raise ConfigError(f"an image has {image.width} x {image.height} px, which is not an image.")
+        raise ConfigError(f"an image has {image.width} x {image.height} px: it is empty.")
     if max(image.size) > _LONG * shorter:  # cropped first, as in the shard stream: resized whole, it fills memory
         left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)

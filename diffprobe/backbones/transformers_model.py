@@ -1,7 +1,7 @@
 """Load a frozen transformers model from the config and safetensors files of one part, and from nothing else.
 
 transformers would follow an index to pickles, take an attention implementation from the config (and fetch it from the
-hub), and load adapters that are next to the weights. Here it gets a config of known settings and tensors in memory.
+hub), and load adapters from the same folder. Here it gets a config of known settings and tensors in memory.
 """
 
 from pathlib import Path

@@ -163,6 +163,7 @@ def test_what_has_no_effect_is_left_out(tmp_path: Path) -> None:
         ('{"_use_default_values": "scaling_factor"}', "_use_default_values"),
         ('{"a": 1, "a": 2}', "'a' occurs twice"),
         ('{"a": Infinity}', "Infinity"),
+        ('{"a": "\\ud800"}', "Unicode"),
         ("[]", "expected an object"),
         ("[" * 100_000, "nested"),
         ("version https://git-lfs.github.com/spec/v1", "git-lfs"),

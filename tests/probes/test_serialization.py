@@ -40,7 +40,7 @@ def test_changed_settings_are_not_read(tmp_path):
     save_probe(tmp_path, kind="probe/x", schema_version=1, settings={"k": 1}, tensors={})
     path = tmp_path / SETTINGS
     path.write_text(path.read_text().replace('"k": 1', '"k": 2'))
-    with pytest.raises(SchemaError, match="probe.json' was changed after it was saved"):
+    with pytest.raises(SchemaError, match="probe.json' was modified"):
         load_probe(tmp_path, kind="probe/x", schema_version=1)
 
 
