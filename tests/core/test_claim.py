@@ -59,7 +59,7 @@ def test_a_name_that_is_cleaned_up_before_it_is_locked_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flock = fcntl.flock
-    removed: list[Path] = []
+    removed: list[str] = []
 
     def late(handle: int, operation: int) -> None:
         if not removed:
