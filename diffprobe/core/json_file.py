@@ -79,7 +79,7 @@ def parse_json(
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as cause:
-            found = " (it begins like a git-lfs pointer)" if text.startswith(b"version https://git-lfs") else ""
+            found = " (it begins like a git-lfs pointer)" if text[:23] == b"version https://git-lfs" else ""
             raise error(f"{where} is not a readable JSON file: not UTF-8, {cause.reason}{found}.", fix=fix) from cause
     try:
         constant = float if non_finite else _refuse_constant

@@ -145,10 +145,10 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
         started_at=started_at,
         artifacts=inputs,
     )
-    if config.prompts:  # before the result, which shows that the run is complete
+    write_result(result, run_dir / RESULT_FILE)  # first, so that the numbers are kept where the samples fail
+    if config.prompts:
         with atomic_file(run_dir / "samples.png") as temporary:
             sample_grid(config, pipeline).save(temporary, format="PNG")
-    write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE, missed_gates(config.gates, metrics)
 
 

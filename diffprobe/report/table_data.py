@@ -185,7 +185,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
     except OverflowError:
         value, spread, n_seeds = math.inf, None, len(found)
     comparison = compare(published, value)
-    _check_finite(spec, where, [value, spread, *controls.values(), comparison and comparison.delta])
+    _check_finite(spec, where, [value, spread, *controls.values(), comparison.delta if comparison else None])
     held = [record.detail["n_classes_held"] for _, record in found if "n_classes_held" in record.detail]
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),

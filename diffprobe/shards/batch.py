@@ -65,7 +65,7 @@ def collate(samples: Sequence[Sample], shard_set: ShardSet) -> ImageBatch:
             "a batch needs samples of equal size.", f"found: {found}", fix="set the resolution of the stream"
         )
     attributes = {
-        name: torch.tensor([ids.get(sample.attributes.get(name), -1) for sample in samples])
+        name: torch.tensor([ids.get(sample.attributes.get(name, ""), -1) for sample in samples])
         for name, ids in shard_set.attribute_ids.items()
     }
     return ImageBatch(

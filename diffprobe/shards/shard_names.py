@@ -49,7 +49,8 @@ def find_shards(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise ShardError(f"folder '{root}' not found." if not root.exists() else f"'{root}' is not a folder.")
-    found, refused = [], []
+    found: list[Path] = []
+    refused: list[tuple[Path, str, str | None]] = []
     for path in _files_below(root):
         name = path.name
         if not _LIKE_TAR.search(name) or _BESIDE.search(name):
@@ -91,7 +92,8 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     origins: dict[str, dict[str, str]] = {}
-    unnamed, doubtful = [], []
+    unnamed: list[str] = []
+    doubtful: list[str] = []
     for file in files:
         name, origin = _split_of(file)
         if name is None and split is not None:

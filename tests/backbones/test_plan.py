@@ -113,7 +113,15 @@ def test_configs_give_the_same_plan(tiny_sd: Path) -> None:
 
 def test_from_pretrained_takes_the_options_of_both_configs() -> None:
     """An option is listed twice: in the schema, and in the public signature."""
-    of_runs = {"path", "source", "store", "latent_cache", "placement", "shuffle"}  # the checkpoint, and feature stores
+    of_runs = {
+        "path",
+        "source",
+        "store",
+        "latent_cache",
+        "placement",
+        "shuffle",
+        "verify",
+    }  # the checkpoint, and feature stores
     configs = {field.name: field.default for cls in (BackboneConfig, FeaturesConfig) for field in fields(cls)}
     signature = inspect.signature(DiffusionFeatures.from_pretrained).parameters
     assert set(signature) - {"id_or_path"} == set(configs) - of_runs

@@ -58,7 +58,8 @@ def test_a_name_of_another_machine_is_never_abandoned(tmp_path: Path) -> None:
 def test_a_name_that_is_cleaned_up_before_it_is_locked_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock, removed = fcntl.flock, []
+    flock = fcntl.flock
+    removed: list[str] = []
 
     def late(handle: int, operation: int) -> None:
         if not removed:

@@ -46,13 +46,15 @@ MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}
         ({**STEP, "PMI_RANK": "5", "PMI_SIZE": "8"}, "srun", 5, 8, 1, 1, 2),  # srun --mpi=pmi2
     ],
 )
-def test_each_launcher_is_read(environ, launcher, rank, count, local_rank, node, nodes):
+def test_each_launcher_is_read(
+    environ: dict[str, str], launcher: str, rank: int, count: int, local_rank: int, node: int, nodes: int | None
+) -> None:
     found = started(environ)
     assert (found.launcher, found.rank, found.count) == (launcher, rank, count)
     assert (found.local_rank, found.node, found.nodes) == (local_rank, node, nodes)
 
 
-def test_an_allocation_without_a_step_is_noted():
+def test_an_allocation_without_a_step_is_noted() -> None:
     assert "SLURM_NTASKS=4" in started(BATCH).note and not started(STEP).note
 
 
@@ -70,7 +72,7 @@ def test_an_allocation_without_a_step_is_noted():
         {**TORCHRUN, "LOCAL_RANK": "x"},
     ],
 )
-def test_incomplete_or_contradicting_numbers_are_refused(environ):
+def test_incomplete_or_contradicting_numbers_are_refused(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="process numbers"):
         started(environ)
 
@@ -78,7 +80,7 @@ def test_incomplete_or_contradicting_numbers_are_refused(environ):
 @pytest.mark.parametrize(
     ("environ", "fix"), [(STEP, "srun --ntasks=1"), (TORCHRUN, "without torchrun"), (MPI, "without mpirun")]
 )
-def test_what_runs_in_one_process_is_refused_on_every_one(environ, fix):
+def test_what_runs_in_one_process_is_refused_on_every_one(environ: dict[str, str], fix: str) -> None:
     with pytest.raises(ConfigError, match=rf"diffprobe table runs in one process(.|\n)*{fix}"):
         require_one_process("diffprobe table", environ)
     require_one_process("diffprobe table", BATCH)
@@ -101,5 +103,5 @@ def test_what_runs_in_one_process_is_refused_on_every_one(environ, fix):
         ({"SLURM_PROCID": "4", "LOCAL_RANK": "0"}, False),  # on a second node, by a script that names the GPU so
     ],
 )
-def test_main_process_by_environment(environment, main):
+def test_main_process_by_environment(environment: dict[str, str], main: bool) -> None:
     assert is_main_process(environment) is main

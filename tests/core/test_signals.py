@@ -8,7 +8,7 @@ import pytest
 from diffprobe.core.signals import TERMINATED, Terminated, end_on_sigterm
 
 
-def test_sigterm_raises_once_and_the_handler_of_before_comes_back():
+def test_sigterm_raises_once_and_the_handler_of_before_comes_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     cleaned = []
     with pytest.raises(Terminated) as caught, end_on_sigterm():
@@ -21,7 +21,7 @@ def test_sigterm_raises_once_and_the_handler_of_before_comes_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_an_exception_that_a_library_swallows_is_raised_at_the_end():
+def test_an_exception_that_a_library_swallows_is_raised_at_the_end() -> None:
     done = []
     with pytest.raises(Terminated), end_on_sigterm():
         try:
@@ -32,7 +32,7 @@ def test_an_exception_that_a_library_swallows_is_raised_at_the_end():
     assert done
 
 
-def test_blocks_are_nested_and_the_next_one_starts_anew():
+def test_blocks_are_nested_and_the_next_one_starts_anew() -> None:
     for _ in range(2):
         with pytest.raises(Terminated), end_on_sigterm():
             with end_on_sigterm():
@@ -41,7 +41,7 @@ def test_blocks_are_nested_and_the_next_one_starts_anew():
         pass
 
 
-def test_a_process_that_was_started_to_ignore_the_signal_still_does():
+def test_a_process_that_was_started_to_ignore_the_signal_still_does() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with end_on_sigterm():

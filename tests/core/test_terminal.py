@@ -104,9 +104,9 @@ def test_progress_bars_keep_their_codes_and_what_is_printed_beside_them_does_not
     assert r"t\x1b[9m" in err and r"c\x1b]0;t\x07" in err and r"ValueError: left\x1b[4m" in err
 
 
-def written(encoding, text, **settings):
+def written(encoding: str, text: str, errors: str | None = None) -> str:
     buffer = io.BytesIO()
-    stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n", **settings)
+    stream = io.TextIOWrapper(buffer, encoding=encoding, newline="\n", errors=errors)
     replace_unencodable(stream)
     print(text, end="", file=stream, flush=True)
     return buffer.getvalue().decode(encoding)
@@ -121,15 +121,15 @@ def written(encoding, text, **settings):
         ("ascii", "13.3 ^ +- 0.2, man's ?"),
     ],
 )
-def test_a_stream_writes_what_it_can(encoding, expected):
+def test_a_stream_writes_what_it_can(encoding: str, expected: str) -> None:
     assert written(encoding, "13.3 ‡ ± 0.2, man’s 茶") == expected
 
 
-def test_substitutes_are_ascii():
+def test_substitutes_are_ascii() -> None:
     assert all(plain.isascii() for plain in _ASCII.values())
 
 
-def test_a_stream_that_handles_its_errors_is_left_alone():
+def test_a_stream_that_handles_its_errors_is_left_alone() -> None:
     assert written("ascii", "‡", errors="xmlcharrefreplace") == "&#8225;"
     text = io.StringIO()
     replace_unencodable(text)

@@ -1,7 +1,6 @@
 """What is read of a YAML file, and what is refused with its place."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +45,8 @@ def test_a_tree_comes_with_the_lines_of_its_keys() -> None:
     ids=lambda value: ascii(value)[:40],
 )
 def test_what_a_table_does_not_need_is_refused(text: str, message: str) -> None:
-    started = time.perf_counter()
     with pytest.raises(ConfigError, match=f"t.*{message}"):
         parse_yaml(text, where="t")
-    assert time.perf_counter() - started < 2
 
 
 def test_files_that_are_no_text_are_refused_before_they_are_read(tmp_path: Path) -> None:
