@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffprobe.core.errors import ShardError
+from diffprobe.shards.reader import is_text
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 """Ends of the names of shards, in any case."""
@@ -45,7 +46,7 @@ def find_shards(root: Path) -> list[Path]:
     """List the shards below a folder, sorted by name. Hidden files and folders are not read.
 
     Raises: ShardError for a missing folder, no shard, and files that look like shards and are not read: other
-        compressions, unfinished downloads, pipes and devices.
+        compressions, unfinished downloads, pipes and devices, names that are not UTF-8.
     """
     if not root.is_dir():
         raise ShardError(f"folder '{root}' not found." if not root.exists() else f"'{root}' is not a folder.")
@@ -57,6 +58,8 @@ def find_shards(root: Path) -> list[Path]:
             continue
         if not path.is_file():
             refused.append((path, "not a regular file", None))
+        elif not is_text(str(path.relative_to(root))):
+            refused.append((path, "its name is not UTF-8 text", "rename it"))
         elif name.lower().endswith(SUFFIXES):
             found.append(path)
         elif _PARTIAL.search(name):

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,29 @@ def assert_refused(outcome: Outcome, *names: str, memory_mb: float = MEMORY_MB, 
     missing = [name for name in names if name not in said]
     assert not missing, f"the message lacks {missing}:\n{said}"
     assert outcome.peak_mb < memory_mb, f"{outcome.peak_mb:.0f} MB of memory"
+    assert outcome.seconds < seconds, f"{outcome.seconds:.1f} seconds"
+
+
+def assert_ended(outcome: Outcome, *names: str, statuses: Collection[int] = (REFUSED,), seconds: float = 30.0) -> None:
+    """Check that a command ended with one of `statuses`, printed text only, and named all `names` unless it worked.
+
+    A refusal has to be lines of an error: its class and message, then indented details; lines of progress precede it.
+    """
+    from diffprobe.core.terminal import printable
+
+    said = f"{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+    assert "Traceback" not in said, said
+    assert outcome.status in statuses, f"status {outcome.status}:\n{said}"
+    assert printable(outcome.stdout) == outcome.stdout and printable(outcome.stderr) == outcome.stderr
+    missing = [name for name in names if name not in said] if outcome.status else []
+    assert not missing, f"the message lacks {missing}:\n{said}"
+    if outcome.status == REFUSED:
+        lines = outcome.stderr.splitlines()
+        starts = [i for i, line in enumerate(lines) if re.match(r"[A-Z]\w+: |diffprobe: ", line)]
+        details = lines[starts[-1] + 1 :] if starts else [said]
+        assert starts and all(line.startswith("  ") for line in details), said
+        assert max(map(len, lines)) < 2200 and len(details) < 200
+    assert outcome.peak_mb < MEMORY_MB, f"{outcome.peak_mb:.0f} MB of memory"
     assert outcome.seconds < seconds, f"{outcome.seconds:.1f} seconds"
 
 
@@ -200,6 +224,9 @@ def _preload() -> None:
     import diffprobe.probes.sae.convert  # noqa: F401
     from diffprobe.backbones.extractor import DiffusionFeatures
     from diffprobe.backbones.families import sd_unet
+    from diffprobe.config.compose import load_run
+
+    load_run("emoji/sae")  # Hydra
 
     # One whole pass, so that what libraries import on first use is there before the forks.
     with tempfile.TemporaryDirectory() as folder:

@@ -120,3 +120,9 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "train-0000.tar")
     with pytest.raises(ShardError, match=r"train-0000.tar: not a regular file"):
         find_shards(tmp_path)
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "train-\udcff-01.tar").touch()
+    with pytest.raises(ShardError, match=r"not read[\s\S]*its name is not UTF-8 text[\s\S]*rename"):
+        find_shards(tmp_path)
