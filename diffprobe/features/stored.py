@@ -142,8 +142,11 @@ class StoredRows:
         rows, order = rows.sort()
         sample, number = rows // layout.total, rows % layout.total
         group = layout.group(number)
-        for i, cell in enumerate(layout.cells):
-            chosen = (group == i).nonzero().squeeze(1)
+        counts = group.bincount(minlength=len(layout.cells)).tolist()
+        by_cell = group.argsort(stable=True).split(counts)  # once: a mask for each cell would read all rows each time
+        for i, (cell, chosen) in enumerate(zip(layout.cells, by_cell, strict=True)):
+            if not len(chosen):
+                continue
             for table, place, local in self._owners(sample[chosen]):
                 mine = chosen[place]
                 values = select(table.features[cell], cell, local, number[mine] - layout.starts[i])
@@ -153,8 +156,10 @@ class StoredRows:
     def _owners(self, samples: Tensor) -> Iterator[tuple[FeatureTable, Tensor, Tensor]]:
         """Yield each table that has some of the samples, the indices of these samples, and their rows in the table."""
         owner = torch.searchsorted(self._ends, samples, right=True)
-        for number in owner.unique().tolist():
-            place = (owner == number).nonzero().squeeze(1)
+        counts = owner.bincount(minlength=len(self.tables)).tolist()
+        for number, place in enumerate(owner.argsort(stable=True).split(counts)):
+            if not len(place):
+                continue
             table = self.tables[number]
             yield table, place, samples[place] - (int(self._ends[number]) - len(table))
 

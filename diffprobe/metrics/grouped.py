@@ -27,6 +27,7 @@ class Grouped(WrapperMetric):
         self.groups = tuple(groups)
         if not self.groups or len(set(self.groups)) < len(self.groups):
             raise ConfigError(f"groups must be named once each, at least one; got {list(self.groups)}.")
+        self._places = {group: place for place, group in enumerate(self.groups)}
         self.metrics = nn.ModuleList(metric.clone() for _ in self.groups)  # not a ModuleDict: names may contain dots
         self.seen = _Counts(len(self.groups))  # synchronised: whether any process has samples of a group
 
@@ -59,9 +60,11 @@ class Grouped(WrapperMetric):
         if len(lengths) != 1:
             raise ConfigError(f"{len(names)} groups for rows of length {sorted(len(part) for part in rows)}.")
         places = torch.tensor([self._place(name) for name in names], dtype=torch.int64)
-        for place in places.unique().tolist():
-            chosen = (places == place).nonzero().flatten()
-            self.update(self.groups[place], *(part[chosen.to(part.device)] for part in rows))
+        order, counts = places.argsort(stable=True), places.bincount(minlength=len(self.groups)).tolist()
+        parts = [part[order.to(part.device)].split(counts) for part in rows]
+        for place, n in enumerate(counts):
+            if n:
+                self.update(self.groups[place], *(part[place] for part in parts))
 
     def compute(self) -> dict[Any, Any]:
         """Return group -> value, in the order of the groups.
@@ -94,9 +97,9 @@ class Grouped(WrapperMetric):
         super().reset()
 
     def _place(self, group: Hashable) -> int:
-        if group not in self.groups:
+        if group not in self._places:
             raise unknown("group", str(group), map(str, self.groups))
-        return self.groups.index(group)
+        return self._places[group]
 
 
 class _Counts(Metric):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,17 @@ class ImageBatch:
     def pin_memory(self) -> "ImageBatch":
         """Return the batch in page-locked memory; called by a DataLoader with `pin_memory=True`."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the content with all ids in one tensor: a tensor that a loader worker sends takes a descriptor."""
+        ids = torch.stack([self.label, *self.attributes.values()])
+        names = list(self.attributes)
+        return {"images": self.images, "keys": self.keys, "captions": self.captions, "names": names, "ids": ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.images, self.keys, self.captions = state["images"], state["keys"], state["captions"]
+        self.label, *columns = state["ids"].unbind()
+        self.attributes = dict(zip(state["names"], columns, strict=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ImageBatch":
         attributes = {name: change(ids) for name, ids in self.attributes.items()}

@@ -89,9 +89,13 @@ class SplitScores(nn.Module):
         """Add rows with their reconstructions and codes."""
         arguments = {"x": rows.x, "x_hat": x_hat, "values": code.values, "indices": code.indices}
         self.whole.update(**arguments)
+        if not self.cells:
+            return
+        order = rows.group.argsort(stable=True)  # once: a mask for each cell would read all rows for each cell
+        counts = rows.group.bincount(minlength=len(self.cells)).tolist()
+        parts = {name: value[order].split(counts) for name, value in arguments.items()}
         for i, cell in enumerate(self.cells):
-            mine = rows.group == i
-            cast(Grouped, self.by_cell).update(cell, **{name: value[mine] for name, value in arguments.items()})
+            cast(Grouped, self.by_cell).update(cell, **{name: values[i] for name, values in parts.items()})
 
     def compute(self) -> tuple[Scores, dict[str, Scores]]:
         """Return the scores over all rows and those of each cell, and discard the rows.

@@ -1,5 +1,8 @@
 """Samples as tensors."""
 
+import os
+import pickle
+import resource
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +15,7 @@ from diffprobe.shards.batch import collate, to_tensor
 from diffprobe.shards.decode import decode_sample
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import read_shard
+from diffprobe.shards.stream import SampleStream, make_loader
 
 
 def test_values_lie_in_zero_to_one() -> None:
@@ -47,3 +51,29 @@ def test_unequal_sizes_are_refused(make_set: Callable[..., ShardSet], png: Calla
     samples = [decode_sample(raw, shard_set, fields=Fields()) for raw in raws]
     with pytest.raises(ShardError, match="equal size"):
         collate(samples, shard_set)
+
+
+def test_a_batch_of_many_attributes_takes_few_descriptors(
+    make_set: Callable[..., ShardSet], files: Callable[..., dict[str, bytes]]
+) -> None:
+    """Each tensor that a loader worker sends takes a descriptor until it is read; the limit is often 1,024."""
+    names = {f"a{i}": "x" for i in range(400)}
+    shard_set = make_set(8, change=lambda number, members: members.update(files(number, attributes=names)))
+    stream = SampleStream(shard_set, "train")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    n_open = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 100, hard))
+    try:
+        batches = list(make_loader(stream, 2, num_workers=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [len(batch.attributes) for batch in batches] == [400] * 4
+    assert batches[1].label.tolist() == [2, 0] and batches[1].attributes["a7"].tolist() == [0, 0]
+
+
+def test_a_batch_survives_pickling(make_set: Callable[..., ShardSet]) -> None:
+    shard_set = make_set(3)
+    (batch,) = make_loader(SampleStream(shard_set, "train"), 3)
+    again = pickle.loads(pickle.dumps(batch))
+    assert again.keys == batch.keys and torch.equal(again.images, batch.images) and again.attributes == {}
+    assert torch.equal(again.label, batch.label) and again.captions == batch.captions
