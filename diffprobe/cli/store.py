@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.core.errors import SchemaError
+from diffprobe.core.errors import DiffprobeError
 
 if TYPE_CHECKING:
     from diffprobe.features.manifest import Manifest
@@ -35,7 +35,7 @@ def _list(root: str) -> int:
     from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
 
-    broken: dict[str, SchemaError] = {}
+    broken: dict[str, DiffprobeError] = {}
     stores = list(list_stores(root, broken=broken, kind=None))
     for store in stores:
         manifest, missing = store.manifest, store.missing()
