@@ -89,7 +89,7 @@ def _failed(error: Exception, status: int) -> int:
         return status
     lines = [line for line in str(error).splitlines() if line.strip()] or ["(no message)"]
     text = " ".join(" ".join(lines if isinstance(error, OSError) else lines[:1]).split())
-    print(f"{type(error).__name__}: {text}", file=sys.stderr)
+    print(f"{type(error).__name__}: {DiffprobeError(text)}", file=sys.stderr)  # which shortens a long text
     if status == FAULT:
         print(f"  this is a fault of diffprobe, please report it; {_TRACEBACK}", file=sys.stderr)
     elif _is_out_of_memory(error):

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.core.errors import SchemaError
+from diffprobe.core.errors import DiffprobeError, SchemaError
 
 if TYPE_CHECKING:
     from diffprobe.features.manifest import Manifest
@@ -35,7 +35,7 @@ def _list(root: str) -> int:
     from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
 
-    broken: dict[str, SchemaError] = {}
+    broken: dict[str, DiffprobeError] = {}
     stores = list(list_stores(root, broken=broken, kind=None))
     for store in stores:
         manifest, missing = store.manifest, store.missing()
@@ -44,7 +44,7 @@ def _list(root: str) -> int:
         print(f"{store.path}  {manifest.recorded['backbone']} x {manifest.recorded['data']}")
         print(f"  {what}; {stored_counts(manifest)}; {size(folder_bytes(store.path))}; {state}")
     for name, error in broken.items():
-        print(f"{root}/{name}  cannot be read: {error.what}")
+        print(f"{root}/{name}  cannot be read: {str(error).splitlines()[0]}")
         if error.fix:
             print(f"  fix: {error.fix}")
     if not stores and not broken:
@@ -62,7 +62,13 @@ def _show(path: str) -> int:
     _print("samples", f"{stored_counts(manifest)} in {len(manifest.shards)} shards, {len(missing)} of them missing")
     _print("classes", f"{len(store.classes())}; attributes: {', '.join(store.attributes) or '(none)'}")
     _print("licence", manifest.recorded["licence"])
-    _show_backbone(manifest)
+    try:
+        _show_backbone(manifest)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # names that the digest does not cover
+        raise SchemaError(
+            f"'{path}': what the manifest has recorded is not complete ({type(error).__name__}: {error}).",
+            fix="extract the store again",
+        ) from error
     for name, value in sorted(manifest.data.items()):
         _print("data", f"{name} = {_text(value)}")
     for name, version in sorted(manifest.recorded["versions"].items()):

@@ -36,7 +36,7 @@ def origins(merged: Sequence[tuple[str, str]], folders: list[Path]) -> dict[str,
 def read_kind(path: Path) -> str | None:
     """Return the value of the top-level key `kind` of an experiment file, None if it has no such key.
 
-    Raises: ConfigError on YAML that is not a mapping.
+    Raises: ConfigError on YAML that is not a mapping, or a kind that is not one word.
     """
     node = _node(path)
     if node is None:
@@ -45,7 +45,9 @@ def read_kind(path: Path) -> str | None:
         raise ConfigError(f"{display(path)} has no keys at its top level.")
     _refuse_odd_keys(node, path)
     for key, value in node.value:
-        if key.value == "kind" and isinstance(value, yaml.ScalarNode):
+        if key.value == "kind":
+            if not isinstance(value, yaml.ScalarNode):
+                raise ConfigError(f"kind in {display(path)}, line {key.start_mark.line + 1}, is no name of a kind.")
             return str(value.value)
     return None
 

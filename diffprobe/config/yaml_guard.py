@@ -24,6 +24,8 @@ _MAX_NUMBER = 100
 """Longest number in characters; Python refuses to read integers of more than 4,300 digits."""
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "merge")}
 _TAGS.add("tag:yaml.org,2002:timestamp")  # a plain date, which OmegaConf reads as text
+_OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")
+"""Numbers that YAML 1.1 reads in base 8 or 60: 010 is 8, and 1:30 is 90."""
 _NAME = re.compile(r"\$\{([^{}]*)\}")
 
 
@@ -144,6 +146,11 @@ def _measure(node: yaml.Node, shown: str, known: dict[int, int], open_: set[int]
     if isinstance(node, yaml.ScalarNode):
         if len(node.value) > _MAX_NUMBER and not node.tag.endswith(":str"):
             raise ConfigError(f"{line}: a number of {len(node.value):,} characters.")
+        if _OTHER_BASE.fullmatch(node.value) and node.tag.endswith((":int", ":float")):
+            raise ConfigError(
+                f"{line}: YAML reads {node.value} as a number of another base (8 or 60).",
+                fix="write the number without leading zeros and colons, or a text in quotes",
+            )
         return 1
     if id(node) not in known:
         open_.add(id(node))

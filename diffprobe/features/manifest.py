@@ -28,6 +28,8 @@ TENSORS = {FEATURES: "features", LATENTS: "vae_latents"}
 """Kind of a store -> name of the tensor in its safetensors files."""
 SCHEMA_VERSION = 3
 # The values of a cell do not depend on the other cells, so a store with more cells serves a request as well.
+_MAX_COUNT = 2**40
+"""Largest number of samples of a shard and of values of a cell, far above what a disk holds."""
 _PER_CELL = frozenset({"cells", "taps", "timesteps"})
 
 
@@ -136,12 +138,16 @@ def _parse(value: dict[str, Any], kind: str) -> Manifest:
         raise SchemaError(f"{faults[0]}; rename it in the index (diffprobe data index --rename)")
     cells = expect(value["cells"], dict, where="cells")
     for cell, width in cells.items():
-        if expect(width, int, where=f"cells: {cell}") < 1 or (kind == FEATURES and not _is_cell(cell)):
+        if not 1 <= expect(width, int, where=f"cells: {cell}") <= _MAX_COUNT or (
+            kind == FEATURES and not _is_cell(cell)
+        ):
             raise SchemaError(f"cells: {cell}: {width}")
     shards = tuple(ShardEntry(**expect(shard, dict, where="shards")) for shard in value["shards"])
     for shard in shards:
         for name, of in (("file", str), ("split", str), ("n", int), ("sha256", str)):
             expect(getattr(shard, name), of, where=f"shards: {name}")
+        if not 0 <= shard.n <= _MAX_COUNT:
+            raise SchemaError(f"shards: '{shard.file}' has {shard.n} samples")
     data = expect(value["data"], dict, where="data")
     expect(data["shard_set"], str, where="data.shard_set")
     return Manifest(

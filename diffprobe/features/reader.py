@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.digest import digest_file_once
-from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, unknown
 from diffprobe.core.safetensors_file import open_safetensors
 from diffprobe.features.batch import FeatureTable, concatenate
 from diffprobe.features.cell_selection import choose_cell
@@ -237,7 +237,7 @@ class FeatureStore:
 
 
 def list_stores(
-    root: Path | str, *, broken: dict[str, SchemaError] | None = None, kind: str | None = FEATURES
+    root: Path | str, *, broken: dict[str, DiffprobeError] | None = None, kind: str | None = FEATURES
 ) -> Iterator[FeatureStore]:
     """Yield the readable stores directly below `root`, sorted by name. Folders without a manifest are ignored.
 
@@ -248,7 +248,7 @@ def list_stores(
     for file in sorted(Path(root).glob(f"*/{MANIFEST}")):
         try:
             store = FeatureStore.open(file.parent, kind=None)
-        except SchemaError as error:
+        except (SchemaError, StoreIncomplete) as error:
             if broken is not None:
                 broken[file.parent.name] = error
         else:

@@ -89,7 +89,8 @@ def verify_folder(path: Path | str) -> list[str]:
     try:
         manifest = Manifest.read(path / MANIFEST, kind=kind_of(path / MANIFEST))
     except SchemaError as error:
-        return [f"{MANIFEST}: {error.what}" + (f" fix: {error.fix}" if error.fix else "")]
+        said = str(error).splitlines()[0]  # of bounded length
+        return [f"{MANIFEST}: {said}" + (f" fix: {error.fix}" if error.fix else "")]
     return find_faults(path, manifest)
 
 

@@ -25,6 +25,8 @@ from diffprobe.shards.shard_names import find_shards, splits_of
 SCHEMA_VERSION = 2
 KIND = "shard_index"
 INDEX_NAME = "index.json"
+_MAX_SAMPLES = 2**40
+"""Largest number of samples of a shard, far above what a disk holds."""
 _INDEXED = ("json", "label", "class_name", "attributes")
 """Fields from which the index's classes and attribute values are read."""
 
@@ -326,6 +328,8 @@ def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
     for what, names in (("classes", shard_set.classes), *shard_set.attributes.items()):
         if len(set(names)) < len(names):
             raise SchemaError(f"{what} has a name twice")
+    if not shard_set.shards:
+        raise SchemaError("it lists no shard")
     if len({shard.file for shard in shard_set.shards}) < len(shard_set.shards):
         raise SchemaError("a shard is listed twice")
     return shard_set
@@ -338,7 +342,7 @@ def _parse_shard(record: Any) -> ShardInfo:
     path = PurePosixPath(shard.file)
     if not path.name or path.is_absolute() or ".." in path.parts or "\\" in shard.file:
         raise SchemaError(f"shard '{shard.file}' is outside of the folder")
-    if shard.n_samples < 0:
+    if not 0 <= shard.n_samples <= _MAX_SAMPLES:
         raise SchemaError(f"shard '{shard.file}' has {shard.n_samples} samples")
     gaps = expect(shard.missing, dict, where="shards: missing")
     return replace(shard, missing={name: (int(n), int(place), str(key)) for name, (n, place, key) in gaps.items()})

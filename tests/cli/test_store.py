@@ -1,8 +1,11 @@
 """`diffprobe store`, from the command line."""
 
+import json
+
 import pytest
 
 from diffprobe.cli.main import main
+from tests.artifacts import edit
 
 
 @pytest.fixture
@@ -61,3 +64,13 @@ def test_a_store_of_an_older_schema_is_listed_with_the_command_that_makes_it_ane
         assert main(["store", command, str(store)]) in (1, 2)
         shown = "".join(capsys.readouterr())
         assert "schema version 2" in shown and "diffprobe extract backbone.path=" in shown
+
+
+def test_what_no_digest_covers_is_refused_and_long_texts_are_shortened(store, capsys):
+    recorded = json.loads((store / "manifest.json").read_text())["recorded"]
+    edit(store / "manifest.json", recorded={**recorded, "taps": {}})
+    assert main(["store", "show", str(store)]) == 2
+    assert "recorded is not complete (KeyError: 'mid_block')" in capsys.readouterr().err
+    edit(store / "manifest.json", cells={"x" * 5000: 8})
+    assert (main(["store", "verify", str(store)]), main(["store", "list", str(store.parent)])) == (1, 1)
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 2500

@@ -36,6 +36,13 @@ def test_the_kind_is_read_before_anything_is_merged(folder: Path) -> None:
     assert read_kind(folder / "empty.yaml") is None
 
 
+@pytest.mark.parametrize("kind", ["[demo]", "{demo: 1}"])
+def test_a_kind_is_one_word(folder: Path, kind: str) -> None:
+    (folder / "row.yaml").write_text(f"seed: 1\nkind: {kind}\n")
+    with pytest.raises(ConfigError, match=r"kind in row\.yaml, line 2"):
+        read_kind(folder / "row.yaml")
+
+
 def test_keys_of_nested_blocks_have_to_be_text_too(folder: Path) -> None:
     (folder / "odd.yaml").write_text("data:\n  limit: 3\n  3: x\n")
     with pytest.raises(ConfigError, match=r"key '3' in odd\.yaml, line 3, has YAML type int"):

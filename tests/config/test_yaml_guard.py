@@ -147,3 +147,22 @@ def test_a_pipe_is_not_waited_for(write: Write, tmp_path: Path) -> None:
 def test_small_aliases_and_merges_stay(write: Write) -> None:
     write("experiments/row.yaml", "probe:\n  params: &p {k: 1}\n  grid: {k: [1, 2]}\nx: &x {seed: 3}\n")
     assert compose("row").tree["probe"]["params"] == {"k": 1}
+
+
+@pytest.mark.parametrize("number", ["1:2:3", "010", "-1:30", "1:30.5", "+0_7"])
+def test_numbers_of_another_base_are_refused(write: Write, number: str) -> None:
+    write("experiments/a.yaml", f"seed: {number}\n")
+    with pytest.raises(ConfigError, match=r"experiments/a\.yaml, line 1: .*base"):
+        load_run("a")
+
+
+def test_ordinary_numbers_and_texts_with_colons_stay(write: Write) -> None:
+    write("experiments/a.yaml", "seed: 1_0\npaper: '010'\ntable: a:1\nrow: \"1:30\"\ntrainer: {weight_decay: 0.05}\n")
+    found = load_run("a")
+    assert (found.seed, found.paper, found.table, found.row, found.trainer.weight_decay) == (
+        10,
+        "010",
+        "a:1",
+        "1:30",
+        0.05,
+    )

@@ -14,6 +14,7 @@ from diffprobe.features.manifest import (
     kind_of,
     stored_counts,
 )
+from tests.artifacts import edit
 
 
 def test_versions_and_names_are_recorded_but_not_digested(manifest, changed_manifest):
@@ -138,3 +139,12 @@ def test_another_file_has_no_kind_of_store(tmp_path, text):
     (tmp_path / "m.json").write_text(text)
     with pytest.raises(SchemaError):
         kind_of(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("n", [-1, 10**400])
+def test_a_number_of_samples_that_no_disk_holds_is_refused(tmp_path, manifest, n):
+    manifest.write(tmp_path / "m.json")
+    shards = json.loads((tmp_path / "m.json").read_text())["shards"]
+    edit(tmp_path / "m.json", shards=[{**shards[0], "n": n}])
+    with pytest.raises(SchemaError, match=f"not a complete manifest.*'{shards[0]['file']}' has"):
+        Manifest.read(tmp_path / "m.json")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffprobe.core.artifact import write_artifact
-from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, UnknownName
+from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, UnknownName
 from diffprobe.features.manifest import SCHEMA_VERSION, cell_file
 from diffprobe.features.reader import FeatureStore, list_stores
 from diffprobe.features.writer import StoreWriter
@@ -139,9 +139,14 @@ def test_a_broken_store_is_listed_and_does_not_hide_the_others(tmp_path, manifes
     store = fill(tmp_path, manifest)
     broken = fill(tmp_path, changed_manifest(dtype="float16"))
     (broken.path / "manifest.json").write_text("{")
-    faults: dict[str, SchemaError] = {}
+    faults: dict[str, DiffprobeError] = {}
     assert [found.path for found in list_stores(tmp_path, broken=faults)] == [store.path]
     assert list(faults) == [broken.path.name]
+    (broken.path / "manifest.json").unlink()
+    os.mkfifo(broken.path / "manifest.json")
+    faults.clear()
+    assert [found.path for found in list_stores(tmp_path, broken=faults)] == [store.path]
+    assert isinstance(faults[broken.path.name], StoreIncomplete)
     assert FeatureStore.find(tmp_path, manifest).path == store.path
 
 
@@ -207,7 +212,7 @@ def make_old(path, version=2):
 def test_a_store_of_an_older_schema_is_refused_with_the_command_that_extracts_it_again(tmp_path, manifest, fill):
     store = fill(tmp_path, manifest)
     make_old(store.path)
-    faults: dict[str, SchemaError] = {}
+    faults: dict[str, DiffprobeError] = {}
     assert list(list_stores(tmp_path, broken=faults)) == [] and list(faults) == [store.path.name]
     for open_it in (lambda: FeatureStore.open(store.path), lambda: FeatureStore.find(tmp_path, manifest)):
         with pytest.raises(SchemaError, match="schema version 2 of 'feature_store'") as caught:

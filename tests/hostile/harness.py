@@ -104,11 +104,11 @@ def assert_ended(outcome: Outcome, *names: str, statuses: Collection[int] = (REF
     assert "Traceback" not in said, said
     assert outcome.status in statuses, f"status {outcome.status}:\n{said}"
     assert printable(outcome.stdout) == outcome.stdout and printable(outcome.stderr) == outcome.stderr
-    missing = [name for name in names if name not in said] if outcome.status else []
+    missing = [name for name in names if name not in outcome.stdout + outcome.stderr] if outcome.status else []
     assert not missing, f"the message lacks {missing}:\n{said}"
     if outcome.status == REFUSED:
         lines = outcome.stderr.splitlines()
-        starts = [i for i, line in enumerate(lines) if re.match(r"[A-Z]\w+: |diffprobe: ", line)]
+        starts = [i for i, line in enumerate(lines) if re.match(r"[A-Z]\w+: |diffprobe[a-z ]*: ", line)]
         details = lines[starts[-1] + 1 :] if starts else [said]
         assert starts and all(line.startswith("  ") for line in details), said
         assert max(map(len, lines)) < 2200 and len(details) < 200
