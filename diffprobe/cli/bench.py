@@ -1,13 +1,13 @@
-"""``diffprobe bench``: speed of extraction and of SAE training, with a baseline and a lower bound in one run."""
+"""``diffprobe bench``: speed of extraction and of SAE training beside a baseline, and growth with the size of data."""
 
 import argparse
 
 GROUP = "runs"
-HELP = "time feature extraction or SAE training against a baseline"
+HELP = "time feature extraction or SAE training against a baseline, or growth with the data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction and ksae."""
+    """Add the sub-verbs extraction, ksae and scale."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -34,14 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ksae.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds; the fastest counts (default: 2)")
     ksae.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     ksae.add_argument("--no-peers", action="store_true", help="skip other libraries (diffprobe[peers] installs them)")
-    for parser_of in (extraction, ksae):
+    scale = what.add_parser("scale", help="growth of work with samples, classes, attribute values and cells")
+    scale.add_argument("--samples", type=int, default=1_000_000, metavar="N", help="samples (default: 1,000,000)")
+    scale.add_argument("--classes", type=int, default=100_000, metavar="N", help="classes, values (default: 100,000)")
+    scale.add_argument("--cells", type=int, default=1000, metavar="N", help="cells (default: 1,000)")
+    for parser_of in (extraction, ksae, scale):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
-    return {"extraction": _extraction, "ksae": _ksae}[args.what](args)
+    return {"extraction": _extraction, "ksae": _ksae, "scale": _scale}[args.what](args)
 
 
 def _extraction(args: argparse.Namespace) -> int:
@@ -110,6 +114,19 @@ def _ksae(args: argparse.Namespace) -> int:
     return _write_json(args.json, report.to_json())
 
 
+def _scale(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.scale import bench_scale
+
+    report = bench_scale(samples=args.samples, classes=args.classes, cells=args.cells, progress=_progress)
+    print(f"{report.machine}; CPU seconds at an eighth, a quarter, a half and all of the size")
+    print("\n| work | sizes | seconds | growth exponents |")
+    print("|---|---|---|---|")
+    for row in report.rows:
+        sizes, seconds = " / ".join(f"{n:,}" for n in row.sizes), " / ".join(f"{t:.2f}" for t in row.seconds)
+        print(f"| {row.step} | {sizes} | {seconds} | {' / '.join(f'{e:.2f}' for e in row.exponents)} |")
+    return _write_json(args.json, report.to_json())
+
+
 def _progress(line: str) -> None:
     import sys
 
@@ -131,8 +148,11 @@ def _require_writable(file: str | None) -> None:
 def _write_json(file: str | None, text: str) -> int:
     from pathlib import Path
 
+    from diffprobe.core.atomic_file import atomic_file
+
     if file:
-        Path(file).write_text(text, encoding="utf-8")
+        with atomic_file(Path(file)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -241,7 +241,7 @@ def build_index(
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
-        _write(shard_set, path)
+        write_index(shard_set, path)
     except OSError as error:
         raise ShardError(
             f"cannot write the index to '{path}' ({error.strerror}).",
@@ -381,7 +381,8 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
     return tuple(newer)
 
 
-def _write(shard_set: ShardSet, path: Path) -> None:
+def write_index(shard_set: ShardSet, path: Path) -> None:
+    """Write the index of a shard set. Raises: OSError."""
     body = {**asdict(shard_set), "digest": shard_set.digest}
     del body["newer"]
     if shard_set.fields == Fields():

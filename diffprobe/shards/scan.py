@@ -5,7 +5,7 @@ Time and memory grow linearly with samples, classes and attribute values.
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +70,15 @@ class Scan:
     def shard(self, path: Path, *, name: str | None = None) -> ShardScan:
         """Read one shard; `name` is its path in the set. Raises: DuplicateKey, ShardError."""
         orphans: list[str] = []
+        found = self.samples(read_shard(path, name=name, orphans=orphans, caps=self.caps))
+        self.faults += [f"{name or path.name}: {orphan}." for orphan in orphans]
+        return found
+
+    def samples(self, raws: Iterable[RawSample]) -> ShardScan:
+        """Read the samples of one shard. Raises: DuplicateKey."""
         gaps = _Gaps()
         count = 0
-        for raw in read_shard(path, name=name, orphans=orphans, caps=self.caps):
+        for raw in raws:
             count += 1
             if raw.key in self.keys:
                 raise DuplicateKey(f"{raw.shard}: key '{raw.key}' also occurs in {self.keys[raw.key]}.")
@@ -84,7 +90,6 @@ class Scan:
                 self.fixes.update([error.fix] if error.fix else [])
             else:
                 gaps.add(raw, annotation)
-        self.faults += [f"{name or path.name}: {orphan}." for orphan in orphans]
         return gaps.of_shard(count)
 
     def _sample(self, raw: RawSample) -> Annotation:

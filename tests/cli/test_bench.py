@@ -25,13 +25,21 @@ def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
 
 
+def test_growth_has_a_table(tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", "scale", "--samples", "80", "--classes", "80", "--cells", "8", "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "growth exponents" in out and "| scan of an index: classes | 10 / 20 / 40 / 80 |" in out
+    assert len(json.loads(file.read_text())["rows"]) == 7
+
+
 def test_an_invalid_shape_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "ksae", "--shape", "32x16"])
     assert "batch,d_in,n_latents,k" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["extraction", "ksae"])
+@pytest.mark.parametrize("what", ["extraction", "ksae", "scale"])
 def test_a_file_that_cannot_be_written_is_reported_before_anything_is_measured(what, tmp_path, capsys) -> None:
     assert main(["bench", what, "--json", str(tmp_path / "gone" / "bench.json")]) == 2
     out, err = capsys.readouterr()
