@@ -171,7 +171,9 @@ def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tup
     values, errors = [], []
     for setting in settings:
         key, _, value = setting.partition("=")
-        if not _SETTING.match(setting):
+        if not setting.isascii() and any("\ud800" <= char <= "\udfff" for char in setting):
+            errors.append(f"'{setting}' is not UTF-8 text")
+        elif not _SETTING.match(setting):
             errors.append(f"'{setting}' is not of the form key=value or group=choice")
         elif key in groups:
             if value not in groups[key]:
@@ -250,7 +252,7 @@ def _added(setting: str) -> str:
     key, _, value = setting.partition("=")
     try:
         several = OverridesParser.create().parse_override(setting).is_sweep_override()
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: a number of more digits than Python reads
         if value.lstrip().startswith(("[", "{", "'", '"')) or "${" in value:
             raise UnreadableSetting(
                 f"malformed setting {setting}.",
@@ -279,6 +281,8 @@ def _is_readable(setting: str) -> bool:
 
 def _accepts(experiment: str | None, settings: Sequence[str]) -> bool:
     """Return whether a configuration takes the last of its settings."""
+    if not _is_readable(settings[-1]):
+        return False  # its own advice could be this setting again, without end
     try:
         composed = compose(experiment, settings)
     except DiffprobeError:

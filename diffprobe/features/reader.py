@@ -19,7 +19,7 @@ from diffprobe.features.batch import FeatureTable, concatenate
 from diffprobe.features.cell_selection import choose_cell
 from diffprobe.features.manifest import FEATURES, TENSORS, Manifest, ShardEntry, covers, differences, kind_of
 from diffprobe.features.tensor_file import rows_shape
-from diffprobe.features.verify import find_faults, read_samples
+from diffprobe.features.verify import find_faults, is_too_large, read_samples
 from diffprobe.features.writer import MANIFEST, shard_folder
 
 
@@ -214,7 +214,7 @@ class FeatureStore:
         folder, name = self.path / shard_folder(shard.file), TENSORS[self.manifest.kind]
         files = {cell: folder / samples["cells"][cell]["file"] for cell in cells}
         for cell, file in files.items() if self.verifies else ():
-            _check_digest(file, samples["cells"][cell]["sha256"])
+            _check_digest(file, samples["cells"][cell])
         features = {cell: _mapped(file, name) for cell, file in files.items()}
         keys = samples["keys"]
         for cell, values in features.items():
@@ -256,11 +256,11 @@ def list_stores(
                 yield store
 
 
-def _check_digest(path: Path, sha256: str) -> None:
+def _check_digest(path: Path, entry: dict[str, Any]) -> None:
     """Compare a file with its checksum, once per process while it stays the same. Raises: SchemaError."""
     if not path.is_file():
         raise StoreIncomplete(f"'{path}' is missing.", fix=_fix(path))
-    if digest_file_once(path) != sha256:
+    if is_too_large(path, entry) or digest_file_once(path) != entry["sha256"]:
         raise SchemaError(f"'{path}' was modified after it was written (checksum).", fix=_fix(path))
 
 

@@ -3,6 +3,7 @@
 A fault is one line of text; verification continues after each fault.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from diffprobe.features.manifest import (
 from diffprobe.features.tensor_file import rows_shape
 from diffprobe.features.writer import MANIFEST, SAMPLES, SHARD_SCHEMA_VERSION, TEMPORARY, shard_folder
 
+_MAX_HEADER = 2**20
+"""Allowance in bytes for the header of a safetensors file of one tensor."""
+
 
 def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str, Any]:
     """Return the `samples.json` of a shard of the store in `path`.
@@ -32,6 +36,8 @@ def read_samples(path: Path, manifest: Manifest, shard: ShardEntry) -> dict[str,
     samples = _read_own(path, manifest, shard)
     try:
         _check_samples(samples, manifest)
+        for fault in _sample_faults(samples, manifest, shard):
+            raise SchemaError(fault.removeprefix(f"{SAMPLES}: "))
     except (KeyError, TypeError, DiffprobeError) as error:
         file = path / shard_folder(shard.file) / SAMPLES
         cause = error.what if isinstance(error, DiffprobeError) else f"{type(error).__name__}: {error}"
@@ -72,7 +78,9 @@ def _check_samples(samples: dict[str, Any], manifest: Manifest) -> None:
         if entry["file"] != cell_file(cell):
             raise SchemaError(f"cells: '{cell}' has the file '{entry['file']}'")
         expect(entry["sha256"], str, where="cells: sha256")
-        expect(entry["shape"], list, where="cells: shape")
+        shape = expect(entry["shape"], list, where="cells: shape")
+        if shape[:1] != [len(keys)] or not all(type(n) is int and n >= 0 for n in shape):
+            raise SchemaError(f"cells: '{cell}' has the shape {str(shape)[:80]} for {len(keys)} keys")
     missing = sorted(set(manifest.cells) - set(samples["cells"]))
     if missing:
         raise SchemaError(f"cells: '{missing[0]}' is missing")
@@ -146,7 +154,7 @@ def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) ->
     if not path.is_file():
         yield f"{path.name}: missing"
         return
-    if digest_file(path) != entry["sha256"]:
+    if is_too_large(path, entry) or digest_file(path) != entry["sha256"]:
         yield f"{path.name}: modified after it was written (checksum)"
         return
     try:
@@ -156,6 +164,11 @@ def _file_faults(path: Path, entry: dict[str, Any], n_keys: int, tensor: str) ->
         return
     if list(shape) != entry["shape"] or shape[0] != n_keys:
         yield f"{path.name}: {shape[0]} rows for {n_keys} keys"
+
+
+def is_too_large(path: Path, entry: dict[str, Any]) -> bool:
+    """Return whether a file is larger than its recorded shape allows, so that its checksum need not be computed."""
+    return path.stat().st_size > 8 * math.prod(entry["shape"]) + _MAX_HEADER
 
 
 def _foreign(folder: Path, known: Iterable[str]) -> Iterator[str]:

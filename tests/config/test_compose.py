@@ -227,3 +227,16 @@ def test_judging_a_config_imports_nothing_heavy() -> None:
         "print([m for m in ('torch', 'diffusers', 'transformers', 'lightning', 'wandb') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seed=glob(*)", "has several values"),
+        ("seed=" + "9" * 5000, "'seed' is .*expected int"),
+        ("paper=\udcff", r"'paper=\\udcff' is not UTF-8 text"),
+    ],
+)
+def test_settings_that_hydra_cannot_read_are_refused_at_once(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run("emoji/sae", [setting])

@@ -65,13 +65,14 @@ def store(start, settings, tmp_path):
 
 @pytest.fixture(scope="session")
 def undisturbed(server, settings, tmp_path_factory):
-    """The files of the store without any fault, and the seconds that it takes."""
+    """The files of the store without any fault, and the seconds that writing takes."""
     from tests.faults.conftest import Command
 
     folder = tmp_path_factory.mktemp("undisturbed")
     whole = Store(lambda *argv: Command(server, list(argv), folder / "log.txt", {}), settings, folder / "whole")
-    started = time.monotonic()
     command = whole.start()
+    assert wait_for(lambda: whole.folder() is not None, command=command)
+    started = time.monotonic()
     assert command.wait() == 0, command.output()
     seconds = time.monotonic() - started
     assert len(whole.complete()) == N_SHARDS and verify_folder(whole.folder()) == []
@@ -100,6 +101,8 @@ def test_kills_at_random_points(store, undisturbed, capsys):
     for i, delay in enumerate(delays(10, seconds, seed=0)):
         killed = store(f"random-{i}")
         command = killed.start()
+        if i % 5:  # the others are killed before there is a store
+            wait_for(lambda: killed.folder() is not None, command=command)  # noqa: B023
         time.sleep(delay)
         command.send(signal.SIGKILL)
         command.wait()
@@ -114,6 +117,7 @@ def test_several_kills_of_one_store(store, undisturbed, capsys):
     killed, counts = store("often"), Counter()
     for delay in delays(5, seconds / 2, seed=1):
         command = killed.start()
+        wait_for(lambda: POINTS["lock"](killed.root), command=command)
         time.sleep(delay)
         command.send(signal.SIGKILL)
         command.wait()
@@ -127,7 +131,7 @@ POINTS = {
     "lock": lambda root: any(root.glob("*/.writing-*.lock")),
     "folder": lambda root: any(path.is_dir() for path in root.glob("*/.writing-*")),
     "cells": lambda root: any(root.glob("*/.writing-*/*.safetensors")),
-    "samples, temporary": lambda root: any(root.glob("*/.writing-*/.samples.json.*.tmp")),
+    "half of samples": lambda root: any(root.glob("*/.writing-*/.samples.json.*.tmp")),
     "samples": lambda root: any(root.glob("*/.writing-*/samples.json")),
     "first shard": lambda root: any(root.glob("*/*.tar")),
     "last shard": lambda root: len(list(root.glob("*/*.tar"))) == N_SHARDS,

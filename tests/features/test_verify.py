@@ -7,8 +7,9 @@ import pytest
 
 from diffprobe.core.artifact import write_artifact
 from diffprobe.core.digest import digest_file
-from diffprobe.core.errors import StoreIncomplete
+from diffprobe.core.errors import SchemaError, StoreIncomplete
 from diffprobe.features.verify import verify_folder
+from diffprobe.features.writer import SAMPLES
 
 CELL, FILE = "mid_block@t10:empty:mean", "mid_block@t10.empty.mean.safetensors"
 
@@ -80,7 +81,8 @@ def test_extra_rows_that_were_sealed_again(store):
         value["cells"][CELL].update(sha256=digest_file(path), shape=[6, 3])
 
     reseal(store, "val-0000.tar", change)
-    assert verify_folder(store.path) == [f"val-0000.tar/{FILE}: 6 rows for 5 keys"]
+    (fault,) = verify_folder(store.path)
+    assert fault.startswith(f"val-0000.tar/{SAMPLES}: ") and "[6, 3] for 5 keys" in fault
 
 
 def test_samples_that_were_dropped_and_sealed_again(store):
@@ -137,3 +139,19 @@ def test_latents_that_were_not_needed_yet_are_no_fault(tmp_path, latent_manifest
 def test_a_folder_without_manifest_is_not_a_store(tmp_path):
     with pytest.raises(StoreIncomplete, match="no manifest"):
         verify_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.update(keys=["a"] * len(value["keys"])), "duplicate key"),
+        (lambda value: value["left_out"].append({"key": "a", "message": "b"}), "1 left out, . in the manifest"),
+        (lambda value: next(iter(value["cells"].values())).update(shape=[10**9, 3]), r"shape \[1000000000, 3\]"),
+    ],
+)
+def test_what_verification_finds_is_not_read_either(store, change, message):
+    shard = store.manifest.shards[0]
+    reseal(store, shard.file, change)
+    assert len(verify_folder(store.path)) == 1
+    with pytest.raises(SchemaError, match=f"{shard.file}/samples.json' is not complete.*{message}"):
+        store.samples(shard)
