@@ -9,6 +9,7 @@ import operator
 import os
 import random
 import resource
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,6 +27,10 @@ import shape_checks  # noqa: E402
 
 shape_checks.install()
 collect_ignore = ["typecheck"]
+
+# A shell without job control starts background commands with Ctrl-C ignored, and their children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The suite runs without network: a test that reaches for a hub or a tracker has to fail, not wait.
 os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_SILENT": "true"})

@@ -3,7 +3,7 @@
 import argparse
 
 GROUP = "runs"
-HELP = "time feature extraction or SAE training against a baseline, or growth with the data"
+HELP = "time extraction or SAE training, or how work grows with the data"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
