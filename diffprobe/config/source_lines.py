@@ -47,7 +47,7 @@ def read_kind(path: Path) -> str | None:
     for key, value in node.value:
         if key.value == "kind":
             if not isinstance(value, yaml.ScalarNode):
-                raise ConfigError(f"kind in {display(path)}, line {key.start_mark.line + 1}, is not the name of a kind.")
+                raise ConfigError(f"kind in {display(path)}, line {key.start_mark.line + 1}, is not a name.")
             return str(value.value)
     return None
 

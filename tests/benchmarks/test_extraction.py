@@ -11,6 +11,7 @@ def report():
     return bench_extraction(Setting(size="small", resolution=32, images=1, repeats=1, device="cpu"))
 
 
+@pytest.mark.slow
 def test_both_ways_give_the_same_features(report) -> None:
     assert [row.largest_difference < 1e-3 for row in report.rows] == [True, True]
 

@@ -39,6 +39,7 @@ def spatial(tiny_study, tmp_path):
     return run_demo(demo, view), view
 
 
+@pytest.mark.slow
 def test_a_demo_that_passes_the_check_has_its_page_where_the_autoencoder_is_spatial(spatial):
     done, view = spatial
     write_report(done, view)
@@ -105,6 +106,7 @@ def test_the_fix_of_a_grid_is_accepted(tiny_study, tmp_path):
     check_needs(load_demo([*tiny_study, one, f"output={tmp_path / 'out'}"]))
 
 
+@pytest.mark.slow
 def test_what_the_data_are_too_few_for_is_left_out_of_the_page_and_named(spatial, monkeypatch):
     done, view = spatial
     panels = PanelConfig(min_active=1000)

@@ -106,6 +106,7 @@ def test_by_default_it_is_the_timestep_of_training(config):
     assert record.detail["n_clusters"] == 3
 
 
+@pytest.mark.slow
 def test_one_autoencoder_of_several_timesteps_is_measured_at_each(tiny_sd, tiny_shards, tmp_path):
     run = train_on([20, 500], tiny_sd, tiny_shards, tmp_path)
     config = SaeEvaluation(experiment="tiny/evaluate_sae", run=str(run), device="cpu", output=str(tmp_path))
@@ -147,6 +148,7 @@ def test_a_grid_is_measured_member_by_member_and_each_has_the_record_of_its_own(
     assert read_result(path).metrics == read_result(paths[3]).metrics
 
 
+@pytest.mark.slow
 def test_features_that_are_means_over_draws_are_refused(tiny_sd, tiny_shards, tmp_path):
     def evaluate(*settings):
         run = train_on([20], tiny_sd, tiny_shards, tmp_path, "features.draws=2", *settings)

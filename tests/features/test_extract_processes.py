@@ -131,6 +131,7 @@ def test_killed_at_random_points_and_resumed_the_store_is_byte_identical(
     assert FeatureStore.open(resumed).verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "latents"), [(1, True), (2, False), (2, True), (3, False)])
 def test_processes_at_the_same_time_one_of_them_killed_give_the_bytes_of_one(
     alone, configs, tmp_path, file_bytes, processes, count, latents

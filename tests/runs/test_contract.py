@@ -31,6 +31,7 @@ def test_each_key_changes_the_outcome(kind, name, tmp_path):
     contract.check_each_key_counts(kind, name, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"), [("classifier", "linear"), ("direction", "ridge"), ("direction", "logistic"), ("sae", "topk")]
 )

@@ -74,6 +74,7 @@ class Count(lightning.Callback):
         source.on_after_batch_transfer = counted
 
 
+@pytest.mark.slow
 def test_live_features_give_the_grid_of_stored_ones_and_are_made_as_often_as_for_one(run):
     # All of the training set is one batch, so that neither source orders what the other does not.
     grid = [f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]", "data.batch_size=16"]
@@ -99,6 +100,7 @@ def test_live_features_give_the_grid_of_stored_ones_and_are_made_as_often_as_for
     assert of_grid.images == of_one.images == 4 * 16 + 3 * 4 + 4
 
 
+@pytest.mark.slow
 def test_a_batched_grid_has_the_records_of_one_that_is_not_to_rounding(run):
     grid = [f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]"]
     extract_run(run(*grid), progress=False)

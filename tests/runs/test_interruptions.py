@@ -46,6 +46,7 @@ def whole(run, tmp_path):
     return read_result(train(run(*LINEAR, f"output={tmp_path}/whole")))
 
 
+@pytest.mark.slow
 def test_a_requeue_signal_changes_no_number_with_or_without_a_restart(run, whole, tmp_path, monkeypatch):
     requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
     config = run(*LINEAR)

@@ -128,6 +128,7 @@ def signal_in_the_first_step(patch, module_class) -> None:
     patch.setattr(module_class, "training_step", signalled)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
 def test_a_requeued_run_equals_an_undisturbed_one_also_without_a_restart(name, configs, whole, tmp_path, monkeypatch):
     """The signal of SLURM arrives within the first of two steps of an epoch, before the averaged weights are known."""

@@ -52,6 +52,7 @@ def test_each_sample_is_read_once(make_set: Make, sizes: tuple[int, ...], world_
     assert seen == Counter(f"k{i:03d}" for i in range(sum(sizes)))
 
 
+@pytest.mark.slow
 def test_spawned_workers_read_each_sample_once(shard_set: ShardSet) -> None:
     seen: list[str] = []
     for rank in range(2):

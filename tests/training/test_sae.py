@@ -41,6 +41,7 @@ def run(toy, tmp_path, source=None, probe=None, start=None, callbacks=(), **sett
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_longer_training_explains_more_and_keeps_the_invariants(toy, tmp_path, precision):
     short = run(toy, tmp_path / "short", max_epochs=1, precision=precision)

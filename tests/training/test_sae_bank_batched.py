@@ -98,6 +98,7 @@ def test_who_steps_together():
     assert groups(members, xs) == [[0, 2, 3], [1], [4], [5], [6]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "rounding"),
     [({}, 1e-4), ({"gradient_clip": 0.05}, 1e-4), ({"precision": "bf16-mixed"}, 1e-2)],  # bf16 has 8 bits
