@@ -216,7 +216,7 @@ IMAGES: dict[str, Picture] = {
     ),
     "profile bomb": Picture(
         lambda: png_of(32, 32, data=zeros_of(32, 32, 3), before=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**28)))),
-        "works",
+        "fault",
     ),
     "more data than pixels": Picture(lambda: png_of(8, 8, data=zlib.compress(bytes(2**28))), "works"),
     "many text chunks": Picture(
@@ -283,7 +283,8 @@ RECORDS: dict[str, tuple[Any, Ending, tuple[str, ...]]] = {
     "attributes list": ({"attributes": ["x"]}, "refused", ("bad", "attributes")),
     "attributes nested": ({"attributes": {"a": {"b": 1}}}, "refused", ("bad", "attributes.a")),
     "attributes infinite": (b'{"attributes": {"a": Infinity}}', "refused", ("bad", "attributes.a")),
-    "attributes of codes": ({"attributes": {CODES: CODES}}, "works", ()),
+    "attributes of codes": ({"attributes": {CODES: CODES}}, "refused", ("control character", "--rename")),
+    "values of codes": ({"attributes": {"a": CODES}}, "works", ()),
     "attribute label": ({"attributes": {"label": "sharp"}}, "refused", ("label", "--rename")),
     "attribute path": ({"attributes": {"../../x": "y", "/etc": FORMULA}}, "works", ()),
     "attribute empty name": ({"attributes": {"": "y"}}, "refused", ()),
