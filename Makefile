@@ -16,7 +16,7 @@ JOBS   ?= auto
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow notebooks docs wheel gpu lint format types ci clean
+.PHONY: help setup demo test slow attacks notebooks docs wheel gpu lint format types ci clean
 
 help:
 	@sed -n '1,6s/^# \{0,1\}//p' Makefile
@@ -39,9 +39,14 @@ demo: setup
 test: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(TESTS)
 
-# Notebooks and wheel have targets of their own.
+# Notebooks, wheel and the attacks have targets of their own.
 slow: setup
-	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py
+	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) \
+	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py --ignore tests/hostile --ignore tests/faults
+
+# Hostile files, kills, signals and full disks: about half an hour on two cores.
+attacks: setup
+	$(PYTEST) -n $(JOBS) --dist loadfile -m slow tests/hostile tests/faults
 
 notebooks: setup
 	$(PYTEST) -m slow tests/docs/test_notebooks.py
