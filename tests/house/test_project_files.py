@@ -90,7 +90,7 @@ def test_ci_runs_every_check() -> None:
 
 
 def test_every_test_belongs_to_a_target() -> None:
-    """`make test` runs what is not slow, `make slow` the slow tests but for files and folders with targets of their own."""
+    """`make test` runs what is not slow, `make slow` the slow tests but for what has a target of its own."""
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert '-m "not slow"' in makefile
     for file in re.findall(r"--ignore (\S+)", makefile):
