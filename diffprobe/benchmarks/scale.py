@@ -111,7 +111,8 @@ def _scan(n: int, n_classes: int, n_values: int) -> Callable[[], object]:
         scan = Scan(Fields())
         for start in range(0, n, _PER_SHARD):
             scan.samples(_raws(min(_PER_SHARD, n - start), n_classes=n_classes, n_values=n_values, start=start))
-        return scan.classes(), scan.check_columns()
+        scan.check_columns()
+        return scan.classes()
 
     return run
 
