@@ -47,7 +47,6 @@ MUTATIONS = [
     Mutation(
         "pixart", "learned variance", "self.predicted(output, x_t)", "self.predicted(output.flip(1), x_t)", "prediction"
     ),
-    Mutation("sd3", "position check", "    _check_positions(checkpoint, latents, config)\n", "", "resolutions"),
     Mutation("sd3", "layer of the states", "hidden_states[-2]", "hidden_states[-1]", "conditioning"),
     Mutation("sd3", "heads", r'heads=rf"{_BLOCK}\.attn2?\.norm_[qk]"', "heads=None", "inner_taps"),
     Mutation("sd3", "image of a joint block", "image_second=_BLOCK", "image_second=None", "inner_taps"),
