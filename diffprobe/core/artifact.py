@@ -6,13 +6,12 @@ digest. Standard library only; tensors are in separate safetensors files.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffprobe import __version__
-from diffprobe.core.atomic_file import atomic_file, current_umask
+from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import canonical_json, digest_json
 from diffprobe.core.errors import NonFinite, SchemaError
 from diffprobe.core.json_file import read_json_file
@@ -142,17 +141,6 @@ def read_json(
             fix=f"restore the file; or {again}",
         )
     return dict(obj)
-
-
-def open_to_readers(path: Path | str) -> None:
-    """Set the permissions of a file, or of all files below a folder, to those of new files (umask).
-
-    Some libraries (safetensors) write files that only the owner can read, but run folders are shared.
-    """
-    path, mode = Path(path), 0o666 & ~current_umask()
-    for file in path.rglob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            os.chmod(file, mode)
 
 
 def _non_finite(obj: Any, at: str = "") -> list[str]:

@@ -35,7 +35,7 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         flush_file(temporary)
-        os.chmod(temporary, 0o666 & ~current_umask())
+        open_to_readers(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -62,10 +62,10 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 flush_file(file)
-                os.chmod(file, 0o666 & ~current_umask())
             else:
                 flush_folder(file)
         flush_folder(temporary)
+        open_to_readers(temporary)
         if path.exists():
             os.replace(path, before)
         os.replace(temporary, path)
@@ -94,6 +94,17 @@ def remove_unfinished(folder: Path | str) -> list[Path]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def open_to_readers(path: Path | str) -> None:
+    """Set the permissions of a file, or of all files below a folder, to those of new files (umask).
+
+    Some libraries (safetensors) write files that only the owner can read, but run folders are shared.
+    """
+    path, mode = Path(path), 0o666 & ~current_umask()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            os.chmod(file, mode)
 
 
 def flush_file(path: Path | str) -> None:

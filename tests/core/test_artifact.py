@@ -10,7 +10,6 @@ from diffprobe.core.artifact import (
     HEADER,
     dump_json,
     make_header,
-    open_to_readers,
     read_json,
     write_artifact,
     write_json_atomic,
@@ -104,19 +103,6 @@ def test_a_written_file_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> 
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "thing.json").stat().st_mode) == 0o644
-
-
-def test_files_of_others_are_opened_to_whom_the_umask_allows(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    closed = [tmp_path / "one", tmp_path / "deep" / "two"]
-    for file in closed:
-        file.touch(0o600)
-    old = os.umask(0o027)
-    try:
-        open_to_readers(tmp_path)
-    finally:
-        os.umask(old)
-    assert [stat.S_IMODE(file.stat().st_mode) for file in closed] == [0o640] * 2 and (tmp_path / "deep").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.core.atomic_file import atomic_file, atomic_folder, current_umask, remove_unfinished
+from diffprobe.core.atomic_file import atomic_file, atomic_folder, current_umask, open_to_readers, remove_unfinished
 
 
 def test_the_target_changes_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -80,3 +80,16 @@ def test_what_kills_have_left_is_removed_and_nothing_else(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     assert len(remove_unfinished(tmp_path)) == 3
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "probes"])
+
+
+def test_files_of_others_are_opened_to_whom_the_umask_allows(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    closed = [tmp_path / "one", tmp_path / "deep" / "two"]
+    for file in closed:
+        file.touch(0o600)
+    old = os.umask(0o027)
+    try:
+        open_to_readers(tmp_path)
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE(file.stat().st_mode) for file in closed] == [0o640] * 2 and (tmp_path / "deep").is_dir()
