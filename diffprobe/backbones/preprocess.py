@@ -9,11 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.image import is_deep, to_rgb
+from diffprobe.core.image import fit, is_deep, to_rgb
 from diffprobe.core.shapes import Images
 
-_LONG = 16
-"""Length of an image, as a multiple of its width, beyond which its centre is cropped before it is resized."""
 _INSTEAD: dict[type, str] = {
     Image.Image: "pass a list: [image]",
     np.ndarray: "arrays [batch, height, width, 3] of uint8: [Image.fromarray(x) for x in images]",
@@ -70,19 +68,9 @@ def _from_pil(image: Image.Image, resolution: int) -> Tensor:
             fix="scale it to 0..255 and convert it to 8 bits, or pass a tensor in [0, 1]",
         )
     image = to_rgb(image)
-    shorter = min(image.size)
-    if shorter == 0:
+    if min(image.size) == 0:
         raise ConfigError(f"an image has {image.width} x {image.height} px: it is empty.")
-    if max(image.size) > _LONG * shorter:  # cropped first, as in the shard stream: resized whole, it fills memory
-        left, top = (image.width - shorter) / 2, (image.height - shorter) / 2
-        box = (left, top, left + shorter, top + shorter)
-        return _to_tensor(image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box))
-    if shorter != resolution:
-        width, height = (round(side * resolution / shorter) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    image = image.crop((left, top, left + resolution, top + resolution))
-    return _to_tensor(image)
+    return _to_tensor(fit(image, resolution))
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

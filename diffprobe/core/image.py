@@ -1,6 +1,9 @@
-"""Conversion of images to RGB with 8 bits per channel, for shards and backbones."""
+"""Conversion of images to RGB squares with 8 bits per channel, for shards and backbones."""
 
 from PIL import Image
+
+LONG = 16
+"""Ratio of the sides of an image above which it is cropped before it is resized."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -18,3 +21,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def fit(image: Image.Image, resolution: int) -> Image.Image:
+    """Resize the shorter side of an image to `resolution` pixels (bicubic) and crop the centre square.
+
+    An image of that size is returned unchanged. Of an image that is more than `LONG` times as long as wide, the centre
+    is cropped first, so that the resized image needs little memory; both orders agree up to rounding.
+    """
+    width, height = image.size
+    shorter, longer = min(width, height), max(width, height)
+    if image.size == (resolution, resolution):
+        return image
+    if longer > LONG * shorter:
+        left, top = (width - shorter) / 2, (height - shorter) / 2
+        box = (left, top, left + shorter, top + shorter)
+        return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+    if shorter != resolution:
+        size = (round(width * resolution / shorter), round(height * resolution / shorter))
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))

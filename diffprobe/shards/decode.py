@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from diffprobe.core.errors import SampleError
-from diffprobe.core.image import is_deep, to_rgb
+from diffprobe.core.image import fit, is_deep, to_rgb
 from diffprobe.shards.annotation import Caps, Fields, fault, image_field, parse_annotation
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import RawSample
 from diffprobe.shards.scan import numbered
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-LONG = 16
-"""Ratio of the sides of an image above which it is cropped before it is resized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,24 +138,3 @@ def _without_pillow_limit() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Resize the shorter side of an image to `resolution` pixels (bicubic) and crop the centre square.
-
-    An image of that size is returned unchanged. Of an image that is more than `LONG` times as long as wide, the centre
-    is cropped first, so that the resized image needs little memory; both orders agree up to rounding.
-    """
-    width, height = image.size
-    shorter, longer = min(width, height), max(width, height)
-    if image.size == (resolution, resolution):
-        return image
-    if longer > LONG * shorter:
-        left, top = (width - shorter) / 2, (height - shorter) / 2
-        box = (left, top, left + shorter, top + shorter)
-        return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
-    if shorter != resolution:
-        size = (round(width * resolution / shorter), round(height * resolution / shorter))
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))

@@ -34,7 +34,7 @@ class SampleStream(IterableDataset[Sample]):
     Args:
         shard_set: the set, from `ShardSet.load`.
         split: name of a split.
-        resolution: height and width of the images in pixels (see `decode.fit`); None keeps their size.
+        resolution: height and width of the images in pixels (see `core.image.fit`); None keeps their size.
         fields: names of the files and keys of a sample (see `ShardSet.fields_for`).
         rank: rank of this process, from 0.
         world_size: number of processes.

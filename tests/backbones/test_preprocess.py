@@ -34,7 +34,7 @@ def test_transparency_is_laid_on_white_and_grey_becomes_colour() -> None:
 
 
 def test_the_stream_of_shards_prepares_images_alike() -> None:
-    from diffprobe.shards.decode import fit
+    from diffprobe.core.image import fit
 
     for size in ((101, 67), (3, 200), (900, 20)):  # the last two are cropped before they are resized
         image = gradient(*size)

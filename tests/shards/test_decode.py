@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from diffprobe.core.errors import SampleError
+from diffprobe.core.image import fit
 from diffprobe.shards.annotation import Caps, Fields
-from diffprobe.shards.decode import Sample, decode_image, decode_sample, fit
+from diffprobe.shards.decode import Sample, decode_image, decode_sample
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import RawSample
 
@@ -176,7 +177,7 @@ def test_a_long_image_is_cropped_before_it_is_resized(monkeypatch: pytest.Monkey
 def test_both_orders_of_resizing_and_cropping_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 170, 3), dtype=np.uint8))
     cropped_first = np.asarray(fit(noise, 32)).astype(int)
-    monkeypatch.setattr("diffprobe.shards.decode.LONG", 100)
+    monkeypatch.setattr("diffprobe.core.image.LONG", 100)
     assert np.abs(np.asarray(fit(noise, 32)).astype(int) - cropped_first).max() <= 1
 
 
