@@ -13,7 +13,7 @@ from typing import Any
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.part_config import refuse_foreign_code
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
-from diffprobe.core.foreign import naming
+from diffprobe.core.foreign import naming, require_regular_file
 from diffprobe.core.json_file import read_json_object
 
 TOKENIZER_FILES = (
@@ -81,9 +81,7 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy one file after checking it. Raises: WeightsMismatch."""
-    if not source.is_file():
-        raise WeightsMismatch(f"'{source}' is not a regular file.")
-    if (size := source.stat().st_size) > _MAX_BYTES:
+    if (size := require_regular_file(source, error=WeightsMismatch)) > _MAX_BYTES:
         raise WeightsMismatch(f"'{source}' has {size:,} bytes; allowed: {_MAX_BYTES:,}.")
     if source.suffix != ".json":
         shutil.copyfile(source, target)

@@ -15,7 +15,7 @@ from diffprobe.config import search_path
 from diffprobe.core.errors import ConfigError
 
 MAX_BYTES = 2**18
-"""Largest preset or experiment file, in bytes; the shipped ones have less than 10 kB."""
+"""Largest preset, experiment file or table, in bytes; the shipped ones have less than 10 kB."""
 MAX_NODES = 20_000
 """Most values of a file, with its aliases expanded, and most characters that interpolations insert."""
 MAX_DEPTH = 32
@@ -39,12 +39,7 @@ def read_node(path: Path, shown: str) -> yaml.Node | None:
     Raises: yaml.YAMLError and UnicodeDecodeError for a file that is not YAML; ConfigError for one that is too large or
         too deep, whose aliases expand to too many values, or that has a type of Python.
     """
-    if not path.is_file():
-        raise ConfigError(f"{shown} is not a regular file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(
-            f"{shown} has {path.stat().st_size:,} bytes, more than a configuration may have ({MAX_BYTES:,})."
-        )
+    check_file(path, shown)
     try:
         with open(path, encoding="utf-8") as file:
             node = yaml.compose(file, Loader=yaml.SafeLoader)
@@ -57,6 +52,16 @@ def read_node(path: Path, shown: str) -> yaml.Node | None:
     if node is not None:
         _measure(node, shown, {}, set(), 1)
     return node
+
+
+def check_file(path: Path, shown: str) -> None:
+    """Check that a path is a regular file of at most `MAX_BYTES`. Raises: ConfigError, which calls it `shown`."""
+    if not path.is_file():
+        raise ConfigError(f"{shown} is not a regular file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(
+            f"{shown} has {path.stat().st_size:,} bytes, more than a configuration may have ({MAX_BYTES:,})."
+        )
 
 
 def refuse_resolvers(text: str, where: str) -> None:

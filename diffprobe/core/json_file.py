@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from diffprobe.core.errors import DiffprobeError, SchemaError
+from diffprobe.core.foreign import refuse_lfs_pointer, require_regular_file
 
 MAX_BYTES = 256 * 2**20
 """Largest JSON file that is read, in bytes: an index of ten million samples is in other files."""
@@ -43,11 +44,7 @@ def read_json_file(
         twice, NaN or infinity, or is nested deeper than `MAX_DEPTH`.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(2, "No such file or directory", str(path))
-    if not path.is_file():
-        raise error(f"'{path}' is not a regular file.", fix=fix)
-    size = path.stat().st_size
+    size = require_regular_file(path, error=error, fix=fix)
     if size > max_bytes:
         raise error(f"'{path}' has {size:,} bytes, more than a JSON file may have ({max_bytes:,}).", fix=fix)
     return parse_json(path.read_bytes(), where=f"'{path}'", error=error, fix=fix, non_finite=non_finite)
@@ -75,22 +72,20 @@ def parse_json(
     non_finite: bool = False,
 ) -> Any:
     """Parse JSON text. `where` names its place in the error message. Raises: `error`, see `read_json_file`."""
+    begin = text[:64]
+    begin = begin if isinstance(begin, bytes) else begin.encode("utf-8", "replace")
+    refuse_lfs_pointer(begin, where, error=error, fix=fix)
     if isinstance(text, bytes):
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as cause:
-            found = " (it begins like a git-lfs pointer)" if text[:23] == b"version https://git-lfs" else ""
-            raise error(f"{where} is not a readable JSON file: not UTF-8, {cause.reason}{found}.", fix=fix) from cause
+            raise error(f"{where} is not a readable JSON file: not UTF-8, {cause.reason}.", fix=fix) from cause
     try:
         constant = float if non_finite else _refuse_constant
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite)
     except RecursionError as cause:
         raise error(f"{where} is not a readable JSON file: nested too deeply.", fix=fix) from cause
     except ValueError as cause:
-        if text.startswith("version https://git-lfs"):
-            raise error(
-                f"{where} is a git-lfs pointer, not the file itself.", fix=fix or "git lfs pull, where it came from"
-            ) from cause
         said = "a number with too many digits" if "integer string conversion" in str(cause) else cause
         raise error(f"{where} is not a readable JSON file: {said}.", fix=fix) from cause
     if _deeper_than(value, MAX_DEPTH):

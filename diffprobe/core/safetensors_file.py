@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.core.errors import DiffprobeError, SchemaError
+from diffprobe.core.foreign import refuse_lfs_pointer, require_regular_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MAX_HEADER = 100_000_000
 """Largest header in bytes, that of the library itself."""
-_LFS = b"version https://git-lfs"
 
 
 @contextmanager
@@ -31,17 +31,11 @@ def open_safetensors(
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(2, "No such file or directory", str(path))
-    if not path.is_file():
-        raise error(f"'{path}' is not a regular file.", fix=fix)
+    size = require_regular_file(path, error=error, fix=fix)
     with open(path, "rb") as file:
-        begin = file.read(len(_LFS))
-    if begin == _LFS:
-        raise error(
-            f"'{path}' is a git-lfs pointer, not the file itself.", fix=fix or "git lfs pull, where it came from"
-        )
-    header, size = int.from_bytes(begin[:8], "little"), path.stat().st_size
+        begin = file.read(64)
+    refuse_lfs_pointer(begin, f"'{path}'", error=error, fix=fix)
+    header = int.from_bytes(begin[:8], "little")
     if size < 8 or header > min(_MAX_HEADER, size - 8):  # before the file is mapped into memory
         raise error(
             f"'{path}' is not a readable safetensors file: its header of {header:,} bytes does not fit "

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.core.errors import RunFailed, SchemaError
+from diffprobe.core.foreign import require_regular_file
 from diffprobe.core.json_file import parse_json
 
 
@@ -89,8 +90,7 @@ def _header(name: str, n: int, shape: tuple[int, ...]) -> bytes:
 
 def _read_header(path: Path, name: str) -> tuple[tuple[int, ...], int]:
     try:
-        if path.exists() and not path.is_file():
-            raise SchemaError(f"'{path}' is not a regular file.")
+        require_regular_file(path, error=SchemaError)
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             tensor = parse_json(file.read(min(length, 2**20)), where=f"the header of '{path}'")[name]

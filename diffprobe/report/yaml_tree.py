@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from diffprobe.config.search_path import display
+from diffprobe.config.yaml_guard import MAX_DEPTH, check_file
 from diffprobe.core.errors import ConfigError
 
-MAX_BYTES = 2**18
-"""Largest file that is read, in bytes."""
-MAX_DEPTH = 32
-"""Deepest nesting that is read; a table has five levels."""
 _LARGEST = 2**63
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # that of libyaml is ten times as fast
 
@@ -34,10 +31,7 @@ class YamlTree(NamedTuple):
 def read_yaml_tree(path: Path) -> YamlTree:
     """Read a YAML file. Raises: ConfigError for another file than a regular one, or a large one; see `parse_yaml`."""
     name = display(path)
-    if not path.is_file():
-        raise ConfigError(f"{name} is not a regular file.")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{name} has {path.stat().st_size:,} bytes; at most {MAX_BYTES:,} are read.")
+    check_file(path, name)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

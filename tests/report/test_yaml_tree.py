@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from diffprobe.config.yaml_guard import MAX_BYTES
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.yaml_tree import MAX_BYTES, parse_yaml, read_yaml_tree
+from diffprobe.report.yaml_tree import parse_yaml, read_yaml_tree
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
