@@ -14,11 +14,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from diffprobe.config.schema import BackboneConfig
 from diffprobe.core.errors import RunFailed, WeightsMismatch
 from diffprobe.core.memory import free_memory
 
-MAX_MODULES = 20_000
-"""Modules of a network by default; FLUX.1 has 3,000."""
+MAX_MODULES = BackboneConfig.max_modules
+"""Modules of a network by default."""
 _PER_LAYER = 20
 """Modules that a layer has about; the number of layers is bounded by this share of the modules."""
 _limit: ContextVar[int] = ContextVar("max_modules", default=MAX_MODULES)

@@ -17,7 +17,8 @@ CONFIG = "config.json"
 """Name of the file in a part's folder; schedulers have another one."""
 MAX_BYTES = 4 * 2**20
 """Largest configuration that is read, in bytes; real ones have less than 100 kB."""
-_SAVE_AGAIN = "save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME"
+SAVE_AGAIN = "save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME"
+"""The next step of a user whose checkpoint is incomplete."""
 
 
 def read_part_config(path: Path, *, non_finite: bool = False) -> dict[str, Any]:
@@ -35,9 +36,9 @@ def read_part_config(path: Path, *, non_finite: bool = False) -> dict[str, Any]:
     """
     if not path.exists():
         raise WeightsMissing(
-            f"'{path.parent}' has no {path.name}, so its network is unknown.", f"looked for: {path}", fix=_SAVE_AGAIN
+            f"'{path.parent}' has no {path.name}, so its network is unknown.", f"looked for: {path}", fix=SAVE_AGAIN
         )
-    found = read_json_object(path, error=WeightsMismatch, fix=_SAVE_AGAIN, max_bytes=MAX_BYTES, non_finite=non_finite)
+    found = read_json_object(path, error=WeightsMismatch, fix=SAVE_AGAIN, max_bytes=MAX_BYTES, non_finite=non_finite)
     with naming(path, "text in Unicode"):
         json.dumps(found, ensure_ascii=False).encode()  # digests are of its bytes
     refuse_foreign_code(found, path)
@@ -82,7 +83,7 @@ def read_model_index(path: Path) -> dict[str, Any]:
     Raises: WeightsMismatch if it is not a JSON object with the name of a pipeline class, or if an entry that names a
         part is not [library, class].
     """
-    index = read_json_object(path, error=WeightsMismatch, fix=_SAVE_AGAIN, max_bytes=MAX_BYTES)
+    index = read_json_object(path, error=WeightsMismatch, fix=SAVE_AGAIN, max_bytes=MAX_BYTES)
     refuse_foreign_code(index, path)
     expect(index.get("_class_name"), str, where=f"'{path}': _class_name", error=WeightsMismatch)
     for part, entry in index.items():

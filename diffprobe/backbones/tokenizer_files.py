@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.part_config import refuse_foreign_code
+from diffprobe.backbones.part_config import SAVE_AGAIN, refuse_foreign_code
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming, require_regular_file
 from diffprobe.core.json_file import read_json_object
@@ -49,7 +49,7 @@ def require_vocabulary(folder: Path, tokenizer: str = "tokenizer") -> None:
     if not any((folder / tokenizer / name).is_file() for name in _VOCABULARIES):
         raise WeightsMissing(
             f"checkpoint '{folder}' has no vocabulary ({tokenizer}/tokenizer.json or {tokenizer}/vocab.json).",
-            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+            fix=SAVE_AGAIN,
         )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from diffprobe.backbones.hub import STEMS
+from diffprobe.backbones.part_config import CONFIG, SAVE_AGAIN
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.json_file import expect, read_json_object
 
@@ -141,7 +142,7 @@ def require_files(*folders: Path) -> None:
     lacking = [
         folder
         for folder in folders
-        if not weight_files(folder) or not (folder.is_file() or (folder / "config.json").is_file())
+        if not weight_files(folder) or not (folder.is_file() or (folder / CONFIG).is_file())
     ]
     if not lacking:
         return
@@ -150,5 +151,5 @@ def require_files(*folders: Path) -> None:
         f"checkpoint '{folders[0].parent}' lacks a config.json or safetensors weights.",
         f"missing: {names} ({len(lacking)} of {len(folders)} parts)",
         *filter(None, map(lack_of_weights, lacking)),
-        fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+        fix=SAVE_AGAIN,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.hub import fetch_file, fetch_pipeline
 from diffprobe.backbones.network_size import require_memory
-from diffprobe.backbones.part_config import CONFIG, network_settings, read_model_index, read_part_config
+from diffprobe.backbones.part_config import CONFIG, SAVE_AGAIN, network_settings, read_model_index, read_part_config
 from diffprobe.backbones.weight_files import require_files, weight_files
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
@@ -171,7 +171,7 @@ def config_file(checkpoint: Checkpoint, part: str) -> Path:
         raise WeightsMissing(
             f"checkpoint '{checkpoint.name}' has no {part}/config.json.",
             *([] if folder.name == part else [f"looked for: {path}"]),
-            fix="save it again with save_pretrained(FOLDER), or complete the download: hf download OWNER/NAME",
+            fix=SAVE_AGAIN,
         )
     return path
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from diffprobe import __version__
 from diffprobe.cli.arguments import GROUPS, Parser
-from diffprobe.core.errors import DiffprobeError, nearest
+from diffprobe.core.errors import DiffprobeError, nearest, shown
 from diffprobe.core.processes import is_main_process, require_one_process
 from diffprobe.core.registry import VERBS
 from diffprobe.core.signals import INTERRUPTED, TERMINATED, Terminated, end_on_sigterm
@@ -89,7 +89,7 @@ def _failed(error: Exception, status: int) -> int:
         return status
     lines = [line for line in str(error).splitlines() if line.strip()] or ["(no message)"]
     text = " ".join(" ".join(lines if isinstance(error, OSError) else lines[:1]).split())
-    print(f"{type(error).__name__}: {DiffprobeError(text)}", file=sys.stderr)  # which shortens a long text
+    print(f"{type(error).__name__}: {shown(text)}", file=sys.stderr)
     if status == FAULT:
         print(f"  this is a fault of diffprobe, please report it; {_TRACEBACK}", file=sys.stderr)
     elif _is_out_of_memory(error):

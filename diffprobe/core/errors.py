@@ -32,16 +32,16 @@ class DiffprobeError(Exception):
         super().__init__(what, *details)
 
     def __str__(self) -> str:  # KeyError prints the repr of a tuple
-        lines = [_shown(self.what), *(f"  {_shown(line)}" for line in self.details)]
+        lines = [shown(self.what), *(f"  {shown(line)}" for line in self.details)]
         if self.fix:
-            lines.append(f"  fix: {_shown(self.fix)}")
+            lines.append(f"  fix: {shown(self.fix)}")
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:  # errors are sent between processes (loader workers, DDP)
         return _rebuild, (type(self), self.what, self.details, self.fix)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return a part of a message as one line; of a long one, for example of a number of 4,000 digits, both ends."""
     line = one_line(text)
     if len(line) <= _LONGEST:

@@ -27,8 +27,12 @@ WEIGHTS = "weights"
 
 def run_dir_of(config: "GenerativeTraining") -> Path:
     """Return the run folder: <output>/<experiment>/<first 12 digits of the digest of the configuration>."""
-    tree = {key: value for key, value in to_tree(config).items() if key != "output"}
-    return Path(config.output) / config.experiment / digest_json(tree)[:12]
+    return Path(config.output) / config.experiment / _digest(config)[:12]
+
+
+def _digest(config: "GenerativeTraining") -> str:
+    """Return the digest of the configuration, which does not depend on the place of the output."""
+    return digest_json({key: value for key, value in to_tree(config).items() if key != "output"})
 
 
 def plan_generative(config: "GenerativeTraining") -> Path:
@@ -67,13 +71,12 @@ def train_generative(config: "GenerativeTraining") -> Path:
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
     tree = to_tree(config)
-    settings = {key: value for key, value in tree.items() if key != "output"}
     with end_on_sigterm(), Requeue() as requeue, honest_ends():
         checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         module, data = config.make()
         inputs = inputs_of(config)
-        noted = {CONFIG: digest_json(settings), **inputs}
+        noted = {CONFIG: _digest(config), **inputs}
         if checkpoint is not None:
             require_resumable(checkpoint, noted)
         with quiet():

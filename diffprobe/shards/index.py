@@ -20,7 +20,7 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
-from diffprobe.shards.shard_names import find_shards, splits_of
+from diffprobe.shards.shard_names import find_shards, more_lines, splits_of
 
 SCHEMA_VERSION = 2
 KIND = "shard_index"
@@ -221,9 +221,8 @@ def build_index(
         raise ShardError(f"no shard in '{root}' has a sample.", f"shards: {', '.join(list(paths)[:10])}")
     faults = scan.all_faults()
     if faults and on_error == "raise":
-        more = [f"... and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise ShardError(
-            f"'{root}' has {len(faults)} faults; no index was written.", *faults[:10], *more,
+            f"'{root}' has {len(faults)} faults; no index was written.", *faults[:10], *more_lines(faults, 10),
             fix=_fault_fix(scan, root),
         )  # fmt: skip
     scan.check_columns()

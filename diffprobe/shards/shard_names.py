@@ -72,7 +72,7 @@ def find_shards(root: Path) -> list[Path]:
         lines = [f"{path.relative_to(root)}: {why}" for path, why, _ in refused]
         raise ShardError(
             f"'{root}' has {len(refused)} files that look like shards and are not read.",
-            f"read are {', '.join(SUFFIXES)}", *lines[:10], *_more(lines, 10),
+            f"read are {', '.join(SUFFIXES)}", *lines[:10], *more_lines(lines, 10),
             fix=next((fix for _, _, fix in refused if fix), "move them away"),
         )  # fmt: skip
     if not found:
@@ -107,7 +107,7 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
         found[file] = name
         origins.setdefault(name, {}).setdefault(origin, file)
     if doubtful:
-        raise ShardError("shards with two splits in their name.", *doubtful[:10], *_more(doubtful, 10), NAMES)
+        raise ShardError("shards with two splits in their name.", *doubtful[:10], *more_lines(doubtful, 10), NAMES)
     if unnamed:
         raise ShardError(
             f"{len(unnamed)} shards without a split in their name: {', '.join(unnamed[:5])}"
@@ -181,5 +181,6 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _more(lines: list[str], shown: int) -> list[str]:
+def more_lines(lines: list[str], shown: int) -> list[str]:
+    """Return the line that ends a list of which the first `shown` lines are printed; none if those are all."""
     return [f"... and {len(lines) - shown} more"] if len(lines) > shown else []

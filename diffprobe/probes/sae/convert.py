@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffprobe.core.artifact import write_json_atomic
@@ -27,6 +26,7 @@ from diffprobe.core.json_file import read_json_object
 from diffprobe.core.safetensors_file import load_safetensors
 from diffprobe.probes.sae import batch_topk, jumprelu, topk
 from diffprobe.probes.sae.base import KSAE
+from diffprobe.probes.serialization import save_tensors
 
 _SAELENS = {"topk": "topk", "batchtopk": "batch_topk", "jumprelu": "jumprelu"}
 _LEARNING = {
@@ -109,7 +109,7 @@ def to_saelens(sae: KSAE, folder: Path | str, *, cell: str | None = None) -> Pat
     if plain.threshold is not None:
         settings, tensors["threshold"] = {"architecture": "jumprelu"}, plain.threshold
     with atomic_file(folder / "sae_weights.safetensors") as temporary:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        save_tensors(tensors, temporary)
     common = {
         "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
         "normalize_activations": "none", "reshape_activations": "none", "metadata": {"hook_name": cell},
