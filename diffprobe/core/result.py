@@ -101,25 +101,27 @@ class RunResult:
     """Version of this record's layout."""
 
 
-class StartTime(float):
-    """The time of a start: `time.time()` as a float, with the reading of a clock that nobody sets beside it.
+@dataclass(frozen=True)
+class StartTime:
+    """The time of a start, by two clocks.
 
     >>> StartTime.now().elapsed() < 1
     True
     """
 
-    _monotonic: float
+    wall: float
+    """`time.time()`, for the date; it jumps when the clock is set."""
+    monotonic: float
+    """`time.monotonic()`, for durations."""
 
     @classmethod
     def now(cls) -> "StartTime":
         """Read both clocks."""
-        found = cls(time.time())
-        found._monotonic = time.monotonic()
-        return found
+        return cls(time.time(), time.monotonic())
 
     def elapsed(self) -> float:
-        """Return the seconds since the start, by the monotonic clock."""
-        return time.monotonic() - self._monotonic
+        """Return the seconds since the start."""
+        return time.monotonic() - self.monotonic
 
 
 def make_result(
@@ -130,15 +132,14 @@ def make_result(
     config: Mapping[str, Any],
     seeds: Mapping[str, int],
     metrics: Iterable[MetricRecord],
-    started_at: "StartTime | float",
+    started_at: StartTime,
     artifacts: Mapping[str, str] | None = None,
     wandb_run_id: str | None = None,
 ) -> RunResult:
     """Return the record of a run that ends now, with digest, commit, versions, hardware and wall time.
 
     Args:
-        started_at: `StartTime.now()` at the start of the run; `time.time()` of a start in another process, whose wall
-            time is then wrong where the clock was set in between.
+        started_at: `StartTime.now()` at the start of the run.
     """
     plain = json.loads(canonical_json(dict(config)))  # tuples become lists, as after reading
     return RunResult(
@@ -151,8 +152,8 @@ def make_result(
         versions=_versions(),
         seeds=dict(seeds),
         hardware=_hardware(),
-        started=datetime.fromtimestamp(started_at, UTC).isoformat(timespec="seconds"),
-        wall_time_s=round(_elapsed(started_at), 3),
+        started=datetime.fromtimestamp(started_at.wall, UTC).isoformat(timespec="seconds"),
+        wall_time_s=round(started_at.elapsed(), 3),
         metrics=tuple(metrics),
         artifacts=dict(artifacts or {}),
         wandb_run_id=wandb_run_id,
@@ -283,10 +284,6 @@ _EXPECTED: dict[Any, str] = {
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _elapsed(started_at: StartTime | float) -> float:
-    return started_at.elapsed() if isinstance(started_at, StartTime) else time.time() - started_at
 
 
 def _versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ def result(*metrics: MetricRecord) -> RunResult:
         config={"taps": ("mid_block",), "seed": 0},
         seeds={"seed": 0},
         metrics=metrics or (record(controls={"chance": 0.125}, detail={"captions": ["x"]}),),
-        started_at=time.time() - 5,
+        started_at=StartTime(time.time() - 5, time.monotonic() - 5),
         artifacts={"store": "ab" * 32},
     )
 

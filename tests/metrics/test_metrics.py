@@ -130,7 +130,7 @@ def make(d_in, n_latents):
     return SilentRows()
 '''
 TRAINING = """
-import importlib.util, sys, time
+import importlib.util, sys
 from pathlib import Path
 
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
@@ -138,7 +138,7 @@ toy = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(toy)
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.result import make_result, write_result
+from diffprobe.core.result import StartTime, make_result, write_result
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.sae import SparseAutoencoderModule
 from diffprobe.training.trainer import make_trainer, quiet
@@ -152,7 +152,7 @@ with quiet():
     trainer.fit(module, datamodule=source)
     trainer.test(module, datamodule=source, verbose=False)
 result = make_result(run="r", experiment="", kind="sae", config={}, seeds={}, metrics=module.records("test"),
-                     started_at=time.time())
+                     started_at=StartTime.now())
 write_result(result, Path(sys.argv[2]) / "result.json")
 """
 

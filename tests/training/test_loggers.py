@@ -9,7 +9,7 @@ import wandb
 
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.result import MetricRecord, make_result
+from diffprobe.core.result import MetricRecord, StartTime, make_result
 from diffprobe.probes.classifier.linear import Config
 from diffprobe.training import loggers
 from diffprobe.training.classifier import ClassifierModule
@@ -218,7 +218,7 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
             config=tree,
             seeds={},
             metrics=module.records("test"),
-            started_at=0.0,
+            started_at=StartTime(0.0, 0.0),
             wandb_run_id=loggers.run_id(logger),
         )
         loggers.finish(logger, result)
@@ -241,7 +241,13 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
 def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_path):
     def result(*metrics):
         return make_result(
-            run="r", experiment="e", kind="sae", config={"k": [2, 4]}, seeds={}, metrics=metrics, started_at=0.0
+            run="r",
+            experiment="e",
+            kind="sae",
+            config={"k": [2, 4]},
+            seeds={},
+            metrics=metrics,
+            started_at=StartTime(0.0, 0.0),
         )
 
     def fvu(value):
