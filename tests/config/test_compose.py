@@ -14,20 +14,6 @@ from diffprobe.core.errors import ConfigError
 Write = Callable[[str, str], Path]
 
 
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write files of a root in the working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def _write(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-
-    return _write
-
-
 ROW = """\
 # A row of a table.
 defaults:

@@ -14,19 +14,9 @@ Write = Callable[[str, str], Path]
 SECRET = "s3cr3t-of-this-machine"
 
 
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Return a function that writes below the working folder, which is a root of presets."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", SECRET)
-
-    def _write(name: str, text: str) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-
-    return _write
 
 
 RESOLVERS = [
