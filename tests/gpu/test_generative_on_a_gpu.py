@@ -7,43 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.result import read_result
-from diffprobe.generative.architectures import DenoiserShape
-from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
-from diffprobe.generative.denoiser import DenoiserTraining
 from diffprobe.generative.run_settings import GenerativeTraining
-from diffprobe.generative.text_encoder import TextEncoderTraining
 from diffprobe.runs.train_generative import train_generative
+from tests.toy_generative import toy_trainings
 
 PARTS = ("autoencoder", "text_encoder", "denoiser")
 
 
 @pytest.fixture(scope="module")
 def configs(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    common = {
-        "trainer": TrainerConfig(accelerator="gpu", max_epochs=2, enable_progress_bar=False, log_every_steps=1),
-        "logger": LoggerConfig(kind="none"),
-        "warmup_steps": 1,
-        "ema_decay": 0.9,
-    }
-    data = DataConfig(path=str(tiny_shards), batch_size=8)
-    shape = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
-    autoencoder = AutoencoderTraining(experiment="tiny/autoencoder", model=shape, data=data, **common)
     folder = tmp_path_factory.mktemp("autoencoder")
-    AutoencoderModule(autoencoder).vae.save_pretrained(folder)
-    text = DenoiserShape(
-        channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
-        text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=16,
-    )  # fmt: skip
-    distilled = TextEncoderTraining(
-        experiment="tiny/text_encoder", teacher=str(tiny_teacher), model=text, mixtures=8,
-        data=dataclasses.replace(data, batch_size=20), **common,
-    )  # fmt: skip
-    denoiser = DenoiserTraining(
-        experiment="tiny/denoiser", autoencoder=str(folder), model=text, data=data, text_noise=0.1, **common
-    )
-    return {"autoencoder": autoencoder, "text_encoder": distilled, "denoiser": denoiser}
+    runs = toy_trainings(tiny_shards, tiny_teacher, folder, accelerator="gpu")
+    return {**runs, "denoiser": dataclasses.replace(runs["denoiser"], text_noise=0.1)}
 
 
 def train_on(config: GenerativeTraining, output: Path, **trainer: object) -> tuple[dict[str, float], dict]:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, NonFinite, WeightsMissing
 from diffprobe.core.result import read_result
-from diffprobe.generative.architectures import DenoiserShape
-from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
-from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.autoencoder import AutoencoderModule
+from diffprobe.generative.denoiser import DenoiserModule
 from diffprobe.generative.ema import EMACallback
-from diffprobe.generative.text_encoder import TextEncoderModule, TextEncoderTraining
+from diffprobe.generative.text_encoder import TextEncoderModule
 from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generative
 from tests.slurm import pretend_job
+from tests.toy_generative import toy_trainings
 
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 
@@ -31,28 +31,8 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module")
 def configs(tiny_shards, tiny_teacher, tmp_path_factory):
-    """The three runs; two epochs of two steps. The denoiser works in the space of an untrained autoencoder."""
-    common = {
-        "data": DataConfig(path=str(tiny_shards), batch_size=8),
-        "trainer": TrainerConfig(accelerator="cpu", max_epochs=2, enable_progress_bar=False, log_every_steps=1),
-        "logger": LoggerConfig(kind="none"),
-        "warmup_steps": 1,
-        "ema_decay": 0.9,
-    }
-    shape = AutoencoderShape(resolution=16, channels=(8, 8), latent_channels=2, norm_groups=4)
-    autoencoder = AutoencoderTraining(experiment="tiny/autoencoder", model=shape, **common)
-    folder = tmp_path_factory.mktemp("autoencoder")
-    AutoencoderModule(autoencoder).vae.save_pretrained(folder)
-    text = DenoiserShape(
-        channels=(8, 16), cross_attention=(True, False), heads=2, norm_groups=4,
-        text_width=16, text_layers=1, text_heads=2, vocab_size=540, max_tokens=16,
-    )  # fmt: skip
-    denoiser = DenoiserTraining(experiment="tiny/denoiser", autoencoder=str(folder), model=text, **common)
-    text_encoder = TextEncoderTraining(
-        experiment="tiny/text_encoder", teacher=str(tiny_teacher), model=text, mixtures=8,
-        **{**common, "data": dataclasses.replace(common["data"], batch_size=20)},
-    )  # fmt: skip
-    return {"autoencoder": autoencoder, "text_encoder": text_encoder, "denoiser": denoiser}
+    """The three runs; two epochs of two steps."""
+    return toy_trainings(tiny_shards, tiny_teacher, tmp_path_factory.mktemp("autoencoder"))
 
 
 @pytest.fixture(scope="module")
