@@ -20,7 +20,7 @@ from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
-from diffprobe.features.writer import ExtractedBatch, StoreWriter, shard_folder
+from diffprobe.features.writer import ExtractedBatch, StoreWriter, remove_leftovers, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
@@ -59,6 +59,7 @@ def extract(
     request = Request(backbone, data, features, splits)
     served = _served(request)
     if served is not None:
+        remove_leftovers(served)  # of a process that was killed after its last shard
         announce(f"the store is complete: {served}")
         return served
     request.check_values()

@@ -9,7 +9,7 @@ import os
 import resource
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffprobe.core.artifact import write_artifact
 from diffprobe.core.atomic_file import flush_folder
-from diffprobe.core.claim import LOCK, abandoned, claim
+from diffprobe.core.claim import abandoned, claim
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import NonFinite, RunFailed, StoreMismatch
 from diffprobe.features.batch import FeatureBatch
@@ -126,13 +126,7 @@ class StoreWriter:
         """If all shards are complete, remove leftovers of dead processes. Returns: whether the store is complete."""
         if not all(self.has(shard) for shard in self.manifest.shards):
             return False
-        for leftover in self.path.glob(f"{TEMPORARY}*"):
-            if leftover.suffix == LOCK:
-                leftover.unlink(missing_ok=True)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
-        for file in self.path.glob(f".{MANIFEST}.*.tmp"):
-            file.unlink(missing_ok=True)
+        remove_leftovers(self.path)
         return True
 
     def _write_rows(self, folder: Path, shard: ShardEntry, batches: Iterable[ExtractedBatch]) -> dict[str, Any]:
@@ -205,6 +199,16 @@ class StoreWriter:
         with abandoned(self.path, TEMPORARY) as names:
             for name in names:
                 shutil.rmtree(self.path / name, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left in the folder of a complete store; a read-only folder stays as it is."""
+    for leftover in (*folder.glob(f"{TEMPORARY}*"), *folder.glob(f".{MANIFEST}.*.tmp")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                leftover.unlink()
 
 
 def shard_folder(file: str) -> str:

@@ -30,6 +30,14 @@ def test_a_complete_store_is_returned_untouched(alone, configs):
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
+def test_leftovers_of_a_process_that_was_killed_after_its_last_shard_are_removed(alone, configs):
+    (alone / ".writing-0123456789abcdef.lock").touch()
+    (alone / ".manifest.json.0123.tmp").touch()
+    (alone / ".writing-0123456789abcdef").mkdir()
+    assert extract(*configs(features_store=str(alone.parent)), progress=False) == alone
+    assert not [path.name for path in alone.iterdir() if path.name.startswith(".")]
+
+
 def test_fewer_cells_are_served_by_the_store_that_has_more(alone, configs):
     fewer = {"features_taps": ("mid_block",), "features_timesteps": (400,), "features_store": str(alone.parent)}
     assert extract(*configs(**fewer), progress=False) == alone
