@@ -41,7 +41,7 @@ def test_a_trace_knows_shapes_order_and_cost(traced: object) -> None:
         "blocks.0": (4, (8, 8)),
         "blocks.1": (5, (8, 8)),
         "blocks.2": (6, (8, 8)),
-    }  # act runs three times in a pass, so it is no tap
+    }  # act runs three times in a pass, so it cannot be a tap
     flops = [2 * 64 * n for n in (12, 20, 30)]
     assert [tap.flops for tap in traced.taps.values()] == [flops[0], sum(flops[:2]), sum(flops)]
     assert traced.flops == sum(flops)

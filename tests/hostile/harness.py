@@ -313,5 +313,5 @@ def _function(request: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the libraries print while they are imported is no answer
+    os.dup2(2, 1)  # what libraries print while they are imported is not part of the answer
     _serve(sys.stdin.buffer, answers)

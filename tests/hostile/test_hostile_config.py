@@ -119,7 +119,7 @@ def test_a_resolver_in_any_place_is_refused(root: Path, place: str) -> None:
     refused(root, "experiment=x", *(["probe=mine"] if "mine" in file else []))
 
 
-# ---- files that are no experiments
+# ---- files that cannot be experiments
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -309,7 +309,7 @@ def test_any_text_is_printed_as_text_or_refused(root: Path, setting: str) -> Non
 
 
 def test_a_secret_does_not_reach_a_result(root: Path, tiny_sd: Path, tiny_shards: Path) -> None:
-    """Also where a run is complete: the environment is no part of results, stores and logs."""
+    """Also where a run is complete: the environment is kept out of results, stores and logs."""
     words = [
         f"backbone.path={tiny_sd}", "backbone.device=cpu", f"data.path={tiny_shards}", "features.taps=[mid_block]",
         "features.timesteps=[20]", "trainer.max_epochs=1", "trainer.enable_progress_bar=false", "paper=$SECRET",

@@ -59,7 +59,7 @@ def table(folder: Path, *words: str) -> Outcome:
     return attempt_cli(["table", "toy", "--results", str(folder / "runs"), *words], cwd=folder)
 
 
-# ---- result files that are no results
+# ---- files that cannot be read as results
 
 
 def text_of(**changes: Any) -> bytes:
