@@ -220,7 +220,7 @@ INDEX: dict[str, Damage] = {
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in INDEX])
 def test_a_hostile_index_is_refused_by_every_command(name: str, folder: Path, tiny_sd: Path, canary: Canary) -> None:
-    """A seal that fits does not make an index true: what an index says about shards is compared with them, at the latest when read."""
+    """A seal does not make an index true: what it says about shards is compared with them when they are read."""
     INDEX[name](folder / "set/index.json")
     verify = attempt_cli(["data", "verify", str(folder / "set")], cwd=folder)
     assert_ended(verify, statuses=(1, 2))
