@@ -104,6 +104,9 @@ class SampleStream(IterableDataset[Sample]):
                     raise unknown(f"shard of split '{split}'", file, self._counts)
             chosen = set(shard_subset)
             self._pieces = [piece for piece in self._pieces if piece.file in chosen]
+        for shard in shards:
+            if not shard.n_samples:
+                self._require_empty(shard.file)
         checked = {piece.file for piece in self._pieces if len(piece)}
         for file in sorted(checked if verify else checked & set(shard_set.newer)):
             shard_set.check(file)
@@ -167,10 +170,18 @@ class SampleStream(IterableDataset[Sample]):
                 if count == piece.stop < self._counts[piece.file]:
                     break
             if count < piece.stop or count > self._counts[piece.file]:
-                raise ShardError(
-                    f"{piece.file}: the shard has {count} samples, the index {self._counts[piece.file]}.",
-                    fix=f"diffprobe data verify {self.shard_set.root}",
-                )
+                raise self._other_count(piece.file, str(count))
+
+    def _require_empty(self, file: str) -> None:
+        """Compare a shard that is never read with what the index says about it: no samples."""
+        if next(read_shard(self.shard_set.root / file, name=file, caps=self.caps), None) is not None:
+            raise self._other_count(file, "some")
+
+    def _other_count(self, file: str, found: str) -> ShardError:
+        return ShardError(
+            f"{file}: the shard has {found} samples, the index {self._counts[file]}.",
+            fix=f"diffprobe data verify {self.shard_set.root}",
+        )
 
     def _decoded(self, raws: Iterator[RawSample]) -> Iterator[Sample]:
         for raw in raws:

@@ -151,11 +151,6 @@ BYTES: dict[str, Damage] = {
     "version": sealed(lambda tree: tree["header"].update(schema_version=10**3000)),
     "version of codes": sealed(lambda tree: tree["header"].update(schema_version=CODES, made_by=CODES)),
 }
-NOT_YET = {"no sample": "extract passes over a shard of no sample; only `data verify` compares the number"}
-
-
-def marks(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(strict=True, reason=NOT_YET[name])] if name in NOT_YET else []
 
 
 INDEX: dict[str, Damage] = {
@@ -218,7 +213,7 @@ INDEX: dict[str, Damage] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in INDEX])
+@pytest.mark.parametrize("name", INDEX)
 def test_a_hostile_index_is_refused_by_every_command(name: str, folder: Path, tiny_sd: Path, canary: Canary) -> None:
     """A seal does not make an index true: what it says about shards is compared with them when they are read."""
     INDEX[name](folder / "set/index.json")

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -196,6 +197,13 @@ def test_a_shard_that_differs_from_the_index_stops_the_run(
             keys_of(loader_of(shard_set, on_error=on_error, verify=False))
         with pytest.raises(ShardError, match="train-0000.tar: .*sha256"):
             loader_of(shard_set, on_error=on_error)
+
+
+def test_a_shard_of_which_the_index_says_that_it_is_empty_must_be_empty(make_set: Make) -> None:
+    shard_set = make_set(3)
+    wrong = replace(shard_set, shards=tuple(replace(shard, n_samples=0) for shard in shard_set.shards))
+    with pytest.raises(ShardError, match="the shard has some samples, the index 0"):
+        loader_of(wrong, verify=False)
 
 
 def test_a_changed_byte_is_noticed_when_a_stream_is_opened_though_size_and_time_are_the_same(make_set: Make) -> None:
