@@ -1,5 +1,6 @@
 """Choice of the device, and the guard that fixes the precision of a forward pass."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from diffprobe.core.errors import ConfigError
 _LOCAL = ("LOCAL_RANK", "SLURM_LOCALID")
 """Environment variables of torchrun and srun with the number of a process on its machine; torchrun's counts first."""
 Value = TypeVar("Value")
+_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -27,6 +29,20 @@ def choose_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}, but torch sees no CUDA device.", fix="backbone.device=cpu, or auto")
     return device
+
+
+def warn_slow_bfloat16(setting: str, fix: str) -> None:
+    """Warn that `setting` asks for bfloat16 on a processor without instructions for it.
+
+    Matrix products and convolutions are then up to a hundred times slower than in float32, and nothing else says why.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _log.warning(
+            "%s: this processor has no instructions for bfloat16 (AVX-512 or AMX); it is far slower than float32. "
+            "Try: %s",
+            setting,
+            fix,
+        )
 
 
 def _own_accelerator() -> torch.device:

@@ -17,7 +17,7 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
-from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
 from diffprobe.backbones.network_size import MAX_MODULES, module_limit
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch, check_images
@@ -134,6 +134,8 @@ class DiffusionFeatures:
         Raises: WeightsMissing, WeightsMismatch, ConfigError.
         """
         device = choose_device(plan.backbone.device)
+        if device.type == "cpu" and plan.dtype == "bfloat16":
+            warn_slow_bfloat16("backbone.dtype=bfloat16", "backbone.dtype=float32")
         options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
         where = plan.checkpoint.folder or plan.checkpoint.name
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from diffprobe.backbones.device import warn_slow_bfloat16
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.signals import Terminated
@@ -111,6 +112,8 @@ def _check_machine(config: TrainerConfig) -> None:
     on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
     if on_cpu and config.precision in ("16-mixed", "16-true"):
         raise ConfigError(f"trainer.precision={config.precision} needs a GPU.", fix="on the CPU: 32-true or bf16-mixed")
+    if on_cpu and config.precision.startswith("bf16"):
+        warn_slow_bfloat16(f"trainer.precision={config.precision}", "trainer.precision=32-true")
 
 
 def _check_environment() -> None:

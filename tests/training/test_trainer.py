@@ -28,6 +28,16 @@ def test_missing_hardware_is_refused(tmp_path, settings, words):
         make_trainer(TrainerConfig(**settings), run_dir=tmp_path)
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_slow_bfloat16_on_a_processor_without_it_is_said(tmp_path, caplog, monkeypatch, native):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    for precision in ("32-true", "bf16-mixed"):
+        caplog.clear()
+        make_trainer(TrainerConfig(accelerator="cpu", precision=precision), run_dir=tmp_path)
+        said = [text for text in caplog.messages if "no instructions for bfloat16" in text]
+        assert len(said) == (precision == "bf16-mixed" and not native)
+
+
 def test_unknown_and_unusable_strategies_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown trainer.strategy 'dpp'(.|\n)*ddp"):
         make_trainer(TrainerConfig(accelerator="cpu", strategy="dpp"), run_dir=tmp_path)
