@@ -27,6 +27,8 @@ _TAGS.add("tag:yaml.org,2002:timestamp")  # a plain date, which OmegaConf reads 
 _OTHER_BASE = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")
 """Numbers that YAML 1.1 reads in base 8 or 60: 010 is 8, and 1:30 is 90."""
 _NAME = re.compile(r"\$\{([^{}]*)\}")
+_HYDRAS_GROUP = re.compile(r"((override |optional )+/?|/)hydra(/|$)")
+"""Entries of a defaults list that choose settings of Hydra; a group below one's own folder `hydra` is another."""
 
 
 def read_node(path: Path, shown: str) -> yaml.Node | None:
@@ -185,7 +187,7 @@ def _scalars(node: yaml.Node, seen: set[int]) -> Iterator[yaml.ScalarNode]:
 
 
 def _defaults(node: yaml.Node, name: str, shown: str) -> Iterator[tuple[str, str]]:
-    """Yield (group, choice) of each entry of a file's defaults list. Raises: ConfigError for an interpolation."""
+    """Yield (group, choice) of each entry of a defaults list. Raises: ConfigError for interpolations and `hydra`."""
     lists = [value for key, value in _pairs(node) if key.value == "defaults" and isinstance(value, yaml.SequenceNode)]
     for entry in (entry for found in lists for entry in found.value):
         pairs = [(key.value, value) for key, value in _pairs(entry)] or [("", entry)]
@@ -197,6 +199,13 @@ def _defaults(node: yaml.Node, name: str, shown: str) -> Iterator[tuple[str, str
                     raise ConfigError(
                         f"{choice.value[:80]} in the defaults of {shown} is an interpolation.",
                         fix="write the name itself",
+                    )
+                entry_text = f"{key}/{choice.value}" if key else choice.value
+                if _HYDRAS_GROUP.match(entry_text):
+                    raise ConfigError(
+                        f"'{entry_text[:80]}' in the defaults of {shown}: settings of Hydra have no effect.",
+                        "diffprobe only merges configurations with it",
+                        fix="remove that entry",
                     )
                 yield _place(str(key), choice.value, name)
 

@@ -59,6 +59,13 @@ def test_a_resolver_is_refused_in_one_line_wherever_it_is(write: Write, resolver
             assert "uses a resolver" in caught.value.what or "interpolation" in caught.value.what
 
 
+@pytest.mark.parametrize("entry", ["override hydra/job_logging: none", "/hydra/launcher: basic", "override /hydra: x"])
+def test_a_group_of_hydra_in_a_defaults_list_is_refused(write: Write, entry: str) -> None:
+    write("experiments/row.yaml", f"defaults:\n  - {entry}\n")
+    with pytest.raises(ConfigError, match=r"defaults of .*row.yaml.*settings of Hydra have no effect"):
+        compose("row", [])
+
+
 def test_the_line_of_a_resolver_is_named(write: Write) -> None:
     write("experiments/row.yaml", "seed: 3\npaper: ${oc.env:TOKEN}\n")
     with pytest.raises(ConfigError, match=r"experiments/row.yaml, line 2, uses a resolver"):
