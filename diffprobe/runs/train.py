@@ -53,7 +53,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
     from diffprobe.training.launch import cluster_environment
     from diffprobe.training.requeue import Requeue
-    from diffprobe.training.trainer import honest_ends, make_trainer, quiet
+    from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
     with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
@@ -85,7 +85,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
             forget(planned.run_dir, *(planned.run_dir / MEMBERS / point.name for point in planned.points))
             note_inputs(planned.run_dir, inputs)
         if _has_steps(module):
-            trainer.fit(module, datamodule=source, ckpt_path=checkpoint, weights_only=True)
+            fit(trainer, module, source, checkpoint)
         trainer.validate(module, datamodule=source, verbose=False)
         trainer.test(module, datamodule=source, verbose=False)
         if trainer.is_global_zero:

@@ -67,7 +67,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
     from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
     from diffprobe.training.launch import cluster_environment
     from diffprobe.training.requeue import Requeue
-    from diffprobe.training.trainer import honest_ends, make_trainer, quiet
+    from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
     tree = to_tree(config)
@@ -99,7 +99,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
             if checkpoint is None:
                 forget(run_dir)
                 note_inputs(run_dir, noted)
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            fit(trainer, module, data, checkpoint)
             scores = trainer.validate(module, datamodule=data, verbose=False)[0]
             _require_finite(scores, run_dir)
             with atomic_folder(run_dir / WEIGHTS) as folder:

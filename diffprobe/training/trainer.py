@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from diffprobe.backbones.device import warn_slow_bfloat16
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.errors import ConfigError, SchemaError, unknown
 from diffprobe.core.signals import Terminated
 from diffprobe.training.checkpoint import RunCheckpoint
 from diffprobe.training.checkpoint_file import CheckpointFile
@@ -34,6 +34,8 @@ _NOISE = (
     ".*lr_scheduler.step\\(\\).*",
     ".*`srun` command is available on your system but is not used.*",
 )
+_DOES_NOT_FIT = ("Error(s) in loading state_dict", "loaded state dict ")
+"""Beginnings of what torch says of weights, and of an optimizer's state, of another network."""
 _LIGHTNINGS_FOLDER = "lightning"
 """Folder that does not exist: Lightning looks there for checkpoints of its own, and prefers them to trained weights."""
 
@@ -125,6 +127,26 @@ def _check_environment() -> None:
             "they would change the run, and its result would not name them",
             fix=f"unset {' '.join(found)}; settings of a run are keys of trainer",
         )
+
+
+def fit(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    checkpoint: Path | None,
+) -> None:
+    """Train, from the start or from a checkpoint. Raises: SchemaError for a checkpoint of another module."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, ValueError) as error:
+        first, *others = str(error).splitlines() or [""]
+        if checkpoint is None or not first.startswith(_DOES_NOT_FIT):
+            raise
+        raise SchemaError(
+            f"the checkpoint '{checkpoint}' is of other networks than this run has: another version wrote it.",
+            *(line.strip() for line in others[:3]),
+            fix="trainer.resume=false, which starts anew",
+        ) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 
 import lightning
 import pytest
+import torch
 
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.result import read_result
@@ -13,6 +14,7 @@ from diffprobe.core.signals import Terminated
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.plan import plan
 from diffprobe.runs.train import train
+from diffprobe.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.slurm import pretend_job
 
 LINEAR = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "trainer.max_epochs=3"]
@@ -86,6 +88,12 @@ def test_a_damaged_checkpoint_is_named_and_loses_nothing(run, whole):
         with pytest.raises(SchemaError, match=r"last.ckpt'(.|\n)*trainer.resume=false"):
             train(config)
         assert last.read_bytes() == bad
+    last.write_bytes(good)
+    state = read_checkpoint(last)
+    name = next(iter(state["state_dict"]))
+    write_checkpoint({**state, "state_dict": {**state["state_dict"], name: torch.zeros(3, 3, 3)}}, last)
+    with pytest.raises(SchemaError, match=rf"last.ckpt' is of other networks(.|\n)*{name}(.|\n)*trainer.resume=false"):
+        train(config)
     last.write_bytes(good)
     assert read_result(train(config)).metrics == whole.metrics
 
