@@ -39,12 +39,12 @@ demo: setup
 test: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(TESTS)
 
-# Notebooks, wheel and the attacks have targets of their own.
+# Notebooks and wheel have targets of their own.
 slow: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) \
-	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py --ignore tests/hostile --ignore tests/faults
+	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py
 
-# Hostile files, kills, signals and full disks: about half an hour on two cores.
+# The part of the slow tests with hostile files, kills, signals and full disks: about a quarter of an hour.
 attacks: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow tests/hostile tests/faults
 
