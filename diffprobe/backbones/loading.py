@@ -84,7 +84,8 @@ def load_denoiser(
         require_memory(network_bytes(spec.denoiser), where)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
-            network = make_network(kind, config, torch.device("cpu"), where=where).to(options.dtype)
+            network = make_network(kind, config, torch.device("cpu"), where=where)
+        nn.Module.to(network, options.dtype)  # diffusers' own `to` warns about a list of modules that is empty
         prune_after(network, needed)
     if "num_layers" in config:
         _fill_tables(network, kind, config, where)

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,13 @@ def checkpoint(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("part", list(PARTS))
 def test_a_denoiser_is_loaded_pruned_frozen_and_in_the_asked_precision(
-    part: str, seed: int | None, checkpoint: Callable[[str], Checkpoint]
+    part: str,
+    seed: int | None,
+    checkpoint: Callable[[str], Checkpoint],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     found, first = checkpoint(part), PARTS[part]
     spec = family_of(found).spec(found, None)
     options = LoadOptions(dtype=torch.bfloat16, random_seed=seed)
@@ -35,7 +41,7 @@ def test_a_denoiser_is_loaded_pruned_frozen_and_in_the_asked_precision(
     assert {name for name, _ in network.named_parameters()} == {f"{first}.weight", f"{first}.bias"}
     for parameter in network.parameters():
         assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad and not parameter.is_meta
-    assert not network.training
+    assert not network.training and caplog.messages == []
     assert all(parameter.is_meta for parameter in spec.denoiser.parameters())
 
 
