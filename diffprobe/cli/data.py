@@ -1,6 +1,7 @@
 """``diffprobe data``: index, verify and build shard sets."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,10 +81,21 @@ def _verify(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from inspect import signature
 
+    from diffprobe.core.progress import ProgressDisplay
     from diffprobe.shards.index import render
 
     build = DATASETS.load(args.dataset).build
-    print(render(build(**{name: getattr(args, name) for name in signature(build).parameters})))
+    wanted = signature(build).parameters
+    values = {name: getattr(args, name) for name in wanted if name not in ("make_bar", "announce")}
+    with ProgressDisplay(transient=True) as display:
+        if "make_bar" in wanted:
+            values["make_bar"] = lambda total: display.bar(total, "packing images", unit="images", keep=False)
+        if "announce" in wanted:
+            values["announce"] = lambda line: print(line, file=sys.stderr)
+        shard_set = build(**values)
+    print(render(shard_set))
+    print(f"next: diffprobe data verify {shlex.quote(str(args.out))}")
+    print(f"      diffprobe extract data=folder data.path={shlex.quote(str(args.out))} backbone=sd15 features=sd")
     return 0
 
 

@@ -52,7 +52,7 @@ def find_shards(root: Path) -> list[Path]:
         raise ShardError(f"folder '{root}' not found." if not root.exists() else f"'{root}' is not a folder.")
     found: list[Path] = []
     refused: list[tuple[Path, str, str | None]] = []
-    for path in _files_below(root):
+    for path in files_below(root):
         name = path.name
         if not _LIKE_TAR.search(name) or _BESIDE.search(name):
             continue
@@ -155,6 +155,16 @@ def _split_of(file: str) -> tuple[str | None, str]:
     return (stem, stem) if words and is_separated and not folders else (None, "")
 
 
+def split_word(folder: str, *, exact: bool = False) -> str | None:
+    """Return the split that the name of a folder means, by its last word or, with `exact`, as a whole.
+
+    >>> split_word("validation"), split_word("imagenet-val"), split_word("imagenet-val", exact=True), split_word("cat")
+    ('val', 'val', None, None)
+    """
+    words = [folder.lower()] if exact else _words(folder)[-1:]
+    return SPLIT_WORDS.get(words[0]) if words else None
+
+
 def _words(stem: str) -> list[str]:
     """Return the words of a name in lower case, without counters at its end: `train_part-1` has the word train."""
     words = [word for word in re.split(r"[-_. ]+", stem.lower()) if word]
@@ -168,7 +178,7 @@ def _without_suffix(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _files_below(root: Path) -> Iterator[Path]:
+def files_below(root: Path) -> Iterator[Path]:
     """Yield all entries below a folder that are not folders; a link to a folder is followed once."""
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
