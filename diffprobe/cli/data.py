@@ -1,4 +1,4 @@
-"""``diffprobe data``: index, verify and build shard sets."""
+"""``diffprobe data``: build, adopt, index and verify shard sets."""
 
 import argparse
 import shlex
@@ -14,26 +14,36 @@ if TYPE_CHECKING:
     from diffprobe.config.schema import CapsConfig, FieldsConfig
 
 GROUP = "data"
-HELP = "index, verify or build a set of shards"
+HELP = "build, adopt, index or verify a set of shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands index, verify and build."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
+    """Declare the subcommands index, adopt, verify and build."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="index|adopt|verify|build")
     index = actions.add_parser("index", help="scan the tar, tar.gz and tgz files of a folder and write index.json")
-    index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
-    index.add_argument("--name", required=True, help="name of the set in results")
-    index.add_argument("--licence", required=True, help="terms of the images, with attribution where required")
-    index.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
-    index.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
-    index.add_argument("--split", metavar="NAME", help="split of the shards without a split in their names")
-    index.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute")
-    index.add_argument(
-        "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
+    adopt = actions.add_parser(
+        "adopt", help="index shards of other tools (img2dataset, webdataset): find and show the names of their fields"
     )
+    for action in (index, adopt):
+        action.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
+        action.add_argument(
+            "--name", required=action is index, help="name of the set in results (adopt: that of DIR by default)"
+        )
+        action.add_argument(
+            "--licence", required=action is index, help="terms of the images, with attribution where required"
+        )
+        action.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
+        action.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
+        action.add_argument("--split", metavar="NAME", help="split of the shards without a split in their names")
+        action.add_argument(
+            "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute"
+        )
+        action.add_argument(
+            "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
+        )
     verify = actions.add_parser("verify", help="compare checksums, and decode every image")
     verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
-    for action in (index, verify):
+    for action in (index, adopt, verify):
         action.add_argument(
             "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
         )
@@ -51,20 +61,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one subcommand and print a summary of the set. Returns 1 if `verify` found faults, else 0."""
-    actions = {"index": _index, "verify": _verify, "build": _build}
+    actions = {"index": _index, "adopt": _adopt, "verify": _verify, "build": _build}
     return actions[args.action](args)
 
 
+def _adopt(args: argparse.Namespace) -> int:
+    from diffprobe.shards.adopt import render_survey, survey
+
+    given = {name: getattr(_fields(args.field), name) for name in _keys_of(args.field)}
+    found = survey(args.dir, given=given, caps=_caps(args.cap), on_shard=_progress)
+    print(*render_survey(found), sep="\n")
+    args.name = args.name or args.dir.resolve().name
+    args.licence = args.licence or "not stated"
+    _write_index(args, found.fields)
+    _say_next(args.out or args.dir)
+    return 0
+
+
 def _index(args: argparse.Namespace) -> int:
+    _write_index(args, _fields(args.field))
+    return 0
+
+
+def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
     from diffprobe.shards.index import build_index, render
 
     shard_set = build_index(
-        args.dir, name=args.name, licence=args.licence, fields=_fields(args.field), index_path=args.out,
+        args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
         on_error=args.on_error, on_shard=_progress, split=args.split, renamed=_renamed(args.rename),
         number_duplicates=args.number_duplicates, caps=_caps(args.cap),
     )  # fmt: skip
     print(render(shard_set))
-    return 0
+
+
+def _say_next(path: Path) -> None:
+    print(f"next: diffprobe data verify {shlex.quote(str(path))}")
+    print(f"      diffprobe extract data=folder data.path={shlex.quote(str(path))} backbone=sd15 features=sd")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -94,8 +126,7 @@ def _build(args: argparse.Namespace) -> int:
             values["announce"] = lambda line: print(line, file=sys.stderr)
         shard_set = build(**values)
     print(render(shard_set))
-    print(f"next: diffprobe data verify {shlex.quote(str(args.out))}")
-    print(f"      diffprobe extract data=folder data.path={shlex.quote(str(args.out))} backbone=sd15 features=sd")
+    _say_next(args.out)
     return 0
 
 
@@ -119,6 +150,11 @@ def _fields(settings: Sequence[str]) -> "FieldsConfig":
             raise ConfigError(f"--field {setting} has no value.", "expected: KEY=NAME, for example --field label=y")
         chosen[key] = tuple(name.split(",")) if key == "image" else name
     return FieldsConfig(**chosen)  # type: ignore[arg-type]  # image is the only tuple
+
+
+def _keys_of(settings: Sequence[str]) -> list[str]:
+    """Return the keys of `--field KEY=NAME` options."""
+    return [setting.partition("=")[0] for setting in settings]
 
 
 def _caps(settings: Sequence[str]) -> "CapsConfig":

@@ -20,7 +20,7 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
-from diffprobe.shards.shard_names import find_shards, more_lines, splits_of
+from diffprobe.shards.shard_names import build_command, find_shards, more_lines, splits_of
 
 SCHEMA_VERSION = 2
 KIND = "shard_index"
@@ -276,10 +276,22 @@ def _find(path_or_name: str | Path) -> Path:
         raise ShardError(
             f"shard set '{path_or_name}' not found.",
             f"expected: a folder, an index file, or a shipped data set ({', '.join(inside)})",
-            fix=f"build it: diffprobe data build {name} --out FOLDER" if name in DATASETS.names() else None,
+            fix=f"build it: diffprobe data build {name} --out FOLDER"
+            if name in DATASETS.names() and name != "folder"
+            else "your own images: diffprobe data build folder DIR --out SHARDS, then data.path=SHARDS",
         )
     if not (path / INDEX_NAME).is_file():
-        raise ShardError(f"the folder '{path}' has no {INDEX_NAME}.", fix=_fix(path))
+        command = build_command(path)
+        if command is not None:
+            raise ShardError(
+                f"the folder '{path}' has no {INDEX_NAME}; it has images, not shards.",
+                fix=f"{command}, then data.path=SHARDS",
+            )
+        raise ShardError(
+            f"the folder '{path}' has no {INDEX_NAME}.",
+            "shards of other tools (img2dataset, webdataset): diffprobe data adopt finds the names of their fields",
+            fix=_fix(path),
+        )
     return path / INDEX_NAME
 
 

@@ -23,7 +23,6 @@ from diffprobe.core.errors import DiffprobeError, RunFailed, SampleError, ShardE
 from diffprobe.core.json_file import parse_json
 from diffprobe.core.progress import MakeBar
 from diffprobe.shards.annotation import Caps, Fields
-from diffprobe.shards.decode import decode_image
 from diffprobe.shards.reader import RawSample
 from diffprobe.shards.shard_names import more_lines
 from diffprobe.shards.writer import write_shard
@@ -196,6 +195,8 @@ def _source(sample: PlannedSample) -> list[int | str]:
 
 def _read(sample: PlannedSample) -> dict[str, bytes]:
     """Return the files of a sample. Raises: SampleError for an image that cannot be decoded; OSError."""
+    from diffprobe.shards.decode import decode_image  # Pillow, which `data --help` does not need
+
     cap = Caps().sample_bytes
     if not sample.path.is_file() or (size := sample.path.stat().st_size) > cap:
         what = f"{size:,} bytes, more than {cap:,}" if sample.path.is_file() else "not a regular file"

@@ -5,7 +5,9 @@ Whatever looks like a shard is read or refused by name: a file that is passed ov
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from diffprobe.core.errors import ShardError
@@ -28,6 +30,9 @@ NAMES = (
     "a name has its split and a number: train-0000.tar, imagenet-val-000012.tar.gz, test-00000-of-00032.tgz; "
     "or a folder is named after the split: val/00000.tar"
 )
+_IMAGES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+_LOOKED_AT = 10_000
+"""Most files that are looked at to tell a folder of images from one of shards."""
 _COUNTERS = frozenset({"shard", "shards", "part", "parts", "chunk", "chunks", "data", "dataset", "file", "files"})
 """Words that count files and do not name a split."""
 _NAME = re.compile(r"(?P<stem>.*?)[-_.]?\d+", re.DOTALL)
@@ -76,8 +81,22 @@ def find_shards(root: Path) -> list[Path]:
             fix=next((fix for _, _, fix in refused if fix), "move them away"),
         )  # fmt: skip
     if not found:
-        raise ShardError(f"no shard in '{root}'.", "looked for: <split>-0000.tar, .tar.gz or .tgz, also in subfolders")
+        raise ShardError(
+            f"no shard in '{root}'.",
+            "looked for: <split>-0000.tar, .tar.gz or .tgz, also in subfolders",
+            fix=build_command(root),
+        )
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def build_command(root: Path) -> str | None:
+    """Return the command that builds shards from the images of a folder; None if it has none, or has shards."""
+    has_images = False
+    for path in islice(files_below(root), _LOOKED_AT):
+        if _LIKE_TAR.search(path.name):
+            return None
+        has_images = has_images or path.suffix.lower() in _IMAGES
+    return f"diffprobe data build folder {shlex.quote(str(root))} --out SHARDS" if has_images else None
 
 
 def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
@@ -113,7 +132,8 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
             f"{len(unnamed)} shards without a split in their name: {', '.join(unnamed[:5])}"
             f"{' ...' if len(unnamed) > 5 else ''}.",
             NAMES,
-            fix="rename them, or give the split of all of them: diffprobe data index DIR ... --split train",
+            fix="rename them, move them into folders named train, val and test, or give the split of all of them: "
+            "diffprobe data index DIR ... --split train (data adopt has the option, too)",
         )
     joined = {name: names for name, names in origins.items() if len(names) > 1}
     if joined:
