@@ -21,7 +21,7 @@ from diffprobe.core.atomic_file import atomic_file, remove_unfinished
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import DiffprobeError, RunFailed, SampleError, ShardError
 from diffprobe.core.json_file import parse_json
-from diffprobe.core.progress import MakeBar
+from diffprobe.core.progress import Announce, MakeBar
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.reader import RawSample
 from diffprobe.shards.shard_names import more_lines
@@ -74,6 +74,7 @@ def write_planned(
     on_error: str = "raise",
     jobs: int = 1,
     make_bar: MakeBar | None = None,
+    announce: Announce | None = None,
 ) -> dict[str, str]:
     """Write shards; those that an earlier call has finished from the same files are kept.
 
@@ -86,7 +87,8 @@ def write_planned(
         on_error: "raise" reads all images, writes the shards without a fault and lists the faults of the others;
             "skip" leaves faulty images out.
         jobs: processes.
-        make_bar: opens a bar over all images.
+        make_bar: opens a bar over the images of the shards that are not finished.
+        announce: receives a line on the shards that are.
 
     Returns: name of each image that was left out -> the reason.
     Raises: ShardError for faulty images, for a folder with shards of another source, with what differs, and for a
@@ -105,10 +107,10 @@ def write_planned(
                 left.append(shard)
             elif done[shard].left_out and on_error == "raise":
                 faults.update(done[shard].left_out)
-        total = sum(map(len, plan.values()))
-        with make_bar(total) if make_bar else nullcontext() as bar:
-            if bar is not None:
-                bar.update(total - sum(len(plan[shard]) for shard in left))
+        total, n_left = sum(map(len, plan.values())), sum(len(plan[shard]) for shard in left)
+        if announce and len(left) < len(plan):
+            announce(f"{len(plan) - len(left)} of {len(plan)} shards are finished already and kept")
+        with make_bar(n_left) if make_bar and left else nullcontext() as bar:
             for result in _results([(out, shard, plan[shard], on_error) for shard in left], jobs):
                 if result.left_out and on_error == "raise":
                     faults.update(result.left_out)

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=float, metavar="F", help="share of test, by hash (default as --val)")
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="images per shard, about")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: leave out and list")
-    parser.add_argument("--jobs", type=int, default=min(8, len(os.sched_getaffinity(0))), metavar="N", help="processes")
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
 
 
 def build(
@@ -122,7 +122,9 @@ def build(
     splits = _assign(images, groups, shares, group)
     settings = {"group": group, **shares, "samples_per_shard": samples_per_shard}
     plan = _plan(images, records, splits, samples_per_shard)
-    left_out = write_planned(out, plan, settings=settings, on_error=on_error, jobs=jobs, make_bar=make_bar)
+    left_out = write_planned(
+        out, plan, settings=settings, on_error=on_error, jobs=jobs, make_bar=make_bar, announce=say
+    )
     shard_set = build_index(
         out, name=name or dir.resolve().name, licence=licence, on_shard=lambda file: say(f"indexing {file}")
     )
