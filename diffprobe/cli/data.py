@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         action.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
         action.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
-        action.add_argument("--split", metavar="NAME", help="split of the shards without a split in their names")
+        action.add_argument(
+            "--split", action="append", default=[], metavar="NAME[=PATTERN]",
+            help="split of the shards without a split in their names; with PATTERN (val=0000[89].tar) of these shards",
+        )  # fmt: skip
         action.add_argument(
             "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute"
         )
@@ -86,9 +89,10 @@ def _index(args: argparse.Namespace) -> int:
 def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
     from diffprobe.shards.index import build_index, render
 
+    split, assigned = _splits(args.split)
     shard_set = build_index(
         args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
-        on_error=args.on_error, on_shard=_progress, split=args.split, renamed=_renamed(args.rename),
+        on_error=args.on_error, on_shard=_progress, split=split, assigned=assigned, renamed=_renamed(args.rename),
         number_duplicates=args.number_duplicates, caps=_caps(args.cap),
     )  # fmt: skip
     print(render(shard_set))
@@ -173,6 +177,24 @@ def _caps(settings: Sequence[str]) -> "CapsConfig":
             raise ConfigError(f"--cap {setting}: expected KEY=N, for example --cap sample_bytes=1000000000.")
         chosen[key] = int(number)
     return CapsConfig(**chosen)
+
+
+def _splits(settings: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Read `--split NAME[=PATTERN]` options. Raises: ConfigError without a name, or for two names without pattern."""
+    default: str | None = None
+    assigned: dict[str, str] = {}
+    for setting in settings:
+        name, equals, pattern = setting.partition("=")
+        if not name or (equals and not pattern) or pattern in assigned or (not equals and default is not None):
+            raise ConfigError(
+                f"--split {setting}: expected NAME for one split, or NAME=PATTERN, each pattern once.",
+                "example: --split train --split 'val=0000[89].tar'",
+            )
+        if equals:
+            assigned[pattern] = name
+        else:
+            default = name
+    return default, assigned
 
 
 def _renamed(settings: Sequence[str]) -> dict[str, str]:

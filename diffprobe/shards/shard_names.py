@@ -6,7 +6,8 @@ Whatever looks like a shard is read or refused by name: a file that is passed ov
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -99,7 +100,9 @@ def build_command(root: Path) -> str | None:
     return f"diffprobe data build folder {shlex.quote(str(root))} --out SHARDS" if has_images else None
 
 
-def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
+def splits_of(
+    files: list[str], *, split: str | None = None, assigned: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return file -> split of the shards of one set, given by their paths below its folder.
 
     A split word (`SPLIT_WORDS`) at the end of the name, or else of the innermost folder that has one, decides:
@@ -108,16 +111,18 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
 
     Args:
         split: the split of all files whose names and folders have no split.
+        assigned: pattern of paths ("0000[89].tar") -> the split of the files that it matches, whatever their names.
 
-    Raises: ShardError for names without a split, with two of them, or for different names that would be joined into
-        one split.
+    Raises: ShardError for names without a split, with two of them, for different names that would be joined into one
+        split, and for a pattern that matches no file, or one that another pattern matches.
     """
+    chosen = _assigned(files, assigned or {})
     found: dict[str, str] = {}
     origins: dict[str, dict[str, str]] = {}
     unnamed: list[str] = []
     doubtful: list[str] = []
     for file in files:
-        name, origin = _split_of(file)
+        name, origin = (chosen[file], "--split") if file in chosen else _split_of(file)
         if name is None and split is not None:
             name, origin = split, "--split"
         if name is None:
@@ -133,7 +138,7 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
             f"{' ...' if len(unnamed) > 5 else ''}.",
             NAMES,
             fix="rename them, move them into folders named train, val and test, or give the split of all of them: "
-            "diffprobe data index DIR ... --split train (data adopt has the option, too)",
+            "diffprobe data index DIR ... --split train; of some: --split 'val=0000[89].tar' (data adopt has it, too)",
         )
     joined = {name: names for name, names in origins.items() if len(names) > 1}
     if joined:
@@ -144,6 +149,34 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
             fix="name all shards of a split alike, or keep them in folders of their own and index each",
         )
     return found
+
+
+def _assigned(files: list[str], patterns: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> split of the files that the patterns match."""
+    found: dict[str, str] = {}
+    for pattern, split in patterns.items():
+        matched = [file for file in files if fnmatchcase(file, pattern)]
+        if not matched:
+            raise ShardError(f"--split {split}={pattern} matches no shard.", f"shards: {', '.join(files[:10])}")
+        twice = [file for file in matched if file in found and found[file] != split]
+        if twice:
+            raise ShardError(f"--split: '{twice[0]}' is in '{found[twice[0]]}' and '{split}' (pattern '{pattern}').")
+        found.update(dict.fromkeys(matched, split))
+    return found
+
+
+def splits_not_named(splits: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> split of the shards whose split neither their names nor one `--split NAME` for all give.
+
+    >>> splits_not_named({"0.tar": "train", "1.tar": "train"})
+    {}
+    >>> splits_not_named({"0.tar": "train", "1.tar": "val", "test-0.tar": "val"})
+    {'0.tar': 'train', '1.tar': 'val', 'test-0.tar': 'val'}
+    """
+    named = {file: _split_of(file)[0] for file in splits}
+    unnamed = {file: split for file, split in splits.items() if named[file] is None}
+    several = len(set(unnamed.values())) > 1
+    return {file: split for file, split in splits.items() if (several if file in unnamed else named[file] != split)}
 
 
 def split_of(path: Path) -> str:

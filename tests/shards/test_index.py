@@ -52,6 +52,19 @@ def test_the_digest_follows_the_content_alone(make_set: Make, files: Files, tmp_
     assert changed.digest != first.digest
 
 
+def test_splits_assigned_by_patterns_are_part_of_the_digest(tmp_path: Path, files: Files) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number:05d}.tar", [(f"k{number}", files(number))])
+
+    def digest(**assigned: str) -> str:
+        patterns = {f"0000{file[1:]}.tar": split for file, split in assigned.items()}
+        return build_index(tmp_path, name="n", licence="l", split="train", assigned=patterns).digest
+
+    assert digest() == digest(_0="train")
+    assert len({digest(), digest(_0="val"), digest(_0="test"), digest(_1="val")}) == 4
+    assert ShardSet.load(tmp_path).n_samples("val") == 1
+
+
 def test_an_index_may_lie_elsewhere(make_set: Make, tmp_path: Path) -> None:
     here = make_set(3)
     (tmp_path / "index.json").unlink()
