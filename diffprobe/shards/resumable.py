@@ -178,7 +178,8 @@ def _write(out: Path, shard: str, samples: Sequence[PlannedSample], on_error: st
     try:
         write_shard(path, members())
     except _Faulty:
-        path.unlink(missing_ok=True)
+        if on_error == "skip":  # otherwise a shard of an earlier `skip` stays, which the index may list
+            path.unlink(missing_ok=True)
         return _Written(shard=shard, sources=sources, left_out=left_out, n_bytes=None)
     return _Written(shard=shard, sources=sources, left_out=left_out, n_bytes=path.stat().st_size)
 

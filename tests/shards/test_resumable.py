@@ -136,8 +136,11 @@ def test_faulty_images_are_listed_and_repaired_ones_are_written(plan: Plan, tmp_
     left_out = write_planned(out, plan, settings=SETTINGS, on_error="skip")
     assert list(left_out) == ["2.png"]
     assert [raw.key for raw in read_shard(out / "train-0001.tar")] == ["k3"]
-    with pytest.raises(ShardError, match="1 of 6 images"):
-        write_planned(out, plan, settings=SETTINGS)
+    for still_bad in (image(3)[:30], image(3)[:31]):
+        bad.write_bytes(still_bad)
+        with pytest.raises(ShardError, match="1 of 6 images"):
+            write_planned(out, plan, settings=SETTINGS)
+        assert (out / "train-0001.tar").exists()
     bad.write_bytes(image(2))
     assert write_planned(out, plan, settings=SETTINGS) == {}
     assert [raw.key for raw in read_shard(out / "train-0001.tar")] == ["k2", "k3"]
