@@ -1,6 +1,7 @@
-"""``diffprobe data``: index, verify and build shard sets."""
+"""``diffprobe data``: build, adopt, index and verify shard sets."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +14,39 @@ if TYPE_CHECKING:
     from diffprobe.config.schema import CapsConfig, FieldsConfig
 
 GROUP = "data"
-HELP = "index, verify or build a set of shards"
+HELP = "build, adopt, index or verify a set of shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands index, verify and build."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="index|verify|build")
+    """Declare the subcommands index, adopt, verify and build."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="index|adopt|verify|build")
     index = actions.add_parser("index", help="scan the tar, tar.gz and tgz files of a folder and write index.json")
-    index.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
-    index.add_argument("--name", required=True, help="name of the set in results")
-    index.add_argument("--licence", required=True, help="terms of the images, with attribution where required")
-    index.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
-    index.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
-    index.add_argument("--split", metavar="NAME", help="split of the shards without a split in their names")
-    index.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute")
-    index.add_argument(
-        "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
+    adopt = actions.add_parser(
+        "adopt", help="index shards of other tools (img2dataset, webdataset): find and show the names of their fields"
     )
+    for action in (index, adopt):
+        action.add_argument("dir", type=Path, metavar="DIR", help="folder of the shards")
+        action.add_argument(
+            "--name", required=action is index, help="name of the set in results (adopt: that of DIR by default)"
+        )
+        action.add_argument(
+            "--licence", required=action is index, help="terms of the images, with attribution where required"
+        )
+        action.add_argument("--out", type=Path, metavar="FILE", help="write the index here (for a read-only folder)")
+        action.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: list faulty samples")
+        action.add_argument(
+            "--split", action="append", default=[], metavar="NAME[=PATTERN]",
+            help="split of the shards without a split in their names; with PATTERN (val=0000[89].tar) of these shards",
+        )  # fmt: skip
+        action.add_argument(
+            "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute"
+        )
+        action.add_argument(
+            "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
+        )
     verify = actions.add_parser("verify", help="compare checksums, and decode every image")
     verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
-    for action in (index, verify):
+    for action in (index, adopt, verify):
         action.add_argument(
             "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
         )
@@ -50,20 +64,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run one subcommand and print a summary of the set. Returns 1 if `verify` found faults, else 0."""
-    actions = {"index": _index, "verify": _verify, "build": _build}
+    actions = {"index": _index, "adopt": _adopt, "verify": _verify, "build": _build}
     return actions[args.action](args)
 
 
+def _adopt(args: argparse.Namespace) -> int:
+    from diffprobe.shards.adopt import render_survey, survey
+
+    given = {name: getattr(_fields(args.field), name) for name in _keys_of(args.field)}
+    found = survey(args.dir, given=given, caps=_caps(args.cap), on_shard=_progress)
+    print(*render_survey(found), sep="\n")
+    args.name = args.name or args.dir.resolve().name
+    args.licence = args.licence or "not stated"
+    _write_index(args, found.fields)
+    _say_next(args.out or args.dir)
+    return 0
+
+
 def _index(args: argparse.Namespace) -> int:
+    _write_index(args, _fields(args.field))
+    return 0
+
+
+def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
     from diffprobe.shards.index import build_index, render
 
+    split, assigned = _splits(args.split)
     shard_set = build_index(
-        args.dir, name=args.name, licence=args.licence, fields=_fields(args.field), index_path=args.out,
-        on_error=args.on_error, on_shard=_progress, split=args.split, renamed=_renamed(args.rename),
+        args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
+        on_error=args.on_error, on_shard=_progress, split=split, assigned=assigned, renamed=_renamed(args.rename),
         number_duplicates=args.number_duplicates, caps=_caps(args.cap),
     )  # fmt: skip
     print(render(shard_set))
-    return 0
+
+
+def _say_next(path: Path) -> None:
+    print(f"next: diffprobe data verify {shlex.quote(str(path))}")
+    print(f"      diffprobe extract data=folder data.path={shlex.quote(str(path))} backbone=sd15 features=sd")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -80,10 +117,20 @@ def _verify(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from inspect import signature
 
+    from diffprobe.core.progress import ProgressDisplay
     from diffprobe.shards.index import render
 
     build = DATASETS.load(args.dataset).build
-    print(render(build(**{name: getattr(args, name) for name in signature(build).parameters})))
+    wanted = signature(build).parameters
+    values = {name: getattr(args, name) for name in wanted if name not in ("make_bar", "announce")}
+    with ProgressDisplay(transient=True) as display:
+        if "make_bar" in wanted:
+            values["make_bar"] = lambda total: display.bar(total, "packing images", unit="images", keep=False)
+        if "announce" in wanted:
+            values["announce"] = lambda line: print(line, file=sys.stderr)
+        shard_set = build(**values)
+    print(render(shard_set))
+    _say_next(args.out)
     return 0
 
 
@@ -109,6 +156,11 @@ def _fields(settings: Sequence[str]) -> "FieldsConfig":
     return FieldsConfig(**chosen)  # type: ignore[arg-type]  # image is the only tuple
 
 
+def _keys_of(settings: Sequence[str]) -> list[str]:
+    """Return the keys of `--field KEY=NAME` options."""
+    return [setting.partition("=")[0] for setting in settings]
+
+
 def _caps(settings: Sequence[str]) -> "CapsConfig":
     """Read `--cap KEY=N` options. Raises: ConfigError for an unknown key or a value that is not a number."""
     from dataclasses import fields
@@ -125,6 +177,24 @@ def _caps(settings: Sequence[str]) -> "CapsConfig":
             raise ConfigError(f"--cap {setting}: expected KEY=N, for example --cap sample_bytes=1000000000.")
         chosen[key] = int(number)
     return CapsConfig(**chosen)
+
+
+def _splits(settings: Sequence[str]) -> tuple[str | None, dict[str, str]]:
+    """Read `--split NAME[=PATTERN]` options. Raises: ConfigError without a name, or for two names without pattern."""
+    default: str | None = None
+    assigned: dict[str, str] = {}
+    for setting in settings:
+        name, equals, pattern = setting.partition("=")
+        if not name or (equals and not pattern) or pattern in assigned or (not equals and default is not None):
+            raise ConfigError(
+                f"--split {setting}: expected NAME for one split, or NAME=PATTERN, each pattern once.",
+                "example: --split train --split 'val=0000[89].tar'",
+            )
+        if equals:
+            assigned[pattern] = name
+        else:
+            default = name
+    return default, assigned
 
 
 def _renamed(settings: Sequence[str]) -> dict[str, str]:

@@ -30,6 +30,11 @@ def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
             error.fix = (
                 f"data.{key}=NAME for one that it has; or name shards {name}-0000.tar and index the folder again"
             )
+            if key != "train_split":
+                error.fix += (
+                    f"; or draw it from an image folder: diffprobe data build folder DIR --out SHARDS"
+                    f" --{key.removesuffix('_split')} 0.1"
+                )
             raise error
 
 

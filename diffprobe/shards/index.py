@@ -20,7 +20,7 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
-from diffprobe.shards.shard_names import find_shards, more_lines, splits_of
+from diffprobe.shards.shard_names import build_command, find_shards, more_lines, splits_not_named, splits_of
 
 SCHEMA_VERSION = 2
 KIND = "shard_index"
@@ -82,10 +82,15 @@ class ShardSet:
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of the content: shards, classes and attribute values. Folders and dates are not part of it."""
+        """The sha256 of the content: shards, classes and attribute values. Folders and dates are not part of it.
+
+        File names have the splits; those that were assigned by patterns are part of the content.
+        """
         shards = [[shard.file, shard.sha256] for shard in self.shards]
         content = {"shards": shards, "classes": self.classes, "attributes": self.attributes}
-        return digest_json({**content, "renamed": self.renamed} if self.renamed else content)
+        assigned = splits_not_named({shard.file: shard.split for shard in self.shards})
+        further = {"renamed": self.renamed, "splits": assigned}
+        return digest_json({**content, **{name: value for name, value in further.items() if value}})
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
@@ -178,6 +183,7 @@ def build_index(
     on_error: str = "raise",
     on_shard: Callable[[str], None] = lambda file: None,
     split: str | None = None,
+    assigned: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
     number_duplicates: bool = False,
     caps: Caps | None = None,
@@ -197,6 +203,7 @@ def build_index(
             handle them by their own `on_error`.
         on_shard: called with each file name before the shard is read.
         split: the split of the shards that have none in their names (see `shard_names.splits_of`).
+        assigned: pattern of paths -> the split of the shards that it matches.
         renamed: attribute name in the JSON -> its name in the set. Written to the index.
         number_duplicates: append the label to class names that several labels have.
         caps: largest parts of a sample that are read.
@@ -207,7 +214,7 @@ def build_index(
     root = Path(root)
     scan = Scan(fields or Fields(), renamed=renamed, caps=caps)
     paths = {path.relative_to(root).as_posix(): path for path in find_shards(root)}
-    splits = splits_of(list(paths), split=split)
+    splits = splits_of(list(paths), split=split, assigned=assigned)
     scanned = []
     for file, path in paths.items():
         on_shard(file)
@@ -276,10 +283,22 @@ def _find(path_or_name: str | Path) -> Path:
         raise ShardError(
             f"shard set '{path_or_name}' not found.",
             f"expected: a folder, an index file, or a shipped data set ({', '.join(inside)})",
-            fix=f"build it: diffprobe data build {name} --out FOLDER" if name in DATASETS.names() else None,
+            fix=f"build it: diffprobe data build {name} --out FOLDER"
+            if name in DATASETS.names() and name != "folder"
+            else "your own images: diffprobe data build folder DIR --out SHARDS, then data.path=SHARDS",
         )
     if not (path / INDEX_NAME).is_file():
-        raise ShardError(f"the folder '{path}' has no {INDEX_NAME}.", fix=_fix(path))
+        command = build_command(path)
+        if command is not None:
+            raise ShardError(
+                f"the folder '{path}' has no {INDEX_NAME}; it has images, not shards.",
+                fix=f"{command}, then data.path=SHARDS",
+            )
+        raise ShardError(
+            f"the folder '{path}' has no {INDEX_NAME}.",
+            "shards of other tools (img2dataset, webdataset): diffprobe data adopt finds the names of their fields",
+            fix=_fix(path),
+        )
     return path / INDEX_NAME
 
 

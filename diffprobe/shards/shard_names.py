@@ -5,7 +5,10 @@ Whatever looks like a shard is read or refused by name: a file that is passed ov
 
 import os
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 from diffprobe.core.errors import ShardError
@@ -28,6 +31,9 @@ NAMES = (
     "a name has its split and a number: train-0000.tar, imagenet-val-000012.tar.gz, test-00000-of-00032.tgz; "
     "or a folder is named after the split: val/00000.tar"
 )
+_IMAGES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+_LOOKED_AT = 10_000
+"""Most files that are looked at to tell a folder of images from one of shards."""
 _COUNTERS = frozenset({"shard", "shards", "part", "parts", "chunk", "chunks", "data", "dataset", "file", "files"})
 """Words that count files and do not name a split."""
 _NAME = re.compile(r"(?P<stem>.*?)[-_.]?\d+", re.DOTALL)
@@ -52,7 +58,7 @@ def find_shards(root: Path) -> list[Path]:
         raise ShardError(f"folder '{root}' not found." if not root.exists() else f"'{root}' is not a folder.")
     found: list[Path] = []
     refused: list[tuple[Path, str, str | None]] = []
-    for path in _files_below(root):
+    for path in files_below(root):
         name = path.name
         if not _LIKE_TAR.search(name) or _BESIDE.search(name):
             continue
@@ -76,11 +82,27 @@ def find_shards(root: Path) -> list[Path]:
             fix=next((fix for _, _, fix in refused if fix), "move them away"),
         )  # fmt: skip
     if not found:
-        raise ShardError(f"no shard in '{root}'.", "looked for: <split>-0000.tar, .tar.gz or .tgz, also in subfolders")
+        raise ShardError(
+            f"no shard in '{root}'.",
+            "looked for: <split>-0000.tar, .tar.gz or .tgz, also in subfolders",
+            fix=build_command(root),
+        )
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
+def build_command(root: Path) -> str | None:
+    """Return the command that builds shards from the images of a folder; None if it has none, or has shards."""
+    has_images = False
+    for path in islice(files_below(root), _LOOKED_AT):
+        if _LIKE_TAR.search(path.name):
+            return None
+        has_images = has_images or path.suffix.lower() in _IMAGES
+    return f"diffprobe data build folder {shlex.quote(str(root))} --out SHARDS" if has_images else None
+
+
+def splits_of(
+    files: list[str], *, split: str | None = None, assigned: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Return file -> split of the shards of one set, given by their paths below its folder.
 
     A split word (`SPLIT_WORDS`) at the end of the name, or else of the innermost folder that has one, decides:
@@ -89,16 +111,18 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
 
     Args:
         split: the split of all files whose names and folders have no split.
+        assigned: pattern of paths ("0000[89].tar") -> the split of the files that it matches, whatever their names.
 
-    Raises: ShardError for names without a split, with two of them, or for different names that would be joined into
-        one split.
+    Raises: ShardError for names without a split, with two of them, for different names that would be joined into one
+        split, and for a pattern that matches no file, or one that another pattern matches.
     """
+    chosen = _assigned(files, assigned or {})
     found: dict[str, str] = {}
     origins: dict[str, dict[str, str]] = {}
     unnamed: list[str] = []
     doubtful: list[str] = []
     for file in files:
-        name, origin = _split_of(file)
+        name, origin = (chosen[file], "--split") if file in chosen else _split_of(file)
         if name is None and split is not None:
             name, origin = split, "--split"
         if name is None:
@@ -113,7 +137,8 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
             f"{len(unnamed)} shards without a split in their name: {', '.join(unnamed[:5])}"
             f"{' ...' if len(unnamed) > 5 else ''}.",
             NAMES,
-            fix="rename them, or give the split of all of them: diffprobe data index DIR ... --split train",
+            fix="rename them, move them into folders named train, val and test, or give the split of all of them: "
+            "diffprobe data index DIR ... --split train; of some: --split 'val=0000[89].tar' (data adopt has it, too)",
         )
     joined = {name: names for name, names in origins.items() if len(names) > 1}
     if joined:
@@ -124,6 +149,34 @@ def splits_of(files: list[str], *, split: str | None = None) -> dict[str, str]:
             fix="name all shards of a split alike, or keep them in folders of their own and index each",
         )
     return found
+
+
+def _assigned(files: list[str], patterns: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> split of the files that the patterns match."""
+    found: dict[str, str] = {}
+    for pattern, split in patterns.items():
+        matched = [file for file in files if fnmatchcase(file, pattern)]
+        if not matched:
+            raise ShardError(f"--split {split}={pattern} matches no shard.", f"shards: {', '.join(files[:10])}")
+        twice = [file for file in matched if file in found and found[file] != split]
+        if twice:
+            raise ShardError(f"--split: '{twice[0]}' is in '{found[twice[0]]}' and '{split}' (pattern '{pattern}').")
+        found.update(dict.fromkeys(matched, split))
+    return found
+
+
+def splits_not_named(splits: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> split of the shards whose split neither their names nor one `--split NAME` for all give.
+
+    >>> splits_not_named({"0.tar": "train", "1.tar": "train"})
+    {}
+    >>> splits_not_named({"0.tar": "train", "1.tar": "val", "test-0.tar": "val"})
+    {'0.tar': 'train', '1.tar': 'val', 'test-0.tar': 'val'}
+    """
+    named = {file: _split_of(file)[0] for file in splits}
+    unnamed = {file: split for file, split in splits.items() if named[file] is None}
+    several = len(set(unnamed.values())) > 1
+    return {file: split for file, split in splits.items() if (several if file in unnamed else named[file] != split)}
 
 
 def split_of(path: Path) -> str:
@@ -155,6 +208,16 @@ def _split_of(file: str) -> tuple[str | None, str]:
     return (stem, stem) if words and is_separated and not folders else (None, "")
 
 
+def split_word(folder: str, *, exact: bool = False) -> str | None:
+    """Return the split that the name of a folder means, by its last word or, with `exact`, as a whole.
+
+    >>> split_word("validation"), split_word("imagenet-val"), split_word("imagenet-val", exact=True), split_word("cat")
+    ('val', 'val', None, None)
+    """
+    words = [folder.lower()] if exact else _words(folder)[-1:]
+    return SPLIT_WORDS.get(words[0]) if words else None
+
+
 def _words(stem: str) -> list[str]:
     """Return the words of a name in lower case, without counters at its end: `train_part-1` has the word train."""
     words = [word for word in re.split(r"[-_. ]+", stem.lower()) if word]
@@ -168,7 +231,7 @@ def _without_suffix(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _files_below(root: Path) -> Iterator[Path]:
+def files_below(root: Path) -> Iterator[Path]:
     """Yield all entries below a folder that are not folders; a link to a folder is followed once."""
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):

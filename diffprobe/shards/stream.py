@@ -173,7 +173,7 @@ class SampleStream(IterableDataset[Sample]):
                 raise self._other_count(piece.file, str(count))
 
     def _require_empty(self, file: str) -> None:
-        """Compare a shard that is never read with what the index says about it: no samples."""
+        """Check that a shard that is never read has no samples, as the index states."""
         if next(read_shard(self.shard_set.root / file, name=file, caps=self.caps), None) is not None:
             raise self._other_count(file, "some")
 

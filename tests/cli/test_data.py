@@ -49,3 +49,14 @@ def test_errors_name_the_fault_and_the_fix(folder: Path, capsys: pytest.CaptureF
     build = ["data", "build", "emoji", "--noto", "none", "--twemoji", "none", "--names", "none", "--out", "out"]
     assert main([part if part not in ("none", "out") else str(folder / part) for part in build]) == 2
     assert "Error" in capsys.readouterr().err
+
+
+def test_splits_by_pattern(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "train-0000.tar").rename(folder / "00000.tar")
+    (folder / "image.png").unlink()
+    index = ["data", "index", str(folder), "--name", "n", "--licence", "l"]
+    assert main([*index, "--split", "val=0000?.tar"]) == 0
+    assert "val: 3 samples" in capsys.readouterr().out
+    for wrong in (["a", "b"], ["a="], ["=x"], ["a=x", "b=x"]):
+        assert main([*index, *(word for text in wrong for word in ("--split", text))]) == 2
+        assert "expected NAME for one split" in capsys.readouterr().err

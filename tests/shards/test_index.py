@@ -52,6 +52,19 @@ def test_the_digest_follows_the_content_alone(make_set: Make, files: Files, tmp_
     assert changed.digest != first.digest
 
 
+def test_splits_assigned_by_patterns_are_part_of_the_digest(tmp_path: Path, files: Files) -> None:
+    for number in range(3):
+        write_shard(tmp_path / f"{number:05d}.tar", [(f"k{number}", files(number))])
+
+    def digest(**assigned: str) -> str:
+        patterns = {f"0000{file[1:]}.tar": split for file, split in assigned.items()}
+        return build_index(tmp_path, name="n", licence="l", split="train", assigned=patterns).digest
+
+    assert digest() == digest(_0="train")
+    assert len({digest(), digest(_0="val"), digest(_0="test"), digest(_1="val")}) == 4
+    assert ShardSet.load(tmp_path).n_samples("val") == 1
+
+
 def test_an_index_may_lie_elsewhere(make_set: Make, tmp_path: Path) -> None:
     here = make_set(3)
     (tmp_path / "index.json").unlink()
@@ -156,7 +169,7 @@ def test_folders_that_are_no_shard_set(tmp_path: Path, make_set: Make) -> None:
         build_index(tmp_path, name="n", licence="l")
     with pytest.raises(ShardError, match="'nowhere' not found"):
         ShardSet.load("nowhere")
-    with pytest.raises(ShardError, match=r"has no index.json.\n  fix: diffprobe data index"):
+    with pytest.raises(ShardError, match=r"has no index.json.(?s:.*)data adopt.*\n  fix: diffprobe data index"):
         ShardSet.load(tmp_path)
     write_shard(tmp_path / "0000.tar", [("k", {"png": b""})])
     with pytest.raises(ShardError, match=r"split.*: 0000.tar"):
@@ -165,6 +178,20 @@ def test_folders_that_are_no_shard_set(tmp_path: Path, make_set: Make) -> None:
     (tmp_path / "0000.tar").rename(tmp_path / "train-0.tar")
     with pytest.raises(ShardError, match=r"(?s)no shard .* has a sample.*train-0.tar"):
         build_index(tmp_path, name="n", licence="l")
+
+
+def test_a_folder_of_images_is_refused_with_the_command_that_packs_it(
+    tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(png())
+    fix = f"fix: diffprobe data build folder {tmp_path} --out SHARDS"
+    with pytest.raises(ShardError, match=f"it has images, not shards(?s:.*){fix}"):
+        ShardSet.load(tmp_path)
+    with pytest.raises(ShardError, match=f"no shard in(?s:.*){fix}"):
+        build_index(tmp_path, name="n", licence="l")
+    with pytest.raises(ShardError, match="'my/set' not found(?s:.*)data build folder DIR --out SHARDS"):
+        ShardSet.load("my/set")
 
 
 def test_missing_and_resized_shards_are_noticed_at_once(make_set: Make, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.core.errors import ShardError
-from diffprobe.shards.shard_names import find_shards, split_of, splits_of
+from diffprobe.shards.shard_names import build_command, find_shards, split_of, splits_of
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,27 @@ def test_a_name_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "train-\udcff-01.tar").touch()
     with pytest.raises(ShardError, match=r"not read[\s\S]*its name is not UTF-8 text[\s\S]*rename"):
         find_shards(tmp_path)
+
+
+def test_a_folder_of_images_is_told_from_one_of_shards(tmp_path: Path) -> None:
+    assert build_command(tmp_path) is None
+    (tmp_path / "my cats").mkdir()
+    (tmp_path / "my cats" / "1.JPG").write_bytes(b"")
+    assert build_command(tmp_path / "my cats") == f"diffprobe data build folder '{tmp_path}/my cats' --out SHARDS"
+    with pytest.raises(ShardError, match="no shard in .*(?s:.*)fix: diffprobe data build folder .* --out SHARDS"):
+        find_shards(tmp_path)
+    (tmp_path / "my cats" / "0.tar.zst").write_bytes(b"")
+    assert build_command(tmp_path) is None
+
+
+def test_shards_without_a_split_are_assigned_by_patterns() -> None:
+    files = [f"{number:05d}.tar" for number in range(4)]
+    found = splits_of(files, split="train", assigned={"00002.tar": "val", "0000[3-9].tar": "test"})
+    assert list(found.values()) == ["train", "train", "val", "test"]
+    assert splits_of(["train-0.tar", "train-1.tar"], assigned={"train-1.tar": "val"})["train-1.tar"] == "val"
+    with pytest.raises(ShardError, match="val=9.tar matches no shard(?s:.*)00000.tar"):
+        splits_of(files, split="train", assigned={"9.tar": "val"})
+    with pytest.raises(ShardError, match="'00003.tar' is in 'val' and 'test'"):
+        splits_of(files, split="train", assigned={"0000[23].tar": "val", "00003.tar": "test"})
+    with pytest.raises(ShardError, match="2 shards without a split.*00000.tar, 00001.tar"):
+        splits_of(files, assigned={"0000[23].tar": "val"})

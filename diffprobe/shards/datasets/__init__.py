@@ -9,6 +9,9 @@ A file defines:
 - ``tiny(folder) -> (arguments, n_samples)``: writes a small source below `folder`; returns the arguments of `build`
   without `out`, and the number of samples that it then writes. The contract tests build every set from it.
 
+``build`` may also have the parameters ``make_bar`` and ``announce`` (types in `core/progress.py`, default None): the
+command line passes its progress bar, and what prints a note for the user.
+
 A preset ``configs/data/<name>.yaml`` selects the set in a run. A set whose shards are in ``diffprobe/assets/<name>/``
 is found by its name (`ShardSet.load`).
 """
