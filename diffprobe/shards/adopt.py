@@ -114,8 +114,8 @@ def survey(
     if json_name != default.json:
         found["json"] = json_name
     for part in KNOWN:
-        if part not in chosen and (name := _known(part, keys)) is not None:
-            found[part] = name
+        if part not in chosen and (known := _known(part, keys)) is not None:
+            found[part] = known
     texts = keys["label"].values if "label" in keys else []
     if not {"label", "class_name"} & {*chosen, *found} and "class_name" not in keys and _are_names(texts):
         found |= {"label": "label_id", "class_name": "label"}  # label holds names of classes; no key has their numbers

@@ -181,7 +181,7 @@ def build_index(
     fields: Fields | None = None,
     index_path: Path | None = None,
     on_error: str = "raise",
-    on_shard: Callable[[str], None] = lambda file: None,
+    on_shard: Callable[[str], object] = lambda file: None,
     split: str | None = None,
     assigned: Mapping[str, str] | None = None,
     renamed: Mapping[str, str] | None = None,
