@@ -37,7 +37,12 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 
 def locate(
-    path: str, *, revision: str | None = None, configs_only: bool = False, denoiser_weights: str | None = None
+    path: str,
+    *,
+    revision: str | None = None,
+    configs_only: bool = False,
+    denoiser_weights: str | None = None,
+    cached_only: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
 
@@ -47,6 +52,7 @@ def locate(
         configs_only: fetch nothing but JSON files.
         denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
             OWNER/NAME@REVISION:FILE for another revision than main.
+        cached_only: take a hub id from the cache alone; nothing is downloaded.
     Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
         shipped checkpoint.
     """
@@ -77,7 +83,7 @@ def locate(
                 f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
                 fix="set backbone.path to a folder, or to a hub id",
             )
-        folder = fetch_pipeline(path, revision, configs_only)
+        folder = fetch_pipeline(path, revision, configs_only, cached_only=cached_only)
     index = folder / "model_index.json"
     if not index.is_file():
         raise WeightsMissing(
@@ -189,6 +195,32 @@ def load_tensors(
             None skips this check.
     Raises: WeightsMissing, WeightsMismatch.
     """
+    wanted = network.state_dict()
+    places = match_tensors(network, folder, expected=expected)
+    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
+    found: dict[str, Tensor] = {}
+    for path in dict.fromkeys(path for path, _ in places.values()):
+        with _open(path) as stored:
+            for name, (file, key) in places.items():
+                if file == path:
+                    found[name] = _read(stored, key, path, dtype)
+                    if found[name].is_floating_point() != wanted[name].is_floating_point():
+                        raise WeightsMismatch(
+                            f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
+                            "quantised weights are not read",
+                        )
+    network.load_state_dict(found, assign=True)
+
+
+def match_tensors(
+    network: nn.Module, folder: Path, *, expected: Collection[str] | None = None
+) -> dict[str, tuple[Path, str]]:
+    """Find the stored tensor of each parameter of a network, from the headers of the files alone.
+
+    Args: see `load_tensors`.
+    Returns: name in the network -> the file, and the name in it.
+    Raises: WeightsMissing; WeightsMismatch for names or shapes of another network.
+    """
     require_files(folder)
     wanted = network.state_dict()
     places: dict[str, tuple[Path, str]] = {}
@@ -215,19 +247,7 @@ def load_tensors(
                 if names
             ),
         )
-    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
-    found: dict[str, Tensor] = {}
-    for path in dict.fromkeys(path for path, _ in places.values()):
-        with _open(path) as stored:
-            for name, (file, key) in places.items():
-                if file == path:
-                    found[name] = _read(stored, key, path, dtype)
-                    if found[name].is_floating_point() != wanted[name].is_floating_point():
-                        raise WeightsMismatch(
-                            f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
-                            "quantised weights are not read",
-                        )
-    network.load_state_dict(found, assign=True)
+    return places
 
 
 def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -242,6 +262,22 @@ def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
     for path in weight_files(folder):
         with _open(path) as stored:
             found.update({key: _read(stored, key, path, dtype) for key in stored.keys()})
+    return found
+
+
+def describe_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of one part on the meta device, by their shapes in the files' headers.
+
+    Args:
+        folder: the part's folder, or one safetensors file.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    require_files(folder)
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with _open(path) as stored:
+            for key in stored.keys():
+                found[key] = torch.empty(stored.get_slice(key).get_shape(), device="meta")
     return found
 
 
