@@ -18,6 +18,8 @@ from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hub import UNUSED
 from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.lora import find_lora, require_fit
+from diffprobe.backbones.lora_names import DENOISER
 from diffprobe.backbones.memory_estimate import peak_activations
 from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary
@@ -106,6 +108,7 @@ def check_backbone(
     *,
     resolution: int | None = None,
     revision: str | None = None,
+    lora: str | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
 ) -> CheckReport:
@@ -115,6 +118,7 @@ def check_backbone(
         path: folder, hub id in the cache, `emoji-sd` or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
+        lora: FILE or FILE@WEIGHT that would be added to the weights.
         batch_size: images per batch, for the estimate of the memory.
         dtype: precision of the forward pass, for the same.
     Raises: ConfigError for a resolution or revision that it cannot have. What is wrong with the checkpoint itself is
@@ -139,6 +143,8 @@ def check_backbone(
     if described is not None:
         spec = described[1]
         report.family, report.resolution = spec.family, spec.resolution
+        if lora is not None:
+            _collect(report, lambda: _check_lora(lora, spec, networks))
         if not report.faults:
             report.memory = _collect(report, lambda: _estimate(spec, networks, batch_size, DTYPES[dtype]))
     return report
@@ -179,6 +185,13 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
     if "CLIP" in kind:
         return match_transformer(clip_class(folder), folder)  # type: ignore[no-any-return]
     return None  # the description of the family refuses it, or does not read it
+
+
+def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]) -> None:
+    if not any(True for _ in spec.denoiser.parameters()):
+        raise WeightsMissing(f"backbone '{spec.name}' has no weights that a LoRA could change.", fix="leave lora out")
+    texts = {name: network for name, network in networks.items() if name.startswith("text_encoder")}
+    require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
 def _check_tokenizer(folder: Path, *, t5: bool) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.hub import fetch_file, fetch_pipeline
+from diffprobe.backbones.lora import find_lora
 from diffprobe.backbones.network_size import require_memory
 from diffprobe.backbones.part_config import CONFIG, SAVE_AGAIN, network_settings, read_model_index, read_part_config
 from diffprobe.backbones.weight_files import require_files, weight_files
@@ -42,6 +43,7 @@ def locate(
     revision: str | None = None,
     configs_only: bool = False,
     denoiser_weights: str | None = None,
+    lora: str | None = None,
     cached_only: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
@@ -52,6 +54,7 @@ def locate(
         configs_only: fetch nothing but JSON files.
         denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
             OWNER/NAME@REVISION:FILE for another revision than main.
+        lora: FILE or FILE@WEIGHT, see `find_lora`.
         cached_only: take a hub id from the cache alone; nothing is downloaded.
     Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
         shipped checkpoint.
@@ -68,6 +71,8 @@ def locate(
     if path == "pixels":
         if denoiser_weights is not None:
             raise WeightsMissing("backbone 'pixels' has no weights to replace.", fix="leave denoiser_weights out")
+        if lora is not None:
+            raise WeightsMissing("backbone 'pixels' has no weights that a LoRA could change.", fix="leave lora out")
         return Checkpoint(name=path, folder=None, index={"_class_name": "pixels"})
     folder = Path(path).expanduser()
     if path in SHIPPED:
@@ -96,6 +101,7 @@ def locate(
         folder=folder,
         index=read_model_index(index),
         denoiser_weights=None if denoiser_weights is None or configs_only else _denoiser_file(denoiser_weights),
+        lora=None if lora is None else find_lora(lora),
     )
 
 

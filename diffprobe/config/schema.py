@@ -29,6 +29,8 @@ class BackboneConfig:
     denoiser_weights: str | None = None
     """Weights that replace the denoiser's: a safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE)
     on the hub."""
+    lora: str | None = None
+    """LoRA that is added to the weights when they are loaded: a safetensors file, FILE or FILE@WEIGHT (weight 1)."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None
