@@ -108,6 +108,7 @@ def check_backbone(
     *,
     resolution: int | None = None,
     revision: str | None = None,
+    single_file_config: str | None = None,
     lora: str | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
@@ -118,6 +119,7 @@ def check_backbone(
         path: folder, hub id in the cache, `emoji-sd` or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
+        single_file_config: folder or hub id with the configurations of a single file, which is converted for the check.
         lora: FILE or FILE@WEIGHT that would be added to the weights.
         batch_size: images per batch, for the estimate of the memory.
         dtype: precision of the forward pass, for the same.
@@ -125,7 +127,8 @@ def check_backbone(
         in `faults`.
     """
     report = CheckReport(name=path)
-    checkpoint = _collect(report, lambda: locate(path, revision=revision, cached_only=True))
+    given = {"revision": revision, "single_file_config": single_file_config}
+    checkpoint = _collect(report, lambda: locate(path, **given, cached_only=True))
     if checkpoint is None:
         return report
     report.folder, report.pipeline = checkpoint.folder, str(checkpoint.index["_class_name"])

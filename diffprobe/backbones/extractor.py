@@ -72,6 +72,7 @@ class DiffusionFeatures:
         random_seed: int = 0,
         revision: str | None = None,
         denoiser_weights: str | None = None,
+        single_file_config: str | None = None,
         lora: str | None = None,
         clean_input: bool = False,
         max_rows_per_pass: int | None = None,
@@ -104,6 +105,7 @@ class DiffusionFeatures:
             revision: commit, tag or branch of a hub id.
             denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub, OWNER/NAME@REVISION:FILE) to
                 take the denoiser's weights from, for example CleanDIFT's.
+            single_file_config: folder or hub id with the configurations of a single safetensors file.
             lora: LoRA that is added to the weights, FILE or FILE@WEIGHT.
             clean_input: give the denoiser the image without noise; the timestep only conditions it.
             max_rows_per_pass: rows per pass of the denoiser; None bounds them by memory. Changes features by rounding

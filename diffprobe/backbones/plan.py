@@ -154,7 +154,11 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     if backbone.random_weights and backbone.lora is not None:
         raise ConfigError("random_weights=true has no trained weights that a LoRA belongs to.", fix="remove lora")
     checkpoint = locate(
-        backbone.path, revision=backbone.revision, denoiser_weights=backbone.denoiser_weights, lora=backbone.lora
+        backbone.path,
+        revision=backbone.revision,
+        denoiser_weights=backbone.denoiser_weights,
+        lora=backbone.lora,
+        single_file_config=backbone.single_file_config,
     )
     with module_limit(backbone.max_modules):
         family, spec = describe(checkpoint, features.resolution)

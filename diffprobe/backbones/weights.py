@@ -44,17 +44,20 @@ def locate(
     configs_only: bool = False,
     denoiser_weights: str | None = None,
     lora: str | None = None,
+    single_file_config: str | None = None,
     cached_only: bool = False,
 ) -> Checkpoint:
     """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
 
     Args:
-        path: a folder in diffusers format, a hub id, the name of a shipped checkpoint, or `pixels`.
+        path: a folder in diffusers format, a hub id, a single safetensors file, the name of a shipped checkpoint, or
+            `pixels`.
         revision: commit, tag or branch; for hub ids only.
         configs_only: fetch nothing but JSON files.
         denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
             OWNER/NAME@REVISION:FILE for another revision than main.
         lora: FILE or FILE@WEIGHT, see `find_lora`.
+        single_file_config: folder or hub id with the configurations of a single file.
         cached_only: take a hub id from the cache alone; nothing is downloaded.
     Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
         shipped checkpoint.
@@ -63,10 +66,16 @@ def locate(
         raise WeightsMissing(
             f"'{path[:40]}' is not the name of a folder.", fix="set backbone.path to a folder, or to a hub id"
         )
-    if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
+    if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().exists()):
         raise ConfigError(
-            f"revision={revision}, but '{path}' is not a hub id: it is a folder, or a part of diffprobe.",
+            f"revision={revision}, but '{path}' is not a hub id: it is a folder, a file, or a part of diffprobe.",
             fix="leave backbone.revision out, or set backbone.path=OWNER/NAME",
+        )
+    is_file = Path(path).expanduser().is_file() and path.endswith(".safetensors")
+    if single_file_config is not None and not is_file:
+        raise ConfigError(
+            f"single_file_config={single_file_config} belongs to a single safetensors file; '{path}' is not one.",
+            fix="remove backbone.single_file_config",
         )
     if path == "pixels":
         if denoiser_weights is not None:
@@ -81,6 +90,8 @@ def locate(
             raise WeightsMissing(
                 f"the shipped checkpoint '{path}' is not in this installation.", fix="install diffprobe again"
             )
+    elif is_file and single_file_config is not None:
+        folder = _single_file(folder, single_file_config, configs_only=configs_only, cached_only=cached_only)
     elif not folder.is_dir():
         _refuse_single_file(folder, path)
         if not _HUB_ID.fullmatch(path) or path.startswith("."):
@@ -105,6 +116,20 @@ def locate(
     )
 
 
+def _single_file(file: Path, configs: str, *, configs_only: bool, cached_only: bool) -> Path:
+    """Return a folder for a single file: the converted one, or with `configs_only` that of the configurations."""
+    from diffprobe.backbones.single_file import convert  # it imports what reads weights
+
+    if Path(configs).expanduser().is_file():
+        raise WeightsMissing(
+            f"single_file_config '{configs}' is a file.", "allowed: a folder in diffusers format, or a hub id"
+        )
+    folder = locate(configs, configs_only=True, cached_only=cached_only).folder
+    if folder is None:
+        raise WeightsMissing(f"single_file_config '{configs}' has no configurations.", fix="name a folder or hub id")
+    return folder if configs_only else convert(file, folder)
+
+
 def _refuse_single_file(file: Path, path: str) -> None:
     """Refuse a file in place of a folder or hub id. Raises: WeightsMissing."""
     if not file.exists() and file.suffix.lower() not in _SINGLE_FILES:
@@ -118,13 +143,24 @@ def _refuse_single_file(file: Path, path: str) -> None:
         raise WeightsMissing(
             f"'{path}' is a file; a checkpoint is a folder in diffusers format, or a hub id.",
             "single files other than safetensors are pickles, which are never read",
-            fix="save a folder with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
+            fix="take the .safetensors file of the same model, or save a folder where you trust the file: "
+            "python -c 'from diffusers import StableDiffusionPipeline as P; "
+            f'P.from_single_file("{path}").save_pretrained("FOLDER")\'',
+        )
+    from diffprobe.backbones.single_file import HINTS, kind_of
+
+    kind = kind_of(file)
+    if kind is None:
+        raise WeightsMissing(
+            f"'{path}' is not a single-file checkpoint that can be read: its tensors have other names.",
+            f"allowed: {', '.join(HINTS)}, in the names of the original code",
+            "weights of a denoiser alone: backbone.denoiser_weights, beside the backbone.path of their pipeline",
+            fix="set backbone.path to a folder in diffusers format, or to a hub id",
         )
     raise WeightsMissing(
-        f"'{path}' is a single-file checkpoint; folders in diffusers format and hub ids are read.",
-        "weights of a denoiser alone: backbone.denoiser_weights, beside the backbone.path of their pipeline",
-        fix="convert it once: python -c 'from diffusers import StableDiffusionPipeline as P; "
-        f'P.from_single_file("{path}").save_pretrained("FOLDER")\', then backbone.path=FOLDER',
+        f"'{path}' is a single-file checkpoint ({kind}), which has no configurations and no tokenizer.",
+        f"on the hub: {HINTS[kind][1]}",
+        fix="backbone.single_file_config=FOLDER (in diffusers format, weights not needed) or OWNER/NAME",
     )
 
 

@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
+    parser.add_argument(
+        "--single-file-config", metavar="FOLDER", help="configurations of a single safetensors file, or a hub id"
+    )
     parser.add_argument("--lora", metavar="FILE[@WEIGHT]", help="also check that this LoRA fits the backbone")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", default=64, help="images per batch, for the memory (default: 64)"
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         args.backbone,
         resolution=args.resolution,
         revision=args.revision,
+        single_file_config=args.single_file_config,
         lora=args.lora,
         batch_size=args.batch_size,
         dtype=args.dtype,

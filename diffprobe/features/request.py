@@ -23,7 +23,8 @@ from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
 _MODEL = (
-    "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "lora", "clean_input",
+    "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
+    "lora", "clean_input",
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
 _READING = ("source", "placement", "shuffle", "verify")
@@ -97,6 +98,7 @@ class Request:
                 "revision": self.backbone.revision,
                 "commit": commit_of(plan.checkpoint.folder),
                 "denoiser_weights": self.backbone.denoiser_weights,
+                "single_file_config": self.backbone.single_file_config,
                 "lora": self.backbone.lora,
                 "timesteps": timestep_notes(plan.schedule, plan.timesteps),
                 "snr": [[ratio, plan.spec.schedule.nearest(ratio, "")] for ratio in self.features.snr],
