@@ -18,6 +18,7 @@ from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hub import UNUSED
 from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora import find_lora, require_fit
 from diffprobe.backbones.lora_names import DENOISER
 from diffprobe.backbones.memory_estimate import peak_activations
@@ -27,7 +28,7 @@ from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabula
 from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import PIXELS, match_encoder
 from diffprobe.backbones.weight_files import weight_files
-from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, locate, match_tensors, read_config
+from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, match_tensors, read_config
 from diffprobe.core.errors import ConfigError, DiffprobeError, WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming
 

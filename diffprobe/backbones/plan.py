@@ -14,6 +14,7 @@ import torch
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
 from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import describe
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora import check_lora
 from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
@@ -21,7 +22,6 @@ from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
-from diffprobe.backbones.weights import locate
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError

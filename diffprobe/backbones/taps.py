@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 from diffprobe.core.foreign import naming
 

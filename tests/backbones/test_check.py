@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from diffprobe.backbones import weights
 from diffprobe.backbones.check import check_backbone, stated_licence
-from diffprobe.backbones.weights import locate
+from diffprobe.backbones.locate import locate
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import FAMILIES
 

@@ -5,8 +5,8 @@ from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _may
 from torch import nn
 
 from diffprobe.backbones.families import describe, sdxl
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora_names import LoraKey, parse_key, targets
-from diffprobe.backbones.weights import locate
 
 PLACE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 FLAT = PLACE.replace(".", "_")

@@ -9,9 +9,9 @@ from torch import Tensor
 from diffprobe.backbones.check import check_backbone
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet, sdxl
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.single_file import cache_root, kind_of
 from diffprobe.backbones.taps import backbone_info
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from tests.backbones.original_names import write_single_file
 
