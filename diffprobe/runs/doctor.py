@@ -163,12 +163,13 @@ def wandb() -> list[Finding]:
         return [Finding("wandb", "not installed; logger=csv and logger=none work", fix="pip install wandb")]
     from diffprobe.training.loggers import logged_in, wandb_mode
 
-    login = "logged in" if logged_in() else "not logged in"
+    login = "login unknown"
     try:
+        login = "logged in" if logged_in() else "not logged in"
         mode = wandb_mode(LoggerConfig(kind="wandb"))
     except DiffprobeError as error:
         return [Finding("wandb", f"{version}, {login}; logger=wandb is refused: {error.what}", fix=error.fix)]
-    fix = None if logged_in() else "wandb login; offline runs are sent later by wandb sync"
+    fix = None if login == "logged in" else "wandb login; offline runs are sent later by wandb sync"
     return [Finding("wandb", f"{version}, {login}; logger=wandb runs {mode}", fix=fix)]
 
 
