@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from diffprobe.backbones.check import CheckReport, MemoryReport
 
 GROUP = "features"
-HELP = "check that a backbone can be read; its parts, licence, size and memory"
+HELP = "check that a backbone can be read; its licence, size and memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
