@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.layout import OutputLayout
+from diffprobe.backbones.lora import Lora
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
@@ -56,6 +57,8 @@ class Checkpoint:
     """Its `model_index.json`."""
     denoiser_weights: Path | None = None
     """Safetensors file or folder that replaces the denoiser's own weights."""
+    lora: Lora | None = None
+    """LoRA that is added to the weights when they are loaded."""
 
     def part(self, name: str) -> Path:
         """Return the folder of one part (`unet`, `vae`, ...). Raises: WeightsMismatch without a folder."""

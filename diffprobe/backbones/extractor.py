@@ -18,6 +18,7 @@ from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
+from diffprobe.backbones.loading import load_backbone
 from diffprobe.backbones.network_size import MAX_MODULES, module_limit
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch, check_images
@@ -71,6 +72,8 @@ class DiffusionFeatures:
         random_seed: int = 0,
         revision: str | None = None,
         denoiser_weights: str | None = None,
+        single_file_config: str | None = None,
+        lora: str | None = None,
         clean_input: bool = False,
         max_rows_per_pass: int | None = None,
         max_modules: int = MAX_MODULES,
@@ -102,6 +105,8 @@ class DiffusionFeatures:
             revision: commit, tag or branch of a hub id.
             denoiser_weights: safetensors file or folder (or OWNER/NAME:FILE on the hub, OWNER/NAME@REVISION:FILE) to
                 take the denoiser's weights from, for example CleanDIFT's.
+            single_file_config: folder or hub id with the configurations of a single safetensors file.
+            lora: LoRA that is added to the weights, FILE or FILE@WEIGHT.
             clean_input: give the denoiser the image without noise; the timestep only conditions it.
             max_rows_per_pass: rows per pass of the denoiser; None bounds them by memory. Changes features by rounding
                 only.
@@ -140,7 +145,7 @@ class DiffusionFeatures:
         where = plan.checkpoint.folder or plan.checkpoint.name
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")
         with module_limit(plan.backbone.max_modules), naming(where, "a checkpoint that can be loaded"), short:
-            backbone = plan.family.load(plan.checkpoint, plan.spec, plan.needed, options)
+            backbone = load_backbone(plan.checkpoint, plan.family, plan.spec, plan.needed, options)
         return cls(plan, backbone, compile_backend=compile_backend).to(device)
 
     @cached_property

@@ -7,12 +7,15 @@ from diffprobe.core.errors import WeightsMissing
 
 STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files, without their endings."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that no family reads."""
 
 
-def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
+def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cached_only: bool = False) -> Path:
     """Return the hub cache's folder of a repository with its JSON files and, unless `configs_only`, its weights.
 
-    Offline mode is read at each call, not when a library was imported. Raises: WeightsMissing.
+    Offline mode is read at each call, not when a library was imported. With `cached_only` nothing is downloaded.
+    Raises: WeightsMissing.
     """
     from huggingface_hub import snapshot_download
 
@@ -20,16 +23,21 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool) -> Path:
     weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
     weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may have it next to their index
     patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
-    skip = ["safety_checker/*", "feature_extractor/*", "image_encoder/*", "vae_1_0/*"]
+    skip = [*(f"{part}/*" for part in UNUSED), "vae_1_0/*"]
     try:
         return Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=patterns, ignore_patterns=skip, local_files_only=offline
+                repo,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=skip,
+                local_files_only=offline or cached_only,
             )
         )
     except Exception as error:  # the hub client raises a dozen classes, of its own and of its transport
+        why = "" if cached_only else f", and {_reason(offline, error)}"
         raise WeightsMissing(
-            f"checkpoint '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
+            f"checkpoint '{repo}'{_at(revision)} is not on this machine{why}.",
             "looked in: the hub cache; backbone.path is not a folder",
             fix="set backbone.path=FOLDER (a saved pipeline), or on a machine with network: "
             f"hf download {repo}{_option(revision)}",

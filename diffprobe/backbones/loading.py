@@ -12,6 +12,7 @@ from torch import nn
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family, LoadOptions
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
 from diffprobe.backbones.weight_files import require_files
@@ -102,6 +103,16 @@ def _require_complete(network: nn.Module, folder: Path) -> None:
         )
 
 
+def load_backbone(
+    checkpoint: Checkpoint, family: Family, spec: BackboneSpec, needed: Collection[str], options: LoadOptions
+) -> Backbone:
+    """Load what is needed of a backbone, with its LoRA added. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+    backbone = family.load(checkpoint, spec, needed, options)
+    if checkpoint.lora is not None:
+        fuse(checkpoint.lora, backbone.components(), spec.denoiser, name=checkpoint.name)
+    return backbone
+
+
 def load_whole(checkpoint: Checkpoint, family: Family, spec: BackboneSpec, options: LoadOptions) -> Backbone:
     """Load a backbone with its whole denoiser, for passes whose prediction is used.
 
@@ -109,7 +120,7 @@ def load_whole(checkpoint: Checkpoint, family: Family, spec: BackboneSpec, optio
     """
     everything = frozenset(path for path, _ in spec.denoiser.named_modules())
     with naming(checkpoint.folder or checkpoint.name, "a checkpoint that can be loaded"):
-        return family.load(checkpoint, spec, everything, options)
+        return load_backbone(checkpoint, family, spec, everything, options)
 
 
 def _fill_tables(network: nn.Module, kind: str, config: Mapping[str, Any], where: Path) -> None:

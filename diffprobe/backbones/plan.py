@@ -14,12 +14,14 @@ import torch
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint, Family
 from diffprobe.backbones.cell import Cell, check_choice
 from diffprobe.backbones.families import describe
+from diffprobe.backbones.locate import locate
+from diffprobe.backbones.lora import check_lora
 from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
+from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
-from diffprobe.backbones.weights import locate
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -114,7 +116,7 @@ class ReadPlan:
         return {
             "rules": _RULES,
             "family": self.spec.family,
-            "weights": self.family.digests(self.checkpoint, self.random_seed is None),
+            "weights": self._weights(),
             "random_weights": self.random_seed is not None,
             "random_seed": self.random_seed,
             "taps": [tap.path for tap in self.taps],
@@ -130,6 +132,12 @@ class ReadPlan:
             "schedule": self.schedule.digest,
         }
 
+    def _weights(self) -> dict[str, str]:
+        """Digest the parts; a LoRA is one of them, and only there if it is set."""
+        lora = self.checkpoint.lora
+        found = self.family.digests(self.checkpoint, self.random_seed is None)
+        return found if lora is None else {**found, "lora": lora.digest}
+
 
 def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     """Check settings against the configs of a checkpoint, and resolve taps, timesteps and conditions.
@@ -143,7 +151,15 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     )  # fmt: skip
     if backbone.random_weights and backbone.denoiser_weights is not None:
         raise ConfigError("random_weights=true reads no denoiser_weights.", fix="give one of the two")
-    checkpoint = locate(backbone.path, revision=backbone.revision, denoiser_weights=backbone.denoiser_weights)
+    if backbone.random_weights and backbone.lora is not None:
+        raise ConfigError("random_weights=true has no trained weights that a LoRA belongs to.", fix="remove lora")
+    checkpoint = locate(
+        backbone.path,
+        revision=backbone.revision,
+        denoiser_weights=backbone.denoiser_weights,
+        lora=backbone.lora,
+        single_file_config=backbone.single_file_config,
+    )
     with module_limit(backbone.max_modules):
         family, spec = describe(checkpoint, features.resolution)
     for branch in branches:
@@ -158,6 +174,11 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     paths = resolve(features.taps, list(infos.values()), spec)
     for path in paths:
         check_size(features.pool, path, infos[path].size)
+    needed = traced.needed(paths)
+    if checkpoint.lora is not None:
+        parts = [part for part in checkpoint.index if has_part(checkpoint.index, part)]
+        texts = [part for part in parts if part.startswith("text_encoder")]
+        check_lora(checkpoint.lora, spec.denoiser, texts, name=checkpoint.name, needed=needed)
     return ReadPlan(
         backbone=backbone,
         features=features,
@@ -165,7 +186,7 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         family=family,
         spec=spec,
         taps=tuple(infos[path] for path in paths),
-        needed=traced.needed(paths),
+        needed=needed,
         schedule=schedule,
         timesteps=tuple(sorted(timesteps)),
         branches=tuple(branches),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 from diffprobe.core.foreign import naming
 
@@ -94,18 +94,24 @@ class BackboneInfo:
 
 
 def backbone_info(
-    path: str, *, resolution: int | None = None, revision: str | None = None, inner: bool = False
+    path: str,
+    *,
+    resolution: int | None = None,
+    revision: str | None = None,
+    single_file_config: str | None = None,
+    inner: bool = False,
 ) -> BackboneInfo:
     """Describe a checkpoint and its taps from its config alone: no weights are read.
 
     Args:
-        path: folder, hub id, `emoji-sd` or `pixels`.
+        path: folder, hub id, single file, `emoji-sd` or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
+        single_file_config: folder or hub id with the configurations of a single file.
         inner: list also the modules inside the blocks, and all readouts.
     Raises: WeightsMissing, WeightsMismatch, ConfigError.
     """
-    checkpoint = locate(path, revision=revision, configs_only=True)
+    checkpoint = locate(path, revision=revision, configs_only=True, single_file_config=single_file_config)
     _, spec = describe(checkpoint, resolution)
     traced = trace_spec(spec, count=True)
     taps = tap_infos(spec, traced, counted=True)

@@ -161,6 +161,14 @@ def _n_bytes(rows: Condition) -> int:
     return sum(x.numel() * x.element_size() for x in rows.values())
 
 
+def clip_class(folder: Path) -> Any:
+    """Return the class of the CLIP text encoder in a part's folder. Raises: WeightsMissing, WeightsMismatch."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    architectures = read_part_config(folder / CONFIG).get("architectures") or []
+    return CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in architectures else CLIPTextModel
+
+
 def load_clip_text(
     folder: Path, *, dtype: torch.dtype, encoder: str = "text_encoder", tokenizer: str = "tokenizer"
 ) -> ClipTextEncoder:
@@ -171,13 +179,11 @@ def load_clip_text(
     Raises: WeightsMissing without safetensors weights or a vocabulary; WeightsMismatch if the weights do not fit the
         config.
     """
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     require_files(folder / encoder)
     require_vocabulary(folder, tokenizer)
-    architectures = read_part_config(folder / encoder / CONFIG).get("architectures") or []
-    kind: Any = CLIPTextModelWithProjection if "CLIPTextModelWithProjection" in architectures else CLIPTextModel
-    model = load_transformer(kind, folder / encoder, dtype=dtype)
+    model = load_transformer(clip_class(folder / encoder), folder / encoder, dtype=dtype)
     words = load_tokenizer(CLIPTokenizer, folder / tokenizer)
     if words.model_max_length > model.config.max_position_embeddings:
         raise ConfigError(
@@ -186,6 +192,17 @@ def load_clip_text(
             fix=f"set model_max_length in {tokenizer}/tokenizer_config.json",
         )
     return ClipTextEncoder(words, model, words.model_max_length)
+
+
+def require_t5_vocabulary(folder: Path, tokenizer: str) -> None:
+    """Check that the vocabulary of a T5 tokenizer is there and can be read. Raises: WeightsMissing."""
+    require_vocabulary(folder, tokenizer)
+    if not (folder / tokenizer / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        # transformers would go on with a vocabulary in which every word is unknown
+        raise WeightsMissing(
+            f"the vocabulary in '{folder / tokenizer}' is a spiece.model, which needs the package sentencepiece.",
+            fix="pip install sentencepiece protobuf",
+        )
 
 
 def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5TextEncoder:
@@ -200,12 +217,6 @@ def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str,
     from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     require_files(folder / encoder)
-    require_vocabulary(folder, tokenizer)
-    if not (folder / tokenizer / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
-        # transformers would go on with a vocabulary in which every word is unknown
-        raise WeightsMissing(
-            f"the vocabulary in '{folder / tokenizer}' is a spiece.model, which needs the package sentencepiece.",
-            fix="pip install sentencepiece protobuf",
-        )
+    require_t5_vocabulary(folder, tokenizer)
     model = load_transformer(T5EncoderModel, folder / encoder, dtype=dtype)
     return T5TextEncoder(load_tokenizer(T5TokenizerFast, folder / tokenizer), model, length)

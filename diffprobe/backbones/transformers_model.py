@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.network_size import bounded
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
-from diffprobe.backbones.weights import read_tensors
+from diffprobe.backbones.weights import describe_tensors, read_tensors
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 
@@ -59,33 +60,50 @@ def load_transformer(
         declared_only: see `make_text_config`.
     Raises: WeightsMissing; WeightsMismatch if config and weights do not fit; RunFailed if memory does not suffice.
     """
+    config, n_numbers = _make_config(kind, folder, declared_only)
+    implementation = attention or ("sdpa" if getattr(kind, "_supports_sdpa", False) else "eager")
+    tensors = read_tensors(folder, dtype=dtype)
+    model = _fill(kind, config, folder, tensors, n_numbers, dtype=dtype, attn_implementation=implementation)
+    return model.eval().requires_grad_(False)
+
+
+def match_transformer(kind: Any, folder: Path) -> Any:
+    """Compare a transformers model with the headers of its weights, which are not read.
+
+    Args: see `load_transformer`.
+    Returns: the model on the meta device.
+    Raises: WeightsMissing; WeightsMismatch if config and weights do not fit.
+    """
+    config, n_numbers = _make_config(kind, folder, True)
+    return _fill(kind, config, folder, describe_tensors(folder), n_numbers, device_map="meta")
+
+
+def _make_config(kind: Any, folder: Path, declared_only: bool) -> tuple[Any, int]:
+    """Make the config of a model, and count the numbers that the model has by it."""
     path = folder / CONFIG
     config = make_text_config(kind.config_class, path, declared_only=declared_only)
-    implementation = attention or ("sdpa" if getattr(kind, "_supports_sdpa", False) else "eager")
     with naming(path, f"a configuration of {kind.__name__}"), bounded(_numbers(config), path), quiet_libraries():
         with torch.device("meta"):
             bare = kind(config)
-    tensors = read_tensors(folder, dtype=dtype)
-    needed, stored = (sum(x.numel() for x in part) for part in (bare.parameters(), tensors.values()))
-    if needed > stored:
+    return config, sum(x.numel() for x in bare.parameters())
+
+
+def _fill(kind: Any, config: Any, folder: Path, tensors: dict[str, Tensor], n_numbers: int, **options: object) -> Any:
+    """Make a model of tensors. Raises: WeightsMismatch if it needs others."""
+    stored = sum(x.numel() for x in tensors.values())
+    if n_numbers > stored:
         raise WeightsMismatch(
             f"the weights in '{folder}' do not fit its config.",
-            f"missing: the config has {needed:,} numbers, the files {stored:,}",
+            f"missing: the config has {n_numbers:,} numbers, the files {stored:,}",
         )
     with naming(folder, f"a folder with the weights of {kind.__name__}"), quiet_libraries():
         model, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype,
-            attn_implementation=implementation,
-            local_files_only=True,
-            output_loading_info=True,
+            None, config=config, state_dict=tensors, local_files_only=True, output_loading_info=True, **options
         )
     faults = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if faults:
         raise WeightsMismatch(f"the weights in '{folder}' do not fit its config.", f"missing: {', '.join(faults[:5])}")
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def make_text_config(kind: Any, path: Path, *, declared_only: bool = True) -> Any:

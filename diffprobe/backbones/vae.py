@@ -11,14 +11,19 @@ from torch import Tensor
 from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.part_config import CONFIG, positive, read_part_config
-from diffprobe.backbones.weights import load_tensors
+from diffprobe.backbones.weights import load_tensors, match_tensors
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap, Images
 
-_PIXELS = 2**20
+PIXELS = 2**20
 """Pixels per pass: bounds the memory of the first convolutions at any batch size."""
 MAX_SIDE = 2**15
 """Largest image side in pixels; the shapes of a pass are computed for it."""
+_UNUSED = {
+    "AutoencoderKL": ("decoder", "post_quant_conv"),
+    "VQModel": ("decoder", "post_quant_conv", "quantize"),
+}
+"""Parts of an autoencoder that encoding does not run, by its class in diffusers."""
 _MAX_LEVELS = 12
 """Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
@@ -42,7 +47,7 @@ class VaeEncoder:
         if isinstance(self.vae.encoder, PrunedModule):
             raise WeightsMissing("the VAE was not loaded: this backbone reads kept latents only.")
         dtype = next(self.vae.parameters()).dtype
-        rows = max(1, _PIXELS // (images.shape[2] * images.shape[3]))
+        rows = max(1, PIXELS // (images.shape[2] * images.shape[3]))
         return torch.cat([self._encode((chunk * 2 - 1).to(dtype)) for chunk in images.split(rows)])
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -111,24 +116,48 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
         )
     if dtype == torch.float16 and config.get("force_upcast", True):  # the class's own default
         dtype = torch.float32
-    return VaeEncoder(_load_half("AutoencoderKL", config, folder, ("decoder", "post_quant_conv"), dtype, images))
+    return VaeEncoder(_load_half("AutoencoderKL", config, folder, _UNUSED["AutoencoderKL"], dtype, images))
 
 
 def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:
     """Load the encoder of a VQModel, or without `images` a placeholder. Raises: WeightsMissing, WeightsMismatch."""
     config = read_part_config(folder / CONFIG)
-    unused = ("decoder", "post_quant_conv", "quantize")
-    return MovqEncoder(_load_half("VQModel", config, folder, unused, dtype, images))
+    return MovqEncoder(_load_half("VQModel", config, folder, _UNUSED["VQModel"], dtype, images))
 
 
 def _load_half(
     kind: str, config: Mapping[str, Any], folder: Path, unused: tuple[str, ...], dtype: torch.dtype, images: bool
 ) -> Any:
     """Load an autoencoder without its `unused` parts, and without `images` without its encoder too."""
-    network = make_network(kind, config, torch.device("meta"), where=folder / CONFIG)
-    expected = frozenset(network.state_dict())
-    for name in (*unused, *(() if images else ("encoder", "quant_conv"))):
-        setattr(network, name, PrunedModule())
+    network, expected = _make_half(kind, config, folder, (*unused, *(() if images else ("encoder", "quant_conv"))))
     if images:
         load_tensors(network, folder, dtype=dtype, expected=expected)
     return network.eval().requires_grad_(False)
+
+
+def _make_half(
+    kind: str, config: Mapping[str, Any], folder: Path, unused: tuple[str, ...]
+) -> tuple[Any, frozenset[str]]:
+    """Build an autoencoder on the meta device without some parts; return also the names of all its parameters."""
+    network = make_network(kind, config, torch.device("meta"), where=folder / CONFIG)
+    expected = frozenset(network.state_dict())
+    for name in unused:
+        setattr(network, name, PrunedModule())
+    return network, expected
+
+
+def match_encoder(folder: Path) -> Any:
+    """Build the encoder of an autoencoder on the meta device and compare it with the headers of its weights.
+
+    Args:
+        folder: the part's folder.
+    Returns: the autoencoder without its decoder, on the meta device.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    config = read_part_config(folder / CONFIG)
+    kind = config.get("_class_name")
+    if kind not in _UNUSED:
+        raise WeightsMismatch(f"the VAE in '{folder}' is a {kind}.", f"allowed: {', '.join(_UNUSED)}")
+    network, expected = _make_half(kind, config, folder, _UNUSED[kind])
+    match_tensors(network, folder, expected=expected)
+    return network

@@ -1,12 +1,11 @@
-"""Checkpoints on disk: find them, read safetensors into a network, and compute digests of their content.
+"""Checkpoints on disk: read safetensors into a network, and compute digests of their content.
 
-Reads safetensors and JSON only; pickles are never read. Which files are read is in `weight_files.py`.
+Reads safetensors and JSON only; pickles are never read. Which files are read is in `weight_files.py`, how a
+checkpoint is found in `locate.py`.
 """
 
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,127 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Checkpoint
-from diffprobe.backbones.hub import fetch_file, fetch_pipeline
 from diffprobe.backbones.network_size import require_memory
-from diffprobe.backbones.part_config import CONFIG, SAVE_AGAIN, network_settings, read_model_index, read_part_config
+from diffprobe.backbones.part_config import CONFIG, SAVE_AGAIN, network_settings, read_part_config
 from diffprobe.backbones.weight_files import require_files, weight_files
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming
 from diffprobe.core.safetensors_file import open_safetensors
 
-SHIPPED = ("emoji-sd",)
-"""Checkpoints that are part of the package, under `assets/`."""
 DENOISERS = ("unet", "transformer")
 """Parts of a pipeline whose weights can be replaced."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_LONGEST = 255
-"""Characters in the name of a file or folder; longer ones are errors of the system."""
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _digests: dict[tuple[str, int, int], str] = {}
-
-
-def locate(
-    path: str, *, revision: str | None = None, configs_only: bool = False, denoiser_weights: str | None = None
-) -> Checkpoint:
-    """Find a checkpoint on this machine, or fetch it from the hub where that is allowed.
-
-    Args:
-        path: a folder in diffusers format, a hub id, the name of a shipped checkpoint, or `pixels`.
-        revision: commit, tag or branch; for hub ids only.
-        configs_only: fetch nothing but JSON files.
-        denoiser_weights: safetensors file or folder, or OWNER/NAME:FILE on the hub, to use for the denoiser;
-            OWNER/NAME@REVISION:FILE for another revision than main.
-    Raises: WeightsMissing if the folder or the hub id does not exist; ConfigError for a revision of a folder or a
-        shipped checkpoint.
-    """
-    if not path.strip() or max(map(len, Path(path).parts), default=0) > _LONGEST:
-        raise WeightsMissing(
-            f"'{path[:40]}' is not the name of a folder.", fix="set backbone.path to a folder, or to a hub id"
-        )
-    if revision is not None and (path in ("pixels", *SHIPPED) or Path(path).expanduser().is_dir()):
-        raise ConfigError(
-            f"revision={revision}, but '{path}' is not a hub id: it is a folder, or a part of diffprobe.",
-            fix="leave backbone.revision out, or set backbone.path=OWNER/NAME",
-        )
-    if path == "pixels":
-        if denoiser_weights is not None:
-            raise WeightsMissing("backbone 'pixels' has no weights to replace.", fix="leave denoiser_weights out")
-        return Checkpoint(name=path, folder=None, index={"_class_name": "pixels"})
-    folder = Path(path).expanduser()
-    if path in SHIPPED:
-        folder = Path(str(files("diffprobe") / "assets" / path))
-        if not folder.is_dir():
-            raise WeightsMissing(
-                f"the shipped checkpoint '{path}' is not in this installation.", fix="install diffprobe again"
-            )
-    elif not folder.is_dir():
-        _refuse_single_file(folder, path)
-        if not _HUB_ID.fullmatch(path) or path.startswith("."):
-            raise WeightsMissing(
-                f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
-                fix="set backbone.path to a folder, or to a hub id",
-            )
-        folder = fetch_pipeline(path, revision, configs_only)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise WeightsMissing(
-            f"'{path}' is not a checkpoint in diffusers format: it has no model_index.json.",
-            f"it has: {', '.join(sorted(entry.name for entry in folder.iterdir())[:12]) or '(nothing)'}",
-            fix="save one with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
-        )
-    return Checkpoint(
-        name=path,
-        folder=folder,
-        index=read_model_index(index),
-        denoiser_weights=None if denoiser_weights is None or configs_only else _denoiser_file(denoiser_weights),
-    )
-
-
-def _refuse_single_file(file: Path, path: str) -> None:
-    """Refuse a file in place of a folder or hub id. Raises: WeightsMissing."""
-    if not file.exists() and file.suffix.lower() not in _SINGLE_FILES:
-        return
-    if not file.exists():
-        raise WeightsMissing(
-            f"there is no file '{path}', and a single file is not a checkpoint that can be read.",
-            fix="set backbone.path to a folder in diffusers format, or to a hub id",
-        )
-    if file.suffix.lower() != ".safetensors":
-        raise WeightsMissing(
-            f"'{path}' is a file; a checkpoint is a folder in diffusers format, or a hub id.",
-            "single files other than safetensors are pickles, which are never read",
-            fix="save a folder with DiffusionPipeline.save_pretrained(FOLDER) and set backbone.path=FOLDER",
-        )
-    raise WeightsMissing(
-        f"'{path}' is a single-file checkpoint; folders in diffusers format and hub ids are read.",
-        "weights of a denoiser alone: backbone.denoiser_weights, beside the backbone.path of their pipeline",
-        fix="convert it once: python -c 'from diffusers import StableDiffusionPipeline as P; "
-        f'P.from_single_file("{path}").save_pretrained("FOLDER")\', then backbone.path=FOLDER',
-    )
-
-
-def _denoiser_file(name: str) -> Path:
-    """Find weights that replace those of a checkpoint. Raises: WeightsMissing."""
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
-        return path
-    if path.exists():
-        raise WeightsMissing(
-            f"denoiser_weights '{name}' is not a safetensors file; pickles are never read.",
-            fix="convert it to safetensors, or name a folder with config.json and safetensors weights",
-        )
-    place, _, file = name.partition(":")
-    repo, at, revision = place.partition("@")
-    if not _HUB_ID.fullmatch(repo) or bool(at) != bool(revision) or not file.endswith(".safetensors"):
-        raise WeightsMissing(
-            f"there is no file or folder '{name}', and it is not OWNER/NAME:FILE.safetensors.",
-            "with a commit, tag or branch: OWNER/NAME@REVISION:FILE.safetensors",
-            fix="set backbone.denoiser_weights to a safetensors file",
-        )
-    return fetch_file(repo, file, revision or None)
 
 
 def denoiser_source(checkpoint: Checkpoint, part: str) -> tuple[Path, Path]:
@@ -189,6 +80,32 @@ def load_tensors(
             None skips this check.
     Raises: WeightsMissing, WeightsMismatch.
     """
+    wanted = network.state_dict()
+    places = match_tensors(network, folder, expected=expected)
+    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
+    found: dict[str, Tensor] = {}
+    for path in dict.fromkeys(path for path, _ in places.values()):
+        with _open(path) as stored:
+            for name, (file, key) in places.items():
+                if file == path:
+                    found[name] = _read(stored, key, path, dtype)
+                    if found[name].is_floating_point() != wanted[name].is_floating_point():
+                        raise WeightsMismatch(
+                            f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
+                            "quantised weights are not read",
+                        )
+    network.load_state_dict(found, assign=True)
+
+
+def match_tensors(
+    network: nn.Module, folder: Path, *, expected: Collection[str] | None = None
+) -> dict[str, tuple[Path, str]]:
+    """Find the stored tensor of each parameter of a network, from the headers of the files alone.
+
+    Args: see `load_tensors`.
+    Returns: name in the network -> the file, and the name in it.
+    Raises: WeightsMissing; WeightsMismatch for names or shapes of another network.
+    """
     require_files(folder)
     wanted = network.state_dict()
     places: dict[str, tuple[Path, str]] = {}
@@ -215,19 +132,7 @@ def load_tensors(
                 if names
             ),
         )
-    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
-    found: dict[str, Tensor] = {}
-    for path in dict.fromkeys(path for path, _ in places.values()):
-        with _open(path) as stored:
-            for name, (file, key) in places.items():
-                if file == path:
-                    found[name] = _read(stored, key, path, dtype)
-                    if found[name].is_floating_point() != wanted[name].is_floating_point():
-                        raise WeightsMismatch(
-                            f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
-                            "quantised weights are not read",
-                        )
-    network.load_state_dict(found, assign=True)
+    return places
 
 
 def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -242,6 +147,22 @@ def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
     for path in weight_files(folder):
         with _open(path) as stored:
             found.update({key: _read(stored, key, path, dtype) for key in stored.keys()})
+    return found
+
+
+def describe_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of one part on the meta device, by their shapes in the files' headers.
+
+    Args:
+        folder: the part's folder, or one safetensors file.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    require_files(folder)
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with _open(path) as stored:
+            for key in stored.keys():
+                found[key] = torch.empty(stored.get_slice(key).get_shape(), device="meta")
     return found
 
 

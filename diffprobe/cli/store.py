@@ -81,7 +81,7 @@ def _show(path: str) -> int:
 def _show_backbone(manifest: "Manifest") -> None:
     """Print the backbone's names in the request, then all settings that its features depend on."""
     recorded, content = manifest.recorded, dict(manifest.backbone)
-    for name in ("backbone", "revision", "commit", "denoiser_weights"):
+    for name in ("backbone", "revision", "commit", "denoiser_weights", "single_file_config", "lora"):
         if recorded.get(name) is not None:
             _print("backbone", f"{'name' if name == 'backbone' else name} = {recorded[name]}")
     for part, digest in sorted(content.pop("weights", {}).items()):

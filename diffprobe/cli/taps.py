@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument(
+        "--single-file-config", metavar="FOLDER", help="configurations of a single safetensors file, or a hub id"
+    )
+    parser.add_argument(
         "--inner", action="store_true", help="also list the modules inside the blocks, and the readouts (after a slash)"
     )
 
@@ -36,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.resolution is not None and args.resolution < 1:
         raise ConfigError(f"--resolution={args.resolution} is out of range: at least 1.")
-    found = backbone_info(args.backbone, resolution=args.resolution, revision=args.revision, inner=args.inner)
+    found = backbone_info(
+        args.backbone,
+        resolution=args.resolution,
+        revision=args.revision,
+        single_file_config=args.single_file_config,
+        inner=args.inner,
+    )
     print("\n".join([*_header(found), "", *_table(found.taps), "", *_notes(found)]).rstrip())
     return 0
 

@@ -15,7 +15,8 @@ class BackboneConfig:
     """The frozen model that features are read from."""
 
     path: str
-    """Folder in diffusers format, hub id, "emoji-sd" (the shipped model), or "pixels" (no model: the raw pixels)."""
+    """Folder in diffusers format, hub id, single safetensors file (with `single_file_config`), "emoji-sd" (the shipped
+    model), or "pixels" (no model: the raw pixels)."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False
@@ -29,6 +30,11 @@ class BackboneConfig:
     denoiser_weights: str | None = None
     """Weights that replace the denoiser's: a safetensors file or folder, or OWNER/NAME:FILE (OWNER/NAME@REVISION:FILE)
     on the hub."""
+    single_file_config: str | None = None
+    """Folder in diffusers format or hub id with the configurations and tokenizers for a `path` that is a single
+    safetensors file; its weights are not needed."""
+    lora: str | None = None
+    """LoRA that is added to the weights when they are loaded: a safetensors file, FILE or FILE@WEIGHT (weight 1)."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None

@@ -17,9 +17,9 @@ from diffprobe.backbones.base import Condition
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_network
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
-from diffprobe.backbones.weights import locate
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file

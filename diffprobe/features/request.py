@@ -22,6 +22,11 @@ from diffprobe.features.missing_values import check_values, needed_columns
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 
+_MODEL = (
+    "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
+    "lora", "clean_input",
+)  # fmt: skip
+"""Keys of `backbone` that change features by more than rounding."""
 _READING = ("source", "placement", "shuffle", "verify")
 """Keys of `features` that change how features are read, but not the store."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
@@ -93,6 +98,8 @@ class Request:
                 "revision": self.backbone.revision,
                 "commit": commit_of(plan.checkpoint.folder),
                 "denoiser_weights": self.backbone.denoiser_weights,
+                "single_file_config": self.backbone.single_file_config,
+                "lora": self.backbone.lora,
                 "timesteps": timestep_notes(plan.schedule, plan.timesteps),
                 "snr": [[ratio, plan.spec.schedule.nearest(ratio, "")] for ratio in self.features.snr],
                 "taps": {tap.path: {"channels": tap.channels, "size": list(tap.size)} for tap in plan.taps},
@@ -139,7 +146,7 @@ class Request:
             *_overrides(
                 "backbone",
                 self.backbone,
-                ("path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "clean_input"),
+                _MODEL,
             ),
             *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
             *_overrides("data.caps", self.data.caps, list(type(self.data.caps).__dataclass_fields__)),

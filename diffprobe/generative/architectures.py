@@ -12,12 +12,12 @@ import torch
 
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_network
+from diffprobe.backbones.locate import SHIPPED, locate
 from diffprobe.backbones.noise import make_schedule
 from diffprobe.backbones.part_config import network_settings, read_part_config
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import load_transformer
 from diffprobe.backbones.weight_files import require_files, weight_files
-from diffprobe.backbones.weights import SHIPPED, locate
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming
 from diffprobe.generative.objectives.base import PredictionType

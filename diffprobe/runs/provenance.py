@@ -49,7 +49,7 @@ def checkpoint_digest(path: str) -> str:
     Raises: WeightsMissing, WeightsMismatch.
     """
     from diffprobe.backbones.families import describe
-    from diffprobe.backbones.weights import locate
+    from diffprobe.backbones.locate import locate
 
     checkpoint = locate(path)
     family, spec = describe(checkpoint, None)

@@ -17,8 +17,8 @@ from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap, Images
 from diffprobe.scoring.noise_sets import stack_noise

@@ -20,9 +20,9 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import family_of
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.pool import no_pool
 from diffprobe.backbones.taps import BackboneInfo, backbone_info
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError
 from diffprobe.core.registry import FAMILIES
 from tests.backbones.plans import plan_for

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.backbones.hub import fetch_file
-from diffprobe.backbones.weights import locate
+from diffprobe.backbones.locate import locate
 from diffprobe.core.errors import WeightsMissing
 
 

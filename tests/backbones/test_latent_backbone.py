@@ -6,7 +6,7 @@ import torch
 from diffprobe.backbones.base import Backbone, LoadOptions
 from diffprobe.backbones.families import family_of, pixart, sd_unet
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.weights import locate
+from diffprobe.backbones.locate import locate
 from diffprobe.core.errors import RunFailed
 
 

@@ -11,7 +11,7 @@ from diffprobe.backbones.base import Checkpoint, LoadOptions
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, family_of
 from diffprobe.backbones.loading import load_denoiser, load_network, load_whole, require_parts
-from diffprobe.backbones.weights import locate
+from diffprobe.backbones.locate import locate
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

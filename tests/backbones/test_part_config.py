@@ -11,9 +11,9 @@ import torch
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.noise import load_schedule
 from diffprobe.backbones.part_config import has_part, positive, read_model_index, read_part_config
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import DiffprobeError, WeightsMismatch, WeightsMissing
 
 PARTS = ("unet", "vae", "text_encoder", "scheduler", "tokenizer")

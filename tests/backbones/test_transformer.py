@@ -15,8 +15,8 @@ from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, pixart
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.transformer import find_latents
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from tests.backbones.plans import plan_for
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.unet import (
     check_latents,
     digest_tokenizer,
@@ -13,7 +14,6 @@ from diffprobe.backbones.unet import (
     make_unet,
     read_unet_config,
 )
-from diffprobe.backbones.weights import locate
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
 KIND = "UNet2DConditionModel"

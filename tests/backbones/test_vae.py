@@ -36,7 +36,7 @@ def test_many_pixels_are_encoded_in_bounded_passes(
     encoder = load_vae_encoder(tiny_sd / "vae", dtype=torch.float32)
     whole, sizes = encoder(images), []
     encoder.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    monkeypatch.setattr("diffprobe.backbones.vae._PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("diffprobe.backbones.vae.PIXELS", 2 * 32 * 32)
     torch.testing.assert_close(encoder(images), whole, atol=1e-5, rtol=0)
     assert sizes == [2, 2, 1]
 

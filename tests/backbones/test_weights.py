@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffprobe.backbones.hooks import prune_after
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.weights import (
     denoiser_source,
     digest_denoiser,
     digest_files,
     digest_part,
     load_tensors,
-    locate,
     require_files,
     weight_files,
 )
-from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import RunFailed, WeightsMismatch, WeightsMissing
 
 STEM = "diffusion_pytorch_model"
 
@@ -42,55 +42,6 @@ def read(folder: Path, **settings: object) -> torch.nn.Module:
     names = frozenset(unet.state_dict())
     load_tensors(unet, folder / "unet", **{"dtype": torch.float32, "expected": names, **settings})  # type: ignore[arg-type]
     return unet
-
-
-class TestLocate:
-    def test_a_folder_is_taken_as_it_is(self, tiny_sd: Path) -> None:
-        found = locate(str(tiny_sd))
-        assert found.folder == tiny_sd and found.index["_class_name"] == "StableDiffusionPipeline"
-
-    @pytest.mark.parametrize("path", ["folder", "emoji-sd", "pixels"])
-    def test_a_revision_of_what_has_none_is_refused(self, path: str, tiny_sd: Path) -> None:
-        with pytest.raises(ConfigError, match="revision=v1.* hub id"):
-            locate(str(tiny_sd) if path == "folder" else path, revision="v1")
-
-    @pytest.mark.parametrize("path", ["no/such/folder", "./nothing", "nothing"])
-    def test_what_is_neither_folder_nor_hub_id_is_refused(self, path: str) -> None:
-        with pytest.raises(WeightsMissing, match="not a hub id"):
-            locate(path)
-
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("model.safetensors", r"single-file checkpoint.*from_single_file\(\"{path}\"\)"),
-            ("model.ckpt", "is a file.*pickles, which are never read"),
-            ("notes.txt", "is a file"),
-        ],
-    )
-    def test_a_single_file_is_named_as_one(self, name: str, message: str, tmp_path: Path) -> None:
-        (tmp_path / name).touch()
-        with pytest.raises(WeightsMissing, match=f"(?s){name}.*{message.format(path=tmp_path / name)}"):
-            locate(str(tmp_path / name))
-
-    @pytest.mark.parametrize("path", ["models/sd15.safetensors", "sd15.CKPT", "/no/where.bin"])
-    def test_a_file_that_is_not_there_is_no_hub_id(self, path: str) -> None:
-        with pytest.raises(WeightsMissing, match=f"no file '{path}'"):
-            locate(path)
-
-    @pytest.mark.parametrize("path", ["", " ", "a" * 300, "\0"])
-    def test_names_that_no_folder_can_have_are_refused(self, path: str) -> None:
-        with pytest.raises(WeightsMissing):
-            locate(path)
-
-    def test_an_index_that_is_none_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "model_index.json").write_text('{"_class_name": ["pipeline", "Mine"]}')
-        with pytest.raises(WeightsMismatch, match="model_index.json"):
-            locate(str(tmp_path))
-
-    def test_a_folder_without_an_index_lists_its_content(self, tmp_path: Path) -> None:
-        (tmp_path / "model.ckpt").touch()
-        with pytest.raises(WeightsMissing, match=r"it has: model\.ckpt"):
-            locate(str(tmp_path))
 
 
 class TestFiles:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.backbones.families import family_of
-from diffprobe.backbones.weights import locate
+from diffprobe.backbones.locate import locate
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.registry import FAMILIES
 
