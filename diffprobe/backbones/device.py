@@ -31,12 +31,17 @@ def choose_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def has_bfloat16() -> bool:
+    """Return whether this processor computes in bfloat16 by instructions of its own (AVX-512 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def warn_slow_bfloat16(setting: str, fix: str) -> None:
     """Warn that `setting` asks for bfloat16 on a processor without instructions for it.
 
     Matrix products and convolutions are then up to a hundred times slower than in float32, and nothing else says why.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not has_bfloat16():
         _log.warning(
             "%s: this processor has no instructions for bfloat16 (AVX-512 or AMX); it is far slower than float32. "
             "Try: %s",

@@ -19,7 +19,7 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cache
     """
     from huggingface_hub import snapshot_download
 
-    offline = _is_offline()
+    offline = bool(offline_variables())
     weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
     weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may have it next to their index
     patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
@@ -48,7 +48,7 @@ def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Return one file of a repository from the hub's cache, of `main` by default. Raises: WeightsMissing."""
     from huggingface_hub import hf_hub_download
 
-    offline = _is_offline()
+    offline = bool(offline_variables())
     try:
         return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))
     except Exception as error:  # as in fetch_pipeline
@@ -67,11 +67,10 @@ def _option(revision: str | None) -> str:
     return f" --revision {revision}" if revision else ""
 
 
-def _is_offline() -> bool:
-    return any(
-        os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
+def offline_variables() -> list[str]:
+    """Return the environment variables that switch the libraries of the hub to offline mode."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return [name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]
 
 
 def _reason(offline: bool, error: Exception) -> str:

@@ -28,6 +28,7 @@ from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import match_encoder
 from diffprobe.backbones.weights import match_tensors
 from diffprobe.core.atomic_file import flush_folder
+from diffprobe.core.byte_size import size
 from diffprobe.core.digest import digest_file_once, digest_json
 from diffprobe.core.errors import RunFailed, WeightsMismatch
 from diffprobe.core.foreign import naming
@@ -94,10 +95,10 @@ def convert(file: Path, configs: Path) -> Path:
     if target.is_dir():
         return target
     root.mkdir(parents=True, exist_ok=True)
-    size, free = file.stat().st_size, shutil.disk_usage(root).free
-    if size > free:
+    n_bytes, free = file.stat().st_size, shutil.disk_usage(root).free
+    if n_bytes > free:
         raise RunFailed(
-            f"the converted copy of '{file}' needs {size / 1e9:,.1f} GB in '{root}', {free / 1e9:,.1f} GB are left.",
+            f"the converted copy of '{file}' needs {size(n_bytes)} in '{root}', {size(free)} are left.",
             fix="set DIFFPROBE_CACHE to a folder on another disk",
         )
     with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as name:

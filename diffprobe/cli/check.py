@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from diffprobe.core.byte_size import size
+
 if TYPE_CHECKING:
     from diffprobe.backbones.check import CheckReport, MemoryReport
 
@@ -67,14 +69,13 @@ def _header(found: "CheckReport") -> list[str]:
 def _parts(found: "CheckReport") -> list[str]:
     lines = []
     for part in found.parts:
-        size = (
-            "" if part.n_parameters is None else f": {part.n_parameters:,} parameters, files of {_size(part.n_bytes)}"
-        )
-        lines.append(f"  {part.name} ({part.kind}){size}")
+        n = part.n_parameters
+        counts = "" if n is None else f": {n:,} parameters, files of {size(part.n_bytes)}"
+        lines.append(f"  {part.name} ({part.kind}){counts}")
     n_parameters = sum(part.n_parameters or 0 for part in found.parts)
     if n_parameters:
         total = sum(part.n_bytes for part in found.parts)
-        lines.append(f"  together: {n_parameters:,} parameters that are read, files of {_size(total)}")
+        lines.append(f"  together: {n_parameters:,} parameters that are read, files of {size(total)}")
     return lines
 
 
@@ -86,13 +87,13 @@ def _memory(found: "CheckReport", args: argparse.Namespace) -> list[str]:
         return []
     free = free_memory()
     return [
-        f"  memory for a batch of {args.batch_size} images in {args.dtype}: about {_size(memory.batch)} (an estimate)",
-        f"    weights {_size(memory.weights)}; activations: encoding {_size(memory.encoding)}, "
-        f"a pass of {memory.rows} rows {_size(memory.denoising)}",
+        f"  memory for a batch of {args.batch_size} images in {args.dtype}: about {size(memory.batch)} (an estimate)",
+        f"    weights {size(memory.weights)}; activations: encoding {size(memory.encoding)}, "
+        f"a pass of {memory.rows} rows {size(memory.denoising)}",
         f"    with several timesteps, draws or conditions a pass has up to {memory.most_rows} rows: about "
-        f"{_size(memory.largest)}; backbone.max_rows_per_pass bounds them",
+        f"{size(memory.largest)}; backbone.max_rows_per_pass bounds them",
         "    computed from the shapes in a pass without weights; without workspaces of kernels and the libraries",
-        *([] if free is None else [f"    free in this process: {_size(free)}"]),
+        *([] if free is None else [f"    free in this process: {size(free)}"]),
     ]
 
 
@@ -103,15 +104,3 @@ def _verdict(found: "CheckReport") -> list[str]:
     for fault in found.faults:
         lines += [f"  {line}" for line in f"{type(fault).__name__}: {fault}".splitlines()]
     return lines
-
-
-def _size(n: int) -> str:
-    """Format a number of bytes.
-
-    >>> _size(0), _size(2_500_000), _size(3_438_000_000)
-    ('0 B', '2.5 MB', '3.44 GB')
-    """
-    value, units = float(n), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.3g} {units[0]}"

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(root: str) -> int:
-    from diffprobe.features.disk_space import folder_bytes, size
+    from diffprobe.core.byte_size import folder_bytes, size
     from diffprobe.features.manifest import LATENTS, stored_counts
     from diffprobe.features.reader import list_stores
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffprobe.backbones.cell import parse_pool
 from diffprobe.backbones.plan import ReadPlan
+from diffprobe.core.byte_size import size
 from diffprobe.core.errors import RunFailed
 from diffprobe.features.manifest import ShardEntry
 
@@ -74,24 +75,6 @@ def check_space(needs: Sequence[Need]) -> int:
                 fix="choose another disk with features.store=FOLDER, read fewer taps and timesteps, or pool them",
             )
     return _free(needs[0].folder)
-
-
-def size(n_bytes: float) -> str:
-    """Format a number of bytes.
-
-    >>> size(1_234_567), size(512)
-    ('1.2 MB', '512 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:,.1f} TB"
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _free(folder: Path) -> int:

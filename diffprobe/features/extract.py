@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.core.byte_size import folder_bytes, size
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
 from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
 from diffprobe.features.batch import FeatureBatch
-from diffprobe.features.disk_space import Need, check_space, features_need, folder_bytes, latents_need, size
+from diffprobe.features.disk_space import Need, check_space, features_need, latents_need
 from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
 from diffprobe.features.reader import FeatureStore

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from diffprobe import __version__
 from diffprobe.config.schema import FeaturesConfig, LoggerConfig, RunConfig
+from diffprobe.core.byte_size import folder_bytes, size
 from diffprobe.core.errors import DiffprobeError
 from diffprobe.core.memory import free_memory
 
@@ -22,7 +23,6 @@ LIBRARIES = ("torch", "lightning", "diffusers", "transformers", "tokenizers", "s
 _IMPORTS = {"huggingface-hub": "huggingface_hub", "hydra-core": "hydra", "pillow": "PIL"}
 _TIMEOUT = 10
 """Seconds that `sinfo` may take; a controller that does not answer makes it wait."""
-_ON = ("1", "ON", "YES", "TRUE")
 
 
 @dataclass(frozen=True)
@@ -83,36 +83,37 @@ def devices() -> list[Finding]:
     """Return the device that `auto` takes, all accelerators, threads, bfloat16, and free memory."""
     import torch
 
-    from diffprobe.backbones.device import choose_device
+    from diffprobe.backbones.device import choose_device, has_bfloat16
 
     found = [Finding("device", f"backbone.device=auto takes {choose_device('auto')}; torch {torch.__version__}")]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(i)
-        text = f"cuda:{i} {torch.cuda.get_device_name(i)}, {_size(free)} of {_size(total)} free"
+        text = f"cuda:{i} {torch.cuda.get_device_name(i)}, {size(free)} of {size(total)} free"
         found.append(Finding("device", f"{text}; bfloat16: {'yes' if torch.cuda.is_bf16_supported() else 'no'}"))
     limit = os.environ.get("OMP_NUM_THREADS")
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     set_by = f"OMP_NUM_THREADS={limit}" if limit else "OMP_NUM_THREADS is not set"
     found.append(Finding("threads", f"{torch.get_num_threads()} of torch, {allowed} processors allowed; {set_by}"))
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     slow = "no instructions for it: far slower than float32"
-    found.append(Finding("bfloat16", f"on this processor: {'yes' if fast else slow}"))
+    found.append(Finding("bfloat16", f"on this processor: {'yes' if has_bfloat16() else slow}"))
     left = free_memory()
-    return [*found, Finding("memory", "unknown" if left is None else f"{_size(left)} free for this process")]
+    return [*found, Finding("memory", "unknown" if left is None else f"{size(left)} free for this process")]
 
 
 def caches() -> list[Finding]:
     """Return the caches with their sizes, and whether offline mode is on."""
     from huggingface_hub import constants
 
+    from diffprobe.backbones.hub import offline_variables
     from diffprobe.backbones.single_file import cache_root
 
     found = [
-        Finding("cache", f"{name}: {path}, {_size(_bytes_in(path)) if path.is_dir() else 'not there yet'}")
+        Finding("cache", f"{name}: {path}, {size(folder_bytes(path)) if path.is_dir() else 'not there yet'}")
         for name, path in (("hub", Path(constants.HF_HUB_CACHE)), ("converted single files", cache_root()))
     ]
-    on = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name, "").upper() in _ON]
-    return [*found, Finding("hub", f"offline: {', '.join(on)} is set" if on else "online: models may be downloaded")]
+    offline = offline_variables()
+    text = f"offline: {', '.join(offline)} is set" if offline else "online: models may be downloaded"
+    return [*found, Finding("hub", text)]
 
 
 def folders() -> list[Finding]:
@@ -134,7 +135,7 @@ def folders() -> list[Finding]:
         fault, space = _write_fault(path)
         text = f"{name}: {path.absolute()}"
         if fault is None:
-            found.append(Finding("folder", f"{text}, can be written, {_size(space)} free"))
+            found.append(Finding("folder", f"{text}, can be written, {size(space)} free"))
         else:
             fix = settings.get(name, "DIFFPROBE_CACHE=FOLDER")
             found.append(Finding("folder", f"{text} cannot be written: {fault}", stops=name in needed, fix=fix))
@@ -189,23 +190,3 @@ def slurm() -> list[Finding]:
         return [*found, Finding("slurm", f"sinfo failed: {' '.join(done.stderr.split())[:200]}")]
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
     return [*found, *(Finding("slurm", f"partition {line}") for line in lines or ["none"])]
-
-
-def _bytes_in(folder: Path) -> int:
-    """Return the bytes of the files below a folder, without following links."""
-    total, pending = 0, [str(folder)]
-    while pending:
-        try:
-            entries = list(os.scandir(pending.pop()))
-        except OSError:
-            continue  # without permission to look into it
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(entry.path)
-            elif entry.is_file(follow_symlinks=False):
-                total += entry.stat(follow_symlinks=False).st_size
-    return total
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e9:,.1f} GB" if n >= 1e8 else f"{n / 1e6:,.1f} MB"
