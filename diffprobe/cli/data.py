@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
 def _adopt(args: argparse.Namespace) -> int:
     from diffprobe.shards.adopt import render_survey, survey
 
-    given = {name: getattr(_fields(args.field), name) for name in _keys_of(args.field)}
+    fields = _fields(args.field)
+    given = {name: getattr(fields, name) for name in _keys_of(args.field)}
     found = survey(args.dir, given=given, caps=_caps(args.cap), on_shard=_progress)
     print(*render_survey(found), sep="\n")
     args.name = args.name or args.dir.resolve().name

@@ -200,19 +200,18 @@ def _defaults(node: yaml.Node, name: str, shown: str) -> Iterator[tuple[str, str
                         f"{choice.value[:80]} in the defaults of {shown} is an interpolation.",
                         fix="write the name itself",
                     )
-                entry_text = f"{key}/{choice.value}" if key else choice.value
-                if _HYDRAS_GROUP.match(entry_text):
+                words = f"{key}/{choice.value}" if key else choice.value
+                if _HYDRAS_GROUP.match(words):
                     raise ConfigError(
-                        f"'{entry_text[:80]}' in the defaults of {shown}: settings of Hydra have no effect.",
+                        f"'{words[:80]}' in the defaults of {shown}: settings of Hydra have no effect.",
                         "diffprobe only merges configurations with it",
                         fix="remove that entry",
                     )
-                yield _place(str(key), choice.value, name)
+                yield _place(words, name)
 
 
-def _place(key: str, choice: str, name: str) -> tuple[str, str]:
-    """Return the group and the choice of an entry: `/data: x`, `override /data: x`, `data/x`, `/data/x@package`."""
-    words = f"{key}/{choice}" if key else choice
+def _place(words: str, name: str) -> tuple[str, str]:
+    """Return the group and the choice of an entry: `/data/x`, `override /data/x`, `data/x`, `/data/x@package`."""
     for prefix in ("override ", "optional ", "override "):
         words = words.removeprefix(prefix)
     group, _, chosen = re.sub(r"@[^/]*", "", words).rpartition("/")

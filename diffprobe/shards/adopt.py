@@ -243,9 +243,9 @@ def _keys(samples: Sequence[RawSample], name: str) -> dict[str, FieldSurvey]:
             entry.n += 1
             entry.values.append(value)
             kind = {str: "text", int: "integer", float: "number", list: "list", dict: "object", bool: "true or false"}
-            said = "null" if value is None else kind[type(value)]
-            if said not in entry.kinds:
-                entry.kinds.append(said)
+            found = "null" if value is None else kind[type(value)]
+            if found not in entry.kinds:
+                entry.kinds.append(found)
             if not entry.example and isinstance(value, str | int | float):
                 entry.example = _short(str(value))
     return keys

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from diffprobe.core.errors import ShardError
 from diffprobe.shards.reader import is_text
-from diffprobe.shards.shard_names import files_below, more_lines, split_word
+from diffprobe.shards.shard_names import IMAGE_ENDINGS, files_below, more_lines, split_word
 
-EXTENSIONS = {"jpg": "jpg", "jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "png": "png", "webp": "webp"}
-"""Ends of the names of images, in any case -> the field of the sample."""
 OTHER_IMAGES = frozenset({"gif", "bmp", "tif", "tiff", "heic", "heif", "avif", "ppm", "jp2", "svg"})
 """Ends of the names of images that are not read; each such file is reported as unreadable."""
 LAYOUT = "expected: DIR/<class>/*.jpg, DIR/<split>/<class>/*.jpg, or DIR/*.jpg with --table (jpg, jpeg, png, webp)"
@@ -78,7 +76,7 @@ def find_images(root: Path, *, ignored: Sequence[Path] = ()) -> ImageFolder:
     others: Counter[str] = Counter()
     for path in files_below(root):
         name, ending = path.relative_to(root).as_posix(), path.suffix[1:].lower()
-        if ending in EXTENSIONS:
+        if ending in IMAGE_ENDINGS:
             names[name] = path
         elif ending in OTHER_IMAGES:
             unread.append(f"{name}: format '{ending}' is not read (JPEG, PNG, WebP are)")
@@ -145,12 +143,11 @@ def _check_classes(root: Path, images: Sequence[FoundImage], splits: dict[str, s
     )  # fmt: skip
     bases = [root / top for top in splits] or [root]
     empty = [
-        f"{folder.relative_to(root).as_posix()}"
+        folder.relative_to(root).as_posix()
         for base in bases
         for folder in sorted(base.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in by_split[splits.get(base.name)
-                                                                                              if splits else None]
-    ]  # fmt: skip
+        if folder.is_dir() and not folder.name.startswith(".") and folder.name not in by_split[splits.get(base.name)]
+    ]
     differing = [
         f"{split}: without {', '.join(sorted(classes - found)[:_SHOWN])}"
         + (f" and {len(classes - found) - _SHOWN} more" if len(classes - found) > _SHOWN else "")

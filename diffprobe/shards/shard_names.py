@@ -31,7 +31,8 @@ NAMES = (
     "a name has its split and a number: train-0000.tar, imagenet-val-000012.tar.gz, test-00000-of-00032.tgz; "
     "or a folder is named after the split: val/00000.tar"
 )
-_IMAGES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+IMAGE_ENDINGS = {"jpg": "jpg", "jpeg": "jpg", "jpe": "jpg", "jfif": "jpg", "png": "png", "webp": "webp"}
+"""Ends of the names of images, in any case -> the field of the sample that holds such an image."""
 _LOOKED_AT = 10_000
 """Most files that are looked at to tell a folder of images from one of shards."""
 _COUNTERS = frozenset({"shard", "shards", "part", "parts", "chunk", "chunks", "data", "dataset", "file", "files"})
@@ -96,7 +97,7 @@ def build_command(root: Path) -> str | None:
     for path in islice(files_below(root), _LOOKED_AT):
         if _LIKE_TAR.search(path.name):
             return None
-        has_images = has_images or path.suffix.lower() in _IMAGES
+        has_images = has_images or path.suffix[1:].lower() in IMAGE_ENDINGS
     return f"diffprobe data build folder {shlex.quote(str(root))} --out SHARDS" if has_images else None
 
 

@@ -17,10 +17,10 @@ from diffprobe.core.progress import Announce, MakeBar
 from diffprobe.shards.annotation_table import Record, match, read_table
 from diffprobe.shards.dataset_card import DatasetCard
 from diffprobe.shards.hash_split import check_fractions, hash_fraction, split_by_hash
-from diffprobe.shards.image_folder import EXTENSIONS, FoundImage, find_images
+from diffprobe.shards.image_folder import FoundImage, find_images
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.resumable import PlannedSample, write_planned
-from diffprobe.shards.shard_names import more_lines
+from diffprobe.shards.shard_names import IMAGE_ENDINGS, more_lines
 
 HELP = "your own image folder: class subfolders, captions and attributes from a table"
 CARD = DatasetCard(name="folder", licence="not stated", disjoint_by={"val": "key", "test": "key"})
@@ -135,10 +135,10 @@ def build(
 
 def _with_class(image: FoundImage, record: Record) -> Record:
     """Add the class of the folder. Raises: ShardError if the table has another one."""
-    own, told = image.class_name, record.get("class_name")
-    if own is not None and told is not None and own != told:
-        raise ShardError(f"{image.name}: its class is '{own}' by its folder and '{told}' in the table.")
-    return record if own is None else {**record, "class_name": own}
+    by_folder, by_table = image.class_name, record.get("class_name")
+    if by_folder is not None and by_table is not None and by_folder != by_table:
+        raise ShardError(f"{image.name}: its class is '{by_folder}' by its folder and '{by_table}' in the table.")
+    return record if by_folder is None else {**record, "class_name": by_folder}
 
 
 def _group_of(image: FoundImage, record: Record, group: str | None) -> str:
@@ -213,7 +213,7 @@ def _plan(
             key=image.key,
             path=image.path,
             name=image.name,
-            field=EXTENSIONS[image.path.suffix[1:].lower()],
+            field=IMAGE_ENDINGS[image.path.suffix[1:].lower()],
             record=json.dumps(record, ensure_ascii=False, sort_keys=True) if record else "",
         )
         plan.setdefault(f"{split}-{number:04d}.tar", []).append(sample)
