@@ -22,14 +22,14 @@ from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora import find_lora, require_fit
 from diffprobe.backbones.lora_names import DENOISER
 from diffprobe.backbones.memory_estimate import peak_activations
-from diffprobe.backbones.part_config import has_part
+from diffprobe.backbones.part_config import part_names
 from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import PIXELS, match_encoder
 from diffprobe.backbones.weight_files import weight_files
-from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, match_tensors, read_config
-from diffprobe.core.errors import ConfigError, DiffprobeError, WeightsMismatch, WeightsMissing
+from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, match_whole, read_config
+from diffprobe.core.errors import DiffprobeError, WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming
 
 _AUTOENCODERS = ("vae", "movq")
@@ -136,9 +136,10 @@ def check_backbone(
     report.folder, report.pipeline = checkpoint.folder, str(checkpoint.index["_class_name"])
     report.licence = None if checkpoint.folder is None else stated_licence(checkpoint.folder)
     networks: dict[str, nn.Module] = {}
-    for name, (_, kind) in ((n, entry) for n, entry in checkpoint.index.items() if has_part(checkpoint.index, n)):
+    for name in part_names(checkpoint.index):
         if name in UNUSED:
             continue
+        kind = checkpoint.index[name][1]
         before = len(report.faults)
         network = _collect(report, lambda: _check_part(checkpoint, name, kind))  # noqa: B023  # called at once
         if len(report.faults) == before:
@@ -159,8 +160,6 @@ def _collect(report: CheckReport, step: Callable[[], Value]) -> Value | None:
     """Run a step of the check; a fault of the checkpoint is kept, each once."""
     try:
         return step()
-    except ConfigError:
-        raise
     except (WeightsMissing, WeightsMismatch) as fault:
         if str(fault) not in map(str, report.faults):
             report.faults.append(fault)
@@ -178,8 +177,7 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
     if name in DENOISERS:
         config, source = read_config(checkpoint, name), denoiser_source(checkpoint, name)[1]
         network: Any = make_network(kind, config, torch.device("meta"), where=config_file(checkpoint, name))
-        expected = frozenset(network.state_dict()) | {buffer for buffer, _ in network.named_buffers()}
-        match_tensors(network, source, expected=expected)
+        match_whole(network, source)
         return network  # type: ignore[no-any-return]
     if name in _AUTOENCODERS:
         return match_encoder(folder)  # type: ignore[no-any-return]
@@ -226,10 +224,8 @@ def stated_licence(folder: Path) -> str | None:
     with open(card, encoding="utf-8", errors="replace") as file:
         text = file.read(_CARD_BYTES)
     front = re.match(r"\s*---[ \t]*\n(.*?)\n---", text, re.DOTALL)
-    found = (
-        {} if front is None else dict(re.findall(r"^(license|license_name|license_link):[ \t]*(.+)$", front[1], re.M))
-    )
-    values = {key: value.strip().strip("'\"") for key, value in found.items()}
+    lines = [] if front is None else re.findall(r"^(license|license_name|license_link):[ \t]*(.+)$", front[1], re.M)
+    values = {key: value.strip().strip("'\"") for key, value in lines}
     name = values.get("license")
     if name in (None, "other"):
         name = values.get("license_name", name)

@@ -16,7 +16,7 @@ from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
 from diffprobe.backbones.weight_files import require_files
-from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config
+from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config, tensor_names
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
@@ -76,7 +76,7 @@ def load_denoiser(
     network: nn.Module
     if options.random_seed is None:
         network = copy.deepcopy(spec.denoiser)
-        expected = frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
+        expected = tensor_names(network)
         prune_after(network, needed)
         load_tensors(network, denoiser_source(checkpoint, part)[1], dtype=options.dtype, expected=expected)
     else:

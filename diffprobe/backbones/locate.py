@@ -117,8 +117,8 @@ def _refuse_single_file(file: Path, path: str) -> None:
         return
     if not file.exists():
         raise WeightsMissing(
-            f"there is no file '{path}', and a single file is not a checkpoint that can be read.",
-            fix="set backbone.path to a folder in diffusers format, or to a hub id",
+            f"there is no file '{path}'.",
+            fix="set backbone.path to a safetensors file, a folder in diffusers format, or a hub id",
         )
     if file.suffix.lower() != ".safetensors":
         raise WeightsMissing(

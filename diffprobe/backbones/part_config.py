@@ -99,6 +99,11 @@ def has_part(index: Mapping[str, Any], part: str) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and all(entry)
 
 
+def part_names(index: Mapping[str, Any]) -> list[str]:
+    """List the parts of a pipeline, in the order of its `model_index.json`."""
+    return [name for name in index if has_part(index, name)]
+
+
 def positive(config: Mapping[str, Any], key: str, default: int, *, where: Path | str) -> int:
     """Return a whole number of at least 1 (and at most 2^31) from a configuration. Raises: WeightsMismatch."""
     value = config.get(key, default)

@@ -18,7 +18,7 @@ from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora import check_lora
 from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
-from diffprobe.backbones.part_config import has_part
+from diffprobe.backbones.part_config import part_names
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
@@ -176,8 +176,7 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         check_size(features.pool, path, infos[path].size)
     needed = traced.needed(paths)
     if checkpoint.lora is not None:
-        parts = [part for part in checkpoint.index if has_part(checkpoint.index, part)]
-        texts = [part for part in parts if part.startswith("text_encoder")]
+        texts = [part for part in part_names(checkpoint.index) if part.startswith("text_encoder")]
         check_lora(checkpoint.lora, spec.denoiser, texts, name=checkpoint.name, needed=needed)
     return ReadPlan(
         backbone=backbone,

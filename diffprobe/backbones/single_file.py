@@ -21,12 +21,12 @@ from diffprobe.backbones.hub import STEMS
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.network_size import require_memory
-from diffprobe.backbones.part_config import CONFIG, has_part, read_model_index, read_part_config
+from diffprobe.backbones.part_config import CONFIG, part_names, read_model_index, read_part_config
 from diffprobe.backbones.text_encoders import clip_class
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import match_encoder
-from diffprobe.backbones.weights import match_tensors
+from diffprobe.backbones.weights import match_whole
 from diffprobe.core.atomic_file import flush_folder
 from diffprobe.core.byte_size import size
 from diffprobe.core.digest import digest_file_once, digest_json
@@ -43,6 +43,7 @@ _XL_CLIP, _XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.e
 _UNUSED = ("model_ema.", "alphas_cumprod", "betas", "sqrt_", "log_one_minus", "posterior_", "logvar", "lvlb_weights",
            "denoiser.", "loss.", "scale_factor", "cond_stage_model.logit_scale")  # fmt: skip
 """Beginnings of names that hold nothing that a feature depends on: the schedule, averages, parts of the loss."""
+_UNET_CLASS = "UNet2DConditionModel"
 _LAST = "resblocks.23."
 """The layer of OpenCLIP's text encoder that Stable Diffusion 2 does not run."""
 HINTS = {
@@ -86,7 +87,7 @@ def convert(file: Path, configs: Path) -> Path:
             f"'{configs}' has the configurations of a {index['_class_name']}; a single file of it is not read.",
             f"allowed: {', '.join(_PIPELINES)}",
         )
-    parts = [name for name in index if has_part(index, name)]
+    parts = part_names(index)
     copied = _config_files(configs, parts)
     content = {path.relative_to(configs).as_posix(): digest_file_once(path) for path in copied}
     digest = digest_json([_RULES, digest_file_once(file), content])
@@ -171,7 +172,7 @@ def _steps(
     unet, vae = made / "unet", made / "vae"
     is_xl = (made / "text_encoder_2").is_dir()
     return {
-        "unet": (lambda: _unet(unet, take(_UNET)), lambda: _match_unet(unet), STEMS[0]),
+        "unet": (lambda: _unet(unet, take(_UNET)), lambda: match_whole(_network(unet, _UNET_CLASS), unet), STEMS[0]),
         "vae": (lambda: _vae(vae, take(_VAE)), lambda: match_encoder(vae), STEMS[0]),
         "text_encoder": text("text_encoder", (_XL_CLIP, None) if is_xl else (_CLIP, _OPEN_CLIP)),
         "text_encoder_2": text("text_encoder_2", (None, _XL_OPEN_CLIP)),
@@ -182,15 +183,10 @@ def _network(folder: Path, kind: str) -> Any:
     return make_network(kind, read_part_config(folder / CONFIG), torch.device("meta"), where=folder / CONFIG)
 
 
-def _match_unet(folder: Path) -> None:
-    network = _network(folder, "UNet2DConditionModel")
-    match_tensors(network, folder, expected=frozenset(network.state_dict()))
-
-
 def _unet(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    settings = dict(_network(folder, "UNet2DConditionModel").config)
+    settings = dict(_network(folder, _UNET_CLASS).config)
     with naming(folder, "the configuration of a U-Net that a single file can hold"), quiet_libraries():
         found: dict[str, Tensor] = convert_ldm_unet_checkpoint(dict(tensors), settings)
     return _complete(found, tensors)

@@ -135,6 +135,16 @@ def match_tensors(
     return places
 
 
+def match_whole(network: nn.Module, folder: Path) -> None:
+    """Compare a network that nothing was removed from with the headers of its files. Raises: see `match_tensors`."""
+    match_tensors(network, folder, expected=tensor_names(network))
+
+
+def tensor_names(network: nn.Module) -> frozenset[str]:
+    """Return the names under which the tensors of a network may be stored: parameters, and buffers of all kinds."""
+    return frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
+
+
 def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
     """Read all weights of one part, floating-point ones as `dtype`. Raises: WeightsMissing, WeightsMismatch, RunFailed.
 

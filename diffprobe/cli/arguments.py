@@ -65,6 +65,18 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="validate the configuration and stop; nothing is loaded")
 
 
+def add_backbone(parser: argparse.ArgumentParser, hub: str) -> None:
+    """Add the arguments that name a backbone and the size of its images; `hub` is what the help calls a hub id."""
+    parser.add_argument("backbone", help=f'folder in diffusers format, {hub}, "emoji-sd" (shipped) or "pixels"')
+    parser.add_argument(
+        "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
+    parser.add_argument(
+        "--single-file-config", metavar="FOLDER", help="configurations of a single safetensors file, or a hub id"
+    )
+
+
 def sub_verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Return the parsers of a parser's sub-verbs, by name; empty without sub-verbs."""
     found: dict[str, argparse.ArgumentParser] = {}

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from diffprobe.cli.arguments import add_backbone
 from diffprobe.core.byte_size import size
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ HELP = "check that a backbone can be read; its licence, size and memory"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("backbone", help='folder in diffusers format, cached hub id, "emoji-sd" (shipped) or "pixels"')
-    parser.add_argument(
-        "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
-    )
-    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument(
-        "--single-file-config", metavar="FOLDER", help="configurations of a single safetensors file, or a hub id"
-    )
+    add_backbone(parser, "cached hub id")
     parser.add_argument("--lora", metavar="FILE[@WEIGHT]", help="also check that this LoRA fits the backbone")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", default=64, help="images per batch, for the memory (default: 64)"

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from diffprobe.cli.arguments import add_backbone
+
 if TYPE_CHECKING:
     from diffprobe.backbones.taps import BackboneInfo, TapInfo
 
@@ -19,14 +21,7 @@ _FORMS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("backbone", help='folder in diffusers format, hub id, "emoji-sd" (shipped) or "pixels"')
-    parser.add_argument(
-        "--resolution", type=int, metavar="N", help="image side in pixels (default: the checkpoint's own)"
-    )
-    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
-    parser.add_argument(
-        "--single-file-config", metavar="FOLDER", help="configurations of a single safetensors file, or a hub id"
-    )
+    add_backbone(parser, "hub id")
     parser.add_argument(
         "--inner", action="store_true", help="also list the modules inside the blocks, and the readouts (after a slash)"
     )

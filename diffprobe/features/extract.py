@@ -24,7 +24,7 @@ from diffprobe.features.request import Request
 from diffprobe.features.writer import ExtractedBatch, StoreWriter, remove_leftovers, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader
+from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader, require_empty_shards
 
 Batch = TypeVar("Batch", ImageBatch, ExtractedBatch)
 
@@ -64,6 +64,8 @@ def extract(
         announce(f"the store is complete: {served}")
         return served
     request.check_values()
+    for split in request.splits:
+        require_empty_shards(request.shard_set, split, request.data.caps)
     latents = None if features.latent_cache is None else LatentCache(request)
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)

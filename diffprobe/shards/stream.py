@@ -104,9 +104,8 @@ class SampleStream(IterableDataset[Sample]):
                     raise unknown(f"shard of split '{split}'", file, self._counts)
             chosen = set(shard_subset)
             self._pieces = [piece for piece in self._pieces if piece.file in chosen]
-        for shard in shards:
-            if not shard.n_samples:
-                self._require_empty(shard.file)
+        if shard_subset is None:
+            require_empty_shards(shard_set, split, self.caps)
         checked = {piece.file for piece in self._pieces if len(piece)}
         for file in sorted(checked if verify else checked & set(shard_set.newer)):
             shard_set.check(file)
@@ -170,18 +169,7 @@ class SampleStream(IterableDataset[Sample]):
                 if count == piece.stop < self._counts[piece.file]:
                     break
             if count < piece.stop or count > self._counts[piece.file]:
-                raise self._other_count(piece.file, str(count))
-
-    def _require_empty(self, file: str) -> None:
-        """Check that a shard that is never read has no samples, as the index states."""
-        if next(read_shard(self.shard_set.root / file, name=file, caps=self.caps), None) is not None:
-            raise self._other_count(file, "some")
-
-    def _other_count(self, file: str, found: str) -> ShardError:
-        return ShardError(
-            f"{file}: the shard has {found} samples, the index {self._counts[file]}.",
-            fix=f"diffprobe data verify {self.shard_set.root}",
-        )
+                raise _other_count(self.shard_set, piece.file, str(count), self._counts[piece.file])
 
     def _decoded(self, raws: Iterator[RawSample]) -> Iterator[Sample]:
         for raw in raws:
@@ -199,6 +187,20 @@ class SampleStream(IterableDataset[Sample]):
                 self.skipped[raw.key] = f"{sample.shard}, sample '{raw.key}': no {lacking[0]}."
             else:
                 yield sample
+
+
+def require_empty_shards(shard_set: ShardSet, split: str, caps: Caps) -> None:
+    """Check that the shards of a split that are never read, empty ones by the index, are empty. Raises: ShardError."""
+    for shard in shard_set.shards_of(split):
+        path = shard_set.root / shard.file
+        if not shard.n_samples and next(read_shard(path, name=shard.file, caps=caps), None) is not None:
+            raise _other_count(shard_set, shard.file, "some", 0)
+
+
+def _other_count(shard_set: ShardSet, file: str, found: str, listed: int) -> ShardError:
+    return ShardError(
+        f"{file}: the shard has {found} samples, the index {listed}.", fix=f"diffprobe data verify {shard_set.root}"
+    )
 
 
 class ImageLoader(DataLoader[Any]):

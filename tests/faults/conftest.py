@@ -48,6 +48,10 @@ class Command:
         """Return what it has printed."""
         return self.log.read_text()
 
+    def lines(self) -> list[str]:
+        """Return the lines that it has printed, but for Python's warnings."""
+        return [line for line in self.output().splitlines() if "UserWarning" not in line and "warn" not in line]
+
 
 Start = Callable[..., Command]
 

@@ -18,7 +18,7 @@ ENDS = [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "int
 
 
 def assert_one_line(command, words):
-    lines = [line for line in command.output().splitlines() if "UserWarning" not in line and "warn" not in line]
+    lines = command.lines()
     assert [line for line in lines if line.startswith(words)] == lines[-1:], lines
     assert "Traceback" not in command.output()
 
