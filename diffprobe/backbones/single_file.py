@@ -9,7 +9,6 @@ $DIFFPROBE_CACHE (default: ~/.cache/diffprobe), with a name that is the digest o
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from diffprobe.backbones.vae import match_encoder
 from diffprobe.backbones.weights import match_whole
 from diffprobe.core.atomic_file import flush_folder
 from diffprobe.core.byte_size import size
+from diffprobe.core.claim import abandoned, claim
 from diffprobe.core.digest import digest_file_once, digest_json
 from diffprobe.core.errors import RunFailed, WeightsMismatch
 from diffprobe.core.foreign import naming
@@ -36,6 +36,8 @@ from diffprobe.core.safetensors_file import open_safetensors
 
 _RULES = 1
 """Raised when the conversion changes, so that folders of another one are not taken."""
+_PARTIAL = ".partial-"
+"""Prefix of unfinished folders, which a killed process leaves and the next conversion removes."""
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "LatentConsistencyModelPipeline")
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -102,27 +104,37 @@ def convert(file: Path, configs: Path) -> Path:
             f"the converted copy of '{file}' needs {size(n_bytes)} in '{root}', {size(free)} are left.",
             fix="set DIFFPROBE_CACHE to a folder on another disk",
         )
-    with tempfile.TemporaryDirectory(dir=root, prefix=".partial-") as name:
-        made = Path(name) / "model"
-        for path in copied:
-            (made / path.relative_to(configs)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, made / path.relative_to(configs))
+    with abandoned(root, _PARTIAL) as names:
+        for name in names:
+            shutil.rmtree(root / name, ignore_errors=True)
+    with claim(root, _PARTIAL) as name:
+        made = root / name
         try:
-            _write_parts(file, made, parts)
-        except WeightsMismatch as error:
-            raise WeightsMismatch(
-                f"the single-file checkpoint '{file}' does not fit the configurations in '{configs}'.",
-                error.what.replace(str(made), "the converted file"),
-                *error.details,
-                fix="set backbone.single_file_config to a folder or hub id of the model that it was made from",
-            ) from error
-        flush_folder(made)
-        try:
+            _write_folder(made, file, configs, copied, parts)
             made.rename(target)
         except OSError:
             if not target.is_dir():  # another process was faster
                 raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+def _write_folder(made: Path, file: Path, configs: Path, copied: list[Path], parts: list[str]) -> None:
+    """Write the converted checkpoint. Raises: WeightsMismatch, naming the file and the configurations."""
+    for path in copied:
+        (made / path.relative_to(configs)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, made / path.relative_to(configs))
+    try:
+        _write_parts(file, made, parts)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(
+            f"the single-file checkpoint '{file}' does not fit the configurations in '{configs}'.",
+            error.what.replace(str(made), "the converted file"),
+            *error.details,
+            fix="set backbone.single_file_config to a folder or hub id of the model that it was made from",
+        ) from error
+    flush_folder(made)
 
 
 def _config_files(configs: Path, parts: list[str]) -> list[Path]:

@@ -10,8 +10,9 @@ from diffprobe.backbones.check import check_backbone
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet, sdxl
 from diffprobe.backbones.locate import locate
-from diffprobe.backbones.single_file import cache_root, kind_of
+from diffprobe.backbones.single_file import cache_root, convert, kind_of
 from diffprobe.backbones.taps import backbone_info
+from diffprobe.core.claim import _machine
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from tests.backbones.original_names import write_single_file
 
@@ -67,6 +68,16 @@ def test_the_conversion_is_made_once_and_again_for_another_file(file: Path, conf
     save_file({name: x * 2 for name, x in load_file(file).items()}, file)
     other = locate(str(file), single_file_config=str(configs)).folder
     assert other != first and not list(cache_root().rglob(".partial-*"))
+
+
+def test_the_rest_of_a_killed_conversion_is_removed_by_the_next(file: Path, configs: Path) -> None:
+    root = cache_root() / "single_files"
+    root.mkdir(parents=True)
+    rest = root / ".partial-0123456789abcdef"
+    rest.mkdir()
+    (root / f"{rest.name}.lock").write_text(_machine())
+    folder = convert(file, configs)
+    assert [path.name for path in root.iterdir()] == [folder.name]
 
 
 def test_taps_need_no_conversion_and_the_check_reports_its_parts(file: Path, configs: Path) -> None:
