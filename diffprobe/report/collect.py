@@ -16,7 +16,7 @@ def collect(results_dir: Path | str) -> list[RunResult]:
         SchemaError with every file that cannot be read: files are never skipped.
     """
     root = Path(results_dir)
-    paths = sorted(_find(root))
+    paths = sorted(find_results(root))
     if not paths:
         raise RunFailed(
             f"no {RESULT_FILE} below '{root}'." if root.is_dir() else f"the folder '{root}' does not exist.",
@@ -25,7 +25,9 @@ def collect(results_dir: Path | str) -> list[RunResult]:
     return read_results(paths)
 
 
-def _find(root: Path) -> Iterator[Path]:
+def find_results(root: Path) -> Iterator[Path]:
+    """Yield every `result.json` below a folder. Raises: RunFailed for a subfolder that cannot be listed."""
+
     def refuse(error: OSError) -> None:  # os.walk and rglob pass over a folder without permission
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise RunFailed(
