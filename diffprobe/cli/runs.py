@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,27 +62,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) -> int:
-    from diffprobe.report.run_selection import headline, select_runs
+    from diffprobe.report.run_selection import better_first, headline, select_runs
 
-    rows = []
-    for run in select_runs(index.runs, where):
-        record = headline(run.result, args.metric)
-        rows.append(
-            {
-                "run": run.path,
-                "kind": run.result.kind,
-                "experiment": run.result.experiment,
-                "metric": "" if record is None else f"{record.name} ({record.split})",
-                "score": None if record is None else record.value,
-                "where": "" if record is None else _place(record),
-                "seconds": round(run.result.wall_time_s, 1),
-                "started": run.result.started,
-            }
-        )
-    if args.sort == "score":
-        rows.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0)))
-    else:
-        rows.sort(key=lambda row: row["run" if args.sort == "path" else args.sort])
+    listed = [(run, headline(run.result, args.metric)) for run in select_runs(index.runs, where)]
+    if args.sort == "started":
+        listed.sort(key=lambda pair: pair[0].result.started)
+    elif args.sort == "seconds":
+        listed.sort(key=lambda pair: pair[0].result.wall_time_s)
+    elif args.sort == "score":  # best first; a metric of unknown direction counts as better when higher
+        listed.sort(key=lambda pair: math.inf if pair[1] is None else better_first(pair[1]))
+    rows = [
+        {
+            "run": run.path,
+            "kind": run.result.kind,
+            "experiment": run.result.experiment,
+            "metric": "" if record is None else f"{record.name} ({record.split})",
+            "score": None if record is None else record.value,
+            "where": "" if record is None else _place(record),
+            "seconds": round(run.result.wall_time_s, 1),
+            "started": run.result.started,
+        }
+        for run, record in listed
+    ]
     _print(rows, args.format)
     return 1 if index.unreadable else 0
 

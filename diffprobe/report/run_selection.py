@@ -149,6 +149,11 @@ def headline(result: RunResult, metric: str | None = None) -> MetricRecord | Non
     return records[0] if records else None
 
 
+def better_first(record: MetricRecord) -> float:
+    """Return a number that is smaller for a better record of the same metric, for sorting."""
+    return record.value if _direction(record.name) is False else -record.value
+
+
 def record_name(record: MetricRecord) -> str:
     """Return the name of a record within its run: metric, split, cell, target and probe."""
     place = " ".join(part for part in (record.cell, record.target, record.probe) if part)

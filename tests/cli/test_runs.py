@@ -34,6 +34,14 @@ def test_lists_the_runs_in_each_format(project, capsys):
     assert row["run"] == as_csv["run"] == "seed0" and float(as_csv["score"]) == pytest.approx(row["score"], rel=1e-11)
 
 
+def test_the_list_is_sorted(project, capsys):
+    for key in ("score", "seconds", "started", "path"):
+        assert main(["runs", "list", "--sort", key, "--format", "json"]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        values = [row["run" if key == "path" else key] for row in rows]
+        assert values == sorted(values, reverse=key == "score") and len(values) == 3
+
+
 def test_the_best_record_is_printed_with_its_rule(project, capsys):
     name = json.loads((project / "runs/seed0/result.json").read_text())["metrics"][0]["name"]
     assert main(["runs", "best", name, "--split", "test", "--top", "1", "--format", "json"]) == 0
