@@ -16,6 +16,7 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
 _log = logging.getLogger(__name__)
 _TRUE = ("true", "1", "yes", "on", "y", "t")
@@ -125,7 +126,7 @@ def make_logger(
         group=config.group or os.environ.get("WANDB_RUN_GROUP") or experiment or None,
         job_type=os.environ.get("WANDB_JOB_TYPE") or job_type,
         tags=list(dict.fromkeys((*config.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags))),
-        config=dict(tree),
+        config={**tree, **environment()},
     )
     return WandbLogger(experiment=run, save_dir=run_dir)
 
@@ -211,7 +212,10 @@ def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, Ru
                 run.summary[name] = record.value
                 for control, value in record.controls.items():
                     run.summary[f"{name}/{control}"] = value
+            for name, value in scores(one).items():
+                run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
+        log_artifacts(run, result, Path(logger.save_dir or "."))
         run.finish()
     elif logger is not None:
         logger.finalize("success")
