@@ -49,8 +49,8 @@ def make_workspace(dashboard: Dashboard, *, entity: str, project: str, name: str
         raise RunFailed(f"the package {PACKAGE} is not installed.", fix="pip install 'diffprobe[wandb]'") from error
 
     scores = [panels.SummaryMetric(SCORE + metric) for metric in dashboard.metrics]
-    axes = [*map(panels.Config, dashboard.settings), *scores]
-    shown = {
+    axes: list[Any] = [*map(panels.Config, dashboard.settings), *scores]
+    shown: dict[str, list[Any]] = {
         "Scores (test, selected on val)": [
             panels.BarPlot(title=metric, metrics=[score])
             for metric, score in zip(dashboard.metrics, scores, strict=True)
