@@ -20,6 +20,7 @@ from diffprobe.core.result import INPUT, RESULT_FILE
 from diffprobe.core.signals import take_sigterm
 from diffprobe.training.checkpoint_file import verify_checkpoint
 from diffprobe.training.requeue import Requeue
+from diffprobe.training.wandb_history import CheckpointedWandbLogger
 
 LAST = "last.ckpt"
 INPUTS = "inputs.json"
@@ -58,6 +59,9 @@ class RunCheckpoint(ModelCheckpoint):
         """Take the signals, after Lightning has registered its own handlers."""
         super().on_train_start(trainer, pl_module)
         take_sigterm()
+        for logger in trainer.loggers:
+            if isinstance(logger, CheckpointedWandbLogger):
+                logger.continue_from(trainer.global_step)
         if self._requeue is not None:
             self._requeue.begin_steps()
 

@@ -16,6 +16,7 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
 _log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def make_logger(
         tags=list(dict.fromkeys((*config.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags))),
         config={**tree, **environment()},
     )
-    return WandbLogger(experiment=run, save_dir=run_dir)
+    return CheckpointedWandbLogger(run, run_dir, resume=resume)
 
 
 def _refuse_contradictions(config: LoggerConfig) -> None:
@@ -206,6 +207,8 @@ def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, Ru
     """
     if isinstance(logger, WandbLogger):
         run = logger.experiment
+        if isinstance(logger, CheckpointedWandbLogger):
+            logger.send_all()
         for prefix, one in (("", result), *((f"{name}/", member) for name, member in (members or {}).items())):
             for record in one.metrics:
                 name = prefix + summary_name(record)
