@@ -6,6 +6,7 @@ Fields for rows, columns and filters: `metric`, `split`, `target`, `probe`, `cel
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +147,10 @@ class TableSpec:
                         f"values of the axis: {', '.join(map(repr, axis.values))}",
                     )
 
+    def narrowed(self, where: Mapping[str, Any]) -> "TableSpec":
+        """Return the table with further conditions in its filter; they replace those of the same field."""
+        return dataclasses.replace(self, filter={**self.filter, **where}) if where else self
+
 
 def load_spec(path: Path | str) -> TableSpec:
     """Read a `table.yaml` with one table. Raises: ConfigError with every error, its file and line, or for several."""
@@ -182,16 +187,27 @@ def _lines_of_table(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tupl
     return {key.removeprefix(start): place for key, place in lines.items() if key.startswith(start)}
 
 
-def find_spec(name: str) -> Path:
-    """Return the `table.yaml` of an experiment, first match on the search path.
+def has_spec(name: str) -> bool:
+    """Return whether an experiment has a `table.yaml`."""
+    return name in _specs()
 
-    Raises: ConfigError with the available tables.
-    """
+
+def _specs() -> dict[str, Path]:
+    """Return the `table.yaml` of each experiment that has one, first match on the search path."""
     found: dict[str, Path] = {}
     for root in roots():
         folder = root / "experiments"
         for path in sorted(folder.rglob("table.yaml")):
             found.setdefault(path.parent.relative_to(folder).as_posix(), path)
+    return found
+
+
+def find_spec(name: str) -> Path:
+    """Return the `table.yaml` of an experiment, first match on the search path.
+
+    Raises: ConfigError with the available tables.
+    """
+    found = _specs()
     if name not in found:
         close = nearest(name, found, n=1)
         raise ConfigError(
