@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-yaml", metavar="FILE", help="also write the table.yaml of what is shown; FILE must not exist"
     )
+    parser.add_argument(
+        "--figure", metavar="FILE",
+        help="also draw the tables: FILE.pdf (a page each), FILE.svg or FILE.png (a numbered file each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", choices=["heat-map", "line"], default="heat-map", help="what --figure draws (default: heat-map)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,11 +42,20 @@ def run(args: argparse.Namespace) -> int:
     from diffprobe.report.query import parse_condition
     from diffprobe.report.table import build_table
 
+    if args.figure:
+        from diffprobe.report.figure_file import check_ending
+
+        check_ending(args.figure)  # before anything is read
     table = build_table(args.what, args.results, where=dict(map(parse_condition, args.where)))
     text = table.render(args.format)
     if args.save_yaml:
         _save_yaml(table, args.save_yaml)
-    print(text, end="")
+    print(text, end="", flush=True)
+    if args.figure:
+        from diffprobe.report.figure_file import save_figures
+
+        for path in save_figures(table.figures(args.plot), args.figure):
+            print(f"figure: {path}", file=sys.stderr)
     _explain(table, args.save_yaml)
     return 0
 

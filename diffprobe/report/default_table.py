@@ -135,7 +135,9 @@ def _tables_of(
     found = [one for one in found if matches(*one, {"split": split})]
     axes, lines = _distinct(found)
     heading = f"{kind}: {metric} on {split if isinstance(split, str) else ', '.join(map(str, split))}"
-    rows = (*axes, TableAxis(field="tap", title="layer"))
+    layer = TableAxis(field="tap", title="layer")
+    one_layer = len({field_of(*one, "tap") for one in found}) == 1
+    rows = (layer, *axes) if one_layer else (*axes, layer)  # a block is layers by timesteps, or what differs in one
     chosen = [f"{heading}; rows: {', '.join(axis.field for axis in rows)}; columns: timestep", *lines]
     filters: dict[str, Any] = {"kind": kind, **wanted, "split": split}
     known = described().get(metric)

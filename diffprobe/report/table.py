@@ -6,23 +6,28 @@ is in `latex.py`, the filling of tables in `table_data.py`.
 
 import csv
 import io
+import itertools
 import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from diffprobe.core.result import RunResult
 from diffprobe.core.terminal import one_line, printable
 from diffprobe.report.default_table import spec_yaml
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
+from diffprobe.report.figure_file import Plot, figures_of
 from diffprobe.report.footnotes import Notes, table_notes
-from diffprobe.report.latex import render_latex
+from diffprobe.report.latex import label_of, render_latex
 from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
 from diffprobe.report.table_request import RESULTS, resolve_request
 from diffprobe.report.table_spec import TableSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
@@ -67,13 +72,22 @@ class Table:
         heads, bodies = zip(*(text.split("\n", 1) for text in texts), strict=True)
         return f"{heads[0]}\n{''.join(bodies)}" if len(set(heads)) == 1 else "\n".join(texts)
 
+    def figures(self, plot: Plot = "heat-map") -> "list[Figure]":
+        """Return a matplotlib figure for each block of rows, with the controls: a heat map or a line plot."""
+        return figures_of(self.parts, plot)
+
     def to_yaml(self) -> str:
         """Return the `table.yaml` that makes these tables."""
         return spec_yaml([part.spec for part in self.parts])
 
     def to_latex(self) -> str:
-        """Return a booktabs `table` environment for each table."""
-        return "\n".join(map(render_latex, self.parts))
+        """Return a booktabs `table` environment for each table, each with a label of its own."""
+        labels: dict[str, None] = {}
+        for part in self.parts:
+            label = label_of(part.spec.title)
+            numbered = (f"{label}-{i}" for i in itertools.count(2))
+            labels.setdefault(label if label not in labels else next(one for one in numbered if one not in labels))
+        return "\n".join(render_latex(part, label=label) for part, label in zip(self.parts, labels, strict=True))
 
 
 def build_table(
