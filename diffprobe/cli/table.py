@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-yaml", metavar="FILE", help="also write the table.yaml of what is shown; FILE must not exist"
     )
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of table.yaml, and nothing else")
     parser.add_argument(
         "--figure", metavar="FILE",
         help="also draw the tables: FILE.pdf (a page each), FILE.svg or FILE.png (a numbered file each)",
@@ -38,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables."""
+    """Print the tables, or the schema of their file."""
+    if args.schema:
+        from diffprobe.report.table_schema import SCHEMA_FILE
+
+        print(SCHEMA_FILE.read_text(encoding="utf-8"), end="")
+        return 0
     from diffprobe.report.query import parse_condition
     from diffprobe.report.table import build_table
 

@@ -20,6 +20,8 @@ from diffprobe.report.yaml_tree import read_yaml_tree
 Value = str | int | float
 MAX_TABLES = 100
 """Largest number of tables in one file."""
+MAX_DECIMALS = 12
+"""Largest number of printed digits after the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +68,10 @@ class NumberFormat:
     """Unit after scaling, for the caption."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 12 or self.scale == 0 or not math.isfinite(self.scale):
+        if not 0 <= self.decimals <= MAX_DECIMALS or self.scale == 0 or not math.isfinite(self.scale):
             raise ConfigError(
-                f"number: decimals={self.decimals} (0..12) or scale={self.scale} (finite, not 0) is out of range."
+                f"number: decimals={self.decimals} (0..{MAX_DECIMALS}) or scale={self.scale} (finite, not 0) is out of "
+                "range."
             )
 
     def show(self, value: float, *, signed: bool = False) -> str:
