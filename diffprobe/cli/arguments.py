@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     _is_mixing = False
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse options and positionals in any order; a parser with sub-verbs, or with a whole command, leaves that to theirs."""
+        """Parse options and positionals in any order; sub-verbs, or a whole command as last argument, do that themselves."""
         whole = any(
             isinstance(action, argparse._SubParsersAction) or action.nargs == argparse.REMAINDER
             for action in self._actions

@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = what.add_parser("list", help="list all jobs (the default)")
     listing.add_argument("--all", action="store_true", help="finished ones of earlier days as well")
     for each in (parser, listing):
-        each.add_argument(
-            "--format", choices=("table", "json"), default="table", help="output format (default: table)"
-        )
+        each.add_argument("--format", choices=("table", "json"), default="table", help="output format (default: table)")
     cancel = what.add_parser("cancel", help="cancel jobs that wait or run")
     logs = what.add_parser("logs", help="print the last lines of logs")
     logs.add_argument("--lines", type=int, default=20, metavar="N", help="lines of each log (default: 20)")

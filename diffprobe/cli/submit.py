@@ -113,9 +113,7 @@ def _wanted(args: argparse.Namespace, words: Sequence[str]) -> "Wanted":
         others.remove(setting)
     if args.parts > 1 and any(word.partition("=")[0] == "--process" for word in others):
         raise ConfigError("--parts and --process both divide the extraction.", fix="leave one of them out")
-    return Wanted(
-        verb=verb, words=tuple(others), settings=tuple(settings), parts=args.parts, again=args.again
-    )
+    return Wanted(verb=verb, words=tuple(others), settings=tuple(settings), parts=args.parts, again=args.again)
 
 
 def _check(verb: str, words: Sequence[str]) -> None:

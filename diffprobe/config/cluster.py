@@ -1,4 +1,4 @@
-"""The description of a SLURM cluster, `configs/cluster/NAME.yaml`: what a job may ask for, and what its script does first.
+"""The description of a SLURM cluster, `configs/cluster/NAME.yaml`: what jobs may ask for, what their script does first.
 
 `diffprobe submit ... cluster=NAME cluster.time=1:00:00` chooses a file and replaces single keys of it.
 """
@@ -20,8 +20,8 @@ _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _WORD = re.compile(r"[^\s'\"\\$`;#%]+")
 _OURS = (
     "account", "array", "chdir", "constraint", "cpus-per-task", "dependency", "error", "gpus", "gpus-per-node",
-    "gpus-per-task", "gres", "job-name", "mem", "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output",
-    "parsable", "partition", "qos", "requeue", "signal", "test-only", "time", "wait", "wrap",
+    "gpus-per-task", "gres", "job-name", "mem", "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode",
+    "output", "parsable", "partition", "qos", "requeue", "signal", "test-only", "time", "wait", "wrap",
 )  # fmt: skip
 """Options of sbatch that the template writes, or that would change what `submit` reads from sbatch."""
 

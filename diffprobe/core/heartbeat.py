@@ -1,7 +1,7 @@
 """How far a job is: a small file that training and extraction renew, and that `diffprobe jobs` reads.
 
-It is written where $DIFFPROBE_HEARTBEAT names a file (the script of a submitted job does), by the main process only, and
-each time as a whole, so that a reader never sees half of it.
+It is written where $DIFFPROBE_HEARTBEAT names a file (the script of a submitted job does), by the main process only,
+and each time as a whole, so that a reader never sees half of it.
 """
 
 import os

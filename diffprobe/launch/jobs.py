@@ -101,7 +101,12 @@ def _ended(task: SubmittedTask) -> tuple[str, str]:
     if is_finished(task):
         return FINISHED, ""
     known = slurm.describe(task.job)
-    if known.get("JobName") == task.name and known.get("JobState") in ("CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED"):
+    if known.get("JobName") == task.name and known.get("JobState") in (
+        "CANCELLED",
+        "TIMEOUT",
+        "NODE_FAIL",
+        "PREEMPTED",
+    ):
         return known["JobState"].lower(), known.get("Reason", "")
     if status is not None:
         return "failed", {TERMINATED: "ended by SIGTERM", INTERRUPTED: "interrupted"}.get(status, f"status {status}")

@@ -133,8 +133,8 @@ def check_resources(resources: Resources, cluster: ClusterConfig, name: str, wha
     cores = resources.processes * cluster.cpus_per_task
     if cluster.cpus_per_node is not None and cores > cluster.cpus_per_node:
         raise ConfigError(
-            f"{what} asks for {resources.processes} processes of {cluster.cpus_per_task} cores per node, but {where} has "
-            f"{cluster.cpus_per_node} cores.",
+            f"{what} asks for {resources.processes} processes of {cluster.cpus_per_task} cores per node, but {where} "
+            f"has {cluster.cpus_per_node} cores.",
             fix="fewer trainer.devices, or a smaller cluster.cpus_per_task",
         )
 
@@ -148,7 +148,9 @@ def stage_tree(stage: Stage) -> dict[str, Any]:
     """Return a stage as JSON holds it; `stage_of` reads it."""
     return {
         "name": stage.name,
-        "tasks": [{"command": list(task.command), "run_folder": task.run_folder, "work": task.work} for task in stage.tasks],
+        "tasks": [
+            {"command": list(task.command), "run_folder": task.run_folder, "work": task.work} for task in stage.tasks
+        ],
         "resources": vars(stage.resources),
         "after": list(stage.after),
         "after_jobs": list(stage.after_jobs),

@@ -69,7 +69,9 @@ def queue() -> dict[str, QueuedJob]:
     import getpass
 
     found = {}
-    for line in call("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={_FIELDS}").splitlines():
+    for line in call(
+        "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", f"--format={_FIELDS}"
+    ).splitlines():
         parts = line.strip().split("|")
         if len(parts) == 6 and _JOB.fullmatch(parts[0]):
             found[parts[0]] = QueuedJob(*parts)

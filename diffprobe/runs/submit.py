@@ -1,4 +1,4 @@
-"""`diffprobe submit`: the stages of a command. Extraction comes before the runs that need its store, a table after both.
+"""`diffprobe submit`: the stages of a command. Extraction comes before the runs that read its store, tables come last.
 
 Every configuration is validated here, by the code of `train --check`, before anything is submitted. Finished runs and
 complete stores are left out, and so is what is still in the queue.
@@ -166,7 +166,9 @@ class _Planner:
         """Add extraction and training of what is not finished and not in the queue."""
         same = [row for i, row in enumerate(rows) if row.folder in [other.folder for other in rows[:i]]]
         if same:
-            raise ConfigError(f"two of the runs are the same: {' '.join(same[0].settings)}.", f"folder: {same[0].folder}")
+            raise ConfigError(
+                f"two of the runs are the same: {' '.join(same[0].settings)}.", f"folder: {same[0].folder}"
+            )
         left = []
         for row in rows:
             if (row.folder / RESULT_FILE).is_file() and not self.wanted.again:
@@ -183,10 +185,7 @@ class _Planner:
         waiting = self._extract_stores(stored)
         found = by_resources(
             "train",
-            [
-                (self._task(("train", *row.settings), row.folder), self._of_training(row.config))
-                for row in left
-            ],
+            [(self._task(("train", *row.settings), row.folder), self._of_training(row.config)) for row in left],
             after=tuple(stage.name for stage in self.plan.stages),
             after_jobs=waiting,
         )
@@ -311,4 +310,3 @@ def _fits(config: TrainingConfig, conditions: Mapping[str, object]) -> bool:
 
 def _allows(condition: object, value: str) -> bool:
     return value in condition if isinstance(condition, list | tuple) else value == condition
-
