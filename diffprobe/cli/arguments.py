@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
     _is_mixing = False
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse options and positionals in any order; sub-verbs, or a whole command as last argument, do that themselves."""
+        """Parse options and positionals in any order; one with sub-verbs or a whole command leaves that to theirs."""
         whole = any(
             isinstance(action, argparse._SubParsersAction) or action.nargs == argparse.REMAINDER
             for action in self._actions

@@ -66,7 +66,7 @@ def note_start(record: Path, progress: int, environ: Mapping[str, str] | None = 
         raise RunFailed(
             f"job {job} was restarted {limit} times without progress: each start found {progress} done.",
             "it does not go into the queue again",
-            fix="read its log; then submit it again, with a smaller trainer.checkpoint_every_steps or longer cluster.time",
+            fix="read its log; a longer cluster.time, or a smaller trainer.checkpoint_every_steps",
         )
 
 

@@ -42,7 +42,7 @@ class Requeue:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ
         self._before: Callable[[int, FrameType | None], object] | int | None = None
-        self.asked = self.ending = self._steps = False
+        self.asked = self.ending = self._steps = self._requeued = False
 
     @property
     def applies(self) -> bool:
@@ -64,7 +64,7 @@ class Requeue:
             outermost = not isinstance(getattr(self._before, "__self__", None), Requeue)
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None
-            if outermost and isinstance(error, Terminated) and self._is_preempted():
+            if outermost and not self._requeued and isinstance(error, Terminated) and self._is_preempted():
                 self.submit(_PREEMPTED)
 
     def _is_preempted(self) -> bool:
@@ -131,6 +131,7 @@ class Requeue:
             requeued, outcome = False, f"job {job} is not requeued (scontrol: {error.strerror})"
         goes_on = "" if requeued else "; the run goes on until the job ends"
         print(f"{saved}; {outcome}{goes_on}.", file=sys.stderr, flush=True)
+        self._requeued |= requeued
         return requeued
 
     def _job(self) -> str:

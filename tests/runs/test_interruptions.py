@@ -53,13 +53,15 @@ def test_a_requeue_signal_changes_no_number_with_or_without_a_restart(run, whole
     requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
     config = run(*LINEAR)
     folder = plan(config).run_dir
-    path = train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
-    assert read_result(path).metrics == whole.metrics and requeued.read_text() == "requeue 17\n"
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
+    assert requeued.read_text() == "requeue 17\n" and not (folder / "result.json").exists()
+    assert read_result(train(config)).metrics == whole.metrics
     (folder / "hpc_ckpt_1.ckpt").write_bytes((folder / "last.ckpt").read_bytes())  # of an earlier version
     assert read_result(train(config)).metrics == whole.metrics
     assert not list(folder.glob("hpc_ckpt*"))
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1)), AtStep(7, stop)])
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGTERM)), AtStep(7, stop)])
     steps = []
     path = train(config, callbacks=[AtStep(step, lambda step=step: steps.append(step)) for step in range(12)])
     assert steps == [6, 7, 8, 9, 10, 11]  # an epoch has four steps
