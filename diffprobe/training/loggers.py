@@ -16,6 +16,7 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.signals import children_outlive_signals
 
 _log = logging.getLogger(__name__)
 _TRUE = ("true", "1", "yes", "on", "y", "t")
@@ -155,15 +156,16 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
     """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
     import wandb
 
-    run = wandb.init(
-        project=keys.project,
-        entity=keys.entity,
-        mode=mode,
-        resume=None if mode == "offline" else "allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", quiet=True),
-        **arguments,
-    )
+    with children_outlive_signals():  # W&B's own process would end before it has written the history
+        run = wandb.init(
+            project=keys.project,
+            entity=keys.entity,
+            mode=mode,
+            resume=None if mode == "offline" else "allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", quiet=True),
+            **arguments,
+        )
     run.define_metric("trainer/global_step")  # the x-axis under which Lightning logs
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.faults.conftest import ROOT, is_alive, wait_for
-from tests.slurm import JOB, pretend_job
+from tests.pretend_slurm import JOB, pretend_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.ddp]
 

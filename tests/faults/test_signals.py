@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from tests.faults.conftest import ROOT, delays, report, wait_for
-from tests.slurm import pretend_job
+from tests.pretend_slurm import pretend_job
 
 pytestmark = pytest.mark.slow
 ENDS = [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")]

@@ -15,7 +15,7 @@ from diffprobe.runs.extract import extract_run
 from diffprobe.runs.plan import plan
 from diffprobe.runs.train import train
 from diffprobe.training.checkpoint_file import read_checkpoint, write_checkpoint
-from tests.slurm import pretend_job
+from tests.pretend_slurm import pretend_job
 
 LINEAR = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "trainer.max_epochs=3"]
 """Three epochs of four steps."""

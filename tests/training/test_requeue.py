@@ -13,7 +13,7 @@ from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.checkpoint_file import read_checkpoint
 from diffprobe.training.requeue import Requeue
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.slurm import JOB, pretend_job
+from tests.pretend_slurm import JOB, pretend_job
 from tests.training.test_checkpoint import CELL, Interrupt, make
 
 
