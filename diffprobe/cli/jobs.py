@@ -17,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options and the sub-verbs; without one, all jobs are listed."""
     what = parser.add_subparsers(dest="what", metavar="WHAT")
     listing = what.add_parser("list", help="list all jobs (the default)")
-    listing.add_argument("--all", action="store_true", help="finished ones of earlier days as well")
     for each in (parser, listing):
         each.add_argument("--format", choices=("table", "json"), default="table", help="output format (default: table)")
     cancel = what.add_parser("cancel", help="cancel jobs that wait or run")

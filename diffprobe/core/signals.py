@@ -67,7 +67,7 @@ def end_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def children_outlive_signals() -> Iterator[None]:
-    """Start processes in a block that SIGUSR1 and SIGTERM of a SLURM job do not reach: they inherit the blocked signals.
+    """Start processes in a block that SIGUSR1 and SIGTERM of a SLURM job do not reach: they inherit what is blocked.
 
     SLURM sends both to every process of a job. Signals that arrive during the block are handled at its end.
     """

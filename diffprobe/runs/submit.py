@@ -12,9 +12,10 @@ from pathlib import Path
 from diffprobe.config import search_path
 from diffprobe.config.cluster import ClusterConfig
 from diffprobe.config.compose import load_run, split_experiment
-from diffprobe.config.kinds import kinds_of
+from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import to_tree
 from diffprobe.config.schema import BackboneConfig, RunConfig
+from diffprobe.config.source_lines import read_kind
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.result import RESULT_FILE
@@ -149,12 +150,14 @@ class _Planner:
         self.plan.stages += by_resources(self.wanted.verb, self._not_queued(rows))
 
     def _rows_of_table(self, experiment: str, filters: Sequence[Mapping[str, object]]) -> list[_Row]:
-        from diffprobe.config.compose import compose
-
-        if compose(experiment).kind not in kinds_of("train"):
+        if (read_kind(search_path.experiments()[experiment]) or PROBE) != PROBE:
             return []
-        rows = [self._row([f"experiment={experiment}", *rest]) for rest in self._expanded(self.wanted.settings)]
-        return [row for row in rows if any(_fits(row.config, one) for one in filters)]
+        rows = []
+        for rest in self._expanded(self.wanted.settings):
+            settings = [f"experiment={experiment}", *rest]
+            if any(_fits(load_run(None, settings), one) for one in filters):
+                rows.append(self._row(settings))
+        return rows
 
     def _row(self, settings: list[str]) -> _Row:
         config = load_experiment(None, settings)
@@ -300,10 +303,8 @@ def store_is_complete(config: RunConfig) -> bool:
     return True
 
 
-def _fits(config: TrainingConfig, conditions: Mapping[str, object]) -> bool:
+def _fits(config: RunConfig, conditions: Mapping[str, object]) -> bool:
     """Return whether the results of a run can pass the filter of a table, by what the configuration shows of them."""
-    if not isinstance(config, RunConfig):
-        return False
     shown = {"kind": config.probe.kind, "probe": config.probe.name}
     return all(_allows(conditions[name], value) for name, value in shown.items() if name in conditions)
 

@@ -25,7 +25,7 @@ echo "$n"
 """,
     "squeue": 'cat "$here/queue" 2>/dev/null || true',
     "scancel": 'for job in "$@"; do sed -i "/^$job[_|]/d" "$here/queue"; done',
-    "scontrol": 'cat "$here/job" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',
+    "scontrol": 'cat "$here/job" 2>/dev/null || { echo "Invalid job id specified" >&2; exit 1; }',
 }
 
 

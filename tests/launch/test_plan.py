@@ -66,5 +66,7 @@ def test_tasks_of_other_resources_are_a_stage_of_their_own() -> None:
 
 def test_a_stage_comes_back_from_its_record() -> None:
     task = Task(command=("train", "seed=1"), run_folder="/x", work="/x")
-    stage = Stage(name="train", tasks=(task,), resources=Resources(nodes=2, gpus=1), after=("extract",), after_jobs=("7",))
+    stage = Stage(
+        name="train", tasks=(task,), resources=Resources(nodes=2, gpus=1), after=("extract",), after_jobs=("7",)
+    )
     assert stage_of(stage_tree(stage), "it") == stage

@@ -12,10 +12,10 @@ from diffprobe.launch.sbatch import render, template_path
 
 GOLDEN = Path(__file__).parent / "golden"
 CLUSTER = ClusterConfig(
-    partition="gpu", light_partition="cpu", account="lab", qos="normal", constraint="a100|h100", nodes=2, gpus_per_node=4,
-    gpu_type="a100", cpus_per_task=8, memory="64G", time="1-12", modules=("cuda/12.4",), setup=("source venv/bin/activate",),
-    environment={"HF_HOME": "/data/it's here"}, container="apptainer exec --nv image.sif", command="python -m diffprobe",
-    options=("--exclusive",),
+    partition="gpu", light_partition="cpu", account="lab", qos="normal", constraint="a100|h100",
+    nodes=2, gpus_per_node=4, gpu_type="a100", cpus_per_task=8, memory="64G", time="1-12",
+    modules=("cuda/12.4",), setup=("source venv/bin/activate",), environment={"HF_HOME": "/data/it's here"},
+    container="apptainer exec --nv image.sif", command="python -m diffprobe", options=("--exclusive",),
 )  # fmt: skip
 FOUR = Task(command=("train", "experiment=a/b", "features.prompt='a dog, red'"), work="a")
 ROWS = tuple(Task(command=("train", f"seed={i}"), work=str(i)) for i in range(3))

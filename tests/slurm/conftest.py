@@ -50,7 +50,11 @@ def cluster() -> Iterator[None]:
         return
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
     if missing or os.getuid() != 0 or _partitions():
-        why = f"{', '.join(missing)} not installed (make slurm installs them as root on Debian)" if missing else "not root"
+        why = (
+            f"{', '.join(missing)} not installed (make slurm installs them as root on Debian)"
+            if missing
+            else "not root"
+        )
         why = "the SLURM here is not the one of the tests" if _partitions() else why
         if os.environ.get("CI") == "true" and os.getuid() == 0 and Path("/etc/debian_version").exists():
             pytest.fail(f"continuous integration has to run the tests on SLURM: {why}")

@@ -1,6 +1,6 @@
 """The command of a job in the tests: diffprobe, which logs the keys of each training step and takes its time over it.
 
-    python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE and $WATCHED_SECONDS per step
+python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE and $WATCHED_SECONDS per step
 """
 
 import functools
