@@ -112,8 +112,8 @@ class ClusterConfig:
             key = {"mem": "memory", "gres": "gpus_per_node", "signal": "signal_seconds"}.get(match[1], match[1])
             raise ConfigError(
                 f"options: --{match[1]} is written by the template.",
-                f"processes are trainer.devices x trainer.num_nodes of the run; other keys, for example {key}, are below"
-                " cluster",
+                "processes are trainer.devices x trainer.num_nodes of the run",
+                f"other keys of cluster, for example {key}, stand for the other options",
             )
 
 

@@ -41,7 +41,7 @@ def test_a_file_of_ones_own_and_keys_of_the_command_line(write: Callable[[str, s
         (["cluster=local", "cluster.partition='a b'"], "not one word"),
         (
             ["cluster=local", 'cluster.options=["--ntasks=3"]'],
-            r"--ntasks is written(.|\n)*trainer.devices x trainer.num_nodes",
+            r"--ntasks is written(.|\n)*trainer.devices x",
         ),
         (["cluster=local", 'cluster.options=["--mem=3"]'], r"for example memory"),
         (["cluster=local", 'cluster.options=["-n 3"]'], "long form"),

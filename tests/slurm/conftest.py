@@ -35,40 +35,27 @@ environment: {{PYTHONPATH: {root}, WATCHED_LOG: {log}, WATCHED_SECONDS: "{second
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the cluster as slow."""
-    for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A SLURM with the partitions `debug` and `high`; the one that runs, or one that is started for the tests."""
-    if _partitions() >= {"debug", "high"}:
-        yield
-        return
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A SLURM with the partitions `debug` and `high`, beside any other that the machine has."""
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
-    if missing or os.getuid() != 0 or _partitions():
-        why = (
-            f"{', '.join(missing)} not installed (make slurm installs them as root on Debian)"
-            if missing
-            else "not root"
-        )
-        why = "the SLURM here is not the one of the tests" if _partitions() else why
+    if missing or os.getuid() != 0:
+        why = f"{', '.join(missing)} not installed (as root on Debian: make slurm)" if missing else "not root"
         if os.environ.get("CI") == "true" and os.getuid() == 0 and Path("/etc/debian_version").exists():
             pytest.fail(f"continuous integration has to run the tests on SLURM: {why}")
-        pytest.skip(f"no SLURM for the tests: {why}")
-    subprocess.run([SCRIPT, "up"], check=True)
-    yield
-    subprocess.run([SCRIPT, "down"], check=True)
-
-
-def _partitions() -> set[str]:
-    if shutil.which("sinfo") is None:
-        return set()
-    done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
-    return set(done.stdout.split())
+        pytest.skip(f"no SLURM can be started for the tests: {why}")
+    folder = tmp_path_factory.mktemp("slurm")
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        subprocess.run([SCRIPT, "up", folder], check=True)
+        yield
+    finally:
+        subprocess.run([SCRIPT, "down", folder], check=False)
+        if before is None:
+            del os.environ["SLURM_CONF"]
+        else:
+            os.environ["SLURM_CONF"] = before
 
 
 class Jobs:

@@ -9,6 +9,7 @@ import pytest
 from diffprobe.launch import slurm
 from tests.slurm.conftest import Jobs, outcome, trained_on
 
+pytestmark = pytest.mark.slow
 EPOCHS, SAMPLES = 6, 16
 
 
@@ -107,8 +108,8 @@ def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:
     jobs.train("trainer.devices=2", "data.batch_size=2")
     in_step(jobs, 4)
     pids = subprocess.check_output(["pgrep", "-f", "watched.py train"], text=True).split()
-    ranks = {pid: _environ(pid).get("SLURM_PROCID") for pid in pids}
-    victim = next(pid for pid, rank in ranks.items() if rank == "1")
+    mine = {pid: found for pid in pids if (found := _environ(pid)).get("SLURM_JOB_ID") == jobs.states()[-1].task.job}
+    victim = next(pid for pid, found in mine.items() if found.get("SLURM_PROCID") == "1")
     subprocess.run(["kill", "-KILL", victim], check=True)
     began = time.monotonic()
     states = jobs.wait(lambda states: states[-1].state not in ("running", "completing"), seconds=60)
