@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_subparsers(dest="what", metavar="WHAT")
     listing = what.add_parser("list", help="list all jobs (the default)")
     for each in (parser, listing):
+        each.add_argument(
+            "--days", type=float, default=7.0, metavar="N", help="of the last N days, and all in the queue (default: 7)"
+        )
         each.add_argument("--format", choices=("table", "json"), default="table", help="output format (default: table)")
     cancel = what.add_parser("cancel", help="cancel jobs that wait or run")
     logs = what.add_parser("logs", help="print the last lines of logs")
@@ -42,12 +45,14 @@ def _list(args: argparse.Namespace) -> int:
 
     from diffprobe.launch.jobs import task_states
 
-    states = task_states(args.folder)
+    states = task_states(args.folder, days=args.days)
     if args.format == "json":
         print(json.dumps([state.tree() for state in states], indent=2, ensure_ascii=False))
         return 0
     if not states:
-        print(f"nothing was submitted from '{args.folder}'; submit: diffprobe submit VERB ... cluster=NAME")
+        print(
+            f"nothing was submitted from '{args.folder}' in {args.days:g} days; diffprobe submit VERB ... cluster=NAME"
+        )
         return 0
     rows = [("job", "stage", "state", "progress", "left", "command"), *(_row(state) for state in states)]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -58,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.nullcontext() if args.dry_run else submission_lock(folder):
         active = active_tasks(folder) if slurm.installed() else {}
         plan = plan_submission(wanted, cluster, cluster_name, active=active, check=_check)
-        if not _has_work(plan):
-            return 0
+        with contextlib.redirect_stdout(sys.stderr) if args.dry_run else contextlib.nullcontext():  # scripts alone
+            if not _has_work(plan):
+                return 0
         planned = new_submission(
             plan.stages,
             cluster,

@@ -56,18 +56,25 @@ class TaskState:
         }
 
 
-def task_states(folder: Path, *, now: float | None = None) -> list[TaskState]:
-    """Return the state of everything that was submitted from a folder, oldest first.
+def task_states(folder: Path, *, days: float | None = None, now: float | None = None) -> list[TaskState]:
+    """Return the state of what was submitted from a folder, oldest first.
 
     Args:
         folder: the folder of the submissions.
+        days: leave out older submissions of which nothing is in the queue; None for all.
         now: seconds since 1970; None for the clock.
 
     Raises: RunFailed of squeue, SchemaError of a record.
     """
     submissions = read_submissions(folder)
     queue = slurm.queue() if submissions else {}
-    return [state_of(task, queue, now=now) for found in submissions for task in found.tasks()]
+    first = None if days is None else (time.time() if now is None else now) - days * 86400
+    return [
+        state_of(task, queue, now=now)
+        for found in submissions
+        if first is None or found.seconds >= first or any(is_queued(task, queue) for task in found.tasks())
+        for task in found.tasks()
+    ]
 
 
 def state_of(task: SubmittedTask, queue: Mapping[str, slurm.QueuedJob], *, now: float | None = None) -> TaskState:

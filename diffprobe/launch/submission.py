@@ -86,6 +86,14 @@ class Submission:
         """Name of the submission."""
         return self.folder.name
 
+    @property
+    def seconds(self) -> float:
+        """Time of the submission in seconds since 1970; 0 where the record has no time."""
+        try:
+            return datetime.fromisoformat(self.created_at).timestamp()
+        except ValueError:
+            return 0.0
+
     def tasks(self) -> Iterator[SubmittedTask]:
         """Yield the tasks of all stages that have a job."""
         for stage in self.stages:

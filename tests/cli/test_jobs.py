@@ -80,6 +80,6 @@ def test_resubmit(sent: Submission, false_slurm: FalseSlurm, capsys) -> None:  #
 def test_nothing_was_submitted(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["jobs"]) == 0
-    assert "nothing was submitted from 'runs/jobs'" in capsys.readouterr().out
+    assert "nothing was submitted from 'runs/jobs' in 7 days" in capsys.readouterr().out
     assert main(["jobs", "--format", "json"]) == 0 and json.loads(capsys.readouterr().out) == []
     assert main(["jobs", "logs", "17"]) == 2 and "diffprobe submit" in capsys.readouterr().err

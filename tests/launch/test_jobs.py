@@ -61,6 +61,16 @@ def test_progress_and_a_heartbeat_that_stopped(false_slurm: FalseSlurm, sent: Su
     assert first.tree()["progress"]["unit"] == "steps" and first.tree()["log"].endswith("train-100_0.log")
 
 
+def test_old_submissions_are_left_out_unless_they_are_in_the_queue(
+    false_slurm: FalseSlurm, sent: Submission, tmp_path: Path
+) -> None:
+    later = time.time() + 8 * 86400
+    assert len(task_states(tmp_path / "jobs", days=7, now=later)) == 6  # in the queue
+    false_slurm.queue()
+    assert task_states(tmp_path / "jobs", days=7, now=later) == []
+    assert len(task_states(tmp_path / "jobs", days=9, now=later)) == len(task_states(tmp_path / "jobs")) == 6
+
+
 def test_last_lines_of_a_long_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_lines(log, 3) == []

@@ -112,6 +112,12 @@ def test_slurms_own_words_are_passed_on(
     assert not list((jobs.folder / "jobs").glob("*/*"))
 
 
+def test_the_first_job_of_the_readme(jobs: Jobs) -> None:
+    jobs.submit("doctor")
+    states = jobs.finish()
+    assert "libraries" in states[0].task.log.read_text() and states[0].task.task.run_folder is None
+
+
 def test_two_submissions_at_once_are_one(jobs: Jobs) -> None:
     import sys
 

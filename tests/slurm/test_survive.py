@@ -1,11 +1,13 @@
 """On a real SLURM: runs that a signal, the time limit or another job interrupts end as if nothing had happened."""
 
+import json
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from diffprobe.core.digest import digest_file
 from diffprobe.launch import slurm
 from tests.slurm.conftest import Jobs, outcome, trained_on
 
@@ -101,6 +103,52 @@ def test_preempted_by_a_higher_partition(jobs: Jobs, whole: dict[str, object], l
     finally:
         subprocess.run(["scancel", made.stdout.strip()], check=False)
     assert_undisturbed(jobs, expected, starts=2)
+
+
+def test_live_features_with_a_worker_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    """The signal reaches the worker of the loader as well."""
+    settings = ("logger=wandb", "features.source=live", "data.num_workers=1")
+    expected = undisturbed(jobs, whole, *settings)
+    jobs.write_cluster(seconds=0.5)
+    jobs.train(*settings)
+    in_step(jobs, 6)
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    jobs.finish()
+    assert_undisturbed(jobs, expected, starts=2)
+
+
+def test_an_extraction_at_usr1(jobs: Jobs) -> None:
+    def stored(name: str) -> dict[str, str]:
+        (store,) = (jobs.folder / name).iterdir()
+        files = [path for path in store.rglob("*") if path.is_file() and path.suffix != ".json"]
+        return {path.relative_to(store).as_posix(): digest_file(path) for path in files}
+
+    jobs.submit("extract", *jobs.settings, "features.store=whole")
+    jobs.finish()
+    jobs.write_cluster(seconds=3.0)
+    jobs.submit("extract", *jobs.settings, "features.store=cut")
+    jobs.wait(lambda states: (jobs.folder / "cut").is_dir() and len(list((jobs.folder / "cut").glob("*/*/"))) >= 2)
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    states = jobs.finish()
+    assert stored("cut") == stored("whole") and states[-1].progress is not None
+    log = states[-1].task.log.read_text()
+    assert "no training step is running" in log and log.count("to write: ") == 2
+
+
+def test_a_job_that_starts_again_and_again_stops_with_the_reason(jobs: Jobs) -> None:
+    jobs.write_cluster(seconds=60.0)
+    jobs.train("cluster.max_restarts=2")
+
+    def starts() -> int:
+        found = list((jobs.folder / "runs").rglob("restarts.json"))
+        return len(json.loads(found[0].read_text())["starts"]) if found else 0
+
+    for n in (1, 2):
+        jobs.wait(lambda states: starts() == n)  # noqa: B023
+        slurm.call("scontrol", "requeue", jobs.states()[-1].task.job)
+    states = jobs.wait(lambda states: states[-1].state == "failed")
+    text = states[-1].task.log.read_text()
+    assert states[-1].reason == "status 2" and "restarted 2 times without progress: each start found 0 done" in text
 
 
 def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:

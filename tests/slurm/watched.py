@@ -1,6 +1,6 @@
-"""The command of a job in the tests: diffprobe, which logs the keys of each training step and takes its time over it.
+"""The command of a job in the tests: diffprobe, which logs the keys of each training step, and takes its time.
 
-python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE and $WATCHED_SECONDS per step
+python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE and $WATCHED_SECONDS per step or shard
 """
 
 import functools
@@ -32,7 +32,15 @@ class Watch(lightning.Callback):
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
     from diffprobe.cli.main import main
+    from diffprobe.features.writer import StoreWriter
     from diffprobe.runs import train
 
+    write = StoreWriter.write
+
+    def write_slowly(*args, **options):
+        time.sleep(float(os.environ.get("WATCHED_SECONDS", "0")))
+        write(*args, **options)
+
+    StoreWriter.write = write_slowly
     train.train = functools.partial(train.train, callbacks=[Watch()])
     sys.exit(main())
