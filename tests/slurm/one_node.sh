@@ -31,8 +31,8 @@ start_munge() {
 }
 
 configure() { # FOLDER
-  local folder=$1 name cpus memory
-  name=$(hostname -s) cpus=$(nproc)
+  local folder=$1 name memory
+  name=$(hostname -s)
   memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
   mkdir -p "$folder/state" "$folder/spool"
   cat >"$folder/slurm.conf" <<CONF
@@ -63,9 +63,10 @@ KillWait=10
 MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,bf_interval=5
 SlurmctldParameters=preempt_send_user_signal
+SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=$name NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory State=UNKNOWN
+NodeName=$name NodeAddr=127.0.0.1 CPUs=2 RealMemory=$memory State=UNKNOWN
 PartitionName=debug Nodes=$name Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=high Nodes=$name MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 CONF
