@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffprobe.launch.jobs import TaskState
 
 GROUP = "cluster"
-HELP = "show submitted jobs: state, progress, time left, last line; cancel, logs, resubmit"
+HELP = "show submitted jobs and their progress; cancel, logs, resubmit"
 _IDS = "id of a job (17), of a task of an array (17_3), or name of a submission"
 
 

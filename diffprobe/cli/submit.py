@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffprobe.runs.submit import SubmissionPlan, Wanted
 
 GROUP = "cluster"
-HELP = "submit a command of diffprobe to a SLURM cluster, with what has to run before it"
+HELP = "submit a command, with what it needs, to a SLURM cluster"
 _NOT_SUBMITTED = ("submit", "jobs")
 
 

@@ -137,7 +137,9 @@ def seconds_of(time: str) -> int:
     else:
         seconds = a * 60 + b
     if seconds == 0:
-        raise ConfigError(f"time={time} is no time at all.", "SLURM takes 0 for no limit; a job here has one")
+        raise ConfigError(
+            f"time={time} is not a time limit.", "a job has one: at least a second; SLURM would read 0 as unlimited"
+        )
     return seconds
 
 

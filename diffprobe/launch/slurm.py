@@ -96,7 +96,7 @@ def describe(job: str) -> dict[str, str]:
 
 
 def call(program: str, *arguments: str) -> str:
-    """Run a program of SLURM and return what it prints. Raises: RunFailed with what it says on stderr."""
+    """Run a program of SLURM and return what it prints. Raises: RunFailed with its stderr."""
     try:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=TIMEOUT)
     except FileNotFoundError as error:

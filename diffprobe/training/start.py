@@ -43,7 +43,7 @@ def begin(trainer: lightning.Trainer, run_dir: Path, checkpoint: Path | None) ->
         raise ConfigError(
             f"process {trainer.global_rank} has another configuration than the main process.",
             f"run folders: '{run_dir.resolve()}', main process: '{chosen['run_dir']}'",
-            fix="the same files and the same version of diffprobe on every node",
+            fix="the same files and versions on every node",
         )
     found = chosen["checkpoint"]
     return None if found is None else Path(str(found))

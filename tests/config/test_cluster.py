@@ -35,7 +35,7 @@ def test_a_file_of_ones_own_and_keys_of_the_command_line(write: Callable[[str, s
         (["cluster=local", "cluster.nodes=0"], "nodes=0"),
         (["cluster=local", "cluster.time=1:00,2:00"], "several values"),
         (["cluster=local", "cluster.time=soon"], r"time=soon(.|\n)*days-hours"),
-        (["cluster=local", "cluster.time=0:00"], "time=0:00 is no time"),
+        (["cluster=local", "cluster.time=0:00"], "time=0:00 is not a time limit"),
         (["cluster=local", "cluster.time=1:00"], "signal_seconds=60 is not before the end of time=1:00"),
         (["cluster=local", "cluster.memory=much"], "memory=much"),
         (["cluster=local", "cluster.partition='a b'"], "not one word"),
