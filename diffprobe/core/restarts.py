@@ -5,6 +5,7 @@ record of its starts lets it stop, with the reason.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ RECORD = "restarts.json"
 VARIABLE = "DIFFPROBE_MAX_RESTARTS"
 DEFAULT = 3
 """Restarts without progress after which a job stops."""
+_CLOCKS = 5.0
+"""Seconds by which the clock of a file server may be behind that of a node."""
 
 
 def job_id(environ: Mapping[str, str] | None = None) -> str | None:
@@ -31,15 +34,21 @@ def is_restart(environ: Mapping[str, str] | None = None) -> bool:
     return known.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
 
 
-def finished_by_this_job(record: Path, result: Path, environ: Mapping[str, str] | None = None) -> bool:
-    """Return whether an earlier start of this job has already written the result: it was requeued on its last steps.
+def written_by_this_job(record: Path, file: Path, environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether an earlier start of this job has written a file of the run: its result, or a checkpoint.
 
     Args:
         record: the record of starts.
-        result: the file that ends a run.
+        file: the file; one that is older than the first start is of another job.
     """
     job = job_id(environ)
-    return is_restart(environ) and result.is_file() and job is not None and job == _read(record)[0]
+    known, first, _ = _read(record)
+    if not is_restart(environ) or job is None or job != known:
+        return False
+    try:
+        return file.stat().st_mtime >= first - _CLOCKS
+    except OSError:
+        return False
 
 
 def note_start(record: Path, progress: int, environ: Mapping[str, str] | None = None) -> None:
@@ -55,13 +64,16 @@ def note_start(record: Path, progress: int, environ: Mapping[str, str] | None = 
     job = job_id(known)
     if job is None:
         return
-    before, starts = _read(record)
-    starts = [*starts, progress] if before == job and is_restart(known) else [progress]
+    before, first, starts = _read(record)
+    if before == job and is_restart(known):
+        starts = [*starts, progress]
+    else:
+        first, starts = time.time(), [progress]
     text = known.get(VARIABLE, "")
     limit = int(text) if text.isdecimal() and int(text) else DEFAULT
     stuck = len(starts) > limit and len(set(starts[-limit - 1 :])) == 1
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(record, {"job": job, "starts": starts})
+    write_json_atomic(record, {"job": job, "first": first, "starts": starts})
     if stuck:
         raise RunFailed(
             f"job {job} was restarted {limit} times without progress: each start found {progress} done.",
@@ -70,12 +82,15 @@ def note_start(record: Path, progress: int, environ: Mapping[str, str] | None = 
         )
 
 
-def _read(record: Path) -> tuple[str | None, list[int]]:
+def _read(record: Path) -> tuple[str | None, float, list[int]]:
+    """Return the job of a record, the time of its first start in seconds since 1970, and the progress of each start."""
     try:
         tree = read_json_object(record)
         starts = expect(tree.get("starts"), list, where=f"'{record}', starts")
-        return expect(tree.get("job"), str, where=f"'{record}', job"), [
-            expect(one, int, where=f"'{record}', starts") for one in starts
-        ]
+        return (
+            expect(tree.get("job"), str, where=f"'{record}', job"),
+            expect(tree.get("first"), float, where=f"'{record}', first"),
+            [expect(one, int, where=f"'{record}', starts") for one in starts],
+        )
     except (OSError, DiffprobeError):  # none yet, or damaged: counting begins anew
-        return None, []
+        return None, 0.0, []

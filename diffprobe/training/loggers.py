@@ -20,7 +20,7 @@ from diffprobe.core.signals import children_outlive_signals
 
 _log = logging.getLogger(__name__)
 _TRUE = ("true", "1", "yes", "on", "y", "t")
-_RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
+RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
 def logged_in() -> bool:
@@ -147,7 +147,7 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
         if os.environ.get(variable):
             raise ConfigError(
                 f"{variable}={os.environ[variable]} would be ignored.",
-                f"the id of a W&B run is kept in the run's folder ({_RUN_FILE}); a run that resumes continues its own",
+                f"the id of a W&B run is kept in the run's folder ({RUN_FILE}); a run that resumes continues its own",
                 fix=f"unset {variable}",
             )
 
@@ -173,7 +173,7 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
 
 def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
-    file = run_dir / _RUN_FILE
+    file = run_dir / RUN_FILE
     if (resume or not is_main_process()) and file.exists():
         try:
             tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)

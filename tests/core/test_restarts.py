@@ -1,11 +1,12 @@
 """A job that starts again and again without progress stops, with the reason."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.core.restarts import finished_by_this_job, is_restart, job_id, note_start
+from diffprobe.core.restarts import is_restart, job_id, note_start, written_by_this_job
 
 JOB = {"SLURM_JOB_ID": "20", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
 
@@ -47,10 +48,15 @@ def test_the_limit_is_that_of_the_cluster_and_nothing_is_written_outside_of_slur
     note_start(record, 0, start(2, DIFFPROBE_MAX_RESTARTS="1"))
 
 
-def test_a_result_of_an_earlier_start_ends_the_job(tmp_path: Path) -> None:
+def test_what_earlier_starts_of_a_job_have_written(tmp_path: Path) -> None:
     record, result = tmp_path / "restarts.json", tmp_path / "result.json"
-    note_start(record, 0, start(0))
-    assert not finished_by_this_job(record, result, start(1))
     result.touch()
-    assert finished_by_this_job(record, result, start(1)) and not finished_by_this_job(record, result, start(0))
-    assert not finished_by_this_job(record, result, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"})
+    os.utime(result, (1e9, 1e9))  # of a run long ago, that this job trains anew
+    note_start(record, 0, start(0))
+    assert not written_by_this_job(record, result, start(1))
+    result.touch()
+    assert written_by_this_job(record, result, start(1)) and not written_by_this_job(record, result, start(0))
+    assert not written_by_this_job(record, result, {"SLURM_JOB_ID": "9", "SLURM_RESTART_COUNT": "1"})
+    assert not written_by_this_job(record, tmp_path / "none", start(1))
+    note_start(record, 0, start(1))
+    assert written_by_this_job(record, result, start(2))

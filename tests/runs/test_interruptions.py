@@ -68,6 +68,23 @@ def test_a_requeue_signal_changes_no_number_with_or_without_a_restart(run, whole
     assert read_result(path).metrics == whole.metrics
 
 
+def test_a_job_that_starts_anew_does_so_once(run, whole, tmp_path, monkeypatch):
+    """`trainer.resume=false` is meant for the first start; a requeued job continues, and ends with its result."""
+    requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
+    config, steps = run(*LINEAR, "trainer.resume=false"), []
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    path = train(config, callbacks=[AtStep(step, lambda step=step: steps.append(step)) for step in range(12)])
+    assert steps == [6, 7, 8, 9, 10, 11] and requeued.exists()
+    assert read_result(path).metrics == whole.metrics
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # requeued again, while it wrote its result
+    assert train(config, callbacks=[AtStep(0, stop)]) == path
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config, callbacks=[AtStep(0, stop)])
+
+
 def test_an_unfinished_run_with_a_checkpoint_of_lightnings_own_is_refused_and_keeps_it(run, whole, tmp_path):
     config = run(*LINEAR)
     foreign = plan(config).run_dir / "hpc_ckpt_2.ckpt"
