@@ -16,12 +16,13 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.signals import children_outlive_signals
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
 _log = logging.getLogger(__name__)
 _TRUE = ("true", "1", "yes", "on", "y", "t")
-_RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
+RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
 def logged_in() -> bool:
@@ -148,7 +149,7 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
         if os.environ.get(variable):
             raise ConfigError(
                 f"{variable}={os.environ[variable]} would be ignored.",
-                f"the id of a W&B run is kept in the run's folder ({_RUN_FILE}); a run that resumes continues its own",
+                f"the id of a W&B run is kept in the run's folder ({RUN_FILE}); a run that resumes continues its own",
                 fix=f"unset {variable}",
             )
 
@@ -157,15 +158,16 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
     """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
     import wandb
 
-    run = wandb.init(
-        project=keys.project,
-        entity=keys.entity,
-        mode=mode,
-        resume=None if mode == "offline" else "allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", quiet=True),
-        **arguments,
-    )
+    with children_outlive_signals():  # W&B's own process would end before it has written the history
+        run = wandb.init(
+            project=keys.project,
+            entity=keys.entity,
+            mode=mode,
+            resume=None if mode == "offline" else "allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", quiet=True),
+            **arguments,
+        )
     run.define_metric("trainer/global_step")  # the x-axis under which Lightning logs
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
@@ -173,7 +175,7 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
 
 def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
-    file = run_dir / _RUN_FILE
+    file = run_dir / RUN_FILE
     if (resume or not is_main_process()) and file.exists():
         try:
             tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)
