@@ -28,6 +28,7 @@ from diffprobe.backbones.vae import match_encoder
 from diffprobe.backbones.weights import match_whole
 from diffprobe.core.atomic_file import flush_folder
 from diffprobe.core.byte_size import size
+from diffprobe.core.cache_folder import cache_root
 from diffprobe.core.claim import abandoned, claim
 from diffprobe.core.digest import digest_file_once, digest_json
 from diffprobe.core.errors import RunFailed, WeightsMismatch
@@ -54,14 +55,6 @@ HINTS = {
     "Stable Diffusion XL": (_XL_OPEN_CLIP, "stabilityai/stable-diffusion-xl-base-1.0"),
 }
 """Kind of a file -> names that show it, and checkpoints on the hub whose configurations fit."""
-
-
-def cache_root() -> Path:
-    """Return the folder of converted checkpoints' parent: $DIFFPROBE_CACHE, $XDG_CACHE_HOME/diffprobe or ~/.cache."""
-    own, shared = os.environ.get("DIFFPROBE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser()
-    return (Path(shared) if shared else Path("~/.cache").expanduser()) / "diffprobe"
 
 
 def kind_of(file: Path) -> str | None:

@@ -210,7 +210,7 @@ def render_csv(table: TableData) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"control_{name}" for name in names)]
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
-    writer.writerow([_csv_value(name) for name in head])
+    writer.writerow([csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
         line: list[object] = [entry.where[name] for name in fields]
@@ -224,7 +224,7 @@ def render_csv(table: TableData) -> str:
             number = comparison.published
             line += [number.value, comparison.delta, number.tolerance, comparison.within]
             line += [number.source, number.provenance]
-        writer.writerow([_csv_value(value) for value in line])
+        writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
 
 
@@ -233,7 +233,7 @@ _FORMULA = re.compile(r"[\s\"'`‘’‚“”„\u00b4\uff02\uff07]*[=+\-@\uff1
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def _csv_value(value: object) -> object:
+def csv_value(value: object) -> object:
     """Format floats with 12 significant digits, and text so that no spreadsheet reads it as a formula.
 
     An apostrophe makes it text; numbers stay numbers. Control characters are shown as text.

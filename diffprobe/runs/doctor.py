@@ -105,7 +105,7 @@ def caches() -> list[Finding]:
     from huggingface_hub import constants
 
     from diffprobe.backbones.hub import offline_variables
-    from diffprobe.backbones.single_file import cache_root
+    from diffprobe.core.cache_folder import cache_root
 
     found = [
         Finding("cache", f"{name}: {path}, {size(folder_bytes(path)) if path.is_dir() else 'not there yet'}")
@@ -120,7 +120,7 @@ def folders() -> list[Finding]:
     """Return whether the folders that diffprobe writes can be written, with the free space of their disks."""
     from huggingface_hub import constants
 
-    from diffprobe.backbones.single_file import cache_root
+    from diffprobe.core.cache_folder import cache_root
 
     output = next(field.default for field in fields(RunConfig) if field.name == "output")
     needed = {"output": Path(str(output)), "features.store": Path(FeaturesConfig.store)}

@@ -42,6 +42,7 @@ def tiny(path):
 '''
 
 
+@pytest.mark.slow
 def test_a_family_is_one_file_and_one_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "added"
     family, preset = root / "families" / "twin.py", root / "configs" / "backbone" / "twin.yaml"

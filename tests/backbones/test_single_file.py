@@ -10,8 +10,9 @@ from diffprobe.backbones.check import check_backbone
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet, sdxl
 from diffprobe.backbones.locate import locate
-from diffprobe.backbones.single_file import cache_root, convert, kind_of
+from diffprobe.backbones.single_file import convert, kind_of
 from diffprobe.backbones.taps import backbone_info
+from diffprobe.core.cache_folder import cache_root
 from diffprobe.core.claim import _machine
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from tests.backbones.original_names import write_single_file
@@ -135,10 +136,3 @@ def test_settings_that_do_not_belong_together_are_refused(folders: dict[str, Pat
         locate(str(file), single_file_config=str(file))
     with pytest.raises(WeightsMissing, match="has no configurations"):
         locate(str(file), single_file_config="pixels")
-
-
-def test_the_cache_is_where_the_environment_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_root() == tmp_path / "cache"
-    monkeypatch.delenv("DIFFPROBE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_root() == tmp_path / "diffprobe"

@@ -16,6 +16,7 @@ def test_both_ways_give_the_same_features(report) -> None:
     assert [row.largest_difference < 1e-3 for row in report.rows] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_floor_is_what_the_counted_work_takes(report) -> None:
     one, grid = report.rows
     assert (grid.taps, grid.timesteps) == GRID
@@ -24,6 +25,7 @@ def test_the_floor_is_what_the_counted_work_takes(report) -> None:
     assert report.vae_gflop > 0 and report.denoiser_gflop > 0 and report.matmul_gflops > 0
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_the_seconds(report) -> None:
     row = report.rows[0]
     assert row.over_floor == row.ours_s / row.floor_s and row.speed_up == row.naive_s / row.ours_s

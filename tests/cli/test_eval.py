@@ -39,6 +39,7 @@ def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert err == ""  # no bar, warning or notice of the libraries
 
 
+@pytest.mark.slow
 def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
     folder = tmp_path / "bilder für alle, [a] 'b'"
     folder.symlink_to(tiny_sd)
@@ -93,6 +94,7 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
 
 
+@pytest.mark.slow
 def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, capfd):
     assert main(["train", *sae_settings, "probe.grid.k=[2,4]", f"output='{tmp_path}/läufe, a=1'"]) == 0
     last = capfd.readouterr().out.splitlines()[-1]

@@ -61,6 +61,7 @@ def test_runs_with_the_same_features_share_a_store(tiny_study):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     demo = load_demo([f"output={tmp_path}"])
     assert {run.data.limit for run in demo.runs} == {2560} and {run.seed for run in demo.runs} == {0}

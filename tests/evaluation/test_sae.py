@@ -126,6 +126,7 @@ def grid(tiny_sd, tiny_shards, tmp_path_factory):
     return train_on([20], tiny_sd, tiny_shards, root, "probe.grid.seed=[0,3]", *cells)
 
 
+@pytest.mark.slow
 def test_a_grid_is_measured_member_by_member_and_each_has_the_record_of_its_own(grid, tmp_path, monkeypatch):
     opened = []
     make = SplicedError.__init__

@@ -25,6 +25,7 @@ class Command:
     def __init__(self, server: subprocess.Popen[str], argv: list[str], log: Path, environ: dict[str, str]) -> None:
         assert server.stdin is not None and server.stdout is not None
         self._server, self.log = server, log
+        self._status: int | None = None
         log.write_text("")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PYTEST_"))}
         asked = {"argv": argv, "environ": {**clean, **environ}, "log": str(log)}
@@ -41,8 +42,16 @@ class Command:
 
     def wait(self) -> int:
         """Return the exit status; minus the number of the signal that ended the process."""
-        assert self._server.stdout is not None
-        return int(self._server.stdout.readline())
+        if self._status is None:
+            assert self._server.stdout is not None
+            self._status = int(self._server.stdout.readline())
+        return self._status
+
+    def end(self) -> None:
+        """Kill the process if nobody has waited for it."""
+        if self._status is None:
+            self.send(signal.SIGKILL)
+            self.wait()
 
     def output(self) -> str:
         """Return what it has printed."""
@@ -70,13 +79,17 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def start(server: subprocess.Popen[str], tmp_path: Path) -> Start:
-    """Start a command; one at a time."""
+def start(server: subprocess.Popen[str], tmp_path: Path) -> Iterator[Start]:
+    """Start a command; one at a time. What a failed test leaves running is ended: the next would read its status."""
+    started: list[Command] = []
 
     def make(*argv: str, **environ: str) -> Command:
-        return Command(server, list(argv), tmp_path / "log.txt", environ)
+        started.append(Command(server, list(argv), tmp_path / "log.txt", environ))
+        return started[-1]
 
-    return make
+    yield make
+    for command in started:
+        command.end()
 
 
 class Run:
@@ -169,8 +182,11 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 120.0, command: 
     """Poll until a condition holds; return whether it did before the time was over or the command had ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if condition():
-            return True
+        try:
+            if condition():
+                return True
+        except FileNotFoundError:  # pathlib's glob in Python 3.11 raises where a folder goes while it is listed
+            continue
         if command is not None and not is_alive(command.pid):
             return condition()
         time.sleep(0.0005)

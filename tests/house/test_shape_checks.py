@@ -26,6 +26,7 @@ def test_a_call_with_wrong_tensors_raises(case: str) -> None:
         fvu(*WRONG[case])
 
 
+@pytest.mark.slow
 def test_a_process_that_a_test_starts_is_checked() -> None:
     done = subprocess.run([sys.executable, "-c", CALL], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "TypeCheckError" in done.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.terminal import one_line, printable
-from diffprobe.report.table import FORMATS, Table, _csv_value, build_table, render
+from diffprobe.report.table import FORMATS, Table, build_table, csv_value, render
 from diffprobe.report.table_data import fill_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,8 +59,8 @@ def test_no_cell_of_a_csv_is_a_formula(results, spec, text):
 
 @pytest.mark.parametrize("text", ["-0.5", "+1e-3", ".5", "plain", "a=b", "1-2", "\u200b=1", "mean - 1"], ids=ascii)
 def test_numbers_and_words_of_a_csv_stay_as_they_are(text):
-    assert _csv_value(text) == one_line(text)
-    assert _csv_value(-0.5) == "-0.5" and _csv_value(-3) == -3 and _csv_value(None) is None
+    assert csv_value(text) == one_line(text)
+    assert csv_value(-0.5) == "-0.5" and csv_value(-3) == -3 and csv_value(None) is None
 
 
 @pytest.mark.parametrize("format", FORMATS)

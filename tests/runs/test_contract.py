@@ -81,6 +81,7 @@ def add_classifier(tmp_path, monkeypatch):
     return add
 
 
+@pytest.mark.slow
 def test_an_added_file_keeps_the_contract(add_classifier, tmp_path, monkeypatch):
     add_classifier("added_mlp", GOOD)
     assert "added_mlp" in probes("classifier").names()

@@ -26,6 +26,7 @@ def run(run):
     return lambda *settings: run("probe=topk", "probe.params.n_latents=40", *settings)
 
 
+@pytest.mark.slow
 def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     config = run(f"probe.grid.cell=[{','.join(CELLS)}]", "probe.grid.k=[2,4]", "probe.grid.seed=[0,1]", "logger=csv")
     extract_run(config, progress=False)

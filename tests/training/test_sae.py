@@ -77,6 +77,7 @@ def test_idle_counters_count_samples_and_evaluation_leaves_them_alone(toy, tmp_p
     assert module.dead_latents.idle.equal(before)
 
 
+@pytest.mark.slow
 def test_dead_latents_are_revived(toy, tmp_path):
     def train(weight):
         probe = Config(k=2, n_latents=24, dead_window=100, k_aux=6, aux_weight=weight)

@@ -53,6 +53,7 @@ def same(one, other):
     return all(a.equal(other.state_dict()[name]) for name, a in one.state_dict().items())
 
 
+@pytest.mark.slow
 def test_members_are_bit_for_bit_those_of_single_runs(toy, tmp_path):
     settings = settings_of()
     bank = fit(toy, tmp_path / "bank", SparseAutoencoderBankModule(grid(), settings=settings), evaluate=True)

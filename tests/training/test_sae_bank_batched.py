@@ -128,6 +128,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path):
     settings = {"checkpoint_every_steps": 4}
     whole = fit(toy, tmp_path / "whole", make(**settings))
