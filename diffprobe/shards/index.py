@@ -199,6 +199,8 @@ def build_index(
     renamed: Mapping[str, str] | None = None,
     number_duplicates: bool = False,
     caps: Caps | None = None,
+    grouped_by: str | None = None,
+    target: str | None = None,
 ) -> ShardSet:
     """Scan the shards of a folder and write their index.
 
@@ -219,8 +221,9 @@ def build_index(
         renamed: attribute name in the JSON -> its name in the set. Written to the index.
         number_duplicates: append the label to class names that several labels have.
         caps: largest parts of a sample that are read.
+        grouped_by, target: see `ShardSet`. Written to the index.
 
-    Raises: ShardError for missing or misnamed shards, faulty samples, attribute names that cannot be kept apart, or
+    Raises: ConfigError for a group or target that is not an attribute; ShardError for missing or misnamed shards, faulty samples, attribute names that cannot be kept apart, or
         conflicting labels; DuplicateKey for a key that occurs twice in the set, over all splits.
     """
     root = Path(root)
@@ -246,6 +249,9 @@ def build_index(
         )  # fmt: skip
     scan.check_columns()
     columns = {CAPTION, LABEL, *scan.values}
+    for option, named, further in (("group", grouped_by, ()), ("target", target, (LABEL,))):
+        if named is not None and named not in (*scan.values, *further):
+            raise unknown(f"--{option} (attribute)", named, (*scan.values, *further), ConfigError)
     shard_set = ShardSet(
         name=name,
         root=root,
@@ -256,6 +262,8 @@ def build_index(
         faults=tuple(faults),
         fields=scan.fields,
         renamed=scan.renamed,
+        grouped_by=grouped_by,
+        target=target,
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
