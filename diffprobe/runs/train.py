@@ -128,8 +128,10 @@ def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
     from diffprobe.features.request import shard_entries
 
-    shards = shard_entries(source.request.shard_set, config.data.train_split, config.data.limit)
-    if config.seed and not module.seed_counts and sum(shard.n for shard in shards) <= config.data.batch_size:
+    if not config.seed or module.seed_counts:
+        return
+    shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
+    if sum(shard.n for shard in shards) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
