@@ -81,7 +81,8 @@ def check(command: str) -> None:
     elif verb == "table":
         from diffprobe.report import table_spec
 
-        table_spec.find_spec(arguments.experiment)
+        for name in arguments.what:  # a table, or folders of runs, which are there after other commands
+            assert table_spec.has_spec(name) or name.split("/")[0] == "runs", name
 
 
 @pytest.mark.parametrize(("place", "command"), [*shell_commands(), *commands_of_demos()], ids=lambda value: value)
@@ -123,7 +124,7 @@ def test_there_are_commands_to_test() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["diffprobe trian", "diffprobe table", "diffprobe train trainer.max_epoch=3", "diffprobe extract --part 0/2"],
+    ["diffprobe trian", "diffprobe table emojo", "diffprobe train trainer.max_epoch=3", "diffprobe extract --part 0/2"],
 )
 def test_a_wrong_command_would_be_found(command: str) -> None:
     with pytest.raises((Exception, SystemExit)):

@@ -56,7 +56,8 @@ def test_hostile_text_stays_text_everywhere(page, hostile):
 
 def test_no_control_characters_reach_the_page(page):
     codes = "\x1b[2J\u202egpj\x9b\u200b"
-    page = dataclasses.replace(page, title=codes, lead=codes, facts=(("a", codes),), latent_rule=codes, limits=(codes,))
+    page = dataclasses.replace(page, title=codes, lead=codes, facts=(("a", codes),), limits=(codes,))
+    page = dataclasses.replace(page, latents=(dataclasses.replace(page.latents[0], rule=codes),))
     axis = dataclasses.replace(page.tables[0].rows[1], heading=f"{codes} {{value}}")
     spec = dataclasses.replace(page.tables[0], rows=(page.tables[0].rows[0], axis), missing=codes)
     html = render_page(dataclasses.replace(page, tables=(spec,)))
@@ -157,9 +158,10 @@ def test_the_same_page_gives_the_same_bytes(page):
 
 
 def test_an_image_that_is_none_is_refused(page):
-    latent = dataclasses.replace(page.latents[0], pictures=(Picture(data=b"<svg/>", caption="x"),))
+    section = page.latents[0]
+    latent = dataclasses.replace(section.panels[0], pictures=(Picture(data=b"<svg/>", caption="x"),))
     with pytest.raises(ConfigError, match="PNG, WebP, JPEG, GIF"):
-        render_page(dataclasses.replace(page, latents=(latent,)))
+        render_page(dataclasses.replace(page, latents=(dataclasses.replace(section, panels=(latent,)),)))
 
 
 def test_contradicting_controls_of_an_autoencoder_are_refused(page, sae_run):
