@@ -40,6 +40,7 @@ PACKAGES = (
     "report",
     "runs",
     "evaluation",
+    "notebook",
     "benchmarks",
     "demo",
 )
