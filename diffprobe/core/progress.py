@@ -30,6 +30,21 @@ Announce = Callable[[str], object]
 """Receives one line of text for the user."""
 
 
+def time_left(done: int, total: int, seconds: float) -> str:
+    """Format the time that is left, by the mean speed so far.
+
+    >>> time_left(10, 40, 60.0), time_left(0, 40, 60.0), time_left(1, 2, 7300.0)
+    ('about 3 min left', 'time left unknown', 'about 2 h 1 min left')
+    """
+    if not done:
+        return "time left unknown"
+    left = (total - done) * seconds / done
+    if left < 60:
+        return f"about {left:.0f} s left"
+    hours, minutes = divmod(int(left // 60), 60)
+    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
+
+
 class TaskBar:
     """A bar of a `ProgressDisplay`: units done, units per second and the time left, by the mean speed so far."""
 
@@ -84,6 +99,11 @@ class ProgressDisplay:
             disable=not (shown and console.is_terminal),
             speed_estimate_period=1e9,  # the mean speed: shards and their cached latents differ
         )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a terminal to draw on."""
+        return not self._progress.disable
 
     def __enter__(self) -> Self:
         from rich.file_proxy import FileProxy

@@ -1,4 +1,4 @@
-"""The wheel, in an environment without diffprobe and outside of the checkout: the demo, and the six commands of the guide.
+"""The wheel, in an environment without diffprobe and outside of the checkout: the demo, and the six commands.
 
 `make wheel` builds it first and names its folder in DIFFPROBE_WHEEL_DIR; without that, the test builds one. The new
 environment holds diffprobe alone and sees the other packages of this one: test_dependencies.py checks that all of them
