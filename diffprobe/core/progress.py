@@ -45,6 +45,55 @@ def time_left(done: int, total: int, seconds: float) -> str:
     return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
 
 
+class Countdown:
+    """Announces the steps of work with their number and the time left, by the mean duration of the steps so far.
+
+    Args:
+        total: number of steps.
+        announce: receives a line before each step.
+        clock: seconds.
+
+    >>> steps = Countdown(2, print, clock=iter((0.0, 0.0, 90.0)).__next__)
+    >>> steps("first"), steps("second")
+    1/2: first
+    2/2, about 1 min left: second
+    (None, None)
+    """
+
+    def __init__(self, total: int, announce: Announce, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._announce, self._clock = total, announce, clock
+        self._started, self._begun = clock(), 0
+
+    def __call__(self, line: str) -> None:
+        """Announce the next step."""
+        left = time_left(self._begun, self._total, self._clock() - self._started)
+        self._begun += 1
+        self._announce(f"{self._begun}/{self._total}{f', {left}' if self._begun > 1 else ''}: {line}")
+
+
+@contextmanager
+def reading_files(total: int, description: str, *, shown: bool = True) -> "Iterator[Callable[[str], None]]":
+    """Show which of many files is read: a bar with the time left on a terminal, else a line for each.
+
+    Args:
+        total: number of files.
+        description: what is done with them: "reading".
+        shown: False shows nothing.
+    Returns: what takes the name of each file before it is read.
+    """
+    with ProgressDisplay(shown=shown, transient=True) as display, display.bar(total, description, unit="files") as bar:
+        begun = 0
+
+        def begin(file: str) -> None:
+            nonlocal begun
+            bar.update(1 if begun else 0)  # the file before this one is done
+            begun += 1
+            if shown and not display.is_drawn:
+                print(f"{description} {file}", file=sys.stderr, flush=True)
+
+        yield begin
+
+
 class TaskBar:
     """A bar of a `ProgressDisplay`: units done, units per second and the time left, by the mean speed so far."""
 
