@@ -1,6 +1,6 @@
-"""Progress bars: the protocol that long-running functions accept, and the one implementation, with rich.
+"""Progress bars: the protocol that long-running functions accept, and the one display of them.
 
-A bar is drawn on a terminal only; a file or a pipe receives the lines that the caller prints.
+A bar is drawn on a terminal, with rich, and in a notebook; a file or a pipe receives the lines that the caller prints.
 """
 
 import sys
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
+from diffprobe.core.notebook_bar import NotebookBar, in_notebook, notebook_bar
 from diffprobe.core.terminal import one_line, terminal_output
+from diffprobe.core.time_left import time_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,21 +30,6 @@ MakeBar = Callable[[int], AbstractContextManager[Bar]]
 
 Announce = Callable[[str], object]
 """Receives one line of text for the user."""
-
-
-def time_left(done: int, total: int, seconds: float) -> str:
-    """Format the time that is left, by the mean speed so far.
-
-    >>> time_left(10, 40, 60.0), time_left(0, 40, 60.0), time_left(1, 2, 7300.0)
-    ('about 3 min left', 'time left unknown', 'about 2 h 1 min left')
-    """
-    if not done:
-        return "time left unknown"
-    left = (total - done) * seconds / done
-    if left < 60:
-        return f"about {left:.0f} s left"
-    hours, minutes = divmod(int(left // 60), 60)
-    return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
 
 
 class Countdown:
@@ -114,7 +101,7 @@ class TaskBar:
 
 
 class ProgressDisplay:
-    """Progress bars below each other on one terminal; open it with `with`.
+    """Progress bars below each other on one terminal, or in the output of a notebook cell; open it with `with`.
 
     Args:
         console: where to draw; stderr if None.
@@ -134,6 +121,7 @@ class ProgressDisplay:
         )
 
         self._escaping = ExitStack()
+        self._in_notebook = shown and console is None and in_notebook()
         console = Console(stderr=True) if console is None else console
         self._progress = Progress(
             SpinnerColumn(),
@@ -151,8 +139,8 @@ class ProgressDisplay:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether there is a terminal to draw on."""
-        return not self._progress.disable
+        """Whether there is a terminal or a notebook to draw on."""
+        return self._in_notebook or not self._progress.disable
 
     def __enter__(self) -> Self:
         from rich.file_proxy import FileProxy
@@ -167,15 +155,21 @@ class ProgressDisplay:
         self._progress.stop()
 
     @contextmanager
-    def bar(self, total: int | None, description: str, *, unit: str = "", keep: bool = True) -> Iterator[TaskBar]:
+    def bar(
+        self, total: int | None, description: str, *, unit: str = "", keep: bool = True
+    ) -> "Iterator[TaskBar | NotebookBar]":
         """Open a bar.
 
         Args:
             total: units to come; None if not known yet (see `TaskBar.restart`).
             description: text before the bar.
             unit: what is counted, in the plural: "images".
-            keep: leave the bar on the display when its block ends.
+            keep: leave the bar on the display when its block ends; a notebook never keeps it.
         """
+        if self._in_notebook:
+            with notebook_bar(total, description, unit) as bar:
+                yield bar
+            return
         task = self._progress.add_task(one_line(description), total=total, unit=one_line(unit), rate="")
         try:
             yield TaskBar(self._progress, task)

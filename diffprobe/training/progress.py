@@ -10,7 +10,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from diffprobe.core.progress import Announce, Bar, ProgressDisplay, TaskBar, time_left
+from diffprobe.core.progress import Announce, Bar, ProgressDisplay
+from diffprobe.core.time_left import time_left
 
 LINE_EVERY_S = 60.0
 """Seconds between two lines on the state of a training whose output is not a terminal."""
@@ -79,7 +80,7 @@ class RunProgress(Callback):
         self._display = display or (lambda: ProgressDisplay(transient=True))
         self._clock = clock
         self._open = ExitStack()
-        self._bar: TaskBar | None = None
+        self._bar: Bar | None = None
         self._started = self._last = 0.0
         self._done = self._total = 0
         self._has_terminal = self._has_fitted = False
