@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page, and print its path and what it does not show."""
     from diffprobe.core.memory import keep_freed_memory
+    from diffprobe.core.progress import ProgressDisplay
     from diffprobe.evaluation.panel_settings import PanelConfig
     from diffprobe.evaluation.run_report import ReportOptions, write_run_report
 
@@ -48,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
         panels=PanelConfig(n_latents=args.latents, min_active=args.min_active, group_by=args.group_by),
         data_path=args.data_path,
     )
-    left_out = write_run_report(args.runs, args.out, options, announce=_announce)
+    with ProgressDisplay(transient=True) as display:
+        left_out = write_run_report(
+            args.runs, args.out, options, progress=lambda n: display.bar(n, "page", unit="runs", keep=False)
+        )
     for sentence in left_out:
         print(f"not shown: {sentence}", file=sys.stderr)
     print(f"page: {args.out}")
@@ -59,7 +63,3 @@ def _specs(name: str | None) -> "tuple[TableSpec, ...]":
     from diffprobe.report.table_spec import find_spec, load_specs
 
     return () if name is None else load_specs(find_spec(name))
-
-
-def _announce(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

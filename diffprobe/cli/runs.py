@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) -> int:
-    from diffprobe.report.run_selection import better_first, headline, select_runs
+    from diffprobe.metrics.headline import better_first, headline
+    from diffprobe.report.run_selection import select_runs
 
     listed = [(run, headline(run.result, args.metric)) for run in select_runs(index.runs, where)]
     if args.sort == "started":

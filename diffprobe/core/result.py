@@ -148,16 +148,19 @@ def make_result(
         kind=kind,
         config=plain,
         config_digest=digest_json(plain),
-        git_commit=_git_commit(),
-        versions=_versions(),
         seeds=dict(seeds),
-        hardware=_hardware(),
+        **describe_environment(),
         started=datetime.fromtimestamp(started_at.wall, UTC).isoformat(timespec="seconds"),
         wall_time_s=round(started_at.elapsed(), 3),
         metrics=tuple(metrics),
         artifacts=dict(artifacts or {}),
         wandb_run_id=wandb_run_id,
     )
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return `git_commit`, `versions` and `hardware` as a result records them."""
+    return {"git_commit": _git_commit(), "versions": _versions(), "hardware": _hardware()}
 
 
 def write_result(result: RunResult, path: Path | str) -> None:

@@ -6,17 +6,18 @@ Everything shown is of the test split. The sign of a direction is fixed on the t
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from diffprobe.analysis.direction_extremes import ExtremeSample, direction_extremes
 from diffprobe.analysis.statistics import bootstrap_interval
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, DiffprobeError, EmptyClass, SchemaError, WeightsMissing
 from diffprobe.core.result import BACKBONE, SHARDS, MetricRecord, RunResult
+from diffprobe.evaluation.page_features import PageFeatures, open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.evaluation.pictures import PictureLoader, Shown
-from diffprobe.evaluation.probe_runs import ProbeRun, open_source
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.batch import FeatureTable
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import ContrastPair, Direction
@@ -24,10 +25,7 @@ from diffprobe.report.pages.panels import DirectionPanel, Estimate, Picture, mak
 from diffprobe.runs.plan import plan
 from diffprobe.training.kinds.types import target_classes
 
-if TYPE_CHECKING:
-    from diffprobe.features.datamodule import FeatureSource
-
-OpenSource = Callable[[ProbeRun], "FeatureSource | None"]
+OpenFeatures = Callable[[ProbeRun], PageFeatures | None]
 """Opens the features of a run; None where they are not at hand."""
 
 
@@ -37,7 +35,7 @@ def direction_panels(
     *,
     names: Mapping[str, str] | None = None,
     sources: Mapping[str, str] | None = None,
-    open_features: OpenSource = open_source,
+    opener: OpenFeatures = open_features,
     leave_out: Callable[[str], None] | None = None,
 ) -> tuple[DirectionPanel, ...]:
     """Describe each direction: estimates of one target, poles, cell, backbone and data set share a panel.
@@ -49,7 +47,7 @@ def direction_panels(
         settings: how many samples, what groups them, and how many resamples.
         names: name of a run -> its name on the page, for several estimates of one estimator.
         sources: name of a run -> what its features were read from, where a page shows several.
-        open_features: opens the features of a run; None where they are not at hand: then its panel has the numbers of
+        opener: opens the features of a run; None where they are not at hand: then its panel has the numbers of
             the result alone.
         leave_out: takes a sentence for each direction that the test samples are too few for; None raises.
     Raises: EmptyClass, ConfigError for too few test samples of a pole or too few groups.
@@ -59,8 +57,15 @@ def direction_panels(
     for run in directions:
         if run.control != "none":
             continue
-        opened = _Opened(run, open_features(run))
-        for record in _test_records(run.result, run.config.data.test_split):
+        try:
+            records = _test_records(run.result, run.config.data.test_split)
+        except EmptyClass as error:
+            if leave_out is None:
+                raise
+            leave_out(error.what)
+            continue
+        opened = _Opened(run, opener(run))
+        for record in records:
             try:
                 projection = opened.project(record, settings.group_by)
                 estimate = _estimate(directions, run, record, projection, settings.n_resamples)
@@ -73,7 +78,7 @@ def direction_panels(
                     )
                 else:
                     source = (sources or {}).get(run.result.run, "")
-                    panels[key] = _panel(record, estimate, projection, opened.loader(settings), settings, source)
+                    panels[key] = _panel(record, estimate, projection, opened, settings, source)
             except (EmptyClass, ConfigError) as error:
                 if leave_out is None:
                     raise
@@ -92,10 +97,12 @@ def _test_records(result: RunResult, split: str) -> list[MetricRecord]:
 class _Opened:
     """The features of one run, its axes by target and cell, and the test samples."""
 
-    def __init__(self, run: ProbeRun, source: "FeatureSource | None") -> None:
+    def __init__(self, run: ProbeRun, source: PageFeatures | None) -> None:
         self._run, self._source = run, source
         self._axes: dict[tuple[str, str], ContrastPair] = {}
         self._table: FeatureTable | None = None
+        self.missing = "" if source is not None else "The features are not at hand"
+        """What is not at hand; empty where all is."""
         if source is not None:
             classes = target_classes(run.config.probe.targets, source)
             axes = plan(run.config).params.axes(list(source.widths), classes)
@@ -103,11 +110,17 @@ class _Opened:
             self._table = source.table(run.config.data.test_split)
 
     def project(self, record: MetricRecord, group_by: str | None) -> "_Projection | None":
-        """Return the projections on the direction of a record; None without features."""
+        """Return the projections on the direction of a record; None without its features or its file."""
         if self._source is None or self._table is None:
             return None
         axis = self._axes[str(record.target), str(record.cell)]
-        return _Projection(self._run, axis, self._table, self._source.attributes, group_by)
+        try:
+            return _Projection(self._run, axis, self._table, self._source.attributes, group_by)
+        except (WeightsMissing, SchemaError, OSError) as error:
+            self.missing = (
+                f"The direction is not at hand ({error.what if isinstance(error, DiffprobeError) else error})"
+            )
+            return None
 
     def loader(self, settings: PanelConfig) -> PictureLoader | None:
         """Return the loader of pictures; None without features."""
@@ -191,7 +204,7 @@ def _panel(
     record: MetricRecord,
     estimate: Estimate,
     projection: _Projection | None,
-    loader: PictureLoader | None,
+    opened: _Opened,
     settings: PanelConfig,
     source: str,
 ) -> DirectionPanel:
@@ -200,8 +213,9 @@ def _panel(
         "target": str(record.target), "positive": positive, "negative": negative, "cell": str(record.cell),
         "estimates": (estimate,), "shown": estimate.estimator, "source": source,
     }  # fmt: skip
+    loader = opened.loader(settings)
     if projection is None or loader is None:
-        note = "The features are not at hand: neither an interval nor the projections are shown."
+        note = f"{opened.missing}: neither an interval nor the projections are shown."
         return DirectionPanel(**common, positive_end=(), negative_end=(), note=note)
     ends = direction_extremes(
         projection.values, projection.keys, projection.captions, n_each=settings.n_ends, group_by=projection.groups

@@ -5,7 +5,6 @@ are in `analysis/`.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,22 +13,20 @@ from diffprobe.analysis.latent_selection import LatentCounts, select_latents, su
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.backbones.cell import Cell
 from diffprobe.evaluation.load_sae_run import TrainedRun
+from diffprobe.evaluation.page_features import PageFeatures, open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.evaluation.pictures import PictureLoader, Place, Shown
-from diffprobe.evaluation.probe_runs import ProbeRun, open_source
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.topk import KSAE, Code
 from diffprobe.report.pages.panels import LatentPanel, LatentSection, Picture
 
-if TYPE_CHECKING:
-    from diffprobe.features.datamodule import FeatureSource
-
 _ROWS = 1024
 
 
 def latent_section(
-    run: ProbeRun, settings: PanelConfig, *, name: str = "", source: "FeatureSource | None" = None
+    run: ProbeRun, settings: PanelConfig, *, name: str = "", features: PageFeatures | None = None
 ) -> LatentSection:
     """Select latents of an autoencoder on the training split and describe them on the test split.
 
@@ -37,11 +34,11 @@ def latent_section(
         run: a finished sae run of one autoencoder.
         settings: how many latents and samples.
         name: how the page calls the autoencoder.
-        source: its features, if they are open already.
+        features: its features, if they are open already.
     Raises: EmptyClass if no latent is active often enough; what opening features and weights raises. Without images,
         the panels have no pictures, and the rule of the section gives the reason.
     """
-    source = open_source(run) if source is None else source
+    source = open_features(run) if features is None else features
     (folder,) = TrainedRun(folder=run.folder, result=run.result, config=run.config).saes().values()
     sae, classes = KSAE.from_pretrained(folder), source.classes
     cells = list(source.widths)

@@ -3,17 +3,15 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
 from diffprobe.core.errors import DiffprobeError
+from diffprobe.evaluation.page_features import PageFeatures
+from diffprobe.evaluation.probe_runs import reason
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.report.pages.panels import Picture
-
-if TYPE_CHECKING:
-    from diffprobe.features.datamodule import FeatureSource
 
 
 @dataclass(frozen=True)
@@ -62,27 +60,29 @@ class PictureLoader:
     """Loads pictures of the samples of one table, encoded for a page.
 
     Args:
-        source: the features, whose shards hold the images.
+        features: the features, with the shards that hold the images.
         table: the samples.
         side: largest side of a picture, in pixels.
     """
 
-    def __init__(self, source: "FeatureSource", table: FeatureTable, side: int) -> None:
-        self._source, self._side = source, side
+    def __init__(self, features: PageFeatures, table: FeatureTable, side: int) -> None:
+        self._images, self._side = features.images, side
         self._captions = dict(zip(table.keys, table.captions, strict=True))
         self._shards = dict(zip(table.keys, table.shards, strict=True))
-        self.missing: str = ""
+        self.missing = features.missing
         """Why there are no pictures; empty where there are."""
 
     def load(self, shown: Sequence[Shown]) -> dict[Shown, Picture]:
         """Return a picture for each sample; none at all, with `missing` set, if the images cannot be read."""
-        request = self._source.request
+        if self._images is None:
+            return {}
+        shard_set, fields = self._images
         try:
             images = fetch_images(
-                request.shard_set, dict.fromkeys(one.key for one in shown), shards=self._shards, fields=request.fields
+                shard_set, dict.fromkeys(one.key for one in shown), shards=self._shards, fields=fields
             )
         except (DiffprobeError, OSError) as error:
-            self.missing = error.what if isinstance(error, DiffprobeError) else str(error)
+            self.missing = reason(error)
             return {}
         encoded = {key: self._encode(image, None) for key, image in images.items()}
         return {

@@ -1,22 +1,18 @@
-"""Finished probe runs on disk, with the features and samples that they were measured on as far as these are at hand."""
+"""Finished probe runs on disk: of single runs, of grids, and of all runs below folders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
-from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed, SchemaError
+from diffprobe.core.errors import DiffprobeError, RunFailed
 from diffprobe.core.registry import PROBE_KINDS
-from diffprobe.core.result import INPUT, RESULT_FILE, RunResult
+from diffprobe.core.result import RESULT_FILE, RunResult
 from diffprobe.report.collect import read_results
 from diffprobe.report.table_data import differences_from_control
 from diffprobe.report.table_request import result_paths
 from diffprobe.runs.grid import MEMBERS
-
-if TYPE_CHECKING:
-    from diffprobe.features.datamodule import FeatureSource
 
 _STARTED = ("inputs.json", "last.ckpt")
 """Files of a run that has begun; without a result it failed, or is not finished."""
@@ -56,12 +52,11 @@ class FoundRuns:
     """Folders of runs below the paths that have begun and have no result."""
 
 
-def open_probe_runs(paths: Sequence[str | Path], *, data_path: str | None = None) -> FoundRuns:
+def open_probe_runs(paths: Sequence[str | Path]) -> FoundRuns:
     """Read the results of runs, of grids (their members), and of all runs below folders.
 
     Args:
         paths: folders or `result.json` files.
-        data_path: where the shards are now, for runs whose shards were moved; None for the path of each run.
     Raises: ConfigError for what is neither; RunFailed for a run without a result; SchemaError for results that cannot
         be read.
     """
@@ -83,8 +78,6 @@ def open_probe_runs(paths: Sequence[str | Path], *, data_path: str | None = None
             others.append(result)
         elif result.metrics or not any(name.startswith(f"{MEMBERS}/") for name in result.artifacts):
             config = parse(RunConfig, result.config, at=f"{path}: config")
-            if data_path is not None:
-                config = replace(config, data=replace(config.data, path=data_path))
             runs.append(ProbeRun(config=config, result=result, folder=path.parent))
     if not runs:
         kinds = ", ".join(sorted({result.kind for result in others})) or "grids without members"
@@ -97,32 +90,6 @@ def open_probe_runs(paths: Sequence[str | Path], *, data_path: str | None = None
 
 def _folders_with(root: Path, name: str) -> list[Path]:
     return [path.parent for path in root.rglob(name)]
-
-
-def open_source(run: ProbeRun) -> "FeatureSource":
-    """Open the features that a run was measured on, and compare them with its record.
-
-    Raises: DiffprobeError or OSError if shards, backbone or store are not at hand; SchemaError if they are others than
-        those of the run.
-    """
-    from diffprobe.runs.provenance import inputs_of
-    from diffprobe.runs.train import make_source
-
-    if run.config.features.source == "live":
-        raise ConfigError(
-            "the run read live features, and a page reads a store.",
-            fix="diffprobe extract with the settings of the run and features.source=stored, and train it on the store",
-        )
-    source = make_source(run.config)
-    now = inputs_of(source)
-    for name, digest in now.items():
-        recorded = run.result.artifacts.get(name)
-        if recorded is not None and recorded != digest:
-            raise SchemaError(
-                f"the {name.removeprefix(INPUT)} at hand are not those that the run was measured on.",
-                f"digest of the run: {recorded[:16]}, at hand: {digest[:16]}",
-            )
-    return source
 
 
 def reason(error: DiffprobeError | OSError) -> str:

@@ -4,16 +4,18 @@ Runs of several kinds, backbones and data sets share a page: tables with an axis
 side, a panel for each direction. What is not at hand (features, images) is left out, and the page gives the reason.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed, unknown
-from diffprobe.core.result import RunResult
+from diffprobe.core.progress import Bar, MakeBar
+from diffprobe.core.result import BACKBONE, SHARDS, RunResult
+from diffprobe.evaluation.page_features import PageFeatures, open_features, with_data_path
 from diffprobe.evaluation.panel_settings import PanelConfig
-from diffprobe.evaluation.probe_runs import FoundRuns, ProbeRun, open_probe_runs, open_source, reason
+from diffprobe.evaluation.probe_runs import FoundRuns, ProbeRun, open_probe_runs, reason
 from diffprobe.evaluation.run_facts import facts_of, machine_facts
 from diffprobe.report.default_table import default_tables
 from diffprobe.report.pages.page import Page, render_page
@@ -22,11 +24,6 @@ from diffprobe.report.run_names import run_names
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
-if TYPE_CHECKING:
-    from diffprobe.features.datamodule import FeatureSource
-
-Announce = Callable[[str], None]
-"""Takes a line on what is being done."""
 _MAX_OPEN = 2
 """Feature sources that are kept open: runs of one store follow each other."""
 
@@ -50,7 +47,7 @@ def write_run_report(
     out: Path | str,
     options: ReportOptions | None = None,
     *,
-    announce: Announce = lambda line: None,
+    progress: MakeBar | None = None,
 ) -> tuple[str, ...]:
     """Write the page of some runs as one HTML file.
 
@@ -58,13 +55,13 @@ def write_run_report(
         paths: folders of runs, folders below which runs are, or `result.json` files.
         out: the file; it is replaced.
         options: what is shown.
-        announce: takes a line for each part.
+        progress: makes a bar over the runs whose features are read; None for none.
     Returns: sentences on what the page does not show.
     Raises: see `run_report`; ConfigError for a file that is not HTML.
     """
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"'{out}' has no ending of a page.", "allowed: .html, .htm", fix=f"--out {out}.html")
-    page = run_report(paths, options, announce=announce)
+    page = run_report(paths, options, progress=progress)
     html = render_page(page)
     with atomic_file(out) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -72,15 +69,21 @@ def write_run_report(
 
 
 def run_report(
-    paths: Sequence[str | Path], options: ReportOptions | None = None, *, announce: Announce = lambda line: None
+    paths: Sequence[str | Path], options: ReportOptions | None = None, *, progress: MakeBar | None = None
 ) -> Page:
     """Build the content of the page of some runs.
 
-    Raises: ConfigError for a path that is neither run nor folder, or an unknown group; RunFailed for a run without a
+    Raises: ConfigError for a path that is neither run nor folder, or an unknown group; ShardError for a `data_path`
+        without shards; RunFailed for a run without a
         result, or results that contradict each other; SchemaError for results that cannot be read.
     """
     options = options or ReportOptions()
-    found = open_probe_runs(paths, data_path=options.data_path)
+    if options.data_path is not None:
+        from diffprobe.shards.index import ShardSet
+
+        ShardSet.load(options.data_path)  # a wrong folder is not a missing one
+    found = open_probe_runs(paths)
+    found = replace(found, runs=tuple(with_data_path(run, options.data_path) for run in found.runs))
     results = tuple(run.result for run in found.runs)
     ordinary = [run for run in found.runs if run.control == "none"]
     if not ordinary:
@@ -90,11 +93,14 @@ def run_report(
         )
     left_out = _not_shown(found)
     names = _names(ordinary)
-    stores = _Sources(options, left_out)
     groups = _groups(ordinary)
     group_names = run_names([run.result for run in groups])
-    latents = _latent_sections(ordinary, names, options, stores, left_out, announce)
-    directions = _directions(found.runs, ordinary, names, groups, group_names, options, stores, left_out, announce)
+    n_read = sum(run.result.kind in ("sae", "direction") for run in ordinary)
+    with nullcontext() if progress is None else progress(n_read) as bar:
+        stores = _Sources(options, bar)
+        latents = _latent_sections(ordinary, names, options, stores, left_out)
+        sources = dict(zip(map(_group, groups), group_names, strict=True)) if len(groups) > 1 else {}
+        directions = _directions(found.runs, names, sources, options, stores, left_out)
     return Page(
         title=options.title or _title(ordinary),
         lead=_lead(ordinary, results),
@@ -140,7 +146,7 @@ def _groups(ordinary: Sequence[ProbeRun]) -> list[ProbeRun]:
 def _group(run: ProbeRun) -> tuple[object, ...]:
     """Return what runs of one data set and backbone have in common."""
     config = run.config
-    inputs = [run.result.artifacts.get(name) for name in ("input/shards", "input/backbone")]
+    inputs = [run.result.artifacts.get(name) for name in (SHARDS, BACKBONE)]
     return (config.data.path, config.backbone.path, config.backbone.dtype, *inputs)
 
 
@@ -179,20 +185,24 @@ def _lead(ordinary: Sequence[ProbeRun], results: Sequence[RunResult]) -> str:
 class _Sources:
     """Opens the features of runs; keeps the last ones, since runs of one store follow each other."""
 
-    def __init__(self, options: ReportOptions, left_out: list[str]) -> None:
-        self._options, self._left_out = options, left_out
-        self._open: dict[object, FeatureSource] = {}
+    def __init__(self, options: ReportOptions, bar: Bar | None) -> None:
+        self._options, self._bar = options, bar
+        self.reasons: dict[str, str] = {}
+        """Name of a run -> why its features are not at hand."""
+        self._open: dict[object, PageFeatures] = {}
 
-    def open(self, run: ProbeRun) -> "FeatureSource | None":
-        """Return the features of a run; None, with a sentence in the limits, where they are not at hand."""
+    def open(self, run: ProbeRun) -> PageFeatures | None:
+        """Return the features of a run; None, with the reason in `reasons`, where they are not at hand."""
+        if self._bar is not None:
+            self._bar.update(1)
         backbone, features = backbone_and_features(run.config)
         key = (backbone, run.config.data, features, run.config.probe.cell, repr(run.config.probe.grid))
         if key not in self._open:
             try:
-                source = open_source(run)
+                source = open_features(run)
                 source.table(run.config.data.test_split)  # a store that lost a file fails here
             except (DiffprobeError, OSError) as error:
-                self._left_out.append(f"Features of run {run.result.run} are not at hand: {reason(error)}")
+                self.reasons[run.result.run] = f"its features are not at hand: {reason(error)}"
                 return None
             self._check_group(source)
             while len(self._open) >= _MAX_OPEN:
@@ -200,7 +210,7 @@ class _Sources:
             self._open[key] = source
         return self._open[key]
 
-    def _check_group(self, source: "FeatureSource") -> None:
+    def _check_group(self, source: PageFeatures) -> None:
         group = self._options.panels.group_by
         if group is not None and group not in source.attributes:
             raise unknown("group", group, source.attributes, ConfigError)
@@ -212,7 +222,6 @@ def _latent_sections(
     options: ReportOptions,
     stores: _Sources,
     left_out: list[str],
-    announce: Announce,
 ) -> tuple[LatentSection, ...]:
     from diffprobe.evaluation.latent_panels import latent_section
 
@@ -221,13 +230,12 @@ def _latent_sections(
         if run.result.kind != "sae":
             continue
         name = names.get(run.result.run, run.result.run)
-        announce(f"latents of {name}")
         source = stores.open(run)
         if source is None:
-            left_out.append(f"No latents of {name} are shown, for want of its features.")
+            left_out.append(f"No latents of {name} are shown: {stores.reasons[run.result.run]}")
             continue
         try:
-            sections.append(latent_section(run, options.panels, name=name, source=source))
+            sections.append(latent_section(run, options.panels, name=name, features=source))
         except (DiffprobeError, OSError) as error:  # few samples, or weights that are not at hand
             left_out.append(f"No latents of {name} are shown: {reason(error)}")
     return tuple(sections)
@@ -235,22 +243,28 @@ def _latent_sections(
 
 def _directions(
     runs: Sequence[ProbeRun],
-    ordinary: Sequence[ProbeRun],
     names: dict[str, str],
-    groups: Sequence[ProbeRun],
-    group_names: Sequence[str],
+    sources: dict[tuple[object, ...], str],
     options: ReportOptions,
     stores: _Sources,
     left_out: list[str],
-    announce: Announce,
 ) -> tuple[DirectionPanel, ...]:
-    if not any(run.result.kind == "direction" for run in ordinary):
+    if not any(run.result.kind == "direction" for run in runs):
         return ()
     from diffprobe.evaluation.direction_panels import direction_panels
 
-    announce("directions")
-    of_group = dict(zip((_group(run) for run in groups), group_names, strict=True))
-    sources = {run.result.run: of_group[_group(run)] for run in ordinary} if len(groups) > 1 else {}
+    def opener(run: ProbeRun) -> PageFeatures | None:
+        source, name = stores.open(run), run.result.run
+        if source is None:
+            text = "without intervals, projections and pictures"
+            left_out.append(f"Directions of {names.get(name, name)} are shown {text}: {stores.reasons[name]}")
+        return source
+
     return direction_panels(
-        runs, options.panels, names=names, sources=sources, open_features=stores.open, leave_out=left_out.append
+        runs,
+        options.panels,
+        names=names,
+        sources={run.result.run: sources[_group(run)] for run in runs if _group(run) in sources},
+        opener=opener,
+        leave_out=left_out.append,
     )

@@ -213,7 +213,14 @@ def _distinct(found: Found) -> tuple[tuple[TableAxis, ...], list[str]]:
         also = [f"config.{key}" for key in settings if f"config.{key}" not in fields]
         if also or inputs:
             lines.append(f"differ too, together with the rows: {', '.join([*also, *inputs])}")
-    return tuple(TableAxis(field=name, title=name.removeprefix("config.").rpartition(".")[2]) for name in fields), lines
+    return tuple(map(_axis, fields)), lines
+
+
+def _axis(field: str) -> TableAxis:
+    """Return an axis whose values can be understood where they are the heading of a block: "k = 16"."""
+    title = field.removeprefix("config.").rpartition(".")[2]
+    bare = field in ("probe", "run", "split")
+    return TableAxis(field=field, title=title, heading="{value}" if bare else f"{title} = {{value}}")
 
 
 def _content(run: RunResult, keys: Iterable[str], inputs: Iterable[str]) -> str:

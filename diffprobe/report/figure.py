@@ -65,9 +65,9 @@ class _HeatMap:
 
     @property
     def right(self) -> float:
-        """Inches for the colour scale and its marks: about 0.08 per character."""
+        """Inches for the colour scale and its marks: about 0.07 per character."""
         longest = max((len(mark.text) for mark in self.marks), default=0)
-        return max(2.1, 0.85 + 0.08 * longest)
+        return max(2.1, 0.62 + 0.073 * longest)
 
     @property
     def margin(self) -> float:

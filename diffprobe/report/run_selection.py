@@ -6,7 +6,7 @@ from typing import Any
 
 from diffprobe.core.errors import ConfigError, RunFailed, nearest
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.metrics import described
+from diffprobe.metrics.headline import is_higher_better, place_of
 from diffprobe.report.query import matches
 from diffprobe.report.run_index import IndexedRun
 
@@ -89,13 +89,13 @@ def rank(
     Raises: RunFailed if no record matches; ConfigError if it is not known which end of the metric is better.
     """
     where = dict(where or {})
-    higher = _direction(metric) if higher_is_better is None else higher_is_better
+    higher = is_higher_better(metric) if higher_is_better is None else higher_is_better
     found = []
     for run in runs:
         records = [record for record in run.result.metrics if record.name == metric]
-        tests = {_place(record): record for record in records if record.split == "test"}
+        tests = {place_of(record): record for record in records if record.split == "test"}
         found += [
-            Candidate(run=run, record=record, test=tests.get(_place(record)))
+            Candidate(run=run, record=record, test=tests.get(place_of(record)))
             for record in records
             if record.split == split and matches(run.result, record, where)
         ]
@@ -106,7 +106,7 @@ def rank(
             f"it is not known which values of '{metric}' are better.", fix="--order highest, or --order lowest"
         )
     return sorted(
-        found, key=lambda c: (-c.record.value if higher else c.record.value, c.run.path, str(_place(c.record)))
+        found, key=lambda c: (-c.record.value if higher else c.record.value, c.run.path, str(place_of(c.record)))
     )
 
 
@@ -126,34 +126,6 @@ def compare_runs(runs: Sequence[IndexedRun]) -> RunComparison:
     )
 
 
-def headline(result: RunResult, metric: str | None = None) -> MetricRecord | None:
-    """Return the record that stands for a run in a list: on test, at the cell, target and probe that are best on val.
-
-    Args:
-        metric: name of the metric; None takes the first registered one that the run has, else the run's first.
-
-    Returns: the best record of another split where nothing was measured on val, or nothing there on test; None if the
-        run does not have the metric.
-    """
-    order = list(described())
-    names = dict.fromkeys(record.name for record in result.metrics)
-    wanted = metric or min(names, key=lambda name: order.index(name) if name in order else len(order), default=None)
-    records = [record for record in result.metrics if record.name == wanted]
-    for split in ("val", "test", "train"):
-        of_split = [record for record in records if record.split == split]
-        if of_split:
-            lowest = _direction(of_split[0].name) is False
-            best = (min if lowest else max)(of_split, key=lambda record: record.value)
-            same_place = [record for record in records if record.split == "test" and _place(record) == _place(best)]
-            return same_place[0] if same_place else best
-    return records[0] if records else None
-
-
-def better_first(record: MetricRecord) -> float:
-    """Return a number that is smaller for a better record of the same metric, for sorting."""
-    return record.value if _direction(record.name) is False else -record.value
-
-
 def record_name(record: MetricRecord) -> str:
     """Return the name of a record within its run: metric, split, cell, target and probe."""
     place = " ".join(part for part in (record.cell, record.target, record.probe) if part)
@@ -171,15 +143,6 @@ def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
         full = f"{at}.{key}" if at else key
         flat.update(flatten(value, full) if isinstance(value, dict) and value else {full: value})
     return flat
-
-
-def _direction(metric: str) -> bool | None:
-    known = described().get(metric)
-    return None if known is None else known.higher_is_better
-
-
-def _place(record: MetricRecord) -> tuple[str | None, str | None, str | None]:
-    return record.cell, record.target, record.probe
 
 
 def _inputs(result: RunResult) -> dict[str, Any]:

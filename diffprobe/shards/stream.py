@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, ShardError, unknown
 from diffprobe.core.rng import derive_seed
+from diffprobe.core.signals import shield_worker
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
@@ -257,7 +258,12 @@ def make_loader(
         raise ConfigError(f"batch_size={batch_size} must be at least 1, num_workers={num_workers} at least 0.")
     context = multiprocessing_context if num_workers else None
     return ImageLoader(
-        stream, batch_size, num_workers=num_workers, pin_memory=pin_memory, multiprocessing_context=context
+        stream,
+        batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=context,
+        worker_init_fn=shield_worker,
     )
 
 

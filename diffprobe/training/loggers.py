@@ -16,10 +16,13 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.signals import children_outlive_signals
+from diffprobe.training.wandb_history import CheckpointedWandbLogger
+from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
 _log = logging.getLogger(__name__)
 _TRUE = ("true", "1", "yes", "on", "y", "t")
-_RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
+RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
 
 def logged_in() -> bool:
@@ -125,9 +128,9 @@ def make_logger(
         group=config.group or os.environ.get("WANDB_RUN_GROUP") or experiment or None,
         job_type=os.environ.get("WANDB_JOB_TYPE") or job_type,
         tags=list(dict.fromkeys((*config.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags))),
-        config=dict(tree),
+        config={**tree, **environment()},
     )
-    return WandbLogger(experiment=run, save_dir=run_dir)
+    return CheckpointedWandbLogger(run, run_dir, resume=resume)
 
 
 def _refuse_contradictions(config: LoggerConfig) -> None:
@@ -146,7 +149,7 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
         if os.environ.get(variable):
             raise ConfigError(
                 f"{variable}={os.environ[variable]} would be ignored.",
-                f"the id of a W&B run is kept in the run's folder ({_RUN_FILE}); a run that resumes continues its own",
+                f"the id of a W&B run is kept in the run's folder ({RUN_FILE}); a run that resumes continues its own",
                 fix=f"unset {variable}",
             )
 
@@ -155,15 +158,16 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
     """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
     import wandb
 
-    run = wandb.init(
-        project=keys.project,
-        entity=keys.entity,
-        mode=mode,
-        resume=None if mode == "offline" else "allow",
-        reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", quiet=True),
-        **arguments,
-    )
+    with children_outlive_signals():  # W&B's own process would end before it has written the history
+        run = wandb.init(
+            project=keys.project,
+            entity=keys.entity,
+            mode=mode,
+            resume=None if mode == "offline" else "allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off", quiet=True),
+            **arguments,
+        )
     run.define_metric("trainer/global_step")  # the x-axis under which Lightning logs
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
@@ -171,7 +175,7 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
 
 def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
-    file = run_dir / _RUN_FILE
+    file = run_dir / RUN_FILE
     if (resume or not is_main_process()) and file.exists():
         try:
             tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)
@@ -205,13 +209,18 @@ def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, Ru
     """
     if isinstance(logger, WandbLogger):
         run = logger.experiment
+        if isinstance(logger, CheckpointedWandbLogger):
+            logger.send_all()
         for prefix, one in (("", result), *((f"{name}/", member) for name, member in (members or {}).items())):
             for record in one.metrics:
                 name = prefix + summary_name(record)
                 run.summary[name] = record.value
                 for control, value in record.controls.items():
                     run.summary[f"{name}/{control}"] = value
+            for name, value in scores(one).items():
+                run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
+        log_artifacts(run, result, Path(logger.save_dir or "."))
         run.finish()
     elif logger is not None:
         logger.finalize("success")

@@ -23,8 +23,8 @@ from diffprobe.core.signals import Terminated
 from diffprobe.training.checkpoint import RunCheckpoint
 from diffprobe.training.checkpoint_file import CheckpointFile
 from diffprobe.training.launch import cluster_environment
-from diffprobe.training.progress import RunProgress
 from diffprobe.training.requeue import Requeue
+from diffprobe.training.run_progress import RunProgress
 
 _NOISE = (
     ".*does not have many workers.*",

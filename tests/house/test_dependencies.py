@@ -15,8 +15,8 @@ NOT_IMPORTED = {"accelerate": "diffusers needs it to load weights without a seco
 """Declared package that no file of diffprobe imports -> why it is needed."""
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "hydra-core": "hydra", "huggingface-hub": "huggingface_hub"}
 """Package -> its module, where the names differ."""
-OPTIONAL = {"sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn"}
-"""Modules of the extras `peers` and `dev`, which a command imports if they are there and otherwise names."""
+OPTIONAL = {"sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces"}
+"""Modules of the extras `peers`, `wandb` and `dev`, which a command imports if they are there and otherwise names."""
 
 
 def names(requirements: list[str]) -> set[str]:

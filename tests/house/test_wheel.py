@@ -69,7 +69,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_what_git_holds_of_the_package(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "diffprobe", "configs", "experiments"],
+        ["git", "-C", str(ROOT), "ls-files", "diffprobe", "configs", "experiments", "slurm"],
         capture_output=True,
         text=True,
         check=False,
@@ -93,6 +93,11 @@ def test_it_is_what_is_imported(python: Path, tmp_path: Path) -> None:
 def test_the_demo_is_checked(python: Path, tmp_path: Path) -> None:
     assert "11 runs, 3 stores" in run(python.with_name("diffprobe"), "demo", "--check", cwd=tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_batch_script_is_rendered(python: Path, tmp_path: Path) -> None:
+    command = ["submit", "doctor", "cluster=local", "--dry-run"]
+    assert "arguments=(doctor)" in run(python.with_name("diffprobe"), *command, cwd=tmp_path)
 
 
 def test_the_demo_runs(python: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.run_index import IndexedRun
-from diffprobe.report.run_selection import compare_runs, headline, rank, select_runs
+from diffprobe.report.run_selection import compare_runs, rank, select_runs
 from tests.report.conftest import make_sae_run
 
 CELLS = ("mid_block@t25:empty:mean", "mid_block@t200:empty:mean")
@@ -66,16 +66,6 @@ def test_what_cannot_be_ranked_is_an_error(runs: list[IndexedRun]) -> None:
     with pytest.raises(ConfigError, match=r"(?s)colourfulness.*--order highest"):
         rank(unknown, "colourfulness")
     assert rank(unknown, "colourfulness", higher_is_better=True)[0].record.value == 0.3
-
-
-def test_the_headline_is_on_test_where_val_is_best(runs: list[IndexedRun]) -> None:
-    found = headline(runs[0].result)
-    assert found is not None and (found.split, found.cell, found.value) == ("test", CELLS[1], 0.4)
-    assert headline(runs[0].result, "fvu") is None
-    only_val = headline(run("v", record(0.5, "val"), record(0.6, "val", CELLS[1])).result)
-    assert only_val is not None and only_val.value == 0.6
-    lowest = headline(run("f", record(0.2, "test", name="fvu"), record(0.1, "test", CELLS[1], "fvu")).result)
-    assert lowest is not None and lowest.value == 0.1
 
 
 def test_a_comparison_lists_what_differs_and_all_metrics(runs: list[IndexedRun]) -> None:

@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffprobe.core.terminal import printable
+from diffprobe.metrics.headline import headline
 from diffprobe.report.curves import Curve, thinned
 from diffprobe.report.pages.line_svg import LineChart, draw_lines
 from diffprobe.report.run_index import IndexedRun
-from diffprobe.report.run_selection import Difference, compare_runs, headline, record_name
+from diffprobe.report.run_selection import Difference, compare_runs, record_name
 
 MAX_COMPARED = 12
 """Most runs whose curves and settings are shown beside each other: more colours are hard to distinguish."""

@@ -232,7 +232,8 @@ def _comparison(page: Page) -> dict[str, Any] | None:
         ]
         text = next((row["help"] for cells in found for row in cells if row["help"]), "")
         rows.append({"name": name, "split": split, "cells": found, "help": text})
-    return {"views": views, "rows": rows}
+    cells = {tuple(view["cells"]) for view in views}
+    return {"views": views, "rows": rows, "cells": cells.pop() if len(cells) == 1 else None}
 
 
 def _section_view(section: LatentSection) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""What the dashboard of an experiment shows: read from its file, those below its folder, and their tables."""
+
+from pathlib import Path
+from typing import Any
+
+from diffprobe.config import compose, search_path
+from diffprobe.config.parse import to_tree
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import RunFailed, nearest
+from diffprobe.launch.wandb_workspace import Dashboard, differing_keys
+from diffprobe.metrics import measured_on
+from diffprobe.report.table_spec import load_specs
+
+_DIRECTION = ("auroc",)
+"""Metric of directions, which is not a registered one."""
+
+
+def dashboard_of(name: str) -> Dashboard:
+    """Return the dashboard of an experiment, or of a folder of experiments.
+
+    Args:
+        name: "emoji/sae", or "emoji/sae_table" for all experiments below that folder.
+
+    Raises: RunFailed if no experiment has this name; ConfigError if one of them is not valid.
+    """
+    known = search_path.experiments()
+    name = name.strip("/")
+    names = [name] if name in known else [one for one in known if one.startswith(f"{name}/")]
+    if not names:
+        close = nearest(name, [*known, *{one.rpartition("/")[0] for one in known}])
+        raise RunFailed(
+            f"no experiment '{name}'.",
+            *([f"nearest: {', '.join(close)}"] if close else []),
+            fix="diffprobe config --list names them",
+        )
+    configs = [compose.load(one) for one in names]
+    metrics = dict.fromkeys(metric for folder in _folders(names, known) for metric in _of_tables(folder))
+    if not metrics:
+        metrics = dict.fromkeys(metric for config in configs for metric in _of_kind(config))
+    trees: list[dict[str, Any]] = [to_tree(config) for config in configs]
+    return Dashboard(experiments=tuple(names), metrics=tuple(metrics), settings=differing_keys(trees))
+
+
+def _folders(names: list[str], known: dict[str, Path]) -> list[Path]:
+    return list(dict.fromkeys(known[name].parent for name in names))
+
+
+def _of_tables(folder: Path) -> list[str]:
+    file = folder / "table.yaml"
+    return [spec.metric for spec in load_specs(file)] if file.is_file() else []
+
+
+def _of_kind(config: object) -> list[str]:
+    if not isinstance(config, RunConfig):
+        return []
+    if config.probe.kind == "direction":
+        return list(_DIRECTION)
+    return [metric.name for metric in measured_on(config.probe.kind)]

@@ -1,0 +1,68 @@
+"""What a W&B run holds besides curves: environment, scores, and its artifacts with their inputs.
+
+Files stay where they are: artifacts refer to them, so that a large store is never sent.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffprobe.core.result import BACKBONE, INPUT, SHARDS, STORE, RunResult, describe_environment
+from diffprobe.metrics.headline import headline
+
+if TYPE_CHECKING:
+    from wandb import Run
+
+SCORE = "score/"
+"""Prefix of the summary keys with one value per metric: on test, where val is best."""
+_SLURM = (
+    "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION",
+    "SLURM_RESTART_COUNT", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS",
+)  # fmt: skip
+_TYPES = {STORE: "features", SHARDS: "dataset", BACKBONE: "model"}
+"""Input of a run -> type of its artifact."""
+
+
+def environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what the configuration of a W&B run holds besides the settings: commit, versions, machine, SLURM's ids."""
+    known = os.environ if environ is None else environ
+    slurm = {name.removeprefix("SLURM_").lower(): known[name] for name in _SLURM if known.get(name)}
+    return {"environment": {**describe_environment(), **({"slurm": slurm} if slurm else {})}}
+
+
+def scores(result: RunResult) -> dict[str, float]:
+    """Return one value per metric of a result: that on test of the cell, target and probe that are best on val."""
+    found = {}
+    for name in dict.fromkeys(record.name for record in result.metrics):
+        record = headline(result, name)
+        if record is not None:
+            found[SCORE + name] = record.value
+    return found
+
+
+def log_artifacts(run: "Run", result: RunResult, run_dir: Path) -> None:
+    """Log the written probes as an artifact, with the digests of all inputs, and name the inputs as used.
+
+    W&B records used artifacts online only; offline the digests are in the metadata of the probe's artifact.
+    """
+    import wandb
+
+    inputs = {name: digest for name, digest in result.artifacts.items() if name.startswith(INPUT)}
+    if not run.offline:
+        for name, kind in _TYPES.items():
+            if name in inputs:
+                run.use_artifact(wandb.Artifact(f"{kind}-{inputs[name][:12]}", kind, metadata={"sha256": inputs[name]}))
+    written = {name: digest for name, digest in result.artifacts.items() if not name.startswith(INPUT)}
+    if not written:
+        return
+    made = wandb.Artifact(
+        f"{result.kind}-{result.run.replace('/', '-')}",
+        result.kind,
+        metadata={"inputs": inputs, "config_digest": result.config_digest, "files": written},
+    )
+    for name in written:
+        folder = (run_dir / name).resolve()
+        if folder.exists():
+            made.add_reference(folder.as_uri(), name=name, checksum=False)
+    run.log_artifact(made)

@@ -1,0 +1,62 @@
+"""What W&B runs hold besides curves."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffprobe.config.schema import LoggerConfig
+from diffprobe.core.result import MetricRecord, StartTime, make_result
+from diffprobe.training import loggers
+from diffprobe.training.trainer import quiet
+from diffprobe.training.wandb_run import environment, scores
+from tests.training.test_loggers import finished_records, logged_out, read_run  # noqa: F401
+
+CELLS = "mid_block@t25:empty:mean", "mid_block@t200:empty:mean"
+
+
+def result_of(**changes):
+    records = [
+        MetricRecord(name="accuracy", value=value, split=split, n=4, cell=cell)
+        for value, split, cell in [(0.5, "val", CELLS[0]), (0.9, "test", CELLS[0]), (0.7, "val", CELLS[1])]
+    ] + [MetricRecord(name="accuracy", value=0.6, split="test", n=4, cell=CELLS[1])]
+    return make_result(
+        run="abc", experiment="e", kind="classifier", config={"seed": 1}, seeds={}, metrics=records,
+        started_at=StartTime(0.0, 0.0), **changes,
+    )  # fmt: skip
+
+
+def test_the_environment_has_commit_versions_and_the_ids_of_slurm():
+    found = environment({"SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3", "SLURM_NODELIST": "n1"})["environment"]
+    assert found["slurm"] == {"job_id": "17", "array_task_id": "3"}
+    assert "torch" in found["versions"] and "git_commit" in found and "machine" in found["hardware"]
+    assert "slurm" not in environment({})["environment"]
+
+
+def test_a_score_is_the_test_value_where_val_is_best():
+    assert scores(result_of()) == {"score/accuracy": 0.6}
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_an_offline_run_holds_scores_environment_and_a_reference_to_its_probes(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (tmp_path / "probes/linear").mkdir(parents=True)
+    (tmp_path / "probes/linear/probe.safetensors").write_bytes(b"weights")
+    artifacts = {"probes/linear": "1" * 64, "input/store": "2" * 64, "input/backbone": "3" * 64}
+    with quiet():
+        logger = loggers.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="classifier",
+            tree={"seed": 1},
+        )  # fmt: skip
+        loggers.finish(logger, result_of(artifacts=artifacts))
+    _, config, summary, _ = read_run(tmp_path)
+    assert config["seed"] == 1 and config["environment"]["slurm"]["job_id"] == "17"
+    assert summary["score/accuracy"] == 0.6
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (artifact,) = [record.artifact for record in finished_records(path) if record.HasField("artifact")]
+    assert (artifact.type, artifact.name) == ("classifier", "classifier-abc")
+    metadata = json.loads(artifact.metadata)
+    assert metadata["inputs"] == {"input/store": "2" * 64, "input/backbone": "3" * 64}
+    (entry,) = artifact.manifest.contents
+    assert entry.path == "probes/linear/probe.safetensors" and entry.ref.startswith("file://")
+    assert not list(tmp_path.glob("wandb/**/probe.safetensors"))  # nothing is copied
