@@ -156,11 +156,16 @@ def _write(
     written: dict[str, str] = {}  # all probes of the run; the record of a grid lists those of its members
 
     def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
-        from diffprobe.core.result import make_result, write_result
+        from diffprobe.core.result import make_result, predictions_file, write_result
+        from diffprobe.probes.predictions import save_predictions
         from diffprobe.probes.serialization import TENSORS
 
         saved = part.save(folder / "probes") if part else []
         artifacts = {str(path.relative_to(folder)): digest_file(path / TENSORS) for path in saved}
+        for split, predictions in (part.predictions if part else {}).items():
+            name = predictions_file(split)
+            save_predictions(predictions, folder / name)
+            artifacts[name] = digest_file(folder / name)
         written.update({str((folder / name).relative_to(planned.run_dir)): sha for name, sha in artifacts.items()})
         result = make_result(
             run=run,
