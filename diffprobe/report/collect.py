@@ -15,10 +15,10 @@ def collect(results_dir: Path | str) -> list[RunResult]:
     Raises: RunFailed if the folder does not exist, contains no result, or has a subfolder that cannot be listed;
         SchemaError with every file that cannot be read: files are never skipped.
     """
-    return read_results(find_results(results_dir))
+    return read_results(require_results(results_dir))
 
 
-def find_results(results_dir: Path | str) -> list[Path]:
+def require_results(results_dir: Path | str) -> list[Path]:
     """Return the path of every `result.json` below a folder, sorted.
 
     Raises: RunFailed if the folder does not exist, contains no result, or has a subfolder that cannot be listed.
