@@ -21,6 +21,7 @@ from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_splits
+from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -192,4 +193,4 @@ def _write(
             members[point.name] = write(folder, run, point.tree, seeds_of(point, config), member)
         whole = None  # the metrics are in the records of the members; a table must not find them twice
     result = write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole)
-    loggers.finish(logger, result, members=members)
+    loggers.finish(logger, result, members=members, media=lambda: media_of(result, members))

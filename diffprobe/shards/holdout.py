@@ -82,7 +82,9 @@ class Holdout:
         group = shard_set.group if data.val_group is None else data.val_group
         group = None if group == KEY else group
         if group is not None and group not in shard_set.attributes:
-            error = unknown(f"data.val_group (attribute of '{shard_set.name}')", group, shard_set.attributes, ConfigError)
+            error = unknown(
+                f"data.val_group (attribute of '{shard_set.name}')", group, shard_set.attributes, ConfigError
+            )
             error.fix = f"data.val_group=NAME for an attribute of the set, or data.val_group={KEY}"
             raise error
         gaps = [shard.missing[group] for shard in shards if group in shard.missing] if group else []
