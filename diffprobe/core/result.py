@@ -34,6 +34,7 @@ INPUT = "input/"
 """Prefix of the names of a run's inputs in `artifacts`; all other names are files that the run wrote."""
 SHARDS, BACKBONE, STORE = f"{INPUT}shards", f"{INPUT}backbone", f"{INPUT}store"
 """Names of a run's inputs in `artifacts`."""
+_PREDICTIONS = "predictions-"
 _PACKAGES = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "webdataset", "numpy")
 
 
@@ -122,6 +123,20 @@ class StartTime:
     def elapsed(self) -> float:
         """Return the seconds since the start."""
         return time.monotonic() - self.monotonic
+
+
+def predictions_file(split: str) -> str:
+    """Return the name of the file beside a result that has the predictions of a split.
+
+    >>> predictions_file("test")
+    'predictions-test.safetensors'
+    """
+    return f"{_PREDICTIONS}{split}.safetensors"
+
+
+def is_predictions(artifact: str) -> bool:
+    """Return whether a name in `artifacts` is a file of predictions; other outputs are folders of probes."""
+    return artifact.rpartition("/")[2].startswith(_PREDICTIONS)
 
 
 def make_result(

@@ -209,7 +209,7 @@ def _panel(
     source: str,
 ) -> DirectionPanel:
     positive, negative = (_pole(record.detail.get(name)) for name in ("positive", "negative"))
-    common = {
+    common: dict[str, Any] = {
         "target": str(record.target), "positive": positive, "negative": negative, "cell": str(record.cell),
         "estimates": (estimate,), "shown": estimate.estimator, "source": source,
     }  # fmt: skip

@@ -45,17 +45,17 @@ def latent_section(
     n_classes = max(len(classes), 1)  # counts of unlabelled images need one class that stays empty
 
     seen = LatentCounts(sae.n_latents, n_classes)
-    for code, rows, table in _codes(sae, source.table(run.config.data.train_split), cells):
+    for code, rows, table in sample_codes(sae, source.table(run.config.data.train_split), cells):
         seen.update(code.values, code.indices, table.label[rows])
     choice = select_latents(seen, n=settings.n_latents, min_active=settings.min_active)
 
     counts, top = LatentCounts(sae.n_latents, n_classes), TopSamples(sae.n_latents, settings.n_top)
     held_out = source.table(run.config.data.test_split)
-    for code, rows, table in _codes(sae, held_out, cells):
+    for code, rows, table in sample_codes(sae, held_out, cells):
         counts.update(code.values, code.indices, table.label[rows])
         top.update(code.values, code.indices, [table.keys[row] for row in rows.tolist()])
     samples = top.result()
-    shown = {latent: _with_places(sae, held_out, cells, latent, samples[latent]) for latent in choice.latents}
+    shown = {latent: with_places(sae, held_out, cells, latent, samples[latent]) for latent in choice.latents}
     loader = PictureLoader(source, held_out, settings.picture_side)
     pictures = loader.load([one for latent in choice.latents for one in shown[latent]])
     panels = [_latent(counts, latent, shown[latent], pictures, classes, run.config.seed) for latent in choice.latents]
@@ -92,7 +92,7 @@ def _map_size(table: FeatureTable, cell: str) -> tuple[int, int] | None:
 
 
 @torch.no_grad()
-def _codes(sae: KSAE, table: FeatureTable, cells: Sequence[str]) -> Iterator[tuple[Code, Tensor, FeatureTable]]:
+def sample_codes(sae: KSAE, table: FeatureTable, cells: Sequence[str]) -> Iterator[tuple[Code, Tensor, FeatureTable]]:
     """Yield the codes of samples: where a sample has several rows, the largest activation of each latent over them."""
     views = [by_place(table.features[cell], cell) for cell in cells]
     n_places = sum(view.shape[1:-1].numel() for view in views)
@@ -115,7 +115,7 @@ def _largest(code: Code, n_samples: int, n_latents: int) -> Code:
 
 
 @torch.no_grad()
-def _with_places(
+def with_places(
     sae: KSAE, table: FeatureTable, cells: Sequence[str], latent: int, samples: Sequence[TopSample]
 ) -> tuple[Shown, ...]:
     """Return the top samples of a latent with the position of its largest activation, where cells are whole maps."""

@@ -12,7 +12,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
 from diffprobe.core.json_file import expect, read_json_object
-from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, read_result
+from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, is_predictions, read_result
 from diffprobe.report.query import parse_cell
 from diffprobe.runs.grid import MEMBERS
 
@@ -34,7 +34,7 @@ class TrainedRun:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the autoencoders: their folders, relative to that of the run. A grid lists those of all members."""
-        return tuple(name for name in self.result.artifacts if not name.startswith(INPUT))
+        return tuple(name for name in self.result.artifacts if not name.startswith(INPUT) and not is_predictions(name))
 
     def saes(self) -> dict[str, Path]:
         """Return the folders of the autoencoders by name.

@@ -5,5 +5,5 @@ the file is the name of the probe in a config. `training` wraps them for a Train
 `training/kinds`.
 """
 
-SHARED = ("full_batch", "score", "serialization", "shuffled_labels")
+SHARED = ("full_batch", "predictions", "score", "serialization", "shuffled_labels")
 """What is not a kind of probe that is fitted on features: shared code, and `score`, which reads the model itself."""

@@ -42,10 +42,15 @@ def save_probe(
     return folder
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path | str) -> None:
-    """Write tensors to a safetensors file. Raises: OSError where it cannot be written, for example on a full disk."""
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file. Raises: OSError where it cannot be written, for example on a full disk.
+
+    Args:
+        metadata: texts of its header.
+    """
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, path, metadata=None if metadata is None else dict(metadata))
     except SafetensorError as error:
         raise OSError(f"'{path}' cannot be written: {error}") from error
 

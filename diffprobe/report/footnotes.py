@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from diffprobe.report.table_data import Entry, TableData
 from diffprobe.report.table_spec import TableSpec
 
-BELOW, OUTSIDE = "‡", "!"
+BELOW: str = "‡"
+OUTSIDE: str = "!"
 """Marks of a value that does not beat its strongest control, and of one outside the tolerance of a published value."""
 BELOW_CONTROL = f"{BELOW} does not beat the strongest control of the same entry."
 """Legend of the mark ‡."""

@@ -66,6 +66,9 @@ class Table:
         """Return Markdown that is also readable as plain text: columns aligned, text wrapped, best entries in bold."""
         return "\n".join(map(render_markdown, self.parts))
 
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
     def to_csv(self) -> str:
         """Return one line per entry, unrounded; several tables with equal columns have one header line."""
         texts = [render_csv(part) for part in self.parts]

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.result import RESULT_FILE, RunResult
-from diffprobe.report.collect import collect, find_results, read_results
+from diffprobe.report.collect import collect, read_results, require_results
 from diffprobe.report.default_table import default_tables
 from diffprobe.report.query import matches
 from diffprobe.report.table_spec import TableSpec, find_spec, has_spec, load_specs
@@ -75,7 +75,7 @@ def result_paths(names: Sequence[str | Path]) -> list[Path]:
     paths: dict[Path, Path] = {}
     for name in map(Path, names):
         if name.is_dir():
-            found = find_results(name)
+            found = require_results(name)
         elif name.name == RESULT_FILE and name.is_file():
             found = [name]
         else:

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
-from diffprobe.core.result import INPUT, RESULT_FILE
+from diffprobe.core.result import INPUT, RESULT_FILE, predictions_file
 from diffprobe.core.signals import Terminated, take_sigterm
 from diffprobe.training.checkpoint_file import verify_checkpoint
 from diffprobe.training.requeue import Requeue
@@ -183,11 +183,14 @@ def require_same_inputs(run_dir: Path, inputs: Mapping[str, str]) -> None:
 
 
 def forget(*folders: Path) -> None:
-    """Remove checkpoints and result of a finished run, so that they are not mistaken for those of the run that starts.
+    """Remove what a finished run left, so that it is not mistaken for that of the run that starts.
+
+    These are checkpoints, result and predictions.
 
     Call it after all validation, right before training, so that a refused run keeps its files.
     """
     for folder in folders:
         # in this order: other processes that start now see no checkpoint
-        for path in (folder / LAST, *folder.glob(LIGHTNINGS_OWN), folder / RESULT_FILE):
+        kept = folder.glob(predictions_file("*"))
+        for path in (folder / LAST, *folder.glob(LIGHTNINGS_OWN), folder / RESULT_FILE, *kept):
             path.unlink(missing_ok=True)

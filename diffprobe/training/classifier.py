@@ -26,6 +26,7 @@ from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.bank import Bank, make_bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
+from diffprobe.probes.predictions import KeptHead, class_scores
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import (
     ProbeModule,
@@ -162,13 +163,37 @@ class ClassifierModule(ProbeModule):
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
         require_finite(batch, self.cells)
-        start = 0
+        start, keeps = 0, self.keeps(split)
+        kept: list[dict[str, Tensor]] = []
         for cell, bank in zip(self.cells, self.banks, strict=True):
             with torch.autocast(self.device.type, enabled=False):  # the probe that is saved is float32
                 found = bank(vectors(batch, cell))
             for i, logits in enumerate(found):
-                self.confusion.update(start + i, logits, labels_of(batch, self.tasks[i][0]))
+                label = labels_of(batch, self.tasks[i][0])
+                self.confusion.update(start + i, logits, label)
+                if keeps:
+                    kept.append(class_scores(logits, label))
             start += len(self.tasks)
+        if keeps:
+            self.keep(batch, split, kept)
+
+    def target_values(self) -> Mapping[str, Sequence[str]]:
+        """Return the classes that the heads have."""
+        return self.classes
+
+    def kept_heads(self) -> list[KeptHead]:
+        """Return all heads, controls included."""
+        only = "shuffled_labels" if self.only_control else REAL
+        return [
+            KeptHead(
+                kind="classes",
+                probe=self.name,
+                cell=head.cell,
+                target=head.target,
+                control=only if head.control == REAL else head.control,
+            )
+            for head in self.heads
+        ]
 
     def finish(self, split: str) -> None:
         """Compute and log the scores. Raises: EmptyClass for a target without samples."""

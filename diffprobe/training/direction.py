@@ -25,6 +25,7 @@ from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
 from diffprobe.probes.direction.base import is_trained
+from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
 
@@ -194,10 +195,47 @@ class DirectionModule(ProbeModule):
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Project the samples of a batch. Raises: NonFinite."""
         require_finite(batch, self.widths)
+        kept: list[dict[str, Tensor]] = []
+        n_shuffles, n_random = self.config.n_shuffles, self.config.n_random
         for axis, columns, area in zip(self.axes, self._columns, self.areas(split), strict=True):
             side = axis.side(labels_of(batch, axis.target))
-            x = vectors(batch, axis.cell)[side >= 0].double()
-            area.update(x @ columns.to(x), side[side >= 0] == 1)
+            x = vectors(batch, axis.cell).double()
+            scores = x @ columns.to(x)
+            area.update(scores[side >= 0], side[side >= 0] == 1)
+            own, shuffled, random = scores.split([1, n_shuffles, n_random], dim=1)
+            kept += [{"scores": own[:, 0]}, {"scores": shuffled}, {"scores": random}]
+        if self.keeps(split):
+            self.keep(batch, split, kept)
+
+    def kept_heads(self) -> list[KeptHead]:
+        """Return each direction, followed by its two controls."""
+        draws = {"none": 1, "shuffled_labels": self.config.n_shuffles, "random_direction": self.config.n_random}
+        return [
+            KeptHead(
+                kind="axis",
+                probe=self.name,
+                cell=axis.cell,
+                target=axis.target,
+                control=control,
+                draws=n,
+                positive=axis.positive,
+                negative=axis.negative,
+                positive_ids=axis.positive_ids,
+                negative_ids=axis.negative_ids,
+            )
+            for axis in self.axes
+            for control, n in draws.items()
+        ]
+
+    def finish_heads(self, split: str, heads: list[KeptHead], tensors: dict[str, Tensor]) -> list[KeptHead]:
+        """Standardise the draws of each control over the split, so that 16 bits keep their order."""
+        for i, head in enumerate(heads):
+            if head.control != "none":
+                scores = tensors[f"scores.{i}"].double()
+                spread = scores.std(0, unbiased=False)
+                standard = (scores - scores.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+                tensors[f"scores.{i}"] = standard.half()
+        return heads
 
     def finish(self, split: str) -> None:
         """Compute and log the areas. Raises: EmptyClass for an end without samples."""

@@ -1,11 +1,13 @@
 """The base of all probe modules: exact passes over a split, evaluation hooks, sums over processes, step size."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -13,10 +15,14 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.probes.predictions import LABEL, KeptHead, Predictions, layout_of
+from diffprobe.training.prediction_collector import PredictionCollector
 from diffprobe.training.sae_rows import ShuffleBuffer
 
 SHUFFLE_BUFFERS = "shuffle_buffers"
 """Key of a checkpoint that holds the row buffers, by the names of their modules."""
+KEPT_SPLITS = ("val", "test")
+"""Splits whose predictions are kept: those that a probe was not trained on."""
 
 
 class ProbeModule(lightning.LightningModule):
@@ -26,6 +32,9 @@ class ProbeModule(lightning.LightningModule):
     `records` and `save`, and optionally `prepare`. Statistics of the training set are computed once, exactly, before
     the first step or evaluation (`prepare`): each sample counts once for any number of processes, although training
     batches may repeat some so that all processes have equally many.
+
+    Evaluations after training (`trainer.validate`, `trainer.test`) keep the predictions of each sample for which
+    `score` calls `keep`; they are in `predictions` afterwards.
 
     Args:
         settings: step size, weight decay and the like.
@@ -41,6 +50,8 @@ class ProbeModule(lightning.LightningModule):
     def __init__(self, settings: TrainerConfig, *, seed: int) -> None:
         super().__init__()
         self.settings, self.seed = settings, seed
+        self.predictions: dict[str, Predictions] = {}
+        self._kept: dict[str, PredictionCollector] = {}
         self._is_prepared = False
 
     def prepare(self) -> None:
@@ -72,6 +83,68 @@ class ProbeModule(lightning.LightningModule):
         """Write the trained probes below `folder` and return their folders."""
         raise NotImplementedError
 
+    def kept_heads(self) -> list[KeptHead]:
+        """Return the heads whose predictions are kept, in the order in which `keep` gets them; [] for none."""
+        return []
+
+    def target_values(self) -> Mapping[str, Sequence[str]]:
+        """Return the names of the values of targets, where they may differ from those of the data."""
+        return {}
+
+    def finish_heads(self, split: str, heads: list[KeptHead], tensors: dict[str, Tensor]) -> list[KeptHead]:
+        """Complete what is kept of a split, once all samples are there; changes `tensors`. Runs on all processes."""
+        return heads
+
+    def keeps(self, split: str) -> bool:
+        """Return whether the predictions of the samples that are scored now are kept."""
+        if self._trainer is None or split not in KEPT_SPLITS:
+            return False
+        return self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING)
+
+    def keep(self, batch: FeatureBatch, split: str, found: Sequence[Mapping[str, Tensor]]) -> None:
+        """Keep the predictions of a batch.
+
+        Args:
+            batch: the samples.
+            split: their split.
+            found: tensors of each head (samples, ...), as `probes/predictions.py` describes them; of a control of a
+                direction, its scores in their own unit.
+        """
+        values = self._sample_columns()
+        if split not in self._kept:
+            self._kept[split] = PredictionCollector(self._collected(self.kept_heads(), values))
+        columns = [labels_of(batch, name).cpu() for name in values]
+        named = {f"{name}.{i}": tensor for i, head in enumerate(found) for name, tensor in head.items()}
+        self._kept[split].update(batch.keys, {"ids": torch.stack(columns, dim=1), **named})
+
+    def gather_predictions(self, split: str) -> None:
+        """Gather the predictions of a split over the processes into `predictions`. Collective."""
+        heads = self.kept_heads()
+        if not heads or not self.keeps(split):
+            return
+        values = self._sample_columns()
+        collector = self._kept.pop(split, None) or PredictionCollector(self._collected(heads, values))
+        keys, tensors = collector.compute(self.gather_over_processes, self.device)
+        heads = self.finish_heads(split, heads, tensors)
+        self.predictions[split] = Predictions(
+            split=split, keys=keys, values=values, heads=tuple(heads), tensors=tensors
+        )
+
+    def _sample_columns(self) -> dict[str, tuple[str, ...]]:
+        source = self.source
+        attributes = {name: tuple(source.attributes[name]) for name in sorted(source.attributes)}
+        known = {LABEL: tuple(source.classes), **attributes}
+        return known | {target: tuple(names) for target, names in self.target_values().items()}
+
+    @staticmethod
+    def _collected(heads: Sequence[KeptHead], values: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Return the layout of what is collected: draws of a control in 32 bits, as they are not standardised yet."""
+        layout = layout_of([replace(head, control="none") if head.kind == "axis" else head for head in heads], values)
+        for i, head in enumerate(heads):
+            if head.kind == "axis" and head.control != "none":
+                layout[f"scores.{i}"] = (torch.float32, (head.draws,))
+        return layout
+
     def on_fit_start(self) -> None:
         """Prepare before the first step; the weights of a resumed run are already loaded."""
         self._prepare_once()
@@ -95,15 +168,21 @@ class ProbeModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute and log the validation scores."""
         self.finish("val")
+        self._gather_all("val")
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the scores of the test set, and of the training set for `scores_training_set`."""
         self.finish("test")
+        self._gather_all("test")
         if self.scores_training_set:
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
                 for batch in self.batches(self.train_split):
                     self.score(batch, "train")
             self.finish("train")
+
+    def _gather_all(self, split: str) -> None:
+        for part in self.members or [self]:
+            part.gather_predictions(split)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the row buffers, of which each process has its share; Lightning calls this on all processes."""

@@ -26,7 +26,7 @@ class StepBar(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Open the bar."""
-        self._context = self._make(steps_of(trainer) - trainer.global_step)
+        self._context = self._make(max((steps_of(trainer) or 0) - trainer.global_step, 0))
         self._bar = self._context.__enter__()
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -60,7 +60,7 @@ class StepHeartbeat(Callback):
         """Write for the first time."""
         path = heartbeat_path()
         if path is not None:
-            total = steps_of(trainer)
+            total = steps_of(trainer) or 0
             self._beat = Heartbeat(path, what="train", unit="steps", total=total, done=trainer.global_step)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +74,10 @@ class StepHeartbeat(Callback):
             self._beat.write()
 
 
-def steps_of(trainer: lightning.Trainer) -> int:
-    """Return the number of training batches of a whole run."""
-    total = int(trainer.num_training_batches * (trainer.max_epochs or 1))
-    return min(total, trainer.max_steps) if trainer.max_steps >= 0 else total
+def steps_of(trainer: lightning.Trainer) -> int | None:
+    """Return the number of training batches of a whole run; None if an epoch has no known length, or without end."""
+    batches = trainer.num_training_batches * (trainer.max_epochs or 1)
+    limits = [batches] if trainer.max_epochs != -1 else []
+    limits += [trainer.max_steps] if trainer.max_steps >= 0 else []
+    total = min(limits, default=float("inf"))
+    return None if total == float("inf") else int(total)

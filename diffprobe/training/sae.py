@@ -6,6 +6,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,10 +20,11 @@ from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
-from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.batch import FeatureBatch, RowValues
 from diffprobe.metrics.dead_latents import DeadLatents
+from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.types import Collective, Config, StepOutput
+from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_scores import Scores, SplitScores, decoder_scores, window_scores
@@ -68,6 +70,7 @@ class SparseAutoencoderModule(ProbeModule):
         self.scores: dict[str, dict[str, float]] = {}
         self._found: dict[str, tuple[Scores, dict[str, Scores]]] = {}
         self._decoder: Scores | None = None
+        self._sums: dict[str, Tensor] = {}
 
     @property
     def cell(self) -> str | None:
@@ -180,7 +183,40 @@ class SparseAutoencoderModule(ProbeModule):
         rows = rows_of(batch, self.cells)
         check_finite(rows, batch, self.cells)
         with torch.autocast(self.device.type, enabled=False):  # the saved autoencoder is float32
-            self._measured(split).update(rows, *self.sae(rows.x))
+            x_hat, code = self.sae(rows.x)
+            self._measured(split).update(rows, x_hat, code)
+        if self.keeps(split):
+            self._keep_rows(batch, split, rows, x_hat, code)
+
+    def _keep_rows(self, batch: FeatureBatch, split: str, rows: RowValues, x_hat: Tensor, code: Code) -> None:
+        """Keep the sums over the rows of each sample: residual, square about the pre-bias, active latents."""
+        centred = rows.x.double() - (self.sae.b_pre / self.sae.scale).double()
+        residual = (rows.x.double() - x_hat.double()).square().sum(1)
+        square, active = centred.square().sum(1), (code.values > 0).sum(1)
+        n_heads, kept = len(self.kept_heads()), []
+        if split not in self._sums:
+            self._sums[split] = centred.new_zeros(n_heads, centred.shape[1] + 1)
+        for i in range(n_heads):
+            own = slice(None) if i == 0 and n_heads != len(self.cells) else rows.group == i - (n_heads > 1)
+            sample, n = rows.sample[own], len(batch)
+            ones = torch.ones_like(sample)
+            parts = {"n_rows": ones, "residual": residual[own], "square": square[own], "active": active[own]}
+            kept.append({name: v.new_zeros(n).index_add_(0, sample, v) for name, v in parts.items()})
+            self._sums[split][i, :-1] += centred[own].sum(0)
+            self._sums[split][i, -1] += len(sample)
+        self.keep(batch, split, kept)
+
+    def kept_heads(self) -> list[KeptHead]:
+        """Return the autoencoder over all its cells, and where there are several, on each of them."""
+        cells = [self.cell, *self.cells] if len(self.cells) > 1 else [self.cell]
+        return [KeptHead(kind="rows", probe=self.sae.variant, cell=cell) for cell in cells]
+
+    def finish_heads(self, split: str, heads: list[KeptHead], tensors: dict[str, Tensor]) -> list[KeptHead]:
+        """Add how far the mean of the split is from the pre-bias."""
+        empty = torch.zeros(len(heads), self.sae.d_in + 1, dtype=torch.float64, device=self.device)
+        sums = self.sum_over_processes(self._sums.pop(split, empty))
+        shifts = sums[:, :-1].square().sum(1) / sums[:, -1].clamp(min=1)
+        return [replace(head, shift=float(shift)) for head, shift in zip(heads, shifts, strict=True)]
 
     def _measured(self, split: str) -> SplitScores:
         return cast(SplitScores, self.measured[f"on_{split}"])

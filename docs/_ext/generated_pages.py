@@ -42,6 +42,7 @@ PACKAGES = (
     "launch",
     "runs",
     "evaluation",
+    "notebook",
     "benchmarks",
     "demo",
 )

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.registry import probes
+from diffprobe.core.result import predictions_file
 from diffprobe.probes.classifier import linear
+from diffprobe.probes.predictions import save_predictions
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
@@ -68,6 +70,8 @@ def run(name, module, fit, results):
     trainer.test(module, datamodule=source, verbose=False)
     results[name] = [asdict(record) for split in module.scores for record in module.records(split)]
     if trainer.is_global_zero:
+        for split, predictions in module.predictions.items():
+            save_predictions(predictions, OUTPUT / f"{name}-{predictions_file(split)}")
         tensors = dict(module.state_dict())
         if name.startswith("direction"):
             tensors["found"] = module.directions()[0].vector

@@ -68,7 +68,7 @@ def _guide_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse(command: str) -> tuple[str, argparse.Namespace]:
-    _, verb, *rest = shlex.split(command, comments=True)
+    _, verb, *rest = shlex.split(command.partition(" > ")[0], comments=True)
     parser = argparse.ArgumentParser(prog=f"diffprobe {verb}", exit_on_error=False)
     VERBS.load(verb.replace("-", "_")).add_arguments(parser)
     return verb, parser.parse_args(rest)

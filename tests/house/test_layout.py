@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "diffprobe/metrics/balanced_accuracy.py": "tests/metrics/test_confusion.py",
     "diffprobe/probes/classifier/bank.py": "tests/training/test_classifier.py",  # a bank in training
     "diffprobe/probes/full_batch.py": "tests/probes/classifier/test_base.py",  # through the probes that it fits
+    "diffprobe/runs/rescore_metrics.py": "tests/runs/test_rescore.py",  # through the verb's function
     "diffprobe/training/kinds/classifier.py": "tests/runs/test_contract.py",  # the contract over all kinds
     "diffprobe/training/kinds/direction.py": "tests/runs/test_contract.py",
     "diffprobe/training/kinds/sae.py": "tests/runs/test_contract.py",
