@@ -1,5 +1,6 @@
 """Progress of training: advances a bar by one per training batch, and renews the heartbeat of a job."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -75,6 +76,8 @@ class StepHeartbeat(Callback):
 
 
 def steps_of(trainer: lightning.Trainer) -> int:
-    """Return the number of training batches of a whole run."""
+    """Return the number of training batches of a whole run; 0 where it is not known."""
+    if math.isinf(trainer.num_training_batches):
+        return max(trainer.max_steps, 0)
     total = int(trainer.num_training_batches * (trainer.max_epochs or 1))
     return min(total, trainer.max_steps) if trainer.max_steps >= 0 else total
