@@ -1,6 +1,7 @@
 # make demo   the main job on the shipped data and model        make test   the tests, without the slow ones
 # make slow   the slow tests          make notebooks   runs the tutorials        make docs   the site, in build/docs
 # make wheel  builds and tries the wheel   make gpu        what needs a GPU        make ci     all that CI runs
+# make slurm  the tests on a SLURM of one node, which it installs on Debian as root
 #
 # Every target sets up its own virtual environment in .venv first, from the exact versions in constraints.txt. It is
 # made again only when pyproject.toml or constraints.txt change. Another interpreter: make demo PYTHON=python3.13
@@ -16,10 +17,10 @@ JOBS   ?= auto
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow attacks notebooks docs wheel gpu lint format types ci clean
+.PHONY: help setup demo test slow attacks slurm notebooks docs wheel gpu lint format types ci clean
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,7s/^# \{0,1\}//p' Makefile
 
 setup: $(STAMP)
 
@@ -39,14 +40,19 @@ demo: setup
 test: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(TESTS)
 
-# Notebooks and wheel have targets of their own.
+# Notebooks, SLURM and wheel have targets of their own.
 slow: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) \
-	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py
+	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py --ignore tests/slurm
 
 # The part of the slow tests with hostile files, kills, signals and full disks: about a quarter of an hour.
 attacks: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow tests/hostile tests/faults
+
+# In one process: the jobs need the cores.
+slurm: setup
+	tests/slurm/one_node.sh install
+	$(PYTEST) -m slow tests/slurm
 
 notebooks: setup
 	$(PYTEST) -m slow tests/docs/test_notebooks.py
@@ -75,7 +81,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint types docs test slow notebooks wheel
+ci: lint types docs test slow slurm notebooks wheel
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -4,7 +4,11 @@ The public names are imported on first use, so that ``import diffprobe`` and ``d
 
 - ``DiffusionFeatures``: images in, features of named taps and timesteps out (`backbones/extractor.py`).
 - ``FeatureStore``: the features of an extracted run on disk, as arrays by split and cell (`features/reader.py`).
+- ``Study``: a folder of images and settings in; features, probes and figures out, in a few lines (`notebook/study.py`).
+- ``open_run``: the folder of a finished run in; its result, probes, heat map and top images of latents out
+  (`notebook/finished_run.py`).
 - ``load_experiment``: name and settings of an experiment in, its validated configuration out (`runs/experiment.py`).
+- ``extract``: a configuration in, its feature store out (`runs/experiment.py`).
 - ``train``: a configuration in, the path of its `result.json` out (`runs/experiment.py`).
 - ``LinearProbe``: a linear classifier with ``fit``, ``predict``, ``save_pretrained`` and ``from_pretrained``
   (`probes/classifier/linear.py`).
@@ -23,9 +27,12 @@ _PUBLIC = {
     "FeatureStore": "diffprobe.features.reader",
     "KSAE": "diffprobe.probes.sae.topk",
     "LinearProbe": "diffprobe.probes.classifier.linear",
+    "Study": "diffprobe.notebook.study",
     "build_table": "diffprobe.report.table",
+    "extract": "diffprobe.runs.experiment",
     "heat_map": "diffprobe.report.figure",
     "load_experiment": "diffprobe.runs.experiment",
+    "open_run": "diffprobe.notebook.finished_run",
     "train": "diffprobe.runs.experiment",
 }
 """Public name -> module that defines it. `__init__.pyi` has the same names for type checkers."""
@@ -35,10 +42,13 @@ __all__ = [
     "FeatureStore",
     "KSAE",
     "LinearProbe",
+    "Study",
     "__version__",
     "build_table",
+    "extract",
     "heat_map",
     "load_experiment",
+    "open_run",
     "train",
 ]
 

@@ -26,6 +26,7 @@ from diffprobe.benchmarks.machine import machine, seconds
 from diffprobe.config.validators import a_device
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.progress import Countdown
 from diffprobe.probes.sae import topk
 from diffprobe.probes.sae.kernels import encoder_matmul
 
@@ -123,16 +124,21 @@ def bench_ksae(
     absent = {name: "not installed" for name in peers if version(name) is None}
     if place.type != "cpu":
         absent = dict.fromkeys(peers, "measured on the CPU only")
+    methods = {
+        precision: [*METHODS, *(name for name in peers if precision in PEERS[name].precisions)]
+        for precision in PRECISIONS
+    }
+    counted = [name for names in methods.values() for name in names if name not in absent]
+    step = Countdown(len(shapes) * rounds * len(counted), progress)
     rows = []
     for shape in shapes:
         found: dict[tuple[str, str], Measured] = {}
         turns = [(number, precision) for number in range(rounds) for precision in PRECISIONS]
         for number, precision in turns:
-            able = [name for name in peers if precision in PEERS[name].precisions]
-            for method in (*METHODS, *able):
+            for method in methods[precision]:
                 if method in absent:
                     continue
-                progress(f"{number + 1}/{rounds} {', '.join(map(str, shape))}: {method}, {precision}")
+                step(f"round {number + 1} of {rounds}, {', '.join(map(str, shape))}: {method}, {precision}")
                 try:
                     turn = _in_own_process(method, precision, shape, steps, str(place))
                 except Unusable as error:

@@ -16,6 +16,7 @@ import torch
 
 from diffprobe.benchmarks.machine import machine
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.progress import Countdown
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import RowLayout
 from diffprobe.features.stored import StoredRows
@@ -69,7 +70,7 @@ def bench_scale(
         samples: samples of the largest index.
         classes: classes, and values of an attribute, of the largest index.
         cells: cells of the largest probe.
-        progress: receives a line per step and size.
+        progress: receives a line before each step and size, with the time left.
 
     Raises: ConfigError for sizes below 8.
     """
@@ -85,15 +86,16 @@ def bench_scale(
         ("scores of an autoencoder: cells", cells, _sae_scores),
     ]
     rows = []
+    step = Countdown(4 * len(steps), progress)
     for name, largest, prepare in steps:
         sizes = tuple(largest // part for part in (8, 4, 2, 1))
         seconds = []
         for size in sizes:
+            step(f"{name}: {size:,}")
             run = prepare(size)
             started = time.process_time()
             run()
             seconds.append(time.process_time() - started)
-            progress(f"{name}: {size:,}: {seconds[-1]:.2f} s")
         rows.append(Measured(name, sizes, tuple(seconds)))
     return Report(machine(), tuple(rows))
 

@@ -19,8 +19,12 @@ class Parser(argparse.ArgumentParser):
     _is_mixing = False
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse options and positionals in any order; a parser with sub-verbs leaves that to theirs."""
-        if self._is_mixing or any(isinstance(action, argparse._SubParsersAction) for action in self._actions):
+        """Parse options and positionals in any order; one with sub-verbs or a whole command leaves that to theirs."""
+        whole = any(
+            isinstance(action, argparse._SubParsersAction) or action.nargs == argparse.REMAINDER
+            for action in self._actions
+        )
+        if self._is_mixing or whole:
             return super().parse_known_args(args, namespace)
         self._is_mixing = True
         try:

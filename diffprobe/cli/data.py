@@ -3,7 +3,8 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,8 @@ def _adopt(args: argparse.Namespace) -> int:
 
     fields = _fields(args.field)
     given = {name: getattr(fields, name) for name in _keys_of(args.field)}
-    found = survey(args.dir, given=given, caps=_caps(args.cap), on_shard=_progress)
+    with _reading(args.dir) as on_shard:
+        found = survey(args.dir, given=given, caps=_caps(args.cap), on_shard=on_shard)
     print(*render_survey(found), sep="\n")
     args.name = args.name or args.dir.resolve().name
     args.licence = args.licence or "not stated"
@@ -91,11 +93,12 @@ def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
     from diffprobe.shards.index import build_index, render
 
     split, assigned = _splits(args.split)
-    shard_set = build_index(
-        args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
-        on_error=args.on_error, on_shard=_progress, split=split, assigned=assigned, renamed=_renamed(args.rename),
-        number_duplicates=args.number_duplicates, caps=_caps(args.cap),
-    )  # fmt: skip
+    with _reading(args.dir) as on_shard:
+        shard_set = build_index(
+            args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
+            on_error=args.on_error, on_shard=on_shard, split=split, assigned=assigned, renamed=_renamed(args.rename),
+            number_duplicates=args.number_duplicates, caps=_caps(args.cap),
+        )  # fmt: skip
     print(render(shard_set))
 
 
@@ -105,11 +108,13 @@ def _say_next(path: Path) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from diffprobe.core.progress import reading_files
     from diffprobe.shards.index import ShardSet, render
     from diffprobe.shards.verify import verify
 
     shard_set = ShardSet.load(args.set)
-    found = verify(shard_set, fields=_fields(args.field), on_shard=_progress, caps=_caps(args.cap))
+    with reading_files(len(shard_set.shards), "reading") as on_shard:
+        found = verify(shard_set, fields=_fields(args.field), on_shard=on_shard, caps=_caps(args.cap))
     print(render(shard_set))
     print(f"verified: {found.n_good:,} valid samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
     return 1 if found.faults else 0
@@ -135,8 +140,12 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress(file: str) -> None:
-    print(f"reading {file}", file=sys.stderr)
+def _reading(folder: Path) -> "AbstractContextManager[Callable[[str], None]]":
+    """Show the shards of a folder as they are read, with the time left. Raises: ShardError, see `find_shards`."""
+    from diffprobe.core.progress import reading_files
+    from diffprobe.shards.shard_names import find_shards
+
+    return reading_files(len(find_shards(folder)), "reading")
 
 
 def _fields(settings: Sequence[str]) -> "FieldsConfig":

@@ -4,6 +4,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 from diffprobe import __version__
@@ -56,7 +57,7 @@ def _run(argv: Sequence[str] | None) -> int:
     traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        with end_on_sigterm():
+        with end_on_sigterm(), _requeued_by_slurm():
             return _dispatch(arguments)
     except Terminated:
         _say_ended("terminated (SIGTERM)")
@@ -75,6 +76,15 @@ def _run(argv: Sequence[str] | None) -> int:
         if traceback:
             raise
         return _failed(error, _status(error))
+
+
+def _requeued_by_slurm() -> AbstractContextManager[object]:
+    """Return what puts a job of SLURM back into the queue at SIGUSR1; nothing elsewhere."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return nullcontext()
+    from diffprobe.training.requeue import Requeue
+
+    return Requeue()
 
 
 def _say_ended(how: str) -> None:

@@ -102,10 +102,12 @@ def _show_backbone(manifest: "Manifest") -> None:
 
 
 def _verify(path: str) -> int:
+    from diffprobe.core.progress import ProgressDisplay
     from diffprobe.features.reader import FeatureStore
     from diffprobe.features.verify import verify_folder
 
-    faults = verify_folder(path)
+    with ProgressDisplay(transient=True) as display:
+        faults = verify_folder(path, make_bar=lambda n: display.bar(n, "comparing checksums", unit="files", keep=False))
     for fault in faults:
         print(fault)
     if faults:

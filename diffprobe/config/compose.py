@@ -65,6 +65,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
             raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
     groups = search_path.groups()
     _refuse_hydra({}, settings)  # before Hydra reads them: some end the program with its own help
+    _refuse_cluster(settings)
     chosen, values = _sort_settings(settings, groups)
     folders = search_path.folders()
     if experiment is not None and _choice(experiment)[0] == search_path.EXPERIMENTS:
@@ -83,6 +84,51 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     for setting in values:
         _mark(origin, tree, setting.split("=", 1)[0])
     return Composed(tree=tree, origin=origin, kind=kind, experiment=experiment)
+
+
+def compose_group(
+    group: str, choice: str | None, settings: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Merge one preset of a group that stands alone, such as `cluster`, and settings of its keys.
+
+    Returns: {group: keys}, and the file and line of each key.
+    Raises: ConfigError without a choice, for an unknown one (with the nearest), or a malformed setting.
+    """
+    choices = search_path.groups().get(group, [])
+    if choice is None:
+        raise ConfigError(f"{group}=NAME is missing.", f"allowed: {', '.join(choices) or '(none)'}")
+    if choice not in choices:
+        raise unknown(group, choice, choices, ConfigError)
+    _, values = _sort_settings(settings, {})
+    for setting in settings:
+        refuse_resolvers(setting, f"on {COMMAND_LINE[0]}")
+    folders = search_path.folders()
+    try:
+        tree, merged = _merge(False, None, {f"+{group}": choice}, values, folders)
+    except UnreadableSetting as error:
+        raise error.advised(lambda way: True, _typed) from error
+    origin = origins(merged, folders)
+    for setting in values:
+        _mark(origin, tree, setting.split("=", 1)[0])
+    return _from_home(tree), origin
+
+
+def values_of(setting: str) -> list[str]:
+    """Return the values of `key=1,2,3`, one for each run of a sweep; a setting with one value has that.
+
+    >>> values_of("seed=0,1"), values_of("probe=topk"), values_of("features.prompt='a, b'"), values_of("a=[1,2]")
+    (['0', '1'], ['topk'], ["'a, b'"], ['[1,2]'])
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(setting)
+        if parsed.is_sweep_override():
+            return list(parsed.sweep_string_iterator())
+    except (HydraException, ValueError):  # text outside of Hydra's grammar is one value
+        pass
+    return [setting.partition("=")[2]]
 
 
 def load(experiment: str | None, overrides: Sequence[str] = (), *, kinds: Collection[str] = tuple(KINDS)) -> Any:
@@ -165,6 +211,16 @@ def _refuse_hydra(origin: dict[str, tuple[str, int]], settings: Sequence[str]) -
         )
 
 
+def _refuse_cluster(settings: Sequence[str]) -> None:
+    """Refuse the settings of a cluster where nothing is submitted. Raises: ConfigError."""
+    given = [setting for setting in settings if re.match(r"cluster[.=]", setting)]
+    if given:
+        raise ConfigError(
+            f"{given[0]} describes where a job runs; it is not part of a run.",
+            fix=f"diffprobe submit VERB ... {' '.join(given)}",
+        )
+
+
 def _sort_settings(settings: Sequence[str], groups: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
     """Separate settings into group choices and key values. Raises: ConfigError listing all malformed settings."""
     chosen: dict[str, str] = {}
@@ -211,7 +267,8 @@ def _merge(
     names = [f"{search_path.BASE}/run"] if with_base else []
     names += ["/".join(filter(None, _choice(experiment)))] if experiment is not None else []
     try:
-        guard_files([*names, *(f"{group}/{name}" for group, name in chosen.items())], folders, chosen)
+        files = [f"{group.removeprefix('+')}/{name}" for group, name in chosen.items()]
+        guard_files([*names, *files], folders, chosen)
         with initialize_config_dir(config_dir=str(folders[0]), version_base=VERSION_BASE):
             config = hydra_compose(config_name=None, overrides=overrides)
             loader = GlobalHydra.instance().config_loader()

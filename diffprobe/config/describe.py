@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from diffprobe.config.cluster import ClusterConfig
 from diffprobe.config.kinds import KINDS, PROBE
 from diffprobe.config.parse import describe, to_tree
 from diffprobe.core.registry import PROBE_KINDS, probes
@@ -49,6 +50,9 @@ def render_reference() -> str:
         key = "without the key `kind`" if name == PROBE else f"with `kind: {name}`"
         intro = f"An experiment file {key}, run by `diffprobe {kind.verb}`."
         parts += [f"## Kind `{name}`", intro, *_tables(kind.load(), "")]
+    parts.append("## Clusters")
+    parts.append("A file `configs/cluster/NAME.yaml`, chosen by `diffprobe submit ... cluster=NAME`.")
+    parts += _tables(ClusterConfig, "cluster.")
     parts.append("## Keys of the probes")
     parts.append("The keys below `probe.params`, by `probe.kind` and `probe.name`.")
     for (kind_name, name), config in probe_configs().items():

@@ -1,6 +1,6 @@
-"""Progress bars: the protocol that long-running functions accept, and the one implementation, with rich.
+"""Progress bars: the protocol that long-running functions accept, and the one display of them.
 
-A bar is drawn on a terminal only; a file or a pipe receives the lines that the caller prints.
+A bar is drawn on a terminal, with rich, and in a notebook; a file or a pipe receives the lines that the caller prints.
 """
 
 import sys
@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol, Self
 
+from diffprobe.core.notebook_bar import NotebookBar, in_notebook, notebook_bar
 from diffprobe.core.terminal import one_line, terminal_output
+from diffprobe.core.time_left import time_left
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +30,60 @@ MakeBar = Callable[[int], AbstractContextManager[Bar]]
 
 Announce = Callable[[str], object]
 """Receives one line of text for the user."""
+
+
+class Countdown:
+    """Announces the steps of work with their number and the time left, by the mean duration of the steps so far.
+
+    Args:
+        total: number of steps.
+        announce: receives a line before each step.
+        clock: seconds.
+
+    >>> steps = Countdown(2, print, clock=iter((0.0, 0.0, 90.0)).__next__)
+    >>> steps("first"), steps("second")
+    1/2: first
+    2/2, about 1 min left: second
+    (None, None)
+    """
+
+    def __init__(self, total: int, announce: Announce, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._announce, self._clock = total, announce, clock
+        self._started, self._begun = clock(), 0
+
+    def __call__(self, line: str) -> None:
+        """Announce the next step."""
+        left = time_left(self._begun, self._total, self._clock() - self._started)
+        self._begun += 1
+        self._announce(f"{self._begun}/{self._total}{f', {left}' if self._begun > 1 else ''}: {line}")
+
+
+@contextmanager
+def reading_files(total: int, description: str, *, shown: bool = True) -> "Iterator[Callable[[str], None]]":
+    """Show which of many files is read: a bar with the time left on a terminal, else a line for each.
+
+    Args:
+        total: number of files.
+        description: what is done with them: "reading".
+        shown: False shows nothing.
+    Returns: what takes the name of each file before it is read.
+    """
+    with ProgressDisplay(shown=shown, transient=True) as display, display.bar(total, description, unit="files") as bar:
+        begun = 0
+
+        def begin(file: str) -> None:
+            nonlocal begun
+            bar.update(1 if begun else 0)  # the file before this one is done
+            begun += 1
+            if shown and not display.is_drawn:
+                print(f"{description} {file}", file=sys.stderr, flush=True)
+
+        yield begin
+
+
+def print_note(line: str) -> None:
+    """Print a line for the user on stderr, above the bars that are drawn there."""
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 class TaskBar:
@@ -50,7 +106,7 @@ class TaskBar:
 
 
 class ProgressDisplay:
-    """Progress bars below each other on one terminal; open it with `with`.
+    """Progress bars below each other on one terminal, or in the output of a notebook cell; open it with `with`.
 
     Args:
         console: where to draw; stderr if None.
@@ -70,6 +126,7 @@ class ProgressDisplay:
         )
 
         self._escaping = ExitStack()
+        self._in_notebook = shown and console is None and in_notebook()
         console = Console(stderr=True) if console is None else console
         self._progress = Progress(
             SpinnerColumn(),
@@ -85,6 +142,11 @@ class ProgressDisplay:
             speed_estimate_period=1e9,  # the mean speed: shards and their cached latents differ
         )
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is a terminal or a notebook to draw on."""
+        return self._in_notebook or not self._progress.disable
+
     def __enter__(self) -> Self:
         from rich.file_proxy import FileProxy
 
@@ -98,15 +160,21 @@ class ProgressDisplay:
         self._progress.stop()
 
     @contextmanager
-    def bar(self, total: int | None, description: str, *, unit: str = "", keep: bool = True) -> Iterator[TaskBar]:
+    def bar(
+        self, total: int | None, description: str, *, unit: str = "", keep: bool = True
+    ) -> "Iterator[TaskBar | NotebookBar]":
         """Open a bar.
 
         Args:
             total: units to come; None if not known yet (see `TaskBar.restart`).
             description: text before the bar.
             unit: what is counted, in the plural: "images".
-            keep: leave the bar on the display when its block ends.
+            keep: leave the bar on the display when its block ends; a notebook never keeps it.
         """
+        if self._in_notebook:
+            with notebook_bar(total, description, unit) as bar:
+                yield bar
+            return
         task = self._progress.add_task(one_line(description), total=total, unit=one_line(unit), rate="")
         try:
             yield TaskBar(self._progress, task)

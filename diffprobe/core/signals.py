@@ -4,6 +4,7 @@ Without a handler the process would die in the middle of whatever it writes and 
 lets the program end with status 0. Standard library only.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from types import FrameType
 TERMINATED, INTERRUPTED = 143, 130
 """Exit statuses of a process that ends by SIGTERM and by Ctrl-C: 128 plus the number of the signal."""
 
+_WORKER_SECONDS = 60
+"""Seconds that a loader's worker goes on after SIGTERM."""
 _received = threading.Event()
 _blocks: list[bool] = []
 
@@ -60,3 +63,37 @@ def end_on_sigterm() -> Iterator[None]:
             _received.clear()
         if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def children_outlive_signals() -> Iterator[None]:
+    """Start processes in a block that SIGUSR1 and SIGTERM of a SLURM job do not reach: they inherit what is blocked.
+
+    SLURM sends both to every process of a job. Signals that arrive during the block are handled at its end.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shield_worker(worker: int = 0) -> None:
+    """Prepare a loader's worker for the signals of SLURM, which reach all processes of a job: `worker_init_fn`.
+
+    SIGUSR1 is the main process's, and would end a worker. SIGTERM ends a worker of a job only after a while, so that
+    the main process can finish its step with the samples that the worker still has to give, and save.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if "SLURM_JOB_ID" in os.environ:
+        signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_WORKER_SECONDS)

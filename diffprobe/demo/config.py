@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.evaluation.panel_settings import PanelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,34 +14,6 @@ class RunSpec:
     """Experiment file without suffix, for example emoji/classifier."""
     settings: tuple[str, ...] = ()
     """Settings of this run, as on the command line: control=random_weights, probe=ridge, ..."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PanelConfig:
-    """Latents and directions in the report."""
-
-    n_latents: int = 24
-    """Number of latents of the sparse autoencoder."""
-    min_active: int = 30
-    """Training samples on which a latent must be active to be shown."""
-    n_top: int = 9
-    """Images per latent."""
-    n_ends: int = 8
-    """Largest number of samples at each end of a direction on the page; never more than half of all samples."""
-    n_printed: int = 3
-    """Number of samples at each end in the terminal."""
-    group_by: str | None = None
-    """Attribute that groups samples: each end shows a value once, and intervals resample whole values. None: no
-    groups."""
-    n_resamples: int = 1000
-    """Bootstrap resamples of an interval."""
-    picture_side: int = 96
-    """Largest side length of a picture on the page, in pixels."""
-
-    def __post_init__(self) -> None:
-        for name in ("n_latents", "min_active", "n_top", "n_ends", "n_printed", "n_resamples", "picture_side"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is out of range: at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

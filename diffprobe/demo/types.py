@@ -9,6 +9,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.progress import Bar
 from diffprobe.core.result import RunResult
 from diffprobe.demo.config import DemoConfig
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
@@ -74,6 +75,11 @@ class Outcome:
     """The feature stores."""
     tables: tuple[str, ...]
     """The tables in Markdown, as `diffprobe table` prints them."""
+
+    def probe_runs(self) -> tuple[ProbeRun, ...]:
+        """Return the runs as the panels of a page read them."""
+        runs = zip(self.demo.runs, self.results, self.result_paths, strict=True)
+        return tuple(ProbeRun(config=run, result=found, folder=path.parent) for run, found, path in runs)
 
     def of_kind(self, kind: str, *, control: str = "none") -> list[tuple[RunConfig, RunResult, Path]]:
         """Return the runs of one kind and control ("none": ordinary runs): config, result, folder."""

@@ -1,4 +1,6 @@
-"""What `diffprobe eval` does: measure a backbone on held-out images, and what an autoencoder costs the backbone.
+"""What `diffprobe eval` and `diffprobe report` do with what is already trained.
 
-Each file takes a validated config, runs the measurement and writes `result.json`.
+Evaluations (a backbone on held-out images, what an autoencoder costs its backbone) take a validated config, run the
+measurement and write `result.json`. `run_report.py` writes the page of finished runs; the panels of pages are here too,
+since they read stores, probes and images, which `report` does not.
 """

@@ -14,7 +14,9 @@ from torch import Tensor
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.byte_size import folder_bytes, size
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
+from diffprobe.core.heartbeat import heartbeat_path
 from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
+from diffprobe.core.restarts import note_start
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, latents_need
 from diffprobe.features.latent_cache import CELL, LatentCache
@@ -52,7 +54,8 @@ def extract(
             only if there is something to extract.
         announce: receives lines of text: the size to be written, what is reused, and a summary at the end.
 
-    Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, and what shards and backbone raise.
+    Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, or for a job that restarts without
+        progress, and what shards and backbone raise.
     """
     index, count = process
     if not 0 <= index < count:
@@ -69,6 +72,10 @@ def extract(
     latents = None if features.latent_cache is None else LatentCache(request)
     writer = StoreWriter(Path(features.store), request.manifest)
     pending = writer.pending(process)
+    beat = heartbeat_path()
+    if beat is not None:
+        n_done = len(request.manifest.shards[index::count]) - len(pending)
+        note_start(beat.with_suffix(f".{writer.path.name[:12]}.json"), n_done)
     if pending:
         if data.num_workers > 1:
             announce(
@@ -154,13 +161,13 @@ def _shard_features(
     return (_from_latents(request, item) for item in items), latents.left_out(shard)
 
 
-def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
-    """Make the loader of one source shard, in shard order.
+def shard_loader(request: Request, shard: ShardEntry, *, shard_set: ShardSet | None = None) -> ImageLoader:
+    """Make the loader of one source shard, in shard order; of the request's view of the shards if that is given.
 
     At most one worker decodes images: two would interleave their batches, and a store's rows are in shard order.
     """
     stream = SampleStream(
-        request.shard_set,
+        shard_set or request.shard_set,
         shard.split,
         resolution=request.plan.resolution,
         fields=request.fields,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffprobe.core.digest import digest_file_once
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.facts_html import facts_html, rows_html
 from diffprobe.core.safetensors_file import open_safetensors
 from diffprobe.features.batch import FeatureTable, concatenate
 from diffprobe.features.cell_selection import choose_cell
@@ -102,6 +103,25 @@ class FeatureStore:
             *([f"it is the nearest of {len(found)} stores in that folder"] if len(found) > 1 else []),
             fix=f"make the requested store: {command}",
         )
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({self.path}: {len(self.cells)} cells, {self._counts()})"
+
+    def _repr_html_(self) -> str:
+        missing = len(self.missing())
+        facts = {
+            "samples": self._counts(),
+            "classes": ", ".join(self.classes()[:10]) + (" ..." if len(self.classes()) > 10 else ""),
+            "attributes": ", ".join(f"{name} ({len(values):,} values)" for name, values in self.attributes.items()),
+            "folder": self.path,
+            "shards that are not written yet": missing or None,
+        }
+        cells = list(self.manifest.cells.items())
+        return facts_html(f"feature store {self.path.name}", facts, tables=[rows_html(["cell", "width"], cells)])
+
+    def _counts(self) -> str:
+        shards = self.shards()
+        return ", ".join(f"{split} {sum(s.n for s in shards if s.split == split):,}" for split in self.splits)
 
     @property
     def cells(self) -> tuple[str, ...]:

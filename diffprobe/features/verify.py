@@ -5,12 +5,14 @@ A fault is one line of text; verification continues after each fault.
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import DiffprobeError, SchemaError, StoreIncomplete
 from diffprobe.core.json_file import expect
+from diffprobe.core.progress import Bar, MakeBar
 from diffprobe.features.manifest import (
     FEATURES,
     SHARD_KINDS,
@@ -86,8 +88,11 @@ def _check_samples(samples: dict[str, Any], manifest: Manifest) -> None:
         raise SchemaError(f"cells: '{missing[0]}' is missing")
 
 
-def verify_folder(path: Path | str) -> list[str]:
+def verify_folder(path: Path | str, *, make_bar: MakeBar | None = None) -> list[str]:
     """Return the faults of the store in a folder and of its manifest, one line each.
+
+    Args:
+        make_bar: opens a bar over the feature files, see `find_faults`.
 
     Raises: StoreIncomplete if there is no manifest.
     """
@@ -99,27 +104,32 @@ def verify_folder(path: Path | str) -> list[str]:
     except SchemaError as error:
         said = str(error).splitlines()[0]  # of bounded length
         return [f"{MANIFEST}: {said}" + (f" fix: {error.fix}" if error.fix else "")]
-    return find_faults(path, manifest)
+    return find_faults(path, manifest, make_bar=make_bar)
 
 
-def find_faults(path: Path, manifest: Manifest) -> list[str]:
+def find_faults(path: Path, manifest: Manifest, *, make_bar: MakeBar | None = None) -> list[str]:
     """Return the faults of a store with a valid manifest, one line each.
 
     A missing shard is a fault of a feature store; a latent store may be incomplete.
+
+    Args:
+        make_bar: opens a bar over the feature files of the shards that are there.
     """
     faults = []
     if path.name != manifest.folder:
         faults.append(f"the folder is named {path.name}, expected {manifest.folder} by its digest")
     known = {shard_folder(shard.file): shard for shard in manifest.shards}
-    for name, shard in known.items():
-        if (path / name).is_dir():
-            faults += _shard_faults(path, manifest, shard)
-        elif manifest.kind == FEATURES:
-            faults.append(f"{shard.file}: not written yet")
+    n_files = len(manifest.cells) * sum((path / name).is_dir() for name in known)
+    with make_bar(n_files) if make_bar else nullcontext() as bar:
+        for name, shard in known.items():
+            if (path / name).is_dir():
+                faults += _shard_faults(path, manifest, shard, bar)
+            elif manifest.kind == FEATURES:
+                faults.append(f"{shard.file}: not written yet")
     return faults + list(_foreign(path, {MANIFEST, *known}))
 
 
-def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry) -> list[str]:
+def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry, bar: Bar | None) -> list[str]:
     folder = path / shard_folder(shard.file)
     try:
         samples = _read_own(path, manifest, shard)
@@ -129,6 +139,8 @@ def _shard_faults(path: Path, manifest: Manifest, shard: ShardEntry) -> list[str
         files = {cell: samples["cells"][cell] for cell in manifest.cells if cell in samples["cells"]}
         for entry in files.values():
             faults += _file_faults(folder / entry["file"], entry, len(samples["keys"]), TENSORS[manifest.kind])
+            if bar is not None:
+                bar.update(1)
     except (DiffprobeError, FileNotFoundError, LookupError, TypeError, AttributeError, ValueError) as error:
         return [f"{folder.name}/{SAMPLES}: {str(error).splitlines()[0]}"]
     faults += _foreign(folder, {SAMPLES, *(entry["file"] for entry in files.values())})

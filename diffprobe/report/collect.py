@@ -15,19 +15,25 @@ def collect(results_dir: Path | str) -> list[RunResult]:
     Raises: RunFailed if the folder does not exist, contains no result, or has a subfolder that cannot be listed;
         SchemaError with every file that cannot be read: files are never skipped.
     """
+    return read_results(require_results(results_dir))
+
+
+def require_results(results_dir: Path | str) -> list[Path]:
+    """Return the path of every `result.json` below a folder, sorted.
+
+    Raises: RunFailed if the folder does not exist, contains no result, or has a subfolder that cannot be listed.
+    """
     root = Path(results_dir)
-    paths = sorted(find_results(root))
+    paths = sorted(_walk(root))
     if not paths:
         raise RunFailed(
             f"no {RESULT_FILE} below '{root}'." if root.is_dir() else f"the folder '{root}' does not exist.",
             fix="run something first: diffprobe demo; or name the folder: --results DIR",
         )
-    return read_results(paths)
+    return paths
 
 
-def find_results(root: Path) -> Iterator[Path]:
-    """Yield every `result.json` below a folder. Raises: RunFailed for a subfolder that cannot be listed."""
-
+def _walk(root: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:  # os.walk and rglob pass over a folder without permission
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise RunFailed(

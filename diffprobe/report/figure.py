@@ -7,8 +7,9 @@ global state.
 import functools
 import io
 import re
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffprobe.core.errors import ConfigError
@@ -25,6 +26,7 @@ COLOUR_MAP = "cividis"
 """Perceptually uniform, and readable with colour vision deficiency."""
 _INK = "#010203"  # replaced by the text colour of the page in an SVG
 _CELL_WIDTH, _CELL_HEIGHT = 0.95, 0.62  # inches
+_LINE_HEIGHT = 0.2  # inches per line of a heading
 _MISSING = "n/a"
 
 
@@ -57,6 +59,15 @@ class _HeatMap:
     limits: tuple[float, float]
     marks: list[_Mark]
     title: str = ""
+    """Above the colour scale."""
+    heading: str = ""
+    """Above the map."""
+
+    @property
+    def right(self) -> float:
+        """Inches for the colour scale and its marks: about 0.07 per character."""
+        longest = max((len(mark.text) for mark in self.marks), default=0)
+        return max(2.1, 0.62 + 0.073 * longest)
 
     @property
     def margin(self) -> float:
@@ -136,6 +147,20 @@ def render_heat_map(
     return _inline(buffer.getvalue().decode()).encode()
 
 
+def table_heat_map(table: TableData, rows: Sequence[TableRow] | None = None, *, heading: str = "") -> "Figure":
+    """Draw rows x columns of a table as a heat map, as a figure of its own.
+
+    Args:
+        table: the filled table.
+        rows: the rows to draw, for example one block; all if None. The outermost of several row axes is not labelled.
+        heading: text above the map.
+    """
+    spec = table.spec
+    unit = f" ({spec.number.unit})" if spec.number.unit else ""
+    found = _of_table(table, list(table.rows if rows is None else rows))
+    return _draw(replace(found, heading=heading, title=one_line(f"{spec.metric.replace('_', ' ')}{unit}")))
+
+
 def control_levels(table: TableData, rows: Sequence[TableRow]) -> list[Level]:
     """Return the range of each control over the entries of some rows, in the order of the spec, without absent ones."""
     levels = []
@@ -169,7 +194,7 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 
 @functools.cache
-def _figure_class() -> "type[Figure]":
+def figure_class() -> "type[Figure]":
     """Return matplotlib's Figure with the method by which notebooks display it; pyplot, which adds it, is not used."""
     from matplotlib.figure import Figure
 
@@ -182,6 +207,11 @@ def _figure_class() -> "type[Figure]":
     return HeatMapFigure
 
 
+def wrapped_heading(text: str, width: float) -> str:
+    """Return a heading in lines that fit into some inches."""
+    return "\n".join(textwrap.wrap(one_line(text), max(int(width / 0.085), 12)))
+
+
 def _draw(found: _HeatMap) -> "Figure":
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -189,10 +219,11 @@ def _draw(found: _HeatMap) -> "Figure":
     n_rows, n_columns = len(found.values), len(found.column_labels)
     settings: Any = {"font.size": 11, "axes.linewidth": 0}
     with mpl.rc_context(settings):
-        above = 0.4 if found.title else 0.12
-        width = found.margin + 0.15 + _CELL_WIDTH * n_columns + 2.1
+        width = found.margin + 0.15 + _CELL_WIDTH * n_columns + found.right
+        heading = wrapped_heading(found.heading, width - 0.2)
+        above = (0.4 if found.title else 0.12) + _LINE_HEIGHT * heading.count("\n") + (0.34 if heading else 0)
         height = 0.63 + above + _CELL_HEIGHT * n_rows
-        figure = _figure_class()(figsize=(width, height))
+        figure = figure_class()(figsize=(width, height))
         FigureCanvasAgg(figure)
         left, bottom, top = found.margin / width, 0.5 / height, 1 - above / height
         grid = figure.add_axes((left, bottom, _CELL_WIDTH * n_columns / width, top - bottom))
@@ -201,7 +232,12 @@ def _draw(found: _HeatMap) -> "Figure":
         _draw_cells(grid, found, mpl.colormaps[COLOUR_MAP], scale)
         _draw_scale(bar, found, mpl.colormaps[COLOUR_MAP], scale, height_in=(top - bottom) * height)
         if found.title:
-            bar.text(0, 1.04, found.title, transform=bar.transAxes, ha="left", va="bottom", color=_INK)
+            place = 1 + 0.1 / (top - bottom) / height
+            bar.text(
+                0, place, found.title, transform=bar.transAxes, ha="left", va="bottom", color=_INK, parse_math=False
+            )
+        if heading:
+            figure.text(0.1 / width, 1 - 0.1 / height, heading, ha="left", va="top", color=_INK, parse_math=False)
     return figure
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from diffprobe.report.table_data import Entry, TableData
 from diffprobe.report.table_spec import TableSpec
 
-BELOW_CONTROL = "‡ does not beat the strongest control of the same entry."
+BELOW: str = "‡"
+OUTSIDE: str = "!"
+"""Marks of a value that does not beat its strongest control, and of one outside the tolerance of a published value."""
+BELOW_CONTROL = f"{BELOW} does not beat the strongest control of the same entry."
 """Legend of the mark ‡."""
 _MEANS_OVER_CLASSES = ("balanced_accuracy",)
 """Metrics that are a mean over the classes with samples in the split."""
@@ -14,33 +17,57 @@ _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Note:
+    """One note under a table."""
+
+    text: str
+    """The sentence, without its mark."""
+    mark: str = ""
+    """The mark that entries bear: ‡, !, or the letter of a source; empty for a note on the whole table."""
+
+    @property
+    def line(self) -> str:
+        """The note with its mark, as text."""
+        if not self.mark:
+            return self.text
+        return f"{self.mark} {self.text}" if self.mark in (BELOW, OUTSIDE) else f"[{self.mark}] {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Notes:
     """The notes of one table."""
 
-    lines: tuple[str, ...]
-    """Sentences, ready to print."""
+    notes: tuple[Note, ...]
+    """In order: what is printed, then one for each mark that an entry bears."""
     marks: dict[str, str]
     """Source and provenance of a published number -> its letter."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Sentences, ready to print."""
+        return tuple(note.line for note in self.notes)
 
 
 def table_notes(table: TableData) -> Notes:
     """Return the notes that a table needs, and no others."""
     spec, entries = table.spec, table.entries()
     measured = [entry for entry in entries if entry.value is not None]
-    lines = [_what(table, measured)]
+    notes = [Note(text=_what(table, measured))]
     if spec.controls and len(table.columns) > 1:
-        lines.append(f"Control columns, over the columns of the row: {_picks(spec)}.")
-    if any(table.beats_controls(entry) is False for entry in measured):
-        lines.append(BELOW_CONTROL)
+        notes.append(Note(text=f"Control columns, over the columns of the row: {_picks(spec)}."))
     n_missing = len(entries) - len(measured)
     if n_missing:
-        lines.append(f"{spec.missing}: no result ({n_missing} of {len(entries)} entries).")
-    sources = dict.fromkeys(entry.comparison.note for entry in entries if entry.comparison is not None)
-    marks = {note: _letter(i) for i, note in enumerate(sources)}
+        notes.append(Note(text=f"{spec.missing}: no result ({n_missing} of {len(entries)} entries)."))
+    comparisons = [entry.comparison for entry in entries if entry.comparison is not None]
+    marks = {note: _letter(i) for i, note in enumerate(dict.fromkeys(found.note for found in comparisons))}
     if marks:
-        lines.append("In brackets: published value [source], measured - published; ! = outside the tolerance.")
-    lines += [f"[{mark}] {note}" for note, mark in marks.items()]
-    return Notes(lines=tuple(lines), marks=marks)
+        notes.append(Note(text="In brackets: the published value with its source, and measured - published."))
+    if any(table.beats_controls(entry) is False for entry in measured):
+        notes.append(Note(mark=BELOW, text=BELOW_CONTROL.removeprefix(f"{BELOW} ")))
+    if any(found.within is False for found in comparisons):
+        notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
+    notes += [Note(mark=mark, text=source) for source, mark in marks.items()]
+    return Notes(notes=tuple(notes), marks=marks)
 
 
 def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:

@@ -1,8 +1,11 @@
-"""Tables for papers: LaTeX with booktabs and no other package."""
+"""Tables for papers: LaTeX with booktabs and threeparttable, whose notes bear the marks of the entries."""
+
+import re
+import unicodedata
 
 from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
-from diffprobe.report.footnotes import Notes, table_notes
+from diffprobe.report.footnotes import BELOW, OUTSIDE, Note, Notes, table_notes
 from diffprobe.report.table_data import TableData, TableRow
 
 _SPECIAL = {
@@ -12,18 +15,30 @@ _SPECIAL = {
     "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",  # after a line break, a bare [ or * would be its argument
 }  # fmt: skip
 
+_SYMBOLS = {BELOW: r"$\ddagger$"}
+"""Mark -> its LaTeX; others stand for themselves."""
+PACKAGES = "% packages: booktabs, threeparttable"
+"""First line of a table: what its preamble needs."""
 
-def render_latex(table: TableData) -> str:
-    """Render a table as a `table` environment: best entries in bold, rules between blocks, notes below."""
+
+def render_latex(table: TableData, *, label: str | None = None) -> str:
+    r"""Render a table as a `table` environment: best entries in bold, rules between blocks, notes with marks below.
+
+    Args:
+        label: name for `\ref`, without its prefix `tab:`; None for that of the title.
+    """
     spec, notes = table.spec, table_notes(table)
     n_left, n_controls = len(spec.rows), len(spec.controls)
     layout = "l" * n_left + "r" * len(table.columns) + ("@{\\qquad}" + "r" * n_controls if n_controls else "")
     heads = [axis.title or axis.field for axis in spec.rows]
     heads += [spec.columns.label(value) for value in table.columns] + [control.title for control in spec.controls]
     lines = [
+        PACKAGES,
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{escape_latex(spec.title)}. {escape_latex(' '.join(spec.caption.split()))}}}",
+        rf"\caption{{{_caption(spec.title, spec.caption)}}}",
+        rf"\label{{tab:{label or label_of(spec.title)}}}",
+        r"\begin{threeparttable}",
         rf"\begin{{tabular}}{{{layout}}}",
         r"\toprule",
         _line([escape_latex(head) for head in heads]),
@@ -34,9 +49,29 @@ def render_latex(table: TableData) -> str:
         best = table.best(rows)
         for i, row in enumerate(rows):
             lines.append(_line(_cells(table, row, best, style, repeat=value is None or i == 0)))
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-    lines += [escape_latex(note) + r"\\" for note in notes.lines[:-1]] + [escape_latex(notes.lines[-1])]
-    return "\n".join([*lines, r"\end{minipage}", r"\end{table}"]) + "\n"
+    lines += [r"\bottomrule", r"\end{tabular}", r"\begin{tablenotes}[flushleft]\footnotesize"]
+    lines += [_item(note) for note in notes.notes]
+    return "\n".join([*lines, r"\end{tablenotes}", r"\end{threeparttable}", r"\end{table}"]) + "\n"
+
+
+def label_of(title: str) -> str:
+    """Return the name of a table for references: its title in ASCII letters, digits and hyphens.
+
+    >>> label_of("Accuracy of group, by layer")
+    'accuracy-of-group-by-layer'
+    """
+    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:60].strip("-") or "table"
+
+
+def _caption(title: str, caption: str) -> str:
+    head = title if title.endswith((".", "!", "?")) or not caption.strip() else f"{title}."
+    return escape_latex(" ".join([head, *caption.split()]))
+
+
+def _item(note: Note) -> str:
+    mark = f"[{_SYMBOLS.get(note.mark, note.mark)}]" if note.mark else ""
+    return rf"\item{mark} {escape_latex(note.text)}"
 
 
 def escape_latex(text: str) -> str:
@@ -58,18 +93,23 @@ def _cells(table: TableData, row: TableRow, best: float | None, style: EntryStyl
 
 def _style(notes: Notes) -> EntryStyle:
     def comparison(found: ComparisonText) -> str:
-        mark = rf"{found.published}$^{{\mathrm{{{notes.marks[found.note]}}}}}$"
+        mark = rf"{found.published}\tnote{{{notes.marks[found.note]}}}"
         if found.delta is None:
             return f" ({mark})"
-        return f" ({mark}, ${found.delta}${'' if found.is_within else ' !'})"
+        outside = "" if found.is_within else _mark(OUTSIDE)
+        return f" ({mark}, ${found.delta}${outside})"
 
     return EntryStyle(
         escape=escape_latex,
         bold=lambda text: rf"\textbf{{{text}}}",
         spread=lambda text: rf" $\pm$ {text}",
-        below_control=r"$^{\ddagger}$",
+        below_control=_mark(BELOW),
         comparison=comparison,
     )
+
+
+def _mark(mark: str) -> str:
+    return rf"\tnote{{{_SYMBOLS.get(mark, mark)}}}"
 
 
 def _line(cells: list[str]) -> str:

@@ -5,24 +5,29 @@ is in `latex.py`, the filling of tables in `table_data.py`.
 """
 
 import csv
-import dataclasses
 import io
+import itertools
 import re
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from diffprobe.core.result import RunResult
 from diffprobe.core.terminal import one_line, printable
-from diffprobe.report.collect import collect
+from diffprobe.report.default_table import spec_yaml
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
+from diffprobe.report.figure_file import Plot, figures_of
 from diffprobe.report.footnotes import Notes, table_notes
-from diffprobe.report.latex import render_latex
+from diffprobe.report.latex import label_of, render_latex
 from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
-from diffprobe.report.table_spec import TableSpec, find_spec, load_specs
+from diffprobe.report.table_request import RESULTS, resolve_request
+from diffprobe.report.table_spec import TableSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Format = Literal["markdown", "csv", "latex"]
 FORMATS: tuple[Format, ...] = ("markdown", "csv", "latex")
@@ -35,9 +40,13 @@ class Table:
 
     Attributes:
         parts: the filled tables, in the order of their file.
+        choices: what was chosen where nobody wrote a `table.yaml`; empty with one.
+        folder: folder of the results.
     """
 
     parts: tuple[TableData, ...]
+    choices: tuple[str, ...] = ()
+    folder: str = RESULTS
 
     def entries(self) -> list[Entry]:
         """Return all entries, table by table and row by row: place, value, spread, controls, published number."""
@@ -57,31 +66,55 @@ class Table:
         """Return Markdown that is also readable as plain text: columns aligned, text wrapped, best entries in bold."""
         return "\n".join(map(render_markdown, self.parts))
 
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
     def to_csv(self) -> str:
         """Return one line per entry, unrounded; several tables with equal columns have one header line."""
         texts = [render_csv(part) for part in self.parts]
         heads, bodies = zip(*(text.split("\n", 1) for text in texts), strict=True)
         return f"{heads[0]}\n{''.join(bodies)}" if len(set(heads)) == 1 else "\n".join(texts)
 
+    def figures(self, plot: Plot = "heat-map") -> "list[Figure]":
+        """Return a matplotlib figure for each block of rows, with the controls: a heat map or a line plot."""
+        return figures_of(self.parts, plot)
+
+    def to_yaml(self) -> str:
+        """Return the `table.yaml` that makes these tables."""
+        return spec_yaml([part.spec for part in self.parts])
+
     def to_latex(self) -> str:
-        """Return a booktabs `table` environment for each table."""
-        return "\n".join(map(render_latex, self.parts))
+        """Return a booktabs `table` environment for each table, each with a label of its own."""
+        labels: dict[str, None] = {}
+        for part in self.parts:
+            label = label_of(part.spec.title)
+            numbered = (f"{label}-{i}" for i in itertools.count(2))
+            labels.setdefault(label if label not in labels else next(one for one in numbered if one not in labels))
+        return "\n".join(render_latex(part, label=label) for part, label in zip(self.parts, labels, strict=True))
 
 
-def build_table(name: str, results: Path | str = "runs", *, where: Mapping[str, Any] | None = None) -> Table:
-    """Build the table of an experiment from result files.
+def build_table(
+    name: str | Path | Sequence[str | Path] = (),
+    results: Path | str | None = None,
+    *,
+    where: Mapping[str, Any] | None = None,
+) -> Table:
+    """Build tables from result files: the table of an experiment, or the default one of any runs.
 
     Args:
-        name: folder below `experiments/` that contains a `table.yaml`, for example "emoji".
-        results: folder whose `result.json` files are read.
+        name: folder below `experiments/` that contains a `table.yaml`, for example "emoji"; or one or several folders
+            of runs, or an experiment without a table: then it is the primary metric by layer and timestep, and
+            `choices` says what was chosen. Nothing stands for all runs of `results`.
+        results: folder whose `result.json` files are read, for a name; None for "runs".
         where: field -> value; narrows the filter of the table.
     Raises: ConfigError for an unknown table or field; RunFailed if no result fits, or if an entry would mix results of
         different settings; SchemaError for result files that cannot be read.
     """
-    specs = load_specs(find_spec(name))
-    specs = tuple(dataclasses.replace(spec, filter={**spec.filter, **(where or {})}) for spec in specs)
-    found = collect(results)
-    return Table(tuple(fill_table(found, spec) for spec in specs))
+    names = [name] if isinstance(name, (str, Path)) else name
+    folder = None if results is None else str(results)
+    request = resolve_request([str(one) for one in names], results=folder, where=where)
+    parts = tuple(fill_table(request.results, spec) for spec in request.specs)
+    return Table(parts, choices=request.choices, folder=request.folder)
 
 
 def render(results: Sequence[RunResult], spec: TableSpec, format: Format = "markdown") -> str:

@@ -253,13 +253,7 @@ class _Controls:
 
 def _check_settings(name: str, run: RunResult, control_run: RunResult, where: dict[str, Value]) -> None:
     """Refuse a control of other settings or inputs than its run. Raises: RunFailed."""
-    differing = [
-        (f"config.{key}", *values)
-        for key, *values in differing_settings(run, control_run)
-        # in an empty section all settings may differ
-        if not _is_free(name, key) and values not in ([{}, None], [None, {}])
-    ]
-    differing += differing_inputs(run, control_run)
+    differing = differences_from_control(name, run, control_run)
     if differing:
         raise RunFailed(
             f"{where}: the control '{name}' was measured with other settings.",
@@ -267,6 +261,20 @@ def _check_settings(name: str, run: RunResult, control_run: RunResult, where: di
             f"runs: {run.run}, {control_run.run}",
             fix="measure the control with the settings of the run, and move the other one out of the folder",
         )
+
+
+def differences_from_control(name: str, run: RunResult, control_run: RunResult) -> list[tuple[str, Any, Any]]:
+    """Return the settings and inputs in which a run and a control run differ beyond what makes it a control.
+
+    Empty where it is a control of that run. Keys are those of the configuration below `config.`, or inputs.
+    """
+    differing = [
+        (f"config.{key}", ours, theirs)
+        for key, ours, theirs in differing_settings(run, control_run)
+        # in an empty section all settings may differ
+        if not _is_free(name, key) and [ours, theirs] not in ([{}, None], [None, {}])
+    ]
+    return differing + differing_inputs(run, control_run)
 
 
 def _is_exempt(control: str, field: str) -> bool:

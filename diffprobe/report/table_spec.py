@@ -6,6 +6,7 @@ Fields for rows, columns and filters: `metric`, `split`, `target`, `probe`, `cel
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from diffprobe.report.yaml_tree import read_yaml_tree
 Value = str | int | float
 MAX_TABLES = 100
 """Largest number of tables in one file."""
+MAX_DECIMALS = 12
+"""Largest number of printed digits after the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +68,10 @@ class NumberFormat:
     """Unit after scaling, for the caption."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 12 or self.scale == 0 or not math.isfinite(self.scale):
+        if not 0 <= self.decimals <= MAX_DECIMALS or self.scale == 0 or not math.isfinite(self.scale):
             raise ConfigError(
-                f"number: decimals={self.decimals} (0..12) or scale={self.scale} (finite, not 0) is out of range."
+                f"number: decimals={self.decimals} (0..{MAX_DECIMALS}) or scale={self.scale} (finite, not 0) is out of "
+                "range."
             )
 
     def show(self, value: float, *, signed: bool = False) -> str:
@@ -146,6 +150,10 @@ class TableSpec:
                         f"values of the axis: {', '.join(map(repr, axis.values))}",
                     )
 
+    def narrowed(self, where: Mapping[str, Any]) -> "TableSpec":
+        """Return the table with further conditions in its filter; they replace those of the same field."""
+        return dataclasses.replace(self, filter={**self.filter, **where}) if where else self
+
 
 def load_spec(path: Path | str) -> TableSpec:
     """Read a `table.yaml` with one table. Raises: ConfigError with every error, its file and line, or for several."""
@@ -182,16 +190,27 @@ def _lines_of_table(lines: dict[str, tuple[str, int]], i: int) -> dict[str, tupl
     return {key.removeprefix(start): place for key, place in lines.items() if key.startswith(start)}
 
 
-def find_spec(name: str) -> Path:
-    """Return the `table.yaml` of an experiment, first match on the search path.
+def has_spec(name: str) -> bool:
+    """Return whether an experiment has a `table.yaml`."""
+    return name in _specs()
 
-    Raises: ConfigError with the available tables.
-    """
+
+def _specs() -> dict[str, Path]:
+    """Return the `table.yaml` of each experiment that has one, first match on the search path."""
     found: dict[str, Path] = {}
     for root in roots():
         folder = root / "experiments"
         for path in sorted(folder.rglob("table.yaml")):
             found.setdefault(path.parent.relative_to(folder).as_posix(), path)
+    return found
+
+
+def find_spec(name: str) -> Path:
+    """Return the `table.yaml` of an experiment, first match on the search path.
+
+    Raises: ConfigError with the available tables.
+    """
+    found = _specs()
     if name not in found:
         close = nearest(name, found, n=1)
         raise ConfigError(

@@ -1,8 +1,9 @@
-"""Experiments from Python: load a configuration by name, validate it, train it.
+"""Experiments from Python: load a configuration by name, validate it, extract its features, train it.
 
-`diffprobe train` calls the same functions; the kind of a configuration decides what is trained.
+The command line calls the same functions; the kind of a configuration decides what is trained.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Union
 from diffprobe.config.compose import compose, require_kind, validate
 from diffprobe.config.kinds import kinds_of
 from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from diffprobe.features.reader import FeatureStore
     from diffprobe.generative.run_settings import GenerativeTraining
 
 TrainingConfig = Union[RunConfig, "GenerativeTraining"]
@@ -42,6 +45,26 @@ def plan_training(config: TrainingConfig) -> Path:
     from diffprobe.runs.train_generative import plan_generative
 
     return plan_generative(config)
+
+
+def extract(config: RunConfig, *, quiet: bool = False) -> "FeatureStore":
+    """Write the feature store that a run reads, or what of it is missing, and return it.
+
+    Args:
+        config: the run; see `load_experiment`.
+        quiet: print no progress.
+    Raises: ConfigError for a configuration that reads no store; see `runs.extract.extract_run`.
+    """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"a configuration of type {type(config).__name__} reads images, not features.")
+    from diffprobe.features.reader import FeatureStore
+    from diffprobe.runs.extract import extract_run
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return FeatureStore.open(extract_run(config, progress=not quiet, announce=say))
 
 
 def train(config: TrainingConfig) -> Path:

@@ -1,11 +1,13 @@
 """`diffprobe extract`: write the features of one run to its store; and what the control of a run replaces."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.heartbeat import beating, heartbeat_path
 from diffprobe.runs.provenance import require_splits
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ def extract_run(
 
     require_splits(run.data, ShardSet.load(run.data.path))
     backbone, features = backbone_and_features(run)
+    beat = heartbeat_path()
+    if beat is not None:  # in a job nobody sees a bar
+        progress = partial(beating, what="extract", unit="images", path=beat)
     return extract(backbone, run.data, features, process=process, progress=progress, announce=announce)
 
 

@@ -14,12 +14,14 @@ from diffprobe.core.atomic_file import remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.processes import is_main_process
+from diffprobe.core.restarts import RECORD, written_by_this_job
 from diffprobe.core.result import RESULT_FILE, StartTime
 from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_splits
+from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -35,7 +37,8 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     whose own `result.json` then has no metrics.
 
     An interrupted run continues from its last checkpoint (`trainer.resume`); a finished one is trained anew, and keeps
-    its files until everything that can be validated before training has been.
+    its files until everything that can be validated before training has been. A job that SLURM starts again after it
+    has written its result returns that.
 
     Args:
         config: the run.
@@ -50,23 +53,31 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     import lightning
 
     from diffprobe.training import loggers
-    from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
+    from diffprobe.training.checkpoint import CONFIG, LAST, find_checkpoint, forget, note_inputs, require_resumable
     from diffprobe.training.launch import cluster_environment
+    from diffprobe.training.progress import StepHeartbeat
     from diffprobe.training.requeue import Requeue
+    from diffprobe.training.start import begin
     from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
+    record = planned.run_dir / RECORD
+    if written_by_this_job(record, planned.run_dir / RESULT_FILE):
+        return planned.run_dir / RESULT_FILE
     with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
         source = make_source(config)
         module = make_module(planned, source)
         _check_seed(config, module, source)
         source.setup("fit")  # opens the backbone of live features, so that a refusal comes before files are removed
         inputs = {CONFIG: digest_json(planned.tree), **inputs_of(source)}
-        checkpoint = find_checkpoint(planned.run_dir, resume=config.trainer.resume)
+        resume = config.trainer.resume or written_by_this_job(record, planned.run_dir / LAST)
+        checkpoint = find_checkpoint(planned.run_dir, resume=resume)
         if checkpoint is not None:
             require_resumable(checkpoint, inputs)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=callbacks, requeue=requeue)
+        watching = [*callbacks, StepHeartbeat()]
+        trainer = make_trainer(config.trainer, run_dir=planned.run_dir, callbacks=watching, requeue=requeue)
+        checkpoint = begin(trainer, planned.run_dir, checkpoint)
         if is_main_process():
             planned.run_dir.mkdir(parents=True, exist_ok=True)
             remove_unfinished(planned.run_dir)
@@ -78,7 +89,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
             job_type=config.probe.kind,
             tree=planned.tree,
             tags=_tags(config),
-            resume=checkpoint is not None,
+            resume=checkpoint is not None or written_by_this_job(record, planned.run_dir / loggers.RUN_FILE),
         )
         trainer.logger = logger
         if checkpoint is None and is_main_process():
@@ -118,8 +129,10 @@ def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
     from diffprobe.features.request import shard_entries
 
-    shards = shard_entries(source.request.shard_set, config.data.train_split, config.data.limit)
-    if config.seed and not module.seed_counts and sum(shard.n for shard in shards) <= config.data.batch_size:
+    if not config.seed or module.seed_counts:
+        return
+    shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
+    if sum(shard.n for shard in shards) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
@@ -180,4 +193,4 @@ def _write(
             members[point.name] = write(folder, run, point.tree, seeds_of(point, config), member)
         whole = None  # the metrics are in the records of the members; a table must not find them twice
     result = write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole)
-    loggers.finish(logger, result, members=members)
+    loggers.finish(logger, result, members=members, media=lambda: media_of(result, members))

@@ -15,8 +15,10 @@ from diffprobe.core.atomic_file import atomic_folder, remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.memory import keep_freed_memory
+from diffprobe.core.restarts import RECORD, written_by_this_job
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.signals import end_on_sigterm
+from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
     from diffprobe.generative.run_settings import GenerativeTraining
@@ -64,15 +66,21 @@ def train_generative(config: "GenerativeTraining") -> Path:
 
     from diffprobe.generative.ema import EMACallback
     from diffprobe.training import loggers
-    from diffprobe.training.checkpoint import CONFIG, find_checkpoint, forget, note_inputs, require_resumable
+    from diffprobe.training.checkpoint import CONFIG, LAST, find_checkpoint, forget, note_inputs, require_resumable
     from diffprobe.training.launch import cluster_environment
+    from diffprobe.training.progress import StepHeartbeat
     from diffprobe.training.requeue import Requeue
+    from diffprobe.training.start import begin
     from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
     cluster_environment(config.trainer, os.environ)  # refuses processes that nobody asked for, before anything is read
+    record = run_dir / RECORD
+    if written_by_this_job(record, run_dir / RESULT_FILE):
+        return run_dir / RESULT_FILE
     tree = to_tree(config)
     with end_on_sigterm(), Requeue() as requeue, honest_ends():
-        checkpoint = find_checkpoint(run_dir, resume=config.trainer.resume)
+        resume = config.trainer.resume or written_by_this_job(record, run_dir / LAST)
+        checkpoint = find_checkpoint(run_dir, resume=resume)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         module, data = config.make()
         inputs = inputs_of(config)
@@ -80,9 +88,9 @@ def train_generative(config: "GenerativeTraining") -> Path:
         if checkpoint is not None:
             require_resumable(checkpoint, noted)
         with quiet():
-            trainer = make_trainer(
-                config.trainer, run_dir=run_dir, callbacks=[EMACallback(config.ema_decay)], requeue=requeue
-            )
+            watching = [EMACallback(config.ema_decay), StepHeartbeat()]
+            trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=watching, requeue=requeue)
+            checkpoint = begin(trainer, run_dir, checkpoint)
             run_dir.mkdir(parents=True, exist_ok=True)
             remove_unfinished(run_dir)
             logger = loggers.make_logger(
@@ -93,7 +101,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
                 job_type="backbone",
                 tree=tree,
                 tags=("backbone",),
-                resume=checkpoint is not None,
+                resume=checkpoint is not None or written_by_this_job(record, run_dir / loggers.RUN_FILE),
             )
             trainer.logger = logger
             if checkpoint is None:
@@ -125,7 +133,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
         wandb_run_id=loggers.run_id(logger),
     )
     write_result(result, run_dir / RESULT_FILE)
-    loggers.finish(logger, result)
+    loggers.finish(logger, result, media=lambda: media_of(result))
     return run_dir / RESULT_FILE
 
 

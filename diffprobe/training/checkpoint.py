@@ -5,6 +5,7 @@ memory. The file itself is in `checkpoint_file.py`.
 """
 
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.result import INPUT, RESULT_FILE, predictions_file
-from diffprobe.core.signals import take_sigterm
+from diffprobe.core.signals import Terminated, take_sigterm
 from diffprobe.training.checkpoint_file import verify_checkpoint
 from diffprobe.training.requeue import Requeue
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
@@ -66,8 +67,9 @@ class RunCheckpoint(ModelCheckpoint):
             self._requeue.begin_steps()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the signals, after Lightning has registered its own handlers."""
-        take_sigterm()
+        """Take the signals, after Lightning has registered its own handlers, unless they wait for a training step."""
+        if self._requeue is None or not self._requeue.in_steps:
+            take_sigterm()
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take the signals, after Lightning has registered its own handlers."""
@@ -94,15 +96,28 @@ class RunCheckpoint(ModelCheckpoint):
             launcher.kill(signal.SIGKILL)
 
     def _save_for_requeue(self, trainer: lightning.Trainer) -> None:
+        """Save if a signal asked for it, and end if the job will start again or is ended. Raises: Terminated."""
         requeue = self._requeue
         if requeue is None or not requeue.applies:
             return
-        asked = requeue.asked
-        if trainer.world_size > 1:  # the signal reaches the processes in different steps; saving is collective
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            trainer.save_checkpoint(self._file)
-            requeue.submit(f"'{self._file}' is written at step {trainer.global_step}")
+        noticed = requeue.asked or requeue.ending
+        if not self._on_any(
+            trainer, noticed
+        ):  # the signals reach the processes in different steps; saving is collective
+            return
+        asked, ending = self._on_any(trainer, requeue.asked), self._on_any(trainer, requeue.ending)
+        trainer.save_checkpoint(self._file)
+        saved = f"'{self._file}' is written at step {trainer.global_step}"
+        requeued = self._on_any(trainer, asked and requeue.submit(f"SIGUSR1: {saved}"))
+        if ending and trainer.is_global_zero:
+            print(f"SIGTERM: {saved}.", file=sys.stderr, flush=True)
+        if ending or requeued:
+            raise Terminated
+
+    @staticmethod
+    def _on_any(trainer: lightning.Trainer, here: bool) -> bool:
+        """Return whether something is true on any process."""
+        return here if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(here, all=False))
 
 
 def find_checkpoint(run_dir: Path, *, resume: bool) -> Path | None:

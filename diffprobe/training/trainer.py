@@ -24,6 +24,7 @@ from diffprobe.training.checkpoint import RunCheckpoint
 from diffprobe.training.checkpoint_file import CheckpointFile
 from diffprobe.training.launch import cluster_environment
 from diffprobe.training.requeue import Requeue
+from diffprobe.training.run_progress import RunProgress
 
 _NOISE = (
     ".*does not have many workers.*",
@@ -78,11 +79,12 @@ def make_trainer(
         "num_nodes": config.num_nodes,
         "gradient_clip_val": config.gradient_clip,
         "log_every_n_steps": config.log_every_steps,
-        "enable_progress_bar": config.enable_progress_bar,
+        "enable_progress_bar": False,  # `RunProgress` has the time left of the whole run, Lightning's that of an epoch
         "enable_model_summary": False,
         "logger": logger or False,
         "callbacks": [
             RunCheckpoint(run_dir, every_steps=config.checkpoint_every_steps, requeue=requeue),
+            *([RunProgress()] if config.enable_progress_bar else []),
             *callbacks,
         ],
         "use_distributed_sampler": False,  # the DataModule splits samples between processes

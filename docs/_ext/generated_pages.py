@@ -21,6 +21,7 @@ COPIES = {
     "diffprobe/assets/emoji-sd/README.md": "emoji-sd.md",
     "diffprobe/shards/PROTOCOL.md": "shard-format.md",
     "diffprobe/features/PROTOCOL.md": "store-format.md",
+    "slurm/README.md": "slurm.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
@@ -38,8 +39,10 @@ PACKAGES = (
     "training",
     "generative",
     "report",
+    "launch",
     "runs",
     "evaluation",
+    "notebook",
     "benchmarks",
     "demo",
 )

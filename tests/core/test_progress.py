@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from diffprobe.core.progress import ProgressDisplay
+from diffprobe.core.progress import Countdown, ProgressDisplay
 
 
 def terminal() -> tuple[Console, io.StringIO]:
@@ -65,3 +65,35 @@ def test_a_display_that_is_not_shown_is_silent_on_a_terminal() -> None:
 def test_progress_needs_no_torch() -> None:
     code = "import sys, diffprobe.core.progress as p\np.ProgressDisplay()\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_files_are_named_where_there_is_no_terminal_and_counted_where_there_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import functools
+
+    from rich.console import Console
+
+    from diffprobe.core import progress
+
+    with progress.reading_files(2, "reading") as begin:
+        begin("a.tar"), begin("b.tar")
+    assert capsys.readouterr().err == "reading a.tar\nreading b.tar\n"
+    with progress.reading_files(2, "reading", shown=False) as begin:
+        begin("a.tar")
+    assert capsys.readouterr() == ("", "")
+    shown = io.StringIO()
+    terminal = functools.partial(progress.ProgressDisplay, console=Console(file=shown, force_terminal=True, width=110))
+    monkeypatch.setattr(progress, "ProgressDisplay", terminal)
+    with progress.reading_files(2, "reading") as begin:
+        begin("a.tar"), begin("b.tar")
+    assert "a.tar" not in capsys.readouterr().err and "/2" in shown.getvalue() and "files" in shown.getvalue()
+
+
+def test_the_time_left_is_that_of_the_mean_speed() -> None:
+    lines: list[str] = []
+    clock = iter([0.0, 0.0, 30.0, 3 * 3600.0])
+    steps = Countdown(3, lines.append, clock=lambda: next(clock))
+    for name in "abc":
+        steps(name)
+    assert lines == ["1/3: a", "2/3, about 1 min left: b", "3/3, about 1 h 30 min left: c"]

@@ -2,10 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from diffprobe.core.signals import TERMINATED, Terminated, end_on_sigterm
+from diffprobe.core.signals import (
+    TERMINATED,
+    Terminated,
+    children_outlive_signals,
+    end_on_sigterm,
+    shield_worker,
+)
 
 
 def test_sigterm_raises_once_and_the_handler_of_before_comes_back() -> None:
@@ -48,3 +57,61 @@ def test_a_process_that_was_started_to_ignore_the_signal_still_does() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ended_by(signals: list[signal.Signals], environ: dict[str, str]) -> int | None:
+    """Return the status with which a loader's worker ends by signals; None if it goes on."""
+    code = (
+        "import time; from diffprobe.core.signals import shield_worker\n"
+        "shield_worker(); print(1, flush=True); time.sleep(60)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | environ
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None and process.stdout.readline() == "1\n"
+    for number in signals:
+        process.send_signal(number)
+    try:
+        return process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_workers_main_process_answers_the_signals_of_slurm() -> None:
+    job = {"SLURM_JOB_ID": "17"}
+    assert ended_by([signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM], job) is None
+    assert ended_by([signal.SIGUSR1, signal.SIGTERM], {}) == -signal.SIGTERM
+
+
+def test_workers_of_a_loader_do_not_inherit_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked worker would otherwise requeue the job as the main process does."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        signal.signal(signal.SIGUSR1, lambda number, frame: None)
+        shield_worker(0)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert 50 < signal.alarm(0) <= 60  # it ends by itself where nobody ends it
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_process_that_is_started_in_the_block_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with children_outlive_signals():
+        child = subprocess.Popen(["sleep", "60"])
+    child.send_signal(signal.SIGUSR1)
+    child.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert child.poll() is None
+    child.kill()
+    child.wait()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with children_outlive_signals():
+        child = subprocess.Popen(["sleep", "60"])
+    child.terminate()
+    assert child.wait(5) == -signal.SIGTERM

@@ -14,11 +14,10 @@ from diffprobe.core.errors import ConfigError, EmptyClass, ShardError, UnknownNa
 from diffprobe.demo.config import PanelConfig
 from diffprobe.demo.console import DemoConsole
 from diffprobe.demo.needs import check_needs
-from diffprobe.demo.panels import _largest, direction_panels, latent_panels
+from diffprobe.demo.panels import direction_panels, latent_panels
 from diffprobe.demo.run import load_demo, run_demo, write_report
 from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.topk import KSAE
-from diffprobe.probes.sae.types import Code
 from diffprobe.runs.train import make_source
 
 DIRECTION = "runs=[{experiment: tiny/classifier}, {experiment: tiny/direction, settings: ['%s']}]"
@@ -61,14 +60,6 @@ def test_a_demo_that_passes_the_check_has_its_page_where_the_autoencoder_is_spat
         assert panel.max_activation == pytest.approx(float(expected.max()), abs=1e-6)
         shown = [table.keys.index(picture.key) for picture in panel.pictures]
         assert [p.value for p in panel.pictures] == pytest.approx(expected[shown].tolist(), abs=1e-6)
-
-
-def test_the_code_of_a_sample_is_the_largest_of_its_rows():
-    values = torch.tensor([[3.0, 1.0], [2.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
-    indices = torch.tensor([[0, 1], [1, 0], [2, 0], [0, 0]])
-    code = _largest(Code(values, indices), n_samples=2, n_latents=3)
-    dense = torch.zeros(2, 3).scatter_add_(1, code.indices, code.values)
-    assert dense.tolist() == [[3.0, 2.0, 0.0], [0.0, 0.0, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +122,7 @@ def test_a_direction_of_too_few_samples_is_left_out_and_named(tiny_study, tmp_pa
     def undefined(*args, **kwargs):
         raise EmptyClass("bootstrap: the statistic is not defined in 11 of 20 resamples.")
 
-    monkeypatch.setattr("diffprobe.demo.panels.bootstrap_interval", undefined)
+    monkeypatch.setattr("diffprobe.evaluation.direction_panels.bootstrap_interval", undefined)
     with pytest.raises(EmptyClass):
         direction_panels(done)
     assert write_report(done, view) == ()

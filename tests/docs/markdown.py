@@ -36,6 +36,7 @@ def pages() -> tuple[Path, ...]:
         *ROOT.glob("*.md"),
         *(path for path in (ROOT / "docs").rglob("*.md") if "_generated" not in path.parts),
         *(ROOT / "diffprobe").rglob("*.md"),
+        *(ROOT / "slurm").rglob("*.md"),
     ]
     return tuple(sorted(found))
 

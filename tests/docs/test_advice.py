@@ -16,6 +16,7 @@ import pytest
 
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
+from diffprobe.config.cluster import ClusterConfig
 from diffprobe.config.kinds import KINDS, PROBE
 from tests.docs.markdown import ROOT
 
@@ -68,6 +69,7 @@ def keys() -> frozenset[str]:
 
     for kind in KINDS.values():
         collect(kind.load(), "")
+    collect(ClusterConfig, "cluster.")
     return frozenset(found)
 
 

@@ -52,19 +52,38 @@ def guide_files() -> dict[str, str]:
     return files
 
 
+def cluster_files() -> dict[str, str]:
+    """Return the cluster file that slurm/README lets its reader write: path -> content."""
+    (block,) = [block for block in blocks(ROOT / "slurm/README.md") if block.language == "yaml"]
+    return {"configs/cluster/lab.yaml": block.code}
+
+
 @pytest.fixture(autouse=True)
 def _guide_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, content in guide_files().items():
+    for name, content in {**guide_files(), **cluster_files()}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     monkeypatch.setenv("DIFFPROBE_CONFIGS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
 
 def parse(command: str) -> tuple[str, argparse.Namespace]:
-    _, verb, *rest = shlex.split(command, comments=True)
+    _, verb, *rest = shlex.split(command.partition(" > ")[0], comments=True)
     parser = argparse.ArgumentParser(prog=f"diffprobe {verb}", exit_on_error=False)
     VERBS.load(verb.replace("-", "_")).add_arguments(parser)
     return verb, parser.parse_args(rest)
+
+
+def check_submit(arguments: argparse.Namespace) -> None:
+    """Validate a command that is submitted as well as its cluster; `lab` is the one that slurm/README describes."""
+    from diffprobe.cli.main import main
+    from diffprobe.config.cluster import split_cluster
+
+    words = arguments.command
+    if "VERB" in words or "..." in words:
+        return
+    assert split_cluster(words)[0], "no cluster is named"
+    assert main(["submit", *words, *([] if "--dry-run" in words else ["--dry-run"])]) == 0
 
 
 def check(command: str) -> None:
@@ -78,10 +97,13 @@ def check(command: str) -> None:
         experiment, settings = split_experiment(None, settings)
         default = {"sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate"}[arguments.what]
         load(experiment or default, [f"{name}=x", *settings])
+    elif verb == "submit":
+        check_submit(arguments)
     elif verb == "table":
         from diffprobe.report import table_spec
 
-        table_spec.find_spec(arguments.experiment)
+        for name in arguments.what:  # a table, or folders of runs, which are there after other commands
+            assert table_spec.has_spec(name) or name.split("/")[0] == "runs", name
 
 
 @pytest.mark.parametrize(("place", "command"), [*shell_commands(), *commands_of_demos()], ids=lambda value: value)
@@ -123,7 +145,7 @@ def test_there_are_commands_to_test() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["diffprobe trian", "diffprobe table", "diffprobe train trainer.max_epoch=3", "diffprobe extract --part 0/2"],
+    ["diffprobe trian", "diffprobe table emojo", "diffprobe train trainer.max_epoch=3", "diffprobe extract --part 0/2"],
 )
 def test_a_wrong_command_would_be_found(command: str) -> None:
     with pytest.raises((Exception, SystemExit)):

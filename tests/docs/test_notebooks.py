@@ -35,8 +35,9 @@ def test_a_committed_notebook_has_outputs_and_no_traces_of_a_machine(path: Path)
     assert path.stat().st_size < 500_000
 
 
-def test_there_are_two_notebooks() -> None:
-    assert [path.name for path in notebooks()] == ["first-features-and-probe.ipynb", "sparse-autoencoder.ipynb"]
+def test_there_are_three_notebooks() -> None:
+    names = ["first-features-and-probe.ipynb", "sparse-autoencoder.ipynb", "your-images-and-model.ipynb"]
+    assert [path.name for path in notebooks()] == names
 
 
 def test_a_trace_of_a_machine_would_be_found() -> None:

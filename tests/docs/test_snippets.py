@@ -171,4 +171,4 @@ def test_the_guide_from_a_folder_of_images_to_a_table(tmp_path: Path) -> None:
                 )
                 printed.append(run(*words, *small))
     tables = [text for text in printed if "raw pixels" in text]
-    assert len(tables) == 2 and all("n/a" not in table for table in tables)
+    assert len(tables) == 5 and all("n/a" not in table for table in tables)

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from tests.faults.conftest import ROOT, delays, report, wait_for
-from tests.slurm import pretend_job
+from tests.pretend_slurm import pretend_job
 
 pytestmark = pytest.mark.slow
 ENDS = [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")]
@@ -109,7 +109,7 @@ def test_the_command_after_it_does_not_run(run, run_settings, tmp_path):
 
 
 def test_requeue_signals_at_random_points(run, whole, tmp_path, capsys):
-    """SIGUSR1 of SLURM; then half of the jobs are killed and start again, and the others go on to their end."""
+    """SIGUSR1 of SLURM: the job saves and ends, or is killed on the way; then it starts again."""
     environ: dict[str, str] = {}
     requeued = pretend_job(tmp_path / "slurm", environ.__setitem__, lambda name: None)
     counts, generator = Counter(), random.Random(3)
@@ -127,7 +127,7 @@ def test_requeue_signals_at_random_points(run, whole, tmp_path, capsys):
             command.send(signal.SIGKILL)
         status = command.wait()
         counts["tried"] += 1
-        assert status in ((0, -signal.SIGKILL) if i % 2 else (0,)), command.output()
+        assert status in ((0, 143, -signal.SIGKILL) if i % 2 else (0, 143)), command.output()
         if status:
             assert run.start(output, **environ).wait() == 0
         outcome = run.outcome(output)
@@ -135,4 +135,4 @@ def test_requeue_signals_at_random_points(run, whole, tmp_path, capsys):
         counts["equal"] += outcome == whole
         counts["doubled"] += any(output.rglob("hpc_ckpt*"))
     report("SIGUSR1 under SLURM", counts, capsys)
-    assert counts == Counter(tried=8, equal=8) and set(requeued.read_text().splitlines()) == {"requeue 17"}
+    assert counts == Counter(tried=8, equal=8) and "requeue 17" in requeued.read_text().splitlines()

@@ -155,3 +155,18 @@ def test_what_verification_finds_is_not_read_either(store, change, message):
     assert len(verify_folder(store.path)) == 1
     with pytest.raises(SchemaError, match=f"{shard.file}/samples.json' is not complete.*{message}"):
         store.samples(shard)
+
+
+def test_every_feature_file_advances_the_bar(store):
+    from contextlib import contextmanager
+    from types import SimpleNamespace
+
+    totals, done = [], []
+
+    @contextmanager
+    def make_bar(total):
+        totals.append(total)
+        yield SimpleNamespace(update=done.append)
+
+    assert verify_folder(store.path, make_bar=make_bar) == []
+    assert totals == [sum(done)] == [len(list(store.path.glob("*/*.safetensors")))] and sum(done) > 1

@@ -121,7 +121,11 @@ def violations(lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str, Rul
 
 
 def files() -> list[Path]:
-    found = [path for folder in ("diffprobe", "docs", "configs", "experiments") for path in (ROOT / folder).rglob("*")]
+    found = [
+        path
+        for folder in ("diffprobe", "docs", "configs", "experiments", "slurm")
+        for path in (ROOT / folder).rglob("*")
+    ]
     found += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     return sorted(
         path for path in found if path.suffix in (".py", ".md", ".yaml", ".j2") and "_build" not in path.parts

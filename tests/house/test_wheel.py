@@ -1,11 +1,14 @@
-"""The wheel, installed into an environment without diffprobe and outside of the checkout, runs the demo.
+"""The wheel, in an environment without diffprobe and outside of the checkout: the demo, and the six commands.
 
 `make wheel` builds it first and names its folder in DIFFPROBE_WHEEL_DIR; without that, the test builds one. The new
 environment holds diffprobe alone and sees the other packages of this one: test_dependencies.py checks that all of them
 are declared.
 """
 
+import json
 import os
+import random
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -14,6 +17,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
+
+from tests.docs.markdown import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -63,7 +69,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_what_git_holds_of_the_package(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "diffprobe", "configs", "experiments"],
+        ["git", "-C", str(ROOT), "ls-files", "diffprobe", "configs", "experiments", "slurm"],
         capture_output=True,
         text=True,
         check=False,
@@ -89,8 +95,83 @@ def test_the_demo_is_checked(python: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_a_batch_script_is_rendered(python: Path, tmp_path: Path) -> None:
+    command = ["submit", "doctor", "cluster=local", "--dry-run"]
+    assert "arguments=(doctor)" in run(python.with_name("diffprobe"), *command, cwd=tmp_path)
+
+
 def test_the_demo_runs(python: Path, tmp_path: Path) -> None:
     printed = run(python.with_name("diffprobe"), "demo", *SMALL, "output=out", "features.store=stores", cwd=tmp_path)
     assert "raw pixels" in printed
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     assert len(list((tmp_path / "out").rglob("result.json"))) == 11
+
+
+CLASSES = ("beach", "city", "field", "forest", "snow")
+PAGE = ROOT / "docs/users/six-commands.md"
+
+
+def make_photos(folder: Path, n: int = 40) -> None:
+    """Write n JPEGs of each class: a shape and its colours, with noise in both."""
+    rng = random.Random(0)
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            shade = tuple(rng.randrange(170, 256) for _ in range(3))
+            image = Image.new("RGB", (120, 90), shade)
+            box = (x := rng.randrange(10, 40), y := rng.randrange(5, 25), x + rng.randrange(40, 70), y + 55)
+            draw = ImageDraw.Draw(image)
+            ink = tuple(rng.randrange(0, 140) for _ in range(3))
+            shapes = (draw.ellipse, draw.rectangle, draw.line, draw.ellipse, draw.line)
+            options = ({"fill": ink}, {"fill": ink}, {"fill": ink, "width": 8}, {"outline": ink, "width": 6},
+                       {"fill": ink, "width": 30})  # fmt: skip
+            shapes[number](box, **options[number])
+            image.save(folder / name / f"{i:04d}.jpg", quality=90)
+
+
+def test_six_commands_make_heat_map_table_report_and_notebook(python: Path, tmp_path: Path) -> None:
+    """The commands of the page, as they stand there, in an empty folder with 200 JPEGs in five classes."""
+    make_photos(tmp_path / "photos")
+    commands = [block.code for block in blocks(PAGE) if block.language == "" and block.code.startswith("diffprobe ")]
+    assert len(commands) == 6
+    for command in commands:
+        words, _, target = command.partition(" > ")
+        printed = run(python.with_name("diffprobe"), *shlex.split(words)[1:], cwd=tmp_path)
+        if target:
+            (tmp_path / target).write_text(printed)
+    assert (tmp_path / "heat-map.pdf").read_bytes().startswith(b"%PDF")
+    latex = (tmp_path / "table.tex").read_text()
+    assert "\\toprule" in latex and "\\label{" in latex and "up\\_blocks.2" in latex and "shuffled labels" in latex
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "mid_block" in page and "<svg" in page
+    (result,) = (tmp_path / "runs").glob("classifier/*/result.json")
+    scores = [m for m in json.loads(result.read_text())["metrics"] if (m["name"], m["split"]) == ("accuracy", "test")]
+    assert len(scores) == 12 and max(score["value"] for score in scores) > 0.6  # of five classes
+    run(python, "-c", EXECUTE, "look.ipynb", cwd=tmp_path)
+    cells = json.loads((tmp_path / "look.ipynb").read_text())["cells"]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    assert any("image/png" in shown for shown in data) and any("text/markdown" in shown for shown in data)
+
+
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+nbformat.write(notebook, sys.argv[1])
+"""
+"""Executes a notebook with this interpreter, which has diffprobe from the wheel alone."""
+
+
+def test_ten_lines_of_python_make_heat_map_and_grid(python: Path, tmp_path: Path) -> None:
+    """The two snippets of the page, one after the other, as a script."""
+    make_photos(tmp_path / "photos", n=20)
+    snippets = [block.code for block in blocks(PAGE) if block.language == "python"]
+    assert len(snippets) == 2 and all(len(code.splitlines()) <= 10 for code in snippets)
+    code = "\n".join(snippets)
+    for last in ("run.heat_map()", "sae.latent_grid()"):
+        assert last in code
+        code = code.replace(last, f"{last}.savefig('{last.partition('.')[0]}.png')")
+    run(python, "-c", code, cwd=tmp_path)
+    for name in ("run.png", "sae.png"):
+        assert Image.open(tmp_path / name).width > 400

@@ -10,7 +10,7 @@ from PIL import Image
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.collect import collect
 from diffprobe.report.pages.page import Page
-from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, Picture, make_histogram
+from diffprobe.report.pages.panels import DirectionPanel, Estimate, LatentPanel, LatentSection, Picture, make_histogram
 from diffprobe.report.table_spec import TableSpec, load_spec
 
 HERE = Path(__file__).parent
@@ -70,10 +70,10 @@ def page(results: list[RunResult], spec: TableSpec) -> Page:
         positive_end=(picture("positive " + HOSTILE, 2.5),), negative_end=(picture("the negative end", -2.5),),
         histogram=make_histogram({HOSTILE: [1.0, 2.0], "twemoji": [-1.0]}), note=HOSTILE,
     )  # fmt: skip
+    section = LatentSection(panels=(latent,), rule=HOSTILE, cell=HOSTILE, n_classes=16, name=HOSTILE)
     return Page(
         title=HOSTILE, lead=HOSTILE, facts=(("data", HOSTILE), (HOSTILE, "x")),
         results=(*results, make_sae_run(0.125), make_sae_run(0.0625, control="random_weights")),
-        tables=(spec,), latents=(latent,), latent_rule=HOSTILE, latent_cell=HOSTILE,
-        n_classes=16, directions=(direction,), limits=(HOSTILE,),
+        tables=(spec,), latents=(section,), directions=(direction,), limits=(HOSTILE,),
         next_steps=(HOSTILE,),
     )  # fmt: skip

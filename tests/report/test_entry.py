@@ -63,7 +63,7 @@ def test_every_format_prints_every_value_and_mark(results, spec):
     plain = [format_entry(table, entry, best=None, style=PLAIN) for entry in table.entries()]
     page = render_page(Page(title="t", lead="l", facts=(), results=tuple(results), tables=(spec,)))
     cells = page[page.index('<table class="grid">') : page.index('<div class="maps">')]
-    for text, mark in ((render_markdown(table), "‡"), (render_latex(table), r"$^{\ddagger}$"), (cells, "‡")):
+    for text, mark in ((render_markdown(table), "‡"), (render_latex(table), r"$\ddagger$"), (cells, "‡")):
         assert all(value.removesuffix(" ‡") in text for value in plain)
         n_legend = 1  # each has one legend below the table
         assert text.count(mark) == sum(value.endswith("‡") for value in plain) + n_legend

@@ -15,7 +15,7 @@ from diffprobe.runs.extract import extract_run
 from diffprobe.runs.plan import plan
 from diffprobe.runs.train import train
 from diffprobe.training.checkpoint_file import read_checkpoint, write_checkpoint
-from tests.slurm import pretend_job
+from tests.pretend_slurm import pretend_job
 
 LINEAR = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "trainer.max_epochs=3"]
 """Three epochs of four steps."""
@@ -53,17 +53,36 @@ def test_a_requeue_signal_changes_no_number_with_or_without_a_restart(run, whole
     requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
     config = run(*LINEAR)
     folder = plan(config).run_dir
-    path = train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
-    assert read_result(path).metrics == whole.metrics and requeued.read_text() == "requeue 17\n"
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
+    assert requeued.read_text() == "requeue 17\n" and not (folder / "result.json").exists()
+    assert read_result(train(config)).metrics == whole.metrics
     (folder / "hpc_ckpt_1.ckpt").write_bytes((folder / "last.ckpt").read_bytes())  # of an earlier version
     assert read_result(train(config)).metrics == whole.metrics
     assert not list(folder.glob("hpc_ckpt*"))
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1)), AtStep(7, stop)])
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGTERM)), AtStep(7, stop)])
     steps = []
     path = train(config, callbacks=[AtStep(step, lambda step=step: steps.append(step)) for step in range(12)])
     assert steps == [6, 7, 8, 9, 10, 11]  # an epoch has four steps
     assert read_result(path).metrics == whole.metrics
+
+
+def test_a_job_that_starts_anew_does_so_once(run, whole, tmp_path, monkeypatch):
+    """`trainer.resume=false` is meant for the first start; a requeued job continues, and ends with its result."""
+    requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
+    config, steps = run(*LINEAR, "trainer.resume=false"), []
+    with pytest.raises(Terminated):
+        train(config, callbacks=[AtStep(5, lambda: send(signal.SIGUSR1))])
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    path = train(config, callbacks=[AtStep(step, lambda step=step: steps.append(step)) for step in range(12)])
+    assert steps == [6, 7, 8, 9, 10, 11] and requeued.exists()
+    assert read_result(path).metrics == whole.metrics
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # requeued again, while it wrote its result
+    assert train(config, callbacks=[AtStep(0, stop)]) == path
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config, callbacks=[AtStep(0, stop)])
 
 
 def test_an_unfinished_run_with_a_checkpoint_of_lightnings_own_is_refused_and_keeps_it(run, whole, tmp_path):

@@ -19,7 +19,7 @@ from diffprobe.generative.denoiser import DenoiserModule
 from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.text_encoder import TextEncoderModule
 from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generative
-from tests.slurm import pretend_job
+from tests.pretend_slurm import pretend_job
 from tests.toy_generative import toy_trainings
 
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
+from diffprobe.core.signals import Terminated
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.checkpoint_file import read_checkpoint
 from diffprobe.training.requeue import Requeue
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.slurm import JOB, pretend_job
+from tests.pretend_slurm import JOB, pretend_job
 from tests.training.test_checkpoint import CELL, Interrupt, make
 
 
@@ -25,12 +26,12 @@ def job(tmp_path, monkeypatch):
 class SignalWithinAStep(lightning.Callback):
     """Sends SIGUSR1 when the gradient of a step is known and the weights are still those of before."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, number=signal.SIGUSR1):
+        self.step, self.number = step, number
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         if trainer.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), self.number)
 
 
 def settings_of():
@@ -44,7 +45,7 @@ def test_a_requeued_run_continues_between_two_steps_and_equals_an_undisturbed_on
         whole = make(kind, settings)
         make_trainer(settings, run_dir=tmp_path / "whole").fit(whole, datamodule=toy(cells=(CELL,)))
         cut = tmp_path / "cut"
-        with Requeue() as requeue, pytest.raises(RuntimeError, match="stopped"):
+        with Requeue() as requeue, pytest.raises(Terminated):
             make_trainer(settings, run_dir=cut, callbacks=[SignalWithinAStep(7), Interrupt(10)], requeue=requeue).fit(
                 make(kind, settings), datamodule=toy(cells=(CELL,))
             )
@@ -60,7 +61,46 @@ def test_a_requeued_run_continues_between_two_steps_and_equals_an_undisturbed_on
         assert one.equal(other), name
 
 
+def test_sigterm_saves_between_two_steps_and_leaves_the_queue_to_slurm(toy, tmp_path, job, capfd):
+    settings = settings_of()
+    with quiet(), Requeue() as requeue, pytest.raises(Terminated):
+        make_trainer(
+            settings, run_dir=tmp_path / "cut", callbacks=[SignalWithinAStep(7, signal.SIGTERM)], requeue=requeue
+        ).fit(make("classifier", settings), datamodule=toy(cells=(CELL,)))
+    assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == 8
+    assert "written at step 8" in capfd.readouterr().err and not job.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "requeued"),
+    [
+        ("JobState=RUNNING PreemptTime=2026-11-27T14:00:00", True),
+        ("JobState=RUNNING PreemptTime=None", False),  # scancel --signal=TERM
+        ("JobState=CANCELLED PreemptTime=2026-11-27T14:00:00", False),
+    ],
+)
+def test_a_preempted_job_goes_back_before_it_ends_by_itself(tmp_path, job, answer, requeued):
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {job}\necho JobId=17 {answer}\n')
+    with pytest.raises(Terminated), Requeue(), Requeue():
+        raise Terminated
+    assert job.read_text().splitlines() == ["show job --oneliner 17", *["requeue 17"] * requeued]
+
+
+def test_the_inner_of_two_takes_the_signal(job):
+    with Requeue() as outer:
+        with Requeue() as inner:
+            inner.begin_steps()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert inner.asked and not outer.asked and not job.exists()
+            inner.asked = False
+            inner.end_steps()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert job.read_text() == "requeue 17\n"
+
+
 def test_a_run_that_goes_on_after_the_signal_is_not_disturbed_by_it(toy, tmp_path, job):
+    """It goes on where SLURM does not requeue it."""
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {job}; exit 1\n')
     settings = settings_of()
     found = []
     for signalled in (False, True):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.errors import ConfigError, EmptyClass, SchemaError, WeightsMismatch
+from diffprobe.core.facts_html import facts_html
 from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.probes.full_batch import Array, as_features, as_labels, fit_full_batch
@@ -118,6 +119,17 @@ class ClassifierProbe(Standardised):
         self.head: nn.Module | None = None
         if d_in is not None and n_classes is not None:
             self.head = make_head(name, self.config, d_in, n_classes, seed=seed)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        if self.head is None:
+            return f"{self.name}, not fitted"
+        state = "" if bool(self.fitted) else ", not fitted"
+        return f"{self.name}, {self.d_in} features to {self.n_classes} classes{state}"
+
+    def _repr_html_(self) -> str:
+        sizes = {} if self.head is None else {"features": self.d_in, "classes": self.n_classes}
+        return facts_html(f"classifier, {self.name}", {**sizes, "fitted": bool(self.fitted)})
 
     def fit(
         self: Probe, x: Array, y: Array, *, n_classes: int | None = None, l2: float | None = None, max_steps: int = 500

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
+from diffprobe.core.facts_html import facts_html
 from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
@@ -64,6 +65,15 @@ class KSAE(nn.Module):
         self.b_pre = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        state = "" if bool(self.initialised) else ", not trained"
+        return f"{self.n_latents} latents for {self.d_in} features, k={self.k}{state}"
+
+    def _repr_html_(self) -> str:
+        facts = {"latents": f"{self.n_latents:,}", "features": self.d_in, "active per row (k)": self.k}
+        return facts_html(f"sparse autoencoder, {self.variant}", {**facts, "trained": bool(self.initialised)})
 
     @property
     def level_weights(self) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ Markup and style are in `report/templates/`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,9 @@ from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure import control_levels, render_heat_map
 from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
-from diffprobe.report.pages.panels import DirectionPanel, LatentPanel
+from diffprobe.report.pages.panels import DirectionPanel, LatentPanel, LatentSection
 from diffprobe.report.pages.svg import bar_share, draw_histogram
-from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
+from diffprobe.report.table_data import Entry, TableData, TableRow, differences_from_control, fill_table
 from diffprobe.report.table_spec import TableSpec
 
 
@@ -41,14 +41,10 @@ class Page:
     """All runs of the report: the source of its tables, and of the SAE metrics (runs of kind "sae")."""
     tables: tuple[TableSpec, ...] = ()
     """Specs of the tables to show (`report/table_spec.py`)."""
-    latents: tuple[LatentPanel, ...] = ()
-    """Latents to show, in order."""
-    latent_rule: str = ""
-    """How these latents were chosen."""
-    latent_cell: str = ""
-    """Cell on whose features the SAE was trained."""
-    n_classes: int = 0
-    """Number of classes of the label behind the entropies; 0 if unknown."""
+    latents: tuple[LatentSection, ...] = ()
+    """The latents to show of each autoencoder, in order."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Name of a run -> how the page calls it, where it shows several of one kind."""
     directions: tuple[DirectionPanel, ...] = ()
     """Directions to show, in order."""
     limits: tuple[str, ...] = ()
@@ -74,7 +70,8 @@ def render_page(page: Page) -> str:
         tables=[_table_view(table) for table in tables],
         headlines=[line for table in tables for line in _headlines(table)],
         saes=_sae_views(page.results),
-        latents=[_latent_view(latent, page.n_classes) for latent in page.latents],
+        comparison=_comparison(page),
+        latents=[_section_view(section) for section in page.latents],
         directions=[_direction_view(panel) for panel in page.directions],
     )
 
@@ -192,7 +189,13 @@ def _sae_views(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     for run in results:
         if run.kind != "sae" or run.config.get("control", "none") not in ("none", None):
             continue
-        control_runs = [r for r in results if r.kind == "sae" and r.config.get("control") == "random_weights"]
+        control_runs = [
+            other
+            for other in results
+            if other.kind == "sae"
+            and other.config.get("control") == "random_weights"
+            and not differences_from_control("random_weights", run, other)
+        ]
         rows = [
             {
                 "record": record,
@@ -213,6 +216,28 @@ def _sae_control(record: MetricRecord, control_runs: Sequence[RunResult]) -> flo
     if len(set(found)) > 1:
         raise RunFailed(f"SAE metric '{record.name}': the random-weights runs disagree.", f"values: {found}")
     return found[0] if found else None
+
+
+def _comparison(page: Page) -> dict[str, Any] | None:
+    """Return the metrics of several autoencoders side by side: a column for each; None for one or none."""
+    views = _sae_views(page.results)
+    if len(views) < 2:
+        return None
+    keys = dict.fromkeys((row["record"].name, row["record"].split) for view in views for row in view["rows"])
+    rows = []
+    for name, split in keys:
+        found = [
+            [row for row in view["rows"] if (row["record"].name, row["record"].split) == (name, split)]
+            for view in views
+        ]
+        text = next((row["help"] for cells in found for row in cells if row["help"]), "")
+        rows.append({"name": name, "split": split, "cells": found, "help": text})
+    cells = {tuple(view["cells"]) for view in views}
+    return {"views": views, "rows": rows, "cells": cells.pop() if len(cells) == 1 else None}
+
+
+def _section_view(section: LatentSection) -> dict[str, Any]:
+    return {"section": section, "latents": [_latent_view(latent, section.n_classes) for latent in section.panels]}
 
 
 def _latent_view(latent: LatentPanel, n_classes: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The panels of a report page as plain data: the input of `report/pages/page.py`.
 
-`demo/panels.py` fills them from runs.
+`evaluation/latent_panels.py` and `evaluation/direction_panels.py` fill them from runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,8 @@ class Picture:
     """Key of the sample."""
     value: float | None = None
     """Activation or projection of this sample."""
+    place: str = ""
+    """Where in the image the value was found, if it is of one place; the picture has a frame there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,22 @@ class LatentPanel:
     """Most frequent label among its active samples."""
     top_label_share: float = 0.0
     """Share of that label, 0..1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSection:
+    """The displayed latents of one autoencoder."""
+
+    panels: tuple[LatentPanel, ...]
+    """The latents, in order."""
+    rule: str = ""
+    """How they were chosen."""
+    cell: str = ""
+    """Cells on whose features the autoencoder was trained."""
+    n_classes: int = 0
+    """Number of classes of the label behind the entropies; 0 if unknown."""
+    name: str = ""
+    """Name of the autoencoder, where a page shows several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +171,8 @@ class DirectionPanel:
     """Held-out projections by class, with the keys `positive` and `negative`."""
     note: str = ""
     """Note below the direction."""
+    source: str = ""
+    """What its features were read from, where a page shows several backbones or data sets."""
 
     def __post_init__(self) -> None:
         if self.histogram is not None and set(self.histogram.counts) != {self.positive, self.negative}:

@@ -1,0 +1,190 @@
+"""On a real SLURM: runs that a signal, the time limit or another job interrupts end as if nothing had happened."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from diffprobe.core.digest import digest_file
+from diffprobe.launch import slurm
+from tests.slurm.conftest import Jobs, outcome, trained_on
+
+pytestmark = pytest.mark.slow
+EPOCHS, SAMPLES = 6, 16
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, object]:
+    """Outcomes of undisturbed runs, by settings; each is run once."""
+    return {}
+
+
+def undisturbed(jobs: Jobs, whole: dict[str, object], *settings: str) -> object:
+    key = " ".join(settings)
+    if key not in whole:
+        jobs.write_cluster()
+        jobs.train(*settings, "output=undisturbed")
+        jobs.finish()
+        (result,) = (jobs.folder / "undisturbed").rglob("result.json")
+        whole[key] = outcome(result)
+        jobs.log.unlink()
+    return whole[key]
+
+
+def assert_undisturbed(jobs: Jobs, expected: object, *, starts: int) -> None:
+    """Check result, samples and W&B run of the one run in the folder `runs`."""
+    (result,) = (jobs.folder / "runs").rglob("result.json")
+    assert outcome(result) == expected
+    steps = jobs.steps()
+    assert {step["start"] for step in steps} == set(range(starts))
+    counts = trained_on(steps)
+    assert set(counts.values()) == {1} and len(counts) == EPOCHS * SAMPLES
+    wandb = [path.name.rpartition("-")[2] for path in result.parent.glob("wandb/offline-run-*")]
+    assert len(wandb) == starts and len(set(wandb)) == 1
+
+
+def in_step(jobs: Jobs, n: int) -> None:
+    """Wait until the run is in its n-th step."""
+    jobs.wait(lambda states: len(jobs.steps()) >= n)
+
+
+def test_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=0.5)
+    jobs.train("logger=wandb")
+    in_step(jobs, 6)
+    job = jobs.states()[-1].task.job
+    slurm.call("scancel", "--signal=USR1", job)
+    jobs.wait(lambda states: states[-1].state == "pending")
+    jobs.write_cluster()
+    jobs.finish()
+    assert_undisturbed(jobs, expected, starts=2)
+    log = jobs.states()[-1].task.log.read_text()
+    assert f"job {job} is requeued" in log and log.count("result: ") == 1
+
+
+def test_two_processes_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    settings = ("logger=wandb", "trainer.devices=2", "data.batch_size=2")
+    expected = undisturbed(jobs, whole, *settings)
+    jobs.write_cluster(seconds=0.5)
+    jobs.train(*settings)
+    in_step(jobs, 12)
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    jobs.finish()
+    assert_undisturbed(jobs, expected, starts=2)
+    assert {step["rank"] for step in jobs.steps()} == {0, 1}
+
+
+def test_time_limit(jobs: Jobs, whole: dict[str, object]) -> None:
+    """SLURM sends the signal up to a minute before the time that was asked for."""
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=4.0)
+    jobs.train("logger=wandb", "cluster.time=2:00", "cluster.signal_seconds=30")
+    jobs.finish()
+    starts = 1 + max(step["start"] for step in jobs.steps())
+    assert starts >= 2
+    assert_undisturbed(jobs, expected, starts=starts)
+
+
+@pytest.mark.parametrize("lead", [60, 0], ids=["USR1", "SIGTERM"])
+def test_preempted_by_a_higher_partition(jobs: Jobs, whole: dict[str, object], lead: int) -> None:
+    """With `--signal` this SLURM sends SIGUSR1 to what it preempts, else SIGTERM."""
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=0.5)
+    jobs.train("logger=wandb", f"cluster.signal_seconds={lead}")
+    in_step(jobs, 6)
+    other = ["sbatch", "--parsable", "--partition=high", "--cpus-per-task=2", "--mem=500", "--output=/dev/null"]
+    made = subprocess.run([*other, "--wrap=sleep 5"], capture_output=True, text=True, check=True)
+    try:
+        jobs.wait(lambda states: states[-1].state == "pending", seconds=60)
+        jobs.finish()
+    finally:
+        subprocess.run(["scancel", made.stdout.strip()], check=False)
+    assert_undisturbed(jobs, expected, starts=2)
+
+
+def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=0.5)
+    jobs.train("logger=wandb", "output=runs,others")
+    jobs.wait(lambda states: len(jobs.steps()) >= 12)
+    array = jobs.states()[0].task.job.partition("_")[0]
+    slurm.call("scancel", "--signal=USR1", f"{array}_0")
+    states = jobs.finish()
+    (other,) = (jobs.folder / "others").rglob("result.json")
+    assert outcome(other) == expected
+    (result,) = (jobs.folder / "runs").rglob("result.json")
+    assert outcome(result) == expected
+    assert f"job {array}_0 is requeued" in states[0].task.log.read_text()
+    assert "requeued" not in states[1].task.log.read_text()
+    assert set(trained_on(jobs.steps()).values()) == {2}  # once in each of the two runs
+
+
+def test_live_features_with_a_worker_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    """The signal reaches the worker of the loader as well."""
+    settings = ("logger=wandb", "features.source=live", "data.num_workers=1")
+    expected = undisturbed(jobs, whole, *settings)
+    jobs.write_cluster(seconds=0.5)
+    jobs.train(*settings)
+    in_step(jobs, 6)
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    jobs.finish()
+    assert_undisturbed(jobs, expected, starts=2)
+
+
+def test_an_extraction_at_usr1(jobs: Jobs) -> None:
+    def stored(name: str) -> dict[str, str]:
+        (store,) = (jobs.folder / name).iterdir()
+        files = [path for path in store.rglob("*") if path.is_file() and path.suffix != ".json"]
+        return {path.relative_to(store).as_posix(): digest_file(path) for path in files}
+
+    jobs.submit("extract", *jobs.settings, "features.store=whole")
+    jobs.finish()
+    jobs.write_cluster(seconds=3.0)
+    jobs.submit("extract", *jobs.settings, "features.store=cut")
+    jobs.wait(lambda states: (jobs.folder / "cut").is_dir() and len(list((jobs.folder / "cut").glob("*/*/"))) >= 2)
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    states = jobs.finish()
+    assert stored("cut") == stored("whole") and states[-1].progress is not None
+    log = states[-1].task.log.read_text()
+    assert "no training step is running" in log and log.count("to write: ") == 2
+
+
+def test_a_job_that_starts_again_and_again_stops_with_the_reason(jobs: Jobs) -> None:
+    jobs.write_cluster(seconds=60.0)
+    jobs.train("cluster.max_restarts=2")
+
+    def starts() -> int:
+        found = list((jobs.folder / "runs").rglob("restarts.json"))
+        return len(json.loads(found[0].read_text())["starts"]) if found else 0
+
+    for n in (1, 2):
+        jobs.wait(lambda states: starts() == n)  # noqa: B023
+        slurm.call("scontrol", "requeue", jobs.states()[-1].task.job)
+    states = jobs.wait(lambda states: states[-1].state == "failed")
+    text = states[-1].task.log.read_text()
+    assert states[-1].reason == "status 2" and "restarted 2 times without progress: each start found 0 done" in text
+
+
+def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:
+    jobs.write_cluster(seconds=1.0)
+    jobs.train("trainer.devices=2", "data.batch_size=2")
+    in_step(jobs, 4)
+    pids = subprocess.check_output(["pgrep", "-f", "watched.py train"], text=True).split()
+    mine = {pid: found for pid in pids if (found := _environ(pid)).get("SLURM_JOB_ID") == jobs.states()[-1].task.job}
+    victim = next(pid for pid, found in mine.items() if found.get("SLURM_PROCID") == "1")
+    subprocess.run(["kill", "-KILL", victim], check=True)
+    began = time.monotonic()
+    states = jobs.wait(lambda states: states[-1].state not in ("running", "completing"), seconds=60)
+    assert states[-1].state == "failed" and time.monotonic() - began < 40  # KillWait of the cluster is ten seconds
+    assert not list((jobs.folder / "runs").rglob("result.json"))
+
+
+def _environ(pid: str) -> dict[str, str]:
+    try:
+        text = Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return {}
+    return dict(entry.partition("=")[::2] for entry in text.split("\0") if "=" in entry)
