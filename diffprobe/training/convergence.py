@@ -92,7 +92,8 @@ def warn_of_distance(found: Mapping[str, float | None]) -> None:
     warnings.warn(
         f"{len(far)} of {len(known)} classifiers stopped far from convergence: the gradient of the training loss is "
         f"still more than {FAR:g} of that at the start (converged: 0.01), of {worst} {known[worst]:.2g}. Their scores "
-        "measure the training as well as the features. More trainer.max_epochs, a larger trainer.learning_rate, or a smaller "
+        "measure the training as well as the features. More trainer.max_epochs, a larger "
+        "trainer.learning_rate or a smaller "
         "data.batch_size trains further",
         stacklevel=2,
     )
