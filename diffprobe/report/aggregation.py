@@ -38,7 +38,7 @@ SEED_WORDS = {
 }  # fmt: skip
 """Name of a seed in results -> what it varies, in words."""
 _OF_RUN = ("start", "shuffled_labels", "random_direction")
-"""Seeds that are always that of the run, whose name tells what it varies."""
+"""Names of what the seed of the run varies; each has the value of that seed."""
 
 
 def control_of(run: RunResult) -> str | None:

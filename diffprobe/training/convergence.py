@@ -1,4 +1,4 @@
-"""How far a classifier's training stopped from a minimum: its gradient over the training set, against that at the start.
+"""How far training of a classifier stopped from a minimum: its gradient over the training set, against the first one.
 
 LIBLINEAR (Fan et al. 2008, section 3) ends where |g| <= 0.01 |g_0|, g_0 being the gradient at the initial weights;
 ten times that is called far from convergence here. Unlike a fall of the loss per epoch, the ratio does not become small
@@ -29,7 +29,9 @@ class GradientSums:
 
     def __init__(self, banks: Mapping[str, Bank]) -> None:
         self._banks = dict(banks)
-        self._sums = {cell: [torch.zeros_like(p, dtype=torch.float64) for p in _weights(b)] for cell, b in banks.items()}
+        self._sums = {
+            cell: [torch.zeros_like(p, dtype=torch.float64) for p in _weights(b)] for cell, b in banks.items()
+        }
 
     def update(self, features: Mapping[str, Tensor], labels: Sequence[Tensor]) -> None:
         """Add samples.
@@ -88,9 +90,10 @@ def warn_of_distance(found: Mapping[str, float | None]) -> None:
         return
     worst = max(far, key=known.__getitem__)
     warnings.warn(
-        f"{len(far)} of {len(known)} classifiers stopped far from convergence: the gradient of the training loss is still "
-        f"more than {FAR:g} of that at the start (converged: 0.01), of {worst} {known[worst]:.2g}. Their scores measure "
-        "the training as well as the features. More trainer.max_epochs, a larger trainer.learning_rate, or a smaller "
+        f"{len(far)} of {len(known)} classifiers stopped far from convergence: the gradient of the training loss is "
+        f"still more than {FAR:g} of that at the start (converged: 0.01), of {worst} {known[worst]:.2g}. Their scores "
+        "measure the training as well as the features. More trainer.max_epochs, a larger "
+        "trainer.learning_rate or a smaller "
         "data.batch_size trains further",
         stacklevel=2,
     )

@@ -27,11 +27,14 @@ def settings(tiny_sd, tiny_shards, tmp_path):
 def test_extract_then_train(settings, tmp_path, capsys):
     assert main(["extract", *settings, "--quiet"]) == 0
     capsys.readouterr()
-    assert main(["train", *settings]) == 0
+    with pytest.warns(UserWarning, match="1 of 1 classifiers stopped far from convergence"):  # one epoch is short
+        assert main(["train", *settings]) == 0
     out, err = capsys.readouterr()
     (result,) = (tmp_path / "runs").glob("classifier/*/result.json")
     assert f"result: {result}" in out and "test accuracy = " in out and "shuffled_labels" in out
     assert "GPU available" not in err and "Warning" not in err
+    assert main(["rescore", str(result.parent)]) == 0
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_a_list_of_seeds_trains_a_run_for_each(settings, tmp_path, capsys):
