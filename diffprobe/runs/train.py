@@ -64,7 +64,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     record = planned.run_dir / RECORD
     if written_by_this_job(record, planned.run_dir / RESULT_FILE):
         return planned.run_dir / RESULT_FILE
-    with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(requeue), quiet():
         source = make_source(config)
         module = make_module(planned, source)
         _check_seed(config, module, source)

@@ -78,7 +78,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
     if written_by_this_job(record, run_dir / RESULT_FILE):
         return run_dir / RESULT_FILE
     tree = to_tree(config)
-    with end_on_sigterm(), Requeue() as requeue, honest_ends():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(requeue):
         resume = config.trainer.resume or written_by_this_job(record, run_dir / LAST)
         checkpoint = find_checkpoint(run_dir, resume=resume)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
