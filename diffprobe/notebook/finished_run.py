@@ -7,14 +7,14 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, RunFailed, unknown
 from diffprobe.core.facts_html import facts_html, rows_html
 from diffprobe.core.result import INPUT, RESULT_FILE, RunResult
-from diffprobe.evaluation.probe_runs import ProbeRun, open_probe_runs, open_source
+from diffprobe.evaluation.probe_runs import ProbeRun, open_probe_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.figure import Figure
 
-    from diffprobe.features.datamodule import FeatureSource
+    from diffprobe.evaluation.page_features import PageFeatures
     from diffprobe.probes.classifier.base import ClassifierProbe
     from diffprobe.probes.direction.base import Direction
     from diffprobe.probes.sae.topk import KSAE
@@ -24,11 +24,12 @@ INPUTS_FILE = "inputs.json"
 """File of a run that has begun."""
 
 
-def open_run(folder: Path | str) -> "FinishedRun":
+def open_run(folder: Path | str, *, data_path: Path | str | None = None) -> "FinishedRun":
     """Open a run that `diffprobe train` or `Study.train` wrote.
 
     Args:
         folder: the folder that has its `result.json`; of a grid, that of one of its members.
+        data_path: folder of the shards, if they were moved since.
     Raises: ConfigError for a folder without runs, or with several; RunFailed for a run that is not finished, and for
         results of other kinds; SchemaError for a result that cannot be read.
     """
@@ -44,7 +45,9 @@ def open_run(folder: Path | str) -> "FinishedRun":
             *(f"{run.folder}: {run.result.kind}" for run in runs[:10]),
             fix=f"open_run('{runs[0].folder}')",
         )
-    return FinishedRun(runs[0])
+    from diffprobe.evaluation.page_features import with_data_path
+
+    return FinishedRun(with_data_path(runs[0], None if data_path is None else str(data_path)))
 
 
 class FinishedRun:
@@ -134,12 +137,14 @@ class FinishedRun:
             )
         return figures[0]
 
-    def features(self) -> "FeatureSource":
-        """Open the features that the run was measured on, and compare them with its record.
+    def features(self) -> "PageFeatures":
+        """Open the features that the run was measured on, as far as they are at hand, and compare them with its record.
 
-        Raises: DiffprobeError if shards, backbone or store are not at hand, or are others than those of the run.
+        Raises: ConfigError for a run on live features; DiffprobeError or OSError without a store of its digest.
         """
-        return open_source(self._run)
+        from diffprobe.evaluation.page_features import open_features
+
+        return open_features(self._run)
 
     def latent_grid(
         self,

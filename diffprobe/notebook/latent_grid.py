@@ -7,12 +7,13 @@ import numpy as np
 
 from diffprobe.analysis.latent_selection import LatentCounts, select_latents
 from diffprobe.analysis.top_samples import TopSample, TopSamples
-from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.errors import ConfigError, ShardError, unknown
 from diffprobe.core.terminal import one_line
 from diffprobe.evaluation.latent_panels import sample_codes, with_places
 from diffprobe.evaluation.load_sae_run import TrainedRun
+from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.pictures import framed
-from diffprobe.evaluation.probe_runs import ProbeRun, open_source
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.report.figure import figure_class
@@ -36,14 +37,19 @@ def draw_latents(
     """Draw the top images of latents. See `FinishedRun.latent_grid`."""
     if n_top < 1:
         raise ConfigError(f"n_top={n_top} is out of range: at least 1.")
-    source = open_source(run)
+    source = open_features(run)
+    if source.images is None:
+        raise ShardError(
+            "the images of this run are not at hand.", source.missing, fix="open_run(FOLDER, data_path=SHARDS)"
+        )
+    shard_set, fields = source.images
     (folder,) = TrainedRun(folder=run.folder, result=run.result, config=run.config).saes().values()
     sae, cells = KSAE.from_pretrained(folder).eval(), list(source.widths)
     if group_by is not None and group_by not in source.attributes:
         raise unknown("attribute of these images", group_by, source.attributes)
     shown_split = run.config.data.test_split if split is None else split
-    if shown_split not in source.request.shard_set.splits():
-        raise unknown("split of these images", shown_split, source.request.shard_set.splits())
+    if shown_split not in shard_set.splits():
+        raise unknown("split of these images", shown_split, shard_set.splits())
     chosen = _checked([latents] if isinstance(latents, int) else latents, sae.n_latents)
     if chosen is None:
         counts = LatentCounts(sae.n_latents, max(len(source.classes), 1))
@@ -60,10 +66,10 @@ def draw_latents(
     samples = {latent: _one_per_group(found[latent], table, group_by)[:n_top] for latent in chosen}
     shown = {latent: with_places(sae, table, cells, latent, samples[latent]) for latent in chosen}
     images = fetch_images(
-        source.request.shard_set,
+        shard_set,
         dict.fromkeys(one.key for latent in chosen for one in shown[latent]),
         shards=dict(zip(table.keys, table.shards, strict=True)),
-        fields=source.request.fields,
+        fields=fields,
     )
     title = f"{', '.join(cells)}, split {shown_split} ({len(table):,} images)"
     labels = {latent: f"latent {latent}\nactive on {int(active[latent]):,}" for latent in chosen}

@@ -89,3 +89,17 @@ def test_one_image_per_value_of_an_attribute(tiny_shards, tiny_sd, tmp_path):
         Study(tiny_shards, [*settings, "data.limit=6"], quiet=True).train(
             "topk", ["probe.params.n_latents=4", "probe.params.k=4"]
         ).latent_grid()
+
+
+def test_images_that_were_moved_are_found_where_they_are_now(study, sae, tmp_path):
+    import shutil
+
+    from diffprobe.core.errors import ShardError
+    from diffprobe.notebook.finished_run import open_run
+
+    there = tmp_path / "moved"
+    shutil.copytree(study.shard_set.root, there)
+    counted = len(open_run(sae.folder, data_path=there).latent_grid(0).axes)
+    assert counted == len(sae.latent_grid(0).axes)
+    with pytest.raises(ShardError, match="data_path=SHARDS"):
+        open_run(sae.folder, data_path=tmp_path / "nowhere").latent_grid(0)
