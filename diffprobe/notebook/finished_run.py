@@ -153,6 +153,7 @@ class FinishedRun:
         n_top: int = 9,
         split: str | None = None,
         group_by: str | None = None,
+        min_active: int = 10,
     ) -> "Figure":
         """Draw the images on which latents of the autoencoder are most active: a row for each latent.
 
@@ -161,6 +162,7 @@ class FinishedRun:
             n_top: images per latent.
             split: the split of the images; None for test, so that selected latents are shown on other images.
             group_by: attribute whose values are shown once per latent: tones of one drawing, frames of one video.
+            min_active: training images on which a selected latent is active at least; fewer images need fewer.
         Returns: a matplotlib figure; on cells that keep the feature map a frame marks the place of the activation.
         Raises: ConfigError for a run of another kind, a latent out of range, or no latent; UnknownName for a split or
             attribute; EmptyClass if no latent is active often enough to be selected; what `features` raises.
@@ -169,7 +171,7 @@ class FinishedRun:
             raise ConfigError(f"a run of kind {self.kind} has no latents.", fix='study.train("topk")')
         from diffprobe.notebook.latent_grid import draw_latents
 
-        return draw_latents(self._run, latents, n_top=n_top, split=split, group_by=group_by)
+        return draw_latents(self._run, latents, n_top=n_top, split=split, group_by=group_by, min_active=min_active)
 
     def __repr__(self) -> str:
         return f"FinishedRun({self.folder}: {self.config.probe.name}, {len(self.result.metrics)} metrics)"

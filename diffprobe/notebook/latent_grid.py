@@ -25,18 +25,26 @@ if TYPE_CHECKING:
     from diffprobe.evaluation.pictures import Shown
     from diffprobe.features.batch import FeatureTable
 
-N_SELECTED, MIN_ACTIVE = 6, 10
-"""Latents that are selected where none are named, and the training images on which each is active at least."""
+N_SELECTED = 6
+"""Latents that are selected where none are named."""
 _SIDE = 1.0
 """Inches of an image."""
 
 
 def draw_latents(
-    run: ProbeRun, latents: Sequence[int] | int | None, *, n_top: int, split: str | None, group_by: str | None
+    run: ProbeRun,
+    latents: Sequence[int] | int | None,
+    *,
+    n_top: int,
+    split: str | None,
+    group_by: str | None,
+    min_active: int,
 ) -> "Figure":
     """Draw the top images of latents. See `FinishedRun.latent_grid`."""
     if n_top < 1:
         raise ConfigError(f"n_top={n_top} is out of range: at least 1.")
+    if min_active < 1:
+        raise ConfigError(f"min_active={min_active} is out of range: at least 1.")
     source = open_features(run)
     if source.images is None:
         raise ShardError(
@@ -55,7 +63,7 @@ def draw_latents(
         counts = LatentCounts(sae.n_latents, max(len(source.classes), 1))
         for code, rows, part in sample_codes(sae, source.table(run.config.data.train_split), cells):
             counts.update(code.values, code.indices, part.label[rows])
-        chosen = list(select_latents(counts, n=N_SELECTED, min_active=MIN_ACTIVE).latents)
+        chosen = list(select_latents(counts, n=N_SELECTED, min_active=min_active).latents)
     table = source.table(shown_split)
     active = np.zeros(sae.n_latents, dtype=np.int64)
     top = TopSamples(sae.n_latents, len(table) if group_by else n_top)
