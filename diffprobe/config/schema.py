@@ -115,6 +115,11 @@ class DataConfig:
     """Split for the selection between probes."""
     test_split: str = "test"
     """Split that results are reported on."""
+    val_fraction: float | None = None
+    """Share of the training split that is cut out as validation split, by hash, for a set that has none."""
+    val_group: str | None = None
+    """With val_fraction: attribute whose values stay in one split, or "key"; None: the group that the set names, else
+    the key of each sample."""
     batch_size: int = 64
     """Samples per batch and process."""
     num_workers: int = 0
@@ -135,6 +140,21 @@ class DataConfig:
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, limit=self.limit)
         at_least(0, num_workers=self.num_workers, shuffle_buffer=self.shuffle_buffer)
+        if self.val_fraction is None:
+            if self.val_group is not None:
+                raise ConfigError(f"val_group={self.val_group} has no effect without val_fraction.", fix="remove it")
+            return
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction={self.val_fraction} is out of range: between 0 and 1.")
+        if self.val_split in (self.train_split, self.test_split):
+            raise ConfigError(
+                f"val_fraction={self.val_fraction} cuts out a split of its own, but val_split={self.val_split} is also "
+                "another split's name."
+            )
+
+    def source_of(self, split: str) -> str:
+        """Return the split of the shards that has the samples of `split`: train_split for one that is cut out of it."""
+        return self.train_split if self.val_fraction is not None and split == self.val_split else split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,6 +81,11 @@ def reading_files(total: int, description: str, *, shown: bool = True) -> "Itera
         yield begin
 
 
+def print_note(line: str) -> None:
+    """Print a line for the user on stderr, above the bars that are drawn there."""
+    print(one_line(line), file=sys.stderr, flush=True)
+
+
 class TaskBar:
     """A bar of a `ProgressDisplay`: units done, units per second and the time left, by the mean speed so far."""
 

@@ -91,8 +91,8 @@ def _samples(run: RunConfig, request: "Request") -> str:
 
     parts = []
     for split in request.splits:
-        n_samples = request.shard_set.n_samples(split)
-        taken = sum(entry.n for entry in shard_entries(request.shard_set, split, run.data.limit))
+        n_samples = request.view.n_samples(split)
+        taken = sum(entry.n for entry in shard_entries(request.view, split, run.data.limit))
         parts.append(f"{taken:,} {split}" if taken == n_samples else f"{taken:,} of {n_samples:,} {split}")
     rule = "" if run.data.limit is None else f" (at most {run.data.limit:,} per split, the first in shard order)"
     return ", ".join(parts) + rule

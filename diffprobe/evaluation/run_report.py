@@ -5,7 +5,7 @@ side, a panel for each direction. What is not at hand (features, images) is left
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def run_report(
     groups = _groups(ordinary)
     group_names = run_names([run.result for run in groups])
     n_read = sum(run.result.kind in ("sae", "direction") for run in ordinary)
-    with nullcontext() if progress is None else progress(n_read) as bar:
+    opening: AbstractContextManager[Bar | None] = nullcontext() if progress is None else progress(n_read)
+    with opening as bar:
         stores = _Sources(options, bar)
         latents = _latent_sections(ordinary, names, options, stores, left_out)
         sources = dict(zip(map(_group, groups), group_names, strict=True)) if len(groups) > 1 else {}

@@ -247,7 +247,7 @@ def _hold_out(
     (branch,) = (branch for branch in request.plan.branches if branch.condition == cell.condition)
     data = request.data
     stream = SampleStream(
-        request.shard_set, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
+        request.view, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
         limit=data.limit, caps=data.caps, verify=data.verify,
         require=request.required,
     )  # fmt: skip

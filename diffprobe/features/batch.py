@@ -134,6 +134,15 @@ class FeatureTable:
             attributes={name: values[rows.to(values.device)] for name, values in self.attributes.items()},
         )
 
+    def select(self, rows: Int[Tensor, " chosen"]) -> "FeatureTable":
+        """Return the table of the given rows, in the given order."""
+        batch, chosen = self.take(rows), rows.tolist()
+        return FeatureTable(
+            batch.features, batch.keys, batch.label, batch.attributes,
+            captions=[self.captions[row] for row in chosen] if self.captions else [],
+            shards=[self.shards[row] for row in chosen] if self.shards else [],
+        )  # fmt: skip
+
 
 def concatenate(tables: Sequence[FeatureTable]) -> FeatureTable:
     """Concatenate tables of equal cells and attributes. A single table is not copied."""

@@ -161,13 +161,13 @@ def _shard_features(
     return (_from_latents(request, item) for item in items), latents.left_out(shard)
 
 
-def shard_loader(request: Request, shard: ShardEntry) -> ImageLoader:
-    """Make the loader of one source shard, in shard order.
+def shard_loader(request: Request, shard: ShardEntry, *, shard_set: ShardSet | None = None) -> ImageLoader:
+    """Make the loader of one source shard, in shard order; of the request's view of the shards if that is given.
 
     At most one worker decodes images: two would interleave their batches, and a store's rows are in shard order.
     """
     stream = SampleStream(
-        request.shard_set,
+        shard_set or request.shard_set,
         shard.split,
         resolution=request.plan.resolution,
         fields=request.fields,

@@ -85,8 +85,8 @@ class LiveFeatures(FeatureSource):
         """Return all features of one split in shard order, computed now."""
         self._open()
         tables = []
-        for shard in shard_entries(self.request.shard_set, split, self.data.limit):
-            for item in shard_batches(self.request, shard_loader(self.request, shard)):
+        for shard in shard_entries(self.request.view, split, self.data.limit):
+            for item in shard_batches(self.request, shard_loader(self.request, shard, shard_set=self.request.view)):
                 batch = self._chosen(item.batch)
                 tables.append(
                     FeatureTable(
@@ -104,7 +104,7 @@ class LiveFeatures(FeatureSource):
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
     ) -> "LiveLoader":
         """Return the loader of one split for one rank; it yields `ImageBatch`; the hook computes the features."""
-        shard_set, data = self.request.shard_set, self.data
+        shard_set, data = self.request.view, self.data
         if not shuffle:
             check_ranks(sum(shard.n for shard in shard_entries(shard_set, split, data.limit)), world_size)
         stream = SampleStream(

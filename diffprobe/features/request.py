@@ -20,6 +20,7 @@ from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.features.manifest import Manifest, ShardEntry
 from diffprobe.features.missing_values import check_values, needed_columns
 from diffprobe.shards.annotation import Fields
+from diffprobe.shards.holdout import Holdout, open_view
 from diffprobe.shards.index import ShardSet
 
 _MODEL = (
@@ -27,6 +28,8 @@ _MODEL = (
     "lora", "clean_input",
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
+_DATA = ("path", "train_split", "val_split", "test_split", "val_fraction", "val_group", "limit", "on_error")
+"""Keys of `data` that say which samples are read."""
 _READING = ("source", "placement", "shuffle", "verify")
 """Keys of `features` that change how features are read, but not the store."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
@@ -37,6 +40,10 @@ class Request:
 
     Args:
         splits: splits to read; those of `data` if None.
+
+    Attributes:
+        splits: the splits of the shards that are read; a validation split by `data.val_fraction` is part of the
+            training split, and a store holds both together.
     """
 
     def __init__(
@@ -48,16 +55,26 @@ class Request:
     ) -> None:
         self.backbone, self.data, self.features = backbone, data, features
         named = (data.train_split, data.val_split, data.test_split) if splits is None else splits
-        self.splits = tuple(dict.fromkeys(named))
+        self.splits = tuple(dict.fromkeys(map(data.source_of, named)))
 
     def __getstate__(self) -> dict[str, object]:  # a spawned process opens the backbone itself
-        opened = ("shard_set", "plan", "extractor", "manifest")
+        opened = ("shard_set", "view", "plan", "extractor", "manifest")
         return {name: value for name, value in vars(self).items() if name not in opened}
 
     @cached_property
     def shard_set(self) -> ShardSet:
         """The shard set of `data.path`."""
         return ShardSet.load(self.data.path)
+
+    @cached_property
+    def view(self) -> ShardSet:
+        """The shard set with the splits that the run reads (see `holdout.open_view`)."""
+        return open_view(self.data, self.shard_set)
+
+    @cached_property
+    def holdout(self) -> Holdout | None:
+        """The rule of a validation split that is cut out of the training split."""
+        return Holdout.of(self.data, self.shard_set)
 
     @cached_property
     def plan(self) -> ReadPlan:
@@ -148,7 +165,7 @@ class Request:
                 self.backbone,
                 _MODEL,
             ),
-            *_overrides("data", self.data, ("path", "train_split", "val_split", "test_split", "limit", "on_error")),
+            *_overrides("data", self.data, _DATA),
             *_overrides("data.caps", self.data.caps, list(type(self.data.caps).__dataclass_fields__)),
             *_overrides("data.fields", self.data.fields, list(type(self.data.fields).__dataclass_fields__)),
             *_overrides(

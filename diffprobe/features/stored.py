@@ -33,7 +33,7 @@ class StoredFeatures(FeatureSource):
         return FeatureStore.find(features.store, self.request.manifest, command=command, verify=features.verify)
 
     def __getstate__(self) -> dict[str, object]:  # mapped files cannot be sent to spawned processes
-        return {name: value for name, value in vars(self).items() if name not in ("store", "_rows")}
+        return {name: value for name, value in vars(self).items() if name not in ("store", "_rows", "_placed")}
 
     def prepare_data(self) -> None:
         """Find the store on the main process first, so that an error is reported once."""
@@ -62,7 +62,10 @@ class StoredFeatures(FeatureSource):
 
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order."""
-        return self.store.load(split, list(self.widths))
+        source, cells = self.data.source_of(split), list(self.widths)
+        tables = list(self.store.iter_shards(source, cells))
+        kept = self._kept(split, tables)
+        return concatenate(tables if kept is None else [t.select(rows) for t, rows in zip(tables, kept, strict=True)])
 
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0
@@ -86,13 +89,39 @@ class StoredFeatures(FeatureSource):
     def _rows(self) -> dict[str, "StoredRows"]:
         return {}
 
+    @cached_property
+    def _placed(self) -> dict[str, list[FeatureTable]]:
+        return {}
+
     def _split_rows(self, split: str) -> "StoredRows":
         if split not in self._rows:
-            device, processes = self._memory()
-            tables = list(self.store.iter_shards(split, list(self.widths)))
-            mode = self.request.features.placement
-            self._rows[split] = StoredRows(place_tables(tables, mode, split=split, device=device, processes=processes))
+            source = self.data.source_of(split)
+            if source not in self._placed:
+                device, processes = self._memory()
+                tables = list(self.store.iter_shards(source, list(self.widths)))
+                mode = self.request.features.placement
+                placed = place_tables(tables, mode, split=source, device=device, processes=processes)
+                self._placed[source] = list(placed)
+            tables = self._placed[source]
+            self._rows[split] = StoredRows(tables, self._kept(split, tables))
         return self._rows[split]
+
+    def _kept(self, split: str, tables: Sequence[FeatureTable]) -> list[Tensor] | None:
+        """Return the rows of a split in the tables that the store has for it; None for all of them.
+
+        Raises: ConfigError if `data.val_fraction` leaves a split without a row.
+        """
+        rule = self.request.holdout
+        if rule is None or split not in (rule.train, rule.val):
+            return None
+        values = self.store.attributes
+        kept = []
+        for table in tables:
+            ids = {} if rule.group is None else {rule.group: table.attributes[rule.group].tolist()}
+            kept.append(torch.tensor(rule.rows(split, table.keys, ids, values), dtype=torch.long))
+        n, total = sum(map(len, kept)), sum(map(len, tables))
+        rule.require(*((total - n, n) if split == rule.val else (n, total - n)))
+        return kept
 
     def _memory(self) -> tuple[torch.device, int]:
         """Return the device of training, and the number of processes that share its memory."""
@@ -103,24 +132,35 @@ class StoredFeatures(FeatureSource):
 
 
 class StoredRows:
-    """Random access to the samples of several tables; only the requested rows are copied."""
+    """Random access to the samples of several tables; only the requested rows are copied.
 
-    def __init__(self, tables: Sequence[FeatureTable]) -> None:
+    Args:
+        tables: the tables, one after the other.
+        kept: the rows of each table that exist, ascending; None for all.
+    """
+
+    def __init__(self, tables: Sequence[FeatureTable], kept: Sequence[Tensor] | None = None) -> None:
         self.tables = list(tables)
         self._ends = torch.tensor([len(table) for table in self.tables]).cumsum(0)
+        self._kept: Tensor | None = None
+        if kept is not None:
+            starts = [0, *self._ends.tolist()[:-1]]
+            self._kept = torch.cat([rows + start for rows, start in zip(kept, starts, strict=True)])
 
     @property
     def n(self) -> int:
         """The number of samples."""
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._kept is None else len(self._kept)
 
     @cached_property
     def keys(self) -> list[str]:
         """The keys of all samples."""
-        return self.tables[0].keys if len(self.tables) == 1 else [key for table in self.tables for key in table.keys]
+        keys = self.tables[0].keys if len(self.tables) == 1 else [key for table in self.tables for key in table.keys]
+        return keys if self._kept is None else [keys[row] for row in self._kept.tolist()]
 
     def take(self, rows: Int[Tensor, " chosen"]) -> FeatureBatch:
         """Return samples as a batch, in the given order."""
+        rows = self._place(rows)
         if len(self.tables) == 1:
             return self.tables[0].take(rows)
         places, parts = [], []
@@ -137,10 +177,10 @@ class StoredRows:
         """Return single rows by their numbers in `layout`, in the given order; files are read front to back."""
         first = self.tables[0].features[layout.cells[0]]
         if len(self.tables) == len(layout.cells) == 1:  # one table and one cell
-            return select(first, layout.cells[0], rows // layout.total, rows % layout.total)
+            return select(first, layout.cells[0], self._place(rows // layout.total), rows % layout.total)
         out = torch.empty(len(rows), layout.width, dtype=first.dtype, device=first.device)
         rows, order = rows.sort()
-        sample, number = rows // layout.total, rows % layout.total
+        sample, number = self._place(rows // layout.total), rows % layout.total
         group = layout.group(number)
         counts = group.bincount(minlength=len(layout.cells)).tolist()
         by_cell = group.argsort(stable=True).split(counts)  # once: a mask for each cell would read all rows each time
@@ -152,6 +192,10 @@ class StoredRows:
                 values = select(table.features[cell], cell, local, number[mine] - layout.starts[i])
                 out.index_copy_(0, order[mine].to(out.device), values)
         return out
+
+    def _place(self, samples: Tensor) -> Tensor:
+        """Return the places of samples among those of all tables."""
+        return samples if self._kept is None else self._kept[samples]
 
     def _owners(self, samples: Tensor) -> Iterator[tuple[FeatureTable, Tensor, Tensor]]:
         """Yield each table that has some of the samples, the indices of these samples, and their rows in the table."""

@@ -21,7 +21,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, unknown
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.datamodule import EpochLoader
 from diffprobe.generative.run_settings import GenerativeData
-from diffprobe.shards.index import ShardSet
+from diffprobe.shards.holdout import open_view
 from diffprobe.shards.stream import SampleStream
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
         stream.
     """
     stream = SampleStream(
-        ShardSet.load(data.path), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
+        open_view(data), split, resolution=resolution, fields=data.fields, on_error=data.on_error,
         limit=data.limit, caps=data.caps, verify=data.verify,
     )  # fmt: skip
     samples = list(stream)

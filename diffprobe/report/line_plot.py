@@ -50,8 +50,8 @@ def line_plot(table: TableData, rows: Sequence[TableRow] | None = None, *, headi
         _label(axes, table, places)
         if heading:
             axes.set_title(wrapped_heading(heading, _WIDTH - 1.5), loc="left", fontsize=11, parse_math=False)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9)
-        for text in axes.get_legend().get_texts():  # type: ignore[union-attr]
+        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9)
+        for text in legend.get_texts():
             text.set_parse_math(False)
         figure.set_layout_engine("constrained")
     return figure

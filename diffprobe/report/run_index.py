@@ -18,7 +18,7 @@ from diffprobe.core.cache_folder import cache_root
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import DiffprobeError, RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.report.collect import find_results, read_results
+from diffprobe.report.collect import read_results, require_results
 
 _VERSION = 1
 """Version of the index's layout and of what is validated; another one is rebuilt."""
@@ -71,7 +71,7 @@ def open_index(folder: Path | str, *, use_cache: bool = True) -> RunIndex:
     Raises: RunFailed if the folder does not exist, holds no result, or has a subfolder that cannot be listed.
     """
     root = Path(folder)
-    found = {_key(root, path): path for path in find_results(root)}
+    found = {_key(root, path): path for path in require_results(root)}
     file = index_file(root)
     known = dict(_load(file)) if use_cache else {}
     rows: dict[str, tuple[str, str]] = {}

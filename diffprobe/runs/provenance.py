@@ -21,8 +21,15 @@ _OWN = ("family", "weights", "random_seed", "schedule")
 
 
 def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
-    """Check that a shard set has the splits that a run reads. Raises: UnknownName with the key that names another."""
+    """Check that a shard set has the splits that a run reads, or that `data.val_fraction` makes the validation split.
+
+    Raises: UnknownName with the key that names another; ConfigError, see `Holdout.of`.
+    """
+    from diffprobe.shards.holdout import Holdout
+
     splits = shard_set.splits()
+    if Holdout.of(data, shard_set) is not None:
+        splits = (*splits, data.val_split)
     for key in ("train_split", "val_split", "test_split"):
         name = getattr(data, key)
         if name not in splits:
@@ -30,6 +37,8 @@ def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
             error.fix = (
                 f"data.{key}=NAME for one that it has; or name shards {name}-0000.tar and index the folder again"
             )
+            if key == "val_split":
+                error.fix += "; or cut it out of the training split: data.val_fraction=0.1"
             if key != "train_split":
                 error.fix += (
                     f"; or draw it from an image folder: diffprobe data build folder DIR --out SHARDS"

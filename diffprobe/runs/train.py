@@ -21,6 +21,7 @@ from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_splits
+from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -128,8 +129,10 @@ def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
     from diffprobe.features.request import shard_entries
 
-    shards = shard_entries(source.request.shard_set, config.data.train_split, config.data.limit)
-    if config.seed and not module.seed_counts and sum(shard.n for shard in shards) <= config.data.batch_size:
+    if not config.seed or module.seed_counts:
+        return
+    shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
+    if sum(shard.n for shard in shards) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
@@ -190,4 +193,4 @@ def _write(
             members[point.name] = write(folder, run, point.tree, seeds_of(point, config), member)
         whole = None  # the metrics are in the records of the members; a table must not find them twice
     result = write(planned.run_dir, planned.name, planned.tree, {"run": config.seed}, whole)
-    loggers.finish(logger, result, members=members)
+    loggers.finish(logger, result, members=members, media=lambda: media_of(result, members))

@@ -19,6 +19,7 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.restarts import RECORD, written_by_this_job
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.signals import end_on_sigterm
+from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
     from diffprobe.generative.run_settings import GenerativeTraining
@@ -135,7 +136,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
         wandb_run_id=loggers.run_id(logger),
     )
     write_result(result, run_dir / RESULT_FILE)
-    loggers.finish(logger, result)
+    loggers.finish(logger, result, media=lambda: media_of(result))
     return run_dir / RESULT_FILE
 
 

@@ -18,3 +18,5 @@ class DatasetCard:
     """Number of classes of the released set; None where the source decides."""
     disjoint_by: Mapping[str, str] = field(default_factory=dict)
     """Split -> attribute (or `label`, `key`) whose values in that split occur in no other split."""
+    group: str | None = None
+    """Attribute whose samples are not independent, where the index names none."""

@@ -67,6 +67,8 @@ class ShardSet:
         fields: names of the files and keys of a sample, as the set was indexed.
         renamed: attribute name in the JSON of a sample -> its name in the set.
         newer: shards modified after the index was written; streams verify their checksums.
+        grouped_by: attribute whose samples are not independent, such as the person or the drawing; see `group`.
+        target: what probes predict where a run names no target: "label" or an attribute.
     """
 
     name: str
@@ -79,6 +81,8 @@ class ShardSet:
     fields: Fields = Fields()
     renamed: dict[str, str] = field(default_factory=dict)
     newer: tuple[str, ...] = field(default=(), compare=False)
+    grouped_by: str | None = None
+    target: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -89,7 +93,7 @@ class ShardSet:
         shards = [[shard.file, shard.sha256] for shard in self.shards]
         content = {"shards": shards, "classes": self.classes, "attributes": self.attributes}
         assigned = splits_not_named({shard.file: shard.split for shard in self.shards})
-        further = {"renamed": self.renamed, "splits": assigned}
+        further = {"renamed": self.renamed, "splits": assigned, "group": self.grouped_by, "target": self.target}
         return digest_json({**content, **{name: value for name, value in further.items() if value}})
 
     @cached_property
@@ -101,6 +105,14 @@ class ShardSet:
     def attribute_ids(self) -> dict[str, dict[str, int]]:
         """Attribute name -> value -> its id."""
         return {name: {value: i for i, value in enumerate(values)} for name, values in self.attributes.items()}
+
+    @property
+    def group(self) -> str | None:
+        """The attribute whose samples are not independent, by the index or the card of the data set; None for none."""
+        if self.grouped_by is not None or self.name not in DATASETS.names():
+            return self.grouped_by
+        group: str | None = DATASETS.load(self.name).CARD.group
+        return group if group in self.attributes else None
 
     @cached_property
     def _by_file(self) -> dict[str, ShardInfo]:
@@ -187,6 +199,8 @@ def build_index(
     renamed: Mapping[str, str] | None = None,
     number_duplicates: bool = False,
     caps: Caps | None = None,
+    grouped_by: str | None = None,
+    target: str | None = None,
 ) -> ShardSet:
     """Scan the shards of a folder and write their index.
 
@@ -207,9 +221,11 @@ def build_index(
         renamed: attribute name in the JSON -> its name in the set. Written to the index.
         number_duplicates: append the label to class names that several labels have.
         caps: largest parts of a sample that are read.
+        grouped_by, target: see `ShardSet`. Written to the index.
 
-    Raises: ShardError for missing or misnamed shards, faulty samples, attribute names that cannot be kept apart, or
-        conflicting labels; DuplicateKey for a key that occurs twice in the set, over all splits.
+    Raises: ConfigError for a group or target that is not an attribute; ShardError for missing or misnamed shards,
+        faulty samples, attribute names that cannot be kept apart, or conflicting labels; DuplicateKey for a key that
+        occurs twice in the set, over all splits.
     """
     root = Path(root)
     scan = Scan(fields or Fields(), renamed=renamed, caps=caps)
@@ -234,6 +250,9 @@ def build_index(
         )  # fmt: skip
     scan.check_columns()
     columns = {CAPTION, LABEL, *scan.values}
+    for option, named, further in (("group", grouped_by, ()), ("target", target, (LABEL,))):
+        if named is not None and named not in (*scan.values, *further):
+            raise unknown(f"--{option} (attribute)", named, (*scan.values, *further), ConfigError)
     shard_set = ShardSet(
         name=name,
         root=root,
@@ -244,6 +263,8 @@ def build_index(
         faults=tuple(faults),
         fields=scan.fields,
         renamed=scan.renamed,
+        grouped_by=grouped_by,
+        target=target,
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
@@ -340,7 +361,12 @@ def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
         faults=_texts(record["faults"], "faults"),
         fields=_read_fields(expect(record.get("fields", {}), dict, where="fields")),
         renamed={old: expect(new, str, where="renamed") for old, new in record.get("renamed", {}).items()},
+        grouped_by=_name_of(record, "grouped_by"),
+        target=_name_of(record, "target"),
     )
+    for name in (shard_set.grouped_by, shard_set.target):
+        if name not in (None, LABEL, *attributes):
+            raise SchemaError(f"'{name}' is not an attribute")
     if faults := describe_faults(column_faults(attributes)):
         raise SchemaError(f"{faults[0]}.")
     for what, names in (("classes", shard_set.classes), *shard_set.attributes.items()):
@@ -364,6 +390,10 @@ def _parse_shard(record: Any) -> ShardInfo:
         raise SchemaError(f"shard '{shard.file}' has {shard.n_samples} samples")
     gaps = expect(shard.missing, dict, where="shards: missing")
     return replace(shard, missing={name: (int(n), int(place), str(key)) for name, (n, place, key) in gaps.items()})
+
+
+def _name_of(record: Mapping[str, Any], key: str) -> str | None:
+    return None if record.get(key) is None else expect(record[key], str, where=key)
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:
@@ -405,8 +435,9 @@ def write_index(shard_set: ShardSet, path: Path) -> None:
     del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
-    if not shard_set.renamed:
-        del body["renamed"]
+    for name in ("renamed", "grouped_by", "target"):
+        if not body[name]:
+            del body[name]
     if path.parent.resolve() == shard_set.root.resolve():
         del body["root"]
     else:

@@ -18,6 +18,7 @@ from diffprobe.core.signals import shield_worker
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
+from diffprobe.shards.holdout import ShardPart
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.partition import ShardSlice, cut, limit_pieces, span_of_rank, span_of_worker
 from diffprobe.shards.reader import RawSample, read_shard
@@ -98,6 +99,7 @@ class SampleStream(IterableDataset[Sample]):
         self.skipped: dict[str, str] = {}
         shards = shard_set.shards_of(split)
         self._counts = {shard.file: shard.n_samples for shard in shards}
+        self._members = {shard.file: shard.members for shard in shards if isinstance(shard, ShardPart)}
         self._pieces = limit_pieces([ShardSlice(shard.file, 0, shard.n_samples) for shard in shards], limit)
         if shard_subset is not None:
             for file in shard_subset:
@@ -162,15 +164,19 @@ class SampleStream(IterableDataset[Sample]):
 
     def _raw(self, pieces: list[ShardSlice]) -> Iterator[RawSample]:
         for piece in pieces:
-            count = 0
+            members = self._members.get(piece.file)
+            total = self._counts[piece.file] if members is None else len(members)
+            count = place = 0  # samples of the shard so far, and those of them that belong to the split
             for raw in read_shard(self.shard_set.root / piece.file, name=piece.file, caps=self.caps):
                 count += 1
-                if piece.start <= raw.position < piece.stop:
-                    yield raw
-                if count == piece.stop < self._counts[piece.file]:
+                if members is None or (count <= total and members[count - 1]):
+                    if piece.start <= place < piece.stop:
+                        yield raw
+                    place += 1
+                if place == piece.stop < self._counts[piece.file]:
                     break
-            if count < piece.stop or count > self._counts[piece.file]:
-                raise _other_count(self.shard_set, piece.file, str(count), self._counts[piece.file])
+            if place < piece.stop or count > total:
+                raise _other_count(self.shard_set, piece.file, str(count), total)
 
     def _decoded(self, raws: Iterator[RawSample]) -> Iterator[Sample]:
         for raw in raws:
@@ -194,7 +200,12 @@ def require_empty_shards(shard_set: ShardSet, split: str, caps: Caps) -> None:
     """Check that the shards of a split that are never read, empty ones by the index, are empty. Raises: ShardError."""
     for shard in shard_set.shards_of(split):
         path = shard_set.root / shard.file
-        if not shard.n_samples and next(read_shard(path, name=shard.file, caps=caps), None) is not None:
+        left_out = isinstance(shard, ShardPart) and len(shard.members)  # it has samples, of the other split
+        if (
+            not shard.n_samples
+            and not left_out
+            and next(read_shard(path, name=shard.file, caps=caps), None) is not None
+        ):
             raise _other_count(shard_set, shard.file, "some", 0)
 
 

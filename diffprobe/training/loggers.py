@@ -1,12 +1,13 @@
 """Loggers: W&B, a CSV file, or none. W&B is online if logged in, else offline, and never prompts."""
 
-import logging
 import os
+import shlex
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -15,12 +16,16 @@ from diffprobe.core.artifact import read_json, write_artifact
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
+from diffprobe.core.progress import Announce, print_note
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.core.signals import children_outlive_signals
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
+from diffprobe.training.wandb_media import Media, log_media
 from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from wandb import Run
+
 _TRUE = ("true", "1", "yes", "on", "y", "t")
 RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1
 
@@ -87,6 +92,7 @@ def make_logger(
     tree: Mapping[str, Any],
     tags: tuple[str, ...] = (),
     resume: bool = False,
+    announce: Announce = print_note,
 ) -> Logger | None:
     """Make the logger of one run, or None: of kind "none", or where WANDB_MODE=disabled.
 
@@ -97,6 +103,7 @@ def make_logger(
         tree: the whole resolved configuration, as JSON can hold it.
         tags: tags of the run, besides those of the config.
         resume: continue the W&B run and the CSV file of an interrupted run.
+        announce: takes a line on W&B's mode, the run and its folder; on the main process alone.
 
     Raises: ConfigError if `online` is asked for without a login, for an unknown mode, or for variables of W&B that
         contradict the settings.
@@ -112,7 +119,8 @@ def make_logger(
         return CSVLogger(run_dir, name="", version=f"curves-{n}" if n else "curves")
     mode = wandb_mode(config)
     if mode == "disabled":
-        _log.warning("WANDB_MODE=disabled: the curves of this run are not logged.")
+        if is_main_process():
+            announce("W&B: disabled (WANDB_MODE); the curves of this run are not logged.")
         return None
     _refuse_contradictions(config)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -130,7 +138,30 @@ def make_logger(
         tags=list(dict.fromkeys((*config.tags, *filter(None, os.environ.get("WANDB_TAGS", "").split(",")), *tags))),
         config={**tree, **environment()},
     )
-    return CheckpointedWandbLogger(run, run_dir, resume=resume)
+    logger = CheckpointedWandbLogger(run, run_dir, resume=resume)
+    announce(place_of(run, chosen=config.mode != "auto"))
+    return logger
+
+
+def place_of(run: "Run", *, chosen: bool = True, done: bool = False) -> str:
+    """Say in a line where a W&B run is: its address, or its folder with the command that sends it.
+
+    Args:
+        chosen: whether the settings ask for the mode; if not, an offline run says why it is offline.
+        done: whether the run is complete, and can be sent now.
+    """
+    if not run.offline:
+        return f"W&B: online, run {run.id}: {run.url}"
+    folder = _shown_path(Path(run.dir).parent)
+    why = "" if chosen or done or os.environ.get("WANDB_MODE") else " (no login)"
+    return f"W&B: offline{why}, run {run.id} in {folder}; to send it{'' if done else ' later'}: wandb sync {folder}"
+
+
+def _shown_path(path: Path) -> str:
+    """Return a path for a command line, relative to the working folder where it is below it."""
+    with suppress(ValueError):
+        path = path.resolve().relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def _refuse_contradictions(config: LoggerConfig) -> None:
@@ -200,12 +231,21 @@ def summary_name(record: MetricRecord) -> str:
     return "/".join(part for part in parts if part)
 
 
-def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, RunResult] | None = None) -> None:
+def finish(
+    logger: Logger | None,
+    result: RunResult,
+    *,
+    members: Mapping[str, RunResult] | None = None,
+    media: Callable[[], Media] | None = None,
+    announce: Announce = print_note,
+) -> None:
     """Put the results and their controls into the summary and close the run. Call on the main process only.
 
     Args:
         members: name -> result of what trained in a run of a grid, whose own result holds no numbers; the name stands
             before theirs: "k=16/result/test/fvu/...".
+        media: makes the tables, figures and pages of the run; called with W&B only.
+        announce: takes a line on where the W&B run is.
     """
     if isinstance(logger, WandbLogger):
         run = logger.experiment
@@ -220,7 +260,10 @@ def finish(logger: Logger | None, result: RunResult, *, members: Mapping[str, Ru
             for name, value in scores(one).items():
                 run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
+        if media is not None:
+            log_media(run, media())
         log_artifacts(run, result, Path(logger.save_dir or "."))
         run.finish()
+        announce(place_of(run, done=True))
     elif logger is not None:
         logger.finalize("success")

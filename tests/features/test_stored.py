@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprobe.core.errors import StoreMismatch
+from diffprobe.core.errors import ConfigError, StoreMismatch
 from diffprobe.features.batch import FeatureTable, RowBatch
+from diffprobe.features.live import LiveFeatures
 from diffprobe.features.placement import place_tables
 from diffprobe.features.stored import RowLoader, StoredFeatures, StoredLoader, StoredRows
 from diffprobe.training.sae_rows import rows_of
@@ -143,3 +144,45 @@ def test_cells_that_train_side_by_side_get_the_rows_that_they_would_get_alone():
             assert rows_of(one, [cell]).x.equal(rows_of(other, [cell]).x)
             assert one.rows([cell]) is one.rows((cell,))  # gathered once
     assert len(rows_of(both[0], cells[:1]).x) == 12 and len(rows_of(both[2], cells[1:2]).x) == 12
+
+
+@pytest.mark.parametrize(("group", "limit"), [(None, None), ("colour", 11)])
+def test_a_validation_split_that_is_cut_out_has_the_same_samples_stored_and_live(both, shared, group, limit):
+    fraction = {"data_val_split": "held", "data_val_fraction": 0.4, "data_val_group": group, "data_limit": limit}
+    whole = [key for table in StoredFeatures(*shared()).store.iter_shards("train") for key in table.keys][:limit]
+    stored, live = StoredFeatures(*shared(**fraction)), LiveFeatures(*shared(**fraction, features_source="live"))
+    assert "held" not in stored.store.splits  # the store has the training split as a whole
+    sides = {}
+    for split in ("train", "held"):
+        table, found = stored.table(split), live.table(split)
+        assert table.keys == found.keys and table.shards == found.shards and table.captions == found.captions
+        torch.testing.assert_close(table.features, found.features)  # batches of other sizes round otherwise
+        for shuffle in (False, True):
+            loader = stored.loader(split, shuffle=shuffle)
+            keys = [key for batch in loader for key in batch.keys]
+            assert sorted(keys) == sorted(table.keys) and len(loader) == -(-len(keys) // 4)
+            assert len(live.loader(split, shuffle=shuffle)) == len(loader)
+        ids = table.attributes.get("colour", table.label)
+        sides[split] = set(ids.tolist() if group else table.keys)
+    assert sorted(stored.table("train").keys + stored.table("held").keys) == sorted(whole)
+    assert sides["train"] and sides["held"] and not sides["train"] & sides["held"]
+
+
+def test_rows_of_a_cut_out_split_are_those_of_its_samples(shared):
+    fraction = {"data_val_split": "held", "data_val_fraction": 0.4, "features_shuffle": "rows"}
+    source = StoredFeatures(*shared(**fraction), seed=3)
+    cell = next(iter(source.widths))
+    table = source.table("train")
+    by_key = dict(zip(table.keys, table.features[cell], strict=True))
+    seen = []
+    for batch in source.loader("train", shuffle=True):
+        rows = batch.rows([cell])
+        seen += [batch.keys[i] for i in rows.sample.tolist()]
+        assert all(torch.equal(x, by_key[batch.keys[i]]) for x, i in zip(rows.x, rows.sample.tolist(), strict=True))
+    assert sorted(seen) == sorted(table.keys)
+
+
+def test_a_cut_out_split_without_a_stored_row_is_refused(shared):
+    source = StoredFeatures(*shared(data_val_split="held", data_val_fraction=1e-9))
+    with pytest.raises(ConfigError, match="leaves split 'held' without a sample"):
+        source.loader("held", shuffle=False)

@@ -132,10 +132,13 @@ def test_the_environment_decides_where_the_config_leaves_it_open(mode_of, monkey
     with pytest.raises(ConfigError, match="WANDB_MODE=online, but W&B has no key"):
         mode_of()
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    said = []
     logger = loggers.make_logger(
-        LoggerConfig(kind="wandb"), run_dir=tmp_path / "run", experiment="e", run_name="r", job_type="j", tree={}
-    )
+        LoggerConfig(kind="wandb"), run_dir=tmp_path / "run", experiment="e", run_name="r", job_type="j", tree={},
+        announce=said.append,
+    )  # fmt: skip
     assert logger is None and not (tmp_path / "run").exists()
+    assert said == ["W&B: disabled (WANDB_MODE); the curves of this run are not logged."]
 
 
 VARIABLES = ("DISABLED", "PROJECT", "ENTITY", "DIR", "RUN_ID", "RUN_GROUP", "NAME", "TAGS", "JOB_TYPE", "RESUME")
@@ -149,6 +152,7 @@ def opened(logged_out, monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(loggers, "_open_run", lambda keys, **arguments: given.update(arguments))
     monkeypatch.setattr(loggers, "WandbLogger", lambda **arguments: None)
+    monkeypatch.setattr(loggers, "place_of", lambda run, **how: "")
 
     def make(variables, **keys):
         with monkeypatch.context() as patch:
@@ -235,7 +239,34 @@ def test_an_offline_run_holds_config_summary_history_and_tags(logged_out, toy, t
     assert steps == sorted(steps) and len(steps) == 6  # 12 steps, every second one
     assert any("val/accuracy/up_blocks.0@t10:empty:mean/style" in row for row in history)
     out, err = capfd.readouterr()
-    assert "wandb" not in (out + err).lower()
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert out == ""
+    assert err.splitlines() == [
+        f"W&B: offline (no login), run {run.run_id} in {folder}; to send it later: wandb sync {folder}",
+        f"W&B: offline, run {run.run_id} in {folder}; to send it: wandb sync {folder}",
+    ]
+
+
+class OpenRun:
+    """What `place_of` reads of a W&B run."""
+
+    def __init__(self, folder, url=None):
+        self.id, self.dir, self.url, self.offline = "1a2b", str(folder / "files"), url, url is None
+
+
+def test_where_a_run_is_names_its_address_or_the_command_that_sends_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run = OpenRun(tmp_path / "my runs" / "offline-run-1")
+    assert loggers.place_of(run) == (
+        "W&B: offline, run 1a2b in 'my runs/offline-run-1'; to send it later: wandb sync 'my runs/offline-run-1'"
+    )
+    assert "offline (no login), " in loggers.place_of(run, chosen=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert "no login" not in loggers.place_of(run, chosen=False)
+    assert loggers.place_of(OpenRun(tmp_path, "https://wandb.ai/us/diffprobe/runs/1a2b"), done=True) == (
+        "W&B: online, run 1a2b: https://wandb.ai/us/diffprobe/runs/1a2b"
+    )
 
 
 def test_the_summary_of_a_grid_holds_the_numbers_of_its_members(logged_out, tmp_path):

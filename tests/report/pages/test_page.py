@@ -168,3 +168,45 @@ def test_contradicting_controls_of_an_autoencoder_are_refused(page, sae_run):
     runs = (sae_run(0.1), sae_run(0.2, control="random_weights"), sae_run(0.3, control="random_weights"))
     with pytest.raises(RunFailed, match="disagree"):
         render_page(dataclasses.replace(page, results=(*page.results[:3], *runs)))
+
+
+def test_several_autoencoders_stand_side_by_side_with_their_controls(page, sae_run, hostile):
+    """A control belongs to the autoencoder whose settings it has."""
+    configs = [{"probe": {"params": {"k": k}}} for k in (8, 16)]
+    runs = [
+        sae_run(0.125, run="small", config={**configs[0], "control": "none"}),
+        sae_run(0.25, run="large", config={**configs[1], "control": "none"}),
+        sae_run(0.5, control="random_weights", config={**configs[1], "control": "random_weights"}),
+    ]
+    section = page.latents[0]
+    other = dataclasses.replace(section, name="k=16")
+    both = dataclasses.replace(
+        page, results=(*page.results[:3], *runs), latents=(section, other), names={"small": hostile, "large": "k=16"}
+    )
+    html = render_page(both)
+    words = Reader(html).words()
+    assert f"metric split {hostile} k=16 meaning" in words and "fvu test 0.125 0.250 0.500" in words
+    assert 'class="autoencoders beside"' in html and html.count('<div class="autoencoder">') == 2
+    assert "The autoencoders" in words and "random weights split" not in words
+    assert 'class="autoencoders beside"' not in render_page(page)
+
+
+def test_the_place_of_an_activation_is_in_the_text_of_its_picture(page):
+    section = page.latents[0]
+    placed = dataclasses.replace(section.panels[0].pictures[0], place="row 3, column 5 of 8 x 8")
+    latent = dataclasses.replace(section.panels[0], pictures=(placed,))
+    read = Reader(render_page(dataclasses.replace(page, latents=(dataclasses.replace(section, panels=(latent,)),))))
+    assert any(name == "title" and value.endswith(", row 3, column 5 of 8 x 8") for _, name, value in read.attributes)
+
+
+def test_a_latent_without_pictures_keeps_its_numbers(page):
+    section = page.latents[0]
+    latent = dataclasses.replace(section.panels[0], pictures=())
+    html = render_page(dataclasses.replace(page, latents=(dataclasses.replace(section, panels=(latent,)),)))
+    assert "active on 1,234" in Reader(html).words() and "Not active on any" not in html
+
+
+def test_a_direction_of_numbers_alone_has_no_empty_ends(page):
+    panel = dataclasses.replace(page.directions[0], positive_end=(), negative_end=(), histogram=None, source="pets")
+    words = Reader(render_page(dataclasses.replace(page, directions=(panel,)))).words()
+    assert "far end" not in words and "0.987" in words and "direction, pets" in words
