@@ -6,6 +6,7 @@ weights as an uninterrupted one.
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,6 +111,8 @@ def train_generative(config: "GenerativeTraining") -> Path:
             fit(trainer, module, data, checkpoint)
             scores = trainer.validate(module, datamodule=data, verbose=False)[0]
             _require_finite(scores, run_dir)
+            if config.trainer.enable_progress_bar and trainer.is_global_zero:
+                print("saving: weights and result", file=sys.stderr, flush=True)
             with atomic_folder(run_dir / WEIGHTS) as folder:
                 module.save(folder)
     result = make_result(
