@@ -8,8 +8,14 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, Bar, ProgressDisplay, print_note
 from diffprobe.training.progress import steps_of
+
+
+def phase_notes(shown: bool) -> Announce:
+    """Return what prints the phases of a run outside of its Trainer: on the main process if `shown`, else nothing."""
+    return print_note if shown and is_main_process() else lambda line: None
 
 
 class RunProgress(Callback):

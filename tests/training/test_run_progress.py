@@ -13,9 +13,10 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core import progress
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.probes.classifier.linear import Config
+from diffprobe.training import run_progress
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.progress import steps_of
-from diffprobe.training.run_progress import RunProgress
+from diffprobe.training.run_progress import RunProgress, phase_notes
 from diffprobe.training.trainer import make_trainer, quiet
 
 
@@ -124,3 +125,11 @@ def test_steps_of_an_endless_epoch_are_unknown(tmp_path):
     made, _ = progress_of(tmp_path, max_epochs=2, max_steps=7)
     made.fit_loop.max_batches = float("inf")
     assert steps_of(made) == 7
+
+
+def test_phases_outside_of_the_trainer_are_printed_by_the_main_process_of_a_run_that_is_not_quiet(monkeypatch, capsys):
+    phase_notes(True)("opening the features")
+    phase_notes(False)("not shown")
+    monkeypatch.setattr(run_progress, "is_main_process", lambda: False)
+    phase_notes(True)("of another process")
+    assert capsys.readouterr().err == "opening the features\n"
