@@ -81,7 +81,8 @@ def script(shell: str) -> str:
         for action in (action for each in parsers for action in each._actions):
             words |= {name for name in action.option_strings if name.startswith("--")}
             words |= {str(choice) for choice in action.choices or ()}
-            takes_settings += [verb] if action.dest == "settings" else []
+            takes_settings += [verb] if action.dest in ("settings", "command") else []
+        words |= set(verbs()) if verb == "submit" else set()  # it goes before another verb
         cases.append(f'            {verb}) words="{" ".join(sorted(words))}" ;;')
     filled = _FUNCTION.replace("@VERBS@", " ".join(verbs())).replace("@CASES@", "\n".join(cases))
     filled = filled.replace("@SETTINGS@", " ".join(dict.fromkeys(takes_settings))).strip()

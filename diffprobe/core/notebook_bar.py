@@ -46,6 +46,7 @@ class NotebookBar:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._show, self._description, self._clock = show, description, clock
+        self._drawn = self._started = 0.0
         self.restart(total, unit)
 
     def update(self, n: int, /) -> None:

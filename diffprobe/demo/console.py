@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from diffprobe.core.notebook_bar import NotebookBar
 from diffprobe.core.progress import ProgressDisplay, TaskBar
 from diffprobe.core.terminal import one_line, printable, replace_unencodable
 from diffprobe.demo.types import REPORT, Demo, Outcome
@@ -20,12 +21,12 @@ _WIDTH = 110
 
 
 class _Step:
-    def __init__(self, bar: TaskBar) -> None:
+    def __init__(self, bar: TaskBar | NotebookBar) -> None:
         self._bar = bar
         self.text = ""
 
     @contextmanager
-    def bar(self, total: int, unit: str) -> Iterator[TaskBar]:
+    def bar(self, total: int, unit: str) -> Iterator[TaskBar | NotebookBar]:
         self._bar.restart(total, unit)
         yield self._bar
 

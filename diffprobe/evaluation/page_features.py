@@ -48,14 +48,9 @@ def open_features(run: ProbeRun) -> PageFeatures:
     Raises: ConfigError for a run on live features; DiffprobeError or OSError if neither its settings nor its record
         lead to a store that is at hand.
     """
-    if run.config.features.source == "live":
-        raise ConfigError(
-            "the run read live features, and a page reads a store.",
-            fix="diffprobe extract with the settings of the run and features.source=stored, and train it on the store",
-        )
+    _refuse_live(run)
     try:
-        source = make_source(run.config)
-        _require_recorded(run, source)
+        source = open_source(run)
         widths = source.widths
         images = (source.request.shard_set, source.request.fields)
     except (DiffprobeError, OSError) as error:
@@ -63,6 +58,26 @@ def open_features(run: ProbeRun) -> PageFeatures:
     return PageFeatures(
         widths=widths, classes=source.classes, attributes=source.attributes, table=source.table, images=images
     )
+
+
+def open_source(run: ProbeRun) -> "FeatureSource":
+    """Open the DataModule that a run was measured on, and compare its inputs with those of the record.
+
+    Raises: ConfigError for a run on live features; DiffprobeError or OSError if shards, backbone or store are not at
+        hand; SchemaError if they are others than those of the run.
+    """
+    _refuse_live(run)
+    source = make_source(run.config)
+    _require_recorded(run, source)
+    return source
+
+
+def _refuse_live(run: ProbeRun) -> None:
+    if run.config.features.source == "live":
+        raise ConfigError(
+            "the run read live features, and a page reads a store.",
+            fix="diffprobe extract with the settings of the run and features.source=stored, and train it on the store",
+        )
 
 
 def _require_recorded(run: ProbeRun, source: "FeatureSource") -> None:

@@ -99,13 +99,25 @@ def _experiments(asked: Sequence[str], names: Sequence[str]) -> list[str]:
     return found
 
 
-def by_resources(name: str, rows: Sequence[tuple[Task, Resources]], **common: Any) -> list[Stage]:
-    """Divide tasks into stages of equal resources, in order: NAME, NAME-2, ... `common` are further fields of each."""
+def by_resources(
+    name: str,
+    rows: Sequence[tuple[Task, Resources]],
+    *,
+    after: tuple[str, ...] = (),
+    after_jobs: tuple[str, ...] = (),
+) -> list[Stage]:
+    """Divide tasks into stages of equal resources, in order: NAME, NAME-2, ...; each waits for the same ones."""
     found: dict[Resources, list[Task]] = {}
     for task, resources in rows:
         found.setdefault(resources, []).append(task)
     return [
-        Stage(name=name if i == 1 else f"{name}-{i}", tasks=tuple(tasks), resources=resources, **common)
+        Stage(
+            name=name if i == 1 else f"{name}-{i}",
+            tasks=tuple(tasks),
+            resources=resources,
+            after=after,
+            after_jobs=after_jobs,
+        )
         for i, (resources, tasks) in enumerate(found.items(), 1)
     ]
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, RunFailed, unknown
 from diffprobe.core.facts_html import facts_html, rows_html
-from diffprobe.core.result import INPUT, RESULT_FILE, RunResult
-from diffprobe.evaluation.probe_runs import ProbeRun, open_probe_runs, open_source
+from diffprobe.core.result import RESULT_FILE, RunResult
+from diffprobe.evaluation.page_features import open_source
+from diffprobe.evaluation.probe_runs import ProbeRun, open_probe_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +68,7 @@ class FinishedRun:
     @property
     def probe_folders(self) -> tuple[Path, ...]:
         """Folders of the trained probes, sorted: one for each target and cell, or that of the autoencoder."""
-        names = sorted(name for name in self.result.artifacts if not name.startswith(INPUT))
+        names = sorted(name for name in self.result.artifacts if name.startswith("probes/"))
         return tuple(self.folder / name for name in names)
 
     def probe(self, cell: str | None = None, *, target: str | None = None) -> "ClassifierProbe | Direction | KSAE":

@@ -11,8 +11,9 @@ from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.terminal import one_line
 from diffprobe.evaluation.latent_panels import sample_codes, with_places
 from diffprobe.evaluation.load_sae_run import TrainedRun
+from diffprobe.evaluation.page_features import open_source
 from diffprobe.evaluation.pictures import framed
-from diffprobe.evaluation.probe_runs import ProbeRun, open_source
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.report.figure import figure_class

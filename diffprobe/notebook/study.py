@@ -77,7 +77,7 @@ class Study:
         packing = {"table": table, "group": group, "val": val, "test": test}
         if _is_image_folder(path):
             out = Path(base.output) / SHARDS / path.resolve().name
-            self.shard_set = self._pack(path, out, table and Path(table), group, val, test)
+            self.shard_set = self._pack(path, out, None if table is None else Path(table), group, val, test)
             images = out
         else:
             idle = [name for name, value in packing.items() if value is not None]

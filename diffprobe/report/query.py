@@ -10,7 +10,7 @@ from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.yaml_tree import parse_yaml
 
 _RECORD = {"metric": "name", "split": "split", "target": "target", "probe": "probe", "cell": "cell"}
-CELL_FIELDS = ("tap", "timestep", "condition", "pool")
+CELL_FIELDS: tuple[str, ...] = ("tap", "timestep", "condition", "pool")
 """Fields that are parts of a cell."""
 _RUN = ("kind", "experiment", "run", "git_commit")
 NAMES = (*_RECORD, *CELL_FIELDS, *_RUN)

@@ -202,23 +202,26 @@ class _Planner:
         for settings, config in runs:
             stores.setdefault(store_key(config), (settings, config))
         for key, (settings, config) in stores.items():
-            resources = self._of_extraction(config.backbone)
+            resources = self._of_extraction(backbone_and_features(config)[0])
             check_resources(resources, self.cluster, self.cluster_name, "extraction")
             queued = {work: task.job for work, task in self.active.items() if work.startswith(f"{key} ")}
-            n, own = self.wanted.parts, self.wanted.verb == "extract"
-            works = [f"{key} {i}/{n}" for i in range(n)]
+            own, words = self.wanted.verb == "extract", list(self.wanted.words)
+            given = words[words.index("--process") + 1] if own and "--process" in words else None
+            n = self.wanted.parts
+            parts = [given] if given else [f"{i}/{n}" for i in range(n)]
+            works = [f"{key} {part}" for part in parts]
             if not queued and store_is_complete(config):
                 self.plan.finished += [key] if own else []
                 continue
             waiting += queued.values()
             self.plan.queued |= queued if own else {}
-            if not set(queued) <= set(works):  # divided into other parts, which write this store
+            if not set(queued) <= set(works) and not given:  # divided into other parts, which write this store
                 continue
-            for i, work in enumerate(works):
-                process = () if n == 1 else ("--process", f"{i}/{n}")
-                words = self.wanted.words if own else ()
+            for part, work in zip(parts, works, strict=True):
+                process = () if n == 1 else ("--process", part)
+                more = words if own else []
                 if work not in queued:
-                    rows.append((Task(command=("extract", *settings, *words, *process), work=work), resources))
+                    rows.append((Task(command=("extract", *settings, *more, *process), work=work), resources))
         if len(rows) > MAX_TASKS:
             raise ConfigError(f"{len(rows):,} extractions; at most {MAX_TASKS} are submitted at once.", fix="--parts N")
         self.plan.stages += by_resources("extract", rows)

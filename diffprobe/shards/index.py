@@ -223,8 +223,9 @@ def build_index(
         caps: largest parts of a sample that are read.
         grouped_by, target: see `ShardSet`. Written to the index.
 
-    Raises: ConfigError for a group or target that is not an attribute; ShardError for missing or misnamed shards, faulty samples, attribute names that cannot be kept apart, or
-        conflicting labels; DuplicateKey for a key that occurs twice in the set, over all splits.
+    Raises: ConfigError for a group or target that is not an attribute; ShardError for missing or misnamed shards,
+        faulty samples, attribute names that cannot be kept apart, or conflicting labels; DuplicateKey for a key that
+        occurs twice in the set, over all splits.
     """
     root = Path(root)
     scan = Scan(fields or Fields(), renamed=renamed, caps=caps)

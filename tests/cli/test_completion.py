@@ -31,6 +31,7 @@ def complete(line: str, tmp_path: Path) -> list[str]:
         ("diffprobe ext", {"extract"}),
         ("diffprobe taps --re", {"--resolution", "--revision"}),
         ("diffprobe store ver", {"verify"}),
+        ("diffprobe submit ext", {"extract"}),
         ("diffprobe extract backbone.lo", {"backbone.lora="}),
         ("diffprobe extract backbone=sdxl-", {"sdxl-turbo"}),
     ],

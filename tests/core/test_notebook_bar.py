@@ -16,23 +16,24 @@ class Kernel:
         self.shown: list[str] = []
         self.display = SimpleNamespace(HTML=str, display=self._display)
 
-    def _display(self, html, display_id):
+    def _display(self, html: str, display_id: bool) -> SimpleNamespace:
         self.shown.append(html)
         return SimpleNamespace(update=self.shown.append)
 
-    def get_ipython(self):
+    def get_ipython(self) -> SimpleNamespace:
         return SimpleNamespace(kernel=object())
 
 
 @pytest.fixture
-def kernel(monkeypatch):
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     found = Kernel()
     monkeypatch.setitem(sys.modules, "IPython", found)
     return found
 
 
-def test_it_shows_units_rate_and_time_left():
-    shown, clock = [], iter([0.0, 10.0, 20.0])
+def test_it_shows_units_rate_and_time_left() -> None:
+    shown: list[str] = []
+    clock = iter([0.0, 10.0, 20.0])
     bar = NotebookBar(shown.append, 40, "<b>extract", "images", clock=lambda: next(clock))
     bar.update(10)
     bar.update(30)
@@ -42,8 +43,9 @@ def test_it_shows_units_rate_and_time_left():
     assert "40 of 40 images, 2.0/s" in shown[2] and "left" not in shown[2]
 
 
-def test_quick_updates_are_drawn_together():
-    shown, now = [], 0.0
+def test_quick_updates_are_drawn_together() -> None:
+    shown: list[str] = []
+    now = 0.0
     bar = NotebookBar(shown.append, 1000, "read", "files", clock=lambda: now)
     for _ in range(999):
         bar.update(1)
@@ -53,15 +55,15 @@ def test_quick_updates_are_drawn_together():
     assert len(shown) == 2 and "1,000 of 1,000" in shown[-1]
 
 
-def test_the_size_may_be_known_late():
-    shown = []
+def test_the_size_may_be_known_late() -> None:
+    shown: list[str] = []
     bar = NotebookBar(shown.append, None, "sae", "")
     assert "<progress" not in shown[-1]
     bar.restart(5, "steps")
     assert 'max="5"' in shown[-1]
 
 
-def test_a_display_in_a_kernel_draws_there_and_empties_the_cell(kernel):
+def test_a_display_in_a_kernel_draws_there_and_empties_the_cell(kernel: Kernel) -> None:
     assert in_notebook()
     with ProgressDisplay() as display, display.bar(3, "extract", unit="images") as bar:
         assert display.is_drawn
@@ -72,13 +74,13 @@ def test_a_display_in_a_kernel_draws_there_and_empties_the_cell(kernel):
     assert kernel.shown[-1] == "" and not display.is_drawn
 
 
-def test_a_bar_is_emptied_after_an_error(kernel):
+def test_a_bar_is_emptied_after_an_error(kernel: Kernel) -> None:
     with pytest.raises(ValueError, match="stop"), notebook_bar(3, "extract", "images"):
         raise ValueError("stop")
     assert kernel.shown[-1] == ""
 
 
-def test_outside_of_a_kernel_there_is_none(monkeypatch):
+def test_outside_of_a_kernel_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert not in_notebook()
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))  # a terminal

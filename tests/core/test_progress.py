@@ -89,7 +89,9 @@ def test_progress_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_files_are_named_where_there_is_no_terminal_and_counted_where_there_is(capsys, monkeypatch):
+def test_files_are_named_where_there_is_no_terminal_and_counted_where_there_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import functools
 
     from rich.console import Console
@@ -110,8 +112,8 @@ def test_files_are_named_where_there_is_no_terminal_and_counted_where_there_is(c
     assert "a.tar" not in capsys.readouterr().err and "/2" in shown.getvalue() and "files" in shown.getvalue()
 
 
-def test_the_time_left_is_that_of_the_mean_speed():
-    lines = []
+def test_the_time_left_is_that_of_the_mean_speed() -> None:
+    lines: list[str] = []
     clock = iter([0.0, 0.0, 30.0, 3 * 3600.0])
     steps = Countdown(3, lines.append, clock=lambda: next(clock))
     for name in "abc":

@@ -101,6 +101,8 @@ def test_parts_that_failed_are_extracted_again_beside_those_in_the_queue(tmp_pat
     active = {work: task for work, task in in_queue(tmp_path, stage).items() if not work.endswith("1/3")}
     (left,) = plan("extract", "experiment=emoji/sae", parts=3, active=active).stages
     assert [task.command[-1] for task in left.tasks] == ["1/3"]
+    (left,) = plan("extract", "experiment=emoji/sae", words=("--process", "1/3"), active=active).stages
+    assert [(task.command[-2:], task.work[-3:]) for task in left.tasks] == [(("--process", "1/3"), "1/3")]
 
 
 def test_resources() -> None:
@@ -147,6 +149,7 @@ def test_equal_runs_are_refused() -> None:
         plan("train", "experiment=emoji/sae", "output=a,./a")
 
 
+@pytest.mark.slow  # imports what training of backbones needs
 def test_a_backbone_is_trained_without_an_extraction() -> None:
     found = plan("train", "experiment=emoji/train_denoiser")
     assert shown(found) == {"train": (1, ())}

@@ -105,6 +105,23 @@ def test_preempted_by_a_higher_partition(jobs: Jobs, whole: dict[str, object], l
     assert_undisturbed(jobs, expected, starts=2)
 
 
+def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=0.5)
+    jobs.train("logger=wandb", "output=runs,others")
+    jobs.wait(lambda states: len(jobs.steps()) >= 12)
+    array = jobs.states()[0].task.job.partition("_")[0]
+    slurm.call("scancel", "--signal=USR1", f"{array}_0")
+    states = jobs.finish()
+    (other,) = (jobs.folder / "others").rglob("result.json")
+    assert outcome(other) == expected
+    (result,) = (jobs.folder / "runs").rglob("result.json")
+    assert outcome(result) == expected
+    assert f"job {array}_0 is requeued" in states[0].task.log.read_text()
+    assert "requeued" not in states[1].task.log.read_text()
+    assert set(trained_on(jobs.steps()).values()) == {2}  # once in each of the two runs
+
+
 def test_live_features_with_a_worker_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
     """The signal reaches the worker of the loader as well."""
     settings = ("logger=wandb", "features.source=live", "data.num_workers=1")

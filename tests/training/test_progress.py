@@ -1,13 +1,15 @@
 """A bar that follows real training, closes when it ends or breaks off, and stays away where nothing is trained."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from diffprobe.training.progress import StepBar
+from diffprobe.core.heartbeat import read_progress
+from diffprobe.training.progress import StepBar, StepHeartbeat, steps_of
 
 
 class Tiny(lightning.LightningModule):
@@ -68,3 +70,19 @@ def test_stays_away_without_training(tmp_path):
     bar = RecordingBar()
     trainer(bar, tmp_path).test(Tiny(), DataLoader(torch.ones(4, 1)), verbose=False)
     assert bar.totals == []
+
+
+def test_a_job_writes_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFPROBE_HEARTBEAT", str(tmp_path / "progress.json"))
+    made = trainer(RecordingBar(), tmp_path, max_epochs=3)
+    made.callbacks.append(StepHeartbeat())
+    made.fit(Tiny(), DataLoader(torch.ones(4, 1)))
+    found = read_progress(tmp_path / "progress.json")
+    assert (found.what, found.unit, found.done, found.total, found.seconds_left) == ("train", "steps", 12, 12, 0.0)
+
+
+def test_a_stream_without_an_end_has_no_total_of_its_own():
+    endless = SimpleNamespace(num_training_batches=float("inf"), max_epochs=3, max_steps=-1)
+    assert steps_of(endless) == 0
+    endless.max_steps = 7
+    assert steps_of(endless) == 7
