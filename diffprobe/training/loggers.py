@@ -19,16 +19,12 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, print_note
 from diffprobe.core.result import MetricRecord, RunResult
-<<<<<<< HEAD
-from diffprobe.core.signals import children_outlive_signals
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_media import Media, log_media
 from diffprobe.training.wandb_run import environment, log_artifacts, scores
 
 if TYPE_CHECKING:
     from wandb import Run
-=======
->>>>>>> h-launch
 
 _TRUE = ("true", "1", "yes", "on", "y", "t")
 RUN_FILE, _KIND, _SCHEMA_VERSION = "wandb.json", "wandb_run", 1

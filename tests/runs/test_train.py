@@ -137,7 +137,7 @@ def test_the_numbers_of_a_grid_reach_the_tracker_by_member(run, monkeypatch):
     config = run("probe=topk", "probe.cell=mid_block@t20", "probe.params.n_latents=40", "probe.grid.k=[2,4]")
     extract_run(config, progress=False)
     sent = {}
-    monkeypatch.setattr(loggers, "finish", lambda logger, result, members: sent.update(members))
+    monkeypatch.setattr(loggers, "finish", lambda logger, result, members, media: sent.update(members))
     folder = train(config).parent
     assert set(sent) == {"k=2", "k=4"}
     for name, member in sent.items():
