@@ -1,10 +1,15 @@
 """``diffprobe train``: train a probe, or a part of a diffusion model, and write its result."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from diffprobe.cli.arguments import add_check, add_settings
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.processes import is_main_process
+from diffprobe.core.result import RESULT_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GROUP = "probes"
 HELP = "train a probe, or a part of a diffusion model"
@@ -18,28 +23,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Validate, train, and print the test metrics and the path of the result."""
+    """Validate, train, and print the test metrics and the path of the result; of several seeds, those of each."""
     from diffprobe.core.memory import keep_freed_memory
-    from diffprobe.runs.experiment import load_experiment, plan_training, train
+    from diffprobe.runs.experiment import load_experiments, plan_training, train
+    from diffprobe.runs.seeds import unfinished
 
     keep_freed_memory()  # before the first tensor is allocated
-    config = load_experiment(None, args.settings)
+    configs = load_experiments(None, args.settings)
+    folders = [plan_training(config) for config in configs]
     if args.check:
-        print(f"the configuration is valid; run folder: {plan_training(config)}")
+        print(f"the configuration is valid; run folder: {', '.join(map(str, folders))}")
         return 0
-    try:
-        path = train(config)
-    except BrokenPipeError as error:  # not the closed pipe of a printed table: the run has no result
-        raise RunFailed(
-            "the run ended before its result: the reader of its output is gone.",
-            fix="run the command again to continue; trainer.enable_progress_bar=false prints nothing while it trains",
-        ) from error
+    due = unfinished(folders) if all(config.trainer.resume for config in configs) else [True] * len(configs)
+    paths = []
+    for config, folder, is_due in zip(configs, folders, due if len(configs) > 1 else [True], strict=True):
+        if len(configs) > 1 and is_main_process():
+            print(f"seed {config.seed}: {folder}" + ("" if is_due else " (finished before, kept)"))
+        if not is_due:
+            paths.append(folder / RESULT_FILE)
+            continue
+        try:
+            paths.append(train(config))
+        except BrokenPipeError as error:  # not the closed pipe of a printed table: the run has no result
+            raise RunFailed(
+                "the run ended before its result: the reader of its output is gone.",
+                fix="run the command again to continue; trainer.enable_progress_bar=false trains in silence",
+            ) from error
     if is_main_process():
-        from diffprobe.core.result import read_result
-        from diffprobe.report.entry import format_record
+        _print(paths)
+    return 0
 
-        for record in read_result(path).metrics:
+
+def _print(paths: "list[Path]") -> None:
+    from diffprobe.core.result import read_result
+    from diffprobe.report.entry import format_record
+    from diffprobe.runs.seeds import describe_seeds, over_seeds
+
+    results = [read_result(path) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        for record in result.metrics:
             if record.split == "test":
                 print(format_record(record))
         print(f"result: {path}")
-    return 0
+    if len(results) == 1:
+        return
+    print(f"over {len(results)} seeds, which vary: {describe_seeds(results)}")
+    for record in over_seeds(results):
+        spread = "no ±: all seeds give one value" if record.spread is None else f"± {record.spread:.4g}"
+        print(f"{format_record(record)}  {spread}")

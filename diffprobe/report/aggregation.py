@@ -1,5 +1,6 @@
 """Averaging over seeds: which results are the same measurement, that is, differ in their seeds alone."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from diffprobe.core.digest import canonical_json
@@ -30,6 +31,16 @@ _OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
 """Controls measured on another backbone than the run that they are compared with."""
 
 
+SEED_WORDS = {
+    "start": "initial weights", "order": "order of the samples", "shuffled_labels": "shuffled labels",
+    "random_direction": "random directions", "noise": "noise of the features",
+    "random_weights": "weights of the random denoiser",
+}  # fmt: skip
+"""Name of a seed in results -> what it varies, in words."""
+_OF_RUN = ("start", "shuffled_labels", "random_direction")
+"""Names of what the seed of the run varies; each has the value of that seed."""
+
+
 def control_of(run: RunResult) -> str | None:
     """Return the control that a run measures, None for an ordinary run."""
     name = run.config.get("control", "none")
@@ -55,7 +66,7 @@ def one_per_seed(found: Found, where: dict[str, Value]) -> Found:
             )
     by_seed: dict[str, tuple[RunResult, MetricRecord]] = {}
     for run, record in found:
-        seed = canonical_json([run.seeds, run.config.get("seed")])
+        seed = canonical_json([_own_seeds(run), run.config.get("seed")])
         known = by_seed.setdefault(seed, (run, record))
         if known[1].value != record.value:
             raise RunFailed(
@@ -67,6 +78,33 @@ def one_per_seed(found: Found, where: dict[str, Value]) -> Found:
     if len(by_seed) > 1 and any(record.n_seeds > 1 for _, record in by_seed.values()):
         raise RunFailed(f"{where}: a mean over seeds and single results match one entry.")
     return list(by_seed.values())
+
+
+def varied(found: Found) -> tuple[str, ...]:
+    """Return what the seeds of some results vary: keys of `SEED_WORDS`; () for results that do not record it."""
+    runs = [run for run, _ in found]
+    names = [name for name in SEED_WORDS if len({run.seeds.get(name) for run in runs}) > 1]
+    known = [name for name in names if all(name in run.seeds for run in runs)]
+    return tuple(name for name in known if name != "random_weights" or any(map(_is_random, runs)))
+
+
+def seed_words(names: Iterable[str]) -> str:
+    """Return what seeds vary, as words.
+
+    >>> seed_words(["start", "order"])
+    'initial weights, order of the samples'
+    """
+    return ", ".join(SEED_WORDS[name] for name in names)
+
+
+def _own_seeds(run: RunResult) -> dict[str, int]:
+    """Return the seeds that tell runs apart; the order has one of its own only in a grid of seeds."""
+    of_run = run.seeds.get("run")
+    return {
+        name: seed
+        for name, seed in run.seeds.items()
+        if name not in _OF_RUN and not (name == "order" and seed == of_run)
+    }
 
 
 def _differences(

@@ -66,7 +66,7 @@ def format_entry(table: TableData, entry: Entry, *, best: float | None, style: E
         text = style.escape(show(entry.value))
         if entry.value == best:
             text = style.bold(text)
-        if entry.spread:  # seeds that all give one value vary nothing that it depends on: that is not a spread of 0
+        if entry.spread is not None:
             text += style.spread(show(entry.spread))
         if table.beats_controls(entry) is False:
             text += style.below_control

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffprobe.report.aggregation import seed_words
 from diffprobe.report.table_data import Entry, TableData
 from diffprobe.report.table_spec import TableSpec
 
@@ -102,9 +103,10 @@ def _what(table: TableData, measured: list[Entry]) -> str:
     seeds = _span({entry.n_seeds for entry in measured})
     seeds += " seed" if seeds == "1" else " seeds"
     text = f"{spec.metric.replace('_', ' ')}{unit}{on}{over_what(spec, measured)}; {samples} samples per entry, {seeds}"
-    if any(entry.spread for entry in measured):
-        text += ", ± standard deviation over seeds"
-    if any(entry.spread == 0 and entry.n_seeds > 1 for entry in measured):
+    if any(entry.spread is not None for entry in measured):
+        names = dict.fromkeys(name for entry in measured for name in entry.varied)
+        text += ", ± standard deviation over seeds" + (f" (they vary: {seed_words(names)})" if names else "")
+    if any(entry.spread is None and entry.n_seeds > 1 for entry in measured):
         text += ", no ± where they change nothing (all give one value)"
     if not spec.ranked:
         return f"{text}."

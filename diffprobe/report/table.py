@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from diffprobe.core.result import RunResult
 from diffprobe.core.terminal import one_line, printable
+from diffprobe.report.aggregation import seed_words
 from diffprobe.report.default_table import spec_yaml
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure_file import Plot, figures_of
@@ -211,14 +212,24 @@ def render_csv(table: TableData) -> str:
     )
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    head = [*fields, "metric", "status", "value", "spread", "n_seeds", "n", *(f"control_{name}" for name in names)]
+    head = [
+        *fields,
+        "metric",
+        "status",
+        "value",
+        "spread",
+        "n_seeds",
+        "seeds_vary",
+        "n",
+        *(f"control_{name}" for name in names),
+    ]
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
     writer.writerow([csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
         line: list[object] = [entry.where[name] for name in fields]
         line += [spec.metric, "measured" if measured else "missing", entry.value, entry.spread]
-        line += [entry.n_seeds, entry.n] if measured else [None, None]
+        line += [entry.n_seeds, _seeds_vary(entry), entry.n] if measured else [None, None, None]
         line += [entry.controls.get(name) for name in names]
         comparison = entry.comparison
         if comparison is None:
@@ -229,6 +240,13 @@ def render_csv(table: TableData) -> str:
             line += [number.source, number.provenance]
         writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
+
+
+def _seeds_vary(entry: Entry) -> str | None:
+    """Return what the seeds of an entry vary, or why it has no spread."""
+    if entry.n_seeds > 1 and entry.spread is None:
+        return "nothing: all seeds give one value"
+    return seed_words(entry.varied) or None
 
 
 _FORMULA = re.compile(r"[\s\"'`‘’‚“”„\u00b4\uff02\uff07]*[=+\-@\uff1d\uff0b\uff0d\uff20\u2212\ufe62\ufe63\ufe66\ufe6b]")

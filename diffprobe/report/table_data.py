@@ -13,7 +13,7 @@ from typing import Any
 
 from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed
+from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed, varied
 from diffprobe.report.published import Comparison, compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
 from diffprobe.report.table_spec import TableAxis, TableSpec, Value
@@ -39,9 +39,11 @@ class Entry:
     value: float | None = None
     """Mean over seeds, in the unit of the metric; None without a result."""
     spread: float | None = None
-    """Standard deviation over seeds (ddof 1); None for one seed."""
+    """Standard deviation over seeds (ddof 1); None for one seed, and for seeds that all give one value."""
     n_seeds: int = 0
     """Number of seeds."""
+    varied: tuple[str, ...] = ()
+    """What the seeds vary (`aggregation.SEED_WORDS`); () for one seed, or where results do not record it."""
     n: int = 0
     """Number of samples (the smallest over seeds)."""
     n_classes: int | None = None
@@ -179,9 +181,9 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
     try:
         value = statistics.fmean(values)
         if len(found) == 1:
-            spread, n_seeds = found[0][1].spread, found[0][1].n_seeds
-        else:
-            spread, n_seeds = statistics.stdev(values), len(found)
+            spread, n_seeds = found[0][1].spread or None, found[0][1].n_seeds
+        else:  # seeds that all give one value vary nothing that it depends on: that is not a spread of 0
+            spread, n_seeds = statistics.stdev(values) if len(set(values)) > 1 else None, len(found)
     except OverflowError:
         value, spread, n_seeds = math.inf, None, len(found)
     comparison = compare(published, value)
@@ -190,7 +192,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
-        controls=controls, comparison=comparison,
+        controls=controls, comparison=comparison, varied=varied(found),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from diffprobe.config.compose import compose, require_kind, validate
 from diffprobe.config.kinds import kinds_of
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.runs.seeds import each_seed
 
 if TYPE_CHECKING:
     from diffprobe.features.reader import FeatureStore
@@ -28,12 +29,26 @@ def load_experiment(name: str | None = None, settings: Sequence[str] = ()) -> Tr
         name: experiment file below `experiments/` without suffix, for example "emoji/classifier"; None for a run that
             settings alone describe.
         settings: as on the command line: "group=choice" or "key=value", for example "data.limit=500".
-    Raises: ConfigError with every error of the configuration, with file and line; UnknownName.
+    Raises: ConfigError with every error of the configuration, with file and line, and for several seeds; UnknownName.
+    """
+    found = load_experiments(name, settings)
+    if len(found) > 1:
+        raise ConfigError(
+            f"the experiment has {len(found)} seeds, a run for each.", fix="load_experiments; or a single seed"
+        )
+    return found[0]
+
+
+def load_experiments(name: str | None = None, settings: Sequence[str] = ()) -> list[TrainingConfig]:
+    """Load and validate the runs of an experiment: one for each seed of a list (`seed=[0,1,2]`), else one.
+
+    Args:
+        name, settings: see `load_experiment`.
+    Raises: as `load_experiment`; ConfigError for a list that is not one of seeds (`runs/seeds.py`).
     """
     composed = compose(name, settings)
     require_kind(composed, kinds_of("train"))
-    config: TrainingConfig = validate(composed)
-    return config
+    return [validate(one) for one in each_seed(composed)]
 
 
 def plan_training(config: TrainingConfig) -> Path:

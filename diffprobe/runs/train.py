@@ -22,6 +22,7 @@ from diffprobe.runs.grid import MEMBERS, seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_splits
 from diffprobe.runs.run_media import media_of
+from diffprobe.runs.seeds import recorded_seeds
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
@@ -129,17 +130,20 @@ def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
 
 def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource") -> None:
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
-    from diffprobe.features.request import shard_entries
-
-    if not config.seed or module.seed_counts:
-        return
-    shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
-    if sum(shard.n for shard in shards) <= config.data.batch_size:
+    if config.seed and not module.seed_counts and _n_train(config, source) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
             fix="seed=0; for a spread, features.seed varies the noise, and a smaller data.batch_size the order",
         )
+
+
+def _n_train(config: RunConfig, source: "FeatureSource") -> int:
+    """Return the number of samples of the training split."""
+    from diffprobe.features.request import shard_entries
+
+    shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
+    return sum(shard.n for shard in shards)
 
 
 def _has_steps(module: "ProbeModule") -> bool:
@@ -158,6 +162,7 @@ def _write(
     from diffprobe.training import loggers
 
     config = planned.config
+    ordered = config.probe.kind == "sae" or _n_train(config, source) > config.data.batch_size
     written: dict[str, str] = {}  # all probes of the run; the record of a grid lists those of its members
 
     def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
@@ -177,7 +182,11 @@ def _write(
             experiment=config.experiment,
             kind=config.probe.kind,
             config=tree,
-            seeds={**seeds, "noise": config.features.seed, "random_weights": config.backbone.random_seed},
+            seeds={
+                **recorded_seeds(seeds, part.seed_varies if part else (), ordered=ordered),
+                "noise": config.features.seed,
+                "random_weights": config.backbone.random_seed,
+            },
             metrics=[record for split in part.scores for record in part.records(split)] if part else [],
             started_at=started_at,
             artifacts={**(artifacts if part else written), **inputs_of(source)},

@@ -28,6 +28,7 @@ from diffprobe.probes.classifier.bank import Bank, make_bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
 from diffprobe.probes.predictions import KeptHead, class_scores
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
+from diffprobe.training.convergence import FAR, GradientSums, ratios, warn_of_distance
 from diffprobe.training.module import (
     ProbeModule,
     check_finite_loss,
@@ -99,6 +100,7 @@ class ClassifierModule(ProbeModule):
         self.heads = [Head(cell, target, control) for cell in self.cells for target, control in self.tasks]
         self.confusion = ConfusionCounts(n_classes * len(self.cells))
         self.scores: dict[str, list[dict[str, float]]] = {}
+        self.gradient_ratios: dict[Head, float | None] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
 
     def _seeds(self, cell: str) -> list[int]:
@@ -106,11 +108,12 @@ class ClassifierModule(ProbeModule):
         return [derive_seed("classifier", self.seed, cell, target) for target, _ in self.tasks]
 
     @property
-    def seed_counts(self) -> bool:
-        """Whether the initial weights of the heads are random, or a control is drawn."""
+    def seed_varies(self) -> tuple[str, ...]:
+        """The initial weights if the heads start at random ones, the order of the samples, the permuted labels."""
         heads = [make_head(self.name, self.config, 2, 2, seed=seed).state_dict() for seed in (0, 1)]
         random = any(not one.equal(heads[1][name]) for name, one in heads[0].items())
-        return random or any(control != REAL for _, control in self.tasks) or self.only_control
+        shuffled = any(control != REAL for _, control in self.tasks) or self.only_control
+        return (*(["start"] if random else []), "order", *(["shuffled_labels"] if shuffled else []))
 
     @property
     def banks(self) -> list[Bank]:
@@ -142,13 +145,7 @@ class ClassifierModule(ProbeModule):
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
-        hashes = hash_keys(batch.keys)
-        labels = [
-            labels_of(batch, target)
-            if control == REAL and not self.only_control
-            else self._shuffled[target].of(hashes).to(self.device)
-            for target, control in self.tasks
-        ]
+        labels = self._task_labels(batch)
         n = self.sum_over_processes(torch.stack([(label >= 0).sum() for label in labels]))
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
@@ -159,6 +156,42 @@ class ClassifierModule(ProbeModule):
         check_finite_loss(loss, batch, self.cells)
         self.log("train/loss", loss.detach() / len(self.heads), batch_size=len(batch), prog_bar=True)
         return loss
+
+    def _task_labels(self, batch: FeatureBatch) -> list[Tensor]:
+        """Return what each head of a bank is trained on."""
+        hashes = hash_keys(batch.keys)
+        return [
+            labels_of(batch, target)
+            if control == REAL and not self.only_control
+            else self._shuffled[target].of(hashes).to(self.device)
+            for target, control in self.tasks
+        ]
+
+    def on_test_epoch_end(self) -> None:
+        """Score the test set, and measure how far training stopped from a minimum."""
+        super().on_test_epoch_end()
+        if self.trainer.global_step > 0 and not self.settings.weight_decay:
+            self._measure_convergence()
+
+    def _measure_convergence(self) -> None:
+        """Compare the gradients over the training set with the final and with the initial weights, and warn."""
+        final = dict(zip(self.cells, self.banks, strict=True))
+        start = {}
+        for cell, bank in final.items():
+            fresh = make_bank(self.name, self.config, bank.d_in, bank.n_classes, seeds=self._seeds(cell))
+            start[cell] = fresh.to(bank.mean).eval()
+            for name in ("mean", "inverse_std", "fitted"):
+                getattr(fresh, name).copy_(getattr(bank, name))
+        sums = GradientSums(final), GradientSums(start)
+        for batch in self.batches(self.train_split):
+            features, labels = {cell: vectors(batch, cell) for cell in self.cells}, self._task_labels(batch)
+            for part in sums:
+                part.update(features, labels)
+        found = ratios(*(part.norms(self) for part in sums))
+        self.gradient_ratios = dict(zip(self.heads, found, strict=True))
+        if self.trainer.is_global_zero:
+            named = {head: ratio for head, ratio in self.gradient_ratios.items() if head.control == REAL}
+            warn_of_distance({f"'{head.target}' in {head.cell}": ratio for head, ratio in named.items()})
 
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
@@ -219,7 +252,8 @@ class ClassifierModule(ProbeModule):
     def records(self, split: str) -> list[MetricRecord]:
         """Return the metrics of each real head, beside chance and its control heads.
 
-        `detail` has the number of classes of the data set and the number of which the split has samples.
+        `detail` has the number of classes of the data set and the number of which the split has samples; after training
+        without weight decay also `gradient_ratio` and `far_from_convergence` (`convergence.py`).
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []
@@ -240,10 +274,19 @@ class ClassifierModule(ProbeModule):
                         target=head.target,
                         probe=self.name,
                         controls={"chance": score[f"chance/{metric.NAME}"], **values},
-                        detail={"n_classes": len(self.classes[head.target]), "n_classes_held": int(score["n_seen"])},
+                        detail={
+                            "n_classes": len(self.classes[head.target]),
+                            "n_classes_held": int(score["n_seen"]),
+                            **self._convergence(head),
+                        },
                     )
                 )
         return made
+
+    def _convergence(self, head: Head) -> dict[str, float | bool]:
+        """Return how far a head stopped from a minimum, {} if that was not measured."""
+        ratio = self.gradient_ratios.get(head)
+        return {} if ratio is None else {"gradient_ratio": ratio, "far_from_convergence": ratio > FAR}
 
     def probe(self, cell: str, target: str) -> ClassifierProbe:
         """Copy one trained classifier out of the bank."""

@@ -92,6 +92,11 @@ class DirectionModule(ProbeModule):
         self._columns: list[Tensor] = []
 
     @property
+    def seed_varies(self) -> tuple[str, ...]:
+        """Both controls, and for a trained direction, which starts at zero, the order of the samples."""
+        return (*(["order"] if self.is_trained else []), "shuffled_labels", "random_direction")
+
+    @property
     def models(self) -> list[TrainedDirections]:
         """The trained estimates, one per axis; none for closed forms."""
         return cast(list[TrainedDirections], list(self._models))

@@ -60,9 +60,16 @@ class ProbeModule(lightning.LightningModule):
         """Compute statistics of the training set before the first step. Runs on all processes."""
 
     @property
+    def seed_varies(self) -> tuple[str, ...]:
+        """What the seed of the run changes: "start" (initial weights), "order" (of the samples in an epoch),
+        "shuffled_labels", "random_direction".
+        """
+        return ("start", "order")
+
+    @property
     def seed_counts(self) -> bool:
         """Whether anything that is measured depends on the seed, apart from the order of the samples."""
-        return True
+        return bool(set(self.seed_varies) - {"order"})
 
     @property
     def members(self) -> "Sequence[ProbeModule]":

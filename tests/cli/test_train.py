@@ -3,6 +3,7 @@
 import pytest
 
 from diffprobe.cli.main import main
+from diffprobe.core.result import read_result
 
 
 @pytest.fixture
@@ -26,11 +27,34 @@ def settings(tiny_sd, tiny_shards, tmp_path):
 def test_extract_then_train(settings, tmp_path, capsys):
     assert main(["extract", *settings, "--quiet"]) == 0
     capsys.readouterr()
-    assert main(["train", *settings]) == 0
+    with pytest.warns(UserWarning, match="1 of 1 classifiers stopped far from convergence"):  # one epoch is short
+        assert main(["train", *settings]) == 0
     out, err = capsys.readouterr()
     (result,) = (tmp_path / "runs").glob("classifier/*/result.json")
     assert f"result: {result}" in out and "test accuracy = " in out and "shuffled_labels" in out
     assert "GPU available" not in err and "Warning" not in err
+    assert main(["rescore", str(result.parent)]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_list_of_seeds_trains_a_run_for_each(settings, tmp_path, capsys):
+    assert main(["extract", *settings, "--quiet"]) == 0
+    command = ["train", *settings, "seed=[0,1]"]
+    assert main([*command, "--check"]) == 0
+    assert capsys.readouterr().out.count(str(tmp_path / "runs" / "classifier")) == 2
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    paths = sorted((tmp_path / "runs").glob("classifier/*/result.json"))
+    results = [read_result(path) for path in paths]
+    assert sorted(result.seeds["order"] for result in results) == [0, 1] and "start" not in results[0].seeds
+    assert sorted(result.config["seed"] for result in results) == [0, 1]
+    assert "over 2 seeds, which vary: order of the samples, shuffled labels" in out
+    assert out.count("result: ") == 2 and ("± 0" in out or "no ±: all seeds give one value" in out)
+    before = [path.stat().st_mtime_ns for path in paths]
+    paths[0].unlink()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("finished before, kept") == 1
+    assert paths[0].exists() and paths[1].stat().st_mtime_ns == before[1]
 
 
 def test_check_validates_and_writes_nothing(settings, tmp_path, capsys):

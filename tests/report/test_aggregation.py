@@ -1,6 +1,8 @@
 """Which results are one measurement, and what of them may differ."""
 
+import csv
 import dataclasses
+import io
 from typing import get_type_hints
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
 from diffprobe.report import aggregation
-from diffprobe.report.aggregation import BACKBONE, SHARDS, control_of, differing_inputs
+from diffprobe.report.aggregation import BACKBONE, SHARDS, control_of, differing_inputs, varied
+from diffprobe.report.table import render
 from diffprobe.report.table_data import fill_table
 from diffprobe.runs import provenance
 
@@ -119,3 +122,41 @@ def test_every_setting_that_is_left_out_exists():
 def test_control_of_a_run(base):
     assert control_of(base) is None and control_of(made(base, control="raw_pixels")) == "raw_pixels"
     assert control_of(dataclasses.replace(base, config={})) is None
+
+
+def named(run, seed, **seeds):
+    return dataclasses.replace(made(run, seed=seed), seeds={"run": seed, **seeds})
+
+
+def test_what_the_seeds_vary_is_what_differs_between_results(base):
+    def of(*runs):
+        return varied([(run, run.metrics[0]) for run in runs])
+
+    assert of(named(base, 0, start=0, order=0, noise=0), named(base, 1, start=1, order=1, noise=0)) == (
+        "start",
+        "order",
+    )
+    assert of(named(base, 0, start=0, order=0), named(base, 1, start=1, order=0)) == ("start",)  # a grid of seeds
+    assert of(named(base, 0, noise=0), named(base, 0, noise=1)) == ("noise",)
+    assert of(named(base, 0), named(base, 1)) == () and of(named(base, 0, random_weights=0)) == ()
+    assert of(named(base, 0, random_weights=0), named(base, 0, random_weights=1)) == ()  # the weights were trained
+
+
+def test_a_result_that_names_its_seeds_is_the_same_measurement_as_one_that_does_not(base, spec):
+    both = [named(base, 0), named(base, 0, start=0, order=0)]
+    assert fill_table(both, spec).entries()[0].n_seeds == 1
+    apart = [named(base, 1), named(base, 1, start=1, order=0)]  # a member of a grid: another order
+    assert fill_table(apart, spec).entries()[0].n_seeds == 2
+
+
+def test_tables_say_what_seeds_vary_and_leave_out_a_spread_of_nothing(base, spec):
+    runs = [named(base, 0, start=0), named(base, 1, start=1)]
+    text, lines = render(runs, spec), list(csv.DictReader(io.StringIO(render(runs, spec, "csv"))))
+    measured = [line for line in lines if line["status"] == "measured"]
+    assert {(line["spread"], line["seeds_vary"]) for line in measured} == {("", "nothing: all seeds give one value")}
+    assert "no ± where they change nothing" in " ".join(text.split())
+    runs[1] = dataclasses.replace(runs[1], metrics=made(base, value=0.1234).metrics)
+    text, lines = render(runs, spec), list(csv.DictReader(io.StringIO(render(runs, spec, "csv"))))
+    assert {line["seeds_vary"] for line in lines if line["status"] == "measured"} == {"initial weights"}
+    assert all(float(line["spread"]) > 0 for line in lines if line["status"] == "measured")
+    assert "± standard deviation over seeds (they vary: initial weights)" in " ".join(text.split())

@@ -45,6 +45,7 @@ def test_seeds_that_all_give_one_value_are_not_a_spread_of_zero(results, spec):
     equal = [dataclasses.replace(run, metrics=results[1].metrics) for run in results[1:3]]
     table = fill_table(equal, dataclasses.replace(spec, published=()))
     assert {entry.n_seeds for entry in table.entries() if entry.value is not None} == {2}
+    assert {entry.spread for entry in table.entries()} == {None}
     assert "±" not in render_markdown(table).replace(
         "no ±", ""
     ) and "no ± where they change nothing" in render_markdown(table)

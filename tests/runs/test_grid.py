@@ -8,12 +8,14 @@ from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
+from diffprobe.probes.predictions import load_predictions
 from diffprobe.probes.sae import KSAE
 from diffprobe.report.collect import collect
 from diffprobe.report.table_data import fill_table
 from diffprobe.report.table_spec import TableAxis, TableSpec
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.grid import seeds_of
+from diffprobe.runs.rescore import SPLITS, load_run, rescore
 from diffprobe.runs.train import plan, train
 from diffprobe.shards.batch import ImageBatch
 
@@ -46,7 +48,15 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     whole = read_result(path)
     assert whole.metrics == () and whole.config["probe"]["grid"]["k"] == [2, 4]
     named = {f"members/{entry.name}/probes/sae" for entry in members.iterdir()}
-    assert named == {name for name in whole.artifacts if not name.startswith("input/")}
+    kept = {f"members/{entry.name}/predictions-{split}.safetensors" for entry in members.iterdir() for split in SPLITS}
+    assert named | kept == {name for name in whole.artifacts if not name.startswith("input/")}
+    predicted = load_predictions(members / name / "predictions-test.safetensors")
+    own = load_predictions(plan(alone).run_dir / "predictions-test.safetensors")
+    assert predicted.keys == own.keys and all(own.tensors[key].equal(predicted.tensors[key]) for key in own.tensors)
+    (again, *_) = rescore(load_run(members / name))
+    assert again.value == pytest.approx(
+        next(r.value for r in member.metrics if r.name == "fvu" and r.split == "test"), rel=1e-5
+    )
     assert f"{name}/test/fvu" in (path.parent / "curves" / "metrics.csv").read_text().splitlines()[0]
 
     results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]

@@ -36,6 +36,16 @@ class Bank(Standardised):
         """Copy one head out as a probe of its own."""
         raise NotImplementedError
 
+    def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]] | None:
+        """Divide tensors that belong to the trained weights, such as gradients, among the heads.
+
+        Args:
+            values: a tensor of the shape of each trained parameter, in the order of `parameters()`.
+
+        Returns: the tensors of each head; None for a bank that shares weights between heads.
+        """
+        return None
+
     def copy_standardisation(self, probe: ClassifierProbe) -> None:
         """Copy the standardisation of the bank into a probe."""
         for name in ("mean", "inverse_std", "fitted"):
@@ -64,6 +74,12 @@ class HeadBank(Bank):
         """Return the logits of each head for features in their own unit."""
         standard = self.standard(x)
         return [head(standard) for head in self.heads]
+
+    def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Divide tensors that belong to the trained weights among the heads."""
+        counts = [sum(weight.requires_grad for weight in head.parameters()) for head in self.heads]
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return [list(values[start : start + count]) for start, count in zip(starts, counts, strict=True)]
 
     @torch.no_grad()
     def head(self, index: int) -> ClassifierProbe:

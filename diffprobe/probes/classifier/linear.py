@@ -50,6 +50,11 @@ class LinearBank(Bank):
         """Return the logits of each head for features in their own unit."""
         return list(F.linear(self.standard(x), self.weight, self.bias).split(self.n_classes, dim=1))
 
+    def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Divide tensors that belong to the trained weights among the heads."""
+        parts = [value.split(self.n_classes) for value in values]
+        return [[part[i] for part in parts] for i in range(len(self.n_classes))]
+
     @torch.no_grad()
     def head(self, index: int) -> "LinearProbe":
         """Copy one head out as a probe of its own."""
