@@ -82,7 +82,9 @@ class Holdout:
         group = shard_set.group if data.val_group is None else data.val_group
         group = None if group == KEY else group
         if group is not None and group not in shard_set.attributes:
-            error = unknown(f"data.val_group (attribute of '{shard_set.name}')", group, shard_set.attributes, ConfigError)
+            error = unknown(
+                f"data.val_group (attribute of '{shard_set.name}')", group, shard_set.attributes, ConfigError
+            )
             error.fix = f"data.val_group=NAME for an attribute of the set, or data.val_group={KEY}"
             raise error
         gaps = [shard.missing[group] for shard in shards if group in shard.missing] if group else []
@@ -191,7 +193,7 @@ def _cut(whole: ShardSet, rule: Holdout, data: DataConfig) -> ShardView:
     return ShardView(
         name=whole.name, root=whole.root, shards=tuple(shards), classes=whole.classes, attributes=whole.attributes,
         licence=whole.licence, faults=whole.faults, fields=whole.fields, renamed=whole.renamed, newer=whole.newer,
-        grouped_by=whole.grouped_by, target=whole.target, whole=whole,
+        grouped_by=whole.grouped_by, whole=whole,
     )  # fmt: skip
 
 

@@ -200,7 +200,11 @@ def require_empty_shards(shard_set: ShardSet, split: str, caps: Caps) -> None:
     for shard in shard_set.shards_of(split):
         path = shard_set.root / shard.file
         left_out = isinstance(shard, ShardPart) and len(shard.members)  # it has samples, of the other split
-        if not shard.n_samples and not left_out and next(read_shard(path, name=shard.file, caps=caps), None) is not None:
+        if (
+            not shard.n_samples
+            and not left_out
+            and next(read_shard(path, name=shard.file, caps=caps), None) is not None
+        ):
             raise _other_count(shard_set, shard.file, "some", 0)
 
 
