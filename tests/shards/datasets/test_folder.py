@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -148,67 +149,18 @@ def test_the_command_lists_unreadable_images_and_prints_the_next_one(
 def test_class_folders_that_differ_by_split_are_named_or_accepted(tmp_path: Path) -> None:
     write(tmp_path / "pets/train", 20, ("cat", "dog", "bird"))
     write(tmp_path / "pets/test", 20, ("cat", "dogs"))
-    words = r"lack class folders that others have(?s:.*)test: without bird, dog\n  train: without dogs\n"
+    words = "lack class folders that others have(?s:.*)test: without bird, dog\n  train: without dogs\n"
     with pytest.raises(ShardError, match=words + "(?s:.*)--classes union"):
         build(tmp_path / "pets", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    built = build(source, tmp_path / "out", table=table, on_error="skip", announce=notes.append)
-    assert len(samples(built)) == 39 and any("left out: 2" in note for note in notes)
-    assert len((tmp_path / "out/left_out.txt").read_text().splitlines()) == 2
-    assert json.loads(samples(built)["cat/002"][1].files["json"])["caption"] == "about cat/002.jpg"
-    table.write_text("file,class\ncat/000.jpg,dog\n")
-    with pytest.raises(ShardError, match="cat/000.jpg: its class is 'cat' .* 'dog'"):
-        build(source, tmp_path / "b", table=table, on_error="skip")
-    table.write_text("file,class\nelsewhere/000.jpg,dog\n")
-    with pytest.raises(ShardError, match="names no image"):
-        build(source, tmp_path / "b", table=table, on_error="skip")
-
-
-def test_a_share_without_an_image_and_an_out_folder_in_the_source(tmp_path: Path) -> None:
-    source = write(tmp_path / "pets", 2)
-    with pytest.raises(ShardError, match="no image falls into split 'val' .2 images, share 0.1"):
-        build(source, tmp_path / "out")
-    with pytest.raises(ShardError, match="is in the image folder"):
-        build(source, source / "out")
-    with pytest.raises(ConfigError, match="--jobs 0"):
-        build(source, tmp_path / "out", jobs=0)
-
-
-def test_the_command_lists_unreadable_images_and_prints_the_next_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, out = write(tmp_path / "pets"), tmp_path / "shards"
-    (source / "cat/002.jpg").write_bytes(jpeg(2)[:-40])
-    (source / "dog/003.jpg").write_bytes(b"")
-    (source / "dog/readme.txt").write_text("x")
-    command = ["data", "build", "folder", str(source), "--out", str(out), "--jobs", "1"]
-    assert main(command) == 2
-    message = capsys.readouterr().err
-    assert "2 of 40 images cannot be read" in message and "not images, and not read: 1 .txt" in message
-    assert "cat/002.jpg, sample 'cat/002'" in message and "dog/003.jpg" in message and "--on-error skip" in message
-    assert not (out / "index.json").exists()
-    assert main([*command, "--on-error", "skip"]) == 0
-    printed = capsys.readouterr()
-    assert "left out: 2" in printed.err and f"next: diffprobe data verify {out}" in printed.out
-    assert f"data.path={out}" in printed.out
-    assert main(["data", "verify", str(out)]) == 0
-    assert "38 valid samples, 0 faults" in capsys.readouterr().out
-
-
-def test_class_folders_that_differ_by_split_are_named_or_accepted(tmp_path: Path) -> None:
-    write(tmp_path / "pets/train", 20, ("cat", "dog", "bird"))
-    write(tmp_path / "pets/test", 20, ("cat", "dogs"))
-    words = r"class folders differ by split(?s:.*)test lacks 2 of 4: bird, dog\n(?s:.*)train lacks 1 of 4: dogs"
-    with pytest.raises(ShardError, match=words + "(?s:.*)--classes union"):
-        build(tmp_path / "pets", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
     built = build(tmp_path / "pets", tmp_path / "out", classes="union")
     assert built.classes == ("bird", "cat", "dog", "dogs")
 
 
 @pytest.mark.skipif(not CALTECH.is_dir(), reason="needs the Caltech-101 shards")
 @pytest.mark.parametrize("labels", [(0, 2, 3, 5), pytest.param(range(101), marks=pytest.mark.slow)])
-def test_caltech_from_folders_has_the_pixels_and_labels_of_the_given_shards(labels, tmp_path: Path) -> None:
+def test_caltech_from_folders_has_the_pixels_and_labels_of_the_given_shards(
+    labels: Sequence[int], tmp_path: Path
+) -> None:
     classes = json.loads((CALTECH / "classes.json").read_text())
     given: dict[str, tuple[str, str, RawSample]] = {}
     table = ["file_name,label,class_name"]
