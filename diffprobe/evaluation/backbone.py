@@ -5,7 +5,7 @@ selects the right caption among others; samples are drawn for inspection.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ class BackboneEvaluation:
     """Folder of a StableDiffusionPipeline, or "emoji-sd"."""
     data: DataConfig
     """Captioned images; its validation and test splits are scored."""
-    group_attribute: str | None = "base"
-    """A wrong caption is always of another value of this attribute; samples without it form groups of one."""
+    group_attribute: str | None = None
+    """A wrong caption is always of another value of this attribute; samples without it form groups of one. None: the
+    group that the data set names, if any."""
     family_attribute: str | None = None
     """A coarser grouping; None for `group_attribute`. Intervals resample whole families. Samples of families outside of
     the training split have a record of their own (`caption_of_<n>_accuracy_new_<attribute>`)."""
@@ -108,6 +109,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     started_at = StartTime.now()
     keep_freed_memory()
     shard_set = ShardSet.load(config.data.path)
+    config = replace(config, group_attribute=config.group_attribute or shard_set.group)
     for key in ("group_attribute", "family_attribute"):
         if (name := getattr(config, key)) is not None and name not in shard_set.attributes:
             raise unknown(key, name, shard_set.attributes)

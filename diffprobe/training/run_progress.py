@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, Bar, ProgressDisplay, print_note
+from diffprobe.training.module import ProbeModule
 from diffprobe.training.progress import steps_of
 
 
@@ -47,7 +48,7 @@ class RunProgress(Callback):
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Watch the exact passes of a probe over a split."""
-        if hasattr(pl_module, "watch_pass"):
+        if isinstance(pl_module, ProbeModule):
             pl_module.watch_pass = self._watch
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

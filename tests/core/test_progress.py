@@ -62,7 +62,9 @@ def test_a_display_that_is_not_shown_is_silent_on_a_terminal() -> None:
     assert not file.getvalue()
 
 
-def test_where_nothing_is_drawn_a_long_task_says_where_it_is(monkeypatch, capsys) -> None:
+def test_where_nothing_is_drawn_a_long_task_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from diffprobe.core import progress
 
     now = [0.0]

@@ -51,9 +51,9 @@ def test_values_of_a_group_stay_together(make_set):
 
 def test_the_group_of_an_index_is_the_default_and_part_of_its_digest(make_set):
     bare = make_set(12, change=grouped)
-    named = build_index(bare.root, name="tiny", licence="CC0", grouped_by="person", target="label")
+    named = build_index(bare.root, name="tiny", licence="CC0", grouped_by="person")
     loaded = ShardSet.load(bare.root)
-    assert (loaded.group, loaded.target) == ("person", "label") and loaded == named
+    assert loaded.group == "person" and loaded == named
     assert loaded.digest == named.digest != bare.digest
     assert Holdout.of(data_of(bare), loaded).group == "person"
     with pytest.raises(ConfigError, match="unknown --group .*'persn'(?s:.*)person"):
