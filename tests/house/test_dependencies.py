@@ -16,7 +16,8 @@ NOT_IMPORTED = {"accelerate": "diffusers needs it to load weights without a seco
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "hydra-core": "hydra", "huggingface-hub": "huggingface_hub"}
 """Package -> its module, where the names differ."""
 OPTIONAL = {
-    "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces", "datasets",
+    "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces",
+    "datasets",
 }  # fmt: skip
 """Modules of the extras `peers`, `wandb`, `hub` and `dev`, which a command imports if they are there and else names."""
 
