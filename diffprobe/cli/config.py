@@ -29,10 +29,15 @@ def run(args: argparse.Namespace) -> int:
     if args.keys:
         print(describe.render_keys(KINDS[composed.kind].load()), end="")
         return 0
-    config = compose.validate(composed)
+    from diffprobe.runs.seeds import each_seed
+
+    configs = [compose.validate(one) for one in each_seed(composed)]
     if composed.kind == PROBE:
         from diffprobe.runs.plan import plan
 
-        plan(config)
-    print(describe.render_yaml(config), end="")
+        for config in configs:
+            plan(config)
+    if len(configs) > 1:
+        print(f"# the first of {len(configs)} runs; seed: {', '.join(str(config.seed) for config in configs)}")
+    print(describe.render_yaml(configs[0]), end="")
     return 0

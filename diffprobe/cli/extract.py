@@ -24,14 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Extract, then print the store's folder and whether it is complete. Progress goes to stderr."""
-    from diffprobe.config.compose import load_run
+    from diffprobe.config.compose import compose, require_kind, validate
+    from diffprobe.config.kinds import PROBE
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
     from diffprobe.runs.extract import extract_run
+    from diffprobe.runs.seeds import each_seed
 
     share = share_of(os.environ) if args.process is None else Share(*args.process)
     keep_freed_memory()  # before the first tensor
-    config = load_run(None, args.settings)
+    composed = compose(None, args.settings)
+    require_kind(composed, (PROBE,))
+    config = validate(each_seed(composed)[0])  # the features of all seeds of a list are the same
     announce = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
     if share.note:
         announce(f"process {share} ({share.note})")

@@ -6,6 +6,13 @@ import yaml
 from diffprobe.cli.main import main
 
 
+def test_a_list_of_seeds_prints_its_first_run(capsys):
+    assert main(["config", "experiment=emoji/classifier", "seed=[3,5]"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# the first of 2 runs; seed: 3, 5\n") and "seed: 3\n" in out
+    assert main(["config", "experiment=emoji/classifier", "seed=[3,3]"]) == 2
+
+
 def test_the_resolved_config_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "experiment=emoji/classifier", "trainer.max_epochs=3"]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)

@@ -38,7 +38,7 @@ def test_extract_then_train(settings, tmp_path, capsys):
 
 
 def test_a_list_of_seeds_trains_a_run_for_each(settings, tmp_path, capsys):
-    assert main(["extract", *settings, "--quiet"]) == 0
+    assert main(["extract", *settings, "seed=[0,1]", "--quiet"]) == 0
     command = ["train", *settings, "seed=[0,1]"]
     assert main([*command, "--check"]) == 0
     assert capsys.readouterr().out.count(str(tmp_path / "runs" / "classifier")) == 2

@@ -10,6 +10,7 @@ import pytest
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load, split_experiment, validate
+from diffprobe.runs.seeds import each_seed
 from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
 
 EXPERIMENTS = {"extract": None, "train": None, "demo": None, "config": None}
@@ -91,7 +92,8 @@ def check(command: str) -> None:
     settings = list(getattr(arguments, "settings", ()))
     if verb in EXPERIMENTS:
         experiment, settings = split_experiment(EXPERIMENTS[verb], settings)
-        load(experiment, settings)
+        for composed in each_seed(compose(experiment, settings)):
+            validate(composed)
     elif verb == "eval":
         name = {"sae": "run", "backbone": "model"}[arguments.what]
         experiment, settings = split_experiment(None, settings)
