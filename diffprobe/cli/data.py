@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute"
         )
         action.add_argument(
+            "--group", metavar="ATTRIBUTE", help="attribute whose samples are not independent (person, scene)"
+        )
+        action.add_argument(
             "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
         )
     verify = actions.add_parser("verify", help="compare checksums, and decode every image")
@@ -97,9 +100,11 @@ def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
         shard_set = build_index(
             args.dir, name=args.name, licence=args.licence, fields=fields, index_path=args.out,
             on_error=args.on_error, on_shard=on_shard, split=split, assigned=assigned, renamed=_renamed(args.rename),
-            number_duplicates=args.number_duplicates, caps=_caps(args.cap),
+            number_duplicates=args.number_duplicates, caps=_caps(args.cap), grouped_by=args.group,
         )  # fmt: skip
     print(render(shard_set))
+    if "train" in shard_set.splits() and "val" not in shard_set.splits():
+        print("no split 'val': runs cut one out of train with data.val_fraction=0.1")
 
 
 def _say_next(path: Path) -> None:

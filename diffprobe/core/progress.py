@@ -1,6 +1,7 @@
 """Progress bars: the protocol that long-running functions accept, and the one display of them.
 
-A bar is drawn on a terminal, with rich, and in a notebook; a file or a pipe receives the lines that the caller prints.
+A bar is drawn on a terminal, with rich, and in a notebook; a file or a pipe (the log of a job) receives a line each
+half minute instead.
 """
 
 import sys
@@ -68,7 +69,8 @@ def reading_files(total: int, description: str, *, shown: bool = True) -> "Itera
         shown: False shows nothing.
     Returns: what takes the name of each file before it is read.
     """
-    with ProgressDisplay(shown=shown, transient=True) as display, display.bar(total, description, unit="files") as bar:
+    make = ProgressDisplay(shown=shown, transient=True, lines=False)
+    with make as display, display.bar(total, description, unit="files") as bar:
         begun = 0
 
         def begin(file: str) -> None:
@@ -86,23 +88,42 @@ def print_note(line: str) -> None:
     print(one_line(line), file=sys.stderr, flush=True)
 
 
+LINE_EVERY_S = 30.0
+"""Seconds between two lines of a task where nothing can be drawn."""
+
+
 class TaskBar:
     """A bar of a `ProgressDisplay`: units done, units per second and the time left, by the mean speed so far."""
 
-    def __init__(self, progress: "Progress", task: "TaskID") -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, progress: "Progress", task: "TaskID", *, lines: Announce | None = None) -> None:
+        self._progress, self._task, self._lines = progress, task, lines
         self._started, self._done = time.monotonic(), 0
+        self._said = self._started
 
     def update(self, n: int, /) -> None:
         """Advance the bar by `n` units."""
         self._done += n
-        seconds = max(time.monotonic() - self._started, 1e-9)
+        now = time.monotonic()
+        seconds = max(now - self._started, 1e-9)
         self._progress.update(self._task, advance=n, rate=f"{self._done / seconds:,.1f}/s")
+        if self._lines is not None and now - self._said >= LINE_EVERY_S:
+            self._said = now
+            self._lines(self._line(seconds))
 
     def restart(self, total: int, unit: str) -> None:
         """Set the bar to 0 of `total` units, for a task whose size is known late."""
         self._started, self._done = time.monotonic(), 0
+        self._said = self._started
         self._progress.reset(self._task, total=total, unit=one_line(unit), rate="")
+
+    def _line(self, seconds: float) -> str:
+        task = next(task for task in self._progress.tasks if task.id == self._task)
+        what, unit = " ".join(task.description.split()), task.fields["unit"]
+        if task.total is None:
+            return f"{what}: {self._done:,} {unit}".rstrip()
+        total = int(task.total)
+        left = f", {time_left(self._done, total, seconds)}" if self._done < total else ""
+        return f"{what}: {self._done:,} of {total:,} {unit}".rstrip() + left
 
 
 class ProgressDisplay:
@@ -110,11 +131,14 @@ class ProgressDisplay:
 
     Args:
         console: where to draw; stderr if None.
-        shown: False draws nothing.
+        shown: False draws nothing, and prints no lines.
         transient: remove the bars when the display is closed.
+        lines: where nothing can be drawn, print a line each half minute.
     """
 
-    def __init__(self, *, console: "Console | None" = None, shown: bool = True, transient: bool = False) -> None:
+    def __init__(
+        self, *, console: "Console | None" = None, shown: bool = True, transient: bool = False, lines: bool = True
+    ) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -141,6 +165,7 @@ class ProgressDisplay:
             disable=not (shown and console.is_terminal),
             speed_estimate_period=1e9,  # the mean speed: shards and their cached latents differ
         )
+        self._lines = print_note if lines and shown and not self.is_drawn else None
 
     @property
     def is_drawn(self) -> bool:
@@ -177,7 +202,7 @@ class ProgressDisplay:
             return
         task = self._progress.add_task(one_line(description), total=total, unit=one_line(unit), rate="")
         try:
-            yield TaskBar(self._progress, task)
+            yield TaskBar(self._progress, task, lines=self._lines)
         finally:
             if not keep:
                 self._progress.remove_task(task)

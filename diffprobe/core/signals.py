@@ -65,22 +65,6 @@ def end_on_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def children_outlive_signals() -> Iterator[None]:
-    """Start processes in a block that SIGUSR1 and SIGTERM of a SLURM job do not reach: they inherit what is blocked.
-
-    SLURM sends both to every process of a job. Signals that arrive during the block are handled at its end.
-    """
-    if "SLURM_JOB_ID" not in os.environ:
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def shield_worker(worker: int = 0) -> None:
     """Prepare a loader's worker for the signals of SLURM, which reach all processes of a job: `worker_init_fn`.
 

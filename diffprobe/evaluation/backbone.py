@@ -5,7 +5,7 @@ selects the right caption among others; samples are drawn for inspection.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ class BackboneEvaluation:
     """Folder of a StableDiffusionPipeline, or "emoji-sd"."""
     data: DataConfig
     """Captioned images; its validation and test splits are scored."""
-    group_attribute: str | None = "base"
-    """A wrong caption is always of another value of this attribute; samples without it form groups of one."""
+    group_attribute: str | None = None
+    """A wrong caption is always of another value of this attribute; samples without it form groups of one. None: the
+    group that the data set names, if any."""
     family_attribute: str | None = None
     """A coarser grouping; None for `group_attribute`. Intervals resample whole families. Samples of families outside of
     the training split have a record of their own (`caption_of_<n>_accuracy_new_<attribute>`)."""
@@ -108,6 +109,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     started_at = StartTime.now()
     keep_freed_memory()
     shard_set = ShardSet.load(config.data.path)
+    config = replace(config, group_attribute=config.group_attribute or shard_set.group)
     for key in ("group_attribute", "family_attribute"):
         if (name := getattr(config, key)) is not None and name not in shard_set.attributes:
             raise unknown(key, name, shard_set.attributes)
@@ -121,16 +123,16 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     known: set[str] = set()
     with ProgressDisplay(transient=True) as progress:
         if config.regression.images:
-            train = _encode(config, pipeline, score, config.data.train_split)
+            train = _encode(config, pipeline, score, config.data.train_split, progress)
             known = set(train.families)
             expectations = regressions(train, config.regression, _mean_states(score), seed=config.seed)
         elif config.family_attribute:  # only names are needed, so nothing is encoded
             table = load_table(config.data, config.data.train_split, resolution=resolution_of(pipeline), captioned=True)
             known = set(table.groups(config.family_attribute))
         for split in (config.data.val_split, config.data.test_split):
-            encoded = _encode(config, pipeline, score, split)
+            encoded = _encode(config, pipeline, score, split, progress)
             conditions = score.encode_conditions(encoded.captions)
-            metrics.append(_reconstruction(pipeline, encoded, split))
+            metrics.append(_reconstruction(pipeline, encoded, split, progress))
             metrics += text_use(
                 score, encoded, conditions, split, n_timesteps=score.n_timesteps, seed=config.seed, progress=progress
             )
@@ -221,25 +223,29 @@ def resolution_of(pipeline: Any) -> int:
     return int((size if isinstance(size, int) else size[0]) * pipeline.vae_scale_factor)
 
 
-def _encode(config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str) -> Encoded:
+def _encode(
+    config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str, progress: ProgressDisplay
+) -> Encoded:
     resolution = resolution_of(pipeline)
     of = {"group_attribute": config.group_attribute, "family_attribute": config.family_attribute}
-    return encode_split(config.data, split, score, **of, resolution=resolution)
+    return encode_split(config.data, split, score, **of, resolution=resolution, progress=progress)
 
 
-def _reconstruction(pipeline: Any, encoded: Encoded, split: str) -> MetricRecord:
+def _reconstruction(pipeline: Any, encoded: Encoded, split: str, progress: ProgressDisplay) -> MetricRecord:
     """Return the PSNR averaged over images; controls are the mean colour and an 8 x 8 thumbnail."""
     from diffprobe.generative.autoencoder import psnr_db, reconstruct
 
     sums: dict[str, list[Tensor]] = {"vae": [], "mean_colour": [], "thumbnail_8x8": []}
-    for rows in torch.arange(len(encoded.table)).split(64):
-        images = encoded.table.to_float(rows)
-        size = images.shape[-2:]
-        small = torch.nn.functional.interpolate(images, size=(8, 8), mode="area")
-        large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
-        sums["vae"].append(psnr_db(reconstruct(pipeline.vae, images), images))
-        sums["mean_colour"].append(psnr_db(images.mean((-2, -1), keepdim=True).expand_as(images), images))
-        sums["thumbnail_8x8"].append(psnr_db(large, images))
+    with progress.bar(len(encoded.table), f"{split}: reconstruction", unit="images", keep=False) as bar:
+        for rows in torch.arange(len(encoded.table)).split(64):
+            images = encoded.table.to_float(rows)
+            size = images.shape[-2:]
+            small = torch.nn.functional.interpolate(images, size=(8, 8), mode="area")
+            large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
+            sums["vae"].append(psnr_db(reconstruct(pipeline.vae, images), images))
+            sums["mean_colour"].append(psnr_db(images.mean((-2, -1), keepdim=True).expand_as(images), images))
+            sums["thumbnail_8x8"].append(psnr_db(large, images))
+            bar.update(len(rows))
     means = {name: float(torch.cat(values).mean()) for name, values in sums.items()}
     spread = float(torch.cat(sums["vae"]).std())
     value = means.pop("vae")

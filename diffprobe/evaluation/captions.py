@@ -54,13 +54,19 @@ def encode_split(
     group_attribute: str | None,
     family_attribute: str | None,
     resolution: int,
+    progress: ProgressDisplay,
 ) -> Encoded:
     """Load a split and encode its images; without a family attribute the groups are the families.
 
     Raises: see `load_table`.
     """
     table = load_table(data, split, resolution=resolution, captioned=True)
-    latents = torch.cat([score.encode_images(table.to_float(rows)) for rows in torch.arange(len(table)).split(64)])
+    parts = []
+    with progress.bar(len(table), f"{split}: encoding", unit="images", keep=False) as bar:
+        for rows in torch.arange(len(table)).split(64):
+            parts.append(score.encode_images(table.to_float(rows)))
+            bar.update(len(rows))
+    latents = torch.cat(parts)
     return Encoded(table, latents, table.groups(group_attribute), table.groups(family_attribute or group_attribute))
 
 

@@ -117,6 +117,7 @@ def _extract(
     progress: bool | MakeBar,
     announce: Announce,
 ) -> None:
+    announce("loading the backbone")
     request.load_extractor(images=latents is None or bool(latents.missing(pending)))
     n, started = sum(shard.n for shard in pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:

@@ -29,7 +29,7 @@ _MODEL = (
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
 _DATA = ("path", "train_split", "val_split", "test_split", "val_fraction", "val_group", "limit", "on_error")
-"""Keys of `data` that say which samples are read."""
+"""Keys of `data` that choose the samples."""
 _READING = ("source", "placement", "shuffle", "verify")
 """Keys of `features` that change how features are read, but not the store."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")

@@ -7,7 +7,6 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, RunFailed, unknown
 from diffprobe.core.facts_html import facts_html, rows_html
 from diffprobe.core.result import RESULT_FILE, RunResult
-from diffprobe.evaluation.page_features import open_source
 from diffprobe.evaluation.probe_runs import ProbeRun, open_probe_runs
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from diffprobe.features.datamodule import FeatureSource
+    from diffprobe.evaluation.page_features import PageFeatures
     from diffprobe.probes.classifier.base import ClassifierProbe
     from diffprobe.probes.direction.base import Direction
     from diffprobe.probes.sae.topk import KSAE
@@ -25,11 +24,12 @@ INPUTS_FILE = "inputs.json"
 """File of a run that has begun."""
 
 
-def open_run(folder: Path | str) -> "FinishedRun":
+def open_run(folder: Path | str, *, data_path: Path | str | None = None) -> "FinishedRun":
     """Open a run that `diffprobe train` or `Study.train` wrote.
 
     Args:
         folder: the folder that has its `result.json`; of a grid, that of one of its members.
+        data_path: folder of the shards, if they were moved since.
     Raises: ConfigError for a folder without runs, or with several; RunFailed for a run that is not finished, and for
         results of other kinds; SchemaError for a result that cannot be read.
     """
@@ -45,7 +45,9 @@ def open_run(folder: Path | str) -> "FinishedRun":
             *(f"{run.folder}: {run.result.kind}" for run in runs[:10]),
             fix=f"open_run('{runs[0].folder}')",
         )
-    return FinishedRun(runs[0])
+    from diffprobe.evaluation.page_features import with_data_path
+
+    return FinishedRun(with_data_path(runs[0], None if data_path is None else str(data_path)))
 
 
 class FinishedRun:
@@ -135,12 +137,14 @@ class FinishedRun:
             )
         return figures[0]
 
-    def features(self) -> "FeatureSource":
-        """Open the features that the run was measured on, and compare them with its record.
+    def features(self) -> "PageFeatures":
+        """Open the features that the run was measured on, as far as they are at hand, and compare them with its record.
 
-        Raises: DiffprobeError if shards, backbone or store are not at hand, or are others than those of the run.
+        Raises: ConfigError for a run on live features; DiffprobeError or OSError without a store of its digest.
         """
-        return open_source(self._run)
+        from diffprobe.evaluation.page_features import open_features
+
+        return open_features(self._run)
 
     def latent_grid(
         self,
@@ -149,6 +153,7 @@ class FinishedRun:
         n_top: int = 9,
         split: str | None = None,
         group_by: str | None = None,
+        min_active: int = 10,
     ) -> "Figure":
         """Draw the images on which latents of the autoencoder are most active: a row for each latent.
 
@@ -157,6 +162,7 @@ class FinishedRun:
             n_top: images per latent.
             split: the split of the images; None for test, so that selected latents are shown on other images.
             group_by: attribute whose values are shown once per latent: tones of one drawing, frames of one video.
+            min_active: training images on which a selected latent is active at least; fewer images need fewer.
         Returns: a matplotlib figure; on cells that keep the feature map a frame marks the place of the activation.
         Raises: ConfigError for a run of another kind, a latent out of range, or no latent; UnknownName for a split or
             attribute; EmptyClass if no latent is active often enough to be selected; what `features` raises.
@@ -165,7 +171,7 @@ class FinishedRun:
             raise ConfigError(f"a run of kind {self.kind} has no latents.", fix='study.train("topk")')
         from diffprobe.notebook.latent_grid import draw_latents
 
-        return draw_latents(self._run, latents, n_top=n_top, split=split, group_by=group_by)
+        return draw_latents(self._run, latents, n_top=n_top, split=split, group_by=group_by, min_active=min_active)
 
     def __repr__(self) -> str:
         return f"FinishedRun({self.folder}: {self.config.probe.name}, {len(self.result.metrics)} metrics)"

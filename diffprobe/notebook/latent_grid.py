@@ -7,11 +7,11 @@ import numpy as np
 
 from diffprobe.analysis.latent_selection import LatentCounts, select_latents
 from diffprobe.analysis.top_samples import TopSample, TopSamples
-from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.errors import ConfigError, ShardError, unknown
 from diffprobe.core.terminal import one_line
 from diffprobe.evaluation.latent_panels import sample_codes, with_places
 from diffprobe.evaluation.load_sae_run import TrainedRun
-from diffprobe.evaluation.page_features import open_source
+from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.pictures import framed
 from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.fetch_images import fetch_images
@@ -25,32 +25,45 @@ if TYPE_CHECKING:
     from diffprobe.evaluation.pictures import Shown
     from diffprobe.features.batch import FeatureTable
 
-N_SELECTED, MIN_ACTIVE = 6, 10
-"""Latents that are selected where none are named, and the training images on which each is active at least."""
+N_SELECTED = 6
+"""Latents that are selected where none are named."""
 _SIDE = 1.0
 """Inches of an image."""
 
 
 def draw_latents(
-    run: ProbeRun, latents: Sequence[int] | int | None, *, n_top: int, split: str | None, group_by: str | None
+    run: ProbeRun,
+    latents: Sequence[int] | int | None,
+    *,
+    n_top: int,
+    split: str | None,
+    group_by: str | None,
+    min_active: int,
 ) -> "Figure":
     """Draw the top images of latents. See `FinishedRun.latent_grid`."""
     if n_top < 1:
         raise ConfigError(f"n_top={n_top} is out of range: at least 1.")
-    source = open_source(run)
+    if min_active < 1:
+        raise ConfigError(f"min_active={min_active} is out of range: at least 1.")
+    source = open_features(run)
+    if source.images is None:
+        raise ShardError(
+            "the images of this run are not at hand.", source.missing, fix="open_run(FOLDER, data_path=SHARDS)"
+        )
+    shard_set, fields = source.images
     (folder,) = TrainedRun(folder=run.folder, result=run.result, config=run.config).saes().values()
     sae, cells = KSAE.from_pretrained(folder).eval(), list(source.widths)
     if group_by is not None and group_by not in source.attributes:
         raise unknown("attribute of these images", group_by, source.attributes)
     shown_split = run.config.data.test_split if split is None else split
-    if shown_split not in source.request.shard_set.splits():
-        raise unknown("split of these images", shown_split, source.request.shard_set.splits())
+    if shown_split not in shard_set.splits():
+        raise unknown("split of these images", shown_split, shard_set.splits())
     chosen = _checked([latents] if isinstance(latents, int) else latents, sae.n_latents)
     if chosen is None:
         counts = LatentCounts(sae.n_latents, max(len(source.classes), 1))
         for code, rows, part in sample_codes(sae, source.table(run.config.data.train_split), cells):
             counts.update(code.values, code.indices, part.label[rows])
-        chosen = list(select_latents(counts, n=N_SELECTED, min_active=MIN_ACTIVE).latents)
+        chosen = list(select_latents(counts, n=N_SELECTED, min_active=min_active).latents)
     table = source.table(shown_split)
     active = np.zeros(sae.n_latents, dtype=np.int64)
     top = TopSamples(sae.n_latents, len(table) if group_by else n_top)
@@ -61,10 +74,10 @@ def draw_latents(
     samples = {latent: _one_per_group(found[latent], table, group_by)[:n_top] for latent in chosen}
     shown = {latent: with_places(sae, table, cells, latent, samples[latent]) for latent in chosen}
     images = fetch_images(
-        source.request.shard_set,
+        shard_set,
         dict.fromkeys(one.key for latent in chosen for one in shown[latent]),
         shards=dict(zip(table.keys, table.shards, strict=True)),
-        fields=source.request.fields,
+        fields=fields,
     )
     title = f"{', '.join(cells)}, split {shown_split} ({len(table):,} images)"
     labels = {latent: f"latent {latent}\nactive on {int(active[latent]):,}" for latent in chosen}

@@ -58,6 +58,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     from diffprobe.training.launch import cluster_environment
     from diffprobe.training.progress import StepHeartbeat
     from diffprobe.training.requeue import Requeue
+    from diffprobe.training.run_progress import phase_notes
     from diffprobe.training.start import begin
     from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
@@ -65,7 +66,8 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
     record = planned.run_dir / RECORD
     if written_by_this_job(record, planned.run_dir / RESULT_FILE):
         return planned.run_dir / RESULT_FILE
-    with end_on_sigterm(), Requeue() as requeue, honest_ends(), quiet():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(requeue), quiet():
+        phase_notes(config.trainer.enable_progress_bar)("opening the features")
         source = make_source(config)
         module = make_module(planned, source)
         _check_seed(config, module, source)

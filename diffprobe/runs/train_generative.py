@@ -70,6 +70,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
     from diffprobe.training.launch import cluster_environment
     from diffprobe.training.progress import StepHeartbeat
     from diffprobe.training.requeue import Requeue
+    from diffprobe.training.run_progress import phase_notes
     from diffprobe.training.start import begin
     from diffprobe.training.trainer import fit, honest_ends, make_trainer, quiet
 
@@ -78,10 +79,12 @@ def train_generative(config: "GenerativeTraining") -> Path:
     if written_by_this_job(record, run_dir / RESULT_FILE):
         return run_dir / RESULT_FILE
     tree = to_tree(config)
-    with end_on_sigterm(), Requeue() as requeue, honest_ends():
+    with end_on_sigterm(), Requeue() as requeue, honest_ends(requeue):
         resume = config.trainer.resume or written_by_this_job(record, run_dir / LAST)
         checkpoint = find_checkpoint(run_dir, resume=resume)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
+        say = phase_notes(config.trainer.enable_progress_bar)
+        say("opening the images and networks")
         module, data = config.make()
         inputs = inputs_of(config)
         noted = {CONFIG: _digest(config), **inputs}
@@ -110,6 +113,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
             fit(trainer, module, data, checkpoint)
             scores = trainer.validate(module, datamodule=data, verbose=False)[0]
             _require_finite(scores, run_dir)
+            say("saving: weights and result")
             with atomic_folder(run_dir / WEIGHTS) as folder:
                 module.save(folder)
     result = make_result(

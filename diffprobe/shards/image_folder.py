@@ -57,12 +57,13 @@ class ImageFolder:
         return tuple(sorted({image.split for image in self.images if image.split is not None}))
 
 
-def find_images(root: Path, *, ignored: Sequence[Path] = ()) -> ImageFolder:
+def find_images(root: Path, *, ignored: Sequence[Path] = (), same_classes: bool = True) -> ImageFolder:
     """List the images below a folder. Hidden files and folders are not read; links to folders are followed once.
 
     Args:
         root: the folder.
         ignored: files that are known not to be images, such as the table of captions.
+        same_classes: refuse class folders that not all split folders have.
 
     Raises: ShardError for a folder without images, names that are not UTF-8, split folders beside class folders, two
         folders of one split, images outside of the class folders, class folders without an image, and classes that
@@ -102,7 +103,7 @@ def find_images(root: Path, *, ignored: Sequence[Path] = ()) -> ImageFolder:
                 class_name=parts[0] if len(parts) > 1 else None,
             )
         )  # fmt: skip
-    _check_classes(root, images, splits)
+    _check_classes(root, images, splits, same_classes)
     return ImageFolder(images=tuple(images), unread=tuple(unread), others=dict(others))
 
 
@@ -129,7 +130,7 @@ def _split_folders(root: Path, names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _check_classes(root: Path, images: Sequence[FoundImage], splits: dict[str, str]) -> None:
+def _check_classes(root: Path, images: Sequence[FoundImage], splits: dict[str, str], same_classes: bool) -> None:
     by_split: dict[str | None, set[str]] = {image.split: set() for image in images}
     for image in images:
         if image.class_name is not None:
@@ -155,8 +156,9 @@ def _check_classes(root: Path, images: Sequence[FoundImage], splits: dict[str, s
         if found != classes
     ]
     _refuse(
-        differing, f"splits in '{root}' lack class folders that others have",
-        "give every split the same classes, or keep all images in DIR/<class>/ and let --val and --test split them",
+        differing if same_classes else [], f"splits in '{root}' lack class folders that others have",
+        "give every split the same classes, or keep all images in DIR/<class>/ and let --val and --test split them; "
+        "--classes union accepts them",
     )  # fmt: skip
     _refuse(empty, f"class folders in '{root}' have no image", "remove them, or add their images")
 

@@ -68,7 +68,6 @@ class ShardSet:
         renamed: attribute name in the JSON of a sample -> its name in the set.
         newer: shards modified after the index was written; streams verify their checksums.
         grouped_by: attribute whose samples are not independent, such as the person or the drawing; see `group`.
-        target: what probes predict where a run names no target: "label" or an attribute.
     """
 
     name: str
@@ -82,7 +81,6 @@ class ShardSet:
     renamed: dict[str, str] = field(default_factory=dict)
     newer: tuple[str, ...] = field(default=(), compare=False)
     grouped_by: str | None = None
-    target: str | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -93,7 +91,7 @@ class ShardSet:
         shards = [[shard.file, shard.sha256] for shard in self.shards]
         content = {"shards": shards, "classes": self.classes, "attributes": self.attributes}
         assigned = splits_not_named({shard.file: shard.split for shard in self.shards})
-        further = {"renamed": self.renamed, "splits": assigned, "group": self.grouped_by, "target": self.target}
+        further = {"renamed": self.renamed, "splits": assigned, "group": self.grouped_by}
         return digest_json({**content, **{name: value for name, value in further.items() if value}})
 
     @cached_property
@@ -200,7 +198,6 @@ def build_index(
     number_duplicates: bool = False,
     caps: Caps | None = None,
     grouped_by: str | None = None,
-    target: str | None = None,
 ) -> ShardSet:
     """Scan the shards of a folder and write their index.
 
@@ -221,11 +218,11 @@ def build_index(
         renamed: attribute name in the JSON -> its name in the set. Written to the index.
         number_duplicates: append the label to class names that several labels have.
         caps: largest parts of a sample that are read.
-        grouped_by, target: see `ShardSet`. Written to the index.
+        grouped_by: see `ShardSet`. Written to the index.
 
-    Raises: ConfigError for a group or target that is not an attribute; ShardError for missing or misnamed shards,
-        faulty samples, attribute names that cannot be kept apart, or conflicting labels; DuplicateKey for a key that
-        occurs twice in the set, over all splits.
+    Raises: ConfigError for a group that is not an attribute; ShardError for missing or misnamed shards, faulty samples,
+        attribute names that cannot be kept apart, or conflicting labels; DuplicateKey for a key that occurs twice in
+        the set, over all splits.
     """
     root = Path(root)
     scan = Scan(fields or Fields(), renamed=renamed, caps=caps)
@@ -250,9 +247,8 @@ def build_index(
         )  # fmt: skip
     scan.check_columns()
     columns = {CAPTION, LABEL, *scan.values}
-    for option, named, further in (("group", grouped_by, ()), ("target", target, (LABEL,))):
-        if named is not None and named not in (*scan.values, *further):
-            raise unknown(f"--{option} (attribute)", named, (*scan.values, *further), ConfigError)
+    if grouped_by is not None and grouped_by not in scan.values:
+        raise unknown("--group (attribute)", grouped_by, scan.values, ConfigError)
     shard_set = ShardSet(
         name=name,
         root=root,
@@ -264,7 +260,6 @@ def build_index(
         fields=scan.fields,
         renamed=scan.renamed,
         grouped_by=grouped_by,
-        target=target,
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
@@ -361,12 +356,10 @@ def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
         faults=_texts(record["faults"], "faults"),
         fields=_read_fields(expect(record.get("fields", {}), dict, where="fields")),
         renamed={old: expect(new, str, where="renamed") for old, new in record.get("renamed", {}).items()},
-        grouped_by=_name_of(record, "grouped_by"),
-        target=_name_of(record, "target"),
+        grouped_by=expect(record["grouped_by"], str, where="grouped_by") if "grouped_by" in record else None,
     )
-    for name in (shard_set.grouped_by, shard_set.target):
-        if name not in (None, LABEL, *attributes):
-            raise SchemaError(f"'{name}' is not an attribute")
+    if shard_set.grouped_by not in (None, *attributes):
+        raise SchemaError(f"its group '{shard_set.grouped_by}' is not an attribute")
     if faults := describe_faults(column_faults(attributes)):
         raise SchemaError(f"{faults[0]}.")
     for what, names in (("classes", shard_set.classes), *shard_set.attributes.items()):
@@ -390,10 +383,6 @@ def _parse_shard(record: Any) -> ShardInfo:
         raise SchemaError(f"shard '{shard.file}' has {shard.n_samples} samples")
     gaps = expect(shard.missing, dict, where="shards: missing")
     return replace(shard, missing={name: (int(n), int(place), str(key)) for name, (n, place, key) in gaps.items()})
-
-
-def _name_of(record: Mapping[str, Any], key: str) -> str | None:
-    return None if record.get(key) is None else expect(record[key], str, where=key)
 
 
 def _texts(value: object, where: str) -> tuple[str, ...]:
@@ -435,7 +424,7 @@ def write_index(shard_set: ShardSet, path: Path) -> None:
     del body["newer"]
     if shard_set.fields == Fields():
         del body["fields"]
-    for name in ("renamed", "grouped_by", "target"):
+    for name in ("renamed", "grouped_by"):
         if not body[name]:
             del body[name]
     if path.parent.resolve() == shard_set.root.resolve():
@@ -461,6 +450,8 @@ def render(shard_set: ShardSet) -> str:
     lines += [f"  {gaps[name]:,} samples without {name}" for name in (CAPTION, LABEL) if gaps.get(name)]
     empty = [shard.file for shard in shard_set.shards if not shard.n_samples]
     lines += [f"  {len(empty)} shards without a sample: {', '.join(empty[:5])}"] if empty else []
+    if shard_set.group:
+        lines.append(f"  group: {shard_set.group} (its values stay in one split of data.val_fraction)")
     if shard_set.renamed:
         lines.append(f"  renamed: {', '.join(f'{old} to {new}' for old, new in shard_set.renamed.items())}")
     if options := _options(shard_set.fields):

@@ -27,6 +27,8 @@ from diffprobe.shards.reader import RawSample
 from diffprobe.shards.shard_names import more_lines
 from diffprobe.shards.writer import write_shard
 
+LEFT_OUT = "left_out.txt"
+"""File beside the shards that lists what `--on-error skip` left out."""
 JOURNAL = ".build.jsonl"
 """File beside the shards: the settings of the build, then one line per finished shard."""
 _SHOWN = 10
@@ -95,11 +97,11 @@ def write_planned(
         folder in which another process builds; RunFailed if a process was killed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _journal(out) as journal:
+    with open_journal(out) as journal:
         remove_unfinished(out)
         done = _finished(out, journal, plan, settings)
         if not journal.tell():
-            _append(journal, {"settings": dict(settings)})
+            append_line(journal, {"settings": dict(settings)})
         faults: dict[str, str] = {}
         left = []
         for shard in plan:
@@ -116,7 +118,7 @@ def write_planned(
                     faults.update(result.left_out)
                 else:
                     done[result.shard] = result
-                    _append(journal, asdict(result))
+                    append_line(journal, asdict(result))
                 if bar is not None:
                     bar.update(len(plan[result.shard]))
         if faults:
@@ -211,7 +213,7 @@ def _read(sample: PlannedSample) -> dict[str, bytes]:
 
 
 @contextmanager
-def _journal(out: Path) -> Iterator[IO[bytes]]:
+def open_journal(out: Path) -> Iterator[IO[bytes]]:
     """Open the journal, locked against other builds. Raises: ShardError if one is running."""
     with open(out / JOURNAL, "a+b") as file:
         try:
@@ -223,10 +225,24 @@ def _journal(out: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _append(journal: IO[bytes], line: Mapping[str, object]) -> None:
+def append_line(journal: IO[bytes], line: Mapping[str, object]) -> None:
+    """Append a line to a journal, on the disk before it returns."""
     journal.write(json.dumps(line, sort_keys=True).encode() + b"\n")
     journal.flush()
     os.fsync(journal.fileno())
+
+
+def list_left_out(out: Path, lines: Sequence[str], say: Announce) -> None:
+    """Write `left_out.txt` and say how many lines it has and the first ones; remove it if there are none."""
+    path = out / LEFT_OUT
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    say(f"left out: {len(lines)} (all of them in {path})")
+    for line in [*lines[:_SHOWN], *more_lines(list(lines), _SHOWN)]:
+        say(f"  {line}")
 
 
 def _rewrite(out: Path, settings: Mapping[str, object], written: Sequence[_Written]) -> None:

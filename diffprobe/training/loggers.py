@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,7 +19,6 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, print_note
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.core.signals import children_outlive_signals
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_media import Media, log_media
 from diffprobe.training.wandb_run import environment, log_artifacts, scores
@@ -189,19 +189,34 @@ def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **argum
     """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
     import wandb
 
-    with children_outlive_signals():  # W&B's own process would end before it has written the history
-        run = wandb.init(
-            project=keys.project,
-            entity=keys.entity,
-            mode=mode,
-            resume=None if mode == "offline" else "allow",
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, console="off", quiet=True),
-            **arguments,
-        )
+    run = wandb.init(
+        project=keys.project,
+        entity=keys.entity,
+        mode=mode,
+        resume=None if mode == "offline" else "allow",
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off", quiet=True),
+        **arguments,
+    )
+    if "SLURM_JOB_ID" in os.environ:
+        _expect_end_of_service()
     run.define_metric("trainer/global_step")  # the x-axis under which Lightning logs
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     return run
+
+
+def _expect_end_of_service() -> None:
+    """Print nothing where W&B's own process has ended before this one: SLURM ends all processes of a job at once.
+
+    It has written what was logged; at its exit this process would print a traceback of the lost connection.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (isinstance(found.exc_value, ConnectionError) and "teardown_atexit" in repr(found.object)):
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _run_id(run_dir: Path, *, resume: bool) -> str:

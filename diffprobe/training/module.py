@@ -53,6 +53,8 @@ class ProbeModule(lightning.LightningModule):
         self.predictions: dict[str, Predictions] = {}
         self._kept: dict[str, PredictionCollector] = {}
         self._is_prepared = False
+        self.watch_pass: Callable[[Iterable[Any], str], Iterable[Any]] = lambda batches, split: batches
+        """Takes the batches of an exact pass and the split, and yields them; a progress bar puts itself here."""
 
     def prepare(self) -> None:
         """Compute statistics of the training set before the first step. Runs on all processes."""
@@ -235,7 +237,8 @@ class ProbeModule(lightning.LightningModule):
     def raw_batches(self, split: str) -> Iterator[Any]:
         """Yield this process's share of a split, each sample once over all processes; images if features are live."""
         trainer = self.trainer
-        yield from self.source.loader(split, shuffle=False, rank=trainer.global_rank, world_size=trainer.world_size)
+        loader = self.source.loader(split, shuffle=False, rank=trainer.global_rank, world_size=trainer.world_size)
+        yield from self.watch_pass(loader, split)
 
     def batches(self, split: str) -> Iterator[FeatureBatch]:
         """Yield this process's share of a split as feature batches on the probe's device."""

@@ -1,8 +1,6 @@
 """What a run is doing, in words, with a bar and the time left: preparing, fitting, validating, testing, saving."""
 
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,24 +8,27 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from diffprobe.core.progress import Announce, Bar, ProgressDisplay
-from diffprobe.core.time_left import time_left
+from diffprobe.core.processes import is_main_process
+from diffprobe.core.progress import Announce, Bar, ProgressDisplay, print_note
+from diffprobe.training.module import ProbeModule
 from diffprobe.training.progress import steps_of
 
-LINE_EVERY_S = 60.0
-"""Seconds between two lines on the state of a training whose output is not a terminal."""
+
+def phase_notes(shown: bool) -> Announce:
+    """Return what prints the phases of a run outside of its Trainer: on the main process if `shown`, else nothing."""
+    return print_note if shown and is_main_process() else lambda line: None
 
 
 class RunProgress(Callback):
     """Says what a run is doing: fitting, validating, testing, saving. On the main process only.
 
-    Each phase is one line; below it, on a terminal, a bar over all its steps with the time left. Where the output is
-    not a terminal (the log of a job), fitting has a line each minute in place of the bar.
+    Each phase is one line; below it, on a terminal, a bar over all its steps with the time left, and one over each
+    exact pass over a split (statistics of the training set, closed forms). Where the output is not a terminal (the log
+    of a job), a line each half minute takes the place of a bar.
 
     Args:
         announce: receives the lines; standard error if None.
         display: makes the display of the bars; one on standard error if None.
-        clock: seconds, for the lines of a long fitting.
     """
 
     def __init__(
@@ -35,16 +36,20 @@ class RunProgress(Callback):
         announce: Announce | None = None,
         *,
         display: Callable[[], ProgressDisplay] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._announce = announce or (lambda line: print(line, file=sys.stderr, flush=True))
-        self._display = display or (lambda: ProgressDisplay(transient=True))
-        self._clock = clock
+        self._announce = announce or print_note
+        self._make_display = display or (lambda: ProgressDisplay(transient=True))
         self._open = ExitStack()
+        self._display: ProgressDisplay | None = None
         self._bar: Bar | None = None
-        self._started = self._last = 0.0
-        self._done = self._total = 0
-        self._has_terminal = self._has_fitted = False
+        self._epoch = ExitStack()
+        self._epoch_bar: Bar | None = None
+        self._has_fitted = False
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Watch the exact passes of a probe over a split."""
+        if isinstance(pl_module, ProbeModule):
+            pl_module.watch_pass = self._watch
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Say that the training features are read, from which means and variances are taken before the first step."""
@@ -62,22 +67,17 @@ class RunProgress(Callback):
         self._begin(trainer, f"fitting: {left:,} steps{of}", left, "steps")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Advance; without a terminal, say each minute where training is and how long it will take."""
-        if not trainer.is_global_zero:
-            return
+        """Advance."""
         self._advance()
-        now = self._clock()
-        if not self._has_terminal and now - self._last >= LINE_EVERY_S and self._done != self._total:
-            self._last = now
-            left = f" of {self._total:,} steps, {time_left(self._done, self._total, now - self._started)}"
-            self._announce(f"fitting: {self._done:,}{left if self._total else ' steps'}")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Say so, unless it is the validation at the end of an epoch."""
+        """Say so, unless it is the validation at the end of an epoch, which has a bar alone."""
+        n = _sum(trainer.num_val_batches)
         if trainer.state.fn != TrainerFn.FITTING:
-            n = _sum(trainer.num_val_batches)
             what = "validating" if self._has_fitted else "fitting in closed form, and validating"
             self._begin(trainer, f"{what}: {n:,} batches", n, "batches")
+        elif self._display is not None:
+            self._epoch_bar = self._epoch.enter_context(self._display.bar(n, "validating", unit="batches", keep=False))
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Say so."""
@@ -85,9 +85,16 @@ class RunProgress(Callback):
         self._begin(trainer, f"testing: {n:,} batches", n, "batches")
 
     def on_validation_batch_end(self, trainer: lightning.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Advance, outside of fitting."""
+        """Advance the bar of the phase, or that at the end of an epoch."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._advance()
+        elif self._epoch_bar is not None:
+            self._epoch_bar.update(1)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Close the bar at the end of an epoch."""
+        self._epoch_bar = None
+        self._epoch.close()
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Advance."""
@@ -95,8 +102,7 @@ class RunProgress(Callback):
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Close the bar of a phase; after the last one, say that the probe and the result are written."""
-        self._open.close()
-        self._bar = None
+        self._close()
         if stage == TrainerFn.TESTING and trainer.is_global_zero:
             self._announce("saving: probe and result")
 
@@ -104,22 +110,34 @@ class RunProgress(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Close the bar of a run that failed."""
-        self._open.close()
-        self._bar = None
+        self._close()
 
     def _begin(self, trainer: lightning.Trainer, line: str, total: int | None, unit: str) -> None:
         if not trainer.is_global_zero:
             return
-        self._open.close()
+        self._close()
         self._announce(line)
-        display = self._open.enter_context(self._display())
-        self._has_terminal = display.is_drawn
-        self._bar = self._open.enter_context(display.bar(total, line.partition(":")[0], unit=unit, keep=False))
-        self._done, self._total = 0, total or 0
-        self._started = self._last = self._clock()
+        self._display = self._open.enter_context(self._make_display())
+        what = line.partition(":")[0]
+        self._bar = self._open.enter_context(self._display.bar(total, what, unit=unit, keep=False))
+
+    def _close(self) -> None:
+        self._display = self._bar = self._epoch_bar = None
+        self._epoch.close()
+        self._open.close()
+
+    def _watch(self, batches: Iterable[Any], split: str) -> Iterator[Any]:
+        """Yield the batches of an exact pass, with a bar of its own below that of the phase."""
+        if self._display is None:  # not the main process
+            yield from batches
+            return
+        total = len(batches) if isinstance(batches, Sized) else None
+        with self._display.bar(total, f"reading {split}", unit="batches", keep=False) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(1)
 
     def _advance(self) -> None:
-        self._done += 1
         if self._bar is not None:
             self._bar.update(1)
 

@@ -152,13 +152,21 @@ def fit(
 
 
 @contextmanager
-def honest_ends() -> Iterator[None]:
+def honest_ends(requeue: Requeue | None = None) -> Iterator[None]:
     """Give the ends that Lightning makes of signals their own exceptions again: KeyboardInterrupt and `Terminated`.
 
     Lightning ends the program with status 1 at Ctrl-C and with status 0 at SIGTERM.
+
+    Args:
+        requeue: what takes SIGTERM in a job of SLURM. The signal also ends W&B's own process, and a connection that is
+            lost by that is not a failure of the run.
     """
     try:
         yield
+    except ConnectionError as error:
+        if requeue is not None and requeue.ending:
+            raise Terminated from error
+        raise
     except SIGTERMException as error:
         raise Terminated from error
     except SystemExit as error:

@@ -62,6 +62,30 @@ def test_a_display_that_is_not_shown_is_silent_on_a_terminal() -> None:
     assert not file.getvalue()
 
 
+def test_where_nothing_is_drawn_a_long_task_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffprobe.core import progress
+
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with ProgressDisplay(console=Console(file=io.StringIO())) as display:
+        with display.bar(4000, "extract", unit="images") as bar:
+            for _ in range(4):
+                now[0] += 20.0
+                bar.update(1000)
+        with display.bar(None, "sae   topk") as bar:
+            now[0] += 31.0
+            bar.update(5)
+    lines = ["extract: 2,000 of 4,000 images, about 40 s left", "extract: 4,000 of 4,000 images", "sae topk: 5"]
+    assert capsys.readouterr().err.splitlines() == lines
+    for silent in ({"shown": False}, {"lines": False}):
+        with ProgressDisplay(console=Console(file=io.StringIO()), **silent) as display, display.bar(9, "x") as bar:
+            now[0] += 100.0
+            bar.update(1)
+        assert capsys.readouterr().err == ""
+
+
 def test_progress_needs_no_torch() -> None:
     code = "import sys, diffprobe.core.progress as p\np.ProgressDisplay()\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from diffprobe.core.signals import (
     TERMINATED,
     Terminated,
-    children_outlive_signals,
     end_on_sigterm,
     shield_worker,
 )
@@ -98,20 +96,3 @@ def test_workers_of_a_loader_do_not_inherit_handlers(monkeypatch: pytest.MonkeyP
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def test_a_process_that_is_started_in_the_block_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    with children_outlive_signals():
-        child = subprocess.Popen(["sleep", "60"])
-    child.send_signal(signal.SIGUSR1)
-    child.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert child.poll() is None
-    child.kill()
-    child.wait()
-    monkeypatch.delenv("SLURM_JOB_ID")
-    with children_outlive_signals():
-        child = subprocess.Popen(["sleep", "60"])
-    child.terminate()
-    assert child.wait(5) == -signal.SIGTERM

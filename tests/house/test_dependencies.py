@@ -15,8 +15,11 @@ NOT_IMPORTED = {"accelerate": "diffusers needs it to load weights without a seco
 """Declared package that no file of diffprobe imports -> why it is needed."""
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "hydra-core": "hydra", "huggingface-hub": "huggingface_hub"}
 """Package -> its module, where the names differ."""
-OPTIONAL = {"sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces"}
-"""Modules of the extras `peers`, `wandb` and `dev`, which a command imports if they are there and otherwise names."""
+OPTIONAL = {
+    "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces",
+    "datasets",
+}  # fmt: skip
+"""Modules of the extras `peers`, `wandb`, `hub` and `dev`, which a command imports if they are there and else names."""
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -47,7 +50,7 @@ def test_what_is_declared_is_imported() -> None:
     assert unused == set(NOT_IMPORTED), f"drop from dependencies, or add to NOT_IMPORTED with the reason: {unused}"
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "docs"])
+@pytest.mark.parametrize("extra", ["", "dev", "docs", "hub"])
 def test_what_make_installs_has_an_exact_version(extra: str) -> None:
     requirements = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
     pinned = [line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]

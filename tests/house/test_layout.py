@@ -16,6 +16,7 @@ FILES = [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]
 MAX_LINES = 500
 
 TESTED_ELSEWHERE = {
+    "diffprobe/shards/hub_source.py": "tests/shards/datasets/test_hub.py",  # read by one data set only
     "diffprobe/__main__.py": "tests/cli/test_main.py",  # one call
     "diffprobe/demo/types.py": "tests/demo/test_run.py",
     "diffprobe/demo/config.py": "tests/demo/test_run.py",  # one demo, taken apart in one file

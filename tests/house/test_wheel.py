@@ -165,7 +165,7 @@ nbformat.write(notebook, sys.argv[1])
 
 def test_ten_lines_of_python_make_heat_map_and_grid(python: Path, tmp_path: Path) -> None:
     """The two snippets of the page, one after the other, as a script."""
-    make_photos(tmp_path / "photos", n=20)
+    make_photos(tmp_path / "photos")
     snippets = [block.code for block in blocks(PAGE) if block.language == "python"]
     assert len(snippets) == 2 and all(len(code.splitlines()) <= 10 for code in snippets)
     code = "\n".join(snippets)

@@ -6,7 +6,6 @@ import torch
 
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
 from diffprobe.features.fetch_images import fetch_images
-from diffprobe.notebook.latent_grid import MIN_ACTIVE
 
 
 def pictures(figure):
@@ -65,6 +64,7 @@ def test_whole_maps_have_the_place_framed(study):
         ({"latents": [0, -1]}, ConfigError, "-1"),
         ({"latents": []}, ConfigError, "empty"),
         ({"latents": 0, "n_top": 0}, ConfigError, "n_top=0"),
+        ({"min_active": 0}, ConfigError, "min_active=0"),
         ({"latents": 0, "split": "tset"}, UnknownName, "test"),
         ({"latents": 0, "group_by": "animal"}, UnknownName, "animal"),
     ],
@@ -85,7 +85,21 @@ def test_one_image_per_value_of_an_attribute(tiny_shards, tiny_sd, tmp_path):
     everything = run.latent_grid(range(4), split="train", n_top=20)
     grouped = run.latent_grid(range(4), split="train", n_top=20, group_by="colour")
     assert 0 < len(grouped.axes) <= 12 < len(everything.axes)
-    with pytest.raises(EmptyClass, match=str(MIN_ACTIVE)):
+    with pytest.raises(EmptyClass, match="10 or more of 6 samples"):
         Study(tiny_shards, [*settings, "data.limit=6"], quiet=True).train(
             "topk", ["probe.params.n_latents=4", "probe.params.k=4"]
         ).latent_grid()
+
+
+def test_images_that_were_moved_are_found_where_they_are_now(study, sae, tmp_path):
+    import shutil
+
+    from diffprobe.core.errors import ShardError
+    from diffprobe.notebook.finished_run import open_run
+
+    there = tmp_path / "moved"
+    shutil.copytree(study.shard_set.root, there)
+    counted = len(open_run(sae.folder, data_path=there).latent_grid(0).axes)
+    assert counted == len(sae.latent_grid(0).axes)
+    with pytest.raises(ShardError, match="data_path=SHARDS"):
+        open_run(sae.folder, data_path=tmp_path / "nowhere").latent_grid(0)

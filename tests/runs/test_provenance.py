@@ -30,7 +30,7 @@ def test_a_backbone_is_named_by_its_content(tiny_sd, tmp_path):
 @pytest.mark.parametrize("begin", [make_source, extract_run])
 def test_a_split_that_is_not_there_is_named_by_its_key(run, begin):
     words = "unknown data.val_split of 'tiny': 'dev'.\n  allowed: test, train, val\n  fix: data.val_split=NAME "
-    words += ".*data build folder DIR --out SHARDS --val 0.1"
+    words += ".*data.val_fraction=0.1.*data build folder DIR --out SHARDS --val 0.1"
     with pytest.raises(UnknownName, match=words):
         begin(run("probe=linear", "data.val_split=dev"))
 

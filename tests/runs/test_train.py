@@ -45,6 +45,17 @@ def test_classifier_from_store_and_live_agree(run):
         torch.testing.assert_close(other.weight, one.weight, rtol=1e-2, atol=1e-4)
 
 
+def test_a_run_on_a_validation_split_cut_out_of_train(run):
+    cut = ["data.val_split=held", "data.val_fraction=0.3", "data.val_group=colour", "data.batch_size=16"]
+    (stored, live), _ = from_both(run, "probe=linear", "probe.targets=[style]", *cut)
+    assert_equal(stored, live)
+    counts = {record.split: record.n for record in stored.metrics}
+    source = make_source(run("probe=linear", *cut))
+    assert counts == {"val": len(source.table("held")), "test": 4} and 0 < counts["val"] < 16
+    assert stored.artifacts["input/shards"] == source.request.shard_set.digest
+    assert stored.config["data"]["val_fraction"] == 0.3
+
+
 def test_directions_from_store_and_live_agree(run):
     named = ["probe.targets=[style]", "probe.params.positive=noto", "probe.params.n_random=20"]
     (stored, live), probes = from_both(run, "probe=mean_difference", f"probe.cell={CELL}", *named)
@@ -137,7 +148,7 @@ def test_the_numbers_of_a_grid_reach_the_tracker_by_member(run, monkeypatch):
     config = run("probe=topk", "probe.cell=mid_block@t20", "probe.params.n_latents=40", "probe.grid.k=[2,4]")
     extract_run(config, progress=False)
     sent = {}
-    monkeypatch.setattr(loggers, "finish", lambda logger, result, members: sent.update(members))
+    monkeypatch.setattr(loggers, "finish", lambda logger, result, members, media: sent.update(members))
     folder = train(config).parent
     assert set(sent) == {"k=2", "k=4"}
     for name, member in sent.items():

@@ -241,7 +241,7 @@ def test_the_wandb_run_is_recorded_and_closed(configs, tmp_path, monkeypatch):
 
     finished = []
     finish = loggers.finish
-    monkeypatch.setattr(loggers, "finish", lambda *args: finished.append(args[1]) or finish(*args))
+    monkeypatch.setattr(loggers, "finish", lambda *args, **more: finished.append(args[1]) or finish(*args, **more))
     logger = LoggerConfig(kind="wandb", mode="offline")
     result = train_generative(dataclasses.replace(configs["autoencoder"], logger=logger, output=str(tmp_path)))
     found = read_result(result)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from diffprobe.cli.main import main
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.shards.holdout import Holdout, open_view
@@ -51,13 +52,22 @@ def test_values_of_a_group_stay_together(make_set):
 
 def test_the_group_of_an_index_is_the_default_and_part_of_its_digest(make_set):
     bare = make_set(12, change=grouped)
-    named = build_index(bare.root, name="tiny", licence="CC0", grouped_by="person", target="label")
+    named = build_index(bare.root, name="tiny", licence="CC0", grouped_by="person")
     loaded = ShardSet.load(bare.root)
-    assert (loaded.group, loaded.target) == ("person", "label") and loaded == named
+    assert loaded.group == "person" and loaded == named
     assert loaded.digest == named.digest != bare.digest
     assert Holdout.of(data_of(bare), loaded).group == "person"
     with pytest.raises(ConfigError, match="unknown --group .*'persn'(?s:.*)person"):
         build_index(bare.root, name="tiny", licence="CC0", grouped_by="persn")
+
+
+def test_the_commands_name_the_group_and_a_missing_validation_split(make_set, capsys):
+    root = str(make_set(12, change=grouped).root)
+    assert main(["data", "index", root, "--name", "tiny", "--licence", "CC0", "--group", "person"]) == 0
+    printed = capsys.readouterr().out
+    assert "group: person" in printed and "no split 'val'" in printed and "data.val_fraction=0.1" in printed
+    assert main(["data", "adopt", root, "--group", "persn"]) == 2
+    assert "nearest: person" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -25,7 +25,7 @@ def test_the_field_table_is_the_dataclass() -> None:
 def test_the_index_table_is_the_file(make_set: Callable[..., ShardSet]) -> None:
     shard_set = make_set(1)
     record = json.loads((shard_set.root / "index.json").read_text())
-    assert rows("`index.json`") == {*record, "root", "fields", "renamed"}
+    assert rows("`index.json`") == {*record, "root", "fields", "renamed", "grouped_by"}
     assert record["header"]["kind"] in TEXT
     assert f"schema version {SCHEMA_VERSION})" in TEXT
     line = next(line for line in TEXT.splitlines() if line.startswith("| `shards`"))

@@ -120,7 +120,7 @@ def test_shards_of_someone_else_are_refused(plan: Plan, tmp_path: Path) -> None:
 def test_a_damaged_journal_and_a_second_builder_are_refused(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_planned(out, plan, settings=SETTINGS)
-    with resumable._journal(out), pytest.raises(ShardError, match="another process builds"):
+    with resumable.open_journal(out), pytest.raises(ShardError, match="another process builds"):
         write_planned(out, plan, settings=SETTINGS)
     (out / JOURNAL).write_text('{"settings": 3}\n')
     with pytest.raises(ShardError, match="line 1 is not a line of a build"):

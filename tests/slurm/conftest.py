@@ -87,7 +87,7 @@ class Jobs:
         """Return the states of all tasks."""
         return task_states(self.folder / "jobs")
 
-    def wait(self, done: Callable[[list[TaskState]], bool], *, seconds: float = 300.0) -> list[TaskState]:
+    def wait(self, done: Callable[[list[TaskState]], bool], *, seconds: float = 600.0) -> list[TaskState]:
         """Wait until something holds of the states, and skip the pause that SLURM makes after a requeue."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -101,7 +101,7 @@ class Jobs:
             time.sleep(0.5)
         raise AssertionError(self.shown())
 
-    def finish(self, *, seconds: float = 400.0) -> list[TaskState]:
+    def finish(self, *, seconds: float = 900.0) -> list[TaskState]:
         """Wait until all tasks are finished."""
         bad = ("failed", "gone", "cancelled", "timeout")
 

@@ -2,7 +2,9 @@
 
 import json
 import struct
+import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import wandb
@@ -323,3 +325,17 @@ def test_csv_and_none(tmp_path):
     assert "1.0" in (tmp_path / "curves" / "metrics.csv").read_text()
     again = loggers.make_logger(LoggerConfig(kind="csv"), resume=True, **common)
     assert again.version == "curves-1" and loggers.run_id(again) is None
+
+
+def test_the_end_of_wandbs_own_process_before_this_one_is_not_printed(monkeypatch):
+    def teardown_atexit():
+        pass
+
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    loggers._expect_end_of_service()
+    lost = SimpleNamespace(exc_value=ConnectionResetError("Connection lost"), object=teardown_atexit)
+    other = SimpleNamespace(exc_value=ValueError("x"), object=teardown_atexit)
+    for found in (lost, other):
+        sys.unraisablehook(found)
+    assert seen == [other]

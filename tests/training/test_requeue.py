@@ -12,7 +12,7 @@ from diffprobe.core.signals import Terminated
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.checkpoint_file import read_checkpoint
 from diffprobe.training.requeue import Requeue
-from diffprobe.training.trainer import make_trainer, quiet
+from diffprobe.training.trainer import honest_ends, make_trainer, quiet
 from tests.pretend_slurm import JOB, pretend_job
 from tests.training.test_checkpoint import CELL, Interrupt, make
 
@@ -158,3 +158,13 @@ def test_a_handler_of_somebody_else_is_kept():
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_connection_that_sigterm_has_ended_is_no_failure_of_the_run():
+    """SLURM ends W&B's own process together with the run."""
+    requeue = Requeue({})
+    with pytest.raises(ConnectionResetError), honest_ends(requeue):
+        raise ConnectionResetError("Connection lost")
+    requeue.ending = True
+    with pytest.raises(Terminated), honest_ends(requeue):
+        raise ConnectionResetError("Connection lost")

@@ -29,6 +29,7 @@ CARD = DatasetCard(
     counts={"train": 5457, "val": 577, "test": 576},
     n_classes=94,
     disjoint_by={"test": "base"},
+    group="family",
 )
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 N_CAPTION_TAGS = 3

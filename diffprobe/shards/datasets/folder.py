@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, ShardError
 from diffprobe.core.progress import Announce, MakeBar
 from diffprobe.shards.annotation_table import Record, match, read_table
@@ -19,13 +18,11 @@ from diffprobe.shards.dataset_card import DatasetCard
 from diffprobe.shards.hash_split import check_fractions, hash_fraction, split_by_hash
 from diffprobe.shards.image_folder import FoundImage, find_images
 from diffprobe.shards.index import ShardSet, build_index
-from diffprobe.shards.resumable import PlannedSample, write_planned
+from diffprobe.shards.resumable import PlannedSample, list_left_out, write_planned
 from diffprobe.shards.shard_names import IMAGE_ENDINGS, more_lines
 
 HELP = "your own image folder: class subfolders, captions and attributes from a table"
 CARD = DatasetCard(name="folder", licence="not stated", disjoint_by={"val": "key", "test": "key"})
-LEFT_OUT = "left_out.txt"
-"""File beside the shards that lists what `--on-error skip` left out."""
 _SHARE = 0.1
 """Share of val and of test where the folder has no splits."""
 _SHOWN = 10
@@ -43,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--val", type=float, metavar="F", help="share of val, by hash (default 0.1 without split folders)"
     )
     parser.add_argument("--test", type=float, metavar="F", help="share of test, by hash (default as --val)")
+    parser.add_argument(
+        "--classes", choices=("equal", "union"), default="equal",
+        help="union: accept class folders that not all split folders have",
+    )  # fmt: skip
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="images per shard, about")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: leave out and list")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="processes")
@@ -58,6 +59,7 @@ def build(
     group: str | None = None,
     val: float | None = None,
     test: float | None = None,
+    classes: str = "equal",
     samples_per_shard: int = 1000,
     on_error: str = "raise",
     jobs: int = 1,
@@ -79,6 +81,8 @@ def build(
         group: attribute of the table whose values are not shared by splits; the key of each sample if None.
         val, test: shares of the splits that the folder does not name; they are taken from all images, or from
             the folder of train. None is 0.1 if the folder names no split, and otherwise no further split.
+        classes: "equal" refuses class folders that not all split folders have, which are often misspelt or misplaced;
+            "union" accepts them.
         samples_per_shard: samples per shard, on average.
         on_error: "raise" lists what is wrong and writes no index; "skip" leaves those images out and lists them in
             `out/left_out.txt`.
@@ -95,7 +99,7 @@ def build(
         raise ConfigError(f"--samples-per-shard {samples_per_shard}, --jobs {jobs}: allowed are integers from 1.")
     if out.resolve() == dir.resolve() or dir.resolve() in out.resolve().parents:
         raise ShardError(f"--out '{out}' is in the image folder '{dir}'.", fix="a folder beside it")
-    found = find_images(dir, ignored=[table] if table else [])
+    found = find_images(dir, ignored=[table] if table else [], same_classes=classes == "equal")
     if found.others:
         counts = ", ".join(f"{n} .{ending}" for ending, n in sorted(found.others.items()))
         say(f"not images, and not read: {counts}")
@@ -126,9 +130,10 @@ def build(
         out, plan, settings=settings, on_error=on_error, jobs=jobs, make_bar=make_bar, announce=say
     )
     shard_set = build_index(
-        out, name=name or dir.resolve().name, licence=licence, on_shard=lambda file: say(f"indexing {file}")
-    )
-    _list_left_out(out, [*faults, *left_out.values()], say)
+        out, name=name or dir.resolve().name, licence=licence, on_shard=lambda file: say(f"indexing {file}"),
+        grouped_by=group,
+    )  # fmt: skip
+    list_left_out(out, [*faults, *left_out.values()], say)
     _note_classes(shard_set, images, splits, left_out, say)
     return shard_set
 
@@ -220,18 +225,6 @@ def _plan(
     return dict(sorted(plan.items()))
 
 
-def _list_left_out(out: Path, lines: Sequence[str], say: Announce) -> None:
-    path = out / LEFT_OUT
-    if not lines:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_file(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    say(f"left out: {len(lines)} (all of them in {path})")
-    for line in [*lines[:_SHOWN], *more_lines(list(lines), _SHOWN)]:
-        say(f"  {line}")
-
-
 def _note_classes(
     shard_set: ShardSet, images: Sequence[FoundImage], splits: Mapping[str, str], left_out: Mapping[str, str],
     say: Announce,
@@ -239,7 +232,9 @@ def _note_classes(
     """Name the splits that are missing, and the classes that a draw by hash left a split without."""
     absent = [split for split in ("train", "val", "test") if split not in shard_set.splits()]
     for split in absent:
-        say(f"no split '{split}': runs need one; build with --{split} 0.1" if split != "train" else "no split 'train'")
+        at_run = "; or runs cut it out of train: data.val_fraction=0.1" if split == "val" else ""
+        need = f"runs need one; build with --{split} 0.1{at_run}"
+        say(f"no split '{split}'" + (f": {need}" if split != "train" else ""))
     classes: dict[str, set[str]] = {}
     for image in images:
         if image.class_name is not None and image.name not in left_out:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -145,15 +146,28 @@ def test_the_command_lists_unreadable_images_and_prints_the_next_one(
     assert "38 valid samples, 0 faults" in capsys.readouterr().out
 
 
+def test_class_folders_that_differ_by_split_are_named_or_accepted(tmp_path: Path) -> None:
+    write(tmp_path / "pets/train", 20, ("cat", "dog", "bird"))
+    write(tmp_path / "pets/test", 20, ("cat", "dogs"))
+    words = "lack class folders that others have(?s:.*)test: without bird, dog\n  train: without dogs\n"
+    with pytest.raises(ShardError, match=words + "(?s:.*)--classes union"):
+        build(tmp_path / "pets", tmp_path / "out")
+    built = build(tmp_path / "pets", tmp_path / "out", classes="union")
+    assert built.classes == ("bird", "cat", "dog", "dogs")
+
+
 @pytest.mark.skipif(not CALTECH.is_dir(), reason="needs the Caltech-101 shards")
-def test_caltech_from_folders_has_the_pixels_and_labels_of_the_given_shards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [(0, 2, 3, 5), pytest.param(range(101), marks=pytest.mark.slow)])
+def test_caltech_from_folders_has_the_pixels_and_labels_of_the_given_shards(
+    labels: Sequence[int], tmp_path: Path
+) -> None:
     classes = json.loads((CALTECH / "classes.json").read_text())
     given: dict[str, tuple[str, str, RawSample]] = {}
     table = ["file_name,label,class_name"]
-    for shard in ("train-0000.tar", "test-0000.tar"):
+    for shard in sorted(path.name for path in CALTECH.glob("*-0000.tar" if len(labels) < 101 else "*.tar")):
         for raw in read_shard(CALTECH / shard):
             split, record = shard.split("-")[0], json.loads(raw.files["json"])
-            if record["label"] not in (0, 2, 3, 5):
+            if record["label"] not in labels:
                 continue
             path = tmp_path / "images" / split / record["class_name"] / f"{raw.key.replace('/', '-')}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +178,7 @@ def test_caltech_from_folders_has_the_pixels_and_labels_of_the_given_shards(tmp_
     (tmp_path / "t.csv").write_text("\n".join(table))
     built = build(tmp_path / "images", tmp_path / "out", table=tmp_path / "t.csv", val=0.1, samples_per_shard=40)
     found = samples(built)
-    assert len(given) > 100 and found.keys() == given.keys()
+    assert len(given) > 100 and (len(labels) < 101 or len(given) == 8677) and found.keys() == given.keys()
     for key, (split, class_name, raw) in given.items():
         where, ours = found[key]
         sample, theirs = decode_sample(ours, built, fields=built.fields), Image.open(io.BytesIO(raw.files["jpg"]))
