@@ -100,10 +100,8 @@ class RunCheckpoint(ModelCheckpoint):
         requeue = self._requeue
         if requeue is None or not requeue.applies:
             return
-        noticed = requeue.asked or requeue.ending
-        if not self._on_any(
-            trainer, noticed
-        ):  # the signals reach the processes in different steps; saving is collective
+        # the signals reach the processes in different steps; saving is collective
+        if not self._on_any(trainer, requeue.asked or requeue.ending):
             return
         asked, ending = self._on_any(trainer, requeue.asked), self._on_any(trainer, requeue.ending)
         trainer.save_checkpoint(self._file)
@@ -112,6 +110,9 @@ class RunCheckpoint(ModelCheckpoint):
         if ending and trainer.is_global_zero:
             print(f"SIGTERM: {saved}.", file=sys.stderr, flush=True)
         if ending or requeued:
+            # Lightning logs a step after its callbacks, and the checkpoint counts this step as done
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
             raise Terminated
 
     @staticmethod

@@ -6,12 +6,16 @@ import pytest
 
 from diffprobe.config.schema import LoggerConfig, TrainerConfig
 from diffprobe.core.errors import SchemaError
+from diffprobe.core.signals import Terminated
 from diffprobe.training import loggers
 from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.requeue import Requeue
 from diffprobe.training.trainer import make_trainer, quiet
 from diffprobe.training.wandb_history import PENDING, CheckpointedWandbLogger, read_pending
+from tests.pretend_slurm import pretend_job
 from tests.training.test_checkpoint import CELL, Interrupt, make
 from tests.training.test_loggers import finished_records, logged_out  # noqa: F401
+from tests.training.test_requeue import SignalWithinAStep
 
 pytestmark = pytest.mark.usefixtures("logged_out")
 
@@ -22,6 +26,10 @@ class Sink:
     def __init__(self):
         self.rows = []
         self.offline = True
+        self.id = self.name = "sink"
+
+    def watch(self, *arguments, **named):
+        """Take what Lightning offers."""
 
     def log(self, row, step):
         self.rows.append((step, row))
@@ -77,6 +85,30 @@ def test_a_line_that_was_cut_off_is_left_out_and_another_damage_named(tmp_path):
         path.write_text(damaged)
         with pytest.raises(SchemaError, match=PENDING):
             read_pending(path)
+
+
+def test_a_requeued_job_has_the_row_of_the_step_at_which_it_was_saved(toy, tmp_path, monkeypatch):
+    pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
+    settings = TrainerConfig(accelerator="cpu", max_epochs=4, log_every_steps=1, enable_progress_bar=False)
+    sinks = {}
+
+    def train(name, requeue=None, *callbacks):
+        run_dir, resume = tmp_path / name, name in sinks
+        sink = sinks.setdefault(name, Sink())
+        with quiet():
+            logger = logger_of(run_dir, sink, resume)
+            trainer = make_trainer(settings, run_dir=run_dir, callbacks=list(callbacks), logger=logger, requeue=requeue)
+            trainer.fit(
+                make("topk", settings), datamodule=toy(cells=(CELL,)),
+                ckpt_path=find_checkpoint(run_dir, resume=resume), weights_only=True,
+            )  # fmt: skip
+        logger.send_all()
+
+    train("whole")
+    with Requeue() as requeue, pytest.raises(Terminated):
+        train("cut", requeue, SignalWithinAStep(7))
+    train("cut")
+    assert sinks["cut"].rows == sinks["whole"].rows and 8 in steps(sinks["whole"])
 
 
 def history(folder):
