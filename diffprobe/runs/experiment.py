@@ -12,7 +12,7 @@ from diffprobe.config.compose import compose, require_kind, validate
 from diffprobe.config.kinds import kinds_of
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.runs.seeds import each_seed
+from diffprobe.runs.seeds import each_seed, require_one_value
 
 if TYPE_CHECKING:
     from diffprobe.features.reader import FeatureStore
@@ -34,7 +34,8 @@ def load_experiment(name: str | None = None, settings: Sequence[str] = ()) -> Tr
     found = load_experiments(name, settings)
     if len(found) > 1:
         raise ConfigError(
-            f"the experiment has {len(found)} seeds, a run for each.", fix="load_experiments; or a single seed"
+            f"the experiment has {len(found)} seeds, a run for each.",
+            fix=f"a single one: seed={found[0].seed}; in Python, runs.experiment.load_experiments has all",
         )
     return found[0]
 
@@ -46,6 +47,7 @@ def load_experiments(name: str | None = None, settings: Sequence[str] = ()) -> l
         name, settings: see `load_experiment`.
     Raises: as `load_experiment`; ConfigError for a list that is not one of seeds (`runs/seeds.py`).
     """
+    require_one_value(settings)
     composed = compose(name, settings)
     require_kind(composed, kinds_of("train"))
     return [validate(one) for one in each_seed(composed)]

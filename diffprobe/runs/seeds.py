@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diffprobe.config.compose import Composed
+from diffprobe.config.compose import Composed, values_of
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult
 from diffprobe.report.aggregation import seed_words, varied
@@ -34,6 +34,29 @@ def each_seed(composed: Composed) -> list[Composed]:
     if isinstance(probe, Mapping) and "seed" in (probe.get("grid") or {}):
         raise ConfigError(f"{given} together with probe.grid.seed.", fix="one of the two lists")
     return [replace(composed, tree={**composed.tree, "seed": seed}) for seed in seeds]
+
+
+def require_one_value(settings: Iterable[str]) -> None:
+    """Refuse seeds that are separated by commas, which `submit` alone takes. Raises: ConfigError with the list."""
+    for setting in settings:
+        if setting.partition("=")[0] == "seed" and len(values := values_of(setting)) > 1:
+            raise ConfigError(
+                f"the setting {setting} has several values; a key has one.",
+                fix=f'as a list, a run for each: "seed=[{",".join(values)}]"',
+            )
+
+
+def as_sweep(setting: str) -> str:
+    """Return a list of seeds as the values of a sweep, so that each is a job of its own; other settings as they are.
+
+    >>> as_sweep("seed=[0,1, 2]"), as_sweep("seed=3"), as_sweep("features.timesteps=[25,200]")
+    ('seed=0,1,2', 'seed=3', 'features.timesteps=[25,200]')
+    """
+    key, _, value = setting.partition("=")
+    value = value.strip()
+    if key != "seed" or not (value.startswith("[") and value.endswith("]") and value[1:-1].strip()):
+        return setting
+    return f"seed={','.join(seed.strip() for seed in value[1:-1].split(','))}"
 
 
 def unfinished(folders: Sequence[Path]) -> list[bool]:

@@ -24,6 +24,7 @@ from diffprobe.launch.submission import SubmittedTask
 from diffprobe.report.table_spec import find_spec, load_specs
 from diffprobe.runs.experiment import TrainingConfig, load_experiment, plan_training
 from diffprobe.runs.extract import backbone_and_features
+from diffprobe.runs.seeds import as_sweep
 
 _READING = ("source", "store", "placement", "shuffle", "verify", "latent_cache")
 """Keys of `features` that do not change a store; its folder is compared by itself."""
@@ -251,7 +252,7 @@ class _Planner:
 
     @staticmethod
     def _expanded(settings: Sequence[str]) -> list[list[str]]:
-        return expand(settings, search_path.experiments())
+        return expand([as_sweep(setting) for setting in settings], search_path.experiments())
 
     def _label(self, rows: Sequence[_Row]) -> None:
         names = [row.config.experiment for row in rows if row.config.experiment]

@@ -7,7 +7,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord, StartTime, make_result
 from diffprobe.runs.experiment import load_experiment, load_experiments
-from diffprobe.runs.seeds import describe_seeds, over_seeds, recorded_seeds, unfinished
+from diffprobe.runs.seeds import as_sweep, describe_seeds, over_seeds, recorded_seeds, unfinished
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
 
@@ -37,6 +37,19 @@ def test_backbones_take_a_list_too():
 def test_a_list_that_cannot_be_run_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         load_experiments(settings=settings)
+
+
+@pytest.mark.parametrize("given", ["seed=0,1,2", "seed=range(0,3)"])
+def test_seeds_with_commas_lead_to_the_list(given):
+    with pytest.raises(ConfigError, match=r'several values(.|\n)*"seed=\[0,1,2\]"'):
+        load_experiments(settings=["probe=linear", given])
+    assert [config.seed for config in load_experiments(settings=["probe=linear", "seed=[0,1,2]"])] == [0, 1, 2]
+
+
+def test_a_list_is_a_sweep_for_a_submission():
+    assert [as_sweep(one) for one in ("seed=[]", "seed=[4]", "features.seed=[0,1]")] == [
+        "seed=[]", "seed=4", "features.seed=[0,1]",
+    ]  # fmt: skip
 
 
 def test_one_configuration_cannot_have_several_seeds():

@@ -51,6 +51,13 @@ def test_a_run_comes_after_the_extraction_of_its_store() -> None:
     assert shown(plan("train", "experiment=emoji/sae", "features.source=live")) == {"train": (1, ())}
 
 
+def test_a_list_of_seeds_is_a_job_for_each() -> None:
+    train = plan("train", "experiment=emoji/sae", "seed=[0, 1]").stages[-1]
+    assert [task.command[-1] for task in train.tasks] == ["seed=0", "seed=1"]
+    with pytest.raises(ConfigError, match="at least one whole number"):
+        plan("train", "experiment=emoji/sae", "seed=[]")
+
+
 def test_runs_share_a_store_or_have_one_each_in_parts() -> None:
     found = plan("train", "experiment=emoji/sae", "features.seed=0,1", "probe.params.k=4,8", parts=3)
     assert shown(found) == {"extract": (6, ()), "train": (4, ("extract",))}
