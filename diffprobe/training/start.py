@@ -16,6 +16,7 @@ from diffprobe.core.json_file import parse_json
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.restarts import RECORD, is_restart, note_start
 from diffprobe.training.checkpoint_file import read_checkpoint
+from diffprobe.training.launch import LaunchedProcesses
 
 _VARIABLE = "DIFFPROBE_START"
 """What Lightning's child processes inherit; they start before they can be sent anything."""
@@ -55,7 +56,7 @@ def _handed_over(trainer: lightning.Trainer, chosen: dict[str, str | None]) -> d
         return chosen
     started = torch.distributed.is_available() and torch.distributed.is_initialized()
     environment = getattr(trainer.strategy, "cluster_environment", None)
-    if started or (environment is not None and environment.creates_processes_externally):
+    if started or isinstance(environment, LaunchedProcesses):
         trainer.strategy.setup_environment()  # idempotent; the Trainer calls it again
         sent: dict[str, str | None] = trainer.strategy.broadcast(chosen)
         return sent
