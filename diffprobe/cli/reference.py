@@ -37,7 +37,7 @@ def _section(parser: argparse.ArgumentParser, *, level: int, text: str = "") -> 
 
 def _row(action: argparse.Action) -> str:
     """Return the table row of one argument."""
-    names = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+    names = "`, `".join(action.option_strings) or str(action.metavar or action.dest)
     values = "|".join(map(str, action.choices)) if action.choices else action.metavar
     if action.option_strings and action.nargs != 0:
         names += f" {values or action.dest.upper()}"

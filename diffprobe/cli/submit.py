@@ -104,10 +104,11 @@ def _wanted(args: argparse.Namespace, words: Sequence[str]) -> "Wanted":
         raise ConfigError("submit validates in any case.", fix="--dry-run shows the scripts and submits nothing")
     parser = make_parser(verb)
     if verb == "table":  # its rows are trained with the settings, which the verb itself has not got
-        _, settings = parser.parse_known_args(rest)
-        odd = [word for word in settings if word.startswith("-")]
+        found, unknown_words = parser.parse_known_args(rest)
+        odd = [word for word in unknown_words if word.startswith("-")]
         if odd:
             parser.error(f"unrecognized arguments: {' '.join(odd)}")
+        settings = [word for word in (*found.what, *unknown_words) if "=" in word]
     else:
         settings = list(getattr(parser.parse_args(rest), "settings", ()))
     others = list(rest)

@@ -5,7 +5,7 @@ import json
 import sys
 
 GROUP = "cluster"
-HELP = "send offline runs to W&B, or make the W&B workspace of an experiment"
+HELP = "send offline runs to W&B; make the workspace of an experiment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

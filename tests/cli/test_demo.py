@@ -36,6 +36,7 @@ def test_twice_from_shards_to_report(tiny_study, tmp_path, capsys, monkeypatch):
     assert files_of(stores) == written
 
 
+@pytest.mark.slow
 def test_check_validates_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys):
     assert main(["demo", *tiny_study, f"output={tmp_path / 'out'}", "--check"]) == 0
     assert "8 runs, 3 stores" in capsys.readouterr().out and not (tmp_path / "out").exists()

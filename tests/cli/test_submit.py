@@ -110,6 +110,7 @@ def test_slurms_own_words_and_nothing_left_behind(false_slurm: FalseSlurm, capsy
     assert not list(Path("runs/jobs").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_table_and_its_options(capsys) -> None:
     out = submit(capsys, "table", "emoji", "cluster=local", "output=here", "--format", "csv", "--dry-run")
     assert "arguments=(table emoji --format csv --results here)" in out and "emoji/classifier output=here" in out

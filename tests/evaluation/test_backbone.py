@@ -23,6 +23,8 @@ from diffprobe.generative.image_table import load_table
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.shards.index import ShardSet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(tiny_sd, tiny_shards) -> BackboneEvaluation:

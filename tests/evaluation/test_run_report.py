@@ -13,6 +13,8 @@ from diffprobe.evaluation.run_report import ReportOptions, run_report, write_run
 from diffprobe.report.pages.page import render_page
 from tests.evaluation.page_runs import DIRECTION
 
+pytestmark = pytest.mark.slow
+
 FEW = ReportOptions(panels=PanelConfig(n_latents=2, min_active=1, n_top=3, n_ends=2, n_resamples=20))
 
 

@@ -7,6 +7,8 @@ import torch
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
 from diffprobe.features.fetch_images import fetch_images
 
+pytestmark = pytest.mark.slow
+
 
 def pictures(figure):
     return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]

@@ -59,7 +59,7 @@ def test_a_failed_write_leaves_the_probe_as_it_was(tmp_path, monkeypatch):
     settings = {"kind": "probe/x", "schema_version": 1}
     save_probe(tmp_path, **settings, settings={"a": 1}, tensors={"t": torch.zeros(2)})
 
-    def full_disk(tensors, path):
+    def full_disk(tensors, path, metadata=None):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -17,6 +17,8 @@ from diffprobe.runs.train import train
 from diffprobe.training.checkpoint_file import read_checkpoint, write_checkpoint
 from tests.pretend_slurm import pretend_job
 
+pytestmark = pytest.mark.slow
+
 LINEAR = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "trainer.max_epochs=3"]
 """Three epochs of four steps."""
 

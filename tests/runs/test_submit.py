@@ -65,6 +65,7 @@ def test_runs_share_a_store_or_have_one_each_in_parts() -> None:
     assert len({task.work for task in found.stages[0].tasks}) == 6
 
 
+@pytest.mark.slow
 def test_a_table_trains_the_rows_that_its_filter_lets_through() -> None:
     found = plan("table", words=("emoji/sae_table", "--format", "latex"))
     assert shown(found) == {"extract": (1, ()), "train": (4, ("extract",)), "table": (1, ("train",))}

@@ -22,6 +22,8 @@ from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generat
 from tests.pretend_slurm import pretend_job
 from tests.toy_generative import toy_trainings
 
+pytestmark = pytest.mark.slow
+
 MODULES = {"autoencoder": AutoencoderModule, "text_encoder": TextEncoderModule, "denoiser": DenoiserModule}
 
 

@@ -177,6 +177,7 @@ def test_the_listing_of_faults_has_the_fields_and_the_option_to_set(
         assert "it has the fields " + ", ".join(sorted(name[2:].lower() for name in names)) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_many_classes_and_values_take_linear_work(tmp_path: Path) -> None:
     scan = Scan(Fields())
     scan.names = {label: f"class {label}" for label in range(50_000)}

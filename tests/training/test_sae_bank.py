@@ -65,6 +65,7 @@ def test_members_are_bit_for_bit_those_of_single_runs(toy, tmp_path):
     assert len({float(member.sae.W_enc.detach().sum()) for member in bank.members}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"gradient_clip": 0.05}, {"learning_rate": 0.02, "precision": "bf16-mixed"}])
 def test_each_member_has_its_own_step_size_schedule_and_clipping(toy, tmp_path, settings):
     settings, (first, second) = settings_of(**settings), WIDTHS
@@ -78,6 +79,7 @@ def test_each_member_has_its_own_step_size_schedule_and_clipping(toy, tmp_path, 
         assert same(fit(toy, tmp_path / one.name, alone(one, settings)), member), one.name
 
 
+@pytest.mark.slow
 def test_all_members_share_one_pass_before_training_and_one_after_it(toy, tmp_path):
     asked = []
 

@@ -9,7 +9,9 @@ import pytest
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.core.processes import Processes
 from diffprobe.core.restarts import RECORD
+from diffprobe.training.launch import LaunchedProcesses
 from diffprobe.training.start import begin
 from diffprobe.training.trainer import make_trainer, quiet
 from tests.pretend_slurm import pretend_job
@@ -19,7 +21,7 @@ from tests.training.test_checkpoint import CELL, Interrupt, make
 class Strategy:
     """Processes that srun started: what the main process sends, and whether the others can hear it."""
 
-    cluster_environment = SimpleNamespace(creates_processes_externally=True)
+    cluster_environment = LaunchedProcesses(Processes(launcher="srun", count=2), address="127.0.0.1", port=15000)
 
     def __init__(self, sent: dict[str, str | None]) -> None:
         self.sent, self.ready = sent, False
