@@ -36,8 +36,8 @@ class Study:
         run = study.train("linear")
         run.heat_map()
 
-    A folder of images (class subfolders, optional split folders) is packed into shards first, as by `diffprobe data
-    build folder`, below `<output>/shards`; packed again, it is compared, not copied.
+    A folder of images (class subfolders, optional split folders) is packed into shards first, below `<output>/shards`,
+    as by `diffprobe data build folder`; packed again, it is compared, not copied.
 
     Args:
         images: folder of images; or folder or index file of shards; or the name of a shipped set ("emoji").
