@@ -1,9 +1,10 @@
 """Open a Hugging Face data set, from the hub or a local folder, and read its rows as samples of shards.
 
 Images stay the bytes that the data set holds (`Image(decode=False)`). Nothing of a data set is executed: files are read
-as parquet, arrow, JSON, CSV, WebDataset or image folders, by the package `datasets`.
+as parquet, arrow or image folders, by the package `datasets`; its other readers are refused, some of them unpickle.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -22,6 +23,10 @@ from diffprobe.shards.reader import RawSample
 LABELS, CAPTIONS = ("label", "labels", "fine_label"), ("caption", "captions", "text")
 """Columns that are the label and the caption where none is named, if they have a suitable type."""
 _ENDS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
+_READERS = ("parquet", "arrow", "imagefolder", "cache")  # cache: arrow files that `datasets` made before
+_REFUSED = (".tar", ".pkl", ".pickle")
+_DIGESTED = 2**20  # larger files count by size and time of change
+_ALLOWED = "allowed: parquet, arrow (also of save_to_disk), image folders"
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -46,8 +51,12 @@ class HubColumns:
     others: tuple[str, ...]
 
 
-def open_splits(name: str, *, config: str | None, revision: str | None, streaming: bool) -> Mapping[str, Any]:
-    """Return the splits of a data set: split -> its rows, as the package `datasets` opens them.
+def open_splits(
+    name: str, *, config: str | None, revision: str | None, streaming: bool
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return the splits of a data set (split -> its rows, as the package `datasets` opens them) and its hub commit.
+
+    The commit is None for a folder.
 
     Args:
         name: id on the hub, or a folder: parquet files, output of `save_to_disk`, an image folder.
@@ -71,23 +80,75 @@ def open_splits(name: str, *, config: str | None, revision: str | None, streamin
     if local.is_dir() and revision is not None:
         raise ConfigError(f"--revision {revision} has no effect on the folder '{name}'.", fix="remove it")
     datasets.disable_progress_bars()
+    commit = None
     try:
         if local.is_dir() and any((local / file).is_file() for file in ("dataset_dict.json", "state.json")):
             if config is not None:
                 raise ConfigError(f"--config {config} has no effect on the output of save_to_disk.", fix="remove it")
             found: Any = datasets.load_from_disk(str(local))
         else:
-            found = datasets.load_dataset(
-                str(local.resolve()) if local.is_dir() else name, config, revision=revision,
-                streaming=streaming or local.is_dir(),
-            )  # fmt: skip
-    except ConfigError:
+            if local.is_dir():
+                _refuse_files(local)
+            place = str(local.resolve()) if local.is_dir() else name
+            builder = datasets.load_dataset_builder(place, config, revision=revision)
+            reader = type(builder).__module__.rpartition(".")[2]
+            if reader not in _READERS:
+                raise ShardError(f"data set '{name}' is in the format '{reader}', which is not read.", _ALLOWED)
+            commit = None if local.is_dir() else str(builder.hash)
+            if streaming or local.is_dir():
+                found = builder.as_streaming_dataset()
+            else:
+                builder.download_and_prepare()
+                found = builder.as_dataset()
+    except (ConfigError, ShardError):
         raise
     except Exception as error:  # the hub's client, file systems and parsers raise errors of many kinds
         raise _cannot_open(name, local, error) from error
     if isinstance(found, datasets.Dataset | datasets.IterableDataset):
         found = {str(found.split or "train"): found}
-    return {str(split): rows for split, rows in found.items()}
+    return {str(split): rows for split, rows in found.items()}, commit
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files of a folder; names that begin with a dot are left out, as `datasets` does."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+
+
+def _refuse_files(folder: Path) -> None:
+    refused = [path for path in _files(folder) if path.suffix.lower() in _REFUSED]
+    if refused:
+        raise ShardError(
+            f"'{folder}' has files that are not read: {len(refused)} of {', '.join(_REFUSED)}.",
+            *(one_line(str(path.relative_to(folder))) for path in refused[:10]), _ALLOWED,
+            fix="move them out of the folder; shards in .tar files: diffprobe data adopt",
+        )  # fmt: skip
+
+
+def folder_state(folder: Path, out: Path) -> dict[str, int | str]:
+    """Return the number of files of a local data set, their bytes, and a digest of names, sizes and contents.
+
+    Files above 1 MiB count by their time of change in place of their content. Files in `out` do not count.
+    """
+    digest, n, size = hashlib.sha256(), 0, 0
+    for path in _files(folder):
+        if path.resolve().is_relative_to(out.resolve()):
+            continue
+        stat = path.stat()
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.st_size <= _DIGESTED else stat.st_mtime_ns
+        digest.update(json.dumps([str(path.relative_to(folder)), stat.st_size, content]).encode())
+        n, size = n + 1, size + stat.st_size
+    return {"source_files": n, "source_bytes": size, "source_digest": digest.hexdigest()}
+
+
+def image_roots(source: str | Path) -> tuple[Path, ...]:
+    """Return the folders in which image files of rows may lie: the data set's own, or the caches of the hub."""
+    if Path(source).is_dir():
+        return (Path(source).resolve(),)
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(datasets.config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve())
 
 
 def _cannot_open(name: str, local: Path, error: Exception) -> ShardError:
@@ -181,14 +242,18 @@ def read_rows(rows: Any, columns: HubColumns, *, split: str, start: int) -> Iter
         number += 1
 
 
-def sample_of(row: Mapping[str, Any], columns: HubColumns, *, key: str, where: str) -> dict[str, bytes]:
+def sample_of(
+    row: Mapping[str, Any], columns: HubColumns, *, key: str, where: str, roots: Sequence[Path]
+) -> dict[str, bytes]:
     """Return the files of a sample: the image's bytes as they are, and its annotation.
 
-    Raises: SampleError for a missing or undecodable image, or an unsuitable label.
+    Image files that rows name are read in `roots` only (resolved folders): a data set must not fetch other files.
+
+    Raises: SampleError for an image file elsewhere, a missing or undecodable image, or an unsuitable label.
     """
     from diffprobe.shards.decode import decode_image
 
-    data = _image_bytes(row.get(columns.image), where)
+    data = _image_bytes(row.get(columns.image), where, roots)
     end = next((end for magic, end in _ENDS.items() if data.startswith(magic)), None)
     if end is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         end = "webp"
@@ -199,13 +264,16 @@ def sample_of(row: Mapping[str, Any], columns: HubColumns, *, key: str, where: s
     return {end: data, **({"json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode()} if record else {})}
 
 
-def _image_bytes(value: object, where: str) -> bytes:
+def _image_bytes(value: object, where: str, roots: Sequence[Path]) -> bytes:
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
             return bytes(value["bytes"])
         path = value.get("path")
         if isinstance(path, str) and Path(path).is_file():
-            return Path(path).read_bytes()
+            real = Path(path).resolve()
+            if not any(real.is_relative_to(root) for root in roots):
+                raise SampleError(f"{where}: its image file is outside the data set ({one_line(path)}).")
+            return real.read_bytes()
         raise SampleError(f"{where}: " + (f"its image file is missing ({one_line(path)})." if path else "no image."))
     if isinstance(value, bytes):
         return value

@@ -300,7 +300,7 @@ def _find(path_or_name: str | Path) -> Path:
             f"shard set '{path_or_name}' not found.",
             f"expected: a folder, an index file, or a shipped data set ({', '.join(inside)})",
             fix=f"build it: diffprobe data build {name} --out FOLDER"
-            if name in DATASETS.names() and name != "folder"
+            if name in DATASETS.names() and name not in ("folder", "hub")
             else "your own images: diffprobe data build folder DIR --out SHARDS, then data.path=SHARDS",
         )
     if not (path / INDEX_NAME).is_file():

@@ -18,7 +18,15 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, Shar
 from diffprobe.core.json_file import parse_json
 from diffprobe.core.progress import Announce, Bar, MakeBar
 from diffprobe.shards.dataset_card import DatasetCard
-from diffprobe.shards.hub_source import HubColumns, choose_columns, open_splits, read_rows, sample_of
+from diffprobe.shards.hub_source import (
+    HubColumns,
+    choose_columns,
+    folder_state,
+    image_roots,
+    open_splits,
+    read_rows,
+    sample_of,
+)
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.resumable import JOURNAL, append_line, list_left_out, open_journal
 from diffprobe.shards.shard_names import SPLIT_WORDS, more_lines
@@ -98,7 +106,7 @@ def build(
     say = announce or (lambda line: None)
     if samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard {samples_per_shard}: allowed are integers from 1.")
-    splits = open_splits(str(source), config=config, revision=revision, streaming=streaming)
+    splits, commit = open_splits(str(source), config=config, revision=revision, streaming=streaming)
     renamed = _renamed(split, splits, say)
     first = splits[next(iter(renamed))]
     columns = choose_columns(first, image=image_column, label=label_column, caption=caption_column, left_out=leave_out)
@@ -110,7 +118,9 @@ def build(
         "columns": [columns.image, columns.label, columns.caption, sorted(columns.attributes)], "config": config,
         "revision": revision, "rows": counts, "samples_per_shard": samples_per_shard,
         "splits": renamed, "source": None if Path(source).is_dir() else str(source),
+        **(folder_state(Path(source), out) if Path(source).is_dir() else {"commit": commit}),
     }  # fmt: skip
+    roots = image_roots(source)
     left_out: list[str] = []
     written: set[str] = set()
     out.mkdir(parents=True, exist_ok=True)
@@ -126,7 +136,7 @@ def build(
             opened = make_bar(total - before)
         with opened as bar:
             for old, new in renamed.items():
-                for line in _write(out, splits[old], columns, old, new, samples_per_shard, on_error, done):
+                for line in _write(out, splits[old], columns, old, new, samples_per_shard, on_error, done, roots):
                     if line["shard"] not in done:
                         append_line(journal, line)
                         if bar is not None:
@@ -191,7 +201,7 @@ def _n_rows(rows: Any) -> int | None:
 
 def _write(
     out: Path, rows: Any, columns: HubColumns, old: str, new: str, size: int, on_error: str,
-    done: Mapping[str, Mapping[str, Any]],
+    done: Mapping[str, Mapping[str, Any]], roots: Sequence[Path],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Write the shards of a split and yield the line of each; finished ones are yielded first. Raises: ShardError."""
     number = start = 0
@@ -208,7 +218,7 @@ def _write(
         for row_number, row in chunk:
             key, where = f"{new}/{row_number:08d}", f"row {row_number} of split '{old}'"
             try:
-                samples.append((key, sample_of(row, columns, key=key, where=where)))
+                samples.append((key, sample_of(row, columns, key=key, where=where, roots=roots)))
             except SampleError as error:
                 faults.append(error.what)
         if faults and on_error == "raise":

@@ -17,6 +17,7 @@ from diffprobe.shards.reader import RawSample, read_shard
 from diffprobe.shards.verify import verify
 
 datasets = pytest.importorskip("datasets")
+pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 
 def encoded(number: int, kind: str = "jpeg") -> bytes:
@@ -187,3 +188,49 @@ def test_the_command_builds_and_names_the_next_one(tmp_path: Path, capsys: pytes
     assert "data.val_fraction=0.1" in printed.err
     shutil.rmtree(source)
     assert main(["data", "verify", str(out)]) == 0
+
+
+def test_a_finished_build_refuses_another_data_set(tmp_path: Path) -> None:
+    rows(0, 4).save_to_disk(str(tmp_path / "one"))
+    rows(100, 4).save_to_disk(str(tmp_path / "two"))
+    build(tmp_path / "one", tmp_path / "out")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    build(tmp_path / "copy", tmp_path / "out", name="one")
+    with pytest.raises(ShardError, match="other settings(?s:.*)source_digest: [0-9a-f]{64} there"):
+        build(tmp_path / "two", tmp_path / "out")
+
+
+def test_another_commit_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffprobe.shards.datasets import hub
+
+    monkeypatch.setattr(hub, "open_splits", lambda *a, **k: ({"train": rows(0, 4)}, "a1"))
+    build("someone/pets", tmp_path / "out")
+    monkeypatch.setattr(hub, "open_splits", lambda *a, **k: ({"train": rows(0, 4)}, "b2"))
+    with pytest.raises(ShardError, match="commit: a1 there, b2 here"):
+        build("someone/pets", tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["a.tar", "a.pkl", "a.pickle", "a.csv", "a.jsonl"])
+def test_other_formats_are_refused_before_anything_is_read(file, tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / file).write_bytes(b"x,y\n1,2\n")
+    with pytest.raises(ShardError, match="not read(?s:.*)allowed: parquet, arrow"):
+        build(tmp_path / "pets", tmp_path / "out")
+
+
+def test_an_image_file_outside_the_folder_is_a_faulty_row(tmp_path: Path) -> None:
+    (tmp_path / "secret.jpg").write_bytes(encoded(1))
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/link.jpg").symlink_to(tmp_path / "secret.jpg")
+    for name in ("secret.jpg", "pets/link.jpg"):
+        row = {"image": [{"bytes": None, "path": str(tmp_path / name)}]}
+        table = pa.table(row, schema=datasets.Features(image=datasets.Image()).arrow_schema)
+        pq.write_table(table, tmp_path / "pets/train.parquet")
+        with pytest.raises(ShardError, match=f"outside the data set .*{name}"):
+            build(tmp_path / "pets", tmp_path / f"out-{Path(name).stem}")
+
+
+def test_the_name_hub_is_not_offered_as_a_data_set_to_build() -> None:
+    with pytest.raises(ShardError) as caught:
+        ShardSet.load("hub")
+    assert "build hub --out" not in str(caught.value) and "build folder DIR --out" in str(caught.value)
