@@ -3,8 +3,10 @@
 import os
 import select
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType
 
 from diffprobe import __version__
@@ -13,8 +15,9 @@ from diffprobe.core.errors import DiffprobeError, nearest, shown
 from diffprobe.core.processes import is_main_process, require_one_process
 from diffprobe.core.registry import VERBS
 from diffprobe.core.signals import INTERRUPTED, TERMINATED, Terminated, end_on_sigterm
-from diffprobe.core.terminal import terminal_output
+from diffprobe.core.terminal import one_line, terminal_output
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _EPILOG = "first steps: diffprobe demo    help on a verb: diffprobe VERB --help"
 _TRACEBACK = "--traceback shows where an error was raised"
 FAULT = 70
@@ -48,8 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns: the exit status: 0 success, 1 a negative answer of the command, 2 a user error or an error of the machine,
         70 a fault of diffprobe, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
     """
-    with terminal_output():
+    with terminal_output(), _plain_warnings():
         return _run(argv)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings of diffprobe as one line; those of libraries keep file and line."""
+    before = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(_PACKAGE):
+            return f"warning: {one_line(str(message))}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -2,6 +2,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,20 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     command = f"{sys.executable} -m diffprobe config --keys | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.endswith("\n0\n") and "Traceback" not in done.stderr
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch, capsys):
+    from diffprobe.cli import doctor
+
+    def run(args):
+        warnings.warn_explicit("few samples\nindeed", UserWarning, doctor.__file__, 3)
+        warnings.warn_explicit("of a library", UserWarning, "/elsewhere/library.py", 3)
+        return 0
+
+    monkeypatch.setattr(doctor, "run", run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *found: print(warnings.formatwarning(*found[:4]), end=""))
+        assert cli.main(["doctor"]) == 0
+    ours, other = capsys.readouterr().out.splitlines()
+    assert ours == "warning: few samples indeed" and other.startswith("/elsewhere/library.py:3: UserWarning")
