@@ -14,6 +14,7 @@ from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, NonFinite, WeightsMissing
 from diffprobe.core.result import read_result
+from diffprobe.core.signals import Terminated
 from diffprobe.generative.autoencoder import AutoencoderModule
 from diffprobe.generative.denoiser import DenoiserModule
 from diffprobe.generative.ema import EMACallback
@@ -112,28 +113,27 @@ def signal_in_the_first_step(patch, module_class) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
-def test_a_requeued_run_equals_an_undisturbed_one_also_without_a_restart(name, configs, whole, tmp_path, monkeypatch):
+def test_a_requeued_run_ends_and_equals_an_undisturbed_one_after_its_restart(
+    name, configs, whole, tmp_path, monkeypatch
+):
     """The signal of SLURM arrives within the first of two steps of an epoch, before the averaged weights are known."""
     requeued = pretend_job(tmp_path, monkeypatch.setenv, monkeypatch.delenv)
-    for restarts in (False, True):
-        config = dataclasses.replace(configs[name], output=str(tmp_path / f"{restarts}"))
-        steps: list[int] = []
-        with monkeypatch.context() as patch:
-            watch(patch, MODULES[name], "training_step", steps, stop_at=1 if restarts else None)
-            signal_in_the_first_step(patch, MODULES[name])
-            if restarts:
-                with pytest.raises(Interrupted):
-                    train_generative(config)
-            result = None if restarts else train_generative(config)
-        if restarts:
-            (run_dir_of(config) / ".last.ckpt.0123abcd.tmp").touch()  # what a kill has left
-            with monkeypatch.context() as patch:
-                watch(patch, MODULES[name], "training_step", steps)
-                result = train_generative(config)
-            assert steps == [0, 1, 1, 2, 3]
-        assert_same(result, whole[name])
-        assert {path.name for path in result.parent.iterdir()} == {"inputs.json", "last.ckpt", "result.json", "weights"}
-    assert requeued.read_text() == "requeue 17\n" * 2
+    config = dataclasses.replace(configs[name], output=str(tmp_path / "runs"))
+    steps: list[int] = []
+    with monkeypatch.context() as patch:
+        watch(patch, MODULES[name], "training_step", steps)
+        signal_in_the_first_step(patch, MODULES[name])
+        with pytest.raises(Terminated):
+            train_generative(config)
+    assert steps == [0] and requeued.read_text() == "requeue 17\n"
+    (run_dir_of(config) / ".last.ckpt.0123abcd.tmp").touch()  # what a kill has left
+    with monkeypatch.context() as patch:
+        watch(patch, MODULES[name], "training_step", steps)
+        result = train_generative(config)
+    assert steps == [0, 1, 2, 3]
+    assert_same(result, whole[name])
+    written = {path.name for path in result.parent.iterdir()}
+    assert written == {"inputs.json", "last.ckpt", "restarts.json", "result.json", "weights"}
 
 
 @pytest.mark.parametrize("name", MODULES)
