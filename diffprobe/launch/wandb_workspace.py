@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.core.errors import RunFailed
+from diffprobe.core.flat_tree import flatten
+from diffprobe.training.wandb_run import SCORE
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 PACKAGE = "wandb-workspaces"
-SCORE = "score/"
-"""Prefix of the summary keys with one value per metric, as `training.wandb_run` writes them."""
 X_AXIS = "trainer/global_step"
 
 
@@ -110,15 +110,7 @@ def _drop_ids(tree: object) -> None:
 
 def differing_keys(trees: Sequence[dict[str, Any]], limit: int = 6) -> tuple[str, ...]:
     """Return the dotted keys in which configurations differ, at most `limit`, those of the probe first."""
-    flat = [_flat(tree) for tree in trees]
+    flat = [flatten(tree) for tree in trees]
     names = sorted({name for tree in flat for name in tree}, key=lambda name: (not name.startswith("probe."), name))
     differing = [name for name in names if any(tree.get(name) != flat[0].get(name) for tree in flat)]
     return tuple(name for name in differing if name != "experiment")[:limit]
-
-
-def _flat(tree: dict[str, Any], at: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        full = f"{at}.{key}" if at else key
-        found.update(_flat(value, full) if isinstance(value, dict) and value else {full: value})
-    return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffprobe.core.errors import ConfigError, RunFailed, nearest
+from diffprobe.core.flat_tree import flatten
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.metrics.headline import is_higher_better, place_of
 from diffprobe.report.query import matches
@@ -130,19 +131,6 @@ def record_name(record: MetricRecord) -> str:
     """Return the name of a record within its run: metric, split, cell, target and probe."""
     place = " ".join(part for part in (record.cell, record.target, record.probe) if part)
     return f"{record.name} ({record.split}{f', {place}' if place else ''})"
-
-
-def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Return a tree as dotted key -> value.
-
-    >>> flatten({"data": {"path": "shards", "limit": None}})
-    {'data.path': 'shards', 'data.limit': None}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        full = f"{at}.{key}" if at else key
-        flat.update(flatten(value, full) if isinstance(value, dict) and value else {full: value})
-    return flat
 
 
 def _inputs(result: RunResult) -> dict[str, Any]:
