@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffprobe.core.columns import aligned
+
 if TYPE_CHECKING:
     from diffprobe.launch.jobs import TaskState
 
@@ -55,9 +57,8 @@ def _list(args: argparse.Namespace) -> int:
         )
         return 0
     rows = [("job", "stage", "state", "progress", "left", "command"), *(_row(state) for state in states)]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    for i, row in enumerate(rows):
-        print("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())
+    for i, line in enumerate(aligned(rows)):
+        print(line)
         if i and (detail := _detail(states[i - 1])):
             print(f"    {detail}")
     return 0

@@ -6,6 +6,7 @@ import io
 import sys
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.core.columns import aligned
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.terminal import one_line
 
@@ -113,8 +114,7 @@ def _lines(records: "list[MetricRecord]", number: str) -> list[list[str]]:
 
 def _table(records: "list[MetricRecord]") -> str:
     lines = _lines(records, ".4f")
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text = aligned(lines)
     found = next((record.detail["bootstrap"] for record in records if "bootstrap" in record.detail), None)
     if found:
         unit = "single samples" if found["group_by"] == "sample" else f"values of '{one_line(found['group_by'])}'"

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.core.columns import aligned
+
 if TYPE_CHECKING:
     from diffprobe.report.run_index import IndexedRun, RunIndex
 
@@ -186,13 +188,7 @@ def _print(rows: list[dict[str, Any]], format: str) -> None:
         return
     texts = [heads, *([_text(value) for value in row.values()] for row in rows)]
     numbers = [all(isinstance(row[head], int | float | None) for row in rows) for head in heads]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for line in texts:
-        cells = [
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, numbers, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned(texts, numbers)))
 
 
 def _text(value: object) -> str:

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from diffprobe.cli.arguments import add_backbone
+from diffprobe.core.columns import aligned
 
 if TYPE_CHECKING:
     from diffprobe.backbones.taps import BackboneInfo, TapInfo
@@ -62,15 +63,7 @@ def _table(taps: "tuple[TapInfo, ...]") -> list[str]:
         size = f"{tap.size[0]} x {tap.size[1]}"
         share = f"{tap.flop_share or 0:.1%}"
         rows.append((tap.path, ", ".join(tap.aliases) or "-", tap.form, str(tap.channels), size, share))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = 3  # names are left-aligned, numbers right-aligned
-    return [
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, [False, False, False, True, True, True])  # names to the left, numbers to the right
 
 
 def _notes(found: "BackboneInfo") -> list[str]:
