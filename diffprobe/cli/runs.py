@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) -> int:
-    from diffprobe.metrics.headline import better_first, headline
+    from diffprobe.metrics.headline import better_first, headline, place_text
     from diffprobe.report.run_selection import select_runs
 
     listed = [(run, headline(run.result, args.metric)) for run in select_runs(index.runs, where)]
@@ -81,7 +81,7 @@ def _list(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) ->
             "experiment": run.result.experiment,
             "metric": "" if record is None else f"{record.name} ({record.split})",
             "score": None if record is None else record.value,
-            "where": "" if record is None else _place(record),
+            "where": "" if record is None else place_text(record),
             "seconds": round(run.result.wall_time_s, 1),
             "started": run.result.started,
         }
@@ -92,6 +92,7 @@ def _list(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) ->
 
 
 def _best(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) -> int:
+    from diffprobe.metrics.headline import place_text
     from diffprobe.report.run_selection import rank
 
     higher = None if args.order is None else args.order == "highest"
@@ -99,7 +100,7 @@ def _best(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) ->
     rows = [
         {
             "run": candidate.run.path,
-            "where": _place(candidate.record),
+            "where": place_text(candidate.record),
             f"{args.metric} ({args.split})": candidate.record.value,
             **({} if args.split == "test" else {"test": None if candidate.test is None else candidate.test.value}),
             "samples": candidate.record.n,
@@ -168,10 +169,6 @@ def _open(args: argparse.Namespace, index: "RunIndex", where: dict[str, Any]) ->
     if not args.no_browser and not webbrowser.open(path.absolute().as_uri()):
         print("no browser was found; open the file", file=sys.stderr)
     return 1 if index.unreadable else 0
-
-
-def _place(record: Any) -> str:
-    return " ".join(part for part in (record.cell, record.target, record.probe) if part)
 
 
 def _print(rows: list[dict[str, Any]], format: str) -> None:

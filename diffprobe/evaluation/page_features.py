@@ -39,7 +39,7 @@ class PageFeatures:
     images: tuple[ShardSet, Fields] | None
     """The shards with the images, and the names of their fields; None if they are not at hand."""
     missing: str = ""
-    """Why there are no images."""
+    """Reason why the images are not available; empty if they are."""
 
 
 def open_features(run: ProbeRun) -> PageFeatures:

@@ -70,7 +70,7 @@ class PictureLoader:
         self._captions = dict(zip(table.keys, table.captions, strict=True))
         self._shards = dict(zip(table.keys, table.shards, strict=True))
         self.missing = features.missing
-        """Why there are no pictures; empty where there are."""
+        """Reason why the pictures are missing; empty if they are available."""
 
     def load(self, shown: Sequence[Shown]) -> dict[Shown, Picture]:
         """Return a picture for each sample; none at all, with `missing` set, if the images cannot be read."""

@@ -131,7 +131,7 @@ def _status(task: SubmittedTask) -> int | None:
 
 
 def last_lines(log: Path, n: int) -> list[str]:
-    """Return the last lines of a log that are not empty, without control characters; none if there is no log."""
+    """Return the last non-empty lines of a log, with control characters escaped; an empty list without a log."""
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)

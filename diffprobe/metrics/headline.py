@@ -38,6 +38,11 @@ def is_higher_better(metric: str) -> bool | None:
     return None if known is None else known.higher_is_better
 
 
+def place_text(record: MetricRecord) -> str:
+    """Return the cell, target and probe of a record in one line, without those that it does not have."""
+    return " ".join(part for part in place_of(record) if part)
+
+
 def place_of(record: MetricRecord) -> tuple[str | None, str | None, str | None]:
     """Return the cell, target and probe of a record."""
     return record.cell, record.target, record.probe

@@ -7,7 +7,7 @@ from typing import Any
 from diffprobe.core.errors import ConfigError, RunFailed, nearest
 from diffprobe.core.flat_tree import flatten
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.metrics.headline import is_higher_better, place_of
+from diffprobe.metrics.headline import is_higher_better, place_of, place_text
 from diffprobe.report.query import matches
 from diffprobe.report.run_index import IndexedRun
 
@@ -129,7 +129,7 @@ def compare_runs(runs: Sequence[IndexedRun]) -> RunComparison:
 
 def record_name(record: MetricRecord) -> str:
     """Return the name of a record within its run: metric, split, cell, target and probe."""
-    place = " ".join(part for part in (record.cell, record.target, record.probe) if part)
+    place = place_text(record)
     return f"{record.name} ({record.split}{f', {place}' if place else ''})"
 
 

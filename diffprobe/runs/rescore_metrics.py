@@ -28,7 +28,7 @@ class Measure(NamedTuple):
     value: Callable[["Scored", Tensor], float]
     """Its value over some samples. Raises: EmptyClass where it is not defined."""
     chance: Callable[["Scored", Tensor], float] | None = None
-    """The value of the best constant answer to these samples; None where there is no such thing."""
+    """The value of the best constant answer to these samples; None for metrics without one."""
 
 
 class Scored:

@@ -5,14 +5,9 @@ import json
 import pytest
 
 from diffprobe.cli.main import main
+from tests.training.test_loggers import logged_out  # noqa: F401
 
-
-@pytest.fixture(autouse=True)
-def logged_out(monkeypatch, tmp_path):
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("logged_out")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffprobe.core.terminal import printable
-from diffprobe.metrics.headline import headline
+from diffprobe.metrics.headline import headline, place_text
 from diffprobe.report.curves import Curve, thinned
 from diffprobe.report.pages.line_svg import LineChart, draw_lines
 from diffprobe.report.run_index import IndexedRun
@@ -73,7 +73,7 @@ def _row(run: IndexedRun, metric: str | None, colour: int | None) -> dict[str, A
         "started": result.started.replace("T", " ")[:16],
         "seconds": result.wall_time_s,
         "score": record,
-        "place": "" if record is None else " ".join(p for p in (record.cell, record.target, record.probe) if p),
+        "place": "" if record is None else place_text(record),
         "n_metrics": len(result.metrics),
         "colour": colour,
     }
