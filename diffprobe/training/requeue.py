@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 
 from diffprobe.core.processes import is_main_process
+from diffprobe.core.restarts import job_id
 from diffprobe.core.signals import Terminated, take_sigterm
 
 _INTERACTIVE = ("bash", "interactive")
@@ -136,6 +137,5 @@ class Requeue:
 
     def _job(self) -> str:
         """Return the id of the job, or of the task of a job array."""
-        array = self._environ.get("SLURM_ARRAY_JOB_ID")
-        job = f"{array}_{self._environ.get('SLURM_ARRAY_TASK_ID', '')}" if array else self._environ["SLURM_JOB_ID"]
+        job = job_id(self._environ) or ""
         return job if re.fullmatch(r"[0-9_-]+", job) else "(invalid id)"

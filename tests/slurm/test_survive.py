@@ -65,15 +65,19 @@ def test_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
     assert f"job {job} is requeued" in log and log.count("result: ") == 1
 
 
-def test_two_processes_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
-    settings = ("logger=wandb", "trainer.devices=2", "data.batch_size=2")
+def assert_survives_usr1(jobs: Jobs, whole: dict[str, object], *settings: str, step: int) -> None:
+    """Train as a job that gets SIGUSR1 in a step, and compare it with an undisturbed one after its restart."""
     expected = undisturbed(jobs, whole, *settings)
     jobs.write_cluster(seconds=0.5)
     jobs.train(*settings)
-    in_step(jobs, 12)
+    in_step(jobs, step)
     slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
     jobs.finish()
     assert_undisturbed(jobs, expected, starts=2)
+
+
+def test_two_processes_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
+    assert_survives_usr1(jobs, whole, "logger=wandb", "trainer.devices=2", "data.batch_size=2", step=12)
     assert {step["rank"] for step in jobs.steps()} == {0, 1}
 
 
@@ -124,14 +128,7 @@ def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> N
 
 def test_live_features_with_a_worker_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
     """The signal reaches the worker of the loader as well."""
-    settings = ("logger=wandb", "features.source=live", "data.num_workers=1")
-    expected = undisturbed(jobs, whole, *settings)
-    jobs.write_cluster(seconds=0.5)
-    jobs.train(*settings)
-    in_step(jobs, 6)
-    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
-    jobs.finish()
-    assert_undisturbed(jobs, expected, starts=2)
+    assert_survives_usr1(jobs, whole, "logger=wandb", "features.source=live", "data.num_workers=1", step=6)
 
 
 def test_an_extraction_at_usr1(jobs: Jobs) -> None:
