@@ -14,6 +14,8 @@ from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 
 Statistic = Callable[[NDArray[np.int64]], float]
 """Takes positions into the samples and returns a number."""
+SINGLE_SAMPLES = "sample"
+"""Name, in place of an attribute, of clusters that are single samples."""
 
 
 @dataclass(frozen=True, kw_only=True)

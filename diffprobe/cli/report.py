@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training samples on which a latent must be active (default: 10)",
     )  # fmt: skip
     parser.add_argument(
-        "--group-by", metavar="ATTRIBUTE", help="attribute whose samples belong together, in intervals and ends"
-    )
+        "--group-by", metavar="ATTRIBUTE",
+        help="attribute whose samples belong together, in intervals and ends (default: the data set's group); "
+        "'sample': single samples",
+    )  # fmt: skip
     parser.add_argument("--data-path", metavar="DIR", help="folder of the shards, if they were moved since")
 
 

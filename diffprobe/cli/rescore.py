@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per", metavar="ATTRIBUTE", help="one line for each value of an attribute")
     parser.add_argument("--interval", choices=["bootstrap"], help="add an interval")
     parser.add_argument(
-        "--group-by", metavar="ATTRIBUTE", help="resample the groups that share a value (default: single samples)"
+        "--group-by",
+        metavar="ATTRIBUTE",
+        help="resample the groups that share a value (default: the data set's group); 'sample': single samples",
     )
     parser.add_argument("--resamples", type=int, metavar="N", help="number of resamples (default: 1000)")
     parser.add_argument("--level", type=float, metavar="P", help="coverage of the interval (default: 0.95)")

@@ -5,6 +5,7 @@ A demo trains for minutes before it writes its page; whatever the page cannot sh
 
 from collections.abc import Iterator
 
+from diffprobe.analysis.statistics import SINGLE_SAMPLES
 from diffprobe.backbones.cell import parse_pool
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, unknown
@@ -42,7 +43,7 @@ def check_needs(demo: Demo) -> None:
         )
     group = demo.config.panels.group_by
     for run in _of_kind(demo, "direction"):
-        if group is not None and group not in sets[run.data.path].attributes:
+        if group not in (None, SINGLE_SAMPLES, *sets[run.data.path].attributes):
             raise unknown("panels.group_by", group, sets[run.data.path].attributes, ConfigError)
 
 

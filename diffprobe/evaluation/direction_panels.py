@@ -67,7 +67,7 @@ def direction_panels(
         opened = _Opened(run, opener(run))
         for record in records:
             try:
-                projection = opened.project(record, settings.group_by)
+                projection = opened.project(record, settings)
                 estimate = _estimate(directions, run, record, projection, settings.n_resamples)
                 poles = (str(record.detail.get("positive")), str(record.detail.get("negative")))
                 inputs = (run.result.artifacts.get(SHARDS), run.result.artifacts.get(BACKBONE))
@@ -109,12 +109,13 @@ class _Opened:
             self._axes = {(axis.target, axis.cell): axis for axis in axes}
             self._table = source.table(run.config.data.test_split)
 
-    def project(self, record: MetricRecord, group_by: str | None) -> "_Projection | None":
+    def project(self, record: MetricRecord, settings: PanelConfig) -> "_Projection | None":
         """Return the projections on the direction of a record; None without its features or its file."""
         if self._source is None or self._table is None:
             return None
         axis = self._axes[str(record.target), str(record.cell)]
         try:
+            group_by = settings.group(self._source.group)
             return _Projection(self._run, axis, self._table, self._source.attributes, group_by)
         except (WeightsMissing, SchemaError, OSError) as error:
             self.missing = (
@@ -148,8 +149,9 @@ class _Projection:
         self.keys = [table.keys[row] for row in rows.tolist()]
         self.captions = [table.captions[row] for row in rows.tolist()]
         self.groups = self.keys
-        self.is_grouped = group_by is not None and group_by in attributes
-        if group_by is not None and self.is_grouped:
+        self.group_by = group_by
+        """Attribute that groups the samples; None for single samples."""
+        if group_by is not None:
             values = table.attributes[group_by][rows].tolist()
             names = attributes[group_by]
             self.groups = [names[v] if v >= 0 else key for v, key in zip(values, self.keys, strict=True)]
@@ -237,7 +239,7 @@ def _panel(
         negative: projection.values[~projection.positive].tolist(),
     }
     note = (
-        f"{_sample_counts(projection, settings.group_by)} Intervals: 95 %, {settings.n_resamples:,} bootstrap "
+        f"{_sample_counts(projection)} Intervals: 95 %, {settings.n_resamples:,} bootstrap "
         "resamples. The sign was fixed on the training split."
     )
     if loader.missing:
@@ -252,12 +254,12 @@ def _pole(value: object) -> str:
     return " or ".join(str(value).split("|"))
 
 
-def _sample_counts(projection: _Projection, group_by: str | None) -> str:
+def _sample_counts(projection: _Projection) -> str:
     """Return the number of samples behind an AUROC, and of independent groups among them."""
     text = f"{len(projection.keys):,} test samples of either pole"
-    if not projection.is_grouped:
+    if projection.group_by is None:
         return f"{text}."
     return (
-        f"{text}, with {len(set(projection.groups)):,} values of '{group_by}': an end shows each value once "
+        f"{text}, with {len(set(projection.groups)):,} values of '{projection.group_by}': an end shows each value once "
         "and at most half of them, and intervals resample whole values."
     )

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError
-from diffprobe.core.result import INPUT, STORE
+from diffprobe.core.result import INPUT, STORE, predictions_file
 from diffprobe.evaluation.probe_runs import ProbeRun, reason
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.manifest import Manifest
 from diffprobe.features.reader import FeatureStore
+from diffprobe.probes.predictions import load_predictions
 from diffprobe.runs.provenance import inputs_of
 from diffprobe.runs.train import make_source
 from diffprobe.shards.annotation import Fields
@@ -38,6 +39,8 @@ class PageFeatures:
     """Returns all features of a split."""
     images: tuple[ShardSet, Fields] | None
     """The shards with the images, and the names of their fields; None if they are not at hand."""
+    group: str | None = None
+    """Attribute whose samples are not independent, as the data set names it; None if it names none."""
     missing: str = ""
     """Reason why the images are not available; empty if they are."""
 
@@ -56,8 +59,9 @@ def open_features(run: ProbeRun) -> PageFeatures:
     except (DiffprobeError, OSError) as error:
         return _from_record(run, error)
     return PageFeatures(
-        widths=widths, classes=source.classes, attributes=source.attributes, table=source.table, images=images
-    )
+        widths=widths, classes=source.classes, attributes=source.attributes, table=source.table, images=images,
+        group=source.request.shard_set.group,
+    )  # fmt: skip
 
 
 def open_source(run: ProbeRun) -> "FeatureSource":
@@ -112,8 +116,15 @@ def _from_record(run: ProbeRun, error: DiffprobeError | OSError) -> PageFeatures
         attributes=store.attributes,
         table=lambda split: store.load(split, cells),
         images=None,
+        group=_recorded_group(run),
         missing=reason(error),
     )
+
+
+def _recorded_group(run: ProbeRun) -> str | None:
+    """Return the group that is recorded beside the predictions of a run; None for a run without them."""
+    path = run.folder / predictions_file(run.config.data.test_split)
+    return load_predictions(path).group if path.is_file() else None
 
 
 def _asked_shards(manifest: Manifest, limit: int | None) -> frozenset[str] | None:

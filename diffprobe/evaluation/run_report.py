@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from diffprobe.analysis.statistics import SINGLE_SAMPLES
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed, unknown
 from diffprobe.core.progress import Bar, MakeBar
@@ -213,7 +214,7 @@ class _Sources:
 
     def _check_group(self, source: PageFeatures) -> None:
         group = self._options.panels.group_by
-        if group is not None and group not in source.attributes:
+        if group not in (None, SINGLE_SAMPLES, *source.attributes):
             raise unknown("group", group, source.attributes, ConfigError)
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.analysis.statistics import SINGLE_SAMPLES
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
@@ -47,8 +48,8 @@ class SaeEvaluation:
     limit: int | None = None
     """Number of samples, the first ones in shard order; None for the `data.limit` of the run."""
     group_attribute: str | None = None
-    """Attribute whose values are the clusters of the bootstrap; samples without a value, and all samples if it is None,
-    are clusters of their own."""
+    """Attribute whose values are the clusters of the bootstrap; None for the group that the data set names. Samples
+    without a value, and all samples if it is "sample" or the data set names none, are clusters of their own."""
     backbone_path: str | None = None
     """Path of the backbone; None for the path of the run."""
     data_path: str | None = None
@@ -162,6 +163,7 @@ def _measure(
                 "replaced": here.network.splice.description,
                 "target": here.network.target,
                 "draws": here.network.plan.draws,
+                "clusters": here.group,
             },
         )
         metrics += loss_recovered_records(here.baseline, spliced, context)
@@ -179,6 +181,8 @@ class _Opened:
     network: "SplicedError"
     samples: "HeldOut"
     clusters: list[Any]
+    group: str
+    """Attribute whose values are the clusters, or "sample"."""
     baseline: "Baseline"
 
 
@@ -207,8 +211,9 @@ def _open(
             f"digest of the run: {inputs.get(SHARDS)}, of this set: {request.shard_set.digest}",
             fix="set the folder of that shard set: data_path=FOLDER",
         )
-    if config.group_attribute is not None and config.group_attribute not in request.shard_set.attributes:
-        raise unknown("group_attribute", config.group_attribute, request.shard_set.attributes)
+    group = config.group_attribute or request.shard_set.group or SINGLE_SAMPLES
+    if group not in (SINGLE_SAMPLES, *request.shard_set.attributes):
+        raise unknown("group_attribute", group, request.shard_set.attributes)
     (width,) = set(request.plan.widths.values())
     if d_in != width:
         raise WeightsMismatch(
@@ -225,16 +230,16 @@ def _open(
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
     split = config.split or trained.config.data.test_split
     run_dir.mkdir(parents=True, exist_ok=True)
-    samples, clusters = _hold_out(config, request, network, cell, split)
+    samples, clusters = _hold_out(config, request, network, cell, split, group)
     passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
     title = f"{cell.tap}: unchanged model and mean ablation"
     with progress.bar(len(samples) * passes, title, unit="passes", keep=False) as bar:
         baseline = network.baseline(samples, timesteps, bar.update)
-    return _Opened(network, samples, clusters, baseline)
+    return _Opened(network, samples, clusters, group, baseline)
 
 
 def _hold_out(
-    config: SaeEvaluation, request: Any, network: "SplicedError", cell: "Cell", split: str
+    config: SaeEvaluation, request: Any, network: "SplicedError", cell: "Cell", split: str, group: str
 ) -> "tuple[HeldOut, list[Any]]":
     """Encode the images of a split; return them with their condition inputs, and the cluster of each sample."""
     import torch
@@ -256,7 +261,7 @@ def _hold_out(
         inputs += condition_inputs(branch, SampleMetadata(**sample_texts(request.shard_set, batch, batch.captions)))
         latents.append(network.encode_images(batch.images))
         keys += batch.keys
-        groups = batch.attributes[config.group_attribute].tolist() if config.group_attribute else [-1] * len(batch)
+        groups = batch.attributes[group].tolist() if group != SINGLE_SAMPLES else [-1] * len(batch)
         clusters += [group if group >= 0 else key for group, key in zip(groups, batch.keys, strict=True)]
     if not keys:
         raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")

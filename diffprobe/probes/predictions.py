@@ -12,7 +12,8 @@ One file per split, samples in the order of their keys. Tensors, with n samples:
 - of autoencoder i: `n_rows.i`, `residual.i` (sum of |x - x_hat|^2 over the rows of a sample), `square.i` (sum of
   |x - c|^2 about the pre-bias c) and `active.i` (active latents), 16 bytes per sample.
 
-The header names heads, columns and their values. A log-probability below -65,504, the least float16, is kept as that.
+The header names heads, columns and their values, and the group of the data set. A log-probability below -65,504, the
+least float16, is kept as that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ class Predictions:
         values: column -> names of its values; the columns of `ids`, in their order.
         heads: the heads.
         tensors: the tensors of the file without the keys.
+        group: the column whose samples are not independent, as the data set names it; None if it names none.
     """
 
     split: str
@@ -93,6 +95,7 @@ class Predictions:
     values: dict[str, tuple[str, ...]]
     heads: tuple[KeptHead, ...]
     tensors: dict[str, Tensor]
+    group: str | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -184,6 +187,7 @@ def save_predictions(predictions: Predictions, path: Path | str) -> None:
         "split": predictions.split,
         "columns": [[name, list(values)] for name, values in predictions.values.items()],
         "heads": [to_tree(asdict(head)) for head in predictions.heads],
+        **({} if predictions.group is None else {"group": predictions.group}),
     }
     with atomic_file(path) as temporary:
         metadata = {_HEADER: canonical_json(header)}  # one entry: the library writes several in any order
@@ -203,6 +207,9 @@ def load_predictions(path: Path | str) -> Predictions:
         split = expect(header.get("split"), str, where=f"'{path}', split", fix=_FIX)
         values = _columns(path, header.get("columns"))
         heads = _heads(path, header.get("heads"), values)
+        group = header.get("group")
+        if group is not None and (not isinstance(group, str) or group not in values):
+            raise _bad(path, f"its group {str(group)[:80]!r} is not one of its columns")
         names = set(stored.keys())
         wanted = {"keys", "key_ends", *layout_of(heads, values)}
         if names != wanted:
@@ -220,7 +227,7 @@ def load_predictions(path: Path | str) -> Predictions:
         if found.is_floating_point() and not torch.isfinite(found).all():
             raise _bad(path, f"tensor '{name}' has NaN or infinity")
     _check_ranges(path, values, heads, tensors)
-    return Predictions(split=split, keys=keys, values=values, heads=heads, tensors=tensors)
+    return Predictions(split=split, keys=keys, values=values, heads=heads, tensors=tensors, group=group)
 
 
 def _bad(path: Path, what: str) -> SchemaError:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.statistics import bootstrap_interval
+from diffprobe.analysis.statistics import SINGLE_SAMPLES, bootstrap_interval
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, RunFailed, SchemaError, unknown
 from diffprobe.core.progress import Bar
@@ -37,7 +37,8 @@ class Bootstrap:
     seed: int = 0
     """Seed of the resampling."""
     group_by: str | None = None
-    """Column whose values are the independent units; None resamples single samples."""
+    """Column whose values are the independent units, or "sample" for single samples; None for the group that the data
+    set names, single samples where it names none."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -158,6 +159,7 @@ def rescore(
         raise RunFailed(
             f"run '{run.result.run}' has no recorded metric that its predictions give.", fix="--metric NAME"
         )
+    bootstrap = _with_unit(bootstrap, predictions)
     groups = _groups(predictions, bootstrap)
     scored = {head: Scored(predictions, head) for head in dict.fromkeys(head for head, _, _ in jobs)}
     with (progress or _silent)(len(jobs)) as bar:
@@ -194,6 +196,7 @@ def compare(
     Raises: as `rescore`; RunFailed if keys or labels differ, or if a head has no or several counterparts.
     """
     pairs = _pairs(one, other, where or {}, other_where or {})
+    bootstrap = _with_unit(bootstrap, one.predictions)
     groups, made = _groups(one.predictions, bootstrap), []
     jobs = [
         (pair, name) for pair in pairs for name in metrics or _recorded(one, one.predictions.heads[pair[0]])
@@ -252,17 +255,25 @@ def _column(predictions: Predictions, name: str) -> Tensor:
     return predictions.column(name)
 
 
+def _with_unit(bootstrap: Bootstrap | None, predictions: Predictions) -> Bootstrap | None:
+    """Return how an interval is drawn, with the unit named."""
+    if bootstrap is None or bootstrap.group_by is not None:
+        return bootstrap
+    return replace(bootstrap, group_by=predictions.group or SINGLE_SAMPLES)
+
+
 def _groups(predictions: Predictions, bootstrap: Bootstrap | None) -> Tensor:
     """Return the number of the independent unit of each sample. Raises: RunFailed for samples without a unit."""
-    if bootstrap is None or bootstrap.group_by is None:
+    if bootstrap is None or bootstrap.group_by == SINGLE_SAMPLES:
         return torch.arange(len(predictions))
-    ids = _column(predictions, bootstrap.group_by)
+    name = str(bootstrap.group_by)
+    ids = _column(predictions, name)
     without = (ids < 0).nonzero().flatten().tolist()
     if without:
         raise RunFailed(
-            f"{len(without)} of {len(ids)} samples have no value of '{bootstrap.group_by}', so their group is unknown.",
+            f"{len(without)} of {len(ids)} samples have no value of '{name}', so their group is unknown.",
             f"the first is '{predictions.keys[without[0]]}'",
-            fix="group by another column",
+            fix=f"group by another column, or by '{SINGLE_SAMPLES}'",
         )
     return ids
 
@@ -324,7 +335,7 @@ def _interval(
     return {
         "interval": [found.low, found.high],
         "bootstrap": {
-            "group_by": bootstrap.group_by or "sample", "n_groups": found.n_clusters, "resamples": found.n_resamples,
+            "group_by": bootstrap.group_by, "n_groups": found.n_clusters, "resamples": found.n_resamples,
             "undefined": found.n_undefined, "level": found.level, "seed": bootstrap.seed,
         },
     }  # fmt: skip

@@ -6,6 +6,7 @@ kinds of probes.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -163,6 +164,7 @@ def _write(
 
     config = planned.config
     ordered = config.probe.kind == "sae" or _n_train(config, source) > config.data.batch_size
+    group = source.request.shard_set.group
     written: dict[str, str] = {}  # all probes of the run; the record of a grid lists those of its members
 
     def write(folder: Path, run: str, tree: dict[str, Any], seeds: dict[str, int], part: "ProbeModule | None") -> Any:
@@ -174,7 +176,7 @@ def _write(
         artifacts = {str(path.relative_to(folder)): digest_file(path / TENSORS) for path in saved}
         for split, predictions in (part.predictions if part else {}).items():
             name = predictions_file(split)
-            save_predictions(predictions, folder / name)
+            save_predictions(replace(predictions, group=group), folder / name)
             artifacts[name] = digest_file(folder / name)
         written.update({str((folder / name).relative_to(planned.run_dir)): sha for name, sha in artifacts.items()})
         result = make_result(

@@ -23,6 +23,7 @@ from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.report.pages.page import render_page
 from diffprobe.runs.train import make_source
+from diffprobe.shards.index import ShardSet
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     kinds = {kind: {run.control for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
     assert kinds == {"sae": {"none", "random_weights"}, "classifier": {"none", "random_weights", "raw_pixels"}}
     assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)}
-    assert demo.config.panels == PanelConfig(group_by="family")
+    assert demo.config.panels == PanelConfig() and ShardSet.load(demo.runs[0].data.path).group == "family"
 
 
 def test_the_same_run_twice_is_refused(tiny_study):

@@ -11,6 +11,7 @@ from diffprobe.core.errors import ConfigError, RunFailed, ShardError
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.evaluation.run_report import ReportOptions, run_report, write_run_report
 from diffprobe.report.pages.page import render_page
+from diffprobe.shards.index import build_index
 from tests.evaluation.page_runs import DIRECTION
 
 pytestmark = pytest.mark.slow
@@ -60,8 +61,6 @@ def test_runs_of_two_data_sets_stand_side_by_side_with_their_names(small_sae, ti
     other = tmp_path / "others"
     shutil.copytree(tiny_shards, other)
     (other / "index.json").unlink()
-    from diffprobe.shards.index import build_index
-
     for tar in other.glob("val-0001.tar"):
         tar.unlink()
     build_index(other, name="others", licence="CC0-1.0")
@@ -75,6 +74,8 @@ def test_runs_of_two_data_sets_stand_side_by_side_with_their_names(small_sae, ti
 def test_moved_shards_cost_the_pictures_and_are_found_again(small_sae, direction, tiny_shards, train_tiny, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(tiny_shards, here)
+    (here / "index.json").unlink()
+    build_index(here, name="tiny", licence="CC0-1.0", grouped_by="colour")
     runs = [
         train_tiny("probe=topk", "probe.params.n_latents=32", "probe.params.k=2", f"data.path={here}"),
         train_tiny(*DIRECTION, f"data.path={here}"),
@@ -82,9 +83,11 @@ def test_moved_shards_cost_the_pictures_and_are_found_again(small_sae, direction
     shutil.move(here, there)
     html = render_page(run_report(runs, FEW))
     assert "<img" not in html and html.count("No pictures are shown") == 2 and "active on" in html
-    assert '<figure class="hist">' in html
+    assert '<figure class="hist">' in html and "values of &#39;colour&#39;" in html  # the group, from the predictions
     again = render_page(run_report(runs, dataclasses.replace(FEW, data_path=str(there))))
-    assert "<img" in again and "No pictures" not in again
+    assert "<img" in again and "No pictures" not in again and "values of &#39;colour&#39;" in again
+    single = dataclasses.replace(FEW, panels=dataclasses.replace(FEW.panels, group_by="sample"))
+    assert "values of &#39;colour" not in render_page(run_report(runs, single))
 
 
 def test_what_is_not_there_is_said_on_the_page(small_sae, direction, tmp_path):

@@ -216,4 +216,4 @@ def test_data_and_backbones_that_do_not_fit_are_told(config, tiny_shards, tmp_pa
 
 def test_the_experiment_of_the_emoji_set_is_one_of_this_kind():
     found = load("emoji/evaluate_sae", ["run=runs/x"])
-    assert isinstance(found, SaeEvaluation) and found.run == "runs/x" and found.group_attribute == "family"
+    assert isinstance(found, SaeEvaluation) and found.run == "runs/x" and found.group_attribute is None

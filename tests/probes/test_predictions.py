@@ -50,6 +50,9 @@ def test_what_is_written_is_read_and_is_compact(tmp_path):
     assert one.read_bytes() == two.read_bytes() and len(list(tmp_path.iterdir())) == 2
     found = load_predictions(one)
     assert (found.split, found.keys, found.values, found.heads) == ("test", made.keys, VALUES, HEADS)
+    assert found.group is None
+    save_predictions(dataclasses.replace(made, group="style"), two)
+    assert load_predictions(two).group == "style"
     assert found.column("style").equal(made.tensors["ids"][:, 1]) and len(found) == 12
     assert found.truth(2).tolist() == [-1, 1, 0, -1] * 3  # of noto, twemoji, other and none
     assert found.of("top", 0).shape == (12, 16) and found.has("own", 0) and not found.has("own", 1)
@@ -84,6 +87,7 @@ FAULTS = {
     "another kind": (lambda t, h: (t, {**h, "kind": "probe"}), "kind 'probe'"),
     "a later version": (lambda t, h: (t, {**h, "schema_version": 2}), "schema_version '?2"),
     "no columns": (lambda t, h: (t, {**h, "columns": [["style", []]]}), "no column 'label'"),
+    "a group that is no column": (lambda t, h: (t, {**h, "group": "base"}), "group 'base'"),
     "columns twice": (lambda t, h: (t, {**h, "columns": [*h["columns"], ["label", []]]}), "column"),
     "a target that is none": (lambda t, h: (t, {**h, "heads": [{**h["heads"][0], "target": "x"}]}), r"'x'.*label"),
     "an unknown key": (lambda t, h: (t, {**h, "heads": [{**h["heads"][0], "x": 1}]}), r"heads\[0\]"),

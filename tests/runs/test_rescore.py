@@ -135,6 +135,12 @@ def test_an_interval_resamples_groups(runs):
     assert low < single.value < high and high - low == pytest.approx(4 * np.sqrt(0.25 / single.n), rel=0.4)
     again = rescore(run, metrics=["accuracy"], where=where, bootstrap=Bootstrap(resamples=200))[0]
     assert again.detail == single.detail
+    named = dataclasses.replace(run, predictions=dataclasses.replace(run.predictions, group="style"))  # by the data set
+    assert rescore(named, metrics=["accuracy"], where=where, bootstrap=Bootstrap(resamples=200))[0] == grouped
+    alone = Bootstrap(resamples=200, group_by="sample")
+    assert rescore(named, metrics=["accuracy"], where=where, bootstrap=alone)[0] == single
+    paired = compare(named, load_run(runs["again"]), metrics=["accuracy"], where=where, bootstrap=Bootstrap(resamples=200))[0]
+    assert paired.detail["bootstrap"]["group_by"] == "style"
     with pytest.raises(RunFailed, match=r"samples have no value of 'label'.*"):
         rescore(run, metrics=["accuracy"], where=where, bootstrap=Bootstrap(group_by="label"))
     with pytest.raises(ConfigError, match="seed=-1"):
