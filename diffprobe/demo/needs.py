@@ -44,7 +44,7 @@ def check_needs(demo: Demo) -> None:
     group = demo.config.panels.group_by
     for run in _of_kind(demo, "direction"):
         if group not in (None, SINGLE_SAMPLES, *sets[run.data.path].attributes):
-            raise unknown("panels.group_by", group, sets[run.data.path].attributes, ConfigError)
+            raise unknown("panels.group_by", str(group), sets[run.data.path].attributes, ConfigError)
 
 
 def _of_kind(demo: Demo, kind: str) -> Iterator[RunConfig]:

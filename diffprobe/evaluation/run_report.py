@@ -215,7 +215,7 @@ class _Sources:
     def _check_group(self, source: PageFeatures) -> None:
         group = self._options.panels.group_by
         if group not in (None, SINGLE_SAMPLES, *source.attributes):
-            raise unknown("group", group, source.attributes, ConfigError)
+            raise unknown("group", str(group), source.attributes, ConfigError)
 
 
 def _latent_sections(

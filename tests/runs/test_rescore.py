@@ -139,7 +139,8 @@ def test_an_interval_resamples_groups(runs):
     assert rescore(named, metrics=["accuracy"], where=where, bootstrap=Bootstrap(resamples=200))[0] == grouped
     alone = Bootstrap(resamples=200, group_by="sample")
     assert rescore(named, metrics=["accuracy"], where=where, bootstrap=alone)[0] == single
-    paired = compare(named, load_run(runs["again"]), metrics=["accuracy"], where=where, bootstrap=Bootstrap(resamples=200))[0]
+    drawn = Bootstrap(resamples=200)
+    paired = compare(named, load_run(runs["again"]), metrics=["accuracy"], where=where, bootstrap=drawn)[0]
     assert paired.detail["bootstrap"]["group_by"] == "style"
     with pytest.raises(RunFailed, match=r"samples have no value of 'label'.*"):
         rescore(run, metrics=["accuracy"], where=where, bootstrap=Bootstrap(group_by="label"))
