@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         """Parse, and report unknown arguments with the nearest options. Exits with status 2."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            options = sorted({name for parser in _parsers(self) for name in _options(parser)})
+            options = sorted({name for parser in _chosen(self, found) for name in _options(parser)})
             hints = [
                 f"nearest to {argument}: {', '.join(close)}"
                 for argument in unknown
@@ -90,10 +90,14 @@ def sub_verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
     return found
 
 
-def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+def _chosen(parser: argparse.ArgumentParser, found: argparse.Namespace) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser and those of the sub-verbs that were given; all of them where none was."""
     yield parser
-    for sub in sub_verbs(parser).values():
-        yield from _parsers(sub)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            name = getattr(found, action.dest, None)
+            for sub in [action.choices[name]] if name in action.choices else action.choices.values():
+                yield from _chosen(sub, found)
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sets = build.add_subparsers(dest="dataset", required=True, metavar="NAME")
     for name in DATASETS.names():
         dataset = DATASETS.load(name)
-        options = sets.add_parser(name, help=dataset.HELP, description=dataset.HELP, epilog=dataset.CARD.licence)
+        options = sets.add_parser(
+            name, help=dataset.HELP, description=dataset.HELP, epilog=f"licence of its images: {dataset.CARD.licence}"
+        )
         dataset.add_arguments(options)
         options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for shards and index")
 

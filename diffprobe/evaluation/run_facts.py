@@ -80,9 +80,10 @@ def machine_facts(results: Sequence[RunResult]) -> tuple[tuple[str, str], ...]:
     hardware, seconds = results[0].hardware, sum(result.wall_time_s for result in results)
     accelerators = ", ".join(map(str, hardware.get("accelerators") or ["none"]))
     machine, cores = hardware.get("machine", "unknown"), hardware.get("cores", "unknown")
+    runs = "1 run" if len(results) == 1 else f"{len(results)} runs"
     return (
         ("machine", f"{machine}, {cores} cores, accelerators: {accelerators}"),
-        ("training", f"{seconds:.0f} s for {len(results)} runs, without extraction"),
+        ("training", f"{seconds:.0f} s for {runs}, without extraction"),
     )
 
 

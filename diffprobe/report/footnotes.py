@@ -59,6 +59,11 @@ def table_notes(table: TableData) -> Notes:
     n_missing = len(entries) - len(measured)
     if n_missing:
         notes.append(Note(text=f"{spec.missing}: no result ({n_missing} of {len(entries)} entries)."))
+    n_far = sum(entry.is_far for entry in measured)
+    if n_far:
+        which = "all entries" if n_far == len(measured) else f"{n_far} of {len(measured)} entries"
+        text = f"Training of {which} stopped far from convergence: they measure it as well as the features."
+        notes.append(Note(text=text))
     comparisons = [entry.comparison for entry in entries if entry.comparison is not None]
     marks = {note: _letter(i) for i, note in enumerate(dict.fromkeys(found.note for found in comparisons))}
     if marks:

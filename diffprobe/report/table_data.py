@@ -48,6 +48,8 @@ class Entry:
     """Number of samples (the smallest over seeds)."""
     n_classes: int | None = None
     """Number of classes with samples in the split (the smallest over seeds); None if not recorded."""
+    is_far: bool = False
+    """Whether the training of one of its probes stopped far from convergence, where results record that."""
     controls: dict[str, float]
     """Control name -> its value for this entry."""
     comparison: Comparison | None = None
@@ -192,6 +194,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
     return Entry(
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
+        is_far=any(record.detail.get("far_from_convergence") is True for _, record in found),
         controls=controls, comparison=comparison, varied=varied(found),
     )  # fmt: skip
 

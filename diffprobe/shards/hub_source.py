@@ -301,13 +301,18 @@ def _record(row: Mapping[str, Any], columns: HubColumns, where: str) -> dict[str
         record["caption"] = text
     attributes: dict[str, str] = {}
     for name, names in columns.attributes.items():
-        value = row.get(name)
-        if value is None or (isinstance(value, float) and not math.isfinite(value)) or (names and value == -1):
-            continue
-        shown = names[value] if names else value if isinstance(value, str) else json.dumps(value, default=str)
-        if has_value(shown) is not None:
+        if (shown := attribute_of(row.get(name), names)) is not None:
             attributes[name] = shown
     return {**record, **({"attributes": attributes} if attributes else {})}
+
+
+def attribute_of(value: object, names: Sequence[str]) -> str | None:
+    """Return a value of a column as an attribute, None for no value; `names` are its classes, if it has any."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)) or (names and value == -1):
+        return None
+    if names and isinstance(value, int):
+        return has_value(names[value])
+    return has_value(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _names(kind: Any) -> tuple[str, ...]:

@@ -29,13 +29,16 @@ def test_an_unknown_option_names_the_nearest(parser: Parser, capsys: pytest.Capt
 
 def test_sub_verbs_mix_too_and_an_unknown_one_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="do")
-    sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT").add_parser("backbone")
+    verbs = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    verbs.add_parser("other").add_argument("--checks")
+    sub = verbs.add_parser("backbone")
     sub.add_argument("folder")
     add_settings(sub)
     add_check(sub)
     args = parser.parse_args(["backbone", "here", "a=1", "--check", "b=2"])
     assert (args.folder, args.settings, args.check) == ("here", ["a=1", "b=2"], True)
-    for arguments, hint in ((["backbon"], "nearest: backbone"), (["backbone", "here", "--chek"], "--check")):
+    nearest = "nearest to --chek: --check\n"  # not the options of other verbs
+    for arguments, hint in ((["backbon"], "nearest: backbone"), (["backbone", "here", "--chek"], nearest)):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(arguments)
         assert hint in capsys.readouterr().err

@@ -54,6 +54,22 @@ def test_a_mean_over_classes_names_them(results, spec):
     assert "over" not in table_notes(fill_table(results, spec)).lines[0].split(";")[0]
 
 
+def test_entries_far_from_convergence_are_counted(results, spec):
+    run = results[1]
+    for far, words in (({"far_from_convergence": True}, "1 of 11 entries"), ({"far_from_convergence": False}, None)):
+        first = dataclasses.replace(run.metrics[0], detail=far)
+        changed = [results[0], dataclasses.replace(run, metrics=(first, *run.metrics[1:])), *results[2:]]
+        lines = [line for line in table_notes(fill_table(changed, spec)).lines if "convergence" in line]
+        assert len(lines) == (words is not None) and all(words in line for line in lines)
+    every = [
+        dataclasses.replace(
+            one, metrics=tuple(dataclasses.replace(m, detail={"far_from_convergence": True}) for m in one.metrics)
+        )
+        for one in results
+    ]
+    assert any("Training of all entries" in line for line in table_notes(fill_table(every, spec)).lines)
+
+
 def test_unequal_samples_are_given_as_a_span(results, spec):
     run = results[1]
     first = dataclasses.replace(run.metrics[0], n=1500)

@@ -18,8 +18,10 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, Shar
 from diffprobe.core.json_file import parse_json
 from diffprobe.core.progress import Announce, Bar, MakeBar
 from diffprobe.shards.dataset_card import DatasetCard
+from diffprobe.shards.hash_split import check_fractions, split_by_hash
 from diffprobe.shards.hub_source import (
     HubColumns,
+    attribute_of,
     choose_columns,
     folder_state,
     image_roots,
@@ -54,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption-column", metavar="COLUMN", help="default: caption, captions or text")
     parser.add_argument("--leave-out", action="append", default=[], metavar="COLUMN", help="a column not to read")
     parser.add_argument("--group", metavar="COLUMN", help="attribute whose samples are not independent")
+    parser.add_argument("--val", type=float, metavar="F", help="share of val, by hash, of a data set with one split")
+    parser.add_argument("--test", type=float, metavar="F", help="share of test, by hash (default as --val)")
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="images per shard")
     parser.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="skip: leave out and list")
     parser.add_argument(
@@ -75,6 +79,8 @@ def build(
     caption_column: str | None = None,
     leave_out: Sequence[str] = (),
     group: str | None = None,
+    val: float | None = None,
+    test: float | None = None,
     samples_per_shard: int = 1000,
     on_error: str = "raise",
     streaming: bool = True,
@@ -83,7 +89,8 @@ def build(
 ) -> ShardSet:
     """Build the shard set of a Hugging Face data set, or continue an interrupted build.
 
-    The key of a sample is its split and the number of its row. Columns of single values become attributes.
+    The key of a sample is its split and the number of its row. Columns of single values become attributes. With `val`
+    or `test`, each chunk of rows gives one shard per split.
 
     Args:
         source, config, revision, streaming: see `hub_source.open_splits`.
@@ -94,7 +101,9 @@ def build(
         image_column, label_column, caption_column: see `hub_source.choose_columns`.
         leave_out: columns that are not read.
         group: see `ShardSet.grouped_by`.
-        samples_per_shard: rows per shard.
+        val, test: shares of the values of the group, or of the rows without a group, drawn by hash from the only split
+            that is read; None for both keeps the splits, None for one of them takes the other.
+        samples_per_shard: rows per shard; of all splits together where they are drawn.
         on_error: "raise" stops after the first shard with faulty rows and lists them; "skip" leaves such rows out and
             lists them in `out/left_out.txt`.
         make_bar: opens a bar over the rows, where the data set says how many there are.
@@ -109,6 +118,7 @@ def build(
     splits, commit = open_splits(str(source), config=config, revision=revision, streaming=streaming)
     renamed = _renamed(split, splits, say)
     first = splits[next(iter(renamed))]
+    shares = _shares(val, test, renamed)
     columns = choose_columns(first, image=image_column, label=label_column, caption=caption_column, left_out=leave_out)
     if group is not None and group not in columns.attributes:
         raise unknown("--group", group, columns.attributes, ConfigError)
@@ -117,7 +127,8 @@ def build(
     settings = {
         "columns": [columns.image, columns.label, columns.caption, sorted(columns.attributes)], "config": config,
         "revision": revision, "rows": counts, "samples_per_shard": samples_per_shard,
-        "splits": renamed, "source": None if Path(source).is_dir() else str(source),
+        "splits": renamed, **({"shares": shares, "group": group} if shares else {}),
+        "source": None if Path(source).is_dir() else str(source),
         **(folder_state(Path(source), out) if Path(source).is_dir() else {"commit": commit}),
     }  # fmt: skip
     roots = image_roots(source)
@@ -136,7 +147,8 @@ def build(
             opened = make_bar(total - before)
         with opened as bar:
             for old, new in renamed.items():
-                for line in _write(out, splits[old], columns, old, new, samples_per_shard, on_error, done, roots):
+                placed = _Placed(new, shares, group, columns)
+                for line in _write(out, splits[old], columns, old, placed, samples_per_shard, on_error, done, roots):
                     if line["shard"] not in done:
                         append_line(journal, line)
                         if bar is not None:
@@ -154,7 +166,8 @@ def build(
     list_left_out(out, left_out, say)
     if missing := [new for new in ("train", "val", "test") if new not in shard_set.splits()]:
         say(
-            f"no split {', '.join(missing)}: runs cut val out of train with data.val_fraction=0.1; other names: --split"
+            f"no split {', '.join(missing)}: --val 0.1 draws val and test from a single split, and "
+            "data.val_fraction=0.1 cuts val out of train in a run; other names: --split"
         )
     return shard_set
 
@@ -182,6 +195,38 @@ def _renamed(options: Sequence[str], splits: Mapping[str, Any], say: Announce) -
     return chosen
 
 
+def _shares(val: float | None, test: float | None, renamed: Mapping[str, str]) -> dict[str, float]:
+    """Return the shares of val and test to draw; {} to keep the splits. Raises: ConfigError."""
+    if val is None and test is None:
+        return {}
+    if list(renamed.values()) != ["train"]:
+        raise ConfigError(
+            f"--val and --test draw from a single split that becomes train; these are read: {', '.join(renamed)}.",
+            fix=f"leave them out, or read one split: --split {next(iter(renamed))}=train",
+        )
+    val, test = (found if found is not None else other for found, other in ((val, test), (test, val)))
+    assert val is not None and test is not None
+    check_fractions(val=val, test=test)
+    return {"val": val, "test": test}
+
+
+class _Placed:
+    """The splits that the rows of one split of the source go to."""
+
+    def __init__(self, new: str, shares: Mapping[str, float], group: str | None, columns: HubColumns) -> None:
+        self._new, self._shares, self._group = new, shares, group
+        self._names = columns.attributes[group] if group else ()
+        self.splits = (new, *(split for split, share in shares.items() if share > 0))
+
+    def of(self, row: Mapping[str, Any], number: int) -> str:
+        """Return the split of a row: by a hash of its group, of its number where it has none."""
+        if not self._shares:
+            return self._new
+        value = attribute_of(row.get(self._group), self._names) if self._group else None
+        text = f"{self._new}/{number:08d}" if value is None else f"{self._group}={value}"
+        return split_by_hash(text, val=self._shares["val"], test=self._shares["test"])
+
+
 def _described(columns: HubColumns) -> str:
     parts = [
         f"image: {columns.image}",
@@ -200,34 +245,38 @@ def _n_rows(rows: Any) -> int | None:
 
 
 def _write(
-    out: Path, rows: Any, columns: HubColumns, old: str, new: str, size: int, on_error: str,
+    out: Path, rows: Any, columns: HubColumns, old: str, placed: _Placed, size: int, on_error: str,
     done: Mapping[str, Mapping[str, Any]], roots: Sequence[Path],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Write the shards of a split and yield the line of each; finished ones are yielded first. Raises: ShardError."""
     number = start = 0
-    while f"{new}-{number:04d}.tar" in done:
-        line = dict(done[f"{new}-{number:04d}.tar"])
-        yield line
-        number, start = number + 1, start + line["rows"]
-        if line["rows"] < size:  # the last one
+    while all(f"{split}-{number:04d}.tar" in done for split in placed.splits):
+        lines = [dict(done[f"{split}-{number:04d}.tar"]) for split in placed.splits]
+        yield from lines
+        n = sum(line["rows"] for line in lines)
+        number, start = number + 1, start + n
+        if n < size:  # the last ones
             return
     source = read_rows(rows, columns, split=old, start=start)
     while chunk := list(islice(source, size)):
-        shard, faults = f"{new}-{number:04d}.tar", []
-        samples = []
+        faults: list[str] = []
+        samples: dict[str, list[tuple[str, dict[str, bytes]]]] = {split: [] for split in placed.splits}
         for row_number, row in chunk:
-            key, where = f"{new}/{row_number:08d}", f"row {row_number} of split '{old}'"
+            split, where = placed.of(row, row_number), f"row {row_number} of split '{old}'"
+            key = f"{split}/{row_number:08d}"
             try:
-                samples.append((key, sample_of(row, columns, key=key, where=where, roots=roots)))
+                samples[split].append((key, sample_of(row, columns, key=key, where=where, roots=roots)))
             except SampleError as error:
                 faults.append(error.what)
         if faults and on_error == "raise":
             raise _faulty(faults, len(chunk))
-        path = out / shard
-        if samples:
-            write_shard(path, samples)
-        yield {"shard": shard, "rows": len(chunk), "left_out": faults,
-               "n_bytes": path.stat().st_size if samples else None}  # fmt: skip
+        for split, found in samples.items():
+            path, has_faults = out / f"{split}-{number:04d}.tar", split == placed.splits[0]
+            if found:
+                write_shard(path, found)
+            left_out = faults if has_faults else []
+            yield {"shard": path.name, "rows": len(found) + len(left_out), "left_out": left_out,
+                   "n_bytes": path.stat().st_size if found else None}  # fmt: skip
         number += 1
     if not number:
         raise ShardError(f"split '{old}' has no row.", fix="--split OLD=NEW for the splits to read")

@@ -128,6 +128,53 @@ def test_an_interrupted_build_continues_to_the_same_bytes(tmp_path: Path, monkey
         build(source, tmp_path / "out", samples_per_shard=5)
 
 
+def grouped(folder: Path) -> Path:
+    pets = [f"pet {i // 4}" if i < 36 else None for i in range(40)]
+    rows(0, 40).add_column("pet", pets).save_to_disk(str(folder))
+    return folder
+
+
+def test_val_and_test_are_drawn_from_a_single_split_by_group(tmp_path: Path) -> None:
+    source = grouped(tmp_path / "pets")
+    built = build(source, tmp_path / "out", group="pet", val=0.3, test=0.2, samples_per_shard=16)
+    found = samples(built)
+    assert len(found) == 40 and built.splits() == ("test", "train", "val") and built.group == "pet"
+    homes: dict[str, set[str]] = {}
+    for key, raw in found.items():
+        pet = json.loads(raw.files["json"]).get("attributes", {}).get("pet", key)
+        homes.setdefault(pet, set()).add(key.partition("/")[0])
+        assert raw.files["jpg"] == encoded(int(key.partition("/")[2]))
+    assert len(homes) == 13 and {len(splits) for splits in homes.values()} == {1}
+    again = build(source, tmp_path / "again", group="pet", val=0.3, test=0.2, samples_per_shard=7)
+    assert set(samples(again)) == set(found)  # whatever the shards
+    assert build(source, tmp_path / "out", group="pet", val=0.3, test=0.2, samples_per_shard=16).digest == built.digest
+    with pytest.raises(ShardError, match="other settings(?s:.*)shares"):
+        build(source, tmp_path / "out", group="pet", val=0.1, samples_per_shard=16)
+
+
+def test_a_build_with_drawn_splits_continues_within_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffprobe.shards.datasets import hub
+
+    rows(0, 41, bad=3).save_to_disk(str(tmp_path / "pets"))
+    options = {"val": 0.3, "samples_per_shard": 10, "on_error": "skip"}
+    whole = build(tmp_path / "pets", tmp_path / "whole", **options)
+    assert whole.n_samples("train") + whole.n_samples("val") + whole.n_samples("test") == 40
+    real, written = hub.write_shard, []
+
+    def killed(path, members):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return real(path, members)
+
+    monkeypatch.setattr(hub, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "pets", tmp_path / "out", **options)
+    monkeypatch.setattr(hub, "write_shard", real)
+    assert build(tmp_path / "pets", tmp_path / "out", **options).digest == whole.digest
+    assert (tmp_path / "out/.build.jsonl").read_bytes() == (tmp_path / "whole/.build.jsonl").read_bytes()
+
+
 def test_faulty_rows_are_named_or_left_out_and_listed(tmp_path: Path) -> None:
     rows(0, 6, bad=4).save_to_disk(str(tmp_path / "pets"))
     words = "1 of 2 rows of a shard(?s:.*)row 4 of split 'train': the image is neither JPEG(?s:.*)--on-error skip"
@@ -151,6 +198,8 @@ def test_faulty_rows_are_named_or_left_out_and_listed(tmp_path: Path) -> None:
         ({"split": ["train=a b"]}, ConfigError, "split name 'a b'"),
         ({"revision": "main"}, ConfigError, "--revision main has no effect on the folder"),
         ({"config": "x"}, ConfigError, "--config x has no effect"),
+        ({"val": 0.1}, ConfigError, "single split(?s:.*)train, validation(?s:.*)--split train=train"),
+        ({"val": 0.6, "split": ["train"]}, ConfigError, "leave nothing for train"),
         ({"samples_per_shard": 0}, ConfigError, "--samples-per-shard 0"),
     ],
 )
@@ -185,7 +234,7 @@ def test_the_command_builds_and_names_the_next_one(tmp_path: Path, capsys: pytes
     assert main(command) == 0
     printed = capsys.readouterr()
     assert "test: 3 samples" in printed.out and f"diffprobe data verify {out}" in printed.out
-    assert "data.val_fraction=0.1" in printed.err
+    assert "data.val_fraction=0.1" in printed.err and "--val 0.1" in printed.err
     shutil.rmtree(source)
     assert main(["data", "verify", str(out)]) == 0
 
