@@ -37,7 +37,7 @@ def test_sub_verbs_mix_too_and_an_unknown_one_names_the_nearest(capsys: pytest.C
     add_check(sub)
     args = parser.parse_args(["backbone", "here", "a=1", "--check", "b=2"])
     assert (args.folder, args.settings, args.check) == ("here", ["a=1", "b=2"], True)
-    nearest = "nearest to --chek: --check\n"  # not the options of other verbs
+    nearest = "nearest to --chek: --check, --help\n"  # not the options of other verbs
     for arguments, hint in ((["backbon"], "nearest: backbone"), (["backbone", "here", "--chek"], nearest)):
         with pytest.raises(SystemExit, match="2"):
             parser.parse_args(arguments)
