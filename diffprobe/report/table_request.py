@@ -50,7 +50,7 @@ def resolve_request(
         return TableRequest(specs=specs, results=tuple(collect(folder)), folder=folder)
     if not names:
         return _default(collect(folder), narrow, folder=folder)
-    if len(names) == 1 and not Path(names[0]).exists():
+    if len(names) == 1 and not os.path.exists(names[0]):  # pathlib's raises for a name that is too long
         return _of_experiment(names[0], folder, narrow)
     if results is not None:
         raise ConfigError(
@@ -74,12 +74,12 @@ def result_paths(names: Sequence[str | Path]) -> list[Path]:
     """
     paths: dict[Path, Path] = {}
     for name in map(Path, names):
-        if name.is_dir():
+        if os.path.isdir(name):
             found = require_results(name)
-        elif name.name == RESULT_FILE and name.is_file():
+        elif name.name == RESULT_FILE and os.path.isfile(name):
             found = [name]
         else:
-            known = "is not a result file" if name.exists() else "does not exist"
+            known = "is not a result file" if os.path.exists(name) else "does not exist"
             raise ConfigError(
                 f"'{name}' {known}.", f"expected: folders of runs, or files named {RESULT_FILE}",
                 fix="use the folders that `diffprobe train` printed",
