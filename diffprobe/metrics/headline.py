@@ -3,6 +3,9 @@
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.metrics import described
 
+_UNREGISTERED = ("auroc", "loss_recovered")
+"""Metrics of which more is better that no probe chooses, so that they are not in the registry."""
+
 
 def headline(result: RunResult, metric: str | None = None) -> MetricRecord | None:
     """Return the record that stands for a run in a list: on test, at the cell, target and probe that are best on val.
@@ -33,7 +36,9 @@ def better_first(record: MetricRecord) -> float:
 
 
 def is_higher_better(metric: str) -> bool | None:
-    """Return which end of a metric is better; None for neither, or for a metric that is not registered."""
+    """Return which end of a metric is better; None for neither, or for an unknown metric."""
+    if metric in _UNREGISTERED:
+        return True
     known = described().get(metric)
     return None if known is None else known.higher_is_better
 

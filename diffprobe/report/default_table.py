@@ -14,6 +14,7 @@ from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
 from diffprobe.metrics import described
+from diffprobe.metrics.headline import is_higher_better
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings
 from diffprobe.report.query import config_value, field_of, matches
 from diffprobe.report.table_spec import ControlColumn, NumberFormat, TableAxis, TableSpec
@@ -34,8 +35,6 @@ _SHARED_WITH_CONTROLS = ("kind", "experiment", "metric", "split", "target", "pro
 """Fields in which a control run equals the run that it is a control of."""
 _CONTROLS = ("raw_pixels", "random_weights", "shuffled_labels", "random_direction", "mean_prediction", "chance")
 """Controls in the order of their columns."""
-_HIGHER_IS_BETTER = ("auroc", "loss_recovered")
-"""Metrics outside of the registry of which more is better; any other one is not ranked."""
 _SHARES = ("accuracy", "balanced_accuracy")
 """Metrics that are printed in percent."""
 
@@ -140,8 +139,7 @@ def _tables_of(
     rows = (layer, *axes) if one_layer else (*axes, layer)  # a block is layers by timesteps, or what differs in one
     chosen = [f"{heading}; rows: {', '.join(axis.field for axis in rows)}; columns: timestep", *lines]
     filters: dict[str, Any] = {"kind": kind, **wanted, "split": split}
-    known = described().get(metric)
-    higher = (metric in _HIGHER_IS_BETTER or None) if known is None else known.higher_is_better
+    higher = is_higher_better(metric)
     specs = []
     for target in dict.fromkeys(record.target for _, record in found):
         of_target = {} if target is None else {"target": target}

@@ -1,7 +1,7 @@
 """The score that stands for a run: chosen on val, read on test."""
 
 from diffprobe.core.result import MetricRecord, RunResult
-from diffprobe.metrics.headline import better_first, headline
+from diffprobe.metrics.headline import better_first, headline, is_higher_better
 from tests.report.conftest import make_sae_run
 
 CELLS = ("mid_block@t25:empty:mean", "mid_block@t200:empty:mean")
@@ -30,3 +30,10 @@ def test_the_headline_is_on_test_where_val_is_best() -> None:
 def test_the_better_record_comes_first_whichever_end_is_better() -> None:
     assert better_first(record(0.9, "test")) < better_first(record(0.1, "test"))
     assert better_first(record(0.1, "test", name="fvu")) < better_first(record(0.9, "test", name="fvu"))
+
+
+def test_the_better_end_of_metrics_inside_and_outside_of_the_registry() -> None:
+    ends = {name: is_higher_better(name) for name in ("accuracy", "fvu", "auroc", "loss_recovered", "l0", "unknown")}
+    assert ends == {
+        "accuracy": True, "fvu": False, "auroc": True, "loss_recovered": True, "l0": None, "unknown": None,
+    }  # fmt: skip
