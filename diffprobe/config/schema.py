@@ -257,6 +257,10 @@ class ProbeConfig:
             raise ConfigError("batched needs a grid: a single autoencoder cannot be batched.")
 
 
+LATENTS = "latents"
+"""The strategy in which processes share the latents of an autoencoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Duration, precision and hardware of training (most keys are Lightning's)."""
@@ -272,7 +276,8 @@ class TrainerConfig:
     devices: int = 1
     """Processes (CPU) or GPUs per node."""
     strategy: str = "auto"
-    """Lightning's strategy: auto, ddp, fsdp, ...; strategies that spawn or fork are refused, as they lose results."""
+    """Lightning's strategy: auto, ddp, fsdp, ...; strategies that spawn or fork are refused, as they lose results.
+    latents: all devices share the latents of one TopK autoencoder, and every process gets the whole batch."""
     num_nodes: int = 1
     """Number of nodes."""
     learning_rate: float | None = None

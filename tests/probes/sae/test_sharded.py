@@ -1,17 +1,13 @@
 """Latents shared by several processes give the step, the gradients, the code and the file of one."""
 
 import importlib.util
-import json
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprobe.core.errors import ConfigError
-from diffprobe.probes.sae import KSAE, batch_topk, topk
-from diffprobe.probes.sae.latent_shards import LatentShards
+from diffprobe.probes.sae import topk
 from diffprobe.probes.sae.sharded import SHARED_BY, ShardedTopK
 
 _spec = importlib.util.spec_from_file_location("shard_threads", Path(__file__).parents[2] / "shard_threads.py")
