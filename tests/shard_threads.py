@@ -22,6 +22,9 @@ class ThreadShards(LatentShards):
     def gather(self, x):
         return torch.stack(self._exchange(x))
 
+    def gather_objects(self, mine):
+        return self.meeting.exchange(self.rank, mine)
+
     def total(self, x):
         return torch.stack(self._exchange(x)).sum(0)
 

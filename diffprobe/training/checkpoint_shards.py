@@ -7,7 +7,6 @@ after them: a failure or a kill at any point leaves the checkpoint before, with 
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from diffprobe.core.errors import ConfigError, RunFailed, SchemaError
@@ -45,7 +44,7 @@ class ShardedCheckpoint:
             checksum = write_checkpoint({key: checkpoint[key] for key in OWN}, own)
         except RunFailed as error:
             failed = error
-        found = _gathered((own.name, checksum, None if failed is None else str(failed.what)), shards)
+        found = shards.gather_objects((own.name, checksum, None if failed is None else failed.what))
         complaints = [complaint for _, _, complaint in found if complaint is not None]
         if complaints:
             own.unlink(missing_ok=True)
@@ -102,11 +101,3 @@ def files_of(path: Path) -> str:
 def _name(path: Path, rank: int, size: int, written: int) -> str:
     """Return a name that the checkpoint before does not have, so that it stays whole until the new one is."""
     return f"{path.stem}.latents-{rank}-of-{size}.{written}{path.suffix}"
-
-
-def _gathered(mine: tuple[str, str, str | None], shards: LatentShards) -> list[tuple[str, str, str | None]]:
-    if shards.size == 1:
-        return [mine]
-    found: list[Any] = [None] * shards.size
-    torch.distributed.all_gather_object(found, mine)
-    return found

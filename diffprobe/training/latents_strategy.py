@@ -1,7 +1,7 @@
 """`trainer.strategy=latents`: the processes of a run share the latents of one autoencoder, and each gets all samples.
 
-The strategy starts processes as ddp does; it neither wraps the module nor averages gradients, since the module exchanges
-what it has to.
+The strategy starts processes as ddp does; it neither wraps the module nor averages gradients, since the module itself
+exchanges what it has to.
 """
 
 from pathlib import Path

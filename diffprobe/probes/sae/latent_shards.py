@@ -5,7 +5,7 @@ sample's k largest latents of every range follow the k largest of all: only thes
 rows.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from diffprobe.probes.sae.kernels.sparse_step import Top
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 """Type of the weights -> integers of the same width, in which values and latents travel together."""
+
+_Found = TypeVar("_Found")
 
 
 class LatentShards:
@@ -53,6 +55,14 @@ class LatentShards:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         torch.distributed.all_gather(parts, x.detach().contiguous())
         return torch.stack(parts)
+
+    def gather_objects(self, mine: _Found) -> list[_Found]:
+        """Return what all processes have found, in the order of ranks: plain values."""
+        if self.size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, mine)
+        return found
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum of the tensors of all processes, equal bit for bit on each; without gradients."""
