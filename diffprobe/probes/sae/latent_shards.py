@@ -127,7 +127,7 @@ def merge_top(own: Top, *, first: int, width: int, k: int, shards: LatentShards)
     values, latents = own.values, own.indices + first
     dtype, missing = values.dtype, width - values.shape[1]
     integers = _INTEGERS[dtype]
-    if missing:  # behind every latent: the largest number, which is no latent
+    if missing:  # the largest number, which no latent has, so that padding comes last
         values = F.pad(values, (0, missing), value=-torch.inf)
         latents = F.pad(latents, (0, missing), value=torch.iinfo(integers).max)
     sent = torch.stack([values.contiguous().view(integers), latents.to(integers)])
