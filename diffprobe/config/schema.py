@@ -301,6 +301,12 @@ class TrainerConfig:
         if any(word in self.strategy for word in ("spawn", "fork", "notebook")):
             what = f"strategy={self.strategy} is not supported: the results of its processes are lost when they end."
             raise ConfigError(what, fix="trainer.strategy=ddp, from a shell")
+        if self.strategy == LATENTS and self.precision == "16-mixed":
+            raise ConfigError(
+                f"precision=16-mixed with strategy={LATENTS}: each process would scale its gradients differently.",
+                "allowed: 32-true, 64-true, bf16-mixed",
+                fix="trainer.precision=bf16-mixed",
+            )
         at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
         at_least(1, log_every_steps=self.log_every_steps)
         at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)

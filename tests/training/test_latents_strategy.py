@@ -79,7 +79,7 @@ def test_every_process_gets_all_samples():
         ("emoji/sae", ["probe=batch_topk"], r"'batch_topk'(.|\n)*probe=topk, probe=revelio"),
         ("emoji/sae", ["probe=revelio-released"], "'revelio_released'"),
         ("emoji/sae_grid", [], "with probe.grid"),
-        ("emoji/sae", ["trainer.precision=16-mixed"], r"16-mixed(.|\n)*trainer.precision=bf16-mixed"),
+        ("emoji/sae", ["trainer.precision=16-mixed"], r"16-mixed with strategy=latents(.|\n)*bf16-mixed"),
     ],
 )
 def test_what_cannot_share_latents_is_refused_before_anything_is_read(experiment, settings, complaint):

@@ -40,13 +40,6 @@ def _require_shardable(config: RunConfig, params: Sequence[Any]) -> None:
             f"trainer.strategy={LATENTS} with probe.grid: processes share the latents of one autoencoder.",
             fix="a run for each value, for example diffprobe submit train probe.params.k=16,32",
         )
-    if config.trainer.precision == "16-mixed":
-        raise ConfigError(
-            f"trainer.precision=16-mixed with trainer.strategy={LATENTS}: each process would scale its gradients by a"
-            " factor of its own.",
-            "allowed: 32-true, 64-true, bf16-mixed",
-            fix="trainer.precision=bf16-mixed",
-        )
     for part in params:
         require_shardable(part)
 
