@@ -59,11 +59,12 @@ class Toy(lightning.LightningDataModule):
 
     def _split(self, split, shuffle=False):
         trainer = self.trainer
+        share = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         return self.loader(
             split,
             shuffle=shuffle,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            rank=share["rank"],
+            world_size=share["num_replicas"],
             epoch=lambda: trainer.current_epoch,
         )
 

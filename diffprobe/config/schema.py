@@ -257,6 +257,10 @@ class ProbeConfig:
             raise ConfigError("batched needs a grid: a single autoencoder cannot be batched.")
 
 
+LATENTS = "latents"
+"""The strategy in which processes share the latents of an autoencoder."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """Duration, precision and hardware of training (most keys are Lightning's)."""
@@ -272,7 +276,8 @@ class TrainerConfig:
     devices: int = 1
     """Processes (CPU) or GPUs per node."""
     strategy: str = "auto"
-    """Lightning's strategy: auto, ddp, fsdp, ...; strategies that spawn or fork are refused, as they lose results."""
+    """Lightning's strategy: auto, ddp, fsdp, ...; strategies that spawn or fork are refused, as they lose results.
+    latents: all devices share the latents of one TopK autoencoder, and every process gets the whole batch."""
     num_nodes: int = 1
     """Number of nodes."""
     learning_rate: float | None = None
@@ -296,6 +301,12 @@ class TrainerConfig:
         if any(word in self.strategy for word in ("spawn", "fork", "notebook")):
             what = f"strategy={self.strategy} is not supported: the results of its processes are lost when they end."
             raise ConfigError(what, fix="trainer.strategy=ddp, from a shell")
+        if self.strategy == LATENTS and self.precision == "16-mixed":
+            raise ConfigError(
+                f"precision=16-mixed with strategy={LATENTS}: each process would scale its gradients differently.",
+                "allowed: 32-true, 64-true, bf16-mixed",
+                fix="trainer.precision=bf16-mixed",
+            )
         at_least(1, max_epochs=self.max_epochs, devices=self.devices, num_nodes=self.num_nodes)
         at_least(1, log_every_steps=self.log_every_steps)
         at_least(0, checkpoint_every_steps=self.checkpoint_every_steps, weight_decay=self.weight_decay)

@@ -98,9 +98,11 @@ class FeatureSource(lightning.LightningDataModule):
         return self.loader(self.data.test_split, shuffle=False, **self._rank())
 
     def _rank(self) -> dict[str, int]:
-        if self.trainer is None:
+        # not global_rank: processes that share the latents of an autoencoder get the same samples
+        found = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        if found is None:
             return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return {"rank": found["rank"], "world_size": found["num_replicas"]}
 
     def _epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch

@@ -30,6 +30,15 @@ class Coherence(NamedTuple):
     """Numbers of the two rows with the largest |cosine|."""
 
 
+class WholeDecoder(NamedTuple):
+    """A decoder that no process has whole."""
+
+    coherence: Coherence
+    """Its coherence."""
+    shape: tuple[int, int]
+    """Latents, d_in."""
+
+
 @torch.no_grad()
 def decoder_coherence(rows: Float[Tensor, "n_latents d_in"], *, chunk: int = CHUNK) -> Coherence:
     """Return the largest and the mean |cosine| over all pairs of rows, computed in chunks.
@@ -43,14 +52,8 @@ def decoder_coherence(rows: Float[Tensor, "n_latents d_in"], *, chunk: int = CHU
     Coherence(largest=1.0, mean=0.3333333333333333, pair=(0, 2))
     """
     n = len(rows)
-    if n < 2:
-        raise EmptyClass(f"decoder coherence: {n} decoder rows; at least 2 are needed.")
     norms = rows.detach().double().norm(dim=1)
-    bad = (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten().tolist()
-    if bad:
-        raise NonFinite(
-            f"decoder coherence: {len(bad)} of {n} decoder rows are zero or not finite, row {bad[0]} is the first."
-        )
+    require_directions(n, (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten().tolist())
     unit = (rows.detach().double() / norms[:, None]).float()
     largest, pair, total = -1.0, (0, 1), 0.0
     with torch.autocast(rows.device.type, enabled=False):
@@ -68,6 +71,23 @@ def decoder_coherence(rows: Float[Tensor, "n_latents d_in"], *, chunk: int = CHU
                     largest, pair = found, (i + place // width, j + place % width)
     a, b = (rows[row].detach().double() / norms[row] for row in pair)
     return Coherence(float((a @ b).abs()), total / (n * (n - 1) / 2), pair)
+
+
+def require_directions(n: int, bad: list[int]) -> None:
+    """Refuse a decoder without a pair of rows, or with rows that have no direction.
+
+    Args:
+        n: number of rows.
+        bad: numbers of the rows that are zero or not finite, ascending.
+
+    Raises: EmptyClass, NonFinite.
+    """
+    if n < 2:
+        raise EmptyClass(f"decoder coherence: {n} decoder rows; at least 2 are needed.")
+    if bad:
+        raise NonFinite(
+            f"decoder coherence: {len(bad)} of {n} decoder rows are zero or not finite, row {bad[0]} is the first."
+        )
 
 
 class DecoderCoherence(Metric):
@@ -88,11 +108,15 @@ class DecoderCoherence(Metric):
         for name in ("pair", "shape"):
             self.add_state(name, torch.zeros(2, dtype=torch.int64), dist_reduce_fx=None)
 
-    def update(self, decoder: Float[Tensor, "n_latents d_in"]) -> None:
-        """Measure a decoder, one row per latent; it replaces an earlier one. Raises: EmptyClass, NonFinite."""
-        found = decoder_coherence(decoder)
+    def update(self, decoder: Float[Tensor, "n_latents d_in"], whole: WholeDecoder | None = None) -> None:
+        """Measure a decoder, one row per latent; it replaces an earlier one. Raises: EmptyClass, NonFinite.
+
+        Args:
+            whole: where `decoder` is a part, the coherence and shape of the whole one.
+        """
+        found, shape = (decoder_coherence(decoder), tuple(decoder.shape)) if whole is None else whole
         self.largest, self.mean = torch.full_like(self.largest, found.largest), torch.full_like(self.mean, found.mean)
-        self.pair, self.shape = self.pair.new_tensor(found.pair), self.shape.new_tensor(decoder.shape)
+        self.pair, self.shape = self.pair.new_tensor(found.pair), self.shape.new_tensor(shape)
 
     def compute(self) -> Tensor:
         """Return the largest |cosine|, a float64 scalar in 0..1."""

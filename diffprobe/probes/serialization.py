@@ -1,6 +1,6 @@
 """Save and load probes: a folder with `probe.json` (header and settings) and `probe.safetensors`, without pickle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import SchemaError, WeightsMismatch, WeightsMissing
 from diffprobe.core.json_file import read_json_file
 from diffprobe.core.safetensors_file import load_safetensors
+from diffprobe.core.safetensors_writer import Layout, write_safetensors
 
 SETTINGS, TENSORS = "probe.json", "probe.safetensors"
 
@@ -32,10 +33,35 @@ def save_probe(
 
     Returns: the folder.
     """
+    return _save(folder, lambda path: save_tensors(tensors, path), kind, schema_version, settings)
+
+
+def save_probe_in_parts(
+    folder: Path | str,
+    *,
+    kind: str,
+    schema_version: int,
+    settings: Mapping[str, Any],
+    layout: Layout,
+    parts: Callable[[str], Iterable[Tensor]],
+) -> Path:
+    """Write a probe as `save_probe` does, from tensors that are nowhere whole.
+
+    Args:
+        layout, parts: see `write_safetensors`.
+
+    Raises: RunFailed if the parts do not fit the layout.
+    """
+    return _save(folder, lambda path: write_safetensors(path, layout, parts), kind, schema_version, settings)
+
+
+def _save(
+    folder: Path | str, write: Callable[[Path], None], kind: str, schema_version: int, settings: Mapping[str, Any]
+) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(folder / TENSORS) as temporary:
-        save_tensors(tensors, temporary)
+        write(temporary)
         digest = digest_file(temporary)
     body = {"settings": dict(settings)}
     write_artifact(folder / SETTINGS, body, kind=kind, schema_version=schema_version, inputs={TENSORS: digest})

@@ -103,6 +103,7 @@ def train(config: RunConfig, *, callbacks: "Sequence[Callback]" = ()) -> Path:
             fit(trainer, module, source, checkpoint)
         trainer.validate(module, datamodule=source, verbose=False)
         trainer.test(module, datamodule=source, verbose=False)
+        module.save_together(planned.run_dir / "probes")
         if trainer.is_global_zero:
             _write(planned, module, source, logger, started_at)
         trainer.strategy.barrier("result written")

@@ -20,6 +20,7 @@ from diffprobe.core.json_file import expect
 from diffprobe.core.result import INPUT, RESULT_FILE, predictions_file
 from diffprobe.core.signals import Terminated, take_sigterm
 from diffprobe.training.checkpoint_file import verify_checkpoint
+from diffprobe.training.checkpoint_shards import files_of
 from diffprobe.training.requeue import Requeue
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 
@@ -192,6 +193,6 @@ def forget(*folders: Path) -> None:
     """
     for folder in folders:
         # in this order: other processes that start now see no checkpoint
-        kept = folder.glob(predictions_file("*"))
-        for path in (folder / LAST, *folder.glob(LIGHTNINGS_OWN), folder / RESULT_FILE, *kept):
+        kept, shards = folder.glob(predictions_file("*")), folder.glob(files_of(folder / LAST))
+        for path in (folder / LAST, *shards, *folder.glob(LIGHTNINGS_OWN), folder / RESULT_FILE, *kept):
             path.unlink(missing_ok=True)

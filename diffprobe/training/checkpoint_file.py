@@ -6,7 +6,7 @@ reads it as any other.
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,19 @@ class CheckpointFile(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint with its checksum in one step. Raises: RunFailed, which names the file and the cause."""
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> str:
+    """Write a checkpoint with its checksum in one step, and return the checksum.
+
+    Raises: RunFailed, which names the file and the cause.
+    """
     buffer = io.BytesIO()
     torch.save(dict(checkpoint), buffer)
     data = buffer.getbuffer()
     if bytes(data[-_END_BYTES:][:4]) != _END:
         raise RunFailed(f"torch wrote a checkpoint for '{path}' that does not end like a zip archive.")
     content = data[:-2]
-    comment = _MARK + hashlib.sha256(content).hexdigest().encode()
+    checksum = hashlib.sha256(content).hexdigest()
+    comment = _MARK + checksum.encode()
     try:
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             file.write(content)
@@ -71,10 +75,11 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
             f"it has {len(data):,} bytes; the checkpoint before it is whole",
             fix=f"make room in '{Path(path).parent}', then run the command again to continue from there",
         ) from error
+    return checksum
 
 
-def verify_checkpoint(path: str | Path) -> None:
-    """Compare a checkpoint with its checksum, without loading it.
+def verify_checkpoint(path: str | Path) -> str:
+    """Compare a checkpoint with its checksum, without loading it, and return the checksum.
 
     Raises: SchemaError, which names the file and `trainer.resume=false`, if it is not a regular file, is truncated,
         damaged, or was written without a checksum.
@@ -105,10 +110,17 @@ def verify_checkpoint(path: str | Path) -> None:
             f"sha256: written {saved}, is {found.hexdigest()}",
             fix=_FIX,
         )
+    return saved
 
 
-def read_checkpoint(path: str | Path, *, map_location: Callable[..., Any] | str | None = "cpu") -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, *, map_location: Callable[..., Any] | str | None = "cpu", keys: Sequence[str] = _KEYS
+) -> dict[str, Any]:
     """Read a checkpoint of a training run, after `verify_checkpoint`.
+
+    Args:
+        path, map_location: see `torch.load`.
+        keys: what it has to have.
 
     Raises: SchemaError if it is damaged, or is not the checkpoint of a training run.
     """
@@ -122,7 +134,7 @@ def read_checkpoint(path: str | Path, *, map_location: Callable[..., Any] | str 
             f"the checkpoint '{path}' cannot be read: {str(error).splitlines()[0] if str(error) else repr(error)}.",
             fix=_FIX,
         ) from error
-    missing = [key for key in _KEYS if key not in found] if isinstance(found, dict) else list(_KEYS)
+    missing = [key for key in keys if key not in found] if isinstance(found, dict) else list(keys)
     if missing:
         raise SchemaError(
             f"the checkpoint '{path}' is not that of a training run.", f"missing: {', '.join(missing)}", fix=_FIX

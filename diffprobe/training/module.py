@@ -92,6 +92,9 @@ class ProbeModule(lightning.LightningModule):
         """Write the trained probes below `folder` and return their folders."""
         raise NotImplementedError
 
+    def save_together(self, folder: Path) -> None:
+        """Write what takes all processes, before the main one calls `save` with the same folder. Runs on all."""
+
     def kept_heads(self) -> list[KeptHead]:
         """Return the heads whose predictions are kept, in the order in which `keep` gets them; [] for none."""
         return []
@@ -203,17 +206,27 @@ class ProbeModule(lightning.LightningModule):
         """Take this process's shares of the row buffers. Raises: ConfigError for another number of processes."""
         for name, part in self._shuffle_buffers():
             if name in checkpoint.get(SHUFFLE_BUFFERS, {}):
-                part.place(self.trainer.global_rank, self.trainer.world_size)
+                part.place(*self.share)
                 part.restore(checkpoint[SHUFFLE_BUFFERS][name])
 
     def _shuffle_buffers(self) -> list[tuple[str, ShuffleBuffer]]:
         return [(name, part) for name, part in self.named_modules() if isinstance(part, ShuffleBuffer)]
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Number of this process's share of the samples, and of all shares: 0 and 1 where each process has all samples.
+
+        Each process has its own share, but where processes share the latents of an autoencoder.
+        """
+        found = self.trainer.distributed_sampler_kwargs
+        return (0, 1) if found is None else (int(found["rank"]), int(found["num_replicas"]))
+
     def gather_over_processes(self, values: Tensor) -> Tensor:
         """Concatenate the tensors of all processes, which have equal shapes."""
-        if self.trainer.world_size == 1:
+        n_parts = self.share[1]
+        if n_parts == 1:
             return values
-        parts = [torch.empty_like(values) for _ in range(self.trainer.world_size)]
+        parts = [torch.empty_like(values) for _ in range(n_parts)]
         torch.distributed.all_gather(parts, values.detach().contiguous())  # gradients do not flow through it
         return torch.cat(parts)
 
@@ -236,8 +249,8 @@ class ProbeModule(lightning.LightningModule):
 
     def raw_batches(self, split: str) -> Iterator[Any]:
         """Yield this process's share of a split, each sample once over all processes; images if features are live."""
-        trainer = self.trainer
-        loader = self.source.loader(split, shuffle=False, rank=trainer.global_rank, world_size=trainer.world_size)
+        rank, n_parts = self.share
+        loader = self.source.loader(split, shuffle=False, rank=rank, world_size=n_parts)
         yield from self.watch_pass(loader, split)
 
     def batches(self, split: str) -> Iterator[FeatureBatch]:
@@ -252,13 +265,13 @@ class ProbeModule(lightning.LightningModule):
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes; itself in one process."""
-        if self.trainer.world_size == 1:
+        if self.share[1] == 1:
             return value
         return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")  # type: ignore[return-value]
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
-        return self.sum_over_processes(value) / self.trainer.world_size
+        return self.sum_over_processes(value) / self.share[1]
 
     def log_scores(self, scores: dict[str, float]) -> None:
         """Log values that are already equal on all processes."""

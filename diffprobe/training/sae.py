@@ -21,7 +21,7 @@ from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch, RowValues
-from diffprobe.metrics.dead_latents import DeadLatents
+from diffprobe.metrics.dead_latents import Dead, DeadLatents
 from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
@@ -42,6 +42,7 @@ class SparseAutoencoderModule(ProbeModule):
         cell: cell whose features are reconstructed, or several cells of one tap at different timesteps.
         d_in: width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
+        sae: the autoencoder, untrained; None to make it.
 
     Raises: ConfigError for a precision that would round the weights, for cells of several taps, for k > n_latents.
     """
@@ -49,7 +50,14 @@ class SparseAutoencoderModule(ProbeModule):
     scores_training_set = True
 
     def __init__(
-        self, config: Config, *, cell: str | Sequence[str], d_in: int, settings: TrainerConfig, seed: int = 0
+        self,
+        config: Config,
+        *,
+        cell: str | Sequence[str],
+        d_in: int,
+        settings: TrainerConfig,
+        seed: int = 0,
+        sae: KSAE | None = None,
     ) -> None:
         check_precision(settings)
         super().__init__(settings, seed=seed)
@@ -57,9 +65,9 @@ class SparseAutoencoderModule(ProbeModule):
         self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
         check_one_tap(self.cells)
         self.default_learning_rate = config.learning_rate
-        self.sae = make_sae(config, d_in, seed=derive_seed("sae", seed))
+        self.sae = sae or make_sae(config, d_in, seed=derive_seed("sae", seed))
         # Every process, and so the checkpoint of one, holds the activity in the samples of all processes.
-        self.dead_latents = DeadLatents(self.sae.n_latents, config.dead_window, sync_on_compute=False)
+        self.dead_latents = DeadLatents(len(self.sae.rows), config.dead_window, sync_on_compute=False)
         self.dead_latents.persistent(True)
         n_latents = self.sae.n_latents
         self.measured = nn.ModuleDict(  # not "train": nn.Module has an attribute of that name
@@ -96,7 +104,7 @@ class SparseAutoencoderModule(ProbeModule):
     def needs_statistics(self) -> bool:
         """Return whether a pass over the training set is due before the first step. Raises: ConfigError (`prepare`)."""
         if self.row_buffer is not None:
-            self.row_buffer.place(self.trainer.global_rank, self.trainer.world_size)
+            self.row_buffer.place(*self.share)
         return not bool(self.sae.initialised) or self._buffer_to_fill is not None
 
     @property
@@ -135,7 +143,7 @@ class SparseAutoencoderModule(ProbeModule):
     @property
     def collective(self) -> Collective:
         """Reductions over the processes of this run."""
-        return Collective(self.mean_over_processes, self.gather_over_processes, self.trainer.world_size)
+        return Collective(self.mean_over_processes, self.gather_over_processes, self.share[1])
 
     def on_train_batch_start(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Prepare the weights, as the variant requires."""
@@ -143,7 +151,8 @@ class SparseAutoencoderModule(ProbeModule):
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: reconstruction, AuxK, and what the variant adds."""
-        out = self.sae.step(self.training_rows(batch), dead=self.dead_latents.mask, collective=self.collective)
+        dead = self.dead_latents.mask if self.dead_latents.is_full else None
+        out = self.sae.step(self.training_rows(batch), dead=dead, collective=self.collective)
         return self.account(out, batch)
 
     def training_rows(self, batch: FeatureBatch) -> Tensor:
@@ -160,14 +169,22 @@ class SparseAutoencoderModule(ProbeModule):
             check_finite(rows_of(batch, self.cells), batch, self.cells)
             check_finite_loss(out.loss.detach(), batch, ())
         if self.dead_latents.is_full:
-            dead = self.dead_latents.mask.float().mean()
+            dead = self.dead_fraction()
             self.log("train/windowed_dead_fraction", dead, batch_size=len(batch), prog_bar=True)
-        self.dead_latents.update(*out.code, gather=self.gather_over_processes)
+        self.count_active(out.code)
         curves = {"loss": out.loss, "fvu": out.reconstruction, "aux": out.aux, **out.terms}
         means = self.mean_over_processes(torch.stack([value.detach().float() for value in curves.values()]))
         named = {f"train/{name}": value for name, value in zip(curves, means, strict=True)}
         self.log_dict(named, batch_size=len(batch))
         return out.loss
+
+    def dead_fraction(self) -> Tensor:
+        """Return the share of the latents that are dead in the window so far."""
+        return self.dead_latents.mask.float().mean()
+
+    def count_active(self, code: Code) -> None:
+        """Update the dead latents with the code of a training batch."""
+        self.dead_latents.update(*code, gather=self.gather_over_processes)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Remove the part of the decoder's gradient that is parallel to its rows."""
@@ -229,12 +246,20 @@ class SparseAutoencoderModule(ProbeModule):
         with naming(_named(self.cells)):
             whole, by_cell = self._found[split] = self._measured(split).compute()
             if split == "train" and self.sae.n_latents > 1:
-                self._decoder = decoder_scores(self.sae.W_dec)
+                self._decoder = self.measure_decoder()
                 self.log_scores({f"train/{name}": value for name, value in self._decoder.values.items()})
         self.scores[split] = {**whole.values, "n": whole.n}
         self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
             self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.values.items()})
+
+    def measure_decoder(self) -> Scores:
+        """Return the scores of the decoder."""
+        return decoder_scores(self.sae.W_dec)
+
+    def measure_window(self) -> Dead:
+        """Return the dead latents at the end of training. Raises: EmptyClass if the window is longer."""
+        return self.dead_latents.compute()
 
     def records(self, split: str) -> list[MetricRecord]:
         """Return the records of a split; `n` counts rows. Of several cells: over all rows (no cell), then of each cell.
@@ -250,7 +275,7 @@ class SparseAutoencoderModule(ProbeModule):
         for cell, scores in by_cell.items():
             found += scores.records(split=split, cell=cell, probe=probe, detail=detail)
         if split == "train" and self.dead_latents.is_full:
-            found += window_scores(self.dead_latents.compute()).records(split=split, **own)
+            found += window_scores(self.measure_window()).records(split=split, **own)
         if split == "train" and self._decoder is not None:
             found += self._decoder.records(split=split, **own)
         return found
@@ -261,7 +286,9 @@ class SparseAutoencoderModule(ProbeModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with the step-size schedule of the probe's config (`step_size_factor`)."""
-        fused = self.settings.precision != "16-mixed"  # fused Adam would unscale the gradients a second time
+        # fused Adam would unscale gradients a second time, and Lightning does not clip them for it in mixed precision
+        clipped = self.settings.gradient_clip is not None and self.settings.precision.endswith("-mixed")
+        fused = self.settings.precision != "16-mixed" and not clipped
         optimizer = torch.optim.AdamW(
             self.parameters(),
             lr=self.learning_rate,

@@ -17,6 +17,7 @@ from diffprobe.features.batch import RowValues
 from diffprobe.metrics import measured_on
 from diffprobe.metrics.dead_latents import NAME as WINDOWED
 from diffprobe.metrics.dead_latents import Dead
+from diffprobe.metrics.decoder_coherence import WholeDecoder
 from diffprobe.metrics.grouped import Grouped
 from diffprobe.probes.sae.types import Code
 
@@ -110,11 +111,15 @@ class SplitScores(nn.Module):
 
 
 @torch.no_grad()
-def decoder_scores(decoder: Float[Tensor, "n_latents d_in"]) -> Scores:
-    """Return the registered metrics of decoders (FOR = "sae_decoder"). Raises: EmptyClass for a single latent."""
-    n_latents, d_in = decoder.shape
+def decoder_scores(decoder: Float[Tensor, "n_latents d_in"], whole: WholeDecoder | None = None) -> Scores:
+    """Return the registered metrics of decoders (FOR = "sae_decoder"). Raises: EmptyClass for a single latent.
+
+    Args:
+        whole: where `decoder` is a part, what is known of the whole one.
+    """
+    n_latents, d_in = decoder.shape if whole is None else whole.shape
     metrics = _make_metrics("sae_decoder", d_in, n_latents)
-    metrics.to(decoder.device).update(decoder=decoder)
+    metrics.to(decoder.device).update(decoder=decoder, whole=whole)
     return Scores(_scores("sae_decoder", metrics).measured, n_latents)
 
 

@@ -22,6 +22,7 @@ from diffprobe.core.errors import ConfigError, SchemaError, unknown
 from diffprobe.core.signals import Terminated
 from diffprobe.training.checkpoint import RunCheckpoint
 from diffprobe.training.checkpoint_file import CheckpointFile
+from diffprobe.training.latents_strategy import LatentsStrategy
 from diffprobe.training.launch import cluster_environment
 from diffprobe.training.requeue import Requeue
 from diffprobe.training.run_progress import RunProgress
@@ -104,6 +105,7 @@ def make_trainer(
 
 
 def _check_machine(config: TrainerConfig) -> None:
+    LatentsStrategy.register_strategies(StrategyRegistry)
     strategies = ["auto", *StrategyRegistry.available_strategies()]
     if config.strategy not in strategies:
         raise unknown("trainer.strategy", config.strategy, strategies, ConfigError)

@@ -4,6 +4,7 @@ A variant implements the selection of latents (`select`, `encode`) and the weigh
 counters of dead latents and metrics are in `training/sae.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +18,8 @@ from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
 from diffprobe.core.facts_html import facts_html
 from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
-from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
-from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, sparse_step
+from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median, random_rows
+from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, scan, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
 from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Selected, StepOutput
 from diffprobe.probes.serialization import SETTINGS, kind_of, load_probe, require_sizes, save_probe
@@ -37,6 +38,7 @@ class KSAE(nn.Module):
         config: settings of the variant.
         d_in: width of the features.
         seed: seed of the random directions.
+        rows: latents of which this object has the weights; None for all (`sharded.py` has parts).
 
     Raises: ConfigError if k exceeds the number of latents.
     Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders"; here the pre-bias starts at the mean.
@@ -48,7 +50,7 @@ class KSAE(nn.Module):
     scale: Tensor
     initialised: Tensor
 
-    def __init__(self, config: Config, d_in: int, *, seed: int = 0) -> None:
+    def __init__(self, config: Config, d_in: int, *, seed: int = 0, rows: range | None = None) -> None:
         super().__init__()
         self.config, self.d_in, self.seed = config, d_in, seed
         self.n_latents, self.k = config.n_latents or config.expansion * d_in, config.k
@@ -57,11 +59,11 @@ class KSAE(nn.Module):
                 f"k = {self.k} is out of range: 1..n_latents, with n_latents = {self.n_latents} (d_in {d_in})."
             )
         self.k_aux = config.k_aux or max(d_in // 2, 1)
-        generator = torch.Generator().manual_seed(seed)
-        rows = F.normalize(torch.randn(self.n_latents, d_in, generator=generator), dim=1)
-        self.W_dec = nn.Parameter(rows)
-        self.W_enc = nn.Parameter(rows.clone())  # equal at the start, trained separately
-        self.b_enc = nn.Parameter(torch.zeros(self.n_latents))
+        self.rows = range(self.n_latents) if rows is None else rows
+        directions = random_rows(self.n_latents, d_in, seed=seed, rows=rows)
+        self.W_dec = nn.Parameter(directions)
+        self.W_enc = nn.Parameter(directions.clone())  # equal at the start, trained separately
+        self.b_enc = nn.Parameter(torch.zeros(len(self.rows)))
         self.b_pre = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
@@ -115,7 +117,8 @@ class KSAE(nn.Module):
         self.b_pre.copy_(centre * scale)
         if config.datapoint_blend > 0 and rows is not None:
             centred = rows * self.scale - self.b_pre
-            self.W_dec.copy_(blend_datapoints(self.W_dec, centred, config.datapoint_blend, seed=self.seed))
+            blend, first = config.datapoint_blend, self.rows.start
+            self.W_dec.copy_(blend_datapoints(self.W_dec, centred, blend, seed=self.seed, first=first))
             self.W_enc.copy_(self.W_dec)
         self.initialised.fill_(True)
 
@@ -182,16 +185,29 @@ class KSAE(nn.Module):
         centred = self.centred(x)
         among, k_among = self._dead(dead)
         selected, revived = self.select(centred.detach(), among=among, k_among=k_among, collective=collective)
-        bags = [rows_to_bags(*selected.top, selected.part, levels)]
+        chosen = [(selected, levels)]
         if revived is not None:
-            bags.append(rows_to_bags(*revived, torch.zeros_like(revived.indices), 1))
-        weights = (self.b_pre, self.W_enc, self.b_enc, self.W_dec)
-        decoded, _ = sparse_step(centred, *weights, join(bags), relu=self.relu)
+            chosen.append((Selected(revived, torch.zeros_like(revived.indices)), 1))
+        decoded = self.decode_selected(centred, chosen)
         parts = decoded[: n * levels].view(n, levels, self.d_in)
         guess = decoded[n * levels :] if revived is not None else None
         values = selected.top.values.relu() if self.relu else selected.top.values
         kept = (selected.part >= 0) & (selected.part <= self.main_level)
         return self.finish(x, centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective)
+
+    def scan(
+        self, centred: Tensor, *, k: int, among: Int[Tensor, " some"] | None = None, k_among: int = 0
+    ) -> tuple[Top, Top | None]:
+        """Encode, and return the k largest latents of each sample and the k_among largest in `among`, by `scan`."""
+        return scan(centred, self.W_enc, self.b_enc, k=k, among=among, k_among=k_among)
+
+    def decode_selected(
+        self, centred: Float[Tensor, "batch d_in"], chosen: Sequence[tuple[Selected, int]]
+    ) -> Float[Tensor, "bags d_in"]:
+        """Decode selections of a batch, each with its number of parts, differentiably (`sparse_step`)."""
+        bags = join([rows_to_bags(*selected.top, selected.part, n_parts) for selected, n_parts in chosen])
+        decoded, _ = sparse_step(centred, self.b_pre, self.W_enc, self.b_enc, self.W_dec, bags, relu=self.relu)
+        return decoded
 
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return scaled features minus the pre-bias, which is detached."""
@@ -263,9 +279,14 @@ class KSAE(nn.Module):
 
     def save_pretrained(self, folder: Path | str, *, cell: str | None = None) -> Path:
         """Save weights (safetensors) and settings (JSON) to a folder, and return the folder."""
-        settings: dict[str, Any] = {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
-        kind, tensors = KIND + self.variant, self.state_dict()
-        return save_probe(folder, kind=kind, schema_version=SCHEMA_VERSION, settings=settings, tensors=tensors)
+        kind, settings = KIND + self.variant, self.saved_settings(cell)
+        return save_probe(
+            folder, kind=kind, schema_version=SCHEMA_VERSION, settings=settings, tensors=self.state_dict()
+        )
+
+    def saved_settings(self, cell: str | None) -> dict[str, Any]:
+        """Return the settings that are saved with the weights."""
+        return {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "KSAE":

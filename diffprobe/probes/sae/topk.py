@@ -9,7 +9,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import types
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.kernels.sparse_step import Top, scan
+from diffprobe.probes.sae.kernels.sparse_step import Top
 from diffprobe.probes.sae.types import Code, Collective, Selected, StepOutput
 
 __all__ = ["KSAE", "Code", "Config", "StepOutput", "TopK", "make"]
@@ -50,14 +50,14 @@ class TopK(KSAE):
     ) -> tuple[Selected, Top | None]:
         """Keep the k largest, and the next 3 k as part 1 for multi-TopK."""
         width = self.k if len(self.level_weights) == 1 else min(WIDE * self.k, self.n_latents)
-        top, revived = scan(centred, self.W_enc, self.b_enc, k=width, among=among, k_among=k_among)
+        top, revived = self.scan(centred, k=width, among=among, k_among=k_among)
         part = (torch.arange(width, device=centred.device) >= self.k).long()
         return Selected(top, part.expand_as(top.indices)), revived
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "batch d_in"]) -> Code:
         """Return the k largest latents of each sample."""
-        top, _ = scan(self.scaled(x) - self.b_pre, self.W_enc, self.b_enc, k=self.k)
+        top, _ = self.scan(self.scaled(x) - self.b_pre, k=self.k)
         return Code(top.values.relu() if self.relu else top.values, top.indices)
 
 

@@ -11,6 +11,7 @@ from diffprobe.training.kinds.types import (
     Source,
     count_targets,
     refuse_joint_clipping,
+    refuse_latent_shards,
     refuse_row_shuffle,
     require_targets,
     target_classes,
@@ -30,6 +31,7 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     require_targets(config)
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
+    refuse_latent_shards(config)
     refuse_joint_clipping(config)
 
 

@@ -11,6 +11,7 @@ from diffprobe.training.kinds.types import (
     Source,
     count_targets,
     refuse_joint_clipping,
+    refuse_latent_shards,
     refuse_metrics,
     refuse_row_shuffle,
     refuse_steps,
@@ -37,6 +38,7 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
         )
     refuse_metrics(config)
     refuse_row_shuffle(config)
+    refuse_latent_shards(config)
     from diffprobe.probes.direction.base import is_trained
 
     if is_trained(config.probe.name):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.config.schema import RunConfig
+from diffprobe.config.schema import LATENTS, RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import RunResult
 from diffprobe.training.kinds.types import ProbePlan, Source, of_test_split, refuse_metrics, require_one_cell
@@ -28,6 +28,20 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
             "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",
             fix="probe.params.row_buffer=0",
         )
+    if config.trainer.strategy == LATENTS:
+        _require_shardable(config, params)
+
+
+def _require_shardable(config: RunConfig, params: Sequence[Any]) -> None:
+    from diffprobe.probes.sae.sharded import require_shardable
+
+    if config.probe.grid:
+        raise ConfigError(
+            f"trainer.strategy={LATENTS} with probe.grid: processes share the latents of one autoencoder.",
+            fix="a run for each value, for example diffprobe submit train probe.params.k=16,32",
+        )
+    for part in params:
+        require_shardable(part)
 
 
 def check_cells(config: RunConfig, cells: Sequence[str]) -> None:
@@ -46,6 +60,12 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
     if plan.points:
         return _bank(plan, source)
     config, d_in = plan.config, joint_width(source.widths)
+    if config.trainer.strategy == LATENTS:
+        from diffprobe.training.sae_sharded import ShardedAutoencoderModule
+
+        return ShardedAutoencoderModule(
+            plan.params, cell=list(source.widths), d_in=d_in, settings=config.trainer, seed=config.seed
+        )
     return SparseAutoencoderModule(
         plan.params, cell=list(source.widths), d_in=d_in, settings=config.trainer, seed=config.seed
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-from diffprobe.config.schema import RunConfig, TrainerConfig
+from diffprobe.config.schema import LATENTS, RunConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.result import MetricRecord, RunResult
 
@@ -87,6 +87,15 @@ def refuse_metrics(config: RunConfig) -> None:
         raise ConfigError(
             f"probe.metrics={list(config.probe.metrics)}: the metrics of kind '{config.probe.kind}' cannot be chosen.",
             fix="leave probe.metrics empty",
+        )
+
+
+def refuse_latent_shards(config: RunConfig) -> None:
+    """Refuse to share latents between processes for a probe that has none. Raises: ConfigError."""
+    if config.trainer.strategy == LATENTS:
+        raise ConfigError(
+            f"trainer.strategy={LATENTS}: a probe of kind '{config.probe.kind}' has no latents to share.",
+            fix="trainer.strategy=ddp",
         )
 
 

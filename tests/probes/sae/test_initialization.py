@@ -1,5 +1,9 @@
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from diffprobe.probes.sae import initialization
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median
 
 
@@ -26,3 +30,19 @@ def test_blended_rows_have_unit_norm_and_repeat_where_samples_are_few():
     assert near.values.min() > 0.9 and near.indices.bincount(minlength=3).min() >= 2
     assert len({tuple(row.tolist()) for row in rows}) == 7
     assert blend_datapoints(random, samples, 0.0, seed=0).allclose(random)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 90),
+    d_in=st.sampled_from([1, 3, 5, 16, 20]),
+    ends=st.tuples(st.integers(0, 90), st.integers(0, 90)),
+)
+def test_a_part_of_a_random_dictionary_is_that_of_the_whole_one_bit_for_bit(n, d_in, ends):
+    start, stop = sorted(min(end, n) for end in ends)
+    if start == stop:
+        start, stop = 0, 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialization, "DRAWN", 16 * d_in)
+        part = initialization.random_rows(n, d_in, seed=4, rows=range(start, stop))
+    assert part.equal(initialization.random_rows(n, d_in, seed=4)[start:stop])
