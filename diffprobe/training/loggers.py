@@ -21,7 +21,7 @@ from diffprobe.core.progress import Announce, print_note
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_media import Media, log_media
-from diffprobe.training.wandb_run import environment, log_artifacts, scores
+from diffprobe.training.wandb_run import environment, log_artifacts, save_results, scores, val_scores
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -272,12 +272,13 @@ def finish(
                 run.summary[name] = record.value
                 for control, value in record.controls.items():
                     run.summary[f"{name}/{control}"] = value
-            for name, value in scores(one).items():
+            for name, value in {**scores(one), **val_scores(one)}.items():
                 run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
         if media is not None:
             log_media(run, media())
         log_artifacts(run, result, Path(logger.save_dir or "."))
+        save_results(run, result, members or {})
         run.finish()
         announce(place_of(run, done=True))
     elif logger is not None:

@@ -1,15 +1,16 @@
 """What W&B runs hold besides curves."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from diffprobe.config.schema import LoggerConfig
-from diffprobe.core.result import MetricRecord, StartTime, make_result
+from diffprobe.core.result import MetricRecord, StartTime, make_result, read_result
 from diffprobe.training import loggers
 from diffprobe.training.trainer import quiet
-from diffprobe.training.wandb_run import environment, scores
+from diffprobe.training.wandb_run import environment, scores, val_scores
 from tests.training.test_loggers import finished_records, logged_out, read_run  # noqa: F401
 
 CELLS = "mid_block@t25:empty:mean", "mid_block@t200:empty:mean"
@@ -60,3 +61,27 @@ def test_an_offline_run_holds_scores_environment_and_a_reference_to_its_probes(t
     (entry,) = artifact.manifest.contents
     assert entry.path == "probes/linear/probe.safetensors" and entry.ref.startswith("file://")
     assert not list(tmp_path.glob("wandb/**/probe.safetensors"))  # nothing is copied
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_an_offline_run_carries_its_result_and_those_of_its_members(tmp_path: Path):
+    member = result_of()
+    whole = dataclasses.replace(member, metrics=())
+    with quiet():
+        logger = loggers.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="classifier", tree={}
+        )
+        loggers.finish(logger, whole, members={"cell@t2,k=[1]": member})
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (path,) = folder.glob("run-*.wandb")
+    sent = [item.path for record in finished_records(path) if record.HasField("files") for item in record.files.files]
+    assert {"result.json", "members/cell@t2,k=[1]/result.json"} <= set(sent)
+    assert read_result(folder / "files/result.json") == whole
+    assert read_result(folder / "files/members/cell@t2,k=[1]/result.json") == member
+    assert not (folder / "files/result.json").is_symlink()  # the folder may be sent from another machine
+
+
+def test_the_value_on_val_that_chose_the_score_is_another_key():
+    assert val_scores(result_of()) == {"val_score/accuracy": 0.7}
+    test_only = dataclasses.replace(result_of(), metrics=result_of().metrics[1:2])
+    assert val_scores(test_only) == {} and scores(test_only) == {"score/accuracy": 0.9}
