@@ -177,7 +177,7 @@ def connect() -> ResultApi:
             " (neither WANDB_API_KEY nor a netrc entry).",
             fix="wandb login; or of offline runs: --offline-dir DIR",
         )
-    with _explained("connect to W&B"):
+    with explained("connect to W&B"):
         return cast(ResultApi, wandb.Api())
 
 
@@ -202,13 +202,13 @@ def fetch_results(
     """
     fix = "--project NAME --entity NAME; the projects of a login are on its page of W&B"
     groups = place.groups
-    with _explained("ask for the team of the login"):
+    with explained("ask for the team of the login"):
         entity = place.entity or api.default_entity
     if not entity:
         raise RunFailed("W&B names no default team or user of this login.", fix="--entity NAME")
     path = f"{entity}/{place.project}"
     filters: dict[str, object] = {"group": {"$in": list(groups)}}
-    with _explained(f"list the runs of '{path}'", missing=RunFailed(f"W&B has no project '{path}'.", fix=fix)):
+    with explained(f"list the runs of '{path}'", missing=RunFailed(f"W&B has no project '{path}'.", fix=fix)):
         listed = list({run.id: run for run in api.runs(path, filters=filters, order="+created_at")}.values())
     if not listed:
         raise RunFailed(
@@ -291,7 +291,7 @@ def _require_known(without: Sequence[str], ids: Sequence[str]) -> None:
 def _download(run: RemoteRun, folder: Path) -> Path:
     """Download the result files of a run. Returns: `folder`, without a `result.json` if the run has none."""
     folder.mkdir(parents=True)
-    with _explained(f"download the results of run {_label(run)}"):
+    with explained(f"download the results of run {_label(run)}"):
         for file in run.files(pattern=f"%{RESULT_FILE}"):
             if not _is_result(file.name):
                 continue
@@ -371,9 +371,14 @@ def _lay_out(found: Sequence[_Found], root: Path) -> list[str]:
 
 
 @contextmanager
-def _explained(what: str, *, missing: RunFailed | None = None) -> Iterator[None]:
-    """Turn what W&B raises into RunFailed: the project that it does not have, or a server that does not answer."""
-    from wandb.errors import AuthenticationError, Error
+def explained(what: str, *, missing: RunFailed | None = None) -> Iterator[None]:
+    """Turn what W&B raises into RunFailed: the project that it does not have, or a server that does not answer.
+
+    Args:
+        what: what was tried, after "could not".
+        missing: the error for a project that is not there.
+    """
+    from wandb.errors import AuthenticationError
 
     try:
         yield
@@ -382,8 +387,11 @@ def _explained(what: str, *, missing: RunFailed | None = None) -> Iterator[None]
             f"could not {what}: {error}",
             fix="wandb login --relogin; where there is no network: --offline-dir DIR for offline runs",
         ) from error
-    except (Error, ValueError, OSError) as error:
-        if isinstance(error, DiffprobeError):
+    except DiffprobeError:
+        raise
+    except Exception as error:
+        of_wandb = type(error).__module__.partition(".")[0] == "wandb"  # some errors of its service have no base class
+        if not of_wandb and not isinstance(error, (ValueError, OSError)):
             raise
         said = f"{error}"
         if missing is not None and re.search("could not find project|not found|404|permission denied", said, re.I):

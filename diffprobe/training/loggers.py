@@ -177,7 +177,7 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
                 f"logger.{key}={ours}, but {variable}={given}.", fix=f"logger.{key}={given}, or unset {variable}"
             )
     for variable in ("WANDB_RUN_ID", "WANDB_RESUME"):
-        if os.environ.get(variable):
+        if os.environ.get(variable) and not (variable == "WANDB_RUN_ID" and _id_in_sweep()):
             raise ConfigError(
                 f"{variable}={os.environ[variable]} would be ignored.",
                 f"the id of a W&B run is kept in the run's folder ({RUN_FILE}); a run that resumes continues its own",
@@ -222,6 +222,10 @@ def _expect_end_of_service() -> None:
 def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
     file = run_dir / RUN_FILE
+    of_sweep = _id_in_sweep()
+    if of_sweep and is_main_process():  # the agent of the sweep waits for this one, also where the folder had another
+        write_artifact(file, {"id": of_sweep}, kind=_KIND, schema_version=_SCHEMA_VERSION)
+        return of_sweep
     if (resume or not is_main_process()) and file.exists():
         try:
             tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)
@@ -233,6 +237,11 @@ def _run_id(run_dir: Path, *, resume: bool) -> str:
     if is_main_process():
         write_artifact(file, {"id": made}, kind=_KIND, schema_version=_SCHEMA_VERSION)
     return made
+
+
+def _id_in_sweep() -> str | None:
+    """Return the id that the agent of a W&B sweep gives to the run that it starts; None outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID") or None if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def run_id(logger: Logger | None) -> str | None:
@@ -277,8 +286,8 @@ def finish(
         run.summary["config_digest"] = result.config_digest
         if media is not None:
             log_media(run, media())
-        log_artifacts(run, result, Path(logger.save_dir or "."))
         save_results(run, result, members or {})
+        log_artifacts(run, result, Path(logger.save_dir or "."))
         run.finish()
         announce(place_of(run, done=True))
     elif logger is not None:

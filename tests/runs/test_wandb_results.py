@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from wandb.apis.public import Api, File, Run
 from wandb.errors import AuthenticationError, CommError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from diffprobe.cli.main import main
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed, SchemaError
@@ -177,6 +178,7 @@ class Failing(FakeApi):
         (Failing(ValueError("Could not find project p")), r"no project 'team/p'(.|\n)*--project"),
         (Failing(CommError("HTTP 404: project not found")), r"no project 'team/p'"),
         (Failing(CommError("connection refused")), r"connection refused(.|\n)*--offline-dir"),
+        (Failing(WandbApiFailedError("Unknown operation")), r"Unknown operation(.|\n)*--offline-dir"),
         (Failing(TimeoutError("timed out")), r"timed out(.|\n)*--offline-dir"),
         (Failing(AuthenticationError("HTTP 401")), r"HTTP 401(.|\n)*wandb login"),
     ],
