@@ -18,7 +18,8 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, print_note
-from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult
+from diffprobe.core.terminal import one_line
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_media import Media, log_media
 from diffprobe.training.wandb_run import environment, log_artifacts, save_results, scores, val_scores
@@ -287,7 +288,13 @@ def finish(
         if media is not None:
             log_media(run, media())
         save_results(run, result, members or {})
-        log_artifacts(run, result, Path(logger.save_dir or "."))
+        try:
+            log_artifacts(run, result, Path(logger.save_dir or "."))
+        except Exception as error:  # of any class of W&B's; the record is written and sent, so the run has not failed
+            announce(
+                f"W&B: the artifacts of run {run.id} could not be logged: {one_line(str(error))} "
+                f"(the digests of its inputs are in {RESULT_FILE})"
+            )
         run.finish()
         announce(place_of(run, done=True))
     elif logger is not None:

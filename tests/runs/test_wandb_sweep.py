@@ -154,6 +154,7 @@ def test_an_agent_trains_a_point_in_the_run_of_the_sweep(tiny_sd, tiny_shards, t
         f"data: {{path: {tiny_shards}, batch_size: 4}}\n"
         f"features: {{taps: [mid_block], timesteps: [20], source: live}}\n"
         f"output: {tmp_path / 'runs'}\n"
+        "paper: someone2025\ntable: '2'\n"
         "trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false}\n"
     )
     plan = plan_sweep("tiny/linear", ["data.batch_size=4,8"], metric="accuracy", project="mine")
@@ -172,3 +173,5 @@ def test_an_agent_trains_a_point_in_the_run_of_the_sweep(tiny_sd, tiny_shards, t
     run, _, summary, _ = read_run(path.parent)
     assert (run.run_id, run.sweep_id, run.project) == ("fromsweep", "sweep1", "mine")
     assert plan.tree["metric"]["name"] in summary
+    assert (run.run_group, run.job_type) == ("tiny/linear", "classifier")
+    assert list(run.tags) == ["classifier", "linear", "someone2025", "2"]
