@@ -22,6 +22,7 @@ from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed, SchemaError, unknown
 from diffprobe.core.json_file import MAX_BYTES
 from diffprobe.core.result import MEMBERS, RESULT_FILE, RunResult, read_result
+from diffprobe.core.terminal import one_line
 from diffprobe.launch.wandb_sync import offline_runs
 from diffprobe.report.table_spec import find_spec, has_spec, load_specs
 
@@ -229,7 +230,7 @@ def fetch_results(
     folder = folder or cache_root() / "wandb" / digest_json([entity, place.project, sorted(groups)])[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
-        downloads = temporary / "downloads"
+        downloads = temporary / ".downloads"  # a name that no experiment has
         found = _read(((run.id, _label(run), _download(run, downloads / f"{i}")) for i, run in enumerate(wanted)))
         left_out += _lay_out(found, temporary)
         shutil.rmtree(downloads)
@@ -279,7 +280,7 @@ def _id_of(path: Path) -> str:
 
 
 def _label(run: RemoteRun) -> str:
-    return f"{run.id} ({run.name})" if run.name else run.id
+    return one_line(f"{run.id} ({run.name})" if run.name else run.id)
 
 
 def _require_known(without: Sequence[str], ids: Sequence[str]) -> None:
@@ -324,8 +325,10 @@ def _read(runs: Iterable[tuple[str, str, Path]]) -> list[_Found]:
             continue
         try:
             result = read_result(path)
-            for member in sorted(folder.glob(f"{MEMBERS}/*/{RESULT_FILE}")):
-                read_result(member)
+            for name in sorted({*_members(result), *(one.name for one in folder.glob(f"{MEMBERS}/*"))}):
+                read_result(folder / MEMBERS / name / RESULT_FILE)
+        except FileNotFoundError as error:
+            faults[id] = f"{where}: the result of a member is missing: {error.filename}"
         except DiffprobeError as error:
             faults[id] = f"{where}: {error.what}"
         else:
@@ -341,6 +344,11 @@ def _read(runs: Iterable[tuple[str, str, Path]]) -> list[_Found]:
             fix=f"train them again with logger=wandb; or {_leave_out(missing)}",
         )  # fmt: skip
     return found
+
+
+def _members(result: RunResult) -> set[str]:
+    """Return the names of the members of a run, by the files that it wrote."""
+    return {name.split("/")[1] for name in result.artifacts if name.startswith(f"{MEMBERS}/")}
 
 
 def _leave_out(ids: Iterable[str]) -> str:

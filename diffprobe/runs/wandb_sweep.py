@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffprobe.config import search_path
-from diffprobe.config.compose import values_of
+from diffprobe.config.compose import typed_value, values_of
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, unknown
 from diffprobe.launch.plan import MAX_TASKS
@@ -154,7 +154,7 @@ def _divide(experiment: str, settings: Sequence[str]) -> tuple[list[str], dict[s
             continue
         if twice := [text for i, text in enumerate(several) if text in several[:i]]:
             raise ConfigError(f"{setting} names {twice[0]} twice.", fix="name each value once")
-        parameters[key] = {"values": [_typed(key, text) for text in several]}
+        parameters[key] = {"values": [typed_value(f"{key}={text}") for text in several]}
     return fixed, parameters
 
 
@@ -177,20 +177,8 @@ def _several(experiment: str, setting: str) -> list[str] | None:
     return None
 
 
-def _typed(key: str, text: str) -> int | float | bool | str:
-    """Return a number or a truth value as such; what else a setting can be, as its text, which the agent passes on."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        value = OverridesParser.create().parse_override(f"{key}={text}").value()
-    except (HydraException, ValueError):
-        return text
-    return value if isinstance(value, (bool, int, float)) else text
-
-
 def _interval(setting: str, *, log: str | None, low: str, high: str) -> dict[str, Any]:
-    ends = [_typed("end", end) for end in (low, high)]
+    ends = [typed_value(f"end={end}") for end in (low, high)]
     numbers = [end for end in ends if isinstance(end, (int, float)) and not isinstance(end, bool)]
     if len(numbers) != 2 or not numbers[0] < numbers[1] or (log and numbers[0] <= 0):
         raise ConfigError(

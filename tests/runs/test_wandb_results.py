@@ -110,6 +110,13 @@ def test_members_of_a_grid_come_along_and_other_files_do_not(server):
     assert len(collect(found.folder)) == 4
 
 
+def test_a_member_without_its_result_is_named(server):
+    whole = read_result(server / "seed0/result.json")
+    write_result(replace(whole, artifacts={"members/k=2/probes/x": "1" * 64}), server / "seed0/result.json")
+    with pytest.raises(SchemaError, match=r"seed0 (.|\n)*members/k=2/result.json(.|\n)*--without seed0"):
+        fetch_results(FakeApi(server), PLACE)
+
+
 def test_a_run_that_was_trained_again_counts_once_the_newest(server):
     old = read_result(server / "seed0/result.json")
     write_result(replace(old, started="2020-01-01T00:00:00+00:00"), _made(server / "again/result.json"))
