@@ -36,6 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", choices=["heat-map", "line"], default="heat-map", help="what --figure draws (default: heat-map)"
     )
+    remote = parser.add_argument_group("results of W&B runs, instead of a folder")
+    remote.add_argument(
+        "--from", dest="source", choices=["wandb"],
+        help="read the results that runs with logger=wandb have sent, of the groups of the experiments of NAME",
+    )  # fmt: skip
+    remote.add_argument("--project", help="W&B project (default: logger.project of the experiments)")
+    remote.add_argument("--entity", help="W&B team or user (default: logger.entity, else that of the login)")
+    remote.add_argument("--group", action="append", default=[], help="W&B group (default: the experiments); repeatable")
+    remote.add_argument("--offline-dir", metavar="DIR", help="read the offline runs below DIR instead of the server")
+    remote.add_argument("--without", action="append", default=[], metavar="ID", help="leave a run out; repeatable")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         from diffprobe.report.figure_file import check_ending
 
         check_ending(args.figure)  # before anything is read
-    table = build_table(args.what, args.results, where=dict(map(parse_condition, args.where)))
+    results = _fetched(args) if args.source else _local(args)
+    table = build_table(args.what, results, where=dict(map(parse_condition, args.where)))
     text = table.render(args.format)
     if args.save_yaml:
         _save_yaml(table, args.save_yaml)
@@ -64,6 +75,41 @@ def run(args: argparse.Namespace) -> int:
             print(f"figure: {path}", file=sys.stderr)
     _explain(table, args.save_yaml)
     return 0
+
+
+def _local(args: argparse.Namespace) -> str | None:
+    from diffprobe.core.errors import ConfigError
+
+    given = [name for name in ("project", "entity", "group", "offline_dir", "without") if getattr(args, name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{options} without --from wandb.", fix="--from wandb")
+    return None if args.results is None else str(args.results)
+
+
+def _fetched(args: argparse.Namespace) -> str:
+    """Bring the results of W&B runs into a folder and return it; say what is there on standard error."""
+    from diffprobe.core.errors import ConfigError
+    from diffprobe.runs.wandb_results import connect, fetch_results, offline_results, place_of_runs
+
+    if args.results is not None:
+        raise ConfigError("--results names a folder, and --from wandb reads none.", fix="one of the two")
+    if len(args.what) > 1 or not (args.what or args.group or args.offline_dir):
+        raise ConfigError("--from wandb takes the name of one table or experiment.", fix="NAME; or --group GROUP")
+    name = args.what[0] if args.what else None
+    if args.offline_dir:
+        online = [option for option in ("project", "entity", "group") if getattr(args, option)]
+        if online:
+            raise ConfigError(f"--{online[0]} with --offline-dir: offline runs are all read, whatever their project.")
+        found = offline_results(args.offline_dir, without=args.without)
+    else:
+        place = place_of_runs(name, project=args.project, entity=args.entity, groups=args.group)
+        found = fetch_results(connect(), place, without=args.without)
+    for line in found.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    again = f"diffprobe table{f' {name}' if name else ''} --results {found.folder}"
+    print(f"W&B: results of {found.n_runs} runs; again without W&B: {again}", file=sys.stderr)
+    return str(found.folder)
 
 
 def _save_yaml(table: "Table", file: str) -> None:

@@ -1,15 +1,15 @@
-"""``diffprobe wandb``: send offline runs, and make the dashboard of an experiment."""
+"""``diffprobe wandb``: send offline runs, make the dashboard of an experiment, and sweeps of it."""
 
 import argparse
 import json
 import sys
 
 GROUP = "cluster"
-HELP = "send offline runs to W&B; make the workspace of an experiment"
+HELP = "send offline runs to W&B; make the workspace or a sweep of an experiment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the two commands."""
+    """Declare the commands."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     sync = commands.add_parser("sync", help="send the offline runs below a folder, from a machine with a network")
     sync.add_argument("--results", default="runs", metavar="DIR", help="folder of the runs (default: runs)")
@@ -21,11 +21,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     workspace.add_argument("--project", default="diffprobe", help="W&B project (default: diffprobe)")
     workspace.add_argument("--entity", help="W&B team or user (default: that of the login)")
     workspace.add_argument("--dry-run", action="store_true", help="print what would be sent, as JSON")
+    sweep = commands.add_parser("sweep", help="print the W&B sweep of an experiment as YAML, or register it")
+    sweep.add_argument("experiment", help="an experiment, for example emoji/sae")
+    sweep.add_argument(
+        "settings", nargs="+", metavar="KEY=VALUES",
+        help="what varies: KEY=A,B or KEY=[A,B], KEY=interval(LOW,HIGH), KEY=log(interval(LOW,HIGH)); and settings of "
+        "all runs, KEY=VALUE",
+    )  # fmt: skip
+    sweep.add_argument("--method", choices=["grid", "random", "bayes"], default="grid", help="default: grid")
+    sweep.add_argument(
+        "--metric", help="metric whose best value on val is optimised (default: the first of its tables)"
+    )
+    sweep.add_argument("--goal", choices=["minimize", "maximize"], help="default: the better end of the metric")
+    sweep.add_argument("--project", help="W&B project (default: logger.project)")
+    sweep.add_argument("--entity", help="W&B team or user (default: logger.entity, else that of the login)")
+    sweep.add_argument("--create", action="store_true", help="register the sweep on W&B and print the agent's command")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command. `sync` returns 1 if W&B refused something."""
-    return _sync(args) if args.command == "sync" else _workspace(args)
+    return {"sync": _sync, "workspace": _workspace, "sweep": _sweep}[args.command](args)
 
 
 def _sync(args: argparse.Namespace) -> int:
@@ -59,14 +74,39 @@ def _workspace(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_login(command: str) -> None:
+def _sweep(args: argparse.Namespace) -> int:
+    from diffprobe.runs.wandb_sweep import agent_command, plan_sweep, register, sweep_yaml
+
+    plan = plan_sweep(
+        args.experiment,
+        args.settings,
+        method=args.method,
+        metric=args.metric,
+        goal=args.goal,
+        project=args.project,
+        entity=args.entity,
+    )
+    if args.create:
+        _require_login("diffprobe wandb sweep --create", fix="wandb login; or without --create, which sends nothing")
+    print(sweep_yaml(plan), end="", flush=True)
+    print(f"{len(plan.points)} configurations were validated", file=sys.stderr)
+    if args.create:
+        print(f"agent: {agent_command(plan, register(plan))}", file=sys.stderr)
+    else:
+        print("to register it: --create; or save it, and: wandb sweep FILE", file=sys.stderr)
+    if plan.submit:
+        print(f"the same runs as SLURM jobs, without an agent: {plan.submit}", file=sys.stderr)
+    return 0
+
+
+def _require_login(command: str, fix: str = "wandb login; or --dry-run, which sends nothing") -> None:
     from diffprobe.core.errors import RunFailed
     from diffprobe.training.loggers import logged_in
 
     if not logged_in():
         raise RunFailed(
             f"{command} sends to W&B, which has no key for its server (neither WANDB_API_KEY nor a netrc entry).",
-            fix="wandb login; or --dry-run, which sends nothing",
+            fix=fix,
         )
 
 

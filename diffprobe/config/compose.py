@@ -131,6 +131,23 @@ def values_of(setting: str) -> list[str]:
     return [setting.partition("=")[2]]
 
 
+def typed_value(setting: str) -> int | float | bool | str:
+    """Return the value of `key=value`: a number or a truth value as such, everything else as its text.
+
+    >>> typed_value("seed=20_000"), typed_value("lr=1e-4"), typed_value("a=true"), typed_value("a=null")
+    (20000, 0.0001, True, 'null')
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    text = setting.partition("=")[2]
+    try:
+        value = OverridesParser.create().parse_override(setting).value()
+    except (HydraException, ValueError):  # text outside of Hydra's grammar
+        return text
+    return value if isinstance(value, (bool, int, float)) else text
+
+
 def load(experiment: str | None, overrides: Sequence[str] = (), *, kinds: Collection[str] = tuple(KINDS)) -> Any:
     """Compose a configuration and validate it by the dataclass of its kind.
 

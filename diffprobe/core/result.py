@@ -30,6 +30,8 @@ SCHEMA_VERSION = 2
 KIND = "result"
 RESULT_FILE = "result.json"
 """File name of the record in a run's folder."""
+MEMBERS = "members"
+"""Folder below that of a run, with one folder per member of its grid."""
 INPUT = "input/"
 """Prefix of the names of a run's inputs in `artifacts`; all other names are files that the run wrote."""
 SHARDS, BACKBONE, STORE = f"{INPUT}shards", f"{INPUT}backbone", f"{INPUT}store"

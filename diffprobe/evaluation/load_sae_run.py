@@ -12,9 +12,8 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMissing
 from diffprobe.core.json_file import expect, read_json_object
-from diffprobe.core.result import INPUT, RESULT_FILE, RunResult, is_predictions, read_result
+from diffprobe.core.result import INPUT, MEMBERS, RESULT_FILE, RunResult, is_predictions, read_result
 from diffprobe.report.query import parse_cell
-from diffprobe.runs.grid import MEMBERS
 
 if TYPE_CHECKING:
     from diffprobe.backbones.cell import Cell

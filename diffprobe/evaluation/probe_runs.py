@@ -8,11 +8,10 @@ from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import DiffprobeError, RunFailed
 from diffprobe.core.registry import PROBE_KINDS
-from diffprobe.core.result import RESULT_FILE, RunResult
+from diffprobe.core.result import MEMBERS, RESULT_FILE, RunResult
 from diffprobe.report.collect import read_results
 from diffprobe.report.table_data import differences_from_control
 from diffprobe.report.table_request import result_paths
-from diffprobe.runs.grid import MEMBERS
 
 _STARTED = ("inputs.json", "last.ckpt")
 """Files of a run that has begun; without a result it failed, or is not finished."""

@@ -13,9 +13,6 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.training.kinds.types import GridPoint
 
-MEMBERS = "members"
-"""Folder below that of a run, with one folder per member."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Point(GridPoint):

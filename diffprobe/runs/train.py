@@ -16,10 +16,10 @@ from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.restarts import RECORD, written_by_this_job
-from diffprobe.core.result import RESULT_FILE, StartTime
+from diffprobe.core.result import MEMBERS, RESULT_FILE, StartTime
 from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
-from diffprobe.runs.grid import MEMBERS, seeds_of
+from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_splits
 from diffprobe.runs.run_media import media_of

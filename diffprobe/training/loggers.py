@@ -18,10 +18,11 @@ from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.core.json_file import expect
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.progress import Announce, print_note
-from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult
+from diffprobe.core.terminal import one_line
 from diffprobe.training.wandb_history import CheckpointedWandbLogger
 from diffprobe.training.wandb_media import Media, log_media
-from diffprobe.training.wandb_run import environment, log_artifacts, scores
+from diffprobe.training.wandb_run import environment, log_artifacts, save_results, scores, val_scores
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -177,7 +178,7 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
                 f"logger.{key}={ours}, but {variable}={given}.", fix=f"logger.{key}={given}, or unset {variable}"
             )
     for variable in ("WANDB_RUN_ID", "WANDB_RESUME"):
-        if os.environ.get(variable):
+        if os.environ.get(variable) and not (variable == "WANDB_RUN_ID" and _id_in_sweep()):
             raise ConfigError(
                 f"{variable}={os.environ[variable]} would be ignored.",
                 f"the id of a W&B run is kept in the run's folder ({RUN_FILE}); a run that resumes continues its own",
@@ -222,6 +223,10 @@ def _expect_end_of_service() -> None:
 def _run_id(run_dir: Path, *, resume: bool) -> str:
     """Return the id of the run's folder if it continues, else a new one: a restart must not become a second run."""
     file = run_dir / RUN_FILE
+    of_sweep = _id_in_sweep()
+    if of_sweep and is_main_process():  # the agent of the sweep waits for this one, also where the folder had another
+        write_artifact(file, {"id": of_sweep}, kind=_KIND, schema_version=_SCHEMA_VERSION)
+        return of_sweep
     if (resume or not is_main_process()) and file.exists():
         try:
             tree = read_json(file, kind=_KIND, schema_version=_SCHEMA_VERSION)
@@ -233,6 +238,11 @@ def _run_id(run_dir: Path, *, resume: bool) -> str:
     if is_main_process():
         write_artifact(file, {"id": made}, kind=_KIND, schema_version=_SCHEMA_VERSION)
     return made
+
+
+def _id_in_sweep() -> str | None:
+    """Return the id that the agent of a W&B sweep gives to the run that it starts; None outside of a sweep."""
+    return os.environ.get("WANDB_RUN_ID") or None if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 def run_id(logger: Logger | None) -> str | None:
@@ -272,12 +282,19 @@ def finish(
                 run.summary[name] = record.value
                 for control, value in record.controls.items():
                     run.summary[f"{name}/{control}"] = value
-            for name, value in scores(one).items():
+            for name, value in {**scores(one), **val_scores(one)}.items():
                 run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
         if media is not None:
             log_media(run, media())
-        log_artifacts(run, result, Path(logger.save_dir or "."))
+        save_results(run, result, members or {})
+        try:
+            log_artifacts(run, result, Path(logger.save_dir or "."))
+        except Exception as error:  # of any class of W&B's; the record is written and sent, so the run has not failed
+            announce(
+                f"W&B: the artifacts of run {run.id} could not be logged: {one_line(str(error))} "
+                f"(the digests of its inputs are in {RESULT_FILE})"
+            )
         run.finish()
         announce(place_of(run, done=True))
     elif logger is not None:

@@ -3,19 +3,32 @@
 Files stay where they are: artifacts refer to them, so that a large store is never sent.
 """
 
+import glob
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.core.result import BACKBONE, INPUT, SHARDS, STORE, RunResult, describe_environment
-from diffprobe.metrics.headline import headline
+from diffprobe.core.result import (
+    BACKBONE,
+    INPUT,
+    MEMBERS,
+    RESULT_FILE,
+    SHARDS,
+    STORE,
+    RunResult,
+    describe_environment,
+    write_result,
+)
+from diffprobe.metrics.headline import headline, place_of
 
 if TYPE_CHECKING:
     from wandb import Run
 
 SCORE = "score/"
 """Prefix of the summary keys with one value per metric: on test, where val is best."""
+VAL_SCORE = "val_score/"
+"""Prefix of the summary keys with the value on val that chose the score: what a sweep may optimise."""
 _SLURM = (
     "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_NAME", "SLURM_JOB_PARTITION",
     "SLURM_RESTART_COUNT", "SLURM_JOB_NUM_NODES", "SLURM_NTASKS",
@@ -39,6 +52,30 @@ def scores(result: RunResult) -> dict[str, float]:
         if record is not None:
             found[SCORE + name] = record.value
     return found
+
+
+def val_scores(result: RunResult) -> dict[str, float]:
+    """Return one value per metric of a result that was measured on val: the best one there, which chose the score."""
+    found = {}
+    for name in dict.fromkeys(record.name for record in result.metrics if record.split == "val"):
+        chosen = headline(result, name)
+        for record in result.metrics:
+            at_place = chosen is not None and place_of(record) == place_of(chosen)
+            if record.name == name and record.split == "val" and at_place:
+                found[VAL_SCORE + name] = record.value
+    return found
+
+
+def save_results(run: "Run", result: RunResult, members: Mapping[str, RunResult]) -> None:
+    """Put the record of a run, and those of its members, into the files of its W&B run: `result.json`,
+    `members/NAME/result.json`. They are copies, since the folder of the W&B run may be sent from another machine.
+    """
+    root = Path(run.dir)
+    for name, one in (("", result), *members.items()):
+        path = root / MEMBERS / name / RESULT_FILE if name else root / RESULT_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_result(one, path)
+        run.save(glob.escape(str(path)), base_path=str(root), policy="now")
 
 
 def log_artifacts(run: "Run", result: RunResult, run_dir: Path) -> None:

@@ -339,3 +339,11 @@ def test_the_end_of_wandbs_own_process_before_this_one_is_not_printed(monkeypatc
     for found in (lost, other):
         sys.unraisablehook(found)
     assert seen == [other]
+
+
+def test_a_run_of_a_sweep_has_the_id_of_its_agent(opened, tmp_path):
+    given = opened({"SWEEP_ID": "s", "RUN_ID": "of-the-agent"})
+    assert given["id"] == "of-the-agent"
+    assert json.loads((tmp_path / loggers.RUN_FILE).read_text())["id"] == "of-the-agent"
+    with pytest.raises(ConfigError, match="WANDB_RUN_ID=x would be ignored"):
+        opened({"RUN_ID": "x"})

@@ -1,15 +1,18 @@
 """What W&B runs hold besides curves."""
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import pytest
+import wandb
 
 from diffprobe.config.schema import LoggerConfig
-from diffprobe.core.result import MetricRecord, StartTime, make_result
+from diffprobe.core.result import MetricRecord, StartTime, make_result, read_result
 from diffprobe.training import loggers
 from diffprobe.training.trainer import quiet
-from diffprobe.training.wandb_run import environment, scores
+from diffprobe.training.wandb_run import environment, log_artifacts, scores, val_scores
 from tests.training.test_loggers import finished_records, logged_out, read_run  # noqa: F401
 
 CELLS = "mid_block@t25:empty:mean", "mid_block@t200:empty:mean"
@@ -60,3 +63,77 @@ def test_an_offline_run_holds_scores_environment_and_a_reference_to_its_probes(t
     (entry,) = artifact.manifest.contents
     assert entry.path == "probes/linear/probe.safetensors" and entry.ref.startswith("file://")
     assert not list(tmp_path.glob("wandb/**/probe.safetensors"))  # nothing is copied
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_an_offline_run_carries_its_result_and_those_of_its_members(tmp_path: Path):
+    member = result_of()
+    whole = dataclasses.replace(member, metrics=())
+    with quiet():
+        logger = loggers.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="classifier", tree={}
+        )
+        loggers.finish(logger, whole, members={"cell@t2,k=[1]": member})
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    (path,) = folder.glob("run-*.wandb")
+    sent = [item.path for record in finished_records(path) if record.HasField("files") for item in record.files.files]
+    assert {"result.json", "members/cell@t2,k=[1]/result.json"} <= set(sent)
+    assert read_result(folder / "files/result.json") == whole
+    assert read_result(folder / "files/members/cell@t2,k=[1]/result.json") == member
+    assert not (folder / "files/result.json").is_symlink()  # the folder may be sent from another machine
+
+
+def test_the_value_on_val_that_chose_the_score_is_another_key():
+    assert val_scores(result_of()) == {"val_score/accuracy": 0.7}
+    test_only = dataclasses.replace(result_of(), metrics=result_of().metrics[1:2])
+    assert val_scores(test_only) == {} and scores(test_only) == {"score/accuracy": 0.9}
+
+
+class OnlineRun:
+    """What `log_artifacts` uses of an online run."""
+
+    id, offline = "r1", False
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.used, self.logged, self.error = [], [], error
+
+    def use_artifact(self, artifact_or_name, type=None, aliases=None, use_as=None):
+        if self.error:
+            raise self.error
+        self.used.append(artifact_or_name)
+
+    def log_artifact(self, artifact_or_path, name=None, type=None, aliases=None, tags=None):
+        self.logged.append(artifact_or_path)
+
+
+def test_the_fake_run_has_the_methods_of_the_installed_wandb():
+    for name in ("use_artifact", "log_artifact"):
+        fake, real = (list(inspect.signature(getattr(cls, name)).parameters) for cls in (OnlineRun, wandb.Run))
+        assert real[: len(fake)] == fake
+
+
+def test_online_the_probe_follows_from_features_data_and_model(tmp_path: Path):
+    (tmp_path / "probes/linear").mkdir(parents=True)
+    (tmp_path / "probes/linear/probe.json").write_text("{}")
+    inputs = {"input/store": "2" * 64, "input/shards": "4" * 64, "input/backbone": "3" * 64}
+    run = OnlineRun()
+    log_artifacts(run, result_of(artifacts={"probes/linear": "1" * 64, **inputs}), tmp_path)
+    assert {(used.type, used.name) for used in run.used} == {
+        ("features", "features-" + "2" * 12), ("dataset", "dataset-" + "4" * 12), ("model", "model-" + "3" * 12)
+    }  # fmt: skip
+    assert all(used.metadata["sha256"] in inputs.values() for used in run.used)
+    (made,) = run.logged
+    assert made.metadata["inputs"] == inputs and made.metadata["files"] == {"probes/linear": "1" * 64}
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_a_server_that_refuses_artifacts_does_not_fail_a_run_that_has_its_result(tmp_path: Path, monkeypatch):
+    said = []
+    monkeypatch.setattr(loggers, "log_artifacts", lambda *_: (_ for _ in ()).throw(ValueError("unexpected state")))
+    with quiet():
+        logger = loggers.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="classifier", tree={}
+        )
+        loggers.finish(logger, result_of(), announce=said.append)
+    assert "artifacts" in said[0] and "unexpected state" in said[0] and "result.json" in said[0]
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/result.json"))) == 1
