@@ -84,8 +84,8 @@ class ShardedTopK(topk.TopK):
             own, indices = self._own(selected.top.indices)
             part = torch.where(own, selected.part, -1)
             bags.append(rows_to_bags(selected.top.values, indices, part, n_parts))
-        shared = [shared_by_shards(value, self.shards) for value in (centred, self.b_pre)]
-        decoded, _ = sparse_step(*shared, self.W_enc, self.b_enc, self.W_dec, join(bags), relu=self.relu)
+        centred, b_pre = (shared_by_shards(value, self.shards) for value in (centred, self.b_pre))
+        decoded, _ = sparse_step(centred, b_pre, self.W_enc, self.b_enc, self.W_dec, join(bags), relu=self.relu)
         return sum_over_shards(decoded, self.shards)
 
     def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
