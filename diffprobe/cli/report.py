@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from diffprobe.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from diffprobe.report.table_spec import TableSpec
 
@@ -35,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'sample': single samples",
     )  # fmt: skip
     parser.add_argument("--data-path", metavar="DIR", help="folder of the shards, if they were moved since")
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="send the page to this W&B project too, linked to the runs' probes",
+    )
+    parser.add_argument("--entity", help="user or team of the W&B project")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.run_report import ReportOptions, write_run_report
 
     keep_freed_memory()
+    if args.entity is not None and args.wandb is None:
+        raise ConfigError("--entity has no effect without --wandb PROJECT.")
     options = ReportOptions(
         title=args.title,
         tables=_specs(args.table),
@@ -58,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
     for sentence in left_out:
         print(f"not shown: {sentence}", file=sys.stderr)
     print(f"page: {args.out}")
+    if args.wandb is not None:
+        from diffprobe.config.schema import LoggerConfig
+        from diffprobe.runs.wandb_report import send_report
+
+        send_report(args.out, args.runs, LoggerConfig(kind="wandb", project=args.wandb, entity=args.entity))
     return 0
 
 

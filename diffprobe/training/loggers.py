@@ -123,12 +123,12 @@ def make_logger(
         if is_main_process():
             announce("W&B: disabled (WANDB_MODE); the curves of this run are not logged.")
         return None
-    _refuse_contradictions(config)
+    refuse_contradictions(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     name = _run_id(run_dir, resume=resume)
     if not is_main_process():
         return WandbLogger(offline=True, id=name)  # never opens a run: Lightning logs on the main process only
-    run = _open_run(
+    run = open_run(
         config,
         mode=mode,
         dir=os.environ.get("WANDB_DIR") or str(run_dir),
@@ -165,7 +165,7 @@ def _shown_path(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _refuse_contradictions(config: LoggerConfig) -> None:
+def refuse_contradictions(config: LoggerConfig) -> None:
     """Refuse variables of W&B that name something else than the settings do. Raises: ConfigError with both choices.
 
     WANDB_ENTITY and WANDB_RUN_GROUP apply where the settings leave them open; WANDB_DIR, WANDB_NAME, WANDB_JOB_TYPE and
@@ -186,8 +186,14 @@ def _refuse_contradictions(config: LoggerConfig) -> None:
             )
 
 
-def _open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **arguments: Any) -> Any:
-    """Start a W&B run without console output; Lightning's own call warns and changes the environment."""
+def open_run(keys: LoggerConfig, *, mode: Literal["online", "offline"], **arguments: Any) -> Any:
+    """Start a W&B run without console output; Lightning's own call warns and changes the environment.
+
+    Args:
+        keys: project and entity.
+        mode: see `wandb_mode`.
+        arguments: further ones of `wandb.init`.
+    """
     import wandb
 
     run = wandb.init(
@@ -285,12 +291,16 @@ def finish(
             for name, value in {**scores(one), **val_scores(one)}.items():
                 run.summary[prefix + name] = value
         run.summary["config_digest"] = result.config_digest
-        if media is not None:
-            log_media(run, media())
         save_results(run, result, members or {})
+        # an error of any class: the record is written and sent, so the run has not failed
+        if media is not None:
+            try:
+                log_media(run, media())
+            except Exception as error:
+                announce(f"W&B: tables and figures of run {run.id} could not be logged: {one_line(str(error))}")
         try:
             log_artifacts(run, result, Path(logger.save_dir or "."))
-        except Exception as error:  # of any class of W&B's; the record is written and sent, so the run has not failed
+        except Exception as error:
             announce(
                 f"W&B: the artifacts of run {run.id} could not be logged: {one_line(str(error))} "
                 f"(the digests of its inputs are in {RESULT_FILE})"

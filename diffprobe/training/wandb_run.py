@@ -5,7 +5,7 @@ Files stay where they are: artifacts refer to them, so that a large store is nev
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +89,15 @@ def log_artifacts(run: "Run", result: RunResult, run_dir: Path) -> None:
     if not run.offline:
         for name, kind in _TYPES.items():
             if name in inputs:
-                run.use_artifact(wandb.Artifact(f"{kind}-{inputs[name][:12]}", kind, metadata={"sha256": inputs[name]}))
+                used = wandb.Artifact(f"{kind}-{inputs[name][:12]}", kind, metadata={"sha256": inputs[name]})
+                if name == STORE and (manifest := _manifest_of(result, inputs[name])) is not None:
+                    used.add_reference(manifest.as_uri(), name=manifest.name, checksum=False)
+                run.use_artifact(used)
     written = {name: digest for name, digest in result.artifacts.items() if not name.startswith(INPUT)}
     if not written:
         return
     made = wandb.Artifact(
-        f"{result.kind}-{result.run.replace('/', '-')}",
+        _probe_name(result),
         result.kind,
         metadata={"inputs": inputs, "config_digest": result.config_digest, "files": written},
     )
@@ -103,3 +106,34 @@ def log_artifacts(run: "Run", result: RunResult, run_dir: Path) -> None:
         if folder.exists():
             made.add_reference(folder.as_uri(), name=name, checksum=False)
     run.log_artifact(made)
+
+
+def log_page(run: "Run", page: Path, results: Sequence[RunResult]) -> None:
+    """Log the page of some runs as an artifact that follows from their probes.
+
+    W&B records used artifacts online only; offline the names of the probes are in the metadata of the page's artifact.
+
+    Raises: what W&B raises where a probe is not in the project of `run`.
+    """
+    import wandb
+
+    of_probes = [result for result in results if any(not name.startswith(INPUT) for name in result.artifacts)]
+    if not run.offline:
+        for result in of_probes:
+            run.use_artifact(f"{_probe_name(result)}:latest", type=result.kind)
+    made = wandb.Artifact(f"report-{page.stem}", "report", metadata={"probes": [_probe_name(one) for one in of_probes]})
+    made.add_file(str(page), name=page.name)
+    run.log_artifact(made)
+
+
+def _probe_name(result: RunResult) -> str:
+    """Return the name of the artifact of a run's probes."""
+    return f"{result.kind}-{result.run.replace('/', '-')}"
+
+
+def _manifest_of(result: RunResult, digest: str) -> Path | None:
+    """Return the manifest of the store that a run read, None where it is not at hand."""
+    features = result.config.get("features")
+    root = features.get("store") if isinstance(features, Mapping) else None
+    path = Path(root, digest[:16], "manifest.json").resolve() if isinstance(root, str) else None
+    return path if path is not None and path.is_file() else None

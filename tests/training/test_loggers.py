@@ -152,7 +152,7 @@ def opened(logged_out, monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     given = {}
-    monkeypatch.setattr(loggers, "_open_run", lambda keys, **arguments: given.update(arguments))
+    monkeypatch.setattr(loggers, "open_run", lambda keys, **arguments: given.update(arguments))
     monkeypatch.setattr(loggers, "WandbLogger", lambda **arguments: None)
     monkeypatch.setattr(loggers, "place_of", lambda run, **how: "")
 

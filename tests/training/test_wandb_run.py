@@ -12,7 +12,7 @@ from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.result import MetricRecord, StartTime, make_result, read_result
 from diffprobe.training import loggers
 from diffprobe.training.trainer import quiet
-from diffprobe.training.wandb_run import environment, log_artifacts, scores, val_scores
+from diffprobe.training.wandb_run import environment, log_artifacts, log_page, scores, val_scores
 from tests.training.test_loggers import finished_records, logged_out, read_run  # noqa: F401
 
 CELLS = "mid_block@t25:empty:mean", "mid_block@t200:empty:mean"
@@ -124,6 +124,41 @@ def test_online_the_probe_follows_from_features_data_and_model(tmp_path: Path):
     assert all(used.metadata["sha256"] in inputs.values() for used in run.used)
     (made,) = run.logged
     assert made.metadata["inputs"] == inputs and made.metadata["files"] == {"probes/linear": "1" * 64}
+
+
+def test_the_features_refer_to_the_store_where_it_is_at_hand(tmp_path: Path):
+    manifest = tmp_path / ("2" * 16) / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text("{}")
+    result = result_of(artifacts={"input/store": "2" * 64})
+    run = OnlineRun()
+    log_artifacts(run, dataclasses.replace(result, config={"features": {"store": str(tmp_path)}}), tmp_path)
+    log_artifacts(run, dataclasses.replace(result, config={"features": {"store": "nowhere"}}), tmp_path)
+    refs = [[entry.ref for entry in used.manifest.entries.values()] for used in run.used]
+    assert refs == [[manifest.as_uri()], []]
+
+
+def test_online_the_page_follows_from_its_probes(tmp_path: Path):
+    page = tmp_path / "page.html"
+    page.write_text("<h1>page</h1>")
+    run, result = OnlineRun(), result_of(artifacts={"probes/linear": "1" * 64, "input/store": "2" * 64})
+    log_page(run, page, [result, dataclasses.replace(result, run="a/b", kind="sae"), result_of(artifacts={})])
+    assert run.used == ["classifier-abc:latest", "sae-a-b:latest"]
+    (made,) = run.logged
+    assert (made.type, made.name) == ("report", "report-page") and list(made.manifest.entries) == ["page.html"]
+    assert made.metadata["probes"] == ["classifier-abc", "sae-a-b"]
+
+
+@pytest.mark.usefixtures("logged_out")
+def test_figures_that_cannot_be_drawn_do_not_fail_a_run_that_has_its_result(tmp_path: Path):
+    said = []
+    with quiet():
+        logger = loggers.make_logger(
+            LoggerConfig(kind="wandb"), run_dir=tmp_path, experiment="e", run_name="r", job_type="classifier", tree={}
+        )
+        loggers.finish(logger, result_of(), media=lambda: 1 / 0, announce=said.append)
+    assert "tables and figures" in said[0] and "division by zero" in said[0]
+    assert len(list(tmp_path.glob("wandb/offline-run-*/files/result.json"))) == 1
 
 
 @pytest.mark.usefixtures("logged_out")
