@@ -114,15 +114,15 @@ def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> N
     jobs.write_cluster(seconds=0.5)
     jobs.train("logger=wandb", "output=runs,others")
     jobs.wait(lambda states: len(jobs.steps()) >= 12)
-    array = jobs.states()[0].task.job.partition("_")[0]
+    array = jobs.states()[-1].task.job.partition("_")[0]  # the undisturbed run may be a job of this folder, too
     slurm.call("scancel", "--signal=USR1", f"{array}_0")
-    states = jobs.finish()
+    logs = {state.task.job: state.task.log for state in jobs.finish()}
     (other,) = (jobs.folder / "others").rglob("result.json")
     assert outcome(other) == expected
     (result,) = (jobs.folder / "runs").rglob("result.json")
     assert outcome(result) == expected
-    assert f"job {array}_0 is requeued" in states[0].task.log.read_text()
-    assert "requeued" not in states[1].task.log.read_text()
+    assert f"job {array}_0 is requeued" in logs[f"{array}_0"].read_text()
+    assert "requeued" not in logs[f"{array}_1"].read_text()
     assert set(trained_on(jobs.steps()).values()) == {2}  # once in each of the two runs
 
 
