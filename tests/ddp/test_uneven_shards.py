@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"train": (9, 1, 2), "val": (6,), "test": (5, 1)}
 """Samples per shard: three training shards for four processes, and splits that four share unevenly."""
 ORDER = (0, 2, 4, 6, 8, 10, 12, 14, 1, 5, 9, 13, 3, 16, 17, 18, 7, 19, 11, 20, 21, 22, 15, 23)
-"""Samples in these shards: of balanced classes, the gradient of a bias is rounding alone, which Adam makes a step of."""
+"""Samples in these shards: of balanced classes a bias has a gradient of rounding alone, and Adam steps by it."""
 WORLDS, EPOCHS = (1, 2, 4), 2
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
