@@ -1,13 +1,13 @@
-"""``diffprobe bench``: speed of extraction and of SAE training beside a baseline, and growth with the size of data."""
+"""``diffprobe bench``: speed of extraction and of SAE training, growth with the size of data, and plans of clusters."""
 
 import argparse
 
 GROUP = "runs"
-HELP = "time extraction or SAE training, or how work grows with the data"
+HELP = "time extraction or SAE training, how work grows with the data, or plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, ksae and scale."""
+    """Add the sub-verbs extraction, ksae, scale, scaling and plan."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -38,14 +38,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scale.add_argument("--samples", type=int, default=1_000_000, metavar="N", help="samples (default: 1,000,000)")
     scale.add_argument("--classes", type=int, default=100_000, metavar="N", help="classes, values (default: 100,000)")
     scale.add_argument("--cells", type=int, default=1000, metavar="N", help="cells (default: 1,000)")
-    for parser_of in (extraction, ksae, scale):
+    scaling = what.add_parser("scaling", help="reading, decoding and writing on one core; extraction by processes")
+    scaling.add_argument("--images", type=int, default=512, metavar="N", help="images (default: 512)")
+    scaling.add_argument("--side", type=int, default=512, metavar="N", help="image side in pixels (default: 512)")
+    scaling.add_argument(
+        "--processes", type=_numbers, default=(1, 2), metavar="N,N", help="numbers of processes (default: 1,2)"
+    )
+    scaling.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="repetitions; the fastest counts (default: 3)"
+    )
+    plan = what.add_parser("plan", help="what limits a large extraction, how long it takes and what it costs")
+    plan.add_argument("--rates", required=True, metavar="FILE", help="what `bench scaling --json` wrote")
+    plan.add_argument("--gpu-rate", required=True, type=float, metavar="X", help="images/s of the network on one GPU")
+    plan.add_argument("--gpus", required=True, type=int, metavar="N", help="GPUs, with one process each")
+    plan.add_argument("--images", required=True, type=int, metavar="N", help="images")
+    plan.add_argument("--image-bytes", required=True, type=float, metavar="B", help="mean bytes of a sample")
+    plan.add_argument("--cells", required=True, type=int, metavar="N", help="cells, a vector for each image")
+    plan.add_argument("--width", required=True, type=int, metavar="N", help="mean width of a cell")
+    plan.add_argument("--read-bandwidth", required=True, type=float, metavar="MB/S", help="storage, all processes")
+    plan.add_argument("--write-bandwidth", required=True, type=float, metavar="MB/S", help="storage, all processes")
+    plan.add_argument("--no-verify", action="store_true", help="plan for data.verify=false")
+    for parser_of in (extraction, ksae, scale, scaling, plan):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
-    return {"extraction": _extraction, "ksae": _ksae, "scale": _scale}[args.what](args)
+    verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
+    return verbs[args.what](args)
 
 
 def _extraction(args: argparse.Namespace) -> int:
@@ -127,6 +148,38 @@ def _scale(args: argparse.Namespace) -> int:
     return _write_json(args.json, report.to_json())
 
 
+def _scaling(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.scaling import Measurement, bench_scaling, render
+
+    names = ("images", "side", "processes", "repeats")
+    report = bench_scaling(Measurement(**{name: getattr(args, name) for name in names}), progress=_progress)
+    print(render(report))
+    return _write_json(args.json, report.to_json())
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from diffprobe.benchmarks.scaling_plan import Work, plan_extraction, read_rates, render_plan
+
+    work = Work(
+        gpu_images_s=args.gpu_rate,
+        gpus=args.gpus,
+        images=args.images,
+        image_bytes=args.image_bytes,
+        feature_bytes=4 * args.cells * args.width,
+        storage_read_mb_s=args.read_bandwidth,
+        storage_write_mb_s=args.write_bandwidth,
+        verify=not args.no_verify,
+    )
+    rates = read_rates(args.rates)
+    plan = plan_extraction(rates, work)
+    print(render_plan(work, plan))
+    written = {"rates": asdict(rates), "work": asdict(work), "plan": asdict(plan), "busy": plan.busy}
+    return _write_json(args.json, json.dumps(written, indent=2) + "\n")
+
+
 def _progress(line: str) -> None:
     import sys
 
@@ -154,6 +207,13 @@ def _write_json(file: str | None, text: str) -> int:
         with atomic_file(Path(file)) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"invalid numbers '{text}': expected for example 1,2,4")
+    return tuple(map(int, parts))
 
 
 def _shape(text: str) -> tuple[int, ...]:

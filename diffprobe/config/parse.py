@@ -16,6 +16,8 @@ T = TypeVar("T")
 Origin = Mapping[str, tuple[str, int]]
 """Dotted key -> (file, line); line 0 is the command line."""
 
+UNRECORDED = {"recorded": False}
+"""Metadata of a field that has no effect on numbers: `record_tree` leaves it out, and so do digests."""
 _BAD = object()
 
 
@@ -50,14 +52,27 @@ def parse(cls: type[T], tree: Mapping[str, Any], origin: Origin | None = None, *
     return value
 
 
-def to_tree(config: Any) -> Any:
-    """Convert a config to JSON types; `parse(type(config), to_tree(config))` equals `config`."""
+def record_tree(config: Any) -> Any:
+    """Convert a config to JSON types without the fields marked `UNRECORDED`, for records and digests."""
+    return to_tree(config, recorded=True)
+
+
+def to_tree(config: Any, *, recorded: bool = False) -> Any:
+    """Convert a config to JSON types; `parse(type(config), to_tree(config))` equals `config`.
+
+    Args:
+        recorded: leave out the fields marked `UNRECORDED`.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            f.name: to_tree(getattr(config, f.name), recorded=recorded)
+            for f in dataclasses.fields(config)
+            if not recorded or f.metadata.get("recorded", True)
+        }
     if isinstance(config, Mapping):
-        return {str(key): to_tree(value) for key, value in config.items()}
+        return {str(key): to_tree(value, recorded=recorded) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_tree(value) for value in config]
+        return [to_tree(value, recorded=recorded) for value in config]
     return config
 
 

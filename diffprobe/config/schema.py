@@ -6,6 +6,7 @@ Validated by `parse.py`. A probe's own keys (`probe.params`) are validated by th
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError
 
@@ -136,9 +137,14 @@ class DataConfig:
     """Largest parts of a sample that are read."""
     verify: bool = True
     """Compare the checksum of each shard with the index before it is read, once per process."""
+    storage_patience: float = field(default=300.0, metadata=UNRECORDED)
+    """Seconds for which a shard or a store's file that vanishes with its storage (a remount of NFS or Lustre) is tried
+    again, with growing waits; 0 stops at once. Not part of a run's record."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size, limit=self.limit)
+        if not 0 <= self.storage_patience <= 86_400:
+            raise ConfigError(f"storage_patience={self.storage_patience} is out of range: 0 to 86400 seconds.")
         at_least(0, num_workers=self.num_workers, shuffle_buffer=self.shuffle_buffer)
         if self.val_fraction is None:
             if self.val_group is not None:

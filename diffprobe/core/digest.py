@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from diffprobe.core.patience import short_read
 
 
 def canonical_json(value: Any) -> str:
@@ -24,9 +27,16 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path | str) -> str:
-    """Return the sha256 (64 hex digits) of a file's bytes, read in blocks."""
+    """Return the sha256 (64 hex digits) of a file's bytes, read in blocks.
+
+    Raises: OSError; EIO where the file ends before its size, as that of a vanished network file system may.
+    """
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if file.tell() < size:
+            raise short_read(file.tell(), size)
+    return digest
 
 
 def digest_file_once(path: Path | str) -> str:

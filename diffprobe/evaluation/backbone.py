@@ -5,7 +5,7 @@ selects the right caption among others; samples are drawn for inspection.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffprobe.backbones.loading import load_network
 from diffprobe.backbones.locate import locate
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
+from diffprobe.config.parse import record_tree
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file
@@ -108,13 +109,13 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[str]]:
     """
     started_at = StartTime.now()
     keep_freed_memory()
-    shard_set = ShardSet.load(config.data.path)
+    shard_set = ShardSet.load(config.data.path, storage_patience=config.data.storage_patience)
     config = replace(config, group_attribute=config.group_attribute or shard_set.group)
     for key in ("group_attribute", "family_attribute"):
         if (name := getattr(config, key)) is not None and name not in shard_set.attributes:
             raise unknown(key, name, shard_set.attributes)
     pipeline, score = load_pipeline(config.model, seed=config.seed)
-    tree = {key: value for key, value in asdict(config).items() if key != "output"}
+    tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     inputs = {SHARDS: shard_set.digest, BACKBONE: checkpoint_digest(config.model)}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from diffprobe.core.errors import SampleError
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.decode import decode_image
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.reader import read_shard
 
 
 def fetch_images(
@@ -39,7 +38,7 @@ def fetch_images(
         if not left or (places is not None and shard.file not in places):
             continue
         shard_set.check(shard.file)
-        for raw in read_shard(shard_set.root / shard.file, name=shard.file, caps=caps):
+        for raw in shard_set.read(shard.file, caps=caps):
             if raw.key in left:
                 found[raw.key] = decode_image(raw, names, caps=caps)
                 left.discard(raw.key)

@@ -4,7 +4,7 @@ Feature files are memory-mapped (safetensors); nothing is unpickled.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.core.digest import digest_file_once
-from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, unknown
+from diffprobe.core.errors import (
+    ConfigError,
+    DiffprobeError,
+    RunFailed,
+    SchemaError,
+    StoreIncomplete,
+    StoreMismatch,
+    unknown,
+)
 from diffprobe.core.facts_html import facts_html, rows_html
+from diffprobe.core.patience import NO_PATIENCE, Patience, cause, try_again
 from diffprobe.core.safetensors_file import open_safetensors
 from diffprobe.features.batch import FeatureTable, concatenate
 from diffprobe.features.cell_selection import choose_cell
@@ -38,12 +47,19 @@ class FeatureStore:
         only: file names of the source shards that are read; None for all. A store may have more shards than a request
             needs (`data.limit`); the others are then ignored.
         verifies: whether the checksum of each feature file is compared before it is read, once per process.
+        patience: how long a file is tried again while the whole store is away with its storage.
     """
 
     def __init__(
-        self, path: Path, manifest: Manifest, *, only: frozenset[str] | None = None, verify: bool = True
+        self,
+        path: Path,
+        manifest: Manifest,
+        *,
+        only: frozenset[str] | None = None,
+        verify: bool = True,
+        patience: Patience = NO_PATIENCE,
     ) -> None:
-        self.path, self.manifest, self.only, self.verifies = path, manifest, only, verify
+        self.path, self.manifest, self.only, self.verifies, self.patience = path, manifest, only, verify, patience
 
     @classmethod
     def open(cls, path: Path | str, *, kind: str | None = FEATURES, verify: bool = True) -> "FeatureStore":
@@ -63,7 +79,13 @@ class FeatureStore:
 
     @classmethod
     def find(
-        cls, root: Path | str, expected: Manifest, *, command: str = "diffprobe extract ...", verify: bool = True
+        cls,
+        root: Path | str,
+        expected: Manifest,
+        *,
+        command: str = "diffprobe extract ...",
+        verify: bool = True,
+        patience: Patience = NO_PATIENCE,
     ) -> "FeatureStore":
         """Return the store below `root` that serves a request: equal settings, at least the requested cells and shards.
 
@@ -72,6 +94,7 @@ class FeatureStore:
         Args:
             command: command that creates the store, for the messages.
             verify: see `open`.
+            patience: see the class.
 
         Raises: StoreIncomplete if the store does not exist or is incomplete; StoreMismatch if `root` has only other
             stores, with the differences to the nearest one.
@@ -79,12 +102,13 @@ class FeatureStore:
         root = Path(root)
         if (root / expected.folder / MANIFEST).exists():
             exact = cls.open(root / expected.folder, verify=verify)  # raises for a damaged store of this name
+            exact.patience = patience
             if not exact.missing(expected.splits):
                 return exact
         found = list(list_stores(root))
         asked = frozenset(shard.file for shard in expected.shards)
         fitting = [
-            cls(store.path, store.manifest, only=asked, verify=verify)
+            cls(store.path, store.manifest, only=asked, verify=verify, patience=patience)
             for store in found
             if covers(store.manifest, expected)
         ]
@@ -215,11 +239,45 @@ class FeatureStore:
         return concatenate(list(self.iter_shards(split, cells)))
 
     def iter_shards(self, split: str, cells: Sequence[str] | None = None) -> Iterator[FeatureTable]:
-        """Yield one memory-mapped table per source shard."""
+        """Yield one memory-mapped table per source shard.
+
+        Files that vanish with the whole store are tried again for as long as `patience` has it.
+
+        Raises: see `load`; RunFailed for a storage that did not come back.
+        """
         self.check_complete([split])
         chosen = self._check_cells(cells)
         for shard in self.shards([split]):
-            yield self._table(shard, chosen)
+            yield try_again(partial(self._here, shard, chosen), self._named(shard), self.patience, self._gone)
+
+    def _here(self, shard: ShardEntry, cells: Sequence[str]) -> FeatureTable:
+        """Open a shard.
+
+        Raises: with patience, OSError (ENOENT) instead of StoreIncomplete where the whole store is away.
+        """
+        try:
+            return self._table(shard, cells)
+        except StoreIncomplete:
+            self._require_manifest()
+            raise
+        except FileNotFoundError as error:
+            self._require_manifest()
+            raise StoreIncomplete(f"'{error.filename}' is missing.", fix=_fix(Path(error.filename))) from error
+
+    def _require_manifest(self) -> None:
+        if self.patience.seconds:
+            (self.path / MANIFEST).stat()
+
+    def _named(self, shard: ShardEntry) -> str:
+        return f"feature store {self.path.name}, shard {shard.file}"
+
+    def _gone(self, error: OSError, tried: str) -> RunFailed:
+        return RunFailed(
+            f"feature store '{self.path}': its storage did not come back within {tried} ({cause(error)}).",
+            f"file: {error.filename}",
+            fix="make the folder readable again and give the same command: it continues; "
+            "data.storage_patience=SECONDS waits longer",
+        )
 
     def verify(self) -> list[str]:
         """Compare every file with its recorded checksum and return one line per fault."""

@@ -64,7 +64,7 @@ class Request:
     @cached_property
     def shard_set(self) -> ShardSet:
         """The shard set of `data.path`."""
-        return ShardSet.load(self.data.path)
+        return ShardSet.load(self.data.path, storage_patience=self.data.storage_patience)
 
     @cached_property
     def view(self) -> ShardSet:

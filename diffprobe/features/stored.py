@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.backbones.device import choose_device
+from diffprobe.core.patience import Patience
 from diffprobe.features.batch import FeatureBatch, FeatureTable, RowBatch, RowValues, concatenate
 from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.datamodule import EpochLoader, FeatureSource
@@ -30,7 +31,10 @@ class StoredFeatures(FeatureSource):
         """The store that serves the request."""
         command = self.request.command
         features = self.request.features
-        return FeatureStore.find(features.store, self.request.manifest, command=command, verify=features.verify)
+        patience = Patience(seconds=self.data.storage_patience)
+        return FeatureStore.find(
+            features.store, self.request.manifest, command=command, verify=features.verify, patience=patience
+        )
 
     def __getstate__(self) -> dict[str, object]:  # mapped files cannot be sent to spawned processes
         return {name: value for name, value in vars(self).items() if name not in ("store", "_rows", "_placed")}

@@ -3,12 +3,14 @@
 SLURM's queue counts first; for what has left it, the result of the run and the exit status that the script noted.
 """
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from diffprobe.core import errors
 from diffprobe.core.errors import RunFailed, unknown
 from diffprobe.core.heartbeat import Progress, read_progress
 from diffprobe.core.result import RESULT_FILE
@@ -20,6 +22,9 @@ from diffprobe.launch.submission import Submission, SubmittedTask, is_queued, re
 
 FINISHED = "finished"
 _TAIL_BYTES = 64 * 1024
+_ERRORS = "|".join(name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception))
+_ERROR = re.compile(rf"({_ERRORS}|[\w.]*(Error|Exception)): ")
+"""The first line of an error in a log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,7 @@ class TaskState:
     stale: bool
     """Whether the task runs and its heartbeat has stopped."""
     last_line: str
+    """The last line of the log; of a failed task the last that names an error, if one does."""
 
     def tree(self) -> dict[str, Any]:
         """Return the state as JSON holds it."""
@@ -93,7 +99,7 @@ def state_of(task: SubmittedTask, queue: Mapping[str, slurm.QueuedJob], *, now: 
         elapsed=elapsed,
         progress=progress,
         stale=stale,
-        last_line=(last_lines(task.log, 1) or [""])[0],
+        last_line=_shown_line(task.log, failed=state == "failed"),
     )
 
 
@@ -128,6 +134,13 @@ def _status(task: SubmittedTask) -> int | None:
     except (OSError, UnicodeDecodeError):
         return None
     return int(text) if text.isdecimal() else None
+
+
+def _shown_line(log: Path, *, failed: bool) -> str:
+    """Return the last line of a log; of a failed job the last that names an error, before SLURM's own words."""
+    lines = last_lines(log, 50 if failed else 1)
+    named = [line for line in lines if failed and _ERROR.match(line)]
+    return (named or lines or [""])[-1]
 
 
 def last_lines(log: Path, n: int) -> list[str]:

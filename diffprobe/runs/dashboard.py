@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprobe.config import compose, search_path
-from diffprobe.config.parse import to_tree
+from diffprobe.config.parse import record_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed, nearest
 from diffprobe.launch.wandb_workspace import Dashboard, differing_keys
@@ -37,7 +37,7 @@ def dashboard_of(name: str) -> Dashboard:
     metrics = dict.fromkeys(metric for folder in _folders(names, known) for metric in _of_tables(folder))
     if not metrics:
         metrics = dict.fromkeys(metric for config in configs for metric in _of_kind(config))
-    trees: list[dict[str, Any]] = [to_tree(config) for config in configs]
+    trees: list[dict[str, Any]] = [record_tree(config) for config in configs]
     return Dashboard(experiments=tuple(names), metrics=tuple(metrics), settings=differing_keys(trees))
 
 

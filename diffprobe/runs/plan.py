@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.parse import parse, record_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, unknown
@@ -53,7 +53,7 @@ def plan(config: RunConfig) -> RunPlan:
             f"probe.grid: a probe of kind '{config.probe.kind}' does not train in grids.", fix="a run for each value"
         )
     params = parse(probe.Config, config.probe.params, at="probe.params")
-    tree = {key: value for key, value in to_tree(config).items() if key != "output"}
+    tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     for block, added in _ADDED_KEYS.items():
         for key, default in added.items():
             if tree[block][key] == default:

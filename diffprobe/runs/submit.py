@@ -13,7 +13,7 @@ from diffprobe.config import search_path
 from diffprobe.config.cluster import ClusterConfig
 from diffprobe.config.compose import load_run, split_experiment
 from diffprobe.config.kinds import PROBE
-from diffprobe.config.parse import to_tree
+from diffprobe.config.parse import record_tree, to_tree
 from diffprobe.config.schema import BackboneConfig, RunConfig
 from diffprobe.config.source_lines import read_kind
 from diffprobe.core.digest import digest_json
@@ -285,7 +285,7 @@ def plan_submission(
 def store_key(config: RunConfig) -> str:
     """Return what identifies the store of a run before it is known by its manifest: folder and settings."""
     backbone, features = backbone_and_features(config)
-    data = {key: value for key, value in to_tree(config.data).items() if key not in ("batch_size", "num_workers")}
+    data = {key: value for key, value in record_tree(config.data).items() if key not in ("batch_size", "num_workers")}
     cells = {key: value for key, value in to_tree(features).items() if key not in _READING}
     digest = digest_json({"backbone": to_tree(backbone), "data": data, "features": cells})
     return f"store {Path(features.store).resolve()} {digest[:12]}"

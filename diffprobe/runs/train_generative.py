@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffprobe.config.parse import to_tree
+from diffprobe.config.parse import record_tree
 from diffprobe.core.atomic_file import atomic_folder, remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
@@ -34,7 +34,7 @@ def run_dir_of(config: "GenerativeTraining") -> Path:
 
 def _digest(config: "GenerativeTraining") -> str:
     """Return the digest of the configuration, which does not depend on the place of the output."""
-    return digest_json({key: value for key, value in to_tree(config).items() if key != "output"})
+    return digest_json({key: value for key, value in record_tree(config).items() if key != "output"})
 
 
 def plan_generative(config: "GenerativeTraining") -> Path:
@@ -78,7 +78,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
     record = run_dir / RECORD
     if written_by_this_job(record, run_dir / RESULT_FILE):
         return run_dir / RESULT_FILE
-    tree = to_tree(config)
+    tree = record_tree(config)
     with end_on_sigterm(), Requeue() as requeue, honest_ends(requeue):
         resume = config.trainer.resume or written_by_this_job(record, run_dir / LAST)
         checkpoint = find_checkpoint(run_dir, resume=resume)

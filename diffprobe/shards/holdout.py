@@ -14,7 +14,6 @@ from diffprobe.core.errors import ConfigError, SampleError, ShardError, unknown
 from diffprobe.shards.annotation import parse_annotation
 from diffprobe.shards.hash_split import hash_fraction
 from diffprobe.shards.index import ShardInfo, ShardSet
-from diffprobe.shards.reader import read_shard
 
 KEY = "key"
 """Value of `data.val_group` for the key of each sample."""
@@ -143,11 +142,11 @@ def open_view(data: DataConfig, shard_set: ShardSet | None = None) -> ShardSet:
     Raises: ShardError for a set that cannot be opened or a shard that has changed; see `Holdout.of` and
         `Holdout.require`.
     """
-    whole = shard_set or ShardSet.load(data.path)
+    whole = shard_set or ShardSet.load(data.path, storage_patience=data.storage_patience)
     rule = Holdout.of(data, whole)
     if rule is None:
         return whole
-    asked = (str(whole.root.resolve()), whole.digest, rule, data.limit, repr(data.fields))
+    asked = (str(whole.root.resolve()), whole.digest, rule, data.limit, repr((data.fields, whole.patience)))
     if asked not in _VIEWS:
         _VIEWS[asked] = _cut(whole, rule, data)
     return _VIEWS[asked]
@@ -169,7 +168,7 @@ def _cut(whole: ShardSet, rule: Holdout, data: DataConfig) -> ShardView:
         n_read = shard.n_samples if left is None else min(left, shard.n_samples)
         left = None if left is None else left - n_read
         count = 0
-        for raw in read_shard(whole.root / shard.file, name=shard.file, caps=data.caps) if n_read else ():
+        for raw in whole.read(shard.file, caps=data.caps) if n_read else ():
             if count == n_read:
                 break
             value = raw.key
@@ -193,7 +192,7 @@ def _cut(whole: ShardSet, rule: Holdout, data: DataConfig) -> ShardView:
     return ShardView(
         name=whole.name, root=whole.root, shards=tuple(shards), classes=whole.classes, attributes=whole.attributes,
         licence=whole.licence, faults=whole.faults, fields=whole.fields, renamed=whole.renamed, newer=whole.newer,
-        grouped_by=whole.grouped_by, whole=whole,
+        grouped_by=whole.grouped_by, patience=whole.patience, whole=whole,
     )  # fmt: skip
 
 

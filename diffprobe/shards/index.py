@@ -5,7 +5,7 @@ Reads and writes `index.json` (format: PROTOCOL.md), and finds the data sets tha
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
@@ -17,8 +17,10 @@ from diffprobe.core.column_names import column_faults, describe_faults
 from diffprobe.core.digest import digest_file, digest_file_once, digest_json
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, ShardError, unknown
 from diffprobe.core.json_file import expect
+from diffprobe.core.patience import NO_PATIENCE, Patience, try_again
 from diffprobe.core.registry import DATASETS
 from diffprobe.shards.annotation import Caps, Fields
+from diffprobe.shards.reader import RawSample, read_shard, storage_error
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
 from diffprobe.shards.shard_names import build_command, find_shards, more_lines, splits_not_named, splits_of
 
@@ -68,6 +70,7 @@ class ShardSet:
         renamed: attribute name in the JSON of a sample -> its name in the set.
         newer: shards modified after the index was written; streams verify their checksums.
         grouped_by: attribute whose samples are not independent, such as the person or the drawing; see `group`.
+        patience: how long a shard is tried again while its storage is away.
     """
 
     name: str
@@ -81,6 +84,7 @@ class ShardSet:
     renamed: dict[str, str] = field(default_factory=dict)
     newer: tuple[str, ...] = field(default=(), compare=False)
     grouped_by: str | None = None
+    patience: Patience = field(default=NO_PATIENCE, compare=False, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -153,20 +157,34 @@ class ShardSet:
     def check(self, file: str) -> None:
         """Compare the checksum of a shard with the index, once per process while the file stays the same.
 
-        Raises: ShardError if the shard has changed.
+        Raises: ShardError if the shard has changed, or if its storage stays away; OSError without patience.
         """
-        if digest_file_once(self.root / file) != self._by_file[file].sha256:
+        path = self.root / file
+
+        def failed(error: OSError, tried: str) -> ShardError:
+            return storage_error(file, error, tried, f"file: {path}")
+
+        digest = try_again(lambda: digest_file_once(path), f"shard {file}", self.patience, failed)
+        if digest != self._by_file[file].sha256:
             raise ShardError(
                 f"{file}: the shard has changed since it was indexed (sha256 differs).",
                 fix=f"copy the shard again, or {_fix(self.root, self.fields)}",
             )
 
+    def read(self, file: str, *, caps: Caps | None = None) -> Iterator[RawSample]:
+        """Yield the samples of a shard in order (see `read_shard`), with the patience of the set."""
+        n_bytes = self._by_file[file].n_bytes
+        return read_shard(self.root / file, name=file, caps=caps, n_bytes=n_bytes, patience=self.patience)
+
     @classmethod
-    def load(cls, path_or_name: str | Path) -> "ShardSet":
+    def load(cls, path_or_name: str | Path, *, storage_patience: float = 0.0) -> "ShardSet":
         """Open a shard set by its folder, its index file, or the name of a shipped data set ("emoji").
 
         The index is compared with the digest in its header. Presence and size of the shards are verified here, their
         checksums when a stream opens them. `diffprobe data verify` also decodes every image.
+
+        Args:
+            storage_patience: seconds for which a shard that is here now is tried again while its storage is away.
 
         Raises: ShardError for a folder without an index or with other shards than its index lists, SchemaError for an
             index of another kind or version, or one that was modified.
@@ -180,7 +198,8 @@ class ShardSet:
             raise SchemaError(
                 f"'{index}' is not a complete shard index ({cause}).", fix=_remake(index, record)
             ) from error
-        return replace(shard_set, newer=_check_files(shard_set, index))
+        patience = Patience(seconds=storage_patience)
+        return replace(shard_set, newer=_check_files(shard_set, index), patience=patience)
 
 
 def build_index(
@@ -421,7 +440,7 @@ def _check_files(shard_set: ShardSet, index: Path) -> tuple[str, ...]:
 def write_index(shard_set: ShardSet, path: Path) -> None:
     """Write the index of a shard set. Raises: OSError."""
     body = {**asdict(shard_set), "digest": shard_set.digest}
-    del body["newer"]
+    del body["newer"], body["patience"]
     if shard_set.fields == Fields():
         del body["fields"]
     for name in ("renamed", "grouped_by"):

@@ -6,17 +6,20 @@ interpret the samples.
 """
 
 import gzip
+import io
 import re
 import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self
 
 from diffprobe.config.schema import CapsConfig
 from diffprobe.core.errors import DiffprobeError, DuplicateKey, SampleError, ShardError
+from diffprobe.core.patience import NO_PATIENCE, Outage, Patience, WholeFile, cause, is_absence
 
 _META = re.compile(r"__[^/]*__($|/)")
 """Names of members that WebDataset reserves."""
@@ -57,7 +60,13 @@ class RawSample:
 
 
 def read_shard(
-    path: Path, *, name: str | None = None, orphans: list[str] | None = None, caps: CapsConfig | None = None
+    path: Path,
+    *,
+    name: str | None = None,
+    orphans: list[str] | None = None,
+    caps: CapsConfig | None = None,
+    n_bytes: int | None = None,
+    patience: Patience = NO_PATIENCE,
 ) -> Iterator[RawSample]:
     """Yield the samples of a shard in order.
 
@@ -66,47 +75,88 @@ def read_shard(
         name: name of the shard in its set, for messages and `RawSample.shard`; the file name if None.
         orphans: filled with a line per skipped member that belongs to no sample (no extension, or a link).
         caps: largest sample that is read.
+        n_bytes: size of the file by its index; a read that ends earlier counts as an absence of the storage.
+        patience: how long the file is tried again while its storage is away; reading goes on at the same sample.
 
-    Raises: ShardError for a missing, truncated or damaged file, one that is not a tar, and for a sample that is larger
-        than its cap; DuplicateKey for a key that occurs twice; SampleError for a name that is not UTF-8 text.
+    Raises: ShardError for a missing, truncated or damaged file, one that is not a tar, one that is another after its
+        storage was away, and for a sample that is larger than its cap; DuplicateKey for a key that occurs twice;
+        SampleError for a name that is not UTF-8 text.
     """
     name = path.name if name is None else name
+    outage = Outage(patience, f"shard {name}")
+    lines: list[str] = [] if orphans is None else orphans
+    n_lines, position, last = len(lines), 0, "(none)"
+    while True:
+        try:
+            del lines[n_lines:]
+            samples = _samples(path, name, lines, caps or CapsConfig(), n_bytes)
+            if position:
+                _require_same(name, path, next(islice(samples, position - 1, None), None), last)
+            for sample in samples:
+                outage.progress()
+                position, last = sample.position + 1, sample.key
+                yield sample
+            outage.progress()
+            return
+        except DiffprobeError:
+            raise
+        except _UNREADABLE as error:
+            if outage.wait(error):
+                continue
+            where = (f"samples read: {position}, the last one: '{last}'", f"file: {path}")
+            if outage.tries and isinstance(error, OSError) and is_absence(error):
+                raise storage_error(name, error, outage.described(), *where) from error
+            raise ShardError(
+                f"{name}: cannot read the shard to its end ({type(error).__name__}: {error}).",
+                *where,
+                fix="copy or download the shard again; it may be truncated or damaged",
+            ) from error
+
+
+def storage_error(name: str, error: OSError, tried: str, *details: str) -> ShardError:
+    """Return the error for a shard whose storage did not come back.
+
+    Args:
+        tried: how long it was tried: "300 s (18 attempts)".
+        details: further lines of the message.
+    """
+    return ShardError(
+        f"{name}: the storage of the shard did not come back within {tried} ({cause(error)}).",
+        *details,
+        fix="make the folder readable again and give the same command: it continues; data.storage_patience=SECONDS "
+        "waits longer",
+    )
+
+
+def _require_same(name: str, path: Path, sample: RawSample | None, last: str) -> None:
+    """Check that a shard which was opened again has the sample at which its reading had stopped."""
+    if sample is None or sample.key != last:
+        found = "none" if sample is None else f"'{sample.key}'"
+        raise ShardError(
+            f"{name}: the shard is another one after its storage was away: sample {found} where '{last}' was.",
+            f"file: {path}",
+            fix="put the shard of the index back; diffprobe data verify FOLDER compares them",
+        )
+
+
+def _samples(path: Path, name: str, orphans: list[str], caps: CapsConfig, n_bytes: int | None) -> Iterator[RawSample]:
     keys: set[str] = set()
     files: dict[str, bytes] = {}
-    last, current, position = "(none)", None, 0
-    try:
-        for key, extension, data in _files(path, name, [] if orphans is None else orphans, caps or CapsConfig()):
-            if key != current:
-                if current is not None:
-                    yield RawSample(key=current, shard=name, position=position, files=files)
-                    last, position = current, position + 1
-                if key in keys:
-                    raise DuplicateKey(f"{name}: key '{key}' occurs again after other samples.", fix=_DUPLICATE_FIX)
-                keys.add(key)
-                current, files = key, {}
-            if extension in files:
-                raise DuplicateKey(f"{name}: sample '{key}' has two files '.{extension}'.", fix=_DUPLICATE_FIX)
-            files[extension] = data
-        if current is not None:
-            yield RawSample(key=current, shard=name, position=position, files=files)
-    except DiffprobeError:
-        raise
-    except (
-        tarfile.TarError,
-        OSError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        ValueError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
-        raise ShardError(
-            f"{name}: cannot read the shard to its end ({type(error).__name__}: {error}).",
-            f"samples read: {position}, the last one: '{last}'",
-            f"file: {path}",
-            fix="copy or download the shard again; it may be truncated or damaged",
-        ) from error
+    current, position = None, 0
+    for key, extension, data in _files(path, name, orphans, caps, n_bytes):
+        if key != current:
+            if current is not None:
+                yield RawSample(key=current, shard=name, position=position, files=files)
+                position += 1
+            if key in keys:
+                raise DuplicateKey(f"{name}: key '{key}' occurs again after other samples.", fix=_DUPLICATE_FIX)
+            keys.add(key)
+            current, files = key, {}
+        if extension in files:
+            raise DuplicateKey(f"{name}: sample '{key}' has two files '.{extension}'.", fix=_DUPLICATE_FIX)
+        files[extension] = data
+    if current is not None:
+        yield RawSample(key=current, shard=name, position=position, files=files)
 
 
 class _Header(tarfile.TarInfo):
@@ -135,12 +185,14 @@ class _Header(tarfile.TarInfo):
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
 
-def _files(path: Path, name: str, orphans: list[str], caps: CapsConfig) -> Iterator[tuple[str, str, bytes]]:
+def _files(
+    path: Path, name: str, orphans: list[str], caps: CapsConfig, size: int | None
+) -> Iterator[tuple[str, str, bytes]]:
     """Yield key, extension in lower case and bytes of each file that belongs to a sample."""
     from webdataset.tariterators import base_plus_ext
 
     current, n_bytes = None, 0
-    for member, content in _members(path, name, caps):
+    for member, content in _members(path, name, caps, size):
         key, extension = base_plus_ext(member.name)
         if content is None:
             orphans.append(f"member '{member.name}' belongs to no sample (link or device)")
@@ -155,19 +207,22 @@ def _files(path: Path, name: str, orphans: list[str], caps: CapsConfig) -> Itera
             yield key, extension.lower(), content.read()
 
 
-def _members(path: Path, name: str, caps: CapsConfig) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
+def _members(
+    path: Path, name: str, caps: CapsConfig, size: int | None
+) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     """Yield each member of a tar, with its content if it is a plain file, then validate the end of the tar.
 
     The cap holds for members of no sample, too: to skip them, they have to be unpacked.
     """
     if path.exists() and not path.is_file():
         raise ShardError(f"{name}: the shard is not a regular file.", f"file: {path}", fix="replace it by a file")
-    with open(path, "rb") as plain:
+    with open_shard(path) as plain:
         first = plain.peek(8)
         for mark, packed in _PACKED.items():
             if first.startswith(mark):
                 raise ShardError(f"{name}: the shard is packed with {packed}.", _READ, fix=_repack(packed, path))
-        file: Any = gzip.GzipFile(fileobj=plain) if first.startswith(b"\x1f\x8b") else plain
+        whole: Any = WholeFile(plain, size)
+        file: Any = gzip.GzipFile(fileobj=whole) if first.startswith(b"\x1f\x8b") else whole
         with tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all headers
@@ -233,5 +288,21 @@ def _repack(packed: str, path: Path) -> str:
     return f"{tools[packed]} '{path}'" if packed in tools else "write its files into a tar"
 
 
+def open_shard(path: Path) -> io.BufferedReader:
+    """Open the file of a shard."""
+    return open(path, "rb")
+
+
+_UNREADABLE = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    zlib.error,
+    struct.error,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What reading a truncated or damaged tar raises."""
 _READ = "read are plain tar files and those packed with gzip"
 _DUPLICATE_FIX = "give every sample its own key and write all files of a sample one after the other"

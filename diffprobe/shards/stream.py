@@ -21,7 +21,7 @@ from diffprobe.shards.decode import Sample, decode_sample
 from diffprobe.shards.holdout import ShardPart
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.partition import ShardSlice, cut, limit_pieces, span_of_rank, span_of_worker
-from diffprobe.shards.reader import RawSample, read_shard
+from diffprobe.shards.reader import RawSample
 
 _log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class SampleStream(IterableDataset[Sample]):
             members = self._members.get(piece.file)
             total = self._counts[piece.file] if members is None else len(members)
             count = place = 0  # samples of the shard so far, and those of them that belong to the split
-            for raw in read_shard(self.shard_set.root / piece.file, name=piece.file, caps=self.caps):
+            for raw in self.shard_set.read(piece.file, caps=self.caps):
                 count += 1
                 if members is None or (count <= total and members[count - 1]):
                     if piece.start <= place < piece.stop:
@@ -199,13 +199,8 @@ class SampleStream(IterableDataset[Sample]):
 def require_empty_shards(shard_set: ShardSet, split: str, caps: Caps) -> None:
     """Check that the shards of a split that are never read, empty ones by the index, are empty. Raises: ShardError."""
     for shard in shard_set.shards_of(split):
-        path = shard_set.root / shard.file
         left_out = isinstance(shard, ShardPart) and len(shard.members)  # it has samples, of the other split
-        if (
-            not shard.n_samples
-            and not left_out
-            and next(read_shard(path, name=shard.file, caps=caps), None) is not None
-        ):
+        if not shard.n_samples and not left_out and next(shard_set.read(shard.file, caps=caps), None) is not None:
             raise _other_count(shard_set, shard.file, "some", 0)
 
 

@@ -7,7 +7,6 @@ from diffprobe.core.errors import SampleError, ShardError
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.decode import decode_sample
 from diffprobe.shards.index import ShardInfo, ShardSet
-from diffprobe.shards.reader import read_shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def _samples(
 ) -> Iterator[str | None]:
     """Yield None for each valid sample of a shard, and a message for each fault."""
     count = 0
-    for raw in read_shard(shard_set.root / shard.file, name=shard.file, caps=caps):
+    for raw in shard_set.read(shard.file, caps=caps):
         count += 1
         if raw.key in keys:
             yield f"{raw.shard}: key '{raw.key}' also occurs in {keys[raw.key]}."

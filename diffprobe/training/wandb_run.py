@@ -20,6 +20,7 @@ from diffprobe.core.result import (
     describe_environment,
     write_result,
 )
+from diffprobe.features.writer import MANIFEST
 from diffprobe.metrics.headline import headline, place_of
 
 if TYPE_CHECKING:
@@ -135,5 +136,5 @@ def _manifest_of(result: RunResult, digest: str) -> Path | None:
     """Return the manifest of the store that a run read, None where it is not at hand."""
     features = result.config.get("features")
     root = features.get("store") if isinstance(features, Mapping) else None
-    path = Path(root, digest[:16], "manifest.json").resolve() if isinstance(root, str) else None
+    path = Path(root, digest[:16], MANIFEST).resolve() if isinstance(root, str) else None
     return path if path is not None and path.is_file() else None

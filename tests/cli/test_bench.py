@@ -33,6 +33,30 @@ def test_growth_has_a_table(tmp_path, capsys) -> None:
     assert len(json.loads(file.read_text())["rows"]) == 7
 
 
+PLAN = [
+    "--gpu-rate", "50", "--gpus", "10", "--images", "1000000", "--image-bytes", "1e5", "--cells", "5", "--width", "500",
+    "--read-bandwidth", "1e4", "--write-bandwidth", "1e3",
+]  # fmt: skip
+
+
+def test_a_plan_has_a_table_and_everything_is_written(tmp_path, capsys) -> None:
+    rates, file = tmp_path / "rates.json", tmp_path / "plan.json"
+    found = {"read_mb_s": 500.0, "checksum_mb_s": 1000.0, "decode_images_s": 250.0, "write_mb_s": 200.0}
+    rates.write_text(json.dumps({"rates": found}))
+    assert main(["bench", "plan", "--rates", str(rates), *PLAN, "--json", str(file)]) == 0
+    assert "limited by the GPUs" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["plan"]["limit"] == "the GPUs" and written["rates"] == found
+    assert main(["bench", "plan", "--rates", str(rates), *PLAN, "--gpus", "0"]) == 2
+    assert capsys.readouterr().err.startswith("ConfigError: gpus=0")
+
+
+def test_numbers_of_processes_are_numbers(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "scaling", "--processes", "1,two"])
+    assert "1,two" in capsys.readouterr().err
+
+
 def test_an_invalid_shape_is_refused(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "ksae", "--shape", "32x16"])

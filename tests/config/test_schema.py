@@ -24,6 +24,8 @@ def test_every_key_is_explained_and_nothing_can_be_changed(cls: Any) -> None:
         (DataConfig, {"batch_size": 0}, "batch_size=0 is out of range: at least 1"),
         (DataConfig, {"limit": 0}, "limit=0"),
         (DataConfig, {"num_workers": -1}, "num_workers=-1"),
+        (DataConfig, {"storage_patience": -1.0}, "storage_patience=-1.0 is out of range"),
+        (DataConfig, {"storage_patience": float("nan")}, "storage_patience=nan"),
         (FeaturesConfig, {"taps": ()}, "taps is empty"),
         (FeaturesConfig, {"timesteps": (1, 1)}, "timesteps .*: 1, 1"),
         (FeaturesConfig, {"draws": 0}, "draws=0"),

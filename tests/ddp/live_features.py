@@ -1,6 +1,7 @@
-"""Trains a classifier and a direction on live features, and notes what each process was shown: run by test_ddp_live.py.
+"""Trains probes on live features, and notes what each process was shown: run by test_ddp_live.py and
+test_uneven_shards.py.
 
-LIVE_WORLD=2 LIVE_OUTPUT=folder python live_features.py SETTING...
+LIVE_WORLD=2 LIVE_OUTPUT=folder LIVE_BATCH=10 LIVE_PROBES=classifier,direction python live_features.py SETTING...
 """
 
 import json
@@ -14,18 +15,24 @@ from diffprobe.config.compose import load_run
 from diffprobe.runs.train import train
 
 WORLD, OUTPUT = int(os.environ.get("LIVE_WORLD", "1")), Path(os.environ.get("LIVE_OUTPUT", "."))
-GLOBAL_BATCH = 10  # all of the training set: the order of a stream depends on the number of processes
+GLOBAL_BATCH = int(
+    os.environ.get("LIVE_BATCH", "10")
+)  # all of the training set: the order of a stream depends on the number of processes
 PROBES = {
     "classifier": ["probe=linear", "probe.targets=[style,group]"],
+    "sae": ["probe=topk", "probe.params.k=4", "probe.params.n_latents=32", "probe.params.dead_window=100"],
     "direction": ["probe=mean_difference", "probe.targets=[style]", "probe.params.positive=noto"],
 }
 
 
 class Seen(lightning.Callback):
-    """Notes the keys of the samples that this process was given in the last evaluation of each split."""
+    """Notes the keys that this process was given: in all training steps, and in the last evaluation of each split."""
 
     def __init__(self):
-        self.keys = {"val": [], "test": []}
+        self.keys = {"train": [], "val": [], "test": []}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.keys["train"] += [[trainer.current_epoch, key] for key in batch.keys]
 
     def on_validation_epoch_start(self, trainer, module):
         self.keys["val"] = []
@@ -39,8 +46,8 @@ class Seen(lightning.Callback):
 
 def main(settings):
     parallel = ["trainer=ddp_cpu", f"trainer.devices={WORLD}"] if WORLD > 1 else []
-    for name, probe in PROBES.items():
-        seen, own = Seen(), [f"data.batch_size={GLOBAL_BATCH // WORLD}", f"output={OUTPUT / name}"]
+    for name in os.environ.get("LIVE_PROBES", "classifier,direction").split(","):
+        probe, seen, own = PROBES[name], Seen(), [f"data.batch_size={GLOBAL_BATCH // WORLD}", f"output={OUTPUT / name}"]
         train(load_run(None, [*settings, *probe, *parallel, *own]), callbacks=[seen])
         rank = os.environ.get("LOCAL_RANK", "0")
         (OUTPUT / f"{name}-{rank}.json").write_text(json.dumps(seen.keys))

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from diffprobe.core.artifact import write_artifact
-from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError, StoreIncomplete, StoreMismatch, UnknownName
+from diffprobe.core.errors import (
+    ConfigError,
+    DiffprobeError,
+    RunFailed,
+    SchemaError,
+    StoreIncomplete,
+    StoreMismatch,
+    UnknownName,
+)
+from diffprobe.core.patience import Patience
 from diffprobe.features.manifest import SCHEMA_VERSION, cell_file
 from diffprobe.features.reader import FeatureStore, list_stores
 from diffprobe.features.writer import StoreWriter
@@ -316,3 +325,53 @@ def test_a_manifest_that_someone_else_sealed_is_validated(tmp_path, manifest, fi
         FeatureStore.open(store.path)
     broken = {}
     assert list(list_stores(tmp_path, broken=broken)) == [] and list(broken) == [store.path.name]
+
+
+class Away:
+    """Takes a store away when its second shard is opened, and puts it back after some waits."""
+
+    def __init__(self, store, waits_away):
+        self.store, self.waits, self.waits_away = store, [], waits_away
+        self.path, self.away = store.path, store.path.with_name("away")
+        self._table, self.opened = store._table, 0
+        store._table = self.table
+        store.patience = Patience(seconds=50, clock=lambda: sum(self.waits), sleep=self.sleep)
+
+    def table(self, shard, cells):
+        self.opened += 1
+        if self.opened == 2:
+            self.path.rename(self.away)
+        return self._table(shard, cells)
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        if len(self.waits) == self.waits_away:
+            self.away.rename(self.path)
+
+
+def test_a_store_that_vanishes_for_a_while_gives_the_same_table(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    plain = store.load("train")
+    away = Away(store, 4)
+    table = store.load("train")
+    assert len(away.waits) == 4 and table.keys == plain.keys
+    assert all(torch.equal(table.features[cell], plain.features[cell]) for cell in plain.features)
+
+
+def test_a_store_that_stays_away_stops_with_what_to_do(tmp_path, manifest, fill):
+    store = fill(tmp_path, manifest)
+    away = Away(store, 10**6)
+    with pytest.raises(RunFailed, match="did not come back within 50 s") as caught:
+        store.load("train")
+    assert "ENOENT" in str(caught.value) and "data.storage_patience" in str(caught.value) and sum(away.waits) == 50
+
+
+@pytest.mark.parametrize("name", ["samples.json", cell_file(CELL)])
+def test_one_missing_file_of_a_store_that_is_there_is_not_waited_for(tmp_path, manifest, fill, name):
+    store = fill(tmp_path, manifest)
+    waits = []
+    store.patience = Patience(seconds=50, clock=lambda: sum(waits), sleep=waits.append)
+    (store.path / "train-0001.tar" / name).unlink()
+    with pytest.raises(StoreIncomplete, match=name):
+        store.load("train")
+    assert not waits

@@ -61,6 +61,18 @@ def test_progress_and_a_heartbeat_that_stopped(false_slurm: FalseSlurm, sent: Su
     assert first.tree()["progress"]["unit"] == "steps" and first.tree()["log"].endswith("train-100_0.log")
 
 
+@pytest.mark.parametrize("line", ["RunFailed: no room.", "torch.OutOfMemoryError: no room.", "OSError: no room."])
+def test_a_failed_task_shows_its_error_and_not_what_follows_it(
+    false_slurm: FalseSlurm, sent: Submission, tmp_path: Path, line: str
+) -> None:
+    false_slurm.queue()
+    (sent.folder / "train-0.status").write_text("2\n")
+    (sent.folder / "train-100_0.log").write_text(f"step 1\n{line}\n  fix: make room\nsrun: error: exit code 2\n")
+    assert task_states(tmp_path / "jobs")[0].last_line == line
+    (sent.folder / "train-100_0.log").write_text("step 1\nsrun: error: killed\n")
+    assert task_states(tmp_path / "jobs")[0].last_line == "srun: error: killed"
+
+
 def test_old_submissions_are_left_out_unless_they_are_in_the_queue(
     false_slurm: FalseSlurm, sent: Submission, tmp_path: Path
 ) -> None:

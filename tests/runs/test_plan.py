@@ -67,6 +67,11 @@ def test_a_choice_of_metrics_is_part_of_the_digest_and_the_default_is_not(run):
     assert "metrics" not in one.tree["probe"] and one.run_dir != other.run_dir
 
 
+def test_how_long_a_storage_is_waited_for_is_not_part_of_a_run(run):
+    one, other = (plan(run("probe=linear", f"data.storage_patience={seconds}")) for seconds in (0, 7))
+    assert one.tree == other.tree and one.run_dir == other.run_dir and "storage_patience" not in one.tree["data"]
+
+
 def test_a_run_is_validated_without_what_trains_it():
     """`diffprobe config` validates; libraries that only training or opening a backbone needs are not imported."""
     code = """

@@ -18,6 +18,7 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.result import read_result
 from diffprobe.launch import slurm
 from diffprobe.launch.jobs import TaskState, task_states
+from tests.faults.conftest import mounted  # noqa: F401  # a fixture of both
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "slurm" / "one_node.sh"

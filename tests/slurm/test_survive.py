@@ -3,12 +3,15 @@
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from diffprobe.cli.main import main
 from diffprobe.core.digest import digest_file
 from diffprobe.launch import slurm
+from diffprobe.training.checkpoint_file import verify_checkpoint
 from tests.slurm.conftest import Jobs, outcome, trained_on
 
 pytestmark = pytest.mark.slow
@@ -114,15 +117,15 @@ def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> N
     jobs.write_cluster(seconds=0.5)
     jobs.train("logger=wandb", "output=runs,others")
     jobs.wait(lambda states: len(jobs.steps()) >= 12)
-    array = jobs.states()[0].task.job.partition("_")[0]
+    array = jobs.states()[-1].task.job.partition("_")[0]  # the undisturbed run may be a job of this folder, too
     slurm.call("scancel", "--signal=USR1", f"{array}_0")
-    states = jobs.finish()
+    logs = {state.task.job: state.task.log for state in jobs.finish()}
     (other,) = (jobs.folder / "others").rglob("result.json")
     assert outcome(other) == expected
     (result,) = (jobs.folder / "runs").rglob("result.json")
     assert outcome(result) == expected
-    assert f"job {array}_0 is requeued" in states[0].task.log.read_text()
-    assert "requeued" not in states[1].task.log.read_text()
+    assert f"job {array}_0 is requeued" in logs[f"{array}_0"].read_text()
+    assert "requeued" not in logs[f"{array}_1"].read_text()
     assert set(trained_on(jobs.steps()).values()) == {2}  # once in each of the two runs
 
 
@@ -177,6 +180,44 @@ def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:
     states = jobs.wait(lambda states: states[-1].state not in ("running", "completing"), seconds=60)
     assert states[-1].state == "failed" and time.monotonic() - began < 40  # KillWait of the cluster is ten seconds
     assert not list((jobs.folder / "runs").rglob("result.json"))
+
+
+def test_a_full_disk_at_a_checkpoint(
+    jobs: Jobs,
+    whole: dict[str, object],
+    mounted: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The job fails with the reason, the last good checkpoint stays, and a second job continues from it."""
+    settings = ["logger=none", "probe.params.n_latents=8000", "trainer.checkpoint_every_steps=2"]
+    expected = undisturbed(jobs, whole, *settings)
+    size = next((jobs.folder / "undisturbed").rglob("last.ckpt")).stat().st_size
+    output = mounted(int(size * 1.5) >> 20) / "runs"  # one checkpoint has room, and not a second beside it
+    jobs.train(*settings, f"output={output}")
+    states = jobs.wait(lambda states: states[-1].state not in ("pending", "running", "completing"))
+    job = states[-1].task.job
+    assert states[-1].state == "failed" and states[-1].reason == "status 2", jobs.shown()
+    text = states[-1].task.log.read_text()
+    assert text.count("RunFailed: the checkpoint '") == 1 and "No space left on device" in text
+    (checkpoint,) = output.rglob("last.ckpt")
+    verify_checkpoint(checkpoint)
+    assert {path.name for path in checkpoint.parent.iterdir()} == {"inputs.json", "last.ckpt", "restarts.json"}
+    capsys.readouterr()
+    assert main(["jobs", "--folder", "jobs"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{job} " in shown and "failed" in shown and "status 2; RunFailed: the checkpoint '" in shown
+    assert "No space left on device" in shown
+    mounted(400)
+    assert main(["jobs", "resubmit", job, "--folder", "jobs"]) == 0
+    jobs.wait(
+        lambda states: states[-1].task.job != job and states[-1].state not in ("pending", "running", "completing")
+    )
+    assert jobs.states()[-1].state == "finished", jobs.shown()
+    (result,) = output.rglob("result.json")
+    assert outcome(result) == expected
+    counts = trained_on(jobs.steps())
+    assert len(counts) == EPOCHS * SAMPLES and set(counts.values()) <= {1, 2}  # twice: steps after the last good one
+    assert main(["jobs", "--folder", "jobs"]) == 0 and "RunFailed" not in capsys.readouterr().out
 
 
 def _environ(pid: str) -> dict[str, str]:
