@@ -30,6 +30,8 @@ class Dashboard:
     """Metrics whose scores are drawn as bars, in order."""
     settings: tuple[str, ...]
     """Settings in which the experiments differ: columns of the run table, and the axes of the parallel coordinates."""
+    media: tuple[str, ...] = ()
+    """Keys of the tables, heat maps and pages of its runs; W&B's panel takes whole names only."""
 
 
 def make_workspace(dashboard: Dashboard, *, entity: str, project: str, name: str) -> "Workspace":
@@ -62,7 +64,7 @@ def make_workspace(dashboard: Dashboard, *, entity: str, project: str, name: str
             panels.LinePlot(title=f"{split} curves", x=X_AXIS, metric_regex=f"^{split}/.*")
             for split in ("train", "val")
         ],
-        "Tables and images": [panels.MediaBrowser(media_keys=["media/*"])],
+        "Tables and images": [panels.MediaBrowser(media_keys=[key]) for key in dashboard.media],
     }  # fmt: skip
     sections = [
         workspaces.Section(name=title, is_open=i == 0, panels=content)
@@ -76,10 +78,7 @@ def make_workspace(dashboard: Dashboard, *, entity: str, project: str, name: str
         runset_settings=workspaces.RunsetSettings(
             filters=expr.And(expr.Metric("Group").isin(list(dashboard.experiments))),
             pinned_columns=[f"summary:{SCORE}{metric}" for metric in dashboard.metrics]
-            + [
-                f"config:{key.partition('.')[0]}.value.{key.partition('.')[2]}".rstrip(".")
-                for key in dashboard.settings
-            ],
+            + [f"config:{_nested(key)}" for key in dashboard.settings],
         ),
     )
 

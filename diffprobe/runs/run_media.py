@@ -29,6 +29,11 @@ def media_of(result: RunResult, members: Mapping[str, RunResult] | None = None) 
     )
 
 
+def figure_name(metric: str, target: str | None, probe: str | None, place: str, *, member: str = "") -> str:
+    """Name a heat map; `place` is condition and pooling, "empty:mean"."""
+    return " ".join(part for part in (member, metric, target, probe, place) if part)
+
+
 Found = tuple[str, RunResult, MetricRecord]
 """Name of a member ("" for the run itself), the result, and one of its records."""
 
@@ -72,8 +77,8 @@ def _heat_maps(records: list[Found]) -> Iterator[tuple[str, bytes]]:
         tap, timestep, condition, pool = (_field(result, record, name) for name in CELL_FIELDS)
         if not isinstance(tap, str) or not isinstance(timestep, int):
             continue
-        parts = (member, record.name, record.target, record.probe, f"{condition}:{pool}")
-        groups.setdefault(" ".join(part for part in parts if part), {})[tap, timestep] = record.value
+        name = figure_name(record.name, record.target, record.probe, f"{condition}:{pool}", member=member)
+        groups.setdefault(name, {})[tap, timestep] = record.value
     for name, values in groups.items():
         if len(values) > 1:
             yield name, _draw(name, values)

@@ -14,6 +14,7 @@ TABLE = Dashboard(
     experiments=tuple(f"emoji/sae_table/{name}" for name in ("batch_topk", "jumprelu", "matryoshka", "topk")),
     metrics=("fvu", "dead_fraction", "l0"),
     settings=("probe.name", "probe.params.k", "probe.params.l0_weight", "probe.params.target_l0"),
+    media=("figure/fvu topk empty:mean", "page/run"),
 )
 
 
@@ -38,6 +39,8 @@ def test_scores_settings_and_curves_are_drawn_and_the_runs_selected() -> None:
     (parallel,) = found["Settings"]
     axes = [axis["accessor"] for axis in parallel["config"]["columns"]]
     assert axes[0] == "config:probe.value.name" and axes[-1] == "summary:score/l0"
+    media = [panel["config"]["mediaKeys"] for panel in found["Tables and images"]]
+    assert media == [["figure/fvu topk empty:mean"], ["page/run"]]
     (run_set,) = spec(TABLE)["spec"]["section"]["runSets"]
     assert run_set["filters"]["filters"][0]["value"] == list(TABLE.experiments)
     assert "config:probe.value.name" in run_set["runFeed"]["columnPinned"]
@@ -45,7 +48,7 @@ def test_scores_settings_and_curves_are_drawn_and_the_runs_selected() -> None:
 
 def test_what_does_not_differ_or_is_not_measured_has_no_section() -> None:
     found = sections(Dashboard(experiments=("emoji/train_denoiser",), metrics=(), settings=("seed",)))
-    assert list(found) == ["Curves", "Tables and images"]
+    assert list(found) == ["Curves"]
 
 
 def test_differing_settings_are_found_those_of_the_probe_first() -> None:
