@@ -131,7 +131,7 @@ class _Planner:
                 f"experiments there: {', '.join(e for e in search_path.experiments() if e.startswith(f'{name}/'))}",
             )
         self._train_rows(rows)
-        if not any(option.partition("=")[0] == "--results" for option in options):
+        if not any(option.partition("=")[0] in ("--results", "--from") for option in options):
             outputs = {row.config.output for row in rows}
             if len(outputs) == 1:
                 options += ["--results", outputs.pop()]

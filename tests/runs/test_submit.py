@@ -70,6 +70,8 @@ def test_a_table_trains_the_rows_that_its_filter_lets_through() -> None:
     found = plan("table", words=("emoji/sae_table", "--format", "latex"))
     assert shown(found) == {"extract": (1, ()), "train": (4, ("extract",)), "table": (1, ("train",))}
     assert found.stages[2].tasks[0].command == ("table", "emoji/sae_table", "--format", "latex", "--results", "runs")
+    of_wandb = plan("table", words=("emoji", "--from", "wandb"))
+    assert of_wandb.stages[2].tasks[0].command == ("table", "emoji", "--from", "wandb")
     rows = plan("table", words=("emoji",)).stages[1].tasks
     assert [row.command for row in rows] == [("train", "experiment=emoji/classifier")]
     with pytest.raises(ConfigError, match=r"no experiment below experiments/emoji/directions"):
