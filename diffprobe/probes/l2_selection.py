@@ -58,7 +58,7 @@ class Chosen:
 
 
 def check_path(path: Sequence[float]) -> tuple[float, ...]:
-    """Return a path with the largest penalty first. Raises: ConfigError if it is empty, repeats one, or has one <= 0."""
+    """Return a path with the largest penalty first. Raises: ConfigError if it is empty or one is repeated or <= 0."""
     if not path or len(set(path)) < len(path) or not all(0 < l2 < float("inf") for l2 in path):
         raise ConfigError(f"l2={list(path)}: at least one penalty, each above 0 and each once.")
     return tuple(sorted(path, reverse=True))
@@ -133,9 +133,12 @@ def select_l2(
                 )
     where = {place: p for p, place in enumerate(layout)}
     return [
-        [_chosen(where, cell, t, task, ordered, losses, unscored, fits, one_standard_error) for t, task in enumerate(tasks)]
+        [
+            _chosen(where, cell, t, task, ordered, losses, unscored, fits, one_standard_error)
+            for t, task in enumerate(tasks)
+        ]
         for cell in range(len(features))
-    ]  # fmt: skip
+    ]
 
 
 def _held_out_loss(

@@ -1,4 +1,4 @@
-"""Choice of the penalty: the log-loss of scikit-learn on the same folds, one standard error, the refit on all samples."""
+"""Choice of the penalty: the log-loss of scikit-learn on the same folds, one standard error, the refit."""
 
 import numpy as np
 import pytest

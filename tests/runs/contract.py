@@ -53,12 +53,17 @@ OTHER = {
     "bandwidth": 0.2,
     "prefixes": [0.25, 1.0],
     "multi_k_weight": 0.5,
+    "l2": [1.0, 0.1],
+    "class_weight": "none",
+    "one_standard_error": True,
+    "group": "style",
 }
 """Key of a Config -> a value other than its default and that of BASE."""
 NEEDS = {
     "expansion": {"n_latents": None},
     "init_samples": {"pre_bias": "geometric_median"},
     "decay": {"warmup_steps": 1},
+    "group": {"folds": 3},
 }
 """Key -> params under which it has an effect."""
 

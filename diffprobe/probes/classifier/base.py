@@ -102,6 +102,8 @@ class ClassifierProbe(Standardised):
 
     HEAD: ClassVar[str | None] = None
     """File of the head, where a subclass has one of its own."""
+    ALSO_READS: ClassVar[tuple[str, ...]] = ()
+    """Other files with the same head, whose probes such a subclass reads too."""
 
     def __init__(
         self,
@@ -215,7 +217,9 @@ class ClassifierProbe(Standardised):
 
         Raises: WeightsMissing, SchemaError, UnknownName for a head that this version does not have, WeightsMismatch.
         """
-        name = cls.HEAD or kind_of(folder).removeprefix(f"{KIND}/")
+        name = kind_of(folder).removeprefix(f"{KIND}/")
+        if cls.HEAD and name not in cls.ALSO_READS:
+            name = cls.HEAD
         settings, tensors = load_probe(folder, kind=f"{KIND}/{name}", schema_version=SCHEMA_VERSION)
         kind = probes("classifier").load(name).Config
         with naming(Path(folder) / SETTINGS, f"the settings of a classifier '{name}'", error=SchemaError):

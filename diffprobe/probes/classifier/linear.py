@@ -79,6 +79,7 @@ class LinearProbe(ClassifierProbe):
     """
 
     HEAD: ClassVar[str | None] = "linear"
+    ALSO_READS: ClassVar[tuple[str, ...]] = ("linear_cv",)
 
     def __init__(self, d_in: int | None = None, n_classes: int | None = None, *, config: Config | None = None) -> None:
         super().__init__("linear", config, d_in=d_in, n_classes=n_classes)
@@ -86,7 +87,9 @@ class LinearProbe(ClassifierProbe):
     @classmethod
     def _of(cls, name: str, config: ClassifierConfig, d_in: int, n_classes: int) -> "LinearProbe":
         assert isinstance(config, Config)
-        return cls(d_in, n_classes, config=config)
+        probe = cls(d_in, n_classes, config=config)
+        probe.name = name
+        return probe
 
     @property
     def weight(self) -> Tensor:

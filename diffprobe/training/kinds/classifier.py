@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import RunResult
 from diffprobe.metrics import load_metrics
 from diffprobe.training.kinds.types import (
@@ -13,6 +14,7 @@ from diffprobe.training.kinds.types import (
     refuse_joint_clipping,
     refuse_latent_shards,
     refuse_row_shuffle,
+    refuse_steps,
     require_targets,
     target_classes,
 )
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from diffprobe.training.module import ProbeModule
 
 TAKES_GRID = False
+LINEAR_CV = "linear_cv"
+"""Classifier that is solved instead of trained by steps."""
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
@@ -32,7 +36,20 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
-    refuse_joint_clipping(config)
+    if config.probe.name == LINEAR_CV:
+        refuse_steps(config)
+        _require_one_process(config)
+    else:
+        refuse_joint_clipping(config)
+
+
+def _require_one_process(config: RunConfig) -> None:
+    if (config.trainer.devices, config.trainer.num_nodes) != (1, 1):
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}, trainer.num_nodes={config.trainer.num_nodes}: probe "
+            f"'{config.probe.name}' reads its features in one process.",
+            fix="trainer.devices=1 trainer.num_nodes=1",
+        )
 
 
 def check_cells(config: RunConfig, cells: Sequence[str]) -> None:
@@ -44,9 +61,29 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
     from diffprobe.training.classifier import ClassifierModule
 
     config = plan.config
+    if config.probe.name == LINEAR_CV:
+        return _make_solved(plan, source)
     return ClassifierModule(
         config.probe.name,
         plan.params,
+        widths=source.widths,
+        classes=target_classes(config.probe.targets, source),
+        only_control=config.control == "shuffled_labels",
+        metrics=config.probe.metrics,
+        settings=config.trainer,
+        seed=config.seed,
+    )
+
+
+def _make_solved(plan: ProbePlan, source: Source) -> "ProbeModule":
+    from diffprobe.training.linear_cv import SINGLE_SAMPLES, LinearCVModule
+
+    config = plan.config
+    request = getattr(source, "request", None)  # data in memory have no shard set, and so no group
+    return LinearCVModule(
+        config.probe.name,
+        plan.params,
+        group=plan.params.group or (request and request.shard_set.group) or SINGLE_SAMPLES,
         widths=source.widths,
         classes=target_classes(config.probe.targets, source),
         only_control=config.control == "shuffled_labels",

@@ -1,0 +1,112 @@
+"""Linear classifiers with chosen L2: no steps, saved as ordinary linear probes, every choice on record."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from diffprobe.config.compose import load_run
+from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
+from diffprobe.probes.classifier.linear import LinearProbe
+from diffprobe.runs.plan import plan
+from diffprobe.runs.train import make_module
+from diffprobe.training.linear_cv import LinearCVModule
+from diffprobe.training.trainer import make_trainer, quiet
+from tests.toy import WIDTHS, Toy
+
+CELL = next(iter(WIDTHS))
+BASE = ("probe=linear_cv", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
+
+
+def run(tmp_path, *settings: str, source: Toy | None = None) -> LinearCVModule:
+    source = source or Toy(cells=(CELL,))
+    planned = plan(load_run(None, [*BASE, *settings]))
+    module = make_module(planned, source)
+    assert isinstance(module, LinearCVModule)
+    assert not any(weight.requires_grad for weight in module.parameters())
+    with quiet():
+        trainer = make_trainer(planned.config.trainer, run_dir=tmp_path)
+        trainer.test(module, datamodule=source, verbose=False)
+    return module
+
+
+def test_the_saved_probe_is_scikit_learns_at_the_chosen_penalty(tmp_path):
+    module = run(tmp_path, "probe.params.folds=3", "probe.params.l2=[1.0,0.1,0.01]")
+    record = module.records("test")[0]
+    assert record.probe == "linear_cv" and record.detail["converged"] and record.detail["objective_gap"] <= 1.01e-6
+    assert len(record.detail["cv_log_loss"]) == 3 and record.detail["l2"] in (1.0, 0.1, 0.01)
+    assert record.detail["group"] == "sample" and record.detail["cv_folds"] == 3
+    assert set(record.controls) == {"chance", "shuffled_labels"} and "shuffled_labels" in record.detail["control_l2"]
+    probe = LinearProbe.from_pretrained(module.save(tmp_path / "probes")[0])
+    assert LinearProbe.from_pretrained(probe.save_pretrained(tmp_path / "again")).name == "linear_cv"
+    table = Toy(cells=(CELL,)).table("train")
+    known = table.label >= 0
+    x, y = table.features[CELL][known], table.label[known]
+    scaler = StandardScaler().fit(x.double().numpy())
+    model = LogisticRegression(C=1 / (record.detail["l2"] * len(y)), class_weight="balanced", max_iter=5000, tol=1e-8)
+    z = scaler.transform(x.double().numpy())
+    theirs = torch.tensor(model.fit(z, y.numpy()).predict_proba(z))
+    assert torch.allclose(probe.logits(x).softmax(1).double(), theirs, atol=2e-3)
+
+
+def test_the_group_of_the_data_set_is_the_default(tmp_path):
+    source = Toy(cells=(CELL,))
+    source.request = SimpleNamespace(shard_set=SimpleNamespace(group="style"))
+    module = run(tmp_path, "probe.params.folds=3", "probe.params.l2=[0.1]", source=source)
+    assert module.records("test")[0].detail["group"] == "style"
+    assert module.records("test")[0].detail["n_groups"] == 3
+    with pytest.raises(ConfigError, match=r"target 'label'[\s\S]*'style'[\s\S]*3 groups for 5 folds[\s\S]*folds=3"):
+        run(tmp_path, source=source)
+
+
+def test_an_unknown_group_is_refused(tmp_path):
+    with pytest.raises(UnknownName, match="colour"):
+        run(tmp_path, "probe.params.group=colour")
+
+
+class Families(Toy):
+    """Toy features of 12 families, of which one has all samples of the last class."""
+
+    def __init__(self) -> None:
+        super().__init__(cells=(CELL,))
+        self.attributes = {**self.attributes, "family": tuple(f"f{i}" for i in range(12))}
+
+    def table(self, split):
+        table = super().table(split)
+        family = torch.arange(len(table.label)) % 11 + 1
+        table.attributes["family"] = torch.where(table.label == len(self.classes) - 1, 0, family)
+        return table
+
+
+def test_a_class_of_one_group_is_named_and_learned_but_not_scored(tmp_path):
+    settings = ("probe.params.group=family", "probe.params.folds=3", "probe.params.l2=[0.1,0.01]")
+    with pytest.warns(UserWarning, match=r"'label'[\s\S]*'family'[\s\S]*owl"):
+        module = run(tmp_path, *settings, source=Families())
+    detail = module.records("test")[0].detail
+    owls = int((Families().table("train").label == 3).sum())
+    assert detail["single_group_classes"] == ["owl"] and detail["cv_unscored"] == owls and detail["n_groups"] == 12
+    assert module.probe(CELL, "label").bias.isfinite().all()
+
+
+def test_a_target_that_is_constant_within_a_fold_is_refused(tmp_path):
+    with pytest.raises(EmptyClass, match=r"target 'style', groups by 'style'[\s\S]*constant"):
+        run(tmp_path, "probe.targets=[style]", "probe.params.group=style", "probe.params.folds=2")
+
+
+def test_a_class_without_a_training_sample_is_never_predicted(tmp_path):
+    source = Toy(cells=(CELL,))
+    source.classes = (*source.classes, "absent")
+    probe = run(tmp_path, "probe.params.l2=[0.1]", source=source).probe(CELL, "label")
+    assert probe.logits(Toy().table("test").features[CELL]).softmax(1)[:, 4].max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["trainer.learning_rate=0.1", "trainer.weight_decay=0.1", "trainer.gradient_clip=1.0", "trainer.max_steps=5",
+     "trainer.devices=2", "probe.params.folds=1", "probe.params.l2=[0.0]", "probe.params.l2=[]"],
+)  # fmt: skip
+def test_settings_without_effect_or_out_of_range_are_refused(setting):
+    with pytest.raises(ConfigError, match=setting.partition("=")[0].rpartition(".")[2]):
+        plan(load_run(None, [*BASE, setting]))
