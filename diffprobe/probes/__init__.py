@@ -5,5 +5,15 @@ the file is the name of the probe in a config. `training` wraps them for a Train
 `training/kinds`.
 """
 
-SHARED = ("full_batch", "predictions", "score", "serialization", "shuffled_labels")
+SHARED = (
+    "full_batch",
+    "grouped_folds",
+    "l2_selection",
+    "predictions",
+    "score",
+    "ridge_path",
+    "serialization",
+    "shuffled_labels",
+    "softmax_regression",
+)
 """What is not a kind of probe that is fitted on features: shared code, and `score`, which reads the model itself."""
