@@ -272,3 +272,18 @@ def test_the_result_is_json_with_schema_version(run):
     extract_run(config, progress=False)
     tree = json.loads(train(config).read_text())
     assert tree["header"]["kind"] == "result" and tree["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_classifier_that_is_solved_has_no_steps_and_keeps_its_choices(run):
+    settings = ("probe=linear_cv", "probe.targets=[style]", "probe.params.folds=2", "probe.params.l2=[1.0,0.1]")
+    extract_run(run(*settings), progress=False)
+    path = train(run(*settings))
+    result = read_result(path)
+    assert {record.split for record in result.metrics} == {"val", "test"}
+    for record in result.metrics:
+        assert record.probe == "linear_cv" and record.detail["converged"] and record.detail["l2"] in (1.0, 0.1)
+        assert set(record.controls) == {"chance", "shuffled_labels"} and len(record.detail["cv_log_loss"]) == 2
+    assert "start" not in result.seeds and "order" not in result.seeds
+    assert not (path.parent / "last.ckpt").exists() and (path.parent / "predictions-test.safetensors").exists()
+    probe = LinearProbe.from_pretrained(path.parent / "probes" / "style" / CELL.replace(":", "."))
+    assert probe.n_classes == 2 and probe.weight.abs().max() > 0
