@@ -7,7 +7,7 @@ HELP = "time extraction or SAE training, how work grows with the data, or plan a
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, ksae, scale, scaling and plan."""
+    """Add the sub-verbs extraction, ksae, scale, scaling, plan and solver."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -58,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan.add_argument("--read-bandwidth", required=True, type=float, metavar="MB/S", help="storage, all processes")
     plan.add_argument("--write-bandwidth", required=True, type=float, metavar="MB/S", help="storage, all processes")
     plan.add_argument("--no-verify", action="store_true", help="plan for data.verify=false")
-    for parser_of in (extraction, ksae, scale, scaling, plan):
+    solver = what.add_parser("solver", help="linear classifiers over a path of penalties, beside scikit-learn")
+    solver.add_argument("--samples", type=int, default=2000, metavar="N", help="samples (default: 2,000)")
+    solver.add_argument("--width", type=int, default=128, metavar="N", help="width of the features (default: 128)")
+    solver.add_argument("--classes", type=int, default=8, metavar="N", help="classes (default: 8)")
+    solver.add_argument("--folds", type=int, default=5, metavar="N", help="folds (default: 5)")
+    solver.add_argument("--cells", type=int, default=2, metavar="N", help="cells (default: 2)")
+    solver.add_argument("--device", default="cpu", help="torch device of ours (default: cpu)")
+    for parser_of in (extraction, ksae, scale, scaling, plan, solver):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -66,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
+    verbs["solver"] = _solver
     return verbs[args.what](args)
 
 
@@ -153,6 +161,15 @@ def _scaling(args: argparse.Namespace) -> int:
 
     names = ("images", "side", "processes", "repeats")
     report = bench_scaling(Measurement(**{name: getattr(args, name) for name in names}), progress=_progress)
+    print(render(report))
+    return _write_json(args.json, report.to_json())
+
+
+def _solver(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.solver import Size, bench_solver, render
+
+    names = ("samples", "width", "classes", "folds", "cells", "device")
+    report = bench_solver(Size(**{name: getattr(args, name) for name in names}))
     print(render(report))
     return _write_json(args.json, report.to_json())
 
