@@ -16,5 +16,5 @@ def test_both_solve_the_same_problems():
 
 
 def test_fewer_groups_than_folds_are_refused():
-    with pytest.raises(ConfigError, match="3 groups for 5 folds"):
-        bench_solver(Size(samples=12, width=3, classes=2, folds=5, cells=1))
+    with pytest.raises(ConfigError, match="4 groups for 5 folds"):
+        bench_solver(Size(samples=16, width=8, classes=3, folds=5, cells=1))
