@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SCORE = "score/"
 """Prefix of the summary keys with one value per metric: on test, where val is best."""
 SENT_RESULT = f"diffprobe-{RESULT_FILE}"
-"""Name of a run's record among the files of its W&B run. They are below the run's folder, where a `result.json` would be
-found as a second result."""
+"""Name of a run's record among the files of its W&B run. They are below the run's folder, where a `result.json` would
+be found as a second result."""
 VAL_SCORE = "val_score/"
 """Prefix of the summary keys with the value on val that chose the score: what a sweep may optimise."""
 _SLURM = (

@@ -112,30 +112,6 @@ def test_preempted_by_a_higher_partition(jobs: Jobs, whole: dict[str, object], l
     assert_undisturbed(jobs, expected, starts=2)
 
 
-def test_a_node_that_fails(jobs: Jobs, whole: dict[str, object]) -> None:
-    """SLURM kills what runs there without a signal before, so that the steps after the last checkpoint are repeated."""
-    expected = undisturbed(jobs, whole, "logger=wandb")
-    jobs.write_cluster(seconds=0.5)
-    jobs.train("logger=wandb")
-    in_step(jobs, 6)  # of 4 in an epoch, after which the first checkpoint is written
-    node = slurm.call("sinfo", "-h", "-p", "debug", "-o", "%n").strip()
-    slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-    try:
-        jobs.wait(lambda states: states[-1].state == "pending", seconds=120)
-    finally:
-        slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
-    jobs.finish()
-    (result,) = (jobs.folder / "runs").rglob("result.json")
-    assert outcome(result) == expected
-    steps = jobs.steps()
-    assert {step["start"] for step in steps} == {0, 1}
-    assert min(step["epoch"] for step in steps if step["start"] == 1) == 1  # it went on from the checkpoint
-    counts = trained_on([step for step in steps if step["start"] == 1])
-    assert set(counts.values()) == {1} and len(counts) == (EPOCHS - 1) * SAMPLES
-    wandb = {path.name.rpartition("-")[2] for path in result.parent.glob("wandb/offline-run-*")}
-    assert len(wandb) == 1
-
-
 def test_one_task_of_an_array_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
     expected = undisturbed(jobs, whole, "logger=wandb")
     jobs.write_cluster(seconds=0.5)
