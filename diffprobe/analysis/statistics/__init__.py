@@ -1,4 +1,4 @@
-"""One place for groups, intervals, nulls, corrections and selection: what every number of a table rests on."""
+"""One place for groups, intervals, permutations, corrections and selection: what every number of a table rests on."""
 
 from diffprobe.analysis.statistics.bootstrap import (
     FEW_GROUPS,

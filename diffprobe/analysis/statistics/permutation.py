@@ -62,11 +62,11 @@ class Null:
 
     @property
     def mean(self) -> float:
-        """The mean of the null."""
+        """The mean of the null distribution."""
         return float(self.values.mean())
 
     def percentiles(self, *shares: float) -> list[float]:
-        """Return percentiles of the null, for shares in 0..1."""
+        """Return percentiles of the null distribution, for shares in 0..1."""
         return [float(value) for value in np.quantile(self.values, shares)]
 
 
@@ -74,14 +74,15 @@ class GroupPermutation:
     """Permutes labels so that the structure of groups stays: which samples belong together, and how alike they are.
 
     - A group whose samples share one label (a family of one category) keeps one label: labels are permuted between
-      whole groups. Permuting single samples would claim as many independent labels as there are samples, and a null far
-      too narrow.
+      whole groups. Permuting single samples would claim as many independent labels as there are samples, and a null
+      distribution far too narrow.
     - A group with several labels (one drawing in several styles) keeps its labels: they are permuted within the group.
       Permuting them between groups would break what the design balances and count what groups differ in as chance.
     - A set with both kinds has both: groups of one label among themselves, the others within.
 
     What is permuted is exchangeable if labels have nothing to do with predictions; where labels vary within groups, the
-    null keeps how the share of a label differs between groups, so that only what is read within groups counts.
+    null distribution keeps how the share of a label differs between groups, so that only what is read
+    within groups counts.
 
     Args:
         labels: class of each sample, integers.
@@ -116,7 +117,7 @@ class GroupPermutation:
         if self.log_distinct < math.log(1.5):
             raise EmptyClass(
                 f"permutation: {groups.n} groups with {len(np.unique(self.labels))} label; all permutations are alike.",
-                "the estimate itself stands, without a null",
+                "the estimate itself stands, without a null distribution",
                 fix="a target with two classes in different groups, or within one",
             )
 
@@ -161,7 +162,7 @@ def permutation_null(
         clusters: the group of each sample.
         n_permutations: permutations drawn, at random with repeats.
         seed: seed of the permutations.
-        higher_is_better: whether large values speak against the null.
+        higher_is_better: whether large values speak against the null hypothesis.
 
     Raises: as `GroupPermutation`; EmptyClass if the statistic is undefined for the true labels or for more than half of
         the permutations; ConfigError for no permutation.
@@ -185,7 +186,7 @@ def permutation_null(
     if len(defined) * 2 < n_permutations:
         raise EmptyClass(
             f"permutation: the statistic is not defined in {n_permutations - len(defined)} of {n_permutations} draws.",
-            "the estimate itself stands, without a null",
+            "the estimate itself stands, without a null distribution",
         )
     return Null(
         observed=observed, values=defined, n_permutations=n_permutations, n_distinct=permutation.n_distinct,

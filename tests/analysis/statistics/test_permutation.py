@@ -1,4 +1,4 @@
-"""Permutations keep the structure of groups; nulls have quantile, p and the smallest p that could have been."""
+"""Permutations keep the structure of groups; null distributions have quantile, p and smallest p."""
 
 import math
 
