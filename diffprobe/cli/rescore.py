@@ -181,10 +181,15 @@ def _null_notes(records: "list[MetricRecord]") -> list[str]:
     first, n = nulls[0], len(nulls)
     unit = "single samples" if first["group_by"] == "sample" else f"values of '{one_line(first['group_by'])}'"
     found = sum(null["p_adjusted"] <= 0.05 for null in nulls)
+    least = max(null["smallest_p"] for null in nulls)
+    more = [
+        f"a single one of {n} tests cannot reach 0.05: its p is at least {least:.2g}; --permutations N, or more groups"
+    ]
     return [
         f"p: one-sided, {first['permutations']:,} permutations of the labels by {unit}, seed {first['seed']}; groups "
         "of one label are permuted whole, other labels within their group",
         f"p_adjusted: Benjamini-Hochberg for {n} {'test' if n == 1 else 'tests'}, the lines above; {found} at 0.05",
+        *(more if n * least > 0.05 else []),
     ]
 
 

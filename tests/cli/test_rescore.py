@@ -113,6 +113,7 @@ def test_null_distributions_say_what_was_permuted_and_how_many_tests(project, ca
     assert float(found["p_adjusted"]) >= float(found["p"])
     text = "\n".join(notes)
     assert "99 permutations of the labels by values of 'family', seed 0" in text and "for 2 tests" in text
+    assert "a single one of 2 tests cannot reach 0.05" in text
     assert main(["rescore", "one", "--null", "permutation", "--interval", "expanded", "--seed", "4"]) == 0
     text = capsys.readouterr().out
     assert "95% expanded bootstrap" in text and "single samples, seed 4" in text and "are few" not in text

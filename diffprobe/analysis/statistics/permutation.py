@@ -74,8 +74,8 @@ class GroupPermutation:
     """Permutes labels so that the structure of groups stays: which samples belong together, and how alike they are.
 
     - A group whose samples share one label (a family of one category) keeps one label: labels are permuted between
-      whole groups. Permuting single samples would claim as many independent labels as there are samples, and a null
-      distribution far too narrow.
+      whole groups. Permuting single samples would claim as many independent labels as there are samples: the spread
+      would be far too small.
     - A group with several labels (one drawing in several styles) keeps its labels: they are permuted within the group.
       Permuting them between groups would break what the design balances and count what groups differ in as chance.
     - A set with both kinds has both: groups of one label among themselves, the others within.
