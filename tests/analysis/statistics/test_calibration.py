@@ -145,7 +145,7 @@ def test_permuting_single_samples_finds_what_is_not_there():
 
 @pytest.mark.parametrize("n_runs", SMALL_AND_LARGE)
 def test_planted_effects_are_found(n_runs):
-    """A shift of half a standard deviation: an area of 0.64, 65 points of power at the least for each test."""
+    """A shift of 0.6 standard deviations, an area of 0.66, is found by 88 % of permutations and 70 % of intervals."""
 
     def simulate(rng, i):
         groups = groups_of(rng)
