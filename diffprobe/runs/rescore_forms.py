@@ -14,7 +14,7 @@ from diffprobe.analysis.statistics import (
     mean_of,
 )
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.metrics import measured_on
+from diffprobe.metrics import headline
 from diffprobe.runs.rescore_metrics import Scored, find_measure
 
 Numbers = NDArray[np.float64]
@@ -99,8 +99,9 @@ def _fvu(scored: Scored, name: str, rows: Tensor) -> SumStatistic:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return the direction of a metric of a classifier or a direction."""
-    return {file.name: file.higher_is_better for file in measured_on("classifier")}.get(name, name != "log_loss")
+    """Return which end of a metric of a classifier or a direction is better; some of them are not in the registry."""
+    registered = headline.is_higher_better(name)
+    return name != "log_loss" if registered is None else registered
 
 
 def label_form_of(scored: Scored, name: str, rows: Tensor) -> LabelStatistic:
