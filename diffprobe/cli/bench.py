@@ -3,7 +3,7 @@
 import argparse
 
 GROUP = "runs"
-HELP = "time extraction or SAE training, how work grows with the data, or plan a large extraction"
+HELP = "time extraction or SAE training; plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

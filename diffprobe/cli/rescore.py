@@ -4,7 +4,7 @@ import argparse
 import csv
 import io
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffprobe.core.columns import aligned
 from diffprobe.core.errors import ConfigError
@@ -34,7 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose heads of the other run, or the same one's",
     )  # fmt: skip
     parser.add_argument("--per", metavar="ATTRIBUTE", help="one line for each value of an attribute")
-    parser.add_argument("--interval", choices=["bootstrap"], help="add an interval")
+    parser.add_argument(
+        "--interval", choices=["bootstrap", "expanded"], help="add an interval; expanded: also right with few groups"
+    )
+    parser.add_argument(
+        "--null", choices=["permutation"],
+        help="add p from labels permuted by group, and p adjusted for the number of lines",
+    )  # fmt: skip
+    parser.add_argument("--permutations", type=int, metavar="N", help="number of permutations (default: 1000)")
     parser.add_argument(
         "--group-by",
         metavar="ATTRIBUTE",
@@ -55,16 +62,29 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--per with a comparison: a difference is over all samples.", fix="leave --per out")
     drawn = {"resamples": args.resamples, "level": args.level, "seed": args.seed, "group_by": args.group_by}
     drawn = {name: value for name, value in drawn.items() if value is not None}
-    if drawn and args.interval is None:
-        names = ", ".join("--" + name.replace("_", "-") for name in drawn)
+    shared = {name: value for name, value in drawn.items() if args.null is not None and name in ("seed", "group_by")}
+    if args.interval is None and len(drawn) > len(shared):
+        names = ", ".join("--" + name.replace("_", "-") for name in drawn if name not in shared)
         raise ConfigError(f"{names} without an interval.", fix="--interval bootstrap; or --per for one line per value")
+    if args.permutations is not None and args.null is None:
+        raise ConfigError("--permutations without a null distribution.", fix="--null permutation")
+    if paired and args.null:
+        raise ConfigError(
+            "--null with a comparison: permuted labels show what one head reads, not a difference.",
+            "a difference counts if its interval excludes 0",
+            fix="--interval bootstrap; or --null permutation for each run",
+        )
     from diffprobe.core.progress import ProgressDisplay
-    from diffprobe.runs.rescore import Bootstrap, compare, load_run, not_kept, parse_where, rescore
+    from diffprobe.runs.rescore import Bootstrap, Permutations, compare, load_run, not_kept, parse_where, rescore
 
     where, other_where = parse_where(args.where), parse_where(args.against_where)
-    bootstrap = Bootstrap(**drawn) if args.interval else None
+    method: Literal["percentile", "expanded"] = "expanded" if args.interval == "expanded" else "percentile"
+    bootstrap = Bootstrap(**drawn, method=method) if args.interval else None
+    null = None
+    if args.null:
+        null = Permutations(**shared, **({} if args.permutations is None else {"n": args.permutations}))
     one = load_run(args.run_folder, args.split)
-    with ProgressDisplay(shown=bootstrap is not None and sys.stderr.isatty(), transient=True) as display:
+    with ProgressDisplay(shown=(bootstrap or null) is not None and sys.stderr.isatty(), transient=True) as display:
         common: dict[str, Any] = {
             "metrics": args.metric,
             "where": where,
@@ -75,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             other = one if args.against is None else load_run(args.against, args.split)
             records = compare(one, other, other_where=other_where, **common)
         else:
-            records = rescore(one, per=args.per, **common)
+            records = rescore(one, per=args.per, null=null, **common)
     print({"table": _table, "json": _json, "csv": _csv}[args.format](records), end="")
     left = [] if args.metric or paired else not_kept(one)
     if left:
@@ -98,7 +118,12 @@ def _flat(record: "MetricRecord") -> dict[str, Any]:
         flat["difference"] = record.value
     else:
         flat["value"] = record.value
-    flat |= {"low": low, "high": high} | {f"control_{name}": value for name, value in record.controls.items()}
+    flat |= {"low": low, "high": high}
+    if "null" in detail:
+        null = detail["null"]
+        flat |= {"null_mean": null["mean"], "null_95": null["percentile_95"], "quantile": null["quantile"]}
+        flat |= {"p": null["p"], "smallest_p": null["smallest_p"], "p_adjusted": null["p_adjusted"]}
+    flat |= {f"control_{name}": value for name, value in record.controls.items()}
     return flat
 
 
@@ -122,14 +147,50 @@ def _table(records: "list[MetricRecord]") -> str:
         unit = "single samples" if found["group_by"] == "sample" else f"values of '{one_line(found['group_by'])}'"
         undefined = max(record.detail["bootstrap"]["undefined"] for record in records)
         text.append(
-            f"low, high: {found['level']:.0%} percentile bootstrap, {found['resamples']:,} resamples of {unit}, "
+            f"low, high: {found['level']:.0%} {found.get('method', 'percentile')} bootstrap, {found['resamples']:,} "
+            f"resamples of {unit}, "
             f"seed {found['seed']}" + (f"; not defined in up to {undefined} of them" if undefined else "")
         )
         if found["group_by"] == "sample":
             text.append(
                 "samples that share a source (variants of one drawing) are not independent: --group-by ATTRIBUTE"
             )
+        text += _few_groups([record.detail["bootstrap"] for record in records if "bootstrap" in record.detail])
+    if len(records) > 1 and any("difference" in record.detail for record in records) and found:
+        text.append(
+            f"{len(records)} intervals: at {found['level']:.0%}, one in {round(1 / (1 - found['level']))} excludes 0 "
+            "by chance alone"
+        )
+    text += _null_notes(records)
     return "\n".join(text) + "\n"
+
+
+def _few_groups(drawn: list[dict[str, Any]]) -> list[str]:
+    from diffprobe.analysis.statistics import FEW_GROUPS
+
+    fewest = min(found["n_groups"] for found in drawn)
+    if fewest >= FEW_GROUPS or "method" in drawn[0]:
+        return []
+    return [f"{fewest} groups are few: a percentile interval is then too narrow; --interval expanded"]
+
+
+def _null_notes(records: "list[MetricRecord]") -> list[str]:
+    nulls = [record.detail["null"] for record in records if "null" in record.detail]
+    if not nulls:
+        return []
+    first, n = nulls[0], len(nulls)
+    unit = "single samples" if first["group_by"] == "sample" else f"values of '{one_line(first['group_by'])}'"
+    found = sum(null["p_adjusted"] <= 0.05 for null in nulls)
+    least = max(null["smallest_p"] for null in nulls)
+    more = [
+        f"a single one of {n} tests cannot reach 0.05: its p is at least {least:.2g}; --permutations N, or more groups"
+    ]
+    return [
+        f"p: one-sided, {first['permutations']:,} permutations of the labels by {unit}, seed {first['seed']}; groups "
+        "of one label are permuted whole, other labels within their group",
+        f"p_adjusted: Benjamini-Hochberg for {n} {'test' if n == 1 else 'tests'}, the lines above; {found} at 0.05",
+        *(more if n * least > 0.05 else []),
+    ]
 
 
 def _csv(records: "list[MetricRecord]") -> str:

@@ -5,7 +5,7 @@ import json
 import sys
 
 GROUP = "cluster"
-HELP = "send offline runs to W&B; make the workspace or a sweep of an experiment"
+HELP = "send runs to W&B; make workspace and sweep of an experiment"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sweep = commands.add_parser("sweep", help="print the W&B sweep of an experiment as YAML, or register it")
     sweep.add_argument("experiment", help="an experiment, for example emoji/sae")
     sweep.add_argument(
-        "settings", nargs="+", metavar="KEY=VALUES",
+        "values", nargs="+", metavar="KEY=VALUES",
         help="what varies: KEY=A,B or KEY=[A,B], KEY=interval(LOW,HIGH), KEY=log(interval(LOW,HIGH)); and settings of "
         "all runs, KEY=VALUE",
     )  # fmt: skip
@@ -79,7 +79,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     plan = plan_sweep(
         args.experiment,
-        args.settings,
+        args.values,
         method=args.method,
         metric=args.metric,
         goal=args.goal,

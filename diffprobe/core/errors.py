@@ -105,6 +105,10 @@ class EmptyClass(DiffprobeError, ValueError):
     """A class or attribute value with too few samples for an estimate."""
 
 
+class TooFewGroups(ConfigError):
+    """Fewer groups of samples than an interval or a test needs."""
+
+
 class NonFinite(DiffprobeError, ValueError):
     """NaN or infinity where a finite number is required."""
 

@@ -7,18 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.statistics import SINGLE_SAMPLES, bootstrap_interval
+from diffprobe.analysis.statistics import (
+    SINGLE_SAMPLES,
+    AnyStatistic,
+    Method,
+    benjamini_hochberg,
+    bootstrap_interval,
+    difference,
+    permutation_null,
+)
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ConfigError, RunFailed, SchemaError, unknown
 from diffprobe.core.progress import Bar
 from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult, predictions_file, read_result
 from diffprobe.probes.predictions import KeptHead, Predictions, load_predictions
-from diffprobe.runs.rescore_metrics import Measure, Rows, Scored, find_measure, measures
+from diffprobe.runs.rescore_forms import form_of, is_higher_better, label_form_of
+from diffprobe.runs.rescore_metrics import Measure, Scored, find_measure, measures
 
 FIELDS = ("cell", "tap", "timestep", "target", "probe", "control")
 """What a head is chosen by."""
@@ -39,10 +48,31 @@ class Bootstrap:
     group_by: str | None = None
     """Column whose values are the independent units, or "sample" for single samples; None for the group that the data
     set names, single samples where it names none."""
+    method: Method = "percentile"
+    """"expanded" covers with few groups too."""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} of a bootstrap is out of range: at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutations:
+    """How a null distribution is drawn."""
+
+    n: int = 1000
+    """Number of permutations of the labels."""
+    seed: int = 0
+    """Seed of the permutations."""
+    group_by: str | None = None
+    """As of `Bootstrap`: whole groups keep their labels together."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0 or self.n < 1:
+            raise ConfigError(f"seed={self.seed} (at least 0) or n={self.n} (at least 1) of a permutation is wrong.")
+
+
+Drawn = TypeVar("Drawn", Bootstrap, Permutations)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,6 +162,7 @@ def rescore(
     where: Mapping[str, str] | None = None,
     per: str | None = None,
     bootstrap: Bootstrap | None = None,
+    null: Permutations | None = None,
     progress: Callable[[int], AbstractContextManager[Bar | None]] | None = None,
 ) -> list[MetricRecord]:
     """Compute metrics of the heads of a run from its kept predictions.
@@ -142,6 +173,9 @@ def rescore(
         where: field of `FIELDS` -> value, which chooses heads.
         per: column; one record for each of its values, over the samples that have it.
         bootstrap: adds an interval (`detail["interval"]`).
+        null: adds the null distribution of a classifier's or direction's metric (`detail["null"]`): its mean and 95th
+            percentile, the quantile of the value, p, and the smallest p that could have been; p adjusted by
+            Benjamini-Hochberg for the number of records returned.
         progress: opens a bar of so many numbers.
 
     Returns: one record per head, value of `per` and metric, with chance and the head's controls.
@@ -159,16 +193,47 @@ def rescore(
         raise RunFailed(
             f"run '{run.result.run}' has no recorded metric that its predictions give.", fix="--metric NAME"
         )
-    bootstrap = _with_unit(bootstrap, predictions)
-    groups = _groups(predictions, bootstrap)
+    bootstrap, null = _with_unit(bootstrap, predictions), _with_unit(null, predictions)
+    groups, blocks = _groups(predictions, bootstrap), _groups(predictions, null)
     scored = {head: Scored(predictions, head) for head in dict.fromkeys(head for head, _, _ in jobs)}
     with (progress or _silent)(len(jobs)) as bar:
         for head, name, (value, mask) in jobs:
             measure = find_measure(scored[head].info.kind, name)
-            made.append(_record(run, head, name, measure, scored[head], mask, groups, bootstrap, per, value))
+            found = _record(run, head, name, measure, scored[head], mask, groups, bootstrap, per, value)
+            if null is not None:
+                rows = mask[scored[head].rows].nonzero().flatten()
+                found = replace(found, detail=found.detail | _null(scored[head], name, rows, blocks, null))
+            made.append(found)
             if bar is not None:
                 bar.update(1)
-    return made
+    return made if null is None else _adjusted(made)
+
+
+def _null(scored: Scored, name: str, rows: Tensor, groups: Tensor, null: Permutations) -> dict[str, Any]:
+    found = permutation_null(
+        label_form_of(scored, name, rows),
+        scored.truth[rows].numpy(),
+        groups[scored.rows][rows].tolist(),
+        n_permutations=null.n,
+        seed=null.seed,
+        higher_is_better=is_higher_better(name),
+    )
+    return {
+        "null": {
+            "p": found.p, "smallest_p": found.smallest_p, "quantile": found.quantile, "mean": found.mean,
+            "percentile_95": found.percentiles(0.95)[0], "permutations": found.n_permutations,
+            "undefined": found.n_undefined, "groups_permuted_whole": found.n_between,
+            "groups_permuted_within": found.n_within, "group_by": null.group_by, "seed": null.seed,
+        }
+    }  # fmt: skip
+
+
+def _adjusted(records: list[MetricRecord]) -> list[MetricRecord]:
+    """Add p-values adjusted for the number of records."""
+    found = benjamini_hochberg([record.detail["null"]["p"] for record in records])
+    for record, p in zip(records, found.adjusted, strict=True):
+        record.detail["null"] |= {"p_adjusted": p, "n_tests": found.n_tests}
+    return records
 
 
 def not_kept(run: ScoredRun) -> list[str]:
@@ -212,11 +277,8 @@ def compare(
             against = {name: _field(both[1].info, name) for name in ("cell", "target", "probe", "control")}
             detail: dict[str, Any] = {"difference": values, "against": {"run": other.result.run, **against}}
 
-            def difference(drawn: Rows, both: tuple[Scored, Scored] = both, measure: Measure = measure) -> float:
-                chosen = torch.from_numpy(drawn)
-                return measure.value(both[0], chosen) - measure.value(both[1], chosen)
-
-            detail |= _interval(difference, both[0], rows, groups, bootstrap)
+            paired = None if bootstrap is None else difference(*(form_of(scored, name, rows) for scored in both))
+            detail |= _interval(paired, both[0], rows, groups, bootstrap)
             made.append(replace(record, detail=detail))
             if bar is not None:
                 bar.update(1)
@@ -255,14 +317,14 @@ def _column(predictions: Predictions, name: str) -> Tensor:
     return predictions.column(name)
 
 
-def _with_unit(bootstrap: Bootstrap | None, predictions: Predictions) -> Bootstrap | None:
-    """Return how an interval is drawn, with the unit named."""
-    if bootstrap is None or bootstrap.group_by is not None:
-        return bootstrap
-    return replace(bootstrap, group_by=predictions.group or SINGLE_SAMPLES)
+def _with_unit(drawn: Drawn | None, predictions: Predictions) -> Drawn | None:
+    """Return how an interval or a null distribution is drawn, with the unit named."""
+    if drawn is None or drawn.group_by is not None:
+        return drawn
+    return replace(drawn, group_by=predictions.group or SINGLE_SAMPLES)
 
 
-def _groups(predictions: Predictions, bootstrap: Bootstrap | None) -> Tensor:
+def _groups(predictions: Predictions, bootstrap: Bootstrap | Permutations | None) -> Tensor:
     """Return the number of the independent unit of each sample. Raises: RunFailed for samples without a unit."""
     if bootstrap is None or bootstrap.group_by == SINGLE_SAMPLES:
         return torch.arange(len(predictions))
@@ -306,10 +368,8 @@ def _record(
     if scored.info.control != "none":
         detail["control"] = scored.info.control
 
-    def statistic(drawn: Rows) -> float:
-        return measure.value(scored, torch.from_numpy(drawn))
-
-    detail |= _interval(statistic, scored, rows, groups, bootstrap)
+    form = None if bootstrap is None else form_of(scored, name, rows)
+    detail |= _interval(form, scored, rows, groups, bootstrap)
     return replace(record, controls=controls, detail=detail)
 
 
@@ -320,23 +380,24 @@ def _same_place(info: KeptHead, other: KeptHead) -> bool:
 
 
 def _interval(
-    statistic: Callable[[Rows], float], scored: Scored, rows: Tensor, groups: Tensor, bootstrap: Bootstrap | None
+    statistic: AnyStatistic | None, scored: Scored, rows: Tensor, groups: Tensor, bootstrap: Bootstrap | None
 ) -> dict[str, Any]:
-    if bootstrap is None:
+    if bootstrap is None or statistic is None:
         return {}
-    chosen = rows.numpy()
     found = bootstrap_interval(
-        lambda drawn: statistic(chosen[drawn]),
+        statistic,
         groups[scored.rows][rows].tolist(),
         n_resamples=bootstrap.resamples,
         level=bootstrap.level,
         seed=bootstrap.seed,
+        method=bootstrap.method,
     )
     return {
         "interval": [found.low, found.high],
         "bootstrap": {
             "group_by": bootstrap.group_by, "n_groups": found.n_clusters, "resamples": found.n_resamples,
             "undefined": found.n_undefined, "level": found.level, "seed": bootstrap.seed,
+            **({} if found.method == "percentile" else {"method": found.method}),
         },
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ Metrics that runs record are computed by the same functions. The others come fro
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -58,6 +59,13 @@ class Scored:
     def of(self, name: str) -> Tensor:
         """Return a tensor of the head: "predicted", "residual", ..."""
         return self._tensors[name]
+
+    def relabelled(self, rows: Tensor, truth: Tensor) -> "Scored":
+        """Return the predictions of some samples with another truth, int64 of shape (rows,)."""
+        other = copy(self)
+        other.rows, other.truth = self.rows[rows], truth
+        other._tensors = {name: part[rows] for name, part in self._tensors.items()}
+        return other
 
     @property
     def is_partial(self) -> bool:

@@ -25,6 +25,7 @@ from diffprobe.core.result import MEMBERS, RESULT_FILE, RunResult, read_result
 from diffprobe.core.terminal import one_line
 from diffprobe.launch.wandb_sync import offline_runs
 from diffprobe.report.table_spec import find_spec, has_spec, load_specs
+from diffprobe.training.wandb_run import SENT_RESULT
 
 FINISHED = "finished"
 """W&B's state of a run that has ended well."""
@@ -257,11 +258,11 @@ def offline_results(root: Path | str, *, without: Sequence[str] = (), folder: Pa
     by_id: dict[str, Path | None] = {}
     for path in paths:
         files = path / "files"
-        by_id[_id_of(path)] = files if (files / RESULT_FILE).exists() else by_id.get(_id_of(path))
+        by_id[_id_of(path)] = files if (files / SENT_RESULT).exists() else by_id.get(_id_of(path))
     _require_known(without, list(by_id))
     left_out = [f"{id}: --without" for id in by_id if id in without]
     left_out += [
-        f"{id}: no {RESULT_FILE}, not finished" for id, files in by_id.items() if not files and id not in without
+        f"{id}: no {SENT_RESULT}, not finished" for id, files in by_id.items() if not files and id not in without
     ]
     wanted = {id: files for id, files in by_id.items() if files and id not in without}
     if not wanted:
@@ -290,10 +291,10 @@ def _require_known(without: Sequence[str], ids: Sequence[str]) -> None:
 
 
 def _download(run: RemoteRun, folder: Path) -> Path:
-    """Download the result files of a run. Returns: `folder`, without a `result.json` if the run has none."""
+    """Download the result files of a run. Returns: `folder`, without one if the run has none."""
     folder.mkdir(parents=True)
     with explained(f"download the results of run {_label(run)}"):
-        for file in run.files(pattern=f"%{RESULT_FILE}"):
+        for file in run.files(pattern=f"%{SENT_RESULT}"):
             if not _is_result(file.name):
                 continue
             if file.size > MAX_BYTES:
@@ -311,22 +312,22 @@ def _download(run: RemoteRun, folder: Path) -> Path:
 def _is_result(name: str) -> bool:
     """Return whether a name is that of the result of a run or of a member; other names are not touched."""
     parts = name.split("/")
-    member = len(parts) == 3 and parts[0] == MEMBERS and parts[2] == RESULT_FILE and _PART.fullmatch(parts[1])
-    return name == RESULT_FILE or bool(member)
+    member = len(parts) == 3 and parts[0] == MEMBERS and parts[2] == SENT_RESULT and _PART.fullmatch(parts[1])
+    return name == SENT_RESULT or bool(member)
 
 
 def _read(runs: Iterable[tuple[str, str, Path]]) -> list[_Found]:
     """Read the result of each run. Raises: RunFailed with all that have none; SchemaError with all that are damaged."""
     found, missing, faults = [], {}, {}
     for id, where, folder in runs:
-        path = folder / RESULT_FILE
+        path = folder / SENT_RESULT
         if not path.is_file():
             missing[id] = where
             continue
         try:
             result = read_result(path)
             for name in sorted({*_members(result), *(one.name for one in folder.glob(f"{MEMBERS}/*"))}):
-                read_result(folder / MEMBERS / name / RESULT_FILE)
+                read_result(folder / MEMBERS / name / SENT_RESULT)
         except FileNotFoundError as error:
             faults[id] = f"{where}: the result of a member is missing: {error.filename}"
         except DiffprobeError as error:
@@ -339,7 +340,7 @@ def _read(runs: Iterable[tuple[str, str, Path]]) -> list[_Found]:
         )
     if missing:
         raise RunFailed(
-            f"{len(missing)} finished W&B run(s) have no {RESULT_FILE}.", *missing.values(),
+            f"{len(missing)} finished W&B run(s) have no {SENT_RESULT}.", *missing.values(),
             "runs of diffprobe before 0.2, and runs of other programs, have none",
             fix=f"train them again with logger=wandb; or {_leave_out(missing)}",
         )  # fmt: skip
@@ -371,8 +372,8 @@ def _lay_out(found: Sequence[_Found], root: Path) -> list[str]:
         parts = [*filter(None, experiment.split("/")), run]
         names = parts if all(_PART.fullmatch(part) for part in parts) else [digest_json([experiment, run])[:12]]
         target = root.joinpath(*names)
-        for path in [one.folder / RESULT_FILE, *one.folder.glob(f"{MEMBERS}/*/{RESULT_FILE}")]:
-            place = target / path.relative_to(one.folder)
+        for path in [one.folder / SENT_RESULT, *one.folder.glob(f"{MEMBERS}/*/{SENT_RESULT}")]:
+            place = (target / path.relative_to(one.folder)).with_name(RESULT_FILE)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
     return replaced

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SCORE = "score/"
 """Prefix of the summary keys with one value per metric: on test, where val is best."""
+SENT_RESULT = f"diffprobe-{RESULT_FILE}"
+"""Name of a run's record among the files of its W&B run. They are below the run's folder, where a `result.json` would
+be found as a second result."""
 VAL_SCORE = "val_score/"
 """Prefix of the summary keys with the value on val that chose the score: what a sweep may optimise."""
 _SLURM = (
@@ -68,12 +71,12 @@ def val_scores(result: RunResult) -> dict[str, float]:
 
 
 def save_results(run: "Run", result: RunResult, members: Mapping[str, RunResult]) -> None:
-    """Put the record of a run, and those of its members, into the files of its W&B run: `result.json`,
-    `members/NAME/result.json`. They are copies, since the folder of the W&B run may be sent from another machine.
+    """Put the record of a run, and those of its members, into the files of its W&B run (`SENT_RESULT`,
+    `members/NAME/` with that name). They are copies, since the folder of the W&B run may be sent from another machine.
     """
     root = Path(run.dir)
     for name, one in (("", result), *members.items()):
-        path = root / MEMBERS / name / RESULT_FILE if name else root / RESULT_FILE
+        path = root / MEMBERS / name / SENT_RESULT if name else root / SENT_RESULT
         path.parent.mkdir(parents=True, exist_ok=True)
         write_result(one, path)
         run.save(glob.escape(str(path)), base_path=str(root), policy="now")

@@ -72,5 +72,5 @@ def test_clusters_are_resampled_whole():
     record = loss_recovered_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), paired)[0]
     assert record.detail["n_clusters"] == 2
     alone = RecordContext(**{**vars(ABOUT), "clusters": [0] * N})
-    with pytest.raises(ConfigError, match="1 cluster in 40"):
+    with pytest.raises(ConfigError, match="1 group in 40"):
         loss_recovered_records(baseline(), Spliced(errors=BEFORE + COST, fvu=(0.2, 0.3)), alone)

@@ -103,3 +103,24 @@ def test_a_changed_file_is_refused(project, capsys):
     shutil.copy(project / "two/predictions-test.safetensors", project / "one/predictions-test.safetensors")
     assert main(["rescore", "one"]) == 2
     assert "digest" in capsys.readouterr().err
+
+
+def test_null_distributions_say_what_was_permuted_and_how_many_tests(project, capsys):
+    assert main(["rescore", "one", "--null", "permutation", "--permutations", "99", "--group-by", "family"]) == 0
+    head, first, _, *notes = capsys.readouterr().out.splitlines()
+    found = dict(zip(head.split(), first.split(), strict=True))
+    assert found["value"] == "0.8333" and found["smallest_p"] == "0.1250" and float(found["p"]) >= 0.125  # 2 ** 3
+    assert float(found["p_adjusted"]) >= float(found["p"])
+    text = "\n".join(notes)
+    assert "99 permutations of the labels by values of 'family', seed 0" in text and "for 2 tests" in text
+    assert "a single one of 2 tests cannot reach 0.05" in text
+    assert main(["rescore", "one", "--null", "permutation", "--interval", "expanded", "--seed", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "95% expanded bootstrap" in text and "single samples, seed 4" in text and "are few" not in text
+    assert main(["rescore", "one", "--interval", "bootstrap"]) == 0
+    assert "6 groups are few" in capsys.readouterr().out
+    for options in (["--permutations", "9"], ["--null", "permutation", "--resamples", "9"]):
+        assert main(["rescore", "one", *options]) != 0
+        assert "without a" in capsys.readouterr().err
+    assert main(["rescore", "one", "--against", "two", "--null", "permutation"]) != 0
+    assert "excludes 0" in capsys.readouterr().err

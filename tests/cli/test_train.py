@@ -37,6 +37,7 @@ def test_extract_then_train(settings, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_list_of_seeds_trains_a_run_for_each(settings, tmp_path, capsys):
     assert main(["extract", *settings, "seed=[0,1]", "--quiet"]) == 0
     command = ["train", *settings, "seed=[0,1]"]

@@ -110,6 +110,7 @@ def test_what_the_data_are_too_few_for_is_left_out_of_the_page_and_named(spatial
     assert "No latents are shown: no latent is active on 1000 or more of 16 samples." in html
 
 
+@pytest.mark.slow
 def test_a_direction_of_too_few_samples_is_left_out_and_named(tiny_study, tmp_path, monkeypatch):
     settings = [
         *tiny_study,

@@ -26,6 +26,7 @@ def test_the_code_of_a_sample_is_the_largest_of_its_rows():
     assert dense.tolist() == [[3.0, 2.0, 0.0], [0.0, 0.0, 0.5]]
 
 
+@pytest.mark.slow
 def test_a_spatial_autoencoder_has_its_places_marked(spatial_sae):
     (run,) = opened(spatial_sae)
     section = latent_section(run, FEW, name="spatial")

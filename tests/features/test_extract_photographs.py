@@ -64,6 +64,7 @@ def photographs(tmp_path):
     return root, plain
 
 
+@pytest.mark.slow
 def test_photographs_of_all_kinds_go_through_the_command(photographs, tiny_sd, tmp_path, capsys):
     tables = []
     for root in photographs:

@@ -86,6 +86,7 @@ def test_augmentation_mirrors_and_swaps_colours_of_some(config):
     torch.testing.assert_close(sums, before)  # channels change places, nothing is lost
 
 
+@pytest.mark.slow
 def test_training_reconstructs_and_the_export_is_scaled(config, tmp_path):
     from diffusers import AutoencoderKL
 
@@ -117,6 +118,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "stop", "continued"), [(0, 6, 4), (2, 7, 6), (4, 5, 4)])
 def test_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, stop, continued):
     """An epoch has 4 steps: the checkpoint is that of its end, of its middle, and of its last step."""

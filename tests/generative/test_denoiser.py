@@ -109,6 +109,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "continued"), [(0, 2), (1, 3)])
 def test_with_dropout_resumed_equals_uninterrupted_bit_for_bit(config, tmp_path, every, continued):
     config = dataclasses.replace(

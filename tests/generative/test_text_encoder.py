@@ -60,6 +60,7 @@ def test_mixtures_are_the_seeds_and_keep_what_a_caption_is_about():
     assert share == pytest.approx(0.7, abs=0.1)  # all but the captions with gaps, and a few whole ones
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_teacher_makes_of_texts_it_never_saw(config, texts, tmp_path):
     module = TextEncoderModule(config, texts)
     with quiet():

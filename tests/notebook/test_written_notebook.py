@@ -29,6 +29,7 @@ def execute(path, monkeypatch):
     return values
 
 
+@pytest.mark.slow
 def test_its_cells_show_the_runs(linear, sae, tmp_path, monkeypatch):
     path = tmp_path / "look" / "runs.ipynb"
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_table_and_its_rows_are_yaml_files(study, tiny_sd, tiny_shards, tmp_path, capsys):
     (study / "table.yaml").write_text(TABLE)
     settings = [

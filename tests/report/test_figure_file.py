@@ -14,6 +14,7 @@ def tables(results, spec):
     return [fill_table(results, spec)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", ["heat-map", "line"])
 def test_a_pdf_has_a_page_for_each_block(tables, tmp_path, plot):
     (path,) = save_figures(figures_of(tables, plot), tmp_path / "new" / "out.pdf")

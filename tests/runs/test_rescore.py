@@ -16,7 +16,7 @@ from diffprobe.core.result import StartTime, make_result, predictions_file, writ
 from diffprobe.probes.classifier.linear import Config as LinearConfig
 from diffprobe.probes.predictions import save_predictions
 from diffprobe.probes.sae.topk import Config as SaeConfig
-from diffprobe.runs.rescore import Bootstrap, ScoredRun, compare, load_run, not_kept, parse_where, rescore
+from diffprobe.runs.rescore import Bootstrap, Permutations, ScoredRun, compare, load_run, not_kept, parse_where, rescore
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.direction import DirectionModule
 from diffprobe.training.sae import SparseAutoencoderModule
@@ -221,3 +221,31 @@ def test_a_run_without_its_predictions_is_refused(runs, tmp_path):
     write_result(dataclasses.replace(result, artifacts=names), folder / "result.json")
     with pytest.raises(RunFailed, match=r"a grid(.|\n)*diffprobe rescore .*members/k=1"):
         load_run(folder)
+
+
+def test_null_distributions_keep_groups_and_count_tests(runs):
+    run = load_run(runs["classifier"])
+    found = rescore(run, metrics=["accuracy", "balanced_accuracy", "log_loss", "macro_f1"], null=Permutations(n=99))
+    assert len(found) == 4 * 4
+    for record in found:
+        null = record.detail["null"]
+        assert null["n_tests"] == 16 and null["p"] >= null["smallest_p"] == 0.01 and null["p_adjusted"] >= null["p"]
+        assert null["group_by"] == "sample" and null["groups_permuted_within"] == 0
+    label = {r.name: r for r in found if (r.cell, r.target) == (MID, "label")}
+    assert label["accuracy"].detail["null"]["mean"] == pytest.approx(0.25, abs=0.06)
+    for record in label.values():  # of log loss, small values speak against the null hypothesis
+        better = (record.detail["null"]["mean"] - record.value) * (1 if record.name == "log_loss" else -1)
+        assert (better > 0) == (record.detail["null"]["p"] < 0.5), record.name
+    axis = rescore(load_run(runs["direction"]), null=Permutations(n=199, seed=2))[0]
+    assert axis.detail["null"]["mean"] == pytest.approx(0.5, abs=0.05)
+    with pytest.raises(EmptyClass, match="all permutations are alike"):
+        rescore(run, metrics=["accuracy"], where={"target": "style"}, per="style", null=Permutations(n=9))
+    whole = Permutations(n=99, group_by="style")
+    within = rescore(run, metrics=["accuracy"], where={"target": "label", "cell": MID}, null=Permutations(n=9))
+    assert within[0].detail["null"]["groups_permuted_whole"] == within[0].n
+    by_style = rescore(run, metrics=["accuracy"], where={"target": "style", "cell": MID}, null=whole)[0].detail["null"]
+    assert by_style["smallest_p"] == pytest.approx(1 / 6) and by_style["groups_permuted_whole"] == 3  # 3! permutations
+    with pytest.raises(ConfigError, match=r"an autoencoder does not have(.|\n)*random_weights"):
+        rescore(load_run(runs["sae"]), null=Permutations(n=9))
+    with pytest.raises(ConfigError, match="n=0"):
+        Permutations(n=0)

@@ -30,6 +30,7 @@ def assert_equal(stored, live):
         assert b.controls == pytest.approx(a.controls, abs=1e-5), (a.name, a.split, a.cell, a.target)
 
 
+@pytest.mark.slow
 def test_classifier_from_store_and_live_agree(run):
     # All of the training set is one batch, so that neither source orders what the other does not.
     (stored, live), probes = from_both(run, "probe=linear", "probe.targets=[label,style]", "data.batch_size=16")
@@ -56,6 +57,7 @@ def test_a_run_on_a_validation_split_cut_out_of_train(run):
     assert stored.config["data"]["val_fraction"] == 0.3
 
 
+@pytest.mark.slow
 def test_directions_from_store_and_live_agree(run):
     named = ["probe.targets=[style]", "probe.params.positive=noto", "probe.params.n_random=20"]
     (stored, live), probes = from_both(run, "probe=mean_difference", f"probe.cell={CELL}", *named)
@@ -172,6 +174,7 @@ def test_sae(run):
     assert by_name["fvu", "test"].value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["stored", "live"])
 def test_one_sae_for_tokens_of_all_timesteps(run, source):
     settings = ["features.timesteps=[20,500]", "features.pool=tokens2", f"features.source={source}"]
@@ -189,6 +192,7 @@ def test_one_sae_for_tokens_of_all_timesteps(run, source):
         train(run("probe=ridge", "probe.cell=mid_block", "probe.params.positive=noto", *settings))
 
 
+@pytest.mark.slow
 def test_an_sae_on_a_permutation_of_tokens_of_all_timesteps(run):
     settings = ["features.timesteps=[20,500]", "features.pool=tokens2", "probe.params.k=4", "probe.params.n_latents=40"]
     mixed = ["probe=topk", "probe.cell=mid_block", *settings, "features.shuffle=rows", "features.placement=memory"]

@@ -17,6 +17,7 @@ from diffprobe.core.result import read_result, write_result
 from diffprobe.report.collect import collect
 from diffprobe.runs import wandb_results
 from diffprobe.runs.wandb_results import WandbPlace, connect, fetch_results, offline_results, place_of_runs
+from diffprobe.training.wandb_run import SENT_RESULT
 from tests.training.test_loggers import logged_out  # noqa: F401
 
 REPORT = Path(__file__).parents[1] / "report"
@@ -40,9 +41,9 @@ class FakeRun:
         self.root, self.id, self.name, self.state = root, root.name, f"toy/{root.name}", state
 
     def files(self, names=None, pattern=None, per_page=50):
-        assert pattern == "%result.json"
+        assert pattern == f"%{SENT_RESULT}"
         found = [path.relative_to(self.root).as_posix() for path in sorted(self.root.rglob("*.json"))]
-        return [FakeFile(self.root, name) for name in found if name.endswith("result.json")]
+        return [FakeFile(self.root, name) for name in found if name.endswith(SENT_RESULT)]
 
 
 class FakeApi:
@@ -65,7 +66,10 @@ class FakeApi:
 def server(tmp_path, monkeypatch):
     """The files that three finished runs have sent."""
     monkeypatch.setenv("DIFFPROBE_CACHE", str(tmp_path / "cache"))
-    return Path(shutil.copytree(REPORT / "results", tmp_path / "server"))
+    root = Path(shutil.copytree(REPORT / "results", tmp_path / "server"))
+    for path in root.rglob("result.json"):
+        path.rename(path.with_name(SENT_RESULT))
+    return root
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_what_is_read_of_runs_and_files_is_there():
     assert isinstance(Api.default_entity, property)
     for cls, names in ((Run, ("id", "name", "state")), (File, ("size",))):
         assert all(isinstance(inspect.getattr_static(cls, name), property) for name in names)
-    assert File(None, {"name": "result.json", "sizeBytes": "7"}).name == "result.json"
+    assert File(None, {"name": SENT_RESULT, "sizeBytes": "7"}).name == SENT_RESULT
 
 
 def test_the_folder_has_the_results_laid_out_as_runs(server):
@@ -99,10 +103,15 @@ def test_the_folder_has_the_results_laid_out_as_runs(server):
 
 
 def test_members_of_a_grid_come_along_and_other_files_do_not(server):
-    for name in ("members/k=1,cell/result.json", "elsewhere/result.json", "notresult.json", "members/../result.json"):
+    for name in (
+        f"members/k=1,cell/{SENT_RESULT}",
+        f"elsewhere/{SENT_RESULT}",
+        f"not{SENT_RESULT}",
+        f"members/../{SENT_RESULT}",
+    ):
         path = server / "seed0" / name.replace("..", "x/y")
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_result(replace(read_result(server / "seed1/result.json"), run="member"), path)
+        write_result(replace(read_result(server / "seed1" / SENT_RESULT), run="member"), path)
     found = fetch_results(FakeApi(server), PLACE)
     assert sorted(str(path.parent.name) for path in found.folder.rglob("result.json") if "members" in path.parts) == [
         "k=1,cell"
@@ -111,15 +120,15 @@ def test_members_of_a_grid_come_along_and_other_files_do_not(server):
 
 
 def test_a_member_without_its_result_is_named(server):
-    whole = read_result(server / "seed0/result.json")
-    write_result(replace(whole, artifacts={"members/k=2/probes/x": "1" * 64}), server / "seed0/result.json")
-    with pytest.raises(SchemaError, match=r"seed0 (.|\n)*members/k=2/result.json(.|\n)*--without seed0"):
+    whole = read_result(server / "seed0" / SENT_RESULT)
+    write_result(replace(whole, artifacts={"members/k=2/probes/x": "1" * 64}), server / "seed0" / SENT_RESULT)
+    with pytest.raises(SchemaError, match=r"seed0 (.|\n)*members/k=2/diffprobe-result.json(.|\n)*--without seed0"):
         fetch_results(FakeApi(server), PLACE)
 
 
 def test_a_run_that_was_trained_again_counts_once_the_newest(server):
-    old = read_result(server / "seed0/result.json")
-    write_result(replace(old, started="2020-01-01T00:00:00+00:00"), _made(server / "again/result.json"))
+    old = read_result(server / "seed0" / SENT_RESULT)
+    write_result(replace(old, started="2020-01-01T00:00:00+00:00"), _made(server / "again" / SENT_RESULT))
     found = fetch_results(FakeApi(server), PLACE)
     (line,) = found.left_out
     assert line.startswith("again (toy/again)") and "trained again as seed0" in line
@@ -142,8 +151,8 @@ def test_unfinished_runs_are_named(server):
 
 
 def test_finished_runs_without_a_result_are_all_named_and_nothing_is_kept(server):
-    (server / "seed0/result.json").unlink()
-    (server / "pixels/result.json").unlink()
+    (server / "seed0" / SENT_RESULT).unlink()
+    (server / "pixels" / SENT_RESULT).unlink()
     with pytest.raises(
         RunFailed, match=r"(?s)^2 finished.*pixels \(toy/pixels\).*seed0.*--without pixels --without seed0"
     ):
@@ -153,13 +162,13 @@ def test_finished_runs_without_a_result_are_all_named_and_nothing_is_kept(server
 
 
 def test_damaged_results_are_named_with_their_run(server):
-    path = server / "seed0/result.json"
+    path = server / "seed0" / SENT_RESULT
     tree = json.loads(path.read_text())
     tree["metrics"][0]["value"] = 1.0
     path.write_text(json.dumps(tree))
     with pytest.raises(SchemaError, match=r"(?s)seed0 \(toy/seed0\).*--without seed0"):
         fetch_results(FakeApi(server), PLACE)
-    (server / "seed1/result.json").write_text("<html>")
+    (server / "seed1" / SENT_RESULT).write_text("<html>")
     with pytest.raises(SchemaError, match=r"(?s)of 2 W&B.*seed0.*seed1"):
         fetch_results(FakeApi(server), PLACE)
 
@@ -251,18 +260,18 @@ def offline(root: Path, name: str, source: Path | None) -> Path:
     (folder / "files").mkdir(parents=True)
     (folder / f"run-{name}.wandb").write_bytes(b":W&B")
     if source:
-        shutil.copy(source, folder / "files/result.json")
+        shutil.copy(source, folder / "files" / SENT_RESULT)
     return folder
 
 
 def test_offline_runs_are_read_also_over_restarts_and_after_they_were_sent(server, tmp_path):
     offline(tmp_path, "seed0", None)  # killed
-    folder = offline(tmp_path, "seed0", server / "seed0/result.json")
+    folder = offline(tmp_path, "seed0", server / "seed0" / SENT_RESULT)
     (folder / "run-seed0.wandb.synced").touch()
-    offline(tmp_path, "seed1", server / "seed1/result.json")
+    offline(tmp_path, "seed1", server / "seed1" / SENT_RESULT)
     offline(tmp_path, "open", None)
     found = offline_results(tmp_path / "runs")
-    assert found.n_runs == 2 and found.left_out == ("open: no result.json, not finished",)
+    assert found.n_runs == 2 and found.left_out == (f"open: no {SENT_RESULT}, not finished",)
     assert offline_results(tmp_path / "runs", without=["seed1", "open"]).n_runs == 1
     with pytest.raises(RunFailed, match="none of the 3 offline runs"):
         offline_results(tmp_path / "runs", without=["seed0", "seed1"])
@@ -281,7 +290,7 @@ def test_the_table_from_wandb_is_that_from_the_folder(server, tmp_path, monkeypa
     assert main(["table", "toy", "--from", "wandb"]) == 2
     assert "--project NAME --group GROUP" in capsys.readouterr().err
     for name in ("seed0", "seed1", "pixels"):
-        offline(tmp_path, name, server / name / "result.json")
+        offline(tmp_path, name, server / name / SENT_RESULT)
     assert main(["table", "toy", "--from", "wandb", "--offline-dir", "runs"]) == 0
     assert capsys.readouterr().out == out
 

@@ -83,6 +83,7 @@ def test_transformers_are_measured_too(make, tmp_path):
     assert not torch.equal(baseline.ablated, baseline.untouched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path, prediction):
     from diffusers import DDPMScheduler, StableDiffusionPipeline

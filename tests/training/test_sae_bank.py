@@ -114,6 +114,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 4])  # after an epoch of 6 steps; in the middle of one
 def test_resumed_equals_uninterrupted_bit_for_bit(toy, tmp_path, every):
     settings = settings_of(checkpoint_every_steps=every)

@@ -12,7 +12,7 @@ from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.result import MetricRecord, StartTime, make_result, read_result
 from diffprobe.training import loggers
 from diffprobe.training.trainer import quiet
-from diffprobe.training.wandb_run import environment, log_artifacts, log_page, scores, val_scores
+from diffprobe.training.wandb_run import SENT_RESULT, environment, log_artifacts, log_page, scores, val_scores
 from tests.training.test_loggers import finished_records, logged_out, read_run  # noqa: F401
 
 CELLS = "mid_block@t25:empty:mean", "mid_block@t200:empty:mean"
@@ -77,10 +77,11 @@ def test_an_offline_run_carries_its_result_and_those_of_its_members(tmp_path: Pa
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     (path,) = folder.glob("run-*.wandb")
     sent = [item.path for record in finished_records(path) if record.HasField("files") for item in record.files.files]
-    assert {"result.json", "members/cell@t2,k=[1]/result.json"} <= set(sent)
-    assert read_result(folder / "files/result.json") == whole
-    assert read_result(folder / "files/members/cell@t2,k=[1]/result.json") == member
-    assert not (folder / "files/result.json").is_symlink()  # the folder may be sent from another machine
+    assert {SENT_RESULT, f"members/cell@t2,k=[1]/{SENT_RESULT}"} <= set(sent)
+    assert read_result(folder / "files" / SENT_RESULT) == whole
+    assert read_result(folder / "files/members/cell@t2,k=[1]" / SENT_RESULT) == member
+    assert not list(tmp_path.rglob("result.json"))  # the run's own is written by its training, and found once
+    assert not (folder / "files" / SENT_RESULT).is_symlink()  # the folder may be sent from another machine
 
 
 def test_the_value_on_val_that_chose_the_score_is_another_key():
@@ -158,7 +159,7 @@ def test_figures_that_cannot_be_drawn_do_not_fail_a_run_that_has_its_result(tmp_
         )
         loggers.finish(logger, result_of(), media=lambda: 1 / 0, announce=said.append)
     assert "tables and figures" in said[0] and "division by zero" in said[0]
-    assert len(list(tmp_path.glob("wandb/offline-run-*/files/result.json"))) == 1
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*/files/{SENT_RESULT}"))) == 1
 
 
 @pytest.mark.usefixtures("logged_out")
@@ -171,4 +172,4 @@ def test_a_server_that_refuses_artifacts_does_not_fail_a_run_that_has_its_result
         )
         loggers.finish(logger, result_of(), announce=said.append)
     assert "artifacts" in said[0] and "unexpected state" in said[0] and "result.json" in said[0]
-    assert len(list(tmp_path.glob("wandb/offline-run-*/files/result.json"))) == 1
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*/files/{SENT_RESULT}"))) == 1

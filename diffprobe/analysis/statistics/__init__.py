@@ -1,0 +1,53 @@
+"""One place for groups, intervals, permutations, corrections and selection: what every number of a table rests on."""
+
+from diffprobe.analysis.statistics.bootstrap import (
+    FEW_GROUPS,
+    METHODS,
+    Interval,
+    Method,
+    bootstrap_interval,
+    paired_interval,
+)
+from diffprobe.analysis.statistics.correction import Corrected, benjamini_hochberg
+from diffprobe.analysis.statistics.forms import (
+    AnyStatistic,
+    Statistic,
+    SumStatistic,
+    WeightStatistic,
+    area_of,
+    difference,
+    evaluate,
+    mean_of,
+    ratio,
+)
+from diffprobe.analysis.statistics.groups import SINGLE_SAMPLES, Groups
+from diffprobe.analysis.statistics.permutation import GroupPermutation, LabelStatistic, Null, permutation_null
+from diffprobe.analysis.statistics.selection import Selected, selected_interval
+
+__all__ = [
+    "AnyStatistic",
+    "Corrected",
+    "FEW_GROUPS",
+    "GroupPermutation",
+    "Groups",
+    "Interval",
+    "LabelStatistic",
+    "METHODS",
+    "Method",
+    "Null",
+    "SINGLE_SAMPLES",
+    "Selected",
+    "Statistic",
+    "SumStatistic",
+    "WeightStatistic",
+    "area_of",
+    "benjamini_hochberg",
+    "bootstrap_interval",
+    "difference",
+    "evaluate",
+    "mean_of",
+    "paired_interval",
+    "permutation_null",
+    "ratio",
+    "selected_interval",
+]
