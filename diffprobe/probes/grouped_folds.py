@@ -57,7 +57,7 @@ def grouped_folds(groups: Sequence[str], labels: NDArray[np.int64], *, n_folds: 
     n_classes = len(np.unique(labels[known]))
     if n_classes < 2:
         raise EmptyClass(f"a classifier needs samples of at least 2 classes, got {n_classes}.")
-    names, member = np.unique(np.array([groups[i] for i in known], dtype=str), return_inverse=True)
+    names, member = np.unique(np.array([groups[i] for i in known.tolist()]), return_inverse=True)
     if len(names) < n_folds:
         raise ConfigError(
             f"{len(names)} groups for {n_folds} folds: a fold needs at least one whole group.",
