@@ -49,6 +49,8 @@ def test_another_kind_than_a_probe_run_is_printed_too(capsys: pytest.CaptureFixt
 def test_choices_and_keys_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--list"]) == 0
     out = capsys.readouterr().out
-    assert "  emoji/classifier\n" in out and re.search(r"^probe: .*linear, linear_cv, logistic, .*topk", out, re.MULTILINE)
+    assert "  emoji/classifier\n" in out and re.search(
+        r"^probe: .*linear, linear_cv, logistic, .*topk", out, re.MULTILINE
+    )
     assert main(["config", "--keys"]) == 0
     assert "trainer.max_epochs: int = 10\n    Passes over the training split.\n" in capsys.readouterr().out

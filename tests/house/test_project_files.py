@@ -1,6 +1,8 @@
 """CONTRIBUTING, CHANGELOG, CITATION, the hooks, the workflow and the Makefile agree with what is in the repository."""
 
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -83,10 +85,30 @@ def test_the_workflow_runs_ci_and_keeps_the_wheel() -> None:
 def test_ci_runs_every_check() -> None:
     script = ROOT / ".ci/run"
     assert script.stat().st_mode & 0o111
-    (listed,) = re.findall(r"^for target in (.+); do$", script.read_text("utf-8"), re.MULTILINE)
+    lines = re.findall(r"^(?:in_turn|beside) (.+)$", script.read_text("utf-8"), re.MULTILINE)
+    listed = [target for line in lines for target in line.replace('"', "").split()]
     (of_make,) = re.findall(r"^ci: (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
-    assert set(listed.split()) == set(of_make.split()) <= targets()
-    assert {"lint", "types", "docs", "test", "slow", "notebooks", "wheel"} <= set(listed.split())
+    assert set(listed) == {"setup", *of_make.split()} <= targets() and len(listed) == len(set(listed))
+    assert {"lint", "types", "docs", "test", "slow", "slurm", "notebooks", "wheel"} <= set(listed)
+
+
+@pytest.mark.parametrize("failing", ["", "types", "test", "slurm", "wheel"])
+def test_ci_stops_at_a_failing_target_and_says_so(failing: str, tmp_path: Path) -> None:
+    fake = tmp_path / "bin/make"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "made $1"\n[ "$1" != "{failing}" ]\n')
+    fake.chmod(0o755)
+    folder = tmp_path / "clone/.ci"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci/run", folder / "run")
+    path = os.pathsep.join([str(fake.parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [str(folder / "run")], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
+    assert (done.returncode == 0) == (not failing), done.stdout
+    made = re.findall(r"^made (\w+)$", done.stdout, re.MULTILINE)
+    assert failing in ("", *made) and ("slow" in made) == (failing not in ("types", "test"))
+    assert done.stdout.count("made ") == len(made) and (failing or made[-2:] == ["notebooks", "wheel"])
 
 
 def test_every_test_belongs_to_a_target() -> None:
