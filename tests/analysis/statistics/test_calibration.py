@@ -22,7 +22,7 @@ from diffprobe.analysis.statistics import (
 )
 
 N_GROUPS, SHARED = 130, 0.8
-SMALL_AND_LARGE = [120, pytest.param(1500, marks=pytest.mark.slow)]
+SMALL_AND_LARGE = [120, pytest.param(600, marks=pytest.mark.slow)]
 
 
 def groups_of(rng, n=N_GROUPS):
@@ -55,7 +55,7 @@ def covers(interval, truth):
     return interval.low <= truth <= interval.high
 
 
-@pytest.mark.parametrize("n_runs", [60, pytest.param(1500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_runs", [60, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["percentile", "expanded"])
 def test_intervals_cover_their_level(n_runs, method):
     def simulate(rng, i):
