@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+from diffprobe.benchmarks.scaling import rate_rows
 from diffprobe.benchmarks.scaling_plan import Work, plan_extraction, read_rates, render_plan
 
 RATES = Path(__file__).parent / "results" / "scaling.json"
@@ -34,12 +35,7 @@ def parts() -> dict[str, str]:
         f"{report['machine']}, {report['cores']} cores; {setting['images']:,} images of {setting['side']} px, "
         f"{report['image_bytes'] / 1e3:,.0f} kB each." + (f" {report['note']}" if "note" in report else ""),
         "",
-        "| on one core | rate |",
-        "|---|---|",
-        f"| reading shards | {rates.read_mb_s:,.0f} MB/s |",
-        f"| checksums of shards | {rates.checksum_mb_s:,.0f} MB/s |",
-        f"| decoding | {rates.decode_images_s:,.0f} images/s |",
-        f"| writing features | {rates.write_mb_s:,.0f} MB/s |",
+        *rate_rows(rates),
         *(
             f"| extraction without a network, {row['processes']} processes | {row['images_s']:,.0f} images/s |"
             for row in rows

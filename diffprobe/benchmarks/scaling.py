@@ -288,19 +288,26 @@ def _extract_part(
     times.put((began[0], time.time()))
 
 
-def render(report: ScalingReport) -> str:
-    """Return the measurements as Markdown tables."""
-    rates, first = report.rates, report.rows[0]
-    lines = [
-        f"{report.machine}, {report.cores} cores; {report.setting.side} px, "
-        f"{report.image_bytes / 1e3:,.0f} kB per image",
-        "",
+def rate_rows(rates: Rates) -> list[str]:
+    """Return the rates of one core as lines of a Markdown table."""
+    return [
         "| on one core | rate |",
         "|---|---|",
         f"| reading shards | {rates.read_mb_s:,.0f} MB/s |",
         f"| checksums of shards | {rates.checksum_mb_s:,.0f} MB/s |",
         f"| decoding | {rates.decode_images_s:,.0f} images/s |",
         f"| writing features | {rates.write_mb_s:,.0f} MB/s |",
+    ]
+
+
+def render(report: ScalingReport) -> str:
+    """Return the measurements as Markdown tables."""
+    first = report.rows[0]
+    lines = [
+        f"{report.machine}, {report.cores} cores; {report.setting.side} px, "
+        f"{report.image_bytes / 1e3:,.0f} kB per image",
+        "",
+        *rate_rows(report.rates),
         "",
         "| processes of extraction | images/s | of linear |",
         "|---|---|---|",
