@@ -22,13 +22,20 @@ ROOT = Path(__file__).resolve().parents[2]
 class Command:
     """One command of diffprobe in a process of its own."""
 
-    def __init__(self, server: subprocess.Popen[str], argv: list[str], log: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self,
+        server: subprocess.Popen[str],
+        argv: list[str],
+        log: Path,
+        environ: dict[str, str],
+        fault: dict[str, str | int] | None = None,
+    ) -> None:
         assert server.stdin is not None and server.stdout is not None
         self._server, self.log = server, log
         self._status: int | None = None
         log.write_text("")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PYTEST_"))}
-        asked = {"argv": argv, "environ": {**clean, **environ}, "log": str(log)}
+        asked = {"argv": argv, "environ": {**clean, **environ}, "log": str(log), "fault": fault}
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
         self.pid = int(server.stdout.readline())
@@ -83,8 +90,8 @@ def start(server: subprocess.Popen[str], tmp_path: Path) -> Iterator[Start]:
     """Start a command; one at a time. What a failed test leaves running is ended: the next would read its status."""
     started: list[Command] = []
 
-    def make(*argv: str, **environ: str) -> Command:
-        started.append(Command(server, list(argv), tmp_path / "log.txt", environ))
+    def make(*argv: str, fault: dict[str, str | int] | None = None, **environ: str) -> Command:
+        started.append(Command(server, list(argv), tmp_path / "log.txt", environ, fault))
         return started[-1]
 
     yield make
@@ -98,9 +105,9 @@ class Run:
     def __init__(self, start: Start, settings: list[str]) -> None:
         self._start, self.settings = start, settings
 
-    def start(self, output: Path, *more: str, **environ: str) -> Command:
-        """Start the run in a folder."""
-        return self._start("train", *self.settings, f"output={output}", *more, **environ)
+    def start(self, output: Path, *more: str, fault: dict[str, str | int] | None = None, **environ: str) -> Command:
+        """Start the run in a folder; `zygote` says what a fault may be."""
+        return self._start("train", *self.settings, f"output={output}", *more, fault=fault, **environ)
 
     def folder(self, output: Path) -> Path | None:
         """Return the folder of the run, once it exists."""

@@ -1,13 +1,21 @@
 """A process that has imported everything and starts a command of diffprobe for each line that it reads, by forking.
 
 A kill needs a process of its own, and importing torch takes longer than a tiny run. Each line is a JSON object with
-`argv`, `environ` and `log`; the answers are the process id when the command starts, and its exit status when it ends.
+`argv`, `environ`, `log` and `fault`; the answers are the process id when the command starts, and its exit status when
+it ends. A fault lets the command end itself at a point that no polling from outside would meet for certain:
+
+- `{"kind": "files", "pattern": P, "count": N}`: SIGKILL at the first file operation after N files match P;
+- `{"kind": "write", "pattern": P, "count": N, "size": B}`: SIGXFSZ at byte B of the N-th file opened that matches P.
 """
 
+import fnmatch
+import glob
 import json
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 
 import lightning  # noqa: F401
 
@@ -40,6 +48,10 @@ def _run(asked: dict) -> None:
         os.environ.clear()
         os.environ.update(asked["environ"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if asked["fault"]:
+            sys.addaudithook(
+                {"files": _kill_after_files, "write": _kill_within_write}[asked["fault"]["kind"]](asked["fault"])
+            )
         status = main(asked["argv"])
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
@@ -47,6 +59,37 @@ def _run(asked: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _kill_after_files(fault: dict) -> Callable[[str, tuple], None]:
+    looking = False
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal looking
+        if looking or not event.startswith(("open", "os.")):
+            return
+        looking = True  # the glob raises events of its own
+        try:
+            if len(glob.glob(fault["pattern"], include_hidden=True)) >= fault["count"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            looking = False
+
+    return hook
+
+
+def _kill_within_write(fault: dict) -> Callable[[str, tuple], None]:
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and would raise an OSError
+    opened = 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal opened
+        if event == "open" and fnmatch.fnmatch(str(args[0]), fault["pattern"]):
+            opened += 1
+            if opened == fault["count"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (fault["size"], resource.RLIM_INFINITY))
+
+    return hook
 
 
 if __name__ == "__main__":
