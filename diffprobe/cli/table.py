@@ -97,6 +97,8 @@ def _fetched(args: argparse.Namespace) -> str:
     if len(args.what) > 1 or not (args.what or args.group or args.offline_dir):
         raise ConfigError("--from wandb takes the name of one table or experiment.", fix="NAME; or --group GROUP")
     name = args.what[0] if args.what else None
+    if name is not None:
+        _require_a_name(name)
     if args.offline_dir:
         online = [option for option in ("project", "entity", "group") if getattr(args, option)]
         if online:
@@ -110,6 +112,20 @@ def _fetched(args: argparse.Namespace) -> str:
     again = f"diffprobe table{f' {name}' if name else ''} --results {found.folder}"
     print(f"W&B: results of {found.n_runs} runs; again without W&B: {again}", file=sys.stderr)
     return str(found.folder)
+
+
+def _require_a_name(name: str) -> None:
+    """Refuse a folder of results before anything is fetched. Raises: ConfigError."""
+    import os
+
+    from diffprobe.core.errors import ConfigError
+    from diffprobe.report.table_spec import has_spec
+
+    if not has_spec(name) and os.path.exists(name):
+        raise ConfigError(
+            f"--from wandb takes the name of a table or experiment, and '{name}' is a folder.",
+            fix="leave it out, with --group GROUP or --offline-dir DIR",
+        )
 
 
 def _save_yaml(table: "Table", file: str) -> None:

@@ -189,4 +189,5 @@ def slurm() -> list[Finding]:
     if done.returncode:
         return [*found, Finding("slurm", f"sinfo failed: {' '.join(done.stderr.split())[:200]}")]
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+    lines = [line.replace(", (null)", ", no GPU") for line in lines]  # sinfo's word for a node without such resources
     return [*found, *(Finding("slurm", f"partition {line}") for line in lines or ["none"])]

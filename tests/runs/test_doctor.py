@@ -73,6 +73,8 @@ def test_partitions_come_from_sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     found = texts(doctor.slurm(), "slurm")
     assert found == ["inside job 17", "partition gpu* up, 4 nodes, time limit 1-00:00:00, gpu:a100:4"]
+    sinfo(tmp_path, "echo 'cpu up, 2 nodes, time limit infinite, (null)'", monkeypatch)
+    assert texts(doctor.slurm(), "slurm")[1] == "partition cpu up, 2 nodes, time limit infinite, no GPU"
 
 
 @pytest.mark.parametrize(("text", "said"), [("echo no controller >&2; exit 1", "no controller"), ("sleep 5", "answer")])

@@ -302,6 +302,7 @@ def test_the_table_from_wandb_is_that_from_the_folder(server, tmp_path, monkeypa
         (["toy", "--from", "wandb", "--results", "runs"], "--results"),
         (["--from", "wandb"], "--group"),
         (["a", "b", "--from", "wandb"], "one table or experiment"),
+        (["docs", "--from", "wandb", "--offline-dir", "runs"], "'docs' is a folder"),
         (["toy", "--from", "wandb", "--offline-dir", "x", "--group", "g"], "--group with --offline-dir"),
     ],
 )

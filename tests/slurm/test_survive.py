@@ -1,6 +1,7 @@
 """On a real SLURM: runs that a signal, the time limit or another job interrupts end as if nothing had happened."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -180,6 +181,30 @@ def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:
     states = jobs.wait(lambda states: states[-1].state not in ("running", "completing"), seconds=60)
     assert states[-1].state == "failed" and time.monotonic() - began < 40  # KillWait of the cluster is ten seconds
     assert not list((jobs.folder / "runs").rglob("result.json"))
+
+
+def test_a_node_that_fails(jobs: Jobs, whole: dict[str, object]) -> None:
+    """The node goes down as if its power were cut; when it is back, the job continues from the last checkpoint."""
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(seconds=0.5)
+    jobs.train("logger=wandb", "trainer.checkpoint_every_steps=2")
+    in_step(jobs, 6)
+    job, node = jobs.states()[-1].task.job, slurm.call("sinfo", "-h", "-o", "%n").strip()
+    steps = subprocess.run(["pgrep", "-f", rf"slurmstepd: \[{job}\."], capture_output=True, text=True).stdout.split()
+    processes = [pid.name for pid in Path("/proc").glob("[0-9]*") if _environ(pid.name).get("SLURM_JOB_ID") == job]
+    daemon = (Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text().strip()
+    subprocess.run(["kill", "-KILL", daemon, *steps, *processes], check=True)
+    slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    jobs.wait(lambda states: states[-1].state == "pending")
+    subprocess.run(["slurmd"], check=True)
+    slurm.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    jobs.finish()
+    (result,) = (jobs.folder / "runs").rglob("result.json")
+    assert outcome(result) == expected
+    counts = trained_on(jobs.steps())
+    assert len(counts) == EPOCHS * SAMPLES and set(counts.values()) <= {1, 2}  # twice: steps after the last checkpoint
+    assert {step["start"] for step in jobs.steps()} == {0, 1}
+    assert len({path.name.rpartition("-")[2] for path in result.parent.glob("wandb/offline-run-*")}) == 1
 
 
 def test_a_full_disk_at_a_checkpoint(
