@@ -17,6 +17,8 @@ from diffprobe.core.claim import _machine
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from tests.backbones.original_names import write_single_file
 
+pytestmark = pytest.mark.slow
+
 KEYS = ["a", "b", "c", "d", "e"]
 KINDS = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 

@@ -20,6 +20,8 @@ from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.runs.train import make_source
 
+pytestmark = pytest.mark.slow
+
 DIRECTION = "runs=[{experiment: tiny/classifier}, {experiment: tiny/direction, settings: ['%s']}]"
 
 

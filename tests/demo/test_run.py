@@ -25,6 +25,8 @@ from diffprobe.report.pages.page import render_page
 from diffprobe.runs.train import make_source
 from diffprobe.shards.index import ShardSet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, request):

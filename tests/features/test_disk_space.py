@@ -19,6 +19,8 @@ from diffprobe.features.extract import extract
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",

@@ -13,6 +13,8 @@ from diffprobe.features.latent_cache import LatentCache, latent_manifest
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kept(filled, tmp_path_factory):

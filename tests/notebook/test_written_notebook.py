@@ -9,6 +9,8 @@ from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.notebook import written_notebook
 from diffprobe.notebook.written_notebook import write_notebook
 
+pytestmark = pytest.mark.slow
+
 
 def code(path):
     cells = json.loads(path.read_text())["cells"]

@@ -7,6 +7,8 @@ from diffprobe.core.rng import noise_for
 from diffprobe.scoring.intervention_error import HeldOut, SplicedError
 from tests.backbones.plans import plan_for
 
+pytestmark = pytest.mark.slow
+
 T = (20, 500)
 KEYS = ["a", "b", "c"]
 TOKENS = "down_blocks.0.attentions.0.transformer_blocks.0"

@@ -18,6 +18,8 @@ from diffprobe.training.sae import SparseAutoencoderModule
 from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 from diffprobe.training.trainer import make_trainer, quiet
 
+pytestmark = pytest.mark.slow
+
 POOLED = "mid_block@t10:empty:mean"
 MAPS = ("mid_block@t10:empty:none", "mid_block@t90:empty:none")
 

@@ -21,6 +21,8 @@ from diffprobe.analysis.statistics import (
     selected_interval,
 )
 
+pytestmark = pytest.mark.slow
+
 N_GROUPS, SHARED = 130, 0.8
 SMALL_AND_LARGE = [120, pytest.param(600, marks=pytest.mark.slow)]
 
