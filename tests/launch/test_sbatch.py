@@ -53,6 +53,24 @@ def test_bash_runs_the_arguments_as_they_were_given(tmp_path: Path) -> None:
     assert (tmp_path / "train-1.status").read_text() == "3\n"
 
 
+def test_a_signal_before_the_start_puts_the_job_back_into_the_queue(tmp_path: Path) -> None:
+    """SIGUSR1 ends a process that has no handler yet, with status 138; at most `max_restarts` times."""
+    (tmp_path / "srun").write_text("#!/bin/sh\nexit 138\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@"\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    cluster = ClusterConfig(command="diffprobe", max_restarts=2)
+    text = render(STAGES["array"], cluster, cluster_name="x", submission="it", folder=tmp_path, workdir=tmp_path)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "9"}
+    array = {**environ, "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    for given, job in ((environ, "9"), (array, "8_1")):
+        for status in (0, 0, 138):
+            done = subprocess.run(["bash"], input=text, capture_output=True, text=True, env=given)
+            assert done.returncode == status, done.stderr
+            assert done.stdout.startswith(f"requeue {job}\n") == (status == 0)
+        assert (tmp_path / f"train-{job[2:] or 0}.status").read_text() == "138\n"
+
+
 def test_a_stage_without_gpus_goes_to_the_light_partition() -> None:
     assert "--partition=cpu" in script(STAGES["array"]) and "--gres" not in script(STAGES["array"])
     assert "--partition=gpu" in script(STAGES["gpu"])

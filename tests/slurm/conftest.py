@@ -32,7 +32,9 @@ signal_seconds: 60
 array_limit: 2
 folder: jobs
 command: {command}
-environment: {{PYTHONPATH: {root}, WATCHED_LOG: {log}, WATCHED_SECONDS: "{seconds}", WANDB_MODE: offline}}
+environment:
+  {{PYTHONPATH: {root}, WANDB_MODE: offline, WATCHED_LOG: {log}, WATCHED_SECONDS: "{seconds}",
+   WATCHED_START: "{start}"}}
 """
 
 
@@ -65,12 +67,12 @@ class Jobs:
         self.log = folder / "steps.jsonl"
         self.write_cluster()
 
-    def write_cluster(self, *, seconds: float = 0.0) -> None:
-        """Describe the cluster; a training step takes so many seconds longer."""
+    def write_cluster(self, *, seconds: float = 0.0, start: float = 0.0) -> None:
+        """Describe the cluster; a training step takes so many seconds longer, and the first start of a job."""
         path = self.folder / "configs" / "cluster" / "test.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         command = f"{sys.executable} {ROOT}/tests/slurm/watched.py"
-        path.write_text(CLUSTER.format(command=command, root=ROOT, log=self.log, seconds=seconds))
+        path.write_text(CLUSTER.format(command=command, root=ROOT, log=self.log, seconds=seconds, start=start))
 
     def submit(self, *words: str) -> str:
         """Submit, and return what is printed."""
@@ -91,12 +93,16 @@ class Jobs:
     def wait(self, done: Callable[[list[TaskState]], bool], *, seconds: float = 600.0) -> list[TaskState]:
         """Wait until something holds of the states, and skip the pause that SLURM makes after a requeue."""
         end = time.monotonic() + seconds
+        waiting: dict[str, float] = {}
         while time.monotonic() < end:
             found = self.states()
             if done(found):
                 return found
             for state in found:
-                if state.state == "pending" and state.reason == "BeginTime":
+                if state.state != "pending" or state.reason != "BeginTime":
+                    waiting.pop(state.task.job, None)
+                # slurmd refuses a job whose former start it has not cleared away
+                elif time.monotonic() - waiting.setdefault(state.task.job, time.monotonic()) > 5:
                     with contextlib.suppress(Exception):
                         slurm.call("scontrol", "update", f"JobId={state.task.job}", "StartTime=now")
             time.sleep(0.5)

@@ -80,6 +80,19 @@ def assert_survives_usr1(jobs: Jobs, whole: dict[str, object], *settings: str, s
     assert_undisturbed(jobs, expected, starts=2)
 
 
+def test_usr1_before_diffprobe_has_started(jobs: Jobs, whole: dict[str, object]) -> None:
+    expected = undisturbed(jobs, whole, "logger=wandb")
+    jobs.write_cluster(start=60.0)
+    jobs.train("logger=wandb")
+    jobs.wait(lambda states: bool(_processes(states[-1].task.job)))
+    slurm.call("scancel", "--signal=USR1", jobs.states()[-1].task.job)
+    states = jobs.finish()
+    assert "SIGUSR1 before diffprobe had started; the job is requeued." in states[-1].task.log.read_text()
+    assert {step["start"] for step in jobs.steps()} == {1}
+    (result,) = (jobs.folder / "runs").rglob("result.json")
+    assert outcome(result) == expected
+
+
 def test_two_processes_at_usr1(jobs: Jobs, whole: dict[str, object]) -> None:
     assert_survives_usr1(jobs, whole, "logger=wandb", "trainer.devices=2", "data.batch_size=2", step=12)
     assert {step["rank"] for step in jobs.steps()} == {0, 1}
@@ -173,9 +186,7 @@ def test_a_killed_process_ends_the_others(jobs: Jobs) -> None:
     jobs.write_cluster(seconds=1.0)
     jobs.train("trainer.devices=2", "data.batch_size=2")
     in_step(jobs, 4)
-    pids = subprocess.check_output(["pgrep", "-f", "watched.py train"], text=True).split()
-    mine = {pid: found for pid in pids if (found := _environ(pid)).get("SLURM_JOB_ID") == jobs.states()[-1].task.job}
-    victim = next(pid for pid, found in mine.items() if found.get("SLURM_PROCID") == "1")
+    victim = next(pid for pid, n in _processes(jobs.states()[-1].task.job).items() if n == "1")
     subprocess.run(["kill", "-KILL", victim], check=True)
     began = time.monotonic()
     states = jobs.wait(lambda states: states[-1].state not in ("running", "completing"), seconds=60)
@@ -191,9 +202,8 @@ def test_a_node_that_fails(jobs: Jobs, whole: dict[str, object]) -> None:
     in_step(jobs, 6)
     job, node = jobs.states()[-1].task.job, slurm.call("sinfo", "-h", "-o", "%n").strip()
     steps = subprocess.run(["pgrep", "-f", rf"slurmstepd: \[{job}\."], capture_output=True, text=True).stdout.split()
-    processes = [pid.name for pid in Path("/proc").glob("[0-9]*") if _environ(pid.name).get("SLURM_JOB_ID") == job]
     daemon = (Path(os.environ["SLURM_CONF"]).parent / "slurmd.pid").read_text().strip()
-    subprocess.run(["kill", "-KILL", daemon, *steps, *processes], check=True)
+    subprocess.run(["kill", "-KILL", daemon, *steps, *_processes(job)], check=True)
     slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     jobs.wait(lambda states: states[-1].state == "pending")
     subprocess.run(["slurmd"], check=True)
@@ -243,6 +253,17 @@ def test_a_full_disk_at_a_checkpoint(
     counts = trained_on(jobs.steps())
     assert len(counts) == EPOCHS * SAMPLES and set(counts.values()) <= {1, 2}  # twice: steps after the last good one
     assert main(["jobs", "--folder", "jobs"]) == 0 and "RunFailed" not in capsys.readouterr().out
+
+
+def _processes(job: str) -> dict[str, str]:
+    """Return the processes of a job that run diffprobe, each with its number in the job."""
+    listed = subprocess.run(["pgrep", "-f", "watched.py train"], capture_output=True, text=True).stdout.split()
+    environ = {pid: _environ(pid) for pid in listed}
+    return {
+        pid: found["SLURM_PROCID"]
+        for pid, found in environ.items()
+        if found.get("SLURM_STEP_ID") and found.get("SLURM_JOB_ID") == job
+    }
 
 
 def _environ(pid: str) -> dict[str, str]:

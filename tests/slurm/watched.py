@@ -1,6 +1,7 @@
 """The command of a job in the tests: diffprobe, which logs the keys of each training step, and takes its time.
 
-python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE and $WATCHED_SECONDS per step or shard
+python tests/slurm/watched.py train ...     with $WATCHED_LOG=FILE, $WATCHED_SECONDS per step or shard, and
+$WATCHED_START seconds before anything is imported at the first start
 """
 
 import functools
@@ -9,6 +10,9 @@ import os
 import sys
 import time
 from pathlib import Path
+
+if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+    time.sleep(float(os.environ.get("WATCHED_START", "0")))
 
 import lightning
 
