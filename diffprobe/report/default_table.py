@@ -180,7 +180,11 @@ def _control_columns(records: Found) -> tuple[ControlColumn, ...]:
     names = {name for _, record in records for name in record.controls}
     names |= {str(control_of(run)) for run, _ in records if control_of(run) is not None}
     ordered = [name for name in _CONTROLS if name in names] + sorted(names - set(_CONTROLS))
-    return tuple(ControlColumn(name=name, title=name.replace("_", " ")) for name in ordered)
+    return tuple(ControlColumn(name=name, title=_title(name)) for name in ordered)
+
+
+def _title(control: str) -> str:
+    return control.replace("_", " ").replace("vae", "VAE")
 
 
 def _distinct(found: Found) -> tuple[tuple[TableAxis, ...], list[str]]:

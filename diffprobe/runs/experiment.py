@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Union
 
 from diffprobe.config.compose import compose, require_kind, validate
 from diffprobe.config.controls import ALL_RUNGS
-from diffprobe.config.kinds import kinds_of
+from diffprobe.config.kinds import PROBE, kinds_of
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.runs.ladder import each_rung, is_ladder, those_that_apply
@@ -83,10 +83,11 @@ def each_rung_setting(settings: Sequence[str], announce: Callable[[str], None] =
     ladder = f"control={ALL_RUNGS}"
     if ladder not in settings:
         return [list(settings)]
-    found = load_experiments(None, settings, announce=announce)
-    controls = dict.fromkeys(run.control for run in found if isinstance(run, RunConfig))
+    composed = compose(None, settings)
+    require_kind(composed, (PROBE,))
+    runs = [validate(each_seed(rung)[0]) for rung in each_rung(composed, apart=True)]
     others = [setting for setting in settings if setting != ladder]
-    return [[*others, f"control={control}"] for control in controls]
+    return [[*others, f"control={run.control}"] for run in those_that_apply(runs, announce)]
 
 
 def plan_training(config: TrainingConfig) -> Path:

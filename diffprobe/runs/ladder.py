@@ -32,15 +32,17 @@ def is_ladder(composed: Composed) -> bool:
     return composed.kind == PROBE and composed.tree.get("control") == ALL_RUNGS
 
 
-def each_rung(composed: Composed) -> list[Composed]:
+def each_rung(composed: Composed, *, apart: bool = False) -> list[Composed]:
     """Return a configuration for each rung where `control` is "ladder", the run itself last; else the configuration.
 
+    Args:
+        apart: whether the rungs are commands of their own, each of which may have several processes.
     Raises: ConfigError for several processes, which cannot train one run after the other.
     """
     if not is_ladder(composed):
         return [composed]
     trainer = composed.tree.get("trainer") or {}
-    if (trainer.get("devices", 1), trainer.get("num_nodes", 1)) != (1, 1):
+    if not apart and (trainer.get("devices", 1), trainer.get("num_nodes", 1)) != (1, 1):
         raise ConfigError(
             f"control={ALL_RUNGS} with several processes (trainer.devices, trainer.num_nodes).",
             "the rungs train one after the other, in one process",

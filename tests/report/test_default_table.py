@@ -47,8 +47,8 @@ def test_the_controls_stand_in_the_order_of_the_ladder(results):
         dataclasses.replace(pixels, run=name, config={**pixels.config, "control": name})
         for name in ("text_encoder", "vae_latents")
     ]
-    assert [control.name for control in default_tables([*rungs, *results]).specs[0].controls] == [
-        "raw_pixels", "vae_latents", "random_weights", "text_encoder", "shuffled_labels", "chance",
+    assert [control.title for control in default_tables([*rungs, *results]).specs[0].controls] == [
+        "raw pixels", "VAE latents", "random weights", "text encoder", "shuffled labels", "chance",
     ]  # fmt: skip
 
 
