@@ -35,12 +35,16 @@ def run(args: argparse.Namespace) -> int:
     keep_freed_memory()  # before the first tensor is allocated
     configs = load_experiments(None, args.settings, announce=_say)
     folders = [plan_training(config) for config in configs]
+    name_of = _names(configs)
+    if args.check and len({_control(config) for config in configs}) > 1:
+        print("the configurations are valid; run folders:")
+        print(*(f"{name_of(config)}: {folder}" for config, folder in zip(configs, folders, strict=True)), sep="\n")
+        return 0
     if args.check:
         print(f"the configuration is valid; run folder: {', '.join(map(str, folders))}")
         return 0
     due = unfinished(folders) if all(config.trainer.resume for config in configs) else [True] * len(configs)
     paths = []
-    name_of = _names(configs)
     for config, folder, is_due in zip(configs, folders, due if len(configs) > 1 else [True], strict=True):
         if len(configs) > 1 and is_main_process():
             print(f"{name_of(config)}: {folder}" + ("" if is_due else " (finished before, kept)"), flush=True)

@@ -24,7 +24,7 @@ _FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
     "probe.params.controls",
 )  # fmt: skip
-_FREE_OF_ONE_CELL = {
+_FREE_OF_ONE_CELL: dict[str, tuple[str, ...]] = {
     "raw_pixels": ("backbone.", "features."),
     "vae_latents": ("backbone.denoiser_weights", "backbone.lora", "backbone.clean_input", "features."),
     "text_encoder": ("backbone.denoiser_weights", "backbone.clean_input", "features."),

@@ -125,6 +125,8 @@ def test_a_ladder_names_its_rungs_and_those_that_are_left_out(settings, tmp_path
     assert main(["train", *settings, "probe=topk", "probe.targets=[]", "control=ladder", "--check"]) == 0
     out = capsys.readouterr().out
     assert out.count(": left out, ") == 3 and out.count(str(tmp_path / "runs" / "sae")) == 2
+    for name in ("random_weights", "none (the run itself)"):
+        assert f"\nladder {name}: {tmp_path}" in out
     for name in ("raw_pixels", "vae_latents", "text_encoder"):
         assert f"ladder {name}: left out, " in out
 

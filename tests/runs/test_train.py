@@ -294,3 +294,13 @@ def test_a_classifier_that_is_solved_has_no_steps_and_keeps_its_choices(run):
     assert not (path.parent / "last.ckpt").exists() and (path.parent / "predictions-test.safetensors").exists()
     probe = LinearProbe.from_pretrained(path.parent / "probes" / "style" / CELL.replace(":", "."))
     assert probe.n_classes == 2 and probe.weight.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", ["vae_latents", "text_encoder"])
+def test_a_part_of_the_checkpoint_is_read_live_too(run, control):
+    settings = ["probe=linear", "probe.targets=[style]", f"control={control}"]
+    extract_run(run(*settings), progress=False)
+    stored, live = (read_result(train(run(*settings, *more))) for more in ([], ["features.source=live"]))
+    assert {record.cell for record in live.metrics} == {record.cell for record in stored.metrics}
+    assert {r.n for r in live.metrics} == {r.n for r in stored.metrics} and len(live.metrics) == len(stored.metrics)
