@@ -29,21 +29,19 @@ def run(args: argparse.Namespace) -> int:
     if args.keys:
         print(describe.render_keys(KINDS[composed.kind].load()), end="")
         return 0
-    from diffprobe.runs.ladder import each_rung, is_ladder, those_that_apply
+    from diffprobe.runs.ladder import RUN_ITSELF, each_rung, is_ladder
     from diffprobe.runs.seeds import each_seed
 
     configs = [compose.validate(one) for rung in each_rung(composed) for one in each_seed(rung)]
     if is_ladder(composed):
-        configs = those_that_apply(configs, lambda line: print(f"# {line}"))
+        configs = [config for config in configs if config.control == RUN_ITSELF]
+        print("# control=ladder: the run itself; `diffprobe train --check` names the rungs that apply")
     if composed.kind == PROBE:
         from diffprobe.runs.plan import plan
 
         for config in configs:
             plan(config)
     if len(configs) > 1:
-        told = [f"seed: {', '.join(dict.fromkeys(str(config.seed) for config in configs))}"]
-        if is_ladder(composed):
-            told = [f"control: {', '.join(dict.fromkeys(config.control for config in configs))}", *told]
-        print(f"# the first of {len(configs)} runs; {'; '.join(told)}")
+        print(f"# the first of {len(configs)} runs; seed: {', '.join(str(config.seed) for config in configs)}")
     print(describe.render_yaml(configs[0]), end="")
     return 0

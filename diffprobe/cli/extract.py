@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
     from diffprobe.runs.extract import extract_run
-    from diffprobe.runs.ladder import each_rung, is_ladder, rung_name, those_that_apply
+    from diffprobe.runs.ladder import each_rung, is_ladder, rung_name
+    from diffprobe.runs.rungs import those_that_apply
     from diffprobe.runs.seeds import each_seed
 
     share = share_of(os.environ) if args.process is None else Share(*args.process)

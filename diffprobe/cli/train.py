@@ -69,7 +69,7 @@ def _say(line: str) -> None:
 
 
 def _names(configs: "Sequence[TrainingConfig]") -> "Callable[[TrainingConfig], str]":
-    """Return how the runs of one command are told apart: by rung, by seed, or by both."""
+    """Return what names a run among those of one command: its rung, its seed, or both."""
     from diffprobe.runs.ladder import rung_name
 
     controls = {_control(config) for config in configs}

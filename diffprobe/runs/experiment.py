@@ -13,7 +13,8 @@ from diffprobe.config.controls import ALL_RUNGS
 from diffprobe.config.kinds import PROBE, kinds_of
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError
-from diffprobe.runs.ladder import each_rung, is_ladder, those_that_apply
+from diffprobe.runs.ladder import each_rung, is_ladder
+from diffprobe.runs.rungs import those_that_apply
 from diffprobe.runs.seeds import each_seed, require_one_value
 
 if TYPE_CHECKING:

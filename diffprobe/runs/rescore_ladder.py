@@ -21,7 +21,7 @@ from diffprobe.report.table_data import differences_from_control
 from diffprobe.runs.rescore import Bootstrap, ScoredRun, compare, load_run
 
 _SEEDS = ("seed", "features.seed", "backbone.random_seed")
-"""Settings that tell the runs of one rung apart: that of the run's own seeds is compared."""
+"""Seeds in which a rung equals its run."""
 
 
 def rungs_of(path: Path | str) -> dict[str, Path]:
