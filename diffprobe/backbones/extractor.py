@@ -74,6 +74,7 @@ class DiffusionFeatures:
         denoiser_weights: str | None = None,
         single_file_config: str | None = None,
         lora: str | None = None,
+        part: str = "denoiser",
         clean_input: bool = False,
         max_rows_per_pass: int | None = None,
         max_modules: int = MAX_MODULES,
@@ -107,6 +108,8 @@ class DiffusionFeatures:
                 take the denoiser's weights from, for example CleanDIFT's.
             single_file_config: folder or hub id with the configurations of a single safetensors file.
             lora: LoRA that is added to the weights, FILE or FILE@WEIGHT.
+            part: what is read of the checkpoint: `denoiser`; or alone `vae` (tap `latents`) or `text_encoder` (tap
+                `text`), at timestep 0 (`backbones.parts`).
             clean_input: give the denoiser the image without noise; the timestep only conditions it.
             max_rows_per_pass: rows per pass of the denoiser; None bounds them by memory. Changes features by rounding
                 only.

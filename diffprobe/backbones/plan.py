@@ -19,6 +19,7 @@ from diffprobe.backbones.lora import check_lora
 from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.noise import NoiseSchedule, clean_schedule
 from diffprobe.backbones.part_config import part_names
+from diffprobe.backbones.parts import part_of
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
@@ -162,6 +163,8 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     )
     with module_limit(backbone.max_modules):
         family, spec = describe(checkpoint, features.resolution)
+        if backbone.part != "denoiser":
+            family, spec = part_of(backbone.part, checkpoint, family, spec)
     for branch in branches:
         check_choice(f"condition of backbone '{checkpoint.name}':", branch.condition, spec.conditions)
     if features.missing == "empty":

@@ -137,7 +137,7 @@ class ClipTextEncoder(TextEncoder):
             chunk = list(prompts[start : start + _CHUNK])
             mask = self.tokens(chunk).attention_mask.clone()
             mask[:, 0] = 0
-            means.append((self(chunk)[0] * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+            means.append((self(chunk).last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         return torch.cat(means)
 
 

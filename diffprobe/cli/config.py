@@ -29,9 +29,13 @@ def run(args: argparse.Namespace) -> int:
     if args.keys:
         print(describe.render_keys(KINDS[composed.kind].load()), end="")
         return 0
+    from diffprobe.runs.ladder import RUN_ITSELF, each_rung, is_ladder
     from diffprobe.runs.seeds import each_seed
 
-    configs = [compose.validate(one) for one in each_seed(composed)]
+    configs = [compose.validate(one) for rung in each_rung(composed) for one in each_seed(rung)]
+    if is_ladder(composed):
+        configs = [config for config in configs if config.control == RUN_ITSELF]
+        print("# control=ladder: the run itself; `diffprobe train --check` names the rungs that apply")
     if composed.kind == PROBE:
         from diffprobe.runs.plan import plan
 

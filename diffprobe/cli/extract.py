@@ -23,30 +23,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, then print the store's folder and whether it is complete. Progress goes to stderr."""
+    """Extract, then print the folder of each store and whether it is complete. Progress goes to stderr."""
     from diffprobe.config.compose import compose, require_kind, validate
     from diffprobe.config.kinds import PROBE
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
     from diffprobe.runs.extract import extract_run
+    from diffprobe.runs.ladder import each_rung, is_ladder, rung_name
+    from diffprobe.runs.rungs import those_that_apply
     from diffprobe.runs.seeds import each_seed
 
     share = share_of(os.environ) if args.process is None else Share(*args.process)
     keep_freed_memory()  # before the first tensor
     composed = compose(None, args.settings)
     require_kind(composed, (PROBE,))
-    config = validate(each_seed(composed)[0])  # the features of all seeds of a list are the same
+    # the features of all seeds of a list are the same
+    configs = [validate(each_seed(rung)[0]) for rung in each_rung(composed)]
     announce = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))
     if share.note:
         announce(f"process {share} ({share.note})")
-    path = extract_run(config, process=(share.index, share.count), progress=not args.quiet, announce=announce)
+    if is_ladder(composed):
+        configs = those_that_apply(configs, lambda line: print(line, file=sys.stderr))
 
     from diffprobe.features.reader import FeatureStore
 
-    missing = FeatureStore.open(path).missing()
-    print(path)
-    if missing:
-        print(f"part {share} is written; {len(missing)} shards of the store are missing (other parts).")
+    for config in configs:
+        if is_ladder(composed):
+            announce(f"{rung_name(config.control)}:")
+        path = extract_run(config, process=(share.index, share.count), progress=not args.quiet, announce=announce)
+        missing = FeatureStore.open(path).missing()
+        print(path, flush=True)
+        if missing:
+            print(f"part {share} is written; {len(missing)} shards of the store are missing (other parts).")
     return 0
 
 

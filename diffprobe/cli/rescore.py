@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the runs, the metrics, the heads, the interval and the format."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or its result.json")
     parser.add_argument("--against", metavar="RUN", help="print paired differences from this run")
+    parser.add_argument("--ladder", action="store_true", help="print paired differences from each rung of the ladder "
+                        "of controls, runs beside this one")  # fmt: skip
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help="metric; repeatable (default: "
                         "those of the run); accuracy, balanced_accuracy, macro_f1, log_loss, auroc, average_precision, "
                         "fvu, explained_variance, l0")  # fmt: skip
@@ -57,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers."""
-    paired = args.against is not None or bool(args.against_where)
+    paired = args.against is not None or bool(args.against_where) or args.ladder
+    if args.ladder and (args.against is not None or args.against_where):
+        raise ConfigError("--ladder finds the other runs itself.", fix="leave --against and --against-where out")
     if paired and args.per:
         raise ConfigError("--per with a comparison: a difference is over all samples.", fix="leave --per out")
     drawn = {"resamples": args.resamples, "level": args.level, "seed": args.seed, "group_by": args.group_by}
@@ -91,7 +95,16 @@ def run(args: argparse.Namespace) -> int:
             "bootstrap": bootstrap,
             "progress": lambda total: display.bar(total, "rescore", unit="numbers", keep=False),
         }
-        if paired:
+        if args.ladder:
+            from diffprobe.config.controls import LADDER
+            from diffprobe.runs.rescore_ladder import compare_ladder, rungs_of
+
+            rungs = rungs_of(args.run_folder)
+            records = compare_ladder(one, rungs, **common)
+            absent = [name for name in LADDER if name not in rungs]
+            if absent:
+                print(f"no run of these rungs is beside it: {', '.join(absent)}", file=sys.stderr)
+        elif paired:
             other = one if args.against is None else load_run(args.against, args.split)
             records = compare(one, other, other_where=other_where, **common)
         else:

@@ -36,6 +36,9 @@ class BackboneConfig:
     safetensors file; its weights are not needed."""
     lora: str | None = None
     """LoRA that is added to the weights when they are loaded: a safetensors file, FILE or FILE@WEIGHT (weight 1)."""
+    part: Literal["denoiser", "vae", "text_encoder"] = "denoiser"
+    """What is read of the checkpoint: the denoiser, or a control: its VAE alone (tap latents, the latents without
+    noise), or its text encoders alone (tap text, the sample's caption). Both have timestep 0 only."""
     clean_input: bool = False
     """Give the denoiser the image without noise; the timestep is only its conditioning (CleanDIFT)."""
     max_rows_per_pass: int | None = None
@@ -50,6 +53,13 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
+        names = ("random_weights", "denoiser_weights", "lora", "clean_input")
+        idle = [name for name in names if getattr(self, name) != getattr(type(self), name)]
+        if self.part != "denoiser" and idle:
+            raise ConfigError(
+                f"{', '.join(idle)} with part={self.part}: they change the denoiser, which is not read.",
+                fix=f"remove {'it' if len(idle) == 1 else 'them'}, or part=denoiser",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,8 +395,9 @@ class RunConfig:
     seed: int = 0
     """Seed of the probe: initial weights that are random, order of the samples, shuffled labels, random directions.
     The noise of the features has its own, features.seed."""
-    control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels"] = "none"
-    """Control task of this run, if it is a control."""
+    control: Literal["none", "shuffled_labels", "random_weights", "raw_pixels", "vae_latents", "text_encoder"] = "none"
+    """Control of this run, if it is one: labels permuted, or the same probe on other features (random denoiser, pixels,
+    clean latents of the VAE, text encoder alone). On the command line, control=ladder runs them one after the other."""
     output: str = "runs"
     """Folder of the runs' outputs."""
     paper: str | None = None

@@ -25,7 +25,7 @@ from diffprobe.shards.index import ShardSet
 
 _MODEL = (
     "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
-    "lora", "clean_input",
+    "lora", "part", "clean_input",
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
 _DATA = ("path", "train_split", "val_split", "test_split", "val_fraction", "val_group", "limit", "on_error")

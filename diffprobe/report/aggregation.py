@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from diffprobe.config.controls import LADDER
 from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import BACKBONE, SHARDS, MetricRecord, RunResult
@@ -27,8 +28,8 @@ _NOT_CONTENT = {
 }  # fmt: skip
 """Settings that do not change what is measured. Precision (`backbone.dtype`, `trainer.precision`) is not among them:
 results are compared across precisions."""
-_OF_OTHER_WEIGHTS = ("random_weights", "raw_pixels")
-"""Controls measured on another backbone than the run that they are compared with."""
+_OF_OTHER_WEIGHTS = LADDER
+"""Controls measured on other weights than the run that they are compared with, or on one part of them."""
 
 
 SEED_WORDS = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from diffprobe.config.controls import LADDER
 from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.result import RunResult
@@ -33,7 +34,7 @@ _COVERAGE = ("features.taps", "features.timesteps", "features.snr", "probe.cell"
 """Settings of which cells and targets were measured, not of how."""
 _SHARED_WITH_CONTROLS = ("kind", "experiment", "metric", "split", "target", "probe")
 """Fields in which a control run equals the run that it is a control of."""
-_CONTROLS = ("raw_pixels", "random_weights", "shuffled_labels", "random_direction", "mean_prediction", "chance")
+_CONTROLS = (*LADDER, "shuffled_labels", "random_direction", "mean_prediction", "chance")
 """Controls in the order of their columns."""
 _SHARES = ("accuracy", "balanced_accuracy")
 """Metrics that are printed in percent."""
@@ -179,7 +180,11 @@ def _control_columns(records: Found) -> tuple[ControlColumn, ...]:
     names = {name for _, record in records for name in record.controls}
     names |= {str(control_of(run)) for run, _ in records if control_of(run) is not None}
     ordered = [name for name in _CONTROLS if name in names] + sorted(names - set(_CONTROLS))
-    return tuple(ControlColumn(name=name, title=name.replace("_", " ")) for name in ordered)
+    return tuple(ControlColumn(name=name, title=_title(name)) for name in ordered)
+
+
+def _title(control: str) -> str:
+    return control.replace("_", " ").replace("vae", "VAE")
 
 
 def _distinct(found: Found) -> tuple[tuple[TableAxis, ...], list[str]]:

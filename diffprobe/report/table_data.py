@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffprobe.config.controls import has_one_cell
 from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed, varied
@@ -23,7 +24,12 @@ _FREE_OF_CONTROLS = (
     "backbone.random_", "features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid",
     "probe.params.controls",
 )  # fmt: skip
-_FREE_OF_PIXELS = ("backbone.", "features.")
+_FREE_OF_ONE_CELL: dict[str, tuple[str, ...]] = {
+    "raw_pixels": ("backbone.", "features."),
+    "vae_latents": ("backbone.denoiser_weights", "backbone.lora", "backbone.clean_input", "features."),
+    "text_encoder": ("backbone.denoiser_weights", "backbone.clean_input", "features."),
+}
+"""Control with one cell -> settings in which it may differ: its features are the same whatever the run reads."""
 MAX_ENTRIES = 100_000
 """Largest table that is made, in entries."""
 _SHOWN = 20
@@ -230,7 +236,7 @@ class _Controls:
 
     def _key(self, name: str, record: MetricRecord, settings: dict[str, Any]) -> tuple[Any, ...] | None:
         place = _place_key(settings[field] for field in self._axes if not _is_exempt(name, field))
-        cell = None if name == "raw_pixels" else record.cell  # the one cell of raw pixels is a control of all cells
+        cell = None if has_one_cell(name) else record.cell  # the one cell of raw pixels is a control of all cells
         return None if place is None else (name, record.target, record.probe, record.split, cell, place)
 
     def of(self, found: Found, where: dict[str, Value]) -> dict[str, float]:
@@ -286,12 +292,14 @@ def _is_exempt(control: str, field: str) -> bool:
     """Return whether a filter on a field does not apply to a control: it is another run, and pixels another cell."""
     if field.startswith("config."):
         return _is_free(control, field.removeprefix("config."))
-    return field == "run" or (control == "raw_pixels" and field in ("cell", *CELL_FIELDS))
+    return field == "run" or (has_one_cell(control) and field in ("cell", *CELL_FIELDS))
 
 
 def _is_free(control: str, key: str) -> bool:
     """Return whether a control may differ from its run in a setting (a dotted key of the configuration)."""
-    return key.startswith(_FREE_OF_CONTROLS + (_FREE_OF_PIXELS if control == "raw_pixels" else ()))
+    if control == "text_encoder" and key == "features.prompt":  # the text that is encoded
+        return False
+    return key.startswith(_FREE_OF_CONTROLS + _FREE_OF_ONE_CELL.get(control, ()))
 
 
 def _merge_controls(where: dict[str, Value], found: Found, runs: dict[str, float]) -> dict[str, float]:

@@ -49,7 +49,7 @@ class ControlColumn:
     """A control in a column of its own."""
 
     name: str
-    """Name in the results: raw_pixels, random_weights, shuffled_labels, chance, random_direction."""
+    """Name in the results: raw_pixels, vae_latents, random_weights, text_encoder, shuffled_labels, chance, ..."""
     title: str
     """Heading of the column."""
     pick: Literal["max", "min", "mean"] = "max"

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffprobe.config.controls import EXPOSED_PART, has_one_cell
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.heartbeat import beating, heartbeat_path
@@ -58,18 +59,48 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
     >>> backbone, features = backbone_and_features(run)
     >>> backbone.path, features.taps, features.timesteps
     ('pixels', ('pixels',), (0,))
+    >>> backbone, features = backbone_and_features(replace(run, control="text_encoder"))
+    >>> backbone.path, backbone.part, features.taps, features.timesteps, features.condition
+    ('emoji-sd', 'text_encoder', ('text',), (0,), 'caption')
+
+    Raises: ConfigError for control=text_encoder with a LoRA, which the text encoder alone is read without.
     """
     if run.control == "random_weights":
         return replace(run.backbone, random_weights=True), run.features
+    if not has_one_cell(run.control):
+        return run.backbone, run.features
+    kept = ("source", "seed", "resolution", "store", "placement", "shuffle")
+    features = replace(
+        FeaturesConfig(taps=(_TAPS[run.control],), timesteps=(0,)),
+        **{name: getattr(run.features, name) for name in kept},
+    )
     if run.control == "raw_pixels":
-        pixels = replace(
-            FeaturesConfig(taps=("pixels",), timesteps=(0,)),
-            source=run.features.source,
-            seed=run.features.seed,
-            resolution=run.features.resolution,
-            store=run.features.store,
-            placement=run.features.placement,
-            shuffle=run.features.shuffle,
+        return BackboneConfig(path="pixels", device=run.backbone.device), features
+    if run.control == "vae_latents":
+        features = replace(features, latent_cache=run.features.latent_cache)
+    else:
+        features = replace(features, **_text_of(run))
+    alone = replace(
+        run.backbone, part=EXPOSED_PART[run.control], random_weights=False, random_seed=0, denoiser_weights=None,
+        lora=None, clean_input=False, compile=False, max_rows_per_pass=None,
+    )  # fmt: skip
+    return alone, features
+
+
+_TAPS = {"raw_pixels": "pixels", "vae_latents": "latents", "text_encoder": "text"}
+"""Control with one cell -> its tap."""
+
+
+def _text_of(run: RunConfig) -> dict[str, Any]:
+    """Return the settings of the text that is encoded: the run's template, or else the sample's caption."""
+    if run.backbone.lora is not None:
+        raise ConfigError(
+            f"control=text_encoder with lora={run.backbone.lora}: the text encoder alone is read without a LoRA.",
+            fix="for the control without it: backbone.lora=null",
         )
-        return BackboneConfig(path="pixels", device=run.backbone.device), pixels
-    return run.backbone, run.features
+    own = run.features.condition in ("caption", "template")
+    return {
+        "condition": run.features.condition if own else "caption",
+        "prompt": run.features.prompt if own else None,
+        "missing": run.features.missing if own else "refuse",
+    }

@@ -8,10 +8,13 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from diffprobe.config.controls import has_one_cell
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.training.kinds.types import GridPoint
+
+_ONE = {"raw_pixels": "the pixels", "vae_latents": "the latents", "text_encoder": "the states of the text encoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,9 @@ def points(config: RunConfig, probe_config: type[Any], tree: dict[str, Any]) -> 
         if any(value in values[:i] for i, value in enumerate(values)):
             raise ConfigError(f"probe.grid.{key} has a duplicate: {', '.join(map(str, values))}.")
     parse(_OwnKeys, {key: grid[key] for key in grid if key in own}, at="probe.grid")
-    if "cell" in grid and config.control == "raw_pixels":
-        raise ConfigError("probe.grid.cell with control=raw_pixels: the pixels are one cell.")
+    if "cell" in grid and has_one_cell(config.control):
+        what = _ONE[config.control]
+        raise ConfigError(f"probe.grid.cell with control={config.control}: {what} are one cell.")
     found = [
         _point(config, probe_config, tree, dict(zip(grid, values, strict=True)))
         for values in itertools.product(*grid.values())

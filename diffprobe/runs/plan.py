@@ -16,7 +16,7 @@ from diffprobe.runs.grid import Point, points
 from diffprobe.training.kinds.types import ProbeKind, ProbePlan
 
 _ADDED_KEYS: dict[str, dict[str, object]] = {
-    "backbone": {"lora": None, "single_file_config": None},
+    "backbone": {"lora": None, "single_file_config": None, "part": "denoiser"},
     "data": {"val_fraction": None, "val_group": None},
     "probe": {"grid": {}, "batched": False, "metrics": []},
     "features": {"placement": "auto", "shuffle": "samples"},

@@ -5,7 +5,7 @@ complete stores are left out, and so is what is still in the queue.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from diffprobe.core.result import RESULT_FILE
 from diffprobe.launch.plan import MAX_TASKS, Resources, Stage, Task, by_resources, check_resources, expand
 from diffprobe.launch.submission import SubmittedTask
 from diffprobe.report.table_spec import find_spec, load_specs
-from diffprobe.runs.experiment import TrainingConfig, load_experiment, plan_training
+from diffprobe.runs.experiment import TrainingConfig, each_rung_setting, load_experiment, plan_training
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.seeds import as_sweep
 
@@ -96,13 +96,13 @@ class _Planner:
         return self.plan
 
     def _train(self) -> None:
-        rows = [self._row(settings) for settings in self._expanded(self.wanted.settings)]
+        rows = [self._row(settings) for settings in self._rungs(self._expanded(self.wanted.settings))]
         self._label(rows)
         self._train_rows(rows)
 
     def _extract(self) -> None:
         runs = []
-        for settings in self._expanded(self.wanted.settings):
+        for settings in self._rungs(self._expanded(self.wanted.settings)):
             config = load_run(None, settings)
             if config.features.source == "live":
                 raise ConfigError(
@@ -154,8 +154,9 @@ class _Planner:
         if (read_kind(search_path.experiments()[experiment]) or PROBE) != PROBE:
             return []
         rows = []
-        for rest in self._expanded(self.wanted.settings):
-            settings = [f"experiment={experiment}", *rest]
+        for settings in self._rungs(
+            [f"experiment={experiment}", *rest] for rest in self._expanded(self.wanted.settings)
+        ):
             if any(_fits(load_run(None, settings), one) for one in filters):
                 rows.append(self._row(settings))
         return rows
@@ -249,6 +250,11 @@ class _Planner:
     def _task(command: tuple[str, ...], folder: Path | None) -> Task:
         absolute = None if folder is None else str(folder.resolve())
         return Task(command=command, run_folder=absolute, work=absolute or f"{os.getcwd()}: {' '.join(command)}")
+
+    @staticmethod
+    def _rungs(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+        """Return the settings with those of `control=ladder` for each rung that applies, named on stderr if not."""
+        return [rung for settings in rows for rung in each_rung_setting(settings)]
 
     @staticmethod
     def _expanded(settings: Sequence[str]) -> list[list[str]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from diffprobe.config.controls import has_one_cell
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.atomic_file import remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
@@ -116,7 +117,7 @@ def make_source(config: RunConfig) -> "FeatureSource":
     from diffprobe.features.stored import StoredFeatures
 
     backbone, features = backbone_and_features(config)
-    cells = None if config.probe.cell is None or config.control == "raw_pixels" else [config.probe.cell]
+    cells = None if config.probe.cell is None or has_one_cell(config.control) else [config.probe.cell]
     cells = list(config.probe.grid.get("cell", ())) or cells
     make = LiveFeatures if features.source == "live" else StoredFeatures
     source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)

@@ -18,7 +18,7 @@ from diffprobe.launch.plan import MAX_TASKS
 from diffprobe.metrics import described
 from diffprobe.metrics.headline import is_higher_better
 from diffprobe.runs.dashboard import dashboard_of
-from diffprobe.runs.experiment import TrainingConfig, load_experiments, plan_training
+from diffprobe.runs.experiment import TrainingConfig, load_experiment, load_experiments, plan_training
 from diffprobe.runs.seeds import as_sweep
 from diffprobe.runs.wandb_results import explained
 from diffprobe.training.wandb_run import VAL_SCORE
@@ -213,7 +213,7 @@ def _points(parameters: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
 def _load(begin: Sequence[str], point: Sequence[str]) -> TrainingConfig:
     """Load the configuration of a point. Raises: ConfigError with its settings."""
     try:
-        (config,) = load_experiments(None, [*begin, *point])
+        config = load_experiment(None, [*begin, *point])
     except DiffprobeError as error:
         raise ConfigError(
             f"the point {' '.join(point)} is not a valid configuration: {error.what}", *error.details, fix=error.fix

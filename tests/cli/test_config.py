@@ -54,3 +54,11 @@ def test_choices_and_keys_can_be_listed(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert main(["config", "--keys"]) == 0
     assert "trainer.max_epochs: int = 10\n    Passes over the training split.\n" in capsys.readouterr().out
+
+
+def test_of_a_ladder_the_run_itself_is_printed(capsys):
+    assert main(["config", "experiment=emoji/classifier", "control=ladder", "seed=[3,5]"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# control=ladder: the run itself") and "# the first of 2 runs; seed: 3, 5" in out
+    assert "control: none" in out
+    assert main(["config", "experiment=emoji/sae_grid", "control=ladder"]) == 0  # cells that the pixels do not have

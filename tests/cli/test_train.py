@@ -119,3 +119,38 @@ def test_a_backbone_is_trained_by_the_same_verb(tiny_shards, tmp_path, capfd):
     out, err = capfd.readouterr()
     assert out.splitlines()[-1] == f"result: {folder}/result.json"
     assert (tmp_path / "emoji").is_dir() and "Warning" not in err and "GPU available" not in err
+
+
+def test_a_ladder_names_its_rungs_and_those_that_are_left_out(settings, tmp_path, capsys):
+    assert main(["train", *settings, "probe=topk", "probe.targets=[]", "control=ladder", "--check"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(": left out, ") == 3 and out.count(str(tmp_path / "runs" / "sae")) == 2
+    for name in ("random_weights", "none (the run itself)"):
+        assert f"\nladder {name}: {tmp_path}" in out
+    for name in ("raw_pixels", "vae_latents", "text_encoder"):
+        assert f"ladder {name}: left out, " in out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*far from convergence")
+def test_a_ladder_extracts_and_trains_every_rung(settings, tmp_path, capsys):
+    rungs = ["raw_pixels", "vae_latents", "random_weights", "text_encoder", "none (the run itself)"]
+    command = [*settings, "control=ladder"]
+    assert main(["extract", *command, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(out.split()) == sorted(map(str, (tmp_path / "stores").iterdir())) and not err
+    assert main(["extract", *command]) == 0
+    assert [f"ladder {name}:" in capsys.readouterr().err for name in rungs[:1]] == [True]
+    assert main(["train", *command]) == 0
+    out = capsys.readouterr().out
+    results = {path: read_result(path) for path in (tmp_path / "runs").glob("classifier/*/result.json")}
+    assert len(results) == 5 and all(f"ladder {name}: {tmp_path}" in out for name in rungs)
+    (itself,) = [path for path, result in results.items() if result.config["control"] == "none"]
+    assert out.rstrip().endswith(f"diffprobe table {itself.parent.parent}")
+    before = {path: path.stat().st_mtime_ns for path in results}
+    itself.unlink()
+    assert main(["train", *command]) == 0
+    assert capsys.readouterr().out.count("finished before, kept") == 4
+    assert itself.exists() and all(path.stat().st_mtime_ns == before[path] for path in results if path != itself)
+    assert main(["table", str(itself.parent.parent)]) == 0
+    assert "| raw pixels | VAE latents | random weights | text encoder |" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load, split_experiment, validate
+from diffprobe.runs.ladder import each_rung
 from diffprobe.runs.seeds import each_seed
 from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
 
@@ -92,8 +93,9 @@ def check(command: str) -> None:
     settings = list(getattr(arguments, "settings", ()))
     if verb in EXPERIMENTS:
         experiment, settings = split_experiment(EXPERIMENTS[verb], settings)
-        for composed in each_seed(compose(experiment, settings)):
-            validate(composed)
+        for rung in each_rung(compose(experiment, settings)):
+            for composed in each_seed(rung):
+                validate(composed)
     elif verb == "eval":
         name = {"sae": "run", "backbone": "model"}[arguments.what]
         experiment, settings = split_experiment(None, settings)

@@ -7,6 +7,7 @@ from typing import get_type_hints
 
 import pytest
 
+from diffprobe.config.controls import LADDER
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import RunFailed
 from diffprobe.report import aggregation
@@ -52,7 +53,7 @@ def test_a_run_that_recorded_no_inputs_is_not_taken_for_one_that_did(base, spec)
         fill_table([made(base), dataclasses.replace(made(base, seed=1), artifacts={})], spec)
 
 
-@pytest.mark.parametrize("control", ["random_weights", "raw_pixels", "shuffled_labels"])
+@pytest.mark.parametrize("control", [*LADDER, "shuffled_labels"])
 def test_a_control_of_other_data_is_no_control(base, control):
     assert differing_inputs(made(base), made(base, control=control, shards="s2")) == [(SHARDS, "s1", "s2")]
 
@@ -66,8 +67,8 @@ def test_a_control_on_other_data_is_refused_in_a_table(base, spec):
 
 def test_a_control_has_the_weights_that_its_kind_has(base):
     run = made(base)
-    assert differing_inputs(run, made(base, control="random_weights", weights="b9")) == []
-    assert differing_inputs(run, made(base, control="raw_pixels", weights="b9")) == []
+    for control in LADDER:
+        assert differing_inputs(run, made(base, control=control, weights="b9")) == []
     assert differing_inputs(run, made(base, control="shuffled_labels", weights="b9")) == [(BACKBONE, "b1", "b9")]
 
 

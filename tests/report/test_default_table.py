@@ -41,6 +41,17 @@ def test_each_target_is_a_table_of_layers_by_timesteps_with_seeds_averaged(resul
     assert "classifier: accuracy on test; rows: tap; columns: timestep" in made.choices
 
 
+def test_the_controls_stand_in_the_order_of_the_ladder(results):
+    pixels = next(run for run in results if run.run == "pixels")
+    rungs = [
+        dataclasses.replace(pixels, run=name, config={**pixels.config, "control": name})
+        for name in ("text_encoder", "vae_latents")
+    ]
+    assert [control.title for control in default_tables([*rungs, *results]).specs[0].controls] == [
+        "raw pixels", "VAE latents", "random weights", "text encoder", "shuffled labels", "chance",
+    ]  # fmt: skip
+
+
 def test_a_setting_in_which_runs_differ_is_an_axis(results):
     seeds = [run for run in results if run.run.startswith("bank")]
     wider = [changed(run, f"{run.run}-wide", config={"probe.width": 64}) for run in seeds]

@@ -158,6 +158,33 @@ def test_a_filter_on_what_pixels_do_not_have_keeps_their_control_and_its_mark(re
     assert low and all(table.beats_controls(entry) is False for entry in low)
 
 
+def one_cell_run(results, control, config=None, value=0.8):
+    """A run of a control with one cell of its own: of the checkpoint of the measured runs, on other features."""
+    cell = {"vae_latents": "latents@t0:empty:mean", "text_encoder": "text@t0:caption:mean"}[control]
+    run = changed(results[0], {**results[1].config, "control": control, **(config or {})}, value, run=control)
+    return dataclasses.replace(run, metrics=tuple(dataclasses.replace(m, cell=cell) for m in run.metrics))
+
+
+@pytest.mark.parametrize("control", ["vae_latents", "text_encoder"])
+def test_one_part_of_the_checkpoint_is_a_control_of_every_cell(results, spec, control):
+    part = one_cell_run(results, control, {"features": {"seed": 5, "pool": "grid2"}})
+    table = fill_table([part, *results], spec)
+    for tap in ("mid_block", "up_blocks.0"):
+        assert entry_at(table, target="group", tap=tap, timestep=25).controls[control] == 0.8
+
+
+@pytest.mark.parametrize("control", ["vae_latents", "text_encoder"])
+def test_a_part_of_another_checkpoint_is_no_control(results, spec, control):
+    with pytest.raises(RunFailed, match=rf"'{control}'(.|\n)*config.backbone.path: .*'other'"):
+        fill_table([one_cell_run(results, control, {"backbone": {"path": "other"}}), *results], spec)
+
+
+def test_a_text_encoder_that_was_given_another_text_is_no_control(results, spec):
+    prompt = {"features": {"condition": "template", "prompt": "a {class_name}"}}
+    with pytest.raises(RunFailed, match=r"'text_encoder'(.|\n)*config.features.prompt"):
+        fill_table([one_cell_run(results, "text_encoder", prompt), *results], spec)
+
+
 def test_of_several_raw_pixels_those_that_meet_the_condition_are_taken(results, spec):
     """Two backbones in one folder, each with its pixels: a filter on the backbone selects one of them."""
     runs = []

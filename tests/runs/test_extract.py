@@ -39,6 +39,48 @@ def test_raw_pixels_have_one_cell_without_noise(run_config):
     assert features.store == run_config.features.store
 
 
+def test_a_part_of_the_checkpoint_has_one_cell_and_keeps_the_checkpoint(run_config):
+    run = replace(
+        run_config,
+        backbone=replace(run_config.backbone, lora="a.safetensors", clean_input=True, dtype="bfloat16"),
+        features=replace(run_config.features, latent_cache="cache"),
+        control="vae_latents",
+    )
+    backbone, features = backbone_and_features(run)
+    assert backbone == BackboneConfig(path=run.backbone.path, device="cpu", dtype="bfloat16", part="vae")
+    assert (features.taps, features.timesteps, features.condition) == (("latents",), (0,), "empty")
+    assert (features.draws, features.latent_cache) == (1, "cache")
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ({}, ("caption", None, "refuse")),
+        ({"condition": "prompt", "prompt": "a drawing"}, ("caption", None, "refuse")),
+        ({"condition": "caption", "missing": "empty"}, ("caption", None, "empty")),
+        ({"condition": "template", "prompt": "a {style}"}, ("template", "a {style}", "refuse")),
+    ],
+)
+def test_the_text_encoder_reads_the_text_of_each_sample(run_config, own, given):
+    run = replace(run_config, features=replace(run_config.features, **own), control="text_encoder")
+    backbone, features = backbone_and_features(run)
+    assert (backbone.part, features.taps) == ("text_encoder", ("text",))
+    assert (features.condition, features.prompt, features.missing) == given
+
+
+def test_the_text_encoder_alone_is_not_read_with_a_lora(run_config):
+    lora = replace(run_config, backbone=replace(run_config.backbone, lora="a.safetensors"), control="text_encoder")
+    with pytest.raises(ConfigError, match=r"control=text_encoder with lora(.|\n)*backbone.lora=null"):
+        backbone_and_features(lora)
+
+
+def test_latents_are_cached_once_for_the_run_and_its_control(run_config, tmp_path):
+    features = replace(run_config.features, latent_cache=str(tmp_path / "cache"))
+    for control in ("none", "vae_latents"):
+        extract_run(replace(run_config, features=features, control=control), progress=False)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_each_control_gets_a_store_beside_the_others(run_config):
     paths = {
         control: extract_run(replace(run_config, control=control), progress=False) for control in ("none", "raw_pixels")

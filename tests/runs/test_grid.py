@@ -159,6 +159,7 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.k=[4,0]"], "k = 0 of probe 'topk' must be at least 1"),
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
         (["probe.grid.cell=[a@t1]", "control=raw_pixels"], "the pixels are one cell"),
+        (["probe.grid.cell=[a@t1]", "control=vae_latents"], "the latents are one cell"),
         (["probe=linear", "probe.grid.k=[2]"], "probe.grid: a probe of kind 'classifier'"),
         (["probe.batched=true"], "batched needs a grid"),
     ],

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from diffprobe.config.compose import load_run
+from diffprobe.config.controls import LADDER
 from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.runs.plan import plan
 
@@ -41,12 +42,12 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
 
 
 def test_a_control_needs_no_quotes_in_yaml(tmp_path, monkeypatch):
-    for control in ("none", "raw_pixels", "random_weights", "shuffled_labels"):
+    for control in ("none", "shuffled_labels", *LADDER):
         file = tmp_path / "experiments" / "paper" / f"{control}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"control: {control}\n")
     monkeypatch.setenv("DIFFPROBE_CONFIGS", str(tmp_path))
-    for control in ("none", "raw_pixels", "random_weights", "shuffled_labels"):
+    for control in ("none", "shuffled_labels", *LADDER):
         config = load_run(f"paper/{control}")
         assert config.control == control and plan(config).tree["control"] == control
 

@@ -58,6 +58,15 @@ def test_a_list_of_seeds_is_a_job_for_each() -> None:
         plan("train", "experiment=emoji/sae", "seed=[]")
 
 
+def test_a_ladder_is_a_job_for_each_rung_that_applies(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan("train", "experiment=emoji/classifier", "control=ladder")
+    assert shown(found) == {"extract": (5, ()), "train": (5, ("extract",))}
+    rungs = ["raw_pixels", "vae_latents", "random_weights", "text_encoder", "none"]
+    assert [task.command[-1] for task in found.stages[1].tasks] == [f"control={name}" for name in rungs]
+    assert shown(plan("extract", "experiment=emoji/sae", "control=ladder")) == {"extract": (2, ())}
+    assert capsys.readouterr().err.count(": left out, ") == 3
+
+
 def test_runs_share_a_store_or_have_one_each_in_parts() -> None:
     found = plan("train", "experiment=emoji/sae", "features.seed=0,1", "probe.params.k=4,8", parts=3)
     assert shown(found) == {"extract": (6, ()), "train": (4, ("extract",))}

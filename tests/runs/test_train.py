@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from diffprobe.config.controls import LADDER
 from diffprobe.core.errors import ConfigError, StoreIncomplete, UnknownName
 from diffprobe.core.result import SCHEMA_VERSION, read_result
 from diffprobe.probes.classifier.linear import LinearProbe
@@ -225,14 +226,16 @@ def test_direction(run, name):
     assert float(found.vector.norm()) == pytest.approx(1, abs=1e-6) and found.negative == "other than noto"
 
 
-@pytest.mark.parametrize("control", ["random_weights", "raw_pixels", "shuffled_labels"])
+@pytest.mark.parametrize("control", [*LADDER, "shuffled_labels"])
 def test_a_run_that_is_a_control(run, control):
     config = run("probe=linear", "probe.targets=[style]", f"control={control}")
     extract_run(config, progress=False)
     result = read_result(train(config))
     assert result.config["control"] == control
     cells = {record.cell for record in result.metrics}
-    assert cells == ({"pixels@t0:empty:mean"} if control == "raw_pixels" else {CELL, OTHER})
+    own = {"raw_pixels": "pixels@t0:empty:mean", "vae_latents": "latents@t0:empty:mean"}
+    own["text_encoder"] = "text@t0:caption:mean"
+    assert cells == ({own[control]} if control in own else {CELL, OTHER})
     assert ("shuffled_labels" in result.metrics[0].controls) == (control != "shuffled_labels")
 
 
@@ -291,3 +294,13 @@ def test_a_classifier_that_is_solved_has_no_steps_and_keeps_its_choices(run):
     assert not (path.parent / "last.ckpt").exists() and (path.parent / "predictions-test.safetensors").exists()
     probe = LinearProbe.from_pretrained(path.parent / "probes" / "style" / CELL.replace(":", "."))
     assert probe.n_classes == 2 and probe.weight.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", ["vae_latents", "text_encoder"])
+def test_a_part_of_the_checkpoint_is_read_live_too(run, control):
+    settings = ["probe=linear", "probe.targets=[style]", f"control={control}"]
+    extract_run(run(*settings), progress=False)
+    stored, live = (read_result(train(run(*settings, *more))) for more in ([], ["features.source=live"]))
+    assert {record.cell for record in live.metrics} == {record.cell for record in stored.metrics}
+    assert {r.n for r in live.metrics} == {r.n for r in stored.metrics} and len(live.metrics) == len(stored.metrics)

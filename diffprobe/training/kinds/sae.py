@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffprobe.config.controls import has_one_cell
 from diffprobe.config.schema import LATENTS, RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import RunResult
@@ -46,7 +47,7 @@ def _require_shardable(config: RunConfig, params: Sequence[Any]) -> None:
 
 def check_cells(config: RunConfig, cells: Sequence[str]) -> None:
     """Refuse several cells that were not asked for: they have to be all timesteps of one tap. Raises: ConfigError."""
-    asked = (config.probe.cell is not None and config.control != "raw_pixels") or "cell" in config.probe.grid
+    asked = (config.probe.cell is not None and not has_one_cell(config.control)) or "cell" in config.probe.grid
     if not asked:
         tap = cells[0].partition("@")[0]
         require_one_cell(config, cells, alternative=f", or {tap}@t* for all timesteps of it")
