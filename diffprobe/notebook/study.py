@@ -146,7 +146,7 @@ class Study:
             where: field -> value, to show fewer: {"metric": "accuracy"}.
         Raises: ConfigError before any run is trained.
         """
-        from diffprobe.report.table import build_table
+        from diffprobe.runs.tables import build_table
 
         if not self._runs:
             raise ConfigError("this study has trained no run yet.", fix='study.train("linear")')

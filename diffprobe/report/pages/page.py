@@ -20,10 +20,11 @@ from diffprobe.metrics import described
 from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure import control_levels, render_heat_map
+from diffprobe.report.filled_table import Entry, TableData, TableRow
 from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel, LatentSection
 from diffprobe.report.pages.svg import bar_share, draw_histogram
-from diffprobe.report.table_data import Entry, TableData, TableRow, differences_from_control, fill_table
+from diffprobe.report.table_data import differences_from_control, fill_table
 from diffprobe.report.table_spec import TableSpec
 
 
