@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exploratory", action="store_true",
-        help="allow a table that compares many cells on test; it says that it is exploratory",
+        help="allow tables that compare many cells on test; they are marked exploratory",
     )  # fmt: skip
     parser.add_argument(
         "--save-yaml", metavar="FILE", help="also write the table.yaml of what is shown; FILE must not exist"

@@ -76,7 +76,7 @@ def table_notes(table: TableData) -> Notes:
     if any(found.within is False for found in comparisons):
         notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
     notes += [Note(mark=mark, text=source) for source, mark in marks.items()]
-    if spec.exploratory:
+    if spec.is_exploratory:
         notes.append(Note(text=EXPLORATORY))
     notes += map(_choice, [table] * len(table.chosen), table.chosen)
     return Notes(notes=tuple(notes), marks=marks)

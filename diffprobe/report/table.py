@@ -233,7 +233,7 @@ def render_csv(table: TableData) -> str:
     ]
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
     head += _CHOICE if spec.select != "none" else []
-    head += ["exploratory"] if spec.exploratory else []
+    head += ["exploratory"] if spec.is_exploratory else []
     writer.writerow([csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
@@ -249,7 +249,7 @@ def render_csv(table: TableData) -> str:
             line += [number.value, comparison.delta, number.tolerance, comparison.within]
             line += [number.source, number.provenance]
         line += _choice_cells(table, entry) if spec.select != "none" else []
-        line += [True] if spec.exploratory else []
+        line += [True] if spec.is_exploratory else []
         writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
 

@@ -173,7 +173,12 @@ class TableSpec:
     @property
     def heading(self) -> str:
         """The title as it is printed: an exploratory table says so."""
-        return f"{self.title} (exploratory)" if self.exploratory else self.title
+        return f"{self.title} (exploratory)" if self.is_exploratory else self.title
+
+    @property
+    def is_exploratory(self) -> bool:
+        """Whether the table may compare many cells on test, and reads test."""
+        return self.exploratory and self.reads_test()
 
     def reads_test(self) -> bool:
         """Return whether the filter lets numbers of test through."""

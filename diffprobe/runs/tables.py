@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffprobe.core.result import predictions_file
+from diffprobe.core.result import RunResult, predictions_file
 from diffprobe.report import table as report_table
+from diffprobe.report.cell_choice import without_intervals
 from diffprobe.report.filled_table import TableData
 from diffprobe.report.table import Table
 from diffprobe.report.table_request import TableRequest
@@ -35,13 +36,21 @@ def build_table(
 
 
 def _with_intervals(table: TableData, request: TableRequest) -> TableData:
+    return add_intervals(table, request.results, [path.parent for path in request.paths])
+
+
+def add_intervals(table: TableData, results: Sequence[RunResult], folders: Sequence[Path]) -> TableData:
+    """Add to the chosen cells of a table the intervals of their scores on test, or the reason why there is none.
+
+    Args:
+        table: a table that was filled from the results.
+        results: these results.
+        folders: the folder of each, which has its predictions.
+    """
     if not table.chosen:
         return table
-    folders = {id(run): path.parent for run, path in zip(request.results, request.paths, strict=True)}
-    if not any(predictions_file("val") in run.artifacts for run in request.results):
-        from diffprobe.report.cell_choice import without_intervals
-
-        return without_intervals(table, "the runs kept no predictions (version 0.2 and later keeps them)")
+    if not any(predictions_file("val") in run.artifacts for run in results):
+        return without_intervals(table, "the runs kept no predictions (version 0.2 and later keep them)")
     from diffprobe.runs.choice_interval import with_intervals  # needs torch
 
-    return with_intervals(table, folders)
+    return with_intervals(table, {id(run): folder for run, folder in zip(results, folders, strict=True)})
