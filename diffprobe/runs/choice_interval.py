@@ -1,5 +1,6 @@
 """The interval of a chosen cell on test, from kept predictions: each resample of the groups chooses again on val."""
 
+import os
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from diffprobe.analysis.statistics import SINGLE_SAMPLES, AnyStatistic, mean_statistic, selected_interval
 from diffprobe.core.errors import DiffprobeError, RunFailed
+from diffprobe.core.result import RunResult
 from diffprobe.report.filled_table import ChoiceInterval, ChosenCell, Entry, TableData
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.rescore import ScoredRun, load_run
@@ -77,7 +79,7 @@ def _of_entry(spec: TableSpec, entry: Entry, split: str, predictions: "_Predicti
     statistics: list[AnyStatistic] = []
     first: tuple[list[str], str, list[Hashable]] | None = None
     for result, record in entry.sources:
-        run = predictions.of(id(result), split)
+        run = predictions.of(result, split)
         wanted = {"cell": record.cell, "target": record.target, "probe": record.probe}
         (head, *others) = run.heads({name: value for name, value in wanted.items() if value is not None})
         if others:
@@ -113,8 +115,16 @@ class _Predictions:
         self._folders = folders
         self._read: dict[tuple[int, str], ScoredRun] = {}
 
-    def of(self, result: int, split: str) -> ScoredRun:
-        """Return a run with its predictions of a split. Raises: RunFailed where it kept none, and as `load_run`."""
-        if (result, split) not in self._read:
-            self._read[result, split] = load_run(self._folders[result], split)
-        return self._read[result, split]
+    def of(self, result: RunResult, split: str) -> ScoredRun:
+        """Return a run with its predictions of a split.
+
+        Raises: RunFailed where they cannot be read; it names the run and no folder, on which no table depends.
+        """
+        key, folder = (id(result), split), self._folders[id(result)]
+        if key not in self._read:
+            try:
+                self._read[key] = load_run(folder, split)
+            except DiffprobeError as error:
+                text = error.what.replace(f"{folder}{os.sep}", "")
+                raise RunFailed(text if result.run in text else f"run '{result.run}': {text}") from error
+        return self._read[key]

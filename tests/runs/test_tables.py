@@ -61,6 +61,7 @@ def test_without_predictions_the_line_gives_the_reason(folder, tmp_path):
     lost.unlink()
     (chosen,) = build_table(tmp_path / "runs").parts[0].chosen
     assert chosen.interval is None and "run-1" in chosen.no_interval and "missing" in chosen.no_interval
+    assert str(tmp_path) not in chosen.no_interval  # a table does not depend on where its results are
     for run in (tmp_path / "runs").iterdir():
         result = read_result(run / "result.json")
         write_result(dataclasses.replace(result, artifacts={}), run / "result.json")
