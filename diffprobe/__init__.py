@@ -14,7 +14,7 @@ The public names are imported on first use, so that ``import diffprobe`` and ``d
   (`probes/classifier/linear.py`).
 - ``KSAE``: a trained k-sparse autoencoder (`probes/sae/topk.py`).
 - ``heat_map``: a two-dimensional array in, a matplotlib figure out (`report/figure.py`).
-- ``build_table``: the table of an experiment from result files, as Markdown, CSV or LaTeX (`report/table.py`).
+- ``build_table``: the table of an experiment from result files, as Markdown, CSV or LaTeX (`runs/tables.py`).
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ _PUBLIC = {
     "KSAE": "diffprobe.probes.sae.topk",
     "LinearProbe": "diffprobe.probes.classifier.linear",
     "Study": "diffprobe.notebook.study",
-    "build_table": "diffprobe.report.table",
+    "build_table": "diffprobe.runs.tables",
     "extract": "diffprobe.runs.experiment",
     "heat_map": "diffprobe.report.figure",
     "load_experiment": "diffprobe.runs.experiment",

@@ -5,9 +5,9 @@ from diffprobe.notebook.study import Study as Study
 from diffprobe.probes.classifier.linear import LinearProbe as LinearProbe
 from diffprobe.probes.sae.topk import KSAE as KSAE
 from diffprobe.report.figure import heat_map as heat_map
-from diffprobe.report.table import build_table as build_table
 from diffprobe.runs.experiment import extract as extract
 from diffprobe.runs.experiment import load_experiment as load_experiment
 from diffprobe.runs.experiment import train as train
+from diffprobe.runs.tables import build_table as build_table
 
 __version__: str

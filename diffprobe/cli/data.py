@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import DATASETS
+from diffprobe.core.terminal import one_line
 
 if TYPE_CHECKING:
     from diffprobe.config.schema import CapsConfig, FieldsConfig
@@ -43,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--rename", action="append", default=[], metavar="OLD=NEW", help="another name for an attribute"
         )
         action.add_argument(
-            "--group", metavar="ATTRIBUTE", help="attribute whose samples are not independent (person, scene)"
+            "--group",
+            metavar="ATTRIBUTE",
+            help="attribute whose samples are not independent (person, scene); 'sample': none",
         )
         action.add_argument(
             "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
@@ -105,6 +108,11 @@ def _write_index(args: argparse.Namespace, fields: "FieldsConfig") -> None:
             number_duplicates=args.number_duplicates, caps=_caps(args.cap), grouped_by=args.group,
         )  # fmt: skip
     print(render(shard_set))
+    for one in shard_set.shared_groups:
+        print(
+            f"splits {one.first} and {one.second} share {one.n:,} values of '{shard_set.group}', for example "
+            f"'{one_line(one.example)}': no run is trained on both"
+        )
     if "train" in shard_set.splits() and "val" not in shard_set.splits():
         print("no split 'val': runs cut one out of train with data.val_fraction=0.1")
 

@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", metavar="NAME", help="show the table experiments/NAME/table.yaml (default: layers by timesteps)"
     )
+    parser.add_argument(
+        "--exploratory", action="store_true",
+        help="allow tables that compare many cells on test; they are marked exploratory",
+    )  # fmt: skip
     parser.add_argument("--latents", type=int, default=24, metavar="N", help="latents per autoencoder (default: 24)")
     parser.add_argument(
         "--min-active", type=int, default=10, metavar="N",
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     options = ReportOptions(
         title=args.title,
         tables=_specs(args.table),
+        exploratory=args.exploratory,
         panels=PanelConfig(n_latents=args.latents, min_active=args.min_active, group_by=args.group_by),
         data_path=args.data_path,
     )

@@ -26,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--where", action="append", default=[], metavar="FIELD=VALUE", help="narrow the filter of the table; repeatable"
     )
     parser.add_argument(
+        "--exploratory", action="store_true",
+        help="allow tables that compare many cells on test; they are marked exploratory",
+    )  # fmt: skip
+    parser.add_argument(
         "--save-yaml", metavar="FILE", help="also write the table.yaml of what is shown; FILE must not exist"
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of table.yaml, and nothing else")
@@ -56,14 +60,14 @@ def run(args: argparse.Namespace) -> int:
         print(SCHEMA_FILE.read_text(encoding="utf-8"), end="")
         return 0
     from diffprobe.report.query import parse_condition
-    from diffprobe.report.table import build_table
+    from diffprobe.runs.tables import build_table
 
     if args.figure:
         from diffprobe.report.figure_file import check_ending
 
         check_ending(args.figure)  # before anything is read
     results = _fetched(args) if args.source else _local(args)
-    table = build_table(args.what, results, where=dict(map(parse_condition, args.where)))
+    table = build_table(args.what, results, where=dict(map(parse_condition, args.where)), exploratory=args.exploratory)
     text = table.render(args.format)
     if args.save_yaml:
         _save_yaml(table, args.save_yaml)

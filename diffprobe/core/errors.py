@@ -105,6 +105,14 @@ class EmptyClass(DiffprobeError, ValueError):
     """A class or attribute value with too few samples for an estimate."""
 
 
+class SelectionOnTest(ConfigError):
+    """Many cells compared on test, which is there to score the one that was chosen before."""
+
+
+class SplitLeak(ConfigError):
+    """Samples, or whole groups of them, that are in two splits: what is scored was seen before."""
+
+
 class TooFewGroups(ConfigError):
     """Fewer groups of samples than an interval or a test needs."""
 

@@ -22,8 +22,10 @@ from diffprobe.report.default_table import default_tables
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.pages.panels import DirectionPanel, LatentSection
 from diffprobe.report.run_names import run_names
+from diffprobe.report.table_data import fill_table
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
+from diffprobe.runs.tables import add_intervals
 
 _MAX_OPEN = 2
 """Feature sources that are kept open: runs of one store follow each other."""
@@ -37,6 +39,8 @@ class ReportOptions:
     """Heading; one made from the runs if empty."""
     tables: tuple[TableSpec, ...] = ()
     """Tables to show; those by layer and timestep if there are none."""
+    exploratory: bool = False
+    """Whether tables may compare many cells on test."""
     panels: PanelConfig = PanelConfig(min_active=10)
     """Latents and directions."""
     data_path: str | None = None
@@ -103,12 +107,18 @@ def run_report(
         latents = _latent_sections(ordinary, names, options, stores, left_out)
         sources = dict(zip(map(_group, groups), group_names, strict=True)) if len(groups) > 1 else {}
         directions = _directions(found.runs, names, sources, options, stores, left_out)
+    tables = options.tables or _tables(results, options.exploratory)
+    if options.exploratory:
+        tables = tuple(replace(spec, exploratory=True) if spec.reads_test() else spec for spec in tables)
+    folders = [run.folder for run in found.runs] + [Path() for _ in found.others]
+    every = (*results, *found.others)
     return Page(
         title=options.title or _title(ordinary),
         lead=_lead(ordinary, results),
         facts=(*facts_of(groups, group_names), *machine_facts(results)),
-        results=(*results, *found.others),
-        tables=options.tables or _tables(results),
+        results=every,
+        tables=tables,
+        chosen=tuple(add_intervals(fill_table(every, spec), every, folders).chosen for spec in tables),
         latents=latents,
         names=names,
         directions=directions,
@@ -152,7 +162,7 @@ def _group(run: ProbeRun) -> tuple[object, ...]:
     return (config.data.path, config.backbone.path, config.backbone.dtype, *inputs)
 
 
-def _tables(results: Sequence[RunResult]) -> tuple[TableSpec, ...]:
+def _tables(results: Sequence[RunResult], exploratory: bool) -> tuple[TableSpec, ...]:
     """Return the tables by layer and timestep; a single autoencoder, and directions, have sections of their own."""
     ordinary = [run for run in results if run.config.get("control", "none") in ("none", None)]
     n_saes = sum(run.kind == "sae" for run in ordinary)
@@ -160,7 +170,7 @@ def _tables(results: Sequence[RunResult]) -> tuple[TableSpec, ...]:
     shown = [run for run in results if run.kind in kinds]
     if not any(run in ordinary for run in shown):
         return ()
-    return default_tables(shown).specs
+    return default_tables(shown, exploratory=exploratory).specs
 
 
 def _title(ordinary: Sequence[ProbeRun]) -> str:

@@ -106,16 +106,19 @@ class FinishedRun:
 
         return ClassifierProbe.from_pretrained(path)
 
-    def table(self, *, where: dict[str, object] | None = None) -> "Table":
-        """Return the table of the run: its primary metric on test, layers by timesteps, with the controls it measured.
+    def table(self, *, where: dict[str, object] | None = None, exploratory: bool = False) -> "Table":
+        """Return the table of the run: its primary metric, layers by timesteps, with the controls it measured.
+
+        Several cells are compared on val, and the best of them is scored on test.
 
         Args:
             where: field -> value, to show something else: {"metric": "accuracy", "split": "val"}.
+            exploratory: whether many cells may be compared on test: where={"split": "test"}.
         Raises: RunFailed if nothing fits.
         """
-        from diffprobe.report.table import build_table
+        from diffprobe.runs.tables import build_table
 
-        return build_table(self.folder, where=where)
+        return build_table(self.folder, where=where, exploratory=exploratory)
 
     def heat_map(self, *, target: str | None = None, where: dict[str, object] | None = None) -> "Figure":
         """Draw the table of the run as a heat map, with the levels of the controls on its colour scale.

@@ -139,18 +139,19 @@ class Study:
         self._runs[run.folder] = None
         return run
 
-    def table(self, *, where: dict[str, object] | None = None) -> "Table":
+    def table(self, *, where: dict[str, object] | None = None, exploratory: bool = False) -> "Table":
         """Return the table of all runs that this object trained, with controls in their columns.
 
         Args:
             where: field -> value, to show fewer: {"metric": "accuracy"}.
+            exploratory: whether many cells may be compared on test: where={"split": "test"}.
         Raises: ConfigError before any run is trained.
         """
-        from diffprobe.report.table import build_table
+        from diffprobe.runs.tables import build_table
 
         if not self._runs:
             raise ConfigError("this study has trained no run yet.", fix='study.train("linear")')
-        return build_table(list(self._runs), where=where)
+        return build_table(list(self._runs), where=where, exploratory=exploratory)
 
     def __repr__(self) -> str:
         return f"Study({self.shard_set.name}: {', '.join(self.settings[2:]) or 'the presets'})"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak
 from diffprobe.shards.hash_split import hash_fraction
 
 _SHOWN = 5
@@ -111,7 +111,7 @@ def require_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
     Args:
         groups: split -> the group of each sample.
 
-    Raises: ConfigError, naming the splits and the first groups.
+    Raises: SplitLeak, naming the splits and the first groups.
     """
     sets = {split: set(values) for split, values in groups.items()}
     names = list(sets)
@@ -119,7 +119,7 @@ def require_disjoint(groups: Mapping[str, Sequence[str]]) -> None:
         for second in names[i + 1 :]:
             both = sets[first] & sets[second]
             if both:
-                raise ConfigError(
+                raise SplitLeak(
                     f"{len(both)} groups are in split '{first}' and in split '{second}': {_listed(sorted(both))}.",
                     f"{len(sets[second] - both)} of {len(sets[second])} groups of '{second}' are not in '{first}'",
                     fix="splits by whole groups, or a group attribute that the splits were made by",

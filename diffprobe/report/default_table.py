@@ -17,6 +17,7 @@ from diffprobe.core.result import RunResult
 from diffprobe.metrics import described
 from diffprobe.metrics.headline import is_higher_better
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings
+from diffprobe.report.cell_choice import COVERAGE, compares_cells
 from diffprobe.report.query import config_value, field_of, matches
 from diffprobe.report.table_spec import ControlColumn, NumberFormat, TableAxis, TableSpec
 
@@ -28,10 +29,9 @@ _PRIMARY = {
 _UNRANKED = ("sae",)
 """Kinds whose values are not better or worse from layer to layer: features of a low fvu may just be simple."""
 _SPLITS = ("test", "val")
+"""Splits in the order in which one is chosen; several cells are compared on val."""
 _WITHIN_A_RUN = ("split", "probe", "condition", "pool")
 """Fields besides layer, timestep and target in which records of one run may differ."""
-_COVERAGE = ("features.taps", "features.timesteps", "features.snr", "probe.cell", "probe.grid", "probe.targets")
-"""Settings of which cells and targets were measured, not of how."""
 _SHARED_WITH_CONTROLS = ("kind", "experiment", "metric", "split", "target", "probe")
 """Fields in which a control run equals the run that it is a control of."""
 _CONTROLS = (*LADDER, "shuffled_labels", "random_direction", "mean_prediction", "chance")
@@ -50,15 +50,19 @@ class DefaultTables:
     """Sentences: which rows, columns, metrics and splits, and what has no place in these tables."""
 
 
-def default_tables(results: Sequence[RunResult], where: Mapping[str, Any] | None = None) -> DefaultTables:
+def default_tables(
+    results: Sequence[RunResult], where: Mapping[str, Any] | None = None, *, exploratory: bool = False
+) -> DefaultTables:
     """Choose the tables of some results: for each kind of run and target, the primary metric by layer and timestep.
 
     Whatever else differs between the runs becomes an axis of the rows: `probe`, `condition`, `pool`, settings
-    (`config.KEY`), or the name of the run where no setting distinguishes them. Seeds are averaged.
+    (`config.KEY`), or the name of the run where no setting distinguishes them. Seeds are averaged. Several cells are
+    compared on val, where it was measured, and the best of them is scored on test; a single one is read on test.
 
     Args:
         results: the results of any runs.
         where: field -> value; narrows what is shown. `metric` and `split` replace what would be chosen.
+        exploratory: whether tables may compare many cells on test.
     Raises: RunFailed if no result has a number of a cell; ConfigError for an unknown field.
     """
     wanted = dict(where or {})
@@ -78,7 +82,7 @@ def default_tables(results: Sequence[RunResult], where: Mapping[str, Any] | None
         metric_names = dict.fromkeys(record.name for _, record in of_kind)
         chosen = list(metric_names) if metrics is not None else [_primary(kind, metric_names)]
         for metric in chosen:
-            made, lines = _tables_of(kind, metric, of_kind, placed, wanted)
+            made, lines = _tables_of(kind, metric, of_kind, placed, wanted, exploratory)
             specs += made
             choices += lines
         others = [name for name in metric_names if name not in chosen]
@@ -127,13 +131,12 @@ def _tree(value: Any) -> Any:
 
 
 def _tables_of(
-    kind: str, metric: str, of_kind: Found, placed: Found, wanted: Mapping[str, Any]
+    kind: str, metric: str, of_kind: Found, placed: Found, wanted: Mapping[str, Any], exploratory: bool
 ) -> tuple[list[TableSpec], list[str]]:
     """Return the tables of one kind and metric, one per target, and what was chosen."""
     found = [one for one in of_kind if one[1].name == metric]
-    split = _split({record.split for _, record in found}, wanted)
-    found = [one for one in found if matches(*one, {"split": split})]
-    axes, lines = _distinct(found)
+    split, found, axes, lines = _on_split(found, wanted)
+    several = compares_cells(found, [axis.field for axis in axes])
     heading = f"{kind}: {metric} on {split if isinstance(split, str) else ', '.join(map(str, split))}"
     layer = TableAxis(field="tap", title="layer")
     one_layer = len({field_of(*one, "tap") for one in found}) == 1
@@ -141,6 +144,11 @@ def _tables_of(
     chosen = [f"{heading}; rows: {', '.join(axis.field for axis in rows)}; columns: timestep", *lines]
     filters: dict[str, Any] = {"kind": kind, **wanted, "split": split}
     higher = is_higher_better(metric)
+    ranked = kind not in _UNRANKED and higher is not None
+    selects = split == "val" and several and ranked
+    if selects:
+        chosen.append(f"{kind}: cells are compared on val, and the best is scored on test (all on test: "
+                      "--where split=test --exploratory)")  # fmt: skip
     specs = []
     for target in dict.fromkeys(record.target for _, record in found):
         of_target = {} if target is None else {"target": target}
@@ -158,7 +166,9 @@ def _tables_of(
                 controls=_control_columns(of_split),
                 number=NumberFormat(scale=100, decimals=1, unit="%") if metric in _SHARES else NumberFormat(),
                 higher_is_better=higher is not False,
-                ranked=kind not in _UNRANKED and higher is not None,
+                ranked=ranked,
+                select="val" if selects else "none",
+                exploratory=exploratory and several and split != "val",
             )
         )
     return specs, chosen
@@ -170,10 +180,19 @@ def _primary(kind: str, measured: Iterable[str]) -> str:
     return next((name for name in (*_PRIMARY.get(kind, ()), *described()) if name in names), names[0])
 
 
-def _split(measured: set[str], wanted: Mapping[str, Any]) -> Any:
-    if "split" in wanted:
-        return wanted["split"]
-    return next((name for name in _SPLITS if name in measured), min(measured))
+def _on_split(found: Found, wanted: Mapping[str, Any]) -> tuple[Any, Found, tuple[TableAxis, ...], list[str]]:
+    """Return the split that is shown, its records, and what `_distinct` finds of them.
+
+    Several cells are shown on val, a single one on test, as far as these were measured.
+    """
+    measured = {record.split for _, record in found}
+    names = [name for name in _SPLITS if name in measured] or [min(measured)]
+    for split in [wanted["split"]] if "split" in wanted else names:
+        records = [one for one in found if matches(*one, {"split": split})]
+        axes, lines = _distinct(records)
+        if split != "test" or not compares_cells(records, [axis.field for axis in axes]) or "val" not in measured:
+            break
+    return split, records, axes, lines
 
 
 def _control_columns(records: Found) -> tuple[ControlColumn, ...]:
@@ -197,7 +216,7 @@ def _distinct(found: Found) -> tuple[tuple[TableAxis, ...], list[str]]:
     runs = list({id(run): run for run, _ in found}.values())
     settings = dict.fromkeys(key for run in runs[1:] for key, _, _ in differing_settings(runs[0], run))
     inputs = dict.fromkeys(name for run in runs[1:] for name, _, _ in differing_inputs(runs[0], run))
-    content_keys = [key for key in settings if not key.startswith(_COVERAGE)]
+    content_keys = [key for key in settings if not key.startswith(COVERAGE)]
     content = {id(run): _content(run, content_keys, inputs) for run in runs}
     places: dict[int, set[str]] = {id(run): set() for run in runs}
     for run, record in found:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffprobe.core.result import MetricRecord
-from diffprobe.report.table_data import Entry, TableData
+from diffprobe.report.filled_table import Entry, TableData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import PLAIN, format_entry
-from diffprobe.report.table_data import TableData, TableRow
+from diffprobe.report.filled_table import TableData, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError
 from diffprobe.report.figure import table_heat_map
+from diffprobe.report.filled_table import TableData
 from diffprobe.report.line_plot import line_plot
-from diffprobe.report.table_data import TableData
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def figures_of(tables: Sequence[TableData], plot: Plot = "heat-map") -> "list[Fi
     figures = []
     for table in tables:
         for value, rows in table.blocks():
-            title = table.spec.title
+            title = table.spec.heading
             heading = title if value is None else f"{title}: {table.spec.rows[0].label(value)}"
             draw = table_heat_map if plot == "heat-map" else line_plot
             figures.append(draw(table, rows, heading=heading))

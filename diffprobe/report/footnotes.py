@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffprobe.report.aggregation import seed_words
-from diffprobe.report.table_data import Entry, TableData
+from diffprobe.report.filled_table import ChosenCell, Entry, TableData
+from diffprobe.report.query import CELL_FIELDS
 from diffprobe.report.table_spec import TableSpec
 
 BELOW: str = "‡"
@@ -12,6 +13,8 @@ OUTSIDE: str = "!"
 """Marks of a value that does not beat its strongest control, and of one outside the tolerance of a published value."""
 BELOW_CONTROL = f"{BELOW} does not beat the strongest control of the same entry."
 """Legend of the mark ‡."""
+EXPLORATORY = "Exploratory: many cells are read on test, which is then no new data for a choice among them."
+"""Legend of the word "exploratory"."""
 _MEANS_OVER_CLASSES = ("balanced_accuracy",)
 """Metrics that are a mean over the classes with samples in the split."""
 _PICK = {"max": "largest", "min": "smallest", "mean": "mean"}
@@ -73,7 +76,43 @@ def table_notes(table: TableData) -> Notes:
     if any(found.within is False for found in comparisons):
         notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
     notes += [Note(mark=mark, text=source) for source, mark in marks.items()]
+    if spec.is_exploratory:
+        notes.append(Note(text=EXPLORATORY))
+    notes += map(_choice, [table] * len(table.chosen), table.chosen)
     return Notes(notes=tuple(notes), marks=marks)
+
+
+def _choice(table: TableData, chosen: ChosenCell) -> Note:
+    """Return the line of a chosen cell: where it is, its score on test with an interval, and how it was chosen."""
+    spec, number = table.spec, table.spec.number
+    axes = [axis for axis in (*spec.rows, spec.columns) if axis.field in ("cell", *CELL_FIELDS)]
+    place = ", ".join(axis.label(chosen.val.where[axis.field]) for axis in axes) or str(chosen.val.cell)
+    of = f" for {chosen.of}" if chosen.of else ""
+    n = len(chosen.candidates)
+    head = f"Chosen on val{of}: {place} ({_value(spec, chosen.val)} there, the best of {n})"
+    if chosen.test is None or chosen.test.value is None:
+        return Note(text=f"{head}; not measured on test.")
+    text = f"{head}; on test {_value(spec, chosen.test)}"
+    found = chosen.interval
+    if found is not None:
+        text += f" [{number.show(found.low)}, {number.show(found.high)}]"
+    if chosen.test.controls:
+        pick = max if spec.higher_is_better else min
+        name, control = pick(chosen.test.controls.items(), key=lambda item: item[1])
+        titles = {one.name: one.title for one in spec.controls}
+        text += f", strongest control {number.show(control)} ({titles.get(name, name.replace('_', ' '))})"
+    if found is None:
+        return Note(text=f"{text}. No interval: {chosen.no_interval}.")
+    return Note(
+        text=f"{text}. {found.level:.0%} interval, chosen again in each of {found.n_resamples:,} resamples of "
+        f"{found.n_groups:,} {found.unit}, {found.share:.0%} of which choose this cell; the best on val is too good by "
+        f"about {number.show(found.optimism)}."
+    )
+
+
+def _value(spec: TableSpec, entry: Entry) -> str:
+    spread = "" if entry.spread is None else f" ± {spec.number.show(entry.spread)}"
+    return "" if entry.value is None else spec.number.show(entry.value) + spread
 
 
 def over_what(spec: TableSpec, entries: Sequence[Entry]) -> str:

@@ -5,8 +5,8 @@ import unicodedata
 
 from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
+from diffprobe.report.filled_table import TableData, TableRow
 from diffprobe.report.footnotes import BELOW, OUTSIDE, Note, Notes, table_notes
-from diffprobe.report.table_data import TableData, TableRow
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -36,7 +36,7 @@ def render_latex(table: TableData, *, label: str | None = None) -> str:
         PACKAGES,
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{_caption(spec.title, spec.caption)}}}",
+        rf"\caption{{{_caption(spec.heading, spec.caption)}}}",
         rf"\label{{tab:{label or label_of(spec.title)}}}",
         r"\begin{threeparttable}",
         rf"\begin{{tabular}}{{{layout}}}",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffprobe.core.terminal import one_line
 from diffprobe.report.figure import control_levels, figure_class, wrapped_heading
-from diffprobe.report.table_data import TableData, TableRow
+from diffprobe.report.filled_table import TableData, TableRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import itertools
 import re
 import textwrap
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
@@ -21,10 +21,11 @@ from diffprobe.report.aggregation import seed_words
 from diffprobe.report.default_table import spec_yaml
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure_file import Plot, figures_of
+from diffprobe.report.filled_table import Entry, TableData, TableRow
 from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.latex import label_of, render_latex
-from diffprobe.report.table_data import Entry, TableData, TableRow, fill_table
-from diffprobe.report.table_request import RESULTS, resolve_request
+from diffprobe.report.table_data import fill_table
+from diffprobe.report.table_request import RESULTS, TableRequest, resolve_request
 from diffprobe.report.table_spec import TableSpec
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def build_table(
     results: Path | str | None = None,
     *,
     where: Mapping[str, Any] | None = None,
+    exploratory: bool = False,
+    finish: Callable[[TableData, TableRequest], TableData] | None = None,
 ) -> Table:
     """Build tables from result files: the table of an experiment, or the default one of any runs.
 
@@ -108,13 +111,18 @@ def build_table(
             `choices` says what was chosen. Nothing stands for all runs of `results`.
         results: folder whose `result.json` files are read, for a name; None for "runs".
         where: field -> value; narrows the filter of the table.
-    Raises: ConfigError for an unknown table or field; RunFailed if no result fits, or if an entry would mix results of
-        different settings; SchemaError for result files that cannot be read.
+        exploratory: whether the tables may compare many cells on test; they then say that they are exploratory.
+        finish: takes each filled table with what was read, and returns it with what only predictions show.
+    Raises: SelectionOnTest for many cells on test in a table that is not exploratory; ConfigError for an unknown table
+        or field; RunFailed if no result fits, or if an entry would mix results of different settings; SchemaError for
+        result files that cannot be read.
     """
     names = [name] if isinstance(name, (str, Path)) else name
     folder = None if results is None else str(results)
-    request = resolve_request([str(one) for one in names], results=folder, where=where)
+    request = resolve_request([str(one) for one in names], results=folder, where=where, exploratory=exploratory)
     parts = tuple(fill_table(request.results, spec) for spec in request.specs)
+    if finish is not None:
+        parts = tuple(finish(part, request) for part in parts)
     return Table(parts, choices=request.choices, folder=request.folder)
 
 
@@ -136,7 +144,7 @@ def render_markdown(table: TableData) -> str:
     for _, rows in table.blocks():
         best = table.best(rows)
         body += [_cells(table, row, best, style) for row in rows]
-    text = [f"**{_escape(spec.title)}**", "", *_grid(body, n_left=len(spec.rows)), ""]
+    text = [f"**{_escape(spec.heading)}**", "", *_grid(body, n_left=len(spec.rows)), ""]
     if spec.caption:
         text += [*_wrap(_escape(spec.caption)), ""]
     items = [line for note in notes.lines for line in _wrap(f"- {_escape(note)}", indent="  ")]
@@ -224,6 +232,8 @@ def render_csv(table: TableData) -> str:
         *(f"control_{name}" for name in names),
     ]
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
+    head += _CHOICE if spec.select != "none" else []
+    head += ["exploratory"] if spec.is_exploratory else []
     writer.writerow([csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
@@ -238,8 +248,23 @@ def render_csv(table: TableData) -> str:
             number = comparison.published
             line += [number.value, comparison.delta, number.tolerance, comparison.within]
             line += [number.source, number.provenance]
+        line += _choice_cells(table, entry) if spec.select != "none" else []
+        line += [True] if spec.is_exploratory else []
         writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
+
+
+_CHOICE = ["chosen", "test_value", "test_low", "test_high", "test_n"]
+"""Columns of a table whose cells are chosen on val; values are those of the chosen cells."""
+
+
+def _choice_cells(table: TableData, entry: Entry) -> list[object]:
+    chosen = next((one for one in table.chosen if one.val.where == entry.where), None)
+    if chosen is None:
+        return [False, None, None, None, None]
+    ends = [None, None] if chosen.interval is None else [chosen.interval.low, chosen.interval.high]
+    value, n = (None, None) if chosen.test is None else (chosen.test.value, chosen.test.n)
+    return [True, value, *ends, n]
 
 
 def _seeds_vary(entry: Entry) -> str | None:

@@ -8,14 +8,16 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from diffprobe.config.controls import has_one_cell
 from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings, one_per_seed, varied
-from diffprobe.report.published import Comparison, compare, find_published
+from diffprobe.report.cell_choice import choose_cells, refuse_selection_on_test
+from diffprobe.report.filled_table import Entry, TableData, TableRow
+from diffprobe.report.published import compare, find_published
 from diffprobe.report.query import CELL_FIELDS, field_of, matches
 from diffprobe.report.table_spec import TableAxis, TableSpec, Value
 
@@ -36,91 +38,29 @@ _SHOWN = 20
 """Values of a field that a message lists."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One entry of a table: a measured number, or a missing one."""
-
-    where: dict[str, Value]
-    """Field -> value of the row and column."""
-    value: float | None = None
-    """Mean over seeds, in the unit of the metric; None without a result."""
-    spread: float | None = None
-    """Standard deviation over seeds (ddof 1); None for one seed, and for seeds that all give one value."""
-    n_seeds: int = 0
-    """Number of seeds."""
-    varied: tuple[str, ...] = ()
-    """What the seeds vary (`aggregation.SEED_WORDS`); () for one seed, or where results do not record it."""
-    n: int = 0
-    """Number of samples (the smallest over seeds)."""
-    n_classes: int | None = None
-    """Number of classes with samples in the split (the smallest over seeds); None if not recorded."""
-    is_far: bool = False
-    """Whether the training of one of its probes stopped far from convergence, where results record that."""
-    controls: dict[str, float]
-    """Control name -> its value for this entry."""
-    comparison: Comparison | None = None
-    """Comparison with a published number, if there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableRow:
-    """One row: its values on the row axes, entries in column order, controls in the order of the spec."""
-
-    values: tuple[Value, ...]
-    entries: tuple[Entry, ...]
-    controls: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableData:
-    """A filled table."""
-
-    spec: TableSpec
-    columns: tuple[Value, ...]
-    rows: tuple[TableRow, ...]
-
-    def entries(self) -> list[Entry]:
-        """Return all entries, row by row."""
-        return [entry for row in self.rows for entry in row.entries]
-
-    def blocks(self) -> list[tuple[Value | None, list[TableRow]]]:
-        """Split the rows by the outermost row axis; one block (None) where there is only one axis."""
-        if len(self.spec.rows) == 1:
-            return [(None, list(self.rows))]
-        return [(value, list(rows)) for value, rows in itertools.groupby(self.rows, key=lambda row: row.values[0])]
-
-    @property
-    def inner_axes(self) -> tuple[TableAxis, ...]:
-        """The row axes within a block: all but the outermost, or the only one."""
-        return self.spec.rows[1:] or self.spec.rows
-
-    def row_labels(self, row: TableRow) -> list[str]:
-        """Return the labels of a row within its block, one per inner axis."""
-        values = row.values[-len(self.inner_axes) :]
-        return [axis.label(value) for axis, value in zip(self.inner_axes, values, strict=True)]
-
-    def best(self, rows: Sequence[TableRow]) -> float | None:
-        """Return the best measured value among some rows; None if values are not ranked."""
-        if not self.spec.ranked:
-            return None
-        values = [entry.value for row in rows for entry in row.entries if entry.value is not None]
-        return (max if self.spec.higher_is_better else min)(values, default=None)
-
-    def beats_controls(self, entry: Entry) -> bool | None:
-        """Return whether an entry beats all of its controls; None without value, control or ranking."""
-        if entry.value is None or not entry.controls or not self.spec.ranked:
-            return None
-        if self.spec.higher_is_better:
-            return entry.value > max(entry.controls.values())
-        return entry.value < min(entry.controls.values())
-
-
 def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
     """Fill a table.
 
     Raises: RunFailed if no result passes the filter, or if an entry would mix different settings or contradictory
-        results; ConfigError for an unknown field.
+        results; SelectionOnTest for many cells on test, unless the spec is exploratory; ConfigError for an unknown
+        field.
     """
+    table = _fill(results, spec)
+    refuse_selection_on_test(table)
+    if spec.select == "none":
+        return table
+    return replace(table, chosen=choose_cells(table, lambda on_test: _fill_measured(results, on_test)))
+
+
+def _fill(results: Sequence[RunResult], spec: TableSpec) -> TableData:
+    table = _fill_measured(results, spec)
+    if table is None:
+        raise _no_result(results, {"metric": spec.metric, **spec.filter})
+    return table
+
+
+def _fill_measured(results: Sequence[RunResult], spec: TableSpec) -> TableData | None:
+    """Fill a table; None if no result passes its filter."""
     # canonical order, so that means do not depend on the order of files
     ordered = sorted(results, key=lambda run: (run.experiment, run.run, run.config_digest, run.started))
     conditions = {"metric": spec.metric, **spec.filter}
@@ -129,7 +69,7 @@ def fill_table(results: Sequence[RunResult], spec: TableSpec) -> TableData:
         (run, record) for run, record in records if control_of(run) is None and matches(run, record, conditions)
     ]
     if not measured:
-        raise _no_result(ordered, conditions)
+        return None
     axes = [(axis, _axis_values(axis, measured)) for axis in (*spec.rows, spec.columns)]
     _check_size(axes)
     columns = axes[-1][1]
@@ -201,7 +141,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
         is_far=any(record.detail.get("far_from_convergence") is True for _, record in found),
-        controls=controls, comparison=comparison, varied=varied(found),
+        controls=controls, comparison=comparison, varied=varied(found), sources=tuple(found),
     )  # fmt: skip
 
 

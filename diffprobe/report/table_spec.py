@@ -126,6 +126,10 @@ class TableSpec:
     """Direction of the metric, for the best entry and the comparison with controls."""
     ranked: bool = True
     """Whether values are better or worse; false (for example L0) marks neither best entries nor controls."""
+    select: Literal["none", "val"] = "none"
+    """Which cell is the best: "val" prints the cell that is best on val, and its score on test, below the table."""
+    exploratory: bool = False
+    """Whether many cells may be compared on test. The table then says that it is exploratory."""
     missing: str = "n/a"
     """Text for a missing result or control."""
     published: tuple[Published, ...] = ()
@@ -137,6 +141,12 @@ class TableSpec:
             raise ConfigError("rows is empty; a table needs at least one row axis.")
         if len(set(axes)) < len(axes):
             raise ConfigError(f"rows and columns use a field twice: {', '.join(axes)}.")
+        if self.select == "val" and (self.filter.get("split") != "val" or not self.ranked or "split" in axes):
+            raise ConfigError(
+                f"select: val with filter.split={self.filter.get('split')!r} and ranked={self.ranked}.",
+                "a cell is chosen among values on val, of which one is better than another",
+                fix="filter: {split: val}; or leave select out",
+            )
         for entry in self.published:
             if sorted(entry.where) != sorted(axes):
                 raise ConfigError(
@@ -151,8 +161,29 @@ class TableSpec:
                     )
 
     def narrowed(self, where: Mapping[str, Any]) -> "TableSpec":
-        """Return the table with further conditions in its filter; they replace those of the same field."""
-        return dataclasses.replace(self, filter={**self.filter, **where}) if where else self
+        """Return the table with further conditions in its filter; they replace those of the same field.
+
+        On another split than val, no cell is chosen.
+        """
+        if not where:
+            return self
+        select = self.select if where.get("split", "val") == "val" else "none"
+        return dataclasses.replace(self, filter={**self.filter, **where}, select=select)
+
+    @property
+    def heading(self) -> str:
+        """The title as it is printed: an exploratory table says so."""
+        return f"{self.title} (exploratory)" if self.is_exploratory else self.title
+
+    @property
+    def is_exploratory(self) -> bool:
+        """Whether the table may compare many cells on test, and reads test."""
+        return self.exploratory and self.reads_test()
+
+    def reads_test(self) -> bool:
+        """Return whether the filter lets numbers of test through."""
+        split = self.filter.get("split", "test")
+        return "test" in split if isinstance(split, (list, tuple)) else split == "test"
 
 
 def load_spec(path: Path | str) -> TableSpec:

@@ -4,12 +4,13 @@ A backbone has one digest whatever is read from it and whatever its folder is ca
 weights.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import unknown
+from diffprobe.core.errors import SplitLeak, unknown
 from diffprobe.core.result import BACKBONE, SHARDS, STORE
 
 if TYPE_CHECKING:
@@ -45,6 +46,33 @@ def require_splits(data: DataConfig, shard_set: "ShardSet") -> None:
                     f" --{key.removesuffix('_split')} 0.1"
                 )
             raise error
+
+
+def require_no_leak(data: DataConfig, shard_set: "ShardSet") -> None:
+    """Check that what a run is scored on was not seen in its training or its selection.
+
+    The group of a set that was indexed with it has to stay in one split. The sets that diffprobe builds name a group
+    without recording it: `val` of `emoji` holds seen bases on purpose.
+
+    Raises: SplitLeak for one split in two roles, and for a group with samples in two of the splits that the run reads.
+    """
+    from diffprobe.shards.shared_groups import require_disjoint_splits
+
+    roles = {key: getattr(data, key) for key in ("train_split", "val_split", "test_split")}
+    for one, other in itertools.combinations(roles, 2):
+        if roles[one] == roles[other]:
+            seen = "labels of training" if one == "train_split" else "what selection has seen"
+            raise SplitLeak(
+                f"data.{one} and data.{other} are both '{roles[one]}': the score on it would be of {seen}.",
+                f"splits of '{shard_set.name}': {', '.join(shard_set.splits())}",
+                fix=f"data.{other}=NAME for another split"
+                + ("" if "val_split" not in (one, other) else "; or data.val_split=val data.val_fraction=0.1"),
+            )
+    if shard_set.grouped_by is not None:
+        require_disjoint_splits(
+            shard_set.shared_groups, roles.values(), group=shard_set.grouped_by, name=shard_set.name,
+            folder=shard_set.root,
+        )  # fmt: skip
 
 
 def backbone_digest(fingerprint: Mapping[str, Any]) -> str:

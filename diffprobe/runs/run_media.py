@@ -14,8 +14,8 @@ _FIELDS = ("split", "metric", "target", "probe", "cell", *CELL_FIELDS)
 def media_of(result: RunResult, members: Mapping[str, RunResult] | None = None) -> Media:
     """Return the media of a finished run.
 
-    The table has a row per record. A heat map, layers x timesteps, is drawn of each metric on test for each target,
-    probe, condition and pooling that has several layers or timesteps.
+    The table has a row per record. A heat map, layers x timesteps, is drawn of each metric for each target, probe,
+    condition and pooling that has several layers or timesteps: on val, where it was measured, since cells are compared.
 
     Args:
         result: the record of the run.
@@ -71,8 +71,9 @@ def _field(result: RunResult, record: MetricRecord, name: str) -> Value:
 
 def _heat_maps(records: list[Found]) -> Iterator[tuple[str, bytes]]:
     groups: dict[str, dict[tuple[str, int], float]] = {}
+    shown = "val" if any(record.split == "val" and record.cell for _, _, record in records) else "test"
     for member, result, record in records:
-        if record.cell is None or record.split != "test":
+        if record.cell is None or record.split != shown:
             continue
         tap, timestep, condition, pool = (_field(result, record, name) for name in CELL_FIELDS)
         if not isinstance(tap, str) or not isinstance(timestep, int):

@@ -22,7 +22,7 @@ from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.plan import RunPlan, plan, training_of
-from diffprobe.runs.provenance import inputs_of, require_splits
+from diffprobe.runs.provenance import inputs_of, require_no_leak, require_splits
 from diffprobe.runs.run_media import media_of
 from diffprobe.runs.seeds import recorded_seeds
 
@@ -122,6 +122,7 @@ def make_source(config: RunConfig) -> "FeatureSource":
     make = LiveFeatures if features.source == "live" else StoredFeatures
     source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
     require_splits(config.data, source.request.shard_set)
+    require_no_leak(config.data, source.request.shard_set)
     training_of(config.probe.kind).check_cells(config, list(source.widths))
     return source
 

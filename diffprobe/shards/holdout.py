@@ -192,7 +192,7 @@ def _cut(whole: ShardSet, rule: Holdout, data: DataConfig) -> ShardView:
     return ShardView(
         name=whole.name, root=whole.root, shards=tuple(shards), classes=whole.classes, attributes=whole.attributes,
         licence=whole.licence, faults=whole.faults, fields=whole.fields, renamed=whole.renamed, newer=whole.newer,
-        grouped_by=whole.grouped_by, patience=whole.patience, whole=whole,
+        grouped_by=whole.grouped_by, shared_groups=whole.shared_groups, patience=whole.patience, whole=whole,
     )  # fmt: skip
 
 

@@ -23,6 +23,12 @@ from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.reader import RawSample, read_shard, storage_error
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
 from diffprobe.shards.shard_names import build_command, find_shards, more_lines, splits_not_named, splits_of
+from diffprobe.shards.shared_groups import (
+    SINGLE_SAMPLES,
+    SharedGroups,
+    find_shared_groups,
+    parse_shared_groups,
+)
 
 SCHEMA_VERSION = 2
 KIND = "shard_index"
@@ -70,6 +76,7 @@ class ShardSet:
         renamed: attribute name in the JSON of a sample -> its name in the set.
         newer: shards modified after the index was written; streams verify their checksums.
         grouped_by: attribute whose samples are not independent, such as the person or the drawing; see `group`.
+        shared_groups: groups that two splits share, of a set that was indexed with `grouped_by`.
         patience: how long a shard is tried again while its storage is away.
     """
 
@@ -84,6 +91,7 @@ class ShardSet:
     renamed: dict[str, str] = field(default_factory=dict)
     newer: tuple[str, ...] = field(default=(), compare=False)
     grouped_by: str | None = None
+    shared_groups: tuple[SharedGroups, ...] = ()
     patience: Patience = field(default=NO_PATIENCE, compare=False, repr=False)
 
     @cached_property
@@ -237,20 +245,20 @@ def build_index(
         renamed: attribute name in the JSON -> its name in the set. Written to the index.
         number_duplicates: append the label to class names that several labels have.
         caps: largest parts of a sample that are read.
-        grouped_by: see `ShardSet`. Written to the index.
+        grouped_by: see `ShardSet`. Written to the index; "sample": the samples are independent.
 
     Raises: ConfigError for a group that is not an attribute; ShardError for missing or misnamed shards, faulty samples,
         attribute names that cannot be kept apart, or conflicting labels; DuplicateKey for a key that occurs twice in
         the set, over all splits.
     """
     root = Path(root)
-    scan = Scan(fields or Fields(), renamed=renamed, caps=caps)
+    scan = Scan(fields or Fields(), renamed=renamed, caps=caps, group=grouped_by)
     paths = {path.relative_to(root).as_posix(): path for path in find_shards(root)}
     splits = splits_of(list(paths), split=split, assigned=assigned)
     scanned = []
     for file, path in paths.items():
         on_shard(file)
-        found = scan.shard(path, name=file)
+        found = scan.shard(path, name=file, split=splits[file])
         info = ShardInfo(
             file=file, split=splits[file], n_samples=found.n_samples, sha256=digest_file(path),
             n_bytes=path.stat().st_size,
@@ -266,6 +274,7 @@ def build_index(
         )  # fmt: skip
     scan.check_columns()
     columns = {CAPTION, LABEL, *scan.values}
+    grouped_by = None if grouped_by == SINGLE_SAMPLES else grouped_by
     if grouped_by is not None and grouped_by not in scan.values:
         raise unknown("--group (attribute)", grouped_by, scan.values, ConfigError)
     shard_set = ShardSet(
@@ -279,6 +288,7 @@ def build_index(
         fields=scan.fields,
         renamed=scan.renamed,
         grouped_by=grouped_by,
+        shared_groups=find_shared_groups(scan.groups),
     )
     path = root / INDEX_NAME if index_path is None else Path(index_path)
     try:
@@ -376,6 +386,7 @@ def _parse(record: Mapping[str, Any], folder: Path) -> ShardSet:
         fields=_read_fields(expect(record.get("fields", {}), dict, where="fields")),
         renamed={old: expect(new, str, where="renamed") for old, new in record.get("renamed", {}).items()},
         grouped_by=expect(record["grouped_by"], str, where="grouped_by") if "grouped_by" in record else None,
+        shared_groups=parse_shared_groups(record.get("shared_groups", [])),
     )
     if shard_set.grouped_by not in (None, *attributes):
         raise SchemaError(f"its group '{shard_set.grouped_by}' is not an attribute")
@@ -443,7 +454,7 @@ def write_index(shard_set: ShardSet, path: Path) -> None:
     del body["newer"], body["patience"]
     if shard_set.fields == Fields():
         del body["fields"]
-    for name in ("renamed", "grouped_by"):
+    for name in ("renamed", "grouped_by", "shared_groups"):
         if not body[name]:
             del body[name]
     if path.parent.resolve() == shard_set.root.resolve():

@@ -54,9 +54,17 @@ class Scan:
         fields: names of the files and keys of a sample.
         renamed: attribute name in the JSON -> its name in the set.
         caps: largest parts of a sample.
+        group: attribute whose values are kept by split, in `groups`; None for none.
     """
 
-    def __init__(self, fields: Fields, *, renamed: Mapping[str, str] | None = None, caps: Caps | None = None) -> None:
+    def __init__(
+        self,
+        fields: Fields,
+        *,
+        renamed: Mapping[str, str] | None = None,
+        caps: Caps | None = None,
+        group: str | None = None,
+    ) -> None:
         self.fields, self.renamed, self.caps = fields, dict(renamed or {}), caps or Caps()
         self.keys: dict[str, str] = {}
         self.names: dict[int, str | None] = {}
@@ -64,11 +72,14 @@ class Scan:
         self.values: dict[str, set[str]] = {}
         self.faults: list[str] = []
         self.fixes: Counter[str] = Counter()
+        self._group, self._split = group, ""
+        self.groups: dict[str, set[str]] = {}
         self._annotated = 0
         self._bare: list[str] = []
 
-    def shard(self, path: Path, *, name: str | None = None) -> ShardScan:
-        """Read one shard; `name` is its path in the set. Raises: DuplicateKey, ShardError."""
+    def shard(self, path: Path, *, name: str | None = None, split: str = "") -> ShardScan:
+        """Read one shard; `name` is its path in the set, `split` its split. Raises: DuplicateKey, ShardError."""
+        self._split = split
         orphans: list[str] = []
         found = self.samples(read_shard(path, name=name, orphans=orphans, caps=self.caps))
         self.faults += [f"{name or path.name}: {orphan}." for orphan in orphans]
@@ -101,6 +112,8 @@ class Scan:
             self._bare.append(fault(raw, f"no annotation ({self.fields.json}), while other samples have one").what)
         for key, value in annotation.attributes.items():
             self.values.setdefault(key, set()).add(value)
+            if key == self._group:
+                self.groups.setdefault(self._split, set()).add(value)
         self._class(raw, annotation)
         return annotation
 

@@ -49,13 +49,15 @@ def test_errors_leave_no_half_table(project, capsys):
 
 
 def test_without_a_table_the_choice_is_said_and_saved(project, capsys):
-    assert main(["table", "runs"]) == 0
+    assert main(["table", "runs"]) == 2  # many cells, and only test was measured
+    assert "SelectionOnTest" not in capsys.readouterr().out
+    assert main(["table", "runs", "--exploratory"]) == 0
     out, err = capsys.readouterr()
     assert "accuracy of group by layer and timestep" in out and "no table.yaml" not in out
     assert "rows: tap; columns: timestep" in err and "--save-yaml" in err
-    assert main(["table", "runs", "--save-yaml", "experiments/mine/table.yaml"]) == 0
+    assert main(["table", "runs", "--exploratory", "--save-yaml", "experiments/mine/table.yaml"]) == 0
     assert "diffprobe table NAME --results runs" in capsys.readouterr().err
     assert main(["table", "mine", "--results", "runs"]) == 0
     assert capsys.readouterr() == (out, "")
-    assert main(["table", "runs", "--save-yaml", "experiments/mine/table.yaml"]) == 2
+    assert main(["table", "runs", "--exploratory", "--save-yaml", "experiments/mine/table.yaml"]) == 2
     assert "exists and is not replaced" in capsys.readouterr().err

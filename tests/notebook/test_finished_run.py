@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import ConfigError, UnknownName
+from diffprobe.core.errors import ConfigError, SelectionOnTest, UnknownName
 from diffprobe.notebook.finished_run import open_run
 from diffprobe.probes.classifier.base import ClassifierProbe
 from diffprobe.probes.direction import Direction
@@ -80,6 +80,14 @@ def test_the_heat_map_is_a_figure_of_layers_and_timesteps(linear, tmp_path):
     assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(UnknownName, match="label"):
         linear.heat_map(target="lable")
+
+
+def test_many_cells_on_test_are_refused_unless_exploratory(linear):
+    (chosen,) = linear.table().parts[0].chosen
+    assert chosen.interval is not None and chosen.test.split == "test"
+    with pytest.raises(SelectionOnTest, match="2 cells on test"):
+        linear.table(where={"split": "test"})
+    assert "(exploratory)" in linear.table(where={"split": "test"}, exploratory=True).to_markdown()
 
 
 def test_it_is_shown_with_its_metrics_and_settings(linear, sae):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak
 from diffprobe.probes.grouped_folds import grouped_folds, require_disjoint
 
 
@@ -69,5 +69,5 @@ def test_unusable_input_is_refused(labels: list[int], folds: int, error: type[Ex
 
 def test_a_group_that_spans_splits_is_refused() -> None:
     require_disjoint({"train": ["a", "b"], "test": ["c"]})
-    with pytest.raises(ConfigError, match=r"1 groups[\s\S]*'train'[\s\S]*'test'[\s\S]*'b'[\s\S]*1 of 2"):
+    with pytest.raises(SplitLeak, match=r"1 groups[\s\S]*'train'[\s\S]*'test'[\s\S]*'b'[\s\S]*1 of 2"):
         require_disjoint({"train": ["a", "b"], "test": ["b", "c"]})

@@ -10,6 +10,7 @@ TABLE = """\
 title: What a tiny model knows
 metric: accuracy
 filter: {experiment: paper/layers, split: test}
+exploratory: true
 rows:
   - {field: experiment, title: row}
 columns: {field: target}

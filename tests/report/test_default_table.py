@@ -27,7 +27,7 @@ def changed(run, name, *, config=None, records=None, **fields):
 
 
 def test_each_target_is_a_table_of_layers_by_timesteps_with_seeds_averaged(results, spec):
-    made = default_tables(results)
+    made = default_tables(results, exploratory=True)
     assert [spec.filter["target"] for spec in made.specs] == ["group", "label"]
     assert all(fields(one) == ["tap", "timestep"] and one.filter["split"] == "test" for one in made.specs)
     known = {tuple(sorted(entry.where.items())): entry for entry in fill_table(results, spec).entries()}
@@ -56,7 +56,7 @@ def test_a_setting_in_which_runs_differ_is_an_axis(results):
     seeds = [run for run in results if run.run.startswith("bank")]
     wider = [changed(run, f"{run.run}-wide", config={"probe.width": 64}) for run in seeds]
     narrow = [changed(run, run.run, config={"probe.width": 8}) for run in seeds]
-    made = default_tables([*wider, *narrow])
+    made = default_tables([*wider, *narrow], exploratory=True)
     assert {tuple(fields(one)) for one in made.specs} == {("config.probe.width", "tap", "timestep")}
     assert {entry.n_seeds for entry in fill_table([*wider, *narrow], made.specs[0]).entries()} == {2}
 
@@ -81,7 +81,7 @@ def test_settings_that_change_together_are_one_axis_and_named(results):
 def test_what_cannot_be_an_axis_keeps_runs_apart_by_name(results, config, artifacts, key):
     one = next(run for run in results if run.run == "bank-0")
     both = [one, changed(one, "other", config=config, artifacts={**one.artifacts, **artifacts})]
-    made = default_tables(both)
+    made = default_tables(both, exploratory=True)
     assert fields(made.specs[0]) == ["run", "tap", "timestep"]
     assert any("by name" in line and key in line for line in made.choices)
     assert {entry.n_seeds for entry in fill_table(both, made.specs[0]).entries() if entry.value} == {1}
@@ -106,7 +106,7 @@ def test_where_narrows_and_chooses_metric_and_split(results):
     assert {one.metric for one in made.specs} == {"fvu"}
     one = next(run for run in results if run.run == "bank-0")
     both = [one, changed(one, "v", records={"split": "val"})]
-    assert default_tables(both).specs[0].filter["split"] == "test"
+    assert default_tables(both, {"split": "test"}).specs[0].filter["split"] == "test"
     assert default_tables(both, {"split": "val"}).specs[0].filter["split"] == "val"
     assert "split" in fields(default_tables(both, {"split": ["val", "test"]}).specs[0])
     with pytest.raises(ConfigError, match="unknown field 'tpa'.*\n.*nearest: tap"):
@@ -138,7 +138,7 @@ def test_what_has_no_place_is_said_and_nothing_at_all_is_refused(results, sae_ru
 
 def test_the_file_that_is_written_makes_the_same_tables(results, sae_run, tmp_path):
     everything = [*results, sae_run(0.25)]
-    made = default_tables(everything)
+    made = default_tables(everything, exploratory=True)
     path = tmp_path / "table.yaml"
     for specs in (made.specs, made.specs[:1]):
         path.write_text(spec_yaml(specs))

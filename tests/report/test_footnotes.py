@@ -17,7 +17,8 @@ def test_a_plain_table_has_one_note(results, spec):
         dataclasses.replace(spec.rows[0], values=("group",)),
         dataclasses.replace(spec.rows[1], values=("up_blocks.0",)),
     )
-    plain = dataclasses.replace(spec, rows=rows, published=(), controls=())
+    columns = dataclasses.replace(spec.columns, values=(25,))
+    plain = dataclasses.replace(spec, rows=rows, columns=columns, published=(), controls=(), exploratory=False)
     lines = table_notes(fill_table(results[:2], plain)).lines
     assert lines == (
         "accuracy in % on test; 50 samples per entry, 1 seed; higher is better, best of each block in bold.",

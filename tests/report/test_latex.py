@@ -62,7 +62,7 @@ def test_a_table_is_well_formed_and_every_mark_has_its_note(results, spec, chang
 
 
 def test_the_default_tables_are_well_formed_and_their_labels_differ(results):
-    specs = default_tables(results).specs
+    specs = default_tables(results, exploratory=True).specs
     text = Table(tuple(fill_table(results, one) for one in (*specs, *specs))).to_latex()
     check_structure(text)
     labels = re.findall(r"\\label\{tab:(.*?)\}", text)
@@ -72,10 +72,11 @@ def test_the_default_tables_are_well_formed_and_their_labels_differ(results):
 
 def test_a_caption_is_title_and_text_without_a_doubled_end(results, spec):
     table = fill_table(results, dataclasses.replace(spec, title="Does it know?", caption="Yes.\n\n50%"))
-    assert r"\caption{Does it know? Yes. 50\%}" in render_latex(table, label="x")
-    assert r"\caption{T}" in render_latex(
-        dataclasses.replace(table, spec=dataclasses.replace(spec, title="T", caption=""))
-    )
+    assert r"\caption{Does it know? (exploratory). Yes. 50\%}" in render_latex(table, label="x")
+    plain = dataclasses.replace(table.spec, exploratory=False)
+    assert r"\caption{Does it know? Yes. 50\%}" in render_latex(dataclasses.replace(table, spec=plain), label="x")
+    bare = dataclasses.replace(plain, title="T", caption="")
+    assert r"\caption{T}" in render_latex(dataclasses.replace(table, spec=bare))
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,6 @@ def test_what_is_neither_is_refused(names, results, error, facts):
 
 
 def test_tables_of_folders_in_python():
-    table = build_table("runs")
+    table = build_table("runs", exploratory=True)
     assert len(table.parts) == 2 and "layer" in table.to_markdown() and "title:" in table.to_yaml()
-    assert build_table(["runs/seed0", "runs/seed1"]).choices
+    assert build_table(["runs/seed0", "runs/seed1"], exploratory=True).choices

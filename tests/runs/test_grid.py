@@ -62,7 +62,7 @@ def test_each_member_has_the_record_of_its_own_run(run, tmp_path):
     results = [result for result in collect(tmp_path / "sae") if result.run != plan(alone).name]
     assert len(results) == 9
     axes = {"rows": (TableAxis(field="cell"),), "columns": TableAxis(field="config.probe.params.k")}
-    table = fill_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "test"}, **axes))
+    table = fill_table(results, TableSpec(title="grid", metric="fvu", filter={"split": "val"}, **axes))
     assert [entry.n_seeds for entry in table.entries()] == [2, 2, 2, 2]
 
 

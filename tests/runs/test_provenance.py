@@ -5,10 +5,12 @@ import shutil
 import pytest
 
 from diffprobe.backbones.families import sd_unet
-from diffprobe.core.errors import UnknownName
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import SplitLeak, UnknownName
 from diffprobe.runs.extract import extract_run
-from diffprobe.runs.provenance import backbone_digest, checkpoint_digest, inputs_of
+from diffprobe.runs.provenance import backbone_digest, checkpoint_digest, inputs_of, require_no_leak
 from diffprobe.runs.train import make_source
+from diffprobe.shards.index import ShardSet, build_index
 from tests.backbones.plans import plan_for
 
 
@@ -45,3 +47,37 @@ def test_features_of_both_sources_rest_on_the_same(run, tiny_sd, source):
     assert found["input/shards"] == opened.request.shard_set.digest
     assert found["input/backbone"] == checkpoint_digest(str(tiny_sd))
     assert found.get("input/store") == (opened.store.manifest.digest if source == "stored" else None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        (["data.test_split=train"], "data.train_split and data.test_split are both 'train'.*labels of training"),
+        (["data.val_split=train"], "data.train_split and data.val_split are both 'train'"),
+        (["data.val_split=test"], "data.val_split and data.test_split are both 'test'(.|\n)*val_fraction"),
+    ],
+)
+def test_a_planted_leak_of_splits_is_refused_before_training(run, settings, facts):
+    with pytest.raises(SplitLeak, match=facts):
+        make_source(run("probe=linear", "features.source=live", *settings))
+
+
+def test_a_planted_group_in_train_and_test_is_refused_before_training(run, tiny_shards, tmp_path):
+    settings = ["probe=linear", "features.source=live", f"data.path={tmp_path / 'index.json'}"]
+
+    def index(group):
+        return build_index(
+            tiny_shards, name="tiny", licence="CC0-1.0", grouped_by=group, index_path=tmp_path / "index.json"
+        )  # fmt: skip
+
+    assert index("colour").shared_groups
+    with pytest.raises(SplitLeak, match=r"group 'colour' are in two splits(.|\n)*test and train(.|\n)*--group sample"):
+        make_source(run(*settings))
+    index("sample")
+    assert make_source(run(*settings)).request.shard_set.group is None
+
+
+def test_the_shipped_set_is_not_refused_for_the_groups_that_its_card_names():
+    shard_set = ShardSet.load("emoji")
+    assert shard_set.group == "family" and shard_set.grouped_by is None
+    require_no_leak(DataConfig(path="emoji"), shard_set)

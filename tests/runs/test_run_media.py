@@ -2,9 +2,11 @@
 
 import io
 
+import pytest
 from PIL import Image
 
 from diffprobe.core.result import MetricRecord, RunResult, StartTime, make_result
+from diffprobe.runs import run_media
 from diffprobe.runs.run_media import media_of
 
 
@@ -39,6 +41,14 @@ def test_a_classifier_has_all_records_a_heat_map_per_target_and_its_page() -> No
     ]
     assert Image.open(io.BytesIO(media.figures["accuracy label empty:mean"])).format == "PNG"
     assert "abc" in media.pages["run"] and "balanced_accuracy" in media.pages["run"]
+
+
+@pytest.mark.parametrize(("splits", "shown"), [(("val", "test"), 0.0), (("test",), 1.0)])
+def test_cells_are_compared_on_val_where_it_was_measured(monkeypatch, splits, shown) -> None:
+    values = {"val": 0.0, "test": 1.0}
+    monkeypatch.setattr(run_media, "_draw", lambda name, found: repr(sorted(found.values())).encode())
+    records = [record("fvu", values[s], f"mid_block@t{t}:empty:mean", split=s) for s in splits for t in (25, 200)]
+    assert media_of(result_of(*records, kind="sae")).figures == {"fvu empty:mean": repr([shown, shown]).encode()}
 
 
 def test_one_cell_has_no_heat_map_and_a_name_that_is_no_cell_has_no_parts() -> None:

@@ -18,6 +18,7 @@ from diffprobe.analysis.statistics.forms import (
     difference,
     evaluate,
     mean_of,
+    mean_statistic,
     ratio,
 )
 from diffprobe.analysis.statistics.groups import SINGLE_SAMPLES, Groups
@@ -46,6 +47,7 @@ __all__ = [
     "difference",
     "evaluate",
     "mean_of",
+    "mean_statistic",
     "paired_interval",
     "permutation_null",
     "ratio",

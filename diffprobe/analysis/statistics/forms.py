@@ -4,7 +4,7 @@ The first two are evaluated for many resamples at once; the last is called once 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +115,39 @@ def n_samples_of(statistic: AnyStatistic) -> int | None:
     if isinstance(statistic, SumStatistic):
         return len(statistic.parts)
     return statistic.n_samples if isinstance(statistic, WeightStatistic) else None
+
+
+def mean_statistic(statistics: Sequence[AnyStatistic]) -> AnyStatistic:
+    """Return the mean of statistics of the same samples, for example of one probe trained with several seeds.
+
+    Undefined where any of them is.
+
+    Raises: ConfigError for none, or if they have different numbers of samples.
+
+    >>> evaluate(mean_statistic([mean_of(np.array([1.0, 0.0])), mean_of(np.array([0.0, 0.0]))]), np.arange(2))
+    0.25
+    """
+    sizes = {size for size in map(n_samples_of, statistics) if size is not None}
+    if not statistics or len(sizes) > 1:
+        raise ConfigError(f"a mean of {len(statistics)} statistics of {sorted(sizes)} samples: at least 1, one size.")
+    if len(statistics) == 1:
+        return statistics[0]
+    sums = [one for one in statistics if isinstance(one, SumStatistic)]
+    if len(sums) == len(statistics):
+        ends = np.cumsum([one.parts.shape[1] for one in sums])[:-1]
+        return SumStatistic(
+            parts=np.concatenate([one.parts for one in sums], axis=1),
+            value=lambda found: np.mean(
+                [one.value(part) for one, part in zip(sums, np.split(found, ends, axis=1), strict=True)], axis=0
+            ),
+        )
+    weighted = [one for one in statistics if isinstance(one, WeightStatistic)]
+    if len(weighted) == len(statistics):
+        return WeightStatistic(
+            n_samples=weighted[0].n_samples,
+            value=lambda weights: np.mean([one.value(weights) for one in weighted], axis=0),
+        )
+    return lambda rows: float(np.mean([evaluate(one, rows) for one in statistics]))
 
 
 def difference(one: AnyStatistic, other: AnyStatistic) -> AnyStatistic:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from diffprobe.analysis.statistics.bootstrap import Interval, check_settings, draws, resampled
 from diffprobe.analysis.statistics.forms import AnyStatistic, evaluate
 from diffprobe.analysis.statistics.groups import Groups
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,16 @@ def selected_interval(
         score_clusters: the group of each of its samples.
         higher_is_better, n_resamples, level, seed: as `bootstrap_interval`.
 
-    Raises: TooFewGroups in either split; ConfigError for no cell, other numbers of cells, or a group in both splits,
-        which would make the choice see what it is scored on; EmptyClass if no cell, or the chosen one, is defined in
-        more than half of the resamples.
+    Raises: TooFewGroups in either split; ConfigError for no cell or other numbers of cells; SplitLeak for a group in
+        both splits, which would make the choice see what it is scored on; EmptyClass if no cell, or the chosen one, is
+        defined in more than half of the resamples.
     """
     check_settings(level, n_resamples)
     if not select or len(select) != len(score):
         raise ConfigError(f"selection among {len(select)} cells, scored for {len(score)}: the same ones, at least 1.")
     both = sorted(map(str, set(select_clusters) & set(score_clusters)))
     if both:
-        raise ConfigError(
+        raise SplitLeak(
             f"selection: {len(both)} groups are in both splits, for example '{both[0]}'.",
             "the choice would see what it is scored on",
             fix="split by whole groups",

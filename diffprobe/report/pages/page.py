@@ -6,7 +6,7 @@ Markup and style are in `report/templates/`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,11 @@ from diffprobe.metrics import described
 from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure import control_levels, render_heat_map
+from diffprobe.report.filled_table import ChosenCell, Entry, TableData, TableRow
 from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel, LatentSection
 from diffprobe.report.pages.svg import bar_share, draw_histogram
-from diffprobe.report.table_data import Entry, TableData, TableRow, differences_from_control, fill_table
+from diffprobe.report.table_data import differences_from_control, fill_table
 from diffprobe.report.table_spec import TableSpec
 
 
@@ -41,6 +42,8 @@ class Page:
     """All runs of the report: the source of its tables, and of the SAE metrics (runs of kind "sae")."""
     tables: tuple[TableSpec, ...] = ()
     """Specs of the tables to show (`report/table_spec.py`)."""
+    chosen: tuple[tuple[ChosenCell, ...], ...] = ()
+    """The cells that were chosen on val for each of the tables, with their intervals; empty without intervals."""
     latents: tuple[LatentSection, ...] = ()
     """The latents to show of each autoencoder, in order."""
     names: dict[str, str] = field(default_factory=dict)
@@ -65,6 +68,8 @@ def render_page(page: Page) -> str:
     )  # fmt: skip
     environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_spaced)
     tables = [fill_table(page.results, spec) for spec in page.tables]
+    if page.chosen:
+        tables = [replace(table, chosen=chosen) for table, chosen in zip(tables, page.chosen, strict=True)]
     return environment.get_template("report.html.j2").render(
         page=page,
         tables=[_table_view(table) for table in tables],
@@ -154,14 +159,15 @@ def _describe(table: TableData, rows: Sequence[TableRow], label: str) -> str:
 
 
 def _headlines(table: TableData) -> list[dict[str, Any]]:
-    """Return the best entry of each block with the strongest control of the same entry."""
+    """Return the best entry of each block with the strongest control of the same entry.
+
+    Of cells that were chosen on val, it is their score on test.
+    """
     spec, lines = table.spec, []
-    for value, rows in table.blocks():
-        best = table.best(rows)
-        entry = next((e for row in rows for e in row.entries if e.value is not None and e.value == best), None)
+    unit = f" {spec.number.unit}" if spec.number.unit else ""
+    for name, entry, how in _best_entries(table):
         if entry is None or entry.value is None:
             continue
-        unit = f" {spec.number.unit}" if spec.number.unit else ""
         axes = (*table.inner_axes, spec.columns)
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
@@ -174,14 +180,28 @@ def _headlines(table: TableData) -> list[dict[str, Any]]:
             control = f"strongest control {value_text} ({titles.get(strongest, strongest)})"
         lines.append(
             {
-                "name": f"{spec.rows[0].label(value)}" if value is not None else spec.title,
+                "name": name,
                 "value": spec.number.show(entry.value) + unit,
                 "below": table.beats_controls(entry) is False,
-                "place": f"best {_spaced(spec.metric)}{over_what(spec, [entry])}, at {place}",
+                "place": f"{how} {_spaced(spec.metric)}{over_what(spec, [entry])}, at {place}",
                 "control": control,
             }
         )
     return lines
+
+
+def _best_entries(table: TableData) -> list[tuple[str, Entry | None, str]]:
+    """Return name, entry and the word for how it was found: of each choice on val, else of each block."""
+    spec = table.spec
+    if spec.select == "val":
+        return [(one.of or spec.title, one.test, "chosen on val; on test") for one in table.chosen]
+    found = []
+    for value, rows in table.blocks():
+        best = table.best(rows)
+        entry = next((e for row in rows for e in row.entries if e.value is not None and e.value == best), None)
+        how = "best (exploratory)" if spec.is_exploratory else "best"
+        found.append((spec.rows[0].label(value) if value is not None else spec.title, entry, how))
+    return found
 
 
 def _sae_views(results: Sequence[RunResult]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffprobe.analysis.statistics import bootstrap_interval, mean_of, selected_interval
-from diffprobe.core.errors import ConfigError, EmptyClass, TooFewGroups
+from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak, TooFewGroups
 
 RNG = np.random.default_rng(0)
 VAL, TEST = ([f"{split}{i // 2}" for i in range(120)] for split in ("v", "t"))
@@ -37,7 +37,7 @@ def test_close_cells_widen_the_interval_and_show_optimism():
 
 def test_faults_are_named():
     val, test = cells([0, 1]), cells([0, 1])
-    with pytest.raises(ConfigError, match=r"60 groups are in both splits, for example 'v0'(.|\n)*whole groups"):
+    with pytest.raises(SplitLeak, match=r"60 groups are in both splits, for example 'v0'(.|\n)*whole groups"):
         selected_interval(val, VAL, test, VAL)
     with pytest.raises(ConfigError, match="2 cells, scored for 1"):
         selected_interval(val, VAL, test[:1], TEST)

@@ -85,7 +85,7 @@ def test_links_of_the_page_lead_somewhere(page):
 def test_every_number_stands_beside_its_control(page):
     words = Reader(render_page(page)).words()
     for text in (
-        "82.8 % best accuracy, at up_blocks.0, t = 200 strongest control 43.8 % (random weights)",
+        "82.8 % best (exploratory) accuracy, at up_blocks.0, t = 200 strongest control 43.8 % (random weights)",
         "0.987 0.951 to 0.999 0.503 ± 0.081 0.512 50",  # AUROC, interval, random directions, shuffled labels, n
         "fvu 0.125 0.0625 test 50",  # with its random-weights control, which is a run of its own
         "label entropy 1.25 bits by chance 2.50 ± 0.25 density 12.5 % active on 1,234",
@@ -129,7 +129,7 @@ def test_the_tile_of_a_mean_over_classes_names_them(page):
     results = tuple(renamed(run) for run in page.results)
     spec = dataclasses.replace(page.tables[0], metric="balanced_accuracy")
     words = Reader(render_page(dataclasses.replace(page, results=results, tables=(spec,)))).words()
-    assert "82.8 % best balanced accuracy over the classes that the split holds, at up_blocks.0" in words
+    assert "82.8 % best (exploratory) balanced accuracy over the classes that the split holds, at up_blocks.0" in words
 
 
 def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_control(page):
@@ -138,7 +138,7 @@ def test_a_tile_is_marked_where_even_the_best_entry_is_below_its_control(page):
         pixels, metrics=tuple(dataclasses.replace(record, value=0.9) for record in pixels.metrics)
     )
     words = Reader(render_page(dataclasses.replace(page, results=(strong, *page.results[1:])))).words()
-    assert "82.8 % ‡ best accuracy" in words and "82.8 % ‡" not in Reader(render_page(page)).words()
+    assert "82.8 % ‡ best (exploratory) accuracy" in words and "82.8 % ‡" not in Reader(render_page(page)).words()
 
 
 def test_every_column_of_the_table_is_there(page):
