@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from diffprobe.analysis.statistics import Groups
 from diffprobe.core.errors import ConfigError, TooFewGroups
+from diffprobe.core.groups import Groups
 
 
 def test_groups_are_numbered_in_the_order_of_first_occurrence():
@@ -22,3 +22,9 @@ def test_too_few_groups_are_named_with_what_still_stands():
     with pytest.raises(ConfigError, match=r"2 groups in 3(.|\n)*at least 10"):
         Groups.of("aab", at_least=10)
     assert Groups.of("aaa", at_least=1).n == 1
+
+
+def test_values_are_numbered_and_samples_without_one_stay_apart():
+    groups = Groups.of_values(np.array([9, -1, 3, 9, -1, 3]))
+    assert groups.ids.tolist() == [0, 1, 2, 0, 3, 2] and groups.n == 4
+    assert Groups.of_values(np.zeros(0, dtype=np.int64)).n == 0
