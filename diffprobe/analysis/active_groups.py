@@ -1,4 +1,4 @@
-"""Which groups of samples a latent is active on, and the labels that as many groups drawn at random would have.
+"""The groups in which a latent is active, and the labels that as many groups drawn at random would have.
 
 Variants of one drawing share most of what a latent reads: a latent that is active on twelve of them has seen one
 drawing. Chance therefore draws groups, and as many samples within each as the latent is active on.
