@@ -74,9 +74,9 @@ class ActiveGroups:
         known = np.flatnonzero(label >= 0)
         groups = Groups.of_values(group[known])
         order = np.argsort(groups.ids, kind="stable")
-        place = np.full(len(label), -1)
+        place = np.full(len(label), -1, dtype=np.int64)
         place[known[order]] = np.arange(len(order))
-        size = np.bincount(groups.ids, minlength=groups.n)
+        size = np.bincount(groups.ids, minlength=groups.n).astype(np.int64)
         return _Samples(label[known[order]], groups.ids[order], place, size)
 
     def counts(self, latent: int) -> NDArray[np.int64]:
@@ -89,7 +89,7 @@ class ActiveGroups:
         samples = self._samples
         places = samples.place[np.concatenate(self._active[latent])]
         found = np.bincount(samples.group[places[places >= 0]], minlength=1)
-        return np.sort(found[found > 0])[::-1]
+        return np.sort(found[found > 0])[::-1].astype(np.int64)
 
     def draw(self, latent: int, n: int, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return how often each label occurs among as many samples of as many groups, drawn at random.
@@ -121,4 +121,4 @@ class ActiveGroups:
         rows = rows[np.argsort(group + generator.random(len(rows)))]  # random order within each group
         first = np.searchsorted(group, group)
         chosen = rows[np.arange(len(rows)) - first < taken[group]]
-        return np.bincount(samples.label[chosen], minlength=self.n_classes)
+        return np.bincount(samples.label[chosen], minlength=self.n_classes).astype(np.int64)

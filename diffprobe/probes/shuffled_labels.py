@@ -7,10 +7,11 @@ together: not on order, batch, rank or cell. Source: control tasks, Hewitt and L
 import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffprobe.core.errors import RunFailed
-from diffprobe.core.groups import Groups
+from diffprobe.core.groups import SINGLE_SAMPLES, Groups
 from diffprobe.core.rng import derive_seed
 from diffprobe.probes.group_permutation import GroupPermutation
 
@@ -35,6 +36,7 @@ class ShuffledLabels:
         hashes: `hash_keys` of all training samples, in any order, without duplicates.
         label: their labels; -1 stays -1.
         group: id of the group of each sample; -1 for a group of its own. None where samples are independent.
+        group_by: name of the attribute that the groups are values of, for the record; "sample" for none.
         seed: seed of the control.
         target: name of the target; different targets get different permutations.
         n_draws: number of permutations.
@@ -50,40 +52,38 @@ class ShuffledLabels:
         seed: int,
         target: str,
         group: Int[Tensor, " samples"] | None = None,
+        group_by: str = SINGLE_SAMPLES,
         n_draws: int = 1,
     ) -> None:
+        self.group_by = group_by
         self._hashes, order = hashes.sort()
         if (self._hashes[1:] == self._hashes[:-1]).any():
             raise RunFailed("duplicate key in one pass over the training set.", "keys must be unique in a shard set")
         true = label[order]
         known = true >= 0
-        ids = np.full(len(order), -1) if group is None else group[order].numpy()
+        ids = np.full(len(order), -1, dtype=np.int64) if group is None else group[order].numpy()
         self.permutation = GroupPermutation(true[known].numpy(), Groups.of_values(ids[known.numpy()]))
         self._label = true.int()[:, None].repeat(1, n_draws)
         for draw in range(n_draws):
             self._label[known, draw] = torch.from_numpy(self._draw(derive_seed("shuffled_labels", seed, target, draw)))
         self.changed = float((self._label[known, 0] != true[known]).double().mean()) if known.any() else 0.0
 
-    def _draw(self, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    def _draw(self, seed: int) -> NDArray[np.int32]:
         """Return one permutation of the known labels."""
         generator = torch.Generator().manual_seed(seed)
         between = torch.randperm(self.permutation.n_between, generator=generator)
         within = torch.rand(self.permutation.n_inside, generator=generator, dtype=torch.float64)
-        found: np.ndarray[tuple[int], np.dtype[np.int32]]
-        found = self.permutation.arrange(between.numpy()[None], within.numpy()[None])[0].astype(np.int32)
-        return found
+        return self.permutation.arrange(between.numpy()[None], within.numpy()[None])[0].astype(np.int32)
 
-    def describe(self, group_by: str) -> dict[str, str | int | float]:
+    def describe(self) -> dict[str, str | int | float]:
         """Return how labels were permuted, for `MetricRecord.detail`.
 
-        Args:
-            group_by: the attribute of the groups, or "sample".
-
-        Returns: group_by; groups_permuted_whole and groups_permuted_within, numbers of groups; changed, the share of
-            labelled training samples that the first permutation gives another label, 0..1.
+        Returns: group_by, the attribute of the groups or "sample"; groups_permuted_whole and groups_permuted_within,
+            numbers of groups; changed, the share of labelled training samples that the first permutation gives another
+            label, 0..1.
         """
         return {
-            "group_by": group_by,
+            "group_by": self.group_by,
             "groups_permuted_whole": self.permutation.n_between,
             "groups_permuted_within": self.permutation.n_within,
             "changed": self.changed,

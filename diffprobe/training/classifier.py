@@ -143,7 +143,9 @@ class ClassifierModule(ProbeModule):
         for target, label in zip(targets, known, strict=True):
             if not (label >= 0).any():
                 raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
-            self._shuffled[target] = ShuffledLabels(hashes, label, group=group, seed=self.seed, target=target)
+            self._shuffled[target] = ShuffledLabels(
+                hashes, label, group=group, group_by=self.group_by, seed=self.seed, target=target
+            )
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
@@ -291,7 +293,7 @@ class ClassifierModule(ProbeModule):
         """Return how the labels of a target were shuffled, {} if nothing was trained on them."""
         if not self.only_control and "shuffled_labels" not in controls:
             return {}
-        return {"shuffled_labels": self._shuffled[target].describe(self.group_by)}
+        return {"shuffled_labels": self._shuffled[target].describe()}
 
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""

@@ -143,10 +143,11 @@ class DirectionModule(ProbeModule):
         *columns, group = sides.T
         self._shuffled = [
             ShuffledLabels(
-                hashes, side, group=group, seed=self.seed, target=axis.target, n_draws=self.config.n_shuffles
+                hashes, side, group=group, group_by=self.group_by, seed=self.seed, target=axis.target,
+                n_draws=self.config.n_shuffles,
             )
             for axis, side in zip(self.axes, columns, strict=True)
-        ]
+        ]  # fmt: skip
 
     def _check_ends(self, axis: ContrastPair, sums: Moments) -> None:
         n_positive = int(sums.y[0])
@@ -275,7 +276,7 @@ class DirectionModule(ProbeModule):
             )
             for name, found in drawn.items()
         }  # fmt: skip
-        how = shuffled.describe(self.group_by)
+        how = shuffled.describe()
         return {
             "auroc": float(values[0]),
             "controls": {"chance": 0.5, **{name: float(found.mean()) for name, found in drawn.items()}},

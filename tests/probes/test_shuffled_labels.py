@@ -54,8 +54,9 @@ def by_family(label, order=None, family=FAMILY, **settings):
     order = torch.arange(60) if order is None else order
     keys = [KEYS[i] for i in order]
     made = ShuffledLabels(
-        hash_keys(keys), label[order], group=family[order], seed=settings.pop("seed", 0), target="label", **settings
-    )
+        hash_keys(keys), label[order], group=family[order], seed=settings.pop("seed", 0), target="label",
+        group_by="family", **settings
+    )  # fmt: skip
     return made, made.draws_of(hash_keys(KEYS))
 
 
@@ -66,7 +67,7 @@ def test_a_label_of_whole_families_moves_with_them():
     assert (families == families[:, :1]).all()
     assert (families[:, 0].sort(0).values == (torch.arange(12) % 3).sort().values[:, None]).all()
     assert not (families[:, 0] == families[:, 0, :1]).all()
-    assert made.describe("family") == {
+    assert made.describe() == {
         "group_by": "family", "groups_permuted_whole": 12, "groups_permuted_within": 0, "changed": made.changed
     }  # fmt: skip
     assert made.changed == float((found[:, 0] != label).double().mean()) > 0.3
