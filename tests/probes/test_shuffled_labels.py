@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from diffprobe.core.errors import RunFailed
+from diffprobe.metrics.auroc import auroc
+from diffprobe.probes.null_distribution import Null
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 
 KEYS = [f"sample-{i}" for i in range(60)]
@@ -112,6 +114,33 @@ def test_the_spread_of_a_score_is_that_of_families_not_of_samples():
     assert float(accuracy.std()) == pytest.approx(math.sqrt(1 / 11) / 2, rel=0.1)
     alone = ShuffledLabels(hash_keys(KEYS), label, seed=0, target="label", n_draws=1000).draws_of(hash_keys(KEYS))
     assert float((alone == label[:, None]).double().mean(0).std()) < 0.075  # sqrt(1 / 59) / 2: less than half of it
+
+
+def share_below_a_tenth(group: torch.Tensor | None, n: int = 300) -> float:
+    """Return how often p of a mean difference is at most 0.1 where labels of families mean nothing."""
+    family, generator = torch.arange(96) // 8, torch.Generator().manual_seed(0)
+    hashes = hash_keys([f"sample-{i}" for i in range(96)])
+    found = 0
+    for seed in range(n):
+        train, test = (  # what families share, and what each sample has by itself
+            torch.cat(
+                [2 * torch.randn(12, 2, generator=generator)[family], torch.randn(96, 100, generator=generator)], 1
+            )
+            for _ in range(2)
+        )
+        label, held_out = (torch.randperm(12, generator=generator)[family] % 2 for _ in range(2))
+        shuffled = ShuffledLabels(hashes, label, group=group, seed=seed, target="kind", n_draws=19)
+        sides = torch.cat([label[:, None], shuffled.draws_of(hashes)], 1).float()
+        directions = train.T @ sides / sides.sum(0) - train.T @ (1 - sides) / (1 - sides).sum(0)
+        areas = auroc(test @ directions, held_out == 1).double().numpy()
+        found += Null(observed=float(areas[0]), values=areas[1:], n_permutations=19).p <= 0.1
+    return found / n
+
+
+@pytest.mark.slow
+def test_p_of_a_direction_is_calibrated_by_group_and_not_by_sample():
+    assert share_below_a_tenth(torch.arange(96) // 8) == pytest.approx(0.1, abs=0.05)  # three standard errors
+    assert share_below_a_tenth(None) > 0.15
 
 
 def test_unknown_and_double_keys_are_errors():
