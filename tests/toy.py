@@ -76,3 +76,21 @@ class Toy(lightning.LightningDataModule):
 
     def test_dataloader(self):
         return self._split("test")
+
+
+class Families(Toy):
+    """Toy features of families of four samples: their style varies, their kind does not; the last sample has none."""
+
+    def __init__(self, *args, **settings) -> None:
+        super().__init__(*args, **settings)
+        names = tuple(f"family-{i}" for i in range(max(SIZES.values()) // 4 + 1))
+        self.attributes = {**self.attributes, "family": names, "kind": ("tame", "wild")}
+        self.request = SimpleNamespace(shard_set=SimpleNamespace(group="family"))
+
+    def table(self, split):
+        table = super().table(split)
+        family = torch.arange(len(table)) // 4
+        table.attributes["kind"] = family % 2
+        family[-1] = -1
+        table.attributes["family"] = family
+        return table

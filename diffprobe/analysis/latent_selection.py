@@ -3,6 +3,7 @@
 The images of a latent come from `analysis/top_samples.py`; `report/pages/page.py` renders the panels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffprobe.analysis.active_groups import ActiveGroups
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 RULE = (
@@ -36,13 +38,16 @@ class LatentSummary:
     label_entropy: float
     """Entropy of the labels of its active samples, in bits; 0 if they are of one class."""
     chance_entropy: float
-    """Mean label entropy of as many samples drawn at random without replacement, in bits."""
+    """Mean label entropy of as many samples drawn at random without replacement, in bits; where samples have groups, of
+    as many groups with as many samples in each (`ActiveGroups.draw`)."""
     chance_entropy_sd: float
     """Standard deviation of this entropy over the draws, in bits."""
     top_label: int
     """The most frequent label of the active samples (ties: the smaller id)."""
     top_label_share: float
     """Share of the active samples with this label, 0..1."""
+    n_groups: int | None
+    """Groups of its active labelled samples; None where samples have no groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +70,10 @@ class LatentCounts:
     Args:
         n_latents: number of latents of the code.
         n_classes: number of classes of the label.
+        groups_of: the latents that `summarize_latent` gets, where samples have groups; () for samples without groups.
     """
 
-    def __init__(self, n_latents: int, n_classes: int) -> None:
+    def __init__(self, n_latents: int, n_classes: int, *, groups_of: Sequence[int] = ()) -> None:
         if n_latents < 1 or n_classes < 1:
             raise ConfigError(f"latent counts: n_latents={n_latents}, n_classes={n_classes}; allowed: at least 1.")
         self.n_samples = 0
@@ -76,11 +82,23 @@ class LatentCounts:
         self.maximum = np.zeros(n_latents)
         self.label_active = np.zeros((n_latents, n_classes), dtype=np.int64)
         self.label_samples = np.zeros(n_classes, dtype=np.int64)
+        self.groups = ActiveGroups(groups_of, n_classes) if groups_of else None
 
     def update(
-        self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], label: Int[Tensor, " batch"]
+        self,
+        values: Float[Tensor, "batch k"],
+        indices: Int[Tensor, "batch k"],
+        label: Int[Tensor, " batch"],
+        group: Int[Tensor, " batch"] | None = None,
     ) -> None:
-        """Add a batch of codes; samples without a label (-1) count for activity but not for entropy."""
+        """Add a batch of codes; samples without a label (-1) count for activity but not for entropy.
+
+        Args:
+            values, indices: activation and number of the active latents of each sample, no latent twice.
+            label: label of each sample.
+            group: id of the group of each sample, -1 for a group of its own; needed where the groups are kept.
+        Raises: ConfigError for other shapes, and for groups that are not kept or are missing.
+        """
         if values.shape != indices.shape or values.ndim != 2 or len(label) != len(values):
             raise ConfigError(
                 "a batch of codes needs values and indices of one shape [batch, k] and one label per row.",
@@ -91,6 +109,15 @@ class LatentCounts:
         fired = activation > 0
         latent = indices.cpu().numpy().ravel()[fired]
         activation, owner = activation[fired], np.repeat(labels, values.shape[1])[fired]
+        if (group is None) != (self.groups is None):
+            raise ConfigError(
+                "latent counts: groups of samples come with every batch or with none.",
+                f"groups_of: {len(self.groups.latents) if self.groups else 0} latents; this batch has "
+                f"{'no groups' if group is None else 'groups'}",
+            )
+        if self.groups is not None and group is not None:
+            sample = np.repeat(np.arange(len(labels)), values.shape[1])[fired]
+            self.groups.update(latent, sample, labels, group.cpu().numpy())
         self.n_samples += len(labels)
         np.add.at(self.n_active, latent, 1)
         np.add.at(self.total, latent, activation)
@@ -134,14 +161,21 @@ def select_latents(counts: LatentCounts, *, n: int = 24, min_active: int = 10) -
 def summarize_latent(counts: LatentCounts, latent: int, *, n_draws: int = 200, seed: int = 0) -> LatentSummary:
     """Return the summary of one latent, with the label entropy expected by chance.
 
-    Raises: EmptyClass if the latent is active on no labelled sample.
+    A latent that is active on twelve variants of one drawing is as pure as any drawing is: where samples have groups,
+    chance draws groups.
+
+    Raises: EmptyClass if the latent is active on no labelled sample; ConfigError for a latent whose groups are not kept
+        although those of others are.
     """
     active, labels = int(counts.n_active[latent]), counts.label_active[latent]
     n_labelled = int(labels.sum())
     if n_labelled == 0:
         raise EmptyClass(f"latent {latent} is active on no labelled sample of {counts.n_samples}.")
     generator = np.random.default_rng([seed, latent])
-    draws = generator.multivariate_hypergeometric(counts.label_samples, n_labelled, size=n_draws)
+    if counts.groups is None:
+        draws = generator.multivariate_hypergeometric(counts.label_samples, n_labelled, size=n_draws)
+    else:
+        draws = counts.groups.draw(latent, n_draws, generator)
     chance = np.array([_entropy(draw) for draw in draws])
     return LatentSummary(
         latent=latent,
@@ -154,6 +188,7 @@ def summarize_latent(counts: LatentCounts, latent: int, *, n_draws: int = 200, s
         chance_entropy_sd=float(chance.std()),
         top_label=int(labels.argmax()),
         top_label_share=float(labels.max() / n_labelled),
+        n_groups=None if counts.groups is None else len(counts.groups.counts(latent)),
     )
 
 

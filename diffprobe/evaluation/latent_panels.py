@@ -12,6 +12,7 @@ from torch import Tensor
 from diffprobe.analysis.latent_selection import LatentCounts, select_latents, summarize_latent
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.backbones.cell import Cell
+from diffprobe.core.errors import unknown
 from diffprobe.evaluation.load_sae_run import TrainedRun
 from diffprobe.evaluation.page_features import PageFeatures, open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
@@ -35,8 +36,8 @@ def latent_section(
         settings: how many latents and samples.
         name: how the page calls the autoencoder.
         features: its features, if they are open already.
-    Raises: EmptyClass if no latent is active often enough; what opening features and weights raises. Without images,
-        the panels have no pictures, and the rule of the section gives the reason.
+    Raises: EmptyClass if no latent is active often enough; UnknownName for an unknown group; what opening features and
+        weights raises. Without images, the panels have no pictures, and the rule of the section gives the reason.
     """
     source = open_features(run) if features is None else features
     (folder,) = TrainedRun(folder=run.folder, result=run.result, config=run.config).saes().values()
@@ -49,10 +50,14 @@ def latent_section(
         seen.update(code.values, code.indices, table.label[rows])
     choice = select_latents(seen, n=settings.n_latents, min_active=settings.min_active)
 
-    counts, top = LatentCounts(sae.n_latents, n_classes), TopSamples(sae.n_latents, settings.n_top)
-    held_out = source.table(run.config.data.test_split)
+    held_out, group_by = source.table(run.config.data.test_split), settings.group(source.group)
+    if group_by is not None and group_by not in held_out.attributes:
+        raise unknown("group", group_by, held_out.attributes)
+    groups = None if group_by is None else held_out.attributes[group_by]
+    counts = LatentCounts(sae.n_latents, n_classes, groups_of=() if groups is None else choice.latents)
+    top = TopSamples(sae.n_latents, settings.n_top)
     for code, rows, table in sample_codes(sae, held_out, cells):
-        counts.update(code.values, code.indices, table.label[rows])
+        counts.update(code.values, code.indices, table.label[rows], None if groups is None else groups[rows])
         top.update(code.values, code.indices, [table.keys[row] for row in rows.tolist()])
     samples = top.result()
     shown = {latent: with_places(sae, held_out, cells, latent, samples[latent]) for latent in choice.latents}
@@ -64,6 +69,8 @@ def latent_section(
         f"latents qualify); images and numbers are those of the {counts.n_samples:,} test samples."
         + _rule_of_places(held_out, cells)
     )
+    if group_by is not None:
+        rule += f" Chance: as many groups ('{group_by}') drawn at random, with as many active samples in each."
     if loader.missing:
         rule += f" No pictures are shown, since the images are not at hand: {loader.missing}"
     return LatentSection(
@@ -161,5 +168,5 @@ def _latent(
         mean_activation=found.mean_activation, max_activation=found.max_activation,
         label_entropy=found.label_entropy, chance_entropy=found.chance_entropy,
         chance_entropy_sd=found.chance_entropy_sd, top_label=classes[found.top_label],
-        top_label_share=found.top_label_share,
+        top_label_share=found.top_label_share, n_groups=found.n_groups,
     )  # fmt: skip

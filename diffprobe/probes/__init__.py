@@ -7,8 +7,10 @@ the file is the name of the probe in a config. `training` wraps them for a Train
 
 SHARED = (
     "full_batch",
+    "group_permutation",
     "grouped_folds",
     "l2_selection",
+    "null_distribution",
     "predictions",
     "score",
     "ridge_path",

@@ -7,7 +7,7 @@ runs.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -123,11 +123,12 @@ class ClassifierModule(ProbeModule):
     def prepare(self) -> None:
         """Standardise by the training set and permute its labels for the controls."""
         targets = list(self.classes)
-        keyed = LabelCollector(len(targets)).to(self.device)
+        keyed = LabelCollector(len(targets) + 1).to(self.device)
         fitted = all(bool(bank.fitted) for bank in self.banks)  # weights of a resumed run have their statistics
         moments = [RunningMoments(bank.d_in).to(self.device) for bank in self.banks]
         for batch in self.raw_batches(self.train_split) if fitted else self.batches(self.train_split):
-            rows = torch.stack([labels_of(batch, target) for target in targets], dim=1)
+            columns = [*(labels_of(batch, target) for target in targets), self.group_ids(batch)]
+            rows = torch.stack(columns, dim=1)
             keyed.update(hash_keys(batch.keys).to(self.device), rows.to(self.device))
             if not fitted:
                 require_finite(batch, self.cells)
@@ -138,10 +139,13 @@ class ClassifierModule(ProbeModule):
                 sums = running.compute()
                 bank.standardise(sums.mean, sums.variance)
         hashes, labels = (part.cpu() for part in keyed.compute())
-        for target, label in zip(targets, labels.T, strict=True):
+        *known, group = labels.T
+        for target, label in zip(targets, known, strict=True):
             if not (label >= 0).any():
                 raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
-            self._shuffled[target] = ShuffledLabels(hashes, label, seed=self.seed, target=target)
+            self._shuffled[target] = ShuffledLabels(
+                hashes, label, group=group, group_by=self.group_by, seed=self.seed, target=target
+            )
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
@@ -253,7 +257,8 @@ class ClassifierModule(ProbeModule):
         """Return the metrics of each real head, beside chance and its control heads.
 
         `detail` has the number of classes of the data set and the number of which the split has samples; after training
-        without weight decay also `gradient_ratio` and `far_from_convergence` (`convergence.py`).
+        without weight decay also `gradient_ratio` and `far_from_convergence` (`convergence.py`), and where labels were
+        shuffled, how (`ShuffledLabels.describe`).
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []
@@ -277,11 +282,18 @@ class ClassifierModule(ProbeModule):
                         detail={
                             "n_classes": len(self.classes[head.target]),
                             "n_classes_held": int(score["n_seen"]),
+                            **self._shuffles(head.target, controls),
                             **self._convergence(head),
                         },
                     )
                 )
         return made
+
+    def _shuffles(self, target: str, controls: Sequence[str]) -> dict[str, Any]:
+        """Return how the labels of a target were shuffled, {} if nothing was trained on them."""
+        if not self.only_control and "shuffled_labels" not in controls:
+            return {}
+        return {"shuffled_labels": self._shuffled[target].describe()}
 
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""

@@ -4,6 +4,7 @@ Closed-form estimates come from float64 sums over the training set, so they are 
 they need `trainer.validate` and `trainer.test` only. Trained ones need `trainer.fit`.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,9 +26,13 @@ from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
 from diffprobe.probes.direction.base import is_trained
+from diffprobe.probes.null_distribution import Null
 from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.module import ProbeModule, check_finite_loss, labels_of, require_finite, vectors
+
+DRAWN = ("shuffled_labels", "random_direction")
+"""The controls of a direction that are distributions, in the order of their columns."""
 
 
 class TrainedDirections(Protocol):
@@ -88,7 +93,7 @@ class DirectionModule(ProbeModule):
         self.scores: dict[str, list[dict[str, Any]]] = {}
         self._moments: list[Moments] = []
         self._closed: list[Tensor] = []
-        self._shuffled: list[list[ShuffledLabels]] = []
+        self._shuffled: list[ShuffledLabels] = []
         self._columns: list[Tensor] = []
 
     @property
@@ -129,18 +134,20 @@ class DirectionModule(ProbeModule):
             self._closed = [self._file.estimate(sums, self.config) for sums in self._moments]
 
     def _shuffle(self) -> None:
-        keyed = LabelCollector(len(self.axes)).to(self.device)
+        keyed = LabelCollector(len(self.axes) + 1).to(self.device)
         for batch in self.raw_batches(self.train_split):
-            sides = torch.stack([axis.side(labels_of(batch, axis.target)) for axis in self.axes], dim=1)
+            columns = [*(axis.side(labels_of(batch, axis.target)) for axis in self.axes), self.group_ids(batch)]
+            sides = torch.stack(columns, dim=1)
             keyed.update(hash_keys(batch.keys).to(self.device), sides.to(self.device))
         hashes, sides = (part.cpu() for part in keyed.compute())
+        *columns, group = sides.T
         self._shuffled = [
-            [
-                ShuffledLabels(hashes, side, seed=self.seed, target=axis.target, draw=draw)
-                for draw in range(self.config.n_shuffles)
-            ]
-            for axis, side in zip(self.axes, sides.T, strict=True)
-        ]
+            ShuffledLabels(
+                hashes, side, group=group, group_by=self.group_by, seed=self.seed, target=axis.target,
+                n_draws=self.config.n_shuffles,
+            )
+            for axis, side in zip(self.axes, columns, strict=True)
+        ]  # fmt: skip
 
     def _check_ends(self, axis: ContrastPair, sums: Moments) -> None:
         n_positive = int(sums.y[0])
@@ -154,8 +161,8 @@ class DirectionModule(ProbeModule):
         """Return which samples are on axis i, and their 0/1 sides: true, then shuffled."""
         true = self.axes[i].side(labels_of(batch, self.axes[i].target))
         known = true >= 0
-        columns = [true, *(shuffled.of(hashes).to(true.device) for shuffled in self._shuffled[i])]
-        return known, torch.stack(columns, dim=1)[known]
+        shuffled = self._shuffled[i].draws_of(hashes).to(true.device)
+        return known, torch.cat([true[:, None], shuffled], dim=1)[known]
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum over columns of the mean logistic loss over the joint batch of all processes."""
@@ -245,12 +252,13 @@ class DirectionModule(ProbeModule):
     def finish(self, split: str) -> None:
         """Compute and log the areas. Raises: EmptyClass for an end without samples."""
         self.scores[split] = [
-            self._area(axis, area, split) for axis, area in zip(self.axes, self.areas(split), strict=True)
+            self._area(axis, area, shuffled, split)
+            for axis, area, shuffled in zip(self.axes, self.areas(split), self._shuffled, strict=True)
         ]
         names = [f"{split}/auroc/{axis.cell}/{path_part(axis.target)}" for axis in self.axes]
         self.log_scores({name: score["auroc"] for name, score in zip(names, self.scores[split], strict=True)})
 
-    def _area(self, axis: ContrastPair, area: Auroc, split: str) -> dict[str, Any]:
+    def _area(self, axis: ContrastPair, area: Auroc, shuffled: ShuffledLabels, split: str) -> dict[str, Any]:
         with area.sync_context():
             n_positive, n_negative = area.counts
         if min(n_positive, n_negative) == 0:
@@ -260,20 +268,31 @@ class DirectionModule(ProbeModule):
             )
         values = area.compute()
         area.reset()
-        shuffled, random = values[1:].split([self.config.n_shuffles, self.config.n_random])
+        drawn = dict(zip(DRAWN, values[1:].split([self.config.n_shuffles, self.config.n_random]), strict=True))
+        nulls = {
+            name: Null(
+                observed=float(values[0]), values=found.cpu().double().numpy(), n_permutations=len(found),
+                n_distinct=shuffled.permutation.n_distinct if name == "shuffled_labels" else math.inf,
+            )
+            for name, found in drawn.items()
+        }  # fmt: skip
+        how = shuffled.describe()
         return {
             "auroc": float(values[0]),
-            "controls": {
-                "chance": 0.5,
-                "random_direction": float(random.mean()),
-                "shuffled_labels": float(shuffled.mean()),
+            "controls": {"chance": 0.5, **{name: float(found.mean()) for name, found in drawn.items()}},
+            "spreads": {name: float(found.std()) for name, found in drawn.items()},
+            "nulls": {
+                name: null.describe() | (how if name == "shuffled_labels" else {}) for name, null in nulls.items()
             },
-            "spreads": {"random_direction": float(random.std()), "shuffled_labels": float(shuffled.std())},
             "n": (n_positive, n_negative),
         }
 
     def records(self, split: str) -> list[MetricRecord]:
-        """Return the AUROC of each direction beside the means of its controls; `detail` has their spreads."""
+        """Return the AUROC of each direction beside the means of its controls.
+
+        `detail` has their spreads (`control_spread`) and, of both controls as distributions, what `Null.describe`
+        returns (`control_nulls`), with the way in which labels were shuffled (`ShuffledLabels.describe`).
+        """
         return [
             MetricRecord(
                 name="auroc",
@@ -290,6 +309,7 @@ class DirectionModule(ProbeModule):
                     "n_positive": score["n"][0],
                     "n_negative": score["n"][1],
                     "control_spread": score["spreads"],
+                    "control_nulls": score["nulls"],
                     "n_random": self.config.n_random,
                     "n_shuffles": self.config.n_shuffles,
                 },

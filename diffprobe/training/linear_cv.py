@@ -12,17 +12,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, DiffprobeError, unknown
+from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.probes.classifier.base import ClassifierProbe
 from diffprobe.probes.classifier.linear import LinearBank
 from diffprobe.probes.classifier.linear_cv import Config
 from diffprobe.probes.grouped_folds import Folds, grouped_folds
 from diffprobe.probes.l2_selection import Chosen, Task, select_l2
 from diffprobe.training.classifier import REAL, ClassifierModule, Head
-from diffprobe.training.module import labels_of, vectors
+from diffprobe.training.module import vectors
 
-SINGLE_SAMPLES = "sample"
-"""Value of `group` for samples that are independent of each other."""
 _BELOW = 30.0
 """How far the offset of a class without a training sample is below all others: a probability below 1e-13."""
 
@@ -33,7 +31,7 @@ class LinearCVModule(ClassifierModule):
     Args:
         name: file of the head in `probes/classifier`.
         config: its settings.
-        group: attribute whose samples stay in one fold, or "sample".
+        group: attribute whose samples stay in one fold, and by which labels are permuted; or "sample".
         widths, classes, only_control, metrics, settings, seed: see `ClassifierModule`. The seed fixes the shuffled
             labels only.
 
@@ -67,6 +65,11 @@ class LinearCVModule(ClassifierModule):
         """The permuted labels, if there are any."""
         return ("shuffled_labels",) if self.only_control or any(control != REAL for _, control in self.tasks) else ()
 
+    @property
+    def group_by(self) -> str:
+        """Attribute by which folds are made and labels are permuted, or "sample"."""
+        return self.group
+
     def prepare(self) -> None:
         """Standardise, permute the labels of the controls, and solve every head.
 
@@ -95,9 +98,7 @@ class LinearCVModule(ClassifierModule):
 
     def _read(self) -> tuple[dict[str, Tensor], list[np.ndarray[Any, np.dtype[np.int64]]], list[str]]:
         """Return the features of each cell, what each task learns, and the group of each sample."""
-        known = self.source.attributes
-        if self.group != SINGLE_SAMPLES and self.group not in known:
-            raise unknown("group attribute", self.group, [SINGLE_SAMPLES, *known])
+        names = self.source.attributes.get(self.group, ())
         parts: dict[str, list[Tensor]] = {cell: [] for cell in self.cells}
         labels: list[list[Tensor]] = [[] for _ in self.tasks]
         groups: list[str] = []
@@ -106,11 +107,10 @@ class LinearCVModule(ClassifierModule):
                 parts[cell].append(vectors(batch, cell).float())
             for into, values in zip(labels, self._task_labels(batch), strict=True):
                 into.append(values.cpu())
-            ids = [-1] * len(batch) if self.group == SINGLE_SAMPLES else labels_of(batch, self.group).tolist()
             # a sample without a value of the group is a group of its own
             groups += [
-                f"sample {key}" if i < 0 else f"group {known[self.group][i]}"
-                for key, i in zip(batch.keys, ids, strict=True)
+                f"sample {key}" if i < 0 else f"group {names[i]}"
+                for key, i in zip(batch.keys, self.group_ids(batch).tolist(), strict=True)
             ]
         features = {cell: torch.cat(rows) for cell, rows in parts.items()}
         return features, [torch.cat(values).numpy().astype(np.int64) for values in labels], groups

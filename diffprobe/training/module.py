@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed
+from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, RunFailed, unknown
+from diffprobe.core.groups import SINGLE_SAMPLES
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.predictions import LABEL, KeptHead, Predictions, layout_of
@@ -259,6 +260,20 @@ class ProbeModule(lightning.LightningModule):
             yield self.trainer.strategy.batch_to_device(batch, self.device)
 
     @property
+    def group_by(self) -> str:
+        """Attribute whose samples are not independent, as the data set names it; "sample" where it names none."""
+        return data_group(self.source)
+
+    def group_ids(self, batch: Any) -> Tensor:
+        """Return the group of each sample, -1 for a group of its own. Raises: UnknownName for an unknown attribute."""
+        by, known = self.group_by, self.source.attributes
+        if by == SINGLE_SAMPLES:
+            return torch.full_like(batch.label, -1)
+        if by not in known:
+            raise unknown("group attribute", by, [SINGLE_SAMPLES, *known])
+        return batch.attributes[by]  # type: ignore[no-any-return]
+
+    @property
     def train_split(self) -> str:
         """Name of the split that the probe learns from."""
         return str(self.source.data.train_split)
@@ -299,6 +314,12 @@ class ProbeModule(lightning.LightningModule):
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         total = batches * (trainer.max_epochs or 1)
         return max(min(total, trainer.max_steps) if trainer.max_steps >= 0 else total, 1)
+
+
+def data_group(source: Any) -> str:
+    """Return the attribute that a DataModule's data set groups samples by; "sample" for none, or data in memory."""
+    request = getattr(source, "request", None)
+    return str((request and request.shard_set.group) or SINGLE_SAMPLES)
 
 
 def vectors(batch: FeatureBatch, cell: str) -> Tensor:

@@ -70,6 +70,39 @@ def test_samples_without_label_count_for_activity_only():
     assert summary.n_active == 3 and summary.density == 1.0 and summary.label_entropy == 1.0
 
 
+def families(active):
+    """Return the summary of latent 0 on 40 drawings of 12 variants each, of 4 classes."""
+    drawing = torch.arange(480) // 12
+    counts = LatentCounts(1, 4, groups_of=[0])
+    for rows in torch.arange(480).split(100):
+        fired = active(rows // 12, rows % 12).float()[:, None]
+        counts.update(fired, torch.zeros(len(rows), 1, dtype=torch.long), drawing[rows] % 4, drawing[rows])
+    return summarize_latent(counts, 0)
+
+
+def test_a_latent_of_the_variants_of_one_drawing_does_not_look_pure():
+    one = families(lambda drawing, variant: drawing == 3)
+    assert (one.n_active, one.n_groups, one.label_entropy) == (12, 1, 0.0)
+    assert (one.chance_entropy, one.chance_entropy_sd) == (0.0, 0.0)  # all drawings are as pure
+
+
+def test_a_latent_of_one_class_looks_pure_however_many_variants_it_reads():
+    for variants in (1, 12):
+        found = families(lambda drawing, variant, n=variants: (drawing % 4 == 0) & (variant < n))
+        assert (found.label_entropy, found.n_groups, found.n_active) == (0.0, 10, 10 * variants)
+        assert 1.5 < found.chance_entropy < 1.95  # of ten drawings, not of 120 images: those have 1.98
+        assert found.chance_entropy - found.label_entropy > 5 * found.chance_entropy_sd
+
+
+def test_groups_come_with_every_batch_or_with_none():
+    label = torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match=r"groups_of: 1 latents(.|\n)*no groups"):
+        LatentCounts(1, 2, groups_of=[0]).update(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.long), label)
+    with pytest.raises(ConfigError, match=r"groups_of: 0 latents(.|\n)*has groups"):
+        LatentCounts(1, 2).update(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.long), label, label)
+    assert summarize_latent(counted(), 0).n_groups is None
+
+
 def test_faults_are_named(no_shape_checks):
     with pytest.raises(EmptyClass, match="most active: 100"):
         select_latents(counted(), min_active=101)

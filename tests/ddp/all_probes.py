@@ -40,7 +40,7 @@ def settings(precision="32-true"):
 
 
 def classifier(precision="32-true"):
-    classes = {"label": toy.CLASSES, "style": toy.STYLES}
+    classes = {"label": toy.CLASSES, "style": toy.STYLES, "kind": ("tame", "wild")}
     return ClassifierModule("linear", linear.Config(), widths=toy.WIDTHS, classes=classes, settings=settings(precision))
 
 
@@ -62,7 +62,7 @@ def direction(name):
 
 
 def run(name, module, fit, results):
-    source = toy.Toy(batch_size=GLOBAL_BATCH // WORLD)
+    source = toy.Families(batch_size=GLOBAL_BATCH // WORLD)
     trainer = make_trainer(module.settings, run_dir=OUTPUT / name)
     if fit:
         trainer.fit(module, datamodule=source)

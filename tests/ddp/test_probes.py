@@ -14,6 +14,7 @@ from diffprobe.probes.predictions import load_predictions
 
 SCRIPT = Path(__file__).with_name("all_probes.py")
 ROOT = Path(__file__).parents[2]
+PERMUTED = ("group_by", "groups_permuted_whole", "groups_permuted_within", "changed", "n")
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]
 
 
@@ -48,6 +49,9 @@ def assert_equal(results, name, **tolerance):
         assert (a["name"], a["split"], a["cell"], a["n"]) == (b["name"], b["split"], b["cell"], b["n"])
         assert b["value"] == pytest.approx(a["value"], **tolerance), (a["name"], a["split"])
         assert b["controls"] == pytest.approx(a["controls"], **tolerance)
+        assert b["detail"].get("shuffled_labels") == a["detail"].get("shuffled_labels")  # one permutation
+        nulls = [part["detail"].get("control_nulls", {}).get("shuffled_labels", {}) for part in (a, b)]
+        assert [nulls[1].get(key) for key in PERMUTED] == [nulls[0].get(key) for key in PERMUTED]
 
 
 @pytest.mark.parametrize("name", ["classifier_fixed", "sae_fixed"])

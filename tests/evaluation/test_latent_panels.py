@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffprobe.core.errors import EmptyClass
+from diffprobe.core.errors import EmptyClass, UnknownName
 from diffprobe.evaluation.latent_panels import _largest, latent_section
 from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
@@ -65,6 +65,17 @@ def test_without_images_the_numbers_are_shown_and_the_reason_given(small_sae, ti
     assert "No pictures are shown" in without.rule and "No pictures" not in with_pictures.rule
     assert not any(panel.pictures for panel in without.panels) and any(panel.pictures for panel in with_pictures.panels)
     assert [panel.n_active for panel in without.panels] == [panel.n_active for panel in with_pictures.panels]
+
+
+def test_chance_goes_by_group_and_says_so(small_sae):
+    (run,) = opened(small_sae)
+    by_style = latent_section(run, replace(FEW, group_by="style"))
+    assert "as many groups ('style')" in by_style.rule
+    assert all(panel.n_groups in (1, 2) for panel in by_style.panels if panel.label_entropy is not None)
+    alone = latent_section(run, replace(FEW, group_by="sample"))
+    assert "as many groups" not in alone.rule and all(panel.n_groups is None for panel in alone.panels)
+    with pytest.raises(UnknownName, match="author"):
+        latent_section(run, replace(FEW, group_by="author"))
 
 
 def test_a_bar_too_high_for_every_latent_is_named(small_sae):

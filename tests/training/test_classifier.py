@@ -2,12 +2,13 @@ import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, NonFinite
+from diffprobe.core.errors import ConfigError, NonFinite, UnknownName
 from diffprobe.core.registry import probes
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.probes.classifier.linear import Config
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.trainer import make_trainer, quiet
+from tests.toy import WIDTHS, Families
 
 CPU = {"accelerator": "cpu", "enable_progress_bar": False}
 
@@ -55,6 +56,33 @@ def test_classes_that_the_split_lacks_are_counted_apart(toy, tmp_path):
         assert record.detail == {"n_classes": 4, "n_classes_held": 3}
         if record.name == "balanced_accuracy":
             assert record.controls["chance"] == pytest.approx(1 / 3)
+
+
+def test_shuffled_labels_keep_families(tmp_path):
+    module = run(Families, tmp_path, cells=(next(iter(WIDTHS)),), targets=("style", "kind"), max_epochs=1)
+    table = Families().table("train")
+    labels = module._task_labels(table.take(torch.arange(len(table))))
+    (_, style), (true, kind) = labels[:2], labels[2:]
+    assert not kind.equal(true)
+    for family in range(len(table) // 4):
+        inside = table.attributes["family"] == family
+        assert len(kind[inside].unique()) == 1
+        if len(table.attributes["style"][inside].unique()) > 1:
+            assert style[inside].sort().values.equal(table.attributes["style"][inside].sort().values)
+    for record in module.records("test"):
+        found = record.detail["shuffled_labels"]
+        assert found["group_by"] == "family" and found["changed"] > 0.2
+        assert (found["groups_permuted_within"] == 0) == (record.target == "kind")
+
+
+def test_a_group_that_the_data_lack_is_named(tmp_path):
+    class Renamed(Families):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.request.shard_set.group = "author"
+
+    with pytest.raises(UnknownName, match="author"):
+        run(Renamed, tmp_path, max_epochs=1)
 
 
 def test_a_bank_equals_separate_runs(toy, tmp_path):

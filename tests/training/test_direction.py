@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,10 @@ from diffprobe.core.registry import probes
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
+from diffprobe.probes.shuffled_labels import hash_keys
 from diffprobe.training.direction import DirectionModule
 from diffprobe.training.trainer import make_trainer, quiet
+from tests.toy import Families
 
 CELL = "mid_block@t10:empty:mean"
 
@@ -67,6 +71,67 @@ def test_beats_its_controls(toy, tmp_path, name):
     shift = x[positive].mean(0) - x[~positive].mean(0)
     assert direction.scale == pytest.approx(float(shift @ direction.vector), rel=1e-4) and direction.scale > 0
     assert float(direction.vector.norm()) == pytest.approx(1, abs=1e-6)
+
+
+def test_controls_are_distributions_with_p(toy, tmp_path):
+    module = run(toy, tmp_path, "ridge")
+    record = module.records("val")[0]
+    assert set(record.detail["control_nulls"]) == {"random_direction", "shuffled_labels"}
+    for name, n in (("random_direction", 50), ("shuffled_labels", 4)):
+        null = record.detail["control_nulls"][name]
+        assert null["n"] == n and null["smallest_p"] == pytest.approx(1 / (n + 1)) and null["p"] >= null["smallest_p"]
+        assert null["mean"] == pytest.approx(record.controls[name], abs=1e-9)
+        assert null["mean"] < null["percentile_95"] <= 1 and 0 <= null["quantile"] <= 1
+        assert (null["p"] == null["smallest_p"]) == (null["quantile"] == 1)
+    found = record.detail["control_nulls"]["shuffled_labels"]
+    assert found["group_by"] == "sample" and found["groups_permuted_within"] == 0 and found["changed"] > 0.3
+    assert json.loads(json.dumps(record.detail)) == record.detail
+
+
+def test_shuffles_keep_families(tmp_path):
+    source = Families()
+    probe = probes("direction").load("mean_difference")
+    params = probe.Config(positive=("noto", "wild"), negative=("twemoji", "tame"), n_shuffles=3)
+    axes = params.axes([CELL], {name: source.attributes[name] for name in ("style", "kind")})
+    config = TrainerConfig(accelerator="cpu", enable_progress_bar=False)
+    module = DirectionModule("mean_difference", params, axes=axes, widths={CELL: 12}, settings=config)
+    with quiet():
+        make_trainer(config, run_dir=tmp_path).test(module, datamodule=source, verbose=False)
+    table = source.table("train")
+    batch, whole = table.take(torch.arange(len(table))), table.attributes["family"] >= 0
+    for i, name in enumerate(("style", "kind")):
+        known, sides = module._sides(i, batch, hash_keys(batch.keys))
+        for family in table.attributes["family"][known & whole].unique():
+            inside = sides[table.attributes["family"][known] == family]
+            if name == "kind":
+                assert (inside == inside[:1]).all()
+            elif len(inside.T[0].unique()) == 2:
+                assert (inside.sum(0) == inside[:, 0].sum()).all()
+        assert not sides[:, 1].equal(sides[:, 0]) and not sides[:, 1].equal(sides[:, 2])
+    style, kind = (record.detail["control_nulls"]["shuffled_labels"] for record in module.records("test"))
+    assert style["group_by"] == kind["group_by"] == "family"
+    assert (kind["groups_permuted_whole"], kind["groups_permuted_within"]) == (24, 0)  # 23 families and one sample
+    assert style["groups_permuted_within"] > 5
+
+
+def test_few_families_bound_p(tmp_path):
+    """Two families of one kind each have two orders: no number of shuffles shows more than that."""
+
+    class Two(Families):
+        def table(self, split):
+            table = super().table(split)
+            table.attributes["kind"] = table.attributes["family"] = torch.arange(len(table)) % 2
+            return table
+
+    probe = probes("direction").load("mean_difference")
+    params = probe.Config(positive="wild", negative="tame", n_shuffles=9)
+    axes = params.axes([CELL], {"kind": ("tame", "wild")})
+    config = TrainerConfig(accelerator="cpu", enable_progress_bar=False)
+    module = DirectionModule("mean_difference", params, axes=axes, widths={CELL: 12}, settings=config)
+    with quiet():
+        make_trainer(config, run_dir=tmp_path).test(module, datamodule=Two(), verbose=False)
+    null = module.records("test")[0].detail["control_nulls"]["shuffled_labels"]
+    assert null["smallest_p"] == pytest.approx(0.5) and null["p"] >= 0.5 and null["n"] == 9
 
 
 def test_swapping_the_ends_turns_it_round(toy, tmp_path):

@@ -14,7 +14,7 @@ from diffprobe.runs.plan import plan
 from diffprobe.runs.train import make_module
 from diffprobe.training.linear_cv import LinearCVModule
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.toy import WIDTHS, Toy
+from tests.toy import WIDTHS, Families, Toy
 
 CELL = next(iter(WIDTHS))
 BASE = ("probe=linear_cv", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
@@ -61,12 +61,24 @@ def test_the_group_of_the_data_set_is_the_default(tmp_path):
         run(tmp_path, source=source)
 
 
+def test_shuffled_labels_move_by_the_group_of_the_folds(tmp_path):
+    settings = ("probe.params.folds=3", "probe.params.l2=[0.1]", "probe.targets=[kind]")
+    table = Families().table("train")
+    batch = table.take(torch.arange(len(table)))
+    for named, group in (("", "family"), ("probe.params.group=sample", "sample")):
+        module = run(tmp_path, *settings, *filter(None, [named]), source=Families(cells=(CELL,)))
+        (detail,) = {str(record.detail["shuffled_labels"]["group_by"]) for record in module.records("test")}
+        shuffled = module._task_labels(batch)[1]
+        constant = all(len(shuffled[i : i + 4].unique()) == 1 for i in range(0, 88, 4))
+        assert detail == group and constant == (group == "family")
+
+
 def test_an_unknown_group_is_refused(tmp_path):
     with pytest.raises(UnknownName, match="colour"):
         run(tmp_path, "probe.params.group=colour")
 
 
-class Families(Toy):
+class OddFamilies(Toy):
     """Toy features of 12 families, of which one has all samples of the last class."""
 
     def __init__(self) -> None:
@@ -83,9 +95,9 @@ class Families(Toy):
 def test_a_class_of_one_group_is_named_and_learned_but_not_scored(tmp_path):
     settings = ("probe.params.group=family", "probe.params.folds=3", "probe.params.l2=[0.1,0.01]")
     with pytest.warns(UserWarning, match=r"'label'[\s\S]*'family'[\s\S]*owl"):
-        module = run(tmp_path, *settings, source=Families())
+        module = run(tmp_path, *settings, source=OddFamilies())
     detail = module.records("test")[0].detail
-    owls = int((Families().table("train").label == 3).sum())
+    owls = int((OddFamilies().table("train").label == 3).sum())
     assert detail["single_group_classes"] == ["owl"] and detail["cv_unscored"] == owls and detail["n_groups"] == 12
     assert module.probe(CELL, "label").bias.isfinite().all()
 

@@ -21,9 +21,11 @@ from diffprobe.analysis.statistics.forms import (
     mean_statistic,
     ratio,
 )
-from diffprobe.analysis.statistics.groups import SINGLE_SAMPLES, Groups
-from diffprobe.analysis.statistics.permutation import GroupPermutation, LabelStatistic, Null, permutation_null
+from diffprobe.analysis.statistics.permutation import LabelStatistic, permutation_null
 from diffprobe.analysis.statistics.selection import Selected, selected_interval
+from diffprobe.core.groups import SINGLE_SAMPLES, Groups
+from diffprobe.probes.group_permutation import GroupPermutation
+from diffprobe.probes.null_distribution import Null
 
 __all__ = [
     "AnyStatistic",

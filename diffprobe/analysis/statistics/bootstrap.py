@@ -16,8 +16,8 @@ from diffprobe.analysis.statistics.forms import (
     evaluate,
     n_samples_of,
 )
-from diffprobe.analysis.statistics.groups import Groups
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, unknown
+from diffprobe.core.groups import Groups
 
 Method = Literal["percentile", "expanded"]
 METHODS: tuple[Method, ...] = ("percentile", "expanded")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.statistics.bootstrap import Interval, check_settings, draws, resampled
 from diffprobe.analysis.statistics.forms import AnyStatistic, evaluate
-from diffprobe.analysis.statistics.groups import Groups
 from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak
+from diffprobe.core.groups import Groups
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,14 +30,16 @@ class DirectionConfig:
     negative: str | tuple[str, ...] = "*"
     """Value at the negative end, one for each of probe.targets; "*" for every other value."""
     n_random: int = 100
-    """Number of random directions of the control `random_direction`."""
-    n_shuffles: int = 10
-    """Number of estimates from shuffled training labels of the control `shuffled_labels`."""
+    """Number of random directions of the control `random_direction`; p is at least one over one more."""
+    n_shuffles: int = 100
+    """Number of estimates from shuffled training labels of the control `shuffled_labels`; p as for n_random."""
 
     def __post_init__(self) -> None:
         if self.n_random < 2 or self.n_shuffles < 2:
             raise ConfigError(
-                f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a control with a spread needs at least 2."
+                f"n_random={self.n_random}, n_shuffles={self.n_shuffles}: a control with a spread needs at least 2.",
+                "p is at least 1 / (1 + n): 19 allow 0.05, 100 allow 0.0099",
+                fix="probe.params.n_random=100 probe.params.n_shuffles=100",
             )
 
     def axes(self, cells: Sequence[str], classes: Mapping[str, Sequence[str]]) -> list["ContrastPair"]:

@@ -45,13 +45,15 @@ class LatentPanel:
     label_entropy: float | None
     """Entropy of the labels of its active samples, in bits; None without an active labelled sample."""
     chance_entropy: float = 0.0
-    """Mean entropy of the labels of an equal number of random samples, in bits."""
+    """Mean entropy of the labels of an equal number of random samples, of as many groups, in bits."""
     chance_entropy_sd: float = 0.0
     """Standard deviation of that entropy, in bits."""
     top_label: str = ""
     """Most frequent label among its active samples."""
     top_label_share: float = 0.0
     """Share of that label, 0..1."""
+    n_groups: int | None = None
+    """Groups of its active labelled samples; None where samples have no groups."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,14 +76,14 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
 
 
 def _make_solved(plan: ProbePlan, source: Source) -> "ProbeModule":
-    from diffprobe.training.linear_cv import SINGLE_SAMPLES, LinearCVModule
+    from diffprobe.training.linear_cv import LinearCVModule
+    from diffprobe.training.module import data_group
 
     config = plan.config
-    request = getattr(source, "request", None)  # data in memory have no shard set, and so no group
     return LinearCVModule(
         config.probe.name,
         plan.params,
-        group=plan.params.group or (request and request.shard_set.group) or SINGLE_SAMPLES,
+        group=plan.params.group or data_group(source),
         widths=source.widths,
         classes=target_classes(config.probe.targets, source),
         only_control=config.control == "shuffled_labels",

@@ -57,3 +57,12 @@ def test_bad_ends():
         DirectionConfig(positive="noto", negative="noto|twemoji").axes(["c"], {"style": NAMES})
     with pytest.raises(ConfigError, match="spread"):
         DirectionConfig(positive="noto", n_random=1)
+
+
+@pytest.mark.parametrize("draws", [{"n_shuffles": 1}, {"n_random": 0}])
+def test_a_control_needs_several_draws(draws):
+    (name,) = draws
+    with pytest.raises(
+        ConfigError, match=rf"{name}={draws[name]}.*at least 2(.|\n)*19 allow 0.05(.|\n)*n_shuffles=100"
+    ):
+        DirectionConfig(positive="noto", **draws)

@@ -199,6 +199,14 @@ def test_the_place_of_an_activation_is_in_the_text_of_its_picture(page):
     assert any(name == "title" and value.endswith(", row 3, column 5 of 8 x 8") for _, name, value in read.attributes)
 
 
+def test_the_groups_of_a_latent_are_counted(page):
+    section = page.latents[0]
+    for n, text in ((1, ", in 1 group<"), (12, ", in 12 groups<"), (None, None)):
+        latent = dataclasses.replace(section.panels[0], n_groups=n)
+        html = render_page(dataclasses.replace(page, latents=(dataclasses.replace(section, panels=(latent,)),)))
+        assert (text in html) if text else (", in 1" not in html)
+
+
 def test_a_latent_without_pictures_keeps_its_numbers(page):
     section = page.latents[0]
     latent = dataclasses.replace(section.panels[0], pictures=())

@@ -40,6 +40,22 @@ class Groups:
         require_groups(len(numbers), len(ids), what=what, at_least=at_least)
         return cls(ids=ids, n=len(numbers))
 
+    @classmethod
+    def of_values(cls, values: NDArray[np.int64]) -> "Groups":
+        """Number the groups of samples from the ids of an attribute's values.
+
+        Args:
+            values: id of each sample, int64 (samples,); a sample without a value (-1) is a group of its own.
+
+        >>> Groups.of_values(np.array([7, -1, 7, -1])).ids.tolist()
+        [0, 1, 0, 2]
+        """
+        own = np.where(values < 0, -1 - np.arange(len(values)), values)
+        _, first, inverse = np.unique(own, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))  # by first occurrence, so that the ids do not matter
+        return cls(ids=rank[inverse], n=len(first))
+
     def members(self) -> list[NDArray[np.int64]]:
         """Return the positions of the samples of each group, ascending."""
         order = np.argsort(self.ids, kind="stable").astype(np.int64)
