@@ -9,6 +9,7 @@ SHARED = (
     "full_batch",
     "grouped_folds",
     "l2_selection",
+    "neighbours",
     "predictions",
     "score",
     "ridge_path",

@@ -3,7 +3,6 @@
 There are no steps and nothing is tuned: one pass over the training set, before the evaluation.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from diffprobe.training.module import labels_of, require_finite, vectors
 
 LIMIT = 16 * 2**30
 """Largest size in bytes of the training features that the probes of a run write to disk together: 16 GiB."""
-_log = logging.getLogger(__name__)
 
 
 def check_size(n_samples: int, widths: Mapping[str, int], n_targets: int, *, limit: int | None = None) -> int:
@@ -130,7 +128,8 @@ class KNNModule(ClassifierModule):
                 rank_zero_warn(
                     f"cell '{cell}' has the same features for all training samples: no sample is nearer than others."
                 )
-        _log.info("the probes keep %.1f MiB of training features", sum(map(self._size, self.heads)) / 2**20)
+        size = sum(map(self._size, self.heads)) / 2**20
+        self.saving_note = f", with {size:,.1f} MiB of training features"
 
     def _read(self) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
         """Return keys, features of each cell and labels of each target of the training set, ordered by key."""

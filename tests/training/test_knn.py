@@ -164,5 +164,7 @@ def test_settings_without_effect_or_out_of_range_are_refused(setting):
 def test_the_summary_states_what_the_probes_keep(tmp_path):
     from types import SimpleNamespace
 
-    records = run(tmp_path).records("test")
+    module = run(tmp_path)
+    assert module.saving_note == ", with 0.0 MiB of training features"
+    records = module.records("test")
     assert kind.summary(SimpleNamespace(metrics=records)) == "1 targets, 0.0 MiB of training features in the probes"
