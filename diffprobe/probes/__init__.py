@@ -11,6 +11,7 @@ SHARED = (
     "grouped_folds",
     "l2_selection",
     "null_distribution",
+    "neighbours",
     "predictions",
     "score",
     "ridge_path",

@@ -45,6 +45,8 @@ class ProbeModule(lightning.LightningModule):
     default_learning_rate = 1e-3
     scores_training_set = False
     """Whether a test run scores the training set with the final weights too."""
+    saving_note = ""
+    """What the line "saving: probe and result" adds; for a probe whose files can be large."""
     scores: dict[str, Any]
     """Split -> the result of its evaluation."""
 

@@ -104,7 +104,7 @@ class RunProgress(Callback):
         """Close the bar of a phase; after the last one, say that the probe and the result are written."""
         self._close()
         if stage == TrainerFn.TESTING and trainer.is_global_zero:
-            self._announce("saving: probe and result")
+            self._announce(f"saving: probe and result{getattr(pl_module, 'saving_note', '')}")
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

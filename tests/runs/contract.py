@@ -57,6 +57,8 @@ OTHER = {
     "class_weight": "none",
     "one_standard_error": True,
     "group": "style",
+    "metric": "euclidean",
+    "weights": "uniform",
 }
 """Key of a Config -> a value other than its default and that of BASE."""
 NEEDS = {

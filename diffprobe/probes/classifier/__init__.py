@@ -4,7 +4,8 @@ A file offers
 
 - `Config`, a subclass of `ClassifierConfig`: the keys below `probe.params`;
 - `make(config, d_in, n_classes, *, seed) -> nn.Module`: a head that maps standardised features (batch, d_in) to logits
-  (batch, n_classes). Torch's generator is seeded around the call, so that layers initialise themselves reproducibly;
+  (batch, n_classes). Torch's generator is seeded around the call, so that layers initialise themselves reproducibly. A
+  head without weights to train is a `MemoryHead`, which keeps the training samples;
 - optionally `make_bank(config, d_in, n_classes) -> Bank`: all heads on one feature in one module, where that is faster
   than a head after the other and no number depends on it.
 """

@@ -42,6 +42,14 @@ class ClassifierConfig:
                 )
 
 
+class MemoryHead(nn.Module):
+    """A head that keeps its training samples instead of learning weights."""
+
+    def memorise(self, x: Float[Tensor, "samples d_in"], label: Int[Tensor, " samples"]) -> None:
+        """Keep standardised features and their class ids. Raises: ConfigError for samples that it cannot use."""
+        raise NotImplementedError
+
+
 def make_head(name: str, config: ClassifierConfig, d_in: int, n_classes: int, *, seed: int) -> nn.Module:
     """Make the untrained head of a classifier's file; its initial weights depend on `seed` alone.
 
@@ -52,7 +60,7 @@ def make_head(name: str, config: ClassifierConfig, d_in: int, n_classes: int, *,
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head: nn.Module = probes("classifier").load(name).make(config, d_in, n_classes, seed=seed)
-    if not any(weight.requires_grad for weight in head.parameters()):
+    if not isinstance(head, MemoryHead) and not any(weight.requires_grad for weight in head.parameters()):
         raise ConfigError(f"the head of classifier '{name}' has no parameter; classifiers are trained by gradient.")
     return head
 
@@ -138,8 +146,8 @@ class ClassifierProbe(Standardised):
     ) -> Probe:
         """Fit to features in memory: standardise, then minimise the mean cross entropy by full-batch L-BFGS in float64.
 
-        A linear probe converges to multinomial logistic regression with C = 1 / (l2 * samples). Fitting again starts
-        anew from the seed.
+        A linear probe converges to multinomial logistic regression with C = 1 / (l2 * samples). kNN keeps the samples
+        instead, of which the earlier is the nearer of equal distances. Fitting again starts anew from the seed.
 
         Args:
             x: features (samples, d_in) in any unit.
@@ -169,6 +177,11 @@ class ClassifierProbe(Standardised):
         sums = Moments(len(whole), whole.sum(0), whole.square().sum(0), whole[:0, 0], whole[:0].T, None)
         self.standardise(sums.mean, sums.variance)
         standard = self.standard(found.to(self.mean)).double()
+        if isinstance(self.head, MemoryHead):
+            if l2 is not None:
+                raise ConfigError(f"l2={l2}: classifier '{self.name}' learns no weights.", fix="leave l2 unset")
+            self.head.memorise(standard.to(self.mean), label)
+            return self.eval()
         penalty = 1 / len(label) if l2 is None else l2
         fit_full_batch(
             self.head, lambda head: F.cross_entropy(head(standard), label), l2=penalty, max_steps=max_steps

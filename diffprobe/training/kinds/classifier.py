@@ -11,6 +11,7 @@ from diffprobe.training.kinds.types import (
     ProbePlan,
     Source,
     count_targets,
+    of_test_split,
     refuse_joint_clipping,
     refuse_latent_shards,
     refuse_row_shuffle,
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from diffprobe.training.module import ProbeModule
 
 TAKES_GRID = False
-LINEAR_CV = "linear_cv"
-"""Classifier that is solved instead of trained by steps."""
+LINEAR_CV, KNN = "linear_cv", "knn"
+"""Classifiers without steps, which read the features of the training split into memory, in one process."""
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
@@ -36,7 +37,7 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
-    if config.probe.name == LINEAR_CV:
+    if config.probe.name in (LINEAR_CV, KNN):
         refuse_steps(config)
         _require_one_process(config)
     else:
@@ -63,6 +64,8 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
     config = plan.config
     if config.probe.name == LINEAR_CV:
         return _make_solved(plan, source)
+    if config.probe.name == KNN:
+        return _make_knn(plan, source)
     return ClassifierModule(
         config.probe.name,
         plan.params,
@@ -93,6 +96,29 @@ def _make_solved(plan: ProbePlan, source: Source) -> "ProbeModule":
     )
 
 
+def _make_knn(plan: ProbePlan, source: Source) -> "ProbeModule":
+    from diffprobe.features.request import shard_entries
+    from diffprobe.training.knn import KNNModule
+
+    config = plan.config
+    request = getattr(source, "request", None)  # data in memory have no shard set: they are counted when they are read
+    entries = shard_entries(request.view, config.data.train_split, config.data.limit) if request else []
+    return KNNModule(
+        config.probe.name,
+        plan.params,
+        n_train=sum(entry.n for entry in entries) if request else None,
+        widths=source.widths,
+        classes=target_classes(config.probe.targets, source),
+        only_control=config.control == "shuffled_labels",
+        metrics=config.probe.metrics,
+        settings=config.trainer,
+        seed=config.seed,
+    )
+
+
 def summary(result: RunResult) -> str:
-    """Return how many targets and cells were classified."""
-    return count_targets(result)
+    """Return how many targets and cells were classified, and the size of what the probes of kNN keep."""
+    records = [record for record in of_test_split(result) if "saved_bytes" in record.detail]
+    sizes = {(record.cell, record.target): int(record.detail["saved_bytes"]) for record in records}
+    kept = f", {sum(sizes.values()) / 2**20:,.1f} MiB of training features in the probes" if sizes else ""
+    return count_targets(result) + kept
