@@ -26,7 +26,7 @@ from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
-from diffprobe.training.sae_controls import ControlSize, ReconstructionControls
+from diffprobe.training.sae_controls import ControlSize, ReconstructionControls, RowScale
 from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_scores import Scores, SplitScores, decoder_scores, window_scores
 from diffprobe.training.training_statistics import FirstPass, check_finite
@@ -74,6 +74,7 @@ class SparseAutoencoderModule(ProbeModule):
         self.measured = nn.ModuleDict(  # not "train": nn.Module has an attribute of that name
             {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
         )
+        self.row_scale = RowScale(d_in)
         self.controls = ReconstructionControls(self.cells, d_in)
         self.sums_controls = True  # False in a bank where another autoencoder does, and shares its controls
         size = config.row_buffer
@@ -108,7 +109,7 @@ class SparseAutoencoderModule(ProbeModule):
         """Return whether a pass over the training set is due before the first step. Raises: ConfigError (`prepare`)."""
         if self.row_buffer is not None:
             self.row_buffer.place(*self.share)
-        return not bool(self.sae.initialised) or self._buffer_to_fill is not None
+        return not bool(self.sae.initialised) or not self.row_scale.known or self._buffer_to_fill is not None
 
     @property
     def _buffer_to_fill(self) -> ShuffleBuffer | None:
@@ -133,9 +134,10 @@ class SparseAutoencoderModule(ProbeModule):
             rows = statistics.choose(buffer.size, seed=derive_seed("rows", self.seed)).compute(self.collective)
             if rows is not None:
                 buffer.fill(rows)
+        sums = statistics.moments.compute()
+        self.row_scale.set(sums.mean, sums.variance)
         if self.sae.initialised:
             return
-        sums = statistics.moments.compute()
         rows = statistics.choose(self._n_init, seed=self.seed).compute(self.collective)
         with naming(_named(self.cells)):
             self.sae.initialise(sums.mean, sums.variance, rows)
@@ -206,7 +208,7 @@ class SparseAutoencoderModule(ProbeModule):
             x_hat, code = self.sae(rows.x)
             self._measured(split).update(rows, x_hat, code)
             if self._controlled:
-                self.controls.update(split, rows)
+                self.controls.update(split, rows, self.row_scale)
         if self.keeps(split):
             self._keep_rows(batch, split, rows, x_hat, code)
 

@@ -11,7 +11,7 @@ from diffprobe.probes.sae.topk import Config
 from diffprobe.training import sae_controls
 from diffprobe.training.sae import SparseAutoencoderModule
 from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
-from diffprobe.training.sae_controls import LEFT_OUT, ControlSize, ReconstructionControls
+from diffprobe.training.sae_controls import LEFT_OUT, ControlSize, ReconstructionControls, RowScale
 from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
@@ -33,12 +33,19 @@ def rows(x, group):
     return RowValues(x, group, group, group)
 
 
+def scale_of(splits):
+    x = splits.get("train", splits["test"])[0].double()
+    scale = RowScale(x.shape[1])
+    scale.set(x.mean(0), x.var(0, unbiased=False))
+    return scale
+
+
 def scored(splits, cells=CELLS, parts=1, total=itself):
     controls = ReconstructionControls(cells, 5)
     for split, (x, group) in splits.items():
         group = group if len(cells) > 1 else torch.zeros_like(group)
         for part in torch.arange(len(x)).chunk(parts):
-            controls.update(split, rows(x[part], group[part]))
+            controls.update(split, rows(x[part], group[part]), scale_of(splits))
         controls.finish(split, total, torch.device("cpu"))
     return controls
 
@@ -62,6 +69,34 @@ def test_pca_is_the_reconstruction_by_components_of_the_training_rows(k):
         assert controls.pca("test", k, cell) == pytest.approx(own, abs=1e-9)
 
 
+def neurons_of(train, x, k):
+    """Keep the k features of each row that are farthest from the mean of the training rows."""
+    mean, std = train.double().mean(0), train.double().std(0, unbiased=False)
+    found = mean.repeat(len(x), 1)
+    for row, out in zip(x.double(), found, strict=True):
+        kept = sorted(range(len(row)), key=lambda j: -abs(float((row[j] - mean[j]) / std[j])))[:k]
+        out[kept] = row[kept]
+    return found
+
+
+@pytest.mark.parametrize("k", [0, 2, 5, 9])
+def test_raw_neurons_are_the_features_farthest_from_the_mean(k):
+    splits = {"train": data(0), "test": data(1)}
+    controls, (x, group) = scored(splits, parts=4), splits["test"]
+    expected = neurons_of(splits["train"][0], x, k)
+    assert controls.raw_neurons("test", k) == pytest.approx(fvu(x.double(), expected), abs=1e-9)
+    own = fvu(x[group == 1].double(), expected[group == 1])
+    assert controls.raw_neurons("test", k, CELLS[1]) == pytest.approx(own, abs=1e-9)
+
+
+def test_a_feature_that_is_constant_in_training_is_kept_last():
+    (train, group), (x, _) = data(0), data(1)
+    train[:, 0] = 7.0
+    controls = scored({"train": (train, group), "test": (x, group)}, cells=CELLS[:1])
+    left = (x[:, 0].double() - 7).square().sum() / (x.double() - x.double().mean(0)).square().sum()
+    assert controls.raw_neurons("test", 4) == pytest.approx(float(left), rel=1e-9)
+
+
 def test_shares_of_processes_add_up():
     splits = {"train": data(0), "test": data(1)}
     whole = scored(splits)
@@ -69,7 +104,7 @@ def test_shares_of_processes_add_up():
     for split, (x, group) in splits.items():
         sums = []
         for rank, part in enumerate(halves[:2]):
-            part.update(split, rows(x[rank::2], group[rank::2]))
+            part.update(split, rows(x[rank::2], group[rank::2]), scale_of(splits))
         for part in halves:
             seen = []
             part.finish(split, lambda tensor, seen=seen: seen.append(tensor) or tensor, torch.device("cpu"))
@@ -77,7 +112,8 @@ def test_shares_of_processes_add_up():
         totals = iter([sum(parts) for parts in zip(*sums, strict=True)])
         halves[0]._running.clear()
         halves[0].finish(split, lambda _, totals=totals: next(totals), torch.device("cpu"))
-    assert halves[0].pca("test", 2) == pytest.approx(whole.pca("test", 2), rel=1e-12)
+    for name in ("pca", "raw_neurons"):
+        assert getattr(halves[0], name)("test", 2) == pytest.approx(getattr(whole, name)("test", 2), rel=1e-12)
 
 
 def test_a_split_that_is_scored_again_starts_again():
@@ -85,7 +121,7 @@ def test_a_split_that_is_scored_again_starts_again():
     controls = scored(splits)
     before = controls.pca("test", 2)
     for split in ("train", "test"):
-        controls.update(split, rows(*splits[split]))
+        controls.update(split, rows(*splits[split]), scale_of(splits))
         controls.finish(split, itself, torch.device("cpu"))
     assert controls.pca("test", 2) == before
 
@@ -98,7 +134,9 @@ def record(name="fvu", split="test", cell=CELL):
 def test_scores_that_are_a_function_of_the_fvu_get_the_controls():
     controls = scored({"train": data(0), "test": data(1)}, cells=CELLS[:1])
     one, other, l0 = controls.add_to([record(), record("explained_variance"), record("l0")], SIZE)
-    assert list(one.controls) == ["pca", "mean_prediction"] and one.controls["pca"] == controls.pca("test", 2)
+    assert list(one.controls) == ["pca", "raw_neurons", "mean_prediction"] and one.controls["pca"] == controls.pca(
+        "test", 2
+    )
     assert other.controls["pca"] == 1 - one.controls["pca"] and l0 == record("l0")
     assert one.detail == {"k": 2, "control_k": 2, "control_k_is": "k of the autoencoder"}
     assert one.value == 0.5 and one.n == 60
@@ -112,6 +150,7 @@ def test_what_is_left_out_says_why(monkeypatch):
     monkeypatch.setattr(sae_controls, "MAX_NUMBERS", 49)
     (found,) = scored({"train": data(0), "test": data(1)}).add_to([record()], SIZE)
     reason = found.detail[LEFT_OUT]["pca"]
+    assert found.controls["raw_neurons"] > 0 and list(found.detail[LEFT_OUT]) == ["pca"]
     assert all(fact in reason for fact in ("2 cells of width 5", "50 ", "at most 49")) and "pca" not in found.controls
 
 
@@ -142,7 +181,9 @@ def test_a_run_records_pca_on_every_split(toy, tmp_path, kind):
         found = {one.name: one for one in module.records(split)}
         x, train = (source.table(name).features[CELL] for name in (split, "train"))
         expected = fvu(x.double(), pca_of(train, x, k))
-        assert found["fvu"].controls == {"pca": pytest.approx(expected, rel=1e-9), "mean_prediction": 1.0}
+        kept = fvu(x.double(), neurons_of(train, x, k))
+        controls = {"pca": expected, "raw_neurons": kept, "mean_prediction": 1.0}
+        assert found["fvu"].controls == pytest.approx(controls, rel=1e-9)
         assert found["explained_variance"].controls["pca"] == pytest.approx(1 - expected, rel=1e-9)
         assert found["fvu"].detail["control_k"] == k and "l0" in found and found["l0"].controls == {}
         assert ("L0" in found["fvu"].detail["control_k_is"]) is (kind is not None)
@@ -164,3 +205,25 @@ def test_members_of_a_bank_share_the_sums_and_have_the_controls_of_single_runs(t
         )
         fit(single, toy(), tmp_path / spec.name)
         assert [one.controls for one in member.records("test")] == [one.controls for one in single.records("test")]
+
+
+def test_a_checkpoint_keeps_the_scale_and_one_without_it_loads():
+    scale, other = scale_of({"train": data(0), "test": data(1)}), RowScale(5)
+    assert scale.known and not other.known
+    other.load_state_dict(scale.state_dict())
+    assert other.mean.equal(scale.mean) and other.std.equal(scale.std)
+    other.load_state_dict({})
+    assert not other.known
+
+
+def test_a_run_goes_on_from_a_checkpoint_without_the_scale(toy, tmp_path):
+    first = SparseAutoencoderModule(probe_of(), cell=CELL, d_in=12, settings=settings_of())
+    fit(first, toy(cells=(CELL,)), tmp_path / "first")
+    old = {name: value for name, value in first.state_dict().items() if not name.startswith("row_scale.")}
+    again = SparseAutoencoderModule(probe_of(), cell=CELL, d_in=12, settings=settings_of())
+    again.load_state_dict(old)
+    with quiet():
+        trainer = make_trainer(again.settings, run_dir=tmp_path / "again")
+        trainer.test(again, datamodule=toy(cells=(CELL,)), verbose=False)
+    assert again.sae.W_dec.equal(first.sae.W_dec)
+    assert again.records("test") == first.records("test")
