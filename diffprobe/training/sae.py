@@ -27,6 +27,7 @@ from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.sae_controls import ControlSize, ReconstructionControls, RowScale
+from diffprobe.training.sae_random_dictionary import RandomDictionary
 from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_scores import Scores, SplitScores, decoder_scores, window_scores
 from diffprobe.training.training_statistics import FirstPass, check_finite
@@ -76,6 +77,7 @@ class SparseAutoencoderModule(ProbeModule):
         )
         self.row_scale = RowScale(d_in)
         self.controls = ReconstructionControls(self.cells, d_in)
+        self.random_dictionary = RandomDictionary(self.sae, len(self.cells), seed=seed)
         self.sums_controls = True  # False in a bank where another autoencoder does, and shares its controls
         size = config.row_buffer
         self.row_buffer = ShuffleBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
@@ -207,16 +209,21 @@ class SparseAutoencoderModule(ProbeModule):
         with torch.autocast(self.device.type, enabled=False):  # the saved autoencoder is float32
             x_hat, code = self.sae(rows.x)
             self._measured(split).update(rows, x_hat, code)
-            if self._controlled:
-                self.controls.update(split, rows, self.row_scale)
+            if not self._fits:
+                self._score_controls(split, rows)
         if self.keeps(split):
             self._keep_rows(batch, split, rows, x_hat, code)
 
     @property
-    def _controlled(self) -> bool:
-        """Whether the rows that are scored now count for the controls: not those of validations during training."""
-        fitting = self._trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
-        return self.sums_controls and not fitting
+    def _fits(self) -> bool:
+        """Whether the rows that are scored now are those of a validation during training, which has no controls."""
+        return self._trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
+
+    def _score_controls(self, split: str, rows: RowValues) -> None:
+        if self.sums_controls:
+            self.controls.update(split, rows, self.row_scale)
+        mean = self.row_scale.mean * self.sae.scale.double()
+        self.random_dictionary.update(split, rows, self.sae.scaled(rows.x), mean)
 
     def _keep_rows(self, batch: FeatureBatch, split: str, rows: RowValues, x_hat: Tensor, code: Code) -> None:
         """Keep the sums over the rows of each sample: residual, square about the pre-bias, active latents."""
@@ -261,8 +268,10 @@ class SparseAutoencoderModule(ProbeModule):
             if split == "train" and self.sae.n_latents > 1:
                 self._decoder = self.measure_decoder()
                 self.log_scores({f"train/{name}": value for name, value in self._decoder.values.items()})
-        if self._controlled:
-            self.controls.finish(split, self.sum_over_processes, self.device)
+        if not self._fits:
+            if self.sums_controls:
+                self.controls.finish(split, self.sum_over_processes, self.device)
+            self.random_dictionary.finish(split, self.sum_over_processes, self.device)
         self.scores[split] = {**whole.values, "n": whole.n}
         self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
@@ -289,7 +298,7 @@ class SparseAutoencoderModule(ProbeModule):
         found = whole.records(split=split, **own)
         for cell, scores in by_cell.items():
             found += scores.records(split=split, cell=cell, probe=probe, detail=detail)
-        found = self.controls.add_to(found, self.control_size())
+        found = self.controls.add_to(found, self.control_size(), self.random_dictionary, float(self.sae.scale))
         if split == "train" and self.dead_latents.is_full:
             found += window_scores(self.measure_window()).records(split=split, **own)
         if split == "train" and self._decoder is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import RowValues
 from diffprobe.metrics import load_metrics, measured_on
+from diffprobe.training.sae_random_dictionary import RandomDictionary
 
 MAX_NUMBERS = 1 << 24
 """Largest number of cells times the square of the width for which second moments are summed: 128 MiB for each split,
@@ -142,16 +143,32 @@ class ReconstructionControls:
         rows = self._sums(split, cell)
         return float(rows["neurons"][min(k, self.d_in)] / _variance(rows))
 
-    def add_to(self, records: Sequence[MetricRecord], size: ControlSize | None) -> list[MetricRecord]:
+    def random_dictionary(self, split: str, dictionary: RandomDictionary, scale: float, cell: str | None) -> float:
+        """Return the fvu on a split of a random dictionary.
+
+        Args:
+            split, cell: see `pca`.
+            dictionary: the dictionary, of the same rows.
+            scale: factor of the rows in its unit.
+        """
+        residual = dictionary.residual(split, None if cell is None else self.cells.index(cell))
+        return residual / scale**2 / float(_variance(self._sums(split, cell)))
+
+    def add_to(
+        self, records: Sequence[MetricRecord], size: ControlSize | None, dictionary: RandomDictionary, scale: float
+    ) -> list[MetricRecord]:
         """Return the records with these controls beside those scores that are a function of the fvu (`of_fvu`).
 
         Args:
             records: of one autoencoder.
             size: what the controls keep; None if the training set was not scored.
+            dictionary, scale: see `random_dictionary`.
         """
-        return [self._add(record, size) for record in records]
+        return [self._add(record, size, dictionary, scale) for record in records]
 
-    def _add(self, record: MetricRecord, size: ControlSize | None) -> MetricRecord:
+    def _add(
+        self, record: MetricRecord, size: ControlSize | None, dictionary: RandomDictionary, scale: float
+    ) -> MetricRecord:
         of_fvu = _of_fvu(record.name)
         if of_fvu is None:
             return record
@@ -159,13 +176,16 @@ class ReconstructionControls:
         controls: dict[str, float] = {}
         left_out: dict[str, str] = {}
         missing = [one for one in dict.fromkeys((split, "train")) if one not in self._found]
-        for name, measure in {"pca": self.pca, "raw_neurons": self.raw_neurons}.items():
-            if name == "pca" and self.too_wide:
-                left_out[name] = self.too_wide
+        impossible = {"pca": self.too_wide, "raw_neurons": None, "random_dictionary": dictionary.left_out}
+        for name, reason in impossible.items():
+            if reason is not None:
+                left_out[name] = reason
             elif size is None or missing:
                 left_out[name] = f"not scored after training: split {', '.join(missing or ['train'])}"
+            elif name == "random_dictionary":
+                controls[name] = of_fvu(self.random_dictionary(split, dictionary, scale, cell))
             else:
-                controls[name] = of_fvu(measure(split, size.k, cell))
+                controls[name] = of_fvu((self.pca if name == "pca" else self.raw_neurons)(split, size.k, cell))
         detail: dict[str, Any] = {**record.detail}
         if controls and size is not None:
             detail |= {"control_k": size.k, "control_k_is": size.meaning}

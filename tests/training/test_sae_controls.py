@@ -9,14 +9,16 @@ from diffprobe.metrics.fvu import fvu
 from diffprobe.probes.sae import batch_topk, jumprelu
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training import sae_controls
-from diffprobe.training.sae import SparseAutoencoderModule
+from diffprobe.training.sae import SparseAutoencoderModule, make_sae
 from diffprobe.training.sae_bank import MemberSpec, SparseAutoencoderBankModule
 from diffprobe.training.sae_controls import LEFT_OUT, ControlSize, ReconstructionControls, RowScale
+from diffprobe.training.sae_random_dictionary import RandomDictionary
 from diffprobe.training.trainer import make_trainer, quiet
 
 CELL = "mid_block@t10:empty:mean"
 CELLS = (CELL, "mid_block@t90:empty:mean")
 SIZE = ControlSize(2, "k of the autoencoder")
+NONE = RandomDictionary(make_sae(batch_topk.Config(k=2, n_latents=6), 5, seed=0), 1, seed=0)
 
 
 def itself(tensor):
@@ -133,24 +135,25 @@ def record(name="fvu", split="test", cell=CELL):
 
 def test_scores_that_are_a_function_of_the_fvu_get_the_controls():
     controls = scored({"train": data(0), "test": data(1)}, cells=CELLS[:1])
-    one, other, l0 = controls.add_to([record(), record("explained_variance"), record("l0")], SIZE)
+    one, other, l0 = controls.add_to([record(), record("explained_variance"), record("l0")], SIZE, NONE, 1.0)
     assert list(one.controls) == ["pca", "raw_neurons", "mean_prediction"] and one.controls["pca"] == controls.pca(
         "test", 2
     )
     assert other.controls["pca"] == 1 - one.controls["pca"] and l0 == record("l0")
-    assert one.detail == {"k": 2, "control_k": 2, "control_k_is": "k of the autoencoder"}
+    reason = {"random_dictionary": NONE.left_out}
+    assert one.detail == {"k": 2, "control_k": 2, "control_k_is": "k of the autoencoder", LEFT_OUT: reason}
     assert one.value == 0.5 and one.n == 60
 
 
 def test_what_is_left_out_says_why(monkeypatch):
-    (found,) = scored({"test": data(1)}).add_to([record()], SIZE)
+    (found,) = scored({"test": data(1)}).add_to([record()], SIZE, NONE, 1.0)
     assert found.controls == {"mean_prediction": 1.0} and "train" in found.detail[LEFT_OUT]["pca"]
-    (found,) = scored({"train": data(0), "test": data(1)}).add_to([record()], None)
+    (found,) = scored({"train": data(0), "test": data(1)}).add_to([record()], None, NONE, 1.0)
     assert "train" in found.detail[LEFT_OUT]["pca"]
     monkeypatch.setattr(sae_controls, "MAX_NUMBERS", 49)
-    (found,) = scored({"train": data(0), "test": data(1)}).add_to([record()], SIZE)
+    (found,) = scored({"train": data(0), "test": data(1)}).add_to([record()], SIZE, NONE, 1.0)
     reason = found.detail[LEFT_OUT]["pca"]
-    assert found.controls["raw_neurons"] > 0 and list(found.detail[LEFT_OUT]) == ["pca"]
+    assert found.controls["raw_neurons"] > 0 and "raw_neurons" not in found.detail[LEFT_OUT]
     assert all(fact in reason for fact in ("2 cells of width 5", "50 ", "at most 49")) and "pca" not in found.controls
 
 
@@ -183,7 +186,10 @@ def test_a_run_records_pca_on_every_split(toy, tmp_path, kind):
         expected = fvu(x.double(), pca_of(train, x, k))
         kept = fvu(x.double(), neurons_of(train, x, k))
         controls = {"pca": expected, "raw_neurons": kept, "mean_prediction": 1.0}
-        assert found["fvu"].controls == pytest.approx(controls, rel=1e-9)
+        measured = dict(found["fvu"].controls)
+        random = measured.pop("random_dictionary", None)
+        assert (random is None) is (LEFT_OUT in found["fvu"].detail) is (kind is not None)
+        assert measured == pytest.approx(controls, rel=1e-9)
         assert found["explained_variance"].controls["pca"] == pytest.approx(1 - expected, rel=1e-9)
         assert found["fvu"].detail["control_k"] == k and "l0" in found and found["l0"].controls == {}
         assert ("L0" in found["fvu"].detail["control_k_is"]) is (kind is not None)
