@@ -227,7 +227,10 @@ def test_a_run_goes_on_from_a_checkpoint_without_the_scale(toy, tmp_path):
     fit(first, toy(cells=(CELL,)), tmp_path / "first")
     old = {name: value for name, value in first.state_dict().items() if not name.startswith("row_scale.")}
     again = SparseAutoencoderModule(probe_of(), cell=CELL, d_in=12, settings=settings_of())
+    again.load_state_dict(first.state_dict())
+    assert not again.needs_statistics()  # a resumed run reads the training set no second time
     again.load_state_dict(old)
+    assert again.needs_statistics()
     with quiet():
         trainer = make_trainer(again.settings, run_dir=tmp_path / "again")
         trainer.test(again, datamodule=toy(cells=(CELL,)), verbose=False)
