@@ -45,6 +45,11 @@ class ExplainedVariance(Fvu):
         return {"mean_prediction": 0.0}
 
 
+def of_fvu(value: float) -> float:
+    """Return the score of a reconstruction from its fvu, for controls."""
+    return 1 - value
+
+
 def make(d_in: int, n_latents: int) -> ExplainedVariance:
     """Make the metric for features of width `d_in`."""
     return ExplainedVariance(d_in)

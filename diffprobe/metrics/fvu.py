@@ -79,6 +79,11 @@ class Fvu(Metric):
         return {"mean_prediction": 1.0}
 
 
+def of_fvu(value: float) -> float:
+    """Return the score of a reconstruction from its fvu, for controls."""
+    return value
+
+
 def make(d_in: int, n_latents: int) -> Fvu:
     """Make the metric for features of width `d_in`."""
     return Fvu(d_in)

@@ -34,7 +34,8 @@ _WITHIN_A_RUN = ("split", "probe", "condition", "pool")
 """Fields besides layer, timestep and target in which records of one run may differ."""
 _SHARED_WITH_CONTROLS = ("kind", "experiment", "metric", "split", "target", "probe")
 """Fields in which a control run equals the run that it is a control of."""
-_CONTROLS = (*LADDER, "shuffled_labels", "random_direction", "mean_prediction", "chance")
+_CONTROLS = (*LADDER, "shuffled_labels", "random_direction", "pca", "raw_neurons",
+    "random_dictionary", "mean_prediction", "chance")  # fmt: skip
 """Controls in the order of their columns."""
 _SHARES = ("accuracy", "balanced_accuracy")
 """Metrics that are printed in percent."""
@@ -203,7 +204,7 @@ def _control_columns(records: Found) -> tuple[ControlColumn, ...]:
 
 
 def _title(control: str) -> str:
-    return control.replace("_", " ").replace("vae", "VAE")
+    return control.replace("_", " ").replace("vae", "VAE").replace("pca", "PCA")
 
 
 def _distinct(found: Found) -> tuple[tuple[TableAxis, ...], list[str]]:

@@ -26,6 +26,8 @@ from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
+from diffprobe.training.sae_controls import ControlSize, ReconstructionControls, RowScale
+from diffprobe.training.sae_random_dictionary import RandomDictionary
 from diffprobe.training.sae_rows import ShuffleBuffer, check_one_tap, rows_of
 from diffprobe.training.sae_scores import Scores, SplitScores, decoder_scores, window_scores
 from diffprobe.training.training_statistics import FirstPass, check_finite
@@ -73,6 +75,10 @@ class SparseAutoencoderModule(ProbeModule):
         self.measured = nn.ModuleDict(  # not "train": nn.Module has an attribute of that name
             {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
         )
+        self.row_scale = RowScale(d_in)
+        self.controls = ReconstructionControls(self.cells, d_in)
+        self.random_dictionary = RandomDictionary(self.sae, len(self.cells), seed=seed)
+        self.sums_controls = True  # False in a bank where another autoencoder does, and shares its controls
         size = config.row_buffer
         self.row_buffer = ShuffleBuffer(size, d_in, seed=derive_seed("rows", seed)) if size else None
         self.scores: dict[str, dict[str, float]] = {}
@@ -105,7 +111,7 @@ class SparseAutoencoderModule(ProbeModule):
         """Return whether a pass over the training set is due before the first step. Raises: ConfigError (`prepare`)."""
         if self.row_buffer is not None:
             self.row_buffer.place(*self.share)
-        return not bool(self.sae.initialised) or self._buffer_to_fill is not None
+        return not bool(self.sae.initialised) or not self.row_scale.known or self._buffer_to_fill is not None
 
     @property
     def _buffer_to_fill(self) -> ShuffleBuffer | None:
@@ -130,9 +136,10 @@ class SparseAutoencoderModule(ProbeModule):
             rows = statistics.choose(buffer.size, seed=derive_seed("rows", self.seed)).compute(self.collective)
             if rows is not None:
                 buffer.fill(rows)
+        sums = statistics.moments.compute()
+        self.row_scale.set(sums.mean, sums.variance)
         if self.sae.initialised:
             return
-        sums = statistics.moments.compute()
         rows = statistics.choose(self._n_init, seed=self.seed).compute(self.collective)
         with naming(_named(self.cells)):
             self.sae.initialise(sums.mean, sums.variance, rows)
@@ -202,8 +209,21 @@ class SparseAutoencoderModule(ProbeModule):
         with torch.autocast(self.device.type, enabled=False):  # the saved autoencoder is float32
             x_hat, code = self.sae(rows.x)
             self._measured(split).update(rows, x_hat, code)
+            if not self._fits:
+                self._score_controls(split, rows)
         if self.keeps(split):
             self._keep_rows(batch, split, rows, x_hat, code)
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the rows that are scored now are those of a validation during training, which has no controls."""
+        return self._trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
+
+    def _score_controls(self, split: str, rows: RowValues) -> None:
+        if self.sums_controls:
+            self.controls.update(split, rows, self.row_scale)
+        mean = self.row_scale.mean * self.sae.scale.double()
+        self.random_dictionary.update(split, rows, self.sae.scaled(rows.x), mean)
 
     def _keep_rows(self, batch: FeatureBatch, split: str, rows: RowValues, x_hat: Tensor, code: Code) -> None:
         """Keep the sums over the rows of each sample: residual, square about the pre-bias, active latents."""
@@ -248,6 +268,10 @@ class SparseAutoencoderModule(ProbeModule):
             if split == "train" and self.sae.n_latents > 1:
                 self._decoder = self.measure_decoder()
                 self.log_scores({f"train/{name}": value for name, value in self._decoder.values.items()})
+        if not self._fits:
+            if self.sums_controls:
+                self.controls.finish(split, self.sum_over_processes, self.device)
+            self.random_dictionary.finish(split, self.sum_over_processes, self.device)
         self.scores[split] = {**whole.values, "n": whole.n}
         self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
@@ -274,11 +298,20 @@ class SparseAutoencoderModule(ProbeModule):
         found = whole.records(split=split, **own)
         for cell, scores in by_cell.items():
             found += scores.records(split=split, cell=cell, probe=probe, detail=detail)
+        found = self.controls.add_to(found, self.control_size(), self.random_dictionary, float(self.sae.scale))
         if split == "train" and self.dead_latents.is_full:
             found += window_scores(self.measure_window()).records(split=split, **own)
         if split == "train" and self._decoder is not None:
             found += self._decoder.records(split=split, **own)
         return found
+
+    def control_size(self) -> ControlSize | None:
+        """Return how many components the controls keep; None if that takes the training set, which was not scored."""
+        if self.sae.keeps_k:
+            return ControlSize(self.sae.k, "k of the autoencoder")
+        if "train" not in self._found:
+            return None
+        return ControlSize(round(self._found["train"][0].values["l0"]), "mean L0 on the training set, rounded")
 
     def save(self, folder: Path) -> list[Path]:
         """Write the autoencoder."""

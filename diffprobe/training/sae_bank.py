@@ -99,7 +99,11 @@ class SparseAutoencoderBankModule(ProbeModule):
         self.n_members = len(specs)
         for i, spec in enumerate(specs):
             with naming(spec.name):  # direct children: Lightning sets the trainer of these only
-                self.add_module(f"member_{i}", Member(spec, settings=settings, log_to=self.log))
+                member = Member(spec, settings=settings, log_to=self.log)
+                for other in self._modules.values():  # one sum for all members that read a cell
+                    if isinstance(other, Member) and other.cells == member.cells and other.sums_controls:
+                        member.controls, member.sums_controls = other.controls, False
+                self.add_module(f"member_{i}", member)
 
     @property
     def members(self) -> list[Member]:

@@ -52,6 +52,14 @@ def test_the_controls_stand_in_the_order_of_the_ladder(results):
     ]  # fmt: skip
 
 
+def test_the_controls_of_autoencoders_come_before_the_mean(results):
+    controls = {"mean_prediction": 1.0, "random_dictionary": 0.9, "raw_neurons": 0.4, "pca": 0.3}
+    record = MetricRecord(name="fvu", value=0.2, split="test", n=9, cell="mid_block@t5:empty:mean", controls=controls)
+    run = dataclasses.replace(results[0], run="sae", kind="sae", config={"control": "none"}, metrics=(record,))
+    (spec,) = default_tables([run]).specs
+    assert [one.title for one in spec.controls] == ["PCA", "raw neurons", "random dictionary", "mean prediction"]
+
+
 def test_a_setting_in_which_runs_differ_is_an_axis(results):
     seeds = [run for run in results if run.run.startswith("bank")]
     wider = [changed(run, f"{run.run}-wide", config={"probe.width": 64}) for run in seeds]

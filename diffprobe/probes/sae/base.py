@@ -47,6 +47,8 @@ class KSAE(nn.Module):
     variant: ClassVar[str]
     relu: ClassVar[bool] = True
     """Whether negative pre-activations are set to 0."""
+    keeps_k: ClassVar[bool] = True
+    """Whether each sample has k latents, outside training too; False where a threshold decides."""
     scale: Tensor
     initialised: Tensor
 

@@ -44,7 +44,7 @@ class BatchTopK(KSAE):
     Source: Bussmann et al. 2024, "BatchTopK sparse autoencoders".
     """
 
-    variant = "batch_topk"
+    variant, keeps_k = "batch_topk", False
     config: Config
     threshold: Tensor
 

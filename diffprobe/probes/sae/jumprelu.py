@@ -64,7 +64,7 @@ class JumpReLU(KSAE):
     autoencoders", for both pseudo-derivatives, their rectangular kernel, and both penalties.
     """
 
-    variant = "jumprelu"
+    variant, keeps_k = "jumprelu", False
     config: Config
 
     def __init__(self, config: types.Config, d_in: int, *, seed: int = 0) -> None:
