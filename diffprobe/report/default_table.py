@@ -6,7 +6,7 @@ What is chosen is returned as ordinary specs, so that it can be written as a `ta
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -164,7 +164,7 @@ def _tables_of(
                 filter={**filters, **of_target},
                 rows=rows,
                 columns=TableAxis(field="timestep", title="timestep", heading="t = {value}"),
-                controls=_control_columns(of_split),
+                controls=_control_columns(of_split, higher=higher is not False),
                 number=NumberFormat(scale=100, decimals=1, unit="%") if metric in _SHARES else NumberFormat(),
                 higher_is_better=higher is not False,
                 ranked=ranked,
@@ -196,11 +196,13 @@ def _on_split(found: Found, wanted: Mapping[str, Any]) -> tuple[Any, Found, tupl
     return split, records, axes, lines
 
 
-def _control_columns(records: Found) -> tuple[ControlColumn, ...]:
+def _control_columns(records: Found, *, higher: bool) -> tuple[ControlColumn, ...]:
+    """Return a column for each control of the entries; of several in a row, the strictest."""
     names = {name for _, record in records for name in record.controls}
     names |= {str(control_of(run)) for run, _ in records if control_of(run) is not None}
     ordered = [name for name in _CONTROLS if name in names] + sorted(names - set(_CONTROLS))
-    return tuple(ControlColumn(name=name, title=_title(name)) for name in ordered)
+    pick: Literal["max", "min"] = "max" if higher else "min"
+    return tuple(ControlColumn(name=name, title=_title(name), pick=pick) for name in ordered)
 
 
 def _title(control: str) -> str:

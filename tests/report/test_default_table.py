@@ -58,6 +58,7 @@ def test_the_controls_of_autoencoders_come_before_the_mean(results):
     run = dataclasses.replace(results[0], run="sae", kind="sae", config={"control": "none"}, metrics=(record,))
     (spec,) = default_tables([run]).specs
     assert [one.title for one in spec.controls] == ["PCA", "raw neurons", "random dictionary", "mean prediction"]
+    assert {one.pick for one in spec.controls} == {"min"}  # the strictest of a row: of fvu the smallest
 
 
 def test_a_setting_in_which_runs_differ_is_an_axis(results):
