@@ -1,0 +1,85 @@
+"""The configuration of `diffprobe eval use`: from an experiment of its kind, a probe experiment, or a finished run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffprobe.config.compose import compose, require_kind, split_experiment, validate
+from diffprobe.config.kinds import PROBE
+from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.schema import RunConfig
+from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.core.registry import PROBE_KINDS
+from diffprobe.core.result import RESULT_FILE, read_result
+from diffprobe.evaluation.use import OWN, PARTS, UseEvaluation, use_of_run
+from diffprobe.report.yaml_tree import parse_yaml
+
+DEFAULT = "emoji/use"
+"""The experiment that is measured if none is named."""
+
+
+def load_use(words: Sequence[str]) -> UseEvaluation:
+    """Compose and validate an evaluation.
+
+    Args:
+        words: `experiment=NAME` of kind `evaluate_use` or of a probe, or the folder of a finished probe run; and
+            settings. Those of a probe experiment (backbone, data, features, groups such as data=emoji) and those of the
+            evaluation (limit, split, interventions, ...) may be mixed.
+    Raises: ConfigError for several runs, a run beside an experiment, a folder without a finished probe run, or settings
+        that do not exist.
+    """
+    runs = [word for word in words if is_run(word)]
+    experiment, settings = split_experiment(None, [word for word in words if word not in runs])
+    if len(runs) > 1 or (runs and experiment is not None):
+        named = [*runs, *([f"experiment={experiment}"] if experiment else [])]
+        raise ConfigError(
+            f"more than one thing to measure: {', '.join(named)}.", fix="one run folder, or one experiment"
+        )
+    if runs:
+        return _of_finished(runs[0], settings)
+    own = [setting for setting in settings if setting.partition("=")[0] in OWN]
+    composed = compose(experiment or DEFAULT, [setting for setting in settings if setting not in own])
+    require_kind(composed, ("evaluate_use", PROBE))
+    if composed.kind == PROBE:
+        return use_of_run(validate(composed), dict(map(_value, own)))
+    config: UseEvaluation = validate(compose(experiment or DEFAULT, settings))
+    return config
+
+
+def is_run(word: str) -> bool:
+    """Return whether a word names a folder rather than a setting; names of folders may have a `=`."""
+    return "=" not in word or (Path(word) / RESULT_FILE).is_file()
+
+
+def _of_finished(folder: str, settings: Sequence[str]) -> UseEvaluation:
+    path = Path(folder) / RESULT_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"'{folder}' is not the folder of a finished run: it has no {RESULT_FILE}.",
+            fix="the folder that `diffprobe train` printed; or experiment=NAME",
+        )
+    result = read_result(path)
+    if result.kind not in PROBE_KINDS.names():
+        raise ConfigError(
+            f"'{folder}' is a run of kind '{result.kind}'; its cells are not those of a probe.",
+            f"allowed: {', '.join(PROBE_KINDS.names())}",
+        )
+    run = parse(RunConfig, {**result.config, "experiment": result.experiment}, at=f"{path}: config")
+    tree: dict[str, Any] = to_tree(use_of_run(run, {}))
+    for key, value in map(_value, settings):
+        *parents, last = key.split(".")
+        if key not in OWN and (not parents or parents[0] not in PARTS):
+            raise unknown("setting of a finished run", key, [*OWN, *(f"{part}.KEY" for part in PARTS)], ConfigError)
+        block = tree
+        for name in parents:
+            block = block.get(name) if isinstance(block, dict) else None  # type: ignore[assignment]
+            if not isinstance(block, dict):
+                raise ConfigError(f"'{key}' is not a setting: '{name}' has no keys.")
+        block[last] = value
+    return parse(UseEvaluation, tree)
+
+
+def _value(setting: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is YAML. Raises: ConfigError."""
+    key, _, value = setting.partition("=")
+    return key, parse_yaml(value, where=f"setting '{setting}': the value").tree
