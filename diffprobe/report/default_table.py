@@ -28,7 +28,7 @@ _PRIMARY = {
 """Kind of run -> its metrics by which it is read, the first that was measured."""
 _UNRANKED = ("sae", "use")
 """Kinds whose values are not better or worse from layer to layer: features of a low fvu may just be simple, and that a
-layer is used much is no merit."""
+layer is used much does not make it better."""
 _SPLITS = ("test", "val")
 """Splits in the order in which one is chosen; several cells are compared on val."""
 _WITHIN_A_RUN = ("split", "probe", "condition", "pool")

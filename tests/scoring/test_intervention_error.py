@@ -162,3 +162,18 @@ def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
         open_network(tiny_sd, "mid_block", "mean", draws=2)
     with pytest.raises(ConfigError, match="'pixels'.* clean images"):
         SplicedError(plan_for("pixels", taps=["pixels"], timesteps=[0]), "pixels")
+
+
+def test_the_mean_is_that_of_the_training_samples(network, samples):
+    """A mean of the samples that are denoised would know them: mean ablation would look cheaper than it is."""
+    here = network()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    train = HeldOut(here.encode_images(images), ["d", "e"], ["", ""])
+    baseline, own = here.baseline(samples, train, T), here.baseline(samples, samples, T)
+    assert baseline.n_train == 2 and torch.equal(baseline.untouched, own.untouched)
+    for column, t in enumerate(T):
+        expected = here.means(train, t, {"mid_block": here.splice})["mid_block"]
+        assert torch.equal(baseline.means[column], expected)
+        assert not torch.equal(expected, own.means[column])
+        put = here.spliced(samples, [t], lambda x, mean=expected: mean.expand_as(x))
+        assert torch.equal(baseline.ablated[:, column], put.errors[:, 0])
