@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.base import DTYPES, ConditionInput, LoadOptions
+from diffprobe.backbones.base import DTYPES, ConditionInput, LoadOptions, Prediction
 from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.intervention import Splice, replaced
@@ -139,23 +139,13 @@ class InterventionNetwork:
         Raises: as `errors`.
         """
         found = torch.zeros(len(samples), dtype=torch.float64)
-        kept: list[FeatureMap] = []
-
-        def keep(x: FeatureMap) -> None:
-            kept.append(x.clone())
-
-        def put(x: FeatureMap) -> FeatureMap:
-            return torch.empty_like(x).copy_(kept[0])
-
         for rows, draw in self._passes(samples, t, tick):
-            kept.clear()
+            kept: list[FeatureMap] = []
             with ExitStack() as stack:
-                self._enter(stack, {tap: keep})
+                self._enter(stack, {tap: keep_in(kept)})
                 self._predict(samples, [donors[row] for row in rows], t, draw)
-            if len(kept) != 1:
-                raise RunFailed(f"tap '{tap}' ran {len(kept)} times in one pass: its map cannot be patched.")
             with ExitStack() as stack:
-                self._enter(stack, {tap: put})
+                self._enter(stack, {tap: put_from(kept, tap)})
                 found[rows] += self._error(samples, rows, t, draw) / self.plan.draws
         return self._finite(found, samples, t)
 
@@ -178,22 +168,62 @@ class InterventionNetwork:
             raise NonFinite(f"the denoising error of sample '{key}' at t={t} is not a finite number.")
         return found
 
-    def _predict(self, samples: HeldOut, rows: list[int], t: int, draw: int) -> tuple[Any, Tensor, Tensor, Tensor]:
-        """Return the prediction for some samples, their clean latents, noise and timesteps."""
+    @torch.no_grad()
+    def predict(
+        self,
+        x_t: Float[Tensor, "rows c h w"],
+        t: int,
+        inputs: Sequence[ConditionInput],
+        changes: Mapping[str, Change] | None = None,
+    ) -> Float[Tensor, "rows c h w"]:
+        """Return what the model predicts for noisy latents at one timestep, float32 on the network's device.
+
+        Args:
+            x_t: noisy latents, at most `rows` of them, so that they fit into memory.
+            inputs: conditioning input of each row.
+            changes: tap -> what replaces its map.
+        Raises: ConfigError for a tap that cannot be replaced.
+        """
+        with ExitStack() as stack:
+            self._enter(stack, changes or {})
+            return self._forward(x_t, t, inputs).value.float()
+
+    def _forward(self, x_t: Tensor, t: int, inputs: Sequence[ConditionInput]) -> Prediction:
+        steps = torch.full((len(x_t),), t, device=self.device)
+        condition = self._backbone.encode_conditions(list(inputs))
+        condition = {name: values.to(self.device) for name, values in condition.items()}
+        x_t = x_t.to(self.device, DTYPES[self.plan.dtype]).contiguous(memory_format=torch.channels_last)
+        return self._backbone.denoise(x_t, steps, condition)
+
+    def _predict(self, samples: HeldOut, rows: list[int], t: int, draw: int) -> tuple[Prediction, Tensor, Tensor]:
+        """Return the prediction for some samples, their clean latents and noise."""
         plan, shape = self.plan, self.plan.spec.latent_shape
         clean = samples.latents[rows].to(self.device)
         noise = stack_noise(plan.seed, [samples.keys[row] for row in rows], draw, shape).to(self.device)
-        steps = torch.full((len(rows),), t, device=self.device)
-        x_t = plan.schedule.add(clean, noise, steps).to(DTYPES[plan.dtype])
-        condition = self._backbone.encode_conditions([samples.inputs[row] for row in rows])
-        condition = {name: values.to(self.device) for name, values in condition.items()}
-        predicted = self._backbone.denoise(x_t.contiguous(memory_format=torch.channels_last), steps, condition)
-        return predicted, clean, noise, steps
+        x_t = plan.schedule.add(clean, noise, torch.full((len(rows),), t, device=self.device))
+        return self._forward(x_t, t, [samples.inputs[row] for row in rows]), clean, noise
 
     def _error(self, samples: HeldOut, rows: list[int], t: int, draw: int) -> Float[Tensor, " row"]:
         """Return the denoising error of some samples at one timestep and draw, float64 on the CPU."""
-        predicted, clean, noise, steps = self._predict(samples, rows, t, draw)
+        predicted, clean, noise = self._predict(samples, rows, t, draw)
+        steps = torch.full((len(rows),), t, device=self.device)
         return denoising_error(predicted, clean, noise, steps, self.plan.schedule).cpu()
+
+
+def keep_in(kept: list[FeatureMap]) -> Change:
+    """Return a change that leaves the map, and appends a copy of it to a list."""
+
+    def keep(x: FeatureMap) -> None:
+        kept.append(x.clone())
+
+    return keep
+
+
+def put_from(kept: Sequence[FeatureMap], tap: str) -> Change:
+    """Return a change that replaces a map by the only one of a list. Raises: RunFailed for any other number of maps."""
+    if len(kept) != 1:
+        raise RunFailed(f"tap '{tap}' ran {len(kept)} times in one pass: its map cannot be patched.")
+    return lambda x: torch.empty_like(x).copy_(kept[0])
 
 
 def put_features(splice: Splice, new: Callable[[Tensor], Tensor]) -> Change:

@@ -93,10 +93,11 @@ class TapIntervention:
             elif name == "patching":
                 found[name] = network.patched_errors(samples, donors, t, self.tap, tick)
             else:
-                found[name] = network.errors(samples, t, {self.tap: self._change(name, mean)}, tick)
+                found[name] = network.errors(samples, t, {self.tap: self.change(name, mean)}, tick)
         return found
 
-    def _change(self, name: str, mean: Tensor | None) -> Change:
+    def change(self, name: str, mean: Float[Tensor, " d_in"] | None) -> Change:
+        """Return what replaces the map under an ablation; `mean` as in `measure`."""
         if name == "zero_ablation":
             return torch.zeros_like
         assert mean is not None, "the mean of training samples is needed"
