@@ -7,6 +7,8 @@ from diffprobe.core.errors import EmptyClass, unknown
 from diffprobe.core.groups import SINGLE_SAMPLES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_network import HeldOut, InterventionNetwork
     from diffprobe.shards.index import ShardSet
@@ -20,6 +22,8 @@ class EncodedSplit:
     """The samples under each condition of the plan."""
     groups: list[Any]
     """The group of each sample: the id of its value, or its key where it has none or samples are independent."""
+    attributes: "dict[str, Tensor]"
+    """Attribute -> id of the value of each sample, int64 [sample]; -1 for none."""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -62,6 +66,7 @@ def encode_split(
         require=request.required,
     )  # fmt: skip
     latents, keys, groups = [], [], []
+    ids: dict[str, list[Any]] = {name: [] for name in request.shard_set.attributes}
     inputs: dict[str, list[Any]] = {branch.condition: [] for branch in request.plan.branches}
     for batch in make_loader(stream, data.batch_size, data.num_workers):
         texts = SampleMetadata(**sample_texts(request.shard_set, batch, batch.captions))
@@ -69,9 +74,12 @@ def encode_split(
             inputs[branch.condition] += condition_inputs(branch, texts)
         latents.append(network.encode_images(batch.images))
         keys += batch.keys
-        ids = batch.attributes[group].tolist() if group != SINGLE_SAMPLES else [-1] * len(batch)
-        groups += [value if value >= 0 else key for value, key in zip(ids, batch.keys, strict=True)]
+        for name, values in batch.attributes.items():
+            ids[name].append(values)
+        own = batch.attributes[group].tolist() if group != SINGLE_SAMPLES else [-1] * len(batch)
+        groups += [value if value >= 0 else key for value, key in zip(own, batch.keys, strict=True)]
     if not keys:
         raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
     encoded = torch.cat(latents)
-    return EncodedSplit({name: HeldOut(encoded, keys, found) for name, found in inputs.items()}, groups)
+    of_condition = {name: HeldOut(encoded, keys, found) for name, found in inputs.items()}
+    return EncodedSplit(of_condition, groups, {name: torch.cat(values) for name, values in ids.items() if values})

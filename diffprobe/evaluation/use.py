@@ -8,7 +8,7 @@ replaces, `analysis/use_records.py` makes the records.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from diffprobe.config.parse import parse, record_tree, to_tree
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, RunConfig
@@ -79,23 +79,28 @@ class UseEvaluation:
             raise ConfigError(f"interventions=[{', '.join(names)}]: at least one, each once.")
 
 
+E = TypeVar("E", bound=UseEvaluation)
 PARTS = ("backbone", "data", "features")
 """Keys that an evaluation shares with a probe run."""
-OWN = tuple(field.name for field in fields(UseEvaluation) if field.name not in (*PARTS, "experiment"))
-"""Keys of the evaluation itself."""
 
 
-def use_of_run(run: RunConfig, settings: Mapping[str, Any]) -> UseEvaluation:
+def own_keys(cls: type[UseEvaluation]) -> tuple[str, ...]:
+    """Return the keys of an evaluation itself, which a probe run does not have, or means otherwise."""
+    return tuple(field.name for field in fields(cls) if field.name not in (*PARTS, "experiment"))
+
+
+def use_of_run(run: RunConfig, settings: Mapping[str, Any], cls: type[E] = UseEvaluation) -> E:
     """Return the evaluation of the cells that a probe run reads.
 
     Args:
         run: the probe run; of a control, the backbone of the control.
         settings: keys of the evaluation itself, which take precedence.
+        cls: `UseEvaluation`, or a class of more keys.
     Raises: ConfigError for unknown keys or wrong values.
     """
     backbone, features = backbone_and_features(run)
     shared = {"backbone": to_tree(backbone), "data": to_tree(run.data), "features": to_tree(features)}
-    return parse(UseEvaluation, {"experiment": run.experiment, "output": run.output, **shared, **settings})
+    return parse(cls, {"experiment": run.experiment, "output": run.output, **shared, **settings})
 
 
 def evaluate_use(config: UseEvaluation) -> Path:
@@ -108,13 +113,57 @@ def evaluate_use(config: UseEvaluation) -> Path:
         denoising error, or groups that leave no donor; TooFewGroups; EmptyClass for a split without samples; NonFinite;
         the errors of opening shards and backbone.
     """
+    started_at = StartTime.now()
+    opened = open_taps(config)
+    plan = opened.request.plan
+    tree = {key: value for key, value in record_tree(config).items() if key != "output"}
+    digest = digest_json({**tree, "inputs": opened.inputs, "use": _RULES})[:12]
+    run_dir = Path(config.output) / (config.experiment or KIND) / digest
+    run_dir.mkdir(parents=True, exist_ok=True)
+    metrics = _Measurement(config, opened, run_dir).records()
+    result = make_result(
+        run=run_dir.name,
+        experiment=config.experiment,
+        kind=KIND,
+        config=tree,
+        seeds={"noise": plan.seed, "bootstrap": config.seed, "patching": config.seed},
+        metrics=metrics,
+        started_at=started_at,
+        artifacts=opened.inputs,
+    )
+    write_result(result, run_dir / RESULT_FILE)
+    return run_dir / RESULT_FILE
+
+
+@dataclass(frozen=True)
+class OpenedTaps:
+    """A network whose taps can be replaced, and the data of an evaluation."""
+
+    request: "Request"
+    """Data and plan."""
+    network: "InterventionNetwork"
+    """The loaded backbone."""
+    taps: "list[TapIntervention]"
+    """The taps of the plan."""
+    split: str
+    """Split that is held out."""
+    group: str
+    """Attribute whose values are the groups, or "sample"."""
+    inputs: dict[str, str]
+    """Digests of shards and backbone, as results record them."""
+
+
+def open_taps(config: UseEvaluation) -> OpenedTaps:
+    """Open the data and the backbone of an evaluation, after all checks that need neither images nor weights.
+
+    Raises: see `evaluate_use`.
+    """
     from diffprobe.backbones.library_logging import quiet_libraries
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
     from diffprobe.scoring.tap_interventions import TapIntervention
 
-    started_at = StartTime.now()
     keep_freed_memory()
     split = config.split or config.data.val_split
     request = Request(config.backbone, config.data, config.features, (config.data.train_split, split))
@@ -126,25 +175,8 @@ def evaluate_use(config: UseEvaluation) -> Path:
     taps = [TapIntervention(tap.path, tap.size, plan.pool, config.interventions) for tap in plan.taps]
     with quiet_libraries():
         network = InterventionNetwork(plan, device=config.backbone.device, rows=config.backbone.max_rows_per_pass)
-    tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(plan.fingerprint)}
-    run_dir = (
-        Path(config.output) / (config.experiment or KIND) / digest_json({**tree, "inputs": inputs, "use": _RULES})[:12]
-    )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = _Measurement(config, request, network, taps, split, group, run_dir).records()
-    result = make_result(
-        run=run_dir.name,
-        experiment=config.experiment,
-        kind=KIND,
-        config=tree,
-        seeds={"noise": plan.seed, "bootstrap": config.seed, "patching": config.seed},
-        metrics=metrics,
-        started_at=started_at,
-        artifacts=inputs,
-    )
-    write_result(result, run_dir / RESULT_FILE)
-    return run_dir / RESULT_FILE
+    return OpenedTaps(request, network, taps, split, group, inputs)
 
 
 def _require_splits(request: "Request", split: str) -> None:
@@ -175,12 +207,18 @@ class _Measurement:
     """All cells of one evaluation."""
 
     config: UseEvaluation
-    request: "Request"
-    network: "InterventionNetwork"
-    taps: "list[TapIntervention]"
-    split: str
-    group: str
+    opened: OpenedTaps
     run_dir: Path
+
+    @property
+    def request(self) -> "Request":
+        """Data and plan."""
+        return self.opened.request
+
+    @property
+    def network(self) -> "InterventionNetwork":
+        """The loaded backbone."""
+        return self.opened.network
 
     def records(self) -> list[MetricRecord]:
         """Measure what is not on disk yet, and return the records of all cells."""
@@ -189,7 +227,7 @@ class _Measurement:
 
         config, data = self.config, self.config.data
         limit = data.limit if config.limit is None else config.limit
-        samples = encode_split(self.request, self.network, self.split, self.group, limit=limit)
+        samples = encode_split(self.request, self.network, self.opened.split, self.opened.group, limit=limit)
         require_groups(len(set(samples.groups)), len(samples), what="intervals over groups")
         patching = "patching" in config.interventions
         donors = donors_of_other_groups(samples.groups, seed=config.seed) if patching else []
@@ -201,11 +239,11 @@ class _Measurement:
             detail = {
                 "target": self.network.target,
                 "draws": self.request.plan.draws,
-                "clusters": self.group,
+                "clusters": self.opened.group,
                 **({"mean_of": f"{n_train} training samples"} if n_train else {}),
             }
             context = UseContext(
-                cell=cell.name, split=self.split, groups=samples.groups, seed=config.seed, detail=detail
+                cell=cell.name, split=self.opened.split, groups=samples.groups, seed=config.seed, detail=detail
             )
             metrics += use_records(errors.pop(_UNTOUCHED), errors, INTERVENTIONS, context)
         return metrics
@@ -214,8 +252,8 @@ class _Measurement:
         """Write the errors of all cells without a file."""
         config, plan = self.config, self.request.plan
         left = [cell for cell in plan.cells if self._unfinished(cell, samples)]
-        by_tap = {tap.tap: tap for tap in self.taps}
-        splices = {tap.tap: tap.splice for tap in self.taps if tap.needs_mean}
+        by_tap = {tap.tap: tap for tap in self.opened.taps}
+        splices = {tap.tap: tap.splice for tap in self.opened.taps if tap.needs_mean}
         train: EncodedSplit | None = None
         if left and splices:
             limit = min(config.train_limit, config.data.limit or config.train_limit)

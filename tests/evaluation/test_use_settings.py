@@ -64,7 +64,7 @@ def test_what_is_not_there_is_refused(finished, tmp_path):
         load_use([folder, "limt=3"])
     with pytest.raises(ConfigError, match="features.tap'(.|\n)*taps"):
         load_use([folder, "features.tap=mid_block"])
-    with pytest.raises(ConfigError, match="'taps' has no keys"):
+    with pytest.raises(ConfigError, match="'features.taps' has no keys"):
         load_use([folder, "features.taps.x=3"])
     with pytest.raises(ConfigError, match="interventions"):
         load_use([*PROBE, "interventions=[zero]"])
