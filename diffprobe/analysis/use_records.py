@@ -1,7 +1,8 @@
-"""The rise of the denoising error when a tap is ablated or patched, with intervals over groups, as records.
+"""What changes when a tap is ablated or patched, with intervals over groups, as records.
 
-`scoring/tap_interventions.py` measures the errors. The name of the intervention is the record's `probe`, so that tables
-by layer and timestep keep interventions apart.
+The rise of the denoising error (`scoring/tap_interventions.py` measures the errors), and the share of generated images
+(`scoring/sampling.py`) that show what their prompt names. The name of the intervention is the record's `probe`, so that
+tables by layer and timestep keep interventions apart.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,6 +20,10 @@ DELTA = "delta_mse"
 """Rise of the denoising error: mean over samples of the error with the intervention minus the untouched one."""
 RELATIVE = "relative_delta_mse"
 """The same rise over the mean untouched error: 0.1 is a rise by 10 %."""
+SHARE = "attribute_share"
+"""Share of generated images to which a classifier gives the value that the prompt names."""
+DELTA_SHARE = "delta_attribute_share"
+"""That share minus the share of the untouched images of the same prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,78 @@ def use_records(
                         "level": interval.level,
                         "n_clusters": interval.n_clusters,
                         "n_undefined": interval.n_undefined,
+                    },
+                )
+            )
+    return records
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptedValues:
+    """What a classifier gives the generated images of one attribute's prompts."""
+
+    attribute: str
+    """Name of the attribute."""
+    prompted: NDArray[np.int64]
+    """The value that each prompt names, shape (prompts,)."""
+    untouched: NDArray[np.int64]
+    """What the classifier gives the image of the untouched network, shape (prompts,)."""
+    real: NDArray[np.int64]
+    """What it gives the real image of the prompt, shape (prompts,)."""
+
+
+def attribute_records(
+    values: PromptedValues, changed: Mapping[str, NDArray[np.int64]], described: Mapping[str, str], context: UseContext
+) -> list[MetricRecord]:
+    """Return `attribute_share` and `delta_attribute_share` of each intervention for one attribute.
+
+    The share is of images to which the classifier gives the value that the prompt names; the difference to the
+    untouched images of the same prompts and noise is paired. The share of the untouched images is the accuracy of the
+    classifier on generated images; where it is not above that of a constant answer, `detail.not_valid` says so.
+
+    Args:
+        changed: intervention -> what the classifier gives its images, shape (prompts,).
+        described: intervention -> what it does, in words.
+        context: groups of the prompts.
+    Raises: TooFewGroups with fewer than two groups.
+    """
+    right = (values.untouched == values.prompted).astype(np.float64)
+    chance = float(np.unique(values.prompted, return_counts=True)[1].max() / len(right))
+    validated = bootstrap_interval(mean_of(right), context.groups, seed=context.seed)
+    detail = {
+        **context.detail,
+        "classifier_accuracy": {
+            "generated": validated.estimate,
+            "generated_interval": [validated.low, validated.high],
+            "real": float((values.real == values.prompted).mean()),
+        },
+    }
+    if not validated.low > chance:
+        detail["not_valid"] = (
+            f"the classifier of '{values.attribute}' is not above a constant answer ({chance:.3g}) on untouched images"
+        )
+    controls = {"untouched": validated.estimate, "chance": chance}
+    records = []
+    for name, found in changed.items():
+        share = (found == values.prompted).astype(np.float64)
+        for metric, sample in ((SHARE, share), (DELTA_SHARE, share - right)):
+            interval = bootstrap_interval(mean_of(sample), context.groups, seed=context.seed)
+            records.append(
+                MetricRecord(
+                    name=metric,
+                    value=interval.estimate,
+                    split=context.split,
+                    n=len(right),
+                    cell=context.cell,
+                    target=values.attribute,
+                    probe=name,
+                    controls=controls if metric == SHARE else {},
+                    detail={
+                        **detail,
+                        "intervention": described[name],
+                        "interval": [interval.low, interval.high],
+                        "level": interval.level,
+                        "n_clusters": interval.n_clusters,
                     },
                 )
             )

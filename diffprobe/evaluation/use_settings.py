@@ -12,6 +12,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import PROBE_KINDS
 from diffprobe.core.result import RESULT_FILE, read_result
+from diffprobe.evaluation.generations import GenerationEvaluation
 from diffprobe.evaluation.use import PARTS, E, UseEvaluation, own_keys, use_of_run
 from diffprobe.report.yaml_tree import parse_yaml
 from diffprobe.runs.extract import backbone_and_features
@@ -23,6 +24,11 @@ DEFAULT = "emoji/use"
 def load_use(words: Sequence[str]) -> UseEvaluation:
     """Compose and validate an evaluation of `eval use`; see `load_evaluation`."""
     return load_evaluation(words, UseEvaluation, kind="evaluate_use", default=DEFAULT)
+
+
+def load_generations(words: Sequence[str]) -> GenerationEvaluation:
+    """Compose and validate an evaluation of `eval generations`; see `load_evaluation`."""
+    return load_evaluation(words, GenerationEvaluation, kind="evaluate_generations", default="emoji/generations")
 
 
 def load_evaluation(words: Sequence[str], cls: type[E], *, kind: str, default: str) -> E:

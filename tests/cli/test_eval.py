@@ -170,3 +170,15 @@ def test_errors_of_use_are_for_people(tmp_path, capsys):
     assert "zero_ablation" in capsys.readouterr().err
     assert main(["eval", "use", "experiment=emoji/classifier", "limit=3", "data.limit=5", "--check"]) == 0
     assert capsys.readouterr().out == "the configuration is valid\n"
+
+
+def test_errors_of_generations_are_for_people(capsys):
+    assert main(["eval", "generations", "experiment=emoji/classifier", "attributes=[style]", "--check"]) == 2
+    assert "features.condition=caption" in capsys.readouterr().err
+    probe = ["experiment=emoji/classifier", "features.condition=caption", "--check"]
+    assert main(["eval", "generations", *probe]) == 2
+    assert "attributes=[NAME]" in capsys.readouterr().err
+    assert main(["eval", "generations", *probe, "attributes=[style]", "limit=3"]) == 0
+    assert capsys.readouterr().out == "the configuration is valid\n"
+    assert main(["eval", "generations", "experiment=emoji/use"]) == 2
+    assert "diffprobe eval use experiment=emoji/use" in capsys.readouterr().err
