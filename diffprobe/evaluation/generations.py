@@ -7,6 +7,7 @@ replaced in a band of timesteps; a classifier of clean latents, trained on real 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from diffprobe.analysis.latent_classifier import LatentClassifier
     from diffprobe.backbones.cell import Cell
     from diffprobe.core.progress import Bar
+    from diffprobe.scoring.intervention_network import Change
     from diffprobe.scoring.sampling import PromptSampler
     from diffprobe.scoring.tap_interventions import TapIntervention
 
@@ -244,7 +246,7 @@ class _Generation:
         limit = min(config.train_limit, config.data.limit or config.train_limit)
         train = encode_split(opened.request, opened.network, config.data.train_split, "sample", limit=limit)
         of = train.of_condition[opened.request.plan.branches[0].condition]
-        means = {}
+        means: dict[tuple[str, int], Tensor] = {}
         with progress.bar(len(wanted) * len(of), "means of training samples", unit="passes", keep=False) as bar:
             for step, names in wanted.items():
                 found = opened.network.means(of, step, {name: splices[name] for name in names}, bar.update)
@@ -260,14 +262,12 @@ class _Generation:
         means: "Mapping[tuple[str, int], Tensor]",
         bar: "Bar",
     ) -> "dict[str, Tensor]":
-        found = {}
+        found: dict[str, Tensor] = {}
         for name in tap.names:
             if name == "patching":
                 found[name] = sampler.patched(tap.tap, band, donors)
             else:
-                found[name] = sampler.sample(
-                    tap.tap, band, lambda step, name=name: tap.change(name, means.get((tap.tap, step)))
-                )
+                found[name] = sampler.sample(tap.tap, band, partial(_change, tap, name, means))
             bar.update(len(sampler))
         return found
 
@@ -298,6 +298,10 @@ class _Generation:
         if any(tuple(latents.shape) != shape for latents in found.values()):
             raise SchemaError(f"'{path}' does not hold latents of shape {shape}.", fix=fix)
         return found
+
+
+def _change(tap: "TapIntervention", name: str, means: "Mapping[tuple[str, int], Tensor]", step: int) -> "Change":
+    return tap.change(name, means.get((tap.tap, step)))
 
 
 def names_value(prompt: str, value: str) -> bool:

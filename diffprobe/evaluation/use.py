@@ -89,7 +89,7 @@ def own_keys(cls: type[UseEvaluation]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls) if field.name not in (*PARTS, "experiment"))
 
 
-def use_of_run(run: RunConfig, settings: Mapping[str, Any], cls: type[E] = UseEvaluation) -> E:
+def use_of_run(run: RunConfig, settings: Mapping[str, Any], cls: type[E]) -> E:
     """Return the evaluation of the cells that a probe run reads.
 
     Args:
@@ -269,7 +269,7 @@ class _Measurement:
             with progress.bar(total, title, unit="passes", keep=False) as bar:
                 for (condition, t), cells in batches.items():
                     here = {cell.tap: splices[cell.tap] for cell in cells if cell.tap in splices}
-                    means = {}
+                    means: dict[str, Tensor] = {}
                     if train is not None:
                         means = self.network.means(train.of_condition[condition], t, here, bar.update)
                     n_train = 0 if train is None else len(train)
