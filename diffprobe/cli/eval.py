@@ -1,4 +1,5 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, or a trained SAE by the denoising error it causes."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, or the denoising error that changes inside it cause: the
+reconstruction of a trained SAE, or taps that are ablated and patched."""
 
 import argparse
 from pathlib import Path
@@ -7,24 +8,33 @@ from typing import Any
 from diffprobe.cli.arguments import add_check, add_settings
 
 GROUP = "probes"
-HELP = "evaluate a backbone, or the cost of replacing features by an SAE"
+HELP = "evaluate a backbone, or the cost of ablating its taps or of replacing features by an SAE"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone and sae."""
+    """Add the sub-verbs backbone, sae, use and generations."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
     sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
     sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
-    for parser_of, default in ((backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae")):
-        add_settings(parser_of, note=f"default experiment: {default}")
+    use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
+    generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
+    for parser_of, default in (
+        (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (use, "emoji/use"),
+        (generations, "emoji/generations"),
+    ):  # fmt: skip
+        of_cells = parser_of in (use, generations)
+        note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
+        add_settings(parser_of, note=f"{note}default experiment: {default}")
         add_check(parser_of)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
-    return {"backbone": _run_backbone, "sae": _run_sae}[args.what](args)
+    return {"backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations}[args.what](
+        args
+    )
 
 
 def _run_backbone(args: argparse.Namespace) -> int:
@@ -49,6 +59,30 @@ def _run_sae(args: argparse.Namespace) -> int:
     paths = evaluate_sae(config)
     for path in paths:
         _print(path, headed=len(paths) > 1)
+    return 0
+
+
+def _run_use(args: argparse.Namespace) -> int:
+    from diffprobe.evaluation.use_settings import load_use
+
+    config = load_use(args.settings)
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.use import evaluate_use
+
+    _print(evaluate_use(config))
+    return 0
+
+
+def _run_generations(args: argparse.Namespace) -> int:
+    from diffprobe.evaluation.use_settings import load_generations
+
+    config = load_generations(args.settings)
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.generations import evaluate_generations
+
+    _print(evaluate_generations(config))
     return 0
 
 
@@ -79,7 +113,11 @@ def _print(path: Path, *, headed: bool = False) -> None:
     if headed:
         print(f"{result.config['run']}:")
     for record in result.metrics:
-        print(format_record(record))
+        named = f"{record.probe}: " if result.kind in ("use", "generations") else ""  # the intervention
+        print(named + format_record(record))
         if "no_recovered" in record.detail:
             print(f"{record.split} {record.name}: no share recovered: {record.detail['no_recovered']}")
+    for reason in dict.fromkeys(record.detail.get("not_valid") for record in result.metrics):
+        if reason:
+            print(f"not valid: {reason}")
     print(f"result: {path}")

@@ -57,7 +57,8 @@ class MetricRecord:
     target: str | None = None
     """The target: "label" or the name of an attribute."""
     probe: str | None = None
-    """The name of the probe: "linear", "topk", "mean_difference", "ridge", "logistic"."""
+    """The name of the probe: "linear", "topk", "mean_difference", "ridge", "logistic"; of runs of kind "use" and
+    "generations", the name of the intervention."""
     controls: dict[str, float] = field(default_factory=dict)
     """Control name ("random_weights", "shuffled_labels", "raw_pixels", "chance", "random_direction") -> its value."""
     spread: float | None = None

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffprobe.analysis.statistics import SINGLE_SAMPLES
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import EmptyClass, SchemaError, WeightsMismatch, unknown
+from diffprobe.core.errors import SchemaError, WeightsMismatch
+from diffprobe.core.groups import SINGLE_SAMPLES
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import (
     BACKBONE,
@@ -24,13 +24,15 @@ from diffprobe.core.result import (
     make_result,
     write_result,
 )
+from diffprobe.evaluation.held_out import encode_split, group_of
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
     from diffprobe.backbones.cell import Cell
-    from diffprobe.scoring.intervention_error import Baseline, HeldOut, SplicedError
+    from diffprobe.scoring.intervention_error import Baseline, SplicedError
+    from diffprobe.scoring.intervention_network import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,9 @@ class SaeEvaluation:
     """Split that is denoised; None for the test split of the run."""
     limit: int | None = None
     """Number of samples, the first ones in shard order; None for the `data.limit` of the run."""
+    train_limit: int = 512
+    """Number of training samples whose mean feature is put in place of all (mean ablation), the first ones in shard
+    order, and at most `limit`."""
     group_attribute: str | None = None
     """Attribute whose values are the clusters of the bootstrap; None for the group that the data set names. Samples
     without a value, and all samples if it is "sample" or the data set names none, are clusters of their own."""
@@ -62,7 +67,7 @@ class SaeEvaluation:
     """Folder of runs."""
 
     def __post_init__(self) -> None:
-        at_least(1, limit=self.limit)
+        at_least(1, limit=self.limit, train_limit=self.train_limit)
         a_device(self.device)
 
 
@@ -164,6 +169,7 @@ def _measure(
                 "target": here.network.target,
                 "draws": here.network.plan.draws,
                 "clusters": here.group,
+                "mean_of": f"{here.baseline.n_train} training samples",
             },
         )
         metrics += loss_recovered_records(here.baseline, spliced, context)
@@ -211,9 +217,7 @@ def _open(
             f"digest of the run: {inputs.get(SHARDS)}, of this set: {request.shard_set.digest}",
             fix="set the folder of that shard set: data_path=FOLDER",
         )
-    group = config.group_attribute or request.shard_set.group or SINGLE_SAMPLES
-    if group not in (SINGLE_SAMPLES, *request.shard_set.attributes):
-        raise unknown("group_attribute", group, request.shard_set.attributes)
+    group = group_of(request.shard_set, config.group_attribute)
     (width,) = set(request.plan.widths.values())
     if d_in != width:
         raise WeightsMismatch(
@@ -230,39 +234,13 @@ def _open(
         network = SplicedError(request.plan, cell.tap, device=backbone.device)
     split = config.split or trained.config.data.test_split
     run_dir.mkdir(parents=True, exist_ok=True)
-    samples, clusters = _hold_out(config, request, network, cell, split, group)
-    passes = (3 if network.splice.is_pooled else 2) * len(timesteps)
+    data = trained.config.data
+    encoded = encode_split(request, network, split, group, limit=data.limit)
+    limit = min(config.train_limit, data.limit or config.train_limit)
+    train = encode_split(request, network, data.train_split, SINGLE_SAMPLES, limit=limit)
+    samples, means_of = encoded.of_condition[cell.condition], train.of_condition[cell.condition]
+    passes = len(samples) * (3 if network.splice.is_pooled else 2) + len(train)
     title = f"{cell.tap}: unchanged model and mean ablation"
-    with progress.bar(len(samples) * passes, title, unit="passes", keep=False) as bar:
-        baseline = network.baseline(samples, timesteps, bar.update)
-    return _Opened(network, samples, clusters, group, baseline)
-
-
-def _hold_out(
-    config: SaeEvaluation, request: Any, network: "SplicedError", cell: "Cell", split: str, group: str
-) -> "tuple[HeldOut, list[Any]]":
-    """Encode the images of a split; return them with their condition inputs, and the cluster of each sample."""
-    import torch
-
-    from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
-    from diffprobe.features.extract import sample_texts
-    from diffprobe.scoring.intervention_error import HeldOut
-    from diffprobe.shards.stream import SampleStream, make_loader
-
-    (branch,) = (branch for branch in request.plan.branches if branch.condition == cell.condition)
-    data = request.data
-    stream = SampleStream(
-        request.view, split, resolution=request.plan.resolution, fields=request.fields, on_error=data.on_error,
-        limit=data.limit, caps=data.caps, verify=data.verify,
-        require=request.required,
-    )  # fmt: skip
-    latents, keys, inputs, clusters = [], [], [], []
-    for batch in make_loader(stream, data.batch_size, data.num_workers):
-        inputs += condition_inputs(branch, SampleMetadata(**sample_texts(request.shard_set, batch, batch.captions)))
-        latents.append(network.encode_images(batch.images))
-        keys += batch.keys
-        groups = batch.attributes[group].tolist() if group != SINGLE_SAMPLES else [-1] * len(batch)
-        clusters += [group if group >= 0 else key for group, key in zip(groups, batch.keys, strict=True)]
-    if not keys:
-        raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
-    return HeldOut(torch.cat(latents), keys, inputs), clusters
+    with progress.bar(passes * len(timesteps), title, unit="passes", keep=False) as bar:
+        baseline = network.baseline(samples, means_of, timesteps, bar.update)
+    return _Opened(network, samples, encoded.groups, group, baseline)

@@ -23,11 +23,12 @@ from diffprobe.report.table_spec import ControlColumn, NumberFormat, TableAxis, 
 
 _PRIMARY = {
     "classifier": ("balanced_accuracy", "accuracy"), "direction": ("auroc",), "sae": ("fvu",),
-    "sae_eval": ("loss_recovered",),
+    "sae_eval": ("loss_recovered",), "use": ("relative_delta_mse",), "generations": ("delta_attribute_share",),
 }  # fmt: skip
 """Kind of run -> its metrics by which it is read, the first that was measured."""
-_UNRANKED = ("sae",)
-"""Kinds whose values are not better or worse from layer to layer: features of a low fvu may just be simple."""
+_UNRANKED = ("sae", "use", "generations")
+"""Kinds whose values are not better or worse from layer to layer: features of a low fvu may just be simple, and that a
+layer is used much does not make it better."""
 _SPLITS = ("test", "val")
 """Splits in the order in which one is chosen; several cells are compared on val."""
 _WITHIN_A_RUN = ("split", "probe", "condition", "pool")

@@ -127,3 +127,58 @@ def test_errors_of_an_sae_are_for_people_too(tmp_path, capsys):
     assert "timesteps" in capsys.readouterr().err
     assert main(["eval", "sae", str(tmp_path), "experiment=emoji/evaluate"]) == 2
     assert capsys.readouterr().err.startswith("ConfigError: ")
+
+
+@pytest.mark.slow
+def test_use_is_printed_and_stands_beside_its_readout_in_tables(tiny_sd, tiny_shards, tmp_path, capfd):
+    """A classifier is trained, what its cells are used for is measured, and one table command shows both."""
+    settings = [
+        "probe=linear",
+        f"backbone.path={tiny_sd}",
+        "backbone.device=cpu",
+        f"data.path={tiny_shards}",
+        "features.taps=[mid_block,up_blocks.1]",
+        "features.timesteps=[20,500]",
+        "features.source=live",
+        "probe.targets=[style]",
+        f"output={tmp_path / 'runs'}",
+        "trainer.max_epochs=1",
+        "trainer.enable_progress_bar=false",
+        "logger=none",
+    ]
+    assert main(["train", *settings]) == 0
+    (folder,) = (path.parent for path in (tmp_path / "runs").rglob("result.json"))
+    capfd.readouterr()
+    assert main(["eval", "use", str(folder), "limit=4", "train_limit=4", f"output={tmp_path / 'runs'}"]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    start = "patching: val relative_delta_mse = "
+    assert [line for line in lines if line.startswith(start) and line.endswith("n=4  up_blocks.1@t500:empty:mean")]
+    assert lines[-1].startswith(f"result: {tmp_path / 'runs'}") and err == ""
+    assert main(["table", str(tmp_path / "runs"), "--figure", str(tmp_path / "both.svg")]) == 0
+    out, err = capfd.readouterr()
+    assert (
+        "balanced accuracy of style by layer and timestep" in out and "relative delta mse by layer and timestep" in out
+    )
+    assert err.count("figure: ") == 5  # the readout's, and one per intervention
+
+
+def test_errors_of_use_are_for_people(tmp_path, capsys):
+    assert main(["eval", "use", str(tmp_path)]) == 2
+    assert "is not the folder of a finished run" in capsys.readouterr().err
+    assert main(["eval", "use", "experiment=emoji/classifier", "interventions=[zero]", "--check"]) == 2
+    assert "zero_ablation" in capsys.readouterr().err
+    assert main(["eval", "use", "experiment=emoji/classifier", "limit=3", "data.limit=5", "--check"]) == 0
+    assert capsys.readouterr().out == "the configuration is valid\n"
+
+
+def test_errors_of_generations_are_for_people(capsys):
+    assert main(["eval", "generations", "experiment=emoji/classifier", "attributes=[style]", "--check"]) == 2
+    assert "features.condition=caption" in capsys.readouterr().err
+    probe = ["experiment=emoji/classifier", "features.condition=caption", "--check"]
+    assert main(["eval", "generations", *probe]) == 2
+    assert "attributes=[NAME]" in capsys.readouterr().err
+    assert main(["eval", "generations", *probe, "attributes=[style]", "limit=3"]) == 0
+    assert capsys.readouterr().out == "the configuration is valid\n"
+    assert main(["eval", "generations", "experiment=emoji/use"]) == 2
+    assert "diffprobe eval use experiment=emoji/use" in capsys.readouterr().err

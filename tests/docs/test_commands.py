@@ -10,6 +10,7 @@ import pytest
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load, split_experiment, validate
+from diffprobe.evaluation.use_settings import load_generations, load_use
 from diffprobe.runs.ladder import each_rung
 from diffprobe.runs.seeds import each_seed
 from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
@@ -96,6 +97,10 @@ def check(command: str) -> None:
         for rung in each_rung(compose(experiment, settings)):
             for composed in each_seed(rung):
                 validate(composed)
+    elif verb == "eval" and arguments.what in ("use", "generations"):
+        {"use": load_use, "generations": load_generations}[arguments.what](
+            [word for word in settings if word != "RUN_FOLDER"]
+        )
     elif verb == "eval":
         name = {"sae": "run", "backbone": "model"}[arguments.what]
         experiment, settings = split_experiment(None, settings)

@@ -4,7 +4,8 @@ import torch
 from diffprobe.backbones.families import dit, flux, sd3, sd_unet
 from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite, UnknownTap
 from diffprobe.core.rng import noise_for
-from diffprobe.scoring.intervention_error import HeldOut, SplicedError
+from diffprobe.scoring.intervention_error import SplicedError
+from diffprobe.scoring.intervention_network import HeldOut
 from tests.backbones.plans import plan_for
 
 pytestmark = pytest.mark.slow
@@ -41,7 +42,7 @@ def samples(network):
 @pytest.mark.parametrize(("tap", "pool"), PLACES)
 def test_a_perfect_reconstruction_costs_exactly_nothing_and_the_mean_is_mean_ablation(network, samples, tap, pool):
     here = network(tap, pool)
-    baseline = here.baseline(samples, T)
+    baseline = here.baseline(samples, samples, T)
     assert baseline.untouched.shape == baseline.ablated.shape == (3, 2)
     assert (baseline.cleared is not None) == (pool in ("mean", "grid2"))
     same = here.spliced(samples, T, lambda x: x.clone())
@@ -69,7 +70,8 @@ RECORDED = {  # untouched, mean ablation; by an independent implementation
 def test_the_recorded_errors_are_found(prediction, tmp_path):
     here = open_network(sd_unet.tiny(tmp_path / "sd", prediction=prediction), "mid_block", "mean")
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    baseline = here.baseline(HeldOut(here.encode_images(images), KEYS[:2], ["", "red cat"]), T)
+    held_out = HeldOut(here.encode_images(images), KEYS[:2], ["", "red cat"])
+    baseline = here.baseline(held_out, held_out, T)
     for found, expected in zip((baseline.untouched, baseline.ablated), RECORDED[prediction], strict=True):
         torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-5, rtol=0)
 
@@ -79,7 +81,7 @@ def test_transformers_are_measured_too(make, tmp_path):
     """The tap is a layer whose output is image tokens alone; families differ in all else."""
     here = open_network(make(tmp_path / "model"), "transformer_blocks.1.ff", "none", resolution=32)
     samples = HeldOut(here.encode_images(torch.rand(2, 3, 32, 32)), KEYS[:2], ["", ""])
-    baseline = here.baseline(samples, T)
+    baseline = here.baseline(samples, samples, T)
     same = here.spliced(samples, T, lambda x: x.clone())
     assert torch.equal(same.errors, baseline.untouched) and baseline.untouched.isfinite().all()
     assert not torch.equal(baseline.ablated, baseline.untouched)
@@ -94,7 +96,7 @@ def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path,
     here = open_network(path, "mid_block", "none", draws=2, keep_draws=True)
     assert here.target == prediction.removesuffix("_prediction")
     found = here.spliced(samples, T, lambda x: 0.5 * x)
-    untouched = here.baseline(samples, T).untouched
+    untouched = here.baseline(samples, samples, T).untouched
     pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
 
@@ -118,7 +120,7 @@ def test_it_is_a_plain_loop_over_diffusers_own_parts(tiny_sd, samples, tmp_path,
 
 def test_order_and_batch_size_do_not_matter(tiny_sd, network, samples):
     def measure(here, samples, timesteps):
-        baseline = here.baseline(samples, timesteps)
+        baseline = here.baseline(samples, samples, timesteps)
         spliced = here.spliced(samples, timesteps, lambda x: 0.8 * x + 0.1)
         return torch.stack([baseline.untouched, baseline.ablated, baseline.cleared, spliced.errors]), spliced.fvu
 
@@ -131,9 +133,9 @@ def test_order_and_batch_size_do_not_matter(tiny_sd, network, samples):
 
 def test_every_sample_is_counted_once_a_pass(network, samples):
     seen = []
-    network().baseline(samples, T, seen.append)
+    network().baseline(samples, samples, T, seen.append)
     network().spliced(samples, T, lambda x: x, seen.append)
-    assert sum(seen) == (3 + 1) * len(T) * len(samples)
+    assert sum(seen) == (4 + 1) * len(T) * len(samples)
 
 
 def test_reconstructions_that_are_none_are_refused(network, samples):
@@ -144,7 +146,7 @@ def test_reconstructions_that_are_none_are_refused(network, samples):
     with pytest.raises(BadTimestep, match="t=1000"):
         network().spliced(samples, [1000], lambda x: x)
     with pytest.raises(BadTimestep, match="t=-1"):
-        network().baseline(samples, [-1])
+        network().baseline(samples, samples, [-1])
 
 
 def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
@@ -160,3 +162,18 @@ def test_backbones_without_such_an_error_are_refused(tiny_sd, tmp_path):
         open_network(tiny_sd, "mid_block", "mean", draws=2)
     with pytest.raises(ConfigError, match="'pixels'.* clean images"):
         SplicedError(plan_for("pixels", taps=["pixels"], timesteps=[0]), "pixels")
+
+
+def test_the_mean_is_that_of_the_training_samples(network, samples):
+    """A mean of the samples that are denoised would know them: mean ablation would look cheaper than it is."""
+    here = network()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    train = HeldOut(here.encode_images(images), ["d", "e"], ["", ""])
+    baseline, own = here.baseline(samples, train, T), here.baseline(samples, samples, T)
+    assert baseline.n_train == 2 and torch.equal(baseline.untouched, own.untouched)
+    for column, t in enumerate(T):
+        expected = here.means(train, t, {"mid_block": here.splice})["mid_block"]
+        assert torch.equal(baseline.means[column], expected)
+        assert not torch.equal(expected, own.means[column])
+        put = here.spliced(samples, [t], lambda x, mean=expected: mean.expand_as(x))
+        assert torch.equal(baseline.ablated[:, column], put.errors[:, 0])
