@@ -71,7 +71,7 @@ def test_a_chain_of_extraction_training_and_table(
     ] * 3
     states = jobs.finish(seconds=500)
     text = states[-1].task.log.read_text()
-    assert "**Tiny**" in text and "raw pixels" in text and len(results(jobs)) == 2
+    assert "**Tiny (exploratory)**" in text and "raw pixels" in text and len(results(jobs)) == 2
     parts = [state.task.log.read_text() for state in states[:2]]
     assert sorted(part.count("images in ") for part in parts) == [1, 1]
     assert states[0].progress is not None and states[0].progress.what == "extract"
