@@ -112,7 +112,8 @@ def attribute_records(
 
     The share is of images to which the classifier gives the value that the prompt names; the difference to the
     untouched images of the same prompts and noise is paired. The share of the untouched images is the accuracy of the
-    classifier on generated images; where it is not above that of a constant answer, `detail.not_valid` says so.
+    classifier on generated images; where its interval reaches that of a constant answer, there is no
+    `delta_attribute_share`, and `attribute_share` gives the reason in its detail `not_valid`.
 
     Args:
         changed: intervention -> what the classifier gives its images, shape (prompts,).
@@ -139,7 +140,8 @@ def attribute_records(
     records = []
     for name, found in changed.items():
         share = (found == values.prompted).astype(np.float64)
-        for metric, sample in ((SHARE, share), (DELTA_SHARE, share - right)):
+        measured = {SHARE: share} if "not_valid" in detail else {SHARE: share, DELTA_SHARE: share - right}
+        for metric, sample in measured.items():
             interval = bootstrap_interval(mean_of(sample), context.groups, seed=context.seed)
             records.append(
                 MetricRecord(

@@ -67,8 +67,8 @@ def test_shares_are_paired_with_those_of_the_untouched_images():
     assert found["patching", "delta_attribute_share"].detail["interval"] == [0.0, 0.0]
 
 
-def test_a_classifier_that_fails_on_untouched_images_is_marked():
-    (first, *_) = attribute_records(values([1, 1, 1, 1, 1]), {"patching": PROMPTED}, WORDS, context(GROUPS))
-    assert first.detail["not_valid"] == (
+def test_a_classifier_that_fails_on_untouched_images_gives_no_difference():
+    (only,) = attribute_records(values([1, 1, 1, 1, 1]), {"patching": PROMPTED}, WORDS, context(GROUPS))
+    assert only.name == "attribute_share" and only.detail["not_valid"] == (
         "the classifier of 'style' is not above a constant answer (0.6) on untouched images"
     )

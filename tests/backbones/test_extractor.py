@@ -41,8 +41,11 @@ class TestEqualsPlainHooks:
         (found,) = load(taps=[tap], timesteps=[261], pool="none")(images, keys=KEYS).values()
         close(found, reference(images, KEYS, [tap], 261)[tap])
 
-    def test_tokens_are_laid_out_on_their_grid(self, load: Load, reference: Reference, images: Tensor) -> None:
-        tap = "up_blocks.1.attentions.0.transformer_blocks.0"
+    @pytest.mark.parametrize("inner", ["", ".attn1", ".attn2"], ids=["block", "self-attention", "cross-attention"])
+    def test_tokens_are_laid_out_on_their_grid(
+        self, inner: str, load: Load, reference: Reference, images: Tensor
+    ) -> None:
+        tap = f"up_blocks.1.attentions.0.transformer_blocks.0{inner}"
         (found,) = load(taps=[tap], pool="none")(images, keys=KEYS).values()
         tokens = reference(images, KEYS, [tap], 100)[tap]
         close(found, tokens.transpose(1, 2).reshape(5, 32, 8, 8))

@@ -1,6 +1,7 @@
 """`eval generations` on the tiny pipeline and shards, whose captions name style, colour and group."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from diffprobe.config.parse import parse
 from diffprobe.core.errors import ConfigError, SchemaError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.evaluation.generations import GENERATED, GenerationEvaluation, evaluate_generations, names_value
+from diffprobe.evaluation.held_out import encode_split
+from diffprobe.evaluation.use import open_taps
 from diffprobe.report.default_table import default_tables
 from diffprobe.scoring.intervention_network import InterventionNetwork
 
@@ -50,21 +53,47 @@ def test_every_cell_is_sampled_under_every_intervention_from_one_noise(evaluated
     result = read_result(evaluated)
     assert result.kind == "generations" and result.experiment == "tiny/generations"
     cells = [f"mid_block@t{t}:caption:mean" for t in (200, 800)]
-    metrics = ("attribute_share", "delta_attribute_share")
-    expected = [(cell, name, metric) for cell in cells for name in NAMES for metric in metrics]
-    assert [(record.cell, record.probe, record.name) for record in result.metrics] == expected
+    assert [(record.cell, record.probe) for record in result.metrics] == [(c, name) for c in cells for name in NAMES]
     for record in result.metrics:
         assert record.target == "style" and record.n == 4 and record.split == "val"
         assert record.detail["classifier_n_train"] == 16 and record.detail["n_unnamed"] == 0
         assert record.detail["steps"] == [499 if "@t200:" in record.cell else 999]
-        if record.name == "attribute_share":
-            share, untouched = record.value, record.controls["untouched"]
-        else:
-            assert record.value == pytest.approx(share - untouched)
+        # images of random weights show no style, so there is no difference to report
+        assert record.name == "attribute_share" and "'style' is not above" in record.detail["not_valid"]
+
+
+def test_the_difference_is_to_the_untouched_images_of_the_same_prompts(config, evaluated, tmp_path, monkeypatch):
+    """A planted classifier: right on untouched and real images, wrong under one of three interventions."""
+    right, calls = torch.tensor([0, 1, 0, 1]), []
+    ids = encode_split_of(config).attributes["style"]
+    assert sorted(ids.tolist()) == right.sort().values.tolist()
+
+    def predict(self, latents):
+        calls.append(len(latents))
+        place = (len(calls) - 1) % 5  # untouched, real, and the three interventions of each cell
+        return (1 - ids if place == 3 else ids).numpy()
+
+    monkeypatch.setattr(latent_classifier.LatentClassifier, "predict", predict)
+    shutil.copytree(evaluated.parents[2], tmp_path, dirs_exist_ok=True)  # with the latents that are sampled already
+    result = read_result(evaluate_generations(changed(config, tmp_path)))
+    found = {(r.cell, r.probe, r.name): r for r in result.metrics}
+    assert calls == [4] * 10 and len(found) == 2 * 3 * 2
+    for (_, probe, name), record in found.items():
+        lost = probe == "zero_ablation"
+        assert record.value == {"attribute_share": 0.0 if lost else 1.0}.get(name, -1.0 if lost else 0.0)
+        assert name != "attribute_share" or record.controls == {"untouched": 1.0, "chance": 0.5}
+    (spec,) = default_tables([result]).specs
+    assert spec.metric == "delta_attribute_share" and spec.filter["target"] == "style" and not spec.ranked
+    assert {axis.field for axis in spec.rows} == {"probe", "tap"} and spec.columns.field == "timestep"
+
+
+def encode_split_of(config):
+    opened = open_taps(config)
+    return encode_split(opened.request, opened.network, opened.split, opened.group, limit=None)
 
 
 def test_finished_cells_are_not_sampled_again(config, evaluated, monkeypatch):
-    before = read_result(evaluated).metrics
+    before = read_result(evaluate_generations(config)).metrics
     passes = []
     predict = InterventionNetwork.predict
     monkeypatch.setattr(
@@ -91,12 +120,6 @@ def test_files_of_other_prompts_are_refused(config, evaluated):
             evaluate_generations(config)
     finally:
         one.write_bytes(content)
-
-
-def test_it_is_a_table_beside_the_others(evaluated):
-    (spec,) = default_tables([read_result(evaluated)]).specs
-    assert spec.metric == "delta_attribute_share" and spec.filter["target"] == "style" and not spec.ranked
-    assert {axis.field for axis in spec.rows} == {"probe", "tap"} and spec.columns.field == "timestep"
 
 
 def changed(config, tmp_path, **keys):

@@ -86,6 +86,7 @@ def test_every_timestep_is_measured_beside_mean_ablation(evaluated):
         assert record.n == 4 and record.split == "test" and record.probe == "topk"
         assert set(record.controls) == {"mean_ablation", "whole_map_ablation"}
         assert record.detail["replaced"] == "the mean over places; the rest of the map stays"
+        assert record.detail["mean_of"] == "16 training samples"
         assert record.detail["trained_on"] == CELL and record.detail["target"] == "epsilon"
         assert ("recovered", cell) in found or "no_recovered" in record.detail
     assert ("delta_mse_overall", CELL) in found
