@@ -38,6 +38,22 @@ class Moments(NamedTuple):
         return torch.where(variance > 1e-12 * self.mean.square(), variance.clamp(min=0), torch.zeros_like(variance))
 
 
+def add_moments(a: Moments, b: Moments) -> Moments:
+    """Return the sums over the samples of both; with a sum of x x^T if both have one."""
+    return _combined(a, b, 1)
+
+
+def subtract_moments(a: Moments, b: Moments) -> Moments:
+    """Return the sums over the samples of a that are not in b, which is a part of it."""
+    return _combined(a, b, -1)
+
+
+def _combined(a: Moments, b: Moments, sign: int) -> Moments:
+    gram = None if a.gram is None or b.gram is None else a.gram + sign * b.gram
+    x, square, y, xy = (of_a + sign * of_b for of_a, of_b in zip(a[1:5], b[1:5], strict=True))
+    return Moments(a.n + sign * b.n, x, square, y, xy, gram)
+
+
 class RunningMoments(Metric):
     """Collects `Moments` over batches and processes.
 

@@ -5,7 +5,9 @@ they need `trainer.validate` and `trainer.test` only. Trained ones need `trainer
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,15 +19,16 @@ from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.column_names import path_part
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, DiffprobeError, EmptyClass
 from diffprobe.core.registry import probes
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics.auroc import Auroc
 from diffprobe.metrics.label_collector import LabelCollector
-from diffprobe.metrics.moments import Moments, RunningMoments
+from diffprobe.metrics.moments import Moments, RunningMoments, add_moments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
-from diffprobe.probes.direction.base import is_trained
+from diffprobe.probes.direction.base import ChosenPenalty, is_cross_validated, is_trained
+from diffprobe.probes.grouped_folds import grouped_folds
 from diffprobe.probes.null_distribution import Null
 from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
@@ -95,6 +98,9 @@ class DirectionModule(ProbeModule):
         self._closed: list[Tensor] = []
         self._shuffled: list[ShuffledLabels] = []
         self._columns: list[Tensor] = []
+        self._is_cross_validated = is_cross_validated(name)
+        self._folds: list[dict[int, int]] = []  # of each axis: hash of a key -> fold
+        self._chosen: list[dict[str, Any]] = [{} for _ in self.axes]
 
     @property
     def seed_varies(self) -> tuple[str, ...]:
@@ -114,8 +120,12 @@ class DirectionModule(ProbeModule):
         """Permute the training labels, sum over the training set, and compute closed-form estimates."""
         self._shuffle()
         n_columns = 1 + self.config.n_shuffles
+        n_parts = self.config.folds if self._is_cross_validated else 1
         running = [
-            RunningMoments(self.widths[axis.cell], n_columns, gram=self._file.NEEDS_GRAM).to(self.device)
+            [
+                RunningMoments(self.widths[axis.cell], n_columns, gram=self._file.NEEDS_GRAM).to(self.device)
+                for _ in range(n_parts)
+            ]
             for axis in self.axes
         ]
         for batch in self.batches(self.train_split):
@@ -123,15 +133,42 @@ class DirectionModule(ProbeModule):
             hashes = hash_keys(batch.keys)
             for i, axis in enumerate(self.axes):
                 known, sides = self._sides(i, batch, hashes)
-                running[i].update(vectors(batch, axis.cell)[known], sides)
-        self._moments = [sums.compute() for sums in running]
+                x = vectors(batch, axis.cell)[known]
+                for part, rows in self._parts(i, hashes[known.to(hashes.device)]):
+                    running[i][part].update(x[rows], sides[rows])
+        parts = [[sums.compute() for sums in of_axis] for of_axis in running]
+        self._moments = [of_axis[0] if len(of_axis) == 1 else reduce(add_moments, of_axis) for of_axis in parts]
         for axis, sums in zip(self.axes, self._moments, strict=True):
             self._check_ends(axis, sums)
         if self.is_trained:
             for model, sums in zip(self.models, self._moments, strict=True):
                 model.standardise(sums.mean, sums.variance)
+        elif self._is_cross_validated:
+            found = [self._file.estimate_cv(of_axis, self.config) for of_axis in parts]
+            self._closed = [columns for columns, _ in found]
+            self._chosen = [self._describe(chosen) for _, chosen in found]
         else:
             self._closed = [self._file.estimate(sums, self.config) for sums in self._moments]
+
+    def _parts(self, i: int, hashes: Tensor) -> list[tuple[int, Tensor]]:
+        """Return each fold of axis i with the positions of its samples among these; one part without folds."""
+        if not self._is_cross_validated:
+            return [(0, torch.arange(len(hashes), device=self.device))]
+        fold = torch.tensor([self._folds[i][key] for key in hashes.tolist()], dtype=torch.int64, device=self.device)
+        return [(k, (fold == k).nonzero().flatten()) for k in range(self.config.folds)]
+
+    def _describe(self, chosen: list[ChosenPenalty]) -> dict[str, Any]:
+        """Return how the penalty of the labels, and those of the permutations, were chosen."""
+        real, *shuffled = chosen
+        return {
+            "alpha": real.alpha,
+            "alpha_at_edge": real.at_edge,
+            "alphas": list(real.path),
+            "cv_squared_error": list(real.errors),
+            "cv_folds": self.config.folds,
+            "group": self.group_by,
+            "control_alpha": {f"{alpha:g}": n for alpha, n in sorted(Counter(one.alpha for one in shuffled).items())},
+        }
 
     def _shuffle(self) -> None:
         keyed = LabelCollector(len(self.axes) + 1).to(self.device)
@@ -148,6 +185,23 @@ class DirectionModule(ProbeModule):
             )
             for axis, side in zip(self.axes, columns, strict=True)
         ]  # fmt: skip
+        if self._is_cross_validated:
+            self._folds = [self._fold(axis, hashes, side, group) for axis, side in zip(self.axes, columns, strict=True)]
+
+    def _fold(self, axis: ContrastPair, hashes: Tensor, side: Tensor, group: Tensor) -> dict[int, int]:
+        """Return the fold of each sample of an axis by the hash of its key; whole groups are in one fold.
+
+        Raises: ConfigError for fewer groups than folds, EmptyClass for an end that is in one fold alone.
+        """
+        keys = hashes.tolist()
+        # a sample without a value of the group is a group of its own
+        names = [f"sample {key}" if g < 0 else f"group {g}" for key, g in zip(keys, group.tolist(), strict=True)]
+        try:
+            found = grouped_folds(names, side.numpy(), n_folds=self.config.folds, seed=self.config.fold_seed).fold
+        except DiffprobeError as error:
+            where = f"target '{axis.target}', groups by '{self.group_by}'"
+            raise type(error)(f"{where}: {error.what}", *error.details, fix=error.fix) from error
+        return dict(zip(keys, found.tolist(), strict=True))
 
     def _check_ends(self, axis: ContrastPair, sums: Moments) -> None:
         n_positive = int(sums.y[0])
@@ -312,9 +366,10 @@ class DirectionModule(ProbeModule):
                     "control_nulls": score["nulls"],
                     "n_random": self.config.n_random,
                     "n_shuffles": self.config.n_shuffles,
+                    **chosen,
                 },
             )
-            for axis, score in zip(self.axes, self.scores[split], strict=True)
+            for axis, score, chosen in zip(self.axes, self.scores[split], self._chosen, strict=True)
         ]
 
     def directions(self) -> list[Direction]:

@@ -8,6 +8,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 from diffprobe.core.registry import probes
 from diffprobe.metrics.auroc import auroc
+from diffprobe.probes.direction import Direction
 from diffprobe.probes.direction.mean_difference import mean_difference
 from diffprobe.probes.direction.ridge import ridge
 from diffprobe.probes.shuffled_labels import hash_keys
@@ -58,7 +59,7 @@ def test_closed_forms_equal_the_notebook_functions(toy, tmp_path, name, by_hand)
     assert record.n == len(x) and record.detail["positive"] == "noto"
 
 
-@pytest.mark.parametrize("name", ["mean_difference", "ridge", "logistic"])
+@pytest.mark.parametrize("name", ["mean_difference", "ridge", "ridge_cv", "logistic"])
 def test_beats_its_controls(toy, tmp_path, name):
     module = run(toy, tmp_path, name)
     record = module.records("val")[0]
@@ -71,6 +72,24 @@ def test_beats_its_controls(toy, tmp_path, name):
     shift = x[positive].mean(0) - x[~positive].mean(0)
     assert direction.scale == pytest.approx(float(shift @ direction.vector), rel=1e-4) and direction.scale > 0
     assert float(direction.vector.norm()) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_penalty_is_chosen_by_folds_of_groups(toy, tmp_path):
+    module = run(toy, tmp_path, "ridge_cv")
+    (record,) = module.records("val")
+    detail = record.detail
+    assert record.value > 0.8 and record.value > record.controls["shuffled_labels"] + 0.1
+    assert detail["alpha"] == detail["alphas"][detail["cv_squared_error"].index(min(detail["cv_squared_error"]))]
+    assert detail["cv_folds"] == 5 and detail["group"] == "sample" and sum(detail["control_alpha"].values()) == 4
+    x, positive = sides(toy, "train")
+    keys = [
+        key
+        for key, style in zip(toy().table("train").keys, toy().table("train").attributes["style"], strict=True)
+        if style < 2
+    ]
+    names = [f"sample {key}" for key in hash_keys(keys).tolist()]
+    by_hand = Direction.fit(x, positive, estimator="ridge_cv", groups=names)
+    torch.testing.assert_close(module.directions()[0].vector, by_hand.vector, rtol=1e-5, atol=1e-6)
 
 
 def test_controls_are_distributions_with_p(toy, tmp_path):

@@ -16,6 +16,7 @@ from diffprobe.core.registry import probes
 from diffprobe.core.rng import derive_seed
 from diffprobe.metrics.moments import Moments
 from diffprobe.probes.full_batch import Array, as_features, as_labels
+from diffprobe.probes.grouped_folds import grouped_folds
 from diffprobe.probes.serialization import SETTINGS, load_probe, save_probe
 
 KIND, SCHEMA_VERSION = "probe/direction", 2
@@ -68,6 +69,19 @@ class DirectionConfig:
             label = "other than " + above if below == "*" else below
             made += [ContrastPair(cell, target, above, label, up, down) for cell in cells]
         return made
+
+
+class ChosenPenalty(NamedTuple):
+    """How cross-validation chose the penalty of one label column."""
+
+    alpha: float
+    """The chosen penalty."""
+    at_edge: bool
+    """Whether it is an end of the path, so that the best penalty may lie outside."""
+    path: tuple[float, ...]
+    """The penalties, largest first."""
+    errors: tuple[float, ...]
+    """Mean squared error of held-out 0/1 labels for each."""
 
 
 class ContrastPair(NamedTuple):
@@ -135,6 +149,7 @@ class Direction:
         positive: str = "1",
         negative: str = "0",
         cell: str = "",
+        groups: Sequence[str] | None = None,
         **params: Any,
     ) -> "Direction":
         """Estimate the direction that separates two groups of features in memory.
@@ -147,6 +162,8 @@ class Direction:
             y: True or 1 for samples at the positive end, False or 0 for those at the negative end; -1 leaves one out.
             estimator: file in `probes/direction`.
             target, positive, negative, cell: names to record.
+            groups: group of each sample, for an estimator with cross-validation, whose folds are of whole groups; None
+                for single samples.
             params: keys of the estimator's `Config`, for example alpha=0.3.
 
         Raises: UnknownName for an unknown estimator, ConfigError for unknown or bad params and arrays of the wrong
@@ -158,11 +175,21 @@ class Direction:
         side = as_labels(y, len(found)).to(device=found.device, dtype=torch.int64)
         if not torch.isin(side, side.new_tensor([-1, 0, 1])).all():
             raise ConfigError("y of a direction must be 0 or 1 (or -1 for samples to leave out).")
+        if groups is not None and not is_cross_validated(estimator):
+            raise ConfigError(f"groups have no effect on direction '{estimator}'.", fix="leave groups out")
+        if groups is not None and len(groups) != len(found):
+            raise ConfigError(f"{len(groups)} groups for {len(found)} samples.")
+        kept = (side >= 0).nonzero().flatten().tolist()
+        names_of_groups = [str(i) if groups is None else str(groups[i]) for i in kept]
         found, side = found[side >= 0], side[side >= 0]
         sums = moments_of(found, side == 1, gram=file.NEEDS_GRAM)
         class_means(sums)  # an end without samples is reported before anything is fitted
         if is_trained(estimator):
             columns = file.fit(found, side == 1, config)[:, None]
+        elif is_cross_validated(estimator):
+            folds = grouped_folds(names_of_groups, side.cpu().numpy(), n_folds=config.folds, seed=config.fold_seed).fold
+            parts = [torch.from_numpy(folds == k).to(found.device) for k in range(config.folds)]
+            columns, _ = file.estimate_cv([moments_of(found[at], side[at] == 1, gram=True) for at in parts], config)
         else:
             columns = file.estimate(sums, config)
         names = {"target": target, "positive": positive, "negative": negative, "cell": cell, "estimator": estimator}
@@ -225,13 +252,18 @@ def is_trained(estimator: str) -> bool:
     Raises: UnknownName for an unknown estimator; ConfigError for a file that offers neither way or both.
     """
     file = probes("direction").load(estimator)
-    offers = [name for name in ("estimate", "make") if hasattr(file, name)]
+    offers = [name for name in ("estimate", "estimate_cv", "make") if hasattr(file, name)]
     if len(offers) != 1:
         raise ConfigError(
-            f"direction '{estimator}' must offer either estimate (closed form) or make (trained); "
-            f"it offers: {', '.join(offers) or 'neither'}."
+            f"direction '{estimator}' must offer one of estimate (closed form), estimate_cv (closed form, by "
+            f"cross-validation) and make (trained); it offers: {', '.join(offers) or 'none'}."
         )
     return offers == ["make"]
+
+
+def is_cross_validated(estimator: str) -> bool:
+    """Return whether an estimator needs sums over folds. Raises: UnknownName for an unknown estimator."""
+    return hasattr(probes("direction").load(estimator), "estimate_cv")
 
 
 def class_means(moments: Moments) -> tuple[Float[Tensor, "d_in columns"], Float[Tensor, "d_in columns"]]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName
 from diffprobe.probes.direction import Direction
 
-ESTIMATORS = ("logistic", "mean_difference", "ridge")
+ESTIMATORS = ("logistic", "mean_difference", "ridge", "ridge_cv")
 
 
 def planted(n=2000, d=8, shift=3.0, seed=0):
