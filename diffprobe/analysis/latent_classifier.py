@@ -68,7 +68,7 @@ def fit_latent_classifier(
             f"attribute '{what}' has {len(classes)} value(s) in {len(labels)} training samples; a classifier needs 2.",
             fix="more of them (classifier_limit, data.limit), or another attribute",
         )
-    names = [str(groups[i]) for i in used]
+    names = [str(groups[i]) for i in used.tolist()]
     task = Task(labels[used], grouped_folds(names, labels[used], n_folds=N_FOLDS))
     features = _features(latents[torch.from_numpy(used)])
     chosen = select_l2(features[None], [task], n_classes=n_classes, path=PATH, gap=GAP, dtype=torch.float32)[0][0]

@@ -201,10 +201,10 @@ class _Generation:
         train = encode_split(opened.request, opened.network, config.data.train_split, opened.group, limit=limit)
         latents = next(iter(train.of_condition.values())).latents
         found = []
-        for name, rows in named.items():
+        for name, positions in named.items():
             labels = train.attributes[name].numpy()
             classifier = fit_latent_classifier(latents, labels, train.groups, n_classes=len(known[name]), what=name)
-            found.append(_Attribute(name, classifier, rows, samples.attributes[name].numpy()[rows]))
+            found.append(_Attribute(name, classifier, positions, samples.attributes[name].numpy()[positions]))
         return found
 
     def _generate(
@@ -291,7 +291,9 @@ class _Generation:
         path, fix = self._path(cell), f"remove the folder '{self.run_dir / GENERATED}' and repeat the command"
         with open_safetensors(path, fix=fix) as stored:
             header, names = stored.metadata() or {}, set(stored.keys())
-            found = {name: stored.get_tensor(name) for name in self.config.interventions if name in names}
+            found: dict[str, Tensor] = {
+                name: stored.get_tensor(name) for name in self.config.interventions if name in names
+            }
         shape = (len(samples), *self.opened.request.plan.spec.latent_shape)
         if header != self._header(cell, samples) or names != set(self.config.interventions):
             raise SchemaError(f"'{path}' does not hold the latents of {cell.name} for these prompts.", fix=fix)

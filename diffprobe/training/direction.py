@@ -27,7 +27,7 @@ from diffprobe.metrics.auroc import Auroc
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments, add_moments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
-from diffprobe.probes.direction.base import ChosenPenalty, is_cross_validated, is_trained
+from diffprobe.probes.direction.base import ChosenPenalty, FoldConfig, is_cross_validated, is_trained
 from diffprobe.probes.grouped_folds import grouped_folds
 from diffprobe.probes.null_distribution import Null
 from diffprobe.probes.predictions import KeptHead
@@ -108,6 +108,11 @@ class DirectionModule(ProbeModule):
         return (*(["order"] if self.is_trained else []), "shuffled_labels", "random_direction")
 
     @property
+    def _cv(self) -> FoldConfig:
+        """The settings of an estimator with cross-validation."""
+        return cast(FoldConfig, self.config)
+
+    @property
     def models(self) -> list[TrainedDirections]:
         """The trained estimates, one per axis; none for closed forms."""
         return cast(list[TrainedDirections], list(self._models))
@@ -120,7 +125,7 @@ class DirectionModule(ProbeModule):
         """Permute the training labels, sum over the training set, and compute closed-form estimates."""
         self._shuffle()
         n_columns = 1 + self.config.n_shuffles
-        n_parts = self.config.folds if self._is_cross_validated else 1
+        n_parts = self._cv.folds if self._is_cross_validated else 1
         running = [
             [
                 RunningMoments(self.widths[axis.cell], n_columns, gram=self._file.NEEDS_GRAM).to(self.device)
@@ -155,7 +160,7 @@ class DirectionModule(ProbeModule):
         if not self._is_cross_validated:
             return [(0, torch.arange(len(hashes), device=self.device))]
         fold = torch.tensor([self._folds[i][key] for key in hashes.tolist()], dtype=torch.int64, device=self.device)
-        return [(k, (fold == k).nonzero().flatten()) for k in range(self.config.folds)]
+        return [(k, (fold == k).nonzero().flatten()) for k in range(self._cv.folds)]
 
     def _describe(self, chosen: list[ChosenPenalty]) -> dict[str, Any]:
         """Return how the penalty of the labels, and those of the permutations, were chosen."""
@@ -165,7 +170,7 @@ class DirectionModule(ProbeModule):
             "alpha_at_edge": real.at_edge,
             "alphas": list(real.path),
             "cv_squared_error": list(real.errors),
-            "cv_folds": self.config.folds,
+            "cv_folds": self._cv.folds,
             "group": self.group_by,
             "control_alpha": {f"{alpha:g}": n for alpha, n in sorted(Counter(one.alpha for one in shuffled).items())},
         }
@@ -197,7 +202,7 @@ class DirectionModule(ProbeModule):
         # a sample without a value of the group is a group of its own
         names = [f"sample {key}" if g < 0 else f"group {g}" for key, g in zip(keys, group.tolist(), strict=True)]
         try:
-            found = grouped_folds(names, side.numpy(), n_folds=self.config.folds, seed=self.config.fold_seed).fold
+            found = grouped_folds(names, side.numpy(), n_folds=self._cv.folds, seed=self._cv.fold_seed).fold
         except DiffprobeError as error:
             where = f"target '{axis.target}', groups by '{self.group_by}'"
             raise type(error)(f"{where}: {error.what}", *error.details, fix=error.fix) from error

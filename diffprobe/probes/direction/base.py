@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,6 +69,18 @@ class DirectionConfig:
             label = "other than " + above if below == "*" else below
             made += [ContrastPair(cell, target, above, label, up, down) for cell in cells]
         return made
+
+
+class FoldConfig(Protocol):
+    """Keys of an estimator that is cross-validated, besides those of `DirectionConfig`."""
+
+    @property
+    def folds(self) -> int:
+        """Number of folds of whole groups."""
+
+    @property
+    def fold_seed(self) -> int:
+        """Seed of the folds."""
 
 
 class ChosenPenalty(NamedTuple):
