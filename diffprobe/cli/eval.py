@@ -8,7 +8,7 @@ from typing import Any
 from diffprobe.cli.arguments import add_check, add_settings
 
 GROUP = "probes"
-HELP = "evaluate a backbone, or the cost of ablating its taps or of replacing features by an SAE"
+HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

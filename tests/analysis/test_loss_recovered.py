@@ -18,7 +18,7 @@ ABOUT = RecordContext(
 def baseline(rise=(1.0, 2.0), cleared=True):
     ablated = BEFORE + torch.tensor(rise).double()
     kept = {"timesteps": (20, 500), "means": (torch.zeros(3),) * 2}
-    return Baseline(untouched=BEFORE, ablated=ablated, cleared=ablated + 1 if cleared else None, **kept)
+    return Baseline(untouched=BEFORE, ablated=ablated, cleared=ablated + 1 if cleared else None, n_train=9, **kept)
 
 
 def measured(base, errors=BEFORE + COST):
