@@ -18,7 +18,7 @@ from diffprobe.training.trainer import make_trainer, quiet
 from tests.toy import CLASSES, WIDTHS, Toy
 
 CELL = next(iter(WIDTHS))
-MAKERS = ("make", "make_bank", "estimate")
+MAKERS = ("make", "make_bank", "estimate", "estimate_cv")
 BASE = {
     "classifier": {},
     "direction": {"positive": "noto", "n_random": 20, "n_shuffles": 4},
@@ -33,6 +33,7 @@ OTHER = {
     "n_random": 30,
     "n_shuffles": 5,
     "alpha": 3.0,
+    "alphas": [3.0, 0.5],
     "k": 4,
     "expansion": 2,
     "n_latents": 24,

@@ -255,7 +255,8 @@ class Direction:
         with naming(Path(folder) / SETTINGS, "the settings of a direction", error=SchemaError):
             if tensors["vector"].ndim != 1:
                 raise SchemaError(f"'{folder}': the vector has the shape {tuple(tensors['vector'].shape)}.")
-            return cls(vector=tensors["vector"], **settings)
+            # a copy is aligned as the trained vector is; a product rounds by where its factors lie in memory
+            return cls(vector=tensors["vector"].clone(), **settings)
 
 
 def is_trained(estimator: str) -> bool:
