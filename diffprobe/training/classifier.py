@@ -143,9 +143,14 @@ class ClassifierModule(ProbeModule):
         for target, label in zip(targets, known, strict=True):
             if not (label >= 0).any():
                 raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
-            self._shuffled[target] = ShuffledLabels(
-                hashes, label, group=group, group_by=self.group_by, seed=self.seed, target=target
-            )
+        self._shuffle(hashes, dict(zip(targets, known, strict=True)), group)
+
+    def _shuffle(self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor) -> None:
+        """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
+        self._shuffled = {
+            target: ShuffledLabels(hashes, label, group=group, group_by=self.group_by, seed=self.seed, target=target)
+            for target, label in labels.items()
+        }
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""

@@ -155,10 +155,10 @@ class DirectionModule(ProbeModule):
         else:
             self._closed = [self._file.estimate(sums, self.config) for sums in self._moments]
 
-    def _parts(self, i: int, hashes: Tensor) -> list[tuple[int, Tensor]]:
-        """Return each fold of axis i with the positions of its samples among these; one part without folds."""
+    def _parts(self, i: int, hashes: Tensor) -> Sequence[tuple[int, Tensor | slice]]:
+        """Return each fold of axis i with the positions of its samples among these; all of them without folds."""
         if not self._is_cross_validated:
-            return [(0, torch.arange(len(hashes), device=self.device))]
+            return [(0, slice(None))]
         fold = torch.tensor([self._folds[i][key] for key in hashes.tolist()], dtype=torch.int64, device=self.device)
         return [(k, (fold == k).nonzero().flatten()) for k in range(self._cv.folds)]
 

@@ -1,6 +1,6 @@
 """KNNModule: k nearest neighbours in memory for every cell, target and control.
 
-There are no steps and nothing is tuned: one pass over the training set, before the evaluation.
+The training set is read once, before the evaluation. No weights are trained, and no setting is tuned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.knn import Config, KNNBank
-from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
+from diffprobe.probes.shuffled_labels import hash_keys
 from diffprobe.training.classifier import REAL, ClassifierModule, Head
 from diffprobe.training.module import labels_of, require_finite, vectors
 
@@ -102,14 +102,12 @@ class KNNModule(ClassifierModule):
                 f"probe '{self.name}' reads its features in one process, and this run has {self.share[1]}.",
                 fix="trainer.devices=1 trainer.num_nodes=1",
             )
-        keys, features, labels = self._read()
+        keys, features, labels, group = self._read()
         check_size(len(keys), self.widths, len(self.classes))
         for target, label in labels.items():
             self._check(target, label)
         hashes = hash_keys(keys)
-        self._shuffled = {
-            target: ShuffledLabels(hashes, label, seed=self.seed, target=target) for target, label in labels.items()
-        }
+        self._shuffle(hashes, labels, group)
         learned = torch.stack(
             [
                 labels[target] if control == REAL and not self.only_control else self._shuffled[target].of(hashes)
@@ -131,11 +129,12 @@ class KNNModule(ClassifierModule):
         size = sum(map(self._size, self.heads)) / 2**20
         self.saving_note = f", with {size:,.1f} MiB of training features"
 
-    def _read(self) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
-        """Return keys, features of each cell and labels of each target of the training set, ordered by key."""
+    def _read(self) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return keys, features of each cell, labels of each target and groups of the training set, ordered by key."""
         keys: list[str] = []
         parts: dict[str, list[Tensor]] = {cell: [] for cell in self.cells}
         labels: dict[str, list[Tensor]] = {target: [] for target in self.classes}
+        groups: list[Tensor] = []
         for batch in self.batches(self.train_split):
             require_finite(batch, self.cells)
             keys += batch.keys
@@ -143,12 +142,13 @@ class KNNModule(ClassifierModule):
                 parts[cell].append(vectors(batch, cell).float())
             for target in self.classes:
                 labels[target].append(labels_of(batch, target).cpu())
+            groups.append(self.group_ids(batch).cpu())
         if not keys:
             raise EmptyClass(f"split '{self.train_split}' has no samples.")
         order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
         features = {cell: torch.cat(parts.pop(cell))[order.to(self.device)] for cell in self.cells}
         sorted_labels = {target: torch.cat(values)[order] for target, values in labels.items()}
-        return [keys[i] for i in order.tolist()], features, sorted_labels
+        return [keys[i] for i in order.tolist()], features, sorted_labels, torch.cat(groups)[order]
 
     def _check(self, target: str, label: Tensor) -> None:
         """Refuse a target that cannot be learned, and name its classes without a training sample."""

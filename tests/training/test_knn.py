@@ -6,6 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from diffprobe.config.compose import load_run
+from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 from diffprobe.probes.classifier import ClassifierProbe
 from diffprobe.probes.classifier import knn as knn_file
@@ -15,7 +16,7 @@ from diffprobe.training import knn as knn_training
 from diffprobe.training.kinds import classifier as kind
 from diffprobe.training.knn import KNNModule, check_size
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.toy import WIDTHS, Toy
+from tests.toy import WIDTHS, Families, Toy
 
 CELL = next(iter(WIDTHS))
 BASE = ("probe=knn", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
@@ -86,6 +87,22 @@ class Backwards(Toy):
             table.label = table.label[order]
             table.attributes = {name: values[order] for name, values in table.attributes.items()}
         return table
+
+
+def test_shuffled_labels_keep_families(tmp_path):
+    source = Families(cells=(CELL,))
+    settings = TrainerConfig(accelerator="cpu", enable_progress_bar=False)
+    classes = {"kind": tuple(source.attributes["kind"])}
+    module = KNNModule("knn", knn_file.Config(k=5), widths=source.widths, classes=classes, settings=settings)
+    with quiet():
+        make_trainer(settings, run_dir=tmp_path).test(module, datamodule=source, verbose=False)
+    table = source.table("train")
+    true, kind = module._task_labels(table.take(torch.arange(len(table))))
+    assert not kind.equal(true)
+    for family in range(len(table) // 4):
+        assert len(kind[table.attributes["family"] == family].unique()) == 1
+    for record in module.records("test"):
+        assert record.detail["shuffled_labels"]["group_by"] == "family"
 
 
 def test_the_order_of_reading_and_the_seed_change_nothing_but_the_shuffled_labels(tmp_path):
