@@ -112,8 +112,21 @@ class ClassifierModule(ProbeModule):
         """The initial weights if the heads start at random ones, the order of the samples, the permuted labels."""
         heads = [make_head(self.name, self.config, 2, 2, seed=seed).state_dict() for seed in (0, 1)]
         random = any(not one.equal(heads[1][name]) for name, one in heads[0].items())
+        return (*(["start"] if random else []), "order", *self.varied_labels)
+
+    @property
+    def varied_labels(self) -> tuple[str, ...]:
+        """The permuted labels, if there are any: what the seed of a classifier without steps varies."""
         shuffled = any(control != REAL for _, control in self.tasks) or self.only_control
-        return (*(["start"] if random else []), "order", *(["shuffled_labels"] if shuffled else []))
+        return ("shuffled_labels",) if shuffled else ()
+
+    def require_one_process(self) -> None:
+        """Refuse several processes, for a classifier that holds the training set. Raises: ConfigError."""
+        if self.share[1] > 1:
+            raise ConfigError(
+                f"probe '{self.name}' reads its features in one process, and this run has {self.share[1]}.",
+                fix="trainer.devices=1 trainer.num_nodes=1",
+            )
 
     @property
     def banks(self) -> list[Bank]:

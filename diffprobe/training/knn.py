@@ -88,7 +88,7 @@ class KNNModule(ClassifierModule):
     @property
     def seed_varies(self) -> tuple[str, ...]:
         """The permuted labels, if there are any."""
-        return ("shuffled_labels",) if self.only_control or any(control != REAL for _, control in self.tasks) else ()
+        return self.varied_labels
 
     def prepare(self) -> None:
         """Read the training set, standardise, permute the labels of the controls, and keep all of it in the banks.
@@ -97,11 +97,7 @@ class KNNModule(ClassifierModule):
             than probes may keep; EmptyClass for a target with samples of fewer than 2 classes; NonFinite for the
             features; RunFailed for a duplicate key.
         """
-        if self.share[1] > 1:
-            raise ConfigError(
-                f"probe '{self.name}' reads its features in one process, and this run has {self.share[1]}.",
-                fix="trainer.devices=1 trainer.num_nodes=1",
-            )
+        self.require_one_process()
         keys, features, labels, group = self._read()
         check_size(len(keys), self.widths, len(self.classes))
         for target, label in labels.items():

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import ConfigError, DiffprobeError
+from diffprobe.core.errors import DiffprobeError
 from diffprobe.probes.classifier.base import ClassifierProbe
 from diffprobe.probes.classifier.linear import LinearBank
 from diffprobe.probes.classifier.linear_cv import Config
@@ -63,7 +63,7 @@ class LinearCVModule(ClassifierModule):
     @property
     def seed_varies(self) -> tuple[str, ...]:
         """The permuted labels, if there are any."""
-        return ("shuffled_labels",) if self.only_control or any(control != REAL for _, control in self.tasks) else ()
+        return self.varied_labels
 
     @property
     def group_by(self) -> str:
@@ -76,11 +76,7 @@ class LinearCVModule(ClassifierModule):
         Raises: ConfigError with several processes, for an unknown group and for fewer groups than folds; EmptyClass
             for a target without 2 classes, or constant within a fold; NonFinite for the features.
         """
-        if self.share[1] > 1:
-            raise ConfigError(
-                f"probe '{self.name}' reads its features in one process, and this run has {self.share[1]}.",
-                fix="trainer.devices=1 trainer.num_nodes=1",
-            )
+        self.require_one_process()
         super().prepare()
         features, labels, groups = self._read()
         for (target, control), values in zip(self.tasks, labels, strict=True):

@@ -59,61 +59,37 @@ def check_cells(config: RunConfig, cells: Sequence[str]) -> None:
 
 def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
     """Make the bank of heads. Raises: UnknownName for a target that the data do not have."""
+    config, name = plan.config, plan.config.probe.name
+    shared: dict[str, Any] = {
+        "widths": source.widths,
+        "classes": target_classes(config.probe.targets, source),
+        "only_control": config.control == "shuffled_labels",
+        "metrics": config.probe.metrics,
+        "settings": config.trainer,
+        "seed": config.seed,
+    }
+    if name == LINEAR_CV:
+        from diffprobe.training.linear_cv import LinearCVModule
+        from diffprobe.training.module import data_group
+
+        return LinearCVModule(name, plan.params, group=plan.params.group or data_group(source), **shared)
+    if name == KNN:
+        from diffprobe.training.knn import KNNModule
+
+        return KNNModule(name, plan.params, n_train=_n_train(config, source), **shared)
     from diffprobe.training.classifier import ClassifierModule
 
-    config = plan.config
-    if config.probe.name == LINEAR_CV:
-        return _make_solved(plan, source)
-    if config.probe.name == KNN:
-        return _make_knn(plan, source)
-    return ClassifierModule(
-        config.probe.name,
-        plan.params,
-        widths=source.widths,
-        classes=target_classes(config.probe.targets, source),
-        only_control=config.control == "shuffled_labels",
-        metrics=config.probe.metrics,
-        settings=config.trainer,
-        seed=config.seed,
-    )
+    return ClassifierModule(name, plan.params, **shared)
 
 
-def _make_solved(plan: ProbePlan, source: Source) -> "ProbeModule":
-    from diffprobe.training.linear_cv import LinearCVModule
-    from diffprobe.training.module import data_group
-
-    config = plan.config
-    return LinearCVModule(
-        config.probe.name,
-        plan.params,
-        group=plan.params.group or data_group(source),
-        widths=source.widths,
-        classes=target_classes(config.probe.targets, source),
-        only_control=config.control == "shuffled_labels",
-        metrics=config.probe.metrics,
-        settings=config.trainer,
-        seed=config.seed,
-    )
-
-
-def _make_knn(plan: ProbePlan, source: Source) -> "ProbeModule":
+def _n_train(config: RunConfig, source: Source) -> int | None:
+    """Return the number of training samples of a shard set; None for data in memory, counted when they are read."""
     from diffprobe.features.request import shard_entries
-    from diffprobe.training.knn import KNNModule
 
-    config = plan.config
-    request = getattr(source, "request", None)  # data in memory have no shard set: they are counted when they are read
-    entries = shard_entries(request.view, config.data.train_split, config.data.limit) if request else []
-    return KNNModule(
-        config.probe.name,
-        plan.params,
-        n_train=sum(entry.n for entry in entries) if request else None,
-        widths=source.widths,
-        classes=target_classes(config.probe.targets, source),
-        only_control=config.control == "shuffled_labels",
-        metrics=config.probe.metrics,
-        settings=config.trainer,
-        seed=config.seed,
-    )
+    request = getattr(source, "request", None)
+    if not request:
+        return None
+    return sum(entry.n for entry in shard_entries(request.view, config.data.train_split, config.data.limit))
 
 
 def summary(result: RunResult) -> str:
