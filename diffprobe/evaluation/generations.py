@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.config.parse import record_tree
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, unknown
 from diffprobe.core.groups import require_groups
 from diffprobe.core.progress import ProgressDisplay
-from diffprobe.core.result import RESULT_FILE, MetricRecord, StartTime, make_result, write_result
+from diffprobe.core.result import MetricRecord, StartTime
 from diffprobe.evaluation.held_out import EncodedSplit, encode_split
-from diffprobe.evaluation.use import OpenedTaps, UseEvaluation, open_taps
+from diffprobe.evaluation.use import OpenedTaps, UseEvaluation, measure_and_write, open_taps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,23 +89,10 @@ def evaluate_generations(config: GenerationEvaluation) -> Path:
     for name in config.attributes:
         if name not in opened.request.shard_set.attributes:
             raise unknown("attribute", name, opened.request.shard_set.attributes)
-    tree = {key: value for key, value in record_tree(config).items() if key != "output"}
-    digest = digest_json({**tree, "inputs": opened.inputs, KIND: _RULES})[:12]
-    run_dir = Path(config.output) / (config.experiment or KIND) / digest
-    run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = _Generation(config, opened, run_dir).records()
-    result = make_result(
-        run=run_dir.name,
-        experiment=config.experiment,
-        kind=KIND,
-        config=tree,
-        seeds={"noise": config.seed, "bootstrap": config.seed, "patching": config.seed},
-        metrics=metrics,
-        started_at=started_at,
-        artifacts=opened.inputs,
-    )
-    write_result(result, run_dir / RESULT_FILE)
-    return run_dir / RESULT_FILE
+    return measure_and_write(
+        config, opened, lambda folder: _Generation(config, opened, folder).records(), kind=KIND, rules=_RULES,
+        noise_seed=config.seed, started_at=started_at,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ another sample), and the rise of the denoising error is measured on held-out sam
 replaces, `analysis/use_records.py` makes the records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -115,19 +115,41 @@ def evaluate_use(config: UseEvaluation) -> Path:
     """
     started_at = StartTime.now()
     opened = open_taps(config)
-    plan = opened.request.plan
+    return measure_and_write(
+        config, opened, lambda folder: _Measurement(config, opened, folder).records(), kind=KIND, rules=_RULES,
+        noise_seed=opened.request.plan.seed, started_at=started_at,
+    )  # fmt: skip
+
+
+def measure_and_write(
+    config: UseEvaluation,
+    opened: "OpenedTaps",
+    measure: Callable[[Path], list[MetricRecord]],
+    *,
+    kind: str,
+    rules: int,
+    noise_seed: int,
+    started_at: StartTime,
+) -> Path:
+    """Create the folder of an evaluation, measure, and write `result.json`; return its path.
+
+    Args:
+        measure: takes the folder, and returns the records.
+        kind: kind of the result.
+        rules: number that is raised when the measured numbers change; it is part of the folder's digest.
+        noise_seed: seed of the noise.
+    """
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
-    digest = digest_json({**tree, "inputs": opened.inputs, "use": _RULES})[:12]
-    run_dir = Path(config.output) / (config.experiment or KIND) / digest
+    digest = digest_json({**tree, "inputs": opened.inputs, kind: rules})[:12]
+    run_dir = Path(config.output) / (config.experiment or kind) / digest
     run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = _Measurement(config, opened, run_dir).records()
     result = make_result(
         run=run_dir.name,
         experiment=config.experiment,
-        kind=KIND,
+        kind=kind,
         config=tree,
-        seeds={"noise": plan.seed, "bootstrap": config.seed, "patching": config.seed},
-        metrics=metrics,
+        seeds={"noise": noise_seed, "bootstrap": config.seed, "patching": config.seed},
+        metrics=measure(run_dir),
         started_at=started_at,
         artifacts=opened.inputs,
     )

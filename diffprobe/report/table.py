@@ -106,12 +106,7 @@ def build_table(
     """Build tables from result files: the table of an experiment, or the default one of any runs.
 
     Args:
-        name: folder below `experiments/` that contains a `table.yaml`, for example "emoji"; or one or several folders
-            of runs, or an experiment without a table: then it is the primary metric by layer and timestep, and
-            `choices` says what was chosen. Nothing stands for all runs of `results`.
-        results: folder whose `result.json` files are read, for a name; None for "runs".
-        where: field -> value; narrows the filter of the table.
-        exploratory: whether the tables may compare many cells on test; they then say that they are exploratory.
+        name, results, where, exploratory: see `diffprobe.build_table`, which gives chosen cells their intervals.
         finish: takes each filled table with what was read, and returns it with what only predictions show.
     Raises: SelectionOnTest for many cells on test in a table that is not exploratory; ConfigError for an unknown table
         or field; RunFailed if no result fits, or if an entry would mix results of different settings; SchemaError for
