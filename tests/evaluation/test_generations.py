@@ -58,7 +58,7 @@ def test_every_cell_is_sampled_under_every_intervention_from_one_noise(evaluated
         assert record.target == "style" and record.n == 4 and record.split == "val"
         assert record.detail["classifier_n_train"] == 16 and record.detail["n_unnamed"] == 0
         assert record.detail["steps"] == [499 if "@t200:" in record.cell else 999]
-        # images of random weights show no style, so there is no difference to report
+        # the classifier is not valid on images of a model with random weights, so no difference is reported
         assert record.name == "attribute_share" and "'style' is not above" in record.detail["not_valid"]
 
 
