@@ -22,6 +22,7 @@ from diffprobe.core.result import RESULT_FILE, read_result
 from diffprobe.demo.config import DemoConfig, RunSpec
 from diffprobe.demo.needs import check_needs
 from diffprobe.demo.types import REPORT, Demo, Outcome, View
+from diffprobe.evaluation.use import KIND as USE
 from diffprobe.evaluation.use import PARTS, UseEvaluation, evaluate_use
 from diffprobe.evaluation.use_settings import load_use
 from diffprobe.report.collect import read_results
@@ -134,20 +135,32 @@ def _check_distinct(runs: Sequence[RunConfig]) -> None:
         raise ConfigError(f"two runs of the demo are the same: {', '.join(twice)}.")
 
 
-def _check_folder(demo: Demo) -> None:
-    """Check that the folder contains no results of other settings, which `diffprobe table` would include."""
-    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs}
-    used = {demo.folder / one.experiment for one in demo.use}  # checked when they are measured
-    foreign = sorted(
-        str(path) for path in demo.folder.rglob(RESULT_FILE) if path not in own and path.parent.parent not in used
-    )
+def _check_folder(demo: Demo, used: Sequence[Path] | None = None) -> None:
+    """Check that the folder contains no results of other settings, which `diffprobe table` would include.
+
+    Args:
+        used: files of the measurements of use; None before they are measured, when theirs cannot be known.
+    Raises: ConfigError.
+    """
+    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs} | set(used or ())
+    later = demo.use and used is None
+    foreign = [path for path in sorted(demo.folder.rglob(RESULT_FILE)) if path not in own]
+    if later:
+        foreign = [path for path in foreign if not _is_use(path)]
     if foreign:
         raise ConfigError(
             f"'{demo.folder}' contains {len(foreign)} result(s) of other settings.",
-            *foreign[:3],
+            *map(str, foreign[:3]),
             "a table includes all results in a folder and would mix them",
             fix=f"use another folder: output={demo.folder}-2; or remove this one",
         )
+
+
+def _is_use(path: Path) -> bool:
+    try:
+        return read_result(path).kind == USE
+    except DiffprobeError:  # whatever it is, it is not one of the demo's
+        return False
 
 
 def run_demo(demo: Demo, view: View) -> Outcome:
@@ -159,25 +172,20 @@ def run_demo(demo: Demo, view: View) -> Outcome:
     view.opening(demo)
     stores = tuple(_extract(run, view) for run in demo.stores())
     paths = tuple(_train(run, view) for run in demo.runs)
-    used = tuple(_measure_use(one, demo, view) for one in demo.use)
+    used = tuple(_measure_use(one, view) for one in demo.use)
+    _check_folder(demo, used)
     outcome = Outcome(
         demo=demo, results=tuple(read_results(paths)), result_paths=paths, store_paths=stores,
         use_results=tuple(read_results(used)), use_paths=used, tables=(),
     )  # fmt: skip
-    return replace(outcome, tables=tuple(build_table(name, demo.folder).render("markdown") for name in demo.config.tables))
+    return replace(
+        outcome, tables=tuple(build_table(name, demo.folder).render("markdown") for name in demo.config.tables)
+    )
 
 
-def _measure_use(config: UseEvaluation, demo: Demo, view: View) -> Path:
-    """Measure what the backbone uses. Raises: ConfigError for results of other settings beside it."""
+def _measure_use(config: UseEvaluation, view: View) -> Path:
     with view.step("use", Path(config.backbone.path).name) as step:
         path = evaluate_use(config)
-        others = [other for other in path.parent.parent.glob(f"*/{RESULT_FILE}") if other != path]
-        if others:
-            raise ConfigError(
-                f"'{path.parent.parent}' contains {len(others)} result(s) of other settings.",
-                *map(str, others[:3]),
-                fix=f"use another folder: output={demo.folder}-2; or remove these",
-            )
         step.done(f"{len(read_result(path).metrics)} numbers")
     return path
 
