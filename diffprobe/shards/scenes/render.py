@@ -17,8 +17,8 @@ _PEAK = 256
 """Largest value of a pattern; patterns are from -256 to 256."""
 _SHIFT = 6
 """log2(FULL): pixels are kept in units of 1/64 of a level while they are drawn."""
-_NEAREST, _PER_ROW = 100, 6
-"""Depth level of a part that stands on row 48, and levels per row below it: what stands lower is nearer."""
+_NEAREST, _PER_ROW = 100, 8
+"""Depth level of a part whose ground is row 48, and levels per row below it: a lower ground is nearer."""
 _FIRST_ROW = 48
 _OBJECT, _FEET, _BODY = 1, 2, 3
 
@@ -88,6 +88,26 @@ def render(spec: WorldSpec, scenes: Scenes, *, resolution: int = CANVAS) -> Rend
         images, parts, depth = _halve(images, parts, depth)
         points = {name: places / 2 for name, places in points.items()}
     return Rendered(scenes=scenes, images=images, parts=parts, depth=depth, points=points)
+
+
+def visible_shares(spec: WorldSpec, scenes: Scenes) -> NDArray[np.float64]:
+    """Return how much of each pixel each part fills in the image, float64 (n, 8, 64, 64); the parts sum to 1.
+
+    `Rendered.parts` names the last drawn part that covers at least half of a pixel.
+    """
+    shares = np.zeros((len(scenes), len(PARTS), CANVAS, CANVAS))
+    codes = {name: values.tolist() for name, values in scenes.factors.items()}
+    offsets = {name: values.tolist() for name, values in scenes.offsets.items()}
+    for row in range(len(scenes)):
+        one = _Scene(spec, {k: v[row] for k, v in codes.items()}, {k: v[row] for k, v in offsets.items()})
+        left = np.ones((CANVAS, CANVAS))
+        for part in range(len(PARTS) - 1, 0, -1):
+            sprite, place = one.layers[part - 1]
+            area = _area(sprite, *place)
+            shares[row, part][area] = left[area] * (sprite.alpha / FULL)
+            left[area] -= shares[row, part][area]
+        shares[row, 0] = left
+    return shares
 
 
 class _Scene:

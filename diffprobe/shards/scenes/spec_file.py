@@ -225,7 +225,7 @@ def _roles(
         )
         alike = [other.name for other in found if (other.hat, other.tool) == (role.hat, role.tool)]
         if alike:
-            raise item.fault(f"it has the hat and the tool of '{alike[0]}', so that nothing tells them apart")
+            raise item.fault(f"it has the hat and the tool of '{alike[0]}', so that they look alike")
         found.append(role)
     return tuple(found)
 

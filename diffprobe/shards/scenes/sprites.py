@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.shards.scenes.shapes import FULL, Placement, Sprite, draw_sprite
+from diffprobe.shards.scenes.shapes import FULL, SUBSAMPLES, Placement, Sprite, draw_sprite
 from diffprobe.shards.scenes.spec import CANVAS, PARTS, SIDES, Drawing, Shape, WorldSpec
 
 HALF = FULL // 2
 """Coverage from which a pixel belongs to a part."""
+_LEAST_PERIODS = 2
+"""Periods of the stripes that the clothes have to show; fewer look like a single edge."""
 _OBJECT, _FEET, _BODY, _ARMS, _HEAD, _HAT, _TOOL = range(1, len(PARTS))
 
 
@@ -91,10 +93,19 @@ def check_visible(spec: WorldSpec) -> None:
     Each combination of parts that can overlap is counted pair by pair, so the area is a lower bound. Named points have
     to be on the visible area of their part.
 
+    The clothes of each build have to be high enough for their stripes.
+
     Raises: ConfigError, with the parts, the values of the factors and the area.
     """
     sprites = sprites_of(spec)
     _check_inside(spec, sprites)
+    for (build, size), sprite in sprites.body.items():
+        rows = int(sprite.cloth.any(axis=1).sum())
+        if rows * SUBSAMPLES < _LEAST_PERIODS * spec.stripe_period:
+            raise ConfigError(
+                f"build '{spec.values['build'][build]}', size '{spec.values['size'][size]}', has {rows} rows of cloth: "
+                f"less than {_LEAST_PERIODS} periods of the stripes ({spec.stripe_period / SUBSAMPLES:g} pixels)."
+            )
     layout = spec.layout
     down = range(layout.object_y[0] - layout.figure_y[1], layout.object_y[1] - layout.figure_y[0] + 1)
     objects = [
