@@ -208,7 +208,7 @@ def _image(samples: Sequence[RawSample], files: Mapping[str, FieldSurvey]) -> tu
     for raw in samples:
         names = list(_images_in(raw))
         plain = [name for name in names if name in default]
-        if len(plain) == 1:  # beside a plain `png`, a `mask.png` is no image to read
+        if len(plain) == 1:  # next to a plain `png`, a `mask.png` is not the image
             names = plain
         if len(names) > 1:
             raise ShardError(
