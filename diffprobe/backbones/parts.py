@@ -4,11 +4,11 @@ These are controls of what the denoiser adds to its inputs. Each has one tap and
 
 - `vae`: `latents`, the clean latents that the denoiser would be given noised, reduced by area to at most 16 x 16
   places; all channels and places side by side, so every pooling gives the same numbers.
-- `text_encoder`: `text`, the last states of each CLIP text encoder averaged over the tokens of the sample's text, start
-  and padding left out; several encoders side by side. The image is not read.
+- `text_encoder`: `text`, the last states of each text encoder (CLIP or T5) averaged over the tokens of the sample's
+  text, start and padding left out; several encoders side by side. The image is not read.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,15 @@ from diffprobe.backbones.base import (
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.noise import clean_schedule
 from diffprobe.backbones.part_config import CONFIG, has_part, part_names, positive, read_part_config
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, PromptCache, load_clip_text
+from diffprobe.backbones.text_encoders import (
+    T5_LENGTH,
+    TEXT_CONDITIONS,
+    ClipTextEncoder,
+    PromptCache,
+    T5TextEncoder,
+    load_clip_text,
+    load_t5_text,
+)
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.vae import VaeEncoder, load_movq_encoder, load_vae_encoder
 from diffprobe.backbones.weight_files import require_files
@@ -46,6 +54,8 @@ SIDE = 16
 """Largest side of reduced latents."""
 _VAES: dict[str, Callable[..., VaeEncoder]] = {"vae": load_vae_encoder, "movq": load_movq_encoder}
 """Names of the image encoder in a pipeline, and how each is loaded."""
+_WIDTHS = {"clip_text_model": ("hidden_size", 512), "t5": ("d_model", 512)}
+"""Type of a text encoder -> the key of its width, and transformers' default."""
 
 
 def why_without(part: str, checkpoint: Checkpoint) -> str | None:
@@ -60,11 +70,15 @@ def why_without(part: str, checkpoint: Checkpoint) -> str | None:
     encoders = _encoders(checkpoint)
     if not encoders:
         return f"backbone '{checkpoint.name}' has no text encoder"
-    kinds = {name: str(read_part_config(checkpoint.part(name) / CONFIG).get("model_type")) for name in encoders}
-    foreign = [f"{name} is a {kind}" for name, kind in kinds.items() if kind != "clip_text_model"]
+    kinds = {name: _kind(checkpoint, name) for name in encoders}
+    foreign = [f"{name} is a {kind}" for name, kind in kinds.items() if kind not in _WIDTHS]
     if foreign:
-        return f"only CLIP text encoders are read alone; of backbone '{checkpoint.name}', {', '.join(foreign)}"
+        return f"only CLIP and T5 encoders are read alone; of backbone '{checkpoint.name}', {', '.join(foreign)}"
     return None
+
+
+def _kind(checkpoint: Checkpoint, encoder: str) -> str:
+    return str(read_part_config(checkpoint.part(encoder) / CONFIG).get("model_type"))
 
 
 def part_of(part: str, checkpoint: Checkpoint, family: Family, spec: BackboneSpec) -> tuple[Family, BackboneSpec]:
@@ -111,8 +125,11 @@ def _encoders(checkpoint: Checkpoint) -> list[str]:
 
 
 def _text_width(checkpoint: Checkpoint) -> int:
-    paths = [checkpoint.part(name) / CONFIG for name in _encoders(checkpoint)]
-    return sum(positive(read_part_config(path), "hidden_size", 512, where=path) for path in paths)
+    widths = []
+    for name in _encoders(checkpoint):
+        path, (key, default) = checkpoint.part(name) / CONFIG, _WIDTHS[_kind(checkpoint, name)]
+        widths.append(positive(read_part_config(path), key, default, where=path))
+    return sum(widths)
 
 
 def _tokenizer(encoder: str) -> str:
@@ -166,10 +183,14 @@ class PartFamily:
             return CleanLatents(spec.denoiser, vae)
         encoders = _encoders(checkpoint)
         folder = checkpoint.part(encoders[0]).parent
-        return TextAlone(
-            spec.denoiser,
-            {n: load_clip_text(folder, dtype=options.dtype, encoder=n, tokenizer=_tokenizer(n)) for n in encoders},
-        )
+        texts: dict[str, ClipTextEncoder | T5TextEncoder] = {}
+        for name in encoders:
+            words, dtype = _tokenizer(name), options.dtype
+            if _kind(checkpoint, name) == "t5":
+                texts[name] = load_t5_text(folder, dtype=dtype, length=T5_LENGTH, encoder=name, tokenizer=words)
+            else:
+                texts[name] = load_clip_text(folder, dtype=dtype, encoder=name, tokenizer=words)
+        return TextAlone(spec.denoiser, texts)
 
     def digests(self, checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
         """Digest the part alone, whatever the weights of the denoiser are. Raises: WeightsMissing."""
@@ -216,14 +237,14 @@ class CleanLatents(Backbone):
 
 
 class TextAlone(Backbone):
-    """The states of CLIP text encoders, averaged over the tokens of a text.
+    """The states of text encoders, averaged over the tokens of a text.
 
     Args:
         network: the module with the tap.
         texts: the encoders by the names of their parts.
     """
 
-    def __init__(self, network: nn.Module, texts: dict[str, ClipTextEncoder]) -> None:
+    def __init__(self, network: nn.Module, texts: Mapping[str, ClipTextEncoder | T5TextEncoder]) -> None:
         self.denoiser, self.prediction, self.texts = network, "sample", texts
         self._prompts = PromptCache(self._encode)
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -81,16 +81,18 @@ class TextEncoder:
         self.tokenizer, self.encoder, self.length = tokenizer, encoder, length
         self._warned = False
 
-    def tokens(self, prompts: list[str]) -> Any:
+    def tokens(self, prompts: list[str], *, padding: Literal["max_length", "longest"] = "max_length") -> Any:
         """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt.
 
+        Args:
+            padding: to the length of the encoder, as in the pipelines, or to the longest of the prompts.
         Raises: WeightsMismatch if tokenizer and encoder do not fit.
         """
         name = getattr(self.tokenizer, "name_or_path", "the tokenizer")
         with naming(name, f"a tokenizer that can encode '{prompts[0][:80]}'"):
             tokens = self.tokenizer(
                 prompts,
-                padding="max_length",
+                padding=padding,
                 max_length=self.length,
                 truncation=True,
                 return_tensors="pt",
@@ -156,6 +158,16 @@ class T5TextEncoder(TextEncoder):
         states = encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[0]
         return states.to(encoder.dtype), tokens.attention_mask
 
+    @torch.no_grad()
+    def mean_states(self, prompts: Sequence[str]) -> Float[Tensor, "prompt width"]:
+        """Return the last states averaged over the tokens of each prompt, padding left out and hidden."""
+        means, encoder = [], cast(Any, self.encoder)
+        for start in range(0, len(prompts), _CHUNK):
+            tokens = self.tokens(list(prompts[start : start + _CHUNK]), padding="longest")
+            states, mask = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
+            means.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        return torch.cat(means)
+
 
 def _n_bytes(rows: Condition) -> int:
     return sum(x.numel() * x.element_size() for x in rows.values())
@@ -203,6 +215,10 @@ def require_t5_vocabulary(folder: Path, tokenizer: str) -> None:
             f"the vocabulary in '{folder / tokenizer}' is a spiece.model, which needs the package sentencepiece.",
             fix="pip install sentencepiece protobuf",
         )
+
+
+T5_LENGTH = 512
+"""Tokens of the texts that T5 was trained on (Raffel et al. 2020, section 3.1.2)."""
 
 
 def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5TextEncoder:

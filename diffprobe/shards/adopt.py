@@ -200,10 +200,16 @@ def _images_in(raw: RawSample) -> Iterator[str]:
 
 
 def _image(samples: Sequence[RawSample], files: Mapping[str, FieldSurvey]) -> tuple[str, ...]:
-    """Return the extensions of the images; the default ones if those suffice. Raises: ShardError, see `survey`."""
+    """Return the extensions of the images; the default ones if each sample has exactly one of them.
+
+    Raises: ShardError, see `survey`.
+    """
     default, found = Fields().image, dict[str, None]()
     for raw in samples:
         names = list(_images_in(raw))
+        plain = [name for name in names if name in default]
+        if len(plain) == 1:  # next to a plain `png`, a `mask.png` is not the image
+            names = plain
         if len(names) > 1:
             raise ShardError(
                 f"{raw.shard}, sample '{raw.key}': several images: {', '.join(sorted(names))}.",

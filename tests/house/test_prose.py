@@ -86,7 +86,9 @@ RULES = [
 """Code in backquotes is not prose. "Null" itself is a word of statistics, of class-conditional models (the null class),
 and a value of YAML and JSON; only its use for a control is refused."""
 
-ALLOWED: dict[str, str] = {}
+ALLOWED: dict[str, str] = {
+    "| judge | top hat | hammer | 0.02 | 0.5 |  |": "a judge is one of the roles of `scenes`",
+}
 """Line of text that holds a phrase of RULES -> why it stays."""
 
 

@@ -103,6 +103,13 @@ def test_two_known_names_are_not_guessed_between(tmp_path: Path) -> None:
     assert "not read: json: text, json: prompt, json: target, json: attrs" in render_survey(found)
 
 
+def test_masks_beside_the_image_are_shown_as_not_read(tmp_path: Path) -> None:
+    files = {"png": image("png"), "mask.png": image("png"), "json": as_json(caption="a")}
+    write_shard(tmp_path / "train-0.tar", [("k", files)])
+    found = survey(tmp_path)
+    assert found.fields == Fields() and any("mask.png" in line and "not read" in line for line in render_survey(found))
+
+
 @pytest.mark.parametrize(
     ("files", "facts"),
     [
