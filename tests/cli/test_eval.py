@@ -13,7 +13,7 @@ n_candidates: 2
 n_choice_timesteps: 1
 group_attribute: style
 gates:
-  psnr_db/test: -100
+  psnr_db/test: {at_least: -100}
 """
 
 
@@ -48,7 +48,7 @@ def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
 
 
 def test_a_missed_gate_is_the_exit_status(command, capsys):
-    assert main([*command, "gates={psnr_db/test: 200}"]) == 1
+    assert main([*command, "gates={psnr_db/test: {at_least: 200}}"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("gate missed: psnr_db/test is ") and last.endswith(", at least 200 is required")
 
