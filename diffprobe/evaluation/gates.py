@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import MetricRecord
@@ -17,7 +18,8 @@ class Gate:
     at_least: float | None = None
     """Least value of the metric."""
     above: tuple[str, ...] = ()
-    """Controls that the metric has to exceed: the interval of each paired difference has to be above 0."""
+    """Controls that the metric has to exceed: the interval of each paired difference has to be above 0, of enough
+    families that they do not all agree by chance (6 at a level of 95 %)."""
 
     def __post_init__(self) -> None:
         if self.at_least is None and not self.above:
@@ -76,11 +78,17 @@ def _check_above(name: str, record: MetricRecord | None, control: str) -> GateCh
     elif (found := record.detail.get(DIFFERENCES, {}).get(control)) is None:
         measured = f"is {record.value:.4g}, without an interval of its difference to {control}"
     else:
-        reached = found["low"] > 0
+        reached = found["low"] > 0 and not _too_few(found)
         measured = (
             f"is {record.value:.4g}, {found['estimate']:+.4g} [{found['low']:+.4g}, {found['high']:+.4g}] "
             f"({found['level']:.0%}, {found['n_groups']} families) relative to {control}"
+            + (", too few families for such an interval" if _too_few(found) else "")
         )
     return GateCheck(
         metric=name, required=f"an interval above 0 relative to {control}", measured=measured, reached=reached
     )
+
+
+def _too_few(difference: Mapping[str, Any]) -> bool:
+    """Return whether all families may agree by chance; an interval of a few equal values does not show that."""
+    return bool(0.5 ** difference["n_groups"] > (1 - difference["level"]) / 2)

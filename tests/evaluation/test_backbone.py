@@ -175,6 +175,22 @@ def test_only_the_named_splits_are_scored_and_an_unknown_one_is_refused_before_t
         )
 
 
+def test_captions_of_emoji_are_matched_where_its_samples_are(tiny_sd, tmp_path, caplog):
+    config = BackboneEvaluation(
+        experiment="emoji/evaluate", model=str(tiny_sd), data=DataConfig(path="emoji", limit=100),
+        splits=("combinations",), family_attribute="family", n_candidates=2, n_choice_timesteps=1,
+        matched_attributes=("style", "skin_tone", "gender"), n_matched_timesteps=1, output=str(tmp_path),
+    )  # fmt: skip
+    path, _ = evaluate_backbone(config)
+    found = {record.name: record for record in read_result(path).metrics if record.name.startswith("matched")}
+    attributes = load_table(config.data, "combinations", resolution=32).attributes
+    for name in ("skin_tone", "gender"):
+        record = found[f"matched_caption_accuracy_{name}"]
+        assert 2 <= record.n <= sum(name in values for values in attributes)
+        assert record.n + record.detail["left_out"] == 100 and record.controls == {"chance": 0.5}
+    assert ("matched_caption_accuracy_style" in found) != ("'style'" in caplog.text)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("n_candidates", 1), ("n_matched_timesteps", 0), ("n_choice_timesteps", 0), ("sampling_steps", 0),

@@ -1,13 +1,17 @@
 """Settings that name what will not be measured are refused before anything is loaded."""
 
 import pytest
+import yaml
 
 from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.config.compose import load
+from diffprobe.config.parse import parse
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.evaluation.backbone_settings import BackboneEvaluation
+from diffprobe.evaluation.captions import REGRESSIONS
 from diffprobe.evaluation.gates import Gate
+from tests.docs.markdown import ROOT, blocks
 
 
 def settings(**changed) -> BackboneEvaluation:
@@ -59,3 +63,10 @@ def test_the_evaluation_of_emoji_demands_more_than_its_controls():
         load("emoji/evaluate", ["gates={psnr_db/tset: {at_least: 1}}"], kinds=("evaluate_backbone",))
     with pytest.raises(ConfigError, match="psnr_db/test.* 27 .*expected keys of Gate"):
         load("emoji/evaluate", ["gates={psnr_db/test: 27}"], kinds=("evaluate_backbone",))
+
+
+def test_the_gates_of_the_documentation_are_valid():
+    [block] = [block for block in blocks(ROOT / "docs/users/probes.md") if block.language == "yaml"]
+    tree = yaml.safe_load(block.code)
+    found = parse(BackboneEvaluation, {"experiment": "x", "data": {"path": "x"}, "regression": {"images": 9}, **tree})
+    assert found.gates["caption_of_10_accuracy/test"].above == REGRESSIONS

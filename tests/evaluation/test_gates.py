@@ -7,8 +7,8 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.evaluation.gates import Gate, check_gates
 
 
-def record(low: float) -> MetricRecord:
-    found = {"estimate": 0.1, "low": low, "high": 0.2, "level": 0.95, "n_groups": 40}
+def record(low: float, n_groups: int = 40) -> MetricRecord:
+    found = {"estimate": 0.1, "low": low, "high": 0.2, "level": 0.95, "n_groups": n_groups}
     return MetricRecord(name="accuracy", value=0.7, split="test", n=90, detail={"differences": {"words": found}})
 
 
@@ -27,6 +27,13 @@ def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():
 @pytest.mark.parametrize(("low", "expected"), [(0.001, True), (0.0, False), (-0.01, False)])
 def test_an_interval_has_to_be_above_0(low, expected):
     assert reached(Gate(above=("words",)), record(low)) == [expected]
+
+
+def test_an_interval_of_few_families_is_not_enough():
+    gates = {"accuracy/test": Gate(above=("words",))}
+    assert check_gates(gates, [record(0.1, n_groups=6)])[0].reached
+    [check] = check_gates(gates, [record(0.1, n_groups=5)])
+    assert not check.reached and "5 families" in check.line and "too few" in check.line
 
 
 def test_a_missed_difference_is_named_with_its_interval():
