@@ -99,7 +99,7 @@ def evaluate_backbone(config: BackboneEvaluation) -> tuple[Path, list[GateCheck]
     if config.prompts:
         with atomic_file(run_dir / "samples.png") as temporary:
             sample_grid(config, pipeline).save(temporary, format="PNG")
-    return run_dir / RESULT_FILE, check_gates(config.gates, metrics)
+    return run_dir / RESULT_FILE, check_gates(config.gates or {}, metrics)
 
 
 def _require_names(config: BackboneEvaluation, shard_set: ShardSet) -> None:

@@ -48,10 +48,10 @@ class BackboneEvaluation:
     """Attributes for whose values `caption_of_<n>_accuracy` is recorded too (`detail.by`)."""
     regression: RegressionRule = field(default_factory=RegressionRule)
     """The control of the caption choice: a regression from captions to latents on the training split."""
-    gates: dict[str, Gate] = field(default_factory=dict)
+    gates: dict[str, Gate] | None = None
     """What a metric has to reach, by "<metric>/<split>": `at_least`, a number, and `above`, controls (chance,
     regression_on_words, regression_on_text_encoder) that it exceeds by more than the interval of the paired difference.
-    Missed ones are listed and the verb exits with 1."""
+    Missed ones are listed and the verb exits with 1. None (`gates=null`): no gates."""
     prompts: tuple[str, ...] = ()
     """Prompts of the sample grid; without prompts no grid is drawn."""
     guidance: float = 4.0
@@ -83,7 +83,7 @@ class BackboneEvaluation:
                 f"splits: '{self.data.train_split}' is the training split; the regressions are fitted on it.",
                 fix="name held-out splits only",
             )
-        for name, gate in self.gates.items():
+        for name, gate in (self.gates or {}).items():
             self._check_gate(name, gate)
 
     @property
@@ -99,11 +99,11 @@ class BackboneEvaluation:
         if metric not in metrics:
             raise unknown(f"metric in gates ('{name}'):", metric, metrics, ConfigError)
         if split not in self.scored_splits:
-            raise unknown(f"split in gates ('{name}'):", split, self.scored_splits, ConfigError)
+            error = unknown(f"split in gates ('{name}'):", split, self.scored_splits, ConfigError)
+            raise ConfigError(error.what, *error.details, "gates=null removes the gates, splits=[NAME] adds a split")
         controls = () if metric not in accuracies else (CHANCE, *(REGRESSIONS if self.regression.images else ()))
         for control in gate.above:
             if control not in controls:
-                missing = control in REGRESSIONS and metric in accuracies
                 error = unknown(f"control in gates ('{name}'), above:", control, controls, ConfigError)
-                error.fix = "regression: {images: 6000}" if missing else None
-                raise error
+                fits = ["it is fitted with regression.images=6000"] if control in REGRESSIONS else []
+                raise ConfigError(error.what, *error.details, *(fits if metric in accuracies else []))

@@ -67,7 +67,7 @@ def _errors(metrics: Sequence[MetricRecord]) -> str:
 
 
 def _gates(result: RunResult) -> str:
-    gates = {name: parse(Gate, tree, at=f"gates.{name}") for name, tree in result.config["gates"].items()}
+    gates = {name: parse(Gate, tree, at=f"gates.{name}") for name, tree in (result.config["gates"] or {}).items()}
     rows = [
         [check.metric, check.required, check.measured, "reached" if check.reached else "missed"]
         for check in check_gates(gates, result.metrics)

@@ -50,7 +50,7 @@ def test_a_regression_that_is_not_fitted_cannot_be_exceeded():
     gates = {"caption_of_10_accuracy/test": Gate(above=("regression_on_words",))}
     with pytest.raises(ConfigError, match="'regression_on_words'") as caught:
         settings(gates=gates)
-    assert "regression" in str(caught.value.fix)
+    assert "regression.images" in str(caught.value)
     assert settings(gates=gates, regression=RegressionRule(images=5)).gates == gates
 
 
@@ -59,6 +59,10 @@ def test_the_evaluation_of_emoji_demands_more_than_its_controls():
     assert found.scored_splits == ("val", "test", "combinations")
     for split in ("val", "test"):
         assert len(found.gates[f"caption_of_10_accuracy/{split}"].above) == 2
+    with pytest.raises(ConfigError, match="'psnr_db/test'.* 'test'") as caught:
+        load("emoji/evaluate", ["splits=[combinations]"], kinds=("evaluate_backbone",))
+    assert "gates=null" in str(caught.value)
+    assert load("emoji/evaluate", ["splits=[combinations]", "gates=null"], kinds=("evaluate_backbone",)).gates is None
     with pytest.raises(ConfigError, match="'psnr_db/tset'"):
         load("emoji/evaluate", ["gates={psnr_db/tset: {at_least: 1}}"], kinds=("evaluate_backbone",))
     with pytest.raises(ConfigError, match="psnr_db/test.* 27 .*expected keys of Gate"):
