@@ -311,7 +311,7 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in shards.items():
         write_shard(out / name, rows)
-    return build_index(out, name=CARD.name, licence=CARD.licence)
+    return build_index(out, name=CARD.name, licence=CARD.licence, grouped_by=CARD.group)
 
 
 def tiny(folder: Path) -> tuple[dict[str, Path], int]:
