@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffprobe.report.aggregation import seed_words
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
-from diffprobe.report.mark_notes import BELOW, mark_lines
+from diffprobe.report.mark_notes import BELOW, mark_line
 from diffprobe.report.query import CELL_FIELDS
 from diffprobe.report.table_spec import TableSpec
 
@@ -69,7 +69,9 @@ def table_notes(table: TableData) -> Notes:
     marks = {note: _letter(i) for i, note in enumerate(dict.fromkeys(found.note for found in comparisons))}
     if marks:
         notes.append(Note(text="In brackets: the published value with its source, and measured - published."))
-    notes += [Note(mark=BELOW, text=line) for line in mark_lines(table, measured)]
+    below = mark_line(table, measured)
+    if below:
+        notes.append(Note(mark=BELOW, text=below))
     if any(found.within is False for found in comparisons):
         notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
     notes += [Note(mark=mark, text=source) for source, mark in marks.items()]

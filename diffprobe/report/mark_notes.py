@@ -1,4 +1,4 @@
-"""The lines under a table that say what the mark ‡ compares: intervals and p-values, or point estimates."""
+"""The line under a table on what the mark ‡ compares: intervals and p-values, or point estimates."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,27 +14,27 @@ _SHOWN = 3
 """Reasons that a line lists."""
 
 
-def mark_lines(table: TableData, measured: Sequence[Entry]) -> tuple[str, ...]:
-    """Return the lines on the mark ‡, without the mark: its meaning, then which entries compare point estimates.
+def mark_line(table: TableData, measured: Sequence[Entry]) -> str:
+    """Return the line on the mark ‡, without the mark: its meaning, and which entries compare point estimates.
 
-    A table whose entries have tests has them even where no entry bears the mark; else they are there for a mark alone.
+    A table whose entries have tests has it even where no entry bears the mark, since it states their number; else it is
+    empty without a marked entry.
 
     Args:
         table: the table.
         measured: its entries with a value.
     """
     compared = [entry for entry in measured if table.beats_controls(entry) is not None]
-    tests = [entry.tests for entry in compared if entry.tests is not None]
-    conditions = _conditions(table.spec, tests)
-    points = _points(table, compared)
-    is_marked = any(table.beats_controls(entry) is False for entry in compared)
+    conditions = _conditions(table.spec, [entry.tests for entry in compared if entry.tests is not None])
     if conditions:
-        first = f"does not beat its controls: {', or '.join(conditions)}."
-        return (first, f"compares point estimates alone for {points}.") if points else (first,)
-    if not is_marked:
-        return ()
-    plain = BELOW_CONTROL.removeprefix(f"{BELOW} ")
-    return (f"{plain.removesuffix('.')}; point estimates are compared{_because(table, compared)}.",)
+        points = _points(table, compared)
+        return f"does not beat its controls: {', or '.join(conditions)}." + (
+            f" Point estimates alone are compared for {points}." if points else ""
+        )
+    if all(table.beats_controls(entry) for entry in compared):
+        return ""
+    plain = BELOW_CONTROL.removeprefix(f"{BELOW} ").removesuffix(".")
+    return f"{plain}; point estimates are compared{_because(table, compared)}."
 
 
 def _conditions(spec: TableSpec, tests: Sequence[EntryTests]) -> list[str]:
@@ -50,10 +50,14 @@ def _conditions(spec: TableSpec, tests: Sequence[EntryTests]) -> list[str]:
     nulls = [test.null for test in tests if test.null is not None]
     if nulls:
         found.append(
-            f"p against {_of(nulls)} is above {marks.rate:g}, adjusted for {nulls[0].n_tests} entries by "
+            f"p against {_of(nulls)} is above {marks.rate:g}, adjusted for {_entries(nulls[0].n_tests)} by "
             f"Benjamini-Hochberg (smallest p that could have been: {max(null.smallest_p for null in nulls):.2g})"
         )
     return found
+
+
+def _entries(n: int) -> str:
+    return "1 entry" if n == 1 else f"{n:,} entries"
 
 
 def _of(nulls: Iterable[NullTest]) -> str:

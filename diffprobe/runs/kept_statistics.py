@@ -58,6 +58,7 @@ class KeptPredictions:
         self._folders = folders
         self._read: dict[tuple[int, str], ScoredRun] = {}
         self._scored: dict[tuple[int, str, int], tuple[Scored, Samples]] = {}
+        self._measures: set[tuple[str, str]] = set()
 
     def of(self, result: RunResult, split: str) -> ScoredRun:
         """Return a run with its predictions of a split.
@@ -106,7 +107,9 @@ class KeptPredictions:
         first: Samples | None = None
         for result, record in sources:
             scored, samples = self._head(result, record, split, control)
-            find_measure(scored.info.kind, metric)
+            if (scored.info.kind, metric) not in self._measures:
+                find_measure(scored.info.kind, metric)  # it looks through the folder of metrics
+                self._measures.add((scored.info.kind, metric))
             if first is not None and not first.equals(samples):
                 raise RunFailed(f"the seeds of cell {record.cell} were not scored on the same samples of {split}")
             first = first or samples

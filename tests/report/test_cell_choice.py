@@ -7,8 +7,8 @@ import io
 import pytest
 
 from diffprobe.core.errors import ConfigError, SelectionOnTest
-from diffprobe.report.entry_tests import FROM_RESULTS
 from diffprobe.report.default_table import default_tables
+from diffprobe.report.entry_tests import FROM_RESULTS
 from diffprobe.report.footnotes import table_notes
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.table import render
