@@ -103,7 +103,7 @@ def bench_solver(size: Size) -> Report:
         for k in range(size.folds):
             train, held_out = torch.from_numpy(folds.fold != k), torch.from_numpy(folds.fold == k)
             mean, std = x[cell][train].mean(0), x[cell][train].std(0, unbiased=False)
-            z = ((x[cell] - mean) / torch.where(std > 0, std, 1.0)).numpy()
+            z = ((x[cell] - mean) / torch.where(std > 1e-9, std, 1.0)).numpy()  # rounding is not variance
             target = torch.from_numpy(labels[held_out.numpy()])
             for i, l2 in enumerate(PATH):
                 model = LogisticRegression(C=1 / (l2 * int(train.sum())), class_weight="balanced", max_iter=5000)
