@@ -32,6 +32,8 @@ class Entry:
     """Whether the training of one of its probes stopped far from convergence, where results record that."""
     controls: dict[str, float]
     """Control name -> its value for this entry."""
+    uncompared: frozenset[str] = frozenset()
+    """Those of the controls that the mark ‡ does not compare with."""
     comparison: Comparison | None = None
     """Comparison with a published number, if there is one."""
     sources: tuple[tuple[RunResult, MetricRecord], ...] = field(default=(), repr=False, compare=False)
@@ -42,6 +44,11 @@ class Entry:
     """Control that was measured by runs of its own -> the results that it is the mean of."""
     tests: EntryTests | None = None
     """What kept predictions show of it beside its controls; None where they were not read."""
+
+    @property
+    def compared(self) -> dict[str, float]:
+        """The controls that the mark ‡ compares with."""
+        return {name: value for name, value in self.controls.items() if name not in self.uncompared}
 
     @property
     def cell(self) -> str | None:
@@ -142,15 +149,15 @@ class TableData:
         return (max if self.spec.higher_is_better else min)(values, default=None)
 
     def beats_controls(self, entry: Entry) -> bool | None:
-        """Return whether an entry beats all of its controls; None without value, control or ranking.
+        """Return whether an entry beats the controls that it is compared with; None without value, control or ranking.
 
         By its tests where it has them: the interval of the paired difference from the strongest control excludes 0, and
         the adjusted p is at most `marks.rate`. By point estimates for the controls that have no test.
         """
-        if entry.value is None or not entry.controls or not self.spec.ranked:
+        if entry.value is None or not entry.compared or not self.spec.ranked:
             return None
         higher, tests = self.spec.higher_is_better, entry.tests
-        points = entry.controls if tests is None else {name: entry.controls[name] for name in tests.points}
+        points = entry.compared if tests is None else {name: entry.controls[name] for name in tests.points}
         if any(entry.value <= value if higher else entry.value >= value for value in points.values()):
             return False
         return tests is None or tests.passes(higher_is_better=higher, rate=self.spec.marks.rate)

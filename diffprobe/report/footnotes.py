@@ -95,9 +95,9 @@ def _choice(table: TableData, chosen: ChosenCell) -> Note:
     found = chosen.interval
     if found is not None:
         text += f" [{number.show(found.low)}, {number.show(found.high)}]"
-    if chosen.test.controls:
+    if chosen.test.compared:
         pick = max if spec.higher_is_better else min
-        name, control = pick(chosen.test.controls.items(), key=lambda item: item[1])
+        name, control = pick(chosen.test.compared.items(), key=lambda item: item[1])
         titles = {one.name: one.title for one in spec.controls}
         text += f", strongest control {number.show(control)} ({titles.get(name, name.replace('_', ' '))})"
         differences = () if chosen.test.tests is None else chosen.test.tests.differences

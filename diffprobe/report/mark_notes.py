@@ -82,7 +82,7 @@ def _points(table: TableData, compared: Sequence[Entry]) -> str:
 
 
 def _controls_by_point(entry: Entry) -> Iterable[str]:
-    return entry.controls if entry.tests is None else entry.tests.points
+    return entry.compared if entry.tests is None else entry.tests.points
 
 
 def _because(table: TableData, compared: Sequence[Entry]) -> str:

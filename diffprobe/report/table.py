@@ -264,7 +264,7 @@ def _test_cells(table: TableData, entry: Entry) -> list[object]:
     if beats is None:
         return [None] * len(_TESTS)
     tests = entry.tests
-    by_point = " ".join(entry.controls if tests is None else tests.points)
+    by_point = " ".join(entry.compared if tests is None else tests.points)
     found = None if tests is None else tests.strongest(higher_is_better=table.spec.higher_is_better)
     null = None if tests is None else tests.null
     difference = [None] * 4 if found is None else [found.control, found.value, found.low, found.high]

@@ -56,6 +56,9 @@ class ControlColumn:
     """Heading of the column."""
     pick: Literal["max", "min", "mean"] = "max"
     """How the controls of a row's entries are combined; "max" is the strictest where higher is better."""
+    compare: bool = True
+    """Whether the mark ‡ compares entries with it. False for one that answers another question, such as a text encoder
+    that reads the label in the caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,11 @@ class TableSpec:
     """Text for a missing result or control."""
     published: tuple[Published, ...] = ()
     """Published numbers."""
+
+    @property
+    def uncompared(self) -> frozenset[str]:
+        """The controls that the mark ‡ does not compare with."""
+        return frozenset(control.name for control in self.controls if not control.compare)
 
     def __post_init__(self) -> None:
         axes = [axis.field for axis in (*self.rows, self.columns)]

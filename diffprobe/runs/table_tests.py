@@ -71,15 +71,15 @@ class _Tests:
 
     def add(self, entry: Entry) -> Entry:
         """Return an entry with its tests."""
-        if entry.value is None or not entry.controls or entry.split is None:
+        if entry.value is None or not entry.compared or entry.split is None:
             return entry
         differences, points = [], {}
-        for control in entry.controls:
+        for control in entry.compared:
             try:
                 differences.append(self._difference(entry, control, entry.split))
             except (DiffprobeError, OSError) as error:
                 points[control] = _reason(error)
-        nulls = tuple(name for name in entry.controls if name in NULL_CONTROLS)
+        nulls = tuple(name for name in entry.compared if name in NULL_CONTROLS)
         null = None
         if nulls:
             try:

@@ -183,7 +183,7 @@ def _headlines(table: TableData) -> list[dict[str, Any]]:
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
         titles = {control.name: control.title for control in spec.controls}
-        strongest = pick(entry.controls, key=lambda name: entry.controls[name]) if entry.controls else None
+        strongest = pick(entry.compared, key=lambda name: entry.controls[name]) if entry.compared else None
         if strongest is None:
             control = "no control measured"
         else:
