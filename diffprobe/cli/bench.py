@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     solver.add_argument("--classes", type=int, default=8, metavar="N", help="classes (default: 8)")
     solver.add_argument("--folds", type=int, default=5, metavar="N", help="folds (default: 5)")
     solver.add_argument("--cells", type=int, default=2, metavar="N", help="cells (default: 2)")
+    solver.add_argument(
+        "--store", metavar="FOLDER", help="a feature store: its training split, in place of the first four"
+    )
+    solver.add_argument("--cell", default="", help="the cell of --store")
+    solver.add_argument("--target", default="label", help="label or an attribute of --store (default: label)")
+    solver.add_argument("--group", default="label", help="attribute of --store whose samples stay in one fold")
     solver.add_argument("--device", default="cpu", help="torch device of ours (default: cpu)")
     for parser_of in (extraction, ksae, scale, scaling, plan, solver):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
@@ -168,7 +174,7 @@ def _scaling(args: argparse.Namespace) -> int:
 def _solver(args: argparse.Namespace) -> int:
     from diffprobe.benchmarks.solver import Size, bench_solver, render
 
-    names = ("samples", "width", "classes", "folds", "cells", "device")
+    names = ("samples", "width", "classes", "folds", "cells", "device", "store", "cell", "target", "group")
     report = bench_solver(Size(**{name: getattr(args, name) for name in names}))
     print(render(report))
     return _write_json(args.json, report.to_json())

@@ -25,7 +25,7 @@ from diffprobe.report.run_names import run_names
 from diffprobe.report.table_data import fill_table
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
-from diffprobe.runs.tables import add_intervals
+from diffprobe.runs.tables import with_predictions
 
 _MAX_OPEN = 2
 """Feature sources that are kept open: runs of one store follow each other."""
@@ -118,7 +118,7 @@ def run_report(
         facts=(*facts_of(groups, group_names), *machine_facts(results)),
         results=every,
         tables=tables,
-        chosen=tuple(add_intervals(fill_table(every, spec), every, folders).chosen for spec in tables),
+        filled=tuple(with_predictions(fill_table(every, spec), every, folders) for spec in tables),
         latents=latents,
         names=names,
         directions=directions,

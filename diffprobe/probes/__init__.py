@@ -14,7 +14,6 @@ SHARED = (
     "neighbours",
     "predictions",
     "score",
-    "ridge_path",
     "serialization",
     "shuffled_labels",
     "softmax_regression",

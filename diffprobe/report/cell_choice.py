@@ -10,6 +10,7 @@ from typing import Any
 
 from diffprobe.core.errors import SelectionOnTest
 from diffprobe.report.aggregation import Found
+from diffprobe.report.entry_tests import FROM_RESULTS
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
 from diffprobe.report.query import CELL_FIELDS, field_of
 from diffprobe.report.table_spec import TableAxis, TableSpec
@@ -20,8 +21,6 @@ COVERAGE = ("features.taps", "features.timesteps", "features.snr", "probe.cell",
 """Settings of which cells and targets were measured, not of how."""
 _NAMES = ("run", "experiment", "git_commit", "split")
 """Fields that name runs: cells that were measured by runs of several names are compared all the same."""
-NO_PREDICTIONS = "predictions were not read"
-"""Why a table that was filled from results alone has no interval."""
 
 
 def compares_cells(found: Found, axes: Iterable[str]) -> bool:
@@ -79,15 +78,16 @@ def choose_cells(table: TableData, fill: Callable[[TableSpec], TableData | None]
         chosen.append(
             ChosenCell(
                 of=", ".join(labels), candidates=tuple(entries), val=best, test=_on_test(spec, best, fill),
-                no_interval=NO_PREDICTIONS,
+                no_interval=FROM_RESULTS,
             )
         )  # fmt: skip
     return tuple(chosen)
 
 
-def without_intervals(table: TableData, reason: str) -> TableData:
-    """Return the table with the reason why its chosen cells have no interval."""
-    return replace(table, chosen=tuple(replace(one, interval=None, no_interval=reason) for one in table.chosen))
+def without_predictions(table: TableData, reason: str) -> TableData:
+    """Return the table with the reason why its entries have no tests and its chosen cells no interval."""
+    chosen = tuple(replace(one, interval=None, no_interval=reason) for one in table.chosen)
+    return replace(table, chosen=chosen, no_tests=reason)
 
 
 def _groups(table: TableData, axes: list[TableAxis]) -> dict[tuple[str, ...], list[Entry]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffprobe.core.result import MetricRecord, RunResult
+from diffprobe.report.entry_tests import EntryTests
 from diffprobe.report.published import Comparison
 from diffprobe.report.table_spec import TableAxis, TableSpec, Value
 
@@ -31,10 +32,23 @@ class Entry:
     """Whether the training of one of its probes stopped far from convergence, where results record that."""
     controls: dict[str, float]
     """Control name -> its value for this entry."""
+    uncompared: frozenset[str] = frozenset()
+    """Those of the controls that the mark ‡ does not compare with."""
     comparison: Comparison | None = None
     """Comparison with a published number, if there is one."""
     sources: tuple[tuple[RunResult, MetricRecord], ...] = field(default=(), repr=False, compare=False)
     """The results that it is the mean of, one per seed."""
+    control_sources: dict[str, tuple[tuple[RunResult, MetricRecord], ...]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Control that was measured by runs of its own -> the results that it is the mean of."""
+    tests: EntryTests | None = None
+    """What kept predictions show of it beside its controls; None where they were not read."""
+
+    @property
+    def compared(self) -> dict[str, float]:
+        """The controls that the mark ‡ compares with."""
+        return {name: value for name, value in self.controls.items() if name not in self.uncompared}
 
     @property
     def cell(self) -> str | None:
@@ -104,6 +118,8 @@ class TableData:
     rows: tuple[TableRow, ...]
     chosen: tuple[ChosenCell, ...] = ()
     """The cells that were chosen on val, where the spec asks for them: one for each target or setting."""
+    no_tests: str = ""
+    """Why entries have no tests against their controls; empty where they have, or where predictions were not read."""
 
     def entries(self) -> list[Entry]:
         """Return all entries, row by row."""
@@ -133,9 +149,15 @@ class TableData:
         return (max if self.spec.higher_is_better else min)(values, default=None)
 
     def beats_controls(self, entry: Entry) -> bool | None:
-        """Return whether an entry beats all of its controls; None without value, control or ranking."""
-        if entry.value is None or not entry.controls or not self.spec.ranked:
+        """Return whether an entry beats the controls that it is compared with; None without value, control or ranking.
+
+        By its tests where it has them: the interval of the paired difference from the strongest control excludes 0, and
+        the adjusted p is at most `marks.rate`. By point estimates for the controls that have no test.
+        """
+        if entry.value is None or not entry.compared or not self.spec.ranked:
             return None
-        if self.spec.higher_is_better:
-            return entry.value > max(entry.controls.values())
-        return entry.value < min(entry.controls.values())
+        higher, tests = self.spec.higher_is_better, entry.tests
+        points = entry.compared if tests is None else {name: entry.controls[name] for name in tests.points}
+        if any(entry.value <= value if higher else entry.value >= value for value in points.values()):
+            return False
+        return tests is None or tests.passes(higher_is_better=higher, rate=self.spec.marks.rate)

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 from diffprobe.report.aggregation import seed_words
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
+from diffprobe.report.mark_notes import BELOW, mark_line
 from diffprobe.report.query import CELL_FIELDS
 from diffprobe.report.table_spec import TableSpec
 
-BELOW: str = "‡"
 OUTSIDE: str = "!"
-"""Marks of a value that does not beat its strongest control, and of one outside the tolerance of a published value."""
-BELOW_CONTROL = f"{BELOW} does not beat the strongest control of the same entry."
-"""Legend of the mark ‡."""
+"""Mark of a value outside the tolerance of a published value."""
 EXPLORATORY = "Exploratory: many cells are read on test, which is then no new data for a choice among them."
 """Legend of the word "exploratory"."""
 _MEANS_OVER_CLASSES = ("balanced_accuracy",)
@@ -71,8 +69,9 @@ def table_notes(table: TableData) -> Notes:
     marks = {note: _letter(i) for i, note in enumerate(dict.fromkeys(found.note for found in comparisons))}
     if marks:
         notes.append(Note(text="In brackets: the published value with its source, and measured - published."))
-    if any(table.beats_controls(entry) is False for entry in measured):
-        notes.append(Note(mark=BELOW, text=BELOW_CONTROL.removeprefix(f"{BELOW} ")))
+    below = mark_line(table, measured)
+    if below:
+        notes.append(Note(mark=BELOW, text=below))
     if any(found.within is False for found in comparisons):
         notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
     notes += [Note(mark=mark, text=source) for source, mark in marks.items()]
@@ -96,11 +95,16 @@ def _choice(table: TableData, chosen: ChosenCell) -> Note:
     found = chosen.interval
     if found is not None:
         text += f" [{number.show(found.low)}, {number.show(found.high)}]"
-    if chosen.test.controls:
+    if chosen.test.compared:
         pick = max if spec.higher_is_better else min
-        name, control = pick(chosen.test.controls.items(), key=lambda item: item[1])
+        name, control = pick(chosen.test.compared.items(), key=lambda item: item[1])
         titles = {one.name: one.title for one in spec.controls}
         text += f", strongest control {number.show(control)} ({titles.get(name, name.replace('_', ' '))})"
+        differences = () if chosen.test.tests is None else chosen.test.tests.differences
+        for one in (difference for difference in differences if difference.control == name):
+            text += (
+                f", difference {number.show(one.value, signed=True)} [{number.show(one.low)}, {number.show(one.high)}]"
+            )
     if found is None:
         return Note(text=f"{text}. No interval: {chosen.no_interval}.")
     return Note(

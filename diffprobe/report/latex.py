@@ -6,7 +6,8 @@ import unicodedata
 from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.filled_table import TableData, TableRow
-from diffprobe.report.footnotes import BELOW, OUTSIDE, Note, Notes, table_notes
+from diffprobe.report.footnotes import OUTSIDE, Note, Notes, table_notes
+from diffprobe.report.mark_notes import BELOW
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

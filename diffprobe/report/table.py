@@ -225,6 +225,7 @@ def render_csv(table: TableData) -> str:
         "seeds_vary",
         "n",
         *(f"control_{name}" for name in names),
+        *_TESTS,
     ]
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
     head += _CHOICE if spec.select != "none" else []
@@ -236,6 +237,7 @@ def render_csv(table: TableData) -> str:
         line += [spec.metric, "measured" if measured else "missing", entry.value, entry.spread]
         line += [entry.n_seeds, _seeds_vary(entry), entry.n] if measured else [None, None, None]
         line += [entry.controls.get(name) for name in names]
+        line += _test_cells(table, entry)
         comparison = entry.comparison
         if comparison is None:
             line += [None] * 6
@@ -247,6 +249,27 @@ def render_csv(table: TableData) -> str:
         line += [True] if spec.is_exploratory else []
         writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
+
+
+_TESTS = [
+    "below_control", "difference_from", "difference", "difference_low", "difference_high", "p", "smallest_p",
+    "p_adjusted", "n_tests", "compared_by_point",
+]  # fmt: skip
+"""Columns of the comparison with controls: the mark, the paired difference from the strongest control with its
+interval, p, and the controls of which only point estimates are compared."""
+
+
+def _test_cells(table: TableData, entry: Entry) -> list[object]:
+    beats = table.beats_controls(entry)
+    if beats is None:
+        return [None] * len(_TESTS)
+    tests = entry.tests
+    by_point = " ".join(entry.compared if tests is None else tests.points)
+    found = None if tests is None else tests.strongest(higher_is_better=table.spec.higher_is_better)
+    null = None if tests is None else tests.null
+    difference = [None] * 4 if found is None else [found.control, found.value, found.low, found.high]
+    place = [None] * 4 if null is None else [null.p, null.smallest_p, null.p_adjusted, null.n_tests]
+    return [not beats, *difference, *place, by_point or None]
 
 
 _CHOICE = ["chosen", "test_value", "test_low", "test_high", "test_n"]

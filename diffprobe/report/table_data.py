@@ -125,7 +125,9 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
     if not found:
         return Entry(where=where, controls={}, comparison=compare(published, None))
     values = [record.value for _, record in found]
-    controls = _merge_controls(where, found, control_runs.of(found, where))
+    of_controls = control_runs.of(found, where)
+    means = {name: statistics.fmean(control.value for _, control in runs) for name, runs in of_controls.items()}
+    controls = _merge_controls(where, found, means)
     try:
         value = statistics.fmean(values)
         if len(found) == 1:
@@ -141,7 +143,9 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
         is_far=any(record.detail.get("far_from_convergence") is True for _, record in found),
-        controls=controls, comparison=comparison, varied=varied(found), sources=tuple(found),
+        controls=controls, uncompared=spec.uncompared, comparison=comparison, varied=varied(found),
+        sources=tuple(found),
+        control_sources={name: tuple(runs) for name, runs in of_controls.items()},
     )  # fmt: skip
 
 
@@ -179,8 +183,8 @@ class _Controls:
         cell = None if has_one_cell(name) else record.cell  # the one cell of raw pixels is a control of all cells
         return None if place is None else (name, record.target, record.probe, record.split, cell, place)
 
-    def of(self, found: Found, where: dict[str, Value]) -> dict[str, float]:
-        """Return the mean over seeds of each control of an entry that was measured by runs of its own.
+    def of(self, found: Found, where: dict[str, Value]) -> dict[str, Found]:
+        """Return the results, one per seed, of each control of an entry that was measured by runs of its own.
 
         A control is not filtered by settings that define it; among several matching runs, those that pass the filter
         are preferred.
@@ -189,7 +193,7 @@ class _Controls:
         run, record = found[0]
         conditions = {**self._spec.filter, **where}
         settings = {field: wanted for field, wanted in conditions.items() if field.startswith("config.")}
-        controls: dict[str, float] = {}
+        controls: dict[str, Found] = {}
         for name in self._names:
             candidates = self._found.get(
                 self._key(name, record, {field: where[field] for field in self._axes}) or (), []
@@ -198,7 +202,7 @@ class _Controls:
             for control_run, _ in candidates:
                 _check_settings(name, run, control_run, where)
             if candidates:
-                controls[name] = statistics.fmean(control.value for _, control in one_per_seed(candidates, where))
+                controls[name] = one_per_seed(candidates, where)
         return controls
 
 

@@ -13,7 +13,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from diffprobe.config.describe import field_docs
 from diffprobe.config.parse import to_tree
 from diffprobe.report.query import NAMES
-from diffprobe.report.table_spec import MAX_DECIMALS, MAX_TABLES, NumberFormat, Published, TableAxis, TableSpec
+from diffprobe.report.table_spec import (
+    MAX_DECIMALS,
+    MAX_DRAWS,
+    MAX_TABLES,
+    Marks,
+    NumberFormat,
+    Published,
+    TableAxis,
+    TableSpec,
+)
 
 SCHEMA_FILE = Path(__file__).with_name("table.schema.json")
 """The shipped schema."""
@@ -24,6 +33,11 @@ _LIMITS: dict[tuple[type, str], dict[str, Any]] = {
     (TableSpec, "rows"): {"minItems": 1},
     (NumberFormat, "decimals"): {"minimum": 0, "maximum": MAX_DECIMALS},
     (NumberFormat, "scale"): {"not": {"const": 0}},
+    (Marks, "level"): {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    (Marks, "rate"): {"exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    (Marks, "resamples"): {"minimum": 1, "maximum": MAX_DRAWS},
+    (Marks, "permutations"): {"minimum": 1, "maximum": MAX_DRAWS},
+    (Marks, "seed"): {"minimum": 0},
     (Published, "tolerance"): {"minimum": 0},
     (Published, "where"): {"propertyNames": _FIELD},
 }

@@ -22,6 +22,8 @@ MAX_TABLES = 100
 """Largest number of tables in one file."""
 MAX_DECIMALS = 12
 """Largest number of printed digits after the point."""
+MAX_DRAWS = 100_000
+"""Largest number of resamples or permutations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,9 @@ class ControlColumn:
     """Heading of the column."""
     pick: Literal["max", "min", "mean"] = "max"
     """How the controls of a row's entries are combined; "max" is the strictest where higher is better."""
+    compare: bool = True
+    """Whether the mark ‡ compares entries with it. False for one that answers another question, such as a text encoder
+    that reads the label in the caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,33 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Marks:
+    """How entries are compared with their controls, from kept predictions: what the mark ‡ means."""
+
+    interval: Literal["percentile", "expanded"] = "expanded"
+    """Bootstrap interval of paired differences; "expanded" covers with few groups too."""
+    level: float = 0.95
+    """Nominal coverage of intervals."""
+    resamples: int = 1000
+    """Resamples of an interval, also of that of a chosen cell."""
+    permutations: int = 1000
+    """Permutations of the labels, by group, for p."""
+    rate: float = 0.05
+    """Largest p, adjusted for the number of entries, of an entry without the mark."""
+    seed: int = 0
+    """Seed of resamples and permutations."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1 or not 0 < self.rate < 1:
+            raise ConfigError(f"marks: level={self.level} or rate={self.rate} is out of range: between 0 and 1.")
+        for name, value in (("resamples", self.resamples), ("permutations", self.permutations)):
+            if not 1 <= value <= MAX_DRAWS:
+                raise ConfigError(f"marks: {name}={value} is out of range: 1 to {MAX_DRAWS:,}.")
+        if self.seed < 0:
+            raise ConfigError(f"marks: seed={self.seed} is out of range: at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TableSpec:
     """One table: its metric, axes and controls."""
 
@@ -130,10 +162,17 @@ class TableSpec:
     """Which cell is the best: "val" prints the cell that is best on val, and its score on test, below the table."""
     exploratory: bool = False
     """Whether many cells may be compared on test. The table then says that it is exploratory."""
+    marks: Marks = Marks()
+    """How entries are compared with their controls."""
     missing: str = "n/a"
     """Text for a missing result or control."""
     published: tuple[Published, ...] = ()
     """Published numbers."""
+
+    @property
+    def uncompared(self) -> frozenset[str]:
+        """The controls that the mark ‡ does not compare with."""
+        return frozenset(control.name for control in self.controls if not control.compare)
 
     def __post_init__(self) -> None:
         axes = [axis.field for axis in (*self.rows, self.columns)]

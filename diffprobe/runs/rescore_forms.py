@@ -124,6 +124,10 @@ def label_form_of(scored: Scored, name: str, rows: Tensor) -> LabelStatistic:
     if name == "accuracy":
         predicted = scored.of("predicted")[rows].long().numpy()
         return lambda labels: np.asarray((labels == predicted).mean(1), dtype=np.float64)
+    if name == "balanced_accuracy":
+        return _recalls_of_labels(scored.of("predicted")[rows].long().numpy(), scored.n_classes)
+    if name == "auroc":
+        return _areas_of_labels(scored, rows)
     measure = find_measure(scored.info.kind, name)
 
     def value(labels: NDArray[np.int64]) -> Numbers:
@@ -135,5 +139,46 @@ def label_form_of(scored: Scored, name: str, rows: Tensor) -> LabelStatistic:
             except EmptyClass:
                 continue
         return found
+
+    return value
+
+
+def _recalls_of_labels(predicted: NDArray[np.int64], n_classes: int) -> LabelStatistic:
+    """Return the balanced accuracy as a function of labels: the mean recall of the classes that have samples."""
+
+    def value(labels: NDArray[np.int64]) -> Numbers:
+        n = len(labels)
+        places = labels + n_classes * np.arange(n)[:, None]
+        seen = np.bincount(places.ravel(), minlength=n * n_classes).reshape(n, n_classes)
+        hits = np.bincount(places[labels == predicted], minlength=n * n_classes).reshape(n, n_classes)
+        return _mean_of_defined(hits.astype(np.float64), seen.astype(np.float64))
+
+    return value
+
+
+def _areas_of_labels(scored: Scored, rows: Tensor) -> LabelStatistic:
+    """Return the mean area under the ROC curve as a function of labels, from the ranks of the scores.
+
+    Permuted labels have the same classes, so the columns that are ranked stay the same.
+    """
+    from scipy.stats import rankdata  # heavy
+
+    scores = scored.columns(rows)[0].numpy()
+    ranks = rankdata(scores, axis=0)
+    if scored.info.kind == "axis":
+        positives, shared = (1,), ranks
+    else:
+        positives, shared = tuple(scored.truth[rows].unique().tolist()), None
+
+    def value(labels: NDArray[np.int64]) -> Numbers:
+        areas = []
+        for i, positive in enumerate(positives):
+            own = ranks[:, i : i + 1] if shared is None else shared
+            above = (labels == positive).astype(np.float64)
+            n = above.sum(1, keepdims=True)
+            pairs = n * (labels.shape[1] - n)
+            wins = above @ own - n * (n + 1) / 2
+            areas.append(np.divide(wins, pairs, out=np.full(wins.shape, np.nan), where=pairs > 0))
+        return np.asarray(np.concatenate(areas, axis=1).mean(1), dtype=np.float64)
 
     return value

@@ -1,12 +1,13 @@
-"""Tables of results with what only kept predictions show: the interval of a cell that was chosen on val."""
+"""Tables of results with what only kept predictions show: tests against controls, and intervals of chosen cells."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffprobe.core.result import RunResult, predictions_file
+from diffprobe.core.result import RunResult, is_predictions
 from diffprobe.report import table as report_table
-from diffprobe.report.cell_choice import without_intervals
+from diffprobe.report.cell_choice import without_predictions
+from diffprobe.report.entry_tests import NOT_KEPT
 from diffprobe.report.filled_table import TableData
 from diffprobe.report.table import Table
 from diffprobe.report.table_request import TableRequest
@@ -32,25 +33,28 @@ def build_table(
         or field; RunFailed if no result fits, or if an entry would mix results of different settings; SchemaError for
         result files that cannot be read.
     """
-    return report_table.build_table(name, results, where=where, exploratory=exploratory, finish=_with_intervals)
+    return report_table.build_table(name, results, where=where, exploratory=exploratory, finish=_with_predictions)
 
 
-def _with_intervals(table: TableData, request: TableRequest) -> TableData:
-    return add_intervals(table, request.results, [path.parent for path in request.paths])
+def _with_predictions(table: TableData, request: TableRequest) -> TableData:
+    return with_predictions(table, request.results, [path.parent for path in request.paths])
 
 
-def add_intervals(table: TableData, results: Sequence[RunResult], folders: Sequence[Path]) -> TableData:
-    """Add to the chosen cells of a table the intervals of their scores on test, or the reason why there is none.
+def with_predictions(table: TableData, results: Sequence[RunResult], folders: Sequence[Path]) -> TableData:
+    """Add to a table what only kept predictions show, or the reason why they show nothing.
+
+    These are the tests of its entries against their controls, and the intervals of its chosen cells on test.
 
     Args:
         table: a table that was filled from the results.
         results: these results.
         folders: the folder of each, which has its predictions.
     """
-    if not table.chosen:
-        return table
-    if not any(predictions_file("val") in run.artifacts for run in results):
-        return without_intervals(table, "the runs kept no predictions (version 0.2 and later keep them)")
-    from diffprobe.runs.choice_interval import with_intervals  # needs torch
+    if not any(is_predictions(name) for run in results for name in run.artifacts):
+        return without_predictions(table, NOT_KEPT)
+    from diffprobe.runs.choice_interval import with_intervals  # these need torch
+    from diffprobe.runs.kept_statistics import KeptPredictions
+    from diffprobe.runs.table_tests import with_tests
 
-    return with_intervals(table, {id(run): folder for run, folder in zip(results, folders, strict=True)})
+    predictions = KeptPredictions({id(run): folder for run, folder in zip(results, folders, strict=True)})
+    return with_tests(with_intervals(table, predictions), predictions)

@@ -124,6 +124,7 @@ class LinearCVModule(ClassifierModule):
                 path=self.cv.l2,
                 balanced=self.cv.class_weight == "balanced",
                 one_standard_error=self.cv.one_standard_error,
+                patience=self.cv.patience,
                 dtype=torch.float32,
             )[0]
             for i, chosen in zip(at, found, strict=True):

@@ -73,13 +73,43 @@ def test_one_standard_error_takes_the_larger_penalty() -> None:
     assert rule.l2 >= plain.l2 and rule.log_loss == plain.log_loss
 
 
+def test_a_path_ends_where_the_loss_has_risen_and_chooses_what_the_whole_path_does() -> None:
+    x, groups, labels = _task()
+    task = Task(labels, grouped_folds(groups, labels, n_folds=3))
+    path = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+    x = torch.cat([x, torch.randn(2, N, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))], 2)
+    whole, early = (select_l2(x, [task], n_classes=C, path=path, patience=n) for n in (None, 2))
+    for one, other in zip(whole, early, strict=True):
+        n = len(other[0].path)
+        assert other[0].path == path[:n] and other[0].log_loss == one[0].log_loss[:n] and n < len(path)
+        assert other[0].l2 == one[0].l2 and torch.allclose(other[0].weight, one[0].weight)
+        mean, error = np.array(one[0].log_loss), np.array(one[0].standard_error)
+        best = int(np.argmin(mean[:n]))
+        assert (mean[n - 2 : n] > mean[best] + error[best]).all()
+
+
+def test_cells_and_tasks_end_their_paths_each_by_itself() -> None:
+    x, groups, labels = _task()
+    x = torch.cat([x, torch.randn(2, N, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))], 2)
+    tasks = [Task(y, grouped_folds(groups, y, n_folds=3)) for y in (labels, np.roll(labels, 50))]
+    path = (10.0, 1.0, 0.1, 0.01, 1e-3, 1e-4)
+    together = select_l2(x, tasks, n_classes=C, path=path, patience=1, fold_gap=1e-10)
+    for cell in (0, 1):
+        for t in (0, 1):
+            alone = select_l2(x[cell : cell + 1], tasks[t : t + 1], n_classes=C, path=path, patience=1, fold_gap=1e-10)
+            assert alone[0][0].path == together[cell][t].path
+            assert alone[0][0].log_loss == pytest.approx(together[cell][t].log_loss, abs=1e-6)
+
+
 def test_two_tasks_together_are_as_alone() -> None:
     x, groups, labels = _task()
     tasks = [Task(y, grouped_folds(groups, y, n_folds=3)) for y in (labels, np.roll(labels, 50))]
-    together = select_l2(x, tasks, n_classes=C, path=PATH, gap=1e-10)
+    together = select_l2(x, tasks, n_classes=C, path=PATH, gap=1e-10, fold_gap=1e-10)
     for cell in (0, 1):
         for t in (0, 1):
-            alone = select_l2(x[cell : cell + 1], tasks[t : t + 1], n_classes=C, path=PATH, gap=1e-10)[0][0]
+            alone = select_l2(x[cell : cell + 1], tasks[t : t + 1], n_classes=C, path=PATH, gap=1e-10, fold_gap=1e-10)[
+                0
+            ][0]
             assert alone.log_loss == pytest.approx(together[cell][t].log_loss, abs=1e-6)
             assert alone.l2 == together[cell][t].l2
 

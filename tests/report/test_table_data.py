@@ -237,6 +237,18 @@ def test_beating_the_controls_follows_the_direction_of_the_metric(results, spec)
     assert lower.best(lower.rows) == min(e.value for e in lower.entries() if e.value is not None)
 
 
+def test_a_control_that_is_not_compared_is_shown_and_marks_nothing(results, spec):
+    place = {"target": "group", "tap": "up_blocks.1", "timestep": 200}
+    plain = entry_at(fill_table(results, spec), **place)
+    above = {name for name, value in plain.controls.items() if value >= plain.value}
+    assert above and above < set(plain.controls)
+    columns = tuple(dataclasses.replace(one, compare=one.name not in above) for one in spec.controls)
+    table = fill_table(results, dataclasses.replace(spec, controls=columns))
+    entry = entry_at(table, **place)
+    assert entry.controls == plain.controls and set(entry.compared) == set(plain.controls) - above
+    assert table.beats_controls(entry) is True
+
+
 def test_no_match_lists_the_values_of_the_results(results, spec):
     with pytest.raises(RunFailed) as error:
         fill_table(results, dataclasses.replace(spec, filter={**spec.filter, "split": "val"}))

@@ -145,7 +145,7 @@ def test_the_page_on_tables_has_every_key_of_every_block():
     sections = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
     blocks = [(*dict.fromkeys([*table_schema()["properties"]]),)]
     properties = table_schema()["properties"]
-    for key in ("columns", "controls", "number", "published"):
+    for key in ("columns", "controls", "number", "marks", "published"):
         block = properties[key]
         blocks.append(tuple(block.get("items", block)["properties"]))
     assert [tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) for section in sections] == blocks

@@ -8,8 +8,9 @@ import pytest
 from diffprobe.analysis.statistics import mean_of, selected_interval
 from diffprobe.report.default_table import default_tables
 from diffprobe.report.table_data import fill_table
-from diffprobe.runs import choice_interval
+from diffprobe.runs import kept_statistics
 from diffprobe.runs.choice_interval import with_intervals
+from diffprobe.runs.kept_statistics import KeptPredictions
 from diffprobe.runs.rescore import load_run
 from tests.runs.test_rescore import classifier, direction, trained
 from tests.toy import WIDTHS
@@ -31,7 +32,7 @@ def filled(folder, metric="accuracy"):
 
 def test_the_interval_is_that_of_the_kept_predictions(folder):
     table, folders = filled(folder)
-    (chosen,) = with_intervals(table, folders).chosen
+    (chosen,) = with_intervals(table, KeptPredictions(folders)).chosen
     sides = []
     for split in SPLITS:
         predictions = load_run(folder, split).predictions
@@ -48,7 +49,7 @@ def test_the_interval_is_that_of_the_kept_predictions(folder):
 
 def regrouped(monkeypatch, group, values):
     """Let runs be read with another group, whose name for each sample is given by split and number."""
-    plain = choice_interval.load_run
+    plain = kept_statistics.load_run
 
     def load(path, split="test"):
         run = plain(path, split)
@@ -58,26 +59,26 @@ def regrouped(monkeypatch, group, values):
             run, predictions=dataclasses.replace(found, values={**found.values, group: names})
         )  # fmt: skip
 
-    monkeypatch.setattr(choice_interval, "load_run", load)
+    monkeypatch.setattr(kept_statistics, "load_run", load)
 
 
 def test_groups_are_resampled_whole_and_one_in_both_splits_gives_no_interval(folder, monkeypatch):
     table, folders = filled(folder)
     with monkeypatch.context() as patch:
         regrouped(patch, "style", lambda split, i: f"{split}-{i}")
-        (chosen,) = with_intervals(table, folders).chosen
+        (chosen,) = with_intervals(table, KeptPredictions(folders)).chosen
         assert (chosen.interval.unit, chosen.interval.n_groups) == ("values of 'style'", 3)
     with monkeypatch.context() as patch:  # a planted leak: families of val are families of test
         regrouped(patch, "style", lambda split, i: f"family {i}")
-        (chosen,) = with_intervals(table, folders).chosen
+        (chosen,) = with_intervals(table, KeptPredictions(folders)).chosen
         assert chosen.interval is None and "3 groups are in both splits" in chosen.no_interval
 
 
 def test_other_samples_and_metrics_have_a_reason(folder, monkeypatch, tmp_path):
     table, folders = filled(folder)
     spec = dataclasses.replace(table.spec, metric="nothing")
-    (chosen,) = with_intervals(dataclasses.replace(table, spec=spec), folders).chosen
+    (chosen,) = with_intervals(dataclasses.replace(table, spec=spec), KeptPredictions(folders)).chosen
     assert chosen.interval is None and "'nothing'" in chosen.no_interval
     other = trained(direction(), tmp_path / "direction", "direction")
-    (chosen,) = with_intervals(table, dict.fromkeys(folders, other)).chosen
+    (chosen,) = with_intervals(table, KeptPredictions(dict.fromkeys(folders, other))).chosen
     assert chosen.interval is None and "no head with" in chosen.no_interval

@@ -21,7 +21,8 @@ from diffprobe.analysis.statistics.forms import (
     mean_statistic,
     ratio,
 )
-from diffprobe.analysis.statistics.permutation import LabelStatistic, permutation_null
+from diffprobe.analysis.statistics.paired import PairedResamples
+from diffprobe.analysis.statistics.permutation import LabelPermutations, LabelStatistic, permutation_null
 from diffprobe.analysis.statistics.selection import Selected, selected_interval
 from diffprobe.core.groups import SINGLE_SAMPLES, Groups
 from diffprobe.probes.group_permutation import GroupPermutation
@@ -34,10 +35,12 @@ __all__ = [
     "GroupPermutation",
     "Groups",
     "Interval",
+    "LabelPermutations",
     "LabelStatistic",
     "METHODS",
     "Method",
     "Null",
+    "PairedResamples",
     "SINGLE_SAMPLES",
     "Selected",
     "Statistic",

@@ -24,6 +24,9 @@ class Config(linear.Config):
     """Seed of the folds; the seed of the run does not change them."""
     l2: tuple[float, ...] = DEFAULT_PATH
     """Penalties to choose from: l2 / 2 * sum(w^2) on standardised features, beside the mean cross entropy in nats."""
+    patience: int | None = 2
+    """A path ends after this many penalties in a row whose loss is above the smallest by more than one standard error;
+    null tries all of `l2`."""
     one_standard_error: bool = False
     """Take the largest penalty whose loss is within one standard error of the best, instead of the best."""
     class_weight: Literal["balanced", "none"] = "balanced"
@@ -36,6 +39,8 @@ class Config(linear.Config):
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds} is out of range: at least 2.")
         check_path(self.l2)
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience={self.patience} is out of range: at least 1, or null.")
 
 
 def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:

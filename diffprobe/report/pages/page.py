@@ -6,7 +6,7 @@ Markup and style are in `report/templates/`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,9 @@ from diffprobe.metrics import described
 from diffprobe.report.data_uri import data_uri
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.figure import control_levels, render_heat_map
-from diffprobe.report.filled_table import ChosenCell, Entry, TableData, TableRow
-from diffprobe.report.footnotes import BELOW_CONTROL, over_what, table_notes
+from diffprobe.report.filled_table import Entry, TableData, TableRow
+from diffprobe.report.footnotes import over_what, table_notes
+from diffprobe.report.mark_notes import BELOW_CONTROL
 from diffprobe.report.pages.panels import DirectionPanel, LatentPanel, LatentSection
 from diffprobe.report.pages.svg import bar_share, draw_histogram
 from diffprobe.report.table_data import differences_from_control, fill_table
@@ -42,8 +43,8 @@ class Page:
     """All runs of the report: the source of its tables, and of the SAE metrics (runs of kind "sae")."""
     tables: tuple[TableSpec, ...] = ()
     """Specs of the tables to show (`report/table_spec.py`)."""
-    chosen: tuple[tuple[ChosenCell, ...], ...] = ()
-    """The cells that were chosen on val for each of the tables, with their intervals; empty without intervals."""
+    filled: tuple[TableData, ...] = ()
+    """These tables as they are filled with what kept predictions show; empty to fill them from the results alone."""
     latents: tuple[LatentSection, ...] = ()
     """The latents to show of each autoencoder, in order."""
     names: dict[str, str] = field(default_factory=dict)
@@ -67,9 +68,7 @@ def render_page(page: Page) -> str:
         lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     environment.filters.update(uri=data_uri, sig=_significant, whole="{:,}".format, words=_spaced)
-    tables = [fill_table(page.results, spec) for spec in page.tables]
-    if page.chosen:
-        tables = [replace(table, chosen=chosen) for table, chosen in zip(tables, page.chosen, strict=True)]
+    tables = list(page.filled) or [fill_table(page.results, spec) for spec in page.tables]
     return environment.get_template("report.html.j2").render(
         page=page,
         tables=[_table_view(table) for table in tables],
@@ -125,8 +124,20 @@ def _cell_view(table: TableData, best: float | None, entry: Entry) -> dict[str, 
     return {
         "text": format_entry(table, entry, best=best, style=_HTML),
         "missing": entry.value is None,
-        "hint": f"controls of this entry: {controls}" if controls else "",
+        "hint": f"controls of this entry: {controls}{_tests_in_words(table, entry)}" if controls else "",
     }
+
+
+def _tests_in_words(table: TableData, entry: Entry) -> str:
+    if entry.tests is None:
+        return ""
+    show, text = table.spec.number.show, ""
+    found = entry.tests.strongest(higher_is_better=table.spec.higher_is_better)
+    if found is not None:
+        ends = f"[{show(found.low)}, {show(found.high)}]"
+        text += f"; difference from {_spaced(found.control)} {show(found.value, signed=True)} {ends}"
+    null = entry.tests.null
+    return text if null is None else f"{text}; adjusted p {null.p_adjusted:.2g}"
 
 
 def _html_comparison(found: ComparisonText) -> Markup:
@@ -172,7 +183,7 @@ def _headlines(table: TableData) -> list[dict[str, Any]]:
         place = ", ".join(axis.label(entry.where[axis.field]).replace(" ", "\N{NO-BREAK SPACE}") for axis in axes)
         pick = max if spec.higher_is_better else min
         titles = {control.name: control.title for control in spec.controls}
-        strongest = pick(entry.controls, key=lambda name: entry.controls[name]) if entry.controls else None
+        strongest = pick(entry.compared, key=lambda name: entry.controls[name]) if entry.compared else None
         if strongest is None:
             control = "no control measured"
         else:
