@@ -8,7 +8,7 @@ from diffprobe.evaluation.run_facts import machine_facts, run_facts
 from diffprobe.report.pages.page import Page
 from diffprobe.report.pages.panels import DirectionPanel
 from diffprobe.report.table_data import fill_table
-from diffprobe.runs.tables import add_intervals
+from diffprobe.runs.tables import with_predictions
 
 
 def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out: Sequence[str] = ()) -> Page:
@@ -27,9 +27,8 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out
     except EmptyClass as error:
         left_out = [*left_out, f"No latents are shown: {error.what}"]
     specs = outcome.demo.page_specs
-    chosen = tuple(
-        add_intervals(fill_table(outcome.all_results, spec), outcome.all_results, outcome.folders).chosen
-        for spec in specs
+    filled = tuple(
+        with_predictions(fill_table(outcome.all_results, spec), outcome.all_results, outcome.folders) for spec in specs
     )
     stores = ("stores", ", ".join(path.name for path in outcome.store_paths))
     return Page(
@@ -38,7 +37,7 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out
         facts=(*demo_facts(outcome.demo), stores, *machine_facts(outcome.results)),
         results=outcome.all_results,
         tables=specs,
-        chosen=chosen,
+        filled=filled,
         latents=(latents,) if latents else (),
         directions=directions,
         limits=(*config.limits, *outcome.demo.left_out, *left_out),
