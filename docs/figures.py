@@ -121,7 +121,12 @@ def _sheet(rows: list[tuple[str, list[Cell]]]) -> bytes:
     return buffer.getvalue()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw both figures."""
     for path, drawn in ((FIGURE, draw()), (WORLD, draw_world())):
         path.write_bytes(drawn)
         print(f"{path.relative_to(DOCS.parent)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
