@@ -1,8 +1,8 @@
 """The tables of README and docs/benchmarks.md: made again from recorded results, or consistent in themselves.
 
 Recorded: the tables of the demo, from the result files and the CSV in docs/results/demo. The tables of speeds and of
-the 192 autoencoders have no recorded files in the repository: of the former, the derived columns and the ratios in the text
-are computed again; of the latter, only the rows are counted.
+the 192 autoencoders have no recorded files in the repository: of the former, the derived columns and the ratios in the
+text are computed again; of the latter, only the rows are counted.
 """
 
 import csv
