@@ -102,6 +102,7 @@ class ClassifierModule(ProbeModule):
         self.scores: dict[str, list[dict[str, float]]] = {}
         self.gradient_ratios: dict[Head, float | None] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
+        self._class_weights: list[Tensor | None] = []
 
     def _seeds(self, cell: str) -> list[int]:
         """Return the seed of each head on a cell; a control head starts from the weights of its real one."""
@@ -157,6 +158,15 @@ class ClassifierModule(ProbeModule):
             if not (label >= 0).any():
                 raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
         self._shuffle(hashes, dict(zip(targets, known, strict=True)), group)
+        self._class_weights = [None] * len(self.tasks)
+        if self.config.balances_classes:
+            found = {target: self._balance(target, label) for target, label in zip(targets, known, strict=True)}
+            self._class_weights = [found[target] for target, _ in self.tasks]  # permuting labels keeps their counts
+
+    def _balance(self, target: str, label: Tensor) -> Tensor:
+        """Return samples / (classes with samples * samples of the class) for each class; 0 without a sample."""
+        counts = torch.bincount(label[label >= 0], minlength=len(self.classes[target])).float()
+        return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
     def _shuffle(self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor) -> None:
         """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
@@ -172,9 +182,15 @@ class ClassifierModule(ProbeModule):
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
         loss = torch.zeros((), device=self.device)
+        of_classes = [None if found is None else found.to(self.device) for found in self._class_weights]
         for cell, bank in zip(self.cells, self.banks, strict=True):
-            for logits, label, weight in zip(bank(vectors(batch, cell)), labels, weights, strict=True):
-                loss = loss + weight * F.cross_entropy(logits.float(), label, ignore_index=-1, reduction="sum")
+            for logits, label, weight, per_class in zip(
+                bank(vectors(batch, cell)), labels, weights, of_classes, strict=True
+            ):
+                loss = loss + weight * F.cross_entropy(
+                    logits.float(), label, weight=per_class, ignore_index=-1, reduction="sum"
+                )
+            loss = loss + bank.penalty()
         check_finite_loss(loss, batch, self.cells)
         self.log("train/loss", loss.detach() / len(self.heads), batch_size=len(batch), prog_bar=True)
         return loss
@@ -192,7 +208,8 @@ class ClassifierModule(ProbeModule):
     def on_test_epoch_end(self) -> None:
         """Score the test set, and measure how far training stopped from a minimum."""
         super().on_test_epoch_end()
-        if self.trainer.global_step > 0 and not self.settings.weight_decay:
+        plain = not (self.settings.weight_decay or self.config.has_penalty or self.config.balances_classes)
+        if self.trainer.global_step > 0 and plain:  # the gradients are those of the plain cross entropy
             self._measure_convergence()
 
     def _measure_convergence(self) -> None:
@@ -275,8 +292,8 @@ class ClassifierModule(ProbeModule):
         """Return the metrics of each real head, beside chance and its control heads.
 
         `detail` has the number of classes of the data set and the number of which the split has samples; after training
-        without weight decay also `gradient_ratio` and `far_from_convergence` (`convergence.py`), and where labels were
-        shuffled, how (`ShuffledLabels.describe`).
+        on the plain cross entropy also `gradient_ratio` and `far_from_convergence` (`convergence.py`), and where labels
+        were shuffled, how (`ShuffledLabels.describe`).
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
         made = []

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -122,3 +123,51 @@ def test_a_class_without_a_training_sample_is_never_predicted(tmp_path):
 def test_settings_without_effect_or_out_of_range_are_refused(setting):
     with pytest.raises(ConfigError, match=setting.partition("=")[0].rpartition(".")[2]):
         plan(load_run(None, [*BASE, setting]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("l2", [0.3, 0.03])
+def test_steps_on_a_stream_end_at_the_same_classifier(tmp_path, l2):
+    """The stated tolerance: 0.01 nats of log-loss, and equal predictions for 98 % of the samples.
+
+    All samples have a label: those without one count in the standardisation of a stream, and so for the penalty.
+    """
+    target = "probe.targets=[kind]"
+    settings = [f"probe.params.l2=[{l2}]", "probe.params.controls=[]", target]
+    exact = run(tmp_path / "exact", *settings, source=Families(cells=(CELL,))).probe(CELL, "kind")
+    steps = ["probe.params.controls=[]", target, "trainer.max_epochs=300", "trainer.learning_rate=0.03"]
+    balanced = [f"probe.params.l2={l2}", "probe.params.class_weight=balanced"]
+    planned = plan(load_run(None, ["probe=linear", *BASE[1:], *steps, *balanced]))
+    source = Families(cells=(CELL,))
+    module = make_module(planned, source)
+    with quiet():
+        make_trainer(planned.config.trainer, run_dir=tmp_path / "steps").fit(module, datamodule=source)
+    stepped, table = module.probe(CELL, "kind"), Families(cells=(CELL,)).table("test")
+    x, y = table.features[CELL], table.attributes["kind"]
+    assert (y >= 0).all()
+    ours, theirs = (F.cross_entropy(probe.logits(x).float(), y) for probe in (stepped, exact))
+    assert float(ours) == pytest.approx(float(theirs), abs=0.01)
+    assert float((stepped.predict(x) == exact.predict(x)).float().mean()) >= 0.98
+
+
+def test_weights_of_classes_and_the_penalty_change_what_steps_learn(tmp_path):
+    with pytest.raises(ConfigError, match="l2=-1"):
+        plan(load_run(None, [*BASE[1:], "probe=linear", "probe.params.l2=-1"]))
+    found = {}
+    for name, settings in {
+        "plain": [], "balanced": ["probe.params.class_weight=balanced"], "penalty": ["probe.params.l2=10.0"],
+    }.items():  # fmt: skip
+        source, planned = (
+            Toy(cells=(CELL,)),
+            plan(
+                load_run(
+                    None, ["probe=linear", *BASE[1:], "trainer.max_epochs=5", "probe.params.controls=[]", *settings]
+                )
+            ),
+        )
+        module = make_module(planned, source)
+        with quiet():
+            make_trainer(planned.config.trainer, run_dir=tmp_path / name).fit(module, datamodule=source)
+        found[name] = module.probe(CELL, "label").weight.detach()
+    assert not torch.allclose(found["plain"], found["balanced"], atol=1e-4)
+    assert found["penalty"].norm() < 0.7 * found["plain"].norm()

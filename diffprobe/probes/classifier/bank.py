@@ -36,6 +36,10 @@ class Bank(Standardised):
         """Copy one head out as a probe of its own."""
         raise NotImplementedError
 
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return what the weights of all heads add to the training loss."""
+        return torch.zeros((), device=self.mean.device)
+
     def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]] | None:
         """Divide tensors that belong to the trained weights, such as gradients, among the heads.
 

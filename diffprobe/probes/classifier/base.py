@@ -41,6 +41,16 @@ class ClassifierConfig:
                     f"controls: a classifier cannot train the control '{name}'.", f"allowed: {', '.join(CONTROLS)}"
                 )
 
+    @property
+    def balances_classes(self) -> bool:
+        """Whether all classes have the same weight in the training loss."""
+        return False
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the training loss has a penalty beside the cross entropy."""
+        return False
+
 
 class MemoryHead(nn.Module):
     """A head that keeps its training samples instead of learning weights."""

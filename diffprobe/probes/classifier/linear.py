@@ -1,14 +1,16 @@
 """Linear: multinomial logistic regression on standardised features, alone or many heads on one feature at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffprobe.core.errors import ConfigError
 from diffprobe.probes.classifier.bank import Bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
 
@@ -16,6 +18,26 @@ from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
 @dataclass(frozen=True, kw_only=True)
 class Config(ClassifierConfig):
     """Keys of `probe=linear`, below `probe.params`. Epochs, learning rate and weight decay are keys of `trainer`."""
+
+    class_weight: Literal["balanced", "none"] = "none"
+    """balanced: all classes have equal weight in the training loss; none: all samples."""
+    l2: float = 0.0
+    """Penalty: l2 / 2 * sum(w^2) on standardised features, beside the mean cross entropy in nats, as in `linear_cv`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.l2) and self.l2 >= 0):
+            raise ConfigError(f"l2={self.l2} is out of range: at least 0.")
+
+    @property
+    def balances_classes(self) -> bool:
+        """Whether all classes have the same weight in the training loss."""
+        return self.class_weight == "balanced"
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether `l2` is above 0."""
+        return self.l2 > 0
 
 
 def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:
@@ -28,7 +50,7 @@ def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:
 
 def make_bank(config: Config, d_in: int, n_classes: Sequence[int]) -> "LinearBank":
     """Return the untrained bank in one matrix."""
-    return LinearBank(d_in, n_classes)
+    return LinearBank(d_in, n_classes, l2=config.l2)
 
 
 class LinearBank(Bank):
@@ -39,16 +61,22 @@ class LinearBank(Bank):
     Args:
         d_in: width of the feature.
         n_classes: number of classes of each head.
+        l2: see `Config`.
     """
 
-    def __init__(self, d_in: int, n_classes: Sequence[int]) -> None:
+    def __init__(self, d_in: int, n_classes: Sequence[int], *, l2: float = 0.0) -> None:
         super().__init__(d_in, n_classes)
+        self.l2 = l2
         self.weight = nn.Parameter(torch.zeros(sum(self.n_classes), d_in))
         self.bias = nn.Parameter(torch.zeros(sum(self.n_classes)))
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> list[Float[Tensor, "batch n_classes"]]:
         """Return the logits of each head for features in their own unit."""
         return list(F.linear(self.standard(x), self.weight, self.bias).split(self.n_classes, dim=1))
+
+    def penalty(self) -> Float[Tensor, ""]:
+        """Return l2 / 2 * sum(w^2) of all heads; offsets are free."""
+        return self.l2 / 2 * self.weight.float().square().sum()
 
     def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]]:
         """Divide tensors that belong to the trained weights among the heads."""
@@ -86,9 +114,8 @@ class LinearProbe(ClassifierProbe):
 
     @classmethod
     def _of(cls, name: str, config: ClassifierConfig, d_in: int, n_classes: int) -> "LinearProbe":
-        assert isinstance(config, Config)
-        probe = cls(d_in, n_classes, config=config)
-        probe.name = name
+        probe = cls(d_in, n_classes)
+        probe.name, probe.config = name, config
         return probe
 
     @property

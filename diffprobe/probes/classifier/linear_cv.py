@@ -11,11 +11,12 @@ from torch import nn
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.classifier import linear
+from diffprobe.probes.classifier.base import ClassifierConfig
 from diffprobe.probes.l2_selection import DEFAULT_PATH, check_path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(linear.Config):
+class Config(ClassifierConfig):
     """Keys of `probe=linear_cv`, below `probe.params`."""
 
     folds: int = 5
@@ -45,7 +46,7 @@ class Config(linear.Config):
 
 def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:
     """Return the head before it is solved, at zero."""
-    return linear.make(config, d_in, n_classes, seed=seed)
+    return linear.make(linear.Config(controls=config.controls), d_in, n_classes, seed=seed)
 
 
 def make_bank(config: Config, d_in: int, n_classes: Sequence[int]) -> linear.LinearBank:
