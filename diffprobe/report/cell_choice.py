@@ -10,7 +10,7 @@ from typing import Any
 
 from diffprobe.core.errors import SelectionOnTest
 from diffprobe.report.aggregation import Found
-from diffprobe.report.entry_tests import FROM_RESULTS
+from diffprobe.report.entry_tests import NO_PREDICTIONS
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
 from diffprobe.report.query import CELL_FIELDS, field_of
 from diffprobe.report.table_spec import TableAxis, TableSpec
@@ -78,7 +78,7 @@ def choose_cells(table: TableData, fill: Callable[[TableSpec], TableData | None]
         chosen.append(
             ChosenCell(
                 of=", ".join(labels), candidates=tuple(entries), val=best, test=_on_test(spec, best, fill),
-                no_interval=FROM_RESULTS,
+                no_interval=NO_PREDICTIONS,
             )
         )  # fmt: skip
     return tuple(chosen)

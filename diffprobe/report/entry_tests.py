@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 
 NULL_CONTROLS = ("chance", "shuffled_labels", "random_direction")
 """Controls that are what chance gives: a score is compared with their distribution, not with one number."""
-NOT_KEPT = "the runs kept no predictions (version 0.2 and later keep them)"
-"""Why results of which none has predictions give no interval."""
-FROM_RESULTS = "predictions were not read"
-"""Why a table that was filled from results alone compares point estimates."""
+NO_PREDICTIONS = "there are no kept predictions (runs of version 0.2 and later keep them)"
+"""Why a table compares point estimates, and why a chosen cell has no interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Difference:
         return self.value if higher_is_better else -self.value
 
     def excludes_zero(self, *, higher_is_better: bool) -> bool:
-        """Return whether the whole interval lies on the better side of 0."""
+        """Return whether the whole interval is on the better side of 0."""
         return self.low > 0 if higher_is_better else self.high < 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from diffprobe.report.entry_tests import FROM_RESULTS, EntryTests, NullTest
+from diffprobe.report.entry_tests import NO_PREDICTIONS, EntryTests, NullTest
 from diffprobe.report.filled_table import Entry, TableData
 from diffprobe.report.table_spec import TableSpec
 
@@ -89,7 +89,7 @@ def _because(table: TableData, compared: Sequence[Entry]) -> str:
     reasons = dict.fromkeys(
         reason
         for entry in compared
-        for reason in ([table.no_tests or FROM_RESULTS] if entry.tests is None else entry.tests.points.values())
+        for reason in ([table.no_tests or NO_PREDICTIONS] if entry.tests is None else entry.tests.points.values())
     )
     shown = list(reasons)[:_SHOWN]
     more = f"; and {len(reasons) - _SHOWN} more reasons" if len(reasons) > _SHOWN else ""

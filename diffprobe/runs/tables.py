@@ -7,7 +7,7 @@ from typing import Any
 from diffprobe.core.result import RunResult, is_predictions
 from diffprobe.report import table as report_table
 from diffprobe.report.cell_choice import without_predictions
-from diffprobe.report.entry_tests import NOT_KEPT
+from diffprobe.report.entry_tests import NO_PREDICTIONS
 from diffprobe.report.filled_table import TableData
 from diffprobe.report.table import Table
 from diffprobe.report.table_request import TableRequest
@@ -51,7 +51,7 @@ def with_predictions(table: TableData, results: Sequence[RunResult], folders: Se
         folders: the folder of each, which has its predictions.
     """
     if not any(is_predictions(name) for run in results for name in run.artifacts):
-        return without_predictions(table, NOT_KEPT)
+        return without_predictions(table, NO_PREDICTIONS)
     from diffprobe.runs.choice_interval import with_intervals  # these need torch
     from diffprobe.runs.kept_statistics import KeptPredictions
     from diffprobe.runs.table_tests import with_tests

@@ -8,7 +8,7 @@ import pytest
 
 from diffprobe.core.errors import ConfigError, SelectionOnTest
 from diffprobe.report.default_table import default_tables
-from diffprobe.report.entry_tests import FROM_RESULTS
+from diffprobe.report.entry_tests import NO_PREDICTIONS
 from diffprobe.report.footnotes import table_notes
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.table import render
@@ -90,10 +90,10 @@ def test_the_best_cell_on_val_is_scored_on_test(results, spec):
     assert group.val.cell == group.test.cell == "up_blocks.1@t25:empty:mean" and len(group.candidates) == 6
     assert (group.val.value, group.test.split) == (0.99, "test")
     assert group.test.value == pytest.approx(0.265625) and group.test.controls["chance"] == 0.25
-    assert (group.interval, group.no_interval) == (None, FROM_RESULTS)
+    assert (group.interval, group.no_interval) == (None, NO_PREDICTIONS)
     assert table_notes(table).lines[-2] == (
         "Chosen on val for group: up_blocks.1, t = 25 (99.0 there, the best of 6); on test 26.6 ± 2.2, strongest "
-        f"control 43.8 (raw pixels). No interval: {FROM_RESULTS}."
+        f"control 43.8 (raw pixels). No interval: {NO_PREDICTIONS}."
     )
     rows = list(csv.DictReader(io.StringIO(render(with_val(results, best="up_blocks.1@t25"), on_val(spec), "csv"))))
     (chosen, *_) = [row for row in rows if row["chosen"] == "True"]

@@ -217,7 +217,7 @@ def test_a_table_says_of_what_predictions_are_missing_and_every_format_has_the_t
     assert "random weights" in markdown and "is missing" in markdown and "<script>" not in markdown
     assert r"\textless{}script\textgreater{}" in latex and str(tmp_path) not in markdown
     none = with_predictions(plain, [dataclasses.replace(run, artifacts={}) for run in results], paths)
-    assert "point estimates are compared: the runs kept no predictions" in " ".join(render_markdown(none).split())
+    assert "point estimates are compared: there are no kept predictions" in " ".join(render_markdown(none).split())
     (row,) = csv.DictReader(io.StringIO(render_csv(none)))
     assert set(row["compared_by_point"].split()) == {"chance", "pca", "random_weights"}
 

@@ -66,4 +66,4 @@ def test_without_predictions_the_line_gives_the_reason(folder, tmp_path):
         result = read_result(run / "result.json")
         write_result(dataclasses.replace(result, artifacts={}), run / "result.json")
     table = build_table(tmp_path / "runs")
-    assert "No interval: the runs kept no predictions" in " ".join(table.to_markdown().split())
+    assert "No interval: there are no kept predictions" in " ".join(table.to_markdown().split())
