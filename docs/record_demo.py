@@ -53,8 +53,9 @@ def record(runs: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder of the demo, for example runs/demo")
-    record(parser.parse_args().runs)
+    runs = parser.parse_args().runs
+    record(runs)
     sys.path.insert(0, str(DOCS))
     import figures
 
-    figures.main()
+    figures.main(runs)

@@ -11,6 +11,8 @@ import re
 import pytest
 
 from diffprobe.config import search_path
+from diffprobe.core.result import read_result
+from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.report.table import build_table
 from tests.docs.markdown import ROOT
 
@@ -129,3 +131,9 @@ def test_the_readme_repeats_the_benchmarks() -> None:
 def test_the_page_of_models_lists_every_preset_of_a_backbone() -> None:
     listed = set(re.findall(r"`([a-z0-9-]+)`", (ROOT / "docs/users/models.md").read_text("utf-8")))
     assert set(search_path.groups()["backbone"]) <= listed
+
+
+def test_the_card_of_the_shipped_model_has_its_recorded_evaluation() -> None:
+    recorded = backbone_tables(read_result(ROOT / "docs/results/emoji-sd/result.json"))
+    card = (ROOT / "diffprobe/assets/emoji-sd/README.md").read_text("utf-8")
+    assert recorded.strip() in card
