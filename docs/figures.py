@@ -1,10 +1,12 @@
-"""Draw the figures of the docs: python docs/figures.py.
+"""Draw the figures of the docs: python docs/figures.py [RUNS].
 
-`demo-group-accuracy.png`, of the front page and the README, is drawn from the demo's recorded results;
-`scenes-world.png`, the contact sheet of the data set `scenes`, from its specification.
+`demo-group-accuracy.png`, of the front page and the README, is drawn from the folder of the demo, where one is given:
+its marks need the predictions, which are not recorded. `scenes-world.png`, the contact sheet of the data set `scenes`,
+is drawn from its specification.
 """
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diffprobe.report.figure import render_heat_map
-from diffprobe.report.table import build_table
+from diffprobe.runs.tables import build_table
 from diffprobe.shards.scenes.factors import Scenes, counterfactual_scenes, sample
 from diffprobe.shards.scenes.members import PALETTE
 from diffprobe.shards.scenes.render import render
@@ -31,9 +33,13 @@ _BASE = {"texture": "plain", "colour": "blue", "build": "bell", "size": "large",
          "background": "plain", "object": "ball", "side": "left"}  # fmt: skip
 
 
-def draw() -> bytes:
-    """Draw the classifiers' scores for the 8 groups, by layer and timestep, with the levels of their controls."""
-    (table,) = build_table("emoji", RESULTS).parts
+def draw(runs: Path = RESULTS) -> bytes:
+    """Draw the classifiers' scores for the 8 groups, by layer and timestep, with the levels of their controls.
+
+    Args:
+        runs: folder of the demo; the recorded results have no predictions, so that marks compare point estimates.
+    """
+    (table,) = build_table("emoji", runs).parts
     return render_heat_map(table, [row for row in table.rows if row.values[0] == "group"], format="png")
 
 
@@ -121,7 +127,13 @@ def _sheet(rows: list[tuple[str, list[Cell]]]) -> bytes:
     return buffer.getvalue()
 
 
-if __name__ == "__main__":
-    for path, drawn in ((FIGURE, draw()), (WORLD, draw_world())):
+def main(runs: Path | None = None) -> None:
+    """Draw the figures; that of the demo where its folder is given."""
+    of_demo = [] if runs is None else [(FIGURE, draw(runs))]
+    for path, drawn in (*of_demo, (WORLD, draw_world())):
         path.write_bytes(drawn)
         print(f"{path.relative_to(DOCS.parent)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

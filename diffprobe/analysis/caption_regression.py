@@ -114,14 +114,14 @@ class CaptionRegression:
 
 
 def choose_nearest(
-    expected: Float[Tensor, "sample number"],
+    expected: Float[Tensor, "caption number"],
     latents: Float[Tensor, "sample c h w"],
     candidates: Int[Tensor, "sample n"],
 ) -> Bool[Tensor, " sample"]:
     """Return for each sample whether its latent is nearest to the one expected for its own caption; a tie is wrong.
 
     Args:
-        expected: expected latent of each sample's caption, flattened.
+        expected: expected latent of each caption, flattened.
         latents: the samples' latents.
         candidates: rows of `expected`, the right one in column 0.
     """

@@ -2,10 +2,14 @@
 reconstruction of a trained SAE, or taps that are ablated and patched."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffprobe.cli.arguments import add_check, add_settings
+
+if TYPE_CHECKING:
+    from diffprobe.core.result import MetricRecord
 
 GROUP = "probes"
 HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
@@ -42,12 +46,30 @@ def _run_backbone(args: argparse.Namespace) -> int:
     if args.check:
         return _valid()
     from diffprobe.evaluation.backbone import evaluate_backbone
+    from diffprobe.evaluation.backbone_tables import TABLES_FILE
 
-    path, missed = evaluate_backbone(config)
-    _print(path)
-    for line in missed:
-        print(f"gate missed: {line}")
+    path, checks = evaluate_backbone(config)
+    _print(path, notes=_caption_notes)
+    print(f"tables: {path.with_name(TABLES_FILE)}")
+    missed = [check for check in checks if not check.reached]
+    for check in missed:
+        print(f"gate missed: {check.line}")
     return 1 if missed else 0
+
+
+def _caption_notes(record: "MetricRecord") -> list[str]:
+    """Return lines with the paired differences of an accuracy, and with the accuracy by the values of attributes."""
+    from diffprobe.evaluation.caption_accuracy import BY
+    from diffprobe.evaluation.gates import DIFFERENCES
+
+    lines = [
+        f"  minus {name}: {found['estimate']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+        for name, found in record.detail.get(DIFFERENCES, {}).items()
+    ]
+    for attribute, values in record.detail.get(BY, {}).items():
+        shown = ", ".join(f"{value} {found['accuracy']:.3f} (n={found['n']:,})" for value, found in values.items())
+        lines.append(f"  by {attribute}: {shown}")
+    return lines
 
 
 def _run_sae(args: argparse.Namespace) -> int:
@@ -105,7 +127,9 @@ def _valid() -> int:
     return 0
 
 
-def _print(path: Path, *, headed: bool = False) -> None:
+def _print(
+    path: Path, *, headed: bool = False, notes: Callable[["MetricRecord"], list[str]] = lambda record: []
+) -> None:
     from diffprobe.core.result import read_result
     from diffprobe.report.entry import format_record
 
@@ -115,6 +139,8 @@ def _print(path: Path, *, headed: bool = False) -> None:
     for record in result.metrics:
         named = f"{record.probe}: " if result.kind in ("use", "generations") else ""  # the intervention
         print(named + format_record(record))
+        for line in notes(record):
+            print(line)
         if "no_recovered" in record.detail:
             print(f"{record.split} {record.name}: no share recovered: {record.detail['no_recovered']}")
     for reason in dict.fromkeys(record.detail.get("not_valid") for record in result.metrics):

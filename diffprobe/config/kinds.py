@@ -34,7 +34,7 @@ PROBE = "probe"
 KINDS = {
     PROBE: Kind("diffprobe.config.schema:RunConfig", "train"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
-    "evaluate_backbone": Kind("diffprobe.evaluation.backbone:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),

@@ -13,7 +13,7 @@ class RunSpec:
     experiment: str
     """Experiment file without suffix, for example emoji/classifier."""
     settings: tuple[str, ...] = ()
-    """Settings of this run, as on the command line: control=random_weights, probe=ridge, ..."""
+    """Settings of this run, as on the command line: control=ladder (each rung that applies), probe=ridge, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,12 @@ class DemoConfig:
     """Settings of every run. Settings of a single run override them, those of the command line override both."""
     runs: tuple[RunSpec, ...]
     """Runs in order. Runs with the same features share one store."""
+    use: tuple[RunSpec, ...] = ()
+    """Measurements of `diffprobe eval use`, after the runs: experiment file and settings of each."""
     tables: tuple[str, ...]
-    """Tables to print, as in `diffprobe table NAME`; the first is on the page too, with its heat maps."""
+    """Tables to print, as in `diffprobe table NAME`."""
+    on_page: tuple[str, ...] = ()
+    """Those of the tables that are on the page too, with their heat maps; empty: the first one."""
     panels: PanelConfig = PanelConfig()
     """Latents and directions in the report."""
     limits: tuple[str, ...] = ()
@@ -45,3 +49,6 @@ class DemoConfig:
         for name in ("runs", "tables"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; a demo needs at least one.")
+        absent = [name for name in self.on_page if name not in self.tables]
+        if absent:
+            raise ConfigError(f"on_page: {', '.join(absent)} is not among tables: {', '.join(self.tables)}.")

@@ -18,15 +18,20 @@ from diffprobe.config.source_lines import COMMAND_LINE
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.progress import Bar
-from diffprobe.core.result import RESULT_FILE
+from diffprobe.core.result import RESULT_FILE, read_result
 from diffprobe.demo.config import DemoConfig, RunSpec
 from diffprobe.demo.needs import check_needs
 from diffprobe.demo.types import REPORT, Demo, Outcome, View
+from diffprobe.evaluation.use import KIND as USE
+from diffprobe.evaluation.use import PARTS, UseEvaluation, evaluate_use
+from diffprobe.evaluation.use_settings import load_use
 from diffprobe.report.collect import read_results
-from diffprobe.report.table import render
 from diffprobe.report.table_spec import find_spec, load_spec
 from diffprobe.runs.extract import extract_run
+from diffprobe.runs.ladder import RUN_ITSELF, each_rung
 from diffprobe.runs.plan import training_of
+from diffprobe.runs.rungs import those_that_apply
+from diffprobe.runs.tables import build_table
 from diffprobe.runs.train import plan, train
 
 if TYPE_CHECKING:
@@ -51,42 +56,58 @@ def load_demo(settings: Sequence[str] = ()) -> Demo:
     require_kind(composed, ("demo",))
     config: DemoConfig = validate(composed)
     specs = tuple(load_spec(find_spec(table)) for table in config.tables)
-    runs = _load_runs(config, for_runs, composed.origin)
+    runs, left_out = _load_runs(config, for_runs, composed.origin)
     _check_distinct(runs)
-    demo = Demo(config=config, runs=runs, specs=specs)
+    use = tuple(_load_use(spec, config, for_runs) for spec in config.use)
+    demo = Demo(config=config, runs=runs, specs=specs, use=use, left_out=left_out)
     _check_folder(demo)
     return demo
 
 
-def _load_runs(config: DemoConfig, settings: Sequence[str], written: Origin) -> tuple[RunConfig, ...]:
-    """Validate all runs as `diffprobe train` does. Raises: ConfigError that names the run with the error."""
-    runs = []
+def _load_runs(
+    config: DemoConfig, settings: Sequence[str], written: Origin
+) -> tuple[tuple[RunConfig, ...], tuple[str, ...]]:
+    """Validate all runs as `diffprobe train` does, the rungs of a ladder each as a run of its own.
+
+    Returns: the runs, and which rungs were left out.
+    Raises: ConfigError that names the run with the error.
+    """
+    runs: list[RunConfig] = []
+    left_out: list[str] = []
     for number, spec in enumerate(config.runs, start=1):
         try:
-            run = _load(spec, config, settings, written)
-            plan(run)
-            if run.trainer.devices * run.trainer.num_nodes != 1:
-                raise ConfigError(
-                    f"trainer.devices={run.trainer.devices} trainer.num_nodes={run.trainer.num_nodes}: "
-                    "a demo trains in one process.",
-                    fix="trainer.devices=1 trainer.num_nodes=1; or diffprobe train, one run at a time",
-                )
-            if run.features.source == "live":
-                raise ConfigError(
-                    "features.source=live: the runs and the report of a demo read feature stores.",
-                    fix="features.source=stored; or diffprobe train, which supports live features",
-                )
+            rungs = _load(spec, config, settings, written)
+            if len(rungs) > 1:
+                rungs = those_that_apply(rungs, lambda line, name=spec.experiment: left_out.append(f"{name}: {line}."))
+            for run in rungs:
+                _check_run(run)
         except DiffprobeError as error:
             file, line = written.get("runs", COMMAND_LINE)
             place = f"in {file}, line {line}" if line else f"on {file}"
             name = " ".join([spec.experiment, *spec.settings])
             raise ConfigError(f"run {number} {place} ({name}): {error.what}", *error.details, fix=error.fix) from error
-        runs.append(run)
-    return tuple(runs)
+        runs += rungs
+    return tuple(runs), tuple(left_out)
 
 
-def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: Origin) -> RunConfig:
-    """Compose and validate one run; keys set by the demo's file keep its file and line in messages."""
+def _check_run(run: RunConfig) -> None:
+    """Refuse what a demo cannot run. Raises: ConfigError."""
+    plan(run)
+    if run.trainer.devices * run.trainer.num_nodes != 1:
+        raise ConfigError(
+            f"trainer.devices={run.trainer.devices} trainer.num_nodes={run.trainer.num_nodes}: "
+            "a demo trains in one process.",
+            fix="trainer.devices=1 trainer.num_nodes=1; or diffprobe train, one run at a time",
+        )
+    if run.features.source == "live":
+        raise ConfigError(
+            "features.source=live: the runs and the report of a demo read feature stores.",
+            fix="features.source=stored; or diffprobe train, which supports live features",
+        )
+
+
+def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: Origin) -> list[RunConfig]:
+    """Compose and validate a run, or each rung of its ladder; keys set by the demo's file keep their place."""
     own = [("settings", setting) for setting in config.settings] + [("runs", setting) for setting in spec.settings]
     output = f"output={setting_text(config.output)}"
     composed = compose(spec.experiment, [*(setting for _, setting in own), *settings, output])
@@ -97,8 +118,14 @@ def _load(spec: RunSpec, config: DemoConfig, settings: Sequence[str], written: O
             if composed.origin[key] == COMMAND_LINE and f"{key}.".startswith(f"{at}."):
                 origin[key] = written.get(block, COMMAND_LINE)
     require_kind(composed, (PROBE,))
-    run: RunConfig = validate(replace(composed, origin=origin))
-    return run
+    return [validate(rung) for rung in each_rung(replace(composed, origin=origin))]
+
+
+def _load_use(spec: RunSpec, config: DemoConfig, settings: Sequence[str]) -> UseEvaluation:
+    """Validate a measurement of `diffprobe eval use`; of the settings of all runs it has those on model and data."""
+    shared = [setting for setting in settings if setting.partition("=")[0].partition(".")[0] in PARTS]
+    output = f"output={setting_text(config.output)}"
+    return load_use([f"experiment={spec.experiment}", *spec.settings, *shared, output])
 
 
 def _check_distinct(runs: Sequence[RunConfig]) -> None:
@@ -108,17 +135,32 @@ def _check_distinct(runs: Sequence[RunConfig]) -> None:
         raise ConfigError(f"two runs of the demo are the same: {', '.join(twice)}.")
 
 
-def _check_folder(demo: Demo) -> None:
-    """Check that the folder contains no results of other settings, which `diffprobe table` would include."""
-    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs}
-    foreign = sorted(str(path) for path in demo.folder.rglob(RESULT_FILE) if path not in own)
+def _check_folder(demo: Demo, used: Sequence[Path] | None = None) -> None:
+    """Check that the folder contains no results of other settings, which `diffprobe table` would include.
+
+    Args:
+        used: files of the measurements of use; None before they are measured, when theirs cannot be known.
+    Raises: ConfigError.
+    """
+    own = {plan(run).run_dir / RESULT_FILE for run in demo.runs} | set(used or ())
+    later = demo.use and used is None
+    foreign = [path for path in sorted(demo.folder.rglob(RESULT_FILE)) if path not in own]
+    if later:
+        foreign = [path for path in foreign if not _is_use(path)]
     if foreign:
         raise ConfigError(
             f"'{demo.folder}' contains {len(foreign)} result(s) of other settings.",
-            *foreign[:3],
+            *map(str, foreign[:3]),
             "a table includes all results in a folder and would mix them",
             fix=f"use another folder: output={demo.folder}-2; or remove this one",
         )
+
+
+def _is_use(path: Path) -> bool:
+    try:
+        return read_result(path).kind == USE
+    except DiffprobeError:  # whatever it is, it is not one of the demo's
+        return False
 
 
 def run_demo(demo: Demo, view: View) -> Outcome:
@@ -130,9 +172,22 @@ def run_demo(demo: Demo, view: View) -> Outcome:
     view.opening(demo)
     stores = tuple(_extract(run, view) for run in demo.stores())
     paths = tuple(_train(run, view) for run in demo.runs)
-    results = tuple(read_results(paths))
-    tables = tuple(render(results, spec) for spec in demo.specs)
-    return Outcome(demo=demo, results=results, result_paths=paths, store_paths=stores, tables=tables)
+    used = tuple(_measure_use(one, view) for one in demo.use)
+    _check_folder(demo, used)
+    outcome = Outcome(
+        demo=demo, results=tuple(read_results(paths)), result_paths=paths, store_paths=stores,
+        use_results=tuple(read_results(used)), use_paths=used, tables=(),
+    )  # fmt: skip
+    return replace(
+        outcome, tables=tuple(build_table(name, demo.folder).render("markdown") for name in demo.config.tables)
+    )
+
+
+def _measure_use(config: UseEvaluation, view: View) -> Path:
+    with view.step("use", Path(config.backbone.path).name) as step:
+        path = evaluate_use(config)
+        step.done(f"{len(read_result(path).metrics)} numbers")
+    return path
 
 
 def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
@@ -153,8 +208,9 @@ def write_report(outcome: Outcome, view: View) -> "tuple[DirectionPanel, ...]":
 
 def backbone_name(run: RunConfig) -> str:
     """Return the name of a run's backbone, or of the control that replaces it."""
-    names = {"random_weights": "random weights", "raw_pixels": "raw pixels"}
-    return names.get(run.control, Path(run.backbone.path).name)
+    if run.control == RUN_ITSELF:
+        return Path(run.backbone.path).name
+    return run.control.replace("_", " ").replace("vae", "VAE")
 
 
 def _extract(run: RunConfig, view: View) -> Path:
@@ -171,7 +227,6 @@ def _extract(run: RunConfig, view: View) -> Path:
 
 
 def _train(run: RunConfig, view: View) -> Path:
-    from diffprobe.core.result import read_result
     from diffprobe.training.progress import StepBar
 
     name = run.probe.name.replace("_", " ")

@@ -10,6 +10,7 @@ from diffprobe.core.progress import Bar
 from diffprobe.core.result import RunResult
 from diffprobe.demo.config import DemoConfig
 from diffprobe.evaluation.probe_runs import ProbeRun
+from diffprobe.evaluation.use import UseEvaluation
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
@@ -49,11 +50,21 @@ class Demo:
     """Its runs, in order."""
     specs: tuple[TableSpec, ...]
     """Its tables."""
+    use: tuple[UseEvaluation, ...] = ()
+    """Its measurements of what the backbone uses."""
+    left_out: tuple[str, ...] = ()
+    """Rungs of a ladder that do not apply, each with the reason."""
 
     @property
     def folder(self) -> Path:
         """Folder of the runs."""
         return Path(self.config.output)
+
+    @property
+    def page_specs(self) -> tuple[TableSpec, ...]:
+        """The tables on the page."""
+        names = self.config.on_page or self.config.tables[:1]
+        return tuple(spec for name, spec in zip(self.config.tables, self.specs, strict=True) if name in names)
 
     def stores(self) -> list[RunConfig]:
         """Return one run per feature store that the runs read."""
@@ -71,10 +82,24 @@ class Outcome:
     """One per run, in order."""
     result_paths: tuple[Path, ...]
     """Their files."""
+    use_results: tuple[RunResult, ...] = ()
+    """One per measurement of what the backbone uses, in order."""
+    use_paths: tuple[Path, ...] = ()
+    """Their files."""
     store_paths: tuple[Path, ...]
     """The feature stores."""
     tables: tuple[str, ...]
     """The tables in Markdown, as `diffprobe table` prints them."""
+
+    @property
+    def all_results(self) -> tuple[RunResult, ...]:
+        """All results, the source of the tables."""
+        return (*self.results, *self.use_results)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of each of all results."""
+        return [path.parent for path in (*self.result_paths, *self.use_paths)]
 
     def probe_runs(self) -> tuple[ProbeRun, ...]:
         """Return the runs as the panels of a page read them."""

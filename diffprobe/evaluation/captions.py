@@ -2,26 +2,32 @@
 the choice of the right caption among others. Controls are chance and a regression that denoises nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
-from diffprobe.analysis.statistics import Statistic, bootstrap_interval
+from diffprobe.analysis.statistics import bootstrap_interval, mean_of
 from diffprobe.backbones.base import Condition, take_rows
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import EmptyClass
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
+from diffprobe.evaluation.caption_accuracy import METHOD, accuracy_record
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
 from diffprobe.scoring.denoising_error import DenoisingError, Score
 from diffprobe.scoring.noise_sets import spread_timesteps
+
+CHANCE = "chance"
+"""Name of the control that chooses at random."""
+ON_WORDS, ON_TEXT_ENCODER = REGRESSIONS = ("regression_on_words", "regression_on_text_encoder")
+"""Names of the controls of `regressions`."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,8 @@ def _gain(gain: Float[Tensor, " sample"], families: Sequence[str], seed: int) ->
     """Error saved by the right caption, with an interval over families: variants of one drawing are not independent."""
     if len(set(families)) < 2:
         return {"gain": float(gain.mean())}  # one family has no spread
-    interval = bootstrap_interval(_mean_of(gain.numpy()), families, seed=seed)
+    interval = bootstrap_interval(mean_of(gain.numpy()), families, seed=seed, method=METHOD)
     return {"gain": interval.estimate, "gain_interval": [interval.low, interval.high], "level": interval.level}
-
-
-def _mean_of(values: Any) -> Statistic:
-    return lambda rows: float(values[rows].mean())
 
 
 def other_rows(groups: Sequence[str], seed: int) -> Tensor:
@@ -174,8 +176,8 @@ def regressions(
     rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
     captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
-        "regression_on_words": WordVectors(captions),
-        "regression_on_text_encoder": mean_states,
+        ON_WORDS: WordVectors(captions),
+        ON_TEXT_ENCODER: mean_states,
     }
     fitted: dict[str, Expectation] = {}
     for name, vectors in inputs.items():
@@ -197,18 +199,19 @@ def caption_choice(
     n: int,
     timesteps: Sequence[int],
     screening: Screening | None,
-    expectations: dict[str, Expectation],
-    parts: dict[str, Bool[Tensor, " sample"]],
+    expected: Mapping[str, Float[Tensor, "sample number"]],
+    by: Sequence[str],
     seed: int,
     progress: ProgressDisplay,
-) -> list[MetricRecord]:
+) -> MetricRecord:
     """Share of images whose own caption among n has the least denoising error; controls: chance, and the regressions.
 
     Args:
         conditions: encoded caption of each sample, one row each.
-        expectations: see `regressions`; evaluated on the same candidates; may be empty.
-        parts: subsets that have a record of their own, by the end of its name; empty ones are left out.
-    Returns: `caption_of_<n>_accuracy` over all samples, and one per part; a part of one family has no interval.
+        expected: per regression the latent expected for each sample's caption; may be empty. The regressions choose
+            among the same candidates.
+        by: attributes for whose values the accuracy is recorded too.
+    Returns: `caption_of_<n>_accuracy`; see `accuracy_record`.
     Raises: EmptyClass with fewer than n groups.
     """
     table = encoded.table
@@ -218,31 +221,33 @@ def caption_choice(
             score, encoded.latents, table.keys, conditions, candidates, timesteps,
             screening=screening, on_batch=bar.update,
         )  # fmt: skip
-    by_control = {
-        name: choose_nearest(expected(encoded.captions), encoded.latents, candidates)
-        for name, expected in expectations.items()
-    }
-    records = []
-    for part, rows in {"": torch.ones(len(table), dtype=torch.bool), **parts}.items():
-        if not rows.any():
-            continue
-        right = choice.right[rows].numpy()
-        families = [encoded.families[row] for row in rows.nonzero().flatten().tolist()]
-        detail: dict[str, Any] = {"timesteps": list(timesteps)}
-        if len(set(families)) > 1:
-            interval = bootstrap_interval(_mean_of(right), families, seed=seed)
-            detail |= {"interval": [interval.low, interval.high], "level": interval.level}
-        if screening is not None:
-            detail["screening"] = {
-                "timesteps": list(screening.timesteps),
-                "kept": screening.kept,
-                "accuracy": float(choice.right_at_screening[rows].float().mean()),
-            }
-        controls = {"chance": 1 / n, **{name: float(found[rows].float().mean()) for name, found in by_control.items()}}
-        name = f"caption_of_{n}_accuracy" + (f"_{part}" if part else "")
-        records.append(
-            MetricRecord(
-                name=name, value=float(right.mean()), split=split, n=int(rows.sum()), controls=controls, detail=detail
-            )
-        )
-    return records
+    controls = {CHANCE: torch.full((len(table),), 1 / n, dtype=torch.float64)}
+    for name, of_captions in expected.items():
+        controls[name] = choose_nearest(of_captions, encoded.latents, candidates).double()
+    detail: dict[str, Any] = {"timesteps": list(timesteps)}
+    if screening is not None:
+        detail["screening"] = {
+            "timesteps": list(screening.timesteps),
+            "kept": screening.kept,
+            "accuracy": float(choice.right_at_screening.double().mean()),
+        }
+    return accuracy_record(
+        choice_metric(n),
+        choice.right.double().numpy(),
+        {name: values.numpy() for name, values in controls.items()},
+        split=split,
+        families=encoded.families,
+        attributes=table.attributes,
+        by=by,
+        seed=seed,
+        detail=detail,
+    )
+
+
+def choice_metric(n: int) -> str:
+    """Return the name of the accuracy among n captions.
+
+    >>> choice_metric(10)
+    'caption_of_10_accuracy'
+    """
+    return f"caption_of_{n}_accuracy"

@@ -42,7 +42,7 @@ def test_check_validates_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys
     assert "8 runs, 3 stores" in capsys.readouterr().out and not (tmp_path / "out").exists()
     folder = tmp_path / "out, [für]=1"
     assert main(["demo", f"output='{folder}'", "--check"]) == 0
-    assert str(folder) in (out := capsys.readouterr().out) and "11 runs, 3 stores" in out
+    assert str(folder) in (out := capsys.readouterr().out) and "17 runs, 5 stores" in out
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['
     ],
 )
 def test_the_check_names_the_run_with_the_error(tiny_study, tmp_path, capsys, setting, words):
-    settings = [*tiny_study, RUNS, "tables=[tiny]", f"output={tmp_path / 'out'}"]
+    settings = [*tiny_study, RUNS, "tables=[tiny]", "on_page=[]", f"output={tmp_path / 'out'}"]
     assert main(["demo", "--check", *settings, setting]) == 2
     assert words in capsys.readouterr().err
 

@@ -12,8 +12,9 @@ defaults:
 n_candidates: 2
 n_choice_timesteps: 1
 group_attribute: style
+by_attributes: [style]
 gates:
-  psnr_db/test: -100
+  psnr_db/test: {at_least: -100}
 """
 
 
@@ -33,7 +34,11 @@ def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert [line for line in lines if line.startswith("test psnr_db")][0].endswith(")")  # its controls
     (choice,) = (line for line in lines if line.startswith("val caption_of_2_accuracy"))
     assert " [" in choice and "n=4  (controls: chance 0.5)" in choice
+    after = lines[lines.index(choice) + 1 :]
+    assert after[0].startswith("  minus chance: ") and after[0].endswith("]")
+    assert after[1].startswith("  by style: noto ") and after[1].count("(n=2)") == 2
     (path,) = (tmp_path / "runs" / "mine" / "evaluate").glob("*/result.json")
+    assert f"tables: {path.with_name('tables.md')}" in lines and path.with_name("tables.md").is_file()
     assert f"result: {path}" in lines
     assert not [line for line in lines if "gate" in line]
     assert err == ""  # no bar, warning or notice of the libraries
@@ -48,7 +53,7 @@ def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
 
 
 def test_a_missed_gate_is_the_exit_status(command, capsys):
-    assert main([*command, "gates={psnr_db/test: 200}"]) == 1
+    assert main([*command, "gates={psnr_db/test: {at_least: 200}}"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("gate missed: psnr_db/test is ") and last.endswith(", at least 200 is required")
 

@@ -5,6 +5,7 @@ The whole of it, twice, is in tests/cli/test_demo.py.
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from diffprobe.config.controls import LADDER
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.demo.config import PanelConfig
 from diffprobe.demo.console import DemoConsole
 from diffprobe.demo.page import demo_facts, make_page
 from diffprobe.demo.panels import direction_panels, latent_panels
-from diffprobe.demo.run import backbone_name, load_demo, run_demo, write_report
+from diffprobe.demo.run import _check_folder, backbone_name, load_demo, run_demo, write_report
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction import Direction
 from diffprobe.probes.sae.topk import KSAE
@@ -68,9 +70,16 @@ def test_runs_with_the_same_features_share_a_store(tiny_study):
 def test_the_shipped_demo_is_what_the_experiment_files_do(tmp_path):
     demo = load_demo([f"output={tmp_path}"])
     assert {run.data.limit for run in demo.runs} == {2560} and {run.seed for run in demo.runs} == {0}
-    kinds = {kind: {run.control for run in demo.runs if run.probe.kind == kind} for kind in ("sae", "classifier")}
-    assert kinds == {"sae": {"none", "random_weights"}, "classifier": {"none", "random_weights", "raw_pixels"}}
-    assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)}
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for run in demo.runs:
+        kinds.setdefault((run.probe.kind, run.probe.name), []).append(run.control)
+    assert kinds == {
+        ("classifier", "linear_cv"): [*LADDER, "none"],
+        ("sae", "topk"): ["none", "random_weights"],
+        ("direction", "mean_difference"): [*LADDER, "none"],
+        ("direction", "ridge_cv"): [*LADDER, "none"],
+    }
+    assert {run.features.timesteps for run in demo.runs} == {(25, 200, 500)} and demo.left_out == ()
     assert demo.config.panels == PanelConfig() and ShardSet.load(demo.runs[0].data.path).group == "family"
 
 
@@ -145,6 +154,42 @@ def test_a_bar_too_high_for_every_latent_is_named(outcome):
     config = replace(done.demo.config, panels=PanelConfig(min_active=1000))
     with pytest.raises(EmptyClass, match="1000 or more of 16"):
         latent_panels(replace(done, demo=replace(done.demo, config=config)))
+
+
+def test_what_is_used_stands_beside_what_is_read(outcome):
+    done, _ = outcome
+    (used,) = done.use_results
+    assert used.kind == "use" and {record.probe for record in used.metrics} == {"patching"}
+    assert {str(record.cell).partition("@")[0] for record in used.metrics} == {"mid_block", "up_blocks.0"}
+    table = done.tables[1]
+    assert "patching" in table and "n/a" not in table
+    html = render_page(make_page(done, ()))
+    assert "Tiny, used" in html and html.index("Tiny, used") > html.index("<h")
+
+
+def test_results_of_other_measurements_of_use_are_refused(outcome, tmp_path):
+    done, _ = outcome
+    folder = tmp_path / "out"
+    shutil.copytree(done.demo.folder, folder)
+    moved = replace(done.demo, config=replace(done.demo.config, output=str(folder)))
+    path = folder / done.use_paths[0].relative_to(done.demo.folder)
+    other = path.parent.with_name("0123456789ab") / path.name
+    other.parent.mkdir()
+    shutil.copy(path, other)
+    moved = replace(moved, runs=tuple(replace(run, output=str(folder)) for run in moved.runs))
+    _check_folder(moved)  # before the measurement its folder is not known
+    with pytest.raises(ConfigError, match="1 result.s. of other settings"):
+        _check_folder(moved, [path])
+
+
+def test_a_ladder_in_a_demo_is_a_run_for_each_rung(tiny_study):
+    demo = load_demo([*tiny_study, "output=o", "runs=[{experiment: tiny/classifier, settings: ['control=ladder']}]"])
+    assert [run.control for run in demo.runs] == [*LADDER, "none"]
+
+
+def test_a_table_on_the_page_is_one_of_the_tables(tiny_study):
+    with pytest.raises(ConfigError, match="on_page: emoji is not among tables: tiny"):
+        load_demo([*tiny_study, "output=elsewhere", "tables=[tiny]", "on_page=[emoji]"])
 
 
 def test_the_page_holds_everything(outcome):

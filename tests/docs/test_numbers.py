@@ -1,15 +1,18 @@
 """The tables of README and docs/benchmarks.md: made again from recorded results, or consistent in themselves.
 
-Recorded: the two tables of the demo, from the result files in docs/results/demo. The tables of speeds and of the 192
-autoencoders have no recorded files in the repository: of the former, the derived columns and the ratios in the text are
-computed again; of the latter, only the rows are counted.
+Recorded: the tables of the demo, from the result files and the CSV in docs/results/demo. The tables of speeds and of
+the 192 autoencoders have no recorded files in the repository: of the former, the derived columns and the ratios in the
+text are computed again; of the latter, only the rows are counted.
 """
 
+import csv
 import re
 
 import pytest
 
 from diffprobe.config import search_path
+from diffprobe.core.result import read_result
+from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.report.table import build_table
 from tests.docs.markdown import ROOT
 
@@ -30,23 +33,42 @@ def rows(text: str, first: str) -> list[list[str]]:
     return found
 
 
+FIRST = {"emoji": "target", "emoji/use": "intervention", "emoji/directions": "direction"}
+"""Table of the demo -> the heading of its first column."""
+
+
 def printed(name: str) -> list[list[str]]:
-    """Return the rows of a table that is made from the recorded results."""
-    return rows(build_table(name, RESULTS).to_markdown(), {"emoji": "target", "emoji/directions": "direction"}[name])
+    """Return the rows of a table that is made from the recorded results, without marks: predictions are not kept."""
+    return unmarked(rows(build_table(name, RESULTS).to_markdown(), FIRST[name]))
+
+
+def unmarked(found: list[list[str]]) -> list[list[str]]:
+    return [[cell.removesuffix(" ‡") for cell in row] for row in found]
+
+
+def marks(name: str) -> list[bool]:
+    """Return for each entry of a table, row by row, whether the recorded CSV marks it."""
+    with (RESULTS / f"{name.replace('/', '-')}.csv").open(encoding="utf-8", newline="") as file:
+        return [row["below_control"] == "True" for row in csv.DictReader(file)]
 
 
 def test_the_readme_can_be_read_in_three_minutes() -> None:
     assert len(README.splitlines()) <= 130
 
 
-@pytest.mark.parametrize(("name", "first"), [("emoji", "target"), ("emoji/directions", "direction")])
-def test_the_tables_of_the_demo_are_those_of_the_recorded_results(name: str, first: str) -> None:
-    assert rows(BENCHMARKS, first) == printed(name)
+@pytest.mark.parametrize("name", FIRST)
+def test_the_tables_of_the_demo_are_those_of_the_recorded_results(name: str) -> None:
+    shown = rows(BENCHMARKS, FIRST[name])
+    assert unmarked(shown) == printed(name)
+    marked = [cell.endswith(" ‡") for row in shown for cell in row]
+    assert sum(marked) == sum(marks(name))
+    columns = len(marks(name)) // len(shown)
+    first = next(i for i, cell in enumerate(shown[0]) if re.fullmatch(r"[\d.]+( ‡)?", cell))
+    assert [cell.endswith(" ‡") for row in shown for cell in row[first : first + columns]] == marks(name)
 
 
-def test_the_table_of_the_readme_is_part_of_that_table() -> None:
-    shown = rows(README, "target")
-    assert shown == [row for row in printed("emoji") if row[0].startswith("group")] and len(shown) == 4
+def test_the_table_of_the_readme_is_that_table() -> None:
+    assert rows(README, "target") == rows(BENCHMARKS, "target")
 
 
 def test_the_figure_is_drawn_from_the_recorded_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,3 +131,9 @@ def test_the_readme_repeats_the_benchmarks() -> None:
 def test_the_page_of_models_lists_every_preset_of_a_backbone() -> None:
     listed = set(re.findall(r"`([a-z0-9-]+)`", (ROOT / "docs/users/models.md").read_text("utf-8")))
     assert set(search_path.groups()["backbone"]) <= listed
+
+
+def test_the_card_of_the_shipped_model_has_its_recorded_evaluation() -> None:
+    recorded = backbone_tables(read_result(ROOT / "docs/results/emoji-sd/result.json"))
+    card = (ROOT / "diffprobe/assets/emoji-sd/README.md").read_text("utf-8")
+    assert recorded.strip() in card

@@ -12,13 +12,11 @@ from diffprobe.analysis.caption_regression import RegressionRule
 from diffprobe.backbones.families import sd_unet
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
-from diffprobe.core.result import MetricRecord, read_result
-from diffprobe.evaluation.backbone import (
-    BackboneEvaluation,
-    evaluate_backbone,
-    load_pipeline,
-    missed_gates,
-)
+from diffprobe.core.result import read_result
+from diffprobe.evaluation.backbone import evaluate_backbone, load_pipeline
+from diffprobe.evaluation.backbone_settings import BackboneEvaluation
+from diffprobe.evaluation.backbone_tables import backbone_tables
+from diffprobe.evaluation.gates import Gate
 from diffprobe.generative.image_table import load_table
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.shards.index import ShardSet
@@ -38,7 +36,10 @@ def config(tiny_sd, tiny_shards) -> BackboneEvaluation:
         n_screening_timesteps=1,
         n_screened=2,
         regression=RegressionRule(images=20),
-        gates={"psnr_db/val": -100.0, "caption_of_3_accuracy/test": 1.1},
+        matched_attributes=("style",),
+        n_matched_timesteps=2,
+        by_attributes=("colour",),
+        gates={"psnr_db/val": Gate(at_least=-100.0), "caption_of_3_accuracy/test": Gate(at_least=1.1)},
         prompts=("noto emoji, cat", "twemoji emoji, dog", "red circle"),
         sampling_steps=2,
     )
@@ -47,8 +48,8 @@ def config(tiny_sd, tiny_shards) -> BackboneEvaluation:
 @pytest.fixture(scope="module")
 def evaluated(config, tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluated")
-    path, missed = evaluate_backbone(dataclasses.replace(config, output=str(output)))
-    return path, missed, {(r.name, r.split): r for r in read_result(path).metrics}
+    path, checks = evaluate_backbone(dataclasses.replace(config, output=str(output)))
+    return path, checks, {(r.name, r.split): r for r in read_result(path).metrics}
 
 
 def test_all_questions_are_answered_on_both_splits(evaluated):
@@ -65,7 +66,13 @@ def test_all_questions_are_answered_on_both_splits(evaluated):
 @pytest.mark.slow
 def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results(tiny_sd, config, tmp_path):
     model = tmp_path / "model"
-    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few = {
+        "regression": RegressionRule(images=0),
+        "prompts": (),
+        "n_candidates": 2,
+        "n_choice_timesteps": 1,
+        "gates": {},
+    }
     few |= {"model": str(model), "output": str(tmp_path / "runs"), "n_screening_timesteps": 0}
 
     def evaluate(**changed):
@@ -83,19 +90,6 @@ def test_another_model_of_the_same_name_and_other_settings_leave_earlier_results
     assert results[other].artifacts["input/backbone"] == checkpoint_digest(str(model))
     assert {found.artifacts["input/shards"] for found in results.values()} == {ShardSet.load(config.data.path).digest}
     assert results[first].config == results[other].config and results[first].metrics != results[other].metrics
-
-
-def test_what_training_had_nothing_like_is_counted_by_itself(config, tmp_path):
-    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
-    few |= {"n_screening_timesteps": 0, "data": dataclasses.replace(config.data, limit=2), "output": str(tmp_path)}
-    path, _ = evaluate_backbone(dataclasses.replace(config, family_attribute="colour", **few))
-    found = {record.split: record for record in read_result(path).metrics if record.name.endswith("_new_colour")}
-    colours = {
-        split: {sample["colour"] for sample in load_table(few["data"], split, resolution=32).attributes}
-        for split in ("train", "val", "test")
-    }
-    assert colours["train"] == {"red"} and colours["val"] == {"red", "green"} and "red" not in colours["test"]
-    assert {split: record.n for split, record in found.items()} == {"val": 1, "test": 2}
 
 
 def test_reconstruction_has_controls_without_a_model(config, evaluated):
@@ -134,16 +128,17 @@ def test_samples_are_a_grid_of_all_prompts(evaluated):
 
 
 def test_missed_gates_are_named(evaluated):
-    _, missed, records = evaluated
+    _, checks, records = evaluated
     value = records["caption_of_3_accuracy", "test"].value
-    assert missed == [f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is required"]
+    assert [check.reached for check in checks] == [True, False]
+    assert checks[1].line == f"caption_of_3_accuracy/test is {value:.4g}, at least 1.1 is required"
 
 
-def test_a_gate_is_reached_at_its_value_and_missed_without_a_metric():
-    record = MetricRecord(name="psnr_db", value=27.0, split="test", n=3)
-    assert missed_gates({"psnr_db/test": 27.0}, [record]) == []
-    assert missed_gates({"psnr_db/val": 1.0}, [record]) == ["psnr_db/val was not measured"]
-    assert len(missed_gates({"psnr_db/test": 27.01, "x/y": 0}, [record])) == 2
+def test_the_tables_of_the_result_are_beside_it(evaluated):
+    path = evaluated[0]
+    tables = path.with_name("tables.md").read_text()
+    assert tables == backbone_tables(read_result(path))
+    assert "| caption_of_3_accuracy | test | 4 |" in tables and "missed |" in tables
 
 
 def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
@@ -154,8 +149,12 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
         evaluate(group_attribute="color")
     with pytest.raises(UnknownName, match="unknown family_attribute 'shade'"):
         evaluate(family_attribute="shade")
+    with pytest.raises(UnknownName, match="unknown matched_attributes 'shade'"):
+        evaluate(matched_attributes=("style", "shade"))
+    with pytest.raises(UnknownName, match="unknown by_attributes 'shade'"):
+        evaluate(by_attributes=("shade",))
     with pytest.raises(EmptyClass, match="10 different groups"):
-        evaluate(n_candidates=10)
+        evaluate(n_candidates=10, gates={})
     for screening in (2, 9):
         with pytest.raises(ConfigError, match=f"n_screening_timesteps={screening} .* n_choice_timesteps=3"):
             evaluate(n_screening_timesteps=screening)
@@ -164,10 +163,38 @@ def test_data_that_cannot_be_asked_are_refused(config, tmp_path):
     assert not list(tmp_path.rglob("result.json"))
 
 
+def test_only_the_named_splits_are_scored_and_an_unknown_one_is_refused_before_the_model_is_opened(config, tmp_path):
+    few = {"regression": RegressionRule(images=0), "prompts": (), "n_candidates": 2, "n_choice_timesteps": 1}
+    few |= {"n_screening_timesteps": 0, "gates": {}, "matched_attributes": (), "output": str(tmp_path)}
+    path, _ = evaluate_backbone(dataclasses.replace(config, **few, splits=("test",)))
+    result = read_result(path)
+    assert {record.split for record in result.metrics} == {"test"} and result.config["splits"] == ["test"]
+    with pytest.raises(UnknownName, match="'combinations'"):
+        evaluate_backbone(
+            dataclasses.replace(config, **few | {"model": str(tmp_path / "nothing")}, splits=("test", "combinations"))
+        )
+
+
+def test_captions_of_emoji_are_matched_where_its_samples_are(tiny_sd, tmp_path, caplog):
+    config = BackboneEvaluation(
+        experiment="emoji/evaluate", model=str(tiny_sd), data=DataConfig(path="emoji", limit=100),
+        splits=("combinations",), family_attribute="family", n_candidates=2, n_choice_timesteps=1,
+        matched_attributes=("style", "skin_tone", "gender"), n_matched_timesteps=1, output=str(tmp_path),
+    )  # fmt: skip
+    path, _ = evaluate_backbone(config)
+    found = {record.name: record for record in read_result(path).metrics if record.name.startswith("matched")}
+    attributes = load_table(config.data, "combinations", resolution=32).attributes
+    for name in ("skin_tone", "gender"):
+        record = found[f"matched_caption_accuracy_{name}"]
+        assert 2 <= record.n <= sum(name in values for values in attributes)
+        assert record.n + record.detail["left_out"] == 100 and record.controls == {"chance": 0.5}
+    assert ("matched_caption_accuracy_style" in found) != ("'style'" in caplog.text)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("n_candidates", 1), ("n_choice_timesteps", 0), ("sampling_steps", 0), ("n_screened", 0),
-     ("n_screening_timesteps", -1)],
+    [("n_candidates", 1), ("n_matched_timesteps", 0), ("n_choice_timesteps", 0), ("sampling_steps", 0),
+     ("n_screened", 0), ("n_screening_timesteps", -1)],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(config, key, value):
     with pytest.raises(ConfigError, match=f"{key}={value} is out of range"):
@@ -179,7 +206,7 @@ def test_the_numbers_are_kept_where_the_samples_fail(config, tmp_path, monkeypat
         raise RuntimeError("no samples")
 
     monkeypatch.setattr("diffprobe.evaluation.backbone.sample_grid", fails)
-    few = {"regression": RegressionRule(images=0), "n_candidates": 2, "n_choice_timesteps": 1}
+    few = {"regression": RegressionRule(images=0), "n_candidates": 2, "n_choice_timesteps": 1, "gates": {}}
     with pytest.raises(RuntimeError, match="no samples"):
         evaluate_backbone(dataclasses.replace(config, **few, n_screening_timesteps=0, output=str(tmp_path)))
     assert [read_result(path).kind for path in tmp_path.rglob("result.json")] == ["backbone_eval"]

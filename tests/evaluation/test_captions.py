@@ -81,24 +81,25 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
     assert width(alone) < 0.75 * width(copies)
 
 
-def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, parts=None):
+def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, by=()):
     with ProgressDisplay(shown=False) as progress:
         return caption_choice(
             Planted(), encoded, {"text": text[:, None]}, "test", n=10, timesteps=[100, 300, 700], screening=screening,
-            expectations=expectations, parts=parts or {}, seed=0, progress=progress,
+            expected={name: of(encoded.captions) for name, of in expectations.items()}, by=by, seed=0,
+            progress=progress,
         )  # fmt: skip
 
 
 def test_the_choice_has_chance_and_the_regressions_as_controls():
     train, test = planted(300, 1), planted(80, 2)
     fitted = regressions(train, RegressionRule(images=250), vectors, seed=0)
-    [record] = chosen(test, vectors(test.captions), fitted)
+    record = chosen(test, vectors(test.captions), fitted)
     assert record.name == "caption_of_10_accuracy" and record.value == 1 and record.n == 80
     assert record.controls["chance"] == 0.1 and record.detail["timesteps"] == [100, 300, 700]
     assert record.controls["regression_on_words"] > 0.9 and record.controls["regression_on_text_encoder"] > 0.9
     mixed = dataclasses.replace(train, latents=train.latents[torch.randperm(300)])  # captions of other images
     fitted = regressions(mixed, RegressionRule(images=250), vectors, seed=0)
-    controls = chosen(test, vectors(test.captions), fitted)[0].controls
+    controls = chosen(test, vectors(test.captions), fitted).controls
     assert controls["regression_on_words"] < 0.35 and controls["regression_on_text_encoder"] < 0.35
 
 
@@ -106,33 +107,47 @@ def test_a_model_that_knows_nothing_chooses_by_chance_and_the_regressions_do_not
     train, test = planted(200, 1), planted(200, 2)
     fitted = regressions(train, RegressionRule(images=200), vectors, seed=0)
     blind = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
-    [known], [unknown] = chosen(test, vectors(test.captions), fitted), chosen(test, blind, fitted)
+    known, unknown = chosen(test, vectors(test.captions), fitted), chosen(test, blind, fitted)
     low, high = unknown.detail["interval"]
     assert low <= unknown.value <= high and unknown.value < 0.3 and known.controls == unknown.controls
 
 
-def test_parts_of_the_samples_are_counted_by_themselves_on_the_same_candidates():
-    train, test = planted(200, 1), planted(60, 2)
-    fitted = regressions(train, RegressionRule(images=200), vectors, seed=0)
-    half = torch.arange(60) < 30
+def test_a_paired_difference_tells_a_model_that_knows_more_from_one_that_knows_as_much():
+    train, test = planted(200, 1), planted(120, 2)
+    half = dataclasses.replace(train, latents=torch.cat([train.latents[:, :5], torch.zeros(200, 5, 1, 1)], 1))
+    fitted = regressions(half, RegressionRule(images=200), vectors, seed=0)  # knows five of ten words
+    text = vectors(test.captions)
+    more = chosen(test, text, fitted).detail["differences"]
+    as_much = chosen(test, torch.cat([text[:, :5], torch.zeros(120, 5)], 1), fitted)
+    assert set(more) == {"chance", "regression_on_words", "regression_on_text_encoder"}
+    assert all(found["low"] > 0 for found in more.values())
+    found = as_much.detail["differences"]["regression_on_words"]
+    assert found["low"] <= 0.05 and found["estimate"] < more["regression_on_words"]["low"]
+    assert as_much.detail["differences"]["chance"]["low"] > 0
+    whole = as_much.value - as_much.controls["regression_on_words"]
+    assert found["estimate"] == pytest.approx(whole) and found["n_groups"] == len(set(test.families))
+
+
+def test_the_accuracy_is_also_that_of_the_values_of_attributes():
+    test = planted(60, 2)
     text = vectors(test.captions)
     text[:30] = torch.rand(30, 10, generator=torch.Generator().manual_seed(0))  # nothing is known of these
-    parts = {"lost": half, "found": ~half, "none": half & ~half}
-    whole, lost, found = chosen(test, text, fitted, parts=parts)
-    assert [r.name for r in (lost, found)] == ["caption_of_10_accuracy_lost", "caption_of_10_accuracy_found"]
-    assert lost.n == found.n == 30 and whole.n == 60 and lost.value < 0.4 < found.value
-    assert whole.value == pytest.approx((lost.value + found.value) / 2)
-    for name in whole.controls:
-        assert whole.controls[name] == pytest.approx((lost.controls[name] + found.controls[name]) / 2)
-    assert lost.detail["interval"][1] < found.detail["interval"][1]
+    attributes = [{"half": "lost"}] * 30 + [{"half": "found"}] * 20 + [{}] * 10
+    test = dataclasses.replace(test, table=dataclasses.replace(test.table, attributes=attributes))
+    record = chosen(test, text, {}, by=["half"])
+    found = record.detail["by"]["half"]
+    assert {value: of_value["n"] for value, of_value in found.items()} == {"lost": 30, "found": 20, "(none)": 10}
+    assert found["lost"]["accuracy"] < 0.4 and found["found"]["accuracy"] == found["(none)"]["accuracy"] == 1
+    assert record.value == pytest.approx((30 * found["lost"]["accuracy"] + 30) / 60)
+    assert found["lost"]["controls"] == {"chance": pytest.approx(0.1)}
 
 
 def test_a_screening_is_recorded_with_what_it_alone_would_say():
     test = planted(40, 3)
     late = Screening(timesteps=(700,), kept=3)  # where the planted model knows nothing, so all is a tie
-    [record] = chosen(test, vectors(test.captions), {}, late)
+    record = chosen(test, vectors(test.captions), {}, late)
     assert record.detail["screening"] == {"timesteps": [700], "kept": 3, "accuracy": 0.0} and record.value == 0
-    [early] = chosen(test, vectors(test.captions), {}, Screening(timesteps=(100,), kept=3))
+    early = chosen(test, vectors(test.captions), {}, Screening(timesteps=(100,), kept=3))
     assert early.detail["screening"]["accuracy"] == early.value == 1
 
 

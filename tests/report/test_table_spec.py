@@ -19,9 +19,11 @@ def load(tmp_path, text):
 @pytest.mark.parametrize("path", sorted((shipped_root() / "experiments").rglob("table.yaml")), ids=str)
 def test_every_shipped_table_parses(path):
     for spec in load_specs(path):
-        # a latent is dead if no training sample activates it
-        wanted = "train" if spec.metric == "dead_fraction" else "test"
-        assert spec.controls and spec.filter.get("split") == wanted
+        used = spec.filter.get("kind") == "use"  # an intervention is its own comparison with the untouched network
+        # a latent is dead if no training sample activates it; many cells are compared on val
+        on_val = used or spec.select == "val"
+        wanted = "train" if spec.metric == "dead_fraction" else "val" if on_val else "test"
+        assert (used or spec.controls) and spec.filter.get("split") == wanted
 
 
 def test_a_typo_is_refused_with_file_line_and_nearest_name(tmp_path):

@@ -77,7 +77,9 @@ def test_a_planted_group_in_train_and_test_is_refused_before_training(run, tiny_
     assert make_source(run(*settings)).request.shard_set.group is None
 
 
-def test_the_shipped_set_is_not_refused_for_the_groups_that_its_card_names():
+def test_the_shipped_set_has_no_family_in_two_of_the_splits_of_a_run():
     shard_set = ShardSet.load("emoji")
-    assert shard_set.group == "family" and shard_set.grouped_by is None
+    assert shard_set.group == "family" and shard_set.grouped_by == "family"
     require_no_leak(DataConfig(path="emoji"), shard_set)
+    with pytest.raises(SplitLeak, match="combinations and train: 247 values"):
+        require_no_leak(DataConfig(path="emoji", test_split="combinations"), shard_set)

@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ HELP = "Noto and Twemoji drawings, 64 x 64, with captions and attributes"
 CARD = DatasetCard(
     name="emoji",
     licence="noto: Apache-2.0; twemoji: CC BY 4.0; names: MIT (see README.md)",
-    counts={"train": 5457, "val": 577, "test": 576},
+    counts={"train": 4868, "val": 656, "test": 592, "combinations": 494},
     n_classes=94,
-    disjoint_by={"test": "base"},
+    disjoint_by={"test": "family", "val": "family"},
     group="family",
 )
 SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
@@ -155,24 +156,53 @@ def _fraction(*parts: str) -> float:
     return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "big") / 2**64
 
 
-def split_of(
-    base: str, family: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]
-) -> str:
-    """Return the split of one sample.
+def split_families(drawn: Sequence[Emoji], first: Mapping[str, str]) -> dict[str, str]:
+    """Assign whole families to `train`, `val` and `test`; the latter two get a tenth of the families each.
 
-    All samples of a tenth of the bases are `test`. Of the other bases, a tenth of the (style, skin tone) combinations
-    is `val`, the same ones for all bases of a family, as long as another combination of the base is in `train`.
+    Families are ordered by what they are like: group, whether they have genders and skin tones, number of drawings,
+    then a hash of the name. Of each ten in that order the second is `test` and the seventh `val`, so that the two are
+    exchangeable and similar in size.
 
     Args:
-        base: the base; of bases that share a drawing the first one, so that all or none of them are in `test`.
+        drawn: the emoji of each drawing.
+        first: family -> the first of the families that share a drawing with it; they are assigned as one.
+    Returns: family -> split.
+    """
+    members: dict[str, list[Emoji]] = {}
+    for emoji in drawn:
+        members.setdefault(first[emoji.family], []).append(emoji)
+
+    def likeness(name: str) -> tuple[str, bool, bool, int, float]:
+        of = members[name]
+        gendered, toned = any(one.gender for one in of), any(one.tones for one in of)
+        return (of[0].group, gendered, toned, len(of), _fraction("family", name))
+
+    places = {name: place % 10 for place, name in enumerate(sorted(members, key=likeness))}
+    return {family: {1: "test", 6: "val"}.get(places[name], "train") for family, name in first.items()}
+
+
+def is_combination(
+    family: str, style: str, tones: tuple[str, ...], combinations: set[tuple[str, tuple[str, ...]]]
+) -> bool:
+    """Whether a sample of a training family is held out in `combinations`.
+
+    A tenth of the (style, skin tone) combinations of a family is, the same ones for all of its bases, as long as
+    another combination of the base stays in `train`.
+
+    Args:
         combinations: (style, skin tones) of all drawings of the base.
     """
-    if _fraction("test", base) < 0.1:
-        return "test"
     ranks = {combination: _fraction("val", family, combination[0], *combination[1]) for combination in combinations}
-    chosen = (style, tones)
     kept = max(ranks, key=lambda item: (ranks[item], item))
-    return "val" if ranks[chosen] < 0.1 and chosen != kept else "train"
+    return ranks[style, tones] < 0.1 and (style, tones) != kept
+
+
+def _balanced(drawn: Iterable[tuple[Emoji, str]]) -> set[tuple[str, str, tuple[str, ...]]]:
+    """Return the (family, style, skin tones) with as many drawings of men as of women, and at least one of each."""
+    counts: dict[tuple[str, str, tuple[str, ...]], Counter[str | None]] = {}
+    for emoji, style in drawn:
+        counts.setdefault((emoji.family, style, emoji.tones), Counter())[emoji.gender] += 1
+    return {key for key, count in counts.items() if count["man"] == count["woman"] > 0}
 
 
 def _encode(path: Path) -> bytes:
@@ -200,16 +230,16 @@ def _find(folder: Path, hexcode: str) -> Path | None:
     return None
 
 
-def _first_of_equals(bases: Sequence[str], images: Sequence[bytes]) -> dict[str, str]:
-    """Map each base to the alphabetically first base that a chain of equal drawings connects it to."""
-    first = {base: base for base in bases}
+def _first_of_equals(families: Sequence[str], images: Sequence[bytes]) -> dict[str, str]:
+    """Map each family to the alphabetically first one that a chain of equal drawings connects it to."""
+    first = {family: family for family in families}
     by_image: dict[bytes, set[str]] = {}
-    for base, image in zip(bases, images, strict=True):
-        by_image.setdefault(image, set()).add(base)
+    for family, image in zip(families, images, strict=True):
+        by_image.setdefault(image, set()).add(family)
     chains = [equals for equals in by_image.values() if len(equals) > 1]
     for _ in chains:  # each pass propagates a name by at least one drawing
         for equals in chains:
-            least = min(first[base] for base in equals)
+            least = min(first[family] for family in equals)
             first.update(dict.fromkeys(equals, least))
     return first
 
@@ -231,12 +261,14 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
     for emoji, style, _ in drawn:
         combinations.setdefault(emoji.base, set()).add((style, emoji.tones))
     images = [_encode(path) for _, _, path in drawn]
-    first = _first_of_equals([emoji.base for emoji, _, _ in drawn], images)
+    first = _first_of_equals([emoji.family for emoji, _, _ in drawn], images)
+    families = split_families([emoji for emoji, _, _ in drawn], first)
+    balanced = _balanced((emoji, style) for emoji, style, _ in drawn)
     for (emoji, style, _), image in zip(drawn, images, strict=True):
         attributes = {"style": style, "group": emoji.group, "base": emoji.base, "family": emoji.family}
         if len(emoji.tones) == 1:
             attributes["skin_tone"] = emoji.tones[0]
-        if emoji.gender:
+        if emoji.gender and (emoji.family, style, emoji.tones) in balanced:
             attributes["gender"] = emoji.gender
         captions = emoji.captions(style)
         record = {
@@ -247,7 +279,9 @@ def samples(noto: Path, twemoji: Path, names: Path) -> Iterator[tuple[str, str, 
             "label": classes.index(emoji.subgroup),
         }
         members = {"json": json.dumps(record, ensure_ascii=False, sort_keys=True).encode(), "webp": image}
-        split = split_of(first[emoji.base], emoji.family, style, emoji.tones, combinations[emoji.base])
+        split = families[emoji.family]
+        if split == "train" and is_combination(emoji.family, style, emoji.tones, combinations[emoji.base]):
+            split = "combinations"
         yield split, f"{style}-{emoji.hexcode}", members
 
 
@@ -263,7 +297,7 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
 
     Raises: ShardError if a source is missing or has another format, or if `out` contains other shards.
     """
-    by_split: dict[str, list[tuple[str, dict[str, bytes]]]] = {"train": [], "val": [], "test": []}
+    by_split: dict[str, list[tuple[str, dict[str, bytes]]]] = {name: [] for name in CARD.counts}
     for split, key, members in samples(noto, twemoji, names):
         by_split[split].append((key, members))
     shards = {}
@@ -277,7 +311,7 @@ def build(noto: Path, twemoji: Path, names: Path, out: Path) -> ShardSet:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in shards.items():
         write_shard(out / name, rows)
-    return build_index(out, name=CARD.name, licence=CARD.licence)
+    return build_index(out, name=CARD.name, licence=CARD.licence, grouped_by=CARD.group)
 
 
 def tiny(folder: Path) -> tuple[dict[str, Path], int]:

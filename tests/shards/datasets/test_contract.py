@@ -97,7 +97,7 @@ def test_stubs_fail_the_contract(tmp_path: Path) -> None:
         return SimpleNamespace(**{"CARD": real.CARD, "tiny": real.tiny, "build": real.build, **changes})
 
     def nothing_split(**arguments: Any) -> ShardSet:
-        """Write everything of one base to both splits, by another key."""
+        """Write everything of one family to both splits, by another key."""
         from diffprobe.shards.index import build_index
         from diffprobe.shards.writer import write_shards
 
@@ -121,7 +121,7 @@ def test_stubs_fail_the_contract(tmp_path: Path) -> None:
         "card": stub(CARD=card(licence="mine")),
         "counts": stub(tiny=lambda folder: (real.tiny(folder)[0], 8)),
         "bytes": stub(build=unrepeatable),
-        "splits: 'test' shares values of 'base'": stub(build=nothing_split),
+        "splits: 'test' shares values of 'family'": stub(build=nothing_split),
         "splits: no sample has 'photographer'": stub(CARD=card(disjoint_by={"test": "photographer"})),
         "splits: the card declares no split rule": stub(CARD=card(disjoint_by={})),
     }

@@ -3,17 +3,18 @@
 import hashlib
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from diffprobe.core.digest import digest_file
 from diffprobe.core.errors import ShardError
 from diffprobe.shards.datasets import emoji
-from diffprobe.shards.datasets.emoji import Emoji, read_names, split_of
+from diffprobe.shards.datasets.emoji import Emoji, is_combination, read_names, split_families
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import read_shard
 
@@ -89,41 +90,79 @@ def test_names_are_read_with_tones_and_without_components(names):
     assert found[1].tags == found[0].tags  # a tone has the tags of its base
 
 
-def test_the_split_rule():
+def drawn(family: str, *, group: str = "people", tones: tuple[str, ...] = (), times: int = 1) -> list[Emoji]:
+    return [Emoji("1f600", family, (), group, "role", tones)] * times
+
+
+def test_whole_families_are_split_and_alike_ones_spread_evenly():
+    emojis = [
+        emoji
+        for number in range(300)
+        for emoji in drawn(f"plain {number}", group=f"g{number % 3}", times=1 + number % 7)
+    ]
+    emojis += [emoji for number in range(60) for emoji in drawn(f"toned {number}", tones=("light",), times=30)]
+    first = {emoji.family: emoji.family for emoji in emojis}
+    splits = split_families(emojis, first)
+    assert set(splits) == set(first)
+    for part in ("plain", "toned"):
+        counts = Counter(split for family, split in splits.items() if family.startswith(part))
+        total = counts.total()
+        assert abs(counts["test"] - total / 10) <= 1 and abs(counts["val"] - total / 10) <= 1
+    per_split = Counter(splits[emoji.family] for emoji in emojis)
+    assert per_split["test"] == pytest.approx(per_split["val"], rel=0.1)
+    shuffled = [emojis[i] for i in np.random.default_rng(0).permutation(len(emojis))]
+    assert split_families(shuffled, first) == splits  # the order of the drawings does not matter
+
+
+def test_families_that_share_a_drawing_are_in_one_split():
+    emojis = [emoji for number in range(100) for emoji in drawn(f"family {number}")]
+    first = {emoji.family: emoji.family for emoji in emojis}
+    apart = split_families(emojis, first)
+    one, other = (next(family for family in sorted(apart) if apart[family] == split) for split in ("test", "val"))
+    first[max(one, other)] = min(one, other)
+    joined = split_families(emojis, first)
+    assert joined[one] == joined[other]
+
+
+def test_combinations_of_a_family_are_held_out_together_and_never_all():
     combinations = {
         (style, tones) for style in ("noto", "twemoji") for tones in [(), *((t,) for t in emoji.SKIN_TONES)]
     }
-    counts: dict[str, int] = defaultdict(int)
-    for number in range(400):
-        family = f"family {number // 2}"
-        splits = {chosen: split_of(f"base {number}", family, *chosen, combinations) for chosen in combinations}
-        assert "test" not in splits.values() or set(splits.values()) == {"test"}  # in test as a whole or not at all
-        assert "val" not in splits.values() or "train" in splits.values()
-        for split in splits.values():
-            counts[split] += 1
-        if "test" not in splits.values():  # another base of the family has the same combinations in val
-            others = {split_of(f"other {i}", family, *chosen, combinations) for i in range(9) for chosen in combinations
-                      if splits[chosen] == "val"}  # fmt: skip
-            assert others <= {"val", "test"}
-    shares = [counts[split] / (400 * len(combinations)) for split in ("train", "val", "test")]
-    assert shares == pytest.approx([0.81, 0.09, 0.1], abs=0.04)  # of 400 bases a tenth is 40 +- 6
-    alone = {("noto", ())}
-    assert {split_of(f"base {n}", f"base {n}", "noto", (), alone) for n in range(200)} == {"train", "test"}
+    held_out = 0
+    for number in range(300):
+        found = {chosen for chosen in combinations if is_combination(f"family {number}", *chosen, combinations)}
+        assert found < combinations
+        held_out += len(found)
+    assert held_out / (300 * len(combinations)) == pytest.approx(0.1, abs=0.02)
+    assert not any(is_combination(f"base {n}", "noto", (), {("noto", ())}) for n in range(200))
 
 
-def test_bases_that_share_a_drawing_are_in_one_split(sources):
-    def splits() -> dict[str, str]:
-        return {key.split("-", 1)[1]: split for split, key, _ in emoji.samples(**sources)}
+def test_gender_is_given_where_the_family_has_as_many_men_as_women(sources):
+    """Of two genders of one family, one drawing each has the attribute; a lone one has none."""
 
-    apart = splits()
-    assert apart["1f408-fe0f"] == apart["1f46b"] == "train"
+    def genders() -> dict[str, str | None]:
+        return {
+            key: json.loads(members["json"])["attributes"].get("gender")
+            for _, key, members in emoji.samples(**sources)
+            if key.startswith("noto")
+        }
+
     names = json.loads(sources["names"].read_text())
-    # Of these two names the first one alone would be in test, by its hash; now both are.
-    names[2]["label"], names[1]["label"], names[1]["skins"] = "a1", "b1", []
+    names[2]["label"], names[1]["label"], names[1]["skins"] = "man running", "woman dancing", []
     sources["names"].write_text(json.dumps(names))
-    assert (splits()["1f408-fe0f"], splits()["1f46b"]) == ("test", "train")
-    (sources["noto"] / "1f408.png").write_bytes((sources["noto"] / "1f46b.png").read_bytes())
-    assert splits()["1f408-fe0f"] == splits()["1f46b"] == "test"
+    assert set(genders().values()) == {None}
+    names[1]["label"] = "woman running"
+    sources["names"].write_text(json.dumps(names))
+    assert {"man", "woman"} < set(genders().values()) | {None}
+    assert genders()["noto-1f408-fe0f"] == "man" and genders()["noto-1f46b"] == "woman"
+
+
+def test_equal_drawings_link_their_families(sources):
+    first = {split for split, key, _ in emoji.samples(**sources)}
+    assert first <= set(emoji.CARD.counts)
+    assert emoji._first_of_equals(["b", "a", "c", "d"], [b"1", b"1", b"1", b"2"]) == {
+        "a": "a", "b": "a", "c": "a", "d": "d",
+    }  # fmt: skip
 
 
 def test_build_writes_the_same_bytes_each_time(sources, tmp_path):
@@ -209,7 +248,7 @@ def rows(shipped) -> dict[str, Row]:
 def test_the_shipped_set_is_what_its_index_says(shipped, rows):
     assert len(rows) == sum(shard.n_samples for shard in shipped.shards) == 6610
     assert len(shipped.classes) == 94 and len(shipped.attributes["group"]) == 8
-    assert {split: shipped.n_samples(split) for split in shipped.splits()} == {"train": 5457, "val": 577, "test": 576}
+    assert {split: shipped.n_samples(split) for split in shipped.splits()} == dict(emoji.CARD.counts)
     for shard in shipped.shards:
         assert digest_file(shipped.root / shard.file) == shard.sha256
         assert sum(row.shard == shard.file for row in rows.values()) == shard.n_samples
@@ -219,20 +258,53 @@ def test_the_shipped_set_is_what_its_index_says(shipped, rows):
     assert set(shipped.attributes) == {"style", "group", "base", "family", "skin_tone", "gender"}
 
 
-def test_nothing_of_the_shipped_test_split_is_anywhere_else(rows):
-    bases, drawings = defaultdict(set), defaultdict(set)
+def test_val_and_test_are_families_that_no_other_split_has(rows):
+    families, drawings = defaultdict(set), defaultdict(set)
     for row in rows.values():
-        bases[row.split].add(row.record["attributes"]["base"])
+        families[row.split].add(row.record["attributes"]["family"])
         drawings[row.split].add(row.drawing)
-    assert len(bases["test"]) == 133
-    assert not bases["test"] & (bases["train"] | bases["val"]) and bases["val"] <= bases["train"]
-    assert not drawings["test"] & (drawings["train"] | drawings["val"]) and not drawings["val"] & drawings["train"]
+    assert len(families["test"]) == 123 and len(families["val"]) == 123
+    for split in ("val", "test"):
+        others = [other for other in drawings if other != split]
+        assert not families[split] & set().union(*(families[other] for other in others))
+        assert not drawings[split] & set().union(*(drawings[other] for other in others))
+    assert families["combinations"] <= families["train"]
 
 
-def test_a_shipped_val_combination_is_nowhere_in_train(rows):
-    """Style and skin tones of a base: those of val are unseen in train."""
+def test_val_and_test_are_alike(rows):
+    """Shares of each group, of skin tones and of genders differ by little: neither split is the easier one."""
+    counts: dict[str, Counter] = {"val": Counter(), "test": Counter()}
+    for row in rows.values():
+        if row.split in counts:
+            known = row.record["attributes"]
+            counts[row.split].update(f"{name} {known.get(name)}" for name in ("group", "skin_tone", "gender"))
+    totals = {split: sum(n for name, n in found.items() if name.startswith("group")) for split, found in counts.items()}
+    for name in counts["val"] | counts["test"]:
+        shares = [counts[split][name] / totals[split] for split in ("val", "test")]
+        assert shares[0] == pytest.approx(shares[1], abs=0.05), name
+
+
+def test_genders_are_balanced_in_each_family_of_a_split(rows):
+    counts: dict[tuple, Counter] = defaultdict(Counter)
+    for row in rows.values():
+        known = row.record["attributes"]
+        if "gender" in known:
+            counts[row.split, known["family"], known["style"], known.get("skin_tone")][known["gender"]] += 1
+    assert len({family for _, family, *_ in counts}) == 82
+    assert all(count["man"] == count["woman"] for count in counts.values())
+
+
+def test_a_shipped_combination_is_nowhere_in_train(rows):
+    """Style and skin tones of a base: those of `combinations` are unseen in train."""
     seen: dict[str, set] = defaultdict(set)
     for row in rows.values():
         tones = tuple(part for part in row.record["caption"].split(", ") if part.endswith(" skin tone"))
         seen[row.split].add((row.record["attributes"]["base"], row.record["attributes"]["style"], tones))
-    assert len(seen["val"]) > 100 and not seen["val"] & seen["train"]
+    assert len(seen["combinations"]) > 100 and not seen["combinations"] & seen["train"]
+
+
+def test_the_card_counts_samples_and_families(shipped, rows):
+    card = (shipped.root / "README.md").read_text("utf-8")
+    for split in shipped.splits():
+        families = {row.record["attributes"]["family"] for row in rows.values() if row.split == split}
+        assert f"| {split} | {shipped.n_samples(split):,} | {len(families)} |" in card

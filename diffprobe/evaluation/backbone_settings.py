@@ -1,0 +1,109 @@
+"""Settings of `diffprobe eval backbone`: what is scored on which splits, and the gates that it has to pass."""
+
+from dataclasses import dataclass, field
+
+from diffprobe.analysis.caption_regression import RegressionRule
+from diffprobe.config.schema import DataConfig
+from diffprobe.config.validators import at_least
+from diffprobe.core.errors import ConfigError, SplitLeak, unknown
+from diffprobe.evaluation.captions import CHANCE, REGRESSIONS, choice_metric
+from diffprobe.evaluation.gates import Gate
+from diffprobe.evaluation.matched_captions import matched_metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneEvaluation:
+    """Settings of `diffprobe eval backbone` (experiment files of kind `evaluate_backbone`)."""
+
+    experiment: str
+    """Name of the experiment."""
+    model: str = "emoji-sd"
+    """Folder of a StableDiffusionPipeline, or "emoji-sd"."""
+    data: DataConfig
+    """Captioned images."""
+    splits: tuple[str, ...] = ()
+    """Splits that are scored, none of them the training split; empty: the validation and the test split of `data`."""
+    group_attribute: str | None = None
+    """A wrong caption is always of another value of this attribute; samples without it form groups of one. None: the
+    group that the data set names, if any."""
+    family_attribute: str | None = None
+    """A coarser grouping; None for `group_attribute`. Intervals resample whole families, and matched captions are of
+    the same family."""
+    n_candidates: int = 10
+    """Captions to choose from; the first one is right."""
+    n_choice_timesteps: int = 15
+    """Timesteps over which the error of a candidate is averaged."""
+    n_screening_timesteps: int = 0
+    """Timesteps at which all candidates are scored, before `n_screened` of them are scored at all;
+    `n_choice_timesteps` has to be an odd multiple. 0 scores all candidates at all timesteps."""
+    n_screened: int = 3
+    """Candidates that a screening keeps."""
+    matched_attributes: tuple[str, ...] = ()
+    """Attributes that captions state by their values. For each, images choose between their own caption and those of
+    the same split and family that have another value in its place and are otherwise equal
+    (`matched_caption_accuracy_<attribute>`)."""
+    n_matched_timesteps: int = 10
+    """Timesteps over which the error of a matched candidate is averaged."""
+    by_attributes: tuple[str, ...] = ()
+    """Attributes for whose values `caption_of_<n>_accuracy` is recorded too (`detail.by`)."""
+    regression: RegressionRule = field(default_factory=RegressionRule)
+    """The control of the caption choice: a regression from captions to latents on the training split."""
+    gates: dict[str, Gate] | None = None
+    """What a metric has to reach, by "<metric>/<split>": `at_least`, a number, and `above`, controls (chance,
+    regression_on_words, regression_on_text_encoder) that it exceeds by more than the interval of the paired difference.
+    Missed ones are listed and the verb exits with 1. None (`gates=null`): no gates."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the sample grid; without prompts no grid is drawn."""
+    guidance: float = 4.0
+    """Classifier-free guidance of the samples."""
+    sampling_steps: int = 50
+    """DDIM steps of the samples."""
+    seed: int = 0
+    """Seed of noise, candidates, shuffles and samples."""
+    output: str = "runs"
+    """Folder of runs."""
+
+    def __post_init__(self) -> None:
+        at_least(2, n_candidates=self.n_candidates)
+        at_least(1, n_choice_timesteps=self.n_choice_timesteps, n_matched_timesteps=self.n_matched_timesteps)
+        at_least(1, n_screened=self.n_screened, sampling_steps=self.sampling_steps)
+        at_least(0, n_screening_timesteps=self.n_screening_timesteps)
+        first, every = self.n_screening_timesteps, self.n_choice_timesteps
+        if first and (every % first or every // first % 2 == 0):
+            raise ConfigError(
+                f"n_screening_timesteps={first} are not among n_choice_timesteps={every}.",
+                fix="an odd multiple, for example 10 and 50; or n_screening_timesteps=0",
+            )
+        for key in ("splits", "matched_attributes", "by_attributes"):
+            names = getattr(self, key)
+            if len(set(names)) < len(names):
+                raise ConfigError(f"{key}: a name occurs twice in {', '.join(names)}.")
+        if self.data.train_split in self.scored_splits:
+            raise SplitLeak(
+                f"splits: '{self.data.train_split}' is the training split; the regressions are fitted on it.",
+                fix="name held-out splits only",
+            )
+        for name, gate in (self.gates or {}).items():
+            self._check_gate(name, gate)
+
+    @property
+    def scored_splits(self) -> tuple[str, ...]:
+        """The splits that are scored."""
+        return self.splits or (self.data.val_split, self.data.test_split)
+
+    def _check_gate(self, name: str, gate: Gate) -> None:
+        """Raises: ConfigError for a gate of a metric, a split or a control that will not be measured."""
+        metric, _, split = name.partition("/")
+        accuracies = (choice_metric(self.n_candidates), *map(matched_metric, self.matched_attributes))
+        metrics = ("psnr_db", "tenths_where_text_helps", *accuracies)
+        if metric not in metrics:
+            raise unknown(f"metric in gates ('{name}'):", metric, metrics, ConfigError)
+        if split not in self.scored_splits:
+            error = unknown(f"split in gates ('{name}'):", split, self.scored_splits, ConfigError)
+            raise ConfigError(error.what, *error.details, "gates=null removes the gates, splits=[NAME] adds a split")
+        controls = () if metric not in accuracies else (CHANCE, *(REGRESSIONS if self.regression.images else ()))
+        for control in gate.above:
+            if control not in controls:
+                error = unknown(f"control in gates ('{name}'), above:", control, controls, ConfigError)
+                fits = ["it is fitted with regression.images=6000"] if control in REGRESSIONS else []
+                raise ConfigError(error.what, *error.details, *(fits if metric in accuracies else []))
