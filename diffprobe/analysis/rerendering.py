@@ -94,7 +94,7 @@ class _Search:
         self._template = sample(spec, 0, [0])
         layout = spec.layout
         self.state: dict[str, int] = {name: int(proposals[name][0]) for name in FACTORS}
-        self.state |= {name: 0 for name in self._template.offsets}
+        self.state |= dict.fromkeys(self._template.offsets, 0)
         for name in ("figure_x", "figure_y", "object_x", "object_y"):
             low, high = getattr(layout, name)
             self.state[name] = (low + high) // 2

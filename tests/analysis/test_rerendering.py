@@ -30,7 +30,7 @@ def test_factors_of_degraded_drawings_are_found_from_wrong_proposals(resolution)
     scenes = sample(SPEC, 5, np.arange(8))
     images = degraded(render(SPEC, scenes, resolution=resolution).images)
     generator = np.random.default_rng(0)
-    right = {name: 0 for name in FACTORS}
+    right = dict.fromkeys(FACTORS, 0)
     for row in range(len(scenes)):
         found = nearest_rerendering(SPEC, images[row], wrong_proposals(scenes, row, generator), n_sweeps=3)
         for name in FACTORS:

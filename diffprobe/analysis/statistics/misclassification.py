@@ -32,7 +32,7 @@ class CorrectedShares:
         read: shares as the reader gives them, float64 (values,).
         corrected: float64 (values,), in the simplex.
         low, high: ends of the interval of each share, float64 (values,).
-        draws: corrected shares of each resample, float64 (resamples, values), for intervals of functions of them.
+        draws: corrected shares of each resample, float64 (resamples, values), NaN where they are not defined.
         n_clipped: resamples in which the inverse left the simplex.
         n_undefined: resamples left out, since the drawn confusion separates no values.
         level: nominal coverage.
@@ -106,7 +106,7 @@ def confusion_counts(true: Ints, read: Ints, n_values: int) -> Ints:
 
 
 def corrected_shares(
-    read: Ints, confusion: Ints, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0
+    read: Ints, confusion: Ints, *, n_resamples: int = 2000, level: float = 0.95, seed: int = 0, stream: int = 0
 ) -> CorrectedShares:
     """Correct the shares of read values, with intervals that vary the validation sample and the images.
 
@@ -118,6 +118,8 @@ def corrected_shares(
         n_resamples: draws behind the interval.
         level: nominal coverage.
         seed: of the draws.
+        stream: number of the rate; rates of one seed and several streams share the draws of the confusion, so that
+            functions of several rates have intervals.
 
     Raises: EmptyClass without images, or for a value that the validation sample lacks; UninformativeReader if two
         values cannot be told apart (for two values: sensitivity + specificity <= 1), or in more than half of the
@@ -145,8 +147,8 @@ def corrected_shares(
             fix="a better reader, or a larger validation sample",
         )
     corrected = onto_simplex(_solve(rates[None], shares[None]))[0]
-    generator = np.random.default_rng(seed)
-    drawn_shares = generator.dirichlet(read + HALF_COUNT, size=n_resamples)
+    drawn_shares = np.random.default_rng([seed, 1, stream]).dirichlet(read + HALF_COUNT, size=n_resamples)
+    generator = np.random.default_rng([seed, 0])
     drawn_rates = np.stack([generator.dirichlet(row + HALF_COUNT, size=n_resamples) for row in confusion], axis=1)
     defined = _separates(drawn_rates)
     if defined.sum() * 2 < n_resamples:
@@ -155,8 +157,9 @@ def corrected_shares(
             fix="a larger validation sample",
         )
     solved = _solve(drawn_rates[defined], drawn_shares[defined])
-    draws = onto_simplex(solved)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    draws = np.full((n_resamples, n_values), np.nan)
+    draws[defined] = onto_simplex(solved)
+    low, high = np.quantile(draws[defined], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return CorrectedShares(
         read=shares, corrected=corrected, low=np.minimum(low, corrected), high=np.maximum(high, corrected),
         draws=draws, n_clipped=int((solved.min(1) < 0).sum()), n_undefined=int((~defined).sum()), level=level,
