@@ -1,4 +1,4 @@
-"""How far rates of groups follow planted ones: Spearman with its cap, slope, bias, maximum error; intervals and nulls."""
+"""How far rates of groups follow planted ones: Spearman with its cap, slope, bias, maximum error; with nulls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class RateComparison:
     Attributes:
         values: measure -> its value.
         intervals: measure -> ends of its interval over the draws of the measured rates.
-        nulls: measure -> its distribution over permutations of the groups; none for the bias, which they do not change.
-        spearman_cap: the largest Spearman correlation that measured rates without ties can have, since planted ones tie.
+        nulls: measure -> its distribution over permutations of the groups; not of the bias, which they keep.
+        spearman_cap: the largest Spearman correlation of measured rates without ties, since planted ones tie.
     """
 
     values: dict[str, float]

@@ -29,7 +29,7 @@ from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.rate_images import RoleImages, generated_images, rendered_images
-from diffprobe.generative.scene_reader import WEIGHTS_FILE, SceneReader, load_reader
+from diffprobe.generative.scene_reader import WEIGHTS_FILE, SceneReader, find_reader, load_reader
 from diffprobe.shards.scenes.factors import rates
 from diffprobe.shards.scenes.spec import FACTORS, STRIPED, WorldSpec
 from diffprobe.shards.scenes.world import SHIPPED, load_world
@@ -59,7 +59,7 @@ class RatesEvaluation:
     """Folder of a StableDiffusionPipeline; or "renderer": rendered images at the rates of `world`, which have to be
     recovered."""
     reader: str
-    """Folder of a finished run of kind `train_reader`."""
+    """Folder of a finished run of kind `train_reader`, or the folder of such runs if one of them is finished."""
     world: str = "planted"
     """The world whose rates the model was trained on; the other worlds of the file are compared, too."""
     spec: str | None = None
@@ -104,7 +104,7 @@ def evaluate_rates(config: RatesEvaluation) -> Path:
     spec = load_world(Path(config.spec) if config.spec else SHIPPED)
     spec.world(config.world)
     reader = load_reader(config.reader, spec)
-    inputs = {f"{INPUT}world": spec.digest, f"{INPUT}reader": _reader_digest(config.reader)}
+    inputs = {f"{INPUT}world": spec.digest, f"{INPUT}reader": digest_file(find_reader(config.reader) / WEIGHTS_FILE)}
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     found, model = _images(config, spec, reader.resolution)
     if model:
@@ -123,11 +123,6 @@ def evaluate_rates(config: RatesEvaluation) -> Path:
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE
-
-
-def _reader_digest(folder: str) -> str:
-    place = Path(folder)
-    return digest_file((place if (place / WEIGHTS_FILE).is_file() else place / "weights") / WEIGHTS_FILE)
 
 
 def _images(config: RatesEvaluation, spec: WorldSpec, resolution: int) -> tuple[list[RoleImages], str | None]:
@@ -239,7 +234,7 @@ class _Measurement:
             found = compare_rates(planted, measured, draws, n_permutations=config.n_resamples, seed=config.seed)
             for name in MEASURES:
                 if np.isnan(found.values[name]):
-                    continue  # the Spearman correlation of equal rates; it has no value, and the record would be invalid
+                    continue  # the Spearman correlation of equal rates is not defined, and records hold numbers
                 null = found.nulls.get(name)
                 level = 0.95 if name != "max_error" else 0.05
                 detail: dict[str, object] = {"own_world": world == config.world}

@@ -142,24 +142,42 @@ class SceneReader(nn.Module):
             temporary.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
+def find_reader(folder: Path | str) -> Path:
+    """Return the folder of a reader's files.
+
+    Args:
+        folder: of `SceneReader.save`, of a finished run of kind `train_reader`, or of such runs.
+    Raises: WeightsMissing for a folder without a reader; ConfigError for one with several finished runs.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / "weights"):
+        if (place / CONFIG_FILE).is_file() and (place / WEIGHTS_FILE).is_file():
+            return place
+    runs = sorted(path.parent.parent for path in folder.glob(f"*/weights/{CONFIG_FILE}"))
+    if len(runs) == 1:
+        return runs[0] / "weights"
+    if runs:
+        raise ConfigError(
+            f"'{folder}' has {len(runs)} finished runs of an attribute reader.",
+            f"found: {', '.join(run.name for run in runs)}",
+            fix=f"name one of them: reader={runs[0]}",
+        )
+    raise WeightsMissing(
+        f"there is no attribute reader in '{folder}'.",
+        f"looked for: {CONFIG_FILE} and {WEIGHTS_FILE}",
+        fix="diffprobe train experiment=scenes/train_reader",
+    )
+
+
 def load_reader(folder: Path | str, spec: WorldSpec) -> SceneReader:
     """Open a saved reader, in evaluation mode on the CPU.
 
     Args:
-        folder: of `SceneReader.save`, or the folder of a finished run of kind `train_reader`.
+        folder: see `find_reader`.
         spec: of the world whose images are read.
-    Raises: WeightsMissing for a folder without a reader; SchemaError for a damaged file; WeightsMismatch for the reader
-        of another world.
+    Raises: the errors of `find_reader`; SchemaError for a damaged file; WeightsMismatch for another world.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file() and (folder / "weights" / CONFIG_FILE).is_file():
-        folder = folder / "weights"
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise WeightsMissing(
-                f"there is no attribute reader in '{folder}'.", f"looked for: {name}",
-                fix="diffprobe train experiment=scenes/train_reader, and reader=<its run folder>",
-            )  # fmt: skip
+    folder = find_reader(folder)
     path = folder / CONFIG_FILE
     try:
         tree = json.loads(path.read_text("utf-8"))
