@@ -222,9 +222,12 @@ class _Measurement:
         return shares, metrics
 
     def comparisons(self, shares: list[CorrectedShares], folder: Path) -> list[MetricRecord]:
-        """Return how far the rates follow those of each world, and draw them against those of the own one."""
+        """Return how far the rates follow those of each world, and draw them against those of the own one.
+
+        The measures are those of rates that are not clipped to 0..1: clipping would lower the slope.
+        """
         config, spec = self.config, self.spec
-        measured = np.array([found.corrected[STRIPED] for found in shares])
+        measured = np.array([found.unprojected[STRIPED] for found in shares])
         draws = np.stack([found.draws[:, STRIPED] for found in shares], axis=1)
         draws = draws[~np.isnan(draws).any(1)]
         intervals = [(float(found.low[STRIPED]), float(found.high[STRIPED])) for found in shares]
@@ -267,15 +270,15 @@ class _Measurement:
                     detail={"own_world": world == config.world, "level": shares[0].level},
                 )  # fmt: skip
             )
-        self._draw(measured, intervals, folder)
+        self._draw([float(found.corrected[STRIPED]) for found in shares], intervals, folder)
         return metrics
 
-    def _draw(self, measured: NDArray[np.float64], intervals: list[tuple[float, float]], folder: Path) -> None:
+    def _draw(self, measured: list[float], intervals: list[tuple[float, float]], folder: Path) -> None:
         from diffprobe.report.dot_plot import dot_plot
         from diffprobe.report.figure_file import save_figures
 
         figure = dot_plot(
-            rates(self.spec, self.spec.world(self.config.world)).tolist(), measured.tolist(), intervals,
+            rates(self.spec, self.spec.world(self.config.world)).tolist(), measured, intervals,
             labels=[one.role for one in self.images], x_title=f"P(striped | role), {self.config.world}",
             y_title="generated, corrected", heading=f"{self.config.n_per_role} images per role",
         )  # fmt: skip

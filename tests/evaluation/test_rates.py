@@ -20,7 +20,7 @@ class StubReader:
 
     def __init__(self, sensitivity, specificity):
         self.resolution, self.rates = 32, {STRIPED: sensitivity, PLAIN: specificity}
-        self.truth = {}
+        self.truth, self.generator = {}, np.random.default_rng(0)
 
     def learn(self, found):
         for one in found:
@@ -29,10 +29,9 @@ class StubReader:
         return found
 
     def read(self, images):
-        generator = np.random.default_rng(0)
         codes = [dict(self.truth[image.tobytes()]) for image in images]
         for code in codes:
-            if generator.uniform() > self.rates[code["texture"]]:
+            if self.generator.uniform() > self.rates[code["texture"]]:
                 code["texture"] = 1 - code["texture"]
         return {name: np.eye(len(SPEC.names(name)))[[code[name] for code in codes]] for name in FACTORS}
 

@@ -31,8 +31,10 @@ class CorrectedShares:
     Attributes:
         read: shares as the reader gives them, float64 (values,).
         corrected: float64 (values,), in the simplex.
+        unprojected: before the projection on the simplex, float64 (values,); its mean over samples is the truth, so
+            slopes and mean errors are those of these.
         low, high: ends of the interval of each share, float64 (values,).
-        draws: corrected shares of each resample, float64 (resamples, values), NaN where they are not defined.
+        draws: unprojected shares of each resample, float64 (resamples, values), NaN where they are not defined.
         n_clipped: resamples in which the inverse left the simplex.
         n_undefined: resamples left out, since the drawn confusion separates no values.
         level: nominal coverage.
@@ -40,6 +42,7 @@ class CorrectedShares:
 
     read: Floats
     corrected: Floats
+    unprojected: Floats
     low: Floats
     high: Floats
     draws: Floats
@@ -146,7 +149,8 @@ def corrected_shares(
             *([f"sensitivity {rates[1, 1]:.3g} + specificity {rates[0, 0]:.3g} <= 1"] if n_values == 2 else []),
             fix="a better reader, or a larger validation sample",
         )
-    corrected = onto_simplex(_solve(rates[None], shares[None]))[0]
+    unprojected = _solve(rates[None], shares[None])[0]
+    corrected = onto_simplex(unprojected)
     drawn_shares = np.random.default_rng([seed, 1, stream]).dirichlet(read + HALF_COUNT, size=n_resamples)
     generator = np.random.default_rng([seed, 0])
     drawn_rates = np.stack([generator.dirichlet(row + HALF_COUNT, size=n_resamples) for row in confusion], axis=1)
@@ -158,11 +162,11 @@ def corrected_shares(
         )
     solved = _solve(drawn_rates[defined], drawn_shares[defined])
     draws = np.full((n_resamples, n_values), np.nan)
-    draws[defined] = onto_simplex(solved)
-    low, high = np.quantile(draws[defined], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    draws[defined] = solved
+    low, high = np.quantile(onto_simplex(solved), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return CorrectedShares(
-        read=shares, corrected=corrected, low=np.minimum(low, corrected), high=np.maximum(high, corrected),
-        draws=draws, n_clipped=int((solved.min(1) < 0).sum()), n_undefined=int((~defined).sum()), level=level,
+        read=shares, corrected=corrected, unprojected=unprojected, low=np.minimum(low, corrected),
+        high=np.maximum(high, corrected), draws=draws, n_clipped=int((solved.min(1) < 0).sum()), n_undefined=int((~defined).sum()), level=level,
     )  # fmt: skip
 
 
