@@ -166,7 +166,8 @@ def corrected_shares(
     low, high = np.quantile(onto_simplex(solved), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return CorrectedShares(
         read=shares, corrected=corrected, unprojected=unprojected, low=np.minimum(low, corrected),
-        high=np.maximum(high, corrected), draws=draws, n_clipped=int((solved.min(1) < 0).sum()), n_undefined=int((~defined).sum()), level=level,
+        high=np.maximum(high, corrected), draws=draws, n_clipped=int((solved.min(1) < 0).sum()),
+        n_undefined=int((~defined).sum()), level=level,
     )  # fmt: skip
 
 
