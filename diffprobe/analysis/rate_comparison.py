@@ -1,4 +1,4 @@
-"""How far rates of groups follow planted ones: Spearman with its cap, slope, bias, maximum error; with nulls."""
+"""How far rates of groups follow planted ones: Spearman with its cap, slope, bias, maximum error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class RateComparison:
     Attributes:
         values: measure -> its value.
         intervals: measure -> ends of its interval over the draws of the measured rates.
-        nulls: measure -> its distribution over permutations of the groups; not of the bias, which they keep.
+        nulls: measure -> its control, the distribution over permutations of the groups, which keep the bias: it has none.
         spearman_cap: the largest Spearman correlation of measured rates without ties, since planted ones tie.
     """
 
@@ -46,7 +46,7 @@ def compare_rates(
         measured: float64 (groups,).
         draws: of the measured rates, float64 (resamples, groups), for intervals.
         level: nominal coverage.
-        n_permutations: permutations of the groups behind the nulls.
+        n_permutations: permutations of the groups.
         seed: of the permutations.
 
     Raises: ConfigError for fewer than 3 groups or other shapes; EmptyClass if all planted rates are equal.

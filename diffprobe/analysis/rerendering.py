@@ -6,7 +6,7 @@ that fine noise counts little. The texture is measured by itself: the contrast o
 relative to rendered stripes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -108,15 +108,11 @@ class _Search:
     def run(self, n_sweeps: int) -> Rerendering:
         margins: dict[str, float] = {}
         contrast = 0.0
+        searches: list[Callable[[], dict[str, float]]] = [self._place, self._tint, self._background]
+        searches += [partial(self._factors, names) for names in _GROUPS]
         for _ in range(n_sweeps):
             margins = {}
-            for search in (
-                self._place,
-                self._tint,
-                self._background,
-                *(partial(self._factors, names) for names in _GROUPS),
-                self._place,
-            ):
+            for search in (*searches, self._place):
                 margins |= search()
             contrast = self._contrast()
             margins["texture"] = abs(contrast - STRIPED_FROM)

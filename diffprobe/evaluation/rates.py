@@ -75,7 +75,7 @@ class RatesEvaluation:
     sampling_steps: int = 20
     """DDIM steps."""
     n_resamples: int = 2000
-    """Draws behind intervals, and permutations behind nulls."""
+    """Draws of intervals, and permutations of the roles for the controls."""
     seed: int = 0
     """Seed of prompts, noise and draws."""
     output: str = "runs"

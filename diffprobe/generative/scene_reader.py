@@ -65,7 +65,7 @@ class SceneReader(nn.Module):
         hats, tools = list(spec.hats), list(spec.tools)
         pairs = [(hats.index(role.hat), tools.index(role.tool)) for role in spec.roles]
         if len(set(pairs)) < len(pairs):
-            raise ConfigError("two roles of the world have the same hat and tool, so no image tells them apart.")
+            raise ConfigError("two roles of the world have the same hat and tool, so no image separates them.")
         self.register_buffer("_hats", torch.tensor([hat for hat, _ in pairs]), persistent=False)
         self.register_buffer("_tools", torch.tensor([tool for _, tool in pairs]), persistent=False)
         self.sizes = {

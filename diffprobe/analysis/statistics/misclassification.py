@@ -125,7 +125,7 @@ def corrected_shares(
             functions of several rates have intervals.
 
     Raises: EmptyClass without images, or for a value that the validation sample lacks; UninformativeReader if two
-        values cannot be told apart (for two values: sensitivity + specificity <= 1), or in more than half of the
+        values cannot be separated (for two values: sensitivity + specificity <= 1), or in more than half of the
         draws; ConfigError for other shapes or negative counts.
     """
     check_settings(level, n_resamples)
@@ -145,7 +145,7 @@ def corrected_shares(
     rates = confusion / confusion.sum(1, keepdims=True)
     if not _separates(rates[None])[0]:
         raise UninformativeReader(
-            "the confusion of the reader cannot be inverted: what is read does not tell the values apart.",
+            "the confusion of the reader cannot be inverted: what is read does not separate the values.",
             *([f"sensitivity {rates[1, 1]:.3g} + specificity {rates[0, 0]:.3g} <= 1"] if n_values == 2 else []),
             fix="a better reader, or a larger validation sample",
         )
@@ -180,5 +180,4 @@ def _separates(rates: Floats) -> NDArray[np.bool_]:
 
 def _solve(rates: Floats, shares: Floats) -> Floats:
     """Return x with x @ rates = shares, for each of some confusions; not clipped."""
-    found: Floats = np.linalg.solve(rates.transpose(0, 2, 1), shares[..., None])[..., 0]
-    return found
+    return np.asarray(np.linalg.solve(rates.transpose(0, 2, 1), shares[..., None])[..., 0], dtype=np.float64)
