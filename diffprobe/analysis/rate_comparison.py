@@ -22,14 +22,15 @@ class RateComparison:
 
     Attributes:
         values: measure -> its value.
-        intervals: measure -> ends of its interval over the draws of the measured rates.
-        nulls: measure -> its control, the distribution over permutations of the groups, which keep the bias: it has none.
+        intervals: measure -> ends of its interval over the draws of the measured rates. The maximum error has none: its
+            draws are larger than itself, since they vary the rates once more.
+        controls: measure -> its distribution over permutations of the groups; the bias has none, since they keep it.
         spearman_cap: the largest Spearman correlation of measured rates without ties, since planted ones tie.
     """
 
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    nulls: dict[str, Null]
+    controls: dict[str, Null]
     spearman_cap: float
 
 
@@ -61,13 +62,13 @@ def compare_rates(
     of_draws = measures(planted, draws)
     tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {}
-    for name in MEASURES:
+    for name in MEASURES[:-1]:
         defined = of_draws[name][~np.isnan(of_draws[name])]
         if len(defined) * 2 >= len(draws):
             low, high = np.quantile(defined, tails)
             intervals[name] = (float(low), float(high))
     levels, codes = np.unique(planted, return_inverse=True)
-    nulls = {}
+    controls = {}
     if not np.isnan(values["spearman"][0]):
         for name in ("spearman", "slope", "max_error"):
 
@@ -75,12 +76,12 @@ def compare_rates(
                 rows = [measures(row, measured[None])[name] for row in levels[labels]]
                 return np.concatenate(rows)
 
-            nulls[name] = permutation_null(
+            controls[name] = permutation_null(
                 statistic, codes.astype(np.int64), [str(group) for group in range(n)], n_permutations=n_permutations,
                 seed=seed, higher_is_better=name != "max_error",
             )  # fmt: skip
     return RateComparison(
-        values={name: float(found[0]) for name, found in values.items()}, intervals=intervals, nulls=nulls,
+        values={name: float(found[0]) for name, found in values.items()}, intervals=intervals, controls=controls,
         spearman_cap=spearman_cap(planted),
     )  # fmt: skip
 

@@ -28,6 +28,8 @@ _PHASES = 16
 """Phases of the stripes that are tried, evenly spaced."""
 _SHIFT = 2
 """Step of the search over the shift of the background's pattern, in pixels."""
+_TINY = 1e-9
+"""Below every distance that is not 0."""
 _CHANNELS = ("red", "green", "blue")
 
 _GROUPS: tuple[tuple[str, ...], ...] = (("role",), ("size", "pose"), ("build",), ("object", "side"), ("colour",))
@@ -151,23 +153,39 @@ class _Search:
         return -self._spec.colour_jitter, self._spec.colour_jitter
 
     def _background(self) -> dict[str, float]:
-        """Search the background with the shift of its pattern."""
-        options = []
+        """Search the background with the shift of its pattern.
+
+        The shift is refined for each background before they are compared: with a shift that is wrong by a pixel, a
+        pattern is farther from its image than a plain background.
+        """
+        best: list[tuple[float, dict[str, int]]] = []
         for code, background in enumerate(self._spec.backgrounds):
             period = max(1, background.period)
             shifts = range(0, period, _SHIFT)
             across = shifts if background.pattern != "slanted" else range(1)  # it depends on the sum of both shifts
-            options += [{"background": code, "background_x": x, "background_y": y} for x in across for y in shifts]
-        found = self._choose(("background",), options)
-        period = max(1, self._spec.backgrounds[self.state["background"]].period)
-        x, y = self.state["background_x"], self.state["background_y"]
-        near = [
-            {"background_x": (x + across) % period, "background_y": (y + down) % period}
-            for across in (-1, 0, 1)
-            for down in (-1, 0, 1)
-        ]
-        self._choose((), near)
-        return found
+            _, found = self._nearest(
+                [{"background": code, "background_x": x, "background_y": y} for x in across for y in shifts]
+            )
+            near = [
+                {
+                    **found,
+                    "background_x": (found["background_x"] + x) % period,
+                    "background_y": (found["background_y"] + y) % period,
+                }
+                for x in (-1, 0, 1)
+                for y in (-1, 0, 1)
+            ]
+            best.append(self._nearest(near))
+        ordered = sorted(best, key=lambda entry: entry[0])
+        self.state |= ordered[0][1]
+        second = ordered[1][0] if len(ordered) > 1 else np.inf
+        return {"background": float(second / max(ordered[0][0], _TINY) - 1)}
+
+    def _nearest(self, options: list[dict[str, int]]) -> tuple[float, dict[str, int]]:
+        """Return the smallest distance of some changes of the state, and its change."""
+        distances = self._distances([{**self.state, **option} for option in options])
+        best = int(distances.argmin())
+        return float(distances[best]), options[best]
 
     def _factors(self, names: tuple[str, ...]) -> dict[str, float]:
         options: list[dict[str, int]] = [{}]
@@ -193,7 +211,7 @@ class _Search:
         for name in factors:
             others = np.array([option[name] != options[best][name] for option in options])
             nearest = distances[others].min() if others.any() else np.inf
-            margins[name] = float(nearest / max(distances[best], 1e-9) - 1)
+            margins[name] = float(nearest / max(distances[best], _TINY) - 1)
         return margins
 
     def _contrast(self) -> float:
@@ -209,7 +227,7 @@ class _Search:
         images = render(self._spec, self._scenes(states), resolution=self._side).images.astype(np.float64)
         added = (images[1:] - images[0]).reshape(len(phases), -1)
         rest = (self._image.astype(np.float64) - images[0]).ravel()
-        shares = added @ rest / np.maximum((added**2).sum(1), 1e-9)
+        shares = added @ rest / np.maximum((added**2).sum(1), _TINY)
         best = int(shares.argmax())
         contrast = max(0.0, float(shares[best]))
         self.state["texture"] = STRIPED if contrast >= STRIPED_FROM else PLAIN

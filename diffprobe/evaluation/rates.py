@@ -238,7 +238,7 @@ class _Measurement:
             for name in MEASURES:
                 if np.isnan(found.values[name]):
                     continue  # the Spearman correlation of equal rates is not defined, and records hold numbers
-                null = found.nulls.get(name)
+                null = found.controls.get(name)
                 level = 0.95 if name != "max_error" else 0.05
                 detail: dict[str, object] = {"own_world": world == config.world}
                 if name in found.intervals:

@@ -33,11 +33,11 @@ def test_own_rates_are_told_from_those_of_the_sibling():
     sibling = rates(load_world(), 1)
     draws = generator.binomial(100, PLANTED, size=(500, 24)) / 100
     own, other = (compare_rates(planted, draws[0], draws, n_permutations=300) for planted in (PLANTED, sibling))
-    assert own.values["spearman"] > 0.95 and own.nulls["spearman"].p < 0.01
+    assert own.values["spearman"] > 0.95 and own.controls["spearman"].p < 0.01
     assert own.intervals["slope"][0] < 1 < own.intervals["slope"][1] and abs(own.values["bias"]) < 0.03
     assert other.values["spearman"] < 0.5 and other.values["max_error"] > 0.5
-    assert own.values["max_error"] < own.nulls["max_error"].percentiles(0.05)[0]
-    assert "bias" not in own.nulls
+    assert own.values["max_error"] < own.controls["max_error"].percentiles(0.05)[0]
+    assert "bias" not in own.controls
 
 
 def test_nulls_are_uniform_for_rates_that_follow_nothing():
@@ -48,7 +48,7 @@ def test_nulls_are_uniform_for_rates_that_follow_nothing():
     for seed in range(200):
         measured = generator.uniform(size=12)
         found = compare_rates(planted, measured, measured[None], n_permutations=99, seed=seed)
-        small.append(found.nulls["spearman"].p <= 0.05)
+        small.append(found.controls["spearman"].p <= 0.05)
     assert abs(np.mean(small) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 200)
 
 
