@@ -179,7 +179,7 @@ def _save(folder: Path, role: str, prompts: list[str], images: Pixels) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(_path(folder, role)) as temporary:
-        save_file({IMAGES: torch.from_numpy(images)}, temporary, metadata=_header(role, prompts))
+        save_file({IMAGES: torch.from_numpy(np.ascontiguousarray(images))}, temporary, metadata=_header(role, prompts))
 
 
 def _header(role: str, prompts: list[str]) -> dict[str, str]:
