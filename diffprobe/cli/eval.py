@@ -1,5 +1,5 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, or the denoising error that changes inside it cause: the
-reconstruction of a trained SAE, or taps that are ablated and patched."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, or the denoising error that
+changes inside it cause: the reconstruction of a trained SAE, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -16,7 +16,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, use and generations."""
+    """Add the sub-verbs backbone, sae, use, generations and rates."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
+    rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
+    rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (use, "emoji/use"),
-        (generations, "emoji/generations"),
+        (generations, "emoji/generations"), (rates, "scenes/rates"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -36,9 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
-    return {"backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations}[args.what](
-        args
-    )
+    verbs = {
+        "backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations,
+        "rates": _run_rates,
+    }  # fmt: skip
+    return verbs[args.what](args)
 
 
 def _run_backbone(args: argparse.Namespace) -> int:
@@ -105,6 +109,16 @@ def _run_generations(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.generations import evaluate_generations
 
     _print(evaluate_generations(config))
+    return 0
+
+
+def _run_rates(args: argparse.Namespace) -> int:
+    config = _load(args, f"model={_text(args.model)}", "scenes/rates", "evaluate_rates")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.rates import evaluate_rates
+
+    _print(evaluate_rates(config))
     return 0
 
 

@@ -36,10 +36,12 @@ KINDS = {
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
+    "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
+    "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
 }
 

@@ -105,6 +105,10 @@ class EmptyClass(DiffprobeError, ValueError):
     """A class or attribute value with too few samples for an estimate."""
 
 
+class UninformativeReader(DiffprobeError, ValueError):
+    """A classifier whose errors hide what it reads, so that rates cannot be corrected by its confusion."""
+
+
 class SelectionOnTest(ConfigError):
     """Many cells compared on test, which is there to score the one that was chosen before."""
 

@@ -33,21 +33,33 @@ class GenerativeTraining(Protocol):
     """The configuration of a run that trains a part of a diffusion model; it builds the module and its data."""
 
     experiment: str
-    data: DataConfig
     trainer: TrainerConfig
     logger: LoggerConfig
     seed: int
     output: str
     ema_decay: float
 
+    @property
+    def data(self) -> Any:
+        """What it is trained on: a `DataConfig` of shards, or a configuration of scenes drawn on demand."""
+
     def require_weights(self) -> None:
         """Check that the trained weights that the run starts from exist. Raises: WeightsMissing."""
 
     def input_digests(self) -> dict[str, str]:
-        """Return the digest of each trained network that the run opens, by name. Raises: WeightsMissing."""
+        """Return the digest of each input that the run opens besides shards, by name. Raises: WeightsMissing."""
 
     def make(self) -> tuple[GenerativeModule, GenerativeData]:
         """Build the module and its data."""
+
+
+def validate_ema_decay(decay: float) -> None:
+    """Check a decay per step. Raises: ConfigError."""
+    if not 0 <= decay < 1:
+        raise ConfigError(
+            f"ema_decay={decay} is out of range: 0 to below 1.",
+            "1 would keep the initial weights; 0 saves the weights of the last step",
+        )
 
 
 def validate_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
@@ -59,11 +71,7 @@ def validate_settings(config: Any, *, shares: tuple[str, ...] = (), not_negative
         not_negative: further keys with values of at least 0.
     Raises: ConfigError.
     """
-    if not 0 <= config.ema_decay < 1:
-        raise ConfigError(
-            f"ema_decay={config.ema_decay} is out of range: 0 to below 1.",
-            "1 would keep the initial weights; 0 saves the weights of the last step",
-        )
+    validate_ema_decay(config.ema_decay)
     for name in shares:
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"{name}={getattr(config, name)} is out of range: 0 to 1.")

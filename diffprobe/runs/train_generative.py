@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffprobe.config.parse import record_tree
+from diffprobe.config.schema import DataConfig
 from diffprobe.core.atomic_file import atomic_folder, remove_unfinished
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, NonFinite
@@ -142,14 +143,16 @@ def train_generative(config: "GenerativeTraining") -> Path:
 
 
 def inputs_of(config: "GenerativeTraining") -> dict[str, str]:
-    """Return the digests of the inputs of a run: the shard set and all trained networks that it opens.
+    """Return the digests of the inputs of a run: the shard set, if it reads one, and all else that it opens.
 
     Raises: WeightsMissing, and the errors of loading the index of the shards.
     """
     from diffprobe.shards.index import ShardSet
 
-    networks = {f"{INPUT}{name}": digest for name, digest in config.input_digests().items()}
-    return {SHARDS: ShardSet.load(config.data.path).digest, **networks}
+    found = {f"{INPUT}{name}": digest for name, digest in config.input_digests().items()}
+    if not isinstance(config.data, DataConfig):  # images that are drawn on demand
+        return found
+    return {SHARDS: ShardSet.load(config.data.path).digest, **found}
 
 
 def _require_finite(scores: Mapping[str, float], run_dir: Path) -> None:

@@ -187,3 +187,13 @@ def test_errors_of_generations_are_for_people(capsys):
     assert capsys.readouterr().out == "the configuration is valid\n"
     assert main(["eval", "generations", "experiment=emoji/use"]) == 2
     assert "diffprobe eval use experiment=emoji/use" in capsys.readouterr().err
+
+
+def test_settings_of_rates_are_checked_without_a_reader(tmp_path, capsys):
+    command = ["eval", "rates", "renderer", f"reader={tmp_path}", f"output={tmp_path / 'runs'}"]
+    assert main([*command, "world=permuted", "--check"]) == 0
+    assert capsys.readouterr().out == "the configuration is valid\n"
+    assert main([*command, "guidance=-1", "--check"]) == 2
+    assert "guidance=-1" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "there is no attribute reader" in capsys.readouterr().err

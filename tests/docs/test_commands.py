@@ -102,9 +102,10 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval":
-        name = {"sae": "run", "backbone": "model"}[arguments.what]
+        name = {"sae": "run", "backbone": "model", "rates": "model"}[arguments.what]
         experiment, settings = split_experiment(None, settings)
-        default = {"sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate"}[arguments.what]
+        defaults = {"sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate", "rates": "scenes/rates"}
+        default = defaults[arguments.what]
         load(experiment or default, [f"{name}=x", *settings])
     elif verb == "submit":
         check_submit(arguments)

@@ -21,6 +21,12 @@ from diffprobe.analysis.statistics.forms import (
     mean_statistic,
     ratio,
 )
+from diffprobe.analysis.statistics.misclassification import (
+    CorrectedShares,
+    confusion_counts,
+    corrected_shares,
+    rogan_gladen,
+)
 from diffprobe.analysis.statistics.paired import PairedResamples
 from diffprobe.analysis.statistics.permutation import LabelPermutations, LabelStatistic, permutation_null
 from diffprobe.analysis.statistics.selection import Selected, selected_interval
@@ -31,6 +37,7 @@ from diffprobe.probes.null_distribution import Null
 __all__ = [
     "AnyStatistic",
     "Corrected",
+    "CorrectedShares",
     "FEW_GROUPS",
     "GroupPermutation",
     "Groups",
@@ -49,6 +56,8 @@ __all__ = [
     "area_of",
     "benjamini_hochberg",
     "bootstrap_interval",
+    "confusion_counts",
+    "corrected_shares",
     "difference",
     "evaluate",
     "mean_of",
@@ -56,5 +65,6 @@ __all__ = [
     "paired_interval",
     "permutation_null",
     "ratio",
+    "rogan_gladen",
     "selected_interval",
 ]
