@@ -232,12 +232,8 @@ def _wrong(
 ) -> "list[tuple[str, str, NDArray[np.float64]]]":  # fmt: skip
     """Return (name, why, direction) of the baselines that have to fail."""
     width = features.shape[1]
-    found: list[tuple[str, str, NDArray[np.float64]]] = [
-        (
-            "random direction", "a random direction carries no information about the factor",
-            np.random.default_rng(config.seed).standard_normal(width),
-        )
-    ]  # fmt: skip
+    random: NDArray[np.float64] = np.random.default_rng(config.seed).standard_normal(size=(width,))
+    found = [("random direction", "a random direction carries no information about the factor", random)]
     norms = {factor: float(np.linalg.norm(changes.mean(0))) for factor, changes in others.items()}
     largest = max(norms, key=lambda factor: norms[factor], default="")
     if largest and norms[largest] > 0:

@@ -14,6 +14,7 @@ from diffprobe.shards.scenes.world import load_world
 
 SPEC = load_world()
 ROLES = list(SPEC.names("role"))
+FEW = {"n_permutations": 49, "n_resamples": 30}
 
 
 def counted(world: str, seed: int, n: int = 400) -> dict[str, tuple[float, float, float]]:
@@ -40,7 +41,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_right_audit_passes_and_the_words_fail(files: tuple[Path, Path]) -> None:
     own, twin = files
     assert audit.accepts(own) and not audit.accepts(own.parent)
-    found = audit.certify(Method(name=str(own), path=own), audit.Config(twin=str(twin), n_permutations=199))
+    found = audit.certify(Method(name=str(own), path=own), audit.Config(twin=str(twin), **FEW))
     assert found.verdict == "pass", [(c.name, c.target, c.value) for c in found.method.checks if c.passed is False]
     (words,) = found.baselines
     assert {check.name for check in words.checks if check.passed is False} >= {"separation", "spearman"}
@@ -48,7 +49,7 @@ def test_a_right_audit_passes_and_the_words_fail(files: tuple[Path, Path]) -> No
 
 def test_the_same_audit_of_both_worlds_fails(files: tuple[Path, Path]) -> None:
     own, _ = files
-    assert audit.certify(Method(name=str(own), path=own), audit.Config(twin=str(own))).verdict == "fail"
+    assert audit.certify(Method(name=str(own), path=own), audit.Config(twin=str(own), **FEW)).verdict == "fail"
 
 
 def test_coverage_is_judged_on_generated_rates_where_they_are_given(tmp_path: Path, files: tuple[Path, Path]) -> None:
@@ -57,7 +58,7 @@ def test_coverage_is_judged_on_generated_rates_where_they_are_given(tmp_path: Pa
     rates = {role: (min(1, r + 0.1), min(1, lo + 0.1), min(1, hi + 0.1))
              for role, (r, lo, hi) in counted("planted", 0).items()}  # fmt: skip
     model = write(tmp_path / "model.json", rates)
-    config = audit.Config(twin=str(twin), generated=str(model))
+    config = audit.Config(twin=str(twin), generated=str(model), **FEW)
     found = audit.certify(Method(name=str(model), path=model), config)
     checks = {(check.name, check.target): check.passed for check in found.method.checks}
     assert checks["coverage", "planted"] is None and checks["coverage", "planted, generated"] is True
@@ -73,7 +74,7 @@ def test_a_callable_audits_both_models(tmp_path: Path, monkeypatch: pytest.Monke
         "def some(model, roles):\n    return {'cook': (0.5, 0.4, 0.6)}\n"
     )
     monkeypatch.chdir(tmp_path)
-    config = audit.Config(model="a", twin_model="b", n_permutations=99, n_resamples=50)
+    config = audit.Config(model="a", twin_model="b", **FEW)
     assert audit.certify(Method(name="audits_of_ours:count"), config).verdict == "pass"
     with pytest.raises(ConfigError, match="audits_of_ours:short"):
         audit.certify(Method(name="audits_of_ours:short"), config)
