@@ -17,7 +17,7 @@ class Rule:
     high: float | None = None
     """Largest allowed value; None for none."""
     alpha: float | None = None
-    """Largest p of the null distribution; None if the null is shown and not judged."""
+    """Largest p of the null distribution; None if p does not decide."""
 
     def describe(self) -> str:
         """Return the rule as text.
@@ -37,7 +37,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One number of a method, with its interval, its null distribution and the rule that it is judged by."""
+    """One number of a method, with its interval, its null distribution and the rule that decides about it."""
 
     name: str
     """Name of the measure, for example "agreement"."""
@@ -48,7 +48,7 @@ class Check:
     what: str
     """What the number is, in one sentence."""
     rule: Rule | None = None
-    """What it has to be; None for a number that is reported and not judged."""
+    """What it has to be; None for a number that is only reported."""
     interval: tuple[float, float] | None = None
     """Both ends of its interval, at the level of the configuration."""
     null: Mapping[str, float] | None = None
@@ -84,10 +84,10 @@ class Subject:
 
     @property
     def passed(self) -> bool:
-        """Whether all judged checks passed. Raises: RunFailed if there is none."""
+        """Whether all checks with a rule passed. Raises: RunFailed if there is none."""
         verdicts = [check.passed for check in self.checks if check.passed is not None]
         if not verdicts:
-            raise RunFailed(f"certificate: no check of '{self.name}' is judged.")
+            raise RunFailed(f"certificate: no check of '{self.name}' has a rule.")
         return all(verdicts)
 
 

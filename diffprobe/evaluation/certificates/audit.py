@@ -58,7 +58,7 @@ class Config(WorldSettings):
     """What a callable audits as the model of `twin_world`."""
     generated: str | None = None
     """Audit file with the rates that the model of `world` generates, as counted by another way. Coverage is then
-    judged against these, since an audit cannot know an error of the model."""
+    measured against these, since an audit cannot know an error of the model."""
     twin_generated: str | None = None
     """The same of the twin."""
     n_permutations: int = 1000
@@ -165,7 +165,7 @@ def _from_files(method: Method, config: Config, roles: Sequence[str]) -> tuple[R
     if config.twin is None:
         raise ConfigError(
             "an audit is certified on two models that differ only in the planted rates; the twin's is not given.",
-            "one audit alone cannot be told from an audit that reads only the names of the roles",
+            "one audit alone looks the same as an audit that reads only the names of the roles",
             fix="twin=FILE, the same audit of the twin model",
         )
     return read_audit(method.path, roles), read_audit(Path(config.twin), roles)

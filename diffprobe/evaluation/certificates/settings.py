@@ -1,4 +1,4 @@
-"""Settings that every kind of certificate has: the world, the samples drawn from it, intervals and nulls."""
+"""Settings that every kind of certificate has: the world, the samples drawn from it, and how intervals are drawn."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -24,9 +24,9 @@ def counted(world: str, seed: int, n: int = 400) -> dict[str, tuple[float, float
     return {role: (k / n, *share_interval(k, n, 0.95)) for role, k in zip(ROLES, hits, strict=True)}
 
 
-def write(path: Path, rates: dict[str, tuple[float, float, float]], **more: object) -> Path:
+def write(path: Path, triples: dict[str, tuple[float, float, float]], **more: object) -> Path:
     tree = {"format": audit.FORMAT, "level": 0.95, **more}
-    tree.setdefault("rates", {role: dict(zip(("rate", "low", "high"), r, strict=True)) for role, r in rates.items()})
+    tree.setdefault("rates", {role: dict(zip(("rate", "low", "high"), r, strict=True)) for role, r in triples.items()})
     path.write_text(json.dumps(tree))
     return path
 
