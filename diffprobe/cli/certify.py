@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffprobe.core.result import RunResult
 
 GROUP = "meaning"
-HELP = "score a direction, audit or dictionary on planted truth"
+HELP = "score a direction, audit, dictionary or probe on planted truth"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

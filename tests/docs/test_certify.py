@@ -10,7 +10,7 @@ import pytest
 from diffprobe.analysis.certification.intervals import rank_correlation, rank_correlation_cap
 from diffprobe.cli.certify import settings_tree
 from diffprobe.core.registry import CERTIFICATES
-from diffprobe.evaluation.certificates import audit, dictionary, direction
+from diffprobe.evaluation.certificates import audit, dictionary, direction, readout
 from diffprobe.evaluation.certify import load_settings
 from diffprobe.shards.scenes.world import load_world
 from tests.docs.markdown import ROOT
@@ -30,6 +30,7 @@ def test_the_settings_of_its_commands_are_valid() -> None:
 
 def test_its_thresholds_are_the_defaults() -> None:
     configs = (direction.Config(backbone="pixels"), audit.Config(), dictionary.Config(backbone="pixels"))
+    configs += (readout.Config(cell="a@t0"),)  # type: ignore[assignment]
     found = re.findall(r"`((?:least|most)_\w+)`, (\d[\d.]*\d)", TEXT)
     assert len(found) >= 9
     for name, number in found:

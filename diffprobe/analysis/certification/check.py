@@ -18,6 +18,8 @@ class Rule:
     """Largest allowed value; None for none."""
     alpha: float | None = None
     """Largest p of the null distribution; None if p does not decide."""
+    interval_above: float | None = None
+    """The interval has to lie above this; None if it does not decide."""
 
     def describe(self) -> str:
         """Return the rule as text.
@@ -32,6 +34,7 @@ class Rule:
         else:
             parts = [f"at least {self.low:g}"] if self.low is not None else []
             parts += [f"at most {self.high:g}"] if self.high is not None else []
+        parts += [f"interval above {self.interval_above:g}"] if self.interval_above is not None else []
         return ", ".join([*parts, *([f"p at most {self.alpha:g}"] if self.alpha is not None else [])])
 
 
@@ -68,6 +71,8 @@ class Check:
         if rule is None:
             return None
         inside = (rule.low is None or self.value >= rule.low) and (rule.high is None or self.value <= rule.high)
+        if rule.interval_above is not None:
+            inside = inside and self.interval is not None and self.interval[0] > rule.interval_above
         return inside and (rule.alpha is None or (self.null is not None and self.null["p"] <= rule.alpha))
 
 

@@ -20,6 +20,13 @@ def test_a_rule_is_a_range_and_a_p() -> None:
     assert Check(name="a", value=9, n=1, what="w").passed is None
 
 
+def test_a_rule_can_ask_for_an_interval() -> None:
+    rule = Rule(keys="k", low=0.1, interval_above=0.0)
+    assert rule.describe() == "at least 0.1, interval above 0"
+    for interval, passed in (((0.1, 0.3), True), ((-0.1, 0.5), False), (None, False)):
+        assert Check(name="a", value=0.2, n=1, what="w", rule=rule, interval=interval).passed is passed
+
+
 def test_a_number_that_is_not_finite_is_refused() -> None:
     with pytest.raises(NonFinite, match="nan"):
         check(float("nan"))
