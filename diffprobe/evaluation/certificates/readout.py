@@ -99,7 +99,7 @@ def _checks(one: "ScoredRun", others: "dict[str, ScoredRun]", config: Config, ce
             name=config.metric, value=score.value, interval=_interval(score.detail), n=score.n,
             null={key: score.detail["null"][key] for key in ("p", "smallest_p", "mean")},
             rule=Rule(keys="least_score, alpha", low=config.least_score, alpha=config.alpha),
-            what="score on test; intervals resample groups, the null permutes labels",
+            what="score on test; intervals resample groups, p is from permuted labels",
         )
     ]  # fmt: skip
     for name, other in others.items():
