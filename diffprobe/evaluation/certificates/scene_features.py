@@ -1,0 +1,84 @@
+"""Features of rendered scenes in one cell of a backbone, with one noise for both members of a counterfactual pair."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffprobe.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffprobe.shards.scenes.factors import Scenes
+    from diffprobe.shards.scenes.spec import WorldSpec
+
+_AT_ONCE = 64
+"""Scenes that are drawn and read at once."""
+_CONDITIONS = ("empty", "caption")
+
+
+class SceneReader:
+    """Draws scenes and reads them in one cell.
+
+    Args:
+        spec: of the world.
+        backbone: folder or name of the backbone, as `DiffusionFeatures.from_pretrained` takes it.
+        cell: name of the cell.
+        resolution: side of the images, 64 or 32.
+        noise_seed: seed of the noise.
+
+    Raises: ConfigError for a text that is not a cell, or a condition that scenes do not have; UnknownTap, BadTimestep,
+        WeightsMissing.
+    """
+
+    def __init__(self, spec: "WorldSpec", backbone: str, cell: str, *, resolution: int, noise_seed: int) -> None:
+        from diffprobe.backbones.extractor import DiffusionFeatures
+        from diffprobe.backbones.library_logging import quiet_libraries
+        from diffprobe.report.query import parse_cell
+
+        self.spec, self.resolution = spec, resolution
+        self.cell = parse_cell(cell)
+        if self.cell.condition not in _CONDITIONS:
+            raise ConfigError(
+                f"cell '{cell}' has the condition '{self.cell.condition}'.", f"allowed: {', '.join(_CONDITIONS)}"
+            )
+        with quiet_libraries():
+            self._extractor = DiffusionFeatures.from_pretrained(
+                backbone, taps=[self.cell.tap], timesteps=[self.cell.timestep], condition=self.cell.condition,
+                pool=self.cell.pool, seed=noise_seed, resolution=resolution,
+            )  # fmt: skip
+
+    def read(self, scenes: "Scenes") -> NDArray[np.float32]:
+        """Return the features of scenes, shape (scenes, d), or (scenes, channels, height, width) for pool=none.
+
+        The noise depends on seed and index of a scene, so that both members of a pair have the same. A caption is that
+        of the scene.
+        """
+        import torch
+
+        from diffprobe.shards.scenes.captions import captions_of
+        from diffprobe.shards.scenes.render import render
+
+        found = []
+        for start in range(0, len(scenes), _AT_ONCE):
+            part = scenes.select(np.arange(start, min(start + _AT_ONCE, len(scenes))))
+            images = torch.from_numpy(render(self.spec, part, resolution=self.resolution).images)
+            keys = [f"{part.seed}-{index:08d}" for index in part.indices.tolist()]
+            captions = [texts[0] for texts in captions_of(self.spec, part)] if self._has_captions else None
+            features = self._extractor(images.permute(0, 3, 1, 2).float() / 255, keys=keys, captions=captions)
+            found.append(next(iter(features.values())).cpu().numpy())
+        return np.concatenate(found)
+
+    @property
+    def _has_captions(self) -> bool:
+        return self.cell.condition == "caption"
+
+
+def brightness(spec: "WorldSpec", scenes: "Scenes", *, resolution: int) -> NDArray[np.float64]:
+    """Return the mean of all pixels and channels of each image, 0..1, shape (scenes,)."""
+    from diffprobe.shards.scenes.render import render
+
+    parts: list[NDArray[np.float64]] = []
+    for start in range(0, len(scenes), _AT_ONCE):
+        part = scenes.select(np.arange(start, min(start + _AT_ONCE, len(scenes))))
+        parts.append(render(spec, part, resolution=resolution).images.mean(axis=(1, 2, 3)) / 255)
+    return np.concatenate(parts)
