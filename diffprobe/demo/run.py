@@ -78,7 +78,9 @@ def _load_runs(
         try:
             rungs = _load(spec, config, settings, written)
             if len(rungs) > 1:
-                rungs = those_that_apply(rungs, lambda line, name=spec.experiment: left_out.append(f"{name}: {line}."))
+                notes: list[str] = []
+                rungs = those_that_apply(rungs, notes.append)
+                left_out += [f"{spec.experiment}: {note}." for note in notes]
             for run in rungs:
                 _check_run(run)
         except DiffprobeError as error:
