@@ -4,6 +4,7 @@ There are no steps: everything happens before the evaluation, in one pass over t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from diffprobe.config.schema import TrainerConfig
-from diffprobe.core.errors import DiffprobeError
+from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.probes.classifier.base import ClassifierProbe
 from diffprobe.probes.classifier.linear import LinearBank
 from diffprobe.probes.classifier.linear_cv import Config
@@ -114,11 +115,16 @@ class LinearCVModule(ClassifierModule):
     def _solve(
         self, cell: str, bank: LinearBank, x: Tensor, labels: Sequence[np.ndarray[Any, np.dtype[np.int64]]]
     ) -> None:
-        """Solve the heads of a cell; those with the same number of classes together."""
+        """Solve the heads of a cell; those with the same number of classes together.
+
+        Raises: ConfigError for more components than the features of the cell have.
+        """
+        basis = None if self.cv.components is None else self._basis(cell, x, self.cv.components)
+        read = x if basis is None else ((x.double() - basis[0]) @ basis[1]).float()
         for n_classes in sorted(set(bank.n_classes)):
             at = [i for i, count in enumerate(bank.n_classes) if count == n_classes]
             found = select_l2(
-                x[None],
+                read[None],
                 [Task(labels[i], self.folds[self.tasks[i]]) for i in at],
                 n_classes=n_classes,
                 path=self.cv.l2,
@@ -128,8 +134,31 @@ class LinearCVModule(ClassifierModule):
                 dtype=torch.float32,
             )[0]
             for i, chosen in zip(at, found, strict=True):
+                if basis is not None:  # weights and offset for the features themselves
+                    weight = chosen.weight @ basis[1].T
+                    chosen = replace(chosen, weight=weight, bias=chosen.bias - weight @ basis[0])
                 self.chosen[Head(cell, *self.tasks[i])] = chosen
                 self._place(bank, i, chosen)
+
+    @staticmethod
+    def _basis(cell: str, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Return the mean of the features (d_in) and the map to n principal components (d_in, n), float64.
+
+        Features are standardised first; the largest coefficient of a component is positive, so that it has one sign.
+        """
+        if n > min(x.shape):
+            raise ConfigError(
+                f"probe.params.components={n} for cell '{cell}', which has {x.shape[1]} dimensions and {x.shape[0]} "
+                "training samples.",
+                fix=f"probe.params.components={min(x.shape)} or less, for all rungs of a ladder the same",
+            )
+        whole = x.double()
+        mean, std = whole.mean(0), whole.std(0, unbiased=False)
+        inverse = torch.where(std > 0, 1 / torch.where(std > 0, std, 1.0), 0.0)
+        standard = (whole - mean) * inverse
+        components = torch.linalg.eigh(standard.T @ standard)[1].flip(1)[:, :n]
+        largest = components.gather(0, components.abs().argmax(0, keepdim=True))
+        return mean, inverse[:, None] * components * largest.sign()
 
     @staticmethod
     def _place(bank: LinearBank, index: int, chosen: Chosen) -> None:
@@ -177,6 +206,7 @@ class LinearCVModule(ClassifierModule):
             "n_groups": folds.n_groups,
             "single_group_classes": [self.classes[head.target][k] for k in folds.single_group_classes],
             "class_weight": self.cv.class_weight,
+            "components": self.cv.components,
             "gradient_norm": found.gradient_norm,
             "objective_gap": found.gap,
             "converged": found.converged,

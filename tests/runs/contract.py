@@ -59,6 +59,7 @@ OTHER = {
     "linear.class_weight": "balanced",
     "linear.l2": 0.5,
     "patience": 1,
+    "components": 3,
     "one_standard_error": True,
     "group": "style",
     "metric": "euclidean",

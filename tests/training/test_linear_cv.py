@@ -5,7 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from diffprobe.config.compose import load_run
@@ -77,6 +79,35 @@ def test_shuffled_labels_move_by_the_group_of_the_folds(tmp_path):
 def test_an_unknown_group_is_refused(tmp_path):
     with pytest.raises(UnknownName, match="colour"):
         run(tmp_path, "probe.params.group=colour")
+
+
+def test_a_fit_on_components_is_that_of_scikit_learn_on_its_components(tmp_path):
+    settings = (
+        "probe.params.folds=3",
+        "probe.params.l2=[0.01]",
+        "probe.params.controls=[]",
+        "probe.params.components=4",
+    )
+    module = run(tmp_path, *settings)
+    assert module.records("test")[0].detail["components"] == 4
+    probe = module.probe(CELL, "label")
+    table = Toy(cells=(CELL,)).table("train")
+    x, y = table.features[CELL].double().numpy(), table.label.numpy()
+    reduced = make_pipeline(StandardScaler(), PCA(4), StandardScaler())
+    z, known = reduced.fit(x).transform(x), y >= 0
+    scaler = StandardScaler().fit(z[known])
+    model = LogisticRegression(C=1 / (0.01 * known.sum()), class_weight="balanced", max_iter=5000, tol=1e-8)
+    theirs = model.fit(scaler.transform(z[known]), y[known]).predict_proba(scaler.transform(z))
+    ours = probe.logits(table.features[CELL]).softmax(1).double()
+    assert torch.allclose(ours, torch.tensor(theirs), atol=5e-3)
+    assert torch.linalg.matrix_rank(probe.weight.double() * probe.inverse_std, atol=1e-4) <= 4
+
+
+def test_more_components_than_dimensions_are_refused_by_cell(tmp_path):
+    with pytest.raises(ConfigError, match=f"components=10000 for cell '{CELL}'"):
+        run(tmp_path, "probe.params.folds=3", "probe.params.components=10000")
+    with pytest.raises(ConfigError, match="components=0"):
+        plan(load_run(None, [*BASE, "probe.params.components=0"]))
 
 
 class OddFamilies(Toy):

@@ -32,6 +32,9 @@ class Config(ClassifierConfig):
     """Take the largest penalty whose loss is within one standard error of the best, instead of the best."""
     class_weight: Literal["balanced", "none"] = "balanced"
     """balanced: all classes have equal weight, in the fit and in the cross-validated loss; none: all samples."""
+    components: int | None = None
+    """Fit on this many principal components of the standardised training features, so that features of different widths
+    are compared at one; null fits on all dimensions."""
     group: str | None = None
     """Attribute whose samples stay in one fold; None: the group of the data set; sample: each sample by itself."""
 
@@ -40,6 +43,8 @@ class Config(ClassifierConfig):
         if self.folds < 2:
             raise ConfigError(f"folds={self.folds} is out of range: at least 2.")
         check_path(self.l2)
+        if self.components is not None and self.components < 1:
+            raise ConfigError(f"components={self.components} is out of range: at least 1, or null.")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"patience={self.patience} is out of range: at least 1, or null.")
 
