@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "method", metavar="METHOD", help="a saved method (file or folder), or module:callable, which is imported"
     )
-    parser.add_argument("settings", nargs="*", default=[], metavar="SETTING", help="key=value, for example "
+    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings, for example "
                         "backbone=pixels; the keys of each kind are in the documentation")  # fmt: skip
     parser.add_argument("--kind", metavar="KIND", help="kind of the method; needed for a callable (default: that of "
                         "the file or folder)")  # fmt: skip
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the checks. Returns 0 if the method passed, else 1."""
     from diffprobe.evaluation.certify import PAGE_FILE, certify, load_settings, open_method
 
-    tree = settings_tree(args.settings)
+    tree = settings_tree(args.keys)
     method, kind = open_method(args.method, args.kind)
     config = load_settings(kind, tree, dict.fromkeys(tree, ("the command line", 0)))
     if args.check:
