@@ -50,6 +50,10 @@ class Table:
     choices: tuple[str, ...] = ()
     folder: str = RESULTS
 
+    def __repr__(self) -> str:
+        """Name the tables and the number of their entries; `to_markdown` prints them."""
+        return f"Table({'; '.join(f'{part.spec.title}: {len(part.entries())} entries' for part in self.parts)})"
+
     def entries(self) -> list[Entry]:
         """Return all entries, table by table and row by row: place, value, spread, controls, published number."""
         return [entry for part in self.parts for entry in part.entries()]

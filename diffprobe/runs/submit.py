@@ -316,7 +316,11 @@ def store_is_complete(config: RunConfig) -> bool:
 def _fits(config: RunConfig, conditions: Mapping[str, object]) -> bool:
     """Return whether the results of a run can pass the filter of a table, by what the configuration shows of them."""
     shown = {"kind": config.probe.kind, "probe": config.probe.name}
-    return all(_allows(conditions[name], value) for name, value in shown.items() if name in conditions)
+    if not all(_allows(conditions[name], value) for name, value in shown.items() if name in conditions):
+        return False
+    folders = conditions.get("experiment", config.experiment)
+    wanted = folders if isinstance(folders, list | tuple) else [folders]
+    return any(config.experiment == one or config.experiment.startswith(f"{one}/") for one in wanted)
 
 
 def _allows(condition: object, value: str) -> bool:

@@ -113,7 +113,7 @@ def test_slurms_own_words_and_nothing_left_behind(false_slurm: FalseSlurm, capsy
 @pytest.mark.slow
 def test_a_table_and_its_options(capsys) -> None:
     out = submit(capsys, "table", "emoji", "cluster=local", "output=here", "--format", "csv", "--dry-run")
-    assert "arguments=(table emoji --format csv --results here)" in out and "emoji/classifier output=here" in out
+    assert "arguments=(table emoji --format csv --results here)" in out and "emoji/layers output=here" in out
 
 
 def test_any_other_verb_is_one_job(capsys) -> None:

@@ -82,7 +82,7 @@ def test_a_table_trains_the_rows_that_its_filter_lets_through() -> None:
     of_wandb = plan("table", words=("emoji", "--from", "wandb"))
     assert of_wandb.stages[2].tasks[0].command == ("table", "emoji", "--from", "wandb")
     rows = plan("table", words=("emoji",)).stages[1].tasks
-    assert [row.command for row in rows] == [("train", "experiment=emoji/classifier")]
+    assert [row.command for row in rows] == [("train", "experiment=emoji/layers")]
     with pytest.raises(ConfigError, match=r"no experiment below experiments/emoji/directions"):
         plan("table", words=("emoji/directions",))
     with pytest.raises(ConfigError, match="no table.yaml"):
