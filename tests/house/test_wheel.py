@@ -104,7 +104,7 @@ def test_the_demo_runs(python: Path, tmp_path: Path) -> None:
     printed = run(python.with_name("diffprobe"), "demo", *SMALL, "output=out", "features.store=stores", cwd=tmp_path)
     assert "raw pixels" in printed
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
-    assert len(list((tmp_path / "out").rglob("result.json"))) == 11
+    assert len(list((tmp_path / "out").rglob("result.json"))) == 18
 
 
 CLASSES = ("beach", "city", "field", "forest", "snow")
