@@ -91,7 +91,7 @@ def test_it_is_what_is_imported(python: Path, tmp_path: Path) -> None:
 
 
 def test_the_demo_is_checked(python: Path, tmp_path: Path) -> None:
-    assert "11 runs, 3 stores" in run(python.with_name("diffprobe"), "demo", "--check", cwd=tmp_path)
+    assert "17 runs, 5 stores" in run(python.with_name("diffprobe"), "demo", "--check", cwd=tmp_path)
     assert not any(tmp_path.iterdir())
 
 
