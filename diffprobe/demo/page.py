@@ -7,8 +7,6 @@ from diffprobe.demo.types import Demo, Outcome
 from diffprobe.evaluation.run_facts import machine_facts, run_facts
 from diffprobe.report.pages.page import Page
 from diffprobe.report.pages.panels import DirectionPanel
-from diffprobe.report.table_data import fill_table
-from diffprobe.runs.tables import with_predictions
 
 
 def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out: Sequence[str] = ()) -> Page:
@@ -26,18 +24,14 @@ def make_page(outcome: Outcome, directions: tuple[DirectionPanel, ...], left_out
         latents = latent_panels(outcome)
     except EmptyClass as error:
         left_out = [*left_out, f"No latents are shown: {error.what}"]
-    specs = outcome.demo.page_specs
-    filled = tuple(
-        with_predictions(fill_table(outcome.all_results, spec), outcome.all_results, outcome.folders) for spec in specs
-    )
     stores = ("stores", ", ".join(path.name for path in outcome.store_paths))
     return Page(
         title=config.title,
         lead=" ".join(config.lead.split()),
         facts=(*demo_facts(outcome.demo), stores, *machine_facts(outcome.results)),
         results=outcome.all_results,
-        tables=specs,
-        filled=filled,
+        tables=tuple(table.spec for table in outcome.on_page),
+        filled=outcome.on_page,
         latents=(latents,) if latents else (),
         directions=directions,
         limits=(*config.limits, *outcome.demo.left_out, *left_out),

@@ -26,12 +26,13 @@ from diffprobe.evaluation.use import KIND as USE
 from diffprobe.evaluation.use import PARTS, UseEvaluation, evaluate_use
 from diffprobe.evaluation.use_settings import load_use
 from diffprobe.report.collect import read_results
+from diffprobe.report.table_data import fill_table
 from diffprobe.report.table_spec import find_spec, load_spec
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.ladder import RUN_ITSELF, each_rung
 from diffprobe.runs.plan import training_of
 from diffprobe.runs.rungs import those_that_apply
-from diffprobe.runs.tables import build_table
+from diffprobe.runs.tables import with_predictions
 from diffprobe.runs.train import plan, train
 
 if TYPE_CHECKING:
@@ -176,13 +177,12 @@ def run_demo(demo: Demo, view: View) -> Outcome:
     paths = tuple(_train(run, view) for run in demo.runs)
     used = tuple(_measure_use(one, view) for one in demo.use)
     _check_folder(demo, used)
-    outcome = Outcome(
-        demo=demo, results=tuple(read_results(paths)), result_paths=paths, store_paths=stores,
-        use_results=tuple(read_results(used)), use_paths=used, tables=(),
+    results, use_results = tuple(read_results(paths)), tuple(read_results(used))
+    every, folders = (*results, *use_results), [path.parent for path in (*paths, *used)]
+    return Outcome(
+        demo=demo, results=results, result_paths=paths, store_paths=stores, use_results=use_results, use_paths=used,
+        filled=tuple(with_predictions(fill_table(every, spec), every, folders) for spec in demo.specs),
     )  # fmt: skip
-    return replace(
-        outcome, tables=tuple(build_table(name, demo.folder).render("markdown") for name in demo.config.tables)
-    )
 
 
 def _measure_use(config: UseEvaluation, view: View) -> Path:

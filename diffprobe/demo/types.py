@@ -11,6 +11,8 @@ from diffprobe.core.result import RunResult
 from diffprobe.demo.config import DemoConfig
 from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.evaluation.use import UseEvaluation
+from diffprobe.report.filled_table import TableData
+from diffprobe.report.table import Table
 from diffprobe.report.table_spec import TableSpec
 from diffprobe.runs.extract import backbone_and_features
 
@@ -60,12 +62,6 @@ class Demo:
         """Folder of the runs."""
         return Path(self.config.output)
 
-    @property
-    def page_specs(self) -> tuple[TableSpec, ...]:
-        """The tables on the page."""
-        names = self.config.on_page or self.config.tables[:1]
-        return tuple(spec for name, spec in zip(self.config.tables, self.specs, strict=True) if name in names)
-
     def stores(self) -> list[RunConfig]:
         """Return one run per feature store that the runs read."""
         distinct = {(*backbone_and_features(run), run.data): run for run in reversed(self.runs)}
@@ -88,8 +84,8 @@ class Outcome:
     """Their files."""
     store_paths: tuple[Path, ...]
     """The feature stores."""
-    tables: tuple[str, ...]
-    """The tables in Markdown, as `diffprobe table` prints them."""
+    filled: tuple[TableData, ...]
+    """The tables of the demo, in order, with what kept predictions show."""
 
     @property
     def all_results(self) -> tuple[RunResult, ...]:
@@ -97,9 +93,16 @@ class Outcome:
         return (*self.results, *self.use_results)
 
     @property
-    def folders(self) -> list[Path]:
-        """The folder of each of all results."""
-        return [path.parent for path in (*self.result_paths, *self.use_paths)]
+    def tables(self) -> tuple[str, ...]:
+        """The tables in Markdown, as `diffprobe table` prints them."""
+        return tuple(Table((table,)).to_markdown() for table in self.filled)
+
+    @property
+    def on_page(self) -> tuple[TableData, ...]:
+        """The tables on the page."""
+        config = self.demo.config
+        names = config.on_page or config.tables[:1]
+        return tuple(table for name, table in zip(config.tables, self.filled, strict=True) if name in names)
 
     def probe_runs(self) -> tuple[ProbeRun, ...]:
         """Return the runs as the panels of a page read them."""
