@@ -45,8 +45,8 @@ class AuditMethod(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(WorldSettings):
-    """Settings and thresholds of certificates of audits."""
+class Config(WorldSettings, AuditRules):
+    """Settings of certificates of audits; the thresholds are those of the checks themselves."""
 
     twin_world: str = "permuted"
     """World of the twin."""
@@ -61,22 +61,6 @@ class Config(WorldSettings):
     measured against these, since an audit cannot know an error of the model."""
     twin_generated: str | None = None
     """The same of the twin."""
-    n_permutations: int = 1000
-    """Permutations of each null distribution."""
-    least_spearman: float = 0.9
-    """Least rank correlation with the planted rates."""
-    least_slope: float = 0.8
-    """Least slope of the estimates over the planted rates."""
-    most_slope: float = 1.2
-    """Largest slope."""
-    most_bias: float = 0.1
-    """Largest mean error, of either sign."""
-    most_error: float = 0.25
-    """Largest error of a role."""
-    least_coverage: float = 0.9
-    """Least share of roles whose interval has the truth."""
-    least_separation: float = 0.5
-    """Least mean rank correlation with the own world's rates, minus that with the other world's."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,12 +106,6 @@ def certify(method: Method, config: Config) -> Certificate:
     own, twin = _from_files(method, config, roles) if method.path is not None else _from_calls(method, config, roles)
     given = (config.generated, config.twin_generated)
     generated = [None if path is None else read_audit(Path(path), roles).rate for path in given]
-    rules = AuditRules(
-        least_spearman=config.least_spearman, least_slope=config.least_slope, most_slope=config.most_slope,
-        most_bias=config.most_bias, most_error=config.most_error, least_coverage=config.least_coverage,
-        least_separation=config.least_separation, alpha=config.alpha, level=config.level,
-        n_permutations=config.n_permutations, n_resamples=config.n_resamples, seed=config.seed,
-    )  # fmt: skip
     words = "the answers for the first world, given again for its twin: what an audit gives that reads only the words"
     not_measured = {
         f"coverage of rates generated in {world}": "no file of generated rates is given"
@@ -135,9 +113,9 @@ def certify(method: Method, config: Config) -> Certificate:
     }  # fmt: skip
     return Certificate(
         kind="audit",
-        method=Subject(name="method", checks=_checks((own, twin), truths, generated, worlds, rules)),
+        method=Subject(name="method", checks=_checks((own, twin), truths, generated, worlds, config)),
         baselines=(
-            Subject(name="words only", why=words, checks=_checks((own, own), truths, generated, worlds, rules)),
+            Subject(name="words only", why=words, checks=_checks((own, own), truths, generated, worlds, config)),
         ),
         not_measured=not_measured,
         facts={"worlds": " and ".join(worlds), "world file": spec.digest[:12], "roles": str(len(roles))},
