@@ -11,7 +11,7 @@ from diffprobe.backbones.part_config import read_model_index
 from diffprobe.backbones.single_file import HINTS, convert, kind_of
 from diffprobe.core.errors import ConfigError, WeightsMissing
 
-SHIPPED = ("emoji-sd",)
+SHIPPED = ("emoji-sd", "scenes-sd", "scenes-sd-permuted")
 """Checkpoints that are part of the package, under `assets/`."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -47,7 +47,7 @@ from diffprobe.evaluation.captions import (
     text_use,
 )
 from diffprobe.evaluation.gates import GateCheck, check_gates
-from diffprobe.evaluation.matched_captions import matched_choice
+from diffprobe.evaluation.matched_captions import matched_choice, written_choice
 from diffprobe.probes.score.diffusion_classifier import Screening
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
@@ -106,9 +106,9 @@ def _require_names(config: BackboneEvaluation, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
     for split in (*config.splits, *([config.data.train_split] if config.regression.images else [])):
         shard_set.shards_of(config.data.source_of(split))
-    for key in ("group_attribute", "family_attribute", "matched_attributes", "by_attributes"):
+    for key in ("group_attribute", "family_attribute", "matched_attributes", "matched_phrases", "by_attributes"):
         named = getattr(config, key)
-        for name in named if isinstance(named, tuple) else [named]:
+        for name in [named] if named is None or isinstance(named, str) else named:
             if name is not None and name not in shard_set.attributes:
                 raise unknown(key, name, shard_set.attributes)
 
@@ -242,7 +242,19 @@ def _captions(
         seed=config.seed,
         progress=progress,
     )
-    return [*records, chosen, *matched]
+    written = written_choice(
+        score,
+        encoded,
+        score.encode_conditions,
+        split,
+        phrases=config.matched_phrases,
+        most=config.n_candidates,
+        timesteps=spread_timesteps(config.n_matched_timesteps, n_timesteps),
+        expectations=expectations,
+        seed=config.seed,
+        progress=progress,
+    )
+    return [*records, chosen, *matched, *written]
 
 
 def sample_grid(config: BackboneEvaluation, pipeline: Any) -> Any:

@@ -42,6 +42,10 @@ class BackboneEvaluation:
     """Attributes that captions state by their values. For each, images choose between their own caption and those of
     the same split and family that have another value in its place and are otherwise equal
     (`matched_caption_accuracy_<attribute>`)."""
+    matched_phrases: dict[str, str] = field(default_factory=dict)
+    """Attribute -> the text by which captions state its value, with `{}` in its place ("{} clothes"). The candidates of
+    such an attribute are written: the sample's own caption with each other value of the data in that text, at most
+    `n_candidates` in all. For data without the real captions that `matched_attributes` needs."""
     n_matched_timesteps: int = 10
     """Timesteps over which the error of a matched candidate is averaged."""
     by_attributes: tuple[str, ...] = ()
@@ -78,6 +82,16 @@ class BackboneEvaluation:
             names = getattr(self, key)
             if len(set(names)) < len(names):
                 raise ConfigError(f"{key}: a name occurs twice in {', '.join(names)}.")
+        for name, phrase in self.matched_phrases.items():
+            if phrase.count("{}") != 1 or len(phrase) < 3:
+                raise ConfigError(
+                    f"matched_phrases.{name}: '{phrase}' is not a text with one {{}} for the value.",
+                    fix='for example "{} clothes"',
+                )
+            if name in self.matched_attributes:
+                raise ConfigError(
+                    f"'{name}' is in matched_attributes and in matched_phrases.", fix="remove it from one of them"
+                )
         if self.data.train_split in self.scored_splits:
             raise SplitLeak(
                 f"splits: '{self.data.train_split}' is the training split; the regressions are fitted on it.",
@@ -94,7 +108,8 @@ class BackboneEvaluation:
     def _check_gate(self, name: str, gate: Gate) -> None:
         """Raises: ConfigError for a gate of a metric, a split or a control that will not be measured."""
         metric, _, split = name.partition("/")
-        accuracies = (choice_metric(self.n_candidates), *map(matched_metric, self.matched_attributes))
+        matched = (*self.matched_attributes, *self.matched_phrases)
+        accuracies = (choice_metric(self.n_candidates), *map(matched_metric, matched))
         metrics = ("psnr_db", "tenths_where_text_helps", *accuracies)
         if metric not in metrics:
             raise unknown(f"metric in gates ('{name}'):", metric, metrics, ConfigError)

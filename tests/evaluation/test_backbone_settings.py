@@ -11,6 +11,7 @@ from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.evaluation.backbone_settings import BackboneEvaluation
 from diffprobe.evaluation.captions import REGRESSIONS
 from diffprobe.evaluation.gates import Gate
+from diffprobe.shards.scenes.world import load_world
 from tests.docs.markdown import ROOT, blocks
 
 
@@ -67,6 +68,26 @@ def test_the_evaluation_of_emoji_demands_more_than_its_controls():
         load("emoji/evaluate", ["gates={psnr_db/tset: {at_least: 1}}"], kinds=("evaluate_backbone",))
     with pytest.raises(ConfigError, match="psnr_db/test.* 27 .*expected keys of Gate"):
         load("emoji/evaluate", ["gates={psnr_db/test: 27}"], kinds=("evaluate_backbone",))
+
+
+def test_the_evaluation_of_scenes_writes_its_matched_captions():
+    """Every phrase is the text of a rule of the world, up to where the next factor stands."""
+    found = load("scenes/evaluate", [], kinds=("evaluate_backbone",))
+    world = load_world()
+    assert set(found.matched_phrases) == {factor for rule in world.rules for factor in rule.factors}
+    for name, phrase in found.matched_phrases.items():
+        [rule] = [rule for rule in world.rules if name in rule.factors]
+        assert phrase.format("{" + name + "}") in rule.text
+
+
+@pytest.mark.parametrize("phrase", ["clothes", "{}", "{} or {}"])
+def test_a_phrase_has_one_place_for_the_value_and_a_word(phrase):
+    with pytest.raises(ConfigError, match="matched_phrases.colour: "):
+        settings(matched_phrases={"colour": phrase})
+    with pytest.raises(ConfigError, match="'colour' is in matched_attributes and in matched_phrases"):
+        settings(matched_attributes=("colour",), matched_phrases={"colour": "{} clothes"})
+    gates = {"matched_caption_accuracy_colour/test": Gate(at_least=0.5)}
+    assert settings(matched_phrases={"colour": "{} clothes"}, gates=gates).gates == gates
 
 
 def test_the_gates_of_the_documentation_are_valid():

@@ -8,7 +8,7 @@ import torch
 
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.evaluation.captions import Encoded
-from diffprobe.evaluation.matched_captions import matched_choice
+from diffprobe.evaluation.matched_captions import matched_choice, written_choice
 from diffprobe.generative.image_table import ImageTable
 
 STYLES, COLOURS, THINGS = ["thick", "thin"], ["red", "green", "blue"], [f"thing{i}" for i in range(20)]
@@ -116,3 +116,37 @@ def test_an_attribute_that_no_caption_states_is_named_and_not_measured(caplog):
     with caplog.at_level(logging.WARNING):
         assert set(measured(Knows(WORDS), drawings(), attributes=("style", "size"))) == {"style"}
     assert "'size'" in caplog.text and "'test'" in caplog.text
+
+
+def measured_written(score, encoded, phrases, expectations=None, most=10):
+    with ProgressDisplay(shown=False) as progress:
+        records = written_choice(
+            score, encoded, lambda captions: {"text": vectors(captions)[:, None]}, "test", phrases=phrases, most=most,
+            timesteps=[100, 300], expectations=expectations or {}, seed=0, progress=progress,
+        )  # fmt: skip
+    return {record.name.removeprefix("matched_caption_accuracy_"): record for record in records}
+
+
+def test_written_captions_need_no_other_sample():
+    encoded = drawings()
+    kept = [row for row, sample in enumerate(encoded.table.attributes) if sample.get("colour") != "blue" or row == 2]
+    table = ImageTable(
+        encoded.table.images[kept], [encoded.table.keys[row] for row in kept],
+        [encoded.table.captions[row] for row in kept], [encoded.table.attributes[row] for row in kept],
+    )  # fmt: skip
+    families = [encoded.families[row] for row in kept]
+    part = Encoded(table, encoded.latents[kept], families, families)
+    assert not measured_written(Knows(WORDS), part, {"colour": "a {} thing"})
+    found = measured_written(Knows(WORDS), part, {"style": "{}", "colour": "{}"})
+    assert found["colour"].value == 1 and found["colour"].controls["chance"] == pytest.approx(1 / 3)
+    assert found["colour"].n == sum("colour" in sample for sample in table.attributes)
+    assert found["style"].value == 1 and found["style"].controls["chance"] == 1 / 2
+    blind = measured_written(Knows(THINGS), part, {"style": "{}"}, {"knows": vectors})["style"]
+    assert blind.value < 0.7 and blind.controls["knows"] == 1
+
+
+def test_of_many_values_each_sample_has_its_own_draw():
+    encoded, score = drawings(), Knows(WORDS)
+    record = measured_written(score, encoded, {"thing": "{}"}, most=5)["thing"]
+    assert record.value == 1 and record.controls["chance"] == pytest.approx(1 / 5)
+    assert score.passes == 2 * len(encoded.table) * 5

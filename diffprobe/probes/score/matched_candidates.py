@@ -1,4 +1,6 @@
-"""Matched candidate captions: real captions of the same split that differ from a sample's own in one attribute."""
+"""Matched candidate captions, which differ from a sample's own in one attribute: real captions of the same split, or
+captions that are written by exchanging a phrase.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from diffprobe.core.rng import derive_seed
 
 
 def matched_candidates(
@@ -53,6 +57,52 @@ def matched_candidates(
             if caption != captions[row] and (other := row_of.get((*cell, value, caption))) is not None:
                 matched.append(other)
         found.append([row, *matched] if matched else [])
+    return found
+
+
+def written_candidates(
+    captions: Sequence[str],
+    attributes: Sequence[Mapping[str, str]],
+    keys: Sequence[str],
+    *,
+    name: str,
+    phrase: str,
+    most: int,
+    seed: int,
+) -> list[list[str]]:
+    """Return for each sample its own caption and the same with other values of `name` in a phrase.
+
+    Args:
+        captions: main caption of each sample.
+        attributes: attributes of each sample; the values of `name` among them are the ones that are exchanged.
+        keys: key of each sample.
+        name: the attribute in which candidates differ.
+        phrase: text with one `{}` for the value, as captions state it ("{} clothes").
+        most: largest number of candidates; of more values a part is drawn for each sample, by (seed, key).
+        seed: of the draw.
+    Returns: the own caption first; an empty list for a sample whose caption does not state its value by the phrase.
+
+    >>> captions, colours = ["a cat, red hat", "a red cat"], [{"colour": "red"}, {"colour": "red"}]
+    >>> further = {"captions": ["a dog, blue hat"], "attributes": [{"colour": "blue"}]}
+    >>> written_candidates([*captions, *further["captions"]], [*colours, *further["attributes"]], "abc",
+    ...                    name="colour", phrase="{} hat", most=10, seed=0)
+    [['a cat, red hat', 'a cat, blue hat'], [], ['a dog, blue hat', 'a dog, red hat']]
+    """
+    values = sorted({sample[name] for sample in attributes if name in sample})
+    found: list[list[str]] = []
+    for caption, sample, key in zip(captions, attributes, keys, strict=True):
+        own = sample.get(name)
+        stated = phrase.format(own)
+        if own is None or exchange(caption, stated, "") == caption:
+            found.append([])
+            continue
+        others = [value for value in values if value != own]
+        if len(others) > most - 1:
+            generator = torch.Generator().manual_seed(derive_seed("matched candidates", seed, name, key))
+            kept = torch.randperm(len(others), generator=generator)[: most - 1].sort().values
+            others = [others[place] for place in kept.tolist()]
+        written = [exchange(caption, stated, phrase.format(value)) for value in others]
+        found.append([caption, *written] if written else [])
     return found
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffprobe.probes.score.matched_candidates import by_count, exchange, matched_candidates
+from diffprobe.probes.score.matched_candidates import by_count, exchange, matched_candidates, written_candidates
 
 SAMPLES = [
     ("noto emoji, man running, dark skin tone", {"style": "noto", "gender": "man", "tone": "dark"}),
@@ -75,3 +75,27 @@ def test_samples_are_grouped_by_the_number_of_their_candidates():
         ([2], [[2, 3, 4]]),
     ]
     assert by_count([[], []]) == []
+
+
+def test_written_candidates_state_the_own_value_first_and_differ_in_the_phrase_alone():
+    captions = ["a cook, striped clothes, standing on the left, a ball to the left", "a judge, red clothes"]
+    sides = [{"side": "left"}, {"side": "right"}]
+    found = written_candidates(captions, sides, ["a", "b"], name="side", phrase="to the {}", most=10, seed=0)
+    assert found == [[captions[0], "a cook, striped clothes, standing on the left, a ball to the right"], []]
+
+
+def test_the_draw_of_written_candidates_depends_on_seed_and_key_alone():
+    values = [{"role": f"role{i}"} for i in range(12)]
+    captions, keys = [f"a {sample['role']}" for sample in values], [f"k{i}" for i in range(12)]
+
+    def drawn(rows, seed=0):
+        every = written_candidates(
+            [captions[row] for row in rows], [values[row] for row in rows], [keys[row] for row in rows],
+            name="role", phrase="a {}", most=4, seed=seed,
+        )  # fmt: skip
+        return dict(zip([keys[row] for row in rows], every, strict=True))
+
+    forward, backward = drawn(range(12)), drawn(range(11, -1, -1))
+    assert forward == backward != drawn(range(12), seed=1)
+    for key, candidates in forward.items():
+        assert len(set(candidates)) == 4 and candidates[0] == captions[keys.index(key)]
