@@ -9,6 +9,7 @@ from diffprobe.config.parse import parse
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.evaluation.caption_accuracy import BY
 from diffprobe.evaluation.gates import DIFFERENCES, Gate, check_gates
+from diffprobe.report.markdown_table import markdown_table
 
 TABLES_FILE = "tables.md"
 """Name of the file in the folder of a run that has the tables."""
@@ -38,7 +39,7 @@ def _metrics(metrics: Sequence[MetricRecord]) -> str:
         )
         value = f"{record.value:.4g}{_interval(record.detail.get('interval'))}"
         rows.append([record.name, record.split, f"{record.n:,}", value, controls, differences])
-    return _table(["metric", "split", "n", "value", "controls", "difference to control"], rows)
+    return markdown_table(["metric", "split", "n", "value", "controls", "difference to control"], rows)
 
 
 def _by_attribute(metrics: Sequence[MetricRecord]) -> str:
@@ -49,7 +50,7 @@ def _by_attribute(metrics: Sequence[MetricRecord]) -> str:
             for value, found in values.items():
                 row = cells.setdefault((record.name, attribute, value), {})
                 row[record.split] = f"{found['accuracy']:.3f} (n={found['n']:,})"
-    return _table(
+    return markdown_table(
         ["metric", "attribute", "value", *splits],
         [[*key, *(row.get(split, "") for split in splits)] for key, row in cells.items()],
     )
@@ -63,7 +64,7 @@ def _errors(metrics: Sequence[MetricRecord]) -> str:
         of_split = [record for record in found if record.split == split]
         rows.append([f"{split}, own caption", *(f"{record.value:.4f}" for record in of_split)])
         rows.append([f"{split}, other caption", *(f"{record.controls[_SHUFFLED]:.4f}" for record in of_split)])
-    return _table(["denoising error at t", *timesteps], rows)
+    return markdown_table(["denoising error at t", *timesteps], rows)
 
 
 def _gates(result: RunResult) -> str:
@@ -72,15 +73,8 @@ def _gates(result: RunResult) -> str:
         [check.metric, check.required, check.measured, "reached" if check.reached else "missed"]
         for check in check_gates(gates, result.metrics)
     ]
-    return _table(["gate", "required", "measured", ""], rows)
+    return markdown_table(["gate", "required", "measured", ""], rows)
 
 
 def _interval(ends: Any) -> str:
     return f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)

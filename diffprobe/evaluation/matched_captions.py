@@ -63,8 +63,16 @@ def matched_choice(
             continue
         records.append(
             _record(
-                score, encoded, conditions, candidates, expected, split,
-                attribute=attribute, timesteps=timesteps, seed=seed, progress=progress,
+                score,
+                encoded,
+                conditions,
+                candidates,
+                expected,
+                split,
+                attribute=attribute,
+                timesteps=timesteps,
+                seed=seed,
+                progress=progress,
             )  # fmt: skip
         )
     return records
@@ -109,8 +117,16 @@ def written_choice(
         candidates = [[texts[text] for text in of_sample] for of_sample in written]
         records.append(
             _record(
-                score, encoded, encode(captions), candidates, expected, split,
-                attribute=attribute, timesteps=timesteps, seed=seed, progress=progress,
+                score,
+                encoded,
+                encode(captions),
+                candidates,
+                expected,
+                split,
+                attribute=attribute,
+                timesteps=timesteps,
+                seed=seed,
+                progress=progress,
             )  # fmt: skip
         )
     return records

@@ -23,12 +23,13 @@ from diffprobe.analysis.statistics import (
 )
 from diffprobe.config.parse import record_tree
 from diffprobe.config.validators import at_least
-from diffprobe.core.atomic_file import atomic_folder
+from diffprobe.core.atomic_file import atomic_file, atomic_folder
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.rate_images import RoleImages, generated_images, rendered_images
+from diffprobe.evaluation.rate_tables import TABLES_FILE, rate_tables
 from diffprobe.generative.scene_reader import WEIGHTS_FILE, SceneReader, find_reader, load_reader
 from diffprobe.shards.scenes.factors import rates
 from diffprobe.shards.scenes.spec import FACTORS, STRIPED, WorldSpec
@@ -92,7 +93,7 @@ class RatesEvaluation:
 
 
 def evaluate_rates(config: RatesEvaluation) -> Path:
-    """Generate, read, correct and compare; write `result.json`, `labels.csv` and a figure; return the result's path.
+    """Generate, read, correct and compare; return the path of `result.json`. Tables, labels and a figure are beside it.
 
     The folder is <output>/<experiment>/<first 12 digits of a digest>. Images are kept in
     <output>/<experiment>/images/<digest> for other readers and labels.
@@ -122,6 +123,8 @@ def evaluate_rates(config: RatesEvaluation) -> Path:
         seeds={"seed": config.seed}, metrics=metrics, started_at=started_at, artifacts=inputs,
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
+    with atomic_file(run_dir / TABLES_FILE) as temporary:
+        temporary.write_text(rate_tables([result]), "utf-8")
     return run_dir / RESULT_FILE
 
 
