@@ -20,7 +20,7 @@ from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import (
     BetaSchedule,
@@ -181,6 +181,11 @@ class DenoiserModule(GenerativeModule):
         """Build or open tokenizer, text encoder and U-Net; a new vocabulary is learnt from the training captions."""
         shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
         folder = config.text_encoder or config.init_from
+        if folder is None and config.text_learning_rate == 0:
+            raise ConfigError(
+                "text_learning_rate=0 freezes the text encoder, which would keep its random weights.",
+                fix="text_encoder=FOLDER, or a larger text_learning_rate",
+            )
         if folder is not None:
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
@@ -188,6 +193,7 @@ class DenoiserModule(GenerativeModule):
             texts = [text for captions in table.captions for text in captions]
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
+        self.text_encoder.requires_grad_(config.text_learning_rate > 0)
         if config.init_from is not None:
             require_schedule(weights_folder(config.init_from), config.noise, self.objective.prediction_type)
             self.unet = open_unet(weights_folder(config.init_from), shape)
@@ -285,10 +291,9 @@ class DenoiserModule(GenerativeModule):
         """Return AdamW with warm-up and cosine decay; the text encoder has a learning rate of its own."""
         config = self.config
         rate = config.trainer.learning_rate or 1e-3
-        groups = [
-            {"params": list(self.unet.parameters()), "lr": rate},
-            {"params": list(self.text_encoder.parameters()), "lr": rate * config.text_learning_rate},
-        ]
+        groups = [{"params": list(self.unet.parameters()), "lr": rate}]
+        if config.text_learning_rate > 0:
+            groups.append({"params": list(self.text_encoder.parameters()), "lr": rate * config.text_learning_rate})
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
 

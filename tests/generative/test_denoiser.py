@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import ConfigError, NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.image_table import ImageTableData
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.trainer import make_trainer, quiet
@@ -139,6 +140,28 @@ def test_both_networks_learn(trained, config):
     module, start = trained[0], DenoiserModule(config).state_dict()
     changed = {name.partition(".")[0] for name, value in module.state_dict().items() if not value.equal(start[name])}
     assert changed == {"unet", "text_encoder"}
+
+
+def test_a_frozen_text_encoder_is_saved_as_it_was(trained, config, tmp_path):
+    from safetensors.torch import load_file
+
+    module = trained[0]
+    module.save(tmp_path / "first")
+    frozen = dataclasses.replace(config, text_encoder=str(tmp_path / "first"), text_learning_rate=0.0, seed=1)
+    second = DenoiserModule(frozen)
+    with quiet():
+        trainer = make_trainer(config.trainer, run_dir=tmp_path, callbacks=[EMACallback(frozen.ema_decay)])
+        trainer.fit(second, datamodule=ImageTableData(config.data, resolution=16, seed=0))
+    second.save(tmp_path / "second")
+    assert all(parameter.grad is None for parameter in second.text_encoder.parameters())
+    optimised = {id(value) for group in trainer.optimizers[0].param_groups for value in group["params"]}
+    assert optimised == {id(value) for value in second.unet.parameters()}
+    for file in ("text_encoder/model.safetensors", "tokenizer/tokenizer.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    unets = [load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors") for name in ("first", "second")]
+    assert any(not torch.equal(unets[0][name], value) for name, value in unets[1].items())
+    with pytest.raises(ConfigError, match="text_learning_rate=0"):
+        DenoiserModule(dataclasses.replace(config, text_learning_rate=0.0))
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, config):
