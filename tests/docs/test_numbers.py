@@ -137,3 +137,18 @@ def test_the_card_of_the_shipped_model_has_its_recorded_evaluation() -> None:
     recorded = backbone_tables(read_result(ROOT / "docs/results/emoji-sd/result.json"))
     card = (ROOT / "diffprobe/assets/emoji-sd/README.md").read_text("utf-8")
     assert recorded.strip() in card
+
+
+def test_the_cards_of_the_twins_have_their_recorded_evaluations() -> None:
+    for name in record_scenes.TWINS:
+        page = record_scenes.card(name).read_text("utf-8")
+        for marker, content in record_scenes.tables().items():
+            assert record_scenes.with_tables(page, marker, content) == page, (name, marker)
+    first, second = (record_scenes.card(name).read_text("utf-8") for name in record_scenes.TWINS)
+    assert "<!-- tables: rates -->" in first and "<!-- tables: scenes-sd-permuted/evaluation -->" in second
+
+
+def test_tables_between_markers_are_replaced() -> None:
+    page = f"before\n<!-- tables: rates -->\n| old |\n{record_scenes.END}\nafter"
+    assert record_scenes.with_tables(page, "rates", "| new |\n") == page.replace("old", "new")
+    assert record_scenes.with_tables(page, "other", "| new |\n") == page

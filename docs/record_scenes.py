@@ -1,0 +1,71 @@
+"""Record what the twins of `scenes` were measured to do, for their cards: python docs/record_scenes.py RUNS, the folder
+of the runs of scenes/evaluate, scenes/rates and scenes/layers with both twins.
+
+Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
+its markers, and the figures of the rates into docs.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from diffprobe.core.result import RESULT_FILE, RunResult, read_result
+from diffprobe.evaluation.backbone_tables import backbone_tables
+from diffprobe.evaluation.rate_tables import rate_tables
+
+DOCS = Path(__file__).resolve().parent
+TWINS = ("scenes-sd", "scenes-sd-permuted")
+KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
+"""Kind of a result -> name of its file below docs/results/<twin>."""
+END = "<!-- end of tables -->"
+
+
+def card(name: str) -> Path:
+    """Return the card of a twin."""
+    return DOCS.parent / "diffprobe" / "assets" / name / "README.md"
+
+
+def recorded(name: str, kind: str) -> RunResult:
+    """Return a recorded result of a twin."""
+    return read_result(DOCS / "results" / name / f"{kind}.json")
+
+
+def tables() -> dict[str, str]:
+    """Return the tables of the cards by their markers, made from the recorded results."""
+    found = {f"{name}/evaluation": backbone_tables(recorded(name, "evaluation")) for name in TWINS}
+    return {**found, "rates": rate_tables([recorded(name, "rates") for name in TWINS])}
+
+
+def with_tables(text: str, marker: str, content: str) -> str:
+    """Replace what is between a marker and the next end; a page without the marker stays as it is."""
+    before, start, after = text.partition(f"<!-- tables: {marker} -->\n")
+    if not start:
+        return text
+    _, end, rest = after.partition(END)
+    return f"{before}{start}{content.strip()}\n{end}{rest}"
+
+
+def record(runs: Path) -> None:
+    """Copy the results, and write their tables into the cards."""
+    for path in sorted(runs.rglob(RESULT_FILE), key=lambda path: path.stat().st_mtime):
+        result = read_result(path)
+        name = result.config.get("model")
+        if result.kind not in KINDS or name not in TWINS:
+            continue
+        copy = DOCS / "results" / str(name) / f"{KINDS[result.kind]}.json"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        if result.kind == "rates_eval":
+            shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
+        elif (path.parent / "samples.png").exists():
+            shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")
+    for name in TWINS:
+        page = card(name)
+        for marker, content in tables().items():
+            page.write_text(with_tables(page.read_text("utf-8"), marker, content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the folder of the runs, for example runs")
+    record(parser.parse_args().runs)
