@@ -171,7 +171,10 @@ def _encode(
 ) -> Encoded:
     resolution = resolution_of(pipeline)
     of = {"group_attribute": config.group_attribute, "family_attribute": config.family_attribute}
-    return encode_split(config.data, split, score, **of, resolution=resolution, progress=progress)
+    data = config.data
+    if config.limit is not None and split in config.scored_splits:
+        data = replace(data, limit=min(config.limit, data.limit or config.limit))
+    return encode_split(data, split, score, **of, resolution=resolution, progress=progress)
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str, progress: ProgressDisplay) -> MetricRecord:

@@ -23,6 +23,9 @@ class BackboneEvaluation:
     """Captioned images."""
     splits: tuple[str, ...] = ()
     """Splits that are scored, none of them the training split; empty: the validation and the test split of `data`."""
+    limit: int | None = None
+    """Images of each scored split, the first ones in shard order; None for all. `data.limit` limits the training split
+    of the regression too."""
     group_attribute: str | None = None
     """A wrong caption is always of another value of this attribute; samples without it form groups of one. None: the
     group that the data set names, if any."""
@@ -69,6 +72,7 @@ class BackboneEvaluation:
 
     def __post_init__(self) -> None:
         at_least(2, n_candidates=self.n_candidates)
+        at_least(1, limit=self.limit)
         at_least(1, n_choice_timesteps=self.n_choice_timesteps, n_matched_timesteps=self.n_matched_timesteps)
         at_least(1, n_screened=self.n_screened, sampling_steps=self.sampling_steps)
         at_least(0, n_screening_timesteps=self.n_screening_timesteps)

@@ -6,7 +6,9 @@ text are computed again; of the latter, only the rows are counted.
 """
 
 import csv
+import importlib.util
 import re
+from types import ModuleType
 
 import pytest
 
@@ -19,6 +21,18 @@ from tests.docs.markdown import ROOT
 README = (ROOT / "README.md").read_text("utf-8")
 BENCHMARKS = (ROOT / "docs/benchmarks.md").read_text("utf-8")
 RESULTS = ROOT / "docs" / "results" / "demo"
+
+
+def script(name: str) -> ModuleType:
+    """Import a script of docs, which is not a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+record_scenes = script("record_scenes")
 
 
 def rows(text: str, first: str) -> list[list[str]]:

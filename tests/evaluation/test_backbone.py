@@ -13,6 +13,7 @@ from diffprobe.backbones.families import sd_unet
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, UnknownName, WeightsMismatch, WeightsMissing
 from diffprobe.core.result import read_result
+from diffprobe.evaluation import backbone as module
 from diffprobe.evaluation.backbone import evaluate_backbone, load_pipeline
 from diffprobe.evaluation.backbone_settings import BackboneEvaluation
 from diffprobe.evaluation.backbone_tables import backbone_tables
@@ -173,6 +174,35 @@ def test_only_the_named_splits_are_scored_and_an_unknown_one_is_refused_before_t
         evaluate_backbone(
             dataclasses.replace(config, **few | {"model": str(tmp_path / "nothing")}, splits=("test", "combinations"))
         )
+
+
+def test_a_limit_is_one_of_the_scored_images_alone(config, tmp_path, monkeypatch):
+    encoded, from_module = {}, module.encode_split
+
+    def watch(data, split, *args, **kwargs):
+        encoded[split] = from_module(data, split, *args, **kwargs)
+        return encoded[split]
+
+    monkeypatch.setattr(module, "encode_split", watch)
+    few = dataclasses.replace(config, limit=3, n_candidates=2, prompts=(), gates=None, output=str(tmp_path))
+    metrics = read_result(evaluate_backbone(few)[0]).metrics
+    assert {record.n for record in metrics} == {3} and len(encoded["train"].table) > 3
+    with pytest.raises(ConfigError, match="limit=0"):
+        dataclasses.replace(config, limit=0)
+
+
+def test_written_captions_are_scored_beside_the_others(config, tmp_path):
+    settings = dataclasses.replace(
+        config, matched_attributes=(), matched_phrases={"style": "{} emoji"}, prompts=(), gates=None,
+        output=str(tmp_path),
+    )  # fmt: skip
+    metrics = {(record.name, record.split): record for record in read_result(evaluate_backbone(settings)[0]).metrics}
+    record = metrics["matched_caption_accuracy_style", "test"]
+    assert record.controls["chance"] == 0.5 and {"regression_on_words", "regression_on_text_encoder"} < set(
+        record.controls
+    )
+    with pytest.raises(UnknownName, match="matched_phrases"):
+        evaluate_backbone(dataclasses.replace(settings, matched_phrases={"hat": "a {}"}))
 
 
 def test_captions_of_emoji_are_matched_where_its_samples_are(tiny_sd, tmp_path, caplog):
