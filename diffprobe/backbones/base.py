@@ -50,7 +50,7 @@ class Checkpoint:
     """A model on this machine, before anything of it is loaded."""
 
     name: str
-    """Name given by the user: a folder, a hub id, `emoji-sd`, `pixels`."""
+    """Name given by the user: a folder, a hub id, a shipped model, `pixels`."""
     folder: Path | None
     """Folder of its parts; None for a backbone without weights."""
     index: dict[str, Any]

@@ -117,7 +117,7 @@ def check_backbone(
     """Check a checkpoint on this machine; nothing is downloaded, and no weights are read.
 
     Args:
-        path: folder, hub id in the cache, `emoji-sd` or `pixels`.
+        path: folder, hub id in the cache, the name of a shipped model, or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
         single_file_config: folder or hub id with the configurations of a single file, which is converted for the check.

@@ -84,7 +84,8 @@ class DiffusionFeatures:
         """Load a checkpoint, pruned after the deepest tap. All settings are checked before any weights are read.
 
         Args:
-            id_or_path: folder in diffusers format, hub id, `emoji-sd` (shipped) or `pixels` (the raw-pixel control).
+            id_or_path: folder in diffusers format, hub id, a shipped model (`emoji-sd`) or `pixels` (the raw-pixel
+                control).
             taps: module paths, globs or aliases: `mid_block`, `up_blocks.*`, `up_ft1`; with a readout behind a slash:
                 `/probs` and `/logits` of a cross-attention, `/text` of a joint block.
             timesteps: positions on the training grid, larger is noisier.

@@ -104,7 +104,7 @@ def backbone_info(
     """Describe a checkpoint and its taps from its config alone: no weights are read.
 
     Args:
-        path: folder, hub id, single file, `emoji-sd` or `pixels`.
+        path: folder, hub id, single file, the name of a shipped model, or `pixels`.
         resolution: image side in pixels; None takes the checkpoint's own.
         revision: for hub ids.
         single_file_config: folder or hub id with the configurations of a single file.

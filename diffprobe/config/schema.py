@@ -16,8 +16,8 @@ class BackboneConfig:
     """The frozen model that features are read from."""
 
     path: str
-    """Folder in diffusers format, hub id, single safetensors file (with `single_file_config`), "emoji-sd" (the shipped
-    model), or "pixels" (no model: the raw pixels)."""
+    """Folder in diffusers format, hub id, single safetensors file (with `single_file_config`), a shipped model
+    ("emoji-sd", "scenes-sd", "scenes-sd-permuted"), or "pixels" (no model: the raw pixels)."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False

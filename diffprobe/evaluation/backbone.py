@@ -16,7 +16,7 @@ from torch import Tensor
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_network
-from diffprobe.backbones.locate import locate
+from diffprobe.backbones.locate import SHIPPED, locate
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
 from diffprobe.config.parse import record_tree
@@ -117,7 +117,7 @@ def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
     """Open a StableDiffusionPipeline folder in float32 on the CPU.
 
     Args:
-        path: the folder, or `emoji-sd`.
+        path: the folder, or the name of a shipped model.
         seed: seed of the noise that the score is measured with.
     Returns: the diffusers pipeline, and the score; both share the U-Net and the text encoder.
     Raises: WeightsMissing, WeightsMismatch.
@@ -126,7 +126,7 @@ def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
     if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
         raise WeightsMismatch(
             f"'{path}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
-            fix="name a StableDiffusionPipeline folder, or emoji-sd",
+            fix=f"name a StableDiffusionPipeline folder, or one of {', '.join(SHIPPED)}",
         )
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline

@@ -18,7 +18,7 @@ class BackboneEvaluation:
     experiment: str
     """Name of the experiment."""
     model: str = "emoji-sd"
-    """Folder of a StableDiffusionPipeline, or "emoji-sd"."""
+    """Folder of a StableDiffusionPipeline, or the name of a shipped model."""
     data: DataConfig
     """Captioned images."""
     splits: tuple[str, ...] = ()

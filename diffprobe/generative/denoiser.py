@@ -60,7 +60,7 @@ class DenoiserTraining:
     experiment: str
     """Name of the experiment."""
     autoencoder: str
-    """Folder of the trained AutoencoderKL in diffusers' format, or "emoji-sd" for the shipped one."""
+    """Folder of the trained AutoencoderKL in diffusers' format, or the name of a shipped model."""
     data: DataConfig
     """Captioned images."""
     model: DenoiserShape = field(default_factory=DenoiserShape)
@@ -91,8 +91,8 @@ class DenoiserTraining:
     balance_power: float = 0.5
     """0 draws all samples with equal probability, 1 all values."""
     text_encoder: str | None = None
-    """Folder of a trained text encoder and its tokenizer (emoji/train_text_encoder), or "emoji-sd" for the shipped
-    ones; None trains both from scratch."""
+    """Folder of a trained text encoder and its tokenizer (emoji/train_text_encoder), or the name of a shipped
+    model; None trains both from scratch."""
     text_learning_rate: float = 1.0
     """Learning rate of the text encoder as a multiple of the U-Net's; 0 freezes it."""
     text_noise: float = 0.0

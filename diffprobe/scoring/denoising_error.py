@@ -104,7 +104,7 @@ class DenoisingError:
         """Load a checkpoint of any family whole.
 
         Args:
-            path: folder in diffusers format, hub id, or `emoji-sd`.
+            path: folder in diffusers format, hub id, or the name of a shipped model.
             seed: seed of the noise.
             resolution: image side in pixels; None takes the checkpoint's own.
             dtype: precision of the forward pass, a key of `base.DTYPES`.
