@@ -24,6 +24,7 @@ from diffprobe.analysis.statistics import (
 from diffprobe.config.parse import record_tree
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file, atomic_folder
+from diffprobe.core.audit_file import write_audit
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.progress import ProgressDisplay
@@ -39,8 +40,8 @@ KIND = "rates_eval"
 """Kind of the results."""
 RENDERER = "renderer"
 """Value of `model` for rendered images, the positive control."""
-LABELS_FILE, FIGURE = "labels.csv", "rates"
-"""File of the labels of the validated images, and folder of the figure."""
+LABELS_FILE, FIGURE, AUDIT_FILE = "labels.csv", "rates", "audit.json"
+"""File of the labels of the validated images, folder of the figure, and the rates as an audit that can be certified."""
 SPLIT = "generated"
 """Split of the records."""
 _PROPOSED_ROLES = 3
@@ -123,9 +124,19 @@ def evaluate_rates(config: RatesEvaluation) -> Path:
         seeds={"seed": config.seed}, metrics=metrics, started_at=started_at, artifacts=inputs,
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
+    write_audit(
+        run_dir / AUDIT_FILE,
+        {one.role: _audited(found) for one, found in zip(measured.images, shares, strict=True)},
+        level=shares[0].level,
+        made_by=f"diffprobe eval rates {config.model}",
+    )
     with atomic_file(run_dir / TABLES_FILE) as temporary:
         temporary.write_text(rate_tables([result]), "utf-8")
     return run_dir / RESULT_FILE
+
+
+def _audited(found: CorrectedShares) -> tuple[float, float, float]:
+    return float(found.corrected[STRIPED]), float(found.low[STRIPED]), float(found.high[STRIPED])
 
 
 def _images(config: RatesEvaluation, spec: WorldSpec, resolution: int) -> tuple[list[RoleImages], str | None]:

@@ -7,6 +7,7 @@ from diffprobe.analysis.rerendering import Rerendering
 from diffprobe.core.errors import ConfigError, EmptyClass, UninformativeReader, UnknownName, WeightsMissing
 from diffprobe.core.result import read_result
 from diffprobe.evaluation import rates as module
+from diffprobe.evaluation.certificates.audit import read_audit
 from diffprobe.evaluation.rates import RatesEvaluation, evaluate_rates
 from diffprobe.generative.scene_reader import SceneReader
 from diffprobe.shards.scenes.spec import FACTORS, PLAIN, STRIPED
@@ -78,6 +79,8 @@ def test_rates_of_rendered_images_are_recovered_through_a_reader_that_errs(evalu
     planted = np.array([role.striped[0] for role in SPEC.roles])
     assert np.polyfit(planted, read, 1)[0] < 0.9  # without the correction the slope is that of the reader
     assert found["sensitivity", "texture"].value == pytest.approx(0.85, abs=0.05)
+    audit = read_audit(path.parent / "audit.json", [role.name for role in SPEC.roles])
+    assert audit.rate.tolist() == pytest.approx([found["rate", role.name].value for role in SPEC.roles])
     assert found["prompted_role", "role"].value == found["label_accuracy", "place"].value == 1
     assert found["half_committed", "texture"].value == pytest.approx(0.2, abs=0.05)  # one of five colours
     assert (path.parent / "rates" / "rates.png").stat().st_size > 1000

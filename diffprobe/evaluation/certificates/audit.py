@@ -19,6 +19,7 @@ from diffprobe.analysis.certification.audit import (
 from diffprobe.analysis.certification.check import Certificate, Check, Subject
 from diffprobe.config.parse import parse
 from diffprobe.config.validators import at_least
+from diffprobe.core.audit_file import FORMAT
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError
 from diffprobe.core.json_file import expect, read_json_object
 from diffprobe.evaluation.certificates.method import Method, call, load_callable
@@ -26,8 +27,6 @@ from diffprobe.evaluation.certificates.settings import WorldSettings, in_unit_ra
 
 HELP = "rates of striped clothes per role with intervals: a JSON file of the format 'diffprobe.audit/1'"
 SIGNATURE = "(model: str, roles: list of str) -> {role: (rate, low, high)}, the ends of 95 % intervals"
-FORMAT = "diffprobe.audit/1"
-"""The format of audit files."""
 CALLABLE_LEVEL = 0.95
 """Nominal coverage of the intervals that a callable returns."""
 
