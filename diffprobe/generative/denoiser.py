@@ -20,7 +20,7 @@ from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import (
     BetaSchedule,
@@ -94,7 +94,7 @@ class DenoiserTraining:
     """Folder of a trained text encoder and its tokenizer (emoji/train_text_encoder), or the name of a shipped
     model; None trains both from scratch."""
     text_learning_rate: float = 1.0
-    """Learning rate of the text encoder as a multiple of the U-Net's; 0 freezes it."""
+    """Learning rate of the text encoder as a multiple of the U-Net's; 0 freezes it, random weights too."""
     text_noise: float = 0.0
     """Noise on the states of the text encoder during training, see `add_embedding_noise`."""
     init_from: str | None = None
@@ -181,11 +181,6 @@ class DenoiserModule(GenerativeModule):
         """Build or open tokenizer, text encoder and U-Net; a new vocabulary is learnt from the training captions."""
         shape, config, seed = self.config.model, self.config, derive_seed("weights", self.config.seed)
         folder = config.text_encoder or config.init_from
-        if folder is None and config.text_learning_rate == 0:
-            raise ConfigError(
-                "text_learning_rate=0 freezes the text encoder, which would keep its random weights.",
-                fix="text_encoder=FOLDER, or a larger text_learning_rate",
-            )
         if folder is not None:
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:

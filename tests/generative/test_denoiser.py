@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
-from diffprobe.core.errors import ConfigError, NonFinite, SampleError, WeightsMismatch, WeightsMissing
+from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
 from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
@@ -160,8 +160,14 @@ def test_a_frozen_text_encoder_is_saved_as_it_was(trained, config, tmp_path):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
     unets = [load_file(tmp_path / name / "unet/diffusion_pytorch_model.safetensors") for name in ("first", "second")]
     assert any(not torch.equal(unets[0][name], value) for name, value in unets[1].items())
-    with pytest.raises(ConfigError, match="text_learning_rate=0"):
-        DenoiserModule(dataclasses.replace(config, text_learning_rate=0.0))
+
+
+def test_a_text_encoder_can_stay_at_its_random_weights(config):
+    first, second = (
+        DenoiserModule(dataclasses.replace(config, text_learning_rate=rate)).text_encoder for rate in (0.0, 1.0)
+    )
+    for frozen, trained in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(frozen, trained) and trained.requires_grad and not frozen.requires_grad
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(trained, config):
