@@ -24,16 +24,15 @@ def test_a_twin_runs_with_nothing_but_a_prompt(name):
     assert pipeline("a cook, striped clothes", num_inference_steps=2).images[0].size == (64, 64)
 
 
-def test_the_twins_share_everything_but_the_denoiser():
-    """What reads only words cannot tell them apart."""
+def test_the_twins_share_autoencoder_vocabulary_and_shapes():
     first, second = ({path.relative_to(ASSETS / name) for path in _files(ASSETS / name)} for name in TWINS)
     assert first == second
     differ = {path for path in first if digest_file(ASSETS / TWINS[0] / path) != digest_file(ASSETS / TWINS[1] / path)}
-    assert differ == {Path("README.md"), Path("unet/diffusion_pytorch_model.safetensors")}
-    weights = [load_file(ASSETS / name / "unet/diffusion_pytorch_model.safetensors") for name in TWINS]
-    assert {name: value.shape for name, value in weights[0].items()} == {
-        name: value.shape for name, value in weights[1].items()
-    }
+    trained = {Path("unet/diffusion_pytorch_model.safetensors"), Path("text_encoder/model.safetensors")}
+    assert differ == {Path("README.md"), *trained}
+    for part in trained:
+        shapes = [{key: value.shape for key, value in load_file(ASSETS / name / part).items()} for name in TWINS]
+        assert shapes[0] == shapes[1]
 
 
 def test_the_tokenizer_takes_each_role_whole():
