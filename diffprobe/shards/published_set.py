@@ -160,6 +160,8 @@ def write_published(
     classes: Sequence[str],
     settings: Mapping[str, object],
     options: WriteOptions,
+    counts: Mapping[str, int] | None = None,
+    n_classes: int | None = None,
     number_duplicates: bool = False,
 ) -> ShardSet:
     """Write the shards and the index of a published set, or continue an interrupted build.
@@ -173,6 +175,7 @@ def write_published(
         classes: class names by label.
         settings: what decides the splits and the images, to tell another build in `out` apart.
         options: see `WriteOptions`.
+        counts, n_classes: numbers to expect in place of those of the card, for another choice of splits or classes.
         number_duplicates: see `build_index`.
 
     Raises: ConfigError for options out of range; ShardError for other counts than those of the card, an image that
@@ -185,7 +188,8 @@ def write_published(
     say = options.announce or (lambda line: None)
     if not images:
         raise ShardError(f"the sources of '{card.name}' have no image.")
-    differing = count_faults(Counter(image.split for image in images), len(classes), card)
+    expected = replace(card, counts=counts or card.counts, n_classes=n_classes or card.n_classes)
+    differing = count_faults(Counter(image.split for image in images), len(classes), expected)
     if differing and not options.subset:
         raise ShardError(
             f"this is not '{card.name}' as it was released.", *differing,
