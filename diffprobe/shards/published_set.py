@@ -224,12 +224,14 @@ def count_faults(counts: Mapping[str, int], n_classes: int, card: DatasetCard) -
     >>> count_faults({"train": 9, "val": 1, "test": 4}, 2, card)
     ['test: 4 images, expected 5']
     """
+    if not card.counts:
+        return []
     found = dict(counts)
-    if card.counts and "val" not in card.counts and "val" in found:
+    if "val" not in card.counts and "val" in found:
         found["train"] = found.get("train", 0) + found.pop("val")
     lines = [
         f"{split}: {found.get(split, 0):,} images, expected {card.counts.get(split, 0):,}"
-        for split in sorted({*found, *card.counts} if card.counts else ())
+        for split in sorted({*found, *card.counts})
         if found.get(split, 0) != card.counts.get(split, 0)
     ]
     if card.n_classes is not None and n_classes != card.n_classes:

@@ -190,7 +190,7 @@ def _members(file: IO[bytes], whole: FilePart, name: str, expected: str) -> dict
     found: dict[str, FilePart] = {}
     with tarfile.TarFile(fileobj=file, mode="r") as tar:
         for member in tar:
-            tar.members = []  # it would keep every header in memory
+            tar.members = []  # type: ignore[attr-defined]  # it would keep every header in memory
             path = PurePosixPath(member.name)
             if member.isdir():
                 continue
@@ -208,6 +208,10 @@ def _members(file: IO[bytes], whole: FilePart, name: str, expected: str) -> dict
             if path.as_posix() in found:
                 raise ShardError(f"{name}: '{member.name}' occurs twice.", f"expected: {expected}")
             found[path.as_posix()] = FilePart(path=whole.path, offset=member.offset_data, n_bytes=member.size)
+        if tar.offset < end:  # tarfile ends at a damaged header as at the end mark
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise EOFError(f"no header of a file at byte {tar.offset:,}")
     return found
 
 
