@@ -29,7 +29,7 @@ def test_the_banner_is_cut_and_the_rest_is_kept() -> None:
     with Image.open(buffer) as before, Image.open(io.BytesIO(without_banner(buffer.getvalue()))) as after:
         assert after.size == (48, 32)
         difference = np.asarray(before, np.int64)[:32] - np.asarray(after, np.int64)
-        assert abs(difference).mean() < 1  # levels of 255; the same tables on the same grid of blocks
+        assert abs(difference).mean() < 2  # of 255 levels: rounded and clipped twice, on the same grid of blocks
     with pytest.raises(ValueError, match="8 rows"):
         low = io.BytesIO()
         picture.resize((8, 8)).save(low, "JPEG")
