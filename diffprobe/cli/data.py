@@ -14,6 +14,7 @@ from diffprobe.core.terminal import one_line
 
 if TYPE_CHECKING:
     from diffprobe.config.schema import CapsConfig, FieldsConfig
+    from diffprobe.shards.index import ShardSet
 
 GROUP = "data"
 HELP = "build, adopt, index or verify a set of shards"
@@ -51,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--number-duplicates", action="store_true", help="append the label to class names that several labels have"
         )
-    verify = actions.add_parser("verify", help="compare checksums, and decode every image")
+    verify = actions.add_parser(
+        "verify", help="compare checksums and counts, decode every image, find equal images in two splits"
+    )
     verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
     for action in (index, adopt, verify):
         action.add_argument(
@@ -131,8 +134,22 @@ def _verify(args: argparse.Namespace) -> int:
     with reading_files(len(shard_set.shards), "reading") as on_shard:
         found = verify(shard_set, fields=_fields(args.field), on_shard=on_shard, caps=_caps(args.cap))
     print(render(shard_set))
-    print(f"verified: {found.n_good:,} valid samples, {len(found.faults)} faults", *found.faults, sep="\n  ")
-    return 1 if found.faults else 0
+    faults = [*found.faults, *_other_counts(shard_set)]
+    print(f"verified: {found.n_good:,} valid samples, {len(faults)} faults", *faults, sep="\n  ")
+    if found.n_duplicates:
+        print(f"equal images in two splits: {found.n_duplicates:,}", *map(one_line, found.duplicates), sep="\n  ")
+    return 1 if faults else 0
+
+
+def _other_counts(shard_set: "ShardSet") -> list[str]:
+    """Compare the counts of a set that has the name of one that diffprobe builds with those of its card."""
+    from diffprobe.shards.published_set import count_faults
+
+    if shard_set.name not in DATASETS.names():
+        return []
+    counts = {split: shard_set.n_samples(split) for split in shard_set.splits()}
+    lines = count_faults(counts, len(shard_set.classes), DATASETS.load(shard_set.name).CARD)
+    return [f"not '{shard_set.name}' as it was released: {line}" for line in lines]
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -25,6 +25,7 @@ from diffprobe.core.progress import Announce, MakeBar
 from diffprobe.shards.annotation import Caps, Fields
 from diffprobe.shards.reader import RawSample
 from diffprobe.shards.shard_names import more_lines
+from diffprobe.shards.source_archive import FilePart
 from diffprobe.shards.writer import write_shard
 
 LEFT_OUT = "left_out.txt"
@@ -35,16 +36,28 @@ _SHOWN = 10
 _FIX = "use an empty --out, or remove that folder to build everything anew"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FurtherFile:
+    """A file of a sample beside its image and annotation: its extension, its bytes, and what changes them."""
+
+    field: str
+    part: FilePart
+    change: Callable[[bytes], bytes] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedSample:
     """One sample to write: its key, its image file, and its annotation as JSON text.
 
     Attributes:
         key: identity of the sample.
-        path: the image; its bytes are copied.
-        name: what messages call the file; it stays equal where the source folder is moved.
+        path: the file with the image.
+        name: what messages call the image; it stays equal where the source folder is moved.
         field: extension of the image in the sample: jpg, png or webp.
         record: the annotation; "" for none.
+        offset, n_bytes: the part of the file that is the image; the whole file by default.
+        change: makes the image from these bytes; None copies them. A function of a module, which processes can import.
+        further: files beside the image.
     """
 
     key: str
@@ -52,6 +65,14 @@ class PlannedSample:
     name: str
     field: str
     record: str
+    offset: int = 0
+    n_bytes: int | None = None
+    change: Callable[[bytes], bytes] | None = None
+    further: tuple[FurtherFile, ...] = ()
+
+    def part(self) -> FilePart:
+        """Return the bytes of the source that the image is made from."""
+        return FilePart(path=self.path, offset=self.offset, n_bytes=self.n_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,22 +215,41 @@ def _reason(sample: PlannedSample, error: SampleError | OSError) -> str:
 
 def _source(sample: PlannedSample) -> list[int | str]:
     """Return size, time of the last change, and digest of the annotation and field of a source."""
-    stat = sample.path.stat()
-    return [stat.st_size, stat.st_mtime_ns, digest_json([sample.key, sample.field, sample.record])[:16]]
+    facts: list[object] = [sample.key, sample.field, sample.record]
+    if sample.change is not None:
+        facts.append(sample.change.__qualname__)
+    facts += [[one.field, one.part.size(), one.change.__qualname__ if one.change else ""] for one in sample.further]
+    return [sample.part().size(), sample.path.stat().st_mtime_ns, digest_json(facts)[:16]]
 
 
 def _read(sample: PlannedSample) -> dict[str, bytes]:
     """Return the files of a sample. Raises: SampleError for an image that cannot be decoded; OSError."""
     from diffprobe.shards.decode import decode_image  # Pillow, which `data --help` does not need
 
-    cap = Caps().sample_bytes
-    if not sample.path.is_file() or (size := sample.path.stat().st_size) > cap:
-        what = f"{size:,} bytes, more than {cap:,}" if sample.path.is_file() else "not a regular file"
-        raise SampleError(f"{sample.name}, sample '{sample.key}': {what}.")
-    data = sample.path.read_bytes()
-    raw = RawSample(key=sample.key, shard=sample.name, position=0, files={sample.field: data})
+    files: dict[str, bytes] = {}
+    parts = {sample.field: (sample.part(), sample.change)}
+    parts |= {one.field: (one.part, one.change) for one in sample.further}
+    for field, (part, change) in parts.items():
+        files[field] = _bytes_of(part, change, sample)
+    raw = RawSample(key=sample.key, shard=sample.name, position=0, files={sample.field: files[sample.field]})
     decode_image(raw, Fields())
-    return {sample.field: data, **({"json": sample.record.encode()} if sample.record else {})}
+    return {**files, **({"json": sample.record.encode()} if sample.record else {})}
+
+
+def _bytes_of(part: FilePart, change: Callable[[bytes], bytes] | None, sample: PlannedSample) -> bytes:
+    cap = Caps().sample_bytes
+    if not part.path.is_file() or (size := part.size()) > cap:
+        what = f"{size:,} bytes, more than {cap:,}" if part.path.is_file() else "not a regular file"
+        raise SampleError(f"{sample.name}, sample '{sample.key}': {what}.")
+    data = part.read()
+    if change is None:
+        return data
+    try:
+        return change(data)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others
+        raise SampleError(
+            f"{sample.name}, sample '{sample.key}': cannot decode image ({type(error).__name__}: {error})."
+        ) from error
 
 
 @contextmanager
