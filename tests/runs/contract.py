@@ -34,6 +34,8 @@ OTHER = {
     "n_shuffles": 5,
     "alpha": 3.0,
     "alphas": [3.0, 0.5],
+    "shrinkage": 0.5,
+    "component": 2,
     "k": 4,
     "expansion": 2,
     "n_latents": 24,
