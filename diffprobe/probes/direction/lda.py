@@ -1,4 +1,4 @@
-"""Linear discriminant analysis with a shrunk covariance, in closed form: the axis on which the two ends separate best."""
+"""Linear discriminant analysis with a shrunk covariance, in closed form: the axis that separates two ends best."""
 
 from dataclasses import dataclass
 
