@@ -51,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(_captions(captions[:3])) + "\n")
     print(f"{len(found)} phrases; {sum(one.q <= 0.05 for one in found)} with q at most 0.05; {len(decoded.left_out)} "
           "left out (too rare or too common)")  # fmt: skip
-    print(
-        "score, place of a caption: in standard deviations of the coordinate; random: share of random directions with a smaller score"
-    )
+    print("score, place of a caption: in standard deviations of the coordinate")
+    print("random: share of random directions with a smaller score")
     print("p: captions shuffled by group, two-sided; q: Benjamini-Hochberg over the phrases")
     for note in decoded.notes:
         print(f"note: {note}")
