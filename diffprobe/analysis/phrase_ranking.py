@@ -242,11 +242,16 @@ def _shuffled(
     has: NDArray[np.bool_], z: NDArray[np.float64], groups: Sequence[Hashable], *, n_permutations: int, seed: int
 ) -> tuple[float, float]:
     """Return the two-sided p of a phrase and the smallest that could have been; 1 and 1 where no order differs."""
-    n, total = int(has.sum()), z.sum()
+    total = z.sum()
 
     def score(labels: NDArray[np.int64]) -> NDArray[np.float64]:
-        inside: NDArray[np.float64] = labels @ z
-        return inside / n - (total - inside) / (len(z) - n)
+        n, inside = (
+            labels.sum(1),
+            labels @ z,
+        )  # groups differ in size, so the number of samples with the phrase does too
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gap = inside / n - (total - inside) / (len(z) - n)
+        return np.where((n > 0) & (n < len(z)), gap, np.nan)
 
     labels = has.astype(np.int64)
     try:

@@ -68,6 +68,16 @@ def test_p_keeps_groups_and_is_calibrated() -> None:
     assert found[0] <= 0.25 < found[1]  # samples of a group share half of their variance
 
 
+def test_groups_of_different_sizes_are_exchanged() -> None:
+    sizes = np.where(np.arange(40) < 10, 1, 8)
+    groups = np.repeat(np.arange(40), sizes)
+    coordinate = np.random.default_rng(0).normal(size=len(groups)) + 3 * (groups < 10)
+    bank = PhraseBank.of(["cat" if group < 10 else "dog" for group in groups], groups.tolist(), phrases=["cat"])
+    random = np.random.default_rng(1).normal(size=(len(groups), 5))
+    (found,) = rank_phrases(bank, coordinate, random, groups.tolist(), n_permutations=99, n_resamples=20)
+    assert found.p == pytest.approx(2 / 100)
+
+
 def test_the_order_of_samples_does_not_matter() -> None:
     captions, groups, coordinate, random = sampled()
     order = np.random.default_rng(1).permutation(len(captions))
