@@ -182,9 +182,12 @@ class DirectionModule(ProbeModule):
             ]
             for axis in self.axes
         ]
-        adjusted = [_NuisanceSums(axis, self._nuisances, self.widths[axis.cell], n_columns) for axis in self.axes]
-        for part in adjusted if self._is_adjusted else ():
-            part.to(self.device)
+        adjusted = [
+            _NuisanceSums(axis, self._nuisances, self.widths[axis.cell], n_columns)
+            for axis in (self.axes if self._is_adjusted else ())
+        ]
+        for nuisance_sums in adjusted:
+            nuisance_sums.to(self.device)
         for batch in self.batches(self.train_split):
             require_finite(batch, self.widths)
             hashes = hash_keys(batch.keys)
