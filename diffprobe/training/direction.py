@@ -6,7 +6,7 @@ they need `trainer.validate` and `trainer.test` only. Trained ones need `trainer
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -27,7 +27,15 @@ from diffprobe.metrics.auroc import Auroc
 from diffprobe.metrics.label_collector import LabelCollector
 from diffprobe.metrics.moments import Moments, RunningMoments, add_moments
 from diffprobe.probes.direction import ContrastPair, Direction, DirectionConfig, class_means, random_directions
-from diffprobe.probes.direction.base import ChosenPenalty, FoldConfig, is_cross_validated, is_trained
+from diffprobe.probes.direction.base import (
+    AdjustedMoments,
+    ChosenPenalty,
+    FoldConfig,
+    NuisanceConfig,
+    is_adjusted,
+    is_cross_validated,
+    is_trained,
+)
 from diffprobe.probes.grouped_folds import grouped_folds
 from diffprobe.probes.null_distribution import Null
 from diffprobe.probes.predictions import KeptHead
@@ -51,6 +59,38 @@ class TrainedDirections(Protocol):
         """Return the directions in the unit of the features, float64."""
 
 
+class _NuisanceSums:
+    """Sums over the nuisances of one axis: a 0/1 column per value, and one for samples without a value.
+
+    Args:
+        axis: the contrast pair; its own target is no nuisance.
+        sizes: attribute -> number of its values.
+        d_in, n_columns: width of the features, and number of label columns.
+    """
+
+    def __init__(self, axis: ContrastPair, sizes: Mapping[str, int], d_in: int, n_columns: int) -> None:
+        self._sizes = {name: n + 1 for name, n in sizes.items() if name != axis.target}
+        n_nuisances = sum(self._sizes.values())
+        self._cross = RunningMoments(d_in, n_nuisances)
+        self._design = RunningMoments(n_nuisances, n_columns, gram=True)
+
+    def to(self, device: torch.device) -> None:
+        self._cross, self._design = self._cross.to(device), self._design.to(device)
+
+    def update(self, batch: FeatureBatch, known: Tensor, x: Tensor, sides: Tensor) -> None:
+        """Add the samples of an axis: their features and 0/1 label columns; `known` says which of the batch."""
+        columns = []
+        for name, n in self._sizes.items():
+            values = labels_of(batch, name)[known].to(x.device)
+            columns.append(F.one_hot(torch.where(values < 0, n - 1, values), n))
+        nuisances = torch.cat(columns, dim=1)
+        self._cross.update(x, nuisances)
+        self._design.update(nuisances.double(), sides)
+
+    def compute(self, labels: Moments) -> AdjustedMoments:
+        return AdjustedMoments(labels, self._cross.compute(), self._design.compute())
+
+
 class DirectionModule(ProbeModule):
     """Estimates a direction for each axis, beside two controls: random directions and shuffled training labels.
 
@@ -63,6 +103,7 @@ class DirectionModule(ProbeModule):
         config: its settings.
         axes: the contrast pairs.
         widths: cell name -> d_in.
+        nuisances: attribute -> number of its values, of an estimator that adjusts for them.
         settings, seed: see `ProbeModule`. The seed fixes both controls. For a trained direction gradient_clip must be
             unset: the joint norm would couple it to its controls.
 
@@ -80,12 +121,20 @@ class DirectionModule(ProbeModule):
         widths: dict[str, int],
         settings: TrainerConfig,
         seed: int = 0,
+        nuisances: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(settings, seed=seed)
+        self._nuisances = dict(nuisances or {})
+        self._is_adjusted = is_adjusted(name)
         self._file, self.is_trained = probes("direction").load(name), is_trained(name)
         if self.is_trained and settings.gradient_clip is not None:
             raise ConfigError("gradient_clip couples the directions to their controls.", fix="leave it unset")
         self.name, self.config, self.axes, self.widths = name, config, list(axes), widths
+        for axis in self.axes if self._is_adjusted else ():
+            if set(cast(NuisanceConfig, config).nuisances) <= {axis.target}:
+                raise ConfigError(
+                    f"target '{axis.target}' has no nuisance but itself.", fix="probe.params.nuisances=[A]"
+                )
         n_columns = 1 + config.n_shuffles
         trained = self.axes if self.is_trained else []
         self._models = nn.ModuleList([self._file.make(config, widths[axis.cell], n_columns) for axis in trained])
@@ -133,6 +182,12 @@ class DirectionModule(ProbeModule):
             ]
             for axis in self.axes
         ]
+        adjusted = [
+            _NuisanceSums(axis, self._nuisances, self.widths[axis.cell], n_columns)
+            for axis in (self.axes if self._is_adjusted else ())
+        ]
+        for nuisance_sums in adjusted:
+            nuisance_sums.to(self.device)
         for batch in self.batches(self.train_split):
             require_finite(batch, self.widths)
             hashes = hash_keys(batch.keys)
@@ -141,6 +196,8 @@ class DirectionModule(ProbeModule):
                 x = vectors(batch, axis.cell)[known]
                 for part, rows in self._parts(i, hashes[known.to(hashes.device)]):
                     running[i][part].update(x[rows], sides[rows])
+                if self._is_adjusted:
+                    adjusted[i].update(batch, known, x, sides)
         parts = [[sums.compute() for sums in of_axis] for of_axis in running]
         self._moments = [of_axis[0] if len(of_axis) == 1 else reduce(add_moments, of_axis) for of_axis in parts]
         for axis, sums in zip(self.axes, self._moments, strict=True):
@@ -148,6 +205,11 @@ class DirectionModule(ProbeModule):
         if self.is_trained:
             for model, sums in zip(self.models, self._moments, strict=True):
                 model.standardise(sums.mean, sums.variance)
+        elif self._is_adjusted:
+            self._closed = [
+                self._file.estimate_adjusted(part.compute(sums), self.config)
+                for part, sums in zip(adjusted, self._moments, strict=True)
+            ]
         elif self._is_cross_validated:
             found = [self._file.estimate_cv(of_axis, self.config) for of_axis in parts]
             self._closed = [columns for columns, _ in found]

@@ -94,7 +94,7 @@ def main():
         run("sae_fixed", with_fixed_weights(sae()), False, results)
         run("classifier", classifier(), True, results)
         run("sae", sae(), True, results)
-        for name in ("mean_difference", "ridge", "ridge_cv", "logistic"):
+        for name in ("mean_difference", "ridge", "ridge_cv", "lda", "pca", "logistic"):
             run(f"direction_{name}", direction(name), name == "logistic", results)
         run("classifier_bf16", classifier("bf16-mixed"), True, results)
         run("sae_bf16", sae("bf16-mixed"), True, results)

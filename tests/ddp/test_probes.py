@@ -74,7 +74,9 @@ def test_predictions_of_fixed_weights_are_the_same_for_unequal_shares(folders, n
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-@pytest.mark.parametrize("name", ["direction_mean_difference", "direction_ridge", "direction_ridge_cv"])
+@pytest.mark.parametrize(
+    "name", ["direction_mean_difference", "direction_ridge", "direction_ridge_cv", "direction_lda", "direction_pca"]
+)
 def test_closed_forms_are_exact(folders, results, name):
     assert_equal(results, name, abs=1e-6)
     one, two = (load_file(folder / f"{name}.safetensors")["found"] for folder in folders)

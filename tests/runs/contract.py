@@ -18,13 +18,15 @@ from diffprobe.training.trainer import make_trainer, quiet
 from tests.toy import CLASSES, WIDTHS, Toy
 
 CELL = next(iter(WIDTHS))
-MAKERS = ("make", "make_bank", "estimate", "estimate_cv")
+MAKERS = ("make", "make_bank", "estimate", "estimate_cv", "estimate_adjusted")
 BASE = {
     "classifier": {},
     "direction": {"positive": "noto", "n_random": 20, "n_shuffles": 4},
     "sae": {"k": 2, "n_latents": 96, "dead_window": 20, "init_samples": 64},
 }
 """Kind -> params for toy features."""
+OWN = {"adjusted_regression": {"nuisances": ["label"]}}
+"""Probe -> params that it cannot do without."""
 TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]"}
 OTHER = {
     "controls": [],
@@ -34,6 +36,10 @@ OTHER = {
     "n_shuffles": 5,
     "alpha": 3.0,
     "alphas": [3.0, 0.5],
+    "shrinkage": 0.5,
+    "component": 2,
+    "nuisances": [],
+    "nuisance_penalty": 3.0,
     "k": 4,
     "expansion": 2,
     "n_latents": 24,
@@ -98,7 +104,9 @@ def _text(value):
 
 def run(kind, name, folder: Path, params=None, epochs=2, trainer=None):
     """Train a probe on toy features as `diffprobe train` would; return its module and the folders of its probes."""
-    planned = plan(load_run(None, settings_of(kind, name, {**BASE[kind], **(params or {})}, epochs, trainer)))
+    planned = plan(
+        load_run(None, settings_of(kind, name, {**BASE[kind], **OWN.get(name, {}), **(params or {})}, epochs, trainer))
+    )
     source = Toy(cells=(CELL,))
     torch.manual_seed(0)
     module = make_module(planned, source)
@@ -150,7 +158,7 @@ def check_each_key_counts(kind, name, folder):
     idle = []
     for field in dataclasses.fields(file.Config):
         context = NEEDS.get(field.name, {})
-        given = {**BASE[kind], **context}
+        given = {**BASE[kind], **OWN.get(name, {}), **context}
         at = str(sorted(context.items()))
         try:
             known = [key for key in (f"{name}.{field.name}", field.name) if key in OTHER]

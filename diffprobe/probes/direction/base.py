@@ -83,6 +83,25 @@ class FoldConfig(Protocol):
         """Seed of the folds."""
 
 
+class NuisanceConfig(Protocol):
+    """Keys of an estimator that adjusts for nuisances, besides those of `DirectionConfig`."""
+
+    @property
+    def nuisances(self) -> tuple[str, ...]:
+        """Names of the attributes; a target among them is left out for itself."""
+
+
+class AdjustedMoments(NamedTuple):
+    """Sums over samples with features x, 0/1 label columns y and nuisances z, float64."""
+
+    labels: Moments
+    """Of x and y."""
+    nuisances: Moments
+    """Of x and z: the sum of x z^T is its `xy`."""
+    design: Moments
+    """Of z and y, with the sum of z z^T."""
+
+
 class ChosenPenalty(NamedTuple):
     """How cross-validation chose the penalty of one label column."""
 
@@ -162,6 +181,7 @@ class Direction:
         negative: str = "0",
         cell: str = "",
         groups: Sequence[str] | None = None,
+        covariates: Array | None = None,
         **params: Any,
     ) -> "Direction":
         """Estimate the direction that separates two groups of features in memory.
@@ -176,12 +196,21 @@ class Direction:
             target, positive, negative, cell: names to record.
             groups: group of each sample, for an estimator with cross-validation, whose folds are of whole groups; None
                 for single samples.
+            covariates: nuisances (samples, n) for an estimator that adjusts for them, categories as 0/1 columns; None
+                for any other.
             params: keys of the estimator's `Config`, for example alpha=0.3.
 
         Raises: UnknownName for an unknown estimator, ConfigError for unknown or bad params and arrays of the wrong
             shape, EmptyClass if an end has no sample, NonFinite for features with NaN or infinity.
         """
         file = probes("direction").load(estimator)
+        if (covariates is not None) != is_adjusted(estimator):
+            raise ConfigError(
+                f"direction '{estimator}' {'needs' if covariates is None else 'does not take'} covariates.",
+                fix="covariates=ARRAY of shape (samples, n)" if covariates is None else "leave covariates out",
+            )
+        if covariates is not None:
+            params.setdefault("nuisances", ("covariates",))
         config = parse(file.Config, {"positive": positive, "negative": negative, **params}, at="params")
         found = as_features(x).detach()
         side = as_labels(y, len(found)).to(device=found.device, dtype=torch.int64)
@@ -192,11 +221,18 @@ class Direction:
         if groups is not None and len(groups) != len(found):
             raise ConfigError(f"{len(groups)} groups for {len(found)} samples.")
         kept = (side >= 0).nonzero().flatten().tolist()
+        columns_of_z = None if covariates is None else as_features(covariates).detach().to(found.device)[side >= 0]
         names_of_groups = [str(i) if groups is None else str(groups[i]) for i in kept]
         found, side = found[side >= 0], side[side >= 0]
         sums = moments_of(found, side == 1, gram=file.NEEDS_GRAM)
         class_means(sums)  # an end without samples is reported before anything is fitted
-        if is_trained(estimator):
+        if columns_of_z is not None:
+            if len(columns_of_z) != len(found):
+                raise ConfigError(f"covariates of {len(columns_of_z)} samples for features of {len(found)}.")
+            sums_of_z = moments_of(found, columns_of_z, gram=False)
+            design = moments_of(columns_of_z, side == 1, gram=True)
+            columns = file.estimate_adjusted(AdjustedMoments(sums, sums_of_z, design), config)
+        elif is_trained(estimator):
             columns = file.fit(found, side == 1, config)[:, None]
         elif is_cross_validated(estimator):
             folds = grouped_folds(names_of_groups, side.cpu().numpy(), n_folds=config.folds, seed=config.fold_seed).fold
@@ -265,11 +301,12 @@ def is_trained(estimator: str) -> bool:
     Raises: UnknownName for an unknown estimator; ConfigError for a file that offers neither way or both.
     """
     file = probes("direction").load(estimator)
-    offers = [name for name in ("estimate", "estimate_cv", "make") if hasattr(file, name)]
+    offers = [name for name in ("estimate", "estimate_cv", "estimate_adjusted", "make") if hasattr(file, name)]
     if len(offers) != 1:
         raise ConfigError(
             f"direction '{estimator}' must offer one of estimate (closed form), estimate_cv (closed form, by "
-            f"cross-validation) and make (trained); it offers: {', '.join(offers) or 'none'}."
+            "cross-validation), estimate_adjusted (closed form, with nuisances) and make (trained); it offers: "
+            f"{', '.join(offers) or 'none'}."
         )
     return offers == ["make"]
 
@@ -277,6 +314,11 @@ def is_trained(estimator: str) -> bool:
 def is_cross_validated(estimator: str) -> bool:
     """Return whether an estimator needs sums over folds. Raises: UnknownName for an unknown estimator."""
     return hasattr(probes("direction").load(estimator), "estimate_cv")
+
+
+def is_adjusted(estimator: str) -> bool:
+    """Return whether an estimator needs sums over nuisances. Raises: UnknownName for an unknown estimator."""
+    return hasattr(probes("direction").load(estimator), "estimate_adjusted")
 
 
 def class_means(moments: Moments) -> tuple[Float[Tensor, "d_in columns"], Float[Tensor, "d_in columns"]]:

@@ -58,6 +58,7 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
 
     config = plan.config
     classes = target_classes(config.probe.targets, source)
+    nuisances = target_classes(getattr(plan.params, "nuisances", ()), source)
     return DirectionModule(
         config.probe.name,
         plan.params,
@@ -65,6 +66,7 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
         widths=source.widths,
         settings=config.trainer,
         seed=config.seed,
+        nuisances={name: len(values) for name, values in nuisances.items()},
     )
 
 

@@ -1,0 +1,89 @@
+"""``diffprobe decode``: rank words and captions along a saved direction."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from diffprobe.cli.arguments import add_check
+from diffprobe.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffprobe.analysis.direction_extremes import ExtremeSample
+    from diffprobe.analysis.phrase_ranking import RankedPhrase
+
+GROUP = "meaning"
+HELP = "rank words and captions along a saved direction"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the direction, the settings, the length of the tables and the output folder."""
+    parser.add_argument("direction", metavar="DIRECTION", help="folder of a saved direction, below probes/ of a run")
+    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: store=FOLDER, "
+                        "bank=captions or bank=FILE, and those of the documentation")  # fmt: skip
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="phrases printed per end (default: 10)")
+    parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
+    add_check(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print both ends."""
+    from diffprobe.cli.certify import settings_tree
+    from diffprobe.config.parse import parse
+    from diffprobe.evaluation.decode import PHRASES_FILE, DecodeConfig, decode
+
+    if args.top < 1:
+        raise ConfigError(f"--top {args.top}: at least 1.")
+    tree = settings_tree(args.keys)
+    config = parse(DecodeConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    if args.check:
+        print("the configuration is valid")
+        return 0
+    decoded, path = decode(args.direction, config, output=args.output)
+    found = decoded.ranked
+    above, below = [one for one in found if one.score > 0], [one for one in reversed(found) if one.score < 0]
+    ends = (
+        (decoded.direction.positive, above[: args.top], decoded.captions.positive),
+        (decoded.direction.negative, below[: args.top], decoded.captions.negative),
+    )
+    for sign, (name, phrases, captions) in zip("+-", ends, strict=True):
+        print(f"{sign} {decoded.direction.target}: {name}")
+        print("\n".join(_table(phrases)))
+        print("\n".join(_captions(captions[:3])) + "\n")
+    print(f"{len(found)} phrases; {sum(one.q <= 0.05 for one in found)} with q at most 0.05; {len(decoded.left_out)} "
+          "left out (too rare or too common)")  # fmt: skip
+    print("score, place of a caption: in standard deviations of the coordinate")
+    print("random: share of random directions with a smaller score")
+    print("p: captions shuffled by group, two-sided; q: Benjamini-Hochberg over the phrases")
+    for note in decoded.notes:
+        print(f"note: {note}")
+    print(f"result: {path}")
+    print(f"table: {path.with_name(PHRASES_FILE)}")
+    return 0
+
+
+def _table(phrases: "Sequence[RankedPhrase]") -> list[str]:
+    from diffprobe.core.columns import aligned
+    from diffprobe.core.terminal import one_line
+
+    heads = ["phrase", "n", "score", "interval", "random", "p", "q", "text alone"]
+    rows = [
+        [
+            one_line(one.phrase), str(one.count), f"{one.score:+.2f}",
+            "" if one.interval is None else f"{one.interval[0]:+.2f} to {one.interval[1]:+.2f}",
+            f"{one.random_quantile:.3f}", f"{one.p:.2g}", f"{one.q:.2g}",
+            "" if one.text_score is None else f"{one.text_score:+.2f}",
+        ]
+        for one in phrases
+    ]  # fmt: skip
+    if all(one.text_score is None for one in phrases):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    return [
+        "  " + line
+        for line in aligned([heads, *rows], [False, True, True, False, True, True, True, True][: len(heads)])
+    ]
+
+
+def _captions(samples: "Sequence[ExtremeSample]") -> list[str]:
+    from diffprobe.core.terminal import one_line
+
+    return [f"  caption at {one.projection:+.1f}: {one_line(one.caption)}" for one in samples]
