@@ -28,7 +28,6 @@ from diffprobe.backbones.samplers import Sampler, make_sampler, reread_key, star
 from diffprobe.backbones.unet import TextUnet
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.core.errors import ConfigError, NonFinite
-from diffprobe.core.foreign import naming
 from diffprobe.core.rng import noise_for
 from diffprobe.core.shapes import FeatureMap, Images
 

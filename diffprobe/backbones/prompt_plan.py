@@ -158,8 +158,8 @@ class PromptPlan:
 def plan_prompts(config: PromptExtraction) -> PromptPlan:
     """Check settings against the configs of a checkpoint.
 
-    Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch; ConfigError for a model that takes no prompts, a flow
-        model, and settings without effect.
+    Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch; ConfigError for a model that takes no prompts, a
+        flow model, and settings without effect.
     """
     asked, sampling = config.features, config.sampling
     common = FeaturesConfig(
@@ -167,7 +167,7 @@ def plan_prompts(config: PromptExtraction) -> PromptPlan:
         resolution=asked.resolution,
     )  # fmt: skip
     _require_prompts(make_plan(config.backbone, replace(common, timesteps=(0,))))
-    read = make_plan(config.backbone, replace(common, condition=CONDITIONAL) if asked.timesteps else common)
+    read = make_plan(config.backbone, replace(common, condition="caption") if asked.timesteps else common)
     reread = make_plan(config.backbone, replace(common, timesteps=asked.reread)) if asked.reread else None
     scheduler = scheduler_config(read.checkpoint)
     sampler = make_sampler(

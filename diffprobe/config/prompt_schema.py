@@ -19,8 +19,8 @@ class SamplingConfig:
     """Sampling steps."""
     guidance: float | None = None
     """Weight of classifier-free guidance: the conditional prediction plus `guidance` times its difference to the
-    unconditional one (the scale of diffusers minus 1). 0 runs the conditional pass alone. A U-Net with distilled guidance
-    gets the scale as input instead. None: 0; 7.5 for a U-Net with distilled guidance, the default of its pipeline."""
+    unconditional one (the scale of diffusers minus 1). 0 runs the conditional pass alone. A U-Net with distilled
+    guidance gets the scale as input instead. None: 0; 7.5 for distilled guidance, the default of its pipeline."""
     negative_prompt: str | None = None
     """Prompt of the unconditional branch, in place of the empty prompt."""
     seeds: int = 8
@@ -47,14 +47,14 @@ class PromptFeaturesConfig:
     timesteps: tuple[int, ...] = ()
     """Timesteps at which the sampling passes are read; each is one of the sampler's."""
     reread: tuple[int, ...] = ()
-    """Timesteps of the training grid at which the generated latent is noised again, with the same noise for all prompts,
-    and read under the empty prompt, so that the prompt itself is not in the features."""
+    """Timesteps of the training grid at which the generated latent is noised again, with the same noise for all
+    prompts, and read under the empty prompt, so that the prompt itself is not in the features."""
     unconditional: bool = False
     """Read the passes of the unconditional branch of guidance as well."""
     pool: str = "mean"
     """Pooling of a feature map: mean, max, none (keep the map), gridK (K x K means), tokensN (N positions)."""
     keep: tuple[Literal["controls", "latents", "images"], ...] = ()
-    """What is stored of the generated image besides: its latents and its pixels as the controls of real images have them
+    """What else is stored of the generated image: its latents and its pixels as the controls of real images have them
     (at most 16 x 16 places); the whole latents; the whole image."""
     resolution: int | None = None
     """Height and width of the images in pixels; None: the backbone's own."""
@@ -89,7 +89,7 @@ class PromptExtraction:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Sampling."""
     truncated: Literal["refuse", "allow"] = "refuse"
-    """Prompts longer than the tokenizer's limit: refuse the extraction before it starts, or sample from what is left."""
+    """Prompts longer than the tokenizer's limit: refuse the extraction before it starts, or sample from the rest."""
 
     def __post_init__(self) -> None:
         backbone, sampling = self.backbone, self.sampling

@@ -40,8 +40,8 @@ def extract_prompts(
         progress: True draws a bar on stderr; a function replaces the bar and is called only if there is something to
             sample.
         announce: receives lines of text: sizes, timesteps, prompts that are cut, and a summary at the end.
-    Raises: ConfigError for a bad `process`, a bad file of prompts, prompts that are cut, and a backbone that takes none;
-        RunFailed if the disk is too small; and what the backbone raises.
+    Raises: ConfigError for a bad `process`, a bad file of prompts, prompts that are cut, and a backbone that takes
+        none; RunFailed if the disk is too small; and what the backbone raises.
     """
     index, count = process
     if not 0 <= index < count:
