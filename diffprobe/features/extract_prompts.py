@@ -97,7 +97,7 @@ def _fill(
     n, started = sum(shard.n for shard in pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _bar(n, progress, display) as bar:
         for shard in pending:
-            writer.write(shard, _batches(request, model, shard.file, bar))
+            writer.write(shard, prompt_batches(request, model, shard.file, bar))
     seconds, passes = max(time.monotonic() - started, 1e-9), n * request.plan.passes
     written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
     announce(
@@ -109,7 +109,8 @@ def _bar(n: int, progress: bool | MakeBar, display: ProgressDisplay) -> Abstract
     return progress(n) if callable(progress) else display.bar(n, "sample", unit="samples")
 
 
-def _batches(request: PromptRequest, model: PromptFeatures, shard: str, bar: Bar) -> Iterator[ExtractedBatch]:
+def prompt_batches(request: PromptRequest, model: PromptFeatures, shard: str, bar: Bar) -> Iterator[ExtractedBatch]:
+    """Sample the prompts of a shard and yield their features, in batches of bounded size."""
     samples = list(request.samples(shard))
     for start in range(0, len(samples), model.rows):
         chunk = samples[start : start + model.rows]

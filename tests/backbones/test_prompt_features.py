@@ -48,7 +48,7 @@ def config_of(
 
 def assert_equal(found: Tensor, expected: Tensor) -> None:
     """Compare to 1e-5 of the largest value: latents of random networks are far from unit scale."""
-    assert_equal(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def plain(
@@ -109,7 +109,7 @@ def test_features_and_latents_are_those_of_the_pipeline(
         )  # fmt: skip
     )
     found = model(PROMPTS, NUMBERS)
-    torch.testing.assert_close(found["latents@t0:caption:none"], latents)
+    assert_equal(found["latents@t0:caption:none"], latents)
     for (tap, step), value in expected.items():
         t = model.plan.grid[step]
         if t == 749:
