@@ -170,7 +170,7 @@ def test_reread_is_the_ordinary_extraction_of_the_generated_latent(
     """Equal numbers under equal names: such cells can be compared with those of real images."""
     _, found = rich
     ordinary = DiffusionFeatures.from_pretrained(
-        str(folder_of("sd")), taps=list(TAPS), timesteps=[20, 300], pool="grid2", device="cpu"
+        str(folder_of("sd")), taps=list(TAPS), timesteps=[20, 300], pool="grid2", device="cpu", channels_last=False
     )
     expected = ordinary.from_latents(found["latents@t0:caption:none"], keys=[reread_key(k) for k in NUMBERS])
     assert set(expected) == {name for name in found if ":empty:grid2" in name}
