@@ -39,7 +39,8 @@ def config_of(tiny_sd: Path, tmp_path: Path) -> Callable[..., PromptExtraction]:
     def make(
         root: str = "stores", prompts: str = PROMPTS, rows: int | None = None, **sampling: Any
     ) -> PromptExtraction:
-        file = tmp_path / f"{root}.csv"
+        file = tmp_path / f"{root}-input" / "prompts.csv"  # its name is recorded
+        file.parent.mkdir(exist_ok=True)
         file.write_text(prompts)
         return PromptExtraction(
             backbone=BackboneConfig(path=str(tiny_sd), device="cpu", max_rows_per_pass=rows),
