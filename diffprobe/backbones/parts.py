@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -136,10 +136,15 @@ def _tokenizer(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
 
 
+def reduced_latents(x: FeatureMap) -> Float[Tensor, "batch values 1 1"]:
+    """Reduce latents by area to at most 16 x 16 places and put all values on the channel axis: [batch, n, 1, 1]."""
+    small = interpolate(x, size=(SIDE, SIDE), mode="area") if max(x.shape[2:]) > SIDE else x
+    return small.reshape(x.shape[0], -1, 1, 1)
+
+
 class _Reduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        small = interpolate(x, size=(SIDE, SIDE), mode="area") if max(x.shape[2:]) > SIDE else x
-        return small.reshape(x.shape[0], -1, 1, 1)
+        return reduced_latents(x)
 
 
 class _OneTap(nn.Module):

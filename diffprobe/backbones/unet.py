@@ -185,6 +185,18 @@ class TextUnet(TextBackbone[ClipTextEncoder]):
     def encode(self, prompts: list[str]) -> Condition:
         """Encode prompts, one row each."""
 
+    def embed_guidance(self, scale: float) -> None:
+        """Give a U-Net with distilled guidance another scale; see `guidance_embedding`.
+
+        Raises: ConfigError for a U-Net that takes none.
+        """
+        if self._guidance is None:
+            raise ConfigError("this U-Net does not take the guidance scale as input.", fix="combine two predictions")
+        network: Any = self.denoiser
+        embedded = guidance_embedding(dict(network.config), scale)
+        assert embedded is not None
+        self._guidance = embedded.to(self._guidance)
+
     def run_unet(
         self,
         x_t: FeatureMap,

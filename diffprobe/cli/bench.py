@@ -7,7 +7,7 @@ HELP = "time extraction or SAE training; plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, ksae, scale, scaling, plan and solver."""
+    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan and solver."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -20,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     extraction.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
     extraction.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
+    prompts = what.add_parser("prompts", help="features of prompts, beside the bare denoiser at equal batches")
+    prompts.add_argument("--backbone", default="emoji-sd", help="text-to-image model (default: emoji-sd)")
+    prompts.add_argument("--prompts", type=int, default=64, metavar="N", help="prompts (default: 64)")
+    prompts.add_argument("--seeds", type=int, default=8, metavar="N", help="samples per prompt (default: 8)")
+    prompts.add_argument("--steps", type=int, default=4, metavar="N", help="sampling steps (default: 4)")
+    prompts.add_argument("--guidance", type=float, default=0.0, metavar="W", help="weight of guidance (default: 0)")
+    prompts.add_argument("--sampler", default="ddim", choices=("ddim", "dpm", "euler", "lcm"), help="default: ddim")
+    prompts.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
     ksae = what.add_parser("ksae", help="a training step of the k-sparse autoencoder")
     ksae.add_argument(
         "--shape",
@@ -71,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     solver.add_argument("--target", default="label", help="label or an attribute of --store (default: label)")
     solver.add_argument("--group", default="label", help="attribute of --store whose samples stay in one fold")
     solver.add_argument("--device", default="cpu", help="torch device of ours (default: cpu)")
-    for parser_of in (extraction, ksae, scale, scaling, plan, solver):
+    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -79,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
-    verbs["solver"] = _solver
+    verbs |= {"solver": _solver, "prompts": _prompts}
     return verbs[args.what](args)
 
 
@@ -104,6 +112,20 @@ def _extraction(args: argparse.Namespace) -> int:
         )
     difference = max(row.largest_difference for row in report.rows)
     print(f"\nlargest difference between both features: {difference:.1e} of the largest feature")
+    return _write_json(args.json, report.to_json())
+
+
+def _prompts(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.prompts import PromptSetting, bench_prompts
+
+    fields = ("backbone", "prompts", "seeds", "steps", "guidance", "sampler", "device")
+    report = bench_prompts(PromptSetting(**{name: getattr(args, name) for name in fields}), progress=_progress)
+    print(f"{report.machine}; {args.backbone}, {args.sampler} with guidance {args.guidance:g}")
+    print(f"{args.prompts:,} prompts x {args.seeds} seeds x {args.steps} steps, batches of {report.batch} samples")
+    print("\n| passes | extraction, passes/s | bare denoiser, passes/s | extraction / bare |")
+    print("|---|---|---|---|")
+    ours, bare = (report.passes / s for s in (report.ours_s, report.bare_s))
+    print(f"| {report.passes:,} | {ours:,.1f} | {bare:,.1f} | {report.share:.2f} |")
     return _write_json(args.json, report.to_json())
 
 

@@ -1,4 +1,4 @@
-"""``diffprobe extract``: write the feature store of a run."""
+"""``diffprobe extract``: write the feature store of a run, or of a file of prompts."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ import sys
 from diffprobe.cli.arguments import add_settings
 
 GROUP = "features"
-HELP = "write the features of a run to its store; continues if repeated"
+HELP = "write the features of a run, or of prompts, to a store; continues if repeated"
 TAKES_PROCESSES = True
 _PROCESS = (
     "write part I of N (0/2 and 1/2 together make the store); parts can run at the same time on any machine. Default: "
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract, then print the folder of each store and whether it is complete. Progress goes to stderr."""
     from diffprobe.config.compose import compose, require_kind, validate
-    from diffprobe.config.kinds import PROBE
+    from diffprobe.config.kinds import PROBE, kinds_of
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
     from diffprobe.runs.extract import extract_run
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     share = share_of(os.environ) if args.process is None else Share(*args.process)
     keep_freed_memory()  # before the first tensor
     composed = compose(None, args.settings)
-    require_kind(composed, (PROBE,))
+    require_kind(composed, (PROBE, *kinds_of("extract")))
     # the features of all seeds of a list are the same
     configs = [validate(each_seed(rung)[0]) for rung in each_rung(composed)]
     announce = (lambda line: None) if args.quiet else (lambda line: print(line, file=sys.stderr))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.controls import EXPOSED_PART, has_one_cell
+from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.heartbeat import beating, heartbeat_path
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def extract_run(
-    run: RunConfig,
+    run: RunConfig | PromptExtraction,
     *,
     process: tuple[int, int] = (0, 1),
     progress: "bool | MakeBar" = True,
     announce: "Announce" = lambda line: None,
 ) -> Path:
-    """Write the feature store that a run reads, or what of it is missing, and return its folder.
+    """Write the feature store that a run reads, or that of an extraction from prompts, and return its folder.
+
+    What is written already stays as it is.
 
     Args:
         process: (i, n): write every n-th shard from the i-th on; n such calls together make the store.
@@ -32,6 +35,14 @@ def extract_run(
     Raises: ConfigError for a run with live features, UnknownName for a split that the data have not got, and what
         `features.extract.extract` raises.
     """
+    beat = heartbeat_path()
+    if beat is not None:  # in a job nobody sees a bar
+        unit = "samples" if isinstance(run, PromptExtraction) else "images"
+        progress = partial(beating, what="extract", unit=unit, path=beat)
+    if isinstance(run, PromptExtraction):
+        from diffprobe.features.extract_prompts import extract_prompts
+
+        return extract_prompts(run, process=process, progress=progress, announce=announce)
     if run.features.source == "live":
         raise ConfigError("this run reads live features; it needs no store.", fix="to make one: features.source=stored")
     from diffprobe.features.extract import extract
@@ -39,9 +50,6 @@ def extract_run(
 
     require_splits(run.data, ShardSet.load(run.data.path))
     backbone, features = backbone_and_features(run)
-    beat = heartbeat_path()
-    if beat is not None:  # in a job nobody sees a bar
-        progress = partial(beating, what="extract", unit="images", path=beat)
     return extract(backbone, run.data, features, process=process, progress=progress, announce=announce)
 
 

@@ -41,7 +41,7 @@ def read_table(path: Path, *, file_column: str | None = None) -> dict[str, Recor
     Raises: ShardError, with the line, for another format, a missing or empty file name, a file named twice, two
         columns of one meaning, values that are nested, and columns that cannot be attributes.
     """
-    rows = _rows(path)
+    rows = table_rows(path)
     columns: dict[str, None] = {}
     for _, row in rows:
         columns.update(dict.fromkeys(row))
@@ -129,7 +129,11 @@ def _label(value: object, where: str) -> int:
     )
 
 
-def _rows(path: Path) -> list[tuple[int, Record]]:
+def table_rows(path: Path) -> list[tuple[int, Record]]:
+    """Return the rows of a `.csv`, `.tsv` or `.jsonl` table as column -> value, each with the line that it begins on.
+
+    Raises: ShardError for another format, a missing file, text that is not UTF-8, or a table without rows.
+    """
     ending = path.suffix.lower()
     if ending not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         raise ShardError(f"'{path}' is not a table that is read.", "read are .csv, .tsv and .jsonl")

@@ -25,6 +25,15 @@ def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
 
 
+def test_prompts_have_a_table(tiny_sd, tmp_path, capsys) -> None:
+    file = tmp_path / "bench.json"
+    words = ["--backbone", str(tiny_sd), "--prompts", "2", "--seeds", "1", "--steps", "2", "--device", "cpu"]
+    assert main(["bench", "prompts", *words, "--json", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "2 prompts x 1 seeds x 2 steps, batches of 2 samples" in out and "| extraction / bare |" in out
+    assert json.loads(file.read_text())["passes"] == 4
+
+
 def test_growth_has_a_table(tmp_path, capsys) -> None:
     file = tmp_path / "bench.json"
     assert main(["bench", "scale", "--samples", "80", "--classes", "80", "--cells", "8", "--json", str(file)]) == 0

@@ -127,3 +127,29 @@ def test_a_control_has_a_store_of_its_own(settings, control, cell, capsys):
     assert store != own
     assert main(["store", "show", store.strip()]) == 0
     assert cell in capsys.readouterr().out
+
+
+def test_prompts_are_extracted_listed_shown_and_verified(tiny_sd, tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("prompt,animal\na red cat,cat\na dog,dog\n")
+    words = [
+        "extract", "experiment=emoji/prompts", f"prompts={tmp_path / 'p.csv'}", f"backbone.path={tiny_sd}",
+        "backbone.device=cpu", "features.taps=[mid_block]", "features.timesteps=[499]", "sampling.steps=2",
+        "sampling.seeds=2", f"features.store={tmp_path / 'stores'}",
+    ]  # fmt: skip
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    store = captured.out.strip()
+    assert "2 prompts x 2 seeds, ddim with 2 steps, guidance 3: 5 passes per sample" in captured.err
+    assert main(["store", "list", str(tmp_path / "stores")]) == 0
+    assert "2 cells; train 4" in capsys.readouterr().out
+    assert main(["store", "show", store]) == 0
+    out = capsys.readouterr().out
+    assert "cell       mid_block@t499:caption:mean (32)" in out and "attributes: animal, prompt_id, seed" in out
+    assert '"grid": [999, 499]' in out and "condition  empty" in out
+    assert main(["store", "verify", store]) == 0
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == store
+    assert main([*words, "features.timesteps=[500]"]) == 2
+    assert "nearest: 499" in capsys.readouterr().err
+    assert main([*words, "features.condition=caption"]) == 2
+    assert "condition" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -31,9 +31,14 @@ SIDE = 16
 """Side of the reduced image."""
 
 
+def reduced_pixels(x: FeatureMap) -> Float[Tensor, "batch values 1 1"]:
+    """Reduce images by area to 16 x 16 and put all values on the channel axis: [batch, 768, 1, 1]."""
+    return interpolate(x, size=(SIDE, SIDE), mode="area").reshape(x.shape[0], -1, 1, 1)
+
+
 class _Shrink(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return interpolate(x, size=(SIDE, SIDE), mode="area").reshape(x.shape[0], -1, 1, 1)
+        return reduced_pixels(x)
 
 
 class _Pixels(nn.Module):
