@@ -12,7 +12,7 @@ A file offers
 
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
 
-SHARED = ("bank", "base")
+SHARED = ("attention", "bank", "base", "batch_norm", "inputs")
 """Files of this folder that are not classifiers."""
 
 __all__ = ["ClassifierConfig", "ClassifierProbe"]

@@ -42,6 +42,16 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
         _require_one_process(config)
     else:
         refuse_joint_clipping(config)
+        _refuse_two_rates(config, params)
+
+
+def _refuse_two_rates(config: RunConfig, params: Sequence[Any]) -> None:
+    rate = next((part.own_learning_rate for part in params if part.own_learning_rate is not None), None)
+    if rate is not None and config.trainer.learning_rate is not None:
+        raise ConfigError(
+            f"trainer.learning_rate={config.trainer.learning_rate} and probe.params.learning_rate={rate}: give one.",
+            fix="leave trainer.learning_rate unset",
+        )
 
 
 def _require_one_process(config: RunConfig) -> None:
@@ -79,7 +89,7 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
         return KNNModule(name, plan.params, n_train=_n_train(config, source), **shared)
     from diffprobe.training.classifier import ClassifierModule
 
-    return ClassifierModule(name, plan.params, **shared)
+    return ClassifierModule(name, plan.params, sizes=source.sizes, **shared)
 
 
 def _n_train(config: RunConfig, source: Source) -> int | None:
