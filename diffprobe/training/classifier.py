@@ -30,7 +30,7 @@ from diffprobe.probes.classifier.inputs import JOINT, VECTOR, n_values, plan_inp
 from diffprobe.probes.label_subset import LabelSubset
 from diffprobe.probes.predictions import KeptHead, class_scores
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
-from diffprobe.training.classifier_pass import TrainingPass, absent_classes, read
+from diffprobe.training.classifier_pass import TrainingPass, absent_classes, balanced_weights, read
 from diffprobe.training.convergence import FAR, GradientSums, ratios, warn_of_distance
 from diffprobe.training.ended_heads import EndedHeads
 from diffprobe.training.module import ProbeModule, labels_of, require_finite, require_samples
@@ -197,13 +197,8 @@ class ClassifierModule(ProbeModule):
             self.absent[target] = absent_classes(target, label, self.classes[target], split=split, cells=self.features)
         self._class_weights = [None] * len(self.tasks)
         if self.config.balances_classes:
-            weights = {target: self._balance(target, label) for target, label in learned.items()}
+            weights = {target: balanced_weights(label, len(self.classes[target])) for target, label in learned.items()}
             self._class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
-
-    def _balance(self, target: str, label: Tensor) -> Tensor:
-        """Return samples / (classes with samples * samples of the class) for each class; 0 without a sample."""
-        counts = torch.bincount(label[label >= 0], minlength=len(self.classes[target])).float()
-        return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
 
     def _shuffle(
         self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor, group_by: str | None = None
@@ -222,15 +217,18 @@ class ClassifierModule(ProbeModule):
         self.log("train/loss", loss.detach() / len(self.heads), batch_size=len(batch), prog_bar=True)
         return loss
 
-    def joint_loss(self, batch: FeatureBatch, found: Mapping[str, Sequence[Tensor]]) -> Tensor:
+    def joint_loss(
+        self, batch: FeatureBatch, found: Mapping[str, Sequence[Tensor]], hashes: Tensor | None = None
+    ) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes.
 
         Args:
             found: logits of each head, by cell.
+            hashes: `hash_keys` of the batch, where they are known.
 
         Raises: NonFinite for features that are not finite, and if no head is left.
         """
-        labels = self._task_labels(batch)
+        labels = self._task_labels(batch, hashes)
         counts = torch.stack([(label >= 0).sum() for label in labels])
         n, failed = self.sum_over_processes(torch.cat([counts, self.ends.failed])).split([len(counts), len(self.heads)])
         self._end(failed)
@@ -246,7 +244,12 @@ class ClassifierModule(ProbeModule):
         whole, finite = self.ends.add_up(torch.stack(losses))
         if not finite.all():
             require_finite(batch, self.features)
-            self._require_heads(finite)
+            if self.stops_without_heads and self.is_exhausted:
+                raise NonFinite(
+                    "the loss of all heads became NaN or infinite on finite features.",
+                    f"cells: {', '.join(self.features)}",
+                    fix="a smaller trainer.learning_rate, or precision=32-true",
+                )
         return whole + torch.stack([bank.penalty() for bank in self.banks]).sum()
 
     def on_train_end(self) -> None:
@@ -265,24 +268,20 @@ class ClassifierModule(ProbeModule):
                 stacklevel=2,
             )
 
-    def _require_heads(self, finite: Tensor) -> None:
-        """Stop where no head but controls is left. Raises: NonFinite."""
-        real = torch.tensor([head.control == REAL for head in self.heads], device=finite.device)
-        if self.stops_without_heads and not (finite & real).any():
-            raise NonFinite(
-                "the loss of all heads became NaN or infinite on finite features.",
-                f"cells: {', '.join(self.features)}",
-                fix="a smaller trainer.learning_rate, or precision=32-true",
-            )
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no head but controls is left."""
+        left = (self.ends.step < 0) & (self.ends.failed == 0)
+        return not any(ok for ok, head in zip(left.tolist(), self.heads, strict=True) if head.control == REAL)
 
     @property
     def ended(self) -> dict[Head, int]:
         """The heads whose loss was not finite -> the step at which that was found."""
         return {head: step for head, step in zip(self.heads, self.ends.step.tolist(), strict=True) if step >= 0}
 
-    def _task_labels(self, batch: FeatureBatch) -> list[Tensor]:
+    def _task_labels(self, batch: FeatureBatch, hashes: Tensor | None = None) -> list[Tensor]:
         """Return what each head of a bank is trained on."""
-        hashes = hash_keys(batch.keys)
+        hashes = hash_keys(batch.keys) if hashes is None else hashes
         kept = {target: subset.mask(hashes).to(self.device) for target, subset in self._subsets.items()}
         found = []
         for target, control in self.tasks:
@@ -298,7 +297,9 @@ class ClassifierModule(ProbeModule):
             sums = self.gradient_sums()
             for batch in self.batches(self.train_split):
                 self.add_gradients(batch, sums)
-            self.compare_gradients(sums)
+            found = self.compare_gradients(sums)
+            if self.trainer.is_global_zero:
+                warn_of_distance(found)
 
     def has_distance(self) -> bool:
         """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
@@ -323,13 +324,15 @@ class ClassifierModule(ProbeModule):
         for part in sums:
             part.update(features, labels)
 
-    def compare_gradients(self, sums: Iterable[GradientSums]) -> None:
-        """Compare the gradients over the training set with the final and with the initial weights, and warn."""
+    def compare_gradients(self, sums: Iterable[GradientSums]) -> dict[str, float | None]:
+        """Compare the gradients over the training set with the final and with the initial weights.
+
+        Returns: name of each real head -> ratio of the gradients.
+        """
         found = ratios(*(part.norms(self) for part in sums))
         self.gradient_ratios = dict(zip(self.heads, found, strict=True))
-        if self.trainer.is_global_zero:
-            named = {head: ratio for head, ratio in self.gradient_ratios.items() if head.control == REAL}
-            warn_of_distance({f"'{head.target}' in {head.cell}": ratio for head, ratio in named.items()})
+        named = {head: ratio for head, ratio in self.gradient_ratios.items() if head.control == REAL}
+        return {f"'{head.target}' in {head.cell}": ratio for head, ratio in named.items() if head not in self.ended}
 
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
@@ -461,7 +464,11 @@ class ClassifierModule(ProbeModule):
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""
         ratio = self.gradient_ratios.get(head)
-        return {} if ratio is None else {"gradient_ratio": ratio, "far_from_convergence": ratio > FAR}
+        return (
+            {}
+            if ratio is None or not math.isfinite(ratio)
+            else {"gradient_ratio": ratio, "far_from_convergence": ratio > FAR}
+        )
 
     def probe(self, cell: str, target: str) -> ClassifierProbe:
         """Copy one trained classifier out of the bank."""

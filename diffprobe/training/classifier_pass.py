@@ -33,7 +33,7 @@ class TrainingPass:
         targets: Sequence[str],
         device: torch.device,
     ) -> None:
-        self.inputs, self.targets = dict(inputs), tuple(targets)
+        self.inputs, self.widths, self.targets = dict(inputs), dict(widths), tuple(targets)
         self.keyed = LabelCollector(len(self.targets) + 1).to(device)
         self.moments = {name: RunningMoments(width).to(device) for name, width in widths.items()}
         self._found: dict[str, Moments] | None = None
@@ -98,3 +98,9 @@ def absent_classes(
     if n < len(names):
         rank_zero_warn(f"target '{target}': {n} training samples for {len(names)} classes ({where}).")
     return tuple(name for name, count in zip(names, counts.tolist(), strict=True) if not count)
+
+
+def balanced_weights(label: Tensor, n_classes: int) -> Tensor:
+    """Return samples / (classes with samples * samples of the class) for each class; 0 without a sample."""
+    counts = torch.bincount(label[label >= 0], minlength=n_classes).float()
+    return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)

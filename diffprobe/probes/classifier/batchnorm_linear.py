@@ -11,12 +11,14 @@ The weights start at zero as those of `linear`; MAE starts them at a standard de
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffprobe.probes.classifier import linear
+from diffprobe.probes.classifier.bank import Bank
 from diffprobe.probes.classifier.base import ClassifierProbe
 from diffprobe.probes.classifier.batch_norm import JointBatchNorm
 
@@ -60,6 +62,19 @@ class BatchNormLinearBank(linear.LinearBank):
         """Return the normalised features."""
         found: Tensor = self.norm(self.standard(x))
         return found
+
+    @classmethod
+    def together(
+        cls, banks: Sequence[Bank], x: Float[Tensor, "batch d_in"]
+    ) -> list[list[Float[Tensor, "batch n_classes"]]]:
+        """Return the logits of several banks, by one product; each keeps its own running statistics."""
+        found = cast(Sequence[BatchNormLinearBank], banks)
+        if len({bank.config.momentum for bank in found}) > 1:
+            return [bank(x) for bank in found]
+        logits = super().together(banks, x)
+        for bank in found[1:] if found[0].training else ():
+            bank.norm.load_state_dict(found[0].norm.state_dict())
+        return logits
 
     @torch.no_grad()
     def head(self, index: int) -> ClassifierProbe:
