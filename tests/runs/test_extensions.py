@@ -114,7 +114,9 @@ def test_a_classifier_and_a_metric_are_a_file_each(copy, train):
     assert touched(copy) == {"diffprobe/metrics/macro_f1.py"}
 
     result, folder = train("probe=two_layers", "probe.metrics=[accuracy,macro_f1]", "probe.params.hidden=5")
-    assert {record.probe for record in result.metrics} == {"two_layers"} and result.config["probe"]["name"] == "two_layers"
+    assert {record.probe for record in result.metrics} == {"two_layers"} and result.config["probe"][
+        "name"
+    ] == "two_layers"
     assert {record.name for record in result.metrics} == {"accuracy", "macro_f1"}
     for record in result.metrics:
         assert 0 <= record.value <= 1 and set(record.controls) == {"chance", "shuffled_labels"}
