@@ -230,7 +230,8 @@ class ClassifierModule(ProbeModule):
         """
         labels = self._task_labels(batch, hashes)
         counts = torch.stack([(label >= 0).sum() for label in labels])
-        n, failed = self.sum_over_processes(torch.cat([counts, self.ends.failed])).split([len(counts), len(self.heads)])
+        sums = self.sum_over_processes(torch.cat([counts, self.ends.failed.to(counts.device)]))
+        n, failed = sums.split([len(counts), len(self.heads)])
         self._end(failed)
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
@@ -254,7 +255,7 @@ class ClassifierModule(ProbeModule):
 
     def on_train_end(self) -> None:
         """End the heads whose loss was not finite in the last step."""
-        self._end(self.sum_over_processes(self.ends.failed))
+        self._end(self.sum_over_processes(self.ends.failed.to(self.device)))
 
     def _end(self, failed: Tensor) -> None:
         new = self.ends.take(failed, self.trainer.global_step)
@@ -271,7 +272,7 @@ class ClassifierModule(ProbeModule):
     @property
     def is_exhausted(self) -> bool:
         """Whether no head but controls is left."""
-        left = (self.ends.step < 0) & (self.ends.failed == 0)
+        left = (self.ends.step < 0) & (self.ends.failed.to(self.ends.step.device) == 0)
         return not any(ok for ok, head in zip(left.tolist(), self.heads, strict=True) if head.control == REAL)
 
     @property
@@ -495,6 +496,5 @@ class ClassifierModule(ProbeModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a step size that falls to 0 along a cosine."""
-        decay = self.settings.weight_decay
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.settings.weight_decay)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

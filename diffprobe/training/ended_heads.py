@@ -19,12 +19,12 @@ class EndedHeads(nn.Module):
     step: Tensor
     """Step at which each head ended, -1 for none; the same on all processes."""
     failed: Tensor
-    """1 for each head whose last loss on this process was not finite."""
+    """1 for each head whose last loss on this process was not finite. Not a buffer: DDP copies those from rank 0."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
         self.register_buffer("step", torch.full((n_heads,), -1, dtype=torch.int64))
-        self.register_buffer("failed", torch.zeros(n_heads), persistent=False)
+        self.failed = torch.zeros(n_heads)
 
     def take(self, failed: Float[Tensor, " heads"], step: int) -> list[int]:
         """End the heads that failed on any process.
