@@ -27,14 +27,15 @@ def rank_me(x: Float[Tensor, "samples d_in"]) -> float:
     return float((-(share * share.log()).sum()).exp())
 
 
-def cknna(x: Float[Tensor, "samples d_x"], y: Float[Tensor, "samples d_y"], *, k: int = 10) -> float:
-    """Return the alignment of the k nearest neighbours in two spaces of features of the same samples, at most 1.
+def cknna(x: Float[Tensor, "samples d_x"], y: Float[Tensor, "same d_y"], *, k: int = 10) -> float:
+    """Return the alignment of the k nearest neighbours in two spaces of features of the same samples, 1 for one space.
 
     Rows are brought to unit length. Of the inner products in each space, only those are kept where one sample is among
     the k most similar of the other in both spaces; the unbiased HSIC of what is left is divided by the root of the
     product of the same of each space with itself. Source: CKNNA of Huh et al. 2024, "The Platonic Representation
     Hypothesis", appendix A, in the unbiased form of their released code, which REPA (Yu et al. 2025) reports at k = 10.
-    Features without neighbours to compare (all rows equal) align with nothing: 0.
+    Neighbourhood is not symmetric, so exchanging the two spaces changes the value a little. It is 0 where the HSIC of a
+    space with itself is 0.
 
     Raises: ConfigError for k below 2, k or fewer samples, fewer than 4, or different numbers of them; NonFinite.
     """

@@ -64,14 +64,12 @@ def test_cknna_of_the_same_space_is_one_whatever_its_axes_and_order():
     assert cknna(x, 5 * x @ rotation) == pytest.approx(1, rel=1e-6)
     order = torch.randperm(24)
     assert cknna(x[order], y[order]) == pytest.approx(cknna(x, y), rel=1e-6)
-    assert cknna(x, y) == pytest.approx(cknna(y, x), rel=1e-6)
 
 
 def test_unrelated_spaces_align_less_than_related_ones():
     x = features(200)
     related = x + 0.3 * features(200, seed=1)
     assert cknna(x, related) > 0.5 > 0.25 > abs(cknna(x, features(200, seed=2)))
-    assert cknna(x, torch.ones(200, 3)) <= 1
 
 
 def test_features_that_cannot_be_scored():
