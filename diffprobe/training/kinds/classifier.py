@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TAKES_GRID = True
 LINEAR_CV, KNN = "linear_cv", "knn"
+WITHOUT_GRID: tuple[str, ...] = (LINEAR_CV, KNN)
 """Classifiers without steps, which read the features of the training split into memory, in one process."""
 
 
@@ -38,7 +39,7 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
-    if config.probe.name in (LINEAR_CV, KNN):
+    if config.probe.name in WITHOUT_GRID:
         refuse_steps(config)
         _require_one_process(config)
         if config.probe.grid:

@@ -62,6 +62,7 @@ class ProbeKind(Protocol):
     """What a file of this folder offers; see the package."""
 
     TAKES_GRID: bool
+    WITHOUT_GRID: tuple[str, ...]
 
     def validate(self, config: RunConfig, params: Sequence[Any]) -> None:
         """Refuse what the kind cannot do. Raises: ConfigError."""
