@@ -41,6 +41,7 @@ class Toy(lightning.LightningDataModule):
         self.batch_size, self.seed, self.cells = batch_size, seed, cells
         self.classes, self.attributes = CLASSES, {"style": STYLES}
         self.widths = {cell: WIDTHS[cell] for cell in cells}
+        self.sizes: dict[str, tuple[int, int]] = {}
 
     def table(self, split: str) -> FeatureTable:
         whole = make_table(split)
@@ -76,6 +77,28 @@ class Toy(lightning.LightningDataModule):
 
     def test_dataloader(self):
         return self._split("test")
+
+
+MAPS = {"mid_block@t10:empty:grid2": (3, 2, 2), "up_blocks.0@t10:empty:none": (2, 3, 4)}
+"""Cells of `Maps` -> shape of their maps."""
+
+
+class Maps(Toy):
+    """Toy features with places: parts of a grid, as one vector, and whole maps."""
+
+    def __init__(self, batch_size: int = 16, seed: int = 0, cells: tuple[str, ...] = tuple(MAPS)) -> None:
+        super().__init__(batch_size, seed)
+        self.cells = cells
+        self.widths = {cell: 12 if "grid" in cell else MAPS[cell][0] for cell in cells}
+        self.sizes = {cell: MAPS[cell][1:] for cell in cells if "none" in cell}
+
+    def table(self, split: str) -> FeatureTable:
+        whole = make_table(split)
+        first, second = whole.features.values()
+        extra = torch.randn(len(whole), 17, generator=torch.Generator().manual_seed(len(whole)))
+        maps = torch.cat([second, extra], dim=1).unflatten(1, (2, 3, 4))
+        whole.features = {cell: first if "grid" in cell else maps for cell in self.cells}
+        return whole
 
 
 class Families(Toy):

@@ -16,7 +16,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, use, generations and rates."""
+    """Add the sub-verbs backbone, sae, use, generations, rates and selectors."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
+    selectors = what.add_parser("selectors", help="cells chosen without labels, beside those that val chooses")
+    selectors.add_argument("run_folders", metavar="RUN_FOLDER", nargs="+", help="finished classifiers of several cells")
+    selectors.add_argument("--encoder", metavar="PATH", help="features for CKNNA: a feature store, or an .npz file")
+    selectors.add_argument("--encoder-cell", metavar="CELL", help="cell of the store; default: its only one")
+    selectors.add_argument("--metric", default="accuracy", help="metric by which val selects (default: accuracy)")
+    selectors.add_argument("--neighbours", type=int, default=10, metavar="K", help="k of CKNNA (default: 10)")
+    selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (use, "emoji/use"),
         (generations, "emoji/generations"), (rates, "scenes/rates"),
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations,
-        "rates": _run_rates,
+        "rates": _run_rates, "selectors": _run_selectors,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -119,6 +126,17 @@ def _run_rates(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.rates import evaluate_rates
 
     _print(evaluate_rates(config))
+    return 0
+
+
+def _run_selectors(args: argparse.Namespace) -> int:
+    from diffprobe.evaluation.selectors import compare_selectors
+
+    found = compare_selectors(
+        args.run_folders, encoder=args.encoder, encoder_cell=args.encoder_cell, metric=args.metric, k=args.neighbours,
+        limit=args.limit,
+    )  # fmt: skip
+    print("\n".join(found.lines()))
     return 0
 
 

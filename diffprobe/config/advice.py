@@ -87,7 +87,8 @@ def is_accepted(setting: str, kind: str, tree: Mapping[str, Any], validate: Call
     value = probe[block].get(leaf)
     if block == "params":
         return not _complains(partial(parse, settings, {leaf: value}, at="probe.params"), key)
-    if not PROBE_TRAINING.load(kind_of_probe).TAKES_GRID or not isinstance(value, (list, tuple)):
+    training = PROBE_TRAINING.load(kind_of_probe)
+    if not training.TAKES_GRID or name in training.WITHOUT_GRID or not isinstance(value, (list, tuple)):
         return False
     if leaf in ("cell", "seed"):
         return all(isinstance(one, str if leaf == "cell" else int) for one in value)

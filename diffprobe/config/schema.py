@@ -263,14 +263,14 @@ class ProbeConfig:
     metrics: tuple[str, ...] = ()
     """Metrics that a classifier records, files of diffprobe/metrics; () for accuracy and balanced_accuracy."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Grid of an sae: key (cell, seed, or one of params) -> values. One run trains all combinations, which override
-    `cell`, `seed` and `params`; the order of the samples follows the run's seed."""
+    """Grid of an sae or a classifier: key (cell, seed, or one of params) -> values. One run trains all combinations,
+    which override `cell`, `seed` and `params`; the order of the samples follows the run's seed."""
     batched: bool = False
-    """Train the autoencoders of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
+    """Train the probes of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
 
     def __post_init__(self) -> None:
         if self.batched and not self.grid:
-            raise ConfigError("batched needs a grid: a single autoencoder cannot be batched.")
+            raise ConfigError("batched needs a grid: a single probe cannot be batched.")
 
 
 LATENTS = "latents"

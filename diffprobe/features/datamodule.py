@@ -64,6 +64,12 @@ class FeatureSource(lightning.LightningDataModule):
     def widths(self) -> dict[str, int]:
         """Cell name -> `d_in`, for the cells in the batches."""
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Cell name -> height and width of its maps, for the cells whose maps are kept."""
+        sizes = {tap.path: tap.size for tap in self.request.plan.taps}
+        return {cell.name: sizes[cell.tap] for cell in self.cells if cell.pool == "none"}
+
     @abstractmethod
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order."""

@@ -10,6 +10,7 @@ SHARED = (
     "group_permutation",
     "grouped_folds",
     "l2_selection",
+    "label_subset",
     "null_distribution",
     "neighbours",
     "predictions",

@@ -5,49 +5,48 @@ runs.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.column_names import path_part
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics import load_metrics
 from diffprobe.metrics.confusion import ConfusionCounts
-from diffprobe.metrics.label_collector import LabelCollector
-from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.bank import Bank, make_bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
+from diffprobe.probes.classifier.inputs import JOINT, VECTOR, n_values, plan_inputs, reads
+from diffprobe.probes.label_subset import LabelSubset
 from diffprobe.probes.predictions import KeptHead, class_scores
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
+from diffprobe.training.classifier_pass import TrainingPass, absent_classes, balanced_weights, read
 from diffprobe.training.convergence import FAR, GradientSums, ratios, warn_of_distance
-from diffprobe.training.module import (
-    ProbeModule,
-    check_finite_loss,
-    labels_of,
-    require_finite,
-    require_samples,
-    vectors,
-)  # fmt: skip
+from diffprobe.training.ended_heads import EndedHeads
+from diffprobe.training.module import ProbeModule, labels_of, require_finite, require_samples
 
 REAL = "none"
 METRICS = ("accuracy", "balanced_accuracy")
 """Metrics that are recorded where a run names none."""
+DIVERGED = "diverged_at_step"
+"""Metric of a head whose loss became NaN or infinite: the step at which that was found. It has no other."""
 
 
 class Head(NamedTuple):
     """One classifier of the bank."""
 
     cell: str
-    """Cell whose features it reads."""
+    """Cell whose features it reads; `JOINT` for several."""
     target: str
     """What it predicts."""
     control: str
@@ -57,10 +56,14 @@ class Head(NamedTuple):
 class ClassifierModule(ProbeModule):
     """A bank of classifiers on standardised features.
 
+    A head whose loss becomes NaN or infinite on finite features ends there: it takes no part in the following steps,
+    disturbs no other head, and its record is the step. A run all of whose heads end so stops.
+
     Args:
         name: file of the head in `probes/classifier`.
         config: its settings; `controls` are the control heads beside each real one.
-        widths: cell name -> d_in.
+        widths: cell name -> d_in; the channels, where maps are kept.
+        sizes: cell name -> height and width of its maps, for the cells whose maps are kept.
         classes: target -> names of its classes.
         only_control: train all heads on shuffled labels; for a run that is itself the control.
         metrics: files of `metrics/` with `FOR = "classifier"`, the first of which is logged as a curve; () for
@@ -71,7 +74,10 @@ class ClassifierModule(ProbeModule):
     Raises: UnknownName for an unknown head or metric, ConfigError for gradient_clip.
     """
 
-    default_learning_rate = 3e-3
+    stops_without_heads = True
+    """Whether a run stops when the losses of all its heads are not finite."""
+    prefix = ""
+    """What warnings begin with."""
 
     def __init__(
         self,
@@ -84,33 +90,55 @@ class ClassifierModule(ProbeModule):
         metrics: Sequence[str] = (),
         settings: TrainerConfig,
         seed: int = 0,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         super().__init__(settings, seed=seed)
         if settings.gradient_clip is not None:
             raise ConfigError("gradient_clip couples the heads of a classifier bank.", fix="leave it unset")
         self.name, self.config, self.only_control = name, config, only_control
         self.metrics = load_metrics("classifier", metrics or METRICS)
-        self.cells, self.classes = tuple(widths), {target: tuple(names) for target, names in classes.items()}
+        self.inputs = plan_inputs(name, widths, sizes or {})
+        self.cells, self.classes = tuple(self.inputs), {target: tuple(names) for target, names in classes.items()}
         controls = () if only_control else config.controls
         self.tasks = [(target, control) for target in self.classes for control in (REAL, *controls)]
         n_classes = [len(self.classes[target]) for target, _ in self.tasks]
-        self._banks = nn.ModuleList(
-            [make_bank(name, config, d_in, n_classes, seeds=self._seeds(cell)) for cell, d_in in widths.items()]
-        )
+        self._d_in = {
+            cell: widths[cell] if shapes is None else n_values(shapes) for cell, shapes in self.inputs.items()
+        }
+        self._banks = nn.ModuleList([self._make_bank(cell, n_classes) for cell in self.cells])
         self.heads = [Head(cell, target, control) for cell in self.cells for target, control in self.tasks]
         self.confusion = ConfusionCounts(n_classes * len(self.cells))
         self.scores: dict[str, list[dict[str, float]]] = {}
+        self.absent: dict[str, tuple[str, ...]] = {}
+        self.unseen: dict[tuple[str, str], tuple[str, ...]] = {}
         self.gradient_ratios: dict[Head, float | None] = {}
         self._shuffled: dict[str, ShuffledLabels] = {}
+        self._subsets: dict[str, LabelSubset] = {}
+        self.ends = EndedHeads(len(self.heads))
         self._class_weights: list[Tensor | None] = []
+
+    def _make_bank(self, cell: str, n_classes: Sequence[int]) -> Bank:
+        d_in, shapes = self._d_in[cell], self.inputs[cell]
+        return make_bank(self.name, self.config, d_in, n_classes, seeds=self._seeds(cell), shapes=shapes)
 
     def _seeds(self, cell: str) -> list[int]:
         """Return the seed of each head on a cell; a control head starts from the weights of its real one."""
         return [derive_seed("classifier", self.seed, cell, target) for target, _ in self.tasks]
 
+    def read(self, batch: FeatureBatch, cell: str) -> Tensor:
+        """Return what the heads of a bank read, a vector per sample. Raises: ConfigError, see `inputs.joined`."""
+        return read(batch, cell, self.inputs[cell])
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """All cells whose features are read."""
+        return tuple(key for cell, shapes in self.inputs.items() for key in (shapes or (cell,)))
+
     @property
     def seed_varies(self) -> tuple[str, ...]:
         """The initial weights if the heads start at random ones, the order of the samples, the permuted labels."""
+        if reads(self.name) != VECTOR:
+            return ("start", "order", *self.varied_labels)
         heads = [make_head(self.name, self.config, 2, 2, seed=seed).state_dict() for seed in (0, 1)]
         random = any(not one.equal(heads[1][name]) for name, one in heads[0].items())
         return (*(["start"] if random else []), "order", *self.varied_labels)
@@ -136,111 +164,188 @@ class ClassifierModule(ProbeModule):
 
     def prepare(self) -> None:
         """Standardise by the training set and permute its labels for the controls."""
-        targets = list(self.classes)
-        keyed = LabelCollector(len(targets) + 1).to(self.device)
-        fitted = all(bool(bank.fitted) for bank in self.banks)  # weights of a resumed run have their statistics
-        moments = [RunningMoments(bank.d_in).to(self.device) for bank in self.banks]
-        for batch in self.raw_batches(self.train_split) if fitted else self.batches(self.train_split):
-            columns = [*(labels_of(batch, target) for target in targets), self.group_ids(batch)]
-            rows = torch.stack(columns, dim=1)
-            keyed.update(hash_keys(batch.keys).to(self.device), rows.to(self.device))
-            if not fitted:
-                require_finite(batch, self.cells)
-                for cell, running in zip(self.cells, moments, strict=True):
-                    running.update(vectors(batch, cell))
-        if not fitted:
-            for bank, running in zip(self.banks, moments, strict=True):
-                sums = running.compute()
+        found = self.training_pass()
+        exact = self.batches if found.moments else self.raw_batches
+        for batch in exact(self.train_split):
+            found.update(batch, self.group_ids(batch), self.device)
+        self.initialise(found, self.train_split, self.group_by)
+
+    def training_pass(self) -> TrainingPass:
+        """Return what to collect; no moments where banks have them, as those of a resumed run do."""
+        fitted = all(bool(bank.fitted) for bank in self.banks)
+        return TrainingPass(self.inputs, {} if fitted else self._d_in, list(self.classes), self.device)
+
+    def initialise(self, found: TrainingPass, split: str, group_by: str) -> None:
+        """Take what a pass over the training set found; with label_fraction below 1, choose the samples.
+
+        Raises: EmptyClass for a target without samples.
+        """
+        for cell, bank in zip(self.cells, self.banks, strict=True):
+            if not bank.fitted:
+                sums = found.sums(cell)
                 bank.standardise(sums.mean, sums.variance)
-        hashes, labels = (part.cpu() for part in keyed.compute())
-        *known, group = labels.T
-        for target, label in zip(targets, known, strict=True):
-            if not (label >= 0).any():
-                raise EmptyClass(f"no sample of split '{self.train_split}' has a value of target '{target}'.")
-        self._shuffle(hashes, dict(zip(targets, known, strict=True)), group)
+        hashes, known, group = found.labels(split)
+        fraction, seed = self.config.label_subset
+        if fraction < 1:
+            self._subsets = {
+                target: LabelSubset(hashes, label, fraction=fraction, seed=seed, target=target)
+                for target, label in known.items()
+            }
+        self._shuffle(hashes, known, group, group_by)
+        learned = {target: self._subsets[target].label if self._subsets else label for target, label in known.items()}
+        for target, label in learned.items():
+            self.absent[target] = absent_classes(target, label, self.classes[target], split=split, cells=self.features)
         self._class_weights = [None] * len(self.tasks)
         if self.config.balances_classes:
-            found = {target: self._balance(target, label) for target, label in zip(targets, known, strict=True)}
-            self._class_weights = [found[target] for target, _ in self.tasks]  # permuting labels keeps their counts
+            weights = {target: balanced_weights(label, len(self.classes[target])) for target, label in learned.items()}
+            self._class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
 
-    def _balance(self, target: str, label: Tensor) -> Tensor:
-        """Return samples / (classes with samples * samples of the class) for each class; 0 without a sample."""
-        counts = torch.bincount(label[label >= 0], minlength=len(self.classes[target])).float()
-        return torch.where(counts > 0, counts.sum() / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
-
-    def _shuffle(self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor) -> None:
+    def _shuffle(
+        self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor, group_by: str | None = None
+    ) -> None:
         """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
+        by = group_by or self.group_by
         self._shuffled = {
-            target: ShuffledLabels(hashes, label, group=group, group_by=self.group_by, seed=self.seed, target=target)
+            target: ShuffledLabels(hashes, label, group=group, group_by=by, seed=self.seed, target=target)
             for target, label in labels.items()
         }
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
-        labels = self._task_labels(batch)
-        n = self.sum_over_processes(torch.stack([(label >= 0).sum() for label in labels]))
-        # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
-        weights = self.trainer.world_size / n.clamp(min=1)
-        loss = torch.zeros((), device=self.device)
-        of_classes = [None if found is None else found.to(self.device) for found in self._class_weights]
-        for cell, bank in zip(self.cells, self.banks, strict=True):
-            for logits, label, weight, per_class in zip(
-                bank(vectors(batch, cell)), labels, weights, of_classes, strict=True
-            ):
-                loss = loss + weight * F.cross_entropy(
-                    logits.float(), label, weight=per_class, ignore_index=-1, reduction="sum"
-                )
-            loss = loss + bank.penalty()
-        check_finite_loss(loss, batch, self.cells)
+        found = {cell: bank(self.read(batch, cell)) for cell, bank in zip(self.cells, self.banks, strict=True)}
+        loss = self.joint_loss(batch, found)
         self.log("train/loss", loss.detach() / len(self.heads), batch_size=len(batch), prog_bar=True)
         return loss
 
-    def _task_labels(self, batch: FeatureBatch) -> list[Tensor]:
+    def joint_loss(
+        self, batch: FeatureBatch, found: Mapping[str, Sequence[Tensor]], hashes: Tensor | None = None
+    ) -> Tensor:
+        """Return the sum of the heads' mean losses over the joint batch of all processes.
+
+        Args:
+            found: logits of each head, by cell.
+            hashes: `hash_keys` of the batch, where they are known.
+
+        Raises: NonFinite for features that are not finite, and if no head is left.
+        """
+        labels = self._task_labels(batch, hashes)
+        counts = torch.stack([(label >= 0).sum() for label in labels])
+        sums = self.sum_over_processes(torch.cat([counts, self.ends.failed.to(counts.device)]))
+        n, failed = sums.split([len(counts), len(self.heads)])
+        self._end(failed)
+        # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
+        weights = self.trainer.world_size / n.clamp(min=1)
+        of_classes = [None if part is None else part.to(self.device) for part in self._class_weights]
+        losses = []
+        for i, logits in enumerate(part for cell in self.cells for part in found[cell]):
+            task = i % len(self.tasks)
+            masked, usable = self.ends.masked(i, logits)
+            loss = F.cross_entropy(masked, labels[task], weight=of_classes[task], ignore_index=-1, reduction="sum")
+            losses.append(torch.where(usable, weights[task] * loss, torch.nan))
+        whole, finite = self.ends.add_up(torch.stack(losses))
+        if not finite.all():
+            require_finite(batch, self.features)
+            if self.stops_without_heads and self.is_exhausted:
+                raise NonFinite(
+                    "the loss of all heads became NaN or infinite on finite features.",
+                    f"cells: {', '.join(self.features)}",
+                    fix="a smaller trainer.learning_rate, or precision=32-true",
+                )
+        return whole + torch.stack([bank.penalty() for bank in self.banks]).sum()
+
+    def on_train_end(self) -> None:
+        """End the heads whose loss was not finite in the last step."""
+        self._end(self.sum_over_processes(self.ends.failed.to(self.device)))
+
+    def _end(self, failed: Tensor) -> None:
+        new = self.ends.take(failed, self.trainer.global_step)
+        if new and self.trainer.is_global_zero:
+            heads = [self.heads[i] for i in new]
+            names = [f"'{h.target}' in {h.cell}" + f" ({h.control})" * (h.control != REAL) for h in heads]
+            warnings.warn(
+                f"{self.prefix}the loss of {len(names)} of {len(self.heads)} heads became NaN or infinite at step "
+                f"{self.trainer.global_step}; they are trained no further: {', '.join(names[:5])}"
+                f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}. A smaller learning rate may help",
+                stacklevel=2,
+            )
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no head but controls is left."""
+        left = (self.ends.step < 0) & (self.ends.failed.to(self.ends.step.device) == 0)
+        return not any(ok for ok, head in zip(left.tolist(), self.heads, strict=True) if head.control == REAL)
+
+    @property
+    def ended(self) -> dict[Head, int]:
+        """The heads whose loss was not finite -> the step at which that was found."""
+        return {head: step for head, step in zip(self.heads, self.ends.step.tolist(), strict=True) if step >= 0}
+
+    def _task_labels(self, batch: FeatureBatch, hashes: Tensor | None = None) -> list[Tensor]:
         """Return what each head of a bank is trained on."""
-        hashes = hash_keys(batch.keys)
-        return [
-            labels_of(batch, target)
-            if control == REAL and not self.only_control
-            else self._shuffled[target].of(hashes).to(self.device)
-            for target, control in self.tasks
-        ]
+        hashes = hash_keys(batch.keys) if hashes is None else hashes
+        kept = {target: subset.mask(hashes).to(self.device) for target, subset in self._subsets.items()}
+        found = []
+        for target, control in self.tasks:
+            real = control == REAL and not self.only_control
+            label = labels_of(batch, target) if real else self._shuffled[target].of(hashes).to(self.device)
+            found.append(torch.where(kept[target], label, -1) if target in kept else label)
+        return found
 
     def on_test_epoch_end(self) -> None:
         """Score the test set, and measure how far training stopped from a minimum."""
         super().on_test_epoch_end()
-        plain = not (self.settings.weight_decay or self.config.has_penalty or self.config.balances_classes)
-        if self.trainer.global_step > 0 and plain:  # the gradients are those of the plain cross entropy
-            self._measure_convergence()
+        if self.has_distance():
+            sums = self.gradient_sums()
+            for batch in self.batches(self.train_split):
+                self.add_gradients(batch, sums)
+            found = self.compare_gradients(sums)
+            if self.trainer.is_global_zero:
+                warn_of_distance(found)
 
-    def _measure_convergence(self) -> None:
-        """Compare the gradients over the training set with the final and with the initial weights, and warn."""
+    def has_distance(self) -> bool:
+        """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
+        config = self.config
+        plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes)
+        return self.trainer.global_step > 0 and plain and config.measures_distance
+
+    def gradient_sums(self) -> tuple[GradientSums, GradientSums]:
+        """Return sums of the gradients with the final and with the initial weights, still 0."""
         final = dict(zip(self.cells, self.banks, strict=True))
         start = {}
         for cell, bank in final.items():
-            fresh = make_bank(self.name, self.config, bank.d_in, bank.n_classes, seeds=self._seeds(cell))
+            fresh = self._make_bank(cell, bank.n_classes)
             start[cell] = fresh.to(bank.mean).eval()
             for name in ("mean", "inverse_std", "fitted"):
                 getattr(fresh, name).copy_(getattr(bank, name))
-        sums = GradientSums(final), GradientSums(start)
-        for batch in self.batches(self.train_split):
-            features, labels = {cell: vectors(batch, cell) for cell in self.cells}, self._task_labels(batch)
-            for part in sums:
-                part.update(features, labels)
+        return GradientSums(final), GradientSums(start)
+
+    def add_gradients(self, batch: FeatureBatch, sums: Iterable[GradientSums]) -> None:
+        """Add the gradients of a batch of the training set."""
+        features, labels = {cell: self.read(batch, cell) for cell in self.cells}, self._task_labels(batch)
+        for part in sums:
+            part.update(features, labels)
+
+    def compare_gradients(self, sums: Iterable[GradientSums]) -> dict[str, float | None]:
+        """Compare the gradients over the training set with the final and with the initial weights.
+
+        Returns: name of each real head -> ratio of the gradients.
+        """
         found = ratios(*(part.norms(self) for part in sums))
         self.gradient_ratios = dict(zip(self.heads, found, strict=True))
-        if self.trainer.is_global_zero:
-            named = {head: ratio for head, ratio in self.gradient_ratios.items() if head.control == REAL}
-            warn_of_distance({f"'{head.target}' in {head.cell}": ratio for head, ratio in named.items()})
+        named = {head: ratio for head, ratio in self.gradient_ratios.items() if head.control == REAL}
+        return {f"'{head.target}' in {head.cell}": ratio for head, ratio in named.items() if head not in self.ended}
 
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
-        require_finite(batch, self.cells)
-        start, keeps = 0, self.keeps(split)
+        require_finite(batch, self.features)
+        start, keeps, ended = 0, self.keeps(split), self.ended
         kept: list[dict[str, Tensor]] = []
         for cell, bank in zip(self.cells, self.banks, strict=True):
             with torch.autocast(self.device.type, enabled=False):  # the probe that is saved is float32
-                found = bank(vectors(batch, cell))
+                found = bank(self.read(batch, cell))
             for i, logits in enumerate(found):
+                if self.heads[start + i] in ended:
+                    logits = torch.zeros_like(logits)
                 label = labels_of(batch, self.tasks[i][0])
                 self.confusion.update(start + i, logits, label)
                 if keeps:
@@ -260,7 +365,7 @@ class ClassifierModule(ProbeModule):
             KeptHead(
                 kind="classes",
                 probe=self.name,
-                cell=head.cell,
+                cell=None if head.cell == JOINT else head.cell,
                 target=head.target,
                 control=only if head.control == REAL else head.control,
             )
@@ -276,6 +381,7 @@ class ClassifierModule(ProbeModule):
             n = int(matrix.sum())
             require_samples(n, split=split, target=head.target)
             score: dict[str, float] = {"n": n, "n_seen": int((matrix.sum(1) > 0).sum())}
+            self._note_unseen(head, matrix, split)
             for metric in self.metrics:
                 score[metric.NAME] = metric.from_confusion(matrix)
                 score[f"chance/{metric.NAME}"] = metric.chance(matrix)
@@ -288,6 +394,19 @@ class ClassifierModule(ProbeModule):
         ]
         self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
 
+    def _note_unseen(self, head: Head, matrix: Tensor, split: str) -> None:
+        """Keep the classes of a split that training lacks, and warn once for each target."""
+        absent = self.absent.get(head.target, ())
+        held = [self.classes[head.target][i] for i in (matrix.sum(1) > 0).nonzero()[:, 0].tolist()]
+        found = tuple(name for name in held if name in absent)
+        known = self.unseen.setdefault((split, head.target), found)
+        if found and head == self.heads[0]._replace(target=head.target) and known == found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            rank_zero_warn(
+                f"{self.prefix}target '{head.target}': split '{split}' has {len(found)} classes without a training "
+                f"sample, which no probe can name: {', '.join(found[:5])}{more} (cells: {', '.join(self.features)})."
+            )
+
     def records(self, split: str) -> list[MetricRecord]:
         """Return the metrics of each real head, beside chance and its control heads.
 
@@ -296,33 +415,46 @@ class ClassifierModule(ProbeModule):
         were shuffled, how (`ShuffledLabels.describe`).
         """
         by_head = dict(zip(self.heads, self.scores[split], strict=True))
-        made = []
+        made, ended = [], self.ended
         for head, score in by_head.items():
             if head.control != REAL:
                 continue
+            if head in ended:
+                made.append(self._record(head, DIVERGED, ended[head], split, score))
+                continue
             controls = [control for target, control in self.tasks if target == head.target and control != REAL]
+            controls = [control for control in controls if head._replace(control=control) not in ended]
             beside = {control: by_head[head._replace(control=control)] for control in controls}
             for metric in self.metrics:
                 values = {control: other[metric.NAME] for control, other in beside.items()}
-                made.append(
-                    MetricRecord(
-                        name=metric.NAME,
-                        value=score[metric.NAME],
-                        split=split,
-                        n=int(score["n"]),
-                        cell=head.cell,
-                        target=head.target,
-                        probe=self.name,
-                        controls={"chance": score[f"chance/{metric.NAME}"], **values},
-                        detail={
-                            "n_classes": len(self.classes[head.target]),
-                            "n_classes_held": int(score["n_seen"]),
-                            **self._shuffles(head.target, controls),
-                            **self._convergence(head),
-                        },
-                    )
-                )
+                detail = {**self._shuffles(head.target, controls), **self._convergence(head)}
+                record = self._record(head, metric.NAME, score[metric.NAME], split, score)
+                record.controls.update({"chance": score[f"chance/{metric.NAME}"], **values})
+                record.detail.update(detail)
+                made.append(record)
         return made
+
+    def _record(self, head: Head, name: str, value: float, split: str, score: Mapping[str, float]) -> MetricRecord:
+        """Return the record of one number of a head, without controls."""
+        detail: dict[str, Any] = {"n_classes": len(self.classes[head.target]), "n_classes_held": int(score["n_seen"])}
+        shapes = self.inputs[head.cell]
+        if head.cell == JOINT and shapes is not None:
+            detail["cells"] = list(shapes)
+        if unseen := self.unseen.get((split, head.target)):
+            detail["classes_without_training"] = list(unseen)
+        fraction, seed = self.config.label_subset
+        if fraction < 1:
+            detail |= {"label_fraction": fraction, "label_seed": seed}
+        return MetricRecord(
+            name=name,
+            value=value,
+            split=split,
+            n=int(score["n"]),
+            cell=None if head.cell == JOINT else head.cell,
+            target=head.target,
+            probe=self.name,
+            detail=detail,
+        )
 
     def _shuffles(self, target: str, controls: Sequence[str]) -> dict[str, Any]:
         """Return how the labels of a target were shuffled, {} if nothing was trained on them."""
@@ -333,7 +465,11 @@ class ClassifierModule(ProbeModule):
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""
         ratio = self.gradient_ratios.get(head)
-        return {} if ratio is None else {"gradient_ratio": ratio, "far_from_convergence": ratio > FAR}
+        return (
+            {}
+            if ratio is None or not math.isfinite(ratio)
+            else {"gradient_ratio": ratio, "far_from_convergence": ratio > FAR}
+        )
 
     def probe(self, cell: str, target: str) -> ClassifierProbe:
         """Copy one trained classifier out of the bank."""
@@ -349,11 +485,16 @@ class ClassifierModule(ProbeModule):
                 classes=self.classes[target],
             )
             for cell, target, control in self.heads
-            if control == REAL
+            if control == REAL and Head(cell, target, control) not in self.ended
         ]
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the probe's own settings, of the trainer's, or the default of the classifier."""
+        config = self.config
+        return config.own_learning_rate or self.settings.learning_rate or config.default_learning_rate
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a step size that falls to 0 along a cosine."""
-        decay = self.settings.weight_decay
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.settings.weight_decay)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

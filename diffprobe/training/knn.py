@@ -83,7 +83,6 @@ class KNNModule(ClassifierModule):
         )  # fmt: skip
         self.knn, self.widths = config, dict(widths)
         self.n_labelled: dict[str, int] = {}
-        self.absent: dict[str, tuple[str, ...]] = {}
 
     @property
     def seed_varies(self) -> tuple[str, ...]:

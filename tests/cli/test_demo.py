@@ -71,7 +71,7 @@ RUNS = "runs=[{experiment: tiny/sae}, {experiment: tiny/classifier, settings: ['
         ("features.source=live", "run 1 on the command line (tiny/sae): features.source=live"),
         (
             "probe.grid.k=[2,4]",
-            "run 2 on the command line (tiny/classifier control=raw_pixels): probe.grid",
+            "run 2 on the command line (tiny/classifier control=raw_pixels): unknown key of probe.grid",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_every_advised_setting_is_accepted(experiment: str, setting: str) -> Non
     ("experiment", "setting", "ways"),
     [
         ("emoji/sae", "seed=0,1,2", ["probe.grid.seed=[0,1,2]", "seed=0"]),
-        ("emoji/classifier", "seed=0,1,2", ["seed=0"]),
+        ("emoji/classifier", "seed=0,1,2", ["probe.grid.seed=[0,1,2]", "seed=0"]),
         pytest.param("emoji/direction", "seed=0,1,2", ["seed=0"], marks=pytest.mark.slow),
         pytest.param(
             "emoji/sae", "probe.params.k=8,16", ["probe.grid.k=[8,16]", "probe.params.k=8"], marks=pytest.mark.slow

@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.registry import probes
 from diffprobe.core.result import predictions_file
-from diffprobe.probes.classifier import linear
+from diffprobe.probes.classifier import batchnorm_linear, linear
 from diffprobe.probes.predictions import save_predictions
 from diffprobe.probes.sae.topk import Config
 from diffprobe.training.classifier import ClassifierModule
+from diffprobe.training.classifier_bank import ClassifierBankModule, MemberSpec
 from diffprobe.training.direction import DirectionModule
 from diffprobe.training.sae import SparseAutoencoderModule
 from diffprobe.training.trainer import make_trainer, quiet
@@ -42,6 +43,17 @@ def settings(precision="32-true"):
 def classifier(precision="32-true"):
     classes = {"label": toy.CLASSES, "style": toy.STYLES, "kind": ("tame", "wild")}
     return ClassifierModule("linear", linear.Config(), widths=toy.WIDTHS, classes=classes, settings=settings(precision))
+
+
+def bank():
+    classes = {"label": toy.CLASSES, "style": toy.STYLES}
+    specs = [
+        MemberSpec(name=f"m{i}", config=batchnorm_linear.Config(learning_rate=rate), cells=tuple(toy.WIDTHS), seed=i)
+        for i, rate in enumerate((0.01, 0.03))
+    ]
+    return ClassifierBankModule(
+        "batchnorm_linear", specs, widths=toy.WIDTHS, classes=classes, settings=settings(), batched=True
+    )
 
 
 def sae(precision="32-true"):
@@ -94,6 +106,7 @@ def main():
         run("sae_fixed", with_fixed_weights(sae()), False, results)
         run("classifier", classifier(), True, results)
         run("sae", sae(), True, results)
+        run("classifier_bank", bank(), True, results)
         for name in ("mean_difference", "ridge", "ridge_cv", "lda", "pca", "logistic"):
             run(f"direction_{name}", direction(name), name == "logistic", results)
         run("classifier_bf16", classifier("bf16-mixed"), True, results)

@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folders):
     one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
-    assert one.keys() == two.keys() and len(one) == 10
+    assert one.keys() == two.keys() and len(one) == 11
     return one, two
 
 
@@ -83,7 +83,7 @@ def test_closed_forms_are_exact(folders, results, name):
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["classifier", "sae", "direction_logistic"])
+@pytest.mark.parametrize("name", ["classifier", "classifier_bank", "sae", "direction_logistic"])
 def test_training_agrees_to_rounding(folders, results, name):
     one, two = (load_file(folder / f"{name}.safetensors") for folder in folders)
     for key, value in one.items():

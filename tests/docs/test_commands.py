@@ -101,7 +101,7 @@ def check(command: str) -> None:
         {"use": load_use, "generations": load_generations}[arguments.what](
             [word for word in settings if word != "RUN_FOLDER"]
         )
-    elif verb == "eval":
+    elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
         name = {"sae": "run", "backbone": "model", "rates": "model"}[arguments.what]
         experiment, settings = split_experiment(None, settings)
         defaults = {"sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate", "rates": "scenes/rates"}

@@ -16,7 +16,7 @@ def test_each_kind_has_a_folder_and_a_way_to_train_it():
     assert PROBE_KINDS.names() == PROBE_TRAINING.names() == sorted(contract.BASE)
     for kind in PROBE_TRAINING.names():
         file = PROBE_TRAINING.load(kind)
-        for part in ("TAKES_GRID", "validate", "check_cells", "make_module", "summary"):
+        for part in ("TAKES_GRID", "WITHOUT_GRID", "validate", "check_cells", "make_module", "summary"):
             assert hasattr(file, part), (kind, part)
 
 

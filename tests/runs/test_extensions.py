@@ -12,7 +12,7 @@ from diffprobe.core.result import read_result
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MLP = '''"""MLP: one hidden layer on standardised features."""
+MLP = '''"""Two layers: one hidden layer on standardised features."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from diffprobe.probes.classifier import ClassifierConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ClassifierConfig):
-    """Keys of `probe=mlp`, below `probe.params`."""
+    """Keys of `probe=two_layers`, below `probe.params`."""
 
     hidden: int = 16
     """Width of the hidden layer."""
@@ -33,7 +33,7 @@ def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Module:
     """Return the untrained head."""
     return nn.Sequential(nn.Linear(d_in, config.hidden), nn.ReLU(), nn.Linear(config.hidden, n_classes))
 '''
-PRESET = "kind: classifier\nname: mlp\ntargets: [style]\n"
+PRESET = "kind: classifier\nname: two_layers\ntargets: [style]\n"
 MACRO_F1 = '''"""Macro-F1: the mean over classes of the harmonic mean of precision and recall."""
 
 import torch
@@ -105,21 +105,23 @@ def train(copy, tiny_sd, tiny_shards, tmp_path):
 
 @pytest.mark.slow
 def test_a_classifier_and_a_metric_are_a_file_each(copy, train):
-    (copy / "diffprobe" / "probes" / "classifier" / "mlp.py").write_text(MLP)
-    (copy / "configs" / "probe" / "mlp.yaml").write_text(PRESET)
-    assert touched(copy) == {"diffprobe/probes/classifier/mlp.py", "configs/probe/mlp.yaml"}
+    (copy / "diffprobe" / "probes" / "classifier" / "two_layers.py").write_text(MLP)
+    (copy / "configs" / "probe" / "two_layers.yaml").write_text(PRESET)
+    assert touched(copy) == {"diffprobe/probes/classifier/two_layers.py", "configs/probe/two_layers.yaml"}
     git(copy, "add", "--all")
     git(copy, "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "--quiet", "--message", "mlp")
     (copy / "diffprobe" / "metrics" / "macro_f1.py").write_text(MACRO_F1)
     assert touched(copy) == {"diffprobe/metrics/macro_f1.py"}
 
-    result, folder = train("probe=mlp", "probe.metrics=[accuracy,macro_f1]", "probe.params.hidden=5")
-    assert {record.probe for record in result.metrics} == {"mlp"} and result.config["probe"]["name"] == "mlp"
+    result, folder = train("probe=two_layers", "probe.metrics=[accuracy,macro_f1]", "probe.params.hidden=5")
+    assert {record.probe for record in result.metrics} == {"two_layers"} and result.config["probe"][
+        "name"
+    ] == "two_layers"
     assert {record.name for record in result.metrics} == {"accuracy", "macro_f1"}
     for record in result.metrics:
         assert 0 <= record.value <= 1 and set(record.controls) == {"chance", "shuffled_labels"}
     (saved,) = folder.glob("probes/style/*/probe.json")
-    assert '"probe/classifier/mlp"' in saved.read_text()
+    assert '"probe/classifier/two_layers"' in saved.read_text()
 
     from safetensors.torch import load_file
 

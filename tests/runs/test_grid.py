@@ -160,7 +160,7 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.seed=[0.5]"], "'probe.grid.seed.*' is 0.5"),
         (["probe.grid.cell=[a@t1]", "control=raw_pixels"], "the pixels are one cell"),
         (["probe.grid.cell=[a@t1]", "control=vae_latents"], "the latents are one cell"),
-        (["probe=linear", "probe.grid.k=[2]"], "probe.grid: a probe of kind 'classifier'"),
+        (["probe=ridge", "probe.grid.alpha=[2]"], "probe.grid: a probe of kind 'direction'"),
         (["probe.batched=true"], "batched needs a grid"),
     ],
 )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import probes
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, Standardised, make_head
+from diffprobe.probes.classifier.inputs import Shapes
 
 
 class Bank(Standardised):
@@ -17,12 +18,13 @@ class Bank(Standardised):
     Args:
         d_in: width of the feature.
         n_classes: number of classes of each head.
+        shapes: see `Standardised`.
 
     Raises: ConfigError for a head with fewer than 2 classes.
     """
 
-    def __init__(self, d_in: int, n_classes: Sequence[int]) -> None:
-        super().__init__(d_in)
+    def __init__(self, d_in: int, n_classes: Sequence[int], shapes: Shapes | None = None) -> None:
+        super().__init__(d_in, shapes)
         for count in n_classes:
             if count < 2:
                 raise ConfigError(f"a classifier needs at least 2 classes, got {count}.")
@@ -39,6 +41,16 @@ class Bank(Standardised):
     def penalty(self) -> Float[Tensor, ""]:
         """Return what the weights of all heads add to the training loss."""
         return torch.zeros((), device=self.mean.device)
+
+    @classmethod
+    def together(
+        cls, banks: Sequence["Bank"], x: Float[Tensor, "batch d_in"]
+    ) -> list[list[Float[Tensor, "batch n_classes"]]]:
+        """Return the logits of several banks of one class on one feature, which have the same standardisation.
+
+        A subclass computes them as one product where the heads have equal shapes.
+        """
+        return [bank(x) for bank in banks]
 
     def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]] | None:
         """Divide tensors that belong to the trained weights, such as gradients, among the heads.
@@ -62,17 +74,25 @@ class HeadBank(Bank):
     Args:
         name: file of the head in `probes/classifier`.
         config: its settings.
-        d_in, n_classes: see `Bank`.
+        d_in, n_classes, shapes: see `Bank`.
         seeds: seed of the initial weights of each head.
     """
 
     def __init__(
-        self, name: str, config: ClassifierConfig, d_in: int, n_classes: Sequence[int], seeds: Sequence[int]
+        self,
+        name: str,
+        config: ClassifierConfig,
+        d_in: int,
+        n_classes: Sequence[int],
+        seeds: Sequence[int],
+        shapes: Shapes | None = None,
     ) -> None:
-        super().__init__(d_in, n_classes)
+        super().__init__(d_in, n_classes, shapes)
         self.name, self.config = name, config
         pairs = zip(n_classes, seeds, strict=True)
-        self.heads = nn.ModuleList([make_head(name, config, d_in, count, seed=seed) for count, seed in pairs])
+        self.heads = nn.ModuleList(
+            [make_head(name, config, d_in, count, seed=seed, shapes=shapes) for count, seed in pairs]
+        )
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> list[Float[Tensor, "batch n_classes"]]:
         """Return the logits of each head for features in their own unit."""
@@ -88,7 +108,8 @@ class HeadBank(Bank):
     @torch.no_grad()
     def head(self, index: int) -> ClassifierProbe:
         """Copy one head out as a probe of its own."""
-        probe = ClassifierProbe(self.name, self.config, d_in=self.d_in, n_classes=self.n_classes[index])
+        count = self.n_classes[index]
+        probe = ClassifierProbe(self.name, self.config, d_in=self.d_in, n_classes=count, shapes=self.shapes)
         probe = probe.to(self.mean.device)
         assert probe.head is not None
         probe.head.load_state_dict(self.heads[index].state_dict())
@@ -97,20 +118,26 @@ class HeadBank(Bank):
 
 
 def make_bank(
-    name: str, config: ClassifierConfig, d_in: int, n_classes: Sequence[int], *, seeds: Sequence[int]
+    name: str,
+    config: ClassifierConfig,
+    d_in: int,
+    n_classes: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    shapes: Shapes | None = None,
 ) -> Bank:
     """Make the untrained bank of some heads on one feature: the file's own `make_bank`, or a `HeadBank`.
 
     Args:
         name: file of the head in `probes/classifier`.
         config: its settings.
-        d_in, n_classes: see `Bank`.
+        d_in, n_classes, shapes: see `Bank`.
         seeds: seed of the initial weights of each head.
 
     Raises: UnknownName for a file that does not exist, ConfigError for a head that cannot be trained.
     """
     file = probes("classifier").load(name)
     if hasattr(file, "make_bank"):
-        own: Bank = file.make_bank(config, d_in, n_classes)
+        own: Bank = file.make_bank(config, d_in, n_classes, seeds)
         return own
-    return HeadBank(name, config, d_in, n_classes, seeds)
+    return HeadBank(name, config, d_in, n_classes, seeds, shapes)

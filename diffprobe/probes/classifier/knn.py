@@ -57,7 +57,7 @@ def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> "KNNHead":
     return KNNHead(config, d_in, n_classes)
 
 
-def make_bank(config: Config, d_in: int, n_classes: Sequence[int]) -> "KNNBank":
+def make_bank(config: Config, d_in: int, n_classes: Sequence[int], seeds: Sequence[int] = ()) -> "KNNBank":
     """Return the bank before it has a training set."""
     return KNNBank(config, d_in, n_classes)
 

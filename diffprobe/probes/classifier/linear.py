@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.classifier.bank import Bank
-from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe
+from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, TrainedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ClassifierConfig):
-    """Keys of `probe=linear`, below `probe.params`. Epochs, learning rate and weight decay are keys of `trainer`."""
+class Config(TrainedConfig):
+    """Keys of `probe=linear`, below `probe.params`. Epochs and weight decay are keys of `trainer`."""
 
     class_weight: Literal["balanced", "none"] = "none"
     """balanced: all classes have equal weight in the training loss; none: all samples."""
@@ -48,7 +48,7 @@ def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:
     return head
 
 
-def make_bank(config: Config, d_in: int, n_classes: Sequence[int]) -> "LinearBank":
+def make_bank(config: Config, d_in: int, n_classes: Sequence[int], seeds: Sequence[int] = ()) -> "LinearBank":
     """Return the untrained bank in one matrix."""
     return LinearBank(d_in, n_classes, l2=config.l2)
 
@@ -72,11 +72,26 @@ class LinearBank(Bank):
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> list[Float[Tensor, "batch n_classes"]]:
         """Return the logits of each head for features in their own unit."""
-        return list(F.linear(self.standard(x), self.weight, self.bias).split(self.n_classes, dim=1))
+        return list(F.linear(self.features(x), self.weight, self.bias).split(self.n_classes, dim=1))
+
+    @classmethod
+    def together(
+        cls, banks: Sequence[Bank], x: Float[Tensor, "batch d_in"]
+    ) -> list[list[Float[Tensor, "batch n_classes"]]]:
+        """Return the logits of several banks, by one product."""
+        found = cast(Sequence[LinearBank], banks)
+        weight, bias = (torch.cat([getattr(bank, name) for bank in found]) for name in ("weight", "bias"))
+        logits = F.linear(found[0].features(x), weight, bias).split([sum(bank.n_classes) for bank in found], dim=1)
+        return [list(part.split(bank.n_classes, dim=1)) for part, bank in zip(logits, found, strict=True)]
+
+    def features(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return what the weights are applied to."""
+        return self.standard(x)
 
     def penalty(self) -> Float[Tensor, ""]:
         """Return l2 / 2 * sum(w^2) of all heads; offsets are free."""
-        return self.l2 / 2 * self.weight.float().square().sum()
+        weight = self.weight.float()
+        return self.l2 / 2 * torch.where(torch.isfinite(weight), weight, 0.0).square().sum()  # a head may have diverged
 
     def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]]:
         """Divide tensors that belong to the trained weights among the heads."""

@@ -54,6 +54,6 @@ def make(config: Config, d_in: int, n_classes: int, *, seed: int) -> nn.Linear:
     return linear.make(linear.Config(controls=config.controls), d_in, n_classes, seed=seed)
 
 
-def make_bank(config: Config, d_in: int, n_classes: Sequence[int]) -> linear.LinearBank:
+def make_bank(config: Config, d_in: int, n_classes: Sequence[int], seeds: Sequence[int] = ()) -> linear.LinearBank:
     """Return the bank in one matrix."""
     return linear.LinearBank(d_in, n_classes)

@@ -2,7 +2,7 @@
 
 A file is named like the folder of its kind in `probes/`, imports neither torch nor Lightning at the top, and offers
 
-- `TAKES_GRID`: whether `probe.grid` is allowed;
+- `TAKES_GRID`: whether `probe.grid` is allowed, and `WITHOUT_GRID`: names of probes for which it is not;
 - `validate(config, params)`: refuses what the kind cannot do, before anything is loaded; `params` are the settings of
   each probe of the run;
 - `check_cells(config, cells)`: refuses cells that the kind cannot read together;

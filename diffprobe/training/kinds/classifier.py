@@ -1,4 +1,4 @@
-"""Kind `classifier`: one head per cell and target, all cells of a run in one pass."""
+"""Kind `classifier`: one head per cell and target, all cells of a run in one pass, or a grid of them in one run."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from diffprobe.training.kinds.types import (
 )
 
 if TYPE_CHECKING:
+    from diffprobe.training.classifier_bank import MemberSpec
     from diffprobe.training.module import ProbeModule
 
-TAKES_GRID = False
+TAKES_GRID = True
 LINEAR_CV, KNN = "linear_cv", "knn"
+WITHOUT_GRID: tuple[str, ...] = (LINEAR_CV, KNN)
 """Classifiers without steps, which read the features of the training split into memory, in one process."""
 
 
@@ -37,11 +39,25 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
-    if config.probe.name in (LINEAR_CV, KNN):
+    if config.probe.name in WITHOUT_GRID:
         refuse_steps(config)
         _require_one_process(config)
+        if config.probe.grid:
+            raise ConfigError(
+                f"probe.grid: probe '{config.probe.name}' has no steps to share.", fix="a run for each value"
+            )
     else:
         refuse_joint_clipping(config)
+        _refuse_two_rates(config, params)
+
+
+def _refuse_two_rates(config: RunConfig, params: Sequence[Any]) -> None:
+    rate = next((part.own_learning_rate for part in params if part.own_learning_rate is not None), None)
+    if rate is not None and config.trainer.learning_rate is not None:
+        raise ConfigError(
+            f"trainer.learning_rate={config.trainer.learning_rate} and probe.params.learning_rate={rate}: give one.",
+            fix="leave trainer.learning_rate unset",
+        )
 
 
 def _require_one_process(config: RunConfig) -> None:
@@ -77,9 +93,26 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
         from diffprobe.training.knn import KNNModule
 
         return KNNModule(name, plan.params, n_train=_n_train(config, source), **shared)
+    shared["sizes"] = source.sizes
+    if plan.points:
+        from diffprobe.training.classifier_bank import ClassifierBankModule
+
+        return ClassifierBankModule(name, _members(plan, source), batched=config.probe.batched, **shared)
     from diffprobe.training.classifier import ClassifierModule
 
     return ClassifierModule(name, plan.params, **shared)
+
+
+def _members(plan: ProbePlan, source: Source) -> "list[MemberSpec]":
+    from diffprobe.features.cell_selection import choose_cells
+    from diffprobe.training.classifier_bank import MemberSpec
+
+    by_cell = "cell" in plan.config.probe.grid
+    found = []
+    for point in plan.points:
+        cells = choose_cells([point.cell] if by_cell and point.cell else None, list(source.widths))
+        found.append(MemberSpec(name=point.name, config=point.params, cells=tuple(cells), seed=point.seed))
+    return found
 
 
 def _n_train(config: RunConfig, source: Source) -> int | None:
@@ -94,6 +127,8 @@ def _n_train(config: RunConfig, source: Source) -> int | None:
 
 def summary(result: RunResult) -> str:
     """Return how many targets and cells were classified, and the size of what the probes of kNN keep."""
+    if result.config.get("probe", {}).get("grid") and not result.metrics:
+        return "a result per member"  # the numbers of a grid are in the results of its members
     records = [record for record in of_test_split(result) if "saved_bytes" in record.detail]
     sizes = {(record.cell, record.target): int(record.detail["saved_bytes"]) for record in records}
     kept = f", {sum(sizes.values()) / 2**20:,.1f} MiB of training features in the probes" if sizes else ""

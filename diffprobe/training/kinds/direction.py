@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffprobe.training.module import ProbeModule
 
 TAKES_GRID = False
+WITHOUT_GRID: tuple[str, ...] = ()
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from diffprobe.training.module import ProbeModule
 
 TAKES_GRID = True
+WITHOUT_GRID: tuple[str, ...] = ()
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:

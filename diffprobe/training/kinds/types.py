@@ -46,6 +46,10 @@ class Source(Protocol):
         """Cell name -> width of its features."""
 
     @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Cell name -> height and width of its maps, for the cells whose maps are kept."""
+
+    @property
     def classes(self) -> Sequence[str]:
         """Names of the classes of the label."""
 
@@ -58,6 +62,7 @@ class ProbeKind(Protocol):
     """What a file of this folder offers; see the package."""
 
     TAKES_GRID: bool
+    WITHOUT_GRID: tuple[str, ...]
 
     def validate(self, config: RunConfig, params: Sequence[Any]) -> None:
         """Refuse what the kind cannot do. Raises: ConfigError."""
