@@ -128,7 +128,7 @@ def certify(method: Method, config: Config) -> Certificate:
     reader = SceneReader(
         spec, config.backbone, ends.cell, resolution=config.resolution, noise_seed=config.noise_seed
     )  # fmt: skip
-    if reader.cell.pool == "none" or reader.cell.pool.startswith("tokens"):
+    if reader.has_places:
         raise ConfigError(f"cell '{ends.cell}' has more than one vector per sample; a direction needs one.")
     generator = None
     if config.generator is not None:  # opened before the long work, so that what is wrong is said at once

@@ -1,4 +1,4 @@
-"""Steering of a planted generator: a tiny U-Net whose image shows an attribute that one direction of its output moves."""
+"""Steering of a planted generator: a tiny U-Net whose images show an attribute that one axis of its output moves."""
 
 from pathlib import Path
 
