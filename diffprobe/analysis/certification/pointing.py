@@ -72,13 +72,15 @@ def covered_places(masks: Bools, size: tuple[int, int], tolerance: int) -> Bools
             f"a feature map of {height} x {width} places, tolerance {tolerance}, for masks of {rows} x {columns}.",
             "needed: places that divide the pixels evenly, and a tolerance of at least 0",
         )
-    found: Bools = masks.reshape(n, height, rows // height, width, columns // width).any(axis=(2, 4))
+    blocks = masks.reshape(n, height, rows // height, width, columns // width)
+    found: Bools = np.asarray(blocks.any(axis=(2, 4)), dtype=np.bool_)
     if not tolerance:
         return found
     wide = np.pad(found, ((0, 0), (tolerance, tolerance), (tolerance, tolerance)))
     span = range(2 * tolerance + 1)
     shifted = [wide[:, i : i + height, j : j + width] for i in span for j in span]
-    return np.logical_or.reduce(shifted)
+    near: Bools = np.asarray(np.any(shifted, axis=0), dtype=np.bool_)
+    return near
 
 
 def pointing_check(

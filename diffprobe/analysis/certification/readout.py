@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffprobe.analysis.certification.check import Check, Rule
-from diffprobe.analysis.statistics import Null, bootstrap_interval, paired_interval
+from diffprobe.analysis.statistics import Null, Statistic, bootstrap_interval, paired_interval
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 Floats = NDArray[np.float64]
@@ -67,16 +67,19 @@ def readout_checks(predicted: Ints, rungs: Mapping[str, Ints], labels: Ints, rul
     Returns: the score with the null of permuted labels, and `gain` for each rung with a paired interval.
     Raises: ConfigError for predictions of another number; EmptyClass if the labels are of one class.
     """
-    for name, found in {"the readout": predicted, **rungs}.items():
-        if found.shape != labels.shape:
-            raise ConfigError(f"{name}: predictions of the shape {found.shape} for {len(labels)} samples.")
+    for name, given in {"the readout": predicted, **rungs}.items():
+        if given.shape != labels.shape:
+            raise ConfigError(f"{name}: predictions of the shape {given.shape} for {len(labels)} samples.")
     if len(np.unique(labels)) < 2:
         raise EmptyClass("the test samples are of one class, so there is nothing to read.")
     rows, metric = range(len(labels)), rules.metric
+
+    def score(answers: Ints) -> Statistic:
+        return lambda at: score_of(metric, answers[at], labels[at])
+
     found = bootstrap_interval(
-        lambda at: score_of(metric, predicted[at], labels[at]), rows, n_resamples=rules.n_resamples,
-        level=rules.level, seed=rules.seed,
-    )  # fmt: skip
+        score(predicted), rows, n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
+    )
     generator = np.random.default_rng(rules.seed)
     values = [score_of(metric, predicted, generator.permutation(labels)) for _ in range(rules.n_permutations)]
     null = Null(observed=found.estimate, values=np.array(values), n_permutations=rules.n_permutations)
@@ -89,9 +92,7 @@ def readout_checks(predicted: Ints, rungs: Mapping[str, Ints], labels: Ints, rul
     ]  # fmt: skip
     for name, other in rungs.items():
         gain = paired_interval(
-            lambda at: score_of(metric, predicted[at], labels[at]),
-            lambda at, other=other: score_of(metric, other[at], labels[at]),
-            rows, n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed,
+            score(predicted), score(other), rows, n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
         )  # fmt: skip
         checks.append(
             Check(
