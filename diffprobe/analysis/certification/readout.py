@@ -64,7 +64,7 @@ def readout_checks(predicted: Ints, rungs: Mapping[str, Ints], labels: Ints, rul
         rungs: name -> predictions of a rung for the same samples; the predictions themselves gain 0 over themselves.
         labels: true class ids, from 0.
 
-    Returns: the score with the null of permuted labels, and `gain` for each rung with a paired interval.
+    Returns: the score with the null distribution of permuted labels, and `gain` for each rung with a paired interval.
     Raises: ConfigError for predictions of another number; EmptyClass if the labels are of one class.
     """
     for name, given in {"the readout": predicted, **rungs}.items():

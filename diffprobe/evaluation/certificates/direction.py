@@ -131,7 +131,7 @@ def certify(method: Method, config: Config) -> Certificate:
     if reader.has_places:
         raise ConfigError(f"cell '{ends.cell}' has more than one vector per sample; a direction needs one.")
     generator = None
-    if config.generator is not None:  # opened before the long work, so that what is wrong is said at once
+    if config.generator is not None:  # opened before the long work, so that errors come at once
         generator = SteeredGenerator(spec, config, reader.cell, seed=config.noise_seed)
     drawn = _draw(spec, config, 0, config.n_pairs)
     low, high = _set(spec, drawn, ends.factor, negative, positive)
