@@ -1,4 +1,4 @@
-"""The encoder of an autoencoder: from images to scaled latents. The decoder is not loaded."""
+"""Autoencoders of backbones: from images to scaled latents without loading the decoder, and from latents to images."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.hooks import PrunedModule
-from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.loading import load_network, make_network
 from diffprobe.backbones.part_config import CONFIG, positive, read_part_config
 from diffprobe.backbones.weights import load_tensors, match_tensors
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
@@ -61,6 +61,30 @@ class MovqEncoder(VaeEncoder):
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.vae.encode(x).latents.float()
+
+
+class VaeDecoder:
+    """Frozen decoder of an AutoencoderKL, in float32.
+
+    Args:
+        vae: the autoencoder; only `decode` is used.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "VaeDecoder":
+        """Load the autoencoder of a folder. Raises: WeightsMissing, WeightsMismatch."""
+        return cls(load_network("AutoencoderKL", folder).requires_grad_(False))
+
+    @torch.no_grad()
+    def __call__(self, latents: FeatureMap) -> Images:
+        """Decode scaled latents, as `VaeEncoder` gives them, to images in [0, 1]; values outside are clipped."""
+        config: Any = self.vae.config
+        z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        rows = max(1, PIXELS // (64 * z.shape[2] * z.shape[3]))
+        return torch.cat([(self.vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in z.split(rows)])
 
 
 def check_side(side: int, name: str) -> None:

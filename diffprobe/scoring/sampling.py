@@ -83,6 +83,7 @@ class PromptSampler:
         steps: timesteps, the noisiest first.
         guidance: scale of classifier-free guidance; 1 is none, and needs half the passes.
         seed: seed of the noise.
+        edits_unconditional: whether an intervention acts on the unconditional pass of guidance, too.
     """
 
     network: InterventionNetwork
@@ -91,6 +92,7 @@ class PromptSampler:
     steps: tuple[int, ...]
     guidance: float
     seed: int
+    edits_unconditional: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -143,11 +145,11 @@ class PromptSampler:
         return found
 
     def _guided(self, rows: list[int], x_t: Tensor, t: int, edit: "_Edit | None") -> Tensor:
-        """Return the guided prediction; an intervention acts on both branches of guidance."""
+        """Return the guided prediction; an intervention acts on the branch with the text, and as set on the other."""
         given = self._branch(self.inputs, rows, x_t, t, edit)
         if self.guidance == 1:
             return given
-        without = self._branch([""] * len(self), rows, x_t, t, edit)
+        without = self._branch([""] * len(self), rows, x_t, t, edit if self.edits_unconditional else None)
         return without + self.guidance * (given - without)
 
     def _branch(

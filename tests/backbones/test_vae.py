@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.vae import latent_geometry, load_movq_encoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeDecoder, latent_geometry, load_movq_encoder, load_vae_encoder
 from diffprobe.core.errors import WeightsMismatch
 
 
@@ -102,3 +102,14 @@ def test_the_tiny_one_halves_a_side() -> None:
     vae = tiny_vae(32)
     with torch.no_grad():
         assert vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 4, 16, 16)
+
+
+def test_the_decoder_is_that_of_diffusers_and_inverts_the_scaling(tiny_sd: Path, images: Tensor) -> None:
+    from diffusers import AutoencoderKL
+
+    latents = load_vae_encoder(tiny_sd / "vae", dtype=torch.float32)(images)
+    vae = AutoencoderKL.from_pretrained(tiny_sd / "vae")
+    with torch.no_grad():
+        expected = (vae.decode(vae.encode(images * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+    found = VaeDecoder.from_folder(tiny_sd / "vae")(latents)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""A dictionary of codes against factors: best latent, absorption, pointing game on masks, recurrence over seeds."""
+"""A dictionary of codes against factors: best latent, absorption, recurrence over seeds. Masks are in pointing.py."""
 
 from dataclasses import dataclass
 
@@ -61,6 +61,11 @@ def areas(ranks: Floats, positive: NDArray[np.bool_]) -> Floats:
     return found
 
 
+def best_latents(ranks: Floats, labels: Ints, values: list[int]) -> list[int]:
+    """Return for each value the latent with the largest AUROC, from the mid-ranks of activations (samples, latents)."""
+    return [int(areas(ranks, labels == value).argmax()) for value in values]
+
+
 def mid_ranks(codes: Floats) -> Floats:
     """Return the mid-ranks of each column, from 1."""
     from scipy.stats import rankdata  # heavy
@@ -92,19 +97,16 @@ def factor_checks(codes: Codes, train: Ints, test: Ints, rules: DictionaryRules,
         raise EmptyClass(f"factor '{factor}': {len(values)} of its values occur in train and test; 2 are needed.")
     train_ranks, test_ranks = mid_ranks(codes.train), mid_ranks(codes.test)
 
-    def chosen(labels: Ints) -> list[int]:
-        return [int(areas(train_ranks, labels == value).argmax()) for value in values]
-
     def score(latents: list[int], labels: Ints) -> float:
         found = [areas(test_ranks[:, [j]], labels == v)[0] for j, v in zip(latents, values, strict=True)]
         return float(np.mean(found))
 
-    best, generator = chosen(train), np.random.default_rng(rules.seed)
+    best, generator = best_latents(train_ranks, train, values), np.random.default_rng(rules.seed)
     observed = score(best, test)
     null = Null(
         observed=observed, n_permutations=rules.n_permutations,
         values=np.array([
-            score(chosen(generator.permutation(train)), generator.permutation(test))
+            score(best_latents(train_ranks, generator.permutation(train), values), generator.permutation(test))
             for _ in range(rules.n_permutations)
         ]),
     )  # fmt: skip

@@ -1,7 +1,11 @@
-"""Certify a dictionary: whether single latents of an autoencoder equal the factors of rendered scenes."""
+"""Certify a dictionary: whether single latents of an autoencoder equal the factors of rendered scenes.
+
+In a cell with places (pool none or tokensN) each place of the map is encoded; a sample's code is the largest activation
+of each latent, and the place where it is has to be on the part that shows the factor.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -10,18 +14,28 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.certification.check import Certificate, Check, Subject
 from diffprobe.config.validators import at_least
-from diffprobe.core.errors import ConfigError, DiffprobeError
+from diffprobe.core.errors import ConfigError, DiffprobeError, unknown
 from diffprobe.evaluation.certificates.method import Method, call, load_callable
 from diffprobe.evaluation.certificates.settings import WorldSettings, in_unit_range
 
 if TYPE_CHECKING:
     from diffprobe.analysis.certification.dictionary import Codes, DictionaryRules
+    from diffprobe.analysis.certification.pointing import SpatialCodes
     from diffprobe.probes.sae.base import KSAE
+    from diffprobe.shards.scenes.factors import Scenes
+    from diffprobe.shards.scenes.spec import WorldSpec
+
+Encode = Callable[[NDArray[np.float32]], NDArray[np.float64]]
+"""Takes features (n, d) and returns activations (n, latents)."""
 
 HELP = "a sparse autoencoder: a folder of `KSAE.save_pretrained`, or an encoder"
 SIGNATURE = "(features: float32 array (n, d)) -> array (n, latents), positive where a latent fires"
 _AT_ONCE = 512
-"""Samples that are encoded at once."""
+"""Rows that are encoded at once."""
+_PLACES = 2048
+"""Places of maps that are encoded before the largest of each sample is taken."""
+PARTS_OF = {"hat": "hat", "tool": "tool", "object": "object", "texture": "body", "colour": "body", "build": "figure"}
+"""Factor -> the mask of the part that shows it; hat and tool follow from the role."""
 
 
 class DictionaryMethod(Protocol):
@@ -31,7 +45,8 @@ class DictionaryMethod(Protocol):
         """Return the activation of each latent, shape (n, latents); positive where it fires.
 
         Args:
-            features: of rendered scenes, shape (n, d).
+            features: of rendered scenes, or in a cell with places of single places of them, shape (n, d). Each row is
+                encoded by itself.
         """
 
 
@@ -65,6 +80,12 @@ class Config(WorldSettings):
     """Least share of a value among the samples on which a latent fires, for the latent to be one of the value."""
     least_recurrence: float = 0.7
     """Least mean cosine of the latents with their matches in another run."""
+    pointing: tuple[str, ...] = ("hat", "tool", "object", "texture", "colour")
+    """In a cell with places: factors whose latents have to be largest on the part that shows them."""
+    tolerance: int = 0
+    """Places around those of the part that count as on it."""
+    least_pointing: float = 0.5
+    """Least share of images in which they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +93,12 @@ class Config(WorldSettings):
         at_least(19, n_permutations=self.n_permutations)
         in_unit_range(
             least_auroc=self.least_auroc, most_absorption=self.most_absorption, least_precision=self.least_precision,
-            least_recurrence=self.least_recurrence,
+            least_recurrence=self.least_recurrence, least_pointing=self.least_pointing,
         )  # fmt: skip
+        at_least(0, tolerance=self.tolerance)
+        for factor in self.pointing:
+            if factor not in PARTS_OF:
+                raise unknown("factor with a part:", factor, PARTS_OF)
         if not self.factors or len(set(self.factors)) < len(self.factors):
             raise ConfigError(f"factors=[{', '.join(self.factors)}]: at least one, each once.")
         if not self.backbone:
@@ -93,11 +118,11 @@ def accepts(path: Path) -> bool:
 def certify(method: Method, config: Config) -> Certificate:
     """Measure a dictionary, and a random one of the same size and sparsity.
 
-    Raises: UnknownName for an unknown factor; ConfigError without a cell, for one with several vectors per sample, or
-        codes of a wrong shape; EmptyClass for a factor of which fewer than two values are drawn; the errors of opening
-        the backbone and the autoencoders.
+    Raises: UnknownName for an unknown factor; ConfigError without a cell, for settings of the pointing game in a cell
+        without places, or codes of a wrong shape; EmptyClass for a factor of which fewer than two values are drawn; the
+        errors of opening the backbone and the autoencoders.
     """
-    from diffprobe.analysis.certification.dictionary import Codes, DictionaryRules
+    from diffprobe.analysis.certification.dictionary import DictionaryRules
     from diffprobe.evaluation.certificates.scene_features import SceneReader
     from diffprobe.probes.sae.base import KSAE
     from diffprobe.probes.serialization import SETTINGS
@@ -119,31 +144,41 @@ def certify(method: Method, config: Config) -> Certificate:
         raise ConfigError(f"'{method.name}' does not name its cell.", fix="cell=CELL")
     encode = _saved(sae) if sae is not None else _called(method)
     reader = SceneReader(spec, config.backbone, cell, resolution=config.resolution, noise_seed=config.noise_seed)
-    if reader.cell.pool == "none" or reader.cell.pool.startswith("tokens"):
-        raise ConfigError(f"cell '{cell}' has more than one vector per sample; a certificate needs one.")
+    if not reader.has_places:
+        _refuse_pointing(config, cell)
     parts = [
         sample(spec, config.seed, split_indices(spec, config.seed, split, n, world=config.world), world=config.world)
         for split, n in (("train", config.n_train), ("test", config.n_test))
     ]
     features = [reader.read(part) for part in parts]
-    codes = Codes(train=encode(features[0]), test=encode(features[1]))
+    if sae is not None and features[0].shape[1] != sae.W_dec.shape[1]:
+        raise ConfigError(
+            f"'{method.name}' encodes {sae.W_dec.shape[1]} numbers; the features of '{cell}' have "
+            f"{features[0].shape[1]}.",
+            fix="the backbone and cell that it was trained on",
+        )
     labels = {factor: (parts[0].factors[factor], parts[1].factors[factor]) for factor in config.factors}
     rules = DictionaryRules(
         least_auroc=config.least_auroc, most_absorption=config.most_absorption, alpha=config.alpha, level=config.level,
         least_precision=config.least_precision, least_recurrence=config.least_recurrence, seed=config.seed,
         n_permutations=config.n_permutations, n_resamples=config.n_resamples,
     )  # fmt: skip
-    checks = _checks(codes, labels, rules)
+    codes, spatial, n_active = _encoded(encode, features)
+    random = _random(features[0], codes.train.shape[1], n_active, seed=config.seed)
+    found = {}
+    for name, (of, places) in {"method": (codes, spatial), "random": _encoded(random, features)[:2]}.items():
+        found[name] = _checks(of, labels, rules)
+        if places is not None:
+            found[name] += _pointing(spec, config, parts, places, features[1].shape[2:])
     if sae is not None:
-        checks += _recurrence(sae, others, config, rules)
-    not_measured = {"pointing game": "activations on feature maps (pool=none) are not read yet"}
+        found["method"] += _recurrence(sae, others, config, rules)
+    not_measured = {} if spatial else {"pointing game": f"cell '{cell}' is pooled; a cell with pool none has places"}
     if not others:
         not_measured["recurrence"] = "no autoencoder of another seed is given (runs)"
-    random = _random(features, codes, seed=config.seed)
     why = "random rows in the place of the encoder's, with the same number of latents and of active ones"
     return Certificate(
-        kind="dictionary", method=Subject(name="method", checks=tuple(checks)),
-        baselines=(Subject(name="random dictionary", why=why, checks=tuple(_checks(random, labels, rules))),),
+        kind="dictionary", method=Subject(name="method", checks=tuple(found["method"])),
+        baselines=(Subject(name="random dictionary", why=why, checks=tuple(found["random"])),),
         not_measured=not_measured,
         facts={
             "world": f"{config.world}, digest {spec.digest[:12]}", "backbone": config.backbone,
@@ -151,6 +186,80 @@ def certify(method: Method, config: Config) -> Certificate:
         },
         seeds={"scenes": config.seed, "noise": config.noise_seed, "bootstrap": config.seed},
     )  # fmt: skip
+
+
+def _refuse_pointing(config: Config, cell: str) -> None:
+    default = {one.name: one.default for one in fields(Config)}
+    changed = [name for name in ("pointing", "tolerance", "least_pointing") if getattr(config, name) != default[name]]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)} would have no effect: cell '{cell}' is pooled, so it has no places.",
+            fix="a cell with pool none, for example up_blocks.1@t200:empty:none",
+        )
+
+
+def _encoded(encode: Encode, features: list[NDArray[np.float32]]) -> "tuple[Codes, list[SpatialCodes] | None, float]":
+    """Return the codes of the train and test features, where they are largest if these are maps, and active latents.
+
+    The last is the mean number of active latents of a train vector.
+    """
+    from diffprobe.analysis.certification.dictionary import Codes
+
+    if features[0].ndim == 2:
+        codes = Codes(train=encode(features[0]), test=encode(features[1]))
+        return codes, None, float((codes.train > 0).sum(1).mean())
+    found, active = zip(*(_at_places(encode, maps) for maps in features), strict=True)
+    return Codes(train=found[0].largest, test=found[1].largest), list(found), active[0]
+
+
+def _at_places(encode: Encode, maps: NDArray[np.float32]) -> "tuple[SpatialCodes, float]":
+    """Encode all places of maps (samples, channels, height, width); return also the mean number of active latents."""
+    from diffprobe.analysis.certification.pointing import SpatialCodes
+
+    n, channels, height, width = maps.shape
+    at_once = max(1, _PLACES // (height * width))
+    largest, place, active = [], [], 0
+    for start in range(0, n, at_once):
+        part = maps[start : start + at_once]
+        rows = np.ascontiguousarray(part.transpose(0, 2, 3, 1).reshape(-1, channels))
+        codes = encode(rows).reshape(len(part), height * width, -1)
+        largest.append(codes.max(1))
+        place.append(codes.argmax(1).astype(np.int64))
+        active += int((codes > 0).sum())
+    found = SpatialCodes(largest=np.concatenate(largest), place=np.concatenate(place))
+    return found, active / (n * height * width)
+
+
+def _pointing(
+    spec: "WorldSpec", config: Config, parts: "list[Scenes]", codes: "list[SpatialCodes]", size: tuple[int, ...]
+) -> list[Check]:
+    from diffprobe.analysis.certification.pointing import PointingRules, covered_places, pointing_check
+    from diffprobe.shards.scenes.render import render
+
+    rules = PointingRules(
+        least_pointing=config.least_pointing, alpha=config.alpha, level=config.level, seed=config.seed,
+        n_permutations=config.n_permutations, n_resamples=config.n_resamples,
+    )  # fmt: skip
+    drawn = render(spec, parts[1], resolution=config.resolution)
+    height, width = size
+    return [
+        pointing_check(
+            *codes, *(labels_of(spec, part, factor) for part in parts),
+            covered_places(drawn.mask(PARTS_OF[factor]), (height, width), config.tolerance), rules, factor=factor,
+            part=PARTS_OF[factor],
+        )
+        for factor in config.pointing
+    ]  # fmt: skip
+
+
+def labels_of(spec: "WorldSpec", scenes: "Scenes", factor: str) -> NDArray[np.int64]:
+    """Return the code of a factor's value in each scene; of `hat` and `tool` by the role."""
+    if factor not in ("hat", "tool"):
+        return scenes.factors[factor]
+    names = list(spec.hats if factor == "hat" else spec.tools)
+    codes = np.array([names.index(getattr(role, factor)) for role in spec.roles], dtype=np.int64)
+    found: NDArray[np.int64] = codes[scenes.factors["role"]]
+    return found
 
 
 def _checks(
@@ -175,7 +284,7 @@ def _recurrence(sae: "KSAE", others: "list[KSAE]", config: Config, rules: "Dicti
     ]
 
 
-def _saved(sae: "KSAE") -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+def _saved(sae: "KSAE") -> Encode:
     """Return the dense encoder of an autoencoder."""
     import torch
 
@@ -190,7 +299,7 @@ def _saved(sae: "KSAE") -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
     return encode
 
 
-def _called(method: Method) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+def _called(method: Method) -> Encode:
     encoder = load_callable(method.name, SIGNATURE, 1)
 
     def encode(features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -204,16 +313,15 @@ def _called(method: Method) -> Callable[[NDArray[np.float32]], NDArray[np.float6
     return encode
 
 
-def _random(features: list[NDArray[np.float32]], codes: "Codes", *, seed: int) -> "Codes":
-    """Return codes of a random dictionary with as many latents, of which as many are active on a sample in the mean."""
-    from diffprobe.analysis.certification.dictionary import Codes
+def _random(train: NDArray[np.float32], n_latents: int, n_active: float, *, seed: int) -> Encode:
+    """Return the encoder of a random dictionary with as many latents, of which as many are active in the mean."""
+    k = int(np.clip(round(n_active), 1, n_latents))
+    rows = np.random.default_rng(seed).standard_normal((train.shape[1], n_latents))
+    centre = train.mean(axis=(0, *range(2, train.ndim)))
 
-    n_latents = codes.train.shape[1]
-    k = int(np.clip(round(float((codes.train > 0).sum(1).mean())), 1, n_latents))
-    rows = np.random.default_rng(seed).standard_normal((features[0].shape[1], n_latents))
-    found = []
-    for part in features:
-        values = (part - features[0].mean(0)) @ rows
+    def encode(features: NDArray[np.float32]) -> NDArray[np.float64]:
+        values = (features - centre) @ rows
         least = np.partition(values, n_latents - k, axis=1)[:, [n_latents - k]]
-        found.append(np.where(values >= least, np.maximum(values, 0), 0.0))
-    return Codes(train=found[0], test=found[1])
+        return np.where(values >= least, np.maximum(values, 0), 0.0)
+
+    return encode

@@ -1,4 +1,7 @@
-"""Certify a direction: against the changes that counterfactual pairs of one factor make in the features of a cell."""
+"""Certify a direction: against the changes that counterfactual pairs of one factor make in the features of a cell.
+
+With a generative model of the world, its effect on generated images is measured, too.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +16,15 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, EmptyClass
 from diffprobe.evaluation.certificates.method import Method, call, load_callable
 from diffprobe.evaluation.certificates.scene_features import SceneReader, brightness
 from diffprobe.evaluation.certificates.settings import WorldSettings, in_unit_range
+from diffprobe.evaluation.certificates.steering import SteeredGenerator, SteeringSettings, steering_effects
 
 if TYPE_CHECKING:
     from diffprobe.shards.scenes.factors import Scenes
     from diffprobe.shards.scenes.spec import WorldSpec
 
 HELP = "a direction in the features of a cell: a folder of `Direction.save`, or an estimator"
+_RANDOM = "random direction"
+"""Name of the baseline that is steered, too."""
 SIGNATURE = "(features: float32 array (n, d), positive: bool array (n,)) -> array (d,), towards the positive samples"
 
 
@@ -35,7 +41,7 @@ class DirectionMethod(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(WorldSettings):
+class Config(WorldSettings, SteeringSettings):
     """Settings and thresholds of certificates of directions."""
 
     backbone: str = ""
@@ -60,8 +66,6 @@ class Config(WorldSettings):
     """Side of the images in pixels, 64 or 32."""
     noise_seed: int = 0
     """Seed of the noise of the features."""
-    generator: str | None = None
-    """Generative model for the effect of steering. Not supported yet."""
     least_split_half: float = 0.5
     """Least cosine of the counterfactual directions of two halves: below it there is no direction to agree with."""
     least_agreement: float = 0.8
@@ -83,12 +87,7 @@ class Config(WorldSettings):
             raise ConfigError(
                 "a certificate of a direction needs a backbone.", fix="backbone=FOLDER, or backbone=pixels"
             )
-        if self.generator is not None:
-            raise ConfigError(
-                f"generator={self.generator}: the effect of steering is not measured yet.",
-                "it needs a text-to-image model of the world, and a reader of its attributes",
-                fix="leave generator out; the certificate lists steering as not measured",
-            )
+        self.check_steering()
 
 
 def accepts(path: Path) -> bool:
@@ -113,7 +112,7 @@ def certify(method: Method, config: Config) -> Certificate:
     """Measure a direction, and directions that are wrong.
 
     Raises: ConfigError for ends or a cell that are not given; UnknownName for a factor or value that the world lacks;
-        EmptyClass for too few pairs; the errors of opening the backbone, and of the callable.
+        EmptyClass for too few pairs; the errors of opening the backbone and the generator, and of the callable.
     """
     spec = config.load_world()
     saved, ends = _ends(method, config)
@@ -129,8 +128,11 @@ def certify(method: Method, config: Config) -> Certificate:
     reader = SceneReader(
         spec, config.backbone, ends.cell, resolution=config.resolution, noise_seed=config.noise_seed
     )  # fmt: skip
-    if reader.cell.pool == "none" or reader.cell.pool.startswith("tokens"):
+    if reader.has_places:
         raise ConfigError(f"cell '{ends.cell}' has more than one vector per sample; a direction needs one.")
+    generator = None
+    if config.generator is not None:  # opened before the long work, so that errors come at once
+        generator = SteeredGenerator(spec, config, reader.cell, seed=config.noise_seed)
     drawn = _draw(spec, config, 0, config.n_pairs)
     low, high = _set(spec, drawn, ends.factor, negative, positive)
     at_low, at_high = reader.read(low).astype(np.float64), reader.read(high).astype(np.float64)
@@ -156,18 +158,26 @@ def certify(method: Method, config: Config) -> Certificate:
         least_auroc=config.least_auroc, least_selectivity=config.least_selectivity, alpha=config.alpha,
         level=config.level, n_random=config.n_random, n_resamples=config.n_resamples, seed=config.seed,
     )  # fmt: skip
-    subject = Subject(name="method", checks=direction_checks(vector, pairs, rules))
-    baselines = tuple(
-        Subject(name=name, why=why, checks=direction_checks(wrong, pairs, rules))
-        for name, why, wrong in _wrong(spec, config, others, features, training)
-    )
+    checks = direction_checks(vector, pairs, rules)
+    wrong = {name: (why, direction_checks(found, pairs, rules)) for name, why, found in
+             _wrong(spec, config, others, features, training)}  # fmt: skip
+    if generator is not None:
+        unit = vector / np.linalg.norm(vector)
+        own, random = steering_effects(
+            generator, vector, np.concatenate([at_low @ unit, at_high @ unit]), config, factor=ends.factor,
+            value=positive, alpha=config.alpha, level=config.level, n_resamples=config.n_resamples, seed=config.seed,
+        )  # fmt: skip
+        checks += own
+        wrong[_RANDOM] = (wrong[_RANDOM][0], wrong[_RANDOM][1] + random)
     return Certificate(
-        kind="direction", method=subject, baselines=baselines,
-        not_measured={"steering": "no generative model of the world is given"},
+        kind="direction", method=Subject(name="method", checks=checks),
+        baselines=tuple(Subject(name=name, why=why, checks=found) for name, (why, found) in wrong.items()),
+        not_measured={} if generator else {"steering": "no generative model of the world is given (generator)"},
         facts={
             "world": f"{config.world}, digest {spec.digest[:12]}", "backbone": config.backbone,
             "cell": reader.cell.name,
             "factor": f"{ends.factor}: {ends.positive} against {ends.negative}", "pairs": f"{len(pairs.own)}",
+            **(generator.facts if generator else {}),
         },
         seeds={"scenes": config.seed, "noise": config.noise_seed, "bootstrap": config.seed},
     )  # fmt: skip
@@ -233,7 +243,7 @@ def _wrong(
     """Return (name, why, direction) of the baselines that have to fail."""
     width = features.shape[1]
     random: NDArray[np.float64] = np.random.default_rng(config.seed).standard_normal(size=(width,))
-    found = [("random direction", "a random direction carries no information about the factor", random)]
+    found = [(_RANDOM, "a random direction carries no information about the factor", random)]
     norms = {factor: float(np.linalg.norm(changes.mean(0))) for factor, changes in others.items()}
     largest = max(norms, key=lambda factor: norms[factor], default="")
     if largest and norms[largest] > 0:

@@ -25,12 +25,15 @@ class SceneReader:
         cell: name of the cell.
         resolution: side of the images, 64 or 32.
         noise_seed: seed of the noise.
+        part: "vae" reads the latents of its VAE alone (the tap `latents`).
 
     Raises: ConfigError for a text that is not a cell, or a condition that scenes do not have; UnknownTap, BadTimestep,
         WeightsMissing.
     """
 
-    def __init__(self, spec: "WorldSpec", backbone: str, cell: str, *, resolution: int, noise_seed: int) -> None:
+    def __init__(
+        self, spec: "WorldSpec", backbone: str, cell: str, *, resolution: int, noise_seed: int, part: str = "denoiser"
+    ) -> None:
         from diffprobe.backbones.extractor import DiffusionFeatures
         from diffprobe.backbones.library_logging import quiet_libraries
         from diffprobe.report.query import parse_cell
@@ -44,11 +47,12 @@ class SceneReader:
         with quiet_libraries():
             self._extractor = DiffusionFeatures.from_pretrained(
                 backbone, taps=[self.cell.tap], timesteps=[self.cell.timestep], condition=self.cell.condition,
-                pool=self.cell.pool, seed=noise_seed, resolution=resolution,
+                pool="none" if self.has_places else self.cell.pool, seed=noise_seed, resolution=resolution, part=part,
             )  # fmt: skip
 
     def read(self, scenes: "Scenes") -> NDArray[np.float32]:
-        """Return the features of scenes, shape (scenes, d), or (scenes, channels, height, width) for pool=none.
+        """Return the features of scenes, shape (scenes, d), or the map, (scenes, channels, height, width), if the cell
+        has places: tokensN as none.
 
         The noise depends on seed and index of a scene, so that both members of a pair have the same. A caption is that
         of the scene.
@@ -67,6 +71,11 @@ class SceneReader:
             features = self._extractor(images.permute(0, 3, 1, 2).float() / 255, keys=keys, captions=captions)
             found.append(next(iter(features.values())).cpu().numpy())
         return np.concatenate(found)
+
+    @property
+    def has_places(self) -> bool:
+        """Whether the cell has a vector per place of the map rather than one per sample."""
+        return self.cell.pool == "none" or self.cell.pool.startswith("tokens")
 
     @property
     def _has_captions(self) -> bool:
