@@ -6,7 +6,15 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float64
 
-from diffprobe.analysis.audit.association import Associations, Estimates, associate, centred, group_effect, labels_of
+from diffprobe.analysis.audit.association import (
+    Associations,
+    Estimates,
+    associate,
+    centred,
+    group_effect,
+    labels_of,
+    random_percentiles,
+)
 from diffprobe.analysis.audit.clusters import LEAST_SUBJECTS, Clustering, cluster_subjects
 from diffprobe.analysis.audit.comparison import FEWEST, Amplification, RankAgreement, amplification, rank_agreement
 from diffprobe.analysis.audit.descriptors import RankedWord, both_ends, describe_subjects
@@ -20,7 +28,7 @@ from diffprobe.analysis.audit.latents import (
 )
 from diffprobe.analysis.audit.rates import SubjectRates, rates_of, sides_of
 from diffprobe.analysis.audit.spec import AuditSpec, Axis
-from diffprobe.analysis.audit.variants import default_of
+from diffprobe.analysis.audit.variants import default_of, positions_of
 from diffprobe.analysis.certification.intervals import rank_correlation
 from diffprobe.analysis.statistics import Null
 from diffprobe.core.errors import EmptyClass
@@ -39,6 +47,10 @@ class AxisMeasures:
     associations: Associations
     defaults: Estimates | None
     """The default analysis; None without variants."""
+    positions: Estimates | None
+    """Where each subject is between its variants; None without variants or with a single template."""
+    random_percentiles: Floats
+    """Share of random directions with which each subject is associated less."""
     rates: SubjectRates | None
     """Rates from prompt latents; None without variants or with a single template."""
     ends: tuple[list[RankedWord], list[RankedWord]] | None
@@ -49,6 +61,11 @@ class AxisMeasures:
     """Association of each subject by the text encoder alone."""
     words_agreement: RankAgreement | None
     """Rank correlation of both."""
+
+    @property
+    def tested(self) -> Estimates:
+        """The estimates that decide about discoveries: positions, or associations where there are no variants."""
+        return self.associations.cosine if self.positions is None else self.positions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,12 +181,14 @@ def _measure_axis(
     differences = context_differences(latents, config, axis)
     direction = direction_of(differences, seed=config.seed)
     associations = associate(plain, differences, direction, sampling)
-    defaults = rates = None
+    defaults = positions = rates = None
     if config.compare_variants:
         positive, negative = end_latents(latents, config, axis, config.all_subjects)
         defaults = default_of(subjects, positive, negative, sampling)
         if subjects.shape[1] > 1:
-            rates = rates_of(sides_of(subjects, positive, negative), sampling, correct=config.correct_rates)
+            positions = positions_of(subjects, positive, negative, differences, sampling)
+            sides = sides_of(subjects, positive, negative, differences)
+            rates = rates_of(sides, positions, sampling, how=config.rates_by)
     scores = associations.cosine.value
     groups = {}
     for name, members in labels_of([one.group for one in config.all_subjects]).items():
@@ -179,7 +198,8 @@ def _measure_axis(
             continue  # scores that do not vary have no effect size
     text = None if words is None else _words_only(words, config, axis)
     return AxisMeasures(
-        name=axis.name, direction=direction, associations=associations, defaults=defaults, rates=rates,
+        name=axis.name, direction=direction, associations=associations, defaults=defaults, positions=positions, rates=rates,
+        random_percentiles=random_percentiles(plain.mean((1, 2), dtype=np.float64), direction.unit, seed=config.seed),
         ends=None if len(config.descriptors) < 2 else both_ends(
             direction.unit, bank, config.descriptors, n=config.n_words, seed=config.seed
         ),

@@ -20,8 +20,9 @@ LIMITS = (
     "prompt of a subject is more similar to. It is not a property of people, and not by itself a rate of images.",
     "Attributes such as gender or skin tone are what the words name, or what a reader perceives in images. Generated "
     "people have no identity of their own.",
-    "0 is the average subject of this audit. Whether the average itself leans to one end, the association does not show; "
-    "the default analysis and the rates compare each subject with its own variants instead.",
+    "An association of 0 is that of the average subject of this audit. Any subject has some association with any "
+    "direction: compare it with random directions. Positions and rates compare a subject with its own variants, and "
+    "these do contain the words of the attribute.",
     "Nothing here shows that the model uses the direction: that needs an intervention.",
     "A difference from a reference is a statement about that reference, which is named. It is not a statement about how "
     "things ought to be.",
@@ -76,6 +77,7 @@ def records_of(
                      for axis in config.axes},
             "level": config.level, "fdr": config.fdr, "reference": config.reference.name,
             "rates_of": _rates_of(config, measures),
+            "tested": "association" if measures.axes[0].positions is None else "position",
         },
     )]  # fmt: skip
     for axis, is_found in zip(measures.axes, found, strict=True):
@@ -125,12 +127,18 @@ def _axis_records(
             controls={} if axis.words_only is None else {"words_only": float(axis.words_only[i])}, **about,
             **_estimate(cosine, i), projection=float(projection.value[i]),
             projection_interval=_interval(projection, i), found=bool(found[i]),
+            random_percentile=float(axis.random_percentiles[i]),
             similar_words=[_word(word) for word in measures.similar_words[i]],
         ))  # fmt: skip
         if axis.defaults is not None:
             records.append(_record(
                 "default", float(axis.defaults.value[i]), config, cell, target=axis.name, **about,
                 **_estimate(axis.defaults, i),
+            ))  # fmt: skip
+        if axis.positions is not None:
+            records.append(_record(
+                "position", float(axis.positions.value[i]), config, cell, target=axis.name, **about,
+                **_estimate(axis.positions, i),
             ))  # fmt: skip
         if axis.rates is not None:
             records.append(_record("rate", float(axis.rates.rate[i]), config, cell, target=axis.name, **about,
@@ -148,7 +156,7 @@ def _axis_records(
         ends = axis.rates.separability_interval
         records.append(_record(
             "separability", axis.rates.separability, config, cell, target=axis.name,
-            interval=None if ends is None else list(ends), is_corrected=axis.rates.is_corrected,
+            interval=None if ends is None else list(ends), how=axis.rates.how,
             is_valid=axis.rates.separability >= config.least_separability,
         ))  # fmt: skip
     for name, (effect, null) in axis.groups.items():
@@ -163,7 +171,7 @@ def _axis_records(
 def _discoveries(config: Audit, axis: AxisMeasures) -> np.ndarray:
     if config.has_few_templates:
         return np.zeros(len(config.subjects), dtype=bool)
-    return axis.associations.cosine.discoveries(config.fdr)
+    return axis.tested.discoveries(config.fdr)
 
 
 def _rates_of(config: Audit, measures: CellMeasures) -> str:

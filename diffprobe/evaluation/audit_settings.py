@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from diffprobe.analysis.audit.association import Sampling
+from diffprobe.analysis.audit.rates import How
 from diffprobe.analysis.audit.spec import AuditSpec
 from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import at_least
@@ -54,9 +55,10 @@ class Audit(AuditSpec):
     """What read `rates` from the images, by name: a classifier, or people."""
     reference: Reference = field(default_factory=Reference)
     """What rates are compared with."""
-    correct_rates: bool = False
-    """Correct the rates from prompt latents by how often prompts with an attribute are on their own side; right only if
-    the model always draws what they name."""
+    rates_by: How = "share"
+    """How rates follow from prompt latents: the share of prompts on the positive side of the subject's own variants; that
+    share, corrected by how often prompts with an attribute are on their own side; or the mean position between the
+    variants. The last two are right only if the model draws what prompts with an attribute name."""
     least_separability: float = 0.75
     """Least balanced accuracy of prompts with an attribute; below it, rates from prompt latents are marked as not
     valid."""
@@ -102,7 +104,7 @@ class Audit(AuditSpec):
             raise ConfigError(f"words_cell={self.words_cell} has no effect without words_only.")
         if not self.compare_variants:
             idle = [name for name, is_set in (
-                ("correct_rates", self.correct_rates),
+                ("rates_by", self.rates_by != "share"),
                 ("reference.table", self.reference.table is not None and self.rates is None),
             ) if is_set]  # fmt: skip
             if idle:

@@ -34,8 +34,16 @@ class SubjectRow:
     p: float | None
     smallest_p: float | None
     q: float | None
+    random_percentile: float
+    """Share of random directions with which the subject is associated less."""
+    position: float | None
+    """Place between its own variants, -1..1 and beyond."""
+    position_low: float | None
+    position_high: float | None
+    position_p: float | None
+    position_q: float | None
     found: bool
-    """Whether it is a discovery."""
+    """Whether it is a discovery: by the position, or by the association where there are no variants."""
     words_only: float | None
     """Association by the text encoder alone."""
     default: float | None
@@ -75,12 +83,17 @@ def subject_rows(result: RunResult) -> list[SubjectRow]:
 
         low, high = _ends(record)
         default, rate, image, more = value("default"), value("rate"), value("image_rate"), value("amplification")
+        position = value("position")
         projection = detail.get("projection_interval") or (None, None)
         rows.append(SubjectRow(
             axis=record.target, subject=name, group=detail.get("group"), cluster=clusters.get(name),
             association=record.value, association_low=low, association_high=high, projection=detail["projection"],
             projection_low=projection[0], projection_high=projection[1], p=detail["p"],
             smallest_p=detail["smallest_p"], q=detail["q"], found=detail["found"],
+            random_percentile=detail["random_percentile"],
+            position=_value(position), position_low=_ends(position)[0], position_high=_ends(position)[1],
+            position_p=None if position is None else position.detail["p"],
+            position_q=None if position is None else position.detail["q"],
             words_only=record.controls.get("words_only"),
             default=_value(default), default_low=_ends(default)[0], default_high=_ends(default)[1],
             default_q=None if default is None else default.detail["q"],
@@ -128,22 +141,26 @@ def terminal_lines(result: RunResult) -> list[str]:
 
 
 def _table(rows: Sequence[SubjectRow]) -> list[str]:
-    kinds = [("default", "default"), ("rate", "rate"), ("image_rate", "image rate"), ("amplification", "amplification")]
+    kinds = [("rate", "rate"), ("image_rate", "image rate"), ("amplification", "amplification")]
     kinds = [(name, head) for name, head in kinds if any(getattr(row, name) is not None for row in rows)]
-    heads = ["subject", "association", "interval", "q", "discovery", *(text for _, head in kinds for text in (head, ""))]
+    positions = rows[0].position is not None
+    heads = ["subject", "association", "interval", *(["position", "interval"] if positions else []), "q", "discovery", *(text for _, head in kinds for text in (head, ""))]
     table = [heads]
     shown = rows if len(rows) <= 2 * _SHOWN else [*rows[:_SHOWN], *rows[-_SHOWN:]]
     for row in shown:
         line = [
             one_line(row.subject), f"{row.association:+.3f}", interval_text(row.association_low, row.association_high),
-            "" if row.q is None else f"{row.q:.2g}", "yes" if row.found else "",
         ]  # fmt: skip
+        if positions:
+            line += [f"{row.position or 0.0:+.3f}", interval_text(row.position_low, row.position_high)]
+        q = row.position_q if positions else row.q
+        line += ["" if q is None else f"{q:.2g}", "yes" if row.found else ""]
         for name, _ in kinds:
             number = getattr(row, name)
             line.append("" if number is None else f"{number:.3f}")
             line.append(interval_text(getattr(row, f"{name}_low"), getattr(row, f"{name}_high")))
         table.append(line)
-    lines = aligned(table, [False, True, False, True, False, *([True, False] * len(kinds))])
+    lines = aligned(table, [False, True, False, *([True, False] if positions else []), True, False, *([True, False] * len(kinds))])
     if len(shown) < len(rows):
         lines.insert(1 + _SHOWN, f"  ({len(rows) - len(shown)} subjects in between are in the CSV file)")
     return lines

@@ -165,6 +165,29 @@ def within_prompt_sd(
     return found if found > 0 else 1.0
 
 
+def random_percentiles(
+    means: Float64[np.ndarray, "subjects d"], unit: Float64[np.ndarray, " d"], *, n_random: int = 1000, seed: int = 0
+) -> Floats:
+    """Return the share of random directions with which each subject has a smaller absolute cosine, 0..1.
+
+    A subject has some cosine with any direction, and with enough templates it differs from 0 beyond doubt. Random
+    directions are random combinations of the centred latents of the other subjects.
+
+    Args:
+        means: centred latents, averaged over templates and seeds.
+        unit: direction of length 1.
+    """
+    mixes = np.random.default_rng(seed).normal(size=(n_random, len(means)))
+    all_of_them, squares = mixes @ means, np.linalg.norm(means, axis=1)
+    found = np.empty(len(means))
+    for i, one in enumerate(means):
+        directions = all_of_them - mixes[:, i : i + 1] * one
+        scale = np.maximum(np.linalg.norm(directions, axis=1), 1e-300) * max(squares[i], 1e-300)
+        chance = np.abs(directions @ one) / scale
+        found[i] = (chance < abs(float(one @ unit)) / max(squares[i], 1e-300)).mean()
+    return found
+
+
 def group_effect(
     scores: Floats, members: np.ndarray, sampling: Sampling
 ) -> tuple[float, Null]:

@@ -41,6 +41,23 @@ def direction_of(differences: Float64[np.ndarray, "templates seeds d"], *, seed:
     return AxisDirection(unit=mean / length, length=length, agreement=_agreement(per_template, seed))
 
 
+def left_out_directions(differences: Float64[np.ndarray, "templates seeds d"]) -> Float64[np.ndarray, "templates d"]:
+    """Return for each template the direction of the other ones, of length 1: nothing is measured on its own direction.
+
+    Raises: EmptyClass if the mean difference of the others is 0, or for a single template.
+
+    >>> left_out_directions(np.array([[[1.0, 0.0]], [[0.0, 2.0]]])).tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
+    per_template = differences.mean(1)
+    others = per_template.sum(0) - per_template
+    lengths = np.linalg.norm(others, axis=1, keepdims=True)
+    if len(per_template) < 2 or not (lengths > 0).all():
+        raise EmptyClass(f"directions of the other templates, of {len(per_template)}: at least 2 templates are needed, "
+                         "and ends that differ on average.")  # fmt: skip
+    return np.asarray(others / lengths)
+
+
 def _agreement(per_template: Float64[np.ndarray, "templates d"], seed: int) -> float | None:
     n = len(per_template)
     if n < 4:

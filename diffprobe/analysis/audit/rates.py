@@ -6,16 +6,23 @@ coordinate cancels.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from diffprobe.analysis.audit.association import Sampling
+from diffprobe.analysis.audit.association import Estimates, Sampling
+from diffprobe.analysis.audit.direction import left_out_directions
 from diffprobe.analysis.statistics import TwoWayResamples
-from diffprobe.core.errors import ConfigError, EmptyClass, UninformativeReader
+from diffprobe.core.errors import UninformativeReader
 
 Latents = Float32[np.ndarray, "subjects templates seeds d"]
 EndLatents = Float32[np.ndarray, "subjects templates words seeds d"]
+
+
+How = Literal["share", "corrected", "position"]
+"""How a rate follows from latents: the share of prompts on the positive side; that share, corrected by how often prompts
+with an attribute are on their own side; or the mean position between the variants."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,33 +56,27 @@ class SubjectRates:
     """Balanced accuracy of the attribute prompts, each classified by the other templates."""
     separability_interval: tuple[float, float] | None
     """Its interval."""
-    is_corrected: bool
-    """Whether rates are corrected by how often attribute prompts are on their own side."""
+    how: How
+    """How the rates follow from the latents."""
 
 
-def sides_of(subjects: Latents, positive: EndLatents, negative: EndLatents) -> Sides:
+def sides_of(
+    subjects: Latents, positive: EndLatents, negative: EndLatents, differences: Float64[np.ndarray, "templates seeds d"]
+) -> Sides:
     """Classify each prompt by directions and thresholds from the other templates.
 
     Args:
         subjects: latents of the subjects without an attribute, not centred.
         positive, negative: latents of the same subjects with the words of either end.
+        differences: paired differences of the contexts of the axis.
 
-    Raises: ConfigError for a single template; EmptyClass if both ends are equal on average.
+    Raises: EmptyClass if both ends are equal on average, or for a single template.
     """
+    units = left_out_directions(differences).astype(subjects.dtype)
     n = subjects.shape[1]
-    if n < 2:
-        raise ConfigError("rates need at least 2 templates: thresholds are validated on templates left out.")
-    change = (positive - negative).mean((0, 2), dtype=np.float64)  # templates seeds d
-    per_template = change.mean(1)
-    total = per_template.sum(0)
     own = np.empty(subjects.shape[:3], dtype=bool)
     right, left = np.empty(subjects.shape[1:3]), np.empty(subjects.shape[1:3])
-    for t in range(n):
-        direction = (total - per_template[t]) / (n - 1)
-        length = float(np.linalg.norm(direction))
-        if not length > 0:
-            raise EmptyClass("the latents of both ends of an axis are equal on average: rates are not defined.")
-        unit = (direction / length).astype(subjects.dtype)
+    for t, unit in enumerate(units):
         others = np.arange(n) != t
         ends = (positive[:, others] @ unit).mean((1, 2, 3)) + (negative[:, others] @ unit).mean((1, 2, 3))
         threshold = ends / 2
@@ -85,55 +86,64 @@ def sides_of(subjects: Latents, positive: EndLatents, negative: EndLatents) -> S
     return Sides(subjects=own, positive=right, negative=left)
 
 
-def rates_of(sides: Sides, sampling: Sampling, *, correct: bool = False) -> SubjectRates:
+def rates_of(sides: Sides, positions: Estimates, sampling: Sampling, *, how: How = "share") -> SubjectRates:
     """Return the rate of each subject with an interval.
 
-    Without correction the interval is exact for a share of as many independent draws as the two-way bootstrap variance
-    amounts to (Korn and Graubard 1998, Confidence intervals for proportions with small expected number of positive
-    counts estimated from survey data); of a share of 0 or 1, whose variance is not known, as many as there are seeds.
-    With correction it is a two-way bootstrap interval of the corrected share.
+    - "share": the share on the positive side. Its interval is exact for as many independent draws as the two-way
+      bootstrap variance amounts to (Korn and Graubard 1998, Confidence intervals for proportions with small expected
+      number of positive counts estimated from survey data); of a share of 0 or 1, whose variance is not known, as many
+      as there are seeds. Latents that overlap draw it towards 0.5.
+    - "corrected": that share, corrected by how often prompts with an attribute are on their own side (Rogan and Gladen
+      1978), with a two-way bootstrap interval.
+    - "position": (1 + position) / 2, limited to 0..1, with the interval of the position.
+
+    The last two are right only if the model draws what prompts with an attribute name: then overlap does not matter.
 
     Args:
-        correct: take prompts with an attribute as examples whose side is known, and correct the shares by how often
-            they are on it (Rogan and Gladen 1978). It assumes that the model always draws what these prompts name.
+        positions: as `positions_of` returns them.
 
-    Raises: UninformativeReader with `correct`, if attribute prompts are on their own side no more often than by chance.
+    Raises: UninformativeReader for "corrected", if attribute prompts are on their own side no more often than by chance.
     """
     resamples = sampling.resamples(*sides.positive.shape)
-    right, left = float(sides.positive.mean()), float(sides.negative.mean())
-    values = sides.subjects.mean((1, 2))
     validity = None
     if resamples is not None:
         drawn = resamples.means((sides.positive + sides.negative) / 2)
         found = resamples.interval(sides.separability, drawn, level=sampling.level)
         validity = (max(0.0, found.low), min(1.0, found.high))
     low = high = None
-    if correct:
-        values, ends = _corrected(sides, values, resamples, sampling)
+    if how == "position":
+        values, low, high = (
+            None if one is None else np.clip((1 + one) / 2, 0, 1) for one in (positions.value, positions.low, positions.high)
+        )
+        assert values is not None
+        low, high = (None, None) if low is None or high is None else (np.minimum(low, values), np.maximum(high, values))
+    elif how == "corrected":
+        values, ends = _corrected(sides, resamples, sampling)
         low, high = (None, None) if ends is None else (ends[:, 0], ends[:, 1])
-    elif resamples is not None:
-        variances = resamples.means(sides.subjects.astype(np.float64)).var(0)
-        cells = sides.subjects[0].size
-        ends = np.array([
-            _share_interval(float(rate), float(variance), cells, sides.subjects.shape[2], sampling.level)
-            for rate, variance in zip(values, variances, strict=True)
-        ])  # fmt: skip
-        low, high = ends[:, 0], ends[:, 1]
+    else:
+        values = sides.subjects.mean((1, 2))
+        if resamples is not None:
+            variances = resamples.means(sides.subjects.astype(np.float64)).var(0)
+            _, n_templates, n_seeds = sides.subjects.shape
+            ends = np.array([
+                _share_interval(float(rate), float(variance), n_templates * n_seeds, n_seeds, sampling.level)
+                for rate, variance in zip(values, variances, strict=True)
+            ])  # fmt: skip
+            low, high = ends[:, 0], ends[:, 1]
     return SubjectRates(
-        rate=values, low=low, high=high, separability=(right + left) / 2, separability_interval=validity,
-        is_corrected=correct,
-    )  # fmt: skip
+        rate=values, low=low, high=high, separability=sides.separability, separability_interval=validity, how=how
+    )
 
 
 def _corrected(
-    sides: Sides, values: Float64[np.ndarray, " subjects"], resamples: TwoWayResamples | None, sampling: Sampling
+    sides: Sides, resamples: TwoWayResamples | None, sampling: Sampling
 ) -> tuple[Float64[np.ndarray, " subjects"], Float64[np.ndarray, "subjects 2"] | None]:
     right, left = float(sides.positive.mean()), float(sides.negative.mean())
     if right + left <= 1:
         raise UninformativeReader(
             f"attribute prompts are on their own side in {right:.0%} and {left:.0%}: rates cannot be corrected."
         )
-    corrected = np.clip((values + left - 1) / (right + left - 1), 0, 1)
+    corrected = np.clip((sides.subjects.mean((1, 2)) + left - 1) / (right + left - 1), 0, 1)
     if resamples is None:
         return corrected, None
     shares = resamples.means(sides.subjects.astype(np.float64))

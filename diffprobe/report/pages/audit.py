@@ -47,8 +47,8 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
         ("cell", about["cells"][0]),
         ("contexts of directions", f"{len(config['neutral'])} neutral subjects" if config["neutral"] else "the subjects"),
         ("intervals", f"{about['level']:.0%}, templates and seeds resampled ({config['n_resamples']:,} resamples)"),
-        ("discoveries", f"{result.metrics[0].value:.0f} of {result.metrics[0].n}: q at most {about['fdr']:g}, and an "
-                        "interval without 0"),
+        ("discoveries", f"{result.metrics[0].value:.0f} of {result.metrics[0].n}: q of the {about['tested']} at most "
+                        f"{about['fdr']:g}, and an interval without 0"),
         ("reference", f"{about['reference']}; compared: rates of {about['rates_of']}" if about["rates_of"] else "none"),
     ]  # fmt: skip
 
@@ -62,6 +62,13 @@ def _axis_view(result: RunResult, name: str, rows: Sequence[SubjectRow]) -> dict
         "heading": "Association", "note": "cosine of the centred prompt latent with the direction; the line is the "
         "average subject", "plot": draw_dots([_row(row, "association") for row in rows], line=0.0),
     }]  # fmt: skip
+    if first.position is not None:
+        ordered = sorted(rows, key=lambda row: -(row.position or 0.0))
+        plots.append({
+            "heading": "Position between the own variants", "note": "-1 at the subject's prompts with the negative words, "
+            "1 at those with the positive ones; the line is the middle",
+            "plot": draw_dots([_row(row, "position") for row in ordered], line=0.0),
+        })  # fmt: skip
     if first.default is not None:
         ordered = sorted(rows, key=lambda row: -(row.default or 0.0))
         plots.append({
@@ -83,6 +90,7 @@ def _axis_view(result: RunResult, name: str, rows: Sequence[SubjectRow]) -> dict
         "name": name,
         "ends": about["axes"][name],
         "plots": plots,
+        "tested": "Association" if first.position is None else "Position between the own variants",
         "rows": rows,
         "direction": direction,
         "separability": separability,
@@ -111,7 +119,7 @@ def _row(row: SubjectRow, kind: str, *, with_reference: bool = False) -> Row:
     value, low, high = (getattr(row, name) for name in (kind, f"{kind}_low", f"{kind}_high"))
     return Row(
         label=row.subject, value=value or 0.0, low=low, high=high,
-        reference=row.reference if with_reference else None, is_found=row.found if kind == "association" else False,
+        reference=row.reference if with_reference else None, is_found=row.found and kind == ("association" if row.position is None else "position"),
         hint=f"{row.subject}: {value:.3f} {interval_text(low, high)}",
     )  # fmt: skip
 
