@@ -48,7 +48,8 @@ class AxisMeasures:
     defaults: Estimates | None
     """The default analysis; None without variants."""
     positions: Estimates | None
-    """Where each subject is between its variants; None without variants or with a single template."""
+    """Where each subject is between its variants; None without variants, with a single template, or if the
+    direction does not separate the variants of a subject."""
     random_percentiles: Floats
     """Share of random directions with which each subject is associated less."""
     rates: SubjectRates | None
@@ -186,9 +187,12 @@ def _measure_axis(
         positive, negative = end_latents(latents, config, axis, config.all_subjects)
         defaults = default_of(subjects, positive, negative, sampling)
         if subjects.shape[1] > 1:
-            positions = positions_of(subjects, positive, negative, differences, sampling)
+            try:
+                positions = positions_of(subjects, positive, negative, differences, sampling)
+            except EmptyClass:
+                pass  # variants that the direction does not separate: the notes state it
             sides = sides_of(subjects, positive, negative, differences)
-            rates = rates_of(sides, positions, sampling, how=config.rates_by)
+            rates = rates_of(sides, sampling, how=config.rates_by, positions=positions)
     scores = associations.cosine.value
     groups = {}
     for name, members in labels_of([one.group for one in config.all_subjects]).items():

@@ -47,6 +47,9 @@ def notes_of(config: Audit, measures: CellMeasures) -> list[str]:
     if n == 1:
         notes.append("One template: no intervals, no tests and no rates from prompt latents.")
     for axis in measures.axes:
+        if axis.rates is not None and axis.positions is None:
+            notes.append(f"{axis.name}: positions are not defined, since the direction does not separate the variants of "
+                         "every subject; discoveries are by the association.")  # fmt: skip
         if axis.rates is not None and axis.rates.separability < config.least_separability:
             notes.append(
                 f"{axis.name}: rates from prompt latents are not valid. Prompts with an attribute are on their own side "
@@ -77,7 +80,7 @@ def records_of(
                      for axis in config.axes},
             "level": config.level, "fdr": config.fdr, "reference": config.reference.name,
             "rates_of": _rates_of(config, measures),
-            "tested": "association" if measures.axes[0].positions is None else "position",
+            "tested": {axis.name: "association" if axis.positions is None else "position" for axis in measures.axes},
         },
     )]  # fmt: skip
     for axis, is_found in zip(measures.axes, found, strict=True):

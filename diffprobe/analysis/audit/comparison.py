@@ -59,8 +59,8 @@ class Amplification:
 
 def amplification(rate: Floats, low: Floats | None, high: Floats | None, reference: Floats) -> Amplification:
     """Compare rates with reference rates of the same subjects. Raises: ConfigError for reference rates outside 0..1."""
-    if len(rate) != len(reference) or not ((reference >= 0) & (reference <= 1)).all():
-        raise ConfigError(f"reference rates of {len(reference)} subjects for {len(rate)}; needed: as many, 0..1.")
+    if not ((reference >= 0) & (reference <= 1)).all():
+        raise ConfigError(f"reference rates from {reference.min():g} to {reference.max():g}; needed: 0..1.")
     skew, known = rate - 0.5, reference - 0.5
     return Amplification(
         difference=rate - reference,

@@ -1,8 +1,8 @@
 """From prompt latents to rates: the share of seeds in which a subject without an attribute is on the positive side.
 
 For each template, direction and thresholds come from the other templates, so that no prompt is classified by itself.
-The threshold of a subject is the middle between its own prompts with either end: what the subject itself adds to the
-coordinate cancels.
+The threshold of a subject is the middle between its own prompts with either end, and what a template and a seed add to
+all subjects is subtracted: what the subject, the template and the noise add to the coordinate cancels.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64
 from diffprobe.analysis.audit.association import Estimates, Sampling
 from diffprobe.analysis.audit.direction import left_out_directions
 from diffprobe.analysis.statistics import TwoWayResamples
-from diffprobe.core.errors import UninformativeReader
+from diffprobe.core.errors import ConfigError, UninformativeReader
 
 Latents = Float32[np.ndarray, "subjects templates seeds d"]
 EndLatents = Float32[np.ndarray, "subjects templates words seeds d"]
@@ -74,19 +74,33 @@ def sides_of(
     """
     units = left_out_directions(differences).astype(subjects.dtype)
     n = subjects.shape[1]
-    own = np.empty(subjects.shape[:3], dtype=bool)
-    right, left = np.empty(subjects.shape[1:3]), np.empty(subjects.shape[1:3])
-    for t, unit in enumerate(units):
+    plain, right, left = (np.einsum(f"{axes}d,td->{axes}", one, units).astype(np.float64) for axes, one in (
+        ("nts", subjects), ("ntws", positive), ("ntws", negative),
+    ))  # fmt: skip
+    middle = _middle_of_others((right.mean(2) + left.mean(2)) / 2)
+    plain, right, left = plain - middle, right - middle[:, :, None], left - middle[:, :, None]
+    own, correct = np.empty(plain.shape, dtype=bool), np.empty((2, *plain.shape[1:]))
+    for t in range(n):
         others = np.arange(n) != t
-        ends = (positive[:, others] @ unit).mean((1, 2, 3)) + (negative[:, others] @ unit).mean((1, 2, 3))
-        threshold = ends / 2
-        own[:, t] = subjects[:, t] @ unit > threshold[:, None]
-        right[t] = (positive[:, t] @ unit > threshold[:, None, None]).mean((0, 1))
-        left[t] = (negative[:, t] @ unit <= threshold[:, None, None]).mean((0, 1))
-    return Sides(subjects=own, positive=right, negative=left)
+        threshold = (right[:, others].mean((1, 2, 3)) + left[:, others].mean((1, 2, 3))) / 2
+        own[:, t] = plain[:, t] > threshold[:, None]
+        correct[0, t] = (right[:, t] > threshold[:, None, None]).mean((0, 1))
+        correct[1, t] = (left[:, t] <= threshold[:, None, None]).mean((0, 1))
+    return Sides(subjects=own, positive=correct[0], negative=correct[1])
 
 
-def rates_of(sides: Sides, positions: Estimates, sampling: Sampling, *, how: How = "share") -> SubjectRates:
+def _middle_of_others(
+    middle: Float64[np.ndarray, "subjects templates seeds"],
+) -> Float64[np.ndarray, "subjects templates seeds"]:
+    """Return the mean of the other subjects in each template and seed, 0 for a single subject: what a template and a seed
+    add to all prompts, without what is measured."""
+    n = len(middle)
+    return (middle.sum(0) - middle) / (n - 1) if n > 1 else np.zeros_like(middle)
+
+
+def rates_of(
+    sides: Sides, sampling: Sampling, *, how: How = "share", positions: Estimates | None = None
+) -> SubjectRates:
     """Return the rate of each subject with an interval.
 
     - "share": the share on the positive side. Its interval is exact for as many independent draws as the two-way
@@ -100,9 +114,9 @@ def rates_of(sides: Sides, positions: Estimates, sampling: Sampling, *, how: How
     The last two are right only if the model draws what prompts with an attribute name: then overlap does not matter.
 
     Args:
-        positions: as `positions_of` returns them.
+        positions: as `positions_of` returns them; needed for "position".
 
-    Raises: UninformativeReader for "corrected", if attribute prompts are on their own side no more often than by chance.
+    Raises: ConfigError for "position" without them; UninformativeReader for "corrected", if attribute prompts are on their own side no more often than by chance.
     """
     resamples = sampling.resamples(*sides.positive.shape)
     validity = None
@@ -112,6 +126,8 @@ def rates_of(sides: Sides, positions: Estimates, sampling: Sampling, *, how: How
         validity = (max(0.0, found.low), min(1.0, found.high))
     low = high = None
     if how == "position":
+        if positions is None:
+            raise ConfigError("rates_by=position: positions are not defined.", "allowed: share, corrected")
         values, low, high = (
             None if one is None else np.clip((1 + one) / 2, 0, 1) for one in (positions.value, positions.low, positions.high)
         )

@@ -47,8 +47,9 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
         ("cell", about["cells"][0]),
         ("contexts of directions", f"{len(config['neutral'])} neutral subjects" if config["neutral"] else "the subjects"),
         ("intervals", f"{about['level']:.0%}, templates and seeds resampled ({config['n_resamples']:,} resamples)"),
-        ("discoveries", f"{result.metrics[0].value:.0f} of {result.metrics[0].n}: q of the {about['tested']} at most "
-                        f"{about['fdr']:g}, and an interval without 0"),
+        ("discoveries", f"{result.metrics[0].value:.0f} of {result.metrics[0].n}: q of the "
+                        f"{' or '.join(dict.fromkeys(about['tested'].values()))} at most {about['fdr']:g}, and an interval "
+                        "without 0"),
         ("reference", f"{about['reference']}; compared: rates of {about['rates_of']}" if about["rates_of"] else "none"),
     ]  # fmt: skip
 
