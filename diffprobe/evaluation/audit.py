@@ -14,7 +14,14 @@ from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
-from diffprobe.evaluation.audit_inputs import AUDIT_FORMAT, PromptLatentLoader, RateTable, load_arrays, read_latents, read_rates
+from diffprobe.evaluation.audit_inputs import (
+    AUDIT_FORMAT,
+    PromptLatentLoader,
+    RateTable,
+    load_arrays,
+    read_latents,
+    read_rates,
+)
 from diffprobe.evaluation.audit_measures import CellMeasures, measure_cell, measure_other_cell
 from diffprobe.evaluation.audit_records import notes_of, records_of
 from diffprobe.evaluation.audit_settings import Audit
@@ -142,7 +149,12 @@ def _write_rates(path: Path, config: Audit, measures: CellMeasures, names: list[
         name: {"rate": float(rate), "low": float(low), "high": float(high)}
         for name, rate, low, high in zip(names, found.rate, found.low, found.high, strict=True)
     }
-    tree = {"format": AUDIT_FORMAT, "level": config.level, "rates": rows, "made_by": f"diffprobe audit {config.experiment}"}
+    tree = {
+        "format": AUDIT_FORMAT,
+        "level": config.level,
+        "rates": rows,
+        "made_by": f"diffprobe audit {config.experiment}",
+    }
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
     return path

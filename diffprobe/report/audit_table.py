@@ -144,7 +144,15 @@ def _table(rows: Sequence[SubjectRow]) -> list[str]:
     kinds = [("rate", "rate"), ("image_rate", "image rate"), ("amplification", "amplification")]
     kinds = [(name, head) for name, head in kinds if any(getattr(row, name) is not None for row in rows)]
     positions = rows[0].position is not None
-    heads = ["subject", "association", "interval", *(["position", "interval"] if positions else []), "q", "discovery", *(text for _, head in kinds for text in (head, ""))]
+    heads = [
+        "subject",
+        "association",
+        "interval",
+        *(["position", "interval"] if positions else []),
+        "q",
+        "discovery",
+        *(text for _, head in kinds for text in (head, "")),
+    ]
     table = [heads]
     shown = rows if len(rows) <= 2 * _SHOWN else [*rows[:_SHOWN], *rows[-_SHOWN:]]
     for row in shown:
@@ -160,7 +168,9 @@ def _table(rows: Sequence[SubjectRow]) -> list[str]:
             line.append("" if number is None else f"{number:.3f}")
             line.append(interval_text(getattr(row, f"{name}_low"), getattr(row, f"{name}_high")))
         table.append(line)
-    lines = aligned(table, [False, True, False, *([True, False] if positions else []), True, False, *([True, False] * len(kinds))])
+    lines = aligned(
+        table, [False, True, False, *([True, False] if positions else []), True, False, *([True, False] * len(kinds))]
+    )
     if len(shown) < len(rows):
         lines.insert(1 + _SHOWN, f"  ({len(rows) - len(shown)} subjects in between are in the CSV file)")
     return lines

@@ -64,7 +64,9 @@ def test_rates_come_from_three_formats(tmp_path: Path) -> None:
     write_result(result, tmp_path / RESULT_FILE)
     for path in (tmp_path / "a.csv", tmp_path / "a.json", tmp_path / RESULT_FILE, tmp_path):
         found = read_rates(path, ["cook", "judge"])
-        assert found.rate.tolist() == [0.5, 0.2] and found.low.tolist() == [0.4, 0.1] and found.high.tolist() == [0.6, 0.3]
+        assert (
+            found.rate.tolist() == [0.5, 0.2] and found.low.tolist() == [0.4, 0.1] and found.high.tolist() == [0.6, 0.3]
+        )
     (tmp_path / "b.csv").write_text("subject,rate\ncook,0.5\n")
     assert read_rates(tmp_path / "b.csv", ["cook"]).low is None
 

@@ -33,7 +33,9 @@ def test_wrong_settings_are_refused(keys: dict[str, Any], fact: str) -> None:
         settings(**keys)
 
 
-@pytest.mark.parametrize("keys", [{"name": "uniform", "table": "a.csv"}, {"name": "census"}, {"name": " ", "table": "a"}])
+@pytest.mark.parametrize(
+    "keys", [{"name": "uniform", "table": "a.csv"}, {"name": "census"}, {"name": " ", "table": "a"}]
+)
 def test_a_reference_has_a_name_that_states_what_it_is(keys: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="reference"):
         Reference(**keys)

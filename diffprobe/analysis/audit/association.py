@@ -75,7 +75,9 @@ class Associations:
     those of the cosine."""
 
 
-def centred(subjects: Float32[np.ndarray, "subjects templates seeds d"]) -> Float32[np.ndarray, "subjects templates seeds d"]:
+def centred(
+    subjects: Float32[np.ndarray, "subjects templates seeds d"],
+) -> Float32[np.ndarray, "subjects templates seeds d"]:
     """Return the latents minus their mean over subjects, in each template and seed."""
     return subjects - subjects.mean(0, keepdims=True)
 
@@ -188,9 +190,7 @@ def random_percentiles(
     return found
 
 
-def group_effect(
-    scores: Floats, members: np.ndarray, sampling: Sampling
-) -> tuple[float, Null]:
+def group_effect(scores: Floats, members: np.ndarray, sampling: Sampling) -> tuple[float, Null]:
     """Return how differently a group of subjects and the others are associated, as an effect size, with its null.
 
     The effect size is the difference of both means over the standard deviation of all scores (Caliskan et al. 2017,

@@ -25,14 +25,22 @@ class RankAgreement:
 
 
 def rank_agreement(
-    one: Floats, other: Floats, *, n_resamples: int = 1000, n_permutations: int = 9999, level: float = 0.95, seed: int = 0
+    one: Floats,
+    other: Floats,
+    *,
+    n_resamples: int = 1000,
+    n_permutations: int = 9999,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> RankAgreement:
     """Return Spearman's correlation over subjects, with an interval and its null distribution.
 
     Raises: ConfigError for fewer than `FEWEST` subjects or other numbers of them.
     """
     if len(one) != len(other) or len(one) < FEWEST:
-        raise ConfigError(f"rank correlation of {len(one)} and {len(other)} subjects: as many of each, at least {FEWEST}.")
+        raise ConfigError(
+            f"rank correlation of {len(one)} and {len(other)} subjects: as many of each, at least {FEWEST}."
+        )
     interval = bootstrap_interval(
         lambda rows: rank_correlation(one[rows], other[rows]), range(len(one)), n_resamples=n_resamples, level=level,
         seed=seed, method="expanded",

@@ -21,16 +21,18 @@ class RankedWord:
     """Share of random directions to which the word is less similar, in absolute terms, 0..1; None for subjects."""
 
 
-def cosines(
-    one: Float64[np.ndarray, "n d"], other: Float64[np.ndarray, "m d"]
-) -> Float64[np.ndarray, "n m"]:
+def cosines(one: Float64[np.ndarray, "n d"], other: Float64[np.ndarray, "m d"]) -> Float64[np.ndarray, "n m"]:
     """Return the cosine of each row with each row; 0 where a row is 0."""
     first, second = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300) for rows in (one, other))
     return first @ second.T
 
 
 def describe_subjects(
-    subjects: Float64[np.ndarray, "subjects d"], bank: Float64[np.ndarray, "words d"], words: Sequence[str], *, n: int = 5
+    subjects: Float64[np.ndarray, "subjects d"],
+    bank: Float64[np.ndarray, "words d"],
+    words: Sequence[str],
+    *,
+    n: int = 5,
 ) -> list[list[RankedWord]]:
     """Return the descriptors that are most similar to each subject, the most similar one first.
 

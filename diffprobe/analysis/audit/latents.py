@@ -80,7 +80,9 @@ def descriptor_latents(latents: PromptLatents, spec: AuditSpec) -> Float32[np.nd
 
 def end_latents(
     latents: PromptLatents, spec: AuditSpec, axis: Axis, subjects: Sequence[Subject]
-) -> tuple[Float32[np.ndarray, "subjects templates words seeds d"], Float32[np.ndarray, "subjects templates words seeds d"]]:
+) -> tuple[
+    Float32[np.ndarray, "subjects templates words seeds d"], Float32[np.ndarray, "subjects templates words seeds d"]
+]:
     """Return the latents of subjects with the words of the positive and of the negative end of an axis.
 
     Raises: ConfigError for a prompt that is missing.
@@ -94,7 +96,9 @@ def end_latents(
     return found[0], found[1]
 
 
-def context_differences(latents: PromptLatents, spec: AuditSpec, axis: Axis) -> Float64[np.ndarray, "templates seeds d"]:
+def context_differences(
+    latents: PromptLatents, spec: AuditSpec, axis: Axis
+) -> Float64[np.ndarray, "templates seeds d"]:
     """Return the paired difference of both ends in each template and seed, averaged over context subjects and words.
 
     Raises: ConfigError for a prompt that is missing.

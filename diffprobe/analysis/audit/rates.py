@@ -129,7 +129,8 @@ def rates_of(
         if positions is None:
             raise ConfigError("rates_by=position: positions are not defined.", "allowed: share, corrected")
         values, low, high = (
-            None if one is None else np.clip((1 + one) / 2, 0, 1) for one in (positions.value, positions.low, positions.high)
+            None if one is None else np.clip((1 + one) / 2, 0, 1)
+            for one in (positions.value, positions.low, positions.high)
         )
         assert values is not None
         low, high = (None, None) if low is None or high is None else (np.minimum(low, values), np.maximum(high, values))

@@ -55,7 +55,9 @@ class Axis:
                 f"axis '{self.name}' has {len(self.positive)} positive and {len(self.negative)} negative words.",
                 "needed: as many of each, at least 1; the first of both are a pair, and so on",
             )
-        if shared := sorted({word.strip().lower() for word in self.positive} & {w.strip().lower() for w in self.negative}):
+        if shared := sorted(
+            {word.strip().lower() for word in self.positive} & {w.strip().lower() for w in self.negative}
+        ):
             raise ConfigError(f"axis '{self.name}' has equal ends: {', '.join(shared)}.")
         _require_texts(f"axis '{self.name}'", (self.name, *self.positive, *self.negative))
 

@@ -60,7 +60,9 @@ def positions_of(
     along, half = own - (right + left) / 2, (right - left) / 2
     scale = half.mean((1, 2))
     if not (scale > 0).all():
-        raise EmptyClass(f"the variants of subject {int(np.argmin(scale))} do not differ in the sense of the direction.")
+        raise EmptyClass(
+            f"the variants of subject {int(np.argmin(scale))} do not differ in the sense of the direction."
+        )
     found = mean_estimates(along / scale[:, None, None], sampling)
     resamples = sampling.resamples(*along.shape[1:])
     if resamples is None:
@@ -70,9 +72,7 @@ def positions_of(
     intervals = [
         resamples.interval(float(value), drawn[:, i], level=sampling.level) for i, value in enumerate(found.value)
     ]
-    return replace(
-        found, low=np.array([one.low for one in intervals]), high=np.array([one.high for one in intervals])
-    )
+    return replace(found, low=np.array([one.low for one in intervals]), high=np.array([one.high for one in intervals]))
 
 
 def _cosines(

@@ -20,7 +20,9 @@ def render_audit(result: RunResult) -> str:
         loader=PackageLoader("diffprobe.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
-    environment.filters.update(number=_number, share=_share, interval=lambda pair: interval_text(*(pair or (None, None))))
+    environment.filters.update(
+        number=_number, share=_share, interval=lambda pair: interval_text(*(pair or (None, None)))
+    )
     rows = subject_rows(result)
     summary = result.metrics[0]
     return environment.get_template("audit.html.j2").render(

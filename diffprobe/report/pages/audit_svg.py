@@ -130,7 +130,7 @@ def _ticks(low: float, high: float) -> tuple[Tick, ...]:
     """Return ticks at round numbers."""
     from math import ceil, floor, log10
 
-    raw = (high - low) / 5
+    raw = (high - low) / 7
     power = 10 ** floor(log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     digits = max(0, -floor(log10(step)))

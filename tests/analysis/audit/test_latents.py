@@ -31,7 +31,9 @@ def test_the_order_of_the_prompts_does_not_matter() -> None:
     order = np.random.default_rng(0).permutation(len(LATENTS.prompts))
     other = PromptLatents(features=LATENTS.features[order], prompts=tuple(LATENTS.prompts[i] for i in order))
     assert np.array_equal(subject_latents(LATENTS, SPEC), subject_latents(other, SPEC))
-    assert np.array_equal(context_differences(LATENTS, SPEC, SPEC.axes[0]), context_differences(other, SPEC, SPEC.axes[0]))
+    assert np.array_equal(
+        context_differences(LATENTS, SPEC, SPEC.axes[0]), context_differences(other, SPEC, SPEC.axes[0])
+    )
 
 
 def test_differences_are_paired_by_context_template_and_seed() -> None:

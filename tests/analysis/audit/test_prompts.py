@@ -1,6 +1,12 @@
 """The prompts of an audit."""
 
-from diffprobe.analysis.audit.prompts import all_prompts, context_subjects, descriptor_prompts, end_prompts, subject_prompts
+from diffprobe.analysis.audit.prompts import (
+    all_prompts,
+    context_subjects,
+    descriptor_prompts,
+    end_prompts,
+    subject_prompts,
+)
 from diffprobe.analysis.audit.spec import AuditSpec, Axis, Subject
 
 GENDER = Axis(name="gender", positive=("woman",), negative=("man",))

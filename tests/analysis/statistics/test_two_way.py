@@ -32,7 +32,9 @@ def test_intervals_cover_the_mean_of_a_crossed_design(row_sd: float, column_sd: 
     """20 templates and 8 seeds, 400 designs. The bootstrap may be conservative; it must not be too narrow."""
     rng, hits, n = np.random.default_rng(1), 0, 400
     for number in range(n):
-        values = row_sd * rng.normal(size=(20, 1)) + column_sd * rng.normal(size=(1, 8)) + cell_sd * rng.normal(size=(20, 8))
+        values = (
+            row_sd * rng.normal(size=(20, 1)) + column_sd * rng.normal(size=(1, 8)) + cell_sd * rng.normal(size=(20, 8))
+        )
         resamples = TwoWayResamples(20, 8, n_resamples=300, seed=number)
         found = resamples.interval(values.mean(), resamples.means(values))
         hits += found.low <= 0 <= found.high
