@@ -73,8 +73,8 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_arrays) -> Written:
     if config.store is None:
         raise ConfigError(
             "store is not set: an audit reads the latents of its prompts from a folder.",
-            f"it has {len(all_prompts(config)):,} prompts; write them with: diffprobe audit experiment={config.experiment} "
-            "--prompts FILE",
+            f"it has {len(all_prompts(config)):,} prompts; write them with: "
+            f"diffprobe audit experiment={config.experiment} --prompts FILE",
             fix="extract their latents, then set store=FOLDER (docs/users/audit.md)",
         )  # fmt: skip
     names = [one.name for one in config.all_subjects]
@@ -93,7 +93,7 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_arrays) -> Written:
         other = _latents(config.store, cell, config, load, inputs, f"latents/{cell}")
         compared.append((cell, measure_other_cell(config, other, measures)))
     notes = notes_of(config, measures)
-    tree = {key: value for key, value in record_tree(config).items()}
+    tree = record_tree(config)
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs, "rules": _RULES})[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
     rates = _write_rates(run_dir / RATES_FILE, config, measures, names)

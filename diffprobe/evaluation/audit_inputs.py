@@ -1,4 +1,4 @@
-"""What an audit reads: prompt latents from a folder, and rates per subject from a table or the result of another command.
+"""What an audit reads: prompt latents from a folder, and rates per subject from a table or another result.
 
 `PromptLatentLoader` is the one function that joins an audit with an extraction of prompt latents.
 """
@@ -146,7 +146,8 @@ def read_rates(path: str | Path, subjects: Sequence[str]) -> RateTable:
         rows = _from_csv(path)
     if missing := [name for name in subjects if name not in rows]:
         raise ConfigError(
-            f"'{path}' has no rate of {len(missing)} of {len(subjects)} subjects.", f"missing: {', '.join(missing[:5])}",
+            f"'{path}' has no rate of {len(missing)} of {len(subjects)} subjects.",
+            f"missing: {', '.join(missing[:5])}",
             f"it has: {', '.join(list(rows)[:5])}",
         )  # fmt: skip
     found = [rows[name] for name in subjects]

@@ -1,4 +1,4 @@
-"""What an audit measures at a cell: per axis associations, defaults, rates and words; over axes intersections, clusters."""
+"""What an audit measures at a cell: associations, positions, rates and words per axis; intersections and clusters."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -202,7 +202,8 @@ def _measure_axis(
             continue  # scores that do not vary have no effect size
     text = None if words is None else _words_only(words, config, axis)
     return AxisMeasures(
-        name=axis.name, direction=direction, associations=associations, defaults=defaults, positions=positions, rates=rates,
+        name=axis.name, direction=direction, associations=associations, defaults=defaults, positions=positions,
+        rates=rates,
         random_percentiles=random_percentiles(plain.mean((1, 2), dtype=np.float64), direction.unit, seed=config.seed),
         ends=None if len(config.descriptors) < 2 else both_ends(
             direction.unit, bank, config.descriptors, n=config.n_words, seed=config.seed

@@ -24,8 +24,8 @@ LIMITS = (
     "direction: compare it with random directions. Positions and rates compare a subject with its own variants, and "
     "these do contain the words of the attribute.",
     "Nothing here shows that the model uses the direction: that needs an intervention.",
-    "A difference from a reference is a statement about that reference, which is named. It is not a statement about how "
-    "things ought to be.",
+    "A difference from a reference is a statement about that reference, which is named. It is not a statement about "
+    "how things ought to be.",
 )
 """What the numbers cannot say."""
 
@@ -48,16 +48,16 @@ def notes_of(config: Audit, measures: CellMeasures) -> list[str]:
         notes.append("One template: no intervals, no tests and no rates from prompt latents.")
     for axis in measures.axes:
         if axis.rates is not None and axis.positions is None:
-            notes.append(f"{axis.name}: positions are not defined, since the direction does not separate the variants of "
-                         "every subject; discoveries are by the association.")  # fmt: skip
+            notes.append(f"{axis.name}: positions are not defined, since the direction does not separate the variants "
+                         "of every subject; discoveries are by the association.")  # fmt: skip
         if axis.rates is not None and axis.rates.separability < config.least_separability:
             notes.append(
-                f"{axis.name}: rates from prompt latents are not valid. Prompts with an attribute are on their own side "
-                f"in {axis.rates.separability:.1%} (balanced); at least {config.least_separability:.0%} are needed."
+                f"{axis.name}: rates from prompt latents are not valid. Prompts with an attribute are on their own "
+                f"side in {axis.rates.separability:.1%} (balanced); needed: {config.least_separability:.0%}."
             )
     if config.words_only is None:
-        notes.append("No control by words: words_only is not set, so that an audit of the text encoder alone could give "
-                     "the same numbers.")  # fmt: skip
+        notes.append("No control by words: words_only is not set, so that an audit of the text encoder alone could "
+                     "give the same numbers.")  # fmt: skip
     if config.rates is None:
         notes.append("Rates of generated images were not given; amplification is of rates from prompt latents."
                      if measures.amplified is not None else "No rates: amplification was not measured.")  # fmt: skip
@@ -124,7 +124,7 @@ def _axis_records(
     )]  # fmt: skip
     for i, subject in enumerate(config.all_subjects):
         cosine, projection = axis.associations.cosine, axis.associations.projection
-        about = {"subject": subject.name, "group": subject.group}
+        about: dict[str, Any] = {"subject": subject.name, "group": subject.group}
         records.append(_record(
             "association", float(cosine.value[i]), config, cell, target=axis.name,
             controls={} if axis.words_only is None else {"words_only": float(axis.words_only[i])}, **about,
@@ -147,8 +147,8 @@ def _axis_records(
             records.append(_record("rate", float(axis.rates.rate[i]), config, cell, target=axis.name, **about,
                                    interval=_interval(axis.rates, i)))  # fmt: skip
         if main and measures.images is not None:
-            records.append(_record("image_rate", float(measures.images.rate[i]), config, cell, target=axis.name, **about,
-                                   interval=_interval(measures.images, i), reader=config.reader))  # fmt: skip
+            records.append(_record("image_rate", float(measures.images.rate[i]), config, cell, target=axis.name,
+                                   interval=_interval(measures.images, i), reader=config.reader, **about))  # fmt: skip
         if main and measures.amplified is not None:
             one = measures.amplified
             records.append(_record(

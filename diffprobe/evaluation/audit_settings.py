@@ -40,8 +40,8 @@ class Audit(AuditSpec):
     store: str | None = field(default=None, metadata=UNRECORDED)
     """Folder of the prompt latents. Their digests are recorded."""
     cells: tuple[str, ...]
-    """Cells of the latents. All numbers are of the first one, which has to be chosen beforehand; the others are compared
-    with it."""
+    """Cells of the latents. All numbers are of the first one, which has to be chosen beforehand; the others are
+    compared with it."""
     words_only: str | None = field(default=None, metadata=UNRECORDED)
     """Folder of latents of the same prompts by the text encoder alone (one seed): the control."""
     words_cell: str | None = None
@@ -49,15 +49,15 @@ class Audit(AuditSpec):
     rates_axis: str | None = None
     """Axis of the rates below, of the amplification and of the audit file; None for the first axis."""
     rates: str | None = None
-    """Rates of generated images per subject: a CSV file, an audit file, or a result of `diffprobe eval rates`. None: the
-    rates from prompt latents are compared with the reference."""
+    """Rates of generated images per subject: a CSV file, an audit file, or a result of `diffprobe eval rates`. None:
+    the rates from prompt latents are compared with the reference."""
     reader: str | None = None
     """What read `rates` from the images, by name: a classifier, or people."""
     reference: Reference = field(default_factory=Reference)
     """What rates are compared with."""
     rates_by: How = "share"
-    """How rates follow from prompt latents: the share of prompts on the positive side of the subject's own variants; that
-    share, corrected by how often prompts with an attribute are on their own side; or the mean position between the
+    """How rates follow from prompt latents: the share of prompts on the positive side of the subject's own variants;
+    that share, corrected by how often prompts with an attribute are on their own side; or the mean position between the
     variants. The last two are right only if the model draws what prompts with an attribute name."""
     least_separability: float = 0.75
     """Least balanced accuracy of prompts with an attribute; below it, rates from prompt latents are marked as not

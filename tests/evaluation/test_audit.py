@@ -34,7 +34,8 @@ def test_an_audit_is_written_and_read_back(tmp_path: Path) -> None:
     assert {path.name for path in written.result.parent.iterdir()} == {"result.json", CSV_FILE, PAGE_FILE, RATES_FILE}
     result = read_result(written.result)
     assert result.kind == "audit" and result.metrics[0].detail["rates_of"] == "generated images, read by people"
-    assert set(result.artifacts) == {f"input/{name}" for name in ("latents/mid@t1", "latents/up@t2", "words/text", "rates",
+    assert set(result.artifacts) == {f"input/{name}" for name in ("latents/mid@t1", "latents/up@t2", "words/text",
+                                                                  "rates",
                                                                   "reference")}  # fmt: skip
     other = [record for record in result.metrics if record.name == "cell_rank_correlation"]
     assert [(record.target, record.cell) for record in other] == [("texture", "up@t2"), ("tone", "up@t2")]

@@ -21,7 +21,8 @@ def test_every_subject_has_its_records_on_every_axis() -> None:
         found = [(r.target, r.detail["subject"]) for r in records if r.name == name]
         assert len(found) == len(set(found)) == axes * 6, name
     assert records[0].detail["limits"] == list(LIMITS) and records[0].n == 12
-    assert {r.name for r in records} >= {"discoveries", "direction_length", "separability", "group_effect", "intersection",
+    assert {r.name for r in records} >= {"discoveries", "direction_length", "separability", "group_effect",
+                                         "intersection",
                                          "silhouette"}  # fmt: skip
 
 

@@ -25,7 +25,8 @@ def small() -> RunResult:
     tests = {"p": 0.0005, "smallest_p": 0.0001, "q": 0.001}
     metrics = [MetricRecord(
         name="discoveries", value=1.0, split="prompts", n=2,
-        detail={"axes": {"tone": {"positive": ["dark"], "negative": ["light"]}}, "reference": "uniform", "notes": ["A note."]},
+        detail={"axes": {"tone": {"positive": ["dark"], "negative": ["light"]}}, "reference": "uniform",
+                "notes": ["A note."]},
     )]  # fmt: skip
     for sign, subject in ((-1, "=cook()"), (1, 'judge, "old"\n')):
         found = {

@@ -57,7 +57,8 @@ def cluster_subjects(
     from sklearn.metrics import silhouette_score
 
     rows = subjects / np.maximum(np.linalg.norm(subjects, axis=1, keepdims=True), 1e-300)
-    best, tried = np.zeros(len(rows), dtype=np.int64), {}
+    best = np.zeros(len(rows), dtype=np.int64)
+    tried: dict[int, float] = {}
     for k in range(2, min(most, len(rows) - 1) + 1):
         found = KMeans(n_clusters=k, n_init=10, random_state=seed).fit_predict(rows)
         if len(np.unique(found)) < 2:

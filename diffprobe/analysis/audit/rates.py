@@ -21,8 +21,8 @@ EndLatents = Float32[np.ndarray, "subjects templates words seeds d"]
 
 
 How = Literal["share", "corrected", "position"]
-"""How a rate follows from latents: the share of prompts on the positive side; that share, corrected by how often prompts
-with an attribute are on their own side; or the mean position between the variants."""
+"""How a rate follows from latents: the share of prompts on the positive side; that share, corrected by how often
+prompts with an attribute are on their own side; or the mean position between the variants."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,8 +92,10 @@ def sides_of(
 def _middle_of_others(
     middle: Float64[np.ndarray, "subjects templates seeds"],
 ) -> Float64[np.ndarray, "subjects templates seeds"]:
-    """Return the mean of the other subjects in each template and seed, 0 for a single subject: what a template and a seed
-    add to all prompts, without what is measured."""
+    """Return the mean of the other subjects in each template and seed, 0 for a single subject.
+
+    It is what a template and a seed add to all prompts, without what is measured.
+    """
     n = len(middle)
     return (middle.sum(0) - middle) / (n - 1) if n > 1 else np.zeros_like(middle)
 
@@ -116,7 +118,8 @@ def rates_of(
     Args:
         positions: as `positions_of` returns them; needed for "position".
 
-    Raises: ConfigError for "position" without them; UninformativeReader for "corrected", if attribute prompts are on their own side no more often than by chance.
+    Raises: ConfigError for "position" without them; UninformativeReader for "corrected", if
+        attribute prompts are on their own side no more often than by chance.
     """
     resamples = sampling.resamples(*sides.positive.shape)
     validity = None

@@ -59,5 +59,5 @@ def _signs(n: int, n_permutations: int, seed: int) -> NDArray[np.float64]:
     """Return patterns of +1 and -1, shape (patterns, n), without the one that changes nothing if all are enumerated."""
     if n <= _LARGEST_EXACT and 2 ** (n - 1) <= n_permutations + 1:
         codes = np.arange(1, 2 ** (n - 1))
-        return 1.0 - 2.0 * ((codes[:, None] >> np.arange(n)) & 1)
+        return np.asarray(1.0 - 2.0 * ((codes[:, None] >> np.arange(n)) & 1), dtype=np.float64)
     return np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_permutations, n))

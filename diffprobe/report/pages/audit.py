@@ -47,11 +47,12 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
         ("seeds per prompt", f"{about['n_seeds']}"),
         ("subjects", f"{len(config['subjects'])}"),
         ("cell", about["cells"][0]),
-        ("contexts of directions", f"{len(config['neutral'])} neutral subjects" if config["neutral"] else "the subjects"),
+        ("contexts of directions", f"{len(config['neutral'])} neutral subjects" if config["neutral"]
+         else "the subjects"),
         ("intervals", f"{about['level']:.0%}, templates and seeds resampled ({config['n_resamples']:,} resamples)"),
         ("discoveries", f"{result.metrics[0].value:.0f} of {result.metrics[0].n}: q of the "
-                        f"{' or '.join(dict.fromkeys(about['tested'].values()))} at most {about['fdr']:g}, and an interval "
-                        "without 0"),
+                        f"{' or '.join(dict.fromkeys(about['tested'].values()))} at most {about['fdr']:g}, and an "
+                        "interval without 0"),
         ("reference", f"{about['reference']}; compared: rates of {about['rates_of']}" if about["rates_of"] else "none"),
     ]  # fmt: skip
 
@@ -68,8 +69,8 @@ def _axis_view(result: RunResult, name: str, rows: Sequence[SubjectRow]) -> dict
     if first.position is not None:
         ordered = sorted(rows, key=lambda row: -(row.position or 0.0))
         plots.append({
-            "heading": "Position between the own variants", "note": "-1 at the subject's prompts with the negative words, "
-            "1 at those with the positive ones; the line is the middle",
+            "heading": "Position between the own variants", "note": "-1 at the subject's prompts with the negative "
+            "words, 1 at those with the positive ones; the line is the middle",
             "plot": draw_dots([_row(row, "position") for row in ordered], line=0.0),
         })  # fmt: skip
     if first.default is not None:
@@ -119,10 +120,11 @@ def _rate_note(about: dict[str, Any], separability: MetricRecord | None, kind: s
 
 
 def _row(row: SubjectRow, kind: str, *, with_reference: bool = False) -> Row:
+    tested = "association" if row.position is None else "position"
     value, low, high = (getattr(row, name) for name in (kind, f"{kind}_low", f"{kind}_high"))
     return Row(
         label=row.subject, value=value or 0.0, low=low, high=high,
-        reference=row.reference if with_reference else None, is_found=row.found and kind == ("association" if row.position is None else "position"),
+        reference=row.reference if with_reference else None, is_found=row.found and kind == tested,
         hint=f"{row.subject}: {value:.3f} {interval_text(low, high)}",
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ def make_spec(rates: dict[str, float], n_templates: int = 20, **more: object) ->
 
 @dataclass
 class World:
-    """Each prompt and seed has a side, +1 or -1; a latent is the sum of what the subject, template, seed and side add."""
+    """Each prompt and seed has a side, +1 or -1; a latent is the sum of what subject, template, seed and side add."""
 
     rates: dict[str, float]
     n_seeds: int = 8

@@ -14,7 +14,8 @@ HOSTILE = "<script>alert(1)</script>\u202e\"'><img src=x onerror=y>"
 
 def test_the_page_shows_what_was_measured() -> None:
     page = render_audit(example(axes=(TEXTURE, TONE)))
-    for heading in ("What these numbers cannot say", "texture", "tone", "Association", "Default", "Rate from prompt latents",
+    for heading in ("What these numbers cannot say", "texture", "tone", "Association", "Default",
+                    "Rate from prompt latents",
                     "Position between the own variants", "Descriptors at both ends", "Intersections", "Clusters",
                     "Groups of subjects", "Provenance"):  # fmt: skip
         assert heading in page, heading
