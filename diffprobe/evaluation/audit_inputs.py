@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64
+from numpy.typing import ArrayLike
 
 from diffprobe.analysis.audit.latents import PromptLatents
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, nearest
@@ -34,10 +35,8 @@ _HOW = (
 class PromptLatentLoader(Protocol):
     """Reads the prompt latents of one cell."""
 
-    def __call__(
-        self, store: Path, cell: str
-    ) -> tuple[Float32[np.ndarray, "prompts seeds d"], Sequence[str], Sequence[Mapping[str, str]]]:
-        """Return latents, the text of each prompt, and the attributes of each prompt.
+    def __call__(self, store: Path, cell: str) -> tuple[ArrayLike, Sequence[str], object]:
+        """Return latents of shape (prompts, seeds, d), the text of each prompt, and attributes, which are not used.
 
         Args:
             store: folder of the latents.

@@ -191,7 +191,7 @@ def random_percentiles(
 
 
 def group_effect(scores: Floats, members: np.ndarray, sampling: Sampling) -> tuple[float, Null]:
-    """Return how differently a group of subjects and the others are associated, as an effect size, with its null.
+    """Return the effect size of the associations of a group of subjects against the others, and its null distribution.
 
     The effect size is the difference of both means over the standard deviation of all scores (Caliskan et al. 2017,
     Semantics derived automatically from language corpora, Science). The null exchanges subjects between the groups;

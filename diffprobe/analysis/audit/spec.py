@@ -24,7 +24,7 @@ class Subject:
 
     @property
     def text(self) -> str:
-        """What stands in the slot of a template."""
+        """What replaces the slot of a template."""
         return self.name if self.alone is None else self.alone
 
 

@@ -77,7 +77,7 @@ def _axis_view(result: RunResult, name: str, rows: Sequence[SubjectRow]) -> dict
         ordered = sorted(rows, key=lambda row: -(row.default or 0.0))
         plots.append({
             "heading": "Default", "note": "similarity to the own prompt with the positive words minus that with the "
-            "negative ones; the line is no difference",
+            "negative ones; the line is equal similarity",
             "plot": draw_dots([_row(row, "default") for row in ordered], line=0.0),
         })  # fmt: skip
     for kind, heading in (("rate", "Rate from prompt latents"), ("image_rate", "Rate of generated images")):
