@@ -33,6 +33,7 @@ PROBE = "probe"
 
 KINDS = {
     PROBE: Kind("diffprobe.config.schema:RunConfig", "train"),
+    "audit": Kind("diffprobe.evaluation.audit_settings:Audit", "audit"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),

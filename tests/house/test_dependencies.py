@@ -13,10 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_IMPORTED = {"accelerate": "diffusers needs it to load weights without a second copy in memory"}
 """Declared package that no file of diffprobe imports -> why it is needed."""
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "hydra-core": "hydra", "huggingface-hub": "huggingface_hub"}
+MODULES = {
+    "pillow": "PIL", "pyyaml": "yaml", "hydra-core": "hydra", "huggingface-hub": "huggingface_hub",
+    "scikit-learn": "sklearn",
+}  # fmt: skip
 """Package -> its module, where the names differ."""
 OPTIONAL = {
-    "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "sklearn", "wandb_workspaces",
+    "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "wandb_workspaces",
     "datasets",
 }  # fmt: skip
 """Modules of the extras `peers`, `wandb`, `hub` and `dev`, which a command imports if they are there and else names."""

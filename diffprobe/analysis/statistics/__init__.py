@@ -30,6 +30,8 @@ from diffprobe.analysis.statistics.misclassification import (
 from diffprobe.analysis.statistics.paired import PairedResamples
 from diffprobe.analysis.statistics.permutation import LabelPermutations, LabelStatistic, permutation_null
 from diffprobe.analysis.statistics.selection import Selected, selected_interval
+from diffprobe.analysis.statistics.sign_flip import sign_flip_nulls, smallest_sign_flip_p
+from diffprobe.analysis.statistics.two_way import TwoWayResamples
 from diffprobe.core.groups import SINGLE_SAMPLES, Groups
 from diffprobe.probes.group_permutation import GroupPermutation
 from diffprobe.probes.null_distribution import Null
@@ -52,6 +54,7 @@ __all__ = [
     "Selected",
     "Statistic",
     "SumStatistic",
+    "TwoWayResamples",
     "WeightStatistic",
     "area_of",
     "benjamini_hochberg",
@@ -67,4 +70,6 @@ __all__ = [
     "ratio",
     "rogan_gladen",
     "selected_interval",
+    "sign_flip_nulls",
+    "smallest_sign_flip_p",
 ]

@@ -1,0 +1,1 @@
+"""Audits of prompt latents: associations of subjects with attributes, their intervals and tests, and rates."""

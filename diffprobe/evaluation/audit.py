@@ -1,0 +1,160 @@
+"""`diffprobe audit`: measures an audit on prompt latents, and writes a result, a CSV file, a page and rates."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffprobe.analysis.audit.latents import PromptLatents
+from diffprobe.analysis.audit.prompts import all_prompts
+from diffprobe.config.parse import record_tree
+from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
+from diffprobe.evaluation.audit_inputs import (
+    AUDIT_FORMAT,
+    PromptLatentLoader,
+    RateTable,
+    load_arrays,
+    read_latents,
+    read_rates,
+)
+from diffprobe.evaluation.audit_measures import CellMeasures, measure_cell, measure_other_cell
+from diffprobe.evaluation.audit_records import notes_of, records_of
+from diffprobe.evaluation.audit_settings import Audit
+from diffprobe.report.audit_table import render_csv
+from diffprobe.report.pages.audit import render_audit
+
+KIND = "audit"
+"""Kind of the results."""
+CSV_FILE, PAGE_FILE, RATES_FILE = "audit.csv", "audit.html", "audit.json"
+"""Files beside the result: a row per axis and subject, the page, and the rates for `diffprobe certify`."""
+WORDS_CELL = "text"
+"""Name of the cell of the text encoder."""
+_RULES = 1
+"""Raised when a measure changes, so that audits of both versions have different folders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Files of a finished audit."""
+
+    result: Path
+    """`result.json`."""
+    rates: Path | None
+    """The audit file with the rates of the main axis; None where they have no intervals."""
+
+    @property
+    def csv(self) -> Path:
+        """The table."""
+        return self.result.with_name(CSV_FILE)
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.result.with_name(PAGE_FILE)
+
+
+def audit(config: Audit, *, load: PromptLatentLoader = load_arrays) -> Written:
+    """Measure all axes at the main cell, compare the other cells with it, and write the files.
+
+    The folder is <output>/<experiment>/<first 12 digits of a digest>.
+
+    Args:
+        load: reads the prompt latents of a cell.
+
+    Raises: ConfigError without `store`, or for a prompt that has no latents; the errors of the loader and of the
+        measures; FileNotFoundError, ConfigError and SchemaError for tables of rates.
+    """
+    started_at = StartTime.now()
+    if config.store is None:
+        raise ConfigError(
+            "store is not set: an audit reads the latents of its prompts from a folder.",
+            f"it has {len(all_prompts(config)):,} prompts; write them with: "
+            f"diffprobe audit experiment={config.experiment} --prompts FILE",
+            fix="extract their latents, then set store=FOLDER (docs/users/audit.md)",
+        )  # fmt: skip
+    names = [one.name for one in config.all_subjects]
+    inputs: dict[str, str] = {}
+    reference = _table(config.reference.table, names, inputs, "reference")
+    images = _table(config.rates, names, inputs, "rates")
+    first, *others = config.cells
+    latents = _latents(config.store, first, config, load, inputs, f"latents/{first}")
+    words = None
+    if config.words_only is not None:
+        cell = config.words_cell or WORDS_CELL
+        words = _latents(config.words_only, cell, config, load, inputs, f"words/{cell}")
+    measures = measure_cell(config, latents, words=words, images=images, reference=reference)
+    compared = []
+    for cell in others:
+        other = _latents(config.store, cell, config, load, inputs, f"latents/{cell}")
+        compared.append((cell, measure_other_cell(config, other, measures)))
+    notes = notes_of(config, measures)
+    tree = record_tree(config)
+    run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs, "rules": _RULES})[:12]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    rates = _write_rates(run_dir / RATES_FILE, config, measures, names)
+    _write(run_dir, config, tree, records_of(config, measures, compared, notes), inputs, started_at)
+    return Written(result=run_dir / RESULT_FILE, rates=rates)
+
+
+def _latents(
+    folder: str, cell: str, config: Audit, load: PromptLatentLoader, inputs: dict[str, str], name: str
+) -> PromptLatents:
+    """Read latents, check that all prompts are there, and record their digest."""
+    import hashlib
+
+    found = read_latents(folder, cell, load=load)
+    prompts = all_prompts(config)
+    rows = found.rows(prompts)
+    digest = hashlib.sha256(digest_json(list(prompts)).encode())
+    digest.update(np.ascontiguousarray(rows).data)
+    inputs[f"{INPUT}{name}"] = digest.hexdigest()
+    return PromptLatents(features=rows, prompts=prompts)
+
+
+def _table(path: str | None, subjects: list[str], inputs: dict[str, str], name: str) -> RateTable | None:
+    if path is None:
+        return None
+    found = read_rates(path, subjects)
+    file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
+    inputs[f"{INPUT}{name}"] = digest_file(file)
+    return found
+
+
+def _write(
+    run_dir: Path, config: Audit, tree: dict[str, Any], records: list[MetricRecord], inputs: dict[str, str],
+    started_at: StartTime,
+) -> None:  # fmt: skip
+    result = make_result(
+        run=f"{config.experiment}/{run_dir.name}", experiment=config.experiment, kind=KIND, config=tree,
+        seeds={"resamples": config.seed, "permutations": config.seed, "clusters": config.seed}, metrics=records,
+        started_at=started_at, artifacts=inputs,
+    )  # fmt: skip
+    for name, text in ((CSV_FILE, render_csv(result)), (PAGE_FILE, render_audit(result))):
+        with atomic_file(run_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    write_result(result, run_dir / RESULT_FILE)
+
+
+def _write_rates(path: Path, config: Audit, measures: CellMeasures, names: list[str]) -> Path | None:
+    """Write the rates of the main axis as an audit file, where they have intervals."""
+    found = measures.axis(config.main_axis).rates
+    if found is None or found.low is None or found.high is None:
+        return None
+    rows = {
+        name: {"rate": float(rate), "low": float(low), "high": float(high)}
+        for name, rate, low, high in zip(names, found.rate, found.low, found.high, strict=True)
+    }
+    tree = {
+        "format": AUDIT_FORMAT,
+        "level": config.level,
+        "rates": rows,
+        "made_by": f"diffprobe audit {config.experiment}",
+    }
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
+    return path

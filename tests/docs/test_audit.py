@@ -1,0 +1,39 @@
+"""The page about audits: its commands, example and names are those of the code."""
+
+import re
+import shlex
+from dataclasses import fields
+
+import yaml
+
+from diffprobe.cli.audit import load_audit
+from diffprobe.config.parse import parse
+from diffprobe.evaluation.audit_inputs import FORMAT, PROMPTS_FILE, TENSORS_FILE
+from diffprobe.evaluation.audit_settings import Audit
+from tests.docs.markdown import ROOT
+
+TEXT = (ROOT / "docs/users/audit.md").read_text("utf-8")
+
+
+def test_the_settings_of_its_commands_are_valid() -> None:
+    commands = re.findall(r"^    diffprobe audit (.+)$", TEXT, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        words = shlex.split(command)
+        words = words[: words.index("--prompts")] if "--prompts" in words else words
+        assert len(load_audit(words).templates) >= 20
+
+
+def test_its_example_is_an_audit() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    tree = yaml.safe_load(block)
+    assert tree.pop("kind") == "audit"
+    assert parse(Audit, {**tree, "experiment": "x"}).has_few_templates
+
+
+def test_keys_and_files_that_it_names_exist() -> None:
+    keys = {field.name for field in fields(Audit)}
+    named = set(re.findall(r"`(\w+)(?:=[A-Z]|: false|=corrected|=position)", TEXT))
+    assert named and named <= keys | {"reader"}, named - keys
+    assert all(name in TEXT for name in (FORMAT, PROMPTS_FILE, TENSORS_FILE))
+    assert f"`least_separability` ({Audit.least_separability})" in TEXT
