@@ -39,6 +39,7 @@ KINDS = {
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),
+    "scenes_demo": Kind("diffprobe.demo.scenes.config:ScenesDemo", "demo"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),

@@ -70,8 +70,8 @@ def contact_sheet(spec: WorldSpec) -> tuple[SheetRow, ...]:
         _row("texture\nat a rate\nby role", textures),
         _row("colour", [(name, _image(spec, colour=name, texture="striped")) for name in spec.names("colour")]),
         _row("build", [(name, _image(spec, build=name, colour="purple")) for name in spec.names("build")]),
-        _row("size, pose", [(name, _image(spec, **{factor: name}))
-                            for factor in ("size", "pose") for name in spec.names(factor)]),
+        _row("size, pose", [*((name, _image(spec, size=name)) for name in spec.names("size")),
+                            *((name, _image(spec, pose=name)) for name in spec.names("pose"))]),
         _row("background\nnever in\na caption",
              [(name, _image(spec, background=name, index=3)) for name in spec.names("background")]),
         _row("object, side,\nplace", [
