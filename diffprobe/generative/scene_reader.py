@@ -160,6 +160,10 @@ def find_reader(folder: Path | str) -> Path:
     """
     if str(folder) == SHIPPED:
         folder = str(files("diffprobe") / "assets" / SHIPPED)
+        if not Path(folder).is_dir():
+            raise WeightsMissing(
+                f"the shipped reader '{SHIPPED}' is not in this installation.", fix="install diffprobe again"
+            )
     folder = Path(folder)
     for place in (folder, folder / "weights"):
         if (place / CONFIG_FILE).is_file() and (place / WEIGHTS_FILE).is_file():

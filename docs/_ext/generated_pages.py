@@ -19,6 +19,7 @@ OUT = DOCS / "_generated"
 COPIES = {
     "diffprobe/assets/emoji/README.md": "emoji.md",
     "diffprobe/assets/emoji-sd/README.md": "emoji-sd.md",
+    "diffprobe/assets/scenes-reader/README.md": "scenes-reader.md",
     "diffprobe/shards/PROTOCOL.md": "shard-format.md",
     "diffprobe/features/PROTOCOL.md": "store-format.md",
     "slurm/README.md": "slurm.md",
