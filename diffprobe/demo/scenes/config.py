@@ -40,7 +40,7 @@ class ScenesDemo:
     """Samples of each prompt and model."""
     n_per_role: int = 24
     """Images per role and model behind the rates."""
-    validated_per_role: int = 3
+    validated_per_role: int = 2
     """Images per role, the first ones, that are labelled by re-rendering: the confusion of the reader."""
     guidance: float = 0.0
     """Added to the scale of classifier-free guidance: 0 is none (scale 1 in diffusers), 2 is scale 3."""
