@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def test_each_twin_follows_its_own_rates_from_the_same_prompts_and_noise(demo, d
 
 
 def test_a_second_call_samples_nothing_and_finds_the_same(demo, drawn):
+    demo = replace(demo, n_per_role=4)
     first = run_scenes(demo, view())
     n_calls = len(drawn)
     files = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.safetensors")}
@@ -42,6 +44,7 @@ def test_a_second_call_samples_nothing_and_finds_the_same(demo, drawn):
 
 
 def test_an_interrupted_call_continues(demo, drawn):
+    demo = replace(demo, n_per_role=4)
     complete = run_scenes(demo, view())
     kept = sorted(complete.folder.rglob("*.safetensors"))
     for path in kept[::3]:
@@ -53,8 +56,6 @@ def test_an_interrupted_call_continues(demo, drawn):
 
 
 def test_nothing_is_sampled_before_everything_is_checked(demo, drawn, tmp_path):
-    from dataclasses import replace
-
     with pytest.raises(WeightsMissing):
         run_scenes(replace(demo, reader=str(tmp_path / "absent")), view())
     assert not drawn and not (tmp_path / "out").exists()
