@@ -57,12 +57,7 @@ def compose(experiment: str | None, overrides: Sequence[str] = ()) -> Composed:
     Raises: ConfigError on an unknown experiment or group choice, or a malformed setting. Keys are validated by `parse`.
     """
     experiment, settings = split_experiment(experiment, overrides)
-    kind = PROBE
-    if experiment is not None:
-        path = _experiment_path(experiment)
-        kind = read_kind(path) or PROBE
-        if kind not in KINDS:
-            raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
+    kind = PROBE if experiment is None else kind_of(experiment)
     groups = search_path.groups()
     _refuse_hydra({}, settings)  # before Hydra reads them: some end the program with its own help
     _refuse_cluster(settings)
@@ -188,6 +183,15 @@ def validate(composed: Composed) -> Any:
             raise ConfigError("'experiment' is the name of the experiment file; a file cannot set it.")
         tree["experiment"] = composed.experiment or ""
     return parse(cls, tree, composed.origin)
+
+
+def kind_of(experiment: str) -> str:
+    """Return the kind of an experiment file (`kinds.py`). Raises: ConfigError for an unknown experiment or kind."""
+    path = _experiment_path(experiment)
+    kind = read_kind(path) or PROBE
+    if kind not in KINDS:
+        raise unknown(f"kind of experiment in {search_path.display(path)}:", kind, KINDS, ConfigError)
+    return kind
 
 
 def split_experiment(experiment: str | None, overrides: Sequence[str]) -> tuple[str | None, list[str]]:

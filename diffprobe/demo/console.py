@@ -58,8 +58,12 @@ class DemoConsole:
 
         with self.loading():
             facts = demo_facts(demo)
+        self.heading(demo.config.title, facts)
+
+    def heading(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print a title and name -> value pairs."""
         self.console.print()
-        self.console.print(_text(demo.config.title, "bold"))
+        self.console.print(_text(title, "bold"))
         self.console.print()
         self._pairs(facts)
         self.console.print()
@@ -104,15 +108,25 @@ class DemoConsole:
     def closing(self, outcome: Outcome) -> None:
         """Print the paths of all outputs, the next commands, time and memory."""
         folder, config = outcome.demo.folder, outcome.demo.config
-        self._heading("Where everything is")
         rows = [("report", str(folder / REPORT))]
         rows += [("results", f"{len(outcome.results)} result.json files and their probes, below {folder}")]
         rows += [("stores", ", ".join(str(path) for path in outcome.store_paths))]
         rows += [("tables", f"diffprobe table {name} --results {folder}") for name in config.tables]
-        self._pairs(rows)
-        if config.next_steps:
-            self._heading("Next, on your own models and images")
-            for command in config.next_steps:
+        self.ending(rows, "Next, on your own models and images", config.next_steps)
+
+    def lines(self, title: str, lines: Sequence[str]) -> None:
+        """Print lines of a table or of text under a heading; long ones are not wrapped."""
+        self._heading(title)
+        for line in lines:
+            self.console.print(_text(f"  {line}"), soft_wrap=True)
+
+    def ending(self, paths: Sequence[tuple[str, str]], title: str, next_steps: Sequence[str]) -> None:
+        """Print where everything is, the next commands under their title, time and memory."""
+        self._heading("Where everything is")
+        self._pairs(paths)
+        if next_steps:
+            self._heading(title)
+            for command in next_steps:
                 self.console.print(_text(f"  {command}"), soft_wrap=True)
         self.console.print()
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

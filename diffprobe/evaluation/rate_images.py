@@ -3,7 +3,7 @@
 Images of a finished role are kept as uint8 in a safetensors file, and a repeated call continues after them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,35 +119,61 @@ def generated_images(
 
     Raises: NonFinite for images that are not finite; SchemaError for a damaged file, or one of other prompts.
     """
+    by_role = scenes_by_role(spec, seed, n)
+    prompts = {role: open_prompts(spec, scenes) for role, scenes in by_role.items()}
+    found = sampled_images(
+        pipeline, folder, prompts, seed=seed, guidance=guidance, sampling_steps=sampling_steps, resolution=resolution
+    )
+    return [RoleImages(role=role, keys=keys_of(role, n), truth=None, images=images) for role, images in found.items()]
+
+
+def sampled_images(
+    pipeline: Any,
+    folder: Path,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    guidance: float,
+    sampling_steps: int,
+    resolution: int,
+    named: str = "roles",
+) -> dict[str, Pixels]:
+    """Sample the images of lists of prompts that are not in the folder yet, and return all.
+
+    Noise depends on (seed, name of the list, number in it).
+
+    Args:
+        pipeline: a StableDiffusionPipeline; its scheduler is replaced by DDIM with "trailing" timesteps.
+        folder: of the files, one per list.
+        prompts: name of a list -> its prompts.
+        guidance: added to the scale of classifier-free guidance: 0 is none (diffusers' scale 1).
+        named: what the names are, for the progress bar.
+    Returns: name -> uint8 (n, r, r, 3).
+
+    Raises: NonFinite for images that are not finite; SchemaError for a damaged file, or one of other prompts.
+    """
     from diffusers import DDIMScheduler
 
     pipeline.scheduler = DDIMScheduler.from_config(
         pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=False
     )
-    by_role = scenes_by_role(spec, seed, n)
-    left = [role for role in by_role if not _path(folder, role).exists()]
+    left = {name: list(texts) for name, texts in prompts.items() if not _path(folder, name).exists()}
+    title = f"{len(left)} of {len(prompts)} {named}: sampling"
     with (
         ProgressDisplay(transient=True) as progress,
-        progress.bar(len(left) * n, f"{len(left)} of {len(by_role)} roles: sampling", unit="images", keep=False) as bar,
+        progress.bar(sum(map(len, left.values())), title, unit="images", keep=False) as bar,
     ):
-        for role in left:
-            prompts = open_prompts(spec, by_role[role])
+        for name, texts in left.items():
             images = _sample(
-                pipeline, role, prompts, seed=seed, guidance=guidance, steps=sampling_steps, side=resolution,
+                pipeline, name, texts, seed=seed, guidance=guidance, steps=sampling_steps, side=resolution,
                 update=bar.update,
             )  # fmt: skip
-            _save(folder, role, prompts, images)
-    return [
-        RoleImages(
-            role=role, keys=keys_of(role, n), truth=None,
-            images=_load(folder, role, open_prompts(spec, scenes), resolution),
-        )
-        for role, scenes in by_role.items()
-    ]  # fmt: skip
+            _save(folder, name, texts, images)
+    return {name: _load(folder, name, list(texts), resolution) for name, texts in prompts.items()}
 
 
 def _sample(
-    pipeline: Any, role: str, prompts: list[str], *, seed: int, guidance: float, steps: int, side: int,
+    pipeline: Any, name: str, prompts: list[str], *, seed: int, guidance: float, steps: int, side: int,
     update: Callable[[int], None],
 ) -> Pixels:  # fmt: skip
     import torch
@@ -156,45 +182,45 @@ def _sample(
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
         generators = [
-            torch.Generator().manual_seed(derive_seed("rates", seed, role, start + row)) for row in range(len(batch))
+            torch.Generator().manual_seed(derive_seed("rates", seed, name, start + row)) for row in range(len(batch))
         ]
         images = pipeline(
             batch, num_inference_steps=steps, guidance_scale=1.0 + guidance, generator=generators, height=side,
             width=side, output_type="np",
         ).images  # fmt: skip
         if not np.isfinite(images).all():
-            raise NonFinite(f"the images generated for role '{role}' are not finite numbers.")
+            raise NonFinite(f"the images generated for '{name}' are not finite numbers.")
         found.append((images * 255).round().clip(0, 255).astype(np.uint8))
         update(len(batch))
     return np.concatenate(found)
 
 
-def _path(folder: Path, role: str) -> Path:
-    return folder / f"{digest_json(role)[:16]}.safetensors"
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{digest_json(name)[:16]}.safetensors"
 
 
-def _save(folder: Path, role: str, prompts: list[str], images: Pixels) -> None:
+def _save(folder: Path, name: str, prompts: list[str], images: Pixels) -> None:
     import torch
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(_path(folder, role)) as temporary:
-        save_file({IMAGES: torch.from_numpy(np.ascontiguousarray(images))}, temporary, metadata=_header(role, prompts))
+    with atomic_file(_path(folder, name)) as temporary:
+        save_file({IMAGES: torch.from_numpy(np.ascontiguousarray(images))}, temporary, metadata=_header(name, prompts))
 
 
-def _header(role: str, prompts: list[str]) -> dict[str, str]:
-    return {"role": role, "prompts": digest_json(prompts)}
+def _header(name: str, prompts: list[str]) -> dict[str, str]:
+    return {"role": name, "prompts": digest_json(prompts)}
 
 
-def _load(folder: Path, role: str, prompts: list[str], resolution: int) -> Pixels:
+def _load(folder: Path, name: str, prompts: list[str], resolution: int) -> Pixels:
     from diffprobe.core.safetensors_file import open_safetensors
 
-    path, fix = _path(folder, role), f"remove '{_path(folder, role)}' and repeat the command"
+    path, fix = _path(folder, name), f"remove '{_path(folder, name)}' and repeat the command"
     with open_safetensors(path, fix=fix) as stored:
         header, names = stored.metadata() or {}, set(stored.keys())
         tensor: Tensor | None = stored.get_tensor(IMAGES) if names == {IMAGES} else None
     shape = (len(prompts), resolution, resolution, 3)
-    if header != _header(role, prompts) or tensor is None or tuple(tensor.shape) != shape:
-        raise SchemaError(f"'{path}' does not hold images of role '{role}' for these prompts.", fix=fix)
+    if header != _header(name, prompts) or tensor is None or tuple(tensor.shape) != shape:
+        raise SchemaError(f"'{path}' does not hold images of '{name}' for these prompts.", fix=fix)
     pixels: Pixels = tensor.numpy()
     return pixels

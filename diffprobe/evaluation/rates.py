@@ -61,7 +61,8 @@ class RatesEvaluation:
     """Folder of a StableDiffusionPipeline; or "renderer": rendered images at the rates of `world`, which have to be
     recovered."""
     reader: str
-    """Folder of a finished run of kind `train_reader`, or the folder of such runs if one of them is finished."""
+    """`scenes-reader`, which ships with diffprobe; the folder of a finished run of kind `train_reader`; or that of such
+    runs if one of them is finished."""
     world: str = "planted"
     """The world whose rates the model was trained on; the other worlds of the file are compared, too."""
     spec: str | None = None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from diffprobe.shards.scenes.spec import FACTORS, RESOLUTIONS, WorldSpec
 
 WEIGHTS_FILE, CONFIG_FILE = "reader.safetensors", "reader.json"
 """Files of a saved reader."""
+SHIPPED = "scenes-reader"
+"""Name of the reader that is part of the package, under `assets/`: of the shipped world, for 64 pixels."""
 _ROWS = 256
 """Images per pass of `SceneReader.read`."""
 _LAST_SIDE = 4
@@ -124,13 +127,18 @@ class SceneReader(nn.Module):
             for name, parts in found.items()
         }
 
-    def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and shape (JSON) to a folder."""
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write weights (safetensors) and shape (JSON) to a folder.
+
+        Args:
+            half: store the weights as float16, which halves the file; they are read into float32 again.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / WEIGHTS_FILE) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
+            state = {name: tensor.half() if half else tensor for name, tensor in self.state_dict().items()}
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
         tree = {
             "resolution": self.resolution,
             "world": self.spec.digest,
@@ -146,9 +154,16 @@ def find_reader(folder: Path | str) -> Path:
     """Return the folder of a reader's files.
 
     Args:
-        folder: of `SceneReader.save`, of a finished run of kind `train_reader`, or of such runs.
+        folder: `scenes-reader`, which ships with diffprobe; or a folder of `SceneReader.save`, of a finished run of
+            kind `train_reader`, or of such runs.
     Raises: WeightsMissing for a folder without a reader; ConfigError for one with several finished runs.
     """
+    if str(folder) == SHIPPED:
+        folder = str(files("diffprobe") / "assets" / SHIPPED)
+        if not Path(folder).is_dir():
+            raise WeightsMissing(
+                f"the shipped reader '{SHIPPED}' is not in this installation.", fix="install diffprobe again"
+            )
     folder = Path(folder)
     for place in (folder, folder / "weights"):
         if (place / CONFIG_FILE).is_file() and (place / WEIGHTS_FILE).is_file():
@@ -165,7 +180,7 @@ def find_reader(folder: Path | str) -> Path:
     raise WeightsMissing(
         f"there is no attribute reader in '{folder}'.",
         f"looked for: {CONFIG_FILE} and {WEIGHTS_FILE}",
-        fix="diffprobe train experiment=scenes/train_reader",
+        fix=f"reader={SHIPPED}, or diffprobe train experiment=scenes/train_reader",
     )
 
 

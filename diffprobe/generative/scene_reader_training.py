@@ -171,8 +171,8 @@ class ReaderModule(GenerativeModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def save(self, folder: Path) -> None:
-        """Write the reader."""
-        self.reader.save(folder)
+        """Write the reader, its weights as float16."""
+        self.reader.save(folder, half=True)
 
     def _indices(self, split: str) -> Ints:
         source = self.trainer.datamodule  # type: ignore[attr-defined]

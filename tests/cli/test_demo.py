@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from diffprobe.cli.demo import split_name
 from diffprobe.cli.main import main
 
 
@@ -110,3 +111,60 @@ runs:
 def test_an_experiment_that_is_no_demo_is_refused(capsys):
     assert main(["demo", "experiment=emoji/sae"]) == 2
     assert "'emoji/sae' is of kind 'probe'" in capsys.readouterr().err
+
+
+def test_a_demo_is_chosen_by_its_name_and_settings_stay_settings():
+    assert split_name([]) == (None, []) and split_name(["output=x", "data=emoji"]) == (None, ["output=x", "data=emoji"])
+    assert split_name(["seed=1", "scenes", "output=x"]) == ("scenes", ["seed=1", "output=x"])
+    assert split_name(["trainer.max_epochs"]) == (None, ["trainer.max_epochs"])  # refused with the settings
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["scene"], ["unknown demo 'scene'", "nearest: scenes", "allowed: emoji, scenes"]),
+        (["emoji", "scenes"], ["2 demos are named: emoji, scenes"]),
+        (["scenes", "experiment=emoji/demo"], ["scenes/demo, emoji/demo"]),
+        (["trainer.max_epochs"], ["'trainer.max_epochs' is not of the form key=value"]),
+        (["scenes", "n_per_rol=3"], ["n_per_rol", "n_per_role"]),
+        (["scenes", "reader=absent"], ["no attribute reader in 'absent'"]),
+        (["scenes", "twins=[{model: absent, world: planted}, {model: b, world: permuted}]"], ["absent"]),
+        (["scenes", "prompts=[a cok]"], ["'a cok'"]),
+    ],
+)
+def test_a_wrong_name_or_setting_of_a_demo_is_refused(capsys, words, found):
+    assert main(["demo", *words, "--check"]) == 2
+    err = capsys.readouterr().err
+    assert all(text in err for text in found), err
+
+
+def test_the_check_of_the_demo_of_scenes_samples_nothing(tmp_path, capsys, tiny_scene_twins):
+    folder = tmp_path / "out"
+    assert main(["demo", "scenes", tiny_scene_twins, f"output={folder}", "--check"]) == 0
+    assert "the configuration is valid" in (out := capsys.readouterr().out) and "9 prompts" in out
+    assert not folder.exists()
+
+
+def test_the_demo_of_scenes_prints_its_tables_and_writes_the_page(tmp_path, capsys, tiny_scene_twins, monkeypatch):
+    """Its sampling is in tests/demo/scenes; here the models are not asked."""
+    from diffprobe.core.errors import EmptyClass
+    from diffprobe.evaluation import rates
+
+    def nothing(config):
+        raise EmptyClass(f"stopped at {Path(config.model).name} in {config.output}")
+
+    monkeypatch.setattr(rates, "evaluate_rates", nothing)
+    assert main(["demo", f"output={tmp_path}", "scenes", tiny_scene_twins]) == 2
+    captured = capsys.readouterr()
+    assert "A world whose rates are known" in captured.out and f"stopped at one in {tmp_path}" in captured.err
+
+
+@pytest.fixture
+def tiny_scene_twins(tmp_path):
+    """The setting that names two tiny pipelines of 64 pixels."""
+    from diffprobe.backbones.families import sd_unet
+
+    for seed, name in enumerate(("one", "two")):
+        sd_unet.tiny(tmp_path / "twins" / name, seed=seed, resolution=64)
+    pairs = (("one", "planted"), ("two", "permuted"))
+    return f"twins=[{', '.join(f'{{model: {tmp_path}/twins/{name}, world: {world}}}' for name, world in pairs)}]"

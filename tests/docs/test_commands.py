@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from diffprobe.cli.demo import split_name
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
 from diffprobe.config.compose import compose, load, split_experiment, validate
+from diffprobe.config.kinds import kinds_of
 from diffprobe.evaluation.use_settings import load_generations, load_use
 from diffprobe.runs.ladder import each_rung
 from diffprobe.runs.seeds import each_seed
@@ -17,7 +19,7 @@ from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
 
 EXPERIMENTS = {"extract": None, "train": None, "demo": None, "config": None}
 """Verbs whose settings are composed alone -> the experiment that they take if none is named."""
-DEMOS = [name for name in search_path.experiments() if compose(name).kind == "demo"]
+DEMOS = [name for name in search_path.experiments() if compose(name).kind in kinds_of("demo")]
 GUIDE = ROOT / "docs/users/guide.md"
 
 
@@ -93,7 +95,8 @@ def check(command: str) -> None:
     verb, arguments = parse(command)
     settings = list(getattr(arguments, "settings", ()))
     if verb in EXPERIMENTS:
-        experiment, settings = split_experiment(EXPERIMENTS[verb], settings)
+        name, settings = split_name(settings) if verb == "demo" else (None, settings)
+        experiment, settings = split_experiment(EXPERIMENTS[verb] if name is None else f"{name}/demo", settings)
         for rung in each_rung(compose(experiment, settings)):
             for composed in each_seed(rung):
                 validate(composed)

@@ -51,6 +51,30 @@ def test_a_saved_reader_reads_the_same(tmp_path):
     assert {path.suffix for path in (tmp_path / "runs" / "abc" / "weights").iterdir()} == {".safetensors", ".json"}
 
 
+def test_half_the_bytes_read_nearly_the_same(tmp_path):
+    images = render_batch(SPEC, 0, range(8), resolution=32).images
+    one = reader()
+    for name, half in (("whole", False), ("half", True)):
+        one.save(tmp_path / name, half=half)
+    sizes = [(tmp_path / name / "reader.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.7 * sizes[1]
+    other = load_reader(tmp_path / "half", SPEC)
+    assert {parameter.dtype for parameter in other.parameters()} == {torch.float32}
+    for name, values in one.read(images).items():
+        assert np.abs(other.read(images)[name] - values).max() < 0.01
+
+
+def test_the_shipped_reader_reads_rendered_images():
+    """The shares of its card are of 2,000 scenes; these are the first 200."""
+    shipped = load_reader("scenes-reader", SPEC)
+    batch = render_batch(SPEC, 3, range(200))
+    found = shipped.read(batch.images)
+    for name in FACTORS:
+        right = (found[name].argmax(1) == batch.scenes.factors[name]).mean()
+        assert right > 0.9, (name, right)
+    assert sum(path.stat().st_size for path in find_reader("scenes-reader").iterdir()) < 1.5e6
+
+
 def test_wrong_folders_and_files_are_refused(tmp_path):
     with pytest.raises(WeightsMissing, match="reader.json"):
         load_reader(tmp_path, SPEC)
