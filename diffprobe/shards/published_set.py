@@ -138,9 +138,9 @@ def choose(
 
 
 def as_readable(data: bytes) -> bytes:
-    """Return JPEG, PNG and WebP bytes as they are, and another image, whatever its name says, as PNG.
+    """Return JPEG, PNG and WebP bytes as they are, and an image of another format as PNG, whatever its extension.
 
-    Some archives have GIF and BMP images whose names end in `.jpg`. Raises: Pillow's errors for what is no image.
+    Some archives have GIF and BMP images whose names end in `.jpg`. Raises: Pillow's errors for other files.
     """
     if data.startswith(_READABLE):
         return data

@@ -1,7 +1,7 @@
 """FGVC-Aircraft (Maji et al., 2013): aircraft by variant, family and manufacturer, with the authors' three splits.
 
-Each photograph ends in a banner of 20 rows with its copyright, which would tell the photographer; it is cut off, as the
-authors ask.
+Each photograph ends in a banner of 20 rows with its copyright, from which a model could
+recognise the photographer; it is cut off, as the authors ask.
 """
 
 import argparse

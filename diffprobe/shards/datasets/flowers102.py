@@ -131,7 +131,7 @@ def _list_of(path: Path, key: str, expected: str) -> list[int]:
             f"'{path}' has no list '{key}' ({type(error).__name__}: {error}).", f"expected: {expected} of Flowers-102"
         ) from error
     if values.dtype.kind not in "iu" or not values.size:
-        raise ShardError(f"'{path}': '{key}' is no list of integers.", f"expected: {expected} of Flowers-102")
+        raise ShardError(f"'{path}': '{key}' is not a list of integers.", f"expected: {expected} of Flowers-102")
     return [int(value) for value in values.ravel()]
 
 

@@ -161,7 +161,9 @@ def _by_number(files: dict[str, FilePart], truth: list[str], source: Path) -> di
     for file in files:
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", _stem(file))
         if match is None or not 1 <= int(match[1]) <= len(truth):
-            raise ShardError(f"'{source}': '{file}' is no validation image 1 to {len(truth):,}.", f"expected: {_VAL}")
+            raise ShardError(
+                f"'{source}': '{file}' is not one of the validation images 1 to {len(truth):,}.", f"expected: {_VAL}"
+            )
         found[file] = truth[int(match[1]) - 1]
     return found
 
@@ -171,7 +173,7 @@ def _stem(file: str) -> str:
 
 
 def _numbers(part: FilePart, synsets: dict[int, tuple[str, str]]) -> list[int]:
-    """Return the class number of each validation image. Raises: ShardError for what is no such list."""
+    """Return the class number of each validation image. Raises: ShardError for another file."""
     words = read_text(part, _TRUTH).split()
     wrong = [word for word in words if not word.isdecimal() or int(word) not in synsets]
     if wrong or not words:
