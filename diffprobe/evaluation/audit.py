@@ -1,6 +1,5 @@
 """`diffprobe audit`: measures an audit on prompt latents, and writes a result, a CSV file, a page and rates."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from diffprobe.analysis.audit.latents import PromptLatents
 from diffprobe.analysis.audit.prompts import all_prompts
 from diffprobe.config.parse import record_tree
 from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.audit_file import write_audit
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.audit_inputs import (
-    AUDIT_FORMAT,
     PromptLatentLoader,
     RateTable,
-    load_arrays,
+    load_latents,
     read_latents,
     read_rates,
 )
@@ -58,7 +57,7 @@ class Written:
         return self.result.with_name(PAGE_FILE)
 
 
-def audit(config: Audit, *, load: PromptLatentLoader = load_arrays) -> Written:
+def audit(config: Audit, *, load: PromptLatentLoader = load_latents) -> Written:
     """Measure all axes at the main cell, compare the other cells with it, and write the files.
 
     The folder is <output>/<experiment>/<first 12 digits of a digest>.
@@ -145,16 +144,9 @@ def _write_rates(path: Path, config: Audit, measures: CellMeasures, names: list[
     found = measures.axis(config.main_axis).rates
     if found is None or found.low is None or found.high is None:
         return None
-    rows = {
-        name: {"rate": float(rate), "low": float(low), "high": float(high)}
-        for name, rate, low, high in zip(names, found.rate, found.low, found.high, strict=True)
-    }
-    tree = {
-        "format": AUDIT_FORMAT,
-        "level": config.level,
-        "rates": rows,
-        "made_by": f"diffprobe audit {config.experiment}",
-    }
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
+    rows = zip(names, found.rate.tolist(), found.low.tolist(), found.high.tolist(), strict=True)
+    write_audit(
+        path, {name: (rate, low, high) for name, rate, low, high in rows}, level=config.level,
+        made_by=f"diffprobe audit {config.experiment}",
+    )  # fmt: skip
     return path

@@ -15,6 +15,7 @@ from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
 from diffprobe.analysis.audit.latents import PromptLatents
+from diffprobe.core.audit_file import FORMAT as AUDIT_FORMAT
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, nearest
 from diffprobe.core.foreign import require_regular_file
 from diffprobe.core.json_file import expect, read_json_object
@@ -24,8 +25,6 @@ PROMPTS_FILE, TENSORS_FILE = "prompts.json", "latents.safetensors"
 """Files of a folder of prompt latents as plain arrays."""
 FORMAT = "diffprobe.prompt_latents/1"
 """Format that `prompts.json` names."""
-AUDIT_FORMAT = "diffprobe.audit/1"
-"""Format of audit files, as `diffprobe certify` reads them."""
 _HOW = (
     f"needed: a folder with {PROMPTS_FILE} (format, prompts) and {TENSORS_FILE} (per cell a float32 array of shape "
     "(prompts, seeds, d)), docs/users/audit.md"
@@ -77,7 +76,24 @@ def load_arrays(
     return features.numpy(), list(prompts), [{} for _ in prompts]
 
 
-def read_latents(store: str | Path, cell: str, *, load: PromptLatentLoader = load_arrays) -> PromptLatents:
+def load_latents(
+    store: Path, cell: str
+) -> tuple[Float32[np.ndarray, "prompts seeds d"], list[str], list[Mapping[str, str]]]:
+    """Read a folder of plain arrays, or a feature store that `diffprobe extract` made from prompts.
+
+    Raises: those of `load_arrays`; of `load_prompt_latents` for a store.
+    """
+    from diffprobe.features.prompt_latents import load_prompt_latents
+    from diffprobe.features.writer import MANIFEST
+
+    if not (store / MANIFEST).is_file():
+        return load_arrays(store, cell)
+
+    found = load_prompt_latents(store, cell)
+    return found.features.numpy(), found.prompts, [{} for _ in found.prompts]
+
+
+def read_latents(store: str | Path, cell: str, *, load: PromptLatentLoader = load_latents) -> PromptLatents:
     """Return the prompt latents of a cell.
 
     Raises: StoreIncomplete for a folder that does not exist; ConfigError and NonFinite for latents that cannot be used;

@@ -267,7 +267,12 @@ def _text_coordinate(
     sides = [torch.isin(labels, torch.tensor([names.index(name) for name in end])) for end in (above, below)]
     if not all(bool(side.any()) for side in sides):
         raise EmptyClass(f"split '{train}' lacks captions of an end of '{direction.target}'.")
-    encoder = load_clip_text(locate(str(config.text_encoder)).folder, dtype=torch.float32)
+    folder = locate(str(config.text_encoder)).folder
+    if folder is None:
+        raise ConfigError(
+            f"text_encoder={config.text_encoder} has no text encoder.", fix="a pipeline folder, or emoji-sd"
+        )
+    encoder = load_clip_text(folder, dtype=torch.float32)
     means = []
     for side in sides:
         texts = [table.captions[i] for i in side.nonzero().flatten().tolist()]

@@ -129,7 +129,9 @@ def compare_selectors(
         )
     wanted = list(dict.fromkeys(cell for case in cases for cell in case.val))
     given = None if encoder is None else _encoder(encoder, encoder_cell, runs[0].config.data.train_split)
-    scores: dict[str, dict[str, float]] = {"RankMe": {}} | ({} if given is None else {f"CKNNA (k={k})": {}})
+    scores: dict[str, dict[str, float]] = {"RankMe": {}}
+    if given is not None:
+        scores[f"CKNNA (k={k})"] = {}
     n, split = 0, runs[0].config.data.train_split
     for run in runs:
         missing = [cell for cell in wanted if cell not in scores["RankMe"]]

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from diffprobe.core.audit_file import FORMAT, write_audit
 
 
-def test_a_file_has_the_rates_and_what_made_them(tmp_path):
+def test_a_file_has_the_rates_and_what_made_them(tmp_path: Path) -> None:
     path = tmp_path / "audit.json"
     write_audit(path, {"cook": (0.9, 0.8, 0.95)}, level=0.95, made_by="diffprobe eval rates")
     assert json.loads(path.read_text("utf-8")) == {
@@ -16,7 +17,7 @@ def test_a_file_has_the_rates_and_what_made_them(tmp_path):
     assert set(json.loads(path.read_text("utf-8"))) == {"format", "level", "rates"}
 
 
-def test_a_rate_that_is_not_a_number_is_not_written(tmp_path):
+def test_a_rate_that_is_not_a_number_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_audit(tmp_path / "audit.json", {"cook": (float("nan"), 0.0, 1.0)}, level=0.95)
     assert not (tmp_path / "audit.json").exists()

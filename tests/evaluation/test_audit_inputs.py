@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffprobe.core.audit_file import FORMAT as AUDIT_FORMAT
 from diffprobe.core.errors import ConfigError, DiffprobeError, NonFinite, SchemaError, StoreIncomplete, StoreMismatch
 from diffprobe.core.result import RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.audit_inputs import (
-    AUDIT_FORMAT,
     PROMPTS_FILE,
     TENSORS_FILE,
     load_arrays,
@@ -98,3 +98,21 @@ def test_a_file_that_is_not_an_audit_is_refused(tmp_path: Path) -> None:
         read_rates(tmp_path / "a.json", ["cook"])
     with pytest.raises(FileNotFoundError):
         read_rates(tmp_path / "none.csv", ["cook"])
+
+
+def test_a_feature_store_of_prompts_is_read_by_its_own_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from diffprobe.features import prompt_latents
+
+    (tmp_path / "manifest.json").write_text("{}", "utf-8")
+    asked = []
+
+    def read(store: Path, cell: str) -> prompt_latents.PromptLatents:
+        asked.append((store, cell))
+        return prompt_latents.PromptLatents(torch.from_numpy(FEATURES), ["a", "b"], {"prompt_id": ["a", "b"]})
+
+    monkeypatch.setattr(prompt_latents, "load_prompt_latents", read)
+    found = read_latents(tmp_path, "mid@t1")
+    assert found.prompts == ("a", "b") and np.array_equal(found.features, FEATURES)
+    assert asked == [(tmp_path, "mid@t1")]

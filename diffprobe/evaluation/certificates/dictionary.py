@@ -244,7 +244,7 @@ def _pointing(
     height, width = size
     return [
         pointing_check(
-            *codes, *(labels_of(spec, part, factor) for part in parts),
+            codes[0], codes[1], labels_of(spec, parts[0], factor), labels_of(spec, parts[1], factor),
             covered_places(drawn.mask(PARTS_OF[factor]), (height, width), config.tolerance), rules, factor=factor,
             part=PARTS_OF[factor],
         )

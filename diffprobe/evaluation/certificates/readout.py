@@ -210,11 +210,13 @@ def _rung_features(
     from diffprobe.evaluation.certificates.scene_features import SceneReader
 
     assert config.backbone is not None
-    size = {"resolution": config.resolution, "noise_seed": config.noise_seed}
-    readers = {_PIXELS: SceneReader(spec, "pixels", "pixels@t0", **size)}
+    resolution, noise_seed = config.resolution, config.noise_seed
+    readers = {_PIXELS: SceneReader(spec, "pixels", "pixels@t0", resolution=resolution, noise_seed=noise_seed)}
     reason = why_without("vae", locate(config.backbone))
     if reason is None:
-        readers[_VAE] = SceneReader(spec, config.backbone, f"{LATENTS}@t0", part="vae", **size)
+        readers[_VAE] = SceneReader(
+            spec, config.backbone, f"{LATENTS}@t0", part="vae", resolution=resolution, noise_seed=noise_seed
+        )
     found = {name: (reader.read(train), reader.read(test)) for name, reader in readers.items()}
     return found, {} if reason is None else {f"gain over {_VAE}": reason}
 

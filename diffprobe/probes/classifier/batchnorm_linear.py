@@ -83,6 +83,7 @@ class BatchNormLinearBank(linear.LinearBank):
         probe = ClassifierProbe("batchnorm_linear", self.config, d_in=self.d_in, n_classes=count).to(self.mean.device)
         assert isinstance(probe.head, nn.Sequential)
         norm, layer = probe.head[0], probe.head[1]
+        assert isinstance(layer, nn.Linear)
         norm.load_state_dict(self.norm.state_dict())
         start = sum(self.n_classes[:index])
         layer.weight.copy_(self.weight[start : start + count])

@@ -99,7 +99,7 @@ class LinearBank(Bank):
         return [[part[i] for part in parts] for i in range(len(self.n_classes))]
 
     @torch.no_grad()
-    def head(self, index: int) -> "LinearProbe":
+    def head(self, index: int) -> ClassifierProbe:
         """Copy one head out as a probe of its own."""
         start, width = sum(self.n_classes[:index]), self.n_classes[index]
         probe = LinearProbe(self.d_in, width).to(self.weight.device)

@@ -38,6 +38,18 @@ class ProbePlan:
     """What trains in the run where `probe.grid` is given; each has a record of its own."""
 
 
+class LabelNames(Protocol):
+    """The names of classes and attribute values."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes of the label."""
+
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """Attribute -> names of its values."""
+
+
 class Source(Protocol):
     """What a kind reads of the DataModule of a run."""
 
@@ -153,7 +165,7 @@ def require_one_cell(config: RunConfig, cells: Sequence[str], *, alternative: st
         )
 
 
-def target_classes(targets: tuple[str, ...], source: Source) -> dict[str, tuple[str, ...]]:
+def target_classes(targets: tuple[str, ...], source: LabelNames) -> dict[str, tuple[str, ...]]:
     """Return the class names of each target. Raises: UnknownName for a target that the data do not have."""
     known = {"label": source.classes, **source.attributes}
     for target in targets:
