@@ -42,7 +42,7 @@ class PromptPlan:
     sampling: SamplingConfig
     """How latents are sampled."""
     guidance: float
-    """Weight of guidance; for distilled guidance, what the network is told."""
+    """Weight of guidance; for distilled guidance, the value that the network receives."""
     scheduler: dict[str, Any]
     """Scheduler config of the checkpoint."""
     grid: tuple[int, ...]

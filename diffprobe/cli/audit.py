@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from diffprobe.evaluation.audit_settings import Audit
 
 GROUP = "meaning"
-HELP = "associations of subjects with attributes in a model, from prompts alone"
+HELP = "associations of subjects with attributes, from prompts alone"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import re
 from diffprobe.cli.arguments import add_check, add_settings
 
 GROUP = "runs"
-HELP = "run the main job on the shipped data, or another demo, and write report.html"
+HELP = "run the main job, or another demo, on shipped data; writes a page"
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _FILE = "/demo"
 """A demo is an experiment file `<name>/demo`."""

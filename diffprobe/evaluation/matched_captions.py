@@ -91,7 +91,7 @@ def written_choice(
     seed: int,
     progress: ProgressDisplay,
 ) -> list[MetricRecord]:
-    """As `matched_choice`, with candidates that are written: another value stands in the phrase of the attribute.
+    """As `matched_choice`, with candidates that are written: the phrase of the attribute has another value.
 
     Args:
         encode: encodes captions, one row each.

@@ -63,7 +63,7 @@ class _NuisanceSums:
     """Sums over the nuisances of one axis: a 0/1 column per value, and one for samples without a value.
 
     Args:
-        axis: the contrast pair; its own target is no nuisance.
+        axis: the contrast pair; its own target is not a nuisance.
         sizes: attribute -> number of its values.
         d_in, n_columns: width of the features, and number of label columns.
     """

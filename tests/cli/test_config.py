@@ -50,7 +50,7 @@ def test_choices_and_keys_can_be_listed(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["config", "--list"]) == 0
     out = capsys.readouterr().out
     assert "  emoji/classifier\n" in out and re.search(
-        r"^probe: .*knn, linear, linear_cv, logistic, .*topk", out, re.MULTILINE
+        r"^probe: .*knn, lda, linear, linear_cv, logistic, .*topk", out, re.MULTILINE
     )
     assert main(["config", "--keys"]) == 0
     assert "trainer.max_epochs: int = 10\n    Passes over the training split.\n" in capsys.readouterr().out

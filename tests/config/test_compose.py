@@ -85,7 +85,7 @@ def test_the_keys_of_a_probe_keep_their_lines(write: Write) -> None:
 @pytest.mark.parametrize(
     ("settings", "messages"),
     [
-        (["data=emojis"], ["data=emojis", "nearest: emoji", "allowed: emoji"]),
+        (["data=emojis"], ["data=emojis", "nearest: emoji", "allowed: caltech101", "emoji, "]),
         (["trainer"], ["'trainer' is not of the form key=value"]),
         (["+data=emoji", "~seed=1"], ["'+data=emoji' is not", "'~seed=1' is not"]),
         (["seed=[1"], ["setting seed=[1", "at input '[1'", "must be a complete list"]),

@@ -30,7 +30,7 @@ def saved(run):
 
 @pytest.fixture
 def store(run):
-    return str(next((run.parents[1] / "stores").iterdir()))
+    return str(next((run.parents[2] / "stores").iterdir()))
 
 
 def test_phrases_of_the_captions_are_ranked_and_written(saved, store, tmp_path):

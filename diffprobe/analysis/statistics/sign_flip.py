@@ -26,7 +26,7 @@ def sign_flip_nulls(values: NDArray[np.float64], *, n_permutations: int = 9999, 
     Raises: ConfigError for no pair or no permutation; NonFinite.
 
     >>> [round(null.p, 3) for null in sign_flip_nulls(np.array([[1.0, 2.0, 3.0, 4.0, 5.0], [1, -1, 1, -1, 0.5]]))]
-    [0.062, 0.812]
+    [0.062, 1.0]
     """
     if values.ndim != 2 or not values.shape[1] or n_permutations < 1:
         raise ConfigError(
