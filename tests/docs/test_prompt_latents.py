@@ -17,7 +17,8 @@ def test_the_page_from_a_file_of_prompts_to_arrays(tmp_path: Path) -> None:
     command = next(block.code for block in found if block.code.startswith("diffprobe extract"))
     words = shlex.split(command)[1:]
     with working_in(tmp_path):
-        store = run(*words, "sampling.seeds=2", "features.taps=[mid_block]", "--quiet").split()[-1]
+        small = ["sampling.seeds=2", "sampling.steps=5", "features.timesteps=[199]", "features.taps=[mid_block]"]
+        store = run(*words, *small, "sampling.guidance=0", "--quiet").split()[-1]
     workplace: dict[str, Any] = {"cwd": tmp_path, "store": store}
     first, second = [block.code for block in found if block.language == "python"]
     names = execute(first, workplace)
