@@ -7,7 +7,7 @@ import sys
 from diffprobe.cli.arguments import add_settings
 
 GROUP = "features"
-HELP = "write features of images or prompts to a store; continues if repeated"
+HELP = "write features of images or prompts to a store; can be continued"
 TAKES_PROCESSES = True
 _PROCESS = (
     "write part I of N (0/2 and 1/2 together make the store); parts can run at the same time on any machine. Default: "
