@@ -1,9 +1,8 @@
 """Record what the twins of `scenes` were measured to do, for their cards: python docs/record_scenes.py RUNS, the folder
-of the runs of scenes/evaluate, scenes/rates and scenes/layers with both twins.
+of the runs of scenes/evaluate and scenes/rates with both twins.
 
 Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
-its markers, and the figures of the rates into docs. Predictions are too large to keep, so the marks of the table of
-layers are in its CSV and on the card alone.
+its markers, and the figures of the rates into docs.
 """
 
 import argparse
@@ -13,14 +12,11 @@ from pathlib import Path
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.evaluation.rate_tables import rate_tables
-from diffprobe.runs.tables import build_table
 
 DOCS = Path(__file__).resolve().parent
 TWINS = ("scenes-sd", "scenes-sd-permuted")
 KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
-LAYERS = "scenes"
-"""Table of what can be read from each layer of the first twin."""
 END = "<!-- end of tables -->"
 
 
@@ -32,11 +28,6 @@ def card(name: str) -> Path:
 def recorded(name: str, kind: str) -> RunResult:
     """Return a recorded result of a twin."""
     return read_result(DOCS / "results" / name / f"{kind}.json")
-
-
-def csv_of_layers() -> Path:
-    """Return the file of the table of layers."""
-    return DOCS / "results" / TWINS[0] / "layers.csv"
 
 
 def tables() -> dict[str, str]:
@@ -68,10 +59,6 @@ def record(runs: Path) -> None:
             shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
         elif (path.parent / "samples.png").exists():
             shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")
-    layers = build_table(LAYERS, runs)
-    csv_of_layers().write_text(layers.render("csv"), encoding="utf-8")
-    page = card(TWINS[0])
-    page.write_text(with_tables(page.read_text("utf-8"), "layers", layers.render("markdown")), encoding="utf-8")
     for name in TWINS:
         page = card(name)
         for marker, content in tables().items():

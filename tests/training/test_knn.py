@@ -184,4 +184,7 @@ def test_the_summary_states_what_the_probes_keep(tmp_path):
     module = run(tmp_path)
     assert module.saving_note == ", with 0.0 MiB of training features"
     records = module.records("test")
-    assert kind.summary(SimpleNamespace(metrics=records, config={})) == "1 targets, 0.0 MiB of training features in the probes"
+    assert (
+        kind.summary(SimpleNamespace(metrics=records, config={}))
+        == "1 targets, 0.0 MiB of training features in the probes"
+    )
