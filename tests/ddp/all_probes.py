@@ -80,9 +80,10 @@ def run(name, module, fit, results):
         trainer.fit(module, datamodule=source)
     trainer.validate(module, datamodule=source, verbose=False)
     trainer.test(module, datamodule=source, verbose=False)
-    results[name] = [asdict(record) for split in module.scores for record in module.records(split)]
+    splits = getattr(module, "scores", ("val", "test"))
+    results[name] = [asdict(record) for split in splits for record in module.records(split)]
     if trainer.is_global_zero:
-        for split, predictions in module.predictions.items():
+        for split, predictions in getattr(module, "predictions", {}).items():
             save_predictions(predictions, OUTPUT / f"{name}-{predictions_file(split)}")
         tensors = dict(module.state_dict())
         if name.startswith("direction"):

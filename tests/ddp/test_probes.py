@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folders):
     one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
-    assert one.keys() == two.keys() and len(one) == 11
+    assert one.keys() == two.keys() and len(one) == 13
     return one, two
 
 

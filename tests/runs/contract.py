@@ -82,6 +82,7 @@ OTHER = {
     "l2": [1.0, 0.1],
     "class_weight": "none",
     "linear.class_weight": "balanced",
+    "batchnorm_linear.class_weight": "balanced",
     "linear.l2": 0.5,
     "patience": 1,
     "components": 3,

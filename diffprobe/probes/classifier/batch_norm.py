@@ -56,8 +56,9 @@ class JointBatchNorm(nn.Module):
         centred = wide - mean.view(shape)
         variance: Tensor = all_reduce(centred.square().sum(places)) / total
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * total / (total - 1).clamp(min=1), self.momentum)
+            unbiased = variance * total / (total - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         found = centred * (variance + self.eps).rsqrt().view(shape)
         if self.weight is not None and self.bias is not None:
             found = found * self.weight.view(shape) + self.bias.view(shape)
