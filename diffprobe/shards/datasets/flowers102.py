@@ -34,7 +34,7 @@ _EXPECTED = "102flowers.tgz, with jpg/image_00001.jpg to image_08189.jpg"
 _LISTS = {"train": "trnid", "val": "valid", "test": "tstid"}
 _MOST = 2**24
 """Largest list in bytes; the authors' have some 15 kB."""
-# The archive numbers its classes; these are the names of the categories on the authors' page, by that number.
+# The archive numbers its classes; these are the names of the categories by that number, as copies of the set list them.
 _NAMES = """
 pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon orchid;
 bird of paradise; monkshood; globe thistle; snapdragon; colt's foot; king protea; spear thistle; yellow iris;
