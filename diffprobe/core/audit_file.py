@@ -3,8 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.errors import SchemaError
+from diffprobe.core.json_file import read_json_object
 
 FORMAT = "diffprobe.audit/1"
 """The value of the key `format`."""
@@ -29,3 +32,14 @@ def write_audit(
     }
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_audit_tree(path: Path) -> dict[str, Any]:
+    """Return the content of an audit file, of which only the format is checked.
+
+    Raises: FileNotFoundError; SchemaError for another format.
+    """
+    tree = read_json_object(path, fix=f'write {{"format": "{FORMAT}", "level": 0.95, "rates": {{...}}}}')
+    if tree.get("format") != FORMAT:
+        raise SchemaError(f"'{path}' has the format {tree.get('format')!r}, expected '{FORMAT}'.")
+    return tree

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
 from diffprobe.analysis.audit.latents import PromptLatents
-from diffprobe.core.audit_file import FORMAT as AUDIT_FORMAT
+from diffprobe.core.audit_file import read_audit_tree
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, nearest
 from diffprobe.core.foreign import require_regular_file
 from diffprobe.core.json_file import expect, read_json_object
@@ -215,9 +215,7 @@ def _number(text: str | None, path: Path, line: int, key: str) -> float | None:
 
 
 def _from_audit(path: Path) -> dict[str, _Row]:
-    tree = read_json_object(path)
-    if tree.get("format") != AUDIT_FORMAT:
-        raise SchemaError(f"'{path}' has the format {tree.get('format')!r}, expected '{AUDIT_FORMAT}'.")
+    tree = read_audit_tree(path)
     rates: dict[str, Any] = expect(tree.get("rates"), dict, where=f"'{path}': rates")
     rows: dict[str, _Row] = {}
     for name, row in rates.items():

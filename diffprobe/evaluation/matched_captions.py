@@ -99,9 +99,8 @@ def written_choice(
         most: largest number of candidates of a sample.
         expectations: the regressions.
     """
-    records = []
+    table, records = encoded.table, []
     for attribute, phrase in phrases.items():
-        table = encoded.table
         written = written_candidates(
             encoded.captions, table.attributes, table.keys, name=attribute, phrase=phrase, most=most, seed=seed
         )

@@ -19,7 +19,7 @@ from diffprobe.analysis.certification.audit import (
 from diffprobe.analysis.certification.check import Certificate, Check, Subject
 from diffprobe.config.parse import parse
 from diffprobe.config.validators import at_least
-from diffprobe.core.audit_file import FORMAT
+from diffprobe.core.audit_file import FORMAT, read_audit_tree
 from diffprobe.core.errors import ConfigError, DiffprobeError, SchemaError
 from diffprobe.core.json_file import expect, read_json_object
 from diffprobe.evaluation.certificates.method import Method, call, load_callable
@@ -176,9 +176,7 @@ def read_audit(path: Path, roles: Sequence[str]) -> Rates:
     Raises: FileNotFoundError; SchemaError for another format; ConfigError for roles that are missing or unknown, and
         for rates out of range.
     """
-    tree = read_json_object(path, fix=f'write {{"format": "{FORMAT}", "level": 0.95, "rates": {{...}}}}')
-    if tree.get("format") != FORMAT:
-        raise SchemaError(f"'{path}' has the format {tree.get('format')!r}, expected '{FORMAT}'.")
+    tree = read_audit_tree(path)
     if unknown := sorted(set(tree) - {"format", "level", "rates", "made_by"}):
         raise SchemaError(f"'{path}' has unknown keys: {', '.join(unknown)}.", "allowed: format, level, rates, made_by")
     level = tree.get("level")
