@@ -2,7 +2,8 @@
 of the runs of scenes/evaluate and scenes/rates with both twins.
 
 Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
-its markers, and the figures of the rates into docs.
+its markers, and the figures of the rates into docs. `--certificate NAME=FOLDER` records a certificate as well, for the
+table of docs/users/certify.md, which has all that were recorded.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 from diffprobe.evaluation.backbone_tables import backbone_tables
+from diffprobe.evaluation.certificate_tables import certificate_tables
 from diffprobe.evaluation.rate_tables import rate_tables
 
 DOCS = Path(__file__).resolve().parent
@@ -18,6 +20,9 @@ TWINS = ("scenes-sd", "scenes-sd-permuted")
 KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
 END = "<!-- end of tables -->"
+CERTIFICATES = DOCS / "results" / "scenes-sd" / "certificates"
+PAGES = (DOCS / "users" / "certify.md",)
+"""Pages with tables, besides the cards."""
 
 
 def card(name: str) -> Path:
@@ -33,7 +38,9 @@ def recorded(name: str, kind: str) -> RunResult:
 def tables() -> dict[str, str]:
     """Return the tables of the cards by their markers, made from the recorded results."""
     found = {f"{name}/evaluation": backbone_tables(recorded(name, "evaluation")) for name in TWINS}
-    return {**found, "rates": rate_tables([recorded(name, "rates") for name in TWINS])}
+    certificates = [(path.stem.replace("-", " "), read_result(path)) for path in sorted(CERTIFICATES.glob("*.json"))]
+    rates = rate_tables([recorded(name, "rates") for name in TWINS])
+    return {**found, "rates": rates, "certificates": certificate_tables(certificates)}
 
 
 def with_tables(text: str, marker: str, content: str) -> str:
@@ -59,13 +66,23 @@ def record(runs: Path) -> None:
             shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
         elif (path.parent / "samples.png").exists():
             shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")
-    for name in TWINS:
-        page = card(name)
+    for page in (*map(card, TWINS), *PAGES):
         for marker, content in tables().items():
             page.write_text(with_tables(page.read_text("utf-8"), marker, content), encoding="utf-8")
+
+
+def record_certificate(name: str, folder: Path) -> None:
+    """Copy a certificate under the name that its method has in the table."""
+    CERTIFICATES.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / RESULT_FILE, CERTIFICATES / f"{name.replace(' ', '-')}.json")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder of the runs, for example runs")
-    record(parser.parse_args().runs)
+    parser.add_argument("--certificate", action="append", default=[], metavar="NAME=FOLDER")
+    given = parser.parse_args()
+    for certificate in given.certificate:
+        called, _, where = certificate.partition("=")
+        record_certificate(called, Path(where))
+    record(given.runs)
