@@ -25,7 +25,7 @@ def dot_plot(
 ) -> "Figure":
     """Draw estimates in 0..1 against known values in 0..1, with intervals, names, and the diagonal.
 
-    Points of equal known value are drawn beside one another.
+    Points of equal known value are drawn beside one another, and their names in a column right of them.
 
     Args:
         known, estimated: one value per point.
@@ -45,16 +45,18 @@ def dot_plot(
 
     settings: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(settings):
-        figure = figure_class()(figsize=(_SIDE * 1.5, _SIDE))
+        figure = figure_class()(figsize=(_SIDE * 1.7, _SIDE))
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=_OTHER, linewidth=1, zorder=1)
         places = _beside_one_another(known, estimated)
-        for x, y, (low, high), label in zip(places, estimated, intervals, labels, strict=True):
+        for x, y, (low, high) in zip(places, estimated, intervals, strict=True):
             axes.plot([x, x], [low, high], color=_COLOUR, linewidth=1.2, zorder=2)
             axes.plot([x], [y], "o", color=_COLOUR, markersize=4, zorder=3)
-            text = axes.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
-            text.set_parse_math(False)
+        for i, height in enumerate(_label_heights(known, estimated)):
+            right = max(x for x, value in zip(places, known, strict=True) if value == known[i]) + 0.012
+            axes.plot([places[i], right], [estimated[i], height], color=_OTHER, linewidth=0.5, zorder=1)
+            axes.text(right, height, labels[i], fontsize=6, va="center", parse_math=False)
         axes.set(xlim=(-0.04, 1.08), ylim=(-0.04, 1.04), xlabel=x_title, ylabel=y_title)
         if heading:
             axes.set_title(heading, loc="left", fontsize=10, parse_math=False)
@@ -70,3 +72,21 @@ def _beside_one_another(known: Sequence[float], estimated: Sequence[float], gap:
         for order, i in enumerate(rows):
             places[i] = value + (order - (len(rows) - 1) / 2) * gap
     return places
+
+
+def _label_heights(known: Sequence[float], estimated: Sequence[float], gap: float = 0.028) -> list[float]:
+    """Return the heights of the names: those of one known value are near their points and at least `gap` apart."""
+    heights = [0.0] * len(known)
+    for value in set(known):
+        rows = sorted((i for i, one in enumerate(known) if one == value), key=lambda i: estimated[i])
+        stacked: list[tuple[float, int]] = []  # runs of touching names: their lowest height, and how many they are
+        for i in rows:
+            low, n = estimated[i], 1
+            while stacked and stacked[-1][0] + stacked[-1][1] * gap > low:
+                below, m = stacked.pop()
+                low, n = (below * m + (low - m * gap) * n) / (m + n), m + n
+            stacked.append((low, n))
+        found = [low + k * gap for low, n in stacked for k in range(n)]
+        for i, height in zip(rows, found, strict=True):
+            heights[i] = height
+    return heights
