@@ -119,7 +119,7 @@ def decode(folder: Path | str, config: DecodeConfig, *, output: Path | str = "ru
     """
     started_at = StartTime.now()
     direction, store, run = Direction.load(folder), FeatureStore.open(config.store), run_of(folder)
-    notes = _require_match(direction, store, run, config.split)
+    notes = require_match(direction, store, run, config.split)
     table = store.load(config.split, [direction.cell])
     _require_captions(table, config)
     group_by = config.group_by or _group_of(run)
@@ -168,8 +168,12 @@ def run_of(folder: Path | str) -> RunResult | None:
     return None
 
 
-def _require_match(direction: Direction, store: FeatureStore, run: RunResult | None, split: str) -> tuple[str, ...]:
-    """Check that a store has the space of a direction, and samples that it was not estimated on; return notes."""
+def require_match(direction: Direction, store: FeatureStore, run: RunResult | None, split: str) -> tuple[str, ...]:
+    """Check that a store has the space of a direction, and samples that it was not estimated on.
+
+    Returns: what could not be compared.
+    Raises: StoreMismatch for a store of another backbone or without the cell; UnknownName for a split; SplitLeak.
+    """
     manifest = store.manifest
     if direction.cell not in manifest.cells:
         raise StoreMismatch(

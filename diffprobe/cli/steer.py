@@ -1,0 +1,60 @@
+"""``diffprobe steer``: generate images with a direction added, and measure what moves."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from diffprobe.cli.arguments import add_check
+
+if TYPE_CHECKING:
+    from diffprobe.analysis.dose_response import Dose
+    from diffprobe.analysis.statistics import Interval
+
+GROUP = "meaning"
+HELP = "generate images with a direction added, at several strengths"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the direction, the settings and the output folder."""
+    parser.add_argument("direction", metavar="DIRECTION", help="folder of a saved direction, below probes/ of a run")
+    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: generator=FOLDER, "
+                        "store=FOLDER, prompts=[PROMPT], and those of the documentation")  # fmt: skip
+    parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
+    add_check(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the dose-response of the direction and of random ones."""
+    from diffprobe.cli.certify import settings_tree
+    from diffprobe.config.parse import parse
+    from diffprobe.core.columns import aligned
+    from diffprobe.evaluation.steer import GRID_FILE, OWN, TABLE_FILE, SteerConfig, steer
+
+    tree = settings_tree(args.keys)
+    config = parse(SteerConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    if args.check:
+        print("the configuration is valid")
+        return 0
+    found, path = steer(args.direction, config, output=args.output)
+    along = list(found.doses[OWN][0].moved)
+    heads = ["steered", "strength", *(f"moved along {name}" if name != OWN else "moved" for name in along), "distance"]
+    rows = [_row(name, dose) for name, doses in found.doses.items() for dose in doses]
+    print("\n".join(aligned([heads, *rows], [False] + [True] * (len(heads) - 1))))
+    print("strength, moved: in standard deviations of the store's samples along the direction, relative to strength 0")
+    print("distance: from the store's samples, as a multiple of the distance among them")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(f"result: {path}")
+    print(f"table: {path.with_name(TABLE_FILE)}")
+    print(f"images: {path.with_name(GRID_FILE)}")
+    return 0
+
+
+def _row(name: str, dose: "Dose") -> list[str]:
+    return [name, f"{dose.strength:+g}", *(_shown(value, "+.2f") for value in dose.moved.values()),
+            _shown(dose.distance, ".2f")]  # fmt: skip
+
+
+def _shown(value: "Interval | float", form: str) -> str:
+    if isinstance(value, float):
+        return format(value, form)
+    return f"{value.estimate:{form}} [{value.low:{form}}, {value.high:{form}}]"

@@ -1,0 +1,329 @@
+"""`diffprobe steer`: generate images with a direction added, and measure what moves inside the model.
+
+Finished images are noised again and read in the cell of the direction, so that the prompt and the added vector are not
+in the features. Real images of a feature store give the unit of strength and the distance from the data.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from diffprobe.analysis.certification.steering import check_strengths
+from diffprobe.analysis.dose_response import DataCloud, Dose, dose_response
+from diffprobe.analysis.statistics import Interval
+from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.locate import locate
+from diffprobe.backbones.plan import make_configs, make_plan
+from diffprobe.backbones.vae import VaeDecoder
+from diffprobe.config.validators import at_least
+from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError, StoreMismatch, WeightsMismatch, unknown
+from diffprobe.core.progress import ProgressDisplay
+from diffprobe.core.result import (
+    BACKBONE,
+    INPUT,
+    RESULT_FILE,
+    STORE,
+    MetricRecord,
+    StartTime,
+    make_result,
+    write_result,
+)
+from diffprobe.evaluation.decode import require_match, run_of
+from diffprobe.features.reader import FeatureStore
+from diffprobe.probes.direction import Direction, random_directions
+from diffprobe.probes.serialization import SETTINGS
+from diffprobe.report.table import csv_value
+from diffprobe.runs.provenance import backbone_digest, checkpoint_digest
+from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
+from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
+from diffprobe.scoring.steering import Steering, steered_latents
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KIND = "steer"
+"""Kind of the result."""
+GRID_FILE, TABLE_FILE = "grid.png", "steering.csv"
+"""Images by strength, and the table, beside the result."""
+OWN = "steered"
+"""Name of the steered direction in the records."""
+BRANCHES = ("text", "both")
+_AT_ONCE = 64
+_GAP, _HEAD = 2, 14  # pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteerConfig:
+    """Settings of `diffprobe steer`."""
+
+    generator: str = ""
+    """StableDiffusionPipeline that draws: a folder, or the name of a shipped model."""
+    store: str = ""
+    """Folder of a feature store of real images, with the cell of the direction."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that are drawn."""
+    split: str = "test"
+    """Split of the store whose samples are used."""
+    strengths: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0)
+    """Strengths, in standard deviations of the split's coordinate along the direction; 0 is one of them."""
+    seeds: int = 4
+    """Images per prompt; sample s of every prompt starts from the same noise."""
+    others: tuple[str, ...] = ()
+    """Folders of saved directions in the same cell, along which the same images are measured."""
+    window: tuple[int, int] | None = None
+    """Smallest and largest timestep at which the direction is added; None for all."""
+    branch: str = "text"
+    """Pass of guidance on which it is added: "text", or "both"."""
+    guidance: float = 0.0
+    """Added to the scale of classifier-free guidance: 0 is none (scale 1 in diffusers)."""
+    sampling_steps: int = 20
+    """DDIM steps."""
+    n_random: int = 3
+    """Random directions of equal norm that are steered, too."""
+    neighbours: int = 5
+    """Nearest samples of the store whose mean distance is that of an image from them."""
+    n_resamples: int = 1000
+    """Bootstrap resamples of prompts."""
+    level: float = 0.95
+    """Coverage of the intervals."""
+    seed: int = 0
+    """Seed of noise, random directions and resamples."""
+
+    def __post_init__(self) -> None:
+        for name, what in (("generator", "FOLDER of a StableDiffusionPipeline"), ("store", "FOLDER")):
+            if not getattr(self, name):
+                raise ConfigError(f"steering needs a {name}.", fix=f"{name}={what}")
+        if not self.prompts or len(set(self.prompts)) < len(self.prompts):
+            raise ConfigError(
+                f"{len(self.prompts)} prompts: at least one, each once.", fix="prompts='[a red heart, a cat]'"
+            )
+        check_strengths(self.strengths)
+        at_least(1, seeds=self.seeds, sampling_steps=self.sampling_steps)
+        at_least(1, neighbours=self.neighbours, n_resamples=self.n_resamples)
+        at_least(0, guidance=self.guidance, n_random=self.n_random)
+        if self.branch not in BRANCHES:
+            raise unknown("branch", self.branch, BRANCHES)
+        if self.branch == "both" and self.guidance == 0:
+            raise ConfigError("branch=both has no effect without guidance: there is one pass.", fix="guidance=2")
+        if self.window is not None and not 0 <= self.window[0] <= self.window[1]:
+            raise ConfigError(f"window={list(self.window)}: needed is [smallest,largest], from 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered:
+    """What steering did."""
+
+    doses: dict[str, tuple[Dose, ...]]
+    """`OWN`, or "random 1" ... -> what each strength of that direction does."""
+    notes: tuple[str, ...]
+    """What could not be compared."""
+
+
+def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs") -> tuple[Steered, Path]:
+    """Generate at each strength, and measure; write `result.json`, `steering.csv` and `grid.png`.
+
+    Args:
+        folder: what `Direction.save` wrote.
+        output: folder of runs. The result is in <output>/steer/<first 12 digits of a digest>.
+
+    Returns: the numbers and the path of the result.
+    Raises: StoreMismatch and SplitLeak as `decode.require_match`, and for a generator with another network than the
+        store; WeightsMismatch for one that is not a StableDiffusionPipeline; ConfigError for a cell with places, a tap
+        that cannot be replaced, or another direction of another cell; EmptyClass for too few samples; NonFinite.
+    """
+    started_at = StartTime.now()
+    direction, store, run = Direction.load(folder), FeatureStore.open(config.store), run_of(folder)
+    notes = require_match(direction, store, run, config.split)
+    directions = {OWN: _unit(direction.vector), **_others(config, direction)}
+    generator = _Generator(config, Cell.parse(direction.cell))
+    if generator.digest != backbone_digest(store.manifest.backbone):
+        raise StoreMismatch(
+            f"store '{config.store}' is of another model than generator '{config.generator}'.",
+            fix="a store of the features of this generator",
+        )
+    table = store.load(config.split, [direction.cell])
+    cloud = DataCloud(features=table.features[direction.cell].flatten(1).double().numpy(), neighbours=config.neighbours)
+    spread = cloud.spread(directions[OWN])
+    steered = {OWN: spread * directions[OWN]}
+    for number, row in enumerate(random_directions(len(direction.vector), config.n_random, seed=config.seed).T, 1):
+        steered[f"random {number}"] = spread * _unit(row)
+    doses, images = {}, {}
+    with (
+        ProgressDisplay(transient=True) as progress,
+        progress.bar(len(steered), "directions: steering", unit="directions", keep=False) as bar,
+    ):
+        for name, vector in steered.items():
+            found = generator.draw(torch.from_numpy(vector))
+            if name == OWN:
+                images = {strength: generator.decode(latents) for strength, latents in found.items()}
+            features = {strength: generator.reread(latents) for strength, latents in found.items()}
+            doses[name] = dose_response(
+                features, directions, cloud, generator.prompts, n_resamples=config.n_resamples, level=config.level,
+                seed=config.seed,
+            )  # fmt: skip
+            bar.update(1)
+    inputs = {
+        STORE: store.manifest.digest, BACKBONE: generator.digest,
+        f"{INPUT}direction": digest_file(Path(folder) / SETTINGS),
+    }  # fmt: skip
+    tree = {"direction": str(folder), **dataclasses.asdict(config)}
+    place = Path(output) / KIND / digest_json({**tree, "inputs": inputs})[:12]
+    place.mkdir(parents=True, exist_ok=True)
+    n = len(generator.prompts)
+    metrics = [record for name, found in doses.items() for record in _records(name, found, direction, n)]
+    result = make_result(
+        run=place.name, experiment=KIND, kind=KIND, config=tree, seeds={"noise": config.seed, "draws": config.seed},
+        metrics=metrics, started_at=started_at, artifacts=inputs,
+    )  # fmt: skip
+    with atomic_file(place / GRID_FILE) as temporary:
+        image_grid(images, config.seeds).save(temporary, format="PNG")
+    _write_csv(result.metrics, place / TABLE_FILE)
+    write_result(result, place / RESULT_FILE)
+    return Steered(doses=doses, notes=notes), place / RESULT_FILE
+
+
+class _Generator:
+    """A model that is steered at the tap of a cell, and that reads its own images in this cell."""
+
+    def __init__(self, config: SteerConfig, cell: Cell) -> None:
+        self._cell, self._config = cell, config
+        if cell.pool == "none" or cell.pool.startswith("tokens"):
+            raise ConfigError(
+                f"cell '{cell.name}' has more than one vector per sample.", fix="a direction of pool mean or gridK"
+            )
+        if cell.condition not in ("empty", "caption"):
+            raise ConfigError(
+                f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
+            )
+        checkpoint = locate(config.generator)
+        if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
+            raise WeightsMismatch(
+                f"generator='{config.generator}' is a {checkpoint.index.get('_class_name')}, not a "
+                "StableDiffusionPipeline.",
+                fix="generator=FOLDER of a StableDiffusionPipeline",
+            )
+        self.digest = checkpoint_digest(config.generator)
+        options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": "caption"}
+        plan = make_plan(*make_configs(config.generator, options))
+        require_replaceable(plan)
+        self.prompts = [prompt for prompt in config.prompts for _ in range(config.seeds)]
+        self._keys = [f"seed {number}" for _ in config.prompts for number in range(config.seeds)]
+        with quiet_libraries():
+            network = InterventionNetwork(plan)
+            self._decode = VaeDecoder.from_folder(checkpoint.part("vae"))
+            self._reader = DiffusionFeatures.from_pretrained(
+                config.generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
+                seed=config.seed,
+            )  # fmt: skip
+        self._sampler = PromptSampler(
+            network, self.prompts, self._keys, sampling_timesteps(config.sampling_steps, plan.schedule.n_timesteps),
+            1.0 + config.guidance, config.seed, edits_unconditional=config.branch == "both",
+        )  # fmt: skip
+
+    def draw(self, vector: Tensor) -> dict[float, Tensor]:
+        """Return the finished latents of each strength of a vector."""
+        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, vector=vector, window=self._config.window)
+        return {strength: steered_latents(self._sampler, steering, strength) for strength in self._config.strengths}
+
+    def reread(self, latents: Tensor) -> Float64[np.ndarray, "samples d"]:
+        """Noise finished latents again, and return their features; equal noise for equal seeds."""
+        found = []
+        for start in range(0, len(latents), _AT_ONCE):
+            rows = slice(start, start + _AT_ONCE)
+            captions = self.prompts[rows] if self._cell.condition == "caption" else None
+            features = self._reader.from_latents(latents[rows], keys=self._keys[rows], captions=captions)
+            found.append(next(iter(features.values())).cpu().double().numpy())
+        return np.concatenate(found)
+
+    def decode(self, latents: Tensor) -> list["Image"]:
+        """Return the images of finished latents."""
+        from PIL import Image
+
+        found = torch.cat([self._decode(part) for part in latents.split(_AT_ONCE)])
+        pixels = (found * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(one) for one in pixels]
+
+
+def _unit(vector: Tensor) -> Float64[np.ndarray, " d"]:
+    found: Float64[np.ndarray, " d"] = vector.double().numpy()
+    return found / np.linalg.norm(found)
+
+
+def _others(config: SteerConfig, own: Direction) -> dict[str, Float64[np.ndarray, " d"]]:
+    """Return the other directions, by target. Raises: ConfigError for another cell or a target that is given twice."""
+    found: dict[str, Float64[np.ndarray, " d"]] = {}
+    for folder in config.others:
+        other = Direction.load(folder)
+        if other.cell != own.cell:
+            raise ConfigError(f"others: '{folder}' is of cell '{other.cell}', the direction of '{own.cell}'.")
+        if other.target in (*found, own.target, OWN):
+            raise ConfigError(f"others: '{folder}' is a second direction of '{other.target}'.")
+        found[other.target] = _unit(other.vector)
+    return found
+
+
+def _records(name: str, doses: Sequence[Dose], direction: Direction, n: int) -> list[MetricRecord]:
+    """Return the records of a steered direction: `moved` along each measured one, and `distance`, by strength."""
+    found = []
+    for dose in doses:
+        values: list[tuple[str, str | None, Interval | float]] = [("distance", None, dose.distance)]
+        values += [("moved", direction.target if along == OWN else along, value) for along, value in dose.moved.items()]
+        for measure, target, value in values:
+            detail: dict[str, object] = {"strength": dose.strength, "steered": name}
+            if isinstance(value, Interval):
+                detail["interval"] = [value.low, value.high]
+            number = value.estimate if isinstance(value, Interval) else value
+            found.append(
+                MetricRecord(
+                    name=measure, value=number, split="generated", n=n, cell=direction.cell, target=target,
+                    probe=name, detail=detail,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _write_csv(records: Sequence[MetricRecord], path: Path) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["steered", "strength", "measure", "along", "value", "low", "high", "images"])
+        for one in records:
+            low, high = one.detail.get("interval", ("", ""))
+            cells = [one.probe, one.detail["strength"], one.name, one.target or "", one.value, low, high, one.n]
+            writer.writerow([csv_value(cell) for cell in cells])
+
+
+def image_grid(images: "dict[float, list[Image]]", seeds: int) -> "Image":
+    """Return images as a grid: a column per strength, which is named above it, and a row per prompt and seed.
+
+    Args:
+        images: strength -> images in the order of prompts, then seeds.
+        seeds: images per prompt; a wider gap separates prompts.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = [images[strength] for strength in sorted(images)]
+    width, height = columns[0][0].size
+    rows = len(columns[0])
+    prompts = -(-rows // seeds)
+    size = (len(columns) * (width + _GAP) + _GAP, _HEAD + rows * (height + _GAP) + prompts * _GAP)
+    grid = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(grid)
+    for column, (strength, found) in enumerate(zip(sorted(images), columns, strict=True)):
+        left = _GAP + column * (width + _GAP)
+        pen.text((left + width / 2, _HEAD / 2), f"{strength:+g}" if strength else "0", fill="black", anchor="mm")
+        for row, image in enumerate(found):
+            grid.paste(image, (left, _HEAD + row * (height + _GAP) + (row // seeds) * _GAP))
+    return grid
