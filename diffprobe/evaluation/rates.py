@@ -31,6 +31,7 @@ from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.rate_images import RoleImages, generated_images, rendered_images
 from diffprobe.evaluation.rate_tables import TABLES_FILE, rate_tables
+from diffprobe.evaluation.validated_sheet import validated_sheet
 from diffprobe.generative.scene_reader import WEIGHTS_FILE, SceneReader, find_reader, load_reader
 from diffprobe.shards.scenes.factors import rates
 from diffprobe.shards.scenes.spec import FACTORS, STRIPED, WorldSpec
@@ -40,8 +41,10 @@ KIND = "rates_eval"
 """Kind of the results."""
 RENDERER = "renderer"
 """Value of `model` for rendered images, the positive control."""
-LABELS_FILE, FIGURE, AUDIT_FILE = "labels.csv", "rates", "audit.json"
-"""File of the labels of the validated images, folder of the figure, and the rates as an audit that can be certified."""
+LABELS_FILE, SHEET_FILE = "labels.csv", "validated.png"
+"""Labels of the validated images, and these images."""
+FIGURE, AUDIT_FILE = "rates", "audit.json"
+"""Folder of the figure, and the rates as an audit that can be certified."""
 SPLIT = "generated"
 """Split of the records."""
 _PROPOSED_ROLES = 3
@@ -117,6 +120,8 @@ def evaluate_rates(config: RatesEvaluation) -> Path:
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
     measured = _Measurement(config, spec, reader, found)
+    with atomic_file(run_dir / SHEET_FILE) as temporary:
+        validated_sheet(found, config.validated_per_role).save(temporary, format="PNG")
     labels = measured.label(run_dir / LABELS_FILE)
     shares, metrics = measured.rates(labels)
     metrics += measured.comparisons(shares, run_dir / FIGURE) + measured.qualities(labels)
