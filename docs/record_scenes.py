@@ -2,8 +2,9 @@
 of the runs of scenes/evaluate and scenes/rates with both twins.
 
 Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
-its markers, and the figures of the rates into docs. `--certificate NAME=FOLDER` records a certificate as well, for the
-table of docs/users/certify.md, which has all that were recorded.
+its markers, and the figures of the rates into docs. With runs of scenes/layers the table of layers is made again; their
+result files are too large to keep, so it is kept as it is printed and as CSV. `--certificate NAME=FOLDER` records a
+certificate as well, for the table of docs/users/certify.md, which has all that were recorded.
 """
 
 import argparse
@@ -14,12 +15,14 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.evaluation.certificate_tables import certificate_tables
 from diffprobe.evaluation.rate_tables import rate_tables
+from diffprobe.runs.tables import build_table
 
 DOCS = Path(__file__).resolve().parent
 TWINS = ("scenes-sd", "scenes-sd-permuted")
 KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
 END = "<!-- end of tables -->"
+LAYERS = DOCS / "results" / "scenes-sd" / "layers.md"
 CERTIFICATES = DOCS / "results" / "scenes-sd" / "certificates"
 PAGES = (DOCS / "users" / "certify.md",)
 """Pages with tables, besides the cards."""
@@ -40,7 +43,8 @@ def tables() -> dict[str, str]:
     found = {f"{name}/evaluation": backbone_tables(recorded(name, "evaluation")) for name in TWINS}
     certificates = [(path.stem.replace("-", " "), read_result(path)) for path in sorted(CERTIFICATES.glob("*.json"))]
     rates = rate_tables([recorded(name, "rates") for name in TWINS])
-    return {**found, "rates": rates, "certificates": certificate_tables(certificates)}
+    certified, layers = certificate_tables(certificates), LAYERS.read_text("utf-8")
+    return {**found, "rates": rates, "certificates": certified, "layers": layers}
 
 
 def with_tables(text: str, marker: str, content: str) -> str:
@@ -54,6 +58,8 @@ def with_tables(text: str, marker: str, content: str) -> str:
 
 def record(runs: Path) -> None:
     """Copy the results, and write their tables into the cards."""
+    if (runs / "scenes" / "layers").is_dir():
+        record_layers(runs)
     for path in sorted(runs.rglob(RESULT_FILE), key=lambda path: path.stat().st_mtime):
         result = read_result(path)
         name = result.config.get("model")
@@ -69,6 +75,16 @@ def record(runs: Path) -> None:
     for page in (*map(card, TWINS), *PAGES):
         for marker, content in tables().items():
             page.write_text(with_tables(page.read_text("utf-8"), marker, content), encoding="utf-8")
+
+
+def record_layers(runs: Path) -> None:
+    """Keep the table of layers as it is printed, without title and caption, and as CSV."""
+    table = build_table("scenes", runs)
+    lines = table.render("markdown").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    notes = lines[next(number for number, line in enumerate(lines) if line.startswith("- ")) :]
+    LAYERS.write_text("\n".join([*rows, "", *notes]) + "\n", encoding="utf-8")
+    LAYERS.with_suffix(".csv").write_text(table.render("csv"), encoding="utf-8")
 
 
 def record_certificate(name: str, folder: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffprobe.analysis.audit.latents import PromptLatents
 from diffprobe.analysis.audit.prompts import all_prompts
+from diffprobe.analysis.audit.whitening import whitened
 from diffprobe.config.parse import record_tree
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.audit_file import write_audit
@@ -81,7 +82,7 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_latents) -> Written:
     reference = _table(config.reference.table, names, inputs, "reference")
     images = _table(config.rates, names, inputs, "rates")
     first, *others = config.cells
-    latents = _latents(config.store, first, config, load, inputs, f"latents/{first}")
+    latents = _latents(config.store, first, config, load, inputs, f"latents/{first}", whiten=config.whiten)
     words = None
     if config.words_only is not None:
         cell = config.words_cell or WORDS_CELL
@@ -89,7 +90,7 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_latents) -> Written:
     measures = measure_cell(config, latents, words=words, images=images, reference=reference)
     compared = []
     for cell in others:
-        other = _latents(config.store, cell, config, load, inputs, f"latents/{cell}")
+        other = _latents(config.store, cell, config, load, inputs, f"latents/{cell}", whiten=config.whiten)
         compared.append((cell, measure_other_cell(config, other, measures)))
     notes = notes_of(config, measures)
     tree = record_tree(config)
@@ -101,9 +102,10 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_latents) -> Written:
 
 
 def _latents(
-    folder: str, cell: str, config: Audit, load: PromptLatentLoader, inputs: dict[str, str], name: str
-) -> PromptLatents:
-    """Read latents, check that all prompts are there, and record their digest."""
+    folder: str, cell: str, config: Audit, load: PromptLatentLoader, inputs: dict[str, str], name: str, *,
+    whiten: bool = False,
+) -> PromptLatents:  # fmt: skip
+    """Read latents, check that all prompts are there, record their digest, and whiten them where that is asked."""
     import hashlib
 
     found = read_latents(folder, cell, load=load)
@@ -112,7 +114,8 @@ def _latents(
     digest = hashlib.sha256(digest_json(list(prompts)).encode())
     digest.update(np.ascontiguousarray(rows).data)
     inputs[f"{INPUT}{name}"] = digest.hexdigest()
-    return PromptLatents(features=rows, prompts=prompts)
+    latents = PromptLatents(features=rows, prompts=prompts)
+    return whitened(latents, config) if whiten else latents
 
 
 def _table(path: str | None, subjects: list[str], inputs: dict[str, str], name: str) -> RateTable | None:

@@ -42,6 +42,10 @@ class Audit(AuditSpec):
     cells: tuple[str, ...]
     """Cells of the latents. All numbers are of the first one, which has to be chosen beforehand; the others are
     compared with it."""
+    whiten: bool = False
+    """Whether latents are multiplied by the inverse square root of their covariance within prompts with an attribute.
+    Then a direction is that of a linear discriminant analysis, and prompts are on the right side more often; without,
+    it is the mean difference."""
     words_only: str | None = field(default=None, metadata=UNRECORDED)
     """Folder of latents of the same prompts by the text encoder alone (one seed): the control."""
     words_cell: str | None = None
