@@ -110,7 +110,7 @@ def certify(method: Method, config: Config) -> Certificate:
 
 
 def _of_run(path: Path, config: Config) -> Certificate:
-    from diffprobe.report.query import parse_cell
+    from diffprobe.features.cell_selection import choose_cell
     from diffprobe.runs.rescore import load_run
     from diffprobe.runs.rescore_ladder import rungs_of
 
@@ -127,13 +127,13 @@ def _of_run(path: Path, config: Config) -> Certificate:
     one = load_run(path)
     rungs = {Path(run).name: Path(run) for run in config.rungs} or rungs_of(path)
     others = {name: load_run(folder) for name, folder in rungs.items()}
-    cell = parse_cell(config.cell).name
+    cell = choose_cell(config.cell, sorted({str(head.cell) for head in one.predictions.heads}))
     checks = _checks(one, others, config, cell)
     gains = {check.target: check.value for check in checks if check.name == "gain"}
     strongest = min(gains, key=lambda name: gains[name])
     assert strongest is not None
     why = f"the strongest rung of the ladder ({strongest}), as if it were the method: it gains nothing over itself"
-    baseline = Subject(name=strongest, why=why, checks=_checks(others[strongest], others, config, None))
+    baseline = Subject(name=strongest, why=why, checks=_checks(others[strongest], others, config, cell))
     return Certificate(
         kind="readout", method=Subject(name="method", checks=checks), baselines=(baseline,),
         facts={"cell": cell, "target": config.target, "world file": spec.digest[:12], "rungs": ", ".join(rungs)},
@@ -257,11 +257,15 @@ def _predictions(answer: object, name: str, n: int) -> NDArray[np.int64]:
     return found.astype(np.int64)
 
 
-def _checks(one: "ScoredRun", others: "dict[str, ScoredRun]", config: Config, cell: str | None) -> tuple[Check, ...]:
-    """Return the score, and the paired gain over each other run; without a cell, of the first head of the target."""
+def _checks(one: "ScoredRun", others: "dict[str, ScoredRun]", config: Config, cell: str) -> tuple[Check, ...]:
+    """Return the score, and the paired gain over each other run; of rungs with other cells, of their only one."""
     from diffprobe.runs.rescore import Bootstrap, Permutations, compare, rescore
 
-    where = {"target": config.target, **({} if cell is None else {"cell": cell})}
+    def place(run: "ScoredRun") -> dict[str, str]:
+        has_cell = any(head.cell == cell for head in run.predictions.heads)
+        return {"target": config.target, **({"cell": cell} if has_cell else {})}
+
+    where = place(one)
     drawn = Bootstrap(resamples=config.n_resamples, level=config.level, seed=config.seed)
     null = Permutations(n=config.n_permutations, seed=config.seed)
     score = rescore(one, metrics=[config.metric], where=where, bootstrap=drawn, null=null)[0]
@@ -276,7 +280,9 @@ def _checks(one: "ScoredRun", others: "dict[str, ScoredRun]", config: Config, ce
     for name, other in others.items():
         value, interval, n = 0.0, (0.0, 0.0), score.n  # a rung over itself
         if other is not one:
-            gain = compare(one, other, metrics=[config.metric], where=where, bootstrap=drawn)[0]
+            gain = compare(
+                one, other, metrics=[config.metric], where=where, other_where=place(other), bootstrap=drawn
+            )[0]  # fmt: skip
             value, interval, n = gain.value, _interval(gain.detail), gain.n
         found.append(
             Check(

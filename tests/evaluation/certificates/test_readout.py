@@ -52,7 +52,25 @@ def test_the_gains_are_those_over_each_rung(run: Path) -> None:
     gains = {check.target: check.value for check in found.method.checks if check.name == "gain"}
     assert gains == {"raw_pixels": pytest.approx(3 / 6), "random_weights": pytest.approx(1 / 6)}
     assert found.verdict == "fail", "1/6 is below least_gain"
+    short = readout.Config(**{**FEW, "cell": CELLS[0].partition(":")[0]})  # type: ignore[arg-type]
+    assert readout.certify(Method(name="a", path=run), short).method == found.method
+    with pytest.raises(UnknownName, match="nowhere"):
+        readout.certify(Method(name="a", path=run), readout.Config(**{**FEW, "cell": "nowhere@t1"}))  # type: ignore[arg-type]
     assert found.passing_baselines == () and found.baselines[0].name == "random_weights"
+
+
+def test_the_baseline_is_the_strongest_rung_in_the_cell_of_the_method(run: Path, tmp_path: Path) -> None:
+    second = readout.Config(**{**FEW, "cell": CELLS[1]})  # type: ignore[arg-type]
+    found = readout.certify(Method(name="a", path=run), second)
+    (baseline,) = found.baselines
+    assert baseline.name == "random_weights" and baseline.checks[0].value == pytest.approx(4 / 6)
+    folder = tmp_path / "one cell is strongest"
+    write(folder / "latents", "vae_latents", cells=["latents@t0:empty:mean"])
+    write(folder / "pixels", "raw_pixels")
+    found = readout.certify(Method(name="a", path=write(folder / "itself")), second)
+    (baseline,) = found.baselines
+    gains = {check.target: check.value for check in baseline.checks if check.name == "gain"}
+    assert baseline.name == "vae_latents" and gains == {"vae_latents": 0, "raw_pixels": pytest.approx(2 / 6)}
 
 
 def test_wrong_methods_and_settings_are_refused(run: Path, tmp_path: Path) -> None:
