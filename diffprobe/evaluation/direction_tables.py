@@ -23,9 +23,10 @@ def direction_tables(result: RunResult) -> str:
         result: a record of kind "directions_eval".
     """
     found = _Found(result)
+    summary = found.summary()
     return "\n\n".join([
         f"Directions from prompts against counterfactual truth, {result.config['model']}.",
-        found.summary(),
+        markdown_table(summary[0], summary[1:]),
         found.notes(),
         *(
             text
@@ -39,11 +40,20 @@ def direction_tables(result: RunResult) -> str:
         ),
         "AUROC of the members of counterfactual pairs, which the directions were not made from: conditional / re-read.",
         found.by_cell(found.both("auroc")),
-        "Split halves: cosine of two halves of the counterfactual pairs; of the prompts' contexts, conditional / re-read.",
+        "Split halves: cosine of two halves of the counterfactual pairs; of the prompts, conditional / re-read.",
         found.by_cell(found.halves),
         f"Agreement of each seed alone, conditional / re-read. A seed varies {found.seeds_vary}.",
         found.by_cell(found.seeds),
     ]) + "\n"  # fmt: skip
+
+
+def summary_lines(result: RunResult) -> list[str]:
+    """Return the counts of cells by factor and reading as aligned lines, and what is not applicable."""
+    from diffprobe.core.columns import aligned
+
+    found = _Found(result)
+    rows = found.summary()
+    return [*aligned(rows, [False, False, *[True] * (len(rows[0]) - 2)]), *found.notes().splitlines()]
 
 
 class _Found:
@@ -67,8 +77,8 @@ class _Found:
         """What the directions by seed differ in."""
         return str(self.about["seeds_vary"])
 
-    def summary(self) -> str:
-        """Return counts of cells by factor and reading, with the baselines."""
+    def summary(self) -> list[list[str]]:
+        """Return counts of cells by factor and reading, with the baselines; the heads are the first row."""
         rows = []
         for record in self.counts:
             detail, factor = record.detail, str(record.target)
@@ -81,7 +91,7 @@ class _Found:
         heads = ["factor", "reading", f"cells that agree (at least {self.config['least_agreement']:g})",
                  "cells without direction", "median agreement", "median AUROC", "generated VAE latents",
                  "generated pixels"]  # fmt: skip
-        return markdown_table(heads, rows)
+        return [heads, *rows]
 
     def notes(self) -> str:
         """Return what has no direction from prompts, and why."""
@@ -92,10 +102,10 @@ class _Found:
         return "\n".join(f"Not applicable: {', '.join(names)}: {reason}." for reason, names in by_reason.items())
 
     def _control(self, factor: str, reading: str) -> str:
-        records = [
-            record for key, record in self.of.items() if (key[0], key[1], key[4]) == (factor, reading, "agreement")
-        ]
-        return _with_interval(records[0]) if records and records[0].detail["defined"] else "not defined"
+        for key, record in self.of.items():
+            if (key[0], key[1], key[4]) == (factor, reading, "agreement") and record.detail["defined"]:
+                return _with_interval(record)
+        return "not defined"
 
     def by_cell(self, show: _Show) -> str:
         """Return a table of factors and taps by timestep."""

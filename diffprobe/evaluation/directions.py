@@ -1,8 +1,8 @@
-"""`diffprobe eval directions`: directions from prompts against counterfactual truth, in all cells of a model of `scenes`.
+"""`diffprobe eval directions`: directions from prompts against counterfactual truth, in all cells of a model.
 
-Prompts that differ in one factor are sampled; the latents are read under the prompt (conditional), and from the generated
-latent that is noised again and read under the empty prompt (re-read). Scenes that differ in the same factor are rendered
-and read in the same cells.
+Prompts that differ in one factor of the world of `scenes` are sampled; the features are read under the prompt
+(conditional), and from the generated latent that is noised again and read under the empty prompt (re-read). Scenes that
+differ in the same factor are rendered and read in the same cells.
 """
 
 from collections.abc import Mapping
@@ -33,6 +33,7 @@ from diffprobe.evaluation.scene_cells import CONTROLS, SceneCells
 from diffprobe.evaluation.scene_prompts import CONTEXT, contrast_prompts, uncaptioned, write_prompts
 from diffprobe.features.extract_prompts import extract_prompts
 from diffprobe.features.prompt_latents import load_prompt_latents
+from diffprobe.features.reader import FeatureStore
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.shards.prompt_table import Prompt
 from diffprobe.shards.scenes.factors import Scenes, sample
@@ -92,7 +93,7 @@ class DirectionsEvaluation:
     n_halves: int = 100
     """Random divisions of pairs and contexts into halves."""
     alpha: float = 0.05
-    """Largest q of a cell that is counted as agreeing: p against random directions, adjusted for the number of cells."""
+    """Largest q of a cell that is counted as agreeing: p against random directions, adjusted for the cells' number."""
     level: float = 0.95
     """Coverage of the intervals."""
     device: str = "auto"
@@ -115,9 +116,7 @@ class DirectionsEvaluation:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} is empty or has duplicates: {', '.join(map(str, values))}.")
         if self.pool.startswith(_PLACES):
-            raise ConfigError(
-                f"pool={self.pool}: a direction needs one vector per sample.", "allowed: mean, max, gridK"
-            )
+            raise ConfigError(f"pool={self.pool}: a direction needs one vector per sample.", fix="mean, max or gridK")
         for name in ("alpha", "level", "least_split_half", "least_agreement"):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name}={value:g} is out of range: above 0 and below 1.")
@@ -133,11 +132,11 @@ class DirectionsEvaluation:
 def evaluate_directions(config: DirectionsEvaluation) -> Path:
     """Sample, render, read and compare; return the path of `result.json`. The tables are beside it.
 
-    The folder is <output>/<experiment>/<first 12 digits of a digest>. Prompt latents are kept in <output>/stores for other
-    thresholds and for `diffprobe directions`.
+    The folder is <output>/<experiment>/<first 12 digits of a digest>. Prompt latents are kept in <output>/stores, for
+    other thresholds and for `diffprobe directions`.
 
-    Raises: UnknownName for a world, factor or value that the file lacks; ConfigError for a factor that no caption states;
-        EmptyClass for too few contexts or pairs; those of `plan_prompts`, `extract_prompts` and `SceneCells`.
+    Raises: UnknownName for a world, factor or value that the file lacks; ConfigError for a factor that no caption
+        states; EmptyClass for too few contexts or pairs; those of `plan_prompts`, `extract_prompts` and `SceneCells`.
     """
     started_at = StartTime.now()
     spec = load_world(Path(config.spec) if config.spec else SHIPPED)
@@ -153,16 +152,16 @@ def evaluate_directions(config: DirectionsEvaluation) -> Path:
     )  # fmt: skip
     stores = {factor: _sample(config, prompts[factor], run_dir / "prompts" / f"{factor}.jsonl") for factor in prompts}
     truth = _truth(spec, config, cells)
-    judged = _judge(config, cells.cells, prompts, stores, truth)
+    judged = _judge(config, cells.cells, stores, truth)
     metrics = records(
         judged, least_split_half=config.least_split_half, least_agreement=config.least_agreement, alpha=config.alpha,
-        not_applicable={factor: "no caption states it, so no prompt names it" for factor in uncaptioned(spec)},
+        not_applicable=dict.fromkeys(uncaptioned(spec), "no caption states it, so no prompt names it"),
         n_factors=len(spec.values),
     )  # fmt: skip
     result = make_result(
         run=f"{config.experiment}/{run_dir.name}", experiment=config.experiment, kind=KIND, config=tree,
         seeds={"seed": config.seed}, metrics=metrics, started_at=started_at,
-        artifacts={**inputs, **{f"{INPUT}prompts/{factor}": path.name for factor, path in stores.items()}},
+        artifacts={**inputs, **{f"{INPUT}store/{factor}": store.manifest.digest for factor, store in stores.items()}},
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     with atomic_file(run_dir / TABLES_FILE) as temporary:
@@ -192,10 +191,10 @@ def _extraction(config: DirectionsEvaluation, prompts: str) -> PromptExtraction:
     )  # fmt: skip
 
 
-def _sample(config: DirectionsEvaluation, prompts: list[Prompt], path: Path) -> Path:
+def _sample(config: DirectionsEvaluation, prompts: list[Prompt], path: Path) -> FeatureStore:
     """Return the store of the latents of one factor's prompts, sampling what it lacks."""
     write_prompts(prompts, path)
-    return extract_prompts(_extraction(config, str(path)))
+    return FeatureStore.open(extract_prompts(_extraction(config, str(path))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -234,14 +233,14 @@ def _truth(spec: WorldSpec, config: DirectionsEvaluation, cells: SceneCells) -> 
 
 
 def _judge(
-    config: DirectionsEvaluation, cells: list[str], prompts: Mapping[str, list[Prompt]], stores: Mapping[str, Path],
-    truth: Mapping[str, _Truth],
-) -> list[Judged]:  # fmt: skip
+    config: DirectionsEvaluation, cells: list[str], stores: Mapping[str, FeatureStore], truth: Mapping[str, _Truth]
+) -> list[Judged]:
     """Compare the direction of each factor and reading with its truth in each cell."""
-    readings = [(REREAD_READING, cell, cell) for cell in cells]
-    conditional = [replace(Cell.parse(cell), condition=CONDITIONAL).name for cell in cells]
-    readings = [*((CONDITIONAL_READING, own, cell) for own, cell in zip(conditional, cells, strict=True)), *readings]
-    readings += [(name, cell, cell) for name, cell in CONTROLS.items()]
+    readings = [
+        *((CONDITIONAL_READING, replace(Cell.parse(cell), condition=CONDITIONAL).name, cell) for cell in cells),
+        *((REREAD_READING, cell, cell) for cell in cells),
+        *((control, cell, cell) for control, cell in CONTROLS.items()),
+    ]
     rules = DirectionRules(
         level=config.level, n_random=config.n_random, n_resamples=config.n_resamples, n_halves=config.n_halves,
         seed=config.seed,
@@ -249,7 +248,7 @@ def _judge(
     judged = []
     with (
         ProgressDisplay(transient=True) as progress,
-        progress.bar(len(prompts) * len(readings), "compare", unit="directions", keep=False) as bar,
+        progress.bar(len(stores) * len(readings), "compare", unit="directions", keep=False) as bar,
     ):
         for factor, store in stores.items():
             positive, negative = config.ends[factor]

@@ -42,8 +42,8 @@ def contrast_prompts(
         seed: of scenes and captions.
 
     Returns: prompts with the attributes `factor` and `context`.
-    Raises: UnknownName for a factor or value that the world lacks; ConfigError for equal values and for a factor that no
-        caption states; EmptyClass for fewer than 3 contexts.
+    Raises: UnknownName for a factor or value that the world lacks; ConfigError for equal values and for a factor that
+        no caption states; EmptyClass for fewer than 3 contexts.
     """
     codes = [spec.code(factor, value) for value in (positive, negative)]
     if positive == negative:
