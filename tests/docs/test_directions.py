@@ -23,7 +23,9 @@ def test_the_settings_of_its_commands_are_valid() -> None:
 
 
 def test_every_setting_is_there_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", TEXT.partition("| setting |")[2], re.MULTILINE))
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| ([^|]+) \|", TEXT.partition("| setting |")[2].partition("## ")[0], re.MULTILINE)
+    )
     assert list(rows) == [field.name for field in dataclasses.fields(PromptDirectionConfig)]
     for field in dataclasses.fields(PromptDirectionConfig):
         if isinstance(field.default, int | float):
