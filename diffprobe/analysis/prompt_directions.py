@@ -122,7 +122,7 @@ def pair_prompts(
     if len(contexts) < 2:
         raise ConfigError(
             f"{len(contexts)} context has both values of '{target}'; at least 2 are needed.",
-            "one pair does not tell the target from what else differs between its two prompts",
+            "one pair cannot separate the target from what else differs between its two prompts",
         )
     return PromptPairs(
         contexts=tuple(contexts),
@@ -149,7 +149,7 @@ class HalvesCosine:
 def halves_cosine(changes: Floats, *, n_halves: int, level: float, seed: int) -> HalvesCosine:
     """Return how far two halves of the changes, shape (n, d), have one direction.
 
-    The range is over random divisions: it tells how much the division matters, and is not an interval of the mean.
+    The range is over random divisions: it shows how much the division matters, and is not an interval of the mean.
 
     Raises: EmptyClass for fewer than 2 changes.
     """

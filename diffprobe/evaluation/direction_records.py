@@ -10,13 +10,13 @@ from diffprobe.analysis.prompt_agreement import PromptAgreement
 from diffprobe.analysis.prompt_directions import HalvesCosine
 from diffprobe.analysis.statistics import benjamini_hochberg
 from diffprobe.core.result import MetricRecord
+from diffprobe.evaluation.prompt_directions import ESTIMATOR
 
 CONDITIONAL_READING, REREAD_READING = "conditional", "re-read"
 """Readings of the prompts in the cells of the denoiser; the controls are readings by their own names."""
 DENOISER_READINGS = (CONDITIONAL_READING, REREAD_READING)
 SPLIT = "counterfactual"
 """Split of the records: pairs of rendered scenes."""
-ESTIMATOR = "paired_mean_difference"
 SEEDS_VARY = "the noise that sampling starts from, and the noise of the re-read; scenes and their noise are the same"
 """What the directions by seed differ in."""
 NO_TEXT = "a text embedding has no coordinate in the features of the denoiser, so it has no counterfactual truth"
@@ -24,7 +24,7 @@ NO_TEXT = "a text embedding has no coordinate in the features of the denoiser, s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Comparison:
     """A direction from prompts, compared with its truth."""
 
     factor: str
@@ -43,7 +43,7 @@ class Judged:
 
 
 def records(
-    judged: Sequence[Judged], *, least_split_half: float, least_agreement: float, alpha: float,
+    compared: Sequence[Comparison], *, least_split_half: float, least_agreement: float, alpha: float,
     not_applicable: Mapping[str, str], n_factors: int,
 ) -> list[MetricRecord]:  # fmt: skip
     """Return the records: the counts of cells by factor and reading first, then four numbers of each direction.
@@ -52,8 +52,8 @@ def records(
     halves of the pairs have a cosine below `least_split_half` is not counted. An agreement that is not defined is
     recorded as 0 with `defined` false.
     """
-    tested = [i for i, one in enumerate(judged) if one.reading in DENOISER_READINGS and one.found.null is not None]
-    p_values = [float((judged[i].found.null or {})["p"]) for i in tested]
+    tested = [i for i, one in enumerate(compared) if one.reading in DENOISER_READINGS and one.found.null is not None]
+    p_values = [float((compared[i].found.null or {})["p"]) for i in tested]
     q = dict(zip(tested, benjamini_hochberg(p_values).adjusted, strict=True)) if tested else {}
     shared = {"not_applicable": {**not_applicable, "text encoder": NO_TEXT}, "seeds_vary": SEEDS_VARY}
     found = [
@@ -62,28 +62,28 @@ def records(
             detail=shared,
         )
     ]  # fmt: skip
-    for factor in dict.fromkeys(one.factor for one in judged):
+    for factor in dict.fromkeys(one.factor for one in compared):
         for reading in DENOISER_READINGS:
-            rows = [i for i, one in enumerate(judged) if (one.factor, one.reading) == (factor, reading)]
-            found.append(_count(judged, rows, q, least_split_half, least_agreement, alpha))
-    for i, one in enumerate(judged):
+            rows = [i for i, one in enumerate(compared) if (one.factor, one.reading) == (factor, reading)]
+            found.append(_count(compared, rows, q, least_split_half, least_agreement, alpha))
+    for i, one in enumerate(compared):
         found += _of_direction(one, q.get(i), len(tested))
     return found
 
 
 def _count(
-    judged: Sequence[Judged], rows: Sequence[int], q: Mapping[int, float], least_split_half: float,
+    compared: Sequence[Comparison], rows: Sequence[int], q: Mapping[int, float], least_split_half: float,
     least_agreement: float, alpha: float,
 ) -> MetricRecord:  # fmt: skip
     """Return the share of cells that agree, of those that have a direction to agree with."""
-    counted = [i for i in rows if judged[i].found.truth_halves.mean >= least_split_half and i in q]
-    values = [float(judged[i].found.agreement or 0.0) for i in counted]
+    counted = [i for i in rows if compared[i].found.truth_halves.mean >= least_split_half and i in q]
+    values = [float(compared[i].found.agreement or 0.0) for i in counted]
     agreeing = sum(value >= least_agreement and q[i] <= alpha for i, value in zip(counted, values, strict=True))
-    one = judged[rows[0]]
+    one = compared[rows[0]]
     detail = {
         "reading": one.reading, "positive": one.positive, "negative": one.negative, "agreeing": agreeing,
         "cells": len(rows), "median_agreement": float(np.median(values)) if values else None,
-        "median_auroc": float(np.median([judged[i].found.auroc for i in counted])) if values else None,
+        "median_auroc": float(np.median([compared[i].found.auroc for i in counted])) if values else None,
     }  # fmt: skip
     return MetricRecord(
         name="agreeing_cells", value=agreeing / len(counted) if counted else 0.0, split=SPLIT, n=len(counted),
@@ -91,7 +91,7 @@ def _count(
     )  # fmt: skip
 
 
-def _of_direction(one: Judged, q: float | None, n_tests: int) -> list[MetricRecord]:
+def _of_direction(one: Comparison, q: float | None, n_tests: int) -> list[MetricRecord]:
     found = one.found
     about: dict[str, Any] = {
         "reading": one.reading, "positive": one.positive, "negative": one.negative, "truth_cell": one.truth_cell,

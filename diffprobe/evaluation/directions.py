@@ -27,7 +27,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, StartTime, make_result, write_result
 from diffprobe.evaluation.certificates.direction import counterfactual_ends
-from diffprobe.evaluation.direction_records import CONDITIONAL_READING, REREAD_READING, Judged, records
+from diffprobe.evaluation.direction_records import CONDITIONAL_READING, REREAD_READING, Comparison, records
 from diffprobe.evaluation.direction_tables import TABLES_FILE, direction_tables
 from diffprobe.evaluation.scene_cells import CONTROLS, SceneCells
 from diffprobe.evaluation.scene_prompts import CONTEXT, contrast_prompts, uncaptioned, write_prompts
@@ -152,9 +152,9 @@ def evaluate_directions(config: DirectionsEvaluation) -> Path:
     )  # fmt: skip
     stores = {factor: _sample(config, prompts[factor], run_dir / "prompts" / f"{factor}.jsonl") for factor in prompts}
     truth = _truth(spec, config, cells)
-    judged = _judge(config, cells.cells, stores, truth)
+    compared = _compare(config, cells.cells, stores, truth)
     metrics = records(
-        judged, least_split_half=config.least_split_half, least_agreement=config.least_agreement, alpha=config.alpha,
+        compared, least_split_half=config.least_split_half, least_agreement=config.least_agreement, alpha=config.alpha,
         not_applicable=dict.fromkeys(uncaptioned(spec), "no caption states it, so no prompt names it"),
         n_factors=len(spec.values),
     )  # fmt: skip
@@ -232,9 +232,9 @@ def _truth(spec: WorldSpec, config: DirectionsEvaluation, cells: SceneCells) -> 
         }
 
 
-def _judge(
+def _compare(
     config: DirectionsEvaluation, cells: list[str], stores: Mapping[str, FeatureStore], truth: Mapping[str, _Truth]
-) -> list[Judged]:
+) -> list[Comparison]:
     """Compare the direction of each factor and reading with its truth in each cell."""
     readings = [
         *((CONDITIONAL_READING, replace(Cell.parse(cell), condition=CONDITIONAL).name, cell) for cell in cells),
@@ -245,7 +245,7 @@ def _judge(
         level=config.level, n_random=config.n_random, n_resamples=config.n_resamples, n_halves=config.n_halves,
         seed=config.seed,
     )  # fmt: skip
-    judged = []
+    compared = []
     with (
         ProgressDisplay(transient=True) as progress,
         progress.bar(len(stores) * len(readings), "compare", unit="directions", keep=False) as bar,
@@ -261,8 +261,8 @@ def _judge(
                 changes = pairs.differences(latents.features.numpy())
                 others = {other: truth[other].changes(truth_cell) for other in truth if other != factor}
                 found: PromptAgreement = prompt_agreement(changes, truth[factor].pairs(truth_cell), rules, others)
-                judged.append(
-                    Judged(
+                compared.append(
+                    Comparison(
                         factor=factor,
                         positive=positive,
                         negative=negative,
@@ -274,4 +274,4 @@ def _judge(
                     )  # fmt: skip
                 )
                 bar.update(1)
-    return judged
+    return compared

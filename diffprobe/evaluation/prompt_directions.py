@@ -100,7 +100,7 @@ def prompt_direction(
     changes = pairs.differences(latents)
     if changes.shape[1] < 2:
         raise ConfigError(
-            "the store has one seed per prompt: its noise cannot be told from what all seeds share.",
+            "the store has one seed per prompt: its noise cannot be separated from what all seeds share.",
             fix="sampling.seeds=8 in the extraction",
         )
     mean = changes.mean((0, 1))

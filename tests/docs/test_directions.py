@@ -23,9 +23,8 @@ def test_the_settings_of_its_commands_are_valid() -> None:
 
 
 def test_every_setting_is_there_with_its_default() -> None:
-    rows = dict(
-        re.findall(r"^\| `(\w+)` \| ([^|]+) \|", TEXT.partition("| setting |")[2].partition("## ")[0], re.MULTILINE)
-    )
+    table = TEXT.partition("| setting |")[2].partition("## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.MULTILINE))
     assert list(rows) == [field.name for field in dataclasses.fields(PromptDirectionConfig)]
     for field in dataclasses.fields(PromptDirectionConfig):
         if isinstance(field.default, int | float):
@@ -37,5 +36,5 @@ def test_its_file_of_prompts_is_one_that_pairs(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text(file)
     found = [prompt.attributes for prompt in read_prompts(tmp_path / "prompts.csv")]
     assert {(one["context"], one["texture"]) for one in found} == {
-        (context, value) for context in ("cook", "judge") for value in ("plain", "striped")
+        (context, value) for context in ("cook", "banker") for value in ("plain", "striped")
     }

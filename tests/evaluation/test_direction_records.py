@@ -5,12 +5,12 @@ import pytest
 from diffprobe.analysis.prompt_agreement import PromptAgreement
 from diffprobe.analysis.prompt_directions import HalvesCosine
 from diffprobe.core.result import MetricRecord
-from diffprobe.evaluation.direction_records import Judged, records
+from diffprobe.evaluation.direction_records import Comparison, records
 
 
-def judged(
+def compared(
     factor: str, reading: str, cell: str, value: float | None, *, halves: float = 0.9, p: float = 0.01
-) -> Judged:
+) -> Comparison:
     """A comparison with a known agreement, reliability of the truth and p."""
     none = value is None
     null = {"p": p, "smallest_p": 0.01, "quantile": 1.0, "mean": 0.0, "percentile_95": 0.1, "n": 99}
@@ -22,28 +22,28 @@ def judged(
         prompt_halves=HalvesCosine(mean=0.6, low=0.5, high=0.7, n=20), n_pairs=50,
     )  # fmt: skip
     condition = "caption" if reading == "conditional" else "empty"
-    return Judged(
+    return Comparison(
         factor=factor, positive="a", negative="b", reading=reading, cell=f"{cell}:{condition}:mean",
         truth_cell=f"{cell}:empty:mean", n_contexts=20, found=found,
     )  # fmt: skip
 
 
-def comparisons() -> list[Judged]:
+def comparisons() -> list[Comparison]:
     return [
-        judged("side", "conditional", "mid_block@t9", 0.9),
-        judged("side", "conditional", "mid_block@t99", 0.5),
-        judged("side", "re-read", "mid_block@t9", 0.95),
-        judged("side", "re-read", "mid_block@t99", 0.99, halves=0.2),
-        judged("side", "vae_latents", "latents@t0", 0.7),
-        judged("side", "raw_pixels", "pixels@t0", None),
-        judged("colour", "conditional", "mid_block@t9", 0.95, p=0.5),
-        judged("colour", "conditional", "mid_block@t99", None),
-        judged("colour", "re-read", "mid_block@t9", None),
-        judged("colour", "re-read", "mid_block@t99", None),
+        compared("side", "conditional", "mid_block@t9", 0.9),
+        compared("side", "conditional", "mid_block@t99", 0.5),
+        compared("side", "re-read", "mid_block@t9", 0.95),
+        compared("side", "re-read", "mid_block@t99", 0.99, halves=0.2),
+        compared("side", "vae_latents", "latents@t0", 0.7),
+        compared("side", "raw_pixels", "pixels@t0", None),
+        compared("colour", "conditional", "mid_block@t9", 0.95, p=0.5),
+        compared("colour", "conditional", "mid_block@t99", None),
+        compared("colour", "re-read", "mid_block@t9", None),
+        compared("colour", "re-read", "mid_block@t99", None),
     ]
 
 
-def records_of(found: list[Judged]) -> list[MetricRecord]:
+def records_of(found: list[Comparison]) -> list[MetricRecord]:
     return records(
         found, least_split_half=0.5, least_agreement=0.8, alpha=0.05, not_applicable={"build": "not captioned"},
         n_factors=10,
@@ -79,5 +79,5 @@ def test_a_comparison_has_four_records_with_controls() -> None:
 
 
 def test_nothing_defined_is_no_error() -> None:
-    found = records_of([judged("side", reading, "mid_block@t9", None) for reading in ("conditional", "re-read")])
+    found = records_of([compared("side", reading, "mid_block@t9", None) for reading in ("conditional", "re-read")])
     assert all(r.value == 0 for r in found if r.name in ("agreement", "agreeing_cells"))
