@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.certification.direction import DirectionRules, PairFeatures, agreement, cosine, direction_checks
 from diffprobe.analysis.certification.intervals import jackknife_interval
-from diffprobe.analysis.prompt_directions import HalvesCosine, halves_cosine
+from diffprobe.analysis.prompt_directions import HalvesCosine, crossed_halves
 from diffprobe.core.errors import EmptyClass
 
 Floats = NDArray[np.float64]
@@ -24,15 +24,15 @@ class PromptAgreement:
             the pairs have no common direction.
         interval: of the agreement, over pairs and over contexts.
         null: agreement of random directions, as `Null.describe` returns it.
-        corrected: the agreement relative to the reliability of the prompt direction over contexts as well; None where
-            its halves do not agree.
+        corrected: the agreement relative to the reliability of the prompt direction over contexts and seeds as well;
+            None where its halves do not agree.
         by_seed: agreement of the direction of each seed alone.
         others: other factor -> agreement with the counterfactual direction of that factor.
         auroc: probability that a pair's member with the positive value has a larger coordinate than one with the
             negative value.
         auroc_interval: over pairs.
         truth_halves: cosine of the mean changes of two halves of the pairs, and its range over random halves.
-        prompt_halves: the same of the contexts.
+        prompt_halves: the same of the prompts, over disjoint halves of contexts and of seeds.
         n_pairs: number of pairs.
     """
 
@@ -55,21 +55,21 @@ def prompt_agreement(
     """Compare the mean of paired prompt differences with the mean change of counterfactual pairs.
 
     Args:
-        changes: paired differences of prompts, shape (contexts, seeds, d); at least 3 contexts.
+        changes: paired differences of prompts, shape (contexts, seeds, d); at least 3 contexts and 2 seeds.
         pairs: features of the pairs; the changes of other factors in it are not used.
         rules: numbers of draws, level and seed; thresholds are not used.
         others: other factor -> changes of its pairs, (pairs, d).
 
     The interval adds the squares of two delete-one jackknife half-widths, over pairs and over contexts, which are drawn
-    independently.
+    independently. It does not vary the seeds, which are few.
 
-    Raises: EmptyClass for fewer than 3 contexts or pairs; ConfigError for differences whose mean is 0.
+    Raises: EmptyClass for fewer than 3 contexts or pairs, or 2 seeds; ConfigError for differences whose mean is 0.
     """
     direction = changes.mean((0, 1))
     checks = {check.name: check for check in direction_checks(direction, pairs, rules)}
     found, halves, area = (checks[name] for name in ("agreement", "split_half", "auroc"))
     assert halves.interval is not None and area.interval is not None
-    prompt_halves = halves_cosine(changes.mean(1), n_halves=rules.n_halves, level=rules.level, seed=rules.seed)
+    prompt_halves = crossed_halves(changes, n_halves=rules.n_halves, level=rules.level, seed=rules.seed)
     value = interval = corrected = None
     by_seed: tuple[float, ...] = ()
     if found.interval is not None:

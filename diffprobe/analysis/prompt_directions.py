@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.analysis.certification.direction import split_half
+from diffprobe.analysis.certification.direction import cosine, split_half
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, unknown
 
 Floats = NDArray[np.float64]
@@ -143,7 +143,7 @@ class HalvesCosine:
     high: float
     """Upper end."""
     n: int
-    """Number of contexts, or of seeds, that are divided."""
+    """Number of contexts, of seeds or of both that are divided."""
 
 
 def halves_cosine(changes: Floats, *, n_halves: int, level: float, seed: int) -> HalvesCosine:
@@ -158,6 +158,34 @@ def halves_cosine(changes: Floats, *, n_halves: int, level: float, seed: int) ->
     found = split_half(changes, n_halves=n_halves, seed=seed)
     low, high = (float(end) for end in np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
     return HalvesCosine(mean=float(found.mean()), low=low, high=high, n=len(changes))
+
+
+def crossed_halves(changes: Floats, *, n_halves: int, level: float, seed: int) -> HalvesCosine:
+    """Return how far the directions of disjoint halves of contexts and of seeds agree.
+
+    In each random division one direction is of half of the contexts with half of the seeds, the other of the other
+    contexts with the other seeds, so that neither a context nor the noise of a seed is in both.
+
+    Args:
+        changes: paired differences, shape (contexts, seeds, d).
+
+    Raises: EmptyClass for fewer than 2 contexts or seeds.
+    """
+    n_contexts, n_seeds, _ = changes.shape
+    if min(n_contexts, n_seeds) < 2:
+        raise EmptyClass(f"{n_contexts} contexts x {n_seeds} seeds cannot both be divided into halves.")
+    generator = np.random.default_rng(seed)
+    found = np.empty(n_halves)
+    for i in range(n_halves):
+        contexts, seeds = generator.permutation(n_contexts), generator.permutation(n_seeds)
+        halves = (
+            (contexts[: n_contexts // 2], seeds[: n_seeds // 2]),
+            (contexts[n_contexts // 2 :], seeds[n_seeds // 2 :]),
+        )
+        first, second = (changes[np.ix_(*half)].mean((0, 1)) for half in halves)
+        found[i] = cosine(first, second)
+    low, high = (float(end) for end in np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
+    return HalvesCosine(mean=float(found.mean()), low=low, high=high, n=n_contexts * n_seeds)
 
 
 def _named(prompts: Sequence[str], rows: Sequence[int]) -> list[str]:

@@ -40,7 +40,8 @@ def direction_tables(result: RunResult) -> str:
         ),
         "AUROC of the members of counterfactual pairs, which the directions were not made from: conditional / re-read.",
         found.by_cell(found.both("auroc")),
-        "Split halves: cosine of two halves of the counterfactual pairs; of the prompts, conditional / re-read.",
+        "Split halves: cosine of two halves of the counterfactual pairs; of disjoint halves of contexts and seeds, "
+        "conditional / re-read.",
         found.by_cell(found.halves),
         f"Agreement of each seed alone, conditional / re-read. A seed varies {found.seeds_vary}.",
         found.by_cell(found.seeds),
@@ -104,7 +105,9 @@ class _Found:
     def _control(self, factor: str, reading: str) -> str:
         for key, record in self.of.items():
             if (key[0], key[1], key[4]) == (factor, reading, "agreement") and record.detail["defined"]:
-                return _with_interval(record)
+                halves = self.of[factor, reading, key[2], key[3], "split_half_truth"].value
+                text = _with_interval(record)
+                return text if halves >= self.config["least_split_half"] else f"({text})"
         return "not defined"
 
     def by_cell(self, show: _Show) -> str:

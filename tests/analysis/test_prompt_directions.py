@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffprobe.analysis.certification.direction import cosine
-from diffprobe.analysis.prompt_directions import halves_cosine, pair_prompts
+from diffprobe.analysis.prompt_directions import crossed_halves, halves_cosine, pair_prompts
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, UnknownName
 
 CONTEXTS, SEEDS, D = 12, 4, 40
@@ -118,3 +118,17 @@ def test_latents_without_a_direction_are_refused():
         pairs.differences(latents)
     with pytest.raises(EmptyClass, match="1 change"):
         halves_cosine(np.ones((1, 3)), n_halves=5, level=0.95, seed=0)
+
+
+def test_what_one_seed_adds_to_all_differences_lowers_crossed_halves_alone():
+    """A seed whose noise answers to the value is in both halves of the contexts, but not in both of the seeds."""
+    generator = np.random.default_rng(6)
+    noise, direction = generator.standard_normal((1, SEEDS, D)), np.eye(D)[0]
+    settings = {"n_halves": 30, "level": 0.95, "seed": 0}
+    changes = direction + np.broadcast_to(noise, (CONTEXTS, SEEDS, D))
+    assert halves_cosine(changes.mean(1), **settings).mean == pytest.approx(1)
+    assert crossed_halves(changes, **settings).mean < 0.5
+    clean = crossed_halves(direction + 0.01 * generator.standard_normal((CONTEXTS, SEEDS, D)), **settings)
+    assert clean.mean > 0.95 and clean.low <= clean.mean <= clean.high and clean.n == CONTEXTS * SEEDS
+    with pytest.raises(EmptyClass, match="1 seeds"):
+        crossed_halves(changes[:, :1], **settings)
