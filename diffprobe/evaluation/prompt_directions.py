@@ -152,14 +152,16 @@ def make_directions(
         STORE: manifest.digest, BACKBONE: backbone_digest(manifest.backbone), SHARDS: str(manifest.data["shard_set"]),
     }  # fmt: skip
     tree = {"store": str(store), **dataclasses.asdict(config)}
+    splits = [config.split] if config.split else list(opened.splits)
+    if len(splits) == 1:  # `decode` refuses to read a direction on the samples that it was made from
+        tree["data"] = {"train_split": splits[0]}
     named = {key: value for key, value in tree.items() if key != "store"}
     place = Path(output) / FOLDER / digest_json({**named, "inputs": inputs})[:12]
     artifacts = dict(inputs)
     for one in found:
         part = f"probes/{path_part(config.target)}/{one.direction.cell.replace(':', '.')}"
         artifacts[part] = digest_file(one.direction.save(place / part) / SETTINGS)
-    split = config.split or "+".join(opened.splits)
-    metrics = [record for one in found for record in _records(one, pairs, split)]
+    metrics = [record for one in found for record in _records(one, pairs, "+".join(splits))]
     result = make_result(
         run=place.name, experiment=FOLDER, kind=KIND, config=tree, seeds={"halves": config.seed}, metrics=metrics,
         started_at=started_at, artifacts=artifacts,

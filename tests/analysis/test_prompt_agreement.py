@@ -38,7 +38,7 @@ def test_the_angle_between_both_directions_is_found():
     assert found.others["size"] == pytest.approx(0.6, abs=0.05)
     assert found.null["p"] == pytest.approx(1 / 200) and found.auroc > 0.8
     assert len(found.by_seed) == 3 and all(abs(value - 0.8) < 0.1 for value in found.by_seed)
-    assert found.truth_halves.mean > 0.9 and found.prompt_halves.mean > 0.9 and found.n_pairs == 100
+    assert found.truth_halves.mean > 0.9 and found.prompt_halves.mean > 0.75 and found.n_pairs == 100
 
 
 def test_contexts_widen_the_interval():

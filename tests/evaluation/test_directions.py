@@ -13,7 +13,7 @@ from diffprobe.evaluation.directions import DirectionsEvaluation, evaluate_direc
 from diffprobe.evaluation.prompt_directions import PromptDirectionConfig, make_directions
 from diffprobe.probes.direction.base import Direction
 
-ENDS = {"texture": ("striped", "plain"), "side": ("right", "left")}
+ENDS: dict[str, tuple[str, ...]] = {"texture": ("striped", "plain"), "side": ("right", "left")}
 TAPS, TIMESTEPS = ("mid_block", "up_blocks.0"), (499, 999)
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from diffprobe.backbones.cell import Cell
-from diffprobe.core.errors import ConfigError, DiffprobeError, UnknownName
+from diffprobe.core.errors import ConfigError, DiffprobeError, SplitLeak, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.evaluation.certificates import direction as certificate
-from diffprobe.evaluation.decode import run_of
+from diffprobe.evaluation.decode import DecodeConfig, decode, run_of
 from diffprobe.evaluation.prompt_directions import PromptDirectionConfig, make_directions
 from diffprobe.probes.direction.base import Direction
 from tests.evaluation.prompt_stores import CELLS, DIRECTION, write_prompt_store
@@ -40,6 +40,14 @@ def test_a_direction_per_cell_is_saved_as_other_verbs_read_it(tmp_path):
     assert certificate.accepts(folder)
     run = run_of(folder)
     assert run is not None and run.run == result.run
+
+
+def test_its_own_prompts_do_not_decode_a_direction(tmp_path):
+    store = write_prompt_store(tmp_path / "stores")
+    path = make_directions(store, PromptDirectionConfig(**ENDS), output=tmp_path / "runs")
+    folder = path.parent / "probes" / "texture" / ONE_CELL.replace(":", ".")
+    with pytest.raises(SplitLeak, match="train"):
+        decode(folder, DecodeConfig(store=str(store), split="train", group_by="context"), output=tmp_path / "runs")
 
 
 def test_ends_that_change_places_turn_the_direction(tmp_path):
