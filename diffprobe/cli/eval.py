@@ -1,5 +1,5 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, or the denoising error that
-changes inside it cause: the reconstruction of a trained SAE, or taps that are ablated and patched."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, or the
+denoising error that changes inside it cause: the reconstruction of an SAE, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -16,7 +16,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, use, generations, rates and selectors."""
+    """Add the sub-verbs backbone, sae, use, generations, rates, directions and selectors."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
+    directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
+    directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
     selectors = what.add_parser("selectors", help="cells chosen without labels, beside those that val chooses")
     selectors.add_argument("run_folders", metavar="RUN_FOLDER", nargs="+", help="finished classifiers of several cells")
     selectors.add_argument("--encoder", metavar="PATH", help="features for CKNNA: a feature store, or an .npz file")
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (use, "emoji/use"),
-        (generations, "emoji/generations"), (rates, "scenes/rates"),
+        (generations, "emoji/generations"), (rates, "scenes/rates"), (directions, "scenes/directions"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations,
-        "rates": _run_rates, "selectors": _run_selectors,
+        "rates": _run_rates, "directions": _run_directions, "selectors": _run_selectors,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -126,6 +128,21 @@ def _run_rates(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.rates import evaluate_rates
 
     _print(evaluate_rates(config))
+    return 0
+
+
+def _run_directions(args: argparse.Namespace) -> int:
+    config = _load(args, f"model={_text(args.model)}", "scenes/directions", "evaluate_directions")
+    if args.check:
+        return _valid()
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.direction_tables import TABLES_FILE, summary_lines
+    from diffprobe.evaluation.directions import evaluate_directions
+
+    path = evaluate_directions(config)
+    print("\n".join(summary_lines(read_result(path))))
+    print(f"tables: {path.with_name(TABLES_FILE)}")
+    print(f"result: {path}")
     return 0
 
 

@@ -36,6 +36,7 @@ KINDS = {
     "audit": Kind("diffprobe.evaluation.audit_settings:Audit", "audit"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_directions": Kind("diffprobe.evaluation.directions:DirectionsEvaluation", "eval directions MODEL"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),

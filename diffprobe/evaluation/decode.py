@@ -256,7 +256,7 @@ def _text_coordinate(
     from diffprobe.backbones.locate import locate
     from diffprobe.backbones.text_encoders import load_clip_text
 
-    train = str(run.config["data"]["train_split"]) if run else "train"
+    train = str(run.config.get("data", {}).get("train_split", "train")) if run else "train"
     table = store.load(train, [])
     names = store.classes(direction.target)
     labels = table.label if direction.target == "label" else table.attributes[direction.target]

@@ -53,12 +53,14 @@ class RoleImages:
     truth: Scenes | None
 
 
-def scenes_by_role(spec: WorldSpec, seed: int, n: int, *, world: str | None = None) -> dict[str, Scenes]:
-    """Return the first `n` scenes of the split test for each role."""
+def scenes_by_role(
+    spec: WorldSpec, seed: int, n: int, *, world: str | None = None, split: str = "test"
+) -> dict[str, Scenes]:
+    """Return the first `n` scenes of a split for each role."""
     wanted: dict[str, list[int]] = {role.name: [] for role in spec.roles}
     names, start = spec.names("role"), 0
     while any(len(found) < n for found in wanted.values()):
-        indices = split_indices(spec, seed, "test", _BLOCK, start=start, world=world)
+        indices = split_indices(spec, seed, split, _BLOCK, start=start, world=world)
         start = int(indices[-1]) + 1
         for index, code in zip(indices, sample(spec, seed, indices, world=world).factors["role"], strict=True):
             if len(wanted[names[int(code)]]) < n:

@@ -134,7 +134,7 @@ def certify(method: Method, config: Config) -> Certificate:
     if config.generator is not None:  # opened before the long work, so that errors come at once
         generator = SteeredGenerator(spec, config, reader.cell, seed=config.noise_seed)
     drawn = _draw(spec, config, 0, config.n_pairs)
-    low, high = _set(spec, drawn, ends.factor, negative, positive)
+    low, high = counterfactual_ends(spec, drawn, ends.factor, negative, positive)
     at_low, at_high = reader.read(low).astype(np.float64), reader.read(high).astype(np.float64)
     others = {
         factor: _changes(spec, reader, drawn, factor) for factor in config.other_factors if factor != ends.factor
@@ -213,7 +213,9 @@ def _draw(spec: "WorldSpec", config: Config, start: int, n: int) -> "Scenes":
     return sample(spec, config.seed, indices, world=config.world)
 
 
-def _set(spec: "WorldSpec", scenes: "Scenes", factor: str, first: int, second: int) -> "tuple[Scenes, Scenes]":
+def counterfactual_ends(
+    spec: "WorldSpec", scenes: "Scenes", factor: str, first: int, second: int
+) -> "tuple[Scenes, Scenes]":
     """Return the scenes with either value of a factor, without those that are held out with one of them.
 
     Raises: EmptyClass below 8 pairs.

@@ -1,5 +1,6 @@
 """Features of rendered scenes in one cell of a backbone, with one noise for both members of a counterfactual pair."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 from diffprobe.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffprobe.shards.scenes.factors import Scenes
     from diffprobe.shards.scenes.spec import WorldSpec
 
@@ -57,19 +60,15 @@ class SceneReader:
         The noise depends on seed and index of a scene, so that both members of a pair have the same. A caption is that
         of the scene.
         """
-        import torch
-
         from diffprobe.shards.scenes.captions import captions_of
-        from diffprobe.shards.scenes.render import render
 
-        found = []
-        for start in range(0, len(scenes), _AT_ONCE):
-            part = scenes.select(np.arange(start, min(start + _AT_ONCE, len(scenes))))
-            images = torch.from_numpy(render(self.spec, part, resolution=self.resolution).images)
-            keys = [f"{part.seed}-{index:08d}" for index in part.indices.tolist()]
-            captions = [texts[0] for texts in captions_of(self.spec, part)] if self._has_captions else None
-            features = self._extractor(images.permute(0, 3, 1, 2).float() / 255, keys=keys, captions=captions)
+        texts = [own[0] for own in captions_of(self.spec, scenes)] if self._has_captions else None
+        found, start = [], 0
+        for images, keys in rendered(self.spec, scenes, self.resolution):
+            captions = None if texts is None else texts[start : start + len(keys)]
+            features = self._extractor(images, keys=keys, captions=captions)
             found.append(next(iter(features.values())).cpu().numpy())
+            start += len(keys)
         return np.concatenate(found)
 
     @property
@@ -80,6 +79,20 @@ class SceneReader:
     @property
     def _has_captions(self) -> bool:
         return self.cell.condition == "caption"
+
+
+def rendered(spec: "WorldSpec", scenes: "Scenes", resolution: int) -> "Iterator[tuple[Tensor, list[str]]]":
+    """Yield batches of rendered images, float32 (batch, 3, r, r) in [0, 1], with the key of each, by which its noise is
+    drawn."""
+    import torch
+
+    from diffprobe.shards.scenes.render import render
+
+    for start in range(0, len(scenes), _AT_ONCE):
+        part = scenes.select(np.arange(start, min(start + _AT_ONCE, len(scenes))))
+        images = torch.from_numpy(render(spec, part, resolution=resolution).images)
+        keys = [f"{part.seed}-{index:08d}" for index in part.indices.tolist()]
+        yield images.permute(0, 3, 1, 2).float() / 255, keys
 
 
 def brightness(spec: "WorldSpec", scenes: "Scenes", *, resolution: int) -> NDArray[np.float64]:

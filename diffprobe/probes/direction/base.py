@@ -157,7 +157,7 @@ class Direction:
         midpoint: coordinate half way between the means of both ends: where `predict` changes sides.
         target, positive, negative: the attribute and the values at both ends.
         cell: name of the cell whose features it is for.
-        estimator: file in `probes/direction` that found it.
+        estimator: file in `probes/direction` that found it; "paired_mean_difference" for one from prompts.
     """
 
     vector: Float[Tensor, " d_in"]

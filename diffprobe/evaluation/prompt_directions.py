@@ -1,0 +1,220 @@
+"""`diffprobe directions`: directions from a store of prompt latents, as paired mean differences (one per cell)."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffprobe.analysis.prompt_directions import HalvesCosine, PromptPairs, halves_cosine, pair_prompts
+from diffprobe.backbones.cell import Cell, parse_pool
+from diffprobe.config.validators import at_least
+from diffprobe.core.column_names import path_part
+from diffprobe.core.digest import digest_file, digest_json
+from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.result import (
+    BACKBONE,
+    RESULT_FILE,
+    SHARDS,
+    STORE,
+    MetricRecord,
+    StartTime,
+    make_result,
+    write_result,
+)
+from diffprobe.features.cell_selection import choose_cells
+from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
+from diffprobe.features.reader import FeatureStore
+from diffprobe.probes.direction.base import Direction
+from diffprobe.probes.serialization import SETTINGS
+from diffprobe.runs.provenance import backbone_digest
+
+KIND = "prompt_directions"
+"""Kind of the result."""
+FOLDER = "directions"
+"""Folder of the runs, below that of all runs."""
+ESTIMATOR = "paired_mean_difference"
+"""Name of the estimate in a saved direction."""
+_WITH_PLACES = ("none", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptDirectionConfig:
+    """Settings of `diffprobe directions`."""
+
+    target: str = ""
+    """Attribute of the prompts that differs within a pair."""
+    positive: str = ""
+    """Its value at the positive end."""
+    negative: str = ""
+    """Its value at the negative end."""
+    context: str = "context"
+    """Attribute that both prompts of a pair have in common."""
+    cells: tuple[str, ...] | None = None
+    """Cells, or prefixes of their names; None for all that have one vector per sample."""
+    split: str | None = None
+    """Split of the prompts; None for all of them."""
+    n_halves: int = 100
+    """Random divisions into halves."""
+    level: float = 0.95
+    """Share of the divisions that their range covers."""
+    seed: int = 0
+    """Seed of the divisions."""
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("target", "positive", "negative", "context") if not getattr(self, name)]
+        if missing:
+            raise ConfigError(
+                f"directions from prompts need {', '.join(missing)}.",
+                fix="target=ATTRIBUTE positive=VALUE negative=VALUE context=ATTRIBUTE",
+            )
+        at_least(1, n_halves=self.n_halves)
+        if not 0 < self.level < 1:
+            raise ConfigError(f"level={self.level:g} is out of range: above 0 and below 1.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptDirection:
+    """A direction from prompts."""
+
+    direction: Direction
+    """The direction; its scale is the length of the mean difference."""
+    over_contexts: HalvesCosine
+    """Agreement of two halves of the contexts."""
+    over_seeds: HalvesCosine
+    """Agreement of two halves of the seeds."""
+
+
+def prompt_direction(
+    latents: np.ndarray, pairs: PromptPairs, cell: str, config: PromptDirectionConfig
+) -> PromptDirection:
+    """Return the direction of one cell.
+
+    Args:
+        latents: shape (prompts, seeds, d).
+
+    Raises: ConfigError for one seed; EmptyClass, NonFinite.
+    """
+    changes = pairs.differences(latents)
+    if changes.shape[1] < 2:
+        raise ConfigError(
+            "the store has one seed per prompt: its noise cannot be separated from what all seeds share.",
+            fix="sampling.seeds=8 in the extraction",
+        )
+    mean = changes.mean((0, 1))
+    norm = float(np.linalg.norm(mean))
+    if not norm > 0:
+        raise EmptyClass(f"cell '{cell}': the differences of the pairs cancel, so there is no direction.")
+    unit = mean / norm
+    direction = Direction(
+        vector=torch.from_numpy(unit).float(), scale=norm, midpoint=float(pairs.midpoint(latents) @ unit),
+        target=config.target, positive=config.positive, negative=config.negative, cell=cell, estimator=ESTIMATOR,
+    )  # fmt: skip
+    halves = {"n_halves": config.n_halves, "level": config.level, "seed": config.seed}
+    return PromptDirection(
+        direction=direction,
+        over_contexts=halves_cosine(changes.mean(1), **halves),  # type: ignore[arg-type]
+        over_seeds=halves_cosine(changes.mean(0), **halves),  # type: ignore[arg-type]
+    )
+
+
+def make_directions(
+    store: Path | str,
+    config: PromptDirectionConfig,
+    *,
+    output: Path | str = "runs",
+    announce: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write one direction per cell, and return the path of `result.json`.
+
+    The folder is <output>/directions/<first 12 digits of a digest>, with the directions below `probes`.
+
+    Args:
+        store: folder of a store of prompt latents.
+        announce: receives what is left out.
+
+    Raises: see `pair_prompts`, `prompt_direction` and `load_prompt_latents`; UnknownName for a cell or split;
+        ConfigError for a cell with more than one vector per sample.
+    """
+    started_at = StartTime.now()
+    opened = FeatureStore.open(store)
+    cells = _cells(opened, config, announce)
+    pairs, found = None, list[PromptDirection]()
+    for cell in cells:
+        latents = load_prompt_latents(opened, cell, split=config.split)
+        pairs = pairs or _pairs(latents, config, announce)
+        found.append(prompt_direction(latents.features.numpy(), pairs, cell, config))
+    assert pairs is not None
+    manifest = opened.manifest
+    inputs = {
+        STORE: manifest.digest, BACKBONE: backbone_digest(manifest.backbone), SHARDS: str(manifest.data["shard_set"]),
+    }  # fmt: skip
+    tree = {"store": str(store), **dataclasses.asdict(config)}
+    splits = [config.split] if config.split else list(opened.splits)
+    if len(splits) == 1:  # `decode` refuses to read a direction on the samples that it was made from
+        tree["data"] = {"train_split": splits[0]}
+    named = {key: value for key, value in tree.items() if key != "store"}
+    place = Path(output) / FOLDER / digest_json({**named, "inputs": inputs})[:12]
+    artifacts = dict(inputs)
+    for one in found:
+        part = f"probes/{path_part(config.target)}/{one.direction.cell.replace(':', '.')}"
+        artifacts[part] = digest_file(one.direction.save(place / part) / SETTINGS)
+    metrics = [record for one in found for record in _records(one, pairs, "+".join(splits))]
+    result = make_result(
+        run=place.name, experiment=FOLDER, kind=KIND, config=tree, seeds={"halves": config.seed}, metrics=metrics,
+        started_at=started_at, artifacts=artifacts,
+    )  # fmt: skip
+    write_result(result, place / RESULT_FILE)
+    return place / RESULT_FILE
+
+
+def _cells(store: FeatureStore, config: PromptDirectionConfig, announce: Callable[[str], None]) -> tuple[str, ...]:
+    """Return the chosen cells. Raises: ConfigError for one with places, or if none is left; UnknownName."""
+    chosen = choose_cells(config.cells, store.cells)
+    spatial = [name for name in chosen if parse_pool(Cell.parse(name).pool)[0] in _WITH_PLACES]
+    if spatial and config.cells is not None:
+        raise ConfigError(
+            f"cell '{spatial[0]}' has more than one vector per sample; a direction needs one.",
+            fix="a cell pooled by mean, max or gridK",
+        )
+    kept = tuple(name for name in chosen if name not in spatial)
+    if not kept:
+        raise ConfigError(
+            f"store '{store.path}' has no cell with one vector per sample.", fix="features.pool=mean in the extraction"
+        )
+    if spatial:
+        announce(f"left out, since they have more than one vector per sample: {', '.join(spatial)}")
+    return kept
+
+
+def _pairs(latents: PromptLatents, config: PromptDirectionConfig, announce: Callable[[str], None]) -> PromptPairs:
+    pairs = pair_prompts(
+        latents.prompts, latents.attributes, target=config.target, positive=config.positive, negative=config.negative,
+        context=config.context,
+    )  # fmt: skip
+    if pairs.n_left_out:
+        announce(f"{pairs.n_left_out} prompts with another value of '{config.target}', or none, are left out")
+    return pairs
+
+
+def _records(one: PromptDirection, pairs: PromptPairs, split: str) -> list[MetricRecord]:
+    direction, n_seeds = one.direction, one.over_seeds.n
+    detail = {
+        "positive": direction.positive, "negative": direction.negative, "contexts": len(pairs.contexts),
+        "seeds": n_seeds, "left_out": pairs.n_left_out,
+    }  # fmt: skip
+    shared = {
+        "split": split, "cell": direction.cell, "target": direction.target, "probe": direction.estimator,
+        "n": len(pairs.contexts) * n_seeds,
+    }  # fmt: skip
+    records = [MetricRecord(name="norm", value=direction.scale, detail=detail, **shared)]  # type: ignore[arg-type]
+    for name, halves in (("contexts", one.over_contexts), ("seeds", one.over_seeds)):
+        records.append(
+            MetricRecord(
+                name=f"split_half_{name}", value=halves.mean,
+                detail={**detail, "range_over_halves": [halves.low, halves.high]}, **shared,  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+    return records

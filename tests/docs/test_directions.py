@@ -1,0 +1,40 @@
+"""The page about directions from prompts: its commands and its table of settings are those of the code."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+from diffprobe.cli.certify import settings_tree
+from diffprobe.config.parse import parse
+from diffprobe.evaluation.prompt_directions import PromptDirectionConfig
+from diffprobe.shards.prompt_table import read_prompts
+from tests.docs.markdown import ROOT
+
+TEXT = (ROOT / "docs/users/directions.md").read_text("utf-8")
+
+
+def test_the_settings_of_its_commands_are_valid() -> None:
+    commands = re.findall(r"^    diffprobe directions (.+)$", TEXT, re.MULTILINE)
+    assert commands
+    for command in commands:
+        _, *words = shlex.split(command)
+        parse(PromptDirectionConfig, settings_tree(words))
+
+
+def test_every_setting_is_there_with_its_default() -> None:
+    table = TEXT.partition("| setting |")[2].partition("## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.MULTILINE))
+    assert list(rows) == [field.name for field in dataclasses.fields(PromptDirectionConfig)]
+    for field in dataclasses.fields(PromptDirectionConfig):
+        if isinstance(field.default, int | float):
+            assert float(rows[field.name]) == field.default, field.name
+
+
+def test_its_file_of_prompts_is_one_that_pairs(tmp_path: Path) -> None:
+    (file,) = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
+    (tmp_path / "prompts.csv").write_text(file)
+    found = [prompt.attributes for prompt in read_prompts(tmp_path / "prompts.csv")]
+    assert {(one["context"], one["texture"]) for one in found} == {
+        (context, value) for context in ("cook", "banker") for value in ("plain", "striped")
+    }

@@ -1,0 +1,62 @@
+"""A store of planted prompt latents: context + value * direction + seed, in three cells."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffprobe.features.batch import FeatureBatch
+from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.writer import ExtractedBatch, StoreWriter
+
+CELLS = {"mid_block@t199:caption:mean": 8, "mid_block@t200:empty:mean": 8, "up_blocks.0@t199:caption:none": 2}
+BACKBONE = {
+    "family": "toy", "weights": "ab", "random_seed": None, "schedule": "cd", "taps": ["mid_block"], "timesteps": [199],
+    "sampling": {},
+}  # fmt: skip
+ENDS = ("striped", "plain")
+DIRECTION = np.eye(8)[2]
+
+
+def write_prompt_store(
+    root: Path, *, seeds: int = 4, contexts: Sequence[str] = ("cook", "judge", "poet", "pilot"), strength: float = 2.0
+) -> Path:
+    """Write the store, and return its folder; the first cell has the direction `DIRECTION` of length `strength`."""
+    generator = np.random.default_rng(0)
+    prompts = [(context, value) for context in contexts for value in ENDS]
+    ids = sorted(f"{context}-{value}" for context, value in prompts)
+    attributes = {
+        "context": sorted(contexts), "prompt_id": ids, "seed": [str(s) for s in range(seeds)], "texture": sorted(ENDS),
+    }  # fmt: skip
+    shard = ShardEntry(file="train-00000", split="train", n=seeds * len(prompts), sha256="0")
+    manifest = Manifest(
+        backbone=BACKBONE, cells=dict(CELLS), data={"shard_set": "ef", "fields": {}, "on_error": "raise"},
+        shards=(shard,),
+        recorded={"backbone": "toy", "data": "prompts", "licence": "none", "classes": [], "attributes": attributes,
+                  "versions": {}},
+    )  # fmt: skip
+    of_context = {context: 5 * generator.standard_normal(8) for context in contexts}
+    of_seed = 3 * generator.standard_normal((seeds, 8))
+    rows = [(context, value, s) for context, value in prompts for s in range(seeds)]
+    latents = np.stack([
+        of_context[context] + of_seed[s] + (strength / 2 if value == "striped" else -strength / 2) * DIRECTION
+        + 0.05 * generator.standard_normal(8)
+        for context, value, s in rows
+    ])  # fmt: skip
+    first = torch.from_numpy(latents).float()
+    batch = FeatureBatch(
+        features=dict(zip(CELLS, (first, 2 * first, first[:, :2, None, None].expand(-1, 2, 2, 2)), strict=True)),
+        keys=[f"{context}-{value}/{s}" for context, value, s in rows],
+        label=torch.full((len(rows),), -1),
+        attributes={
+            "context": torch.tensor([attributes["context"].index(context) for context, _, _ in rows]),
+            "prompt_id": torch.tensor([ids.index(f"{context}-{value}") for context, value, _ in rows]),
+            "seed": torch.tensor([s for _, _, s in rows]),
+            "texture": torch.tensor([attributes["texture"].index(value) for _, value, _ in rows]),
+        },
+    )
+    writer = StoreWriter(root, manifest)
+    writer.write(shard, [ExtractedBatch(batch, [f"a {context}, {value} clothes" for context, value, _ in rows])])
+    writer.finish()
+    return writer.path
