@@ -1,0 +1,179 @@
+"""Independent components of latents: the single attributes that vary, although none of them has a large variance.
+
+Principal components mix whatever varies together by chance; independent component analysis turns them until each is as
+far from a normal distribution as possible (Hyvarinen and Oja 2000, Independent component analysis: algorithms and
+applications, Neural Networks). An attribute with two or few values is far from normal, so it tends to get a component
+of its own. Nothing of that guarantees that a component is one attribute; how well it recurs in halves of the data is
+reported.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, NonFinite, TooFewGroups
+
+LEAST_SAMPLES = 40
+"""Fewer samples are not decomposed: halves of them would have fewer than 20."""
+_MAX_ITERATIONS = 500
+_TOLERANCE = 1e-3
+"""Of FastICA: largest change of a direction (one minus its cosine) in the last iteration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decomposition:
+    """How latents are decomposed."""
+
+    max_components: int = 32
+    """Largest number of components."""
+    explained: float = 0.99
+    """Share of the variance that the principal components hold, unless there are more than `max_components`."""
+    seed: int = 0
+    """Seed of the start of FastICA."""
+
+    def __post_init__(self) -> None:
+        if self.max_components < 1 or not 0 < self.explained <= 1:
+            raise ConfigError(
+                f"max_components={self.max_components}, explained={self.explained:g} is out of range.",
+                "allowed: max_components from 1, explained above 0 to 1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Components:
+    """Independent components of the samples."""
+
+    scores: Float64[np.ndarray, "samples components"]
+    """Place of each sample along each component, with mean 0 and standard deviation 1 over all samples. The positive
+    end is the one with the longer tail."""
+    stability: Float64[np.ndarray, " components"]
+    """Smaller of the correlations with the nearest component of either half of the data, 0..1."""
+    explained: float
+    """Share of the variance that the principal components hold, 0..1."""
+    is_converged: bool
+    """Whether FastICA converged."""
+    n_constant: int
+    """Features that do not vary, which were left out."""
+
+
+def find_components(
+    features: Float[np.ndarray, "samples d"], half: Bool[np.ndarray, " samples"], how: Decomposition
+) -> Components:
+    """Decompose latents into independent components, the one with the most distant tail first.
+
+    Args:
+        features: latents, of any scale; each feature is standardised.
+        half: half of the data that each sample is in, for `stability`; see `halves`.
+        how: number of components.
+
+    Raises: ConfigError for features of another shape, or that are all constant; NonFinite; TooFewGroups for fewer than
+        `LEAST_SAMPLES` samples, or a half with fewer than half as many.
+    """
+    x, n_constant = standardised_features(features)
+    if min(int(half.sum()), int((~half).sum())) < LEAST_SAMPLES // 2:
+        raise TooFewGroups(
+            f"discovery: the halves have {int(half.sum())} and {int((~half).sum())} samples; at least "
+            f"{LEAST_SAMPLES // 2} each are needed.", fix="more seeds or images",
+        )  # fmt: skip
+    scores, explained, is_converged = _fit(x, x, how)
+    halves_scores = [_fit(x[side], x, how)[0] for side in (half, ~half)]
+    stability = np.min([_nearest_correlation(scores, other) for other in halves_scores], axis=0)
+    skewness = (scores**3).mean(0)
+    scores = scores * np.where(skewness < 0, -1.0, 1.0)
+    order = np.argsort(-(np.abs(scores) ** 3).mean(0), kind="stable")
+    return Components(
+        scores=scores[:, order], stability=stability[order], explained=explained, is_converged=is_converged,
+        n_constant=n_constant,
+    )  # fmt: skip
+
+
+def standardised_features(
+    features: Float[np.ndarray, "samples d"],
+) -> tuple[Float64[np.ndarray, "samples kept"], int]:
+    """Return features with mean 0 and standard deviation 1, and how many were left out because they do not vary.
+
+    Raises: see `find_components`.
+    """
+    if features.ndim != 2 or not features.size:
+        raise ConfigError(f"latents of shape {features.shape}; needed: (samples, d), at least 1 of each.")
+    if len(features) < LEAST_SAMPLES:
+        raise TooFewGroups(
+            f"discovery: {len(features)} samples; at least {LEAST_SAMPLES} are needed.", fix="more seeds or images"
+        )
+    x = np.asarray(features, dtype=np.float64)
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise NonFinite(f"latents: feature {column} of sample {row} is not finite.")
+    largest = np.abs(x).max(0)
+    x = x - x.mean(0)
+    spread = x.std(0)
+    varies = spread > 1e-9 * np.maximum(largest, 1e-300)
+    if not varies.any():
+        raise ConfigError(f"latents: all {x.shape[1]} features are constant.", fix="another cell")
+    return x[:, varies] / spread[varies], int((~varies).sum())
+
+
+def halves(names: Sequence[str]) -> Bool[np.ndarray, " samples"]:
+    """Return which half each sample is in: by the digest of its block's name, so that the order does not matter.
+
+    Blocks are ordered by digest and every second one is in the first half; both halves have blocks if there are two.
+
+    >>> halves(["seed 1", "seed 2", "seed 1"]).tolist() in ([True, False, True], [False, True, False])
+    True
+    """
+    first = {name: place % 2 == 0 for place, name in enumerate(ordered_names(names))}
+    return np.array([first[name] for name in names], dtype=bool)
+
+
+def ordered_names(names: Sequence[str]) -> list[str]:
+    """Return the different names in the order of their digests, which depends on no order of samples.
+
+    >>> ordered_names(["a", "b", "a"]) == ordered_names(["b", "a"])
+    True
+    """
+    return sorted(set(names), key=digest_json)
+
+
+def normal_surrogate(features: Float[np.ndarray, "samples d"], *, seed: int = 0) -> Float64[np.ndarray, "samples d"]:
+    """Return normal random numbers with mean and covariance of the latents: what they show, chance shows."""
+    x = np.asarray(features, dtype=np.float64)
+    centre = x.mean(0)
+    _, lengths, axes = np.linalg.svd(x - centre, full_matrices=False)
+    drawn = np.random.default_rng(seed).normal(size=(len(x), len(lengths)))
+    return centre + (drawn * (lengths / np.sqrt(len(x)))) @ axes
+
+
+def _fit(
+    fitted: Float64[np.ndarray, "some d"], x: Float64[np.ndarray, "samples d"], how: Decomposition
+) -> tuple[Float64[np.ndarray, "samples components"], float, bool]:
+    """Return scores of all samples along components that are fitted to some, with variance 1 over all samples."""
+    from sklearn.decomposition import PCA, FastICA  # heavy
+    from sklearn.exceptions import ConvergenceWarning
+
+    most = min(how.max_components, fitted.shape[1], len(fitted) - 1)
+    principal = PCA(n_components=most, whiten=True, random_state=how.seed).fit(fitted)
+    shares = np.cumsum(principal.explained_variance_ratio_)
+    n = int(min(most, np.searchsorted(shares, how.explained) + 1))
+    basis = principal.components_[:n] / np.sqrt(np.maximum(principal.explained_variance_[:n], 1e-300))[:, None]
+    white = (fitted - principal.mean_) @ basis.T
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        ica = FastICA(whiten=False, fun="logcosh", max_iter=_MAX_ITERATIONS, tol=_TOLERANCE, random_state=how.seed).fit(
+            white
+        )
+    scores = (x @ basis.T) @ ica.components_.T
+    scores = scores - scores.mean(0)
+    scores /= np.maximum(scores.std(0), 1e-300)
+    return scores, float(shares[n - 1]), not any(issubclass(one.category, ConvergenceWarning) for one in caught)
+
+
+def _nearest_correlation(
+    scores: Float64[np.ndarray, "samples components"], other: Float64[np.ndarray, "samples others"]
+) -> Float64[np.ndarray, " components"]:
+    """Return the largest absolute correlation of each component with another decomposition of the same samples."""
+    found: np.ndarray = np.abs(scores.T @ other).max(1) / len(scores)
+    return found
