@@ -61,26 +61,34 @@ class Components:
 
 
 def find_components(
-    features: Float[np.ndarray, "samples d"], half: Bool[np.ndarray, " samples"], how: Decomposition
+    features: Float[np.ndarray, "samples d"],
+    half: Bool[np.ndarray, " samples"],
+    how: Decomposition,
+    *,
+    blocks: Sequence[str] | None = None,
 ) -> Components:
     """Decompose latents into independent components, the one with the most distant tail first.
+
+    Samples that share their noise are alike whatever their subject. With a few dozen seeds, components would find
+    single seeds; so they are fitted to what is left without the mean of each seed, and then measured on all.
 
     Args:
         features: latents, of any scale; each feature is standardised.
         half: half of the data that each sample is in, for `stability`; see `halves`.
         how: number of components.
+        blocks: seed of each sample where subjects share their seeds; None for independent samples.
 
     Raises: ConfigError for features of another shape, or that are all constant; NonFinite; TooFewGroups for fewer than
         `LEAST_SAMPLES` samples, or a half with fewer than half as many.
     """
-    x, n_constant = standardised_features(features)
+    x, fitted, n_constant = standardised_features(features, blocks)
     if min(int(half.sum()), int((~half).sum())) < LEAST_SAMPLES // 2:
         raise TooFewGroups(
             f"discovery: the halves have {int(half.sum())} and {int((~half).sum())} samples; at least "
             f"{LEAST_SAMPLES // 2} each are needed.", fix="more seeds or images",
         )  # fmt: skip
-    scores, explained, is_converged = _fit(x, x, how)
-    halves_scores = [_fit(x[side], x, how)[0] for side in (half, ~half)]
+    scores, explained, is_converged = _fit(fitted, x, how)
+    halves_scores = [_fit(fitted[side], x, how)[0] for side in (half, ~half)]
     stability = np.min([_nearest_correlation(scores, other) for other in halves_scores], axis=0)
     skewness = (scores**3).mean(0)
     scores = scores * np.where(skewness < 0, -1.0, 1.0)
@@ -92,9 +100,12 @@ def find_components(
 
 
 def standardised_features(
-    features: Float[np.ndarray, "samples d"],
-) -> tuple[Float64[np.ndarray, "samples kept"], int]:
-    """Return features with mean 0 and standard deviation 1, and how many were left out because they do not vary.
+    features: Float[np.ndarray, "samples d"], blocks: Sequence[str] | None = None
+) -> tuple[Float64[np.ndarray, "samples kept"], Float64[np.ndarray, "samples kept"], int]:
+    """Return features with mean 0, the same without the mean of each block and with standard deviation 1, which are
+    what components are fitted to, and how many features were left out because they do not vary.
+
+    Both are in the same unit; without blocks they are equal.
 
     Raises: see `find_components`.
     """
@@ -110,11 +121,22 @@ def standardised_features(
         raise NonFinite(f"latents: feature {column} of sample {row} is not finite.")
     largest = np.abs(x).max(0)
     x = x - x.mean(0)
-    spread = x.std(0)
+    fitted = x if blocks is None else without_block_means(x, blocks)
+    spread = fitted.std(0)
     varies = spread > 1e-9 * np.maximum(largest, 1e-300)
     if not varies.any():
-        raise ConfigError(f"latents: all {x.shape[1]} features are constant.", fix="another cell")
-    return x[:, varies] / spread[varies], int((~varies).sum())
+        where = "" if blocks is None else " within each seed"
+        raise ConfigError(f"latents: all {x.shape[1]} features are constant{where}.", fix="another cell")
+    return x[:, varies] / spread[varies], fitted[:, varies] / spread[varies], int((~varies).sum())
+
+
+def without_block_means(x: Float64[np.ndarray, "samples d"], blocks: Sequence[str]) -> Float64[np.ndarray, "samples d"]:
+    """Return features minus the mean over all samples of the same block."""
+    numbers = np.unique(np.array(blocks), return_inverse=True)[1]
+    sums = np.zeros((int(numbers.max()) + 1, x.shape[1]))
+    np.add.at(sums, numbers, x)
+    found: np.ndarray = x - (sums / np.bincount(numbers)[:, None])[numbers]
+    return found
 
 
 def halves(names: Sequence[str]) -> Bool[np.ndarray, " samples"]:
@@ -138,13 +160,18 @@ def ordered_names(names: Sequence[str]) -> list[str]:
     return sorted(set(names), key=digest_json)
 
 
-def normal_surrogate(features: Float[np.ndarray, "samples d"], *, seed: int = 0) -> Float64[np.ndarray, "samples d"]:
-    """Return normal random numbers with mean and covariance of the latents: what they show, chance shows."""
+def normal_surrogate(
+    features: Float[np.ndarray, "samples d"], *, blocks: Sequence[str] | None = None, seed: int = 0
+) -> Float64[np.ndarray, "samples d"]:
+    """Return normal random numbers with mean and covariance of the latents: what they show, chance shows.
+
+    With blocks, their means are kept, and the covariance is that within blocks.
+    """
     x = np.asarray(features, dtype=np.float64)
-    centre = x.mean(0)
-    _, lengths, axes = np.linalg.svd(x - centre, full_matrices=False)
+    varying = x - x.mean(0) if blocks is None else without_block_means(x, blocks)
+    _, lengths, axes = np.linalg.svd(varying, full_matrices=False)
     drawn = np.random.default_rng(seed).normal(size=(len(x), len(lengths)))
-    return centre + (drawn * (lengths / np.sqrt(len(x)))) @ axes
+    return x - varying + (drawn * (lengths / np.sqrt(len(x)))) @ axes
 
 
 def _fit(

@@ -101,7 +101,7 @@ def discover_attributes(
         )
     blocks = None if design.blocks is None else [str(one) for one in design.blocks]
     half = halves(blocks or names)
-    components = find_components(features, half, how.decomposition)
+    components = find_components(features, half, how.decomposition, blocks=blocks)
     dependences = subject_dependence(components.scores, design, n_permutations=how.n_permutations, seed=how.seed)
     bank = varying_phrases(captions, design.subjects, max_words=how.max_words, min_count=how.min_count)
     words = None
@@ -113,7 +113,9 @@ def discover_attributes(
     findings = classify(
         components, design, dependences, words, how.rules, n_resamples=how.n_resamples, level=how.level, seed=how.seed
     )
-    by_chance = find_components(normal_surrogate(features, seed=how.seed), half, how.decomposition)
+    by_chance = find_components(
+        normal_surrogate(features, blocks=blocks, seed=how.seed), half, how.decomposition, blocks=blocks
+    )
     kurtosis = (by_chance.scores**4).mean(0) - 3
     return Discovery(
         findings=tuple(findings), components=components, has_words=bank is not None,

@@ -38,7 +38,7 @@ class TwoGroups:
         """
         from math import erf
 
-        return erf(self.separation / (2 * np.sqrt(2)))
+        return erf(self.separation / 2**1.5)
 
     @property
     def rarity(self) -> float:
@@ -84,8 +84,8 @@ def _fit(scores: Float64[np.ndarray, " samples"]) -> TwoGroups:
         spread = (shares * (scores - means[:, :, None]) ** 2).sum(2) / counts
         variances = np.maximum(spread, _LEAST_VARIANCE * variance)
     best = int(np.argmax(likelihood))
-    one = -0.5 * n * (np.log(2 * np.pi * variance) + 1)
-    evidence = 2 * (float(likelihood[best]) - one) - 3 * np.log(n)
+    one = -0.5 * n * (float(np.log(2 * np.pi * variance)) + 1)
+    evidence = 2 * (float(likelihood[best]) - one) - 3 * float(np.log(n))
     low, high = means[best]
     upper = int(high >= low)
     in_upper = shares[best, upper] > 0.5
