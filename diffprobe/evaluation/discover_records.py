@@ -39,8 +39,6 @@ def notes_of(samples: DiscoverySamples, found: Discovery) -> list[str]:
             f"{found.n_structured_by_chance} components of normal random numbers with the same covariance count as "
             "structured: as many of the findings may be chance."
         )
-    if not found.components.is_converged:
-        notes.append("FastICA did not converge: components that are unstable may turn out otherwise in another run.")
     if not found.has_words:
         notes.append("No word of the captions varies within subjects, so no component can be named by words, and every "
                      "association counts as hidden.")  # fmt: skip

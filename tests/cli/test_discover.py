@@ -10,7 +10,7 @@ from tests.evaluation.discover_stores import prompt_store
 
 def test_it_prints_what_was_found_and_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = prompt_store(tmp_path)
-    words = ["cell=mid_block@t100", "subject=role", "n_permutations=99", "n_resamples=50", "max_components=6"]
+    words = ["cell=mid_block@t100", "subject=role", "n_permutations=399", "n_resamples=50", "max_components=6"]
     assert main(["discover", str(store.path), *words, "--output", str(tmp_path / "runs")]) == 0
     shown = capsys.readouterr().out
     assert "hidden association" in shown and "role0" in shown and "discovery.html" in shown

@@ -25,7 +25,7 @@ def images_of(made: Planted) -> np.ndarray:
     ).astype(np.float32)
 
 
-def prompt_store(root: Path, *, n_subjects: int = 6, n_seeds: int = 40, images: bool = True) -> FeatureStore:
+def prompt_store(root: Path, *, n_subjects: int = 6, n_seeds: int = 80, images: bool = True) -> FeatureStore:
     """Write a store of one prompt per subject, with shared seeds."""
     made = planted(n_subjects, n_seeds, paired=True, d=6)
     cells = {CELL: 6, **({KEPT_IMAGES: 3} if images else {})}
@@ -49,7 +49,7 @@ def prompt_store(root: Path, *, n_subjects: int = 6, n_seeds: int = 40, images: 
     return _write(root, batch, prompts, cells, attributes, classes=[], sampling=True)
 
 
-def image_store(root: Path, *, n_subjects: int = 6, n_seeds: int = 40, captions: bool = True) -> FeatureStore:
+def image_store(root: Path, *, n_subjects: int = 6, n_seeds: int = 80, captions: bool = True) -> FeatureStore:
     """Write a store of images with labels, of which one has none."""
     made = planted(n_subjects, n_seeds, d=6)
     label = torch.from_numpy(made.design.subjects.copy())

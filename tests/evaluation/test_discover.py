@@ -10,7 +10,7 @@ from diffprobe.evaluation.discover import KIND, discover
 from diffprobe.evaluation.discover_settings import DiscoverConfig
 from tests.evaluation.discover_stores import CELL, image_store, prompt_store
 
-QUICK = {"cell": CELL, "n_permutations": 99, "n_resamples": 50, "n_examples": 3, "max_components": 6}
+QUICK = {"cell": CELL, "n_permutations": 399, "n_resamples": 50, "n_examples": 3, "max_components": 6}
 
 
 def test_prompts_whose_hidden_attribute_differs_by_subject(tmp_path):

@@ -12,7 +12,7 @@ from tests.evaluation.discover_stores import CELL, SIDE, image_store, prompt_sto
 def test_prompts_have_blocks_and_images_of_their_own(tmp_path):
     store = prompt_store(tmp_path)
     by_role = read_samples(store, DiscoverConfig(cell="mid_block@t100", subject="role"))
-    assert by_role.cell == CELL and by_role.features.shape == (240, 6) and by_role.n_without_subject == 0
+    assert by_role.cell == CELL and by_role.features.shape == (480, 6) and by_role.n_without_subject == 0
     assert by_role.design.names == tuple(f"role{i}" for i in range(6))
     assert by_role.design.blocks is not None and by_role.design.blocks[:2] == ("0", "1")
     assert by_role.images is not None
@@ -24,7 +24,7 @@ def test_prompts_have_blocks_and_images_of_their_own(tmp_path):
 
 def test_images_have_labels_and_no_blocks(tmp_path):
     samples = read_samples(image_store(tmp_path), DiscoverConfig(cell=CELL))
-    assert samples.n_without_subject == 1 and len(samples.features) == len(samples.captions) == 239
+    assert samples.n_without_subject == 1 and len(samples.features) == len(samples.captions) == 479
     assert samples.design.blocks is None and samples.images is None and samples.image_digest is None
 
 

@@ -166,7 +166,8 @@ def _strata(subjects: Int64[np.ndarray, " samples"], blocks: Sequence[str] | Non
     if blocks is None:
         return subjects
     numbers = np.unique(np.array(blocks), return_inverse=True)[1]
-    return subjects * (int(numbers.max()) + 1) + numbers
+    strata = subjects * (int(numbers.max()) + 1) + numbers
+    return strata if len(np.unique(strata)) < len(strata) else subjects  # one prompt of each subject and seed
 
 
 def _centred(values: Float64[np.ndarray, "samples k"], subjects: Int64[np.ndarray, " samples"]) -> np.ndarray:

@@ -9,7 +9,7 @@ from diffprobe.analysis.discovery.subjects import Design
 
 @dataclass(frozen=True)
 class Planted:
-    """Latents with two binary attributes below a larger continuous variance, and what was planted."""
+    """Latents with two binary attributes among normal directions of equal variance, and what was planted."""
 
     features: np.ndarray
     design: Design
@@ -21,7 +21,7 @@ class Planted:
     """Which samples have the attribute that half of the captions state, in all subjects alike."""
 
 
-def planted(n_subjects: int = 8, n_seeds: int = 60, *, seed: int = 0, paired: bool = False, d: int = 12) -> Planted:
+def planted(n_subjects: int = 8, n_seeds: int = 120, *, seed: int = 0, paired: bool = False, d: int = 12) -> Planted:
     """Return latents in which subjects 0 and 1 have the hidden attribute at a rate of 0.8, the others at 0.2."""
     generator = np.random.default_rng(seed)
     n = n_subjects * n_seeds
@@ -31,7 +31,7 @@ def planted(n_subjects: int = 8, n_seeds: int = 60, *, seed: int = 0, paired: bo
     sources = np.column_stack([
         (hidden - 0.5) * 5 + generator.normal(size=n),
         (stated - 0.5) * 5 + generator.normal(size=n),
-        generator.normal(size=(n, d - 2)) * 6,  # most of the variance is normal
+        generator.normal(size=(n, d - 2)) * 2.6,  # no attribute has more variance than the rest
     ])  # fmt: skip
     features = sources @ np.linalg.qr(generator.normal(size=(d, d)))[0]
     captions = [

@@ -8,7 +8,8 @@ from diffprobe.analysis.discovery.search import Search, discover_attributes
 from diffprobe.core.errors import ConfigError
 from tests.analysis.discovery.planted import noise, planted
 
-QUICK = Search(n_permutations=99, n_resamples=50, decomposition=Decomposition(max_components=12, explained=1.0))
+HOW = Decomposition(max_components=12, explained=1.0, n_starts=3)
+QUICK = Search(n_permutations=399, n_resamples=50, decomposition=HOW)
 
 
 def finding_of(found, has):
@@ -72,7 +73,7 @@ def test_the_order_of_samples_and_subjects_does_not_matter():
 
 def test_bad_input_is_refused():
     made = planted()
-    with pytest.raises(ConfigError, match="479 captions"):
+    with pytest.raises(ConfigError, match="959 captions"):
         discover_attributes(made.features, made.design, made.names, made.captions[1:], QUICK)
     with pytest.raises(ConfigError, match="n_permutations"):
         Search(n_permutations=10)

