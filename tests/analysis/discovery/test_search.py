@@ -20,7 +20,7 @@ def finding_of(found, has):
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_planted_association_is_found_hidden_and_the_stated_attribute_named(paired):
-    made = planted(paired=paired)
+    made = planted(n_subjects=10, paired=paired, d=6)
     found = discover_attributes(made.features, made.design, made.names, made.captions, QUICK)
     hidden, stated = finding_of(found, made.hidden), finding_of(found, made.stated)
     assert hidden.kind == "association" and hidden.is_hidden and hidden.q <= 0.05
