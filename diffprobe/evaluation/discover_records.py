@@ -107,10 +107,12 @@ def _detail(
     factor: LikestFactor | None,
 ) -> dict[str, Any]:  # fmt: skip
     names = samples.design.names
+    rarer_is_high = one.groups.is_positive or not one.has_groups
+    sign = 1.0 if rarer_is_high else -1.0
     detail: dict[str, Any] = {
         "kind": one.kind, "is_hidden": one.is_hidden, "stability": one.stability, "kurtosis": one.kurtosis,
         "has_groups": one.has_groups, "evidence": one.groups.evidence, "separation": one.groups.separation,
-        "frequency": one.groups.frequency, "smaller_end": HIGH if one.groups.is_positive else LOW,
+        "frequency": one.groups.frequency, "smaller_end": HIGH if rarer_is_high else LOW,
         "distinctiveness": one.groups.distinctiveness, "rarity": one.groups.rarity if one.has_groups else None,
         "p": one.dependence.null.p, "smallest_p": one.dependence.null.smallest_p, "q": one.q,
         "high_subjects": [names[i] for i in one.high], "low_subjects": [names[i] for i in one.low],
@@ -120,7 +122,8 @@ def _detail(
             for i, rate in enumerate(one.rates)
         ],
         "named_by": [
-            {"phrase": word.phrase, "effect": word.effect, "p": word.p, "count": word.count} for word in one.named_by
+            {"phrase": word.phrase, "effect": sign * word.effect, "p": word.p, "count": word.count}
+            for word in one.named_by
         ],
     }  # fmt: skip
     if one.words is not None:

@@ -4,17 +4,19 @@ Where all subjects share their noise (seed 3 of every prompt starts from the sam
 a seed and intervals resample seeds; else single samples are permuted and resampled.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from diffprobe.analysis.statistics import Interval, LabelPermutations, Null, bootstrap_interval, mean_of
+from diffprobe.analysis.statistics import GroupPermutation, Interval, Null, bootstrap_interval, mean_of
 from diffprobe.core.errors import ConfigError, TooFewGroups
 
 LEAST_PER_SUBJECT = 3
 """Samples that each subject needs."""
+_BLOCK = 1_000_000
+"""Largest number of permuted labels that are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,9 +50,11 @@ class Design:
                 fix="more seeds or images per subject",
             )
 
-    def permutations(self, n: int, seed: int) -> LabelPermutations:
-        """Return permutations of the subjects, within blocks where there are blocks."""
-        return LabelPermutations(self.subjects, self.blocks or (0,) * len(self.subjects), n=n, seed=seed)
+    def permutation(self) -> GroupPermutation:
+        """Return what permutes the subjects: within blocks where there are blocks. Raises: EmptyClass, TooFewGroups."""
+        found = GroupPermutation(self.subjects, self.blocks or (0,) * len(self.subjects))
+        found.require_several()
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,23 +87,26 @@ def subject_dependence(
 
     Raises: EmptyClass if all permutations are alike.
     """
-    permutations = design.permutations(n_permutations, seed)
     counts = np.bincount(design.subjects, minlength=len(design.names)).astype(np.float64)
+    columns = np.ascontiguousarray(np.asarray(scores, dtype=np.float64).T)
+    totals = (columns**2).sum(1)
+    sums = _sums(columns, design.subjects[None], len(counts))[:, 0]
+    permutation = design.permutation()
+    shares, largest = [], []
+    for labels in _drawn(permutation, n_permutations, seed):
+        drawn = _sums(columns, labels, len(counts))
+        shares.append((drawn**2 / counts).sum(2) / totals[:, None])
+        largest.append(_standardised(drawn, counts).max(2))
+    by_chance, most = np.concatenate(shares, axis=1), np.concatenate(largest, axis=1)
     found = []
-    for column in np.asarray(scores, dtype=np.float64).T:
-        total = float((column**2).sum())
-
-        def share(labels: np.ndarray, column: np.ndarray = column, total: float = total) -> np.ndarray:
-            return (_sums(column, labels, len(counts)) ** 2 / counts).sum(1) / total
-
-        def largest(labels: np.ndarray, column: np.ndarray = column) -> np.ndarray:
-            return _standardised(_sums(column, labels, len(counts)), counts).max(1)
-
-        null, most = permutations.null(share), permutations.null(largest)
-        sums = _sums(column, design.subjects[None], len(counts))
-        own = _standardised(sums, counts)[0]
-        p = (1 + (most.values[None] >= own[:, None] - 1e-12).sum(1)) / (1 + len(most.values))
-        found.append(SubjectDependence(share=null.observed, null=null, means=sums[0] / counts, p=p))
+    for i, own in enumerate(_standardised(sums, counts)):
+        null = Null(
+            observed=float((sums[i] ** 2 / counts).sum() / totals[i]), values=by_chance[i],
+            n_permutations=n_permutations, n_distinct=permutation.n_distinct, n_between=permutation.n_between,
+            n_within=permutation.n_within,
+        )  # fmt: skip
+        p = (1 + (most[i][None] >= own[:, None] - 1e-12).sum(1)) / (1 + n_permutations)
+        found.append(SubjectDependence(share=null.observed, null=null, means=sums[i] / counts, p=p))
     return found
 
 
@@ -125,11 +132,21 @@ def subject_intervals(
     return found
 
 
-def _sums(column: np.ndarray, labels: np.ndarray, n: int) -> np.ndarray:
-    """Return the sum of a component per subject for each row of labels, shape (rows, subjects)."""
-    places = labels + n * np.arange(len(labels))[:, None]
-    flat = np.bincount(places.ravel(), weights=np.tile(column, len(labels)), minlength=n * len(labels))
-    return flat.reshape(len(labels), n)
+def _drawn(permutation: GroupPermutation, n: int, seed: int) -> Iterator[Int64[np.ndarray, "some samples"]]:
+    """Yield permuted subjects in blocks of bounded size."""
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK // len(permutation.labels))
+    for start in range(0, n, block):
+        yield permutation.draw(min(block, n - start), generator)
+
+
+def _sums(
+    columns: Float64[np.ndarray, "components samples"], labels: Int64[np.ndarray, "rows samples"], n: int
+) -> Float64[np.ndarray, "components rows subjects"]:
+    """Return the sum of each component per subject, for each row of labels."""
+    places = (labels + n * np.arange(len(labels))[:, None]).ravel()
+    flat = [np.bincount(places, weights=np.tile(one, len(labels)), minlength=n * len(labels)) for one in columns]
+    return np.stack(flat).reshape(len(columns), len(labels), n)
 
 
 def _standardised(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

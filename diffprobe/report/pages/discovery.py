@@ -99,7 +99,6 @@ def _view(record: MetricRecord, examples: Mapping[str, Sequence[Example]]) -> di
             ("the rarer group" if detail["has_groups"] else "the heavier tail", examples.get(smaller, ())),
             ("the other group" if detail["has_groups"] else "the other end", examples.get(other, ())),
         ] if examples else [],
-        "sign": 1 if smaller == "high" else -1,
     }  # fmt: skip
 
 
