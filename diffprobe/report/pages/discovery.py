@@ -17,7 +17,7 @@ HEADINGS = {
                     "subjects than in others."),
     "free": ("Free attributes", "These vary, and differ between subjects by no more than chance or the least share. "
              "The most separate and rarest group first."),
-    "identity": ("Identities", "These differ more between subjects than within: what tells the subjects apart, such as "
+    "identity": ("Identities", "These differ more between subjects than within: what separates the subjects, such as "
                  "what their names mean."),
 }  # fmt: skip
 """Kind -> heading of its section, and what it means."""
