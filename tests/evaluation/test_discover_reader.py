@@ -16,7 +16,7 @@ def test_a_component_that_is_a_background_is_recognised():
     images = render(spec, scenes, resolution=64).images
     slanted = scenes.factors["background"] == spec.names("background").index("slanted")
     noise = np.random.default_rng(0).normal(size=(len(images), 2)) * 0.1
-    own, random = likest_factors(np.column_stack([-slanted + noise[:, 0], noise[:, 1]]), images, "scenes-reader")
+    own, random = likest_factors(np.column_stack([-1.0 * slanted + noise[:, 0], noise[:, 1]]), images, "scenes-reader")
     assert (own.factor, own.value, own.is_positive) == ("background", "slanted", False) and own.auroc > 0.98
     assert set(own.planted) == {"sailor", "miner"} and random.auroc < 0.85
     with pytest.raises(ConfigError, match="scenes-reader"):
