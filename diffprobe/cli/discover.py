@@ -1,0 +1,41 @@
+"""``diffprobe discover``: which attributes vary in a store of prompts or images, found without naming any."""
+
+import argparse
+
+from diffprobe.cli.arguments import add_check
+
+GROUP = "meaning"
+HELP = "find which attributes vary in a store, and which are tied to subjects, unasked"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the store, the settings and the output folder."""
+    parser.add_argument("store", metavar="STORE", help="folder of a feature store, of prompts or of images")
+    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: cell=NAME, and those of "
+                        "the documentation")  # fmt: skip
+    parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
+    add_check(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table of what was found. Returns 0."""
+    from diffprobe.cli.certify import settings_tree
+    from diffprobe.config.parse import parse
+    from diffprobe.evaluation.discover_settings import DiscoverConfig
+
+    tree = settings_tree(args.keys)
+    config = parse(DiscoverConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    if args.check:
+        print("the configuration is valid")
+        return 0
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.discover import discover
+    from diffprobe.report.discovery_table import terminal_lines
+
+    written = discover(args.store, config, output=args.output)
+    for line in terminal_lines(read_result(written.result)):
+        print(line)
+    print(f"result: {written.result}")
+    print(f"table: {written.csv}")
+    print(f"page: {written.page}")
+    return 0
