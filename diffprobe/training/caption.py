@@ -99,6 +99,7 @@ class CaptionModule(ProbeModule):
         self._shares: Tensor = torch.zeros(0)
         self._chosen: dict[str, Any] = {}
         self._words: WordVectors | None = None
+        self._encoded: dict[str, tuple[list[str], Tensor, Tensor]] = {}  # split -> captions, vectors, words
 
     @property
     def seed_varies(self) -> tuple[str, ...]:
@@ -252,8 +253,7 @@ class CaptionModule(ProbeModule):
         different = sorted(set(captions))
         row = {caption: i for i, caption in enumerate(different)}
         rows = torch.tensor([row[caption] for caption in captions], device=self.device)
-        assert self._words is not None
-        text, words = self._encoder(different, self.device), self._words(different)
+        text, words = self._encode(split, different)
         parts: dict[str, dict[str, Ratio]] = {}
         with torch.autocast(self.device.type, enabled=False):
             for variant in VARIANTS:
@@ -265,17 +265,27 @@ class CaptionModule(ProbeModule):
         groups = Groups.of_values(found["group"].numpy())
         levels = {R2: {"constant": 0.0}} | {name: {"chance": value} for name, value in chance(of_split).items()}
         self.scores[split] = [
-            self._entry(name, {variant: parts[variant][name] for variant in VARIANTS}, groups, levels[name])
+            self._entry(name, {variant: parts[variant][name] for variant in VARIANTS}, groups, levels[name], split)
             | {"n": len(keys), "n_captions": len(different)}
             for name in parts[OWN]
         ]
         self.log_scores({f"{split}/{entry['name']}/{self.cell}": entry["value"] for entry in self.scores[split]})
 
-    def _entry(self, name: str, parts: dict[str, Ratio], groups: Groups, level: dict[str, float]) -> dict[str, Any]:
+    def _encode(self, split: str, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Return the text encoder's vectors and those of the words; the same captions are encoded once per split."""
+        assert self._words is not None
+        if split not in self._encoded or self._encoded[split][0] != captions:
+            self._encoded[split] = (captions, self._encoder(captions, self.device), self._words(captions))
+        _, text, words = self._encoded[split]
+        return text, words
+
+    def _entry(
+        self, name: str, parts: dict[str, Ratio], groups: Groups, level: dict[str, float], split: str
+    ) -> dict[str, Any]:
         intervals, pairs = group_intervals(
             parts, groups, n_resamples=self.config.n_resamples, level=self.config.level,
             seed=derive_seed("bootstrap", self.seed),
-        )  # fmt: skip
+        ) if self.keeps(split) else ({}, {})  # of the trained map alone, not after each epoch  # fmt: skip
         value = parts[OWN].value
         controls = level | {variant: parts[variant].value for variant in VARIANTS[1:]}
         differences = {
