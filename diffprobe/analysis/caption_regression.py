@@ -39,36 +39,6 @@ class RegressionRule:
             )
 
 
-class WordVectors:
-    """Captions as sets of words, weighted by rarity: log(captions / captions with the word).
-
-    Args:
-        captions: source of the vocabulary; other words are ignored later.
-    """
-
-    def __init__(self, captions: Sequence[str]) -> None:
-        counts = Counter(word for caption in captions for word in words_of(caption))
-        self._columns = {word: column for column, word in enumerate(sorted(counts))}
-        self._weights = torch.tensor([len(captions) / counts[word] for word in self._columns]).log()
-
-    def __call__(self, captions: Sequence[str]) -> Float[Tensor, "caption word"]:
-        """Return the vectors of captions."""
-        vectors = torch.zeros(len(captions), len(self._columns))
-        for row, caption in enumerate(captions):
-            known = [self._columns[word] for word in words_of(caption) if word in self._columns]
-            vectors[row, known] = 1.0
-        return vectors * self._weights
-
-
-def words_of(caption: str) -> set[str]:
-    """Return the words of a caption.
-
-    >>> sorted(words_of("noto emoji, health worker, medium-light skin tone"))
-    ['emoji', 'health', 'medium-light', 'noto', 'skin', 'tone', 'worker']
-    """
-    return set(caption.replace(",", " ").split())
-
-
 class CaptionRegression:
     """Kernel ridge regression: minimises sum_i w_i |f(x_i) - z_i|^2 + ridge |f|^2 over f of the kernel's space.
 

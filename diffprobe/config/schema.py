@@ -250,7 +250,7 @@ class ProbeConfig:
     """The probe that is fitted on the features."""
 
     kind: str
-    """Kind of the probe: sae, classifier or direction; a folder of diffprobe/probes."""
+    """Kind of the probe: sae, classifier, direction or caption; a folder of diffprobe/probes."""
     name: str
     """Name of the probe: a file of its kind's folder (topk, linear, mean_difference, ridge, logistic, ...)."""
     cell: str | None = None

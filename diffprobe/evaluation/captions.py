@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
+from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, choose_nearest
 from diffprobe.analysis.statistics import bootstrap_interval, mean_of
 from diffprobe.backbones.base import Condition, take_rows
 from diffprobe.config.schema import DataConfig
@@ -20,6 +20,7 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.caption_accuracy import METHOD, accuracy_record
 from diffprobe.generative.image_table import ImageTable, load_table
+from diffprobe.probes.caption.bag_of_words import WordVectors
 from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
 from diffprobe.scoring.denoising_error import DenoisingError, Score
 from diffprobe.scoring.noise_sets import spread_timesteps

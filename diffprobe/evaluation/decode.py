@@ -215,7 +215,7 @@ def _require_captions(table: FeatureTable, config: DecodeConfig) -> None:
 def _group_of(run: RunResult | None) -> str:
     """Return the attribute that the run of a direction grouped its samples by. Raises: ConfigError without one."""
     for record in run.metrics if run else ():
-        how = record.detail.get("control_nulls", {}).get("shuffled_labels", {})
+        how = record.detail.get("control_nulls", {}).get("shuffled_labels", record.detail)
         if how.get("group_by"):
             return str(how["group_by"])
     raise ConfigError(

@@ -23,12 +23,14 @@ class FeatureBatch:
         keys: key of each sample.
         label: class index in the data set's `classes`, -1 where the sample has none.
         attributes: attribute name -> index in the data set's `attributes[name]`, -1 where the sample has none.
+        captions: caption of each sample, "" for none; [] where they are not known.
     """
 
     features: dict[str, Float[Tensor, "batch ..."]]
     keys: list[str]
     label: Int[Tensor, " batch"]
     attributes: dict[str, Int[Tensor, " batch"]]
+    captions: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -44,6 +46,7 @@ class FeatureBatch:
             keys=self.keys,
             label=move(self.label),
             attributes={name: move(values) for name, values in self.attributes.items()},
+            captions=self.captions,
         )
 
 
@@ -132,6 +135,7 @@ class FeatureTable:
             keys=[self.keys[row] for row in rows.tolist()],
             label=self.label[rows.to(self.label.device)],
             attributes={name: values[rows.to(values.device)] for name, values in self.attributes.items()},
+            captions=[self.captions[row] for row in rows.tolist()] if self.captions else [],
         )
 
     def select(self, rows: Int[Tensor, " chosen"]) -> "FeatureTable":
@@ -139,7 +143,7 @@ class FeatureTable:
         batch, chosen = self.take(rows), rows.tolist()
         return FeatureTable(
             batch.features, batch.keys, batch.label, batch.attributes,
-            captions=[self.captions[row] for row in chosen] if self.captions else [],
+            captions=batch.captions,
             shards=[self.shards[row] for row in chosen] if self.shards else [],
         )  # fmt: skip
 

@@ -191,7 +191,9 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
     features = request.extractor(images.images, **sample_texts(request.shard_set, images, images.captions))
-    return FeatureBatch(features=features, keys=images.keys, label=images.label, attributes=images.attributes)
+    return FeatureBatch(
+        features=features, keys=images.keys, label=images.label, attributes=images.attributes, captions=images.captions
+    )
 
 
 def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:

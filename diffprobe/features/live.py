@@ -146,7 +146,7 @@ class LiveFeatures(FeatureSource):
 
     def _chosen(self, batch: FeatureBatch) -> FeatureBatch:
         features = {cell: batch.features[cell] for cell in self.widths}
-        return FeatureBatch(features, batch.keys, batch.label, batch.attributes)
+        return FeatureBatch(features, batch.keys, batch.label, batch.attributes, batch.captions)
 
 
 def _is_same(asked: torch.device, device: torch.device) -> bool:

@@ -213,7 +213,7 @@ class StoredRows:
 
 
 def _reorder(parts: list[FeatureBatch], order: Tensor) -> FeatureBatch:
-    tables = [FeatureTable(part.features, part.keys, part.label, part.attributes) for part in parts]
+    tables = [FeatureTable(part.features, part.keys, part.label, part.attributes, part.captions) for part in parts]
     return concatenate(tables).take(order)
 
 

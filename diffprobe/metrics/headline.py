@@ -3,7 +3,9 @@
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.metrics import described
 
-_UNREGISTERED = ("auroc", "loss_recovered")
+_UNREGISTERED = (
+    "auroc", "loss_recovered", "r2", "caption_recall_1", "caption_recall_10", "image_recall_1", "image_recall_10",
+)  # fmt: skip
 """Metrics of which more is better that no probe chooses, so that they are not in the registry."""
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Num
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -81,8 +81,8 @@ class RunningMoments(Metric):
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, x: Float[Tensor, "batch d_in"], y: Int[Tensor, "batch n_columns"] | None = None) -> None:
-        """Add samples, with their 0/1 label columns if there are any."""
+    def update(self, x: Float[Tensor, "batch d_in"], y: Num[Tensor, "batch n_columns"] | None = None) -> None:
+        """Add samples, with their 0/1 label columns, or columns of real numbers, if there are any."""
         x = x.detach().double()
         self.n += x.shape[0]
         self.x += x.sum(0)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from diffprobe.evaluation.page_features import PageFeatures
+    from diffprobe.probes.caption import CaptionRegressor
     from diffprobe.probes.classifier.base import ClassifierProbe
     from diffprobe.probes.direction.base import Direction
     from diffprobe.probes.sae.topk import KSAE
@@ -57,7 +58,7 @@ class FinishedRun:
         folder: its folder.
         config: its configuration.
         result: its record: metrics, seeds, versions, inputs.
-        kind: kind of its probe: "classifier", "direction" or "sae".
+        kind: kind of its probe: "classifier", "direction", "caption" or "sae".
     """
 
     def __init__(self, run: ProbeRun) -> None:
@@ -73,7 +74,9 @@ class FinishedRun:
         names = sorted(name for name in self.result.artifacts if name.startswith("probes/"))
         return tuple(self.folder / name for name in names)
 
-    def probe(self, cell: str | None = None, *, target: str | None = None) -> "ClassifierProbe | Direction | KSAE":
+    def probe(
+        self, cell: str | None = None, *, target: str | None = None
+    ) -> "CaptionRegressor | ClassifierProbe | Direction | KSAE":
         """Load a trained probe.
 
         Args:
@@ -91,6 +94,11 @@ class FinishedRun:
 
             (folder,) = TrainedRun(folder=self.folder, result=self.result, config=self.config).saes().values()
             return KSAE.from_pretrained(folder).eval()
+        if self.kind == "caption":
+            from diffprobe.probes.caption import CaptionRegressor
+
+            (path,) = self.probe_folders
+            return CaptionRegressor.from_pretrained(path)
         cells = list(dict.fromkeys(record.cell for record in self.result.metrics if record.cell))
         targets = list(dict.fromkeys(record.target for record in self.result.metrics if record.target))
         name = _only("cell", cells) if cell is None else choose_cell(cell, cells)

@@ -58,13 +58,7 @@ def grouped_folds(groups: Sequence[str], labels: NDArray[np.int64], *, n_folds: 
     if n_classes < 2:
         raise EmptyClass(f"a classifier needs samples of at least 2 classes, got {n_classes}.")
     names, member = np.unique(np.array([groups[i] for i in known.tolist()]), return_inverse=True)
-    if len(names) < n_folds:
-        raise ConfigError(
-            f"{len(names)} groups for {n_folds} folds: a fold needs at least one whole group.",
-            f"groups: {_listed(names.tolist())}",
-            *([f"what can still be done: up to {len(names)} folds"] if len(names) >= 2 else []),
-            fix=f"folds={len(names)}" if len(names) >= 2 else "a group attribute with more values, or group=sample",
-        )
+    _require_groups(names.tolist(), n_folds)
     counts = np.zeros((len(names), int(labels.max()) + 1))
     np.add.at(counts, (member, labels[known]), 1)
     fold_of_group = _place(names.tolist(), counts, n_folds, seed)
@@ -73,6 +67,38 @@ def grouped_folds(groups: Sequence[str], labels: NDArray[np.int64], *, n_folds: 
     _require_classes(fold, labels, n_folds)
     single = np.flatnonzero((counts > 0).sum(0) == 1)
     return Folds(fold, n_folds, len(names), tuple(int(k) for k in single))
+
+
+def unlabelled_folds(groups: Sequence[str], *, n_folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """Assign whole groups to folds of about equally many samples, for a target that has no classes.
+
+    Args:
+        groups, n_folds, seed: as `grouped_folds`.
+
+    Returns: the fold of each sample, int64 (samples).
+    Raises: ConfigError for fewer than 2 folds, and for fewer groups than folds.
+
+    >>> folds = unlabelled_folds(["a", "a", "b", "c"], n_folds=2)
+    >>> int(folds[0]) == int(folds[1]) != int(folds[2]) == int(folds[3])
+    True
+    """
+    if n_folds < 2:
+        raise ConfigError(f"folds={n_folds}: cross-validation needs at least 2 folds.")
+    names, member = np.unique(np.array(groups), return_inverse=True)
+    _require_groups(names.tolist(), n_folds)
+    counts = np.bincount(member, minlength=len(names))[:, None].astype(np.float64)
+    found: NDArray[np.int64] = _place(names.tolist(), counts, n_folds, seed)[member]
+    return found
+
+
+def _require_groups(names: Sequence[str], n_folds: int) -> None:
+    if len(names) < n_folds:
+        raise ConfigError(
+            f"{len(names)} groups for {n_folds} folds: a fold needs at least one whole group.",
+            f"groups: {_listed(names)}",
+            *([f"what can still be done: up to {len(names)} folds"] if len(names) >= 2 else []),
+            fix=f"folds={len(names)}" if len(names) >= 2 else "a group attribute with more values, or group=sample",
+        )
 
 
 def _place(names: Sequence[str], counts: NDArray[np.float64], n_folds: int, seed: int) -> NDArray[np.int64]:

@@ -34,11 +34,11 @@ _OF_OTHER_WEIGHTS = LADDER
 
 SEED_WORDS = {
     "start": "initial weights", "order": "order of the samples", "shuffled_labels": "shuffled labels",
-    "random_direction": "random directions", "noise": "noise of the features",
+    "shuffled_captions": "shuffled captions", "random_direction": "random directions", "noise": "noise of the features",
     "random_weights": "weights of the random denoiser",
 }  # fmt: skip
 """Name of a seed in results -> what it varies, in words."""
-_OF_RUN = ("start", "shuffled_labels", "random_direction")
+_OF_RUN = ("start", "shuffled_labels", "shuffled_captions", "random_direction")
 """Names of what the seed of the run varies; each has the value of that seed."""
 
 

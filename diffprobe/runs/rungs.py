@@ -40,6 +40,8 @@ def why_not(run: RunConfig) -> str | None:
         return None
     if has_one_cell(control) and run.probe.kind == "sae":
         return "an autoencoder's error on other features cannot be compared with its error on these"
+    if control == "text_encoder" and run.probe.kind == "caption":
+        return "a caption regressor starts from the vectors of the captions"
     if backbone.path == "pixels":
         return "the run itself reads the pixels"
     if control in EXPOSED_PART:

@@ -1,22 +1,12 @@
 import pytest
 import torch
 
-from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, WordVectors, choose_nearest
+from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, choose_nearest
 from diffprobe.core.errors import ConfigError, EmptyClass
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_words_weigh_by_their_rarity_and_unknown_ones_are_left_out():
-    vectors = WordVectors(["noto emoji, cat", "noto emoji, dog", "twemoji emoji, cat", "noto emoji, cat"])
-    found = vectors(["cat, cat noto", "emoji", "zebra dog", ""])
-    columns = {"cat": 0, "dog": 1, "emoji": 2, "noto": 3, "twemoji": 4}
-    expected = torch.zeros(4, 5)
-    expected[0, columns["cat"]] = expected[0, columns["noto"]] = torch.tensor(4 / 3).log()
-    expected[2, columns["dog"]] = torch.tensor(4.0).log()  # "emoji" is in all captions and tells nothing
-    torch.testing.assert_close(found, expected)
 
 
 def test_it_is_the_closed_form_of_weighted_kernel_ridge_regression():

@@ -24,7 +24,8 @@ def trainer(backbone: Path, data: Path, folder: Path) -> Callable[..., Path]:
                 f"output={folder / 'runs'}", *settings,
             ],
         )  # fmt: skip
-        extract_run(config, progress=False)
+        if config.features.source == "stored":
+            extract_run(config, progress=False)
         return train(config).parent
 
     return make

@@ -5,6 +5,7 @@ import torch
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.features.batch import FeatureTable, RowBatch, RowValues, concatenate
+from diffprobe.features.stored import StoredRows
 
 
 def make_table(first: int, n: int) -> FeatureTable:
@@ -36,6 +37,7 @@ def test_one_table_is_not_copied():
 def test_taken_rows_belong_together():
     batch = make_table(10, 5).take(torch.tensor([3, 0, 3]))
     assert batch.keys == ["key 13", "key 10", "key 13"]
+    assert batch.captions == ["caption 13", "caption 10", "caption 13"]
     assert batch.label.tolist() == [13, 10, 13] and batch.attributes["style"].tolist() == [-13, -10, -13]
     assert batch.features["a"].flatten().tolist() == [13.0, 10.0, 13.0]
     assert batch.features["b"].shape == (3, 2, 3)
@@ -45,7 +47,17 @@ def test_a_moved_batch_has_all_its_tensors_moved():
     moved = make_table(0, 2).take(torch.tensor([0, 1])).to("meta")
     tensors = [*moved.features.values(), moved.label, *moved.attributes.values()]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert moved.keys == ["key 0", "key 1"]
+    assert moved.keys == ["key 0", "key 1"] and moved.captions == ["caption 0", "caption 1"]
+
+
+def test_captions_follow_rows_through_several_tables():
+    rows = StoredRows([make_table(0, 3), make_table(3, 2)])
+    batch = rows.take(torch.tensor([4, 1, 3, 0]))
+    assert (
+        batch.captions
+        == [key.replace("key", "caption") for key in batch.keys]
+        == [f"caption {i}" for i in (4, 1, 3, 0)]
+    )
 
 
 def test_a_batch_of_rows_gathers_once_and_has_no_samples():

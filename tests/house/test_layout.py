@@ -29,6 +29,7 @@ TESTED_ELSEWHERE = {
     "diffprobe/probes/full_batch.py": "tests/probes/classifier/test_base.py",  # through the probes that it fits
     "diffprobe/runs/rescore_metrics.py": "tests/runs/test_rescore.py",  # through the verb's function
     "diffprobe/training/classifier_pass.py": "tests/training/test_classifier.py",  # the pass of that module
+    "diffprobe/training/kinds/caption.py": "tests/runs/test_contract.py",  # the contract over all kinds
     "diffprobe/training/kinds/classifier.py": "tests/runs/test_contract.py",  # the contract over all kinds
     "diffprobe/training/kinds/direction.py": "tests/runs/test_contract.py",
     "diffprobe/training/kinds/sae.py": "tests/runs/test_contract.py",

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak
-from diffprobe.probes.grouped_folds import grouped_folds, require_disjoint
+from diffprobe.probes.grouped_folds import grouped_folds, require_disjoint, unlabelled_folds
 
 
 def _data(n_groups: int = 120) -> tuple[list[str], np.ndarray]:
@@ -71,3 +73,25 @@ def test_a_group_that_spans_splits_is_refused() -> None:
     require_disjoint({"train": ["a", "b"], "test": ["c"]})
     with pytest.raises(SplitLeak, match=r"1 groups[\s\S]*'train'[\s\S]*'test'[\s\S]*'b'[\s\S]*1 of 2"):
         require_disjoint({"train": ["a", "b"], "test": ["b", "c"]})
+
+
+@given(st.lists(st.integers(0, 8), min_size=12, max_size=60), st.integers(2, 4), st.integers(0, 3))
+def test_folds_without_labels_keep_groups_whole_and_sizes_alike(numbers, n_folds, seed):
+    groups = [f"g{number}" for number in numbers]
+    if len(set(groups)) < n_folds:
+        with pytest.raises(ConfigError, match=f"{len(set(groups))} groups for {n_folds}"):
+            unlabelled_folds(groups, n_folds=n_folds, seed=seed)
+        return
+    found = unlabelled_folds(groups, n_folds=n_folds, seed=seed)
+    of_group = {group: {int(k) for k, other in zip(found, groups, strict=True) if other == group} for group in groups}
+    assert all(len(folds) == 1 for folds in of_group.values())
+    sizes = np.bincount(found, minlength=n_folds)
+    assert sizes.min() > 0 and sizes.max() - sizes.min() <= max(groups.count(group) for group in groups)
+    order = np.random.default_rng(seed).permutation(len(groups))
+    shuffled = unlabelled_folds([groups[i] for i in order], n_folds=n_folds, seed=seed)
+    assert (shuffled == found[order]).all()
+
+
+def test_one_fold_is_refused_without_labels():
+    with pytest.raises(ConfigError, match="folds=1"):
+        unlabelled_folds(["a", "b"], n_folds=1)

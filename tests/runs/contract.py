@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import probes
+from diffprobe.probes.caption import CaptionRegressor
 from diffprobe.probes.classifier import ClassifierProbe
 from diffprobe.probes.classifier.inputs import VECTOR, reads
 from diffprobe.probes.direction import Direction
@@ -17,6 +18,7 @@ from diffprobe.runs.plan import plan
 from diffprobe.runs.train import make_module
 from diffprobe.training.trainer import make_trainer, quiet
 from tests.toy import CLASSES, MAPS, WIDTHS, Maps, Toy
+from tests.toy_captions import CAPTIONS, Captioned
 
 CELL = next(iter(WIDTHS))
 MAKERS = ("make", "make_bank", "estimate", "estimate_cv", "estimate_adjusted")
@@ -24,6 +26,7 @@ BASE = {
     "classifier": {},
     "direction": {"positive": "noto", "n_random": 20, "n_shuffles": 4},
     "sae": {"k": 2, "n_latents": 96, "dead_window": 20, "init_samples": 64},
+    "caption": {"vocabulary": 20, "n_resamples": 20},
 }
 """Kind -> params for toy features."""
 OWN = {"adjusted_regression": {"nuisances": ["label"]}}
@@ -36,7 +39,7 @@ SMALL = {
     "hyperfeatures": {"width": 16, "groups": 2, "size": 2},
 }
 """Classifier -> params that make it small."""
-TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]"}
+TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]", "caption": "[]"}
 OTHER = {
     "controls": [],
     "positive": "twemoji",
@@ -90,8 +93,13 @@ OTHER = {
     "group": "style",
     "metric": "euclidean",
     "weights": "uniform",
+    "vocabulary": 2,
+    "n_resamples": 30,
+    "level": 0.5,
+    "temperature": 0.5,
+    "caption.hidden": 5,
 }
-"""Key of a Config, or "FILE.KEY" -> a value other than its default and that of BASE."""
+"""Key of a Config, "FILE.KEY" or "KIND.KEY" -> a value other than its default and that of BASE."""
 NEEDS = {
     "expansion": {"n_latents": None},
     "init_samples": {"pre_bias": "geometric_median"},
@@ -102,8 +110,9 @@ NEEDS = {
 """Key -> params under which it has an effect."""
 
 
-ELSEWHERE = {"linear_cv.patience"}
-"""Keys without an effect on toy features, whose classes are separable: tests/probes/test_l2_selection.py."""
+ELSEWHERE = {"linear_cv.patience", "ridge.fold_seed"}
+"""Keys without an effect on toy features: classes are separable, tests/probes/test_l2_selection.py; caption ridge takes
+the same penalty for any folds, tests/probes/test_grouped_folds.py."""
 
 
 def settings_of(kind, name, params, epochs, trainer=None):
@@ -127,6 +136,8 @@ def source_of(kind, name):
     """Return toy features of one cell, as maps for a classifier that reads them."""
     if kind == "classifier" and reads(name) != VECTOR:
         return Maps(cells=(next(iter(MAPS)),))
+    if kind == "caption":
+        return Captioned()
     return Toy(cells=(CELL,))
 
 
@@ -191,7 +202,8 @@ def check_each_key_counts(kind, name, folder):
         given = {**base_of(kind, name), **context}
         at = str(sorted(context.items()))
         try:
-            known = [key for key in (f"{name}.{field.name}", field.name) if key in OTHER]
+            names = (f"{kind}.{field.name}", f"{name}.{field.name}", field.name)
+            known = [key for key in names if key in OTHER]
             changed = {**context, field.name: OTHER[known[0]] if known else _another(field)}
             one, other = (
                 plan(load_run(None, settings_of(kind, name, params, 2))) for params in (given, {**given, **changed})
@@ -248,6 +260,9 @@ def check_saved_equals_trained(kind, name, folder):
         elif kind == "direction":
             back, held = Direction.load(path), module.directions()[0]
             assert back.estimator == name and back.project(x).equal(held.project(x))
+        elif kind == "caption":
+            back, e = CaptionRegressor.from_pretrained(path), module._encoder(CAPTIONS)
+            assert back.name == name and back.scores(x, e).equal(module.regressor.scores(x, e))
         else:
             assert kind == "sae", "say here how a probe of this kind is loaded"
             assert KSAE.from_pretrained(path)(x)[0].equal(module.sae(x)[0])

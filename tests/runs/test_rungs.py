@@ -45,6 +45,13 @@ def test_a_model_of_classes_has_no_texts(settings, tmp_path):
     assert found == ["raw_pixels", "vae_latents", "random_weights", "none"] and list(told) == ["text_encoder"]
 
 
+def test_a_caption_regressor_reads_the_text_encoder_itself(settings):
+    own = ["probe.kind=caption", "probe.name=ridge", "probe.targets=[]", "probe.params={}"]
+    found, told = ladder(settings, *own)
+    assert found == ["raw_pixels", "vae_latents", "random_weights", "none"]
+    assert "vectors of the captions" in told["text_encoder"]
+
+
 def test_the_pixels_have_no_rungs(settings):
     found, told = ladder(settings, "backbone.path=pixels", "features.taps=[pixels]", "features.timesteps=[0]")
     assert found == ["none"] and list(told) == list(LADDER) and len(set(told.values())) == 1

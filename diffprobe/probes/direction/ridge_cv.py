@@ -59,11 +59,11 @@ def estimate_cv(folds: Sequence[Moments], config: Config) -> tuple[Float[Tensor,
     alphas = torch.tensor(sorted(config.alphas, reverse=True), dtype=torch.float64, device=whole.x.device)
     errors = torch.zeros(len(alphas), len(whole.y), dtype=torch.float64, device=whole.x.device)
     for fold in folds:
-        weights, offsets = _solve(subtract_moments(whole, fold), alphas)
+        weights, offsets = solve_path(subtract_moments(whole, fold), alphas)
         errors += squared_error(fold, weights, offsets)
     errors /= whole.n
     best = errors.argmin(0)
-    weights, _ = _solve(whole, alphas)
+    weights, _ = solve_path(whole, alphas)
     columns = torch.arange(len(best), device=best.device)
     chosen = [
         ChosenPenalty(
@@ -77,10 +77,13 @@ def estimate_cv(folds: Sequence[Moments], config: Config) -> tuple[Float[Tensor,
     return weights[best, :, columns].T, chosen
 
 
-def _solve(
+def solve_path(
     sums: Moments, alphas: Float[Tensor, " path"]
 ) -> tuple[Float[Tensor, "path d_in columns"], Float[Tensor, "path columns"]]:
-    """Return weights in the unit of the features, and offsets, for each penalty."""
+    """Return weights in the unit of the features, and offsets, for each penalty.
+
+    Raises: ConfigError for constant features.
+    """
     assert sums.gram is not None
     mean, share = sums.mean, sums.y / sums.n
     variance = sums.variance
