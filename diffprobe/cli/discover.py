@@ -5,7 +5,7 @@ import argparse
 from diffprobe.cli.arguments import add_check
 
 GROUP = "meaning"
-HELP = "find which attributes vary in a store, and which are tied to subjects, unasked"
+HELP = "find attributes that vary in a store, and those tied to subjects"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

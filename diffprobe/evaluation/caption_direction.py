@@ -1,4 +1,4 @@
-"""Make a direction from two prompts, by a trained map from captions to features (`diffprobe caption-direction`)."""
+"""Make a direction from two prompts, by a trained map from captions to features (`diffprobe translate`)."""
 
 import json
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ SLOT = "{}"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionDirectionConfig:
-    """Settings of `diffprobe caption-direction`."""
+    """Settings of `diffprobe translate`."""
 
     positive: str = ""
     """Prompt at the positive end."""
@@ -121,7 +121,7 @@ def _probe_folder(folder: Path) -> Path:
 
 
 def _run_of(probe: Path) -> Path:
-    """Return the folder `probes` that a probe lies in, or the folder beside it outside of a run."""
+    """Return the folder `probes` of a probe; outside of a run, the folder beside it."""
     resolved = probe.resolve()
     return next((parent for parent in resolved.parents if parent.name == "probes"), resolved.parent)
 

@@ -16,7 +16,7 @@ TEXT = (ROOT / "docs/users/caption-regression.md").read_text("utf-8")
 
 
 def test_the_settings_of_its_commands_are_valid() -> None:
-    commands = re.findall(r"^    diffprobe caption-direction (.+)$", TEXT, re.MULTILINE)
+    commands = re.findall(r"^    diffprobe translate (.+)$", TEXT, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         _, *words = shlex.split(command)

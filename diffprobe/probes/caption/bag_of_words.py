@@ -14,7 +14,7 @@ class WordVectors:
     Args:
         captions: source of the vocabulary; other words are ignored later.
         width: numbers per vector: the most frequent words, of equally frequent ones the first by alphabet; columns
-            without a word are 0. None for one number per word.
+            beyond the vocabulary are 0. None for one number per word.
     """
 
     def __init__(self, captions: Sequence[str], *, width: int | None = None) -> None:

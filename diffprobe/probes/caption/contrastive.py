@@ -1,4 +1,4 @@
-"""InfoNCE: a map from features to caption embeddings that tells the caption of an image from those of a batch.
+"""InfoNCE: a map from features to caption embeddings that separates the caption of an image from those of a batch.
 
 Negatives are real: the other captions of the batch for each image, and its other images for each caption (Oord et al.
 2018, arXiv 1807.03748; both ways and with a learned temperature as in CLIP, Radford et al. 2021, section 2.3).

@@ -1,4 +1,4 @@
-"""``diffprobe caption-direction``: make a direction from two prompts, without labels."""
+"""``diffprobe translate``: make a direction from two prompts, without labels."""
 
 import argparse
 
