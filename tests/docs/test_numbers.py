@@ -164,6 +164,10 @@ def test_the_cards_of_the_twins_have_their_recorded_evaluations() -> None:
         page = record_scenes.card(name).read_text("utf-8")
         for marker, content in record_scenes.tables().items():
             assert record_scenes.with_tables(page, marker, content) == page, (name, marker)
+    for path in record_scenes.PAGES:
+        text = path.read_text("utf-8")
+        for marker, content in record_scenes.tables().items():
+            assert record_scenes.with_tables(text, marker, content) == text, (path, marker)
     first, second = (record_scenes.card(name).read_text("utf-8") for name in record_scenes.TWINS)
     assert "<!-- tables: rates -->" in first and "<!-- tables: scenes-sd-permuted/evaluation -->" in second
 
