@@ -139,6 +139,17 @@ def test_the_table_of_autoencoders_is_the_recorded_one() -> None:
     assert shown == expected and len(shown) == 16
 
 
+def test_the_reconstructions_are_the_recorded_ones() -> None:
+    text = " ".join(BENCHMARKS.split())
+    for name in ("evaluate_sae", "evaluate_sae_places"):
+        of = {one.name: one for one in read_result(ROOT / f"docs/results/emoji-sd/sae/{name}.json").metrics}
+        low, high = of["recovered"].detail["interval"]
+        assert f"fvu {of['fvu'].value:.3f}" in text
+        assert f"recovers {of['recovered'].value:.3f} [{low:.3f}, {high:.3g}]" in text
+        cost = of["delta_mse"].controls["mean_ablation"]
+        assert f"{cost:.4f}" in text
+
+
 def test_the_readme_repeats_the_benchmarks() -> None:
     text = " ".join(README.split())
     assert "up to 9 times as fast as one pass per tap and timestep" in text
