@@ -3,12 +3,14 @@ of the runs of scenes/evaluate and scenes/rates with both twins.
 
 Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
 its markers, and the figures of the rates into docs. With runs of scenes/layers the table of layers is made again; their
-result files are too large to keep, so it is kept as it is printed and as CSV. `--certificate NAME=FOLDER` records a
-certificate as well, for the table of docs/users/certify.md, which has all that were recorded.
+result files are too large to keep, so it is kept as it is printed and as CSV; so is the first table of eval directions.
+`--certificate NAME=FOLDER` records a certificate as well, for the table of docs/users/certify.md, which has all that
+were recorded.
 """
 
 import argparse
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
@@ -22,15 +24,20 @@ TWINS = ("scenes-sd", "scenes-sd-permuted")
 KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
 END = "<!-- end of tables -->"
-LAYERS = DOCS / "results" / "scenes-sd" / "layers.md"
+LAYERS = DOCS / "results" / "scenes-sd" / "layers.txt"
 CERTIFICATES = DOCS / "results" / "scenes-sd" / "certificates"
-PAGES = (DOCS / "users" / "certify.md",)
+PAGES = (DOCS / "users" / "certify.md", DOCS / "users" / "directions.md")
 """Pages with tables, besides the cards."""
 
 
 def card(name: str) -> Path:
     """Return the card of a twin."""
     return DOCS.parent / "diffprobe" / "assets" / name / "README.md"
+
+
+def directions_of(name: str) -> Path:
+    """Return the file of the first table of `eval directions` of a twin."""
+    return DOCS / "results" / name / "directions.txt"
 
 
 def recorded(name: str, kind: str) -> RunResult:
@@ -43,8 +50,9 @@ def tables() -> dict[str, str]:
     found = {f"{name}/evaluation": backbone_tables(recorded(name, "evaluation")) for name in TWINS}
     certificates = [(path.stem.replace("-", " "), read_result(path)) for path in sorted(CERTIFICATES.glob("*.json"))]
     rates = rate_tables([recorded(name, "rates") for name in TWINS])
-    certified, layers = certificate_tables(certificates), LAYERS.read_text("utf-8")
-    return {**found, "rates": rates, "certificates": certified, "layers": layers}
+    kept = {"layers": LAYERS, **{f"{name}/directions": directions_of(name) for name in TWINS}}
+    found |= {name: path.read_text("utf-8") for name, path in kept.items()}
+    return {**found, "rates": rates, "certificates": certificate_tables(certificates)}
 
 
 def with_tables(text: str, marker: str, content: str) -> str:
@@ -60,6 +68,7 @@ def record(runs: Path) -> None:
     """Copy the results, and write their tables into the cards."""
     if (runs / "scenes" / "layers").is_dir():
         record_layers(runs)
+    record_directions(runs)
     for path in sorted(runs.rglob(RESULT_FILE), key=lambda path: path.stat().st_mtime):
         result = read_result(path)
         name = result.config.get("model")
@@ -85,6 +94,16 @@ def record_layers(runs: Path) -> None:
     notes = lines[next(number for number, line in enumerate(lines) if line.startswith("- ")) :]
     LAYERS.write_text("\n".join([*rows, "", *notes]) + "\n", encoding="utf-8")
     LAYERS.with_suffix(".csv").write_text(table.render("csv"), encoding="utf-8")
+
+
+def record_directions(runs: Path) -> None:
+    """Keep the first table of each evaluation of directions."""
+    for path in sorted((runs / "scenes" / "directions").glob("*/tables.md")):
+        lines = path.read_text("utf-8").splitlines()
+        first = next(number for number, line in enumerate(lines) if line.startswith("|"))
+        rows = list(takewhile(lambda line: line.startswith("|"), lines[first:]))
+        name = str(read_result(path.with_name(RESULT_FILE)).config["model"])
+        directions_of(name).write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 def record_certificate(name: str, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,8 @@ class CaptionEncoder:
 
     def __init__(self, name: str, digest: str, text: ClipTextEncoder) -> None:
         self.name, self.digest, self._text = name, digest, text
-        self.width = int(text.encoder.config.hidden_size)
+        encoder: Any = text.encoder  # nn.Module does not declare the config
+        self.width = int(encoder.config.hidden_size)
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str], device: torch.device | str = "cpu") -> Float[Tensor, "caption width"]:
