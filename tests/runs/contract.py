@@ -98,6 +98,7 @@ OTHER = {
     "level": 0.5,
     "temperature": 0.5,
     "caption.hidden": 5,
+    "text_encoder": "emoji-sd",
 }
 """Key of a Config, "FILE.KEY" or "KIND.KEY" -> a value other than its default and that of BASE."""
 NEEDS = {
@@ -110,9 +111,12 @@ NEEDS = {
 """Key -> params under which it has an effect."""
 
 
-ELSEWHERE = {"linear_cv.patience", "ridge.fold_seed"}
+ELSEWHERE = {
+    "linear_cv.patience", "ridge.fold_seed", "ridge.text_encoder", "mlp.text_encoder", "contrastive.text_encoder",
+}  # fmt: skip
 """Keys without an effect on toy features: classes are separable, tests/probes/test_l2_selection.py; caption ridge takes
-the same penalty for any folds, tests/probes/test_grouped_folds.py."""
+the same penalty for any folds, tests/probes/test_grouped_folds.py; captions have a single text encoder,
+tests/backbones/test_caption_encoder.py."""
 
 
 def settings_of(kind, name, params, epochs, trainer=None):
