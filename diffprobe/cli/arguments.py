@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from diffprobe.core.errors import nearest
+from diffprobe.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
 
 GROUPS = ("data", "features", "probes", "meaning", "generation", "runs", "cluster")
 """Groups of verbs in `diffprobe --help`, along the flow. A verb's file names its own in `GROUP`."""
@@ -62,6 +64,40 @@ def add_settings(parser: argparse.ArgumentParser, *, note: str = "") -> None:
     """
     text = "experiment=NAME, group=choice (data=emoji), key=value"
     parser.add_argument("settings", nargs="*", default=[], metavar="SETTING", help=f"{text}; {note}" if note else text)
+
+
+def add_keys(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the `KEY=VALUE` positionals of a verb that reads no experiment file; `text` is their help."""
+    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help=text)
+
+
+def parse_keys(settings: list[str], config: type[T]) -> T:
+    """Return a dataclass of settings `key=value`. Raises: ConfigError with all errors."""
+    from diffprobe.config.parse import parse
+
+    tree = settings_tree(settings)
+    return parse(config, tree, dict.fromkeys(tree, ("the command line", 0)))
+
+
+def settings_tree(settings: list[str]) -> dict[str, Any]:
+    """Return the settings `key=value` as a tree; values are YAML.
+
+    Raises: ConfigError for a text of another form, a key that is given twice, or a value that is not YAML.
+    """
+    import yaml
+
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"'{setting}' is not a setting.", "allowed: key=value, for example backbone=pixels")
+        if key in tree:
+            raise ConfigError(f"the setting '{key}' is given twice.")
+        try:
+            tree[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"invalid setting '{setting}': the value is not valid YAML.") from error
+    return tree
 
 
 def add_check(parser: argparse.ArgumentParser) -> None:

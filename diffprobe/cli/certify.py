@@ -1,10 +1,9 @@
 """``diffprobe certify``: score a method against the planted truth of `scenes`."""
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from diffprobe.cli.arguments import add_check
-from diffprobe.core.errors import ConfigError
+from diffprobe.cli.arguments import add_check, add_keys, settings_tree
 
 if TYPE_CHECKING:
     from diffprobe.core.result import RunResult
@@ -18,8 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "method", metavar="METHOD", help="a saved method (file or folder), or module:callable, which is imported"
     )
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings, for example "
-                        "backbone=pixels; the keys of each kind are in the documentation")  # fmt: skip
+    add_keys(parser, "settings, for example backbone=pixels; the keys of each kind are in the documentation")
     parser.add_argument("--kind", metavar="KIND", help="kind of the method; needed for a callable (default: that of "
                         "the file or folder)")  # fmt: skip
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
@@ -48,27 +46,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"result: {path}")
     print(f"page: {path.with_name(PAGE_FILE)}")
     return 0 if certificate.verdict == "pass" else 1
-
-
-def settings_tree(settings: list[str]) -> dict[str, Any]:
-    """Return the settings `key=value` as a tree; values are YAML.
-
-    Raises: ConfigError for a text of another form, a key that is given twice, or a value that is not YAML.
-    """
-    import yaml
-
-    tree: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"'{setting}' is not a setting.", "allowed: key=value, for example backbone=pixels")
-        if key in tree:
-            raise ConfigError(f"the setting '{key}' is given twice.")
-        try:
-            tree[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"invalid setting '{setting}': the value is not valid YAML.") from error
-    return tree
 
 
 def _table(result: "RunResult") -> str:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diffprobe.cli.arguments import add_check
+from diffprobe.cli.arguments import add_check, add_keys, parse_keys
 from diffprobe.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ HELP = "rank words and captions along a saved direction"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the direction, the settings, the length of the tables and the output folder."""
     parser.add_argument("direction", metavar="DIRECTION", help="folder of a saved direction, below probes/ of a run")
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: store=FOLDER, "
-                        "bank=captions or bank=FILE, and those of the documentation")  # fmt: skip
+    add_keys(parser, "settings: store=FOLDER, bank=captions or bank=FILE, and those of the documentation")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="phrases printed per end (default: 10)")
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
@@ -27,14 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print both ends."""
-    from diffprobe.cli.certify import settings_tree
-    from diffprobe.config.parse import parse
     from diffprobe.evaluation.decode import PHRASES_FILE, DecodeConfig, decode
 
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: at least 1.")
-    tree = settings_tree(args.keys)
-    config = parse(DecodeConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    config = parse_keys(args.keys, DecodeConfig)
     if args.check:
         print("the configuration is valid")
         return 0

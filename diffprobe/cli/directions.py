@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from diffprobe.cli.arguments import add_check
+from diffprobe.cli.arguments import add_check, add_keys, parse_keys
 
 if TYPE_CHECKING:
     from diffprobe.core.result import RunResult
@@ -15,20 +15,19 @@ HELP = "directions from prompts, as paired mean differences"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the store, the settings and the output folder."""
     parser.add_argument("store", metavar="STORE", help="folder of a feature store that was made from prompts")
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: target=ATTRIBUTE "
-                        "positive=VALUE negative=VALUE context=ATTRIBUTE, and those of the documentation")  # fmt: skip
+    add_keys(
+        parser,
+        "settings: target=ATTRIBUTE positive=VALUE negative=VALUE context=ATTRIBUTE, and those of the documentation",
+    )
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print norm and reliability of each direction."""
-    from diffprobe.cli.certify import settings_tree
-    from diffprobe.config.parse import parse
     from diffprobe.evaluation.prompt_directions import PromptDirectionConfig, make_directions
 
-    tree = settings_tree(args.keys)
-    config = parse(PromptDirectionConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    config = parse_keys(args.keys, PromptDirectionConfig)
     if args.check:
         print("the configuration is valid")
         return 0

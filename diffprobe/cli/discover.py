@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffprobe.cli.arguments import add_check
+from diffprobe.cli.arguments import add_check, add_keys, parse_keys
 
 GROUP = "meaning"
 HELP = "find attributes that vary in a store, and those tied to subjects"
@@ -11,20 +11,16 @@ HELP = "find attributes that vary in a store, and those tied to subjects"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the store, the settings and the output folder."""
     parser.add_argument("store", metavar="STORE", help="folder of a feature store, of prompts or of images")
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: cell=NAME, and those of "
-                        "the documentation")  # fmt: skip
+    add_keys(parser, "settings: cell=NAME, and those of the documentation")
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table of what was found. Returns 0."""
-    from diffprobe.cli.certify import settings_tree
-    from diffprobe.config.parse import parse
     from diffprobe.evaluation.discover_settings import DiscoverConfig
 
-    tree = settings_tree(args.keys)
-    config = parse(DiscoverConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    config = parse_keys(args.keys, DiscoverConfig)
     if args.check:
         print("the configuration is valid")
         return 0

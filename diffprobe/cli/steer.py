@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from diffprobe.cli.arguments import add_check
+from diffprobe.cli.arguments import add_check, add_keys, parse_keys
 
 if TYPE_CHECKING:
     from diffprobe.analysis.dose_response import Dose
@@ -16,21 +16,17 @@ HELP = "generate images with a direction added, at several strengths"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the direction, the settings and the output folder."""
     parser.add_argument("direction", metavar="DIRECTION", help="folder of a saved direction, below probes/ of a run")
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: generator=FOLDER, "
-                        "store=FOLDER, prompts=[PROMPT], and those of the documentation")  # fmt: skip
+    add_keys(parser, "settings: generator=FOLDER, store=FOLDER, prompts=[PROMPT], and those of the documentation")
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the dose-response of the direction and of random ones."""
-    from diffprobe.cli.certify import settings_tree
-    from diffprobe.config.parse import parse
     from diffprobe.core.columns import aligned
     from diffprobe.evaluation.steer import GRID_FILE, OWN, TABLE_FILE, SteerConfig, steer
 
-    tree = settings_tree(args.keys)
-    config = parse(SteerConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    config = parse_keys(args.keys, SteerConfig)
     if args.check:
         print("the configuration is valid")
         return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffprobe.cli.arguments import add_check
+from diffprobe.cli.arguments import add_check, add_keys, parse_keys
 
 GROUP = "meaning"
 HELP = "make a direction from two prompts by a caption regressor"
@@ -11,20 +11,16 @@ HELP = "make a direction from two prompts by a caption regressor"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the run and the settings."""
     parser.add_argument("run", metavar="RUN", help="folder of a run of kind caption, or of its probe")
-    parser.add_argument("keys", nargs="*", default=[], metavar="KEY=VALUE", help="settings: positive=PROMPT, "
-                        "negative=PROMPT, and those of the documentation")  # fmt: skip
+    add_keys(parser, "settings: positive=PROMPT, negative=PROMPT, and those of the documentation")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print where the direction is, and its cosines."""
-    from diffprobe.cli.certify import settings_tree
-    from diffprobe.config.parse import parse
     from diffprobe.core.terminal import one_line
     from diffprobe.evaluation.caption_direction import CaptionDirectionConfig, caption_direction
 
-    tree = settings_tree(args.keys)
-    config = parse(CaptionDirectionConfig, tree, dict.fromkeys(tree, ("the command line", 0)))
+    config = parse_keys(args.keys, CaptionDirectionConfig)
     if args.check:
         print("the configuration is valid")
         return 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.cli.certify import settings_tree
+from diffprobe.cli.arguments import settings_tree
 from diffprobe.cli.main import main
 from diffprobe.core.errors import ConfigError
 from tests.evaluation.certificates.test_audit import counted, write

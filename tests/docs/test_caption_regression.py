@@ -4,7 +4,7 @@ import dataclasses
 import re
 import shlex
 
-from diffprobe.cli.certify import settings_tree
+from diffprobe.cli.arguments import settings_tree
 from diffprobe.config.compose import load_run
 from diffprobe.config.parse import parse
 from diffprobe.evaluation.caption_direction import CaptionDirectionConfig

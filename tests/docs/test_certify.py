@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffprobe.analysis.certification.intervals import rank_correlation, rank_correlation_cap
-from diffprobe.cli.certify import settings_tree
+from diffprobe.cli.arguments import settings_tree
 from diffprobe.core.registry import CERTIFICATES
 from diffprobe.evaluation.certificates import audit, dictionary, direction, readout
 from diffprobe.evaluation.certify import load_settings

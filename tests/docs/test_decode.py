@@ -4,7 +4,7 @@ import dataclasses
 import re
 import shlex
 
-from diffprobe.cli.certify import settings_tree
+from diffprobe.cli.arguments import settings_tree
 from diffprobe.config.parse import parse
 from diffprobe.evaluation.decode import DecodeConfig
 from tests.docs.markdown import ROOT

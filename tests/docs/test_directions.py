@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from diffprobe.cli.certify import settings_tree
+from diffprobe.cli.arguments import settings_tree
 from diffprobe.config.parse import parse
 from diffprobe.evaluation.prompt_directions import PromptDirectionConfig
 from diffprobe.shards.prompt_table import read_prompts
