@@ -21,15 +21,11 @@ from diffprobe.analysis.dose_response import DataCloud, Dose, dose_response
 from diffprobe.analysis.statistics import Interval
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
-from diffprobe.backbones.locate import locate
-from diffprobe.backbones.plan import make_configs, make_plan
-from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, StoreMismatch, WeightsMismatch, unknown
+from diffprobe.core.errors import ConfigError, StoreMismatch, unknown
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import (
     BACKBONE,
@@ -42,14 +38,12 @@ from diffprobe.core.result import (
     write_result,
 )
 from diffprobe.evaluation.decode import require_match, run_of
+from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
 from diffprobe.runs.provenance import backbone_digest, checkpoint_digest
-from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
-from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
-from diffprobe.scoring.steering import Steering, steered_latents
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -208,35 +202,24 @@ class _Generator:
             raise ConfigError(
                 f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
             )
-        checkpoint = locate(config.generator)
-        if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
-            raise WeightsMismatch(
-                f"generator='{config.generator}' is a {checkpoint.index.get('_class_name')}, not a "
-                "StableDiffusionPipeline.",
-                fix="generator=FOLDER of a StableDiffusionPipeline",
-            )
+        planned = plan_steered(config.generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
         self.digest = checkpoint_digest(config.generator)
-        options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": "caption"}
-        plan = make_plan(*make_configs(config.generator, options))
-        require_replaceable(plan)
         self.prompts = [prompt for prompt in config.prompts for _ in range(config.seeds)]
         self._keys = [f"seed {number}" for _ in config.prompts for number in range(config.seeds)]
+        self._model = SteeredModel(
+            planned, cell, self.prompts, self._keys, sampling_steps=config.sampling_steps, guidance=config.guidance,
+            seed=config.seed, window=config.window, edits_unconditional=config.branch == "both",
+        )  # fmt: skip
         with quiet_libraries():
-            network = InterventionNetwork(plan)
-            self._decode = VaeDecoder.from_folder(checkpoint.part("vae"))
             self._reader = DiffusionFeatures.from_pretrained(
                 config.generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
                 seed=config.seed,
             )  # fmt: skip
-        self._sampler = PromptSampler(
-            network, self.prompts, self._keys, sampling_timesteps(config.sampling_steps, plan.schedule.n_timesteps),
-            1.0 + config.guidance, config.seed, edits_unconditional=config.branch == "both",
-        )  # fmt: skip
 
     def draw(self, vector: Tensor) -> dict[float, Tensor]:
         """Return the finished latents of each strength of a vector."""
-        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, vector=vector, window=self._config.window)
-        return {strength: steered_latents(self._sampler, steering, strength) for strength in self._config.strengths}
+        strengths = self._config.strengths
+        return dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
 
     def reread(self, latents: Tensor) -> Float64[np.ndarray, "samples d"]:
         """Noise finished latents again, and return their features; equal noise for equal seeds."""
@@ -252,9 +235,7 @@ class _Generator:
         """Return the images of finished latents."""
         from PIL import Image
 
-        found = torch.cat([self._decode(part) for part in latents.split(_AT_ONCE)])
-        pixels = (found * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return [Image.fromarray(one) for one in pixels]
+        return [Image.fromarray(one) for one in self._model.images(latents).numpy()]
 
 
 def _unit(vector: Tensor) -> Float64[np.ndarray, " d"]:

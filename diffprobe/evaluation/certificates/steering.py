@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffprobe.shards.scenes.spec import WorldSpec
 
 _AT_ONCE = 64
-"""Latents that are decoded and read at once."""
+"""Images that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,48 +103,32 @@ class SteeredGenerator:
     """
 
     def __init__(self, spec: "WorldSpec", settings: SteeringSettings, cell: "Cell", *, seed: int) -> None:
-        from diffprobe.backbones.families import sd_unet
         from diffprobe.backbones.intervention import Splice
-        from diffprobe.backbones.library_logging import quiet_libraries
-        from diffprobe.backbones.locate import locate
-        from diffprobe.backbones.plan import make_configs, make_plan
-        from diffprobe.backbones.vae import VaeDecoder
+        from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
         from diffprobe.generative.scene_reader import load_reader
         from diffprobe.runs.provenance import checkpoint_digest
-        from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
-        from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
 
         assert settings.generator is not None and settings.reader is not None
         model = settings.generator
         Splice(cell.pool)
         self._reader = load_reader(settings.reader, spec)
-        checkpoint = locate(model)
-        if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
-            raise WeightsMismatch(
-                f"generator='{model}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
-                fix="generator=FOLDER of a StableDiffusionPipeline of the world",
-            )
-        options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": "caption"}
-        plan = make_plan(*make_configs(model, options))
-        require_replaceable(plan)
+        planned = plan_steered(model, cell, fix="generator=FOLDER of a StableDiffusionPipeline of the world")
+        plan = planned.plan
         if plan.resolution != self._reader.resolution:
             raise WeightsMismatch(
                 f"generator '{model}' draws images of {plan.resolution} pixels, the reader reads "
                 f"{self._reader.resolution}.",
                 fix="train a reader with data.resolution of the model",
             )
-        self._cell, self._window, (self.width,) = cell, settings.window, set(plan.widths.values())
+        self._cell, (self.width,) = cell, set(plan.widths.values())
         texts = prompts_of_roles(spec)
         names = [role.name for role in spec.roles]
         rows = range(settings.n_images)
         self.prompts = [texts[row % len(texts)] for row in rows]
         keys = [f"{names[row % len(names)]}-{row // len(names):04d}" for row in rows]
-        with quiet_libraries():
-            network = InterventionNetwork(plan)
-            self._decode = VaeDecoder.from_folder(checkpoint.part("vae"))
-        self._sampler = PromptSampler(
-            network, self.prompts, keys, sampling_timesteps(settings.sampling_steps, plan.schedule.n_timesteps),
-            1.0 + settings.guidance, seed, edits_unconditional=False,
+        self._model = SteeredModel(
+            planned, cell, self.prompts, keys, sampling_steps=settings.sampling_steps, guidance=settings.guidance,
+            seed=seed, window=settings.window, edits_unconditional=False,
         )  # fmt: skip
         self.facts = {
             "generator": f"{model}, digest {checkpoint_digest(model)[:12]}", "reader": settings.reader,
@@ -163,7 +147,6 @@ class SteeredGenerator:
         import torch
 
         from diffprobe.analysis.certification.steering import SteeredReadings
-        from diffprobe.scoring.steering import Steering, steered_latents
 
         if len(vector) != self.width:
             raise ConfigError(
@@ -171,10 +154,7 @@ class SteeredGenerator:
                 f"{self.width}.",
                 fix="a generator with the network of the backbone",
             )
-        steering = Steering(
-            tap=self._cell.tap, pool=self._cell.pool, vector=torch.from_numpy(vector), window=self._window
-        )
-        found = [self._codes(steered_latents(self._sampler, steering, strength)) for strength in strengths]
+        found = [self._codes(latents) for latents in self._model.latents(torch.from_numpy(vector), strengths)]
         return SteeredReadings(
             strengths=tuple(strengths), codes={name: np.stack([one[name] for one in found]) for name in found[0]}
         )
@@ -182,8 +162,7 @@ class SteeredGenerator:
     def _codes(self, latents: "Tensor") -> dict[str, NDArray[np.int64]]:
         parts: dict[str, list[NDArray[np.int64]]] = {}
         for chunk in latents.split(_AT_ONCE):
-            images = (self._decode(chunk) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            for name, probabilities in self._reader.read(images).items():
+            for name, probabilities in self._reader.read(self._model.images(chunk).numpy()).items():
                 parts.setdefault(name, []).append(probabilities.argmax(1).astype(np.int64))
         return {name: np.concatenate(values) for name, values in parts.items()}
 

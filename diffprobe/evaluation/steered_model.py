@@ -1,0 +1,99 @@
+"""Open a StableDiffusionPipeline whose images are generated with a direction added at the tap of one cell."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from diffprobe.backbones.base import Checkpoint
+from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.locate import locate
+from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
+from diffprobe.backbones.vae import VaeDecoder
+from diffprobe.core.errors import WeightsMismatch
+from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
+from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
+from diffprobe.scoring.steering import Steering, steered_latents
+
+_AT_ONCE = 64
+"""Latents that are decoded at once."""
+
+
+class SteeredPlan(NamedTuple):
+    """A pipeline that was found and checked; its weights are not loaded."""
+
+    checkpoint: Checkpoint
+    """Where its files are."""
+    plan: ReadPlan
+    """What is read, with the resolution of its images."""
+
+
+def plan_steered(generator: str, cell: Cell, *, fix: str) -> SteeredPlan:
+    """Check that a model can be steered at the tap of a cell.
+
+    Args:
+        generator: folder, or the name of a shipped model.
+        fix: what a user does about a model of another class.
+
+    Raises: WeightsMismatch for a model that is not a StableDiffusionPipeline; UnknownTap; ConfigError for a tap or
+        pooling that cannot be replaced.
+    """
+    checkpoint = locate(generator)
+    if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
+        raise WeightsMismatch(
+            f"generator='{generator}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
+            fix=fix,
+        )
+    options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": "caption"}
+    plan = make_plan(*make_configs(generator, options))
+    require_replaceable(plan)
+    return SteeredPlan(checkpoint, plan)
+
+
+class SteeredModel:
+    """The loaded pipeline: the same prompts and noise for every direction and strength.
+
+    Args:
+        planned: what `plan_steered` returned.
+        cell: cell of the directions.
+        prompts: prompt of each image.
+        keys: with `seed`, they fix the noise that each image starts from.
+        sampling_steps: DDIM steps.
+        guidance: added to the scale of classifier-free guidance: 0 is none.
+        window: smallest and largest timestep at which a direction is added; None for all.
+        edits_unconditional: whether it is added on both passes of guidance.
+    """
+
+    def __init__(
+        self, planned: SteeredPlan, cell: Cell, prompts: Sequence[str], keys: Sequence[str], *, sampling_steps: int,
+        guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool,
+    ) -> None:  # fmt: skip
+        plan = planned.plan
+        self._cell, self._window = cell, window
+        with quiet_libraries():
+            network = InterventionNetwork(plan)
+            self._decode = VaeDecoder.from_folder(planned.checkpoint.part("vae"))
+        self._sampler = PromptSampler(
+            network, prompts, keys, sampling_timesteps(sampling_steps, plan.schedule.n_timesteps), 1.0 + guidance, seed,
+            edits_unconditional=edits_unconditional,
+        )  # fmt: skip
+
+    def latents(
+        self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]
+    ) -> list[Float[Tensor, "image channels height width"]]:
+        """Return the finished latents of each strength. Raises: as `steered_latents`.
+
+        Args:
+            vector: what strength 1 adds.
+        """
+        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, vector=vector, window=self._window)
+        return [steered_latents(self._sampler, steering, strength) for strength in strengths]
+
+    def images(self, latents: Float[Tensor, "image channels height width"]) -> UInt8[Tensor, "image h w 3"]:
+        """Return the images of finished latents."""
+        found = torch.cat([self._decode(part) for part in latents.split(_AT_ONCE)])
+        return (found * 255).round().byte().permute(0, 2, 3, 1).cpu()

@@ -1,0 +1,46 @@
+"""A pipeline that is opened once and steered along any direction: strength 0 is the untouched model."""
+
+import pytest
+import torch
+
+from diffprobe.backbones.cell import Cell
+from diffprobe.core.errors import UnknownTap, WeightsMismatch
+from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
+
+CELL = Cell.parse("mid_block@t200:empty:mean")
+PROMPTS, KEYS = ["a cat", "a dog", "a cat"], ["0", "0", "1"]
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_sd):
+    return plan_steered(str(tiny_sd), CELL, fix="another folder")
+
+
+def opened(planned, **changes):
+    settings = {"sampling_steps": 3, "guidance": 0.0, "seed": 0, "window": None, "edits_unconditional": False}
+    return SteeredModel(planned, CELL, PROMPTS, KEYS, **{**settings, **changes})
+
+
+def test_strength_zero_is_the_untouched_model_and_windows_limit_the_change(planned):
+    (width,) = set(planned.plan.widths.values())
+    vector = torch.nn.functional.normalize(torch.arange(width).double(), dim=0) * 5
+    zero, one = opened(planned).latents(vector, (0.0, 1.0))
+    late_zero, late = opened(planned, window=(0, 400)).latents(vector, (0.0, 1.0))
+    assert zero.equal(late_zero) and not zero.equal(one)
+    assert not late.equal(one) and not late.equal(zero)
+
+
+def test_images_are_bytes_of_the_model_s_size(planned):
+    model = opened(planned)
+    (latents,) = model.latents(torch.zeros(4), (0.0,))
+    images = model.images(latents)
+    assert images.dtype == torch.uint8 and images.shape == (3, planned.plan.resolution, planned.plan.resolution, 3)
+    assert images[:1].equal(model.images(latents[:1]))
+
+
+def test_other_models_and_taps_are_refused(tiny_sd):
+    with pytest.raises(WeightsMismatch, match="not a StableDiffusionPipeline") as caught:
+        plan_steered("pixels", CELL, fix="another folder")
+    assert "another folder" in str(caught.value)
+    with pytest.raises(UnknownTap):
+        plan_steered(str(tiny_sd), Cell.parse("nowhere@t200:empty:mean"), fix="")
