@@ -81,8 +81,9 @@ def record(runs: Path) -> None:
             shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
         elif (path.parent / "samples.png").exists():
             shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")
+    found = tables()
     for page in (*map(card, TWINS), *PAGES):
-        for marker, content in tables().items():
+        for marker, content in found.items():
             page.write_text(with_tables(page.read_text("utf-8"), marker, content), encoding="utf-8")
 
 

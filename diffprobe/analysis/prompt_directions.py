@@ -155,9 +155,7 @@ def halves_cosine(changes: Floats, *, n_halves: int, level: float, seed: int) ->
     """
     if len(changes) < 2:
         raise EmptyClass(f"{len(changes)} change cannot be divided into halves.")
-    found = split_half(changes, n_halves=n_halves, seed=seed)
-    low, high = (float(end) for end in np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
-    return HalvesCosine(mean=float(found.mean()), low=low, high=high, n=len(changes))
+    return _over_divisions(split_half(changes, n_halves=n_halves, seed=seed), level, len(changes))
 
 
 def crossed_halves(changes: Floats, *, n_halves: int, level: float, seed: int) -> HalvesCosine:
@@ -184,8 +182,12 @@ def crossed_halves(changes: Floats, *, n_halves: int, level: float, seed: int) -
         )
         first, second = (changes[np.ix_(*half)].mean((0, 1)) for half in halves)
         found[i] = cosine(first, second)
-    low, high = (float(end) for end in np.quantile(found, [(1 - level) / 2, (1 + level) / 2]))
-    return HalvesCosine(mean=float(found.mean()), low=low, high=high, n=n_contexts * n_seeds)
+    return _over_divisions(found, level, n_contexts * n_seeds)
+
+
+def _over_divisions(cosines: Floats, level: float, n: int) -> HalvesCosine:
+    low, high = (float(end) for end in np.quantile(cosines, [(1 - level) / 2, (1 + level) / 2]))
+    return HalvesCosine(mean=float(cosines.mean()), low=low, high=high, n=n)
 
 
 def _named(prompts: Sequence[str], rows: Sequence[int]) -> list[str]:

@@ -463,8 +463,4 @@ class DirectionModule(ProbeModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig | None:
         """AdamW with a step size that falls linearly to 0; nothing for closed forms."""
-        if not self.is_trained:
-            return None
-        decay = self.settings.weight_decay
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=decay)
-        return self.schedule(optimizer, lambda progress: 1 - progress)
+        return self.falling_adamw() if self.is_trained else None

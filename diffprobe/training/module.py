@@ -307,6 +307,12 @@ class ProbeModule(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(min(step / total, 1.0)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def falling_adamw(self) -> OptimizerLRSchedulerConfig:
+        """Return AdamW for all parameters, with a step size that falls linearly to 0."""
+        decay = self.settings.weight_decay
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=decay)
+        return self.schedule(optimizer, lambda progress: 1 - progress)
+
     def _total_steps(self) -> int:
         # Not trainer.estimated_stepping_batches: it opens the training loader before the Trainer's own state is
         # restored, and a run that resumes in the middle of an epoch would start that epoch again.

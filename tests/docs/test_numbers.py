@@ -171,13 +171,14 @@ def test_the_card_of_the_shipped_model_has_its_recorded_evaluation() -> None:
 
 
 def test_the_cards_of_the_twins_have_their_recorded_evaluations() -> None:
+    found = record_scenes.tables()
     for name in record_scenes.TWINS:
         page = record_scenes.card(name).read_text("utf-8")
-        for marker, content in record_scenes.tables().items():
+        for marker, content in found.items():
             assert record_scenes.with_tables(page, marker, content) == page, (name, marker)
     for path in record_scenes.PAGES:
         text = path.read_text("utf-8")
-        for marker, content in record_scenes.tables().items():
+        for marker, content in found.items():
             assert record_scenes.with_tables(text, marker, content) == text, (path, marker)
     first, second = (record_scenes.card(name).read_text("utf-8") for name in record_scenes.TWINS)
     assert "<!-- tables: rates -->" in first and "<!-- tables: scenes-sd-permuted/evaluation -->" in second

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffprobe.core.errors import ConfigError
 from diffprobe.metrics.moments import add_moments, subtract_moments
 from diffprobe.probes.caption.base import CaptionConfig, FoldSums
 from diffprobe.probes.direction.base import ChosenPenalty
-from diffprobe.probes.direction.ridge_cv import solve_path, squared_error
+from diffprobe.probes.direction.ridge_cv import check_path, solve_path, squared_error
 
 READS = "captions"
 
@@ -30,12 +29,7 @@ class Config(CaptionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alphas or len(set(self.alphas)) < len(self.alphas):
-            raise ConfigError(f"alphas={list(self.alphas)} of probe 'caption_ridge': at least one, and each once.")
-        if not all(0 < alpha < float("inf") for alpha in self.alphas):
-            raise ConfigError(f"alphas={list(self.alphas)} of probe 'caption_ridge': each must be above 0 and finite.")
-        if self.folds < 2:
-            raise ConfigError(f"folds={self.folds} of probe 'caption_ridge': cross-validation needs at least 2.")
+        check_path(self.alphas, self.folds, probe="caption_ridge")
 
 
 def make(config: Config, d_in: int, d_out: int, *, seed: int) -> nn.Linear:

@@ -32,12 +32,17 @@ class Config(DirectionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.alphas or len(set(self.alphas)) < len(self.alphas):
-            raise ConfigError(f"alphas={list(self.alphas)} of probe 'ridge_cv': at least one, and each once.")
-        if not all(0 < alpha < float("inf") for alpha in self.alphas):
-            raise ConfigError(f"alphas={list(self.alphas)} of probe 'ridge_cv': each must be above 0 and finite.")
-        if self.folds < 2:
-            raise ConfigError(f"folds={self.folds} of probe 'ridge_cv': cross-validation needs at least 2.")
+        check_path(self.alphas, self.folds, probe="ridge_cv")
+
+
+def check_path(alphas: Sequence[float], folds: int, *, probe: str) -> None:
+    """Check a path of penalties and the number of folds that choose among them. Raises: ConfigError."""
+    if not alphas or len(set(alphas)) < len(alphas):
+        raise ConfigError(f"alphas={list(alphas)} of probe '{probe}': at least one, and each once.")
+    if not all(0 < alpha < float("inf") for alpha in alphas):
+        raise ConfigError(f"alphas={list(alphas)} of probe '{probe}': each must be above 0 and finite.")
+    if folds < 2:
+        raise ConfigError(f"folds={folds} of probe '{probe}': cross-validation needs at least 2.")
 
 
 def estimate_cv(folds: Sequence[Moments], config: Config) -> tuple[Float[Tensor, "d_in columns"], list[ChosenPenalty]]:
