@@ -7,7 +7,7 @@ HELP = "time extraction or SAE training; plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan and solver."""
+    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver and heads."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -79,7 +79,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     solver.add_argument("--target", default="label", help="label or an attribute of --store (default: label)")
     solver.add_argument("--group", default="label", help="attribute of --store whose samples stay in one fold")
     solver.add_argument("--device", default="cpu", help="torch device of ours (default: cpu)")
-    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver):
+    heads = what.add_parser("heads", help="all classifiers of an experiment in one run, beside runs of one each")
+    heads.add_argument("settings", nargs="+", metavar="SETTING", help="experiment=NAME and further settings of `train`")
+    heads.add_argument("--singles", type=int, default=8, metavar="N", help="heads that are timed alone (default: 8)")
+    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
-    verbs |= {"solver": _solver, "prompts": _prompts}
+    verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads}
     return verbs[args.what](args)
 
 
@@ -198,6 +201,15 @@ def _solver(args: argparse.Namespace) -> int:
 
     names = ("samples", "width", "classes", "folds", "cells", "device", "store", "cell", "target", "group")
     report = bench_solver(Size(**{name: getattr(args, name) for name in names}))
+    print(render(report))
+    return _write_json(args.json, report.to_json())
+
+
+def _heads(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.heads import bench_heads, render
+    from diffprobe.config.compose import load_run
+
+    report = bench_heads(load_run(None, args.settings), singles=args.singles, progress=_progress)
     print(render(report))
     return _write_json(args.json, report.to_json())
 
