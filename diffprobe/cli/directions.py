@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     first = result.metrics[0].detail
     print(f"{first['contexts']} contexts x {first['seeds']} seeds; split_half: cosine of the directions of two halves, "
           "with its range over random halves")  # fmt: skip
+    print(*_images_table(result), sep="\n", end="")
     print(f"directions: {path.parent / 'probes'}")
     print(f"result: {path}")
     return 0
@@ -48,9 +49,34 @@ def _table(result: "RunResult") -> list[str]:
     from diffprobe.core.columns import aligned
 
     cells: dict[str, list[str]] = {}
-    for record in result.metrics:
+    for record in (record for record in result.metrics if record.name != "auroc"):
         row = cells.setdefault(record.cell or "", [])
         ends = record.detail.get("range_over_halves")
         row.append(f"{record.value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
     rows = [["cell", "norm", "split_half contexts", "split_half seeds"], *([name, *row] for name, row in cells.items())]
     return aligned(rows, [False, True, True, True])
+
+
+def _images_table(result: "RunResult") -> list[str]:
+    """Return the AUROC on images, each with its interval and its baselines; empty where none was scored."""
+    from diffprobe.core.columns import aligned
+
+    records = [record for record in result.metrics if record.name == "auroc"]
+    if not records:
+        return []
+    names = list(dict.fromkeys(name for record in records for name in record.controls))
+    rows = [["cell", "auroc on images", *(f"minus {name}" for name in names), "p"]]
+    for record in records:
+        low, high = record.detail["interval"]
+        row = [record.cell or "", f"{record.value:.3f} [{low:.3f}, {high:.3f}]"]
+        for name in names:
+            difference = record.detail["differences"].get(name)
+            shown = f"{record.value - record.controls[name]:+.3f}" if name in record.controls else "-"
+            row.append(f"{shown} [{difference[1]:+.3f}, {difference[2]:+.3f}]" if difference else shown)
+        rows.append([*row, f"{record.detail['p_random_direction']:.3f}"])
+    first = records[0]
+    note = (
+        f"{first.n} images of '{first.split}', {first.detail['groups']} groups ({first.detail['group_by']}); p against "
+        f"random directions is at least {first.detail['smallest_p']:.3f}"
+    )
+    return ["", *aligned(rows, [False, *[True] * (len(rows[0]) - 1)]), note, ""]

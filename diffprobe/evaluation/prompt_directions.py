@@ -1,9 +1,10 @@
 """`diffprobe directions`: directions from a store of prompt latents, as paired mean differences (one per cell)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.config.validators import at_least
 from diffprobe.core.column_names import path_part
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.core.errors import ConfigError, EmptyClass, StoreMismatch
 from diffprobe.core.result import (
     BACKBONE,
     RESULT_FILE,
@@ -24,6 +25,7 @@ from diffprobe.core.result import (
     make_result,
     write_result,
 )
+from diffprobe.evaluation.direction_on_images import BASELINES, SAMPLE, ImageSettings, score_on_images
 from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
 from diffprobe.features.reader import FeatureStore
@@ -61,7 +63,17 @@ class PromptDirectionConfig:
     level: float = 0.95
     """Share of the divisions that their range covers."""
     seed: int = 0
-    """Seed of the divisions."""
+    """Seed of the divisions, of resamples of images and of random directions."""
+    images: tuple[str, ...] = ()
+    """Folders of stores of real images in the same cells, on which the directions are scored; () scores none."""
+    image_split: str = "test"
+    """Split of the images."""
+    group_by: str = SAMPLE
+    """Attribute of the images that are resampled together, such as family, or "sample"."""
+    n_resamples: int = 1000
+    """Resamples of groups of images."""
+    n_random: int = 1000
+    """Random directions that are scored on the images."""
 
     def __post_init__(self) -> None:
         missing = [name for name in ("target", "positive", "negative", "context") if not getattr(self, name)]
@@ -70,7 +82,12 @@ class PromptDirectionConfig:
                 f"directions from prompts need {', '.join(missing)}.",
                 fix="target=ATTRIBUTE positive=VALUE negative=VALUE context=ATTRIBUTE",
             )
-        at_least(1, n_halves=self.n_halves)
+        at_least(1, n_halves=self.n_halves, n_resamples=self.n_resamples)
+        at_least(19, n_random=self.n_random)
+        of_images = ("image_split", "group_by", "n_resamples", "n_random")
+        idle = [name for name in of_images if getattr(self, name) != getattr(type(self), name)]
+        if idle and not self.images:
+            raise ConfigError(f"{', '.join(idle)} without images: no images are scored.", fix="images=[STORE]")
         if not 0 < self.level < 1:
             raise ConfigError(f"level={self.level:g} is out of range: above 0 and below 1.")
 
@@ -135,8 +152,9 @@ def make_directions(
         store: folder of a store of prompt latents.
         announce: receives what is left out.
 
-    Raises: see `pair_prompts`, `prompt_direction` and `load_prompt_latents`; UnknownName for a cell or split;
-        ConfigError for a cell with more than one vector per sample.
+    Raises: see `pair_prompts`, `prompt_direction`, `load_prompt_latents` and `score_on_images`; UnknownName for a cell
+        or split; ConfigError for a cell with more than one vector per sample; StoreMismatch for images of another
+        backbone.
     """
     started_at = StartTime.now()
     opened = FeatureStore.open(store)
@@ -148,8 +166,11 @@ def make_directions(
         found.append(prompt_direction(latents.features.numpy(), pairs, cell, config))
     assert pairs is not None
     manifest = opened.manifest
+    images = tuple(FeatureStore.open(folder) for folder in config.images)
+    _require_backbone(images, manifest.backbone, cells)
     inputs = {
         STORE: manifest.digest, BACKBONE: backbone_digest(manifest.backbone), SHARDS: str(manifest.data["shard_set"]),
+        **{f"{STORE}/images/{number}": one.manifest.digest for number, one in enumerate(images)},
     }  # fmt: skip
     tree = {"store": str(store), **dataclasses.asdict(config)}
     splits = [config.split] if config.split else list(opened.splits)
@@ -162,12 +183,31 @@ def make_directions(
         part = f"probes/{path_part(config.target)}/{one.direction.cell.replace(':', '.')}"
         artifacts[part] = digest_file(one.direction.save(place / part) / SETTINGS)
     metrics = [record for one in found for record in _records(one, pairs, "+".join(splits))]
+    if images:
+        settings = ImageSettings(
+            stores=images, split=config.image_split, group_by=config.group_by, n_resamples=config.n_resamples,
+            n_random=config.n_random, level=config.level, seed=config.seed,
+        )  # fmt: skip
+        metrics += score_on_images([one.direction for one in found], settings, announce=announce)
     result = make_result(
         run=place.name, experiment=FOLDER, kind=KIND, config=tree, seeds={"halves": config.seed}, metrics=metrics,
         started_at=started_at, artifacts=artifacts,
     )  # fmt: skip
     write_result(result, place / RESULT_FILE)
     return place / RESULT_FILE
+
+
+def _require_backbone(images: Sequence[FeatureStore], backbone: Mapping[str, Any], cells: Sequence[str]) -> None:
+    """Refuse features of images by another backbone in a cell that is read. Raises: StoreMismatch."""
+    own = backbone_digest(backbone)
+    for store in images:
+        shared = [cell for cell in cells if cell in store.cells and cell not in BASELINES]
+        if shared and backbone_digest(store.manifest.backbone) != own:
+            raise StoreMismatch(
+                f"the images in '{store.path}' were read by another backbone than the prompts, in '{shared[0]}'.",
+                "random weights, and other weights of the same model, are other backbones",
+                fix="extract the images with the backbone of the prompts",
+            )
 
 
 def _cells(store: FeatureStore, config: PromptDirectionConfig, announce: Callable[[str], None]) -> tuple[str, ...]:

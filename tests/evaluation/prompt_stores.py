@@ -60,3 +60,37 @@ def write_prompt_store(
     writer.write(shard, [ExtractedBatch(batch, [f"a {context}, {value} clothes" for context, value, _ in rows])])
     writer.finish()
     return writer.path
+
+
+def write_image_store(
+    root: Path, *, cells: Sequence[str] = tuple(CELLS)[:2], n: int = 40, noise: float = 1.0, weights: str = "ab",
+    reverse: bool = False, prefix: str = "image", seed: int = 1,
+) -> Path:  # fmt: skip
+    """Write features of images, half of each end, in families of four, and return the folder of the store."""
+    generator = np.random.default_rng(seed)
+    keys = [f"{prefix}-{i:03d}" for i in range(n)]
+    striped = np.arange(n) % 2 == 0
+    families = sorted({f"family-{i // 4}" for i in range(n)})
+    latents = np.where(striped, 1.0, -1.0)[:, None] * DIRECTION + noise * generator.standard_normal((n, 8))
+    order = np.arange(n)[::-1] if reverse else np.arange(n)
+    backbone = {**BACKBONE, "weights": weights}
+    backbone.pop("sampling")
+    shard = ShardEntry(file="test-0000.tar", split="test", n=n, sha256="0")
+    manifest = Manifest(
+        backbone=backbone, cells=dict.fromkeys(cells, 8), data={"shard_set": "gh", "fields": {}, "on_error": "raise"},
+        shards=(shard,),
+        recorded={"backbone": "toy", "data": "images", "licence": "none", "classes": [],
+                  "attributes": {"texture": sorted(ENDS), "family": families}, "versions": {}},
+    )  # fmt: skip
+    batch = FeatureBatch(
+        features={cell: torch.from_numpy(latents[order]).float() for cell in cells},
+        keys=[keys[i] for i in order], label=torch.full((n,), -1),
+        attributes={
+            "texture": torch.tensor([sorted(ENDS).index("striped" if striped[i] else "plain") for i in order]),
+            "family": torch.tensor([families.index(f"family-{i // 4}") for i in order]),
+        },
+    )  # fmt: skip
+    writer = StoreWriter(root, manifest)
+    writer.write(shard, [ExtractedBatch(batch, ["" for _ in keys])])
+    writer.finish()
+    return writer.path
