@@ -1,4 +1,4 @@
-"""``diffprobe directions``: directions from a store of prompt latents, as paired mean differences."""
+"""``diffprobe directions``: directions from a store of prompt latents, as paired differences or self-discovered."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffprobe.core.result import RunResult
 
 GROUP = "meaning"
-HELP = "directions from prompts, as paired mean differences"
+HELP = "directions from prompts: paired mean differences, or self-discovered"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "settings: target=ATTRIBUTE positive=VALUE negative=VALUE context=ATTRIBUTE, and those of the documentation",
     )
+    parser.add_argument(
+        "--self-discovered", action="store_true",
+        help="optimise a vector through the frozen model instead (keys: model=MODEL cell=CELL and those above)",
+    )  # fmt: skip
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print norm and reliability of each direction."""
+    if args.self_discovered:
+        return _self_discovered(args)
     from diffprobe.evaluation.prompt_directions import PromptDirectionConfig, make_directions
 
     config = parse_keys(args.keys, PromptDirectionConfig)
@@ -40,6 +46,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"{first['contexts']} contexts x {first['seeds']} seeds; split_half: cosine of the directions of two halves, "
           "with its range over random halves")  # fmt: skip
     print(*_images_table(result), sep="\n", end="")
+    print(f"directions: {path.parent / 'probes'}")
+    print(f"result: {path}")
+    return 0
+
+
+def _self_discovered(args: argparse.Namespace) -> int:
+    from diffprobe.evaluation.self_discovered import SelfDiscoveredConfig, make_self_discovered
+
+    config = parse_keys(args.keys, SelfDiscoveredConfig)
+    if args.check:
+        print("the configuration is valid")
+        return 0
+    from diffprobe.core.result import read_result
+
+    path = make_self_discovered(args.store, config, output=args.output)
+    norm, error = read_result(path).metrics
+    print(f"{norm.cell}: norm {norm.value:.3f}, from {norm.n} latents")
+    without = error.controls["without_vector"]
+    print(f"denoising error of {error.n} held-out latents: {error.value:.4f}, without the vector {without:.4f}")
     print(f"directions: {path.parent / 'probes'}")
     print(f"result: {path}")
     return 0

@@ -126,6 +126,26 @@ class InterventionNetwork:
                 found[rows] += self._error(samples, rows, t, draw) / self.plan.draws
         return self._finite(found, samples, t)
 
+    def loss(
+        self, samples: HeldOut, rows: Sequence[int], t: int, draw: int, changes: Mapping[str, Change]
+    ) -> Float[Tensor, ""]:
+        """Return the mean error of some samples at one timestep and draw, with its gradient to what `changes` add.
+
+        The gradient flows through the frozen network, which keeps none of its own.
+
+        Args:
+            rows: positions of the samples, at most `self.rows` of them.
+            draw: number of the noise.
+            changes: tap -> what replaces its map.
+        Raises: BadTimestep, NonFinite; ConfigError for a tap that cannot be replaced.
+        """
+        self.plan.schedule.check([t], self.plan.checkpoint.name)
+        with ExitStack() as stack:
+            self._enter(stack, changes)
+            errors = self._error(samples, list(rows), t, draw)
+        self._finite(errors.detach(), samples, t)
+        return errors.mean()
+
     @torch.no_grad()
     def patched_errors(
         self, samples: HeldOut, donors: Sequence[int], t: int, tap: str, tick: Tick = no_tick
