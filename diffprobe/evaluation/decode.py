@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
 from diffprobe.runs.provenance import backbone_digest
+
+if TYPE_CHECKING:
+    from diffprobe.backbones.text_encoders import ClipTextEncoder
 
 KIND = "decode"
 """Kind of the result."""
@@ -326,13 +329,24 @@ def _read_bank(bank: str) -> list[str] | None:
     return phrases
 
 
+def open_text_encoder(name: str) -> "ClipTextEncoder":
+    """Load the CLIP text encoder of a pipeline folder or of a shipped model.
+
+    Raises: ConfigError for what has no text encoder; WeightsMissing.
+    """
+    from diffprobe.backbones.locate import locate
+    from diffprobe.backbones.text_encoders import load_clip_text
+
+    folder = locate(name).folder
+    if folder is None:
+        raise ConfigError(f"text_encoder={name} has no text encoder.", fix="a pipeline folder, or emoji-sd")
+    return load_clip_text(folder, dtype=torch.float32)
+
+
 def _embed_text(
     direction: Direction, store: FeatureStore, run: RunResult | None, config: DecodeConfig, captions: Sequence[str]
 ) -> _TextEmbedding:
     """Return the embeddings of the captions, and the mean difference of both ends in them."""
-    from diffprobe.backbones.locate import locate
-    from diffprobe.backbones.text_encoders import load_clip_text
-
     train = str(run.config.get("data", {}).get("train_split", "train")) if run else "train"
     table = store.load(train, [])
     names = store.classes(direction.target)
@@ -348,12 +362,7 @@ def _embed_text(
     sides = [torch.isin(labels, torch.tensor([names.index(name) for name in end])) for end in (above, below)]
     if not all(bool(side.any()) for side in sides):
         raise EmptyClass(f"split '{train}' lacks captions of an end of '{direction.target}'.")
-    folder = locate(str(config.text_encoder)).folder
-    if folder is None:
-        raise ConfigError(
-            f"text_encoder={config.text_encoder} has no text encoder.", fix="a pipeline folder, or emoji-sd"
-        )
-    encoder = load_clip_text(folder, dtype=torch.float32)
+    encoder = open_text_encoder(str(config.text_encoder))
     means = []
     for side in sides:
         texts = [table.captions[i] for i in side.nonzero().flatten().tolist()]
