@@ -132,6 +132,26 @@ def pair_prompts(
     )
 
 
+def held_out_pairs(changes: Floats) -> float:
+    """Return the share of pairs that the direction of all other contexts puts in the right order, 0..1; chance is 0.5.
+
+    It compares spaces of any width, since nothing but the sign of a coordinate counts. A tie counts by half.
+
+    Args:
+        changes: paired differences, shape (contexts, seeds, d), of at least 2 contexts.
+
+    Raises: EmptyClass for one context.
+
+    >>> held_out_pairs(np.array([[[1.0]], [[2.0]], [[-0.5]]]))
+    0.666...
+    """
+    if len(changes) < 2:
+        raise EmptyClass(f"{len(changes)} context: there is no direction of other contexts.")
+    of_context = changes.sum(1)
+    side = np.einsum("csd,cd->cs", changes, of_context.sum(0) - of_context)
+    return float(((side > 0) + 0.5 * (side == 0)).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class HalvesCosine:
     """Cosine of the mean differences of two halves, over random divisions."""

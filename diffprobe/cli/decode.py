@@ -10,6 +10,7 @@ from diffprobe.core.errors import ConfigError
 if TYPE_CHECKING:
     from diffprobe.analysis.direction_extremes import ExtremeSample
     from diffprobe.analysis.phrase_ranking import RankedPhrase
+    from diffprobe.analysis.word_decomposition import Decomposition
 
 GROUP = "meaning"
 HELP = "rank words and captions along a saved direction"
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print both ends."""
-    from diffprobe.evaluation.decode import PHRASES_FILE, DecodeConfig, decode
+    from diffprobe.evaluation.decode import PHRASES_FILE, WORDS_FILE, DecodeConfig, decode
 
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: at least 1.")
@@ -50,10 +51,15 @@ def run(args: argparse.Namespace) -> int:
     print("score, place of a caption: in standard deviations of the coordinate")
     print("random: share of random directions with a smaller score")
     print("p: captions shuffled by group, two-sided; q: Benjamini-Hochberg over the phrases")
+    for title, words in (("the direction", decoded.words), ("the text of both ends", decoded.text_words)):
+        if words is not None:
+            print("\n".join(_sum(title, words)))
     for note in decoded.notes:
         print(f"note: {note}")
     print(f"result: {path}")
     print(f"table: {path.with_name(PHRASES_FILE)}")
+    if decoded.words is not None or decoded.text_words is not None:
+        print(f"table of the sums: {path.with_name(WORDS_FILE)}")
     return 0
 
 
@@ -77,6 +83,34 @@ def _table(phrases: "Sequence[RankedPhrase]") -> list[str]:
         "  " + line
         for line in aligned([heads, *rows], [False, True, True, False, True, True, True, True][: len(heads)])
     ]
+
+
+def _sum(title: str, words: "Decomposition") -> list[str]:
+    from diffprobe.core.columns import aligned
+    from diffprobe.core.terminal import one_line
+
+    lines = [f"\n{title} as a sum of {len(words.terms)} of {words.n_phrases} phrases"]
+    if words.terms:
+        rows = [
+            [
+                one_line(one.phrase), f"{one.coefficient:+.2f}", f"{one.cosine:+.2f}",
+                f"{one.n_folds} of {words.n_folds}", one_line("; ".join(one.opposite)),
+            ]
+            for one in words.terms
+        ]  # fmt: skip
+        heads = ["phrase", "coefficient", "cosine alone", "folds", "the reverse of"]
+        if not any(one.opposite for one in words.terms):
+            heads, rows = heads[:-1], [row[:-1] for row in rows]
+        lines += ["  " + line for line in aligned([heads, *rows], [False, True, True, True, False][: len(heads)])]
+    lines.append(
+        f"  cosine on held-out samples {words.cosine:.2f}, on the samples of the fit {words.fitted_cosine:.2f}"
+    )
+    for name, null in (("random directions", words.random), ("shuffled captions", words.shuffled)):
+        lines.append(
+            f"  {name}: mean {null.mean:.2f}, 95th percentile {null.percentiles(0.95)[0]:.2f}, "
+            f"p {null.p:.2g} (at least {null.smallest_p:.2g})"
+        )
+    return lines
 
 
 def _captions(samples: "Sequence[ExtremeSample]") -> list[str]:

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     first = result.metrics[0].detail
     print(f"{first['contexts']} contexts x {first['seeds']} seeds; split_half: cosine of the directions of two halves, "
           "with its range over random halves")  # fmt: skip
+    print("held-out pairs: share that the direction of the other contexts puts in the right order; chance is 0.5")
     print(*_images_table(result), sep="\n", end="")
     print(f"directions: {path.parent / 'probes'}")
     print(f"result: {path}")
@@ -73,13 +74,15 @@ def _self_discovered(args: argparse.Namespace) -> int:
 def _table(result: "RunResult") -> list[str]:
     from diffprobe.core.columns import aligned
 
-    cells: dict[str, list[str]] = {}
+    heads = {"norm": "norm", "split_half_contexts": "split_half contexts", "split_half_seeds": "split_half seeds",
+             "held_out_pairs": "held-out pairs"}  # fmt: skip
+    cells: dict[str, dict[str, str]] = {}
     for record in (record for record in result.metrics if record.name != "auroc"):
-        row = cells.setdefault(record.cell or "", [])
         ends = record.detail.get("range_over_halves")
-        row.append(f"{record.value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""))
-    rows = [["cell", "norm", "split_half contexts", "split_half seeds"], *([name, *row] for name, row in cells.items())]
-    return aligned(rows, [False, True, True, True])
+        shown = f"{record.value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+        cells.setdefault(record.cell or "text encoder", {})[record.name] = shown
+    rows = [[name, *(row.get(metric, "") for metric in heads)] for name, row in cells.items()]
+    return aligned([["cell", *heads.values()], *rows], [False, True, True, True, True])
 
 
 def _images_table(result: "RunResult") -> list[str]:

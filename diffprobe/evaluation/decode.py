@@ -1,11 +1,11 @@
-"""Read a saved direction in words: phrases of the captions in a feature store, ranked along it (`diffprobe decode`)."""
+"""Read a saved direction in words (`diffprobe decode`): phrases ranked along it, and the sum of few that is nearest."""
 
 import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from diffprobe.analysis.direction_extremes import DirectionExtremes, direction_extremes
 from diffprobe.analysis.phrase_ranking import PhraseBank, RankedPhrase, rank_phrases, standardised
 from diffprobe.analysis.statistics import SINGLE_SAMPLES, Groups
+from diffprobe.analysis.word_decomposition import Decomposition, decompose
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak, StoreMismatch, nearest, unknown
+from diffprobe.core.errors import ConfigError, EmptyClass, SplitLeak, StoreMismatch, TooFewGroups, nearest, unknown
 from diffprobe.core.result import (
     BACKBONE,
     INPUT,
@@ -38,13 +39,18 @@ from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
 from diffprobe.runs.provenance import backbone_digest
 
+if TYPE_CHECKING:
+    from diffprobe.backbones.text_encoders import ClipTextEncoder
+
 KIND = "decode"
 """Kind of the result."""
 CAPTIONS = "captions"
 """The bank of all words and n-grams of the captions."""
 PHRASES_FILE = "phrases.csv"
 """Table of all phrases, beside the result."""
-_MAX_WORDS = 3
+WORDS_FILE = "words.csv"
+"""Table of the phrases of the sums, beside the result."""
+_MAX_WORDS, _FOLDS, _CONTROLS = 3, 4, 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,12 @@ class DecodeConfig:
     """Orders of the captions, shuffled by group."""
     n_resamples: int = 1000
     """Bootstrap resamples of groups."""
+    terms: int = 12
+    """Largest number of phrases that the direction is written as a sum of; 0 leaves the sum out."""
+    folds: int | None = None
+    """Folds of whole groups, on which the sum is scored; None for 4."""
+    n_controls: int | None = None
+    """Random directions, and orders of the captions, that are written as sums too; None for 200."""
     level: float = 0.95
     """Coverage of the intervals."""
     seed: int = 0
@@ -85,6 +97,14 @@ class DecodeConfig:
             raise ConfigError(
                 f"max_words={self.max_words} has no effect on the phrases of '{self.bank}'.", fix="leave max_words out"
             )
+        if not self.terms and (self.folds is not None or self.n_controls is not None):
+            raise ConfigError(
+                f"folds={self.folds}, n_controls={self.n_controls}: without effect for terms=0.",
+                fix="leave them out, or terms=12",
+            )
+        at_least(0, terms=self.terms)
+        at_least(3, folds=_FOLDS if self.folds is None else self.folds)
+        at_least(19, n_controls=_CONTROLS if self.n_controls is None else self.n_controls)
         at_least(1, min_count=self.min_count, min_groups=self.min_groups, n_resamples=self.n_resamples)
         at_least(19, n_random=self.n_random, n_permutations=self.n_permutations)
 
@@ -103,10 +123,30 @@ class Decoded:
     """Phrases without a score."""
     notes: tuple[str, ...]
     """What could not be checked or measured."""
+    words: Decomposition | None = None
+    """The direction as a sum of directions of phrases; None where it was left out."""
+    text_words: Decomposition | None = None
+    """The same in the embeddings of the captions, of the difference of both ends; None where they were not at hand."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _TextEmbedding:
+    """The captions in a text encoder."""
+
+    vectors: NDArray[np.float64]
+    """Vector of each caption, shape (samples, d)."""
+    difference: NDArray[np.float64]
+    """Mean over the training captions of the positive end minus that of the negative end, shape (d,)."""
+
+    @property
+    def coordinate(self) -> NDArray[np.float64]:
+        """Coordinate of each caption along the difference."""
+        found: NDArray[np.float64] = self.vectors @ self.difference
+        return found
 
 
 def decode(folder: Path | str, config: DecodeConfig, *, output: Path | str = "runs") -> tuple[Decoded, Path]:
-    """Rank phrases along a saved direction; write `result.json` and `phrases.csv`.
+    """Rank phrases along a saved direction and write it as a sum of them; write `result.json` and the tables.
 
     Args:
         folder: what `Direction.save` wrote, for example a folder below `probes` of a run.
@@ -131,14 +171,22 @@ def decode(folder: Path | str, config: DecodeConfig, *, output: Path | str = "ru
     x = table.features[direction.cell].double()
     coordinate = x @ direction.vector.double()
     random = x @ random_directions(x.shape[1], config.n_random, seed=config.seed)
-    text = None if config.text_encoder is None else _text_coordinate(direction, store, run, config, table.captions)
+    text = None if config.text_encoder is None else _embed_text(direction, store, run, config, table.captions)
     ranked = rank_phrases(
-        bank, coordinate.numpy(), random.numpy(), groups, text=text, n_permutations=config.n_permutations,
-        n_resamples=config.n_resamples, level=config.level, seed=config.seed,
+        bank, coordinate.numpy(), random.numpy(), groups, text=None if text is None else text.coordinate,
+        n_permutations=config.n_permutations, n_resamples=config.n_resamples, level=config.level, seed=config.seed,
     )  # fmt: skip
     z = torch.from_numpy(standardised(coordinate.numpy()))
     ends = direction_extremes(z, table.keys, table.captions, group_by=[str(group) for group in groups])
-    decoded = Decoded(direction=direction, ranked=ranked, captions=ends, left_out=bank.left_out, notes=notes)
+    names = _group_names(table, store, group_by)
+    words, said = _sum_of_words("the direction", bank, x.numpy(), direction.vector.double().numpy(), names, config)
+    text_words, of_text = None, None
+    if text is not None:
+        text_words, of_text = _sum_of_words("its text", bank, text.vectors, text.difference, names, config)
+    decoded = Decoded(
+        direction=direction, ranked=ranked, captions=ends, left_out=bank.left_out, words=words, text_words=text_words,
+        notes=(*notes, *(note for note in (said, of_text) if note)),
+    )  # fmt: skip
     inputs = {
         STORE: store.manifest.digest,
         BACKBONE: backbone_digest(store.manifest.backbone),
@@ -150,9 +198,11 @@ def decode(folder: Path | str, config: DecodeConfig, *, output: Path | str = "ru
     place.mkdir(parents=True, exist_ok=True)
     result = make_result(
         run=place.name, experiment=KIND, kind=KIND, config=tree, seeds={"draws": config.seed},
-        metrics=[_record(decoded, config, len(table), group_by)], started_at=started_at, artifacts=inputs,
+        metrics=_records(decoded, config, len(table), group_by), started_at=started_at, artifacts=inputs,
     )  # fmt: skip
     _write_csv(decoded.ranked, place / PHRASES_FILE)
+    if words or text_words:
+        _write_words(decoded, place / WORDS_FILE)
     write_result(result, place / RESULT_FILE)
     return decoded, place / RESULT_FILE
 
@@ -233,6 +283,36 @@ def _groups(table: FeatureTable, group_by: str) -> list[int]:
     return ids
 
 
+def _group_names(table: FeatureTable, store: FeatureStore, group_by: str) -> list[str]:
+    """Return the name of the group of each sample, by which folds are drawn: it does not depend on their order."""
+    if group_by == SINGLE_SAMPLES:
+        return list(table.keys)
+    values, ids = store.attributes[group_by], table.attributes[group_by].tolist()
+    return [f"value:{values[i]}" if i >= 0 else f"key:{key}" for i, key in zip(ids, table.keys, strict=True)]
+
+
+def _sum_of_words(
+    what: str,
+    bank: PhraseBank,
+    features: NDArray[np.float64],
+    direction: NDArray[np.float64],
+    groups: Sequence[str],
+    config: DecodeConfig,
+) -> tuple[Decomposition | None, str | None]:
+    """Return a direction as a sum of phrases, or None with the reason."""
+    if not config.terms:
+        return None, None
+    n = config.n_controls or _CONTROLS
+    random = random_directions(features.shape[1], n, seed=config.seed).numpy()
+    try:
+        return decompose(
+            bank, features, direction, random, groups, max_terms=config.terms, n_folds=config.folds or _FOLDS,
+            n_permutations=n, seed=config.seed,
+        ), None  # fmt: skip
+    except (EmptyClass, TooFewGroups) as error:
+        return None, f"{what} is not written as a sum of words: {str(error).splitlines()[0]}"
+
+
 def _read_bank(bank: str) -> list[str] | None:
     """Return the phrases of a file; None for those of the captions. Raises: ConfigError."""
     if bank == CAPTIONS:
@@ -249,13 +329,24 @@ def _read_bank(bank: str) -> list[str] | None:
     return phrases
 
 
-def _text_coordinate(
-    direction: Direction, store: FeatureStore, run: RunResult | None, config: DecodeConfig, captions: Sequence[str]
-) -> NDArray[np.float64]:
-    """Return the coordinate of each caption along the mean difference of both ends in its text embedding."""
+def open_text_encoder(name: str) -> "ClipTextEncoder":
+    """Load the CLIP text encoder of a pipeline folder or of a shipped model.
+
+    Raises: ConfigError for what has no text encoder; WeightsMissing.
+    """
     from diffprobe.backbones.locate import locate
     from diffprobe.backbones.text_encoders import load_clip_text
 
+    folder = locate(name).folder
+    if folder is None:
+        raise ConfigError(f"text_encoder={name} has no text encoder.", fix="a pipeline folder, or emoji-sd")
+    return load_clip_text(folder, dtype=torch.float32)
+
+
+def _embed_text(
+    direction: Direction, store: FeatureStore, run: RunResult | None, config: DecodeConfig, captions: Sequence[str]
+) -> _TextEmbedding:
+    """Return the embeddings of the captions, and the mean difference of both ends in them."""
     train = str(run.config.get("data", {}).get("train_split", "train")) if run else "train"
     table = store.load(train, [])
     names = store.classes(direction.target)
@@ -271,21 +362,16 @@ def _text_coordinate(
     sides = [torch.isin(labels, torch.tensor([names.index(name) for name in end])) for end in (above, below)]
     if not all(bool(side.any()) for side in sides):
         raise EmptyClass(f"split '{train}' lacks captions of an end of '{direction.target}'.")
-    folder = locate(str(config.text_encoder)).folder
-    if folder is None:
-        raise ConfigError(
-            f"text_encoder={config.text_encoder} has no text encoder.", fix="a pipeline folder, or emoji-sd"
-        )
-    encoder = load_clip_text(folder, dtype=torch.float32)
+    encoder = open_text_encoder(str(config.text_encoder))
     means = []
     for side in sides:
         texts = [table.captions[i] for i in side.nonzero().flatten().tolist()]
         means.append(encoder.mean_states(texts).double().mean(0))
-    found: NDArray[np.float64] = (encoder.mean_states(captions).double() @ (means[0] - means[1])).numpy()
-    return found
+    vectors = encoder.mean_states(captions).double().numpy()
+    return _TextEmbedding(vectors=vectors, difference=(means[0] - means[1]).numpy())
 
 
-def _record(decoded: Decoded, config: DecodeConfig, n: int, group_by: str) -> MetricRecord:
+def _records(decoded: Decoded, config: DecodeConfig, n: int, group_by: str) -> list[MetricRecord]:
     detail: dict[str, Any] = {
         "positive": decoded.direction.positive,
         "negative": decoded.direction.negative,
@@ -296,10 +382,29 @@ def _record(decoded: Decoded, config: DecodeConfig, n: int, group_by: str) -> Me
         "left_out": len(decoded.left_out),
         "notes": list(decoded.notes),
     }
-    return MetricRecord(
-        name="phrases_found", value=float(sum(one.q <= 0.05 for one in decoded.ranked)), split=config.split, n=n,
-        cell=decoded.direction.cell, target=decoded.direction.target, probe=decoded.direction.estimator, detail=detail,
-    )  # fmt: skip
+    direction = decoded.direction
+    shared = {
+        "split": config.split, "n": n, "cell": direction.cell, "target": direction.target, "probe": direction.estimator,
+    }  # fmt: skip
+    found = float(sum(one.q <= 0.05 for one in decoded.ranked))
+    records = [MetricRecord(name="phrases_found", value=found, detail=detail, **shared)]  # type: ignore[arg-type]
+    for name, words in (("words_cosine", decoded.words), ("text_words_cosine", decoded.text_words)):
+        if words is None:
+            continue
+        nulls = {"random_direction": words.random, "shuffled_captions": words.shuffled}
+        records.append(
+            MetricRecord(
+                name=name, value=words.cosine, controls={control: null.mean for control, null in nulls.items()},
+                detail={
+                    "terms": [{**dataclasses.asdict(one), "opposite": list(one.opposite)} for one in words.terms],
+                    "fitted_cosine": words.fitted_cosine, "path": list(words.path), "group_by": group_by,
+                    "n_phrases": words.n_phrases, "left_out": words.n_left_out, "n_folds": words.n_folds,
+                    "control_nulls": {control: null.describe() for control, null in nulls.items()},
+                },
+                **shared,  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+    return records
 
 
 def _row(one: RankedPhrase) -> dict[str, Any]:
@@ -319,3 +424,14 @@ def _write_csv(ranked: Sequence[RankedPhrase], path: Path) -> None:
             row["low"], row["high"] = one.interval or ("", "")
             row["same"] = "; ".join(one.same)
             writer.writerow(["" if row[head] is None else csv_value(row[head]) for head in heads])
+
+
+def _write_words(decoded: Decoded, path: Path) -> None:
+    heads = ["space", "phrase", "opposite", "coefficient", "cosine", "n_folds"]
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heads)
+        for space, words in (("features", decoded.words), ("text", decoded.text_words)):
+            for one in words.terms if words else ():
+                values = (one.phrase, "; ".join(one.opposite), one.coefficient, one.cosine, one.n_folds)
+                writer.writerow([csv_value(value) for value in (space, *values)])

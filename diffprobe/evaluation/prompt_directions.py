@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffprobe.analysis.prompt_directions import HalvesCosine, PromptPairs, halves_cosine, pair_prompts
+from diffprobe.analysis.prompt_directions import (
+    HalvesCosine,
+    PromptPairs,
+    halves_cosine,
+    held_out_pairs,
+    pair_prompts,
+)
 from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.config.validators import at_least
 from diffprobe.core.column_names import path_part
@@ -25,6 +31,7 @@ from diffprobe.core.result import (
     make_result,
     write_result,
 )
+from diffprobe.evaluation.decode import open_text_encoder
 from diffprobe.evaluation.direction_on_images import BASELINES, SAMPLE, ImageSettings, score_on_images
 from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
@@ -39,6 +46,8 @@ FOLDER = "directions"
 """Folder of the runs, below that of all runs."""
 ESTIMATOR = "paired_mean_difference"
 """Name of the estimate in a saved direction."""
+TEXT_ESTIMATOR = "text_mean_difference"
+"""Name of the same difference in the vectors that a text encoder gives the prompts."""
 _WITH_PLACES = ("none", "tokens")
 
 
@@ -74,6 +83,8 @@ class PromptDirectionConfig:
     """Resamples of groups of images."""
     n_random: int = 1000
     """Random directions that are scored on the images."""
+    text_encoder: str | None = None
+    """Name or folder of a pipeline whose CLIP text encoder gives the same difference without images; None for none."""
 
     def __post_init__(self) -> None:
         missing = [name for name in ("target", "positive", "negative", "context") if not getattr(self, name)]
@@ -102,6 +113,8 @@ class PromptDirection:
     """Agreement of two halves of the contexts."""
     over_seeds: HalvesCosine
     """Agreement of two halves of the seeds."""
+    held_out_pairs: float
+    """Share of pairs that the direction of the other contexts puts in the right order, 0..1."""
 
 
 def prompt_direction(
@@ -134,6 +147,7 @@ def prompt_direction(
         direction=direction,
         over_contexts=halves_cosine(changes.mean(1), **halves),  # type: ignore[arg-type]
         over_seeds=halves_cosine(changes.mean(0), **halves),  # type: ignore[arg-type]
+        held_out_pairs=held_out_pairs(changes),
     )
 
 
@@ -159,10 +173,10 @@ def make_directions(
     started_at = StartTime.now()
     opened = FeatureStore.open(store)
     cells = _cells(opened, config, announce)
-    pairs, found = None, list[PromptDirection]()
+    pairs, found, prompts = None, list[PromptDirection](), list[str]()
     for cell in cells:
         latents = load_prompt_latents(opened, cell, split=config.split)
-        pairs = pairs or _pairs(latents, config, announce)
+        pairs, prompts = pairs or _pairs(latents, config, announce), latents.prompts
         found.append(prompt_direction(latents.features.numpy(), pairs, cell, config))
     assert pairs is not None
     manifest = opened.manifest
@@ -189,6 +203,8 @@ def make_directions(
             n_random=config.n_random, level=config.level, seed=config.seed,
         )  # fmt: skip
         metrics += score_on_images([one.direction for one in found], settings, announce=announce)
+    if config.text_encoder is not None:
+        metrics += _text_records(prompts, pairs, config, "+".join(splits), announce)
     result = make_result(
         run=place.name, experiment=FOLDER, kind=KIND, config=tree, seeds={"halves": config.seed}, metrics=metrics,
         started_at=started_at, artifacts=artifacts,
@@ -257,4 +273,43 @@ def _records(one: PromptDirection, pairs: PromptPairs, split: str) -> list[Metri
                 detail={**detail, "range_over_halves": [halves.low, halves.high]}, **shared,  # type: ignore[arg-type]
             )
         )  # fmt: skip
+    records.append(
+        MetricRecord(
+            name="held_out_pairs", value=one.held_out_pairs, controls={"chance": 0.5}, detail=detail,
+            **shared,  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
     return records
+
+
+def _text_records(
+    prompts: Sequence[str], pairs: PromptPairs, config: PromptDirectionConfig, split: str,
+    announce: Callable[[str], None],
+) -> list[MetricRecord]:  # fmt: skip
+    """Return norm, agreement over contexts and held-out pairs of the difference in the vectors of the prompts."""
+    vectors = open_text_encoder(str(config.text_encoder)).mean_states(prompts).double().numpy()[:, None]
+    try:
+        changes = pairs.differences(vectors)
+    except EmptyClass:
+        announce("the text encoder does not distinguish the ends: its vectors of both prompts of each pair are equal")
+        return []
+    halves = halves_cosine(changes.mean(1), n_halves=config.n_halves, level=config.level, seed=config.seed)
+    detail = {
+        "positive": config.positive, "negative": config.negative, "contexts": len(pairs.contexts),
+        "text_encoder": config.text_encoder, "left_out": pairs.n_left_out,
+    }  # fmt: skip
+    shared = {"split": split, "target": config.target, "probe": TEXT_ESTIMATOR, "n": len(pairs.contexts)}
+    return [
+        MetricRecord(
+            name="norm", value=float(np.linalg.norm(changes.mean((0, 1)))), detail=detail,
+            **shared,  # type: ignore[arg-type]
+        ),
+        MetricRecord(
+            name="split_half_contexts", value=halves.mean,
+            detail={**detail, "range_over_halves": [halves.low, halves.high]}, **shared,  # type: ignore[arg-type]
+        ),
+        MetricRecord(
+            name="held_out_pairs", value=held_out_pairs(changes), controls={"chance": 0.5}, detail=detail,
+            **shared,  # type: ignore[arg-type]
+        ),
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffprobe.analysis.certification.direction import cosine
-from diffprobe.analysis.prompt_directions import crossed_halves, halves_cosine, pair_prompts
+from diffprobe.analysis.prompt_directions import crossed_halves, halves_cosine, held_out_pairs, pair_prompts
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite, UnknownName
 
 CONTEXTS, SEEDS, D = 12, 4, 40
@@ -118,6 +118,28 @@ def test_latents_without_a_direction_are_refused():
         pairs.differences(latents)
     with pytest.raises(EmptyClass, match="1 change"):
         halves_cosine(np.ones((1, 3)), n_halves=5, level=0.95, seed=0)
+
+
+def test_held_out_pairs_are_those_of_plain_loops():
+    generator = np.random.default_rng(8)
+    changes = 0.3 * np.eye(D)[0] + generator.standard_normal((CONTEXTS, SEEDS, D))
+    right = []
+    for context in range(CONTEXTS):
+        direction = np.delete(changes, context, axis=0).mean((0, 1))
+        right += [float(change @ direction > 0) for change in changes[context]]
+    assert held_out_pairs(changes) == pytest.approx(np.mean(right)) and 0.5 < np.mean(right) < 1
+    turned = np.linalg.qr(generator.standard_normal((D, D)))[0]
+    order = generator.permutation(CONTEXTS)
+    assert held_out_pairs(5 * changes[order] @ turned) == pytest.approx(held_out_pairs(changes))
+    assert held_out_pairs(np.zeros((3, 2, 4))) == 0.5
+    with pytest.raises(EmptyClass, match="1 context"):
+        held_out_pairs(changes[:1])
+
+
+def test_held_out_pairs_of_noise_are_at_chance():
+    generator = np.random.default_rng(9)
+    found = [held_out_pairs(generator.standard_normal((8, 2, D))) for _ in range(300)]
+    assert np.mean(found) == pytest.approx(0.5, abs=0.05)
 
 
 def test_what_one_seed_adds_to_all_differences_lowers_crossed_halves_alone():

@@ -15,7 +15,8 @@ def test_it_prints_each_direction_and_where_it_is(tmp_path: Path, capsys: pytest
     assert main(["directions", str(store), *ENDS, "--output", str(tmp_path / "runs")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("note: ") and "up_blocks.0@t199:caption:none" in lines[0]
-    assert "split_half contexts" in lines[1] and [line.split()[0] for line in lines[2:4]] == [
+    assert "split_half contexts" in lines[1] and lines[1].endswith("held-out pairs") and lines[2].endswith("1.000")
+    assert [line.split()[0] for line in lines[2:4]] == [
         "mid_block@t199:caption:mean", "mid_block@t200:empty:mean",
     ]  # fmt: skip
     assert lines[4].startswith("4 contexts x 4 seeds") and lines[-1].endswith("result.json")

@@ -10,12 +10,13 @@ import torch
 from diffprobe.analysis.phrase_ranking import phrases_of
 from diffprobe.core.errors import ConfigError, SplitLeak, StoreMismatch, UnknownName
 from diffprobe.core.result import read_result
-from diffprobe.evaluation.decode import PHRASES_FILE, DecodeConfig, decode, run_of
+from diffprobe.evaluation.decode import PHRASES_FILE, WORDS_FILE, DecodeConfig, decode, run_of
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction
 from tests.evaluation.page_runs import DIRECTION, trainer
 
-LOOSE = {"min_count": 1, "min_groups": 1, "n_random": 50, "n_permutations": 19, "n_resamples": 20}
+LOOSE = {"min_count": 1, "min_groups": 1, "n_random": 50, "n_permutations": 19, "n_resamples": 20, "terms": 0}
+WORDS = {**LOOSE, "terms": 2, "folds": 3, "n_controls": 19}
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,43 @@ def test_the_text_encoder_ranks_the_captions_alone(tiny_sd, saved, store, tmp_pa
     assert all(one.text_score is not None for one in decoded.ranked)
 
 
+def test_the_direction_is_a_sum_of_words_beside_its_text(tiny_sd, saved, store, tmp_path):
+    saved = Direction.load(saved).save(tmp_path / "alone")  # the test split is too small for folds
+    config = DecodeConfig(store=store, split="train", text_encoder=str(tiny_sd), group_by="sample", **WORDS)
+    decoded, path = decode(saved, config, output=tmp_path)
+    assert len(decoded.notes) == 1, decoded.notes
+    _, *records = read_result(path).metrics
+    assert [record.name for record in records] == ["words_cosine", "text_words_cosine"]
+    shown = []
+    for record, words, space in zip(records, (decoded.words, decoded.text_words), ("features", "text"), strict=True):
+        assert words is not None and len(words.path) == 2 and words.n_folds == 3
+        assert record.value == words.cosine and record.controls["random_direction"] == words.random.mean
+        nulls = record.detail["control_nulls"]
+        assert nulls["shuffled_captions"]["n"] == 19 and nulls["random_direction"]["p"] == words.random.p
+        assert [term["phrase"] for term in record.detail["terms"]] == [term.phrase for term in words.terms]
+        shown += [(space, term.phrase) for term in words.terms]
+    with path.with_name(WORDS_FILE).open(encoding="utf-8") as file:
+        assert [(row["space"], row["phrase"]) for row in csv.DictReader(file)] == shown
+    again, _ = decode(saved, config, output=tmp_path)
+    assert again.words.terms == decoded.words.terms and again.words.cosine == decoded.words.cosine
+
+
+def test_without_terms_or_words_there_is_no_sum(saved, store, tmp_path):
+    alone, path = decode(saved, DecodeConfig(store=store, group_by="sample", **LOOSE), output=tmp_path)
+    assert alone.words is None and not alone.notes and not path.with_name(WORDS_FILE).exists()
+    few, path = decode(saved, DecodeConfig(store=store, group_by="sample", **{**WORDS, "folds": 99}), output=tmp_path)
+    assert few.words is None and "not written as a sum" in few.notes[0]
+    assert few.ranked == alone.ranked and len(read_result(path).metrics) == 1
+
+
 def test_settings():
     with pytest.raises(ConfigError, match="store"):
         DecodeConfig()
     with pytest.raises(ConfigError, match="n_random"):
         DecodeConfig(store="a", n_random=5)
+    for settings, fact in (
+        ({"terms": -1}, "terms"), ({"folds": 2}, "folds"), ({"n_controls": 5}, "n_controls"),
+        ({"terms": 0, "folds": 4}, "folds=4"), ({"terms": 0, "n_controls": 99}, "n_controls=99"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=fact):
+            DecodeConfig(store="a", **settings)

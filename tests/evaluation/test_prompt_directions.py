@@ -42,6 +42,29 @@ def test_a_direction_per_cell_is_saved_as_other_verbs_read_it(tmp_path):
     assert run is not None and run.run == result.run
 
 
+def test_the_text_encoder_stands_beside_the_cells(tiny_sd, tmp_path):
+    store = write_prompt_store(tmp_path / "stores")
+    path = make_directions(store, PromptDirectionConfig(**ENDS, text_encoder=str(tiny_sd)), output=tmp_path / "runs")
+    text = {record.name: record for record in read_result(path).metrics if record.cell is None}
+    assert list(text) == ["norm", "split_half_contexts", "held_out_pairs"]
+    assert {record.probe for record in text.values()} == {"text_mean_difference"}
+    from diffprobe.evaluation.decode import open_text_encoder
+
+    contexts = ("cook", "judge", "pilot", "poet")
+    encode = open_text_encoder(str(tiny_sd)).mean_states
+    above, below = (encode([f"a {name}, {value} clothes" for name in contexts]) for value in ("striped", "plain"))
+    changes = (above - below).double().numpy()
+    assert text["norm"].value == pytest.approx(np.linalg.norm(changes.mean(0)), rel=1e-4)
+    right = [changes[i] @ np.delete(changes, i, axis=0).mean(0) > 0 for i in range(4)]
+    assert text["held_out_pairs"].value == np.mean(right) and text["held_out_pairs"].controls == {"chance": 0.5}
+
+
+def test_held_out_pairs_of_a_planted_direction(tmp_path):
+    store = write_prompt_store(tmp_path / "stores")
+    path = make_directions(store, PromptDirectionConfig(**ENDS), output=tmp_path / "runs")
+    assert [r.value for r in read_result(path).metrics if r.name == "held_out_pairs"] == [1.0, 1.0]
+
+
 def test_its_own_prompts_do_not_decode_a_direction(tmp_path):
     store = write_prompt_store(tmp_path / "stores")
     path = make_directions(store, PromptDirectionConfig(**ENDS), output=tmp_path / "runs")
