@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffprobe.analysis.audit.latents import PromptLatents
+from diffprobe.analysis.audit.latents import AuditLatents
 from diffprobe.analysis.audit.prompts import all_prompts
 from diffprobe.analysis.audit.whitening import whitened
 from diffprobe.config.parse import record_tree
@@ -104,7 +104,7 @@ def audit(config: Audit, *, load: PromptLatentLoader = load_latents) -> Written:
 def _latents(
     folder: str, cell: str, config: Audit, load: PromptLatentLoader, inputs: dict[str, str], name: str, *,
     whiten: bool = False,
-) -> PromptLatents:  # fmt: skip
+) -> AuditLatents:  # fmt: skip
     """Read latents, check that all prompts are there, record their digest, and whiten them where that is asked."""
     import hashlib
 
@@ -114,7 +114,7 @@ def _latents(
     digest = hashlib.sha256(digest_json(list(prompts)).encode())
     digest.update(np.ascontiguousarray(rows).data)
     inputs[f"{INPUT}{name}"] = digest.hexdigest()
-    latents = PromptLatents(features=rows, prompts=prompts)
+    latents = AuditLatents(features=rows, prompts=prompts)
     return whitened(latents, config) if whiten else latents
 
 
