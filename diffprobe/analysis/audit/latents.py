@@ -96,9 +96,7 @@ def end_latents(
     return found[0], found[1]
 
 
-def context_differences(
-    latents: AuditLatents, spec: AuditSpec, axis: Axis
-) -> Float64[np.ndarray, "templates seeds d"]:
+def context_differences(latents: AuditLatents, spec: AuditSpec, axis: Axis) -> Float64[np.ndarray, "templates seeds d"]:
     """Return the paired difference of both ends in each template and seed, averaged over context subjects and words.
 
     Raises: ConfigError for a prompt that is missing.
