@@ -76,7 +76,7 @@ def test_subjects_whose_prompts_are_cut_are_named() -> None:
     shown = str(caught.value)
     assert f"subjects: {long.name}" in shown and "cook" not in shown.split("subjects:")[1].splitlines()[0]
     with pytest.raises(ConfigError, match="only with the words of an axis"):
-        require_tokens(settings(n_templates=1, subjects=("cook", "judge"), descriptors=()), Words(), 5)
+        require_tokens(settings(n_templates=1, subjects=("cook", "judge"), descriptors=()), Words(), 6)
     require_tokens(config, Words(), 7, allow_truncated=True)
 
 
