@@ -102,11 +102,14 @@ def test_latents_of_another_tap_or_of_no_tap_are_refused(config, tmp_path):
         audit(replace(config, store=str(tmp_path / "a"), cells=("words",)))
 
 
+@pytest.mark.slow
 def test_the_audit_of_occupations_runs_on_a_tiny_checkpoint(tiny_sd, tmp_path):
     """All templates and axes, every 77th occupation, one step per sample."""
     whole = load("audits/occupations", [], kinds=("audit",))
-    config = replace(whole, subjects=whole.subjects[::77], neutral=whole.neutral[:1], descriptors=(),
-                     cells=("up_blocks.1@t400", "mid_block@t400"), n_resamples=20, n_permutations=99, output=str(tmp_path))  # fmt: skip
+    config = replace(
+        whole, subjects=whole.subjects[::77], neutral=whole.neutral[:1], descriptors=(), n_resamples=20,
+        cells=("up_blocks.1@t400", "mid_block@t400"), n_permutations=99, output=str(tmp_path),
+    )  # fmt: skip
     assert len({one.name for one in whole.all_subjects}) == len(whole.subjects) == 153 and len(config.subjects) == 2
     # the tiny tokenizer has letters rather than words, so that its 24 tokens are few
     store = extracted(config, tiny_sd, tmp_path / "latents", truncated="allow", **{"features.reread": "[400]"})
