@@ -198,7 +198,7 @@ class _LatentAxisReader:
 
 
 def _codes_of(axis: Axis, values: Sequence[str], attribute: str) -> Int64[np.ndarray, " values_and_none"]:
-    """Return the end of each value, -1 for one that is not a word of the axis; the last entry is for samples without one.
+    """Return the end of each value, -1 for one that is not a word of the axis; the last entry: no value.
 
     Raises: ConfigError for a word that is not a value.
     """
