@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from numpy.typing import ArrayLike
 
-from diffprobe.analysis.audit.latents import PromptLatents
+from diffprobe.analysis.audit.latents import AuditLatents
 from diffprobe.core.audit_file import read_audit_tree
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch, nearest
 from diffprobe.core.foreign import require_regular_file
@@ -93,7 +93,7 @@ def load_latents(
     return found.features.numpy(), found.prompts, [{} for _ in found.prompts]
 
 
-def read_latents(store: str | Path, cell: str, *, load: PromptLatentLoader = load_latents) -> PromptLatents:
+def read_latents(store: str | Path, cell: str, *, load: PromptLatentLoader = load_latents) -> AuditLatents:
     """Return the prompt latents of a cell.
 
     Raises: StoreIncomplete for a folder that does not exist; ConfigError and NonFinite for latents that cannot be used;
@@ -103,7 +103,7 @@ def read_latents(store: str | Path, cell: str, *, load: PromptLatentLoader = loa
     if not folder.is_dir():
         raise StoreIncomplete(f"there is no folder '{store}' of prompt latents.", _HOW)
     features, prompts, _ = load(folder, cell)
-    return PromptLatents(features=np.ascontiguousarray(features, dtype=np.float32), prompts=tuple(prompts))
+    return AuditLatents(features=np.ascontiguousarray(features, dtype=np.float32), prompts=tuple(prompts))
 
 
 def write_arrays(
@@ -120,7 +120,7 @@ def write_arrays(
     from diffprobe.core.atomic_file import atomic_folder
 
     for name, values in cells.items():
-        PromptLatents(features=values, prompts=tuple(prompts))
+        AuditLatents(features=values, prompts=tuple(prompts))
         if values.dtype != np.float32:
             raise ConfigError(f"the latents of '{name}' are {values.dtype}, expected float32.")
     with atomic_folder(store) as temporary:

@@ -20,7 +20,7 @@ from diffprobe.analysis.audit.comparison import FEWEST, Amplification, RankAgree
 from diffprobe.analysis.audit.descriptors import RankedWord, both_ends, describe_subjects
 from diffprobe.analysis.audit.direction import AxisDirection, direction_of
 from diffprobe.analysis.audit.latents import (
-    PromptLatents,
+    AuditLatents,
     context_differences,
     descriptor_latents,
     end_latents,
@@ -120,7 +120,7 @@ class OtherCell:
 
 
 def measure_cell(
-    config: Audit, latents: PromptLatents, *, words: PromptLatents | None, images: RateTable | None,
+    config: Audit, latents: AuditLatents, *, words: AuditLatents | None, images: RateTable | None,
     reference: RateTable | None,
 ) -> CellMeasures:  # fmt: skip
     """Measure all axes.
@@ -160,7 +160,7 @@ def measure_cell(
     )  # fmt: skip
 
 
-def measure_other_cell(config: Audit, latents: PromptLatents, main: CellMeasures) -> list[OtherCell]:
+def measure_other_cell(config: Audit, latents: AuditLatents, main: CellMeasures) -> list[OtherCell]:
     """Compare each axis at another cell with the main cell. Raises: as `measure_cell`."""
     means = centred(subject_latents(latents, config)).mean((1, 2), dtype=np.float64)
     found = []
@@ -175,8 +175,8 @@ def measure_other_cell(config: Audit, latents: PromptLatents, main: CellMeasures
 
 
 def _measure_axis(
-    config: Audit, axis: Axis, latents: PromptLatents, subjects: np.ndarray, plain: np.ndarray, bank: np.ndarray,
-    words: PromptLatents | None,
+    config: Audit, axis: Axis, latents: AuditLatents, subjects: np.ndarray, plain: np.ndarray, bank: np.ndarray,
+    words: AuditLatents | None,
 ) -> AxisMeasures:  # fmt: skip
     sampling = config.sampling
     differences = context_differences(latents, config, axis)
@@ -213,7 +213,7 @@ def _measure_axis(
     )  # fmt: skip
 
 
-def _words_only(words: PromptLatents, spec: AuditSpec, axis: Axis) -> Floats:
+def _words_only(words: AuditLatents, spec: AuditSpec, axis: Axis) -> Floats:
     means = centred(subject_latents(words, spec)).mean((1, 2), dtype=np.float64)
     return _cosine_with(means, direction_of(context_differences(words, spec, axis)))
 
@@ -222,7 +222,7 @@ def _cosine_with(means: Float64[np.ndarray, "subjects d"], direction: AxisDirect
     return (means @ direction.unit) / np.maximum(np.linalg.norm(means, axis=1), 1e-300)
 
 
-def _bank(latents: PromptLatents, config: Audit, subjects: np.ndarray) -> Float64[np.ndarray, "words d"]:
+def _bank(latents: AuditLatents, config: Audit, subjects: np.ndarray) -> Float64[np.ndarray, "words d"]:
     """Return the latents of the descriptors, centred by the mean subject."""
     if not config.descriptors:
         return np.zeros((0, subjects.shape[-1]))

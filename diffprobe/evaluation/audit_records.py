@@ -23,11 +23,20 @@ LIMITS = (
     "An association of 0 is that of the average subject of this audit. Any subject has some association with any "
     "direction: compare it with random directions. Positions and rates compare a subject with its own variants, and "
     "these do contain the words of the attribute.",
-    "Nothing here shows that the model uses the direction: that needs an intervention.",
+    "Associations do not show that the model uses the direction: that needs an intervention, which is to add the "
+    "direction while images are generated (steering).",
     "A difference from a reference is a statement about that reference, which is named. It is not a statement about "
     "how things ought to be.",
 )
 """What the numbers cannot say."""
+STEERING_LIMITS = (
+    "Steering shows what a reader perceives in images after a direction is added at one place of the model. It does "
+    "not show that the model uses this direction when nothing is added, nor that it is the only one with this effect.",
+    "Strong steering leaves the activations that the model has by itself (distance above 1); there, images may change "
+    "because they fall apart. The reader has to choose one of both ends for any image.",
+    "Rates are corrected as if the reader erred on these images as on those that it was validated on.",
+)
+"""What steering cannot say."""
 
 
 def notes_of(config: Audit, measures: CellMeasures) -> list[str]:
@@ -58,10 +67,17 @@ def notes_of(config: Audit, measures: CellMeasures) -> list[str]:
     if config.words_only is None:
         notes.append("No control by words: words_only is not set, so that an audit of the text encoder alone could "
                      "give the same numbers.")  # fmt: skip
+    if config.steering is None:
+        notes.append("No steering: whether moving along the directions moves the images was not measured.")
     if config.rates is None:
         notes.append("Rates of generated images were not given; amplification is of rates from prompt latents."
                      if measures.amplified is not None else "No rates: amplification was not measured.")  # fmt: skip
     return notes
+
+
+def limits_of(config: Audit) -> list[str]:
+    """Return what the numbers of this audit cannot say, a sentence or two each."""
+    return [*LIMITS, *(STEERING_LIMITS if config.steering is not None else ())]
 
 
 def records_of(
@@ -74,7 +90,7 @@ def records_of(
         name="discoveries", value=float(sum(int(one.sum()) for one in found)), split=SPLIT, cell=cell,
         n=len(config.subjects) * len(config.axes),
         detail={
-            "notes": list(notes), "limits": list(LIMITS), "n_templates": measures.n_templates,
+            "notes": list(notes), "limits": limits_of(config), "n_templates": measures.n_templates,
             "n_seeds": measures.n_seeds, "cells": list(config.cells), "main_axis": config.main_axis,
             "axes": {axis.name: {"positive": list(axis.positive), "negative": list(axis.negative)}
                      for axis in config.axes},

@@ -8,6 +8,7 @@ from diffprobe.analysis.audit.spec import AuditSpec
 from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import at_least
 from diffprobe.core.errors import ConfigError
+from diffprobe.evaluation.audit_steering_settings import AuditSteering
 
 UNIFORM = "uniform"
 """The reference that has the rate 0.5 for every subject."""
@@ -66,6 +67,11 @@ class Audit(AuditSpec):
     least_separability: float = 0.75
     """Least balanced accuracy of prompts with an attribute; below it, rates from prompt latents are marked as not
     valid."""
+    steering: AuditSteering | None = None
+    """Images with the directions added, and what a reader perceives in them; None: the causal link is not measured."""
+    extraction: str | None = field(default=None, metadata=UNRECORDED)
+    """Experiment of kind `extract_prompts` that makes the latents: its cost is shown by `--check`, and its tokenizer
+    checks the prompts where its files are there."""
     max_clusters: int = 8
     """Largest number of clusters of subjects that is tried."""
     n_words: int = 5
@@ -104,6 +110,7 @@ class Audit(AuditSpec):
                 f"rates={self.rates} with reader={self.reader}: rates of images are those of a named reader.",
                 "set both, or neither",
             )
+        self._check_steering()
         if self.words_only is None and self.words_cell is not None:
             raise ConfigError(f"words_cell={self.words_cell} has no effect without words_only.")
         if not self.compare_variants:
@@ -113,6 +120,16 @@ class Audit(AuditSpec):
             ) if is_set]  # fmt: skip
             if idle:
                 raise ConfigError(f"{', '.join(idle)} has no effect with compare_variants=false: there are no rates.")
+
+    def _check_steering(self) -> None:
+        if self.steering is None:
+            return
+        for name in self.steering.attributes:
+            self.axis(name)
+        if self.steering.n_templates > len(self.templates):
+            raise ConfigError(
+                f"steering.n_templates={self.steering.n_templates}, but there are {len(self.templates)} templates."
+            )
 
     @property
     def main_axis(self) -> str:

@@ -6,7 +6,7 @@ in the features. Real images of a feature store give the unit of strength and th
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,6 @@ from diffprobe.analysis.certification.steering import check_strengths
 from diffprobe.analysis.dose_response import DataCloud, Dose, dose_response
 from diffprobe.analysis.statistics import Interval
 from diffprobe.backbones.cell import Cell
-from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.config.validators import at_least
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
@@ -38,12 +36,12 @@ from diffprobe.core.result import (
     write_result,
 )
 from diffprobe.evaluation.decode import require_match, run_of
-from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
+from diffprobe.evaluation.steered_model import SteeredReader
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
-from diffprobe.runs.provenance import backbone_digest, checkpoint_digest
+from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +53,6 @@ GRID_FILE, TABLE_FILE = "grid.png", "steering.csv"
 OWN = "steered"
 """Name of the steered direction in the records."""
 BRANCHES = ("text", "both")
-_AT_ONCE = 64
 _GAP, _HEAD = 2, 14  # pixels
 
 
@@ -142,7 +139,13 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
     direction, store, run = Direction.load(folder), FeatureStore.open(config.store), run_of(folder)
     notes = require_match(direction, store, run, config.split)
     directions = {OWN: _unit(direction.vector), **_others(config, direction)}
-    generator = _Generator(config, Cell.parse(direction.cell))
+    prompts = [prompt for prompt in config.prompts for _ in range(config.seeds)]
+    generator = SteeredReader(
+        config.generator, Cell.parse(direction.cell), prompts,
+        [f"seed {number}" for _ in config.prompts for number in range(config.seeds)],
+        sampling_steps=config.sampling_steps, guidance=config.guidance, seed=config.seed, window=config.window,
+        edits_unconditional=config.branch == "both",
+    )  # fmt: skip
     if generator.digest != backbone_digest(store.manifest.backbone):
         raise StoreMismatch(
             f"store '{config.store}' is of another model than generator '{config.generator}'.",
@@ -160,12 +163,12 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
         progress.bar(len(steered), "directions: steering", unit="directions", keep=False) as bar,
     ):
         for name, vector in steered.items():
-            found = generator.draw(torch.from_numpy(vector))
+            found = generator.draw(torch.from_numpy(vector), config.strengths)
             if name == OWN:
                 images = {strength: generator.decode(latents) for strength, latents in found.items()}
             features = {strength: generator.reread(latents) for strength, latents in found.items()}
             doses[name] = dose_response(
-                features, directions, cloud, generator.prompts, n_resamples=config.n_resamples, level=config.level,
+                features, directions, cloud, prompts, n_resamples=config.n_resamples, level=config.level,
                 seed=config.seed,
             )  # fmt: skip
             bar.update(1)
@@ -176,7 +179,7 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
     tree = {"direction": str(folder), **dataclasses.asdict(config)}
     place = Path(output) / KIND / digest_json({**tree, "inputs": inputs})[:12]
     place.mkdir(parents=True, exist_ok=True)
-    n = len(generator.prompts)
+    n = len(prompts)
     metrics = [record for name, found in doses.items() for record in _records(name, found, direction, n)]
     result = make_result(
         run=place.name, experiment=KIND, kind=KIND, config=tree, seeds={"noise": config.seed, "draws": config.seed},
@@ -187,55 +190,6 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
     _write_csv(result.metrics, place / TABLE_FILE)
     write_result(result, place / RESULT_FILE)
     return Steered(doses=doses, notes=notes), place / RESULT_FILE
-
-
-class _Generator:
-    """A model that is steered at the tap of a cell, and that reads its own images in this cell."""
-
-    def __init__(self, config: SteerConfig, cell: Cell) -> None:
-        self._cell, self._config = cell, config
-        if cell.pool == "none" or cell.pool.startswith("tokens"):
-            raise ConfigError(
-                f"cell '{cell.name}' has more than one vector per sample.", fix="a direction of pool mean or gridK"
-            )
-        if cell.condition not in ("empty", "caption"):
-            raise ConfigError(
-                f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
-            )
-        planned = plan_steered(config.generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
-        self.digest = checkpoint_digest(config.generator)
-        self.prompts = [prompt for prompt in config.prompts for _ in range(config.seeds)]
-        self._keys = [f"seed {number}" for _ in config.prompts for number in range(config.seeds)]
-        self._model = SteeredModel(
-            planned, cell, self.prompts, self._keys, sampling_steps=config.sampling_steps, guidance=config.guidance,
-            seed=config.seed, window=config.window, edits_unconditional=config.branch == "both",
-        )  # fmt: skip
-        with quiet_libraries():
-            self._reader = DiffusionFeatures.from_pretrained(
-                config.generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
-                seed=config.seed,
-            )  # fmt: skip
-
-    def draw(self, vector: Tensor) -> dict[float, Tensor]:
-        """Return the finished latents of each strength of a vector."""
-        strengths = self._config.strengths
-        return dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
-
-    def reread(self, latents: Tensor) -> Float64[np.ndarray, "samples d"]:
-        """Noise finished latents again, and return their features; equal noise for equal seeds."""
-        found = []
-        for start in range(0, len(latents), _AT_ONCE):
-            rows = slice(start, start + _AT_ONCE)
-            captions = self.prompts[rows] if self._cell.condition == "caption" else None
-            features = self._reader.from_latents(latents[rows], keys=self._keys[rows], captions=captions)
-            found.append(next(iter(features.values())).cpu().double().numpy())
-        return np.concatenate(found)
-
-    def decode(self, latents: Tensor) -> list["Image"]:
-        """Return the images of finished latents."""
-        from PIL import Image
-
-        return [Image.fromarray(one) for one in self._model.images(latents).numpy()]
 
 
 def _unit(vector: Tensor) -> Float64[np.ndarray, " d"]:
@@ -286,17 +240,21 @@ def _write_csv(records: Sequence[MetricRecord], path: Path) -> None:
             writer.writerow([csv_value(cell) for cell in cells])
 
 
-def image_grid(images: "dict[float, list[Image]]", seeds: int) -> "Image":
+def image_grid(images: "Mapping[float, Sequence[Image]]", seeds: int, *, side: int | None = None) -> "Image":
     """Return images as a grid: a column per strength, which is named above it, and a row per prompt and seed.
 
     Args:
         images: strength -> images in the order of prompts, then seeds.
         seeds: images per prompt; a wider gap separates prompts.
+        side: largest side of an image, pixels; larger ones are made smaller. None: as they are.
     """
     from PIL import Image, ImageDraw
 
     columns = [images[strength] for strength in sorted(images)]
     width, height = columns[0][0].size
+    if side is not None and max(width, height) > side:
+        width, height = (max(1, round(length * side / max(width, height))) for length in (width, height))
+        columns = [[image.resize((width, height), Image.Resampling.LANCZOS) for image in column] for column in columns]
     rows = len(columns[0])
     prompts = -(-rows // seeds)
     size = (len(columns) * (width + _GAP) + _GAP, _HEAD + rows * (height + _GAP) + prompts * _GAP)

@@ -1,26 +1,35 @@
-"""Open a StableDiffusionPipeline whose images are generated with a direction added at the tap of one cell."""
+"""Open a StableDiffusionPipeline whose images are generated with a direction added at the tap of one cell.
+
+Finished images can be noised again and read in that cell, so that prompt and added vector are not in the features.
+"""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.locate import locate
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.vae import VaeDecoder
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
 from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
 from diffprobe.scoring.steering import Steering, steered_latents
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _AT_ONCE = 64
-"""Latents that are decoded at once."""
+"""Latents that are decoded, or read, at once."""
 
 
 class SteeredPlan(NamedTuple):
@@ -97,3 +106,71 @@ class SteeredModel:
         """Return the images of finished latents."""
         found = torch.cat([self._decode(part) for part in latents.split(_AT_ONCE)])
         return (found * 255).round().byte().permute(0, 2, 3, 1).cpu()
+
+
+class SteeredReader:
+    """A model that is steered at the tap of a cell, and that reads its own images in this cell.
+
+    Args:
+        generator: StableDiffusionPipeline: a folder, or the name of a shipped model.
+        cell: of the directions and of the reading.
+        prompts: prompt of each image.
+        keys: of each image; with `seed`, they fix the noise that it starts from, and that of the reading.
+        sampling_steps, guidance, window, edits_unconditional: as of `SteeredModel`.
+
+    Attributes:
+        digest: of the model's files.
+        width: of a feature in the cell.
+
+    Raises: ConfigError for a cell with places, of another condition, or a tap that cannot be replaced; as
+        `plan_steered`.
+    """
+
+    def __init__(
+        self, generator: str, cell: Cell, prompts: Sequence[str], keys: Sequence[str], *, sampling_steps: int,
+        guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool,
+    ) -> None:  # fmt: skip
+        self._cell, self._prompts, self._keys = cell, list(prompts), list(keys)
+        if cell.pool == "none" or cell.pool.startswith("tokens"):
+            raise ConfigError(
+                f"cell '{cell.name}' has more than one vector per sample.", fix="a direction of pool mean or gridK"
+            )
+        if cell.condition not in ("empty", "caption"):
+            raise ConfigError(
+                f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
+            )
+        planned = plan_steered(generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
+        self.digest, (self.width,) = checkpoint_digest(generator), set(planned.plan.widths.values())
+        self._model = SteeredModel(
+            planned, cell, self._prompts, self._keys, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
+            window=window, edits_unconditional=edits_unconditional,
+        )  # fmt: skip
+        with quiet_libraries():
+            self._reader = DiffusionFeatures.from_pretrained(
+                generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
+                seed=seed,
+            )  # fmt: skip
+
+    def draw(self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]) -> dict[float, Tensor]:
+        """Return the finished latents of each strength of a vector."""
+        return dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
+
+    def reread(self, latents: Float[Tensor, "image channels height width"]) -> Float64[np.ndarray, "image d"]:
+        """Noise finished latents again, and return their features; equal noise for equal keys."""
+        found = []
+        for start in range(0, len(latents), _AT_ONCE):
+            rows = slice(start, start + _AT_ONCE)
+            captions = self._prompts[rows] if self._cell.condition == "caption" else None
+            features = self._reader.from_latents(latents[rows], keys=self._keys[rows], captions=captions)
+            found.append(next(iter(features.values())).cpu().double().numpy())
+        return np.concatenate(found)
+
+    def pixels(self, latents: Float[Tensor, "image channels height width"]) -> UInt8[np.ndarray, "image h w 3"]:
+        """Return the images of finished latents."""
+        return self._model.images(latents).numpy()
+
+    def decode(self, latents: Float[Tensor, "image channels height width"]) -> "list[Image]":
+        """Return the images of finished latents, for drawing."""
+        from PIL import Image
+
+        return [Image.fromarray(one) for one in self.pixels(latents)]

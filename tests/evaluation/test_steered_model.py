@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffprobe.backbones.cell import Cell
-from diffprobe.core.errors import UnknownTap, WeightsMismatch
-from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
+from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch
+from diffprobe.evaluation.steered_model import SteeredModel, SteeredReader, plan_steered
 
 CELL = Cell.parse("mid_block@t200:empty:mean")
 PROMPTS, KEYS = ["a cat", "a dog", "a cat"], ["0", "0", "1"]
@@ -44,3 +44,18 @@ def test_other_models_and_taps_are_refused(tiny_sd):
     assert "another folder" in str(caught.value)
     with pytest.raises(UnknownTap):
         plan_steered(str(tiny_sd), Cell.parse("nowhere@t200:empty:mean"), fix="")
+
+
+def test_a_reader_reads_its_own_images_in_the_cell(tiny_sd):
+    settings = {"sampling_steps": 3, "guidance": 0.0, "seed": 0, "window": None, "edits_unconditional": False}
+    reader = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **settings)
+    vector = torch.nn.functional.normalize(torch.arange(reader.width).double(), dim=0) * 5
+    found = reader.draw(vector, (0.0, 1.0))
+    features = {strength: reader.reread(latents) for strength, latents in found.items()}
+    assert list(found) == [0.0, 1.0] and features[0.0].shape == (3, reader.width)
+    assert (reader.reread(found[1.0]) == features[1.0]).all() and (features[0.0] != features[1.0]).any()
+    assert [image.size for image in reader.decode(found[0.0])] == [(32, 32)] * 3
+    refused = {"mid_block@t200:empty:none": "more than one vector", "mid_block@t200:label:mean": "label"}
+    for name, message in refused.items():
+        with pytest.raises(ConfigError, match=message):
+            SteeredReader(str(tiny_sd), Cell.parse(name), PROMPTS, KEYS, **settings)

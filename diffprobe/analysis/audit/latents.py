@@ -20,7 +20,7 @@ from diffprobe.core.errors import ConfigError, NonFinite
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PromptLatents:
+class AuditLatents:
     """Latents of prompts: one vector per prompt and seed, all prompts with the same seeds.
 
     Raises: ConfigError for other shapes or a prompt that is given twice; NonFinite.
@@ -68,18 +68,18 @@ class PromptLatents:
         return {text: row for row, text in enumerate(self.prompts)}
 
 
-def subject_latents(latents: PromptLatents, spec: AuditSpec) -> Float32[np.ndarray, "subjects templates seeds d"]:
+def subject_latents(latents: AuditLatents, spec: AuditSpec) -> Float32[np.ndarray, "subjects templates seeds d"]:
     """Return the latents of the subjects without an attribute. Raises: ConfigError for a prompt that is missing."""
     return _grid(latents, subject_prompts(spec))
 
 
-def descriptor_latents(latents: PromptLatents, spec: AuditSpec) -> Float32[np.ndarray, "words templates seeds d"]:
+def descriptor_latents(latents: AuditLatents, spec: AuditSpec) -> Float32[np.ndarray, "words templates seeds d"]:
     """Return the latents of the descriptors. Raises: ConfigError for a prompt that is missing."""
     return _grid(latents, descriptor_prompts(spec))
 
 
 def end_latents(
-    latents: PromptLatents, spec: AuditSpec, axis: Axis, subjects: Sequence[Subject]
+    latents: AuditLatents, spec: AuditSpec, axis: Axis, subjects: Sequence[Subject]
 ) -> tuple[
     Float32[np.ndarray, "subjects templates words seeds d"], Float32[np.ndarray, "subjects templates words seeds d"]
 ]:
@@ -96,9 +96,7 @@ def end_latents(
     return found[0], found[1]
 
 
-def context_differences(
-    latents: PromptLatents, spec: AuditSpec, axis: Axis
-) -> Float64[np.ndarray, "templates seeds d"]:
+def context_differences(latents: AuditLatents, spec: AuditSpec, axis: Axis) -> Float64[np.ndarray, "templates seeds d"]:
     """Return the paired difference of both ends in each template and seed, averaged over context subjects and words.
 
     Raises: ConfigError for a prompt that is missing.
@@ -113,6 +111,6 @@ def context_differences(
     return total / len(subjects)
 
 
-def _grid(latents: PromptLatents, prompts: list[list[str]]) -> Float32[np.ndarray, "rows columns seeds d"]:
+def _grid(latents: AuditLatents, prompts: list[list[str]]) -> Float32[np.ndarray, "rows columns seeds d"]:
     found = latents.rows([text for row in prompts for text in row])
     return found.reshape(len(prompts), -1, *found.shape[1:])

@@ -7,12 +7,12 @@ direction of a linear discriminant analysis, and cosines weigh all that varies w
 import numpy as np
 from jaxtyping import Float64
 
-from diffprobe.analysis.audit.latents import PromptLatents, end_latents
+from diffprobe.analysis.audit.latents import AuditLatents, end_latents
 from diffprobe.analysis.audit.spec import AuditSpec
 from diffprobe.core.errors import EmptyClass
 
 
-def whitened(latents: PromptLatents, spec: AuditSpec) -> PromptLatents:
+def whitened(latents: AuditLatents, spec: AuditSpec) -> AuditLatents:
     """Return latents times the inverse square root of their covariance within attribute prompts.
 
     The covariance is that around the mean of each subject and word, over templates and seeds, pooled over the axes, and
@@ -38,4 +38,4 @@ def whitened(latents: PromptLatents, spec: AuditSpec) -> PromptLatents:
     covariance: Float64[np.ndarray, "d d"] = LedoitWolf(assume_centered=True).fit(residuals).covariance_
     values, vectors = np.linalg.eigh(covariance)
     scale = vectors / np.sqrt(values) @ vectors.T
-    return PromptLatents(features=(latents.features @ scale).astype(np.float32), prompts=latents.prompts)
+    return AuditLatents(features=(latents.features @ scale).astype(np.float32), prompts=latents.prompts)

@@ -1,6 +1,6 @@
 """The page of an audit: one self-contained HTML file without a script, all text escaped."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -8,11 +8,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.core.terminal import printable
 from diffprobe.report.audit_table import SubjectRow, interval_text, subject_rows
+from diffprobe.report.pages.audit_steering import steering_views
 from diffprobe.report.pages.audit_svg import Row, draw_dots, draw_scatter
 
 
-def render_audit(result: RunResult) -> str:
+def render_audit(result: RunResult, *, images: Mapping[str, bytes] | None = None) -> str:
     """Render the page of a result of kind "audit".
+
+    Args:
+        images: steered axis -> PNG file of its images by strength; without it, the page has no images.
 
     Returns: the HTML, identical for the same result.
     """
@@ -36,6 +40,7 @@ def render_audit(result: RunResult) -> str:
         intersections=_intersection_views(result, rows),
         images=_image_view(result, rows),
         clusters=_named(result, "silhouette"),
+        steering=steering_views(result, images or {}),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffprobe.analysis.audit.latents import (
-    PromptLatents,
+    AuditLatents,
     context_differences,
     descriptor_latents,
     end_latents,
@@ -29,7 +29,7 @@ def test_each_latent_is_at_the_place_of_its_prompt() -> None:
 
 def test_the_order_of_the_prompts_does_not_matter() -> None:
     order = np.random.default_rng(0).permutation(len(LATENTS.prompts))
-    other = PromptLatents(features=LATENTS.features[order], prompts=tuple(LATENTS.prompts[i] for i in order))
+    other = AuditLatents(features=LATENTS.features[order], prompts=tuple(LATENTS.prompts[i] for i in order))
     assert np.array_equal(subject_latents(LATENTS, SPEC), subject_latents(other, SPEC))
     assert np.array_equal(
         context_differences(LATENTS, SPEC, SPEC.axes[0]), context_differences(other, SPEC, SPEC.axes[0])
@@ -50,7 +50,7 @@ def test_differences_are_paired_by_context_template_and_seed() -> None:
 
 def test_a_missing_prompt_is_named() -> None:
     prompts = all_prompts(SPEC)
-    few = PromptLatents(features=LATENTS.features[1:], prompts=LATENTS.prompts[1:])
+    few = AuditLatents(features=LATENTS.features[1:], prompts=LATENTS.prompts[1:])
     with pytest.raises(ConfigError, match="1 of .* prompts") as caught:
         few.require(prompts)
     assert LATENTS.prompts[0] in str(caught.value)
@@ -58,10 +58,10 @@ def test_a_missing_prompt_is_named() -> None:
 
 def test_latents_that_cannot_be_used_are_refused() -> None:
     with pytest.raises(ConfigError, match="'a'"):
-        PromptLatents(features=np.zeros((2, 1, 3), np.float32), prompts=("a", "a"))
+        AuditLatents(features=np.zeros((2, 1, 3), np.float32), prompts=("a", "a"))
     with pytest.raises(ConfigError, match="1 prompts"):
-        PromptLatents(features=np.zeros((2, 1, 3), np.float32), prompts=("a",))
+        AuditLatents(features=np.zeros((2, 1, 3), np.float32), prompts=("a",))
     broken = np.zeros((2, 1, 3), np.float32)
     broken[1, 0, 2] = np.nan
     with pytest.raises(NonFinite, match="'b'"):
-        PromptLatents(features=broken, prompts=("a", "b"))
+        AuditLatents(features=broken, prompts=("a", "b"))

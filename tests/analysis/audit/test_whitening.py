@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffprobe.analysis.audit.latents import PromptLatents, context_differences, end_latents, subject_latents
+from diffprobe.analysis.audit.latents import AuditLatents, context_differences, end_latents, subject_latents
 from diffprobe.analysis.audit.prompts import all_prompts
 from diffprobe.analysis.audit.rates import sides_of
 from diffprobe.analysis.audit.whitening import whitened
@@ -14,17 +14,17 @@ RATES = {f"role {i}": rate for i, rate in enumerate((0.0, 0.1, 0.25, 0.5, 0.75, 
 SPEC = make_spec(RATES, n_templates=20)
 
 
-def loud(seed: int = 0) -> PromptLatents:
+def loud(seed: int = 0) -> AuditLatents:
     """Return latents in which a nuisance varies ten times as much as the sides differ, and is mixed into them."""
     latents = World(RATES, seed=seed, d=16, distance=4.0).latents(SPEC)
     rng = np.random.default_rng(seed + 100)
     nuisance = rng.normal(size=latents.features.shape[:2])[..., None] * 20.0
     direction = np.zeros(16)
     direction[[0, 1]] = np.sqrt(0.5)  # half of it along the sides
-    return PromptLatents(features=(latents.features + nuisance * direction).astype(np.float32), prompts=latents.prompts)
+    return AuditLatents(features=(latents.features + nuisance * direction).astype(np.float32), prompts=latents.prompts)
 
 
-def separability(latents: PromptLatents) -> float:
+def separability(latents: AuditLatents) -> float:
     (axis,) = SPEC.axes
     positive, negative = end_latents(latents, SPEC, axis, SPEC.all_subjects)
     differences = context_differences(latents, SPEC, axis)
@@ -47,11 +47,11 @@ def test_covariance_within_prompts_is_the_identity() -> None:
 def test_the_order_of_prompts_does_not_matter() -> None:
     latents = loud()
     order = np.random.default_rng(0).permutation(len(latents.prompts))
-    other = PromptLatents(features=latents.features[order], prompts=tuple(latents.prompts[i] for i in order))
+    other = AuditLatents(features=latents.features[order], prompts=tuple(latents.prompts[i] for i in order))
     assert whitened(other, SPEC).features == pytest.approx(whitened(latents, SPEC).features[order], abs=1e-4)
 
 
 def test_latents_that_do_not_vary_are_refused() -> None:
     prompts = all_prompts(SPEC)
     with pytest.raises(EmptyClass, match="do not vary"):
-        whitened(PromptLatents(features=np.ones((len(prompts), 2, 3), np.float32), prompts=prompts), SPEC)
+        whitened(AuditLatents(features=np.ones((len(prompts), 2, 3), np.float32), prompts=prompts), SPEC)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffprobe.analysis.audit.latents import PromptLatents
+from diffprobe.analysis.audit.latents import AuditLatents
 from diffprobe.analysis.audit.prompts import NEGATIVE, POSITIVE, all_prompts, end_prompts, subject_prompts
 from diffprobe.analysis.audit.spec import AuditSpec, Axis
 
@@ -34,7 +34,7 @@ class World:
     subject_spread: float = 2.0
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def latents(self, spec: AuditSpec) -> PromptLatents:
+    def latents(self, spec: AuditSpec) -> AuditLatents:
         rng = np.random.default_rng(self.seed)
         unit = np.zeros(self.d)
         unit[0] = 1.0
@@ -63,4 +63,4 @@ class World:
         for text in prompts:
             if text not in found:  # descriptors
                 found[text] = rng.normal(size=(s, self.d))
-        return PromptLatents(features=np.stack([found[text] for text in prompts]).astype(np.float32), prompts=prompts)
+        return AuditLatents(features=np.stack([found[text] for text in prompts]).astype(np.float32), prompts=prompts)
