@@ -62,8 +62,8 @@ def run_cost(config: RunConfig, *, extracts: bool) -> Cost:
     epochs, steps = _epochs_and_steps(config, train)
     passes = 0
     if config.features.source == "live":
-        # one pass over train before the first step, for statistics; val after every epoch and at the end
-        passes = _per_image(config) * ((epochs + 1) * train + (epochs + 1) * val + test)
+        # train also before the first step, for statistics, and after the last; val after every epoch and at the end
+        passes = _per_image(config) * ((epochs + 2) * train + (epochs + 1) * val + test)
     elif extracts:
         passes = _per_image(config) * (train + val + test)
     return Cost(passes=passes, steps=steps, published=published)

@@ -38,6 +38,7 @@ def test_an_extraction_has_the_passes_that_were_counted(run, passes, tmp_path, s
     assert run_cost(config, extracts=False).passes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["linear", "topk"])
 def test_live_features_cost_passes_in_every_epoch(run, passes, probe):
     more = ["probe.params.k=2", "features.taps=[mid_block]"] if probe == "topk" else []
