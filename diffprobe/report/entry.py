@@ -40,6 +40,8 @@ class EntryStyle:
     """Append a published number."""
 
 
+FAILED = "failed"
+"""Text of an entry whose run failed."""
 PLAIN = EntryStyle(
     escape=lambda text: text,
     bold=lambda text: text,
@@ -61,7 +63,7 @@ def format_entry(table: TableData, entry: Entry, *, best: float | None, style: E
     """
     show = table.spec.number.show
     if entry.value is None:
-        text = style.escape(table.spec.missing)
+        text = style.escape(FAILED if entry.failure is not None else table.spec.missing)
     else:
         text = style.escape(show(entry.value))
         if entry.value == best:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from diffprobe.core.failure import Failure
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.entry_tests import EntryTests
 from diffprobe.report.published import Comparison
@@ -36,6 +37,8 @@ class Entry:
     """Those of the controls that the mark ‡ does not compare with."""
     comparison: Comparison | None = None
     """Comparison with a published number, if there is one."""
+    failure: Failure | None = None
+    """The run that should have measured it and failed; None with a result, and where nothing was run."""
     sources: tuple[tuple[RunResult, MetricRecord], ...] = field(default=(), repr=False, compare=False)
     """The results that it is the mean of, one per seed."""
     control_sources: dict[str, tuple[tuple[RunResult, MetricRecord], ...]] = field(

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffprobe.core.failure import Failure
 from diffprobe.report.aggregation import seed_words
+from diffprobe.report.entry import FAILED
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
 from diffprobe.report.mark_notes import BELOW, mark_line
 from diffprobe.report.query import CELL_FIELDS
@@ -57,7 +59,10 @@ def table_notes(table: TableData) -> Notes:
     notes = [Note(text=_what(table, measured))]
     if spec.controls and len(table.columns) > 1:
         notes.append(Note(text=f"Control columns, over the columns of the row: {_picks(spec)}."))
-    n_missing = len(entries) - len(measured)
+    failed = [entry.failure for entry in entries if entry.failure is not None]
+    for failure in sorted(set(map(_failed, failed))):
+        notes.append(Note(text=failure))
+    n_missing = len(entries) - len(measured) - len(failed)
     if n_missing:
         notes.append(Note(text=f"{spec.missing}: no result ({n_missing} of {len(entries)} entries)."))
     n_far = sum(entry.is_far for entry in measured)
@@ -79,6 +84,12 @@ def table_notes(table: TableData) -> Notes:
         notes.append(Note(text=EXPLORATORY))
     notes += map(_choice, [table] * len(table.chosen), table.chosen)
     return Notes(notes=tuple(notes), marks=marks)
+
+
+def _failed(failure: Failure) -> str:
+    """Return the line of a failed run."""
+    what = f"{failure.error}: {failure.message}".rstrip(".")
+    return f"{FAILED}: {failure.experiment or 'a run'} ({failure.run}) ended with {what}."
 
 
 def _choice(table: TableData, chosen: ChosenCell) -> Note:

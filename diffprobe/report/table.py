@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from diffprobe.core.failure import failures_below
 from diffprobe.core.result import RunResult
 from diffprobe.core.terminal import one_line, printable
 from diffprobe.report.aggregation import seed_words
 from diffprobe.report.default_table import spec_yaml
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
+from diffprobe.report.failed_runs import with_failures
 from diffprobe.report.figure_file import Plot, figures_of
 from diffprobe.report.filled_table import Entry, TableData, TableRow
 from diffprobe.report.footnotes import Notes, table_notes
@@ -120,6 +122,9 @@ def build_table(
     folder = None if results is None else str(results)
     request = resolve_request([str(one) for one in names], results=folder, where=where, exploratory=exploratory)
     parts = tuple(fill_table(request.results, spec) for spec in request.specs)
+    if any(entry.value is None for part in parts for entry in part.entries()):
+        failures = list(failures_below(request.folder))
+        parts = tuple(with_failures(part, failures) for part in parts)
     if finish is not None:
         parts = tuple(finish(part, request) for part in parts)
     return Table(parts, choices=request.choices, folder=request.folder)
@@ -238,7 +243,8 @@ def render_csv(table: TableData) -> str:
     for entry in table.entries():
         measured = entry.value is not None
         line: list[object] = [entry.where[name] for name in fields]
-        line += [spec.metric, "measured" if measured else "missing", entry.value, entry.spread]
+        status = "measured" if measured else "missing" if entry.failure is None else "failed"
+        line += [spec.metric, status, entry.value, entry.spread]
         line += [entry.n_seeds, _seeds_vary(entry), entry.n] if measured else [None, None, None]
         line += [entry.controls.get(name) for name in names]
         line += _test_cells(table, entry)

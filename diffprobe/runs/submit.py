@@ -9,22 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffprobe.config import search_path
 from diffprobe.config.cluster import ClusterConfig
 from diffprobe.config.compose import load_run, split_experiment
-from diffprobe.config.kinds import PROBE
 from diffprobe.config.parse import record_tree, to_tree
 from diffprobe.config.schema import BackboneConfig, RunConfig
-from diffprobe.config.source_lines import read_kind
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.result import RESULT_FILE
-from diffprobe.launch.plan import MAX_TASKS, Resources, Stage, Task, by_resources, check_resources, expand
+from diffprobe.launch.plan import MAX_TASKS, Resources, Stage, Task, by_resources, check_resources
 from diffprobe.launch.submission import SubmittedTask
-from diffprobe.report.table_spec import find_spec, load_specs
-from diffprobe.runs.experiment import TrainingConfig, each_rung_setting, load_experiment, plan_training
+from diffprobe.runs.experiment import TrainingConfig, each_rung_setting, plan_training
 from diffprobe.runs.extract import backbone_and_features
-from diffprobe.runs.seeds import as_sweep
+from diffprobe.runs.table_rows import RunRow, expanded, find_rows, make_row, require_different, table_name
 
 _READING = ("source", "store", "placement", "shuffle", "verify", "latent_cache")
 """Keys of `features` that do not change a store; its folder is compared by itself."""
@@ -59,13 +55,6 @@ class SubmissionPlan:
     """Work that is in the queue -> id of its job."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    settings: list[str]
-    config: TrainingConfig
-    folder: Path
-
-
 class _Planner:
     """Builds the stages of one command.
 
@@ -96,13 +85,14 @@ class _Planner:
         return self.plan
 
     def _train(self) -> None:
-        rows = [self._row(settings) for settings in self._rungs(self._expanded(self.wanted.settings))]
+        rows = [make_row(settings) for settings in self._rungs(expanded(self.wanted.settings))]
+        self._check_resources(rows)
         self._label(rows)
         self._train_rows(rows)
 
     def _extract(self) -> None:
         runs = []
-        for settings in self._rungs(self._expanded(self.wanted.settings)):
+        for settings in self._rungs(expanded(self.wanted.settings)):
             config = load_run(None, settings)
             if config.features.source == "live":
                 raise ConfigError(
@@ -115,21 +105,10 @@ class _Planner:
 
     def _table(self) -> None:
         name, *options = self.wanted.words
-        specs = load_specs(find_spec(name))
-        if any(setting.startswith("experiment=") for setting in self.wanted.settings):
-            raise ConfigError(
-                "submit table trains the rows of its folder; it takes no experiment=.", fix="submit train ..."
-            )
-        rows = []
-        for experiment in search_path.experiments():
-            if experiment.startswith(f"{name}/"):
-                rows += self._rows_of_table(experiment, [spec.filter for spec in specs])
+        name = table_name(name)
+        rows = find_rows(name, self.wanted.settings)
+        self._check_resources(rows)
         self.plan.label = name
-        if not rows:
-            raise ConfigError(
-                f"table '{name}' has no rows to train: no experiment below experiments/{name} fits its filter.",
-                f"experiments there: {', '.join(e for e in search_path.experiments() if e.startswith(f'{name}/'))}",
-            )
         self._train_rows(rows)
         if not any(option.partition("=")[0] in ("--results", "--from") for option in options):
             outputs = {row.config.output for row in rows}
@@ -143,37 +122,21 @@ class _Planner:
     def _other(self) -> None:
         gpus = min(1, self.cluster.gpus_per_node) if self.wanted.verb in _WITH_DEVICE else 0
         rows = []
-        for settings in self._expanded(self.wanted.settings):
+        for settings in expanded(self.wanted.settings):
             self.check(self.wanted.verb, [*self.wanted.words, *settings])
             experiment, _ = split_experiment(None, settings)
             self.plan.label = experiment or self.wanted.verb
             rows.append((self._task((self.wanted.verb, *self.wanted.words, *settings), None), Resources(gpus=gpus)))
         self.plan.stages += by_resources(self.wanted.verb, self._not_queued(rows))
 
-    def _rows_of_table(self, experiment: str, filters: Sequence[Mapping[str, object]]) -> list[_Row]:
-        if (read_kind(search_path.experiments()[experiment]) or PROBE) != PROBE:
-            return []
-        rows = []
-        for settings in self._rungs(
-            [f"experiment={experiment}", *rest] for rest in self._expanded(self.wanted.settings)
-        ):
-            if any(_fits(load_run(None, settings), one) for one in filters):
-                rows.append(self._row(settings))
-        return rows
+    def _check_resources(self, rows: Sequence[RunRow]) -> None:
+        for row in rows:
+            what = " ".join(row.settings) or "the run"
+            check_resources(self._of_training(row.config), self.cluster, self.cluster_name, what)
 
-    def _row(self, settings: list[str]) -> _Row:
-        config = load_experiment(None, settings)
-        folder = plan_training(config)
-        check_resources(self._of_training(config), self.cluster, self.cluster_name, " ".join(settings) or "the run")
-        return _Row(settings=settings, config=config, folder=folder)
-
-    def _train_rows(self, rows: Sequence[_Row]) -> None:
+    def _train_rows(self, rows: Sequence[RunRow]) -> None:
         """Add extraction and training of what is not finished and not in the queue."""
-        same = [row for i, row in enumerate(rows) if row.folder in [other.folder for other in rows[:i]]]
-        if same:
-            raise ConfigError(
-                f"two of the runs are the same: {' '.join(same[0].settings)}.", f"folder: {same[0].folder}"
-            )
+        require_different(rows)
         left = []
         for row in rows:
             if (row.folder / RESULT_FILE).is_file() and not self.wanted.again:
@@ -256,11 +219,7 @@ class _Planner:
         """Return the settings with those of `control=ladder` for each rung that applies, named on stderr if not."""
         return [rung for settings in rows for rung in each_rung_setting(settings)]
 
-    @staticmethod
-    def _expanded(settings: Sequence[str]) -> list[list[str]]:
-        return expand([as_sweep(setting) for setting in settings], search_path.experiments())
-
-    def _label(self, rows: Sequence[_Row]) -> None:
+    def _label(self, rows: Sequence[RunRow]) -> None:
         names = [row.config.experiment for row in rows if row.config.experiment]
         self.plan.label = os.path.commonpath(names) if names and os.path.commonpath(names) else "train"
 
@@ -311,17 +270,3 @@ def store_is_complete(config: RunConfig) -> bool:
     except DiffprobeError:  # incomplete, other settings, or a backbone that only the nodes see
         return False
     return True
-
-
-def _fits(config: RunConfig, conditions: Mapping[str, object]) -> bool:
-    """Return whether the results of a run can pass the filter of a table, by what the configuration shows of them."""
-    shown = {"kind": config.probe.kind, "probe": config.probe.name}
-    if not all(_allows(conditions[name], value) for name, value in shown.items() if name in conditions):
-        return False
-    folders = conditions.get("experiment", config.experiment)
-    wanted = folders if isinstance(folders, list | tuple) else [folders]
-    return any(config.experiment == one or config.experiment.startswith(f"{one}/") for one in wanted)
-
-
-def _allows(condition: object, value: str) -> bool:
-    return value in condition if isinstance(condition, list | tuple) else value == condition

@@ -115,6 +115,11 @@ def check(command: str) -> None:
         load(experiment or default, [f"{name}=x", *settings])
     elif verb == "submit":
         check_submit(arguments)
+    elif verb == "run":
+        from diffprobe.runs.table_rows import find_rows, table_name
+
+        paths = [setting for setting in settings if "FOLDER" not in setting]
+        assert find_rows(table_name(arguments.name), [setting for setting in paths if setting != "control=ladder"])
     elif verb == "table":
         from diffprobe.report import table_spec
 

@@ -135,7 +135,7 @@ def digests(checkpoint: Checkpoint, trained: bool) -> dict[str, str]:
     return digest_parts(checkpoint, trained)
 
 
-def tiny(path: Path | str, *, seed: int = 0, n_classes: int = 10, resolution: int = 32) -> Path:
+def tiny(path: Path | str, *, seed: int = 0, n_classes: int = 10, resolution: int = 32, layers: int = 3) -> Path:
     """Write a tiny pipeline with random weights in the real format, for tests and examples.
 
     Args:
@@ -143,6 +143,7 @@ def tiny(path: Path | str, *, seed: int = 0, n_classes: int = 10, resolution: in
         seed: seeds all weights; the global generator is left as it was.
         n_classes: number of classes.
         resolution: image side in pixels; the VAE halves it.
+        layers: number of transformer blocks.
     Returns: `path`.
     """
     import diffusers
@@ -151,7 +152,7 @@ def tiny(path: Path | str, *, seed: int = 0, n_classes: int = 10, resolution: in
         torch.manual_seed(seed)
         transformer = diffusers.DiTTransformer2DModel(
             sample_size=resolution // 2,
-            num_layers=3,
+            num_layers=layers,
             num_attention_heads=2,
             attention_head_dim=16,
             in_channels=4,

@@ -164,6 +164,9 @@ def tiny(
     resolution: int = 16,
     n_classes: int | None = None,
     pipeline: str = "DDPMPipeline",
+    channels: Sequence[int] = (16, 32, 32),
+    attention: Collection[int] = (1,),
+    layers: int = 1,
 ) -> Path:
     """Write a tiny pipeline with random weights in the real format, for tests.
 
@@ -173,21 +176,25 @@ def tiny(
         resolution: image side in pixels.
         n_classes: number of classes; None makes an unconditional U-Net.
         pipeline: `DDPMPipeline` or `DDIMPipeline`.
+        channels: width of each level, highest first.
+        attention: levels with attention, counted from 0, the highest.
+        layers: blocks of each level on the way down.
     Returns: `path`.
     """
     import diffusers
 
+    kinds = ["Attn" if level in attention else "" for level in range(len(channels))]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DModel(
             sample_size=resolution,
-            block_out_channels=(16, 32, 32),
-            layers_per_block=1,
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
             norm_num_groups=8,
             attention_head_dim=8,
             num_class_embeds=n_classes,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         )
     scheduler = getattr(diffusers, pipeline.replace("Pipeline", "Scheduler"))()
     getattr(diffusers, pipeline)(unet=unet, scheduler=scheduler).save_pretrained(path)
