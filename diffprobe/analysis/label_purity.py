@@ -4,6 +4,8 @@ The class of a latent is chosen on one split (`top_classes`), and scored on anot
 have one row per latent, in the order of a ranking; -1 in place of a class means that a latent has fewer images.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +68,49 @@ def _frequency(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return how many images of the same latent have the class of each image."""
     found: NDArray[np.int64] = (labels[:, :, None] == labels[:, None, :]).sum(2)
     return found
+
+
+def expected_largest_share(frequencies: NDArray[np.int64], n: int) -> float:
+    """Return the expected share of the most frequent class among `n` images whose classes are drawn at random.
+
+    Exact: P(no class more than j times) is n! times the coefficient of x^n in the product over classes of the sums of
+    (p x)^k / k! for k up to j.
+
+    Args:
+        frequencies: number of images of each class.
+        n: images per latent, at least 1.
+
+    >>> round(expected_largest_share(np.array([1, 1]), 2), 12)
+    0.75
+    """
+    share = frequencies[frequencies > 0] / frequencies.sum()
+    at_most = np.zeros(n + 1)
+    for j in range(1, n + 1):
+        product = np.array([1.0])
+        for p in share.tolist():
+            product = np.convolve(product, [p**k / math.factorial(k) for k in range(j + 1)])[: n + 1]
+        at_most[j] = math.factorial(n) * product[n] if len(product) > n else 0.0
+    return float((np.arange(1, n + 1) * np.diff(at_most)).sum()) / n
+
+
+def expected_entropy(frequencies: NDArray[np.int64], n: int) -> float:
+    """Return the expected `normalised_entropy` of `n` images whose classes are drawn at random.
+
+    Exact: a sum over classes and over binomial counts.
+
+    Args:
+        frequencies: number of images of each class, of all classes of the data set.
+        n: images per latent, at least 2.
+
+    >>> round(expected_entropy(np.array([1, 1]), 2), 12)
+    0.5
+    """
+    from scipy.stats import binom
+
+    counts = np.arange(1, n + 1)
+    share = frequencies[frequencies > 0] / frequencies.sum()
+    terms = binom.pmf(counts, n, share[:, None]) * (counts / n) * np.log(n / counts)
+    return float(terms.sum()) / math.log(min(n, len(frequencies)))
 
 
 class OneVersusRest:

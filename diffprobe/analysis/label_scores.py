@@ -1,7 +1,8 @@
 """sigma_label, purity, entropy and AUROC of ranked latents on one split, each with what it is by chance.
 
-Chance permutes labels by group, so that variants of one drawing do not count as independent images
-(`probes/group_permutation.py`); sigma_label also has its expectation for independent labels.
+Two kinds of chance: the exact expectation for independent labels of the same class frequencies, and the distribution
+over labels that are permuted by group, so that variants of one drawing do not count as independent images
+(`probes/group_permutation.py`). p is of the latter.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.analysis.label_purity import OneVersusRest, normalised_entropy, purity, top_classes
+from diffprobe.analysis.label_purity import (
+    OneVersusRest,
+    expected_entropy,
+    expected_largest_share,
+    normalised_entropy,
+    purity,
+    top_classes,
+)
 from diffprobe.analysis.label_spread import chance_spread, label_spread, mean_of_first, renumbered_spread
 from diffprobe.core.errors import ConfigError, EmptyClass, TooFewGroups
 from diffprobe.core.groups import Groups
@@ -64,9 +72,8 @@ class LabelScore:
     """Number of latents in the mean: those that exist and for which the measure is defined."""
     value: float
     """The mean."""
-    chance: float | None
-    """sigma_label: the expectation for independent labels of the same class frequencies. Others: the mean over
-    permutations; None if labels cannot be permuted."""
+    chance: float
+    """The expectation for independent labels of the class frequencies of the split."""
     null: Null | None
     """The distribution over permutations of the labels by group; None if labels cannot be permuted."""
     no_null: str = ""
@@ -111,10 +118,11 @@ def label_scores(images: SplitImages, n_classes: int, tops: Sequence[int], chanc
     observed = measure(images.label)
     drawn, permutation, no_null = _permuted(images, measure, tops, chance)
     renumbered = _renumbered(images, n_classes, tops, chance)
-    exact = _exact_chance(images, n_classes, tops)
+    expected = _independent(images, n_classes)
     scores = []
     for name, values in observed.items():
         means, counts = mean_of_first(values, tops)
+        chances, _ = mean_of_first(np.where(np.isnan(values), np.nan, expected[name]), tops)
         for i, top in enumerate(tops):
             if counts[i] == 0:
                 continue
@@ -127,14 +135,13 @@ def label_scores(images: SplitImages, n_classes: int, tops: Sequence[int], chanc
                     higher_is_better=HIGHER_IS_BETTER[name],
                 )  # fmt: skip
                 null = null if len(null.values) else None
-            expected = None if null is None else null.mean
             scores.append(
                 LabelScore(
                     measure=name,
                     top=top,
                     n_latents=int(counts[i]),
                     value=float(means[i]),
-                    chance=float(exact[i]) if name == SIGMA else expected,
+                    chance=float(chances[i]),
                     null=null,
                     no_null=no_null,
                     renumbered=tuple(renumbered[:, i].tolist()) if name == SIGMA else None,
@@ -171,9 +178,18 @@ def _renumbered(
     return np.vstack([means.mean(0), np.quantile(means, [0.025, 0.975], axis=0)])
 
 
-def _exact_chance(images: SplitImages, n_classes: int, tops: Sequence[int]) -> NDArray[np.float64]:
-    """Return the expected sigma_label of independent labels, for latents with as many top images as these have."""
+def _independent(images: SplitImages, n_classes: int) -> dict[str, NDArray[np.float64]]:
+    """Return the expectation of each measure of each latent for independent labels, given how many images it has."""
     frequencies = np.bincount(images.label, minlength=n_classes)
     sizes = (images.top >= 0).sum(1)
-    expected = {n: chance_spread(frequencies, n) for n in np.unique(sizes[sizes >= 2]).tolist()}
-    return mean_of_first(np.array([expected.get(n, np.nan) for n in sizes.tolist()]), tops)[0]
+
+    def by_size(expected: Callable[[NDArray[np.int64], int], float], least: int) -> NDArray[np.float64]:
+        of_size = {n: expected(frequencies, n) for n in np.unique(sizes[sizes >= least]).tolist()}
+        return np.array([of_size.get(n, np.nan) for n in sizes.tolist()])
+
+    found = {SIGMA: by_size(chance_spread, 2), "entropy": by_size(expected_entropy, 2)}
+    if images.classes is None:
+        found["purity"] = by_size(expected_largest_share, 1)
+    else:
+        found["purity"] = np.where(images.classes >= 0, frequencies[images.classes] / len(images.label), np.nan)
+    return {**found, "auroc": np.full(len(sizes), 0.5)}

@@ -38,7 +38,7 @@ def label_spread(labels: NDArray[np.int64]) -> NDArray[np.float64]:
     return found
 
 
-def chance_spread(frequencies: Sequence[float] | NDArray[np.float64], n: int) -> float:
+def chance_spread(frequencies: Sequence[float] | NDArray[np.float64] | NDArray[np.int64], n: int) -> float:
     """Return the expected spread of the class ids of `n` images whose classes are drawn at random.
 
     The expectation of the root V of a variance is an integral over t of (1 - E[exp(-t V)]) / t^1.5. For V the unbiased

@@ -320,18 +320,17 @@ def _record(
     config: LabelsEvaluation,
 ) -> MetricRecord:
     """Return the record of a score; its name has measure, reading and number of latents."""
-    controls = {} if score.chance is None else {"chance": score.chance}
+    controls = {"chance": score.chance}
     detail = {**context, "n_latents": score.n_latents, "n_top_images": config.n_top_images}
     if score.null is None:
         detail["no_null"] = score.no_null
     else:
         detail["null"] = score.null.describe()
+        controls["permuted_labels"] = score.null.mean
     if score.renumbered is not None:
         mean, low, high = score.renumbered
         controls["renumbered_classes"] = mean
         detail["renumbered"] = {"mean": mean, "low": low, "high": high, "n": config.n_renumberings}
-        if score.null is not None:
-            controls["permuted_labels"] = score.null.mean
     return MetricRecord(
         name=f"{score.measure}_{context['reading']}@{score.top}", value=score.value, split=split, n=n_images,
         cell=cell, target=config.target, probe=probe, controls=controls, detail=detail,
