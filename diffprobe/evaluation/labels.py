@@ -7,6 +7,8 @@ Latents are ranked on the training split by their mean activation. sigma_label, 
 - described: the activations of the sparse code, as the paper describes it;
 - released: ReLU of all activations before the selection, as the released code ranks (it hooks them before the top k).
 
+A result has the experiment and the configuration of the trained run, so that tables of that experiment find it.
+
 Codes are read in one pass over each split and reading. Held for each latent: a count, a sum, its top images; for the
 ranked latents and a held-out split, one activation per image.
 """
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from diffprobe.analysis.label_scores import LabelScore, SplitImages
     from diffprobe.analysis.latent_ranking import Ranking
+    from diffprobe.analysis.top_samples import TopSamples
     from diffprobe.evaluation.page_features import PageFeatures
     from diffprobe.features.batch import FeatureTable
     from diffprobe.probes.sae.base import KSAE
@@ -49,7 +52,7 @@ class LabelsEvaluation:
     """Settings of `diffprobe eval labels` (experiment files of kind `evaluate_labels`)."""
 
     experiment: str
-    """Name of the experiment."""
+    """Name of the experiment; the folder of results below `output`."""
     run: str = ""
     """Folder of a trained sae run; for a grid, all members are measured."""
     target: str = "label"
@@ -57,7 +60,8 @@ class LabelsEvaluation:
     readings: tuple[Reading, ...] = ("described", "released")
     """Activations by which latents and images are ranked: those of the sparse code, or ReLU of all of them."""
     top: tuple[int, ...] = (100, 200, 300, 400, 500, 600, 700, 800, 900, 1000)
-    """Numbers of latents that are averaged over, ascending; all ranked ones where there are fewer."""
+    """Numbers of latents that are averaged over, ascending; all ranked ones where there are fewer. Names of metrics end
+    in @100 for a mean over the first 100, and have no such end for the last of these numbers."""
     n_top_images: int = 10
     """Images of each latent, the most active ones. Latents are ranked if they are active on more training images."""
     held_out: tuple[str, ...] = ()
@@ -118,7 +122,7 @@ def _evaluate(config: LabelsEvaluation, trained: TrainedRun) -> Path:
     metrics = _measure(config, trained)
     artifacts = {INPUT + name.removeprefix(INPUT): sha for name, sha in trained.result.artifacts.items()}
     result = make_result(
-        run=run_dir.name, experiment=config.experiment, kind=KIND, config=tree,
+        run=run_dir.name, experiment=trained.result.experiment or config.experiment, kind=KIND, config=tree,
         seeds={**trained.result.seeds, "permutation": config.seed}, metrics=metrics, started_at=started_at,
         artifacts=artifacts,
     )  # fmt: skip
@@ -157,24 +161,35 @@ def _scores(
     """Yield split, number of images, ranking and scores of each split, the training split first."""
     from diffprobe.analysis.label_purity import top_classes
     from diffprobe.analysis.label_scores import ChanceSettings, label_scores
-    from diffprobe.analysis.latent_ranking import LatentActivity
-    from diffprobe.analysis.top_samples import TopSamples
 
     chance = ChanceSettings(
         n_permutations=config.n_permutations, n_renumberings=config.n_renumberings, seed=config.seed
     )
     train, *others = splits
-    activity, top = LatentActivity(sae.n_latents), TopSamples(sae.n_latents, config.n_top_images)
-    for values, indices, places in train.codes(sae, cell, reading):
-        activity.update(values, indices)
-        top.update(values, indices, [train.keys[place] for place in places])
-    ranking = activity.rank(more_than=config.n_top_images, n=config.top[-1])
+    ranking, top = rank_latents(train, sae, cell, reading, n_top=config.n_top_images, n=config.top[-1])
     images = train.images(top, ranking, config.n_top_images)
     classes = top_classes(images.label[images.top])
     yield train.name, len(train), ranking, label_scores(images, train.n_classes, config.top, chance)
     for split in others:
         images = held_out_images(split, split.codes(sae, cell, reading), ranking, classes, config.n_top_images)
         yield split.name, len(split), ranking, label_scores(images, split.n_classes, config.top, chance)
+
+
+def rank_latents(
+    train: "LabelledSplit", sae: "KSAE", cell: str, reading: Reading, *, n_top: int, n: int
+) -> "tuple[Ranking, TopSamples]":
+    """Rank latents by mean activation, and return the first `n`, with the top images of all latents.
+
+    Raises: EmptyClass if no latent is active on more than `n_top` images.
+    """
+    from diffprobe.analysis.latent_ranking import LatentActivity
+    from diffprobe.analysis.top_samples import TopSamples
+
+    activity, top = LatentActivity(sae.n_latents), TopSamples(sae.n_latents, n_top)
+    for values, indices, places in train.codes(sae, cell, reading):
+        activity.update(values, indices)
+        top.update(values, indices, [train.keys[place] for place in places])
+    return activity.rank(more_than=n_top, n=n), top
 
 
 def held_out_images(
@@ -265,7 +280,7 @@ class LabelledSplit:
             elif kept.any():
                 yield code.values[kept], code.indices[kept], places[kept].tolist()
 
-    def images(self, top: Any, ranking: "Ranking", n_top: int, **more: Any) -> "SplitImages":
+    def images(self, top: "TopSamples", ranking: "Ranking", n_top: int, **more: Any) -> "SplitImages":
         """Return the images of ranked latents, given the `TopSamples` of all latents."""
         import numpy as np
 
@@ -319,7 +334,7 @@ def _record(
     probe: str,
     config: LabelsEvaluation,
 ) -> MetricRecord:
-    """Return the record of a score; its name has measure, reading and number of latents."""
+    """Return the record of a score: `sigma_label_described`, and `sigma_label_described@100` for fewer latents."""
     controls = {"chance": score.chance}
     detail = {**context, "n_latents": score.n_latents, "n_top_images": config.n_top_images}
     if score.null is None:
@@ -331,8 +346,9 @@ def _record(
         mean, low, high = score.renumbered
         controls["renumbered_classes"] = mean
         detail["renumbered"] = {"mean": mean, "low": low, "high": high, "n": config.n_renumberings}
+    of_first = "" if score.top == config.top[-1] else f"@{score.top}"
     return MetricRecord(
-        name=f"{score.measure}_{context['reading']}@{score.top}", value=score.value, split=split, n=n_images,
+        name=f"{score.measure}_{context['reading']}{of_first}", value=score.value, split=split, n=n_images,
         cell=cell, target=config.target, probe=probe, controls=controls, detail=detail,
     )  # fmt: skip
 
@@ -340,10 +356,9 @@ def _record(
 def summary_lines(result: RunResult) -> list[str]:
     """Return the scores of a result as lines: by cell, split and reading, over the largest number of latents."""
     heading: tuple[object, ...] | None = None
-    last = max((int(record.name.rpartition("@")[2]) for record in result.metrics), default=0)
     lines = []
     for record in result.metrics:
-        if not record.name.endswith(f"@{last}"):
+        if "@" in record.name:  # a mean over fewer latents
             continue
         detail = record.detail
         if (place := (record.cell, record.split, detail["reading"])) != heading:

@@ -155,15 +155,15 @@ def evaluated(config):
 
 def test_the_result_has_both_readings_on_all_splits_and_walks_back_to_the_run(evaluated, config, large_sae):
     source = read_result(large_sae / "result.json")
-    assert (evaluated.kind, evaluated.experiment) == ("sae_labels", "tiny/labels")
+    assert (evaluated.kind, evaluated.experiment) == ("sae_labels", source.experiment or "tiny/labels")
     assert evaluated.config["probe"] == source.config["probe"] and evaluated.config["run"] == source.run
     assert evaluated.config["labels"]["target"] == "group" and "output" not in evaluated.config["labels"]
     assert evaluated.artifacts["input/probes/sae"] == source.artifacts["probes/sae"]
     names = {(record.name, record.split) for record in evaluated.metrics}
     for reading in ("described", "released"):
         for split in ("train", "val", "test"):
-            assert (f"sigma_label_{reading}@8", split) in names and (f"purity_{reading}@4", split) in names
-            assert ((f"auroc_{reading}@8", split) in names) == (split != "train")
+            assert (f"sigma_label_{reading}", split) in names and (f"purity_{reading}@4", split) in names
+            assert ((f"auroc_{reading}", split) in names) == (split != "train")
     for record in evaluated.metrics:
         assert (record.cell, record.target, record.probe) == (CELL, "group", "topk")
         assert record.n == (16 if record.split == "train" else 4)
@@ -175,7 +175,7 @@ def test_the_result_has_both_readings_on_all_splits_and_walks_back_to_the_run(ev
 
 def test_it_prints_what_was_measured(evaluated):
     text = "\n".join(summary_lines(evaluated))
-    assert f"{CELL}, test, released: " in text and "auroc_described@8 = " in text and "@4" not in text
+    assert f"{CELL}, test, released: " in text and "auroc_described = " in text and "@4" not in text
 
 
 def test_the_same_evaluation_has_the_same_numbers(evaluated, config, tmp_path):
@@ -186,7 +186,7 @@ def test_the_same_evaluation_has_the_same_numbers(evaluated, config, tmp_path):
 
 def test_a_table_shows_it_beside_a_published_number(evaluated):
     spec = TableSpec(
-        title="sigma_label", metric="sigma_label_released@8", filter={"kind": "sae_labels", "split": "train"},
+        title="sigma_label", metric="sigma_label_released", filter={"kind": "sae_labels", "split": "train"},
         rows=(TableAxis(field="tap"),), columns=TableAxis(field="timestep"), higher_is_better=False,
         published=(
             Published(where={"tap": "mid_block", "timestep": 20}, value=9.35, tolerance=1, source="T-A",
@@ -202,7 +202,7 @@ def test_a_table_shows_it_beside_a_published_number(evaluated):
 def test_evaluations_with_other_settings_are_not_mixed(evaluated, config, tmp_path):
     (path,) = evaluate_labels(dataclasses.replace(config, n_top_images=3, output=str(tmp_path)))
     spec = TableSpec(
-        title="t", metric="purity_released@8", filter={"split": "val"}, rows=(TableAxis(field="tap"),),
+        title="t", metric="purity_released", filter={"split": "val"}, rows=(TableAxis(field="tap"),),
         columns=TableAxis(field="timestep"),
     )  # fmt: skip
     with pytest.raises(RunFailed, match=r"labels\.n_top_images: 2 and 3"):
