@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
     labels = what.add_parser("labels", help="classes of the top images of an SAE's latents: sigma_label, purity, AUROC")
     labels.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
-    granularity = what.add_parser("granularity", help="how fine an SAE's latents are, by a judge of their top images")
+    granularity = what.add_parser("granularity", help="how fine an SAE's latents are, by a rater of their top images")
     granularity.add_argument(
         "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
     )

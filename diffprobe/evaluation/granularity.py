@@ -1,6 +1,6 @@
-"""`diffprobe eval granularity`: how fine the features of latents are, by a judge that looks at their top images.
+"""`diffprobe eval granularity`: how fine the features of latents are, by a rater that looks at their top images.
 
-A judge answers one multiple-choice question per latent. It is a Python callable, for example around a vision-language
+A rater answers one multiple-choice question per latent. It is a Python callable, for example around a vision-language
 model, or a file of recorded answers. The idea is Revelio's (arXiv 2411.16725), which asks GPT-4o; question and options
 here are worded anew.
 """
@@ -40,8 +40,8 @@ QUESTION = (
     "One unit of a network is most active on these images. What do they have in common? "
     "Answer with the number of one option.\n" + "\n".join(f"{number}. {text}" for number, text in OPTIONS.items())
 )
-"""The question that a judge gets with the images."""
-SIGNATURE = "judge(images: list[PIL.Image.Image], question: str) -> int, one of 1, 2, 3, 4"
+"""The question that a rater gets with the images."""
+SIGNATURE = "rater(images: list[PIL.Image.Image], question: str) -> int, one of 1, 2, 3, 4"
 ANSWERS_FILE = "answers.json"
 """File beside the result, in the form that `answers` takes."""
 _AT_ONCE = 20
@@ -58,10 +58,10 @@ class GranularityEvaluation:
     """Name of the experiment; the folder of results below `output`."""
     run: str = ""
     """Folder of a trained sae run; for a grid, all members are measured."""
-    judge: str | None = None
-    """The judge as module:callable, judge(images, question) -> 1, 2, 3 or 4; its code is run."""
+    rater: str | None = None
+    """The rater as module:callable, rater(images, question) -> 1, 2, 3 or 4; its code is run."""
     answers: str | None = None
-    """File of recorded answers, in place of a judge."""
+    """File of recorded answers, in place of a rater."""
     reading: Reading = "described"
     """Activations by which latents and images are ranked: those of the sparse code, or ReLU of all of them."""
     n_latents: int = 100
@@ -82,29 +82,29 @@ class GranularityEvaluation:
         at_least(1, n_top_images=self.n_top_images)
         at_least(2, n_latents=self.n_latents)
         at_least(0, seed=self.seed)
-        if self.judge is not None and self.answers is not None:
-            raise ConfigError("judge and answers are both set; answers are recorded so that no judge is asked.")
+        if self.rater is not None and self.answers is not None:
+            raise ConfigError("rater and answers are both set; answers are recorded so that no rater is asked.")
 
 
 def evaluate_granularity(config: GranularityEvaluation) -> list[Path]:
-    """Ask the judge about every autoencoder of a run, write answers and `result.json`, and return the results' paths.
+    """Ask the rater about every autoencoder of a run, write answers and `result.json`, and return the results' paths.
 
-    Raises: ConfigError without a judge, for one that cannot be imported, and for images that are not at hand; RunFailed
-        if the judge fails or gives another answer than an option; SchemaError for answers that are invalid or missing;
+    Raises: ConfigError without a rater, for one that cannot be imported, and for images that are not at hand; RunFailed
+        if the rater fails or gives another answer than an option; SchemaError for answers that are invalid or missing;
         the errors of opening features and weights.
     """
-    if config.judge is None and config.answers is None:
+    if config.rater is None and config.answers is None:
         raise ConfigError(
-            "nobody answers: neither judge nor answers is set.", f"needed: {SIGNATURE}",
-            fix="judge=module:callable, or answers=FILE",
+            "nobody answers: neither rater nor answers is set.", f"needed: {SIGNATURE}",
+            fix="rater=module:callable, or answers=FILE",
         )  # fmt: skip
     recorded = None if config.answers is None else read_answers(config.answers)
-    judge = None if config.judge is None else load_callable(config.judge, SIGNATURE, 2)
+    rater = None if config.rater is None else load_callable(config.rater, SIGNATURE, 2)
     runs = open_runs(config.run)
     with ProgressDisplay(transient=True) as progress:
         total = len(runs) * config.n_latents
         with progress.bar(total, "granularity of latents", unit="latents", keep=False) as bar:
-            return [_evaluate(config, trained, judge, recorded, bar.update) for trained in runs]
+            return [_evaluate(config, trained, rater, recorded, bar.update) for trained in runs]
 
 
 def read_answers(path: Path | str) -> dict[_Place, int]:
@@ -131,14 +131,14 @@ def read_answers(path: Path | str) -> dict[_Place, int]:
 def _evaluate(
     config: GranularityEvaluation,
     trained: TrainedRun,
-    judge: Callable[..., object] | None,
+    rater: Callable[..., object] | None,
     recorded: dict[_Place, int] | None,
     tick: Callable[[int], None],
 ) -> Path:
     started_at = StartTime.now()
     not_recorded = ("experiment", "run", "data_path", "device", "output", "answers")
     settings = {key: value for key, value in asdict(config).items() if key not in not_recorded}
-    metrics, answers = _measure(config, trained, judge, recorded, tick)
+    metrics, answers = _measure(config, trained, rater, recorded, tick)
     settings |= {"question": QUESTION, "answers": digest_json(answers)}
     tree = {**trained.result.config, "granularity": settings, "run": trained.result.run}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
@@ -157,7 +157,7 @@ def _evaluate(
 def _measure(
     config: GranularityEvaluation,
     trained: TrainedRun,
-    judge: Callable[..., object] | None,
+    rater: Callable[..., object] | None,
     recorded: dict[_Place, int] | None,
     tick: Callable[[int], None],
 ) -> tuple[list[MetricRecord], list[dict[str, object]]]:
@@ -187,11 +187,11 @@ def _measure(
                 choices = _recorded(recorded, trained.result.run, cell.name, latents)
                 tick(len(latents))
             else:
-                assert judge is not None
+                assert rater is not None
                 shards = dict(zip(table.keys, table.shards, strict=True))
                 choices = []
                 for shown in _images(source, keys, shards):
-                    choices.append(_ask(judge, str(config.judge), shown))
+                    choices.append(_ask(rater, str(config.rater), shown))
                     tick(1)
             answers += [
                 {"run": trained.result.run, "cell": cell.name, "latent": latent, "choice": choice, "keys": keys[latent]}
@@ -207,7 +207,7 @@ def _recorded(recorded: dict[_Place, int], run: str, cell: str, latents: Sequenc
         raise SchemaError(
             f"{len(missing)} of {len(latents)} latents of '{run}', {cell}, have no recorded answer.",
             f"latents: {', '.join(map(str, missing[:10]))}{' ...' if len(missing) > 10 else ''}",
-            fix="answers of this run, or judge=module:callable",
+            fix="answers of this run, or rater=module:callable",
         )
     return [recorded[run, cell, latent] for latent in latents]
 
@@ -228,8 +228,8 @@ def _images(source: "PageFeatures", keys: dict[int, list[str]], shards: dict[str
             yield [found[key] for key in keys[latent]]
 
 
-def _ask(judge: Callable[..., object], name: str, images: "list[Image]") -> int:
-    choice = call(judge, name, SIGNATURE, images, QUESTION)
+def _ask(rater: Callable[..., object], name: str, images: "list[Image]") -> int:
+    choice = call(rater, name, SIGNATURE, images, QUESTION)
     if isinstance(choice, bool) or not isinstance(choice, int) or choice not in OPTIONS:
         raise RunFailed(f"'{name}' answered {choice!r}.", f"needed: {SIGNATURE}")
     return choice

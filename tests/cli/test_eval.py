@@ -101,7 +101,7 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
 
 def test_the_classes_of_latents_are_printed(sae_settings, tmp_path, capfd):
     stored = [setting for setting in sae_settings if not setting.startswith("features.source")]
-    stored.append(f"features.store={tmp_path / 'stores'}")
+    stored += [f"features.store={tmp_path / 'stores'}", "probe.params.n_latents=16"]
     assert main(["extract", *stored]) == 0 and main(["train", *stored]) == 0
     (folder,) = (tmp_path / "runs").glob("sae/*")
     capfd.readouterr()

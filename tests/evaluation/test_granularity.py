@@ -1,4 +1,4 @@
-"""`eval granularity` with judges of plain Python and with recorded answers."""
+"""`eval granularity` with raters of plain Python and with recorded answers."""
 
 import dataclasses
 import json
@@ -40,22 +40,22 @@ def fails(images, question):
 @pytest.fixture(scope="module")
 def config(large_sae, tmp_path_factory):
     return GranularityEvaluation(
-        experiment="tiny/granularity", run=str(large_sae), judge="tests.evaluation.test_granularity:by_brightness",
+        experiment="tiny/granularity", run=str(large_sae), rater="tests.evaluation.test_granularity:by_brightness",
         reading="released", n_latents=5, n_top_images=2, device="cpu",
         output=str(tmp_path_factory.mktemp("granularity")),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def judged(config):
+def rated(config):
     (path,) = evaluate_granularity(config)
     return path
 
 
-def test_a_judge_sees_the_top_images_of_each_latent(judged):
-    (record,) = read_result(judged).metrics
+def test_a_rater_sees_the_top_images_of_each_latent(rated):
+    (record,) = read_result(rated).metrics
     assert (record.name, record.cell, record.split, record.n) == ("granularity_released", CELL, "train", 5)
-    answers = json.loads((judged.parent / "answers.json").read_text())["answers"]
+    answers = json.loads((rated.parent / "answers.json").read_text())["answers"]
     from tests.evaluation import test_granularity
 
     assert test_granularity.SEEN[-5:] == [(2, QUESTION)] * 5
@@ -67,22 +67,22 @@ def test_a_judge_sees_the_top_images_of_each_latent(judged):
     assert all(len(answer["keys"]) == 2 for answer in answers)
 
 
-def test_recorded_answers_give_the_same_result_without_a_judge(judged, config, tmp_path):
-    answers = str(judged.parent / "answers.json")
-    (path,) = evaluate_granularity(dataclasses.replace(config, judge=None, answers=answers, output=str(tmp_path)))
-    assert read_result(path).metrics == read_result(judged).metrics
+def test_recorded_answers_give_the_same_result_without_a_rater(rated, config, tmp_path):
+    answers = str(rated.parent / "answers.json")
+    (path,) = evaluate_granularity(dataclasses.replace(config, rater=None, answers=answers, output=str(tmp_path)))
+    assert read_result(path).metrics == read_result(rated).metrics
     fewer = tmp_path / "fewer.json"
-    fewer.write_text(json.dumps({"answers": json.loads((judged.parent / "answers.json").read_text())["answers"][:3]}))
+    fewer.write_text(json.dumps({"answers": json.loads((rated.parent / "answers.json").read_text())["answers"][:3]}))
     with pytest.raises(SchemaError, match="2 of 5 latents"):
-        evaluate_granularity(dataclasses.replace(config, judge=None, answers=str(fewer)))
+        evaluate_granularity(dataclasses.replace(config, rater=None, answers=str(fewer)))
 
 
-def test_judges_that_cannot_be_used_are_named(config):
+def test_raters_that_cannot_be_used_are_named(config):
     for change, error, pattern in (
-        ({"judge": None}, ConfigError, r"neither judge nor answers(.|\n)*judge\(images"),
-        ({"judge": "tests.evaluation.test_granularity:out_of_range"}, RunFailed, "answered 5"),
-        ({"judge": "tests.evaluation.test_granularity:fails"}, RunFailed, "ValueError: no model"),
-        ({"judge": "tests.evaluation.test_granularity:nobody"}, ConfigError, "nobody"),
+        ({"rater": None}, ConfigError, r"neither rater nor answers(.|\n)*rater\(images"),
+        ({"rater": "tests.evaluation.test_granularity:out_of_range"}, RunFailed, "answered 5"),
+        ({"rater": "tests.evaluation.test_granularity:fails"}, RunFailed, "ValueError: no model"),
+        ({"rater": "tests.evaluation.test_granularity:nobody"}, ConfigError, "nobody"),
     ):
         with pytest.raises(error, match=pattern):
             evaluate_granularity(dataclasses.replace(config, **change))
