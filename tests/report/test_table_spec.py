@@ -22,7 +22,9 @@ def test_every_shipped_table_parses(path):
         used = spec.filter.get("kind") == "use"  # an intervention is its own comparison with the untouched network
         # a latent is dead if no training sample activates it; many cells are compared on val
         on_val = used or spec.select == "val"
-        wanted = "train" if spec.metric == "dead_fraction" else "val" if on_val else "test"
+        # the spread of labels is that of training images, as in Revelio
+        of_train = spec.metric == "dead_fraction" or spec.metric.startswith("sigma_label")
+        wanted = "train" if of_train else "val" if on_val else "test"
         assert (used or spec.controls) and spec.filter.get("split") == wanted
 
 
