@@ -1,5 +1,6 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, or the
-denoising error that changes inside it cause: the reconstruction of an SAE, or taps that are ablated and patched."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, the
+classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
+that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -12,16 +13,22 @@ if TYPE_CHECKING:
     from diffprobe.core.result import MetricRecord
 
 GROUP = "probes"
-HELP = "evaluate a backbone, its use of taps, or an autoencoder in place"
+HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, use, generations, rates, directions and selectors."""
+    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions and selectors."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
     sae = what.add_parser("sae", help="denoising error with the features replaced by their reconstruction")
     sae.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
+    labels = what.add_parser("labels", help="classes of the top images of an SAE's latents: sigma_label, purity, AUROC")
+    labels.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them")
+    granularity = what.add_parser("granularity", help="how fine an SAE's latents are, by a rater of their top images")
+    granularity.add_argument(
+        "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
+    )
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
@@ -36,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selectors.add_argument("--neighbours", type=int, default=10, metavar="K", help="k of CKNNA (default: 10)")
     selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
-        (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (use, "emoji/use"),
-        (generations, "emoji/generations"), (rates, "scenes/rates"), (directions, "scenes/directions"),
+        (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
+        (granularity, "emoji/labels/granularity"),
+        (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
+        (directions, "scenes/directions"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -48,8 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
-        "backbone": _run_backbone, "sae": _run_sae, "use": _run_use, "generations": _run_generations,
-        "rates": _run_rates, "directions": _run_directions, "selectors": _run_selectors,
+        "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
+        "granularity": _run_granularity, "use": _run_use,
+        "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
+        "selectors": _run_selectors,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -92,6 +103,32 @@ def _run_sae(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.sae import evaluate_sae
 
     paths = evaluate_sae(config)
+    for path in paths:
+        _print(path, headed=len(paths) > 1)
+    return 0
+
+
+def _run_labels(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "emoji/labels/evaluate", "evaluate_labels")
+    if args.check:
+        return _valid()
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.labels import evaluate_labels, summary_lines
+
+    for path in evaluate_labels(config):
+        print("\n".join(summary_lines(read_result(path))))
+        print(f"result: {path}")
+    return 0
+
+
+def _run_granularity(args: argparse.Namespace) -> int:
+    settings = f"run={_text(args.run_folder)}"
+    config = _load(args, settings, "emoji/labels/granularity", "evaluate_granularity")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.granularity import evaluate_granularity
+
+    paths = evaluate_granularity(config)
     for path in paths:
         _print(path, headed=len(paths) > 1)
     return 0

@@ -38,6 +38,10 @@ KINDS = {
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
     "evaluate_directions": Kind("diffprobe.evaluation.directions:DirectionsEvaluation", "eval directions MODEL"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
+    "evaluate_granularity": Kind(
+        "diffprobe.evaluation.granularity:GranularityEvaluation", "eval granularity RUN_FOLDER"
+    ),
+    "evaluate_labels": Kind("diffprobe.evaluation.labels:LabelsEvaluation", "eval labels RUN_FOLDER"),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),

@@ -4,10 +4,9 @@ Latents are selected on the training split; all displayed samples and numbers ar
 are in `analysis/`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from diffprobe.analysis.latent_selection import LatentCounts, select_latents, summarize_latent
 from diffprobe.analysis.top_samples import TopSample, TopSamples
@@ -18,12 +17,11 @@ from diffprobe.evaluation.page_features import PageFeatures, open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.evaluation.pictures import PictureLoader, Place, Shown
 from diffprobe.evaluation.probe_runs import ProbeRun
+from diffprobe.evaluation.sample_codes import rows_of, sample_codes
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import by_place
-from diffprobe.probes.sae.topk import KSAE, Code
+from diffprobe.probes.sae.topk import KSAE
 from diffprobe.report.pages.panels import LatentPanel, LatentSection, Picture
-
-_ROWS = 1024
 
 
 def latent_section(
@@ -99,29 +97,6 @@ def _map_size(table: FeatureTable, cell: str) -> tuple[int, int] | None:
 
 
 @torch.no_grad()
-def sample_codes(sae: KSAE, table: FeatureTable, cells: Sequence[str]) -> Iterator[tuple[Code, Tensor, FeatureTable]]:
-    """Yield the codes of samples: where a sample has several rows, the largest activation of each latent over them."""
-    views = [by_place(table.features[cell], cell) for cell in cells]
-    n_places = sum(view.shape[1:-1].numel() for view in views)
-    for rows in torch.arange(len(table)).split(max(_ROWS // n_places, 1)):
-        code = sae.encode(_rows_of(views, rows).reshape(-1, views[0].shape[-1]))
-        yield (code if n_places == 1 else _largest(code, len(rows), sae.n_latents)), rows, table
-
-
-def _rows_of(views: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """Return all rows of some samples over cells, draws and positions: [samples, places, width]."""
-    return torch.cat([view[rows].reshape(len(rows), -1, view.shape[-1]) for view in views], dim=1)
-
-
-def _largest(code: Code, n_samples: int, n_latents: int) -> Code:
-    """Return the code of samples from that of their rows, which follow each other."""
-    activation = code.values.new_zeros(n_samples, n_latents)
-    values, indices = code.values.reshape(n_samples, -1), code.indices.reshape(n_samples, -1)
-    activation.scatter_reduce_(1, indices, values, "amax")
-    return Code(*activation.topk(min(n_latents, values.shape[1]), dim=1))
-
-
-@torch.no_grad()
 def with_places(
     sae: KSAE, table: FeatureTable, cells: Sequence[str], latent: int, samples: Sequence[TopSample]
 ) -> tuple[Shown, ...]:
@@ -140,7 +115,7 @@ def with_places(
     numbers = {key: number for number, key in enumerate(table.keys)}
     shown = []
     for sample in samples:
-        code = sae.encode(_rows_of(views, torch.tensor([numbers[sample.key]]))[0])
+        code = sae.encode(rows_of(views, torch.tensor([numbers[sample.key]]))[0])
         row = int(torch.where(code.indices == latent, code.values, -1.0).amax(1).argmax())
         shown.append(Shown(sample.key, sample.activation, places[row]))
     return tuple(shown)

@@ -9,11 +9,12 @@ from diffprobe.analysis.latent_selection import LatentCounts, select_latents
 from diffprobe.analysis.top_samples import TopSample, TopSamples
 from diffprobe.core.errors import ConfigError, ShardError, unknown
 from diffprobe.core.terminal import one_line
-from diffprobe.evaluation.latent_panels import sample_codes, with_places
+from diffprobe.evaluation.latent_panels import with_places
 from diffprobe.evaluation.load_sae_run import TrainedRun
 from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.pictures import framed
 from diffprobe.evaluation.probe_runs import ProbeRun
+from diffprobe.evaluation.sample_codes import sample_codes
 from diffprobe.features.fetch_images import fetch_images
 from diffprobe.probes.sae.topk import KSAE
 from diffprobe.report.figure import figure_class

@@ -12,7 +12,7 @@ from diffprobe.report.table_spec import Value
 
 Found = list[tuple[RunResult, MetricRecord]]
 
-_SECTIONS = ("backbone", "data", "features", "probe", "trainer")
+_SECTIONS = ("backbone", "data", "features", "probe", "trainer", "labels", "granularity")
 _NOT_CONTENT = {
     # seeds
     "backbone.random_seed", "features.seed", "probe.grid.seed",

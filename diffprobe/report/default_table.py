@@ -24,7 +24,9 @@ from diffprobe.report.table_spec import ControlColumn, NumberFormat, TableAxis, 
 _PRIMARY = {
     "classifier": ("balanced_accuracy", "accuracy"), "direction": ("auroc",), "sae": ("fvu",),
     "caption": ("r2", "caption_recall_10"),
-    "sae_eval": ("loss_recovered",), "use": ("relative_delta_mse",), "generations": ("delta_attribute_share",),
+    "sae_eval": ("loss_recovered",), "sae_labels": ("purity_described", "purity_released"),
+    "sae_granularity": ("granularity_described", "granularity_released"),
+    "use": ("relative_delta_mse",), "generations": ("delta_attribute_share",),
 }  # fmt: skip
 """Kind of run -> its metrics by which it is read, the first that was measured."""
 _UNRANKED = ("sae", "use", "generations")

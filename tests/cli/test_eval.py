@@ -99,6 +99,24 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
 
 
+def test_the_classes_of_latents_are_printed(sae_settings, tmp_path, capfd):
+    stored = [setting for setting in sae_settings if not setting.startswith("features.source")]
+    stored += [f"features.store={tmp_path / 'stores'}", "probe.params.n_latents=16"]
+    assert main(["extract", *stored]) == 0 and main(["train", *stored]) == 0
+    (folder,) = (tmp_path / "runs").glob("sae/*")
+    capfd.readouterr()
+    few = ["n_top_images=2", "top=[3,6]", "n_permutations=5", "n_renumberings=5", "device=cpu"]
+    assert main(["eval", "labels", str(folder), *few, f"output={tmp_path / 'runs'}"]) == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'labels' / 'evaluate'}") and err == ""
+    heads = [line.partition(": ")[0] for line in lines if not line.startswith((" ", "result"))]
+    cell = "mid_block@t20:empty:mean"
+    assert heads == [f"{cell}, {split}, {r}" for r in ("described", "released") for split in ("train", "val", "test")]
+    assert any(line.startswith("  sigma_label_released = ") and "renumbered classes" in line for line in lines)
+    assert main(["eval", "labels", str(folder), "--check"]) == 0
+
+
 @pytest.mark.slow
 def test_all_members_of_a_grid_are_measured_and_named(sae_settings, tmp_path, capfd):
     assert main(["train", *sae_settings, "probe.grid.k=[2,4]", f"output='{tmp_path}/läufe, a=1'"]) == 0

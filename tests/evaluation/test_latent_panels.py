@@ -7,23 +7,14 @@ import pytest
 import torch
 
 from diffprobe.core.errors import EmptyClass, UnknownName
-from diffprobe.evaluation.latent_panels import _largest, latent_section
+from diffprobe.evaluation.latent_panels import latent_section
 from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.topk import KSAE
-from diffprobe.probes.sae.types import Code
 from tests.evaluation.page_runs import SAE, opened
 
 FEW = PanelConfig(n_latents=3, min_active=2, n_top=4)
-
-
-def test_the_code_of_a_sample_is_the_largest_of_its_rows():
-    values = torch.tensor([[3.0, 1.0], [2.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
-    indices = torch.tensor([[0, 1], [1, 0], [2, 0], [0, 0]])
-    code = _largest(Code(values, indices), n_samples=2, n_latents=3)
-    dense = torch.zeros(2, 3).scatter_add_(1, code.indices, code.values)
-    assert dense.tolist() == [[3.0, 2.0, 0.0], [0.0, 0.0, 0.5]]
 
 
 @pytest.mark.slow
