@@ -189,6 +189,9 @@ class FeaturesConfig:
     """Conditioning input: the empty prompt, the sample's caption, `prompt`, `prompt` as a template, or the class."""
     prompt: str | None = None
     """Prompt of condition=prompt, or template of condition=template: "a photo of a {class_name}"."""
+    columns: str | None = None
+    """Table (.csv, .tsv, .jsonl) with further columns of condition=template by the key of the sample, for example the
+    predicted classes that `diffprobe data predict` writes. Its content is part of a store's identity."""
     unconditional: bool = False
     """Read every cell under the empty condition as well (the unconditional branch of guidance)."""
     negative_prompt: str | None = None
@@ -234,6 +237,11 @@ class FeaturesConfig:
                 raise ConfigError(f"{name} has duplicates: {', '.join(map(str, values))}.")
         if (self.prompt is not None) != (self.condition in ("prompt", "template")):
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
+        if self.columns is not None and self.condition != "template":
+            raise ConfigError(
+                f"columns has no effect with condition={self.condition}: it adds columns of condition=template.",
+                fix="remove features.columns",
+            )
         if self.negative_prompt is not None and not self.unconditional:
             raise ConfigError("negative_prompt belongs to unconditional=true.")
         if self.missing != "refuse" and self.condition not in ("caption", "template", "label"):
