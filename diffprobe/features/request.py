@@ -87,7 +87,7 @@ class Request:
     def columns(self) -> ColumnTable | None:
         """The table of `features.columns`, None without one.
 
-        Raises: ConfigError, ShardError, see `read_columns` and `check_names`; ConfigError for features.missing=leave_out.
+        Raises: ConfigError, ShardError, see `read_columns` and `check_names`; ConfigError for missing=leave_out.
         """
         if self.features.columns is None:
             return None

@@ -21,6 +21,7 @@ from diffprobe.core.result import MEMBERS, RESULT_FILE, StartTime
 from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import seeds_of
+from diffprobe.runs.label_injection import mark_injection
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_no_leak, require_splits
 from diffprobe.runs.run_media import media_of
@@ -182,6 +183,7 @@ def _write(
             save_predictions(replace(predictions, group=group), folder / name)
             artifacts[name] = digest_file(folder / name)
         written.update({str((folder / name).relative_to(planned.run_dir)): sha for name, sha in artifacts.items()})
+        records = [record for split in part.scores for record in part.records(split)] if part else []
         result = make_result(
             run=run,
             experiment=config.experiment,
@@ -192,7 +194,7 @@ def _write(
                 "noise": config.features.seed,
                 "random_weights": config.backbone.random_seed,
             },
-            metrics=[record for split in part.scores for record in part.records(split)] if part else [],
+            metrics=mark_injection(records, source.request, config.probe.kind),
             started_at=started_at,
             artifacts={**(artifacts if part else written), **inputs_of(source)},
             wandb_run_id=loggers.run_id(logger),
