@@ -2,15 +2,19 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from diffprobe.backbones.zero_shot import load_zero_shot
+from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError, SampleError, UnknownName
-from diffprobe.features.class_predictions import predict_classes
+from diffprobe.features.class_predictions import COLUMN, predict_classes
 from diffprobe.features.column_table import read_columns
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import SampleStream
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,15 @@ def test_a_table_is_never_replaced(shard_set, model, tmp_path):
         predict_classes(shard_set, model, tmp_path / "q.csv", batch_size=0)
     with pytest.raises(UnknownName, match="'tset'"):
         predict_classes(shard_set, model, tmp_path / "q.csv", splits=["tset"])
+
+
+@pytest.mark.parametrize(
+    ("preset", "tail"),
+    [("pets", "a type of pet"), ("caltech101", "an object"), ("aircraft", "an aircraft"), ("dtd", "a texture")],
+)
+def test_the_presets_of_revelio_name_the_predicted_class(preset, tail):
+    features = load_run(None, [f"features=revelio_{preset}"]).features
+    assert features.prompt == f"A photo of a {{{COLUMN}}}, {tail}."
+    assert features.condition == "template" and features.columns is not None
+    text = (ROOT / "configs" / "features" / f"revelio_{preset}.yaml").read_text()
+    assert f"--template '{features.prompt.replace(COLUMN, 'class_name')}' --out {features.columns}" in text
