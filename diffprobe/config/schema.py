@@ -268,6 +268,9 @@ class ProbeConfig:
     """Targets of the prediction: label, or names of attributes. An sae has none."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keys of the probe itself; see the `Config` in its file."""
+    balance: str | None = None
+    """Target whose classes come equally often in the training batches of a classifier (label, or an attribute): rare
+    ones are repeated, samples without a value are left out. None: each sample once per epoch."""
     metrics: tuple[str, ...] = ()
     """Metrics that a classifier records, files of diffprobe/metrics; () for accuracy and balanced_accuracy."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -277,6 +280,11 @@ class ProbeConfig:
     """Train the probes of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
 
     def __post_init__(self) -> None:
+        if self.balance is not None and self.kind != "classifier":
+            raise ConfigError(
+                f"balance={self.balance} belongs to classifiers that are trained in steps, not to kind '{self.kind}'.",
+                fix="remove probe.balance",
+            )
         if self.batched and not self.grid:
             raise ConfigError("batched needs a grid: a single probe cannot be batched.")
 

@@ -120,8 +120,13 @@ def make_source(config: RunConfig) -> "FeatureSource":
     backbone, features = backbone_and_features(config)
     cells = None if config.probe.cell is None or has_one_cell(config.control) else [config.probe.cell]
     cells = list(config.probe.grid.get("cell", ())) or cells
-    make = LiveFeatures if features.source == "live" else StoredFeatures
-    source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
+    source: FeatureSource
+    if features.source == "live":
+        source = LiveFeatures(backbone, config.data, features, seed=config.seed, cells=cells)
+    else:
+        source = StoredFeatures(
+            backbone, config.data, features, seed=config.seed, cells=cells, balance=config.probe.balance
+        )
     require_splits(config.data, source.request.shard_set)
     require_no_leak(config.data, source.request.shard_set)
     training_of(config.probe.kind).check_cells(config, list(source.widths))
@@ -135,7 +140,8 @@ def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
 
 def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource") -> None:
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
-    if config.seed and not module.seed_counts and _n_train(config, source) <= config.data.batch_size:
+    is_drawn = source.balance is not None
+    if config.seed and not module.seed_counts and not is_drawn and _n_train(config, source) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
@@ -167,7 +173,8 @@ def _write(
     from diffprobe.training import loggers
 
     config = planned.config
-    ordered = config.probe.kind == "sae" or _n_train(config, source) > config.data.batch_size
+    ordered = config.probe.kind == "sae" or source.balance is not None
+    ordered = ordered or _n_train(config, source) > config.data.batch_size
     group = source.request.shard_set.group
     written: dict[str, str] = {}  # all probes of the run; the record of a grid lists those of its members
 
