@@ -178,17 +178,17 @@ def _locate(path: str, revision: str | None) -> Path:
 
 def _load_processor(folder: Path) -> Any:
     """Make the image processor of PIL images, which needs no torchvision and is the same on all machines."""
-    try:
-        from transformers import CLIPImageProcessorPil as Processor
-    except ImportError:  # transformers 4
-        from transformers import CLIPImageProcessor as Processor
+    import transformers
+
+    name = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"
+    kind: Any = getattr(transformers, name)  # the second one in transformers 4
     path = next(folder / name for name in _PROCESSORS if (folder / name).is_file())
     found = read_json_object(path, error=WeightsMismatch)
     refuse_foreign_code(found, path)
     if path.name == _PROCESSORS[1]:
         found = expect(found.get(_NESTED), dict, where=f"'{path}': {_NESTED}", error=WeightsMismatch)
     with naming(path, "the settings of a CLIP image processor"), quiet_libraries():
-        return Processor(**{key: found[key] for key in _PROCESSING if key in found})
+        return kind(**{key: found[key] for key in _PROCESSING if key in found})
 
 
 def _digest(folder: Path) -> str:
