@@ -156,6 +156,20 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny CLIP model with random weights, tokenizer and image processor, in transformers format."""
+    import torch
+
+    from diffprobe.backbones.testing.tiny_text import tiny_clip
+
+    path = tmp_path_factory.mktemp("tiny_clip")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny_clip(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an indexed shard set: 24 captioned drawings of 32 x 32, classes and attributes that can be seen.
 

@@ -1,6 +1,7 @@
 """Fetch the files of a checkpoint from the hub, or find them in its local cache. Pickles are never read."""
 
 import os
+import re
 from pathlib import Path
 
 from diffprobe.core.errors import WeightsMissing
@@ -9,6 +10,7 @@ STEMS = ("diffusion_pytorch_model", "model")
 """Names of weight files, without their endings."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of pipelines that no family reads."""
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cached_only: bool = False) -> Path:
@@ -42,6 +44,38 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cache
             fix="set backbone.path=FOLDER (a saved pipeline), or on a machine with network: "
             f"hf download {repo}{_option(revision)}",
         ) from error
+
+
+def fetch_model(repo: str, revision: str | None = None) -> Path:
+    """Return the hub cache's folder of a transformers model: JSON files, vocabulary and safetensors weights.
+
+    Raises: WeightsMissing.
+    """
+    from huggingface_hub import snapshot_download
+
+    offline = bool(offline_variables())
+    patterns = ["*.json", "merges.txt", "*.model", "model.safetensors", "model-*-of-*.safetensors"]
+    try:
+        return Path(
+            snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], local_files_only=offline
+            )
+        )
+    except Exception as error:  # as in fetch_pipeline
+        raise WeightsMissing(
+            f"model '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
+            "looked in: the hub cache; it is not a folder",
+            fix=f"name a folder, or on a machine with network: hf download {repo}{_option(revision)}",
+        ) from error
+
+
+def is_hub_id(path: str) -> bool:
+    """Return whether a text has the form OWNER/NAME.
+
+    >>> is_hub_id("openai/clip-vit-base-patch32"), is_hub_id("./clip"), is_hub_id("clip")
+    (True, False, False)
+    """
+    return _HUB_ID.fullmatch(path) is not None and not path.startswith(".")
 
 
 def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:

@@ -1,11 +1,10 @@
 """Find the checkpoint that a setting names: a folder, a hub id, a single file, a shipped model, or the pixels."""
 
-import re
 from importlib.resources import files
 from pathlib import Path
 
 from diffprobe.backbones.base import Checkpoint
-from diffprobe.backbones.hub import fetch_file, fetch_pipeline
+from diffprobe.backbones.hub import fetch_file, fetch_pipeline, is_hub_id
 from diffprobe.backbones.lora import find_lora
 from diffprobe.backbones.part_config import read_model_index
 from diffprobe.backbones.single_file import HINTS, convert, kind_of
@@ -14,7 +13,6 @@ from diffprobe.core.errors import ConfigError, WeightsMissing
 SHIPPED = ("emoji-sd", "scenes-sd", "scenes-sd-permuted")
 """Checkpoints that are part of the package, under `assets/`."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _LONGEST = 255
 """Characters in the name of a file or folder; longer ones are errors of the system."""
@@ -77,7 +75,7 @@ def locate(
         folder = _single_file(folder, single_file_config, configs_only=configs_only, cached_only=cached_only)
     elif not folder.is_dir():
         _refuse_single_file(folder, path)
-        if not _HUB_ID.fullmatch(path) or path.startswith("."):
+        if not is_hub_id(path):
             raise WeightsMissing(
                 f"there is no folder '{path}', and it is not a hub id (OWNER/NAME).",
                 fix="set backbone.path to a folder, or to a hub id",
@@ -155,7 +153,7 @@ def _denoiser_file(name: str) -> Path:
         )
     place, _, file = name.partition(":")
     repo, at, revision = place.partition("@")
-    if not _HUB_ID.fullmatch(repo) or bool(at) != bool(revision) or not file.endswith(".safetensors"):
+    if not is_hub_id(repo) or bool(at) != bool(revision) or not file.endswith(".safetensors"):
         raise WeightsMissing(
             f"there is no file or folder '{name}', and it is not OWNER/NAME:FILE.safetensors.",
             "with a commit, tag or branch: OWNER/NAME@REVISION:FILE.safetensors",

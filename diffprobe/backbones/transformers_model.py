@@ -119,9 +119,12 @@ def make_text_config(kind: Any, path: Path, *, declared_only: bool = True) -> An
     if isinstance(nested, dict):
         found = nested
     declared, denied = _declared(kind), _of_all(kind) | _DENIED
-    kept = [key for key in found if key in declared or (not declared_only and key not in denied)]
+    kept = {k: v for k, v in found.items() if k in declared or (not declared_only and k not in denied)}
+    for name, part in getattr(kind, "sub_configs", {}).items():  # a whole CLIP: the configs of its text and its vision
+        if isinstance(inner := kept.get(name), dict):
+            kept[name] = {key: inner[key] for key in inner if key in _declared(part)}
     with naming(path, f"a configuration of {kind.__name__}"):
-        return kind(**{key: found[key] for key in kept})
+        return kind(**kept)
 
 
 def _declared(kind: Any) -> set[str]:

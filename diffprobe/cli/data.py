@@ -1,4 +1,4 @@
-"""``diffprobe data``: build, adopt, index and verify shard sets."""
+"""``diffprobe data``: build, adopt, index and verify shard sets, and predict the classes of their images."""
 
 import argparse
 import shlex
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from diffprobe.shards.index import ShardSet
 
 GROUP = "data"
-HELP = "build, adopt, index or verify a set of shards"
+HELP = "build, adopt, index or verify a set of shards, or predict its classes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the subcommands index, adopt, verify and build."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="index|adopt|verify|build")
+    """Declare the subcommands index, adopt, verify, predict and build."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="index|adopt|verify|predict|build")
     index = actions.add_parser("index", help="scan the tar, tar.gz and tgz files of a folder and write index.json")
     adopt = actions.add_parser(
         "adopt", help="index shards of other tools (img2dataset, webdataset): find and show the names of their fields"
@@ -56,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify", help="compare checksums and counts, decode every image, find equal images in two splits"
     )
     verify.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
-    for action in (index, adopt, verify):
+    predict = actions.add_parser(
+        "predict", help="write the class that a CLIP model names for each image, as a table for features.columns"
+    )
+    _add_prediction(predict)
+    for action in (index, adopt, verify, predict):
         action.add_argument(
             "--field", action="append", default=[], metavar="KEY=NAME", help="name of a field: label=y, image=png,jpg"
         )
@@ -74,9 +78,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for shards and index")
 
 
+def _add_prediction(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("set", metavar="DIR_OR_NAME", help="folder, index file, or name of a shipped data set")
+    predict.add_argument(
+        "--model", required=True, metavar="FOLDER_OR_ID", help="a CLIP model of transformers, in safetensors"
+    )
+    predict.add_argument("--revision", metavar="NAME", help="commit, tag or branch of a hub id")
+    predict.add_argument(
+        "--template", action="append", default=[], metavar="TEXT",
+        help="prompt of a class, with {class_name}; several are averaged (default: 'a photo of a {class_name}')",
+    )  # fmt: skip
+    predict.add_argument("--split", action="append", default=[], metavar="NAME", help="split to predict (default: all)")
+    predict.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per forward pass")
+    predict.add_argument("--device", default="auto", help="torch device; auto: the accelerator if there is one")
+    predict.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="skip: leave out faulty samples"
+    )
+    predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, a .csv that is not there")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run one subcommand and print a summary of the set. Returns 1 if `verify` found faults, else 0."""
-    actions = {"index": _index, "adopt": _adopt, "verify": _verify, "build": _build}
+    actions = {"index": _index, "adopt": _adopt, "verify": _verify, "predict": _predict, "build": _build}
     return actions[args.action](args)
 
 
@@ -139,6 +162,36 @@ def _verify(args: argparse.Namespace) -> int:
     if found.n_duplicates:
         print(f"equal images in two splits: {found.n_duplicates:,}", *map(one_line, found.duplicates), sep="\n  ")
     return 1 if faults else 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from diffprobe.backbones.zero_shot import TEMPLATE, load_zero_shot
+    from diffprobe.core.progress import ProgressDisplay
+    from diffprobe.features.class_predictions import COLUMN, predict_classes
+    from diffprobe.shards.index import ShardSet
+
+    shard_set = ShardSet.load(args.set)
+    splits = list(dict.fromkeys(args.split)) or list(shard_set.splits())
+    n = sum(shard_set.n_samples(split) for split in splits)
+    templates = args.template or [TEMPLATE]
+    model = load_zero_shot(
+        args.model, shard_set.classes, templates=templates, revision=args.revision, device=args.device
+    )
+    with ProgressDisplay(transient=True) as display, display.bar(n, "predicting", unit="images", keep=False) as bar:
+        counts = predict_classes(
+            shard_set, model, args.out, splits=splits, fields=_fields(args.field), caps=_caps(args.cap),
+            batch_size=args.batch_size, on_error=args.on_error, bar=bar,
+        )  # fmt: skip
+    print(f"{args.model}, {len(model.classes):,} classes, templates: {', '.join(map(repr, model.templates))}")
+    for split, one in counts.items():
+        found = "no labels" if one.accuracy is None else f"zero-shot accuracy {one.accuracy:.4f}"
+        left_out = f", {one.n_skipped:,} faulty samples left out" if one.n_skipped else ""
+        print(f"  {split}: {one.n:,} images, {found} (n={one.n_labelled:,}){left_out}")
+    print(f"written: {args.out}")
+    prompt = f"'{templates[0].replace('class_name', COLUMN)}'"
+    options = [f"features.columns={args.out}", "features.condition=template", f"features.prompt={prompt}"]
+    print("use: " + " ".join(map(shlex.quote, options)))
+    return 0
 
 
 def _other_counts(shard_set: "ShardSet") -> list[str]:

@@ -189,6 +189,9 @@ class FeaturesConfig:
     """Conditioning input: the empty prompt, the sample's caption, `prompt`, `prompt` as a template, or the class."""
     prompt: str | None = None
     """Prompt of condition=prompt, or template of condition=template: "a photo of a {class_name}"."""
+    columns: str | None = None
+    """Table (.csv, .tsv, .jsonl) with further columns of condition=template by the key of the sample, for example the
+    predicted classes that `diffprobe data predict` writes. Its content is part of a store's identity."""
     unconditional: bool = False
     """Read every cell under the empty condition as well (the unconditional branch of guidance)."""
     negative_prompt: str | None = None
@@ -234,6 +237,11 @@ class FeaturesConfig:
                 raise ConfigError(f"{name} has duplicates: {', '.join(map(str, values))}.")
         if (self.prompt is not None) != (self.condition in ("prompt", "template")):
             raise ConfigError("prompt belongs to condition=prompt and condition=template: give both or neither.")
+        if self.columns is not None and self.condition != "template":
+            raise ConfigError(
+                f"columns has no effect with condition={self.condition}: it adds columns of condition=template.",
+                fix="remove features.columns",
+            )
         if self.negative_prompt is not None and not self.unconditional:
             raise ConfigError("negative_prompt belongs to unconditional=true.")
         if self.missing != "refuse" and self.condition not in ("caption", "template", "label"):
@@ -260,6 +268,9 @@ class ProbeConfig:
     """Targets of the prediction: label, or names of attributes. An sae has none."""
     params: dict[str, Any] = field(default_factory=dict)
     """Keys of the probe itself; see the `Config` in its file."""
+    balance: str | None = None
+    """Target whose classes come equally often in the training batches of a classifier (label, or an attribute): rare
+    ones are repeated, samples without a value are left out. None: each sample once per epoch."""
     metrics: tuple[str, ...] = ()
     """Metrics that a classifier records, files of diffprobe/metrics; () for accuracy and balanced_accuracy."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -269,6 +280,11 @@ class ProbeConfig:
     """Train the probes of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
 
     def __post_init__(self) -> None:
+        if self.balance is not None and self.kind != "classifier":
+            raise ConfigError(
+                f"balance={self.balance} belongs to classifiers that are trained in steps, not to kind '{self.kind}'.",
+                fix="remove probe.balance",
+            )
         if self.batched and not self.grid:
             raise ConfigError("batched needs a grid: a single probe cannot be batched.")
 

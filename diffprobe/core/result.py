@@ -250,7 +250,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """Key -> test of its value, and what is allowed."""
 _DETAILS: dict[str, Any] = {
     "interval": tuple[float, ...] | None, "control_spread": dict[str, float], "n_classes_held": int, "n_latents": int,
-    "no_recovered": str,
+    "no_recovered": str, "label_injection": str,
 }  # fmt: skip
 """Details that tables, pages and the terminal use -> type."""
 _LARGEST = 2**63

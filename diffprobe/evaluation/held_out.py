@@ -55,7 +55,7 @@ def encode_split(
     import torch
 
     from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
-    from diffprobe.features.extract import sample_texts
+    from diffprobe.features.extract import request_texts
     from diffprobe.scoring.intervention_network import HeldOut
     from diffprobe.shards.stream import SampleStream, make_loader
 
@@ -69,7 +69,7 @@ def encode_split(
     ids: dict[str, list[Any]] = {name: [] for name in request.shard_set.attributes}
     inputs: dict[str, list[Any]] = {branch.condition: [] for branch in request.plan.branches}
     for batch in make_loader(stream, data.batch_size, data.num_workers):
-        texts = SampleMetadata(**sample_texts(request.shard_set, batch, batch.captions))
+        texts = SampleMetadata(**request_texts(request, batch, batch.captions))
         for branch in request.plan.branches:
             inputs[branch.condition] += condition_inputs(branch, texts)
         latents.append(network.encode_images(batch.images))

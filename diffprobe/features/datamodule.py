@@ -35,6 +35,9 @@ class FeatureSource(lightning.LightningDataModule):
     Raises: the errors of opening shards, backbone or store, in `setup` at the latest; UnknownName for an unknown cell.
     """
 
+    balance: str | None = None
+    """Target whose values come equally often in training; None where each sample comes once."""
+
     def __init__(
         self,
         backbone: BackboneConfig,

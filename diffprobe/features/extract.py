@@ -190,7 +190,7 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
-    features = request.extractor(images.images, **sample_texts(request.shard_set, images, images.captions))
+    features = request.extractor(images.images, **request_texts(request, images, images.captions))
     return FeatureBatch(
         features=features, keys=images.keys, label=images.label, attributes=images.attributes, captions=images.captions
     )
@@ -198,7 +198,7 @@ def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
 
 def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
     batch = item.batch
-    texts = sample_texts(request.shard_set, batch, item.captions)
+    texts = request_texts(request, batch, item.captions)
     features = request.extractor.from_latents(batch.features[CELL], **texts)
     return ExtractedBatch(FeatureBatch(features, batch.keys, batch.label, batch.attributes), item.captions)
 
@@ -216,6 +216,14 @@ def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captio
         columns.setdefault(name, _named(shard_set.attributes[name], ids))
     labels = samples.label.tolist()
     return {"keys": samples.keys, "captions": columns["caption"], "labels": labels, "columns": columns}
+
+
+def request_texts(request: Request, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
+    """Return `sample_texts` with the columns of `features.columns`, joined by key."""
+    texts, table = sample_texts(request.shard_set, samples, captions), request.columns
+    if table is not None:
+        texts["columns"] |= {name: table.values(name, samples.keys) for name in table.columns}
+    return texts
 
 
 def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:

@@ -1,12 +1,13 @@
 """Samples without what a condition needs: found in the index before anything runs, or left out by a setting."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from diffprobe.backbones.prompts import Branch
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardInfo, ShardSet
+from diffprobe.shards.reader import read_shard
 from diffprobe.shards.scan import CAPTION, LABEL, Gap, Scan
 
 _CLASS = "class_name"
@@ -50,6 +51,34 @@ def check_values(
                 "features.missing=empty gives them the empty prompt, features.missing=leave_out leaves them out",
                 fix="features.missing=empty or features.missing=leave_out, or another condition",
             )
+
+
+def check_table(
+    shard_set: ShardSet, splits: Sequence[str], columns: Mapping[str, Mapping[str, str]], *, data: DataConfig
+) -> None:
+    """Check that the columns of a table have at least as many values as samples will be read.
+
+    Keys are read only from the shards up to the first sample without a value, if there are too few.
+
+    Args:
+        columns: column -> key -> value.
+        data: limit, and handling of faulty samples.
+
+    Raises: ConfigError with the numbers and the first sample without a value.
+    """
+    n_read = sum(_read(shard_set, split, data) for split in splits)
+    for name, values in columns.items():
+        if len(values) >= n_read or data.on_error == "skip":
+            continue
+        keys = ((raw.key, shard.file) for split in splits for shard in shard_set.shards_of(split)
+                for raw in read_shard(shard_set.root / shard.file, name=shard.file, caps=data.caps))  # fmt: skip
+        first = next((f"'{key}' in {file}" for key, file in keys if key not in values), "(unknown)")
+        raise ConfigError(
+            f"the table of features.columns has the {name} of {len(values):,} samples; {n_read:,} are read, of split "
+            f"{', '.join(splits)}.",
+            f"first without a value: {first}",
+            fix="a table of all splits, or features.missing=empty, which gives these samples the empty prompt",
+        )
 
 
 def _gap(shard_set: ShardSet, split: str, name: str, data: DataConfig, fields: Fields) -> tuple[int, str | None]:

@@ -17,8 +17,10 @@ from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.features.column_table import ColumnTable, check_names, read_columns
 from diffprobe.features.manifest import Manifest, ShardEntry
-from diffprobe.features.missing_values import check_values, needed_columns
+from diffprobe.features.missing_values import check_table, check_values, needed_columns
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.holdout import Holdout, open_view
 from diffprobe.shards.index import ShardSet
@@ -58,7 +60,7 @@ class Request:
         self.splits = tuple(dict.fromkeys(map(data.source_of, named)))
 
     def __getstate__(self) -> dict[str, object]:  # a spawned process opens the backbone itself
-        opened = ("shard_set", "view", "plan", "extractor", "manifest")
+        opened = ("shard_set", "view", "plan", "columns", "extractor", "manifest")
         return {name: value for name, value in vars(self).items() if name not in opened}
 
     @cached_property
@@ -80,6 +82,23 @@ class Request:
     def plan(self) -> ReadPlan:
         """The plan of the backbone's forward pass; made without weights."""
         return make_plan(self.backbone, self.features)
+
+    @cached_property
+    def columns(self) -> ColumnTable | None:
+        """The table of `features.columns`, None without one.
+
+        Raises: ConfigError, ShardError, see `read_columns` and `check_names`; ConfigError for missing=leave_out.
+        """
+        if self.features.columns is None:
+            return None
+        table = read_columns(self.features.columns)
+        check_names(table, self.shard_set.attributes, needed_columns(self.plan.branches))
+        if self.features.missing == "leave_out":
+            raise ConfigError(
+                "features.missing=leave_out reads the annotations of the samples, not the table of features.columns.",
+                fix="features.missing=empty, or a table with all samples",
+            )
+        return table
 
     @cached_property
     def extractor(self) -> DiffusionFeatures:
@@ -108,6 +127,7 @@ class Request:
                 "fields": asdict(self.fields),
                 "on_error": self.data.on_error,
                 **({} if self.features.missing == "refuse" else {"missing": self.features.missing}),
+                **({} if self.columns is None else {"columns": self.columns.digest(self._joined)}),
             },
             shards=tuple(shards),
             recorded={
@@ -117,6 +137,7 @@ class Request:
                 "denoiser_weights": self.backbone.denoiser_weights,
                 "single_file_config": self.backbone.single_file_config,
                 "lora": self.backbone.lora,
+                **({} if self.columns is None else {"columns": dict(map(self._origin, self._joined))}),
                 "timesteps": timestep_notes(plan.schedule, plan.timesteps),
                 "snr": [[ratio, plan.spec.schedule.nearest(ratio, "")] for ratio in self.features.snr],
                 "taps": {tap.path: {"channels": tap.channels, "size": list(tap.size)} for tap in plan.taps},
@@ -129,6 +150,15 @@ class Request:
         )
 
     @property
+    def _joined(self) -> tuple[str, ...]:
+        """The columns of the table that the conditions name."""
+        return () if self.columns is None else self.columns.used(needed_columns(self.plan.branches))
+
+    def _origin(self, column: str) -> tuple[str, str]:
+        assert self.columns is not None
+        return column, self.columns.source_of(column)
+
+    @property
     def required(self) -> tuple[str, ...]:
         """Columns without which a sample is left out."""
         return needed_columns(self.plan.branches) if self.features.missing == "leave_out" else ()
@@ -139,11 +169,17 @@ class Request:
         Args:
             splits: splits to check; those of the request if None.
 
+        Of a table of columns the number of its rows is compared with that of the samples; a sample that it lacks
+        though it has enough rows is found when that sample is read.
+
         Raises: ConfigError with the number of samples per split and the first one.
         """
         if self.features.missing == "refuse":
-            columns = needed_columns(self.plan.branches)
-            check_values(self.shard_set, splits or self.splits, columns, data=self.data, fields=self.fields)
+            asked, table = splits or self.splits, self.columns
+            columns = [name for name in needed_columns(self.plan.branches) if name not in self._joined]
+            check_values(self.shard_set, asked, columns, data=self.data, fields=self.fields)
+            if table is not None:
+                check_table(self.shard_set, asked, {name: table.columns[name] for name in self._joined}, data=self.data)
 
     def narrowed(self, cells: Sequence[str]) -> "Request":
         """Return the request for the taps and timesteps of some cells only, so that the backbone computes no others."""

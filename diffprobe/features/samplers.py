@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.rng import derive_seed
 
 
@@ -17,6 +17,36 @@ def train_order(n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int
     """
     generator = torch.Generator("cpu").manual_seed(derive_seed("order", seed, epoch))
     order = torch.randperm(n, generator=generator)
+    share = -(-n // world_size)
+    padded = order.repeat(-(-share * world_size // n))[: share * world_size]
+    return padded[rank::world_size]
+
+
+def balanced_order(
+    values: Int[Tensor, " rows"], *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> Int[Tensor, " share"]:
+    """Return this rank's row numbers for one epoch in which all values come equally often, to one row.
+
+    An epoch has as many rows as there are rows with a value. The rows of a value are drawn without replacement until
+    all of them were drawn, and then again, so that their numbers in an epoch differ by at most one. Order and ranks are
+    as in `train_order`.
+
+    Args:
+        values: id of the value of each row; -1 for none, such rows are not drawn.
+
+    Raises: EmptyClass if no row has a value.
+    """
+    generator = torch.Generator("cpu").manual_seed(derive_seed("balanced order", seed, epoch))
+    n, found = int((values >= 0).sum()), values[values >= 0].unique()
+    if not n:
+        raise EmptyClass("no training sample has a value to balance.")
+    few, n_more = divmod(n, len(found))
+    drawn = []
+    for place, value in enumerate(found[torch.randperm(len(found), generator=generator)]):
+        rows, wanted = (values == value).nonzero().flatten(), few + (place < n_more)
+        rounds = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(-(-wanted // len(rows)))]
+        drawn += [torch.cat(rounds)[:wanted]] if rounds else []
+    order = torch.cat(drawn)[torch.randperm(n, generator=generator)]
     share = -(-n // world_size)
     padded = order.repeat(-(-share * world_size // n))[: share * world_size]
     return padded[rank::world_size]

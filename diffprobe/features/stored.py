@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.backbones.device import choose_device
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.core.errors import unknown
 from diffprobe.core.patience import Patience
 from diffprobe.features.batch import FeatureBatch, FeatureTable, RowBatch, RowValues, concatenate
 from diffprobe.features.cell_selection import choose_cells
@@ -15,7 +17,7 @@ from diffprobe.features.datamodule import EpochLoader, FeatureSource
 from diffprobe.features.placement import place_tables
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.row_layout import RowLayout, select
-from diffprobe.features.samplers import RowOrder, eval_order, train_order
+from diffprobe.features.samplers import RowOrder, balanced_order, eval_order, train_order
 
 
 class StoredFeatures(FeatureSource):
@@ -23,8 +25,24 @@ class StoredFeatures(FeatureSource):
 
     The store is searched below `features.store`. The backbone is not loaded; its weight files are hashed.
 
+    Args:
+        balance: "label" or an attribute, whose values come equally often in training; None takes each sample once.
+
     Raises: StoreIncomplete, or StoreMismatch with the differences, when the store is opened.
     """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig,
+        data: DataConfig,
+        features: FeaturesConfig,
+        *,
+        seed: int = 0,
+        cells: Sequence[str] | None = None,
+        balance: str | None = None,
+    ) -> None:
+        super().__init__(backbone, data, features, seed=seed, cells=cells)
+        self.balance = balance
 
     @cached_property
     def store(self) -> FeatureStore:
@@ -82,7 +100,11 @@ class StoredFeatures(FeatureSource):
         if shuffle and self.request.features.shuffle == "rows":
             return RowLoader(rows, self.data.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
 
+        values = rows.values(self.balance) if shuffle and self.balance is not None else None
+
         def order(number: int) -> Tensor:
+            if values is not None:
+                return balanced_order(values, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
             if shuffle:
                 return train_order(rows.n, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
             return eval_order(rows.n, rank=rank, world_size=world_size)
@@ -161,6 +183,18 @@ class StoredRows:
         """The keys of all samples."""
         keys = self.tables[0].keys if len(self.tables) == 1 else [key for table in self.tables for key in table.keys]
         return keys if self._kept is None else [keys[row] for row in self._kept.tolist()]
+
+    def values(self, name: str) -> Int[Tensor, " samples"]:
+        """Return the ids of the values of `label` or an attribute, -1 for none.
+
+        Raises: UnknownName for an attribute that the data do not have.
+        """
+        known = self.tables[0].attributes
+        if name != "label" and name not in known:
+            raise unknown("balance", name, ("label", *known))
+        parts = [(table.label if name == "label" else table.attributes[name]).cpu() for table in self.tables]
+        found = torch.cat(parts)
+        return found if self._kept is None else found[self._kept]
 
     def take(self, rows: Int[Tensor, " chosen"]) -> FeatureBatch:
         """Return samples as a batch, in the given order."""

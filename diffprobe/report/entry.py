@@ -36,6 +36,8 @@ class EntryStyle:
     """Append the standard deviation over seeds."""
     below_control: str
     """Appended to a value that does not beat its strongest control."""
+    injected: str
+    """Appended to a value of features whose prompt states something about the sample."""
     comparison: Callable[[ComparisonText], str]
     """Append a published number."""
 
@@ -47,6 +49,7 @@ PLAIN = EntryStyle(
     bold=lambda text: text,
     spread=lambda text: "",
     below_control=" ‡",
+    injected=" †",
     comparison=lambda comparison: "",
 )
 """The number and its mark alone, as in the cells of a heat map."""
@@ -72,6 +75,8 @@ def format_entry(table: TableData, entry: Entry, *, best: float | None, style: E
             text += style.spread(show(entry.spread))
         if table.beats_controls(entry) is False:
             text += style.below_control
+        if entry.injected:
+            text += style.injected
     comparison = entry.comparison
     if comparison is None:
         return text
@@ -102,4 +107,6 @@ def format_record(record: MetricRecord) -> str:
     place = " ".join(part for part in (record.cell, record.target) if part)
     controls = ", ".join(f"{name} {value:.4g}" for name, value in record.controls.items())
     parts = [f"{record.split} {record.name} = {record.value:.4g}{spread}", f"n={record.n:,}", place]
-    return "  ".join([*filter(None, parts), *([f"(controls: {controls})"] if controls else [])])
+    parts += [f"(controls: {controls})"] if controls else []
+    injected = record.detail.get("label_injection")
+    return "  ".join([*filter(None, parts), *([f"(label injection: {injected})"] if injected else [])])

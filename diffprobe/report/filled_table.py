@@ -31,6 +31,8 @@ class Entry:
     """Number of classes with samples in the split (the smallest over seeds); None if not recorded."""
     is_far: bool = False
     """Whether the training of one of its probes stopped far from convergence, where results record that."""
+    injected: tuple[str, ...] = ()
+    """What the prompts of its features state of each sample, as results record it: "class_name", "zero_shot:MODEL"."""
     controls: dict[str, float]
     """Control name -> its value for this entry."""
     uncompared: frozenset[str] = frozenset()

@@ -7,7 +7,7 @@ from diffprobe.core.failure import Failure
 from diffprobe.report.aggregation import seed_words
 from diffprobe.report.entry import FAILED
 from diffprobe.report.filled_table import ChosenCell, Entry, TableData
-from diffprobe.report.mark_notes import BELOW, mark_line
+from diffprobe.report.mark_notes import BELOW, INJECTED, injection_line, mark_line
 from diffprobe.report.query import CELL_FIELDS
 from diffprobe.report.table_spec import TableSpec
 
@@ -27,14 +27,14 @@ class Note:
     text: str
     """The sentence, without its mark."""
     mark: str = ""
-    """The mark that entries bear: ‡, !, or the letter of a source; empty for a note on the whole table."""
+    """The mark that entries bear: ‡, †, !, or the letter of a source; empty for a note on the whole table."""
 
     @property
     def line(self) -> str:
         """The note with its mark, as text."""
         if not self.mark:
             return self.text
-        return f"{self.mark} {self.text}" if self.mark in (BELOW, OUTSIDE) else f"[{self.mark}] {self.text}"
+        return f"{self.mark} {self.text}" if self.mark in (BELOW, INJECTED, OUTSIDE) else f"[{self.mark}] {self.text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,9 @@ def table_notes(table: TableData) -> Notes:
     below = mark_line(table, measured)
     if below:
         notes.append(Note(mark=BELOW, text=below))
+    injected = injection_line(measured)
+    if injected:
+        notes.append(Note(mark=INJECTED, text=injected))
     if any(found.within is False for found in comparisons):
         notes.append(Note(mark=OUTSIDE, text="is outside the tolerance of the published value."))
     notes += [Note(mark=mark, text=source) for source, mark in marks.items()]

@@ -7,7 +7,7 @@ from diffprobe.core.terminal import one_line
 from diffprobe.report.entry import ComparisonText, EntryStyle, format_control, format_entry
 from diffprobe.report.filled_table import TableData, TableRow
 from diffprobe.report.footnotes import OUTSIDE, Note, Notes, table_notes
-from diffprobe.report.mark_notes import BELOW
+from diffprobe.report.mark_notes import BELOW, INJECTED
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -16,7 +16,7 @@ _SPECIAL = {
     "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",  # after a line break, a bare [ or * would be its argument
 }  # fmt: skip
 
-_SYMBOLS = {BELOW: r"$\ddagger$"}
+_SYMBOLS = {BELOW: r"$\ddagger$", INJECTED: r"$\dagger$"}
 """Mark -> its LaTeX; others stand for themselves."""
 PACKAGES = "% packages: booktabs, threeparttable"
 """First line of a table: what its preamble needs."""
@@ -105,6 +105,7 @@ def _style(notes: Notes) -> EntryStyle:
         bold=lambda text: rf"\textbf{{{text}}}",
         spread=lambda text: rf" $\pm$ {text}",
         below_control=_mark(BELOW),
+        injected=_mark(INJECTED),
         comparison=comparison,
     )
 

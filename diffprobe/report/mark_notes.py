@@ -1,4 +1,4 @@
-"""The line under a table on what the mark ‡ compares: intervals and p-values, or point estimates."""
+"""The lines under a table on its marks: ‡ compares intervals and p-values or point estimates, † is label injection."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +10,8 @@ BELOW: str = "‡"
 """Mark of a value that does not beat its controls."""
 BELOW_CONTROL = f"{BELOW} does not beat the strongest control of the same entry."
 """Legend of the mark ‡ where point estimates are compared."""
+INJECTED: str = "†"
+"""Mark of a value of features whose prompt states something about the sample."""
 _SHOWN = 3
 """Reasons that a line lists."""
 
@@ -35,6 +37,23 @@ def mark_line(table: TableData, measured: Sequence[Entry]) -> str:
         return ""
     plain = BELOW_CONTROL.removeprefix(f"{BELOW} ").removesuffix(".")
     return f"{plain}; point estimates are compared{_because(table, compared)}."
+
+
+def injection_line(measured: Sequence[Entry]) -> str:
+    """Return the line on the mark †, without the mark; empty if no entry bears it.
+
+    Args:
+        measured: the entries with a value.
+    """
+    marked = [entry for entry in measured if entry.injected]
+    if not marked:
+        return ""
+    stated = list(dict.fromkeys(text for entry in marked for text in entry.injected))
+    more = f" and {len(stated) - _SHOWN} more" if len(stated) > _SHOWN else ""
+    return (
+        f"label injection ({', '.join(stated[:_SHOWN])}{more}): the prompt states this of each sample, so the value "
+        f"measures the prompt as well as the image ({len(marked)} of {_entries(len(measured))})."
+    )
 
 
 def _conditions(spec: TableSpec, tests: Sequence[EntryTests]) -> list[str]:

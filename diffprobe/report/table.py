@@ -26,6 +26,7 @@ from diffprobe.report.figure_file import Plot, figures_of
 from diffprobe.report.filled_table import Entry, TableData, TableRow
 from diffprobe.report.footnotes import Notes, table_notes
 from diffprobe.report.latex import label_of, render_latex
+from diffprobe.report.mark_notes import INJECTED
 from diffprobe.report.table_data import fill_table
 from diffprobe.report.table_request import RESULTS, TableRequest, resolve_request
 from diffprobe.report.table_spec import TableSpec
@@ -198,6 +199,7 @@ def _style(notes: Notes) -> EntryStyle:
         bold=lambda text: f"**{text}**",
         spread=lambda text: f" ± {text}",
         below_control=" ‡",
+        injected=f" {INJECTED}",
         comparison=comparison,
     )
 
@@ -239,6 +241,8 @@ def render_csv(table: TableData) -> str:
     head += ["published", "delta", "tolerance", "within_tolerance", "source", "provenance"]
     head += _CHOICE if spec.select != "none" else []
     head += ["exploratory"] if spec.is_exploratory else []
+    is_injected = any(entry.injected for entry in table.entries())
+    head += ["label_injection"] if is_injected else []
     writer.writerow([csv_value(name) for name in head])
     for entry in table.entries():
         measured = entry.value is not None
@@ -257,6 +261,7 @@ def render_csv(table: TableData) -> str:
             line += [number.source, number.provenance]
         line += _choice_cells(table, entry) if spec.select != "none" else []
         line += [True] if spec.is_exploratory else []
+        line += ["; ".join(entry.injected) or None] if is_injected else []
         writer.writerow([csv_value(value) for value in line])
     return buffer.getvalue()
 

@@ -143,6 +143,7 @@ def _entry(spec: TableSpec, where: dict[str, Value], places: _Places, control_ru
         where=where, value=value, spread=spread, n_seeds=n_seeds, n=min(record.n for _, record in found),
         n_classes=min(held) if len(held) == len(found) else None,
         is_far=any(record.detail.get("far_from_convergence") is True for _, record in found),
+        injected=tuple(dict.fromkeys(filter(None, (record.detail.get("label_injection") for _, record in found)))),
         controls=controls, uncompared=spec.uncompared, comparison=comparison, varied=varied(found),
         sources=tuple(found),
         control_sources={name: tuple(runs) for name, runs in of_controls.items()},

@@ -21,6 +21,7 @@ from diffprobe.core.result import MEMBERS, RESULT_FILE, StartTime
 from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import seeds_of
+from diffprobe.runs.label_injection import mark_injection
 from diffprobe.runs.plan import RunPlan, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_no_leak, require_splits
 from diffprobe.runs.run_media import media_of
@@ -119,8 +120,13 @@ def make_source(config: RunConfig) -> "FeatureSource":
     backbone, features = backbone_and_features(config)
     cells = None if config.probe.cell is None or has_one_cell(config.control) else [config.probe.cell]
     cells = list(config.probe.grid.get("cell", ())) or cells
-    make = LiveFeatures if features.source == "live" else StoredFeatures
-    source: FeatureSource = make(backbone, config.data, features, seed=config.seed, cells=cells)
+    source: FeatureSource
+    if features.source == "live":
+        source = LiveFeatures(backbone, config.data, features, seed=config.seed, cells=cells)
+    else:
+        source = StoredFeatures(
+            backbone, config.data, features, seed=config.seed, cells=cells, balance=config.probe.balance
+        )
     require_splits(config.data, source.request.shard_set)
     require_no_leak(config.data, source.request.shard_set)
     training_of(config.probe.kind).check_cells(config, list(source.widths))
@@ -134,7 +140,8 @@ def make_module(planned: RunPlan, source: "FeatureSource") -> "ProbeModule":
 
 def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource") -> None:
     """Refuse a seed that changes nothing: its results would look like a spread of 0. Raises: ConfigError."""
-    if config.seed and not module.seed_counts and _n_train(config, source) <= config.data.batch_size:
+    is_drawn = source.balance is not None
+    if config.seed and not module.seed_counts and not is_drawn and _n_train(config, source) <= config.data.batch_size:
         raise ConfigError(
             f"seed={config.seed} has no effect: the weights of probe '{config.probe.name}' start at zero, an epoch is "
             "one batch, and no control is drawn.",
@@ -166,7 +173,8 @@ def _write(
     from diffprobe.training import loggers
 
     config = planned.config
-    ordered = config.probe.kind == "sae" or _n_train(config, source) > config.data.batch_size
+    ordered = config.probe.kind == "sae" or source.balance is not None
+    ordered = ordered or _n_train(config, source) > config.data.batch_size
     group = source.request.shard_set.group
     written: dict[str, str] = {}  # all probes of the run; the record of a grid lists those of its members
 
@@ -182,6 +190,7 @@ def _write(
             save_predictions(replace(predictions, group=group), folder / name)
             artifacts[name] = digest_file(folder / name)
         written.update({str((folder / name).relative_to(planned.run_dir)): sha for name, sha in artifacts.items()})
+        records = [record for split in part.scores for record in part.records(split)] if part else []
         result = make_result(
             run=run,
             experiment=config.experiment,
@@ -192,7 +201,7 @@ def _write(
                 "noise": config.features.seed,
                 "random_weights": config.backbone.random_seed,
             },
-            metrics=[record for split in part.scores for record in part.records(split)] if part else [],
+            metrics=mark_injection(records, source.request, config.probe.kind),
             started_at=started_at,
             artifacts={**(artifacts if part else written), **inputs_of(source)},
             wandb_run_id=loggers.run_id(logger),

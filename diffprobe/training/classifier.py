@@ -306,6 +306,7 @@ class ClassifierModule(ProbeModule):
         """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
         config = self.config
         plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes)
+        plain = plain and getattr(self.source, "balance", None) is None
         return self.trainer.global_step > 0 and plain and config.measures_distance
 
     def gradient_sums(self) -> tuple[GradientSums, GradientSums]:

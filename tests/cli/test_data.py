@@ -1,6 +1,7 @@
 """`diffprobe data`: index and verify a folder from the command line."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,24 @@ def test_splits_by_pattern(tmp_path: Path, folder: Path, capsys: pytest.CaptureF
     for wrong in (["a", "b"], ["a="], ["=x"], ["a=x", "b=x"]):
         assert main([*index, *(word for text in wrong for word in ("--split", text))]) == 2
         assert "expected NAME for one split" in capsys.readouterr().err
+
+
+def test_predicted_classes_go_into_the_prompts(
+    tiny_clip: Path, tiny_sd: Path, tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p.csv"
+    command = ["data", "predict", str(tiny_shards), "--model", str(tiny_clip), "--device", "cpu", "--out", str(out)]
+    assert main([*command, "--template", "noto {class_name}", "--split", "val", "--split", "test"]) == 0
+    shown = capsys.readouterr().out
+    assert "6 classes, templates: 'noto {class_name}'" in shown and "val: 4 images, zero-shot accuracy " in shown
+    settings = shlex.split(next(line for line in shown.splitlines() if line.startswith("use: ")))[1:]
+    assert settings[0] == f"features.columns={out}"
+    extract = [
+        "extract", f"backbone.path={tiny_sd}", "backbone.device=cpu", f"data.path={tiny_shards}",
+        "features.taps=[mid_block]", "features.timesteps=[20]", f"features.store={tmp_path / 's'}",
+    ]  # fmt: skip
+    assert main([*extract, *settings, "data.train_split=val"]) == 0
+    assert main([*extract, *settings]) == 2
+    assert "the predicted_class of 8 samples; 24 are read" in capsys.readouterr().err
+    assert main(command) == 2
+    assert f"'{out}' exists" in capsys.readouterr().err

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffprobe.core.errors import ConfigError
-from diffprobe.features.samplers import RowOrder, eval_order, train_order
+from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.features.samplers import RowOrder, balanced_order, eval_order, train_order
 
 
 @pytest.mark.parametrize(("n", "world"), [(1, 1), (10, 1), (10, 3), (11, 2), (2, 5)])
@@ -50,3 +50,31 @@ def test_the_order_of_rows_is_that_of_samples_cut_into_batches(n, world):
         order, expected = RowOrder(n, **place), train_order(n, **place)
         batches = [order.take(start, start + 3) for start in range(0, len(expected), 3)]
         assert torch.cat(batches).equal(expected)
+
+
+@pytest.mark.parametrize("sizes", [(1, 5, 18), (4, 4), (1, 1, 1, 40), (7,)])
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_balanced_epoch_has_each_value_equally_often(sizes, epoch):
+    values = torch.cat([torch.full((n,), 2 * i) for i, n in enumerate(sizes)] + [torch.full((3,), -1)])
+    values = values[torch.randperm(len(values), generator=torch.Generator().manual_seed(1))]
+    order = balanced_order(values, seed=0, epoch=epoch)
+    assert len(order) == sum(sizes) and (values[order] >= 0).all()
+    counts = values[order].bincount(minlength=2 * len(sizes))[::2]
+    assert counts.max() - counts.min() <= 1
+    for value in range(len(sizes)):
+        times = order[values[order] == 2 * value].bincount(minlength=len(values))[values == 2 * value]
+        assert times.max() - times.min() <= 1  # rare rows are repeated evenly
+
+
+def test_a_balanced_order_is_fixed_by_seed_epoch_and_values():
+    values = torch.tensor([0] * 20 + [1] * 4)
+    first = balanced_order(values, seed=1, epoch=2)
+    assert first.equal(balanced_order(values, seed=1, epoch=2))
+    assert not first.equal(balanced_order(values, seed=1, epoch=3))
+    assert not first.equal(balanced_order(values, seed=2, epoch=2))
+    halves = [balanced_order(values, seed=1, epoch=2, rank=rank, world_size=2) for rank in range(2)]
+    assert torch.stack(halves, dim=1).flatten().equal(first)
+    seen = torch.cat([balanced_order(values, seed=1, epoch=epoch) for epoch in range(8)])
+    assert set(seen.tolist()) == set(range(24))  # rows of a frequent value take turns
+    with pytest.raises(EmptyClass):
+        balanced_order(torch.tensor([-1, -1]), seed=0, epoch=0)

@@ -19,6 +19,7 @@ STYLE = EntryStyle(
     bold=lambda text: f"b({text})",
     spread=lambda text: f" sd({text})",
     below_control=" mark",
+    injected=" injected",
     comparison=parts,
 )
 

@@ -1,9 +1,14 @@
-"""The line on the mark: what it compares, and which entries compare point estimates."""
+"""The lines on the marks: what ‡ compares, and what the prompts of entries with † state."""
 
+import csv
 import dataclasses
+import io
 
 from diffprobe.report.entry_tests import NO_PREDICTIONS, Difference, EntryTests, NullTest
-from diffprobe.report.mark_notes import mark_line
+from diffprobe.report.footnotes import table_notes
+from diffprobe.report.latex import render_latex
+from diffprobe.report.mark_notes import injection_line, mark_line
+from diffprobe.report.table import render_csv, render_markdown
 from diffprobe.report.table_data import fill_table
 
 
@@ -36,3 +41,36 @@ def test_a_control_without_predictions_is_named(results, spec):
     name = next(name for entry in table.entries() for name in entry.controls)
     line = mark_line(table, with_tests(table, {name: "the result has no predictions of this control"}))
     assert "Point estimates alone are compared for" in line and "no predictions of this control" in line
+
+
+def injected(results, *texts):
+    """Return results of which the first records state these texts in the prompts of their features."""
+    run = results[1]  # the first one is a control
+    marked = [
+        dataclasses.replace(record, detail={**record.detail, "label_injection": text})
+        for record, text in zip(run.metrics, texts, strict=False)
+    ]
+    return [results[0], dataclasses.replace(run, metrics=(*marked, *run.metrics[len(marked) :])), *results[2:]]
+
+
+def test_label_injection_is_marked_on_its_entries_and_named_once(results, spec):
+    plain = fill_table(results, spec)
+    assert injection_line([entry for entry in plain.entries() if entry.value is not None]) == ""
+    assert "†" not in render_markdown(plain) and "label_injection" not in render_csv(plain)
+    table = fill_table(injected(results, "zero_shot:openai/clip_<b>", "class_name"), spec)
+    marked = [entry for entry in table.entries() if entry.injected]
+    assert marked and {text for entry in marked for text in entry.injected} == {
+        "zero_shot:openai/clip_<b>",
+        "class_name",
+    }
+    n_measured = sum(entry.value is not None for entry in table.entries())
+    line = next(line for line in table_notes(table).lines if line.startswith("† "))
+    assert "zero_shot:openai/clip_<b>" in line and "class_name" in line and f"({len(marked)} of {n_measured}" in line
+    text = render_markdown(table)
+    assert sum(" †" in row for row in text.splitlines() if row.startswith("|")) >= 1
+    assert text.count("†") == len(marked) + 1  # the entries and the note
+    header, *rows = list(csv.reader(io.StringIO(render_csv(table))))
+    at = header.index("label_injection")
+    assert sorted(row[at] for row in rows if row[at]) == sorted("; ".join(entry.injected) for entry in marked)
+    latex = render_latex(table)
+    assert latex.count(r"\dagger") == len(marked) + 1 and r"clip\_\textless{}b" in latex

@@ -304,3 +304,34 @@ def test_a_part_of_the_checkpoint_is_read_live_too(run, control):
     stored, live = (read_result(train(run(*settings, *more))) for more in ([], ["features.source=live"]))
     assert {record.cell for record in live.metrics} == {record.cell for record in stored.metrics}
     assert {r.n for r in live.metrics} == {r.n for r in stored.metrics} and len(live.metrics) == len(stored.metrics)
+
+
+def test_balanced_batches_draw_the_classes_of_a_target_equally_often(run, tmp_path):
+    config = run("probe=linear", "probe.targets=[colour]", "probe.balance=colour", "data.batch_size=16", "seed=2")
+    extract_run(config, progress=False)
+    source = make_source(config)
+    drawn = [batch.attributes["colour"] for batch in source.loader("train", shuffle=True)]
+    counts = torch.cat(drawn).bincount(minlength=3)
+    assert counts.sum() == 16 and counts.max() - counts.min() <= 1
+    assert len(torch.cat([batch.label for batch in source.loader("val", shuffle=False)])) == 4
+    balanced = read_result(train(config))
+    plain = read_result(train(run("probe=linear", "probe.targets=[colour]", "data.batch_size=16")))
+    assert balanced.seeds["order"] == 2 and balanced.config["probe"]["balance"] == "colour"
+    assert [one.n for one in balanced.metrics] == [one.n for one in plain.metrics]
+    assert not any("gradient_ratio" in one.detail for one in balanced.metrics)  # of another loss than the plain one
+    assert any("gradient_ratio" in one.detail for one in plain.metrics)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["probe=linear", "features.source=live"], "draws samples from a store"),
+        (["probe=linear", "probe.params.class_weight=balanced"], "balanced twice"),
+        (["probe=linear", "probe.targets=[style]"], "is not a target of the run.*\n.*style"),
+        (["probe=linear_cv"], "no training batches"),
+        (["probe=topk"], "not to kind 'sae'"),
+    ],
+)
+def test_balance_without_effect_is_refused(run, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(run("probe.targets=[colour]", *settings, "probe.balance=colour"))

@@ -1,4 +1,4 @@
-"""Tiny CLIP tokenizers and text encoders with random weights, for the tiny pipelines of tests."""
+"""Tiny CLIP tokenizers, text encoders and whole models with random weights, for the tests."""
 
 import json
 from pathlib import Path
@@ -62,3 +62,36 @@ def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = 
         **pooled,
     )
     return CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+
+
+def tiny_clip(folder: Path, *, size: int = 16, width: int = 32) -> None:
+    """Write a CLIP model with random weights, its tokenizer and its image processor, in transformers' format.
+
+    Args:
+        folder: created if it does not exist.
+        size: side of its images in pixels.
+        width: of the hidden states and embeddings.
+    """
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    tokenizer = tiny_tokenizer(folder)
+    vision = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4, image_size=size,
+        patch_size=size // 4, projection_dim=width,
+    )  # fmt: skip
+    text = tiny_clip_text(tokenizer, width=width).config
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width)
+    model = CLIPModel(config)
+    with torch.no_grad():  # images that differ little would all have one class
+        for layer in model.vision_model.encoder.layers:
+            layer.self_attn.v_proj.weight.mul_(30)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processing = {
+        "do_resize": True, "size": {"shortest_edge": size}, "resample": 3, "do_center_crop": True,
+        "crop_size": {"height": size, "width": size}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28],
+        "do_convert_rgb": True,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processing), encoding="utf-8")

@@ -152,6 +152,7 @@ _HTML = EntryStyle(
     bold=lambda text: Markup("<strong>{}</strong>").format(text),
     spread=lambda text: Markup(' <span class="spread">± {}</span>').format(text),
     below_control=" ‡",
+    injected=" †",
     comparison=_html_comparison,
 )
 """Markup of a table cell; texts are escaped."""

@@ -39,6 +39,7 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     load_metrics("classifier", config.probe.metrics)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
+    _check_balance(config, params)
     if config.probe.name in WITHOUT_GRID:
         refuse_steps(config)
         _require_one_process(config)
@@ -49,6 +50,24 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     else:
         refuse_joint_clipping(config)
         _refuse_two_rates(config, params)
+
+
+def _check_balance(config: RunConfig, params: Sequence[Any]) -> None:
+    """Refuse to balance batches that are not drawn from a store, or whose loss is balanced already."""
+    probe = config.probe
+    if probe.balance is None:
+        return
+    said = f"probe.balance={probe.balance}"
+    if probe.name in WITHOUT_GRID:
+        raise ConfigError(f"{said} has no effect: probe '{probe.name}' has no training batches.", fix="remove it")
+    if config.features.source == "live":
+        raise ConfigError(f"{said} draws samples from a store.", fix="features.source=stored, or class_weight=balanced")
+    if any(part.balances_classes for part in params):
+        raise ConfigError(f"{said} and probe.params.class_weight=balanced: classes are balanced twice.", fix="give one")
+    if probe.balance not in probe.targets:
+        raise ConfigError(
+            f"{said} is not a target of the run.", f"targets: {', '.join(probe.targets)}", fix="balance one of them"
+        )
 
 
 def _refuse_two_rates(config: RunConfig, params: Sequence[Any]) -> None:
