@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffprobe.shards.index import ShardSet
 
 GROUP = "data"
-HELP = "build, adopt, index or verify a set of shards, or predict its classes"
+HELP = "build, adopt, index or verify shards; predict classes of images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
