@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffprobe.core.result import RunResult
 
 GROUP = "meaning"
-HELP = "directions from prompts: paired mean differences, or self-discovered"
+HELP = "directions from prompts: paired differences, or self-discovered"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

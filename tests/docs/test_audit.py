@@ -20,15 +20,17 @@ def test_the_settings_of_its_commands_are_valid() -> None:
     assert len(commands) >= 3
     for command in commands:
         words = shlex.split(command)
-        words = words[: words.index("--prompts")] if "--prompts" in words else words
+        flags = [position for position, word in enumerate(words) if word.startswith("--")]
+        words = words[: flags[0]] if flags else words
         assert len(load_audit(words).templates) >= 20
 
 
 def test_its_example_is_an_audit() -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    block, steering = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     tree = yaml.safe_load(block)
     assert tree.pop("kind") == "audit"
     assert parse(Audit, {**tree, "experiment": "x"}).has_few_templates
+    assert parse(Audit, {**tree, "experiment": "x", **yaml.safe_load(steering)}).steering is not None
 
 
 def test_keys_and_files_that_it_names_exist() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from diffprobe.cli.arguments import settings_tree
 from diffprobe.config.parse import parse
 from diffprobe.evaluation.prompt_directions import PromptDirectionConfig
+from diffprobe.evaluation.self_discovered import SelfDiscoveredConfig
 from diffprobe.shards.prompt_table import read_prompts
 from tests.docs.markdown import ROOT
 
@@ -19,7 +20,9 @@ def test_the_settings_of_its_commands_are_valid() -> None:
     assert commands
     for command in commands:
         _, *words = shlex.split(command)
-        parse(PromptDirectionConfig, settings_tree(words))
+        discovered = "--self-discovered" in words
+        settings = settings_tree([word for word in words if not word.startswith("--")])
+        parse(SelfDiscoveredConfig if discovered else PromptDirectionConfig, settings)
 
 
 def test_every_setting_is_there_with_its_default() -> None:
