@@ -44,6 +44,29 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cache
         ) from error
 
 
+def fetch_model(name: str, key: str) -> Path:
+    """Return the folder of a transformers model: a folder, or the hub cache's one of a hub id.
+
+    Args:
+        name: folder or hub id.
+        key: the setting that names it, for messages.
+    Raises: WeightsMissing.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "merges.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=bool(offline_variables())))
+    except Exception as error:  # as in fetch_pipeline; also for what is not a hub id
+        raise WeightsMissing(
+            f"{key}={name} is not a folder on this machine, and {_reason(bool(offline_variables()), error)}.",
+            fix=f"set {key}=FOLDER (saved by save_pretrained), or on a machine with network: hf download {name}",
+        ) from error
+
+
 def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Return one file of a repository from the hub's cache, of `main` by default. Raises: WeightsMissing."""
     from huggingface_hub import hf_hub_download
