@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualTowerTraining:
-    """A training run of a LLaVA that reads CLIP and diffusion tokens (experiment files of kind `train_visual_tower`)."""
+    """A training run of a LLaVA that reads CLIP and diffusion tokens (kind `train_visual_tower`)."""
 
     experiment: str
     """Name of the experiment."""
