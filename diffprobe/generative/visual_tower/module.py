@@ -123,7 +123,8 @@ class VisualTowerModule(GenerativeModule):
     def on_validation_epoch_end(self) -> None:
         """Ablate tokens, after training only."""
         if self._tokens:
-            self.held_out = self._ablate()
+            with self.trainer.precision_plugin.forward_context():  # Lightning sets it within steps alone
+                self.held_out = self._ablate()
             self._tokens, self._keys, self._captions = [], [], []
 
     def caption_losses(
