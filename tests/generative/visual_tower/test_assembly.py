@@ -35,7 +35,9 @@ def test_tiny_parts_are_fixed_by_the_seed_and_frozen() -> None:
     )
     llava, tokenizer = make()
     assert not any(p.requires_grad or p.is_meta for p in llava.parameters())
-    assert llava.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>") >= llava.config.text_config.vocab_size
+    assert (
+        llava.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>") >= llava.config.text_config.vocab_size
+    )
     assert llava.config.image_seq_length == 8
 
 
@@ -58,7 +60,9 @@ def test_projectors_of_a_saved_model_are_taken_over_and_nothing_else(tmp_path) -
     saved.save_pretrained(tmp_path)
     load_projectors(fresh, tmp_path)
     for part in ("diffusion_projector", "multi_modal_projector"):
-        for one, two in zip(getattr(fresh.model, part).parameters(), getattr(saved.model, part).parameters(), strict=True):
+        for one, two in zip(
+            getattr(fresh.model, part).parameters(), getattr(saved.model, part).parameters(), strict=True
+        ):
             assert torch.equal(one, two)
     assert fresh.lm_head.weight.abs().max() > 0
     with pytest.raises(WeightsMismatch, match="do not fit"):

@@ -78,9 +78,10 @@ def test_only_what_is_trained_changes_and_has_gradients(train, make_config, tiny
 
 def test_the_loss_falls(make_config, tmp_path) -> None:
     config = make_config()
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=8))
     module, data = config.make()
     with quiet():
-        trainer = make_trainer(dataclasses.replace(config.trainer, max_epochs=8), run_dir=tmp_path)
+        trainer = make_trainer(config.trainer, run_dir=tmp_path)
         before = trainer.validate(module, datamodule=data, verbose=False)[0]["val/loss"]
         trainer.fit(module, datamodule=data)
         after = trainer.validate(module, datamodule=data, verbose=False)[0]["val/loss"]

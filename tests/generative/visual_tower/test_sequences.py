@@ -27,7 +27,10 @@ def test_a_sequence_is_start_prompt_with_image_caption_and_end(tokenizer) -> Non
     assert batch.input_ids.tolist() == [[*prompt, *ids("a red cat"), tokenizer.eos_token_id]]
     assert batch.labels.tolist() == [[*[IGNORED] * len(prompt), *ids("a red cat"), tokenizer.eos_token_id]]
     text = make(tokenizer)(["a red cat"], image=False)
-    assert PLACE not in text.input_ids and text.labels[text.labels != IGNORED].tolist() == batch.labels[0, len(prompt):].tolist()
+    assert (
+        PLACE not in text.input_ids
+        and text.labels[text.labels != IGNORED].tolist() == batch.labels[0, len(prompt) :].tolist()
+    )
 
 
 def test_padding_has_neither_attention_nor_loss(tokenizer) -> None:
