@@ -5,7 +5,6 @@ The diffusion model is part of the DataModule, which is not an `nn.Module`: no o
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,12 +14,10 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError
 from diffprobe.features.live import LiveLoader
 from diffprobe.generative.run_settings import GenerativeData
+from diffprobe.generative.visual_tower.settings import VisualTowerSettings
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.holdout import open_view
 from diffprobe.shards.stream import SampleStream, make_loader
-
-if TYPE_CHECKING:
-    from diffprobe.generative.visual_tower.settings import VisualTowerTraining
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class TowerData(GenerativeData):
         samples than a batch; the errors of the stream.
     """
 
-    def __init__(self, config: "VisualTowerTraining") -> None:
+    def __init__(self, config: VisualTowerSettings) -> None:
         super().__init__()
         self.config, self.data = config, config.data
         self._view = open_view(config.data)

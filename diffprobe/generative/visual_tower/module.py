@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffprobe.generative.visual_tower.assembly import PROJECTORS, assemble, loa
 from diffprobe.generative.visual_tower.data import TowerBatch, TowerData
 from diffprobe.generative.visual_tower.projector import interleave
 from diffprobe.generative.visual_tower.sequences import IGNORED, CaptionSequences, TokenBatch
-from diffprobe.generative.visual_tower.settings import VisualTowerTraining
+from diffprobe.generative.visual_tower.settings import VisualTowerSettings
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of the channels with which CLIP's images are normalised (2103.00020)."""
@@ -44,7 +45,7 @@ class VisualTowerModule(GenerativeModule):
 
     result_kind = "train_visual_tower"
 
-    def __init__(self, config: VisualTowerTraining, data: TowerData) -> None:
+    def __init__(self, config: VisualTowerSettings, data: TowerData) -> None:
         super().__init__()
         self.config, self.accumulation = config, config.accumulation
         self._data = (data,)
@@ -204,6 +205,16 @@ class VisualTowerModule(GenerativeModule):
         with quiet_libraries():
             llava.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTowerTraining(VisualTowerSettings):
+    """A training run of a LLaVA with diffusion tokens (experiment files of kind `train_visual_tower`)."""
+
+    def make(self) -> tuple[VisualTowerModule, TowerData]:
+        """Build the module and its images. Raises: the errors of reading weights, images and captions."""
+        data = TowerData(self)
+        return VisualTowerModule(self, data), data
 
 
 def _per_caption(logits: Float[Tensor, "row position entry"], tokens: TokenBatch) -> Float[Tensor, " row"]:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from diffprobe.backbones.hub import fetch_model
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.weight_files import require_files
@@ -17,14 +18,10 @@ from diffprobe.generative.visual_tower.assembly import TINY, TinyShape, clip_con
 from diffprobe.generative.visual_tower.projector import require_equal_counts, tokens_of_map
 from diffprobe.generative.visual_tower.sequences import require_image
 
-if TYPE_CHECKING:
-    from diffprobe.generative.visual_tower.data import TowerData
-    from diffprobe.generative.visual_tower.module import VisualTowerModule
-
 
 @dataclass(frozen=True, kw_only=True)
-class VisualTowerTraining:
-    """A training run of a LLaVA that reads CLIP and diffusion tokens (kind `train_visual_tower`)."""
+class VisualTowerSettings:
+    """The settings of a training run of a LLaVA that reads CLIP and diffusion tokens."""
 
     experiment: str
     """Name of the experiment."""
@@ -143,8 +140,6 @@ class VisualTowerTraining:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digests of the diffusion model and of all trained weights that the run starts from."""
-        from diffprobe.backbones.hub import fetch_model
-
         found = {"backbone": digest_json(self.plan.fingerprint)}
         if (language := require_language_model(self.language_model)) is not None:
             words = digest_files([language / name for name in TOKENIZER_FILES])
@@ -154,11 +149,3 @@ class VisualTowerTraining:
         if self.init_from is not None:
             found["init_from"] = digest_part(Path(self.init_from).expanduser())
         return found
-
-    def make(self) -> "tuple[VisualTowerModule, TowerData]":
-        """Build the module and its images. Raises: the errors of reading weights, images and captions."""
-        from diffprobe.generative.visual_tower.data import TowerData
-        from diffprobe.generative.visual_tower.module import VisualTowerModule
-
-        data = TowerData(self)
-        return VisualTowerModule(self, data), data

@@ -8,7 +8,7 @@ import torch
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.generative.visual_tower.assembly import TinyShape
-from diffprobe.generative.visual_tower.settings import VisualTowerTraining
+from diffprobe.generative.visual_tower.module import VisualTowerTraining
 
 TINY = TinyShape(
     width=16, layers=1, heads=2, vocab_size=540, clip_width=8, clip_layers=2, clip_resolution=16, clip_patch=8

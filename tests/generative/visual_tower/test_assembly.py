@@ -42,7 +42,7 @@ def test_tiny_parts_are_fixed_by_the_seed_and_frozen() -> None:
 
 
 def test_parts_from_folders_keep_their_weights(tiny_parts) -> None:
-    llava, tokenizer = make(**{"language": tiny_parts["language_model"], "clip": tiny_parts["clip"]})
+    llava, tokenizer = make(language=tiny_parts["language_model"], clip=tiny_parts["clip"])
     language = load_file(tiny_parts["language_model"] / "model.safetensors")
     assert torch.equal(llava.lm_head.weight, language["lm_head.weight"])
     assert torch.equal(llava.model.language_model.embed_tokens.weight, language["model.embed_tokens.weight"])

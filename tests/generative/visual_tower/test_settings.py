@@ -87,7 +87,8 @@ def test_the_papers_files_have_its_settings_and_dry_run_on_tiny_checkpoints(
     assert (config.max_length, config.warmup_ratio, config.trainer.precision) == (2048, 0.03, "bf16-mixed")
     assert config.backbone.part == "denoiser" and not dataclasses.asdict(config)["language_model_alone"]
     settings = [
-        f"experiment=revelio/{name}", "backbone=emoji-sd", "tap=up_blocks.0", "resolution=64", f"data.path={tiny_shards}",
+        f"experiment=revelio/{name}",
+        "backbone=emoji-sd", "tap=up_blocks.0", "resolution=64", f"data.path={tiny_shards}",
         *(f"{part}={folder}" for part, folder in tiny_parts.items()), f"output={tmp_path}",
     ]  # fmt: skip
     assert main(["train", *settings, "--check"]) == 0
