@@ -123,13 +123,13 @@ def _causal_class(folder: Path) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = read_part_config(folder / CONFIG).get("model_type")
-    known = isinstance(kind, str) and kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known:
+    config_class = CONFIG_MAPPING[kind] if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    if config_class is None or config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise WeightsMismatch(
             f"'{folder}': model_type is {str(kind)[:80]}, which is not a causal language model of transformers.",
             "code that comes with a checkpoint is never run",
         )
-    return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[kind]]
+    return MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
 
 
 def make_language_model(

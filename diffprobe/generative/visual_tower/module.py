@@ -81,7 +81,8 @@ class VisualTowerModule(GenerativeModule):
 
     def pixels(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch 3 clip_side clip_side"]:
         """Return images in [0, 1] at CLIP's resolution, normalised as CLIP's processor does."""
-        side = self.llava.config.vision_config.image_size
+        vision: Any = self.llava.config.vision_config
+        side = vision.image_size
         if images.shape[-1] != side:
             images = functional.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
         mean, std = (torch.tensor(x, device=images.device).view(1, 3, 1, 1) for x in (_MEAN, _STD))

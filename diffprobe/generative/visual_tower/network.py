@@ -35,7 +35,8 @@ class DiffusionLlavaConfig(LlavaConfig):
     @property
     def n_clip_tokens(self) -> int:
         """Patches of CLIP, without the class token."""
-        return int(self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        vision: Any = self.vision_config
+        return int(vision.image_size // vision.patch_size) ** 2
 
     @property
     def n_diffusion_tokens(self) -> int:
@@ -55,8 +56,9 @@ class DiffusionLlavaModel(LlavaModel):
     def __init__(self, config: DiffusionLlavaConfig) -> None:
         require_equal_counts(config.n_clip_tokens, config.n_diffusion_tokens)
         super().__init__(config)
+        text: Any = config.text_config
         self.diffusion_projector = DiffusionProjector(
-            config.diffusion_channels, config.diffusion_width, config.text_config.hidden_size
+            config.diffusion_channels, config.diffusion_width, text.hidden_size
         )
         self.post_init()
 
@@ -86,7 +88,7 @@ class DiffusionLlavaModel(LlavaModel):
                 f"{config.diffusion_channels} channels and makes {config.n_diffusion_tokens} tokens.",
                 fix="the tap and the resolution with which the projector was trained",
             )
-        weight = self.diffusion_projector.project[0].weight
+        weight = next(self.diffusion_projector.parameters())
         tokens: Tensor = self.diffusion_projector(diffusion_features.to(weight.dtype))
         return tokens
 
@@ -133,7 +135,8 @@ class DiffusionLlava(LlavaForConditionalGeneration):
     def __init__(self, config: DiffusionLlavaConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)  # not LLaVA's own, which would build its model first
         self.model = DiffusionLlavaModel(config)
-        self.lm_head = torch.nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = torch.nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.loss_type = "ForCausalLM"  # transformers infers it from the names of its own classes
         self.post_init()
 
@@ -180,7 +183,8 @@ class DiffusionLlava(LlavaForConditionalGeneration):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Pass the feature maps on in the step in which transformers passes the pixels, and in no other."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        parent: Any = super()  # its annotation of `self` is of a protocol that LLaVA's own class does not meet
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(*args, **kwargs)
         if inputs.get("pixel_values") is None:
             inputs.pop("diffusion_features", None)
         return inputs
