@@ -78,6 +78,27 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.fullmatch(path) is not None and not path.startswith(".")
 
 
+def model_folder(name: str, key: str) -> Path:
+    """Return the folder of a transformers model: a folder, or the hub cache's one of a hub id.
+
+    Args:
+        name: folder or hub id.
+        key: the setting that names it, for messages.
+    Raises: WeightsMissing.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not is_hub_id(name):
+        raise WeightsMissing(
+            f"{key}={name} is not a folder.", fix=f"set {key}=FOLDER (saved by save_pretrained), or a hub id"
+        )
+    try:
+        return fetch_model(name)
+    except WeightsMissing as error:
+        raise WeightsMissing(f"{key}={name}: {error.what}", *error.details, fix=error.fix) from error
+
+
 def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
     """Return one file of a repository from the hub's cache, of `main` by default. Raises: WeightsMissing."""
     from huggingface_hub import hf_hub_download

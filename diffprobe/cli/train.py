@@ -98,9 +98,9 @@ def _print(paths: "list[Path]") -> None:
     for path, result in zip(paths, results, strict=True):
         if several:
             print(f"{rung_name(control_of(result))}:")
-        for record in result.metrics:
-            if record.split == "test":
-                print(format_record(record))
+        tested = [record for record in result.metrics if record.split == "test"]
+        for record in tested or result.metrics:  # the training of a part of a diffusion model has validation alone
+            print(format_record(record))
         print(f"result: {path}")
     rungs: dict[str | None, list[RunResult]] = {}
     for result in results:

@@ -3,7 +3,8 @@
 Validation runs when a configuration is built, before anything is loaded.
 """
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,8 +14,32 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLosses:
+    """Losses of held-out samples by a trained model as it is, and after changes of its input.
+
+    Attributes:
+        whole: loss of each sample.
+        changed: name of a change or of a control -> the loss of each sample after it.
+        controls: the names in `changed` that are controls.
+        groups: group of each sample; samples of one group are not independent.
+    """
+
+    whole: Sequence[float]
+    changed: Mapping[str, Sequence[float]]
+    controls: Sequence[str]
+    groups: Sequence[str]
+
+
 class GenerativeModule(lightning.LightningModule):
     """A LightningModule that can export its weights."""
+
+    result_kind = "train_backbone"
+    """The kind of the run's result."""
+    accumulation = 1
+    """Batches per optimiser step."""
+    held_out: HeldOutLosses | None = None
+    """Set by the validation after training, in modules that measure it."""
 
     def save(self, folder: Path) -> None:
         """Write the weights in diffusers' format."""

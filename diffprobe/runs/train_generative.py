@@ -19,6 +19,7 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.restarts import RECORD, written_by_this_job
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.signals import end_on_sigterm
+from diffprobe.runs.held_out_losses import held_out_records
 from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
@@ -92,8 +93,14 @@ def train_generative(config: "GenerativeTraining") -> Path:
         if checkpoint is not None:
             require_resumable(checkpoint, noted)
         with quiet():
-            watching = [EMACallback(config.ema_decay), StepHeartbeat()]
-            trainer = make_trainer(config.trainer, run_dir=run_dir, callbacks=watching, requeue=requeue)
+            averaging = [EMACallback(config.ema_decay)] if config.ema_decay > 0 else []
+            trainer = make_trainer(
+                config.trainer,
+                run_dir=run_dir,
+                callbacks=[*averaging, StepHeartbeat()],
+                requeue=requeue,
+                accumulate_grad_batches=module.accumulation,
+            )
             checkpoint = begin(trainer, run_dir, checkpoint)
             run_dir.mkdir(parents=True, exist_ok=True)
             remove_unfinished(run_dir)
@@ -120,13 +127,14 @@ def train_generative(config: "GenerativeTraining") -> Path:
     result = make_result(
         run=f"{config.experiment}/{run_dir.name}",
         experiment=config.experiment,
-        kind="train_backbone",
+        kind=module.result_kind,
         config=tree,
         seeds={"seed": config.seed},
         metrics=[
             MetricRecord(name=name.removeprefix("val/"), value=float(value), split="val", n=len(data.val))
             for name, value in scores.items()
-        ],
+        ]
+        + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed)),
         started_at=started_at,
         artifacts={
             **{

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, ShardError, unknown
 from diffprobe.core.rng import derive_seed
 from diffprobe.core.signals import shield_worker
-from diffprobe.shards.annotation import Caps, Fields
+from diffprobe.shards.annotation import Annotation, Caps, Fields, parse_annotation
 from diffprobe.shards.batch import ImageBatch, collate
 from diffprobe.shards.decode import Sample, decode_sample
 from diffprobe.shards.holdout import ShardPart
@@ -154,6 +154,14 @@ class SampleStream(IterableDataset[Sample]):
                     f"rank {self.rank} of split '{self.split}' has no valid sample.", *self.skipped.values()
                 )
             round_ += 1
+
+    def annotations(self) -> Iterator[tuple[str, Annotation]]:
+        """Yield key and annotation of all samples of the split in shard order; no image is decoded.
+
+        Raises: SampleError for an annotation that cannot be read.
+        """
+        for raw in self._raw(self._pieces):
+            yield raw.key, parse_annotation(raw, self.fields, renamed=self.shard_set.renamed, caps=self.caps)
 
     def _ordered(self) -> list[ShardSlice]:
         """Return the shards in this epoch's order, which is equal on all ranks."""

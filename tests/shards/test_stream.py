@@ -246,3 +246,10 @@ def test_a_shard_is_hashed_once_while_it_stays_the_same(make_set: Make, monkeypa
 def test_bad_settings_are_refused(shard_set: ShardSet, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, ShardError), match=message):
         loader_of(shard_set, **options)
+
+
+def test_annotations_are_those_of_the_samples_in_shard_order(shard_set: ShardSet) -> None:
+    stream = SampleStream(shard_set, "train", limit=5, shuffle_buffer=3)
+    samples = {sample.key: sample.caption for sample in SampleStream(shard_set, "train", limit=5)}
+    assert [(key, found.caption) for key, found in stream.annotations()] == list(samples.items())
+    assert len(samples) == 5
