@@ -304,9 +304,8 @@ class ClassifierModule(ProbeModule):
 
     def has_distance(self) -> bool:
         """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
-        config = self.config
-        plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes)
-        plain = plain and getattr(self.source, "balance", None) is None
+        config, drawn = self.config, getattr(self.source, "balance", None)
+        plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes or drawn)
         return self.trainer.global_step > 0 and plain and config.measures_distance
 
     def gradient_sums(self) -> tuple[GradientSums, GradientSums]:
