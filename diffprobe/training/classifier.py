@@ -304,9 +304,9 @@ class ClassifierModule(ProbeModule):
 
     def has_distance(self) -> bool:
         """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
-        balanced = self.config.balances_classes or getattr(self.source, "balance", None) is not None
-        plain = not (self.settings.weight_decay or self.config.has_penalty or balanced)
-        return self.trainer.global_step > 0 and plain and self.config.measures_distance
+        config, drawn = self.config, getattr(self.source, "balance", None)
+        plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes or drawn)
+        return self.trainer.global_step > 0 and plain and config.measures_distance
 
     def gradient_sums(self) -> tuple[GradientSums, GradientSums]:
         """Return sums of the gradients with the final and with the initial weights, still 0."""
