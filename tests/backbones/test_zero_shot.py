@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffprobe.backbones.transformers_model import make_text_config
 from diffprobe.backbones.zero_shot import load_zero_shot
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 
@@ -78,14 +79,16 @@ def test_the_processor_of_transformers_5_is_the_same(tiny_clip, tmp_path):
     assert first.digest != second.digest
 
 
-def test_an_attention_of_the_nested_configs_is_not_taken(tiny_clip, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_clip, copy)
-    config = json.loads((copy / "config.json").read_text())
+def test_settings_that_no_class_declares_are_not_taken_from_the_nested_configs(tiny_clip, tmp_path):
+    from transformers import CLIPConfig
+
+    config = json.loads((tiny_clip / "config.json").read_text())
     for part in ("text_config", "vision_config"):
-        config[part] |= {"_attn_implementation": "somebody/kernel", "attn_implementation": "somebody/kernel"}
-    (copy / "config.json").write_text(json.dumps(config))
-    assert load_zero_shot(str(copy), CLASSES, device="cpu")(images()).shape == (7,)
+        config[part]["somebodys_kernel"] = "somebody/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    made = make_text_config(CLIPConfig, tmp_path / "config.json")
+    assert made.vision_config.image_size == config["vision_config"]["image_size"]
+    assert not hasattr(made.text_config, "somebodys_kernel") and not hasattr(made.vision_config, "somebodys_kernel")
 
 
 @pytest.mark.parametrize("templates", [[], ["a photo"], ["{class_name} and {class_name}"]])
