@@ -7,6 +7,7 @@ from pathlib import Path
 
 from diffprobe.cli.arguments import settings_tree
 from diffprobe.config.parse import parse
+from diffprobe.core.result import read_result
 from diffprobe.evaluation.prompt_directions import PromptDirectionConfig
 from diffprobe.evaluation.self_discovered import SelfDiscoveredConfig
 from diffprobe.shards.prompt_table import read_prompts
@@ -41,3 +42,28 @@ def test_its_file_of_prompts_is_one_that_pairs(tmp_path: Path) -> None:
     assert {(one["context"], one["texture"]) for one in found} == {
         (context, value) for context in ("cook", "banker") for value in ("plain", "striped")
     }
+
+
+def test_the_table_of_emoji_is_that_of_the_recorded_results() -> None:
+    table = TEXT.partition("| attribute | drawings, families |")[2].partition("\n\n")[0]
+    header, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+    cells = {"generated pixels": "pixels@t0", "generated VAE latents": "latents@t0"}
+    assert [row[0] for row in rows] == ["style", "gender", "skin_tone"]
+    for name, counts, *shown in rows:
+        metrics = read_result(ROOT / f"docs/results/emoji-sd/prompt-directions/{name}.json").metrics
+        of = {(record.cell or "").partition(":")[0]: record for record in metrics if record.name == "auroc"}
+        expected = []
+        for title in header:
+            record = of[cells.get(title, f"{title}@t200")]
+            low, high = record.detail["interval"]
+            expected.append(f"{record.value:.2f} [{low:.2f}, {high:.2f}]")
+            assert counts == f"{record.n}, {record.detail['groups']}"
+            assert record.detail["p_random_direction"] <= 0.03
+        assert shown == expected
+        assert all(of["latents@t0"].value >= record.value for record in of.values())
+        if name == "style":
+            of_features = [of[f"{tap}@t200"].detail["differences"]["vae_latents"] for tap in header if "block" in tap]
+            assert max(high for _, _, high in of_features) < 0
+            assert [round(-min(one[0] for one in of_features), 2), round(-max(one[0] for one in of_features), 2)] == [
+                0.22, 0.13,
+            ]  # fmt: skip
