@@ -73,7 +73,7 @@ def chance_spread(frequencies: Sequence[float] | NDArray[np.float64] | NDArray[n
     for low, high in zip(ends[:-1], ends[1:], strict=True):
         for u, w in zip((low + high) / 2 + (high - low) / 2 * x, (high - low) / 2 * weight, strict=True):
             total += w * math.exp(-u / 2) * (1 - _transform(share, n, math.exp(u)))
-    return total / (2 * math.sqrt(math.pi))
+    return float(total / (2 * math.sqrt(math.pi)))
 
 
 def _transform(share: NDArray[np.float64], n: int, t: float) -> float:

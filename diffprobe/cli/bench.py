@@ -2,6 +2,8 @@
 
 import argparse
 
+from diffprobe.cli.arguments import add_settings
+
 GROUP = "runs"
 HELP = "time extraction or SAE training; plan a large extraction"
 
@@ -80,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     solver.add_argument("--group", default="label", help="attribute of --store whose samples stay in one fold")
     solver.add_argument("--device", default="cpu", help="torch device of ours (default: cpu)")
     heads = what.add_parser("heads", help="all classifiers of an experiment in one run, beside runs of one each")
-    heads.add_argument("settings", nargs="+", metavar="SETTING", help="experiment=NAME and further settings of `train`")
+    add_settings(heads)
     heads.add_argument("--singles", type=int, default=8, metavar="N", help="heads that are timed alone (default: 8)")
     for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")

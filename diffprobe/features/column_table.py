@@ -69,7 +69,7 @@ def read_columns(path: str) -> ColumnTable:
         raise ConfigError(
             f"features.columns='{path}' has no column '{KEY}' with the keys of the samples.",
             f"its columns: {', '.join(names[:30])}",
-            fix="rename the column; `diffprobe data predict` writes such a table",
+            fix="rename the column; predicted classes: diffprobe data predict SET --model MODEL --out FILE.csv",
         )
     columns = [name for name in names if name not in (KEY, SOURCE, SPLIT)]
     if faults := describe_faults(column_faults(columns)):

@@ -118,10 +118,11 @@ def test_from_pretrained_takes_the_options_of_both_configs() -> None:
         "source",
         "store",
         "latent_cache",
+        "columns",
         "placement",
         "shuffle",
         "verify",
-    }  # the checkpoint, and feature stores
+    }  # the checkpoint, feature stores, and a table of columns, which calls give themselves
     configs = {field.name: field.default for cls in (BackboneConfig, FeaturesConfig) for field in fields(cls)}
     signature = inspect.signature(DiffusionFeatures.from_pretrained).parameters
     assert set(signature) - {"id_or_path"} == set(configs) - of_runs

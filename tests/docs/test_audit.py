@@ -1,5 +1,6 @@
 """The page about audits: its commands, example and names are those of the code."""
 
+import csv
 import re
 import shlex
 from dataclasses import fields
@@ -39,3 +40,19 @@ def test_keys_and_files_that_it_names_exist() -> None:
     assert named and named <= keys | {"reader"}, named - keys
     assert all(name in TEXT for name in (FORMAT, PROMPTS_FILE, TENSORS_FILE))
     assert f"`least_separability` ({Audit.least_separability})" in TEXT
+
+
+def test_the_table_of_steering_is_that_of_the_recorded_file() -> None:
+    with (ROOT / "docs/results/scenes-sd/audit-steering.csv").open(encoding="utf-8") as file:
+        rates = [row for row in csv.DictReader(file) if row["measure"] == "rate"]
+    own = {row["strength"]: row for row in rates if row["steered"] == "texture"}
+    others = [row for row in rates if row["steered"] != "texture"]
+    assert len({row["steered"] for row in others}) == 19
+    shown = [f"{float(r['value']):.2f} [{float(r['low']):.2f}, {float(r['high']):.2f}]" for r in own.values()]
+    assert f"| striped, as perceived | {' | '.join(shown)} |" in TEXT
+    ranges = []
+    for strength in own:
+        values = sorted(float(row["value"]) for row in others if row["strength"] == strength)
+        ends = (f"{values[0]:.2f}", f"{values[-1]:.2f}")
+        ranges.append(ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}")
+    assert f"| 19 random directions | {' | '.join(ranges)} |" in TEXT
