@@ -146,7 +146,7 @@ def held_out_pairs(changes: Floats) -> float:
     0.666...
     """
     if len(changes) < 2:
-        raise EmptyClass(f"{len(changes)} context: there is no direction of other contexts.")
+        raise EmptyClass(f"{len(changes)} context: a direction of the other contexts needs at least 2.")
     of_context = changes.sum(1)
     side = np.einsum("csd,cd->cs", changes, of_context.sum(0) - of_context)
     return float(((side > 0) + 0.5 * (side == 0)).mean())

@@ -17,14 +17,13 @@ from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.parts import LATENTS
 from diffprobe.backbones.prompt_plan import PIXELS
 from diffprobe.core.errors import ConfigError, EmptyClass, StoreMismatch, unknown
+from diffprobe.core.groups import SINGLE_SAMPLES
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.reader import FeatureStore
 from diffprobe.metrics.auroc import auroc
 from diffprobe.probes.direction.base import Direction
 from diffprobe.probes.null_distribution import Null
 
-SAMPLE = "sample"
-"""Value of `group_by` by which every image is a group of its own."""
 BASELINES = {Cell(LATENTS, 0).name: "vae_latents", Cell(PIXELS, 0).name: "raw_pixels"}
 """Cell of generated and of real images -> name of the baseline."""
 
@@ -37,7 +36,7 @@ class ImageSettings:
     """Stores of features of images; each direction is scored in the first one that has its cell."""
     split: str = "test"
     """Split of the images."""
-    group_by: str = SAMPLE
+    group_by: str = SINGLE_SAMPLES
     """Attribute whose images are resampled together, or "sample"."""
     n_resamples: int = 1000
     """Resamples of groups."""
@@ -105,7 +104,7 @@ def _read(direction: Direction, settings: ImageSettings) -> _Images | None:
     store = next((store for store in settings.stores if direction.cell in store.cells), None)
     if store is None:
         return None
-    for name in (direction.target, *([settings.group_by] if settings.group_by != SAMPLE else [])):
+    for name in (direction.target, *([settings.group_by] if settings.group_by != SINGLE_SAMPLES else [])):
         if name not in store.attributes:
             raise unknown("attribute of the images", name, list(store.attributes))
     values = store.attributes[direction.target]
@@ -140,7 +139,7 @@ def _groups(
     settings: ImageSettings,
 ) -> list[str]:
     """Return the group of each image; images without a value of the attribute are groups of their own."""
-    if settings.group_by == SAMPLE:
+    if settings.group_by == SINGLE_SAMPLES:
         return [keys[row] for row in rows]
     names, codes = store.attributes[settings.group_by], attributes[settings.group_by].tolist()
     return [f"={names[codes[row]]}" if codes[row] >= 0 else keys[row] for row in rows]

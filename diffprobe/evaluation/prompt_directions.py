@@ -21,6 +21,7 @@ from diffprobe.config.validators import at_least
 from diffprobe.core.column_names import path_part
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, EmptyClass, StoreMismatch
+from diffprobe.core.groups import SINGLE_SAMPLES
 from diffprobe.core.result import (
     BACKBONE,
     RESULT_FILE,
@@ -32,7 +33,7 @@ from diffprobe.core.result import (
     write_result,
 )
 from diffprobe.evaluation.decode import open_text_encoder
-from diffprobe.evaluation.direction_on_images import BASELINES, SAMPLE, ImageSettings, score_on_images
+from diffprobe.evaluation.direction_on_images import BASELINES, ImageSettings, score_on_images
 from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
 from diffprobe.features.reader import FeatureStore
@@ -77,7 +78,7 @@ class PromptDirectionConfig:
     """Folders of stores of real images in the same cells, on which the directions are scored; () scores none."""
     image_split: str = "test"
     """Split of the images."""
-    group_by: str = SAMPLE
+    group_by: str = SINGLE_SAMPLES
     """Attribute of the images that are resampled together, such as family, or "sample"."""
     n_resamples: int = 1000
     """Resamples of groups of images."""

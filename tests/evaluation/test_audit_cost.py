@@ -17,7 +17,7 @@ from tests.evaluation.audit_world import TEXTURE, settings
 
 
 class Words:
-    """A tokenizer of whole words, between a start and an end; it drops what is no letter."""
+    """A tokenizer of whole words, between a start and an end; it drops what is not a letter."""
 
     def __call__(self, texts: list[str], **options: Any) -> Any:
         lists = [[0, *(1 for word in text.split() if any(c.isalpha() for c in word)), 2] for text in texts]
