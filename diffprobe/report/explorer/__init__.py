@@ -1,0 +1,1 @@
+"""The explorer: a folder of pages on the latents of autoencoders that opens from disk, without a server."""
