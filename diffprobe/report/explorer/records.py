@@ -1,4 +1,4 @@
-"""What the explorer shows, as plain records: `evaluation` fills them, and the writer of this package turns them to files.
+"""What the explorer shows, as records: `evaluation` fills them, and the writer of this package turns them into files.
 
 Records of latents and images come one at a time, in order, so neither side holds all of them.
 """
@@ -177,4 +177,4 @@ class LatentMatch:
     other: int
     """Latent of the second run."""
     similarity: float
-    """Cosine of decoder vectors where both read the same cell, correlation of activations on shared images elsewhere."""
+    """Cosine of decoder vectors if both read the same cell, else correlation of activations on shared images."""
