@@ -29,6 +29,7 @@ from diffprobe.evaluation.audit_measures import CellMeasures
 from diffprobe.evaluation.audit_settings import Audit
 from diffprobe.evaluation.audit_steering_settings import AuditSteering, evenly_spaced
 from diffprobe.evaluation.image_readers import AxisReader, OpenedReaders, open_latent_readers, open_scene_readers
+from diffprobe.evaluation.kept_draws import FOLDER
 from diffprobe.evaluation.steered_model import SteeredReader
 from diffprobe.probes.direction import random_directions
 
@@ -92,6 +93,7 @@ def steer_audit(config: Audit, latents: AuditLatents, measures: CellMeasures) ->
     model = SteeredReader(
         steering.generator, cell, prompts, keys, sampling_steps=steering.sampling_steps, guidance=steering.guidance,
         seed=config.seed, window=steering.window, edits_unconditional=steering.branch == "both",
+        keep=Path(config.output) / "stores" / FOLDER,
     )  # fmt: skip
     _require_same_model(config, model, latents)
     readers = _readers(config, axes, cell)

@@ -36,6 +36,7 @@ from diffprobe.core.result import (
     write_result,
 )
 from diffprobe.evaluation.decode import require_match, run_of
+from diffprobe.evaluation.kept_draws import FOLDER
 from diffprobe.evaluation.steered_model import SteeredReader
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction, random_directions
@@ -144,7 +145,7 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
         config.generator, Cell.parse(direction.cell), prompts,
         [f"seed {number}" for _ in config.prompts for number in range(config.seeds)],
         sampling_steps=config.sampling_steps, guidance=config.guidance, seed=config.seed, window=config.window,
-        edits_unconditional=config.branch == "both",
+        edits_unconditional=config.branch == "both", keep=Path(output) / "stores" / FOLDER,
     )  # fmt: skip
     if generator.digest != backbone_digest(store.manifest.backbone):
         raise StoreMismatch(

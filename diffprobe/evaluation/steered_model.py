@@ -4,6 +4,7 @@ Finished images can be noised again and read in that cell, so that prompt and ad
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from diffprobe.backbones.locate import locate
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.evaluation.kept_draws import KeptDraws
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
 from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
@@ -117,6 +119,7 @@ class SteeredReader:
         prompts: prompt of each image.
         keys: of each image; with `seed`, they fix the noise that it starts from, and that of the reading.
         sampling_steps, guidance, window, edits_unconditional: as of `SteeredModel`.
+        keep: folder in which finished latents are kept, and looked for first.
 
     Attributes:
         digest: of the model's files.
@@ -128,7 +131,7 @@ class SteeredReader:
 
     def __init__(
         self, generator: str, cell: Cell, prompts: Sequence[str], keys: Sequence[str], *, sampling_steps: int,
-        guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool,
+        guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool, keep: Path,
     ) -> None:  # fmt: skip
         self._cell, self._prompts, self._keys = cell, list(prompts), list(keys)
         if cell.pool == "none" or cell.pool.startswith("tokens"):
@@ -145,6 +148,11 @@ class SteeredReader:
             planned, cell, self._prompts, self._keys, sampling_steps=sampling_steps, guidance=guidance, seed=seed,
             window=window, edits_unconditional=edits_unconditional,
         )  # fmt: skip
+        identity = {
+            "backbone": self.digest, "cell": cell.name, "prompts": self._prompts, "keys": self._keys, "seed": seed,
+            "guidance": guidance, "steps": sampling_steps, "window": window, "both": edits_unconditional,
+        }  # fmt: skip
+        self._kept = KeptDraws(keep, identity)
         with quiet_libraries():
             self._reader = DiffusionFeatures.from_pretrained(
                 generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
@@ -152,8 +160,10 @@ class SteeredReader:
             )  # fmt: skip
 
     def draw(self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]) -> dict[float, Tensor]:
-        """Return the finished latents of each strength of a vector."""
-        return dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
+        """Return the finished latents of each strength. Raises: as `SteeredModel.latents` and `KeptDraws.get`."""
+        return self._kept.get(
+            vector, strengths, lambda: dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
+        )
 
     def reread(self, latents: Float[Tensor, "image channels height width"]) -> Float64[np.ndarray, "image d"]:
         """Noise finished latents again, and return their features; equal noise for equal keys."""

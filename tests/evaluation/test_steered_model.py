@@ -46,12 +46,19 @@ def test_other_models_and_taps_are_refused(tiny_sd):
         plan_steered(str(tiny_sd), Cell.parse("nowhere@t200:empty:mean"), fix="")
 
 
-def test_a_reader_reads_its_own_images_in_the_cell(tiny_sd):
-    settings = {"sampling_steps": 3, "guidance": 0.0, "seed": 0, "window": None, "edits_unconditional": False}
+def test_a_reader_reads_its_own_images_in_the_cell(tiny_sd, tmp_path):
+    settings = {"sampling_steps": 3, "guidance": 0.0, "seed": 0, "window": None, "edits_unconditional": False,
+                "keep": tmp_path / "kept"}  # fmt: skip
     reader = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **settings)
     vector = torch.nn.functional.normalize(torch.arange(reader.width).double(), dim=0) * 5
     found = reader.draw(vector, (0.0, 1.0))
     features = {strength: reader.reread(latents) for strength, latents in found.items()}
+    (kept,) = (tmp_path / "kept").iterdir()
+    again = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **settings)
+    again._model = None  # what was drawn once is not drawn again
+    assert all(again.draw(vector, (0.0, 1.0))[strength].equal(found[strength]) for strength in found)
+    other = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **{**settings, "seed": 1})
+    assert not other.draw(vector, (0.0, 1.0))[1.0].equal(found[1.0]) and len(list(kept.parent.iterdir())) == 2
     assert list(found) == [0.0, 1.0] and features[0.0].shape == (3, reader.width)
     assert (reader.reread(found[1.0]) == features[1.0]).all() and (features[0.0] != features[1.0]).any()
     assert [image.size for image in reader.decode(found[0.0])] == [(32, 32)] * 3

@@ -19,6 +19,7 @@ def test_the_page_shows_what_was_measured() -> None:
                     "Position between the own variants", "Descriptors at both ends", "Intersections", "Clusters",
                     "Groups of subjects", "Provenance"):  # fmt: skip
         assert heading in page, heading
+    assert '<div class="up"><span style="top:' in page  # numbers on the vertical axis
     assert page.count('<div class="dots"') == 8 and page.count("<svg") == 9  # four plots per axis, one scatter plot
     assert "No control by words" in page and "perceives" in page
 
