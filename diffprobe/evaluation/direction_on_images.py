@@ -2,7 +2,8 @@
 
 A direction was made without an image and without a label of one; AUROC on images of the named split measures
 whether it is that of the attribute. Beside it are the same difference of prompts in latents and pixels of the
-generated images, each on the real images' latents and pixels, and random directions.
+generated images, each on the real images' latents and pixels, the same difference in a text encoder on the images'
+captions, and random directions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,11 @@ from diffprobe.probes.null_distribution import Null
 
 BASELINES = {Cell(LATENTS, 0).name: "vae_latents", Cell(PIXELS, 0).name: "raw_pixels"}
 """Cell of generated and of real images -> name of the baseline."""
+TEXT = "text_encoder"
+"""Name of the baseline that reads the captions of the images."""
+
+CaptionScores = Callable[[Sequence[str]], NDArray[np.float64]]
+"""Captions -> coordinate of each along the direction of a text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +62,14 @@ class _Images:
     groups: list[str]
     positive: NDArray[np.bool_]
     features: torch.Tensor
+    captions: list[str]
+    """Empty where the store has none."""
 
 
 def score_on_images(
-    directions: Sequence[Direction], settings: ImageSettings, *, announce: Callable[[str], None] = lambda line: None
-) -> list[MetricRecord]:
+    directions: Sequence[Direction], settings: ImageSettings, *, text: CaptionScores | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> list[MetricRecord]:  # fmt: skip
     """Return a record `auroc` per direction whose cell the stores have.
 
     The controls are the AUROC of the baselines among the directions, on the same images, and the mean of random
@@ -69,7 +78,8 @@ def score_on_images(
 
     Args:
         directions: of one target, with the same ends.
-        announce: receives the directions without images.
+        text: the same direction in a text encoder, on captions; None without that baseline.
+        announce: receives what is left out: directions without images, and captions that are missing.
 
     Raises: ConfigError if no store has the cell of a direction, or for a direction of another width; UnknownName for a
         split, target, value or group that a store lacks; EmptyClass for an end without images; TooFewGroups;
@@ -96,6 +106,11 @@ def score_on_images(
     resamples = PairedResamples(first.groups, n_resamples=settings.n_resamples, seed=settings.seed)
     scored = {found.cell: _coordinates(found, read[found.cell]) for found in directions if found.cell in read}
     values = {cell: resamples.of(area_of(scores, first.positive)) for cell, scores in scored.items()}
+    if text is not None:
+        if first.captions and all(first.captions):
+            values[TEXT] = resamples.of(area_of(text(first.captions), first.positive))
+        else:
+            announce("the images have no captions, or not all of them: the text encoder is not a baseline")
     return [_record(found, values, resamples, read[found.cell], settings) for found in directions if found.cell in read]
 
 
@@ -119,6 +134,7 @@ def _read(direction: Direction, settings: ImageSettings) -> _Images | None:
             raise EmptyClass(f"split '{settings.split}' has no image with {direction.target} '{end}'.")
     rows = (above | below).nonzero().flatten().tolist()
     rows.sort(key=lambda row: table.keys[row])
+    captions = [table.captions[row] for row in rows] if table.captions else []
     x = table.features[direction.cell][torch.tensor(rows)].float().flatten(1)
     if x.shape[1] != len(direction.vector):
         raise ConfigError(
@@ -127,7 +143,7 @@ def _read(direction: Direction, settings: ImageSettings) -> _Images | None:
         )
     return _Images(
         keys=[table.keys[row] for row in rows], groups=_groups(store, table.attributes, table.keys, rows, settings),
-        positive=above[rows].numpy(), features=x,
+        positive=above[rows].numpy(), features=x, captions=captions,
     )  # fmt: skip
 
 
@@ -157,7 +173,8 @@ def _record(
     own = values[direction.cell]
     nothing = np.zeros_like(own)
     interval = resamples.interval(own, nothing, level=settings.level, method="expanded")
-    others = {name: values[cell] for cell, name in BASELINES.items() if cell in values and cell != direction.cell}
+    baselines = {**BASELINES, TEXT: TEXT}
+    others = {name: values[cell] for cell, name in baselines.items() if cell in values and cell != direction.cell}
     differences = {
         name: resamples.interval(own, other, level=settings.level, method="expanded") for name, other in others.items()
     }

@@ -33,7 +33,7 @@ from diffprobe.core.result import (
     write_result,
 )
 from diffprobe.evaluation.decode import open_text_encoder
-from diffprobe.evaluation.direction_on_images import BASELINES, ImageSettings, score_on_images
+from diffprobe.evaluation.direction_on_images import BASELINES, CaptionScores, ImageSettings, score_on_images
 from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
 from diffprobe.features.reader import FeatureStore
@@ -198,14 +198,16 @@ def make_directions(
         part = f"probes/{path_part(config.target)}/{one.direction.cell.replace(':', '.')}"
         artifacts[part] = digest_file(one.direction.save(place / part) / SETTINGS)
     metrics = [record for one in found for record in _records(one, pairs, "+".join(splits))]
+    changes = None if config.text_encoder is None else _text_changes(prompts, pairs, config, announce)
     if images:
         settings = ImageSettings(
             stores=images, split=config.image_split, group_by=config.group_by, n_resamples=config.n_resamples,
             n_random=config.n_random, level=config.level, seed=config.seed,
         )  # fmt: skip
-        metrics += score_on_images([one.direction for one in found], settings, announce=announce)
-    if config.text_encoder is not None:
-        metrics += _text_records(prompts, pairs, config, "+".join(splits), announce)
+        text = None if changes is None else _caption_scores(changes, config)
+        metrics += score_on_images([one.direction for one in found], settings, text=text, announce=announce)
+    if changes is not None:
+        metrics += _text_records(changes, pairs, config, "+".join(splits))
     result = make_result(
         run=place.name, experiment=FOLDER, kind=KIND, config=tree, seeds={"halves": config.seed}, metrics=metrics,
         started_at=started_at, artifacts=artifacts,
@@ -283,17 +285,28 @@ def _records(one: PromptDirection, pairs: PromptPairs, split: str) -> list[Metri
     return records
 
 
-def _text_records(
-    prompts: Sequence[str], pairs: PromptPairs, config: PromptDirectionConfig, split: str,
-    announce: Callable[[str], None],
-) -> list[MetricRecord]:  # fmt: skip
-    """Return norm, agreement over contexts and held-out pairs of the difference in the vectors of the prompts."""
+def _text_changes(
+    prompts: Sequence[str], pairs: PromptPairs, config: PromptDirectionConfig, announce: Callable[[str], None]
+) -> np.ndarray | None:
+    """Return the differences of the pairs in the text encoder, (contexts, 1, d); None if all of them are 0."""
     vectors = open_text_encoder(str(config.text_encoder)).mean_states(prompts).double().numpy()[:, None]
     try:
-        changes = pairs.differences(vectors)
+        return pairs.differences(vectors)
     except EmptyClass:
         announce("the text encoder does not distinguish the ends: its vectors of both prompts of each pair are equal")
-        return []
+        return None
+
+
+def _caption_scores(changes: np.ndarray, config: PromptDirectionConfig) -> CaptionScores:
+    """Return what gives captions their coordinate along the mean difference of the text encoder."""
+    encoder, vector = open_text_encoder(str(config.text_encoder)), changes.mean((0, 1))
+    return lambda captions: encoder.mean_states(captions).double().numpy() @ vector
+
+
+def _text_records(
+    changes: np.ndarray, pairs: PromptPairs, config: PromptDirectionConfig, split: str
+) -> list[MetricRecord]:
+    """Return norm, agreement over contexts and held-out pairs of the difference in the vectors of the prompts."""
     halves = halves_cosine(changes.mean(1), n_halves=config.n_halves, level=config.level, seed=config.seed)
     detail = {
         "positive": config.positive, "negative": config.negative, "contexts": len(pairs.contexts),

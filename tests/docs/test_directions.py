@@ -49,6 +49,7 @@ def test_the_table_of_emoji_is_that_of_the_recorded_results() -> None:
     header, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
     cells = {"generated pixels": "pixels@t0", "generated VAE latents": "latents@t0"}
     assert [row[0] for row in rows] == ["style", "gender", "skin_tone"]
+    of_captions = []
     for name, counts, *shown in rows:
         metrics = read_result(ROOT / f"docs/results/emoji-sd/prompt-directions/{name}.json").metrics
         of = {(record.cell or "").partition(":")[0]: record for record in metrics if record.name == "auroc"}
@@ -60,6 +61,7 @@ def test_the_table_of_emoji_is_that_of_the_recorded_results() -> None:
             assert counts == f"{record.n}, {record.detail['groups']}"
             assert record.detail["p_random_direction"] <= 0.03
         assert shown == expected
+        of_captions.append(f"{of['latents@t0'].controls['text_encoder']:.2f}")
         assert all(of["latents@t0"].value >= record.value for record in of.values())
         if name == "style":
             of_features = [of[f"{tap}@t200"].detail["differences"]["vae_latents"] for tap in header if "block" in tap]
@@ -67,3 +69,4 @@ def test_the_table_of_emoji_is_that_of_the_recorded_results() -> None:
             assert [round(-min(one[0] for one in of_features), 2), round(-max(one[0] for one in of_features), 2)] == [
                 0.22, 0.13,
             ]  # fmt: skip
+    assert f"with\n{of_captions[0]}, {of_captions[1]} and {of_captions[2]}, since they name" in TEXT

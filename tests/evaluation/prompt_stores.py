@@ -64,7 +64,7 @@ def write_prompt_store(
 
 def write_image_store(
     root: Path, *, cells: Sequence[str] = tuple(CELLS)[:2], n: int = 40, noise: float = 1.0, weights: str = "ab",
-    reverse: bool = False, prefix: str = "image", seed: int = 1,
+    reverse: bool = False, prefix: str = "image", seed: int = 1, captions: bool = True,
 ) -> Path:  # fmt: skip
     """Write features of images, half of each end, in families of four, and return the folder of the store."""
     generator = np.random.default_rng(seed)
@@ -90,7 +90,8 @@ def write_image_store(
             "family": torch.tensor([families.index(f"family-{i // 4}") for i in order]),
         },
     )  # fmt: skip
+    texts = ["a cook, striped clothes" if striped[i] and i % 3 else "a cook" for i in order] if captions else []
     writer = StoreWriter(root, manifest)
-    writer.write(shard, [ExtractedBatch(batch, ["" for _ in keys])])
+    writer.write(shard, [ExtractedBatch(batch, texts or [""] * n)])
     writer.finish()
     return writer.path

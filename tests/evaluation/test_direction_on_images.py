@@ -55,6 +55,25 @@ def test_auroc_is_that_of_sklearn_and_its_controls_are_of_the_same_images(tmp_pa
     assert alone.detail["groups"] == 40 and alone.value == own.value
 
 
+def test_the_captions_of_the_images_are_a_baseline(tmp_path):
+    images, said = write_image_store(tmp_path), []
+
+    def text(captions):
+        return np.array([float(len(caption)) for caption in captions])
+
+    (record,) = score_on_images([direction()], settings(images), text=text, announce=said.append)
+    table = FeatureStore.open(images).load("test", [CELL])
+    expected = roc_auc_score(table.attributes["texture"].numpy() == 1, text(table.captions))
+    assert record.controls["text_encoder"] == pytest.approx(expected)
+    assert record.detail["differences"]["text_encoder"][0] == pytest.approx(record.value - expected) and not said
+
+
+def test_images_without_captions_have_no_such_baseline(tmp_path):
+    images, said = write_image_store(tmp_path, captions=False), []
+    (record,) = score_on_images([direction()], settings(images), text=lambda captions: 1 / 0, announce=said.append)
+    assert "text_encoder" not in record.controls and "no captions" in said[0]
+
+
 def test_neither_the_order_of_images_nor_that_of_stores_counts(tmp_path):
     forwards, backwards = (write_image_store(tmp_path / name, reverse=name == "b") for name in "ab")
     other = write_image_store(tmp_path / "c", cells=["mid_block@t500:empty:mean"])
@@ -82,6 +101,18 @@ def test_directions_of_a_store_are_scored_where_images_are_given(tmp_path):
     assert record.cell == REREAD and record.split == "test" and record.value > 0.7
     assert [line for line in said if CELL in line and "images" in line]
     assert FeatureStore.open(images).manifest.digest in result.artifacts.values()
+
+
+def test_a_text_encoder_reads_the_captions_of_the_images(tiny_sd, tmp_path):
+    prompts, images = write_prompt_store(tmp_path / "p"), write_image_store(tmp_path / "i", cells=[REREAD])
+    config = PromptDirectionConfig(
+        target="texture", positive="striped", negative="plain", images=(str(images),), n_resamples=50, n_random=19,
+        text_encoder=str(tiny_sd),
+    )  # fmt: skip
+    (record,) = [one for one in read_result(make_directions(prompts, config, output=tmp_path)).metrics
+                 if one.name == "auroc"]  # fmt: skip
+    # two thirds of the striped images say so, the others have the caption of plain ones
+    assert record.controls["text_encoder"] == pytest.approx(1 - 7 / 20 / 2)
 
 
 @pytest.mark.parametrize(
