@@ -81,10 +81,10 @@ up() { # FOLDER
   slurmctld
   slurmd
   for _ in $(seq 60); do
-    [ "$(sinfo -h -p debug -o %t 2>/dev/null)" = idle ] && return 0
+    [ -s "$1/slurmd.pid" ] && [ "$(sinfo -h -p debug -o %t 2>/dev/null)" = idle ] && return 0
     sleep 0.5
   done
-  echo "the node did not become idle" >&2
+  echo "the node did not become idle (does a slurmd of an interrupted run still have the port? pkill slurmd slurmctld)" >&2
   tail -n 20 "$1/slurmd.log" "$1/slurmctld.log" >&2
   return 1
 }
