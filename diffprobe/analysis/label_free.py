@@ -1,4 +1,7 @@
-"""Scores of features without labels, by which a cell can be chosen: RankMe, and CKNNA against another encoder."""
+"""Scores of features without labels, by which a cell can be chosen.
+
+RankMe, CKNNA against another encoder, and the share of high spatial frequencies.
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,6 +54,30 @@ def cknna(x: Float[Tensor, "samples d_x"], y: Float[Tensor, "same d_y"], *, k: i
     own = [_hsic(kernel * mask, kernel * mask) for kernel, mask in zip(kernels, masks, strict=True)]
     scale = (own[0] * own[1]).clamp(min=0).sqrt()
     return float(both / scale) if scale > 1e-12 else 0.0
+
+
+def high_frequency_share(x: Float[Tensor, "samples channels height width"], *, cutoff: float = 0.5) -> float:
+    """Return the share of the energy of feature maps at high spatial frequencies, 0 to 1, the mean over samples.
+
+    A frequency is high if its largest component is above `cutoff` of the Nyquist frequency; the mean of a channel has
+    no share. In the spirit of A-SelecT (Liu et al. 2026, arXiv 2603.25758), which selects the timestep of a transformer by
+    a ratio of high frequencies in one of its features. Its formula and its cutoff were not read: this one is ours.
+
+    Raises: ConfigError for maps below 2 x 2, constant maps or a cutoff outside of (0, 1); NonFinite.
+    """
+    if not 0 < cutoff < 1:
+        raise ConfigError(f"cutoff={cutoff:g} is out of range: above 0 and below 1.")
+    if min(x.shape[2:]) < 2 or not len(x):
+        raise ConfigError(f"features have shape {tuple(x.shape)}; expected (samples, channels, height, width).")
+    _require(x.flatten(1), 1)
+    x = x.double() - x.double().mean((2, 3), keepdim=True)
+    energy = torch.fft.fft2(x).abs().square().sum(1)
+    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64).abs() * 2 for side in x.shape[2:])
+    is_high = torch.maximum(rows[:, None], columns[None]) > cutoff
+    total = energy.sum((1, 2))
+    if not (total > 0).all():
+        raise ConfigError(f"the maps of {int((total <= 0).sum())} of {len(x)} samples are constant.")
+    return float(((energy * is_high).sum((1, 2)) / total).mean())
 
 
 def _require(x: Tensor, n: int) -> None:

@@ -1,8 +1,7 @@
 """Label-free selection of a cell beside selection on val: how often both choose the same, and what the others cost.
 
 Reads finished runs of classifiers and the stores that they were measured on. A case is one target of one run, or of the
-members of a grid that differ in nothing but the cell. A-SelecT (arXiv 2603.25758) is not here: its rule is not in the
-sources at hand.
+members of a grid that differ in nothing but the cell.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffprobe.analysis.label_free import cknna, rank_me
+from diffprobe.analysis.label_free import cknna, high_frequency_share, rank_me
+from diffprobe.backbones.cell import Cell
 from diffprobe.core.digest import canonical_json
 from diffprobe.core.errors import ConfigError, SchemaError, unknown
 from diffprobe.evaluation.page_features import open_features
@@ -22,6 +22,8 @@ from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.shuffled_labels import hash_keys
 
 VAL = "val"
+FREQUENCIES = "high frequencies"
+"""Selector by the share of high spatial frequencies, for cells that keep all places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,8 @@ def compare_selectors(
     scores: dict[str, dict[str, float]] = {"RankMe": {}}
     if given is not None:
         scores[f"CKNNA (k={k})"] = {}
+    if all(Cell.parse(cell).pool == "none" for cell in wanted):
+        scores[FREQUENCIES] = {}
     n, split = 0, runs[0].config.data.train_split
     for run in runs:
         missing = [cell for cell in wanted if cell not in scores["RankMe"]]
@@ -145,6 +149,9 @@ def compare_selectors(
                 continue
             x = table.features[cell][order].flatten(1).float()
             scores["RankMe"][cell] = rank_me(x)
+            if FREQUENCIES in scores:
+                maps = table.features[cell][order].float()
+                scores[FREQUENCIES][cell] = high_frequency_share(maps.reshape(-1, *maps.shape[-3:]))
             if given is not None:
                 scores[f"CKNNA (k={k})"][cell] = cknna(x, given(keys), k=k)
     return Selection(metric=metric, n=n, split=split, scores=scores, cases=cases)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffprobe.analysis.label_free import cknna, rank_me
+from diffprobe.analysis.label_free import cknna, high_frequency_share, rank_me
 from diffprobe.core.errors import ConfigError, NonFinite
 
 
@@ -83,3 +83,33 @@ def test_features_that_cannot_be_scored():
     x[3, 2] = torch.nan
     with pytest.raises(NonFinite, match="1 of 24"):
         rank_me(x)
+
+
+def waves(*frequencies, side=8):
+    """Return maps that are sums of cosines along both axes, of equal amplitude."""
+    place = torch.arange(side) * 2 * math.pi / side
+    return sum(
+        torch.cos(f * place)[None, None, None, :] + torch.cos(f * place)[None, None, :, None] for f in frequencies
+    )
+
+
+def test_the_share_of_high_frequencies_is_that_of_planted_waves():
+    assert high_frequency_share(waves(1) + 9) == pytest.approx(0, abs=1e-12)  # the mean of a channel has no share
+    assert high_frequency_share(waves(3)) == pytest.approx(1)
+    assert high_frequency_share(waves(1, 3)) == pytest.approx(0.5)
+    assert high_frequency_share(waves(1, 3), cutoff=0.2) == pytest.approx(1)
+    assert high_frequency_share(waves(2)) == pytest.approx(0, abs=1e-12)  # at the cutoff itself
+    mixed = torch.cat([waves(1), 100 * waves(3)])
+    assert high_frequency_share(mixed) == pytest.approx(0.5)  # each sample counts alike
+    noise = features(6, 3 * 64).view(6, 3, 8, 8)
+    assert high_frequency_share(noise[[3, 1, 0, 2, 5, 4]]) == pytest.approx(high_frequency_share(noise))
+    assert high_frequency_share(noise.transpose(2, 3)) == pytest.approx(high_frequency_share(noise))
+
+
+def test_maps_without_frequencies_are_refused():
+    with pytest.raises(ConfigError, match="cutoff=1"):
+        high_frequency_share(waves(1), cutoff=1.0)
+    with pytest.raises(ConfigError, match=r"\(1, 1, 8, 1\)"):
+        high_frequency_share(waves(1)[..., :1])
+    with pytest.raises(ConfigError, match="1 of 2 samples are constant"):
+        high_frequency_share(torch.cat([waves(1), torch.ones(1, 1, 8, 8)]))

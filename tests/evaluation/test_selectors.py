@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffprobe.analysis.label_free import cknna, rank_me
+from diffprobe.analysis.label_free import cknna, high_frequency_share, rank_me
 from diffprobe.cli.main import main
 from diffprobe.core.errors import ConfigError, SchemaError, UnknownName
 from diffprobe.evaluation.page_features import open_features
@@ -86,3 +86,14 @@ def test_members_of_a_grid_that_differ_in_the_cell_are_one_case(train_tiny):
         f"{target} (learning_rate={rate})" for target in ("label", "style") for rate in (0.01, 0.1)
     ]
     assert all(len(case.val) == 2 for case in found.cases) and len(found.scores["RankMe"]) == 2
+
+
+@pytest.mark.slow
+def test_cells_with_places_are_scored_by_their_frequencies(train_tiny):
+    folder = train_tiny(*CELLS, "features.pool=none", "probe=diff_c")
+    found = compare_selectors([folder])
+    (run,) = opened(folder)
+    table = open_features(run).table("train")
+    assert list(found.scores) == ["RankMe", "high frequencies"]
+    for cell, score in found.scores["high frequencies"].items():
+        assert score == pytest.approx(high_frequency_share(table.features[cell].float()))
