@@ -60,8 +60,8 @@ def high_frequency_share(x: Float[Tensor, "samples channels height width"], *, c
     """Return the share of the energy of feature maps at high spatial frequencies, 0 to 1, the mean over samples.
 
     A frequency is high if its largest component is above `cutoff` of the Nyquist frequency; the mean of a channel has
-    no share. In the spirit of A-SelecT (Liu et al. 2026, arXiv 2603.25758), which selects the timestep of a transformer by
-    a ratio of high frequencies in one of its features. Its formula and its cutoff were not read: this one is ours.
+    no share. In the spirit of A-SelecT (Liu et al. 2026, arXiv 2603.25758), which selects the timestep of a transformer
+    by a ratio of high frequencies in one of its features. Its formula and its cutoff were not read: this one is ours.
 
     Raises: ConfigError for maps below 2 x 2, constant maps or a cutoff outside of (0, 1); NonFinite.
     """
