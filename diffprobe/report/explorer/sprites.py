@@ -5,6 +5,7 @@ Images have white behind transparent parts. A cell of an image that is not at ha
 """
 
 import io
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,16 +51,20 @@ class SpriteSheets:
             self._write_tiny()
 
     def close(self) -> None:
-        """Write the last sheets, which may have fewer rows."""
+        """Write the last sheets, which may have fewer rows. Without any picture, no sheet is left."""
         if self._cells:
             self._write_sheet()
         if self._tiny:
             self._write_tiny()
+        if not self.n_pictures:
+            for name in ("sprites", "tiny"):
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+            self.sides = []
 
     def _write_sheet(self) -> None:
         side = max((max(cell.size) for cell in self._cells if cell is not None), default=1)
         self.sides.append(side)
-        self._save(self._cells, COLUMNS, side, f"sprites/{self._n_sheets:04d}.jpg", 88)
+        self._save(self._cells, COLUMNS, side, f"sprites/{self._n_sheets:04d}.jpg", 92)
         self._cells = []
         self._n_sheets += 1
 

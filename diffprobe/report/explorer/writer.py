@@ -126,13 +126,11 @@ class ExplorerWriter:
         source = files("diffprobe.report.explorer") / "page"
         parts = [(source / f"{name}.js").read_text("utf-8") for name in SCRIPTS]
         script = '(() => {\n"use strict";\n' + "\n".join(parts) + "\n})();\n"
-        with (self._folder / "app.js").open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(script)
-        for name in ("app.css", "index.html"):  # index.html last: without it nothing can be opened
-            with atomic_file(self._folder / name) as temporary:
-                if name == "index.html":
-                    self._write_contents()
-                temporary.write_bytes((source / name).read_bytes())
+        self._write_contents()
+        (self._folder / "app.js").write_bytes(script.encode())
+        (self._folder / "app.css").write_bytes((source / "app.css").read_bytes())
+        with atomic_file(self._folder / "index.html") as temporary:  # last: without it nothing can be opened
+            temporary.write_bytes((source / "index.html").read_bytes())
         write_json_atomic(self._folder / MARKER, _marker(complete=True))
         self._state = "closed"
         return self._folder / "index.html"
@@ -182,9 +180,7 @@ class ExplorerWriter:
         _write_chunk(data, number, "latents", len(names), chunk)
         return names, top
 
-    def _write_images(
-        self, facts: ExplorerFacts, images: Iterable[ImagePage], data: Path, number: int
-    ) -> SpriteSheets:
+    def _write_images(self, facts: ExplorerFacts, images: Iterable[ImagePage], data: Path, number: int) -> SpriteSheets:
         """Write pages in chunks, the list by which images are found, and the sheets."""
         sheets = SpriteSheets(data)
         keys: set[str] = set()

@@ -83,14 +83,17 @@ function drawBar({ parts: [name], number }) {
   const isCompare = name === "compare";
   const runs = contents?.runs ?? [];
   const up = { images: "images", image: "images" }[name] ?? "";
-  document.getElementById("bar").replaceChildren(
+  const runLink = (run, i) =>
+    el("a", { href: i ? `#/run/${i}/${up}` : `#/${up}`, "aria-current": !isCompare && i === number ? "true" : null }, data(run.run));
+  const parts = [
     el("span", { class: "brand" }, "diffprobe", el("span", {}, " explorer")),
     el("nav", { "aria-label": "Views" },
       link(memory.get(number)?.hash ?? `${prefix}/`, "Latents", !isCompare && !up), link(`${prefix}/images`, "Images", Boolean(up)),
       contents?.compared && link(lastCompare, "Compare", isCompare)),
-    runs.length > 1 && el("nav", { "aria-label": "Runs", class: "runs" }, runs.map((run, i) => el("a", { href: i ? `#/run/${i}/${up}` : `#/${up}`, "aria-current": !isCompare && i === number ? "true" : null }, data(run.run)))),
+    runs.length > 1 && el("nav", { "aria-label": "Runs", class: "runs" }, runs.map(runLink)),
     el("button", { type: "button", class: "plain help", "aria-label": "Keys", title: "Key ?", on: { click: openHelp } }, "?"),
-  );
+  ];
+  document.getElementById("bar").replaceChildren(...parts.filter(Boolean));
 }
 
 function openHelp() {

@@ -58,9 +58,14 @@ function distribution(column, value = NaN) {
   return chart;
 }
 
+/** A number on an axis: short. */
+function axisText(value) {
+  return value && Math.abs(value) < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(2)));
+}
+
 /** Positive activations of a latent on a logarithmic scale of counts. */
 function activationHistogram(counts, end) {
-  const [width, height, left, bottom] = [420, 150, 40, 22];
+  const [width, height, left, bottom] = [300, 128, 40, 22];
   const most = Math.max(1, ...counts);
   const top = Math.max(1, Math.ceil(Math.log10(most)));
   const y = (count) => (height - bottom) * (1 - Math.log10(count) / top) * 0.94 + 6;
@@ -82,14 +87,14 @@ function activationHistogram(counts, end) {
   });
   chart.append(svg("line", { class: "axis", x1: left, x2: width, y1: base, y2: base }));
   for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
-    chart.append(svg("text", { x: left + share * (width - left), y: height - 5, "text-anchor": anchor }, significant(share * end)));
+    chart.append(svg("text", { x: left + share * (width - left), y: height - 5, "text-anchor": anchor }, axisText(share * end)));
   }
   return chart;
 }
 
 /** One number by timestep. */
 function curveChart(points, kind, title) {
-  const [width, height, left, bottom] = [420, 130, 52, 22];
+  const [width, height, left, bottom] = [300, 128, 44, 22];
   const steps = points.map(([t]) => t);
   const [first, last] = [Math.min(...steps), Math.max(...steps)];
   const top = Math.max(...points.map(([, value]) => value)) || 1;
@@ -100,7 +105,7 @@ function curveChart(points, kind, title) {
   for (const share of [0, 0.5, 1]) {
     const at = y(share * top);
     chart.append(svg("line", { class: share ? "rule" : "axis", x1: left, x2: width, y1: at, y2: at }));
-    chart.append(svg("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, format(share * top, kind)));
+    chart.append(svg("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, kind === "share" ? `${axisText(100 * share * top)} %` : axisText(share * top)));
   }
   chart.append(svg("polyline", { class: "line", points: points.map(([t, value]) => `${x(t)},${y(value)}`).join(" ") }));
   points.forEach(([t, value]) => {
@@ -108,8 +113,8 @@ function curveChart(points, kind, title) {
     dot.append(svg("title", {}, `t = ${t}: ${format(value, kind)}`));
     chart.append(dot);
   });
-  const labels = points.length > 8 ? [first, last] : steps;
-  for (const t of labels) chart.append(svg("text", { x: x(t), y: height - 5, "text-anchor": "middle" }, t));
+  const labels = points.length > 6 ? [first, steps[Math.floor(points.length / 2)], last] : steps;
+  for (const t of labels) chart.append(svg("text", { x: x(t), y: height - 5, "text-anchor": t === last && points.length > 1 ? "end" : "middle" }, t));
   return chart;
 }
 

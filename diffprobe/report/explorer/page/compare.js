@@ -8,7 +8,7 @@ async function loadMatches() {
 async function compareView(query) {
   const { matches, runs } = await loadMatches();
   const [one, other] = runs;
-  const shared = one.columns.filter((column) => other.columns.some((found) => found.key === column.key)).slice(0, 4);
+  const shared = one.columns.filter((column) => other.columns.some((found) => found.key === column.key)).slice(0, 2);
   const twin = new Map(shared.map((column) => [column.key, other.columns.find((found) => found.key === column.key)]));
   const similarity = Float64Array.from(matches, (match) => match[2]);
   const sortable = new Map([["similarity", similarity], ["latent", Float64Array.from(matches, (match) => match[0])], ["other", Float64Array.from(matches, (match) => match[1])]]);
@@ -19,10 +19,10 @@ async function compareView(query) {
   let sort = query.get("sort") ?? "-similarity";
   let tops = [null, null];
   const half = (run, i, key) => [
-    { key, title: `Latent of ${run.facts.run}`, help: run.facts.run, width: "minmax(6rem, 9rem)", class: i ? "number divide" : "number", sortable: true },
-    { key: "", title: "Names", width: "minmax(10rem, 1fr)", class: "text" },
-    ...(run.pictures ? [{ key: "", title: "Most active", width: "9rem", class: "pictures" }] : []),
-    ...shared.map((column) => ({ key: `${i}.${column.key}`, title: column.title, help: column.help, width: "minmax(5rem, 7rem)", class: "number", sortable: true })),
+    { key, title: i ? "Second" : "First", help: `Latent of ${run.facts.run}`, width: 92, class: i ? "number divide" : "number", sortable: true },
+    { key: "", title: "Names", width: 150, grow: 1, class: "text" },
+    ...(run.pictures ? [{ key: "", title: "Top images", width: 146, class: "pictures" }] : []),
+    ...shared.map((column) => ({ key: `${i}.${column.key}`, title: column.title, help: column.help, width: numberWidth(column.title), class: "number", sortable: true })),
   ];
   const halfCells = (run, i, latent) => [
     [latentLink(run, latent)],
@@ -33,7 +33,7 @@ async function compareView(query) {
   const table = new VirtualTable({
     label: "Matched latents of two runs",
     columns: [
-      { key: "similarity", title: "Similarity", help: "Cosine of decoder vectors, or correlation of activations on shared images where the runs read different cells", width: "8rem", class: "similarity", sortable: true },
+      { key: "similarity", title: "Similarity", help: "Cosine of decoder vectors, or correlation of activations on shared images where the runs read different cells", width: 136, class: "similarity", sortable: true },
       ...half(one, 0, "latent"), ...half(other, 1, "other"),
     ],
     cells: (at) => {
@@ -64,7 +64,7 @@ async function compareView(query) {
   const view = {
     element: el("div", { class: "view table-view compare" },
       el("div", { class: "run-head" }, el("h1", {}, data(one.facts.run), el("span", { class: "soft" }, " and "), data(other.facts.run)),
-        el("p", { class: "facts" }, "Each latent of the first run beside the most similar one of the second. Enter opens both pages.")),
+        el("p", { class: "facts" }, "Latents of the first run, each next to the most similar one of the second. Enter opens both pages.")),
       el("div", { class: "tools" }, search, count), table.element),
     title: `${one.facts.run} and ${other.facts.run}`,
     up: "#/",

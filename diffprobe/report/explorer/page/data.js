@@ -73,6 +73,7 @@ function next() {
 
 /** Return the little-endian numbers of a base64 text as a typed array. */
 function decode(base64, Type) {
+  if (Uint8Array.fromBase64) return new Type(Uint8Array.fromBase64(base64).buffer);
   const text = atob(base64);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
@@ -92,6 +93,10 @@ function loadRun(number) {
     );
   }
   return promises.get(name);
+}
+
+function isIndex(value, n) {
+  return Number.isInteger(value) && value >= 0 && value < n;
 }
 
 /** Return a promise of one page of a run, of a latent or an image. */

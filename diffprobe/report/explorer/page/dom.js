@@ -44,13 +44,12 @@ function format(value, kind = "number") {
   return significant(value);
 }
 
-/** Write three significant digits; large integers in full. */
-function significant(value) {
+/** Write a number with three significant digits, large ones as integers, tiny ones with an exponent. */
+function significant(value, digits = 3) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 100) return Math.round(value).toLocaleString("en");
-  if (size < 1e-4) return value.toExponential(1);
-  return String(Number(value.toPrecision(3))).replace("-", "−");
+  const text = size >= 100 ? Math.round(size).toLocaleString("en") : size < 1e-4 ? size.toExponential(digits - 2) : size.toPrecision(digits);
+  return value < 0 ? `−${text}` : text;
 }
 
 function plural(n, one, many = `${one}s`) {

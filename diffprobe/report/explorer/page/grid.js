@@ -3,9 +3,15 @@
 const ROW = 36; // height of a row in pixels, as in app.css
 const MARGIN = 8; // rows before and after those in view
 
+/** Width in pixels of a column of numbers that shows its title on two lines. */
+function numberWidth(title) {
+  const longest = Math.max(...title.split(/\s+/).map((word) => word.length), title.length / 2);
+  return Math.max(96, Math.min(180, 46 + 7.4 * longest));
+}
+
 class VirtualTable {
   /**
-   * columns: {key, title, help, width, class, sortable}; cells(id): contents of the cells of a row, in order;
+   * columns: {key, title, help, width, grow, class, sortable}, widths in pixels; cells(id): contents of the cells of a row, in order;
    * open(id): called on Enter or a click; sort(key): called on a click on a head.
    */
   constructor({ label, columns, cells, open, sort }) {
@@ -21,7 +27,9 @@ class VirtualTable {
       el("div", { role: "rowgroup", class: "head-group" }, this.head),
       this.body,
     );
-    this.element.style.setProperty("--columns", columns.map((column) => column.width).join(" "));
+    const widths = columns.map((column) => (column.grow ? `minmax(${column.width}px, ${column.grow}fr)` : `${column.width}px`));
+    this.element.style.setProperty("--columns", widths.join(" "));
+    this.element.style.setProperty("--width", `${columns.reduce((sum, column) => sum + column.width, 24)}px`);
     this.body.addEventListener("click", (event) => {
       const row = event.target.closest("[data-position]");
       if (!row || event.target.closest("a")) return;
@@ -52,9 +60,8 @@ class VirtualTable {
     this.active = Math.max(0, Math.min(active, order.length - 1));
     this.element.setAttribute("aria-rowcount", order.length + 1);
     this.body.style.height = `${order.length * ROW}px`;
-    this.refresh();
     this.element.scrollTop = top;
-    this.render();
+    this.refresh();
   }
 
   /** Make the rows in view again. */

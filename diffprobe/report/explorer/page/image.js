@@ -1,7 +1,7 @@
 // The page of an image, and the list of images.
 
 async function imageView(run, image) {
-  if (!(image >= 0 && image < run.facts.nImages)) throw new Error(`Image ${image} does not exist: this run has ${plural(run.facts.nImages, "image")}.`);
+  if (!isIndex(image, run.facts.nImages)) throw new Error(`Image ${image} does not exist: this run has ${plural(run.facts.nImages, "image")}.`);
   const page = await loadPage(run, "images", image);
   const label = page.caption || page.label || page.key;
   const picture = page.picture ? largePicture(run, image, label) : el("span", { class: "thumb none", role: "img", "aria-label": label }, "no picture");
@@ -63,11 +63,11 @@ async function imagesView(run, query) {
   const table = new VirtualTable({
     label: "Images",
     columns: [
-      { key: "", title: "Image", width: "5.2rem", class: "number sticky" },
-      ...(run.pictures ? [{ key: "", title: "", width: "3rem", class: "pictures" }] : []),
-      { key: "", title: "Caption", width: "minmax(16rem, 3fr)", class: "text" },
-      { key: "", title: "Class", width: "minmax(7rem, 1fr)", class: "text" },
-      { key: "", title: "Key", width: "minmax(9rem, 1fr)", class: "text code" },
+      { key: "", title: "Image", width: 84, class: "number sticky" },
+      ...(run.pictures ? [{ key: "", title: "", width: 54, class: "pictures" }] : []),
+      { key: "", title: "Caption", width: 260, grow: 3, class: "text" },
+      { key: "", title: "Class", width: 120, grow: 1, class: "text" },
+      { key: "", title: "Key", width: 150, grow: 1, class: "text code" },
     ],
     cells: (image) => {
       const [key, caption, label] = images[image];

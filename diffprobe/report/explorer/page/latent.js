@@ -4,7 +4,7 @@ const MAX_BARS = 12; // bars of a group before "all"
 let heatIsOn = true;
 
 async function latentView(run, latent) {
-  if (!(latent >= 0 && latent < run.facts.nLatents)) throw new Error(`Latent ${latent} does not exist: this run has 0 to ${run.facts.nLatents - 1}.`);
+  if (!isIndex(latent, run.facts.nLatents)) throw new Error(`Latent ${latent} does not exist: this run has 0 to ${run.facts.nLatents - 1}.`);
   const page = await loadPage(run, "latents", latent);
   const [previous, following] = besideIt(run, latent);
   const step = (to, text, key) => to === undefined

@@ -48,13 +48,13 @@ function largePicture(run, image, label) {
 }
 
 const HEAT = [
-  [38, 15, 90],
+  [30, 26, 56],
   [178, 40, 104],
   [246, 120, 40],
   [255, 226, 110],
 ];
 
-/** A map of activations as a canvas of one pixel per place: dark violet and clear for 0, yellow for the largest. */
+/** A map of activations as a canvas of one pixel per place: a thin shade for 0, yellow for the largest. */
 function heatMap(height, width, base64) {
   const values = decode(base64, Uint8Array);
   const canvas = el("canvas", { class: "heat", width, height, "aria-hidden": "true" });
@@ -67,7 +67,7 @@ function heatMap(height, width, base64) {
     for (let c = 0; c < 3; c += 1) {
       pixels.data[4 * i + c] = HEAT[low][c] + (place - low) * (HEAT[low + 1][c] - HEAT[low][c]);
     }
-    pixels.data[4 * i + 3] = 255 * (0.3 + 0.45 * share);
+    pixels.data[4 * i + 3] = 255 * (0.16 + 0.62 * share);
   }
   context.putImageData(pixels, 0, 0);
   return canvas;

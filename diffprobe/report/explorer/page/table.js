@@ -53,11 +53,11 @@ function tableView(run, query) {
   let top = null;
 
   const columns = [
-    { key: "latent", title: "Latent", help: "Number of the latent in its dictionary", width: "5.2rem", class: "number sticky", sortable: true },
-    { key: "", title: "Names", help: "", width: "minmax(13rem, 1fr)", class: "text" },
-    ...(run.pictures ? [{ key: "", title: "Most active images", help: "", width: "9rem", class: "pictures" }] : []),
+    { key: "latent", title: "Latent", help: "Number of the latent in its dictionary", width: 84, class: "number sticky", sortable: true },
+    { key: "", title: "Names", help: "", width: 210, grow: 1, class: "text" },
+    ...(run.pictures ? [{ key: "", title: "Top images", help: "", width: 146, class: "pictures" }] : []),
     ...run.columns.map((column) => ({
-      key: column.key, title: column.title, help: column.help, width: "minmax(6.2rem, 8.5rem)", class: "number", sortable: true,
+      key: column.key, title: column.title, help: column.help, width: numberWidth(column.title), class: "number", sortable: true,
     })),
   ];
   const table = new VirtualTable({
@@ -84,10 +84,15 @@ function tableView(run, query) {
   });
   search.value = state.q;
   const named = toggle("Named only", state.named, (on) => { state.named = on; update(); });
-  const panel = filterPanel(run, state, () => update());
-  const filters = toggle("Filters", state.filters.size > 0, (on) => { panel.hidden = !on; table.schedule(); });
+  const panel = el("div", { class: "filters", id: "filters", role: "group", "aria-label": "Filters" });
+  const filters = toggle("Filters", state.filters.size > 0, (on) => {
+    if (on) fillPanel(run, panel, state, () => update());
+    panel.hidden = !on;
+    table.schedule();
+  });
   filters.setAttribute("aria-controls", panel.id);
   panel.hidden = state.filters.size === 0;
+  if (!panel.hidden) fillPanel(run, panel, state, () => update());
   const count = el("span", { class: "count" });
   const chips = el("span", { class: "chips" });
   const empty = el("p", { class: "state", hidden: true }, "No latent is left. Remove a filter or change the search.");
@@ -101,7 +106,7 @@ function tableView(run, query) {
     table.showSort(key, state.sort.startsWith("-"));
     table.show(order, position);
     empty.hidden = order.length > 0;
-    chips.replaceChildren(...filterChips(run, state, () => { fillPanel(panel, state); update(); }));
+    chips.replaceChildren(...filterChips(run, state, () => { showLimits(panel, state); update(); }));
     history.replaceState(null, "", tableHash(run, state));
   }
 
@@ -152,9 +157,9 @@ function runHead(run) {
   );
 }
 
-/** Fields of the least and the largest value for each column, below its distribution. */
-function filterPanel(run, state, changed) {
-  const panel = el("div", { class: "filters", id: "filters", role: "group", "aria-label": "Filters" });
+/** Fill the panel, when it is first shown: least and largest value for each column, below its distribution. */
+function fillPanel(run, panel, state, changed) {
+  if (panel.childElementCount) return;
   for (const column of run.columns) {
     const field = (i, name) => el("input", {
       type: "text", inputmode: "decimal", "data-key": column.key, "data-end": i, placeholder: name, "aria-label": `${name} of ${column.title}`,
@@ -174,16 +179,15 @@ function filterPanel(run, state, changed) {
       distribution(column), el("span", { class: "fields" }, field(0, "min"), field(1, "max")),
     ));
   }
-  fillPanel(panel, state);
-  return panel;
+  showLimits(panel, state);
 }
 
 function rangeText(column) {
   const { min, max } = summary(column);
-  return min === undefined ? "not measured" : `${significant(min)} to ${significant(max)}`;
+  return min === undefined ? "not measured" : `${significant(min, 2)} to ${significant(max, 2)}`;
 }
 
-function fillPanel(panel, state) {
+function showLimits(panel, state) {
   for (const field of panel.querySelectorAll("input")) {
     field.value = state.filters.get(field.dataset.key)?.[field.dataset.end] ?? "";
   }
