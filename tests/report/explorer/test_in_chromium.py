@@ -77,6 +77,9 @@ def test_sorting_by_a_number_and_missing_values_come_last(browser: Chromium, ind
     browser.press("End")
     browser.wait("document.querySelector('.row.active [href=\"#/latent/0\"]')")
     assert browser.run("location.hash") == "#/?sort=auroc"
+    browser.run("document.querySelector('[data-key=frequency] button').focus()")
+    browser.press("Enter")
+    assert browser.run("location.hash") == "#/?sort=-frequency" and latents(browser, 2) == [0, 1]
 
 
 def test_search_by_name_and_number_with_keys_alone(browser: Chromium, index: Path) -> None:
@@ -161,6 +164,7 @@ def test_two_runs_side_by_side(browser: Chromium, index: Path) -> None:
     assert titles[0].startswith("Latent 398") and titles[1].startswith("Latent 1 ")
     browser.press("Escape")
     browser.wait("document.querySelector('.compare')")
+    browser.wait("document.querySelector('.row.active .number-link').innerText === '398'")  # where it was left
     browser.go("#/run/1/latent/2")
     assert browser.run("document.querySelector('.shots a').getAttribute('href')").startswith("#/run/1/image/")
 

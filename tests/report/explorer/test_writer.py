@@ -58,6 +58,14 @@ def test_the_data_of_a_run(tmp_path: Path) -> None:
     assert read(data / "images/0001.js")[2]["key"] == "key-34"
 
 
+def test_the_scripts_are_those_that_were_reviewed(tmp_path: Path) -> None:
+    """To renew them after a change of the format, which is then a new schema: copy the files that differ."""
+    data = write(tmp_path, n_latents=3, n_images=2, caption=HOSTILE).parent / "data" / "0"
+    for name in ("run.js", "top.js", "images.js", "latents/0000.js", "images/0000.js"):
+        golden = Path(__file__).parent / "golden" / name
+        assert (data / name).read_text() == golden.read_text(), name
+
+
 def test_equal_records_give_equal_bytes_also_over_an_older_explorer(tmp_path: Path) -> None:
     write(tmp_path / "a", n_latents=70, runs=2)
     write(tmp_path / "b", n_latents=40)

@@ -89,7 +89,7 @@ function drawBar({ parts: [name], number }) {
     el("span", { class: "brand" }, "diffprobe", el("span", {}, " explorer")),
     el("nav", { "aria-label": "Views" },
       link(memory.get(number)?.hash ?? `${prefix}/`, "Latents", !isCompare && !up), link(`${prefix}/images`, "Images", Boolean(up)),
-      contents?.compared && link(lastCompare, "Compare", isCompare)),
+      contents?.compared && link(compareHash(), "Compare", isCompare)),
     runs.length > 1 && el("nav", { "aria-label": "Runs", class: "runs" }, runs.map(runLink)),
     el("button", { type: "button", class: "plain help", "aria-label": "Keys", title: "Key ?", on: { click: openHelp } }, "?"),
   ];

@@ -118,8 +118,8 @@ function curveChart(points, kind, title) {
   return chart;
 }
 
-/** A bar of a share from 0 to 1. */
-function track(share, properties = {}) {
-  const bar = el("i", { style: { width: `${(100 * Math.max(0, Math.min(1, share))).toFixed(1)}%` } });
-  return el("span", { class: "track", "aria-hidden": "true", ...properties }, bar);
+/** A bar of the size of a share from -1 to 1. */
+function track(share) {
+  const bar = el("i", { style: { width: `${(100 * Math.min(1, Math.abs(share))).toFixed(1)}%` } });
+  return el("span", { class: share < 0 ? "track negative" : "track", "aria-hidden": "true" }, bar);
 }

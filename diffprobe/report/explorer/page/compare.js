@@ -38,7 +38,7 @@ async function compareView(query) {
     ],
     cells: (at) => {
       const [latent, match, value] = matches[at];
-      return [[track(Math.abs(value)), el("span", { class: "value" }, significant(value))], ...halfCells(one, 0, latent), ...halfCells(other, 1, match)];
+      return [[track(value), el("span", { class: "value" }, significant(value))], ...halfCells(one, 0, latent), ...halfCells(other, 1, match)];
     },
     open: (at) => go(`#/compare/${matches[at][0]}`),
     sort: (key) => {
@@ -49,19 +49,19 @@ async function compareView(query) {
   const search = el("input", { type: "search", id: "search", placeholder: "Name or number of a latent", "aria-label": "Search matched latents", autocomplete: "off", spellcheck: "false", on: { input: () => update() } });
   search.value = query.get("q") ?? "";
   const count = el("span", { class: "count" });
-  function update() {
+  const hashNow = () => `#/compare?${new URLSearchParams({ sort, ...(search.value ? { q: search.value } : {}) })}`;
+  function update(position = {}) {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const text = (at) => [...one.names[matches[at][0]], ...other.names[matches[at][1]]].join("\n").toLowerCase();
     const isMatch = (at, word) => String(matches[at][0]) === word || String(matches[at][1]) === word || text(at).includes(word);
     const key = sort.replace(/^-/, "");
     table.showSort(key, sort.startsWith("-"));
-    table.show(sortedIndices(matches.length, (at) => words.every((word) => isMatch(at, word)), sortable.get(key), sort.startsWith("-")));
+    table.show(sortedIndices(matches.length, (at) => words.every((word) => isMatch(at, word)), sortable.get(key), sort.startsWith("-")), position);
     count.textContent = `${plural(table.order.length, "match", "matches")}, of ${plural(one.facts.nLatents, "latent")} and ${other.facts.nLatents.toLocaleString("en")}`;
-    const parts = new URLSearchParams({ sort, ...(search.value ? { q: search.value } : {}) });
-    history.replaceState(null, "", `#/compare?${parts}`);
-    lastCompare = location.hash;
+    table.hash = hashNow();
+    history.replaceState(null, "", table.hash);
   }
-  const view = {
+  return {
     element: el("div", { class: "view table-view compare" },
       el("div", { class: "run-head" }, el("h1", {}, data(one.facts.run), el("span", { class: "soft" }, " and "), data(other.facts.run)),
         el("p", { class: "facts" }, "Latents of the first run, each next to the most similar one of the second. Enter opens both pages.")),
@@ -69,16 +69,18 @@ async function compareView(query) {
     title: `${one.facts.run} and ${other.facts.run}`,
     up: "#/",
     shown() {
-      update();
+      update(remembered("compare", hashNow()));
       table.element.focus({ preventScroll: true });
       Promise.all(runs.map((run) => (run.pictures ? loadTop(run) : null))).then((found) => { tops = found; table.refresh(); }, showError);
     },
+    left: () => remember("compare", table),
     key: (event) => table.key(event),
   };
-  return view;
 }
 
-let lastCompare = "#/compare";
+function compareHash() {
+  return memory.get("compare")?.hash ?? "#/compare";
+}
 
 async function pairView(latent) {
   const { matches, runs } = await loadMatches();
@@ -95,7 +97,7 @@ async function pairView(latent) {
         el("h2", { class: "title" }, latentLink(run, ids[i], `Latent ${ids[i]}`), " ", namesOf(run, ids[i])),
         latentBody(run, ids[i], pages[i], { narrow: true }))))),
     title: `Latents ${ids[0]} and ${ids[1]}`,
-    up: lastCompare,
+    up: compareHash(),
     key(event) {
       const to = { "[": matches[at - 1], "]": matches[at + 1] }[event.key];
       if (to) go(`#/compare/${to[0]}`);

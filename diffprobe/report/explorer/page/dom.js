@@ -69,5 +69,5 @@ function latentLink(run, latent, ...children) {
 function namesOf(run, latent) {
   const names = run.names[latent] ?? [];
   if (!names.length) return el("span", { class: "unnamed" }, "unnamed");
-  return el("span", { class: "names" }, names.map((name, i) => [i ? ", " : "", data(name)]).flat());
+  return el("span", { class: "names", title: names.join(", ") }, names.map((name, i) => [i ? ", " : "", data(name)]).flat());
 }

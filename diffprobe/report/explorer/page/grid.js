@@ -42,7 +42,7 @@ class VirtualTable {
   headCell(column) {
     const text = el("span", { class: "title" }, column.title);
     const content = column.sortable
-      ? el("button", { type: "button", title: column.help, tabindex: -1, on: { click: () => this.sort(column.key) } }, text)
+      ? el("button", { type: "button", title: column.help, on: { click: () => this.sort(column.key) } }, text)
       : text;
     return el("div", { role: "columnheader", class: `cell ${column.class ?? ""}`, "data-key": column.key }, content);
   }

@@ -40,7 +40,7 @@ async function imageView(run, image) {
   return {
     element,
     title: `Image ${image} · ${run.facts.run}`,
-    up: imagesHash.get(run.number) ?? `${run.prefix}/images`,
+    up: memory.get(`images ${run.number}`)?.hash ?? `${run.prefix}/images`,
     key(event) {
       const links = rows.map((row) => row.firstChild);
       const at = links.indexOf(document.activeElement);
@@ -53,8 +53,6 @@ async function imageView(run, image) {
     },
   };
 }
-
-const imagesHash = new Map(); // run number -> address of the list of images with its search
 
 /** The list of images: found by key, caption or class. */
 async function imagesView(run, query) {
@@ -85,24 +83,25 @@ async function imagesView(run, query) {
     autocomplete: "off", spellcheck: "false", on: { input: () => update() },
   });
   search.value = query.get("q") ?? "";
-  function update() {
+  const hashNow = () => `${run.prefix}/images${search.value ? `?${new URLSearchParams({ q: search.value })}` : ""}`;
+  function update(position = {}) {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const order = sortedIndices(images.length, (image) => words.every((word) => run.imageText[image].includes(word)));
-    table.show(order);
+    table.show(order, position);
     count.textContent = words.length ? `${order.length.toLocaleString("en")} of ${plural(images.length, "image")}` : plural(images.length, "image");
     announce(count.textContent);
-    const hash = `${run.prefix}/images${search.value ? `?${new URLSearchParams({ q: search.value })}` : ""}`;
-    imagesHash.set(run.number, hash);
-    history.replaceState(null, "", hash);
+    table.hash = hashNow();
+    history.replaceState(null, "", table.hash);
   }
   return {
     element: el("div", { class: "view table-view" }, runHead(run), el("div", { class: "tools" }, search, count), table.element),
     title: `Images · ${run.facts.run}`,
     up: `${run.prefix}/`,
     shown() {
-      update();
+      update(remembered(`images ${run.number}`, hashNow()));
       table.element.focus({ preventScroll: true });
     },
+    left: () => remember(`images ${run.number}`, table),
     key: (event) => table.key(event),
   };
 }

@@ -83,7 +83,7 @@ function topImages(run, page) {
 function activations(page) {
   const total = page.histogram.reduce((a, b) => a + b, 0);
   const blocks = [];
-  if (total) blocks.push(section("Activations", activationHistogram(page.histogram, page.histogramEnd), el("p", { class: "under" }, "Positive activations; counts on a logarithmic scale")));
+  if (total) blocks.push(section("Activations", activationHistogram(page.histogram, page.histogramEnd), el("p", { class: "under" }, "Counts on a logarithmic scale")));
   if (page.curve.length === 1) {
     const [[t, frequency, mean]] = page.curve;
     blocks.push(section("Timestep", el("p", {}, `Read at t = ${t}: active on ${format(frequency, "share")} of the rows, ${significant(mean)} on average where it is.`)));
@@ -141,7 +141,7 @@ function namesTable(page) {
 }
 
 function cosineRow(label, cosine, ...extra) {
-  return el("li", {}, el("span", { class: "who" }, label), el("span", { class: "names-cell" }, extra), track(Math.abs(cosine)), el("span", { class: "value" }, format(cosine)));
+  return el("li", {}, el("span", { class: "who" }, label), el("span", { class: "names-cell" }, extra), track(cosine), el("span", { class: "value" }, format(cosine)));
 }
 
 function neighbours(run, page) {

@@ -1,6 +1,17 @@
 // The table of latents: search, sort, and filters by any number. Its state is in the address: #/?q=moon&sort=-auroc.
 
-const memory = new Map(); // run number -> {hash, active, top, order}: where the table was left
+const memory = new Map(); // run number, "compare" or "images N" -> {hash, active, top, order}: where a table was left
+
+/** Keep where a table is left, so that coming back to the same address finds the same row. */
+function remember(name, table) {
+  memory.set(name, { hash: table.hash, active: table.active, top: table.element.scrollTop, order: table.order });
+}
+
+/** Where the table of an address was left; the first row for another address. */
+function remembered(name, hash) {
+  const left = memory.get(name);
+  return left?.hash === hash ? left : {};
+}
 
 function tableState(run, query) {
   const state = { q: query.get("q") ?? "", sort: query.get("sort") ?? "", named: query.get("named") === "1", filters: new Map() };
@@ -49,11 +60,10 @@ function chosenLatents(run, state) {
 /** The view of the table. Returns: its element and its keys. */
 function tableView(run, query) {
   const state = tableState(run, query);
-  const left = memory.get(run.number);
   let top = null;
 
   const columns = [
-    { key: "latent", title: "Latent", help: "Number of the latent in its dictionary", width: 84, class: "number sticky", sortable: true },
+    { key: "latent", title: "Latent", help: "Number of the latent in its dictionary", width: 98, class: "number sticky", sortable: true },
     { key: "", title: "Names", help: "", width: 210, grow: 1, class: "text" },
     ...(run.pictures ? [{ key: "", title: "Top images", help: "", width: 146, class: "pictures" }] : []),
     ...run.columns.map((column) => ({
@@ -88,6 +98,7 @@ function tableView(run, query) {
   const filters = toggle("Filters", state.filters.size > 0, (on) => {
     if (on) fillPanel(run, panel, state, () => update());
     panel.hidden = !on;
+    filters.setAttribute("aria-expanded", String(on));
     table.schedule();
   });
   filters.setAttribute("aria-controls", panel.id);
@@ -107,7 +118,8 @@ function tableView(run, query) {
     table.show(order, position);
     empty.hidden = order.length > 0;
     chips.replaceChildren(...filterChips(run, state, () => { showLimits(panel, state); update(); }));
-    history.replaceState(null, "", tableHash(run, state));
+    table.hash = tableHash(run, state);
+    history.replaceState(null, "", table.hash);
   }
 
   const element = el(
@@ -120,14 +132,11 @@ function tableView(run, query) {
     element,
     title: run.facts.run,
     shown() {
-      const isSame = left && left.hash === tableHash(run, state);
-      update(isSame ? left : {});
+      update(remembered(run.number, tableHash(run, state)));
       table.element.focus({ preventScroll: true });
       if (run.pictures) loadTop(run).then((found) => { top = found; table.refresh(); }, showError);
     },
-    left() {
-      memory.set(run.number, { hash: tableHash(run, state), active: table.active, top: table.element.scrollTop, order: table.order });
-    },
+    left: () => remember(run.number, table),
     key: (event) => table.key(event),
   };
 }
