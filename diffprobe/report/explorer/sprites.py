@@ -122,6 +122,3 @@ def _fit(picture: "Image.Image", side: int) -> "Image.Image":
         return picture
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-__all__ = ["COLUMNS", "LARGEST_SIDE", "TINY_COLUMNS", "TINY_SIDE", "SpriteSheets", "decode"]

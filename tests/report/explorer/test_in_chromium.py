@@ -4,10 +4,13 @@ Skipped where Chromium is not installed.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from diffprobe.report.explorer.records import Column
+from diffprobe.report.explorer.writer import ExplorerWriter
 from tests.report.explorer.chromium import COMMAND, Chromium
 from tests.report.explorer.example import HOSTILE, columns, facts, images, pages, write
 
@@ -188,10 +191,6 @@ def test_help_is_a_dialog(browser: Chromium, index: Path) -> None:
 
 
 def test_without_pictures_and_with_hostile_names(browser: Chromium, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from diffprobe.report.explorer.writer import ExplorerWriter
-
     writer = ExplorerWriter(tmp_path)
     shown = [replace(column, title=HOSTILE, help=HOSTILE) for column in columns(9)]
     named = (replace(page, names=[replace(name, text=HOSTILE) for name in page.names]) for page in pages(9, 4))
@@ -204,6 +203,25 @@ def test_without_pictures_and_with_hostile_names(browser: Chromium, tmp_path: Pa
         browser.go(address)
         assert "<img src=x" in browser.run("document.body.textContent")
     assert text(browser, "[role=alert]") == ""
+
+
+def test_a_run_of_which_little_is_known(browser: Chromium, tmp_path: Path) -> None:
+    """No images, no captions, no groups, a column without any value."""
+    writer = ExplorerWriter(tmp_path)
+    bare = (
+        replace(page, names=[], top=[], groups=[], curve=[], neighbours=[], recurrence=[], histogram=[])
+        for page in pages(3, 1)
+    )
+    writer.run(facts(3, 0), [Column(key="iou", title="Mask IoU", help="", values=[None] * 3)], bare, [])
+    browser.open(writer.close(), "#/?sort=-iou")
+    assert latents(browser) == [0, 1, 2]
+    browser.run("[...document.querySelectorAll('.toggle')].find((b) => b.innerText === 'Filters').click()")
+    assert "not measured" in text(browser, "#filters")
+    browser.go("#/latent/1")
+    for words in ("not active on any image", "No word was tested", "one seed"):
+        assert words in text(browser, ".latent-view")
+    browser.go("#/images")
+    assert text(browser, ".count") == "0 images"
 
 
 def test_a_missing_file_is_named(started: Chromium, tmp_path: Path) -> None:
