@@ -7,6 +7,7 @@ the data is in values only, so that no text can become a name such as `__proto__
 import base64
 import json
 import math
+import operator
 import struct
 import sys
 from array import array
@@ -38,7 +39,8 @@ def to_script(value: Json) -> str:
     ["\u003c/script\u003e","\u2028",0.25]
     """
     try:
-        text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        # operator.index: integers of NumPy
+        text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"), default=operator.index)
     except ValueError as error:
         raise NonFinite(f"a number of the explorer is not finite: {error}.") from error
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,9 +1,11 @@
 """What the pages hold: records become lists of the stated order, and records that contradict each other are refused."""
 
 import base64
+import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from diffprobe.core.errors import ConfigError, NonFinite
@@ -19,6 +21,7 @@ from diffprobe.report.explorer.records import (
     Neighbour,
     TopImage,
 )
+from diffprobe.report.explorer.script_file import to_script
 from tests.report.explorer.example import MAP, facts, page
 
 FACTS = facts(8, 5)
@@ -38,6 +41,14 @@ def test_a_page_of_a_latent() -> None:
         "recurrence": [[3, 0.8, "seed 1"]],
     }
     assert base64.b64decode("ADNmmcz/") == MAP.values
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    top = TopImage(image=np.int64(1), activation=np.float32(0.5))  # type: ignore[arg-type]
+    found = latent_data(replace(PAGE, top=[top], histogram=np.array([1, 2])), FACTS)  # type: ignore[arg-type]
+    assert json.loads(to_script(found["top"])) == [[1, 0.5]] and json.loads(to_script(found["histogram"])) == [1, 2]
+    column = Column(key="x", title="X", help="", values=np.array([1.0, 2.0], dtype=np.float32))  # type: ignore[arg-type]
+    assert columns_data([column], 2) == columns_data([replace(column, values=[1.0, 2.0])], 2)
 
 
 def test_a_page_of_an_image() -> None:
