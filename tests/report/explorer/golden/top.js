@@ -1,0 +1,1 @@
+explorer.put("0/top",{"perLatent":4,"images":"AAAAAAEAAAD//////////wEAAAAAAAAA////////////////////////////////"});
