@@ -82,6 +82,10 @@ class LatentNumbers:
     """One column per number."""
     best_values: tuple[str, ...]
     """What each latent is about, "target=value", chosen on train; "" for a latent that is never active there."""
+    probe_values: tuple[str, ...]
+    """The class or value whose logistic probe gains most on train, in the same form."""
+    smallest_p: float
+    """The smallest p that a test of a class or value could have; q is at least this."""
     notes: tuple[str, ...]
     """Sentences on what was not measured, and why."""
 
@@ -154,7 +158,8 @@ def latent_numbers(
         columns.append(_column("redundancy", np.abs(nearest_rows(decoder).cosine), ()))
     return LatentNumbers(
         columns=tuple(columns), best_values=_texts(chosen.target, chosen.value, list(chosen.by_target), values),
-        notes=chosen.notes,
+        probe_values=_texts(chosen.probe_target, chosen.probe_value, list(chosen.by_target), values),
+        smallest_p=chosen.smallest_p, notes=chosen.notes,
     )  # fmt: skip
 
 
