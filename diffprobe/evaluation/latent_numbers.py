@@ -82,8 +82,6 @@ class LatentNumbers:
     """One column per number."""
     best_values: tuple[str, ...]
     """What each latent is about, "target=value", chosen on train; "" for a latent that is never active there."""
-    probe_values: tuple[str, ...]
-    """The class or value whose logistic probe gains most on train, in the same form."""
     smallest_p: float
     """The smallest p that a test of a class or value could have; q is at least this."""
     notes: tuple[str, ...]
@@ -99,8 +97,6 @@ class _Chosen:
     numbers: dict[str, Floats]
     by_target: dict[str, BestValues]
     value: Ints
-    probe_target: Ints
-    probe_value: Ints
     chance: dict[str, float]
     smallest_p: float
     notes: tuple[str, ...]
@@ -158,7 +154,6 @@ def latent_numbers(
         columns.append(_column("redundancy", np.abs(nearest_rows(decoder).cosine), ()))
     return LatentNumbers(
         columns=tuple(columns), best_values=_texts(chosen.target, chosen.value, list(chosen.by_target), values),
-        probe_values=_texts(chosen.probe_target, chosen.probe_value, list(chosen.by_target), values),
         smallest_p=chosen.smallest_p, notes=chosen.notes,
     )  # fmt: skip
 
@@ -225,18 +220,17 @@ def _choose(
             notes.append(f"Target '{name}' has no p: {best.why_no_p}")
         found[name] = best
         probes[name] = probe_scores(
-            parts[0], parts[1], len(values[name]), min_count=settings.best_value.min_count, ridge=settings.ridge,
+            parts[0], parts[1], best.value, len(values[name]), ridge=settings.ridge,
             permutations=settings.best_value.permutations,
         )  # fmt: skip
         absorbed.append(absorption(parts[0], parts[1], best.value, len(values[name])))
     if not found:
         none = np.full(n, -1, dtype=np.int64)
         return _Chosen(
-            target=none, numbers={}, by_target={}, value=none, probe_target=none, probe_value=none, chance={},
+            target=none, numbers={}, by_target={}, value=none, chance={},
             smallest_p=1.0, notes=tuple(notes),
         )  # fmt: skip
     target = _best(np.stack([best.z for best in found.values()]))
-    probe_target = _best(np.stack([probe.train_bits for probe in probes.values()]))
     of_best, of_probe = list(found.values()), list(probes.values())
     numbers = {
         key: _take(target, [getattr(best, key) for best in of_best])
@@ -244,10 +238,10 @@ def _choose(
     }
     prevalence = _take(target, [best.prevalence for best in of_best])
     numbers["absorption"] = _take(target, absorbed)
-    numbers["probe_bits"] = _take(probe_target, [probe.bits for probe in of_probe])
+    numbers["probe_bits"] = _take(target, [probe.bits for probe in of_probe])
     numbers["auroc_q"] = adjusted(_take(target, [best.p for best in of_best]))
     numbers["purity_q"] = adjusted(_take(target, [best.purity_p for best in of_best]))
-    numbers["probe_q"] = adjusted(_take(probe_target, [probe.p for probe in of_probe]))
+    numbers["probe_q"] = adjusted(_take(target, [probe.p for probe in of_probe]))
     measured = ~np.isnan(prevalence)
     typical = float(prevalence[measured].mean()) if measured.any() else float("nan")
     entropies = np.tile(np.array([best.chance_entropy for best in of_best])[:, None], (1, n))
@@ -257,8 +251,6 @@ def _choose(
     return _Chosen(
         target=target, numbers=numbers, by_target=found,
         value=_take(target, [best.value.astype(np.float64) for best in of_best], -1).astype(np.int64),
-        probe_target=probe_target,
-        probe_value=_take(probe_target, [one.value.astype(np.float64) for one in of_probe], -1).astype(np.int64),
         chance=chance, smallest_p=max(best.smallest_p for best in of_best), notes=tuple(notes),
     )  # fmt: skip
 
@@ -304,7 +296,7 @@ _TEXTS: dict[str, tuple[str, Kind, str]] = {
     "entropy": ("entropy", "number", "Entropy of the values of the latent's most active held-out images, as a share of "
                 "the largest possible: 0 for one value."),
     "probe_bits": ("probe gain", "number", "How many bits per held-out image a logistic regression on the latent alone "
-                   "saves, for the class or value with the largest gain on train; 0 for none."),
+                   "saves when it predicts the same value; 0 for none."),
     "probe_q": ("q of probe gain", "p", "Benjamini-Hochberg over all latents, of the probe gain against labels "
                 "permuted by group."),
     "absorption": ("absorption", "share", "Share of the held-out images with the latent's value on which it is "

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffprobe.analysis.label_purity import expected_entropy, normalised_entropy, purity
+from diffprobe.analysis.latents.group_scores import group_z
 from diffprobe.analysis.latents.permutation_tests import (
     PermutationSettings,
     SparseWeights,
@@ -15,7 +16,6 @@ from diffprobe.analysis.latents.permutation_tests import (
 from diffprobe.analysis.latents.rank_scores import (
     area_of_sums,
     average_precisions,
-    class_areas,
     rank_gains,
     weighted_counts,
 )
@@ -121,8 +121,8 @@ def best_values(
 ) -> BestValues:
     """Choose the value of each latent on train, and measure it on test.
 
-    The choice is by the z of the Mann-Whitney test, not by AUROC, which favours rare values by noise. It is of a value
-    whose images activate the latent more than others do, so z is positive.
+    The choice is by z against labels permuted by group (`group_scores.py`), not by AUROC, which favours rare values by
+    noise. It is of a value whose images activate the latent more than others do, so z is positive.
 
     Args:
         train: where the value is chosen.
@@ -144,8 +144,8 @@ def best_values(
             "two.",
             fix="another target, more images, or a smaller min_count",
         )
-    _, z = class_areas(train.codes, train.labels, n_values)
-    z = np.where(eligible & ~np.isnan(z), z, -np.inf)
+    z = group_z(train.codes, train.labels, train.groups, n_values)
+    z = np.where(eligible, z, -np.inf)
     value = z.argmax(1).astype(np.int64)
     largest = z.max(1)
     value[(train.codes.n_active == 0) | (largest <= 0)] = -1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.phrase_ranking import phrases_of
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.groups import Groups
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -50,7 +51,14 @@ class CaptionPhrases:
 
     @classmethod
     def of(
-        cls, captions: Sequence[str], *, max_words: int = 3, min_count: int = 10, max_phrases: int = 5000
+        cls,
+        captions: Sequence[str],
+        groups: Groups,
+        *,
+        max_words: int = 3,
+        min_count: int = 10,
+        min_groups: int = 5,
+        max_phrases: int = 5000,
     ) -> "CaptionPhrases":
         """Collect the words and n-grams of captions.
 
@@ -58,21 +66,28 @@ class CaptionPhrases:
 
         Args:
             captions: caption of each image; an empty one has no phrase.
+            groups: group of each image.
             max_words: largest number of words of an n-gram.
-            min_count: least number of images with a phrase, and without it.
+            min_count, min_groups: least number of images and of groups with a phrase, and without it.
             max_phrases: largest number of phrases; the most frequent ones stay.
         """
-        if max_words < 1 or min_count < 1 or max_phrases < 1:
+        if min(max_words, min_count, min_groups, max_phrases) < 1:
             raise ConfigError(
-                f"max_words={max_words}, min_count={min_count}, max_phrases={max_phrases}: each must be at least 1."
+                f"max_words={max_words}, min_count={min_count}, min_groups={min_groups}, max_phrases={max_phrases}: "
+                "each must be at least 1."
             )
         images: defaultdict[str, list[int]] = defaultdict(list)
         for i, caption in enumerate(captions):
             for phrase in phrases_of(caption, max_words):
                 images[phrase].append(i)
         alike: defaultdict[bytes, list[str]] = defaultdict(list)
+        size = np.bincount(groups.ids, minlength=groups.n)
         for phrase, rows in images.items():
-            if min_count <= len(rows) <= len(captions) - min_count:
+            if not min_count <= len(rows) <= len(captions) - min_count:
+                continue
+            numbers, counts = np.unique(groups.ids[rows], return_counts=True)
+            n_without = groups.n - int((counts == size[numbers]).sum())  # groups with an image without it
+            if len(numbers) >= min_groups and n_without >= min_groups:
                 alike[np.array(rows, dtype=np.int64).tobytes()].append(phrase)
         named = {max(names, key=lambda name: (len(name), name)): names for names in alike.values()}
         frequent = sorted(named, key=lambda name: (-len(images[name]), name))[:max_phrases]

@@ -86,26 +86,26 @@ class NewtonSums:
     """Loss, gradient and Hessian of all pairs at given parameters, over the images on which a latent is active.
 
     Args:
-        slope: per unit of the latent's scale, (latents, classes).
-        intercept: (latents, classes).
+        slope: per unit of the latent's scale, (latents, columns).
+        intercept: (latents, columns).
         scale: of each latent's activation, (latents,).
+        classes: class of each column of each latent, (latents, columns).
     """
 
-    def __init__(self, slope: Floats, intercept: Floats, scale: Floats) -> None:
-        self.slope, self.intercept, self.scale = slope, intercept, scale
+    def __init__(self, slope: Floats, intercept: Floats, scale: Floats, classes: Ints) -> None:
+        self.slope, self.intercept, self.scale, self.classes = slope, intercept, scale, classes
         self.parts = np.zeros((6, *slope.shape))  # loss, gradient (w, b), Hessian (ww, wb, bb)
 
     def update(self, batch: CodeBatch) -> None:
         """Add a batch."""
-        n_latents, n_classes = self.slope.shape
-        step = max(1, _BLOCK // n_classes)
+        step = max(1, _BLOCK // self.slope.shape[1])
         order = np.argsort(batch.latent, kind="stable")
         for start in range(0, len(order), step):
             part = order[start : start + step]
             latent = batch.latent[part]
             x = (batch.value[part] / self.scale[latent])[:, None]
             logit = self.slope[latent] * x + self.intercept[latent]
-            y = batch.labels[batch.row[part]][:, None] == np.arange(n_classes)
+            y = batch.labels[batch.row[part]][:, None] == self.classes[latent]
             p = _sigmoid(logit)
             error, curve = p - y, p * (1 - p)
             terms = (_softplus(logit) - np.where(y, logit, 0.0), error * x, error, curve * x * x, curve * x, curve)
@@ -120,16 +120,16 @@ class NewtonSums:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LogisticProbes:
-    """Fitted probes of all pairs of a latent and a class."""
+    """Fitted probes of pairs of a latent and a class: one column per class, or the columns that were asked for."""
 
     slope: Floats
-    """Change of the logit per unit of activation, (latents, classes)."""
+    """Change of the logit per unit of activation, (latents, columns)."""
     intercept: Floats
-    """Logit of an image on which the latent is not active, (latents, classes)."""
+    """Logit of an image on which the latent is not active, (latents, columns)."""
     prior: Floats
-    """Logit of the class without any latent, (classes,)."""
+    """Logit of the class without any latent, (latents, columns)."""
     bits: Floats
-    """Loss reduction on the fitted images against `prior`, in bits per image, (latents, classes); at least about 0."""
+    """Loss reduction on the fitted images against `prior`, in bits per image, (latents, columns); at least about 0."""
     n_passes: int
     """Passes over the codes."""
 
@@ -139,6 +139,7 @@ def fit_probes(
     n_latents: int,
     n_classes: int,
     *,
+    classes: Ints | None = None,
     ridge: float = 0.01,
     reduce: Callable[[ClassSums | NewtonSums], None] | None = None,
 ) -> LogisticProbes:
@@ -150,6 +151,7 @@ def fit_probes(
         passes: starts a pass over the batches; every pass is over the same images.
         n_latents: number of latents.
         n_classes: number of classes.
+        classes: classes for which each latent has a probe, (latents, columns); None for all classes.
         ridge: penalty ridge / 2 times the squared slope, added to the summed loss; the slope is per root mean square of
             the latent's activation where it is active. It keeps slopes finite where a latent separates a class.
         reduce: adds the sums of other processes to those of this one, in place; None for one process.
@@ -166,14 +168,16 @@ def fit_probes(
     n = counts.n_classes.sum()
     if n < 1:
         raise ConfigError("logistic probes: no image has a class.")
-    share = np.clip(counts.n_classes / n, 0.5 / n, 1 - 0.5 / n)  # half an image for a class of none or all images
+    columns = np.tile(np.arange(n_classes), (n_latents, 1)) if classes is None else classes
+    n_class = counts.n_classes[columns]
+    share = np.clip(n_class / n, 0.5 / n, 1 - 0.5 / n)  # half an image for a class of none or all images
     prior = np.log(share) - np.log1p(-share)
-    zeros = counts.n_classes - counts.n_active  # inactive images of the class, and all inactive ones
-    inactive = zeros.sum(1, keepdims=True)
-    slope, intercept = np.zeros((n_latents, n_classes)), np.tile(prior, (n_latents, 1))
+    zeros = n_class - np.take_along_axis(counts.n_active, columns, axis=1)  # inactive images of the class
+    inactive = n - counts.n_active.sum(1, keepdims=True)
+    slope, intercept = np.zeros(columns.shape), prior.copy()
 
     def sums_at(slope: Floats, intercept: Floats) -> Floats:
-        sums = NewtonSums(slope, intercept, counts.scale)
+        sums = NewtonSums(slope, intercept, counts.scale, columns)
         for batch in passes():
             sums.update(batch)
         if reduce is not None:
@@ -199,7 +203,7 @@ def fit_probes(
         intercept = np.where(better, intercept + change_b, intercept)
         best = np.where(better, trial, best)
         damping = np.where(better, np.maximum(damping / 10, 1e-9), damping * 10)
-    null = n * _softplus(prior) - counts.n_classes * prior
+    null = n * _softplus(prior) - n_class * prior
     loss = best[0] - ridge / 2 * slope**2
     return LogisticProbes(
         slope=slope / counts.scale[:, None], intercept=intercept, prior=prior, bits=(null - loss) / n / np.log(2),
@@ -209,14 +213,12 @@ def fit_probes(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeScores:
-    """The best probe of each latent on held-out images, one entry per latent; NaN where it cannot be measured."""
+    """The probe of each latent for one class on held-out images, one entry per latent; NaN where there is none."""
 
-    value: Ints
-    """The class with the largest loss reduction on the fitted images; -1 for a latent that is never active."""
     slope: Floats
     """Its slope; negative where the activation speaks against the class."""
     train_bits: Floats
-    """Loss reduction on the fitted images, in bits per image: the basis of the choice."""
+    """Loss reduction on the fitted images, in bits per image."""
     bits: Floats
     """Loss reduction on the held-out images, in bits per image; below 0 where the probe is worse than the prior."""
     p: Floats
@@ -233,29 +235,26 @@ class ProbeScores:
 def probe_scores(
     train: LabelledCodes,
     test: LabelledCodes,
+    value: Ints,
     n_values: int,
     *,
-    min_count: int = 5,
+    permutations: PermutationSettings | None,
     ridge: float = 0.01,
-    permutations: PermutationSettings | None = PermutationSettings(),  # noqa: B008
 ) -> ProbeScores:
-    """Fit all probes on train, choose the class of each latent there, and score it on test.
+    """Fit on train the probe of each latent for one class, and score it on test.
 
     Args:
         train, test: codes of two splits of disjoint groups.
+        value: class of each latent, chosen on train (by `best_values`, or as the largest of `LogisticProbes.bits`), -1
+            for none, (latents,).
         n_values: number of values of the target.
-        min_count: least number of images of a value in either split; rarer ones are not chosen.
-        ridge: as `fit_probes`.
         permutations: permutations of the test labels by group; None for no test.
+        ridge: as `fit_probes`.
     """
-    probes = fit_probes(lambda: batches_of(train), train.codes.n_latents, n_values, ridge=ridge)
-    counts = [np.bincount(part.labels, minlength=n_values) for part in (train, test)]
-    eligible = (counts[0] >= min_count) & (counts[1] >= min_count)
-    value = np.where(eligible, probes.bits, -np.inf).argmax(1).astype(np.int64)
-    value[(train.codes.n_active == 0) | ~eligible.any()] = -1
+    column = np.maximum(value, 0)[:, None]
+    probes = fit_probes(lambda: batches_of(train), train.codes.n_latents, n_values, classes=column, ridge=ridge)
     codes, n = test.codes, test.codes.n_images
-    pair = np.arange(codes.n_latents), np.maximum(value, 0)
-    slope, intercept, prior = probes.slope[pair], probes.intercept[pair], probes.prior[pair[1]]
+    slope, intercept, prior = probes.slope[:, 0], probes.intercept[:, 0], probes.prior[:, 0]
     logit = slope[codes.latent] * codes.value + intercept[codes.latent]
     # the loss is linear in the labels: sum over images of softplus(logit) - label x logit
     extra = _softplus(logit) - _softplus(intercept)[codes.latent]
@@ -272,11 +271,11 @@ def probe_scores(
     found = permuted_p(weights, tested, test.labels, test.groups, bits, permutations)
     hit = test.labels[codes.row] == value[codes.latent]
     sums = weighted_counts(codes.latent, gain * hit, codes.n_latents)
-    n_value = counts[1][pair[1]].astype(np.float64)
+    n_value = np.bincount(test.labels, minlength=n_values)[column[:, 0]].astype(np.float64)
     observed = bits(sums[:, None], n_value[:, None], np.arange(codes.n_latents))[:, 0]
     return ProbeScores(
-        value=value, slope=np.where(value >= 0, slope, np.nan),
-        train_bits=np.where(value >= 0, probes.bits[pair], np.nan), bits=np.where(tested >= 0, observed, np.nan),
+        slope=np.where(value >= 0, slope, np.nan),
+        train_bits=np.where(value >= 0, probes.bits[:, 0], np.nan), bits=np.where(tested >= 0, observed, np.nan),
         p=found.p, smallest_p=found.smallest,
     )  # fmt: skip
 

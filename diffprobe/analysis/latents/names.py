@@ -2,9 +2,11 @@
 
 On train, a phrase is scored for a latent by how much more often it is in the captions of the images on which the latent
 is active than in those of the others: a log odds ratio, with a prior that pulls rare phrases to the rate of all
-captions (Monroe, Colaresi and Quinn 2008, Fightin' words, Political Analysis). On held-out images the question is the
-reverse: does "the caption has the phrase" predict "the latent is active"? Its AUROC has a p by permutations that keep
-groups, and all tests of all latents are corrected together. A phrase that fails is kept, but does not name the latent.
+captions (Monroe, Colaresi and Quinn 2008, Fightin' words, Political Analysis). Each group counts as one image there, so
+that the variants of one drawing are not taken for as much evidence as other drawings. On held-out images the question
+is the reverse: does "the caption has the phrase" predict "the latent is active"? Its AUROC has a p by permutations that
+keep groups, and all tests of all latents are corrected together. A phrase that fails is kept, but does not name the
+latent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,11 +67,13 @@ class NameSettings:
     least_z: float = 3.0
     """Least z on train of a phrase that is tested: fewer tests leave more power to each."""
     prior: float = 10.0
-    """Weight of the prior, in images."""
+    """Weight of the prior, in groups (images where these are independent)."""
     max_words: int = 3
     """Largest number of words of a phrase."""
     min_count: int = 10
     """Least number of training images with a phrase, and without it; and of images on which a latent is active."""
+    min_groups: int = 5
+    """Least number of training groups with a phrase, and without it."""
     max_phrases: int = 5000
     """Largest number of phrases; the most frequent ones stay."""
     rate: float = 0.05
@@ -133,9 +137,10 @@ def latent_names(
     if train.codes.n_latents != test.codes.n_latents:
         raise ConfigError(f"codes of {train.codes.n_latents} latents in train and {test.codes.n_latents} in test.")
     phrases = CaptionPhrases.of(
-        train.captions, max_words=settings.max_words, min_count=settings.min_count, max_phrases=settings.max_phrases
-    )
-    latent, phrase, score, z = _candidates(train.codes, phrases, settings)
+        train.captions, train.groups, max_words=settings.max_words, min_count=settings.min_count,
+        min_groups=settings.min_groups, max_phrases=settings.max_phrases,
+    )  # fmt: skip
+    latent, phrase, score, z = _candidates(train, phrases, settings)
     if answers:
         phrases, *pairs = _with_answers(train, phrases, answers, (latent, phrase), settings.prior)
         latent, phrase, score, z = (
@@ -166,7 +171,7 @@ def log_odds(
     The prior adds `prior` images to either side, a share of which has the phrase as in all images.
 
     Args:
-        active_with: active images with the phrase.
+        active_with: active images with the phrase, a number or a sum of weights.
         n_active: active images.
         n_with: all images with the phrase.
         n_images: number of images.
@@ -201,19 +206,21 @@ def phrase_areas(active_with: Floats, n_with: Floats, n_active: Floats, n_images
 
 
 def _candidates(
-    codes: SparseCodes, phrases: CaptionPhrases, settings: NameSettings
+    train: CaptionedCodes, phrases: CaptionPhrases, settings: NameSettings
 ) -> tuple[Ints, Ints, Floats, Floats]:
     """Return latent, phrase, log odds ratio and z of the pairs that are tested, by latent and then by z."""
-    n_active, n_with = codes.n_active.astype(np.float64), phrases.n_with.astype(np.float64)
+    codes = train.codes
     parts: list[tuple[Ints, Ints, Floats, Floats]] = []
     if not len(phrases.phrases):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
-    active, has = _active(codes), phrases.matrix()
+    active, has = _weighted(train), phrases.matrix()
+    n_active, n_with, n = _weighted_counts(train, phrases, active)
+    often = codes.n_active >= settings.min_count
     for start in range(0, codes.n_latents, _LATENTS):
         both = (active[start : start + _LATENTS] @ has).tocoo()  # pairs that never meet are no candidates
         latent, phrase = both.coords[0].astype(np.int64) + start, both.coords[1].astype(np.int64)
-        score, z = log_odds(both.data, n_active[latent], n_with[phrase], codes.n_images, prior=settings.prior)
-        kept = (z >= settings.least_z) & (n_active[latent] >= settings.min_count)
+        score, z = log_odds(both.data, n_active[latent], n_with[phrase], n, prior=settings.prior)
+        kept = (z >= settings.least_z) & often[latent]
         latent, phrase, score, z = latent[kept], phrase[kept], score[kept], z[kept]
         order = np.lexsort((phrase, -np.round(z, 9), latent))
         latent, phrase, score, z = latent[order], phrase[order], score[order], z[order]
@@ -238,12 +245,12 @@ def _with_answers(
     pairs = [(latent, number[text]) for latent, text in texts.items() if text and (latent, number[text]) not in tested]
     latent = np.array([one for one, _ in pairs], dtype=np.int64)
     phrase = np.array([other for _, other in pairs], dtype=np.int64)
-    active = _active(train.codes)
+    active = _weighted(train)
     both = np.array([
         active[[one]] @ _indicator(phrases, other) for one, other in pairs
     ], dtype=np.float64).reshape(len(pairs))  # fmt: skip
-    n_active, n_with = train.codes.n_active.astype(np.float64), phrases.n_with.astype(np.float64)
-    score, z = log_odds(both, n_active[latent], n_with[phrase], train.codes.n_images, prior=prior)
+    n_active, n_with, n = _weighted_counts(train, phrases, active)
+    score, z = log_odds(both, n_active[latent], n_with[phrase], n, prior=prior)
     return phrases, latent, phrase, np.nan_to_num(score), np.nan_to_num(z)
 
 
@@ -288,6 +295,23 @@ def _tested(
 
         p = np.clip(hypergeom.sf(both - 1, n, n_with, n_active), 1e-300, 1.0)  # one-sided Fisher, exact
     return areas, np.where(np.isnan(areas), np.nan, p)
+
+
+def _weighted(train: CaptionedCodes) -> "csr_array":
+    """Return the weight of an image where a latent is active, (latents, images): the weights of a group sum to 1."""
+    active = _active(train.codes)
+    active.data = _weights(train)[active.indices]
+    return active
+
+
+def _weights(train: CaptionedCodes) -> Floats:
+    found: Floats = 1 / np.bincount(train.groups.ids)[train.groups.ids]
+    return found
+
+
+def _weighted_counts(train: CaptionedCodes, phrases: CaptionPhrases, active: "csr_array") -> tuple[Floats, Floats, int]:
+    """Return the weight of the active images, of the images with each phrase, and of all images: the groups."""
+    return np.asarray(active.sum(1)).ravel(), _weights(train) @ phrases.matrix(), train.groups.n
 
 
 def _active(codes: SparseCodes) -> "csr_array":

@@ -6,12 +6,17 @@ import pytest
 from diffprobe.analysis.latents.caption_phrases import CaptionPhrases
 from diffprobe.analysis.phrase_ranking import PhraseBank, phrases_of
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.groups import Groups
 
 CAPTIONS = ["a red cat", "a red dog", "Blue cat, old", "blue dog", "", "a red cat, old", "<b>blue</b> cat"]
 
 
+def alone(n):
+    return Groups.of_values(np.full(n, -1))
+
+
 def test_entries_are_the_images_that_have_a_phrase():
-    found = CaptionPhrases.of(CAPTIONS, min_count=2, max_words=2)
+    found = CaptionPhrases.of(CAPTIONS, alone(7), min_count=2, min_groups=1, max_words=2)
     matrix = found.matrix().toarray()
     for i, phrase in enumerate(found.phrases):
         has = [phrase in phrases_of(caption, 2) for caption in CAPTIONS]
@@ -21,7 +26,7 @@ def test_entries_are_the_images_that_have_a_phrase():
 
 
 def test_the_longest_of_phrases_in_the_same_images_stays():
-    found = CaptionPhrases.of(CAPTIONS, min_count=2, max_words=2)
+    found = CaptionPhrases.of(CAPTIONS, alone(7), min_count=2, min_groups=1, max_words=2)
     i = found.phrases.index("a red")
     assert set(found.same[i]) == {"a", "red"}
     assert not {"a", "red"} & set(found.phrases)
@@ -31,9 +36,19 @@ def test_the_phrases_are_those_of_the_dense_bank():
     generator = np.random.default_rng(0)
     captions = [" ".join(generator.choice(list("abcdefgh"), 3)) for _ in range(60)]
     bank = PhraseBank.of(captions, range(60), min_count=5, min_groups=1)
-    found = CaptionPhrases.of(captions, min_count=5)
+    found = CaptionPhrases.of(captions, alone(60), min_count=5, min_groups=1)
     assert found.phrases == bank.phrases and found.same == bank.same
     np.testing.assert_array_equal(found.matrix().toarray() > 0, bank.present)
+
+
+@pytest.mark.parametrize("min_groups", [2, 3, 4])
+def test_rare_groups_are_counted_as_in_the_dense_bank(min_groups):
+    generator = np.random.default_rng(1)
+    captions = [" ".join(generator.choice(list("abcdefgh"), 2)) for _ in range(40)]
+    group = np.repeat(np.arange(8), 5)
+    found = CaptionPhrases.of(captions, Groups.of_values(group), min_count=3, min_groups=min_groups)
+    bank = PhraseBank.of(captions, group.tolist(), min_count=3, min_groups=min_groups)
+    assert found.phrases == bank.phrases
 
 
 def test_phrases_are_found_in_other_captions_in_their_order():
@@ -46,10 +61,10 @@ def test_phrases_are_found_in_other_captions_in_their_order():
 
 
 def test_the_most_frequent_phrases_stay_and_none_may():
-    found = CaptionPhrases.of(CAPTIONS, min_count=1, max_words=1, max_phrases=2)
+    found = CaptionPhrases.of(CAPTIONS, alone(7), min_count=1, min_groups=1, max_words=1, max_phrases=2)
     assert set(found.phrases) == {"cat", "red"} or len(found.phrases) == 2
     assert sorted(found.n_with) == [3, 4]
-    empty = CaptionPhrases.of(["", ""], min_count=1)
+    empty = CaptionPhrases.of(["", ""], alone(2), min_count=1)
     assert empty.phrases == () and empty.matrix().shape == (2, 0)
     with pytest.raises(ConfigError, match="max_words=0"):
-        CaptionPhrases.of(CAPTIONS, max_words=0)
+        CaptionPhrases.of(CAPTIONS, alone(7), max_words=0)
