@@ -92,13 +92,13 @@ def split_codes(
         collector.update(values, indices, [table.keys[row] for row in rows.tolist()])
     codes = collector.result()
     row_of = {key: row for row, key in enumerate(table.keys)}
-    rows = np.array([row_of[key] for key in codes.keys], dtype=np.int64)
+    order = np.array([row_of[key] for key in codes.keys], dtype=np.int64)
     targets = {CLASS: table.label, **{name: ids for name, ids in table.attributes.items() if name != group}}
-    of_group = np.full(len(rows), -1) if group is None else table.attributes[group].numpy()[rows]
+    of_group = np.full(len(order), -1) if group is None else table.attributes[group].numpy()[order]
     return SplitCodes(
-        codes=codes, targets={name: ids.numpy()[rows].astype(np.int64) for name, ids in targets.items()},
+        codes=codes, targets={name: ids.numpy()[order].astype(np.int64) for name, ids in targets.items()},
         groups=Groups.of_values(of_group.astype(np.int64)),
-        captions=[table.captions[row] for row in rows.tolist()] if table.captions else None,
+        captions=[table.captions[row] for row in order.tolist()] if table.captions else None,
         embeddings=None if embeddings is None else _embeddings(embeddings, codes.keys),
     )  # fmt: skip
 

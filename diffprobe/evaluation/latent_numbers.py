@@ -6,7 +6,7 @@ latent is chosen on train, and all become columns and names of `report/explorer/
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ from diffprobe.report.explorer.records import Column, Name
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_RATE = 0.05
+"""False discovery rate at which the discoveries of baselines are counted."""
 Kind = Literal["number", "share", "count", "p"]
 
 
@@ -130,14 +132,13 @@ def latent_numbers(
     _check(train, test, values, encoder)
     chosen = _choose(train, test, values, settings)
     controls: dict[str, list[tuple[str, float]]] = {key: [("chance", value)] for key, value in chosen.chance.items()}
-    untested = replace(settings, best_value=replace(settings.best_value, permutations=None))
     for name, (of_train, of_test) in (baselines or {}).items():
-        other = _choose(of_train, of_test, values, untested).numbers
+        other = _choose(of_train, of_test, values, settings).numbers
         if of_test.embeddings is not None:
-            other["monosemanticity"] = _embedded(of_test, replace(untested, embedding_permutations=19))[0]
+            other["monosemanticity"], other["monosemanticity_q"], _ = _embedded(of_test, settings)
         for key, column in other.items():
             if not np.isnan(column).all():
-                controls.setdefault(key, []).append((f"{name} (median)", float(np.nanmedian(column))))
+                controls.setdefault(key, []).append(_summary(name, key, column))
     columns = [
         _column(key, chosen.numbers[key], controls.get(key, ()))
         for key in _TEXTS
@@ -149,7 +150,10 @@ def latent_numbers(
         score, q, chance = _embedded(test, settings)
         which = f" Encoder: {encoder}."
         beside = [("all pairs of images", chance), *controls.get("monosemanticity", [])]
-        columns += [_column("monosemanticity", score, beside, which), _column("monosemanticity_q", q, (), which)]
+        columns += [
+            _column("monosemanticity", score, beside, which),
+            _column("monosemanticity_q", q, controls.get("monosemanticity_q", ()), which),
+        ]
     if decoder is not None:
         columns.append(_column("redundancy", np.abs(nearest_rows(decoder).cosine), ()))
     return LatentNumbers(
@@ -203,7 +207,7 @@ def _check(train: SplitCodes, test: SplitCodes, values: Mapping[str, Sequence[st
 def _choose(
     train: SplitCodes, test: SplitCodes, values: Mapping[str, Sequence[str]], settings: NumberSettings
 ) -> _Chosen:
-    """Measure all targets, and take for each latent the numbers of the one with the largest z on train."""
+    """Measure all targets, and take for each latent the numbers of the one with the least chance on train."""
     n = train.codes.n_latents
     found: dict[str, BestValues] = {}
     probes: dict[str, ProbeScores] = {}
@@ -230,7 +234,7 @@ def _choose(
             target=none, numbers={}, by_target={}, value=none, chance={},
             smallest_p=1.0, notes=tuple(notes),
         )  # fmt: skip
-    target = _best(np.stack([best.z for best in found.values()]))
+    target = _best(np.stack([_surprise(best) for best in found.values()]))
     of_best, of_probe = list(found.values()), list(probes.values())
     numbers = {
         key: _take(target, [getattr(best, key) for best in of_best])
@@ -253,6 +257,25 @@ def _choose(
         value=_take(target, [best.value.astype(np.float64) for best in of_best], -1).astype(np.int64),
         chance=chance, smallest_p=max(best.smallest_p for best in of_best), notes=tuple(notes),
     )  # fmt: skip
+
+
+def _surprise(best: BestValues) -> Floats:
+    """Return the negative logarithm of the p of each latent's z, times the number of values it was chosen from.
+
+    Without the factor, a target of many values would win by their number.
+    """
+    from scipy.stats import norm  # heavy
+
+    found: Floats = -(norm.logsf(best.z) + np.log(best.n_values))
+    return found
+
+
+def _summary(name: str, key: str, column: Floats) -> tuple[str, float]:
+    """Return what a column of a baseline is, in one number: the median, or the share of discoveries."""
+    known = column[~np.isnan(column)]
+    if _TEXTS[key][1] == "p":
+        return f"{name} (share with q <= {_RATE})", float((known <= _RATE).mean())
+    return f"{name} (median)", float(np.median(known))
 
 
 def _best(scores: Floats) -> Ints:

@@ -81,7 +81,9 @@ class BestValues:
     value: Ints
     """The value with the largest z on the first split; -1 for a latent that is active on none of its images."""
     z: Floats
-    """The z of that choice, by which values of several targets can be compared; not a test, for it was chosen."""
+    """The z of that choice; not a test, for it is the largest of `n_values`."""
+    n_values: int
+    """Number of values that were compared: those that are frequent enough in both splits."""
     purity: Floats
     """Share of the value among the latent's most active images of the other split, 0..1."""
     entropy: Floats
@@ -170,7 +172,8 @@ def best_values(
     )
     in_top = permuted_p(of_purity, tested, labels, test.groups, lambda sums, *_: sums, settings.permutations)
     return BestValues(
-        value=value, z=np.where(value >= 0, largest, np.nan), purity=purity(of_top, value),
+        value=value, z=np.where(value >= 0, largest, np.nan), n_values=int(eligible.sum()),
+        purity=purity(of_top, value),
         entropy=normalised_entropy(of_top, n_values),
         auroc=np.where(n_active > 0, area_of_sums(gain, n_value, n_active, n), np.nan),
         precision=np.where(n_active > 0, average_precisions(codes, labels, value), np.nan), purity_p=in_top.p,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csc_array
 
 Ints = NDArray[np.int64]
+FUNCTION_WORDS = frozenset("a an and as at by for from in into is it its of on or over the to under with".split())
+"""English words that name nothing by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +64,8 @@ class CaptionPhrases:
     ) -> "CaptionPhrases":
         """Collect the words and n-grams of captions.
 
-        Of phrases that occur in the same images, the longest stays. No phrase may be left.
+        Of phrases that occur in the same images, the longest stays. Phrases of function words alone ("with the")
+        are left out. No phrase may be left.
 
         Args:
             captions: caption of each image; an empty one has no phrase.
@@ -83,7 +86,7 @@ class CaptionPhrases:
         alike: defaultdict[bytes, list[str]] = defaultdict(list)
         size = np.bincount(groups.ids, minlength=groups.n)
         for phrase, rows in images.items():
-            if not min_count <= len(rows) <= len(captions) - min_count:
+            if not min_count <= len(rows) <= len(captions) - min_count or FUNCTION_WORDS.issuperset(phrase.split()):
                 continue
             numbers, counts = np.unique(groups.ids[rows], return_counts=True)
             n_without = groups.n - int((counts == size[numbers]).sum())  # groups with an image without it

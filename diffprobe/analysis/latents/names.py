@@ -74,6 +74,9 @@ class NameSettings:
     """Least number of training images with a phrase, and without it; and of images on which a latent is active."""
     min_groups: int = 5
     """Least number of training groups with a phrase, and without it."""
+    min_test_groups: int = 3
+    """Least number of held-out groups with a phrase, and without it, for a test: one drawing does not show that a name
+    holds."""
     max_phrases: int = 5000
     """Largest number of phrases; the most frequent ones stay."""
     rate: float = 0.05
@@ -108,7 +111,7 @@ class LatentName:
     """AUROC of the phrase for the latent's activity on held-out images; None if none or all of them have it, or the
     latent is active on none or all of them."""
     p: float | None
-    """One-sided p of the AUROC."""
+    """One-sided p of the AUROC; None where too few held-out groups have the phrase, or nothing can be predicted."""
     q: float | None
     """p adjusted for all phrases of all latents that were tested."""
     shown: bool
@@ -150,7 +153,7 @@ def latent_names(
     if not len(latent):
         return [tuple(names) for names in found]
     held_out = CaptionPhrases.find(phrases.phrases, test.captions)
-    area, p = _tested(test, held_out, latent, phrase, settings.permutations)
+    area, p = _tested(test, held_out, latent, phrase, settings)
     q = adjusted(p)
     for i, owner in enumerate(latent.tolist()):
         known = not np.isnan(p[i])
@@ -261,9 +264,11 @@ def _indicator(phrases: CaptionPhrases, number: int) -> Floats:
 
 
 def _tested(
-    test: CaptionedCodes, phrases: CaptionPhrases, latent: Ints, phrase: Ints, settings: PermutationSettings
+    test: CaptionedCodes, phrases: CaptionPhrases, latent: Ints, phrase: Ints, settings: NameSettings
 ) -> tuple[Floats, Floats]:
-    """Return AUROC and p of each pair on held-out images, NaN where there is nothing to predict."""
+    """Return AUROC and p of each pair on held-out images, NaN where there is nothing to predict or no test."""
+    from scipy.stats import hypergeom  # heavy
+
     codes, n = test.codes, test.codes.n_images
     active = _active(codes)
     n_active, n_with = codes.n_active.astype(np.float64)[latent], phrases.n_with.astype(np.float64)[phrase]
@@ -275,7 +280,10 @@ def _tested(
         has = _indicator(phrases, number)
         rows = active[latent[pairs]]
         both[pairs] = rows @ has
-        if independent or not 0 < has.sum() < n:
+        if not _in_groups(has, test.groups, settings.min_test_groups):
+            continue
+        if independent:
+            p[pairs] = hypergeom.sf(both[pairs] - 1, n, n_with[pairs], n_active[pairs])  # one-sided Fisher, exact
             continue
         rows = rows.tocoo()
         weights = SparseWeights(
@@ -288,13 +296,15 @@ def _tested(
             return phrase_areas(sums, n_phrase, of_pairs[tests, None], n)
 
         classes = np.ones(len(pairs), dtype=np.int64)
-        p[pairs] = permuted_p(weights, classes, has.astype(np.int64), test.groups, area, settings).p
+        p[pairs] = permuted_p(weights, classes, has.astype(np.int64), test.groups, area, settings.permutations).p
     areas = phrase_areas(both, n_with, n_active, n)
-    if independent:
-        from scipy.stats import hypergeom  # heavy
+    return areas, np.where(np.isnan(areas), np.nan, np.clip(p, 1e-300, 1.0))
 
-        p = np.clip(hypergeom.sf(both - 1, n, n_with, n_active), 1e-300, 1.0)  # one-sided Fisher, exact
-    return areas, np.where(np.isnan(areas), np.nan, p)
+
+def _in_groups(has: Floats, groups: Groups, least: int) -> bool:
+    """Return whether at least so many groups have an image with a phrase, and one without it."""
+    with_phrase, without = groups.ids[has > 0], groups.ids[has == 0]
+    return min(len(np.unique(with_phrase)), len(np.unique(without))) >= least
 
 
 def _weighted(train: CaptionedCodes) -> "csr_array":

@@ -83,7 +83,7 @@ def absorption(
         least_precision: see `precise_latents`.
 
     Returns: share of the test images with the value on which the latent is inactive and another latent of the value is
-        active, 0..1, (latents,); NaN without a value or an image of it.
+        active, 0..1, (latents,); NaN without a value or an image of it, or for a latent active on no test image.
     """
     shape = (train.codes.n_latents, n_values)
     of_value = np.zeros(shape)
@@ -96,6 +96,6 @@ def absorption(
     n_has = np.bincount(labels[has], minlength=n_values)
     own = (labels[codes.row] == value[codes.latent]) & has[codes.row]
     n_own = np.bincount(codes.latent[own], minlength=codes.n_latents)
-    known = (value >= 0) & (n_value[np.maximum(value, 0)] > 0)
+    known = (value >= 0) & (n_value[np.maximum(value, 0)] > 0) & (codes.n_active > 0)
     at = np.maximum(value, 0)
     return np.where(known, (n_has[at] - n_own) / np.maximum(n_value[at], 1), np.nan)

@@ -91,6 +91,23 @@ def test_a_name_in_no_held_out_caption_is_not_shown():
     assert owl.auroc is None and owl.p is None and owl.q is None and not owl.shown
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_name_in_too_few_held_out_groups_has_no_test(grouped):
+    """Two held-out drawings with the word, and the latent active on just these: no evidence to speak of."""
+    train, test = parts()
+    if not grouped:
+        test = dataclasses.replace(test, groups=Groups.of_values(np.full(240, -1)))
+    owls = np.flatnonzero(["owl" in caption for caption in test.captions])
+    kept = set(owls[:2].tolist())
+    captions = [c if i in kept else c.replace("owl", "bird") for i, c in enumerate(test.captions)]
+    changed = dataclasses.replace(test, captions=captions)
+    owl = next(one for one in latent_names(train, changed, SETTINGS)[OWL] if one.phrase == "owl")
+    assert owl.auroc > 0.5 and owl.p is None and owl.q is None and not owl.shown
+    tested = dataclasses.replace(SETTINGS, min_test_groups=1)
+    owl = next(one for one in latent_names(train, changed, tested)[OWL] if one.phrase == "owl")
+    assert owl.p is not None
+
+
 def test_given_names_are_tested_like_the_others():
     train, test = parts()
     answers = {OWL: "An owl!", DARK: "dark tone", 0: "cat", 1: "unicorn", 2: "..."}
