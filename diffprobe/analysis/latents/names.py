@@ -220,7 +220,7 @@ def _candidates(
     n_active, n_with, n = _weighted_counts(train, phrases, active)
     often = codes.n_active >= settings.min_count
     for start in range(0, codes.n_latents, _LATENTS):
-        both = (active[start : start + _LATENTS] @ has).tocoo()  # pairs that never meet are no candidates
+        both = (active[start : start + _LATENTS] @ has).tocoo()  # pairs that never meet are left out
         latent, phrase = both.coords[0].astype(np.int64) + start, both.coords[1].astype(np.int64)
         score, z = log_odds(both.data, n_active[latent], n_with[phrase], n, prior=settings.prior)
         kept = (z >= settings.least_z) & often[latent]
