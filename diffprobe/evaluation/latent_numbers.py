@@ -85,7 +85,7 @@ class LatentNumbers:
     best_values: tuple[str, ...]
     """What each latent is about, "target=value", chosen on train; "" for a latent that is never active there."""
     smallest_p: float
-    """The smallest p that a test of a class or value could have; q is at least this."""
+    """The smallest p of a class or value that permutations can count; smaller ones are of a fitted tail."""
     notes: tuple[str, ...]
     """Sentences on what was not measured, and why."""
 

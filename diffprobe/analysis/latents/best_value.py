@@ -103,7 +103,7 @@ class BestValues:
     n_permutations: int
     """Most permutations of a test."""
     smallest_p: float
-    """The smallest p that could have been."""
+    """The smallest p that could have been counted; smaller ones are of a tail."""
     why_no_p: str = ""
     """Why there is no p."""
 

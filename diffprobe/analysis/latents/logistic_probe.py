@@ -224,7 +224,7 @@ class ProbeScores:
     p: Floats
     """One-sided p against labels permuted by group."""
     smallest_p: float
-    """The smallest p that could have been."""
+    """The smallest p that could have been counted; smaller ones are of a tail."""
 
     @property
     def q(self) -> Floats:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffprobe.analysis.latents.permutation_tests import PermutationSettings, adjusted
+from diffprobe.analysis.latents.permutation_tests import Moments, PermutationSettings, adjusted
 from diffprobe.analysis.latents.sparse_codes import SparseCodes
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.groups import Groups
@@ -114,7 +114,7 @@ class Monosemanticity:
     chance: float
     """Mean cosine over all pairs of images."""
     smallest_p: float
-    """The smallest p that could have been."""
+    """The smallest p that could have been counted."""
 
     @property
     def q(self) -> Floats:
@@ -152,15 +152,21 @@ def monosemanticity(
     between = _score(of_groups, means, n_groups)
     generator = np.random.default_rng(settings.seed)
     p, tests = np.full(codes.n_latents, np.nan), np.flatnonzero(~np.isnan(between))
-    reached, drawn = np.zeros(len(tests), dtype=np.int64), 0
+    reached, drawn, moments = np.zeros(len(tests), dtype=np.int64), 0, Moments.none(len(tests))
     while drawn < settings.most and len(tests):
         shuffled = _score(of_groups[tests], means[generator.permutation(groups.n)], n_groups[tests])
         drawn += 1
         reached += shuffled >= between[tests] - 1e-12
+        moments.add((shuffled - between[tests])[:, None])
         done = reached >= settings.enough
+        moments = moments.take(~done)
         p[tests[done]] = settings.enough / drawn
         tests, reached = tests[~done], reached[~done]
     p[tests] = (1 + reached) / (1 + drawn)
+    rare = reached == 0
+    if settings.tail and rare.any():
+        tail = moments.take(rare).tail(np.zeros(int(rare.sum())), drawn)
+        p[tests[rare]] = np.minimum(p[tests[rare]], tail)
     return Monosemanticity(score=score, between=between, p=p, chance=chance, smallest_p=1 / (1 + settings.most))
 
 

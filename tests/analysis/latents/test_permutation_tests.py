@@ -13,7 +13,7 @@ from diffprobe.analysis.latents.permutation_tests import (
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.groups import Groups
 
-SETTINGS = PermutationSettings(most=2000, enough=10_000)  # every test has all permutations
+SETTINGS = PermutationSettings(most=2000, enough=10_000, tail=False)  # every test has all permutations
 
 
 def weights_of(dense):
@@ -47,7 +47,9 @@ def test_stopping_early_changes_large_p_little_and_small_p_not_at_all():
     classes, groups = generator.integers(0, 3, 30), Groups.of_values(np.full(90, -1))
     classes[0] = 0
     plain = permuted_p(weights_of(dense), classes, labels, groups, sums, SETTINGS)
-    early = permuted_p(weights_of(dense), classes, labels, groups, sums, PermutationSettings(most=2000, enough=50))
+    early = permuted_p(
+        weights_of(dense), classes, labels, groups, sums, PermutationSettings(most=2000, enough=50, tail=False)
+    )
     assert early.p[0] == plain.p[0] == plain.smallest
     assert np.abs(early.p - plain.p).max() < 0.15
     assert not np.array_equal(early.p, plain.p)
@@ -63,6 +65,38 @@ def test_p_is_uniform_or_larger_without_an_effect():
     )  # fmt: skip
     for level in (0.01, 0.05, 0.2):
         assert (found.p <= level).mean() <= level + 4 * np.sqrt(level / 2000)
+
+
+@pytest.mark.parametrize(("n_class", "n_active"), [(20, 4), (20, 12), (60, 12), (60, 40), (100, 60), (180, 60)])
+def test_p_beyond_the_permutations_is_near_fishers(n_class, n_active):
+    """A latent active on images of one class alone, or nearly: p far below what 2,000 permutations count."""
+    n = 200
+    labels = (np.arange(n) < n_class).astype(np.int64)
+    wrong = n_active // 10
+    active = np.r_[np.arange(n_active - wrong), n - 1 - np.arange(wrong)]
+    dense = np.zeros((1, n))
+    dense[0, active] = 1
+    exact = hypergeom.sf(n_active - wrong - 1, n, n_class, n_active)
+    settings = PermutationSettings(most=2000)
+    found = permuted_p(
+        weights_of(dense), np.ones(1, dtype=np.int64), labels, Groups.of_values(np.full(n, -1)), sums, settings
+    )
+    if exact > 2e-3:
+        assert found.p[0] == pytest.approx(exact, rel=1)
+    else:
+        assert exact / 3 < found.p[0] < max(exact**0.6, 1e-3)  # hardly too small, and small enough to be found
+
+
+def test_small_p_are_as_rare_as_they_claim_to_be():
+    """With 200 permutations p of .001 cannot be counted; of 20,000 tests without an effect about 20 have it."""
+    generator = np.random.default_rng(6)
+    labels = (generator.random(100) < 0.3).astype(np.int64)
+    dense = np.where(generator.random((20_000, 100)) < 0.2, generator.random((20_000, 100)) + 0.5, 0.0)
+    found = permuted_p(
+        weights_of(dense), np.ones(20_000, dtype=np.int64), labels, Groups.of_values(np.full(100, -1)), sums,
+        PermutationSettings(most=200),
+    )  # fmt: skip
+    assert 0 < (found.p <= 0.001).mean() < 0.002 and (found.p <= 1e-5).mean() < 2e-4
 
 
 def test_variants_of_one_drawing_count_once():
