@@ -1,11 +1,14 @@
 """Numbers and names as columns and records of the explorer: planted factors are found, baselines are beside them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from diffprobe.analysis.latents.best_value import BestValueSettings
 from diffprobe.analysis.latents.names import NameSettings
 from diffprobe.analysis.latents.permutation_tests import PermutationSettings
+from diffprobe.analysis.latents.sparse_codes import CodeCollector
 from diffprobe.core.errors import ConfigError
 from diffprobe.evaluation.latent_numbers import NumberSettings, SplitCodes, latent_names, latent_numbers
 from tests.analysis.latents.planted_codes import (
@@ -17,6 +20,7 @@ from tests.analysis.latents.planted_codes import (
     TONES,
     collected,
     dense_codes,
+    update,
     world,
 )
 
@@ -91,6 +95,23 @@ def test_best_target_takes_the_numbers_of_that_target(splits):
         assert both[key].values[DARK] == alone[key].values[DARK]
     assert both["auroc_of_skin_tone"].values == alone["auroc"].values
     assert not any(key.startswith("auroc_of") for key in alone)
+
+
+def test_two_processes_give_the_numbers_and_names_of_one(splits):
+    """The codes of both halves of each split, merged, in another order and with other batches."""
+    merged = []
+    for part in splits:
+        dense = np.zeros((part.codes.n_images, N_LATENTS))
+        dense[part.codes.row, part.codes.latent] = part.codes.value
+        halves = [CodeCollector(N_LATENTS), CodeCollector(N_LATENTS)]
+        for i, half in enumerate(halves):
+            for rows in np.array_split(np.random.default_rng(i).permutation(np.arange(i, len(dense), 2)), 9):
+                update(half, dense[rows], [part.codes.keys[row] for row in rows], k=N_LATENTS)
+        halves[0].merge(halves[1])
+        merged.append(replace(part, codes=halves[0].result()))
+    one, two = (latent_numbers(*parts, VALUES, SETTINGS, encoder="x") for parts in (splits, merged))
+    assert one.columns == two.columns and one.best_values == two.best_values
+    assert latent_names(*splits, SETTINGS) == latent_names(*merged, SETTINGS)
 
 
 def test_names_become_records(splits):
