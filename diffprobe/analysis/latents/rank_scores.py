@@ -45,39 +45,22 @@ def area_of_sums(gain: Floats, n_positive: Floats, n_active: Floats, n_images: i
     return np.where((n_positive > 0) & (n_positive < n_images), area, np.nan)
 
 
-def class_areas(codes: SparseCodes, labels: Ints, n_classes: int) -> tuple[Floats, Floats]:
-    """Return the AUROC of each latent's activation for each class against all others, and its z.
-
-    z is the Mann-Whitney statistic with the correction for ties, in standard deviations for independent images: by it,
-    classes of different frequency can be compared.
+def class_areas(codes: SparseCodes, labels: Ints, n_classes: int) -> Floats:
+    """Return the AUROC of each latent's activation for each class against all others.
 
     Args:
         codes: activations of images.
         labels: class of each image, 0..n_classes-1, none missing, (images,).
         n_classes: number of classes.
 
-    Returns: both (latents, classes); NaN for a class that all or no images have. A latent that is active on no image
-        has AUROC 0.5 and z 0.
+    Returns: (latents, classes), 0.5 for a latent active on no image; NaN for a class that all or no images have.
     Raises: ConfigError for another number of labels or a label outside the range.
     """
     check_labels(codes, labels, n_classes)
-    gains = rank_gains(codes)
     cell = codes.latent * n_classes + labels[codes.row]
-    gain = weighted_counts(cell, gains, codes.n_latents * n_classes).reshape(-1, n_classes)
-    n = codes.n_images
+    gain = weighted_counts(cell, rank_gains(codes), codes.n_latents * n_classes).reshape(-1, n_classes)
     n_class = np.bincount(labels, minlength=n_classes).astype(np.float64)
-    n_active = codes.n_active.astype(np.float64)
-    area = area_of_sums(gain, n_class[None], n_active[:, None], n)
-    begin, end = _ties(codes)
-    tie = (end - begin).astype(np.float64)
-    cubes = weighted_counts(codes.latent, tie**2 - 1, codes.n_latents)  # sum over ties of t^3 - t
-    inactive = n - n_active
-    cubes += inactive**3 - inactive
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = np.maximum((n + 1) - cubes / max(n * (n - 1), 1), 0.0)[:, None]
-        deviation = np.sqrt(spread / (12 * n_class * (n - n_class))[None])  # of the AUROC
-        z = np.where(spread > 0, (area - 0.5) / deviation, 0.0)
-    return area, np.where(np.isnan(area), np.nan, z)
+    return area_of_sums(gain, n_class[None], codes.n_active.astype(np.float64)[:, None], codes.n_images)
 
 
 def average_precisions(codes: SparseCodes, labels: Ints, classes: Ints) -> Floats:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.stats import mannwhitneyu, norm
 
 from diffprobe.analysis.latents.group_scores import group_z
-from diffprobe.analysis.latents.rank_scores import class_areas, rank_gains
+from diffprobe.analysis.latents.rank_scores import rank_gains
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.groups import Groups
 from diffprobe.probes.group_permutation import GroupPermutation
@@ -53,7 +54,13 @@ def test_z_is_that_of_many_permutations(kind):
 def test_independent_images_give_the_mann_whitney_z():
     labels = np.random.default_rng(5).integers(0, 3, 80)
     codes, groups = problem(np.arange(80), labels)
-    np.testing.assert_allclose(group_z(codes, labels, groups, 3), class_areas(codes, labels, 3)[1], atol=1e-9)
+    dense = np.zeros((80, 5))
+    dense[codes.row, codes.latent] = codes.value
+    z = group_z(codes, labels, groups, 3)
+    for c in range(3):
+        for j in range(4):
+            test = mannwhitneyu(dense[labels == c, j], dense[labels != c, j], use_continuity=False)
+            assert 2 * norm.sf(abs(z[j, c])) == pytest.approx(test.pvalue, rel=1e-9)
 
 
 def test_variants_of_one_drawing_are_not_independent_evidence():

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from diffprobe.analysis.certification.dictionary import areas, mid_ranks
@@ -23,18 +22,13 @@ def problem():
 
 def test_areas_are_those_of_scikit_learn(problem):
     dense, codes, labels = problem
-    found, z = class_areas(codes, labels, 4)
+    found = class_areas(codes, labels, 4)
     for c in range(3):
         expected = [roc_auc_score(labels == c, dense[:, j]) for j in range(9)]
         np.testing.assert_allclose(found[:, c], expected, atol=1e-12)
         np.testing.assert_allclose(found[:, c], areas(mid_ranks(dense), labels == c), atol=1e-12)
-        for j in range(7):
-            test = mannwhitneyu(dense[labels == c, j], dense[labels != c, j], use_continuity=False)
-            from scipy.stats import norm
-
-            assert 2 * norm.sf(abs(z[j, c])) == pytest.approx(test.pvalue, rel=1e-9)
-    assert np.isnan(found[:, 3]).all() and np.isnan(z[:, 3]).all()
-    assert (found[7, :3] == 0.5).all() and (z[7, :3] == 0).all()
+    assert np.isnan(found[:, 3]).all()
+    assert (found[7, :3] == 0.5).all()
 
 
 def test_average_precision_is_that_of_scikit_learn(problem):
