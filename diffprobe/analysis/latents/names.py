@@ -181,7 +181,7 @@ def log_odds(
         prior: weight of the prior, in images, above 0.
 
     Returns: both of the shape to which the arguments broadcast. z is the ratio over its standard error, from the
-        variance of Monroe et al., eq. 19.
+        variance of Monroe et al.
 
     >>> ratio, _ = log_odds(np.array(8.0), np.array(10.0), np.array(16.0), 40, prior=1e-9)
     >>> round(float(np.exp(ratio)), 3)  # 8 of 2 and 8 of 22

@@ -1,5 +1,7 @@
 """Codes collected from a stream: independent of batches, order and processes, and bounded."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,21 @@ def test_memory_is_bounded_by_the_sample():
         assert len(collector._keys) <= 20 + 50
         assert sum(len(row) for row, *_ in collector._parts) <= 20 + 50
     assert collector.result().n_images == 10
+
+
+def test_peak_memory_is_flat_in_the_images():
+    def peak(n):
+        collector = CodeCollector(50, max_images=200)
+        tracemalloc.start()
+        for start in range(0, n, 100):
+            update(collector, dense(100, 50, seed=start), [f"{start + i:06d}" for i in range(100)], k=50)
+        collector.result()
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    small, large = peak(1000), peak(10_000)
+    assert large < 1.2 * small
 
 
 def test_a_part_of_the_images_is_as_if_collected_alone():
