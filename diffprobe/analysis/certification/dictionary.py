@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffprobe.analysis.certification.check import Check, Rule
+from diffprobe.analysis.latents.redundancy import precise_latents
 from diffprobe.analysis.statistics import Null, area_of, bootstrap_interval, mean_of, mean_statistic
 from diffprobe.core.errors import ConfigError, EmptyClass, NonFinite
 
@@ -117,7 +118,8 @@ def factor_checks(codes: Codes, train: Ints, test: Ints, rules: DictionaryRules,
     absorbed = np.zeros(len(test))
     for latent, value in zip(best, values, strict=True):
         fires = codes.train > 0
-        precise = fires[train == value].sum(0) >= rules.least_precision * np.maximum(fires.sum(0), 1)
+        of_value, active = (part.sum(0).astype(np.float64) for part in (fires[train == value], fires))
+        precise = precise_latents(of_value, active, rules.least_precision)
         precise[latent] = False
         others = (codes.test[:, precise] > 0).any(1)
         absorbed += (test == value) & (codes.test[:, latent] <= 0) & others

@@ -315,13 +315,19 @@ def _called(method: Method) -> Encode:
 
 def _random(train: NDArray[np.float32], n_latents: int, n_active: float, *, seed: int) -> Encode:
     """Return the encoder of a random dictionary with as many latents, of which as many are active in the mean."""
+    import torch
+
+    from diffprobe.analysis.latents.baselines import LinearCodes
+
     k = int(np.clip(round(n_active), 1, n_latents))
     rows = np.random.default_rng(seed).standard_normal((train.shape[1], n_latents))
     centre = train.mean(axis=(0, *range(2, train.ndim)))
+    codes = LinearCodes(torch.from_numpy(rows.T), torch.from_numpy(centre), k)
 
     def encode(features: NDArray[np.float32]) -> NDArray[np.float64]:
-        values = (features - centre) @ rows
-        least = np.partition(values, n_latents - k, axis=1)[:, [n_latents - k]]
-        return np.where(values >= least, np.maximum(values, 0), 0.0)
+        found = np.zeros((len(features), n_latents))
+        values, indices = codes.encode(torch.from_numpy(features))
+        np.put_along_axis(found, indices.numpy(), values.numpy(), axis=1)
+        return found
 
     return encode
