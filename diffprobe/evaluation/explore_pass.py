@@ -41,6 +41,11 @@ class LatentPass:
             self.sums.update_rows(number, values, indices)
         self.top.update(codes.code.values, codes.code.indices, codes.keys)
 
+    def read(self, stream: Iterable[ImageCodes]) -> None:
+        """Add all batches of a stream."""
+        for codes in stream:
+            self.update(codes)
+
     def merge(self, other: "LatentPass") -> None:
         """Add what another process found on other images. Raises: ConfigError for other latents or labels."""
         self.sums.merge(other.sums)
@@ -100,8 +105,7 @@ def pass_over(run: ExploredRun, *, n_top: int, max_values: int) -> PassResult:
     labels, left_out = shown_labels(run, max_values)
     timesteps = [int(cell.partition("@t")[2].partition(":")[0]) for cell in run.cells]
     found = LatentPass(run.sae.n_latents, labels, timesteps, n_top)
-    for codes in stream_codes(run.sae, run.tables(), run.cells):
-        found.update(codes)
+    found.read(stream_codes(run.sae, run.tables(), run.cells))
     require_images(run, found.sums.n_images)
     top = locate(found, stream_codes(run.sae, run.tables(), run.cells))
     return PassResult(sums=found.sums, labels=labels, left_out=left_out, top=top)

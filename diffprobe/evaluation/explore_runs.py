@@ -142,6 +142,8 @@ def _without_seed(tree: dict[str, Any]) -> dict[str, Any]:
     probe = found.get("probe")
     if isinstance(probe, dict) and isinstance(probe.get("grid"), dict):
         probe["grid"].pop("seed", None)
+        if not probe["grid"]:
+            del probe["grid"]
     return found
 
 

@@ -102,7 +102,7 @@ def match_activations(codes: SharedCodes, other: SharedCodes) -> Matches:
         for start in range(0, codes.n_latents, _BLOCK):
             block = slice(start, min(start + _BLOCK, codes.n_latents))
             product = (a[:, block].T @ b).toarray() / n - mean_a[block, None] * mean_b
-            scale = sd_a[block, None] * np.where(varies, sd_b, np.inf)
+            scale = sd_a[block, None] * sd_b
             found = np.where(scale > 0, product / np.where(scale > 0, scale, 1.0), -np.inf)
             found[:, ~varies] = -np.inf
             best = found.argmax(1)
