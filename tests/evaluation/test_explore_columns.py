@@ -57,4 +57,4 @@ def test_recurrence_is_the_mean_over_seeds_of_the_matched_cosine():
     assert name == "random directions" and 0.3 < control < 1
     assert [(one.run, one.latent) for one in similar.recurrence(2)] == [("seed 1", 3), ("seed 2", 2)]
     assert len(similar.neighbours(0)) == 3 and all(one.latent != 0 and one.run == "" for one in similar.neighbours(0))
-    np.testing.assert_allclose([v for v in found["nearest_cosine"].values], 0.0, atol=1e-6)
+    np.testing.assert_allclose(list(found["nearest_cosine"].values), 0.0, atol=1e-6)

@@ -1,5 +1,6 @@
 """Opening runs for the explorer: what is shown, other seeds, and what is refused."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffprobe.core.digest import digest_file
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, UnknownName
-from diffprobe.core.json_file import read_json_object
+from diffprobe.core.result import STORE, read_result, write_result
 from diffprobe.evaluation.explore_runs import open_explored, require_images
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from tests.evaluation.page_runs import SAE
@@ -56,17 +57,20 @@ def test_what_is_not_an_autoencoder_is_refused(direction, tmp_path, small_sae):
         open_explored(str(small_sae), ExploreConfig(device="cpu", sae="other"))
 
 
-def moved_store(run: Path, tmp_path: Path) -> tuple[Path, Path]:
+def moved_store(run: Path, tmp_path: Path, **artifacts: str) -> tuple[Path, Path]:
     """Copy a run and its store; return the run, whose record leads to the copy of the store, and that copy."""
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    result = read_json_object(copy / "result.json")
-    stores = Path(result["config"]["features"]["store"])
-    text = (copy / "result.json").read_text().replace(str(stores), str(tmp_path / "stores"))
-    (copy / "result.json").write_text(text)
-    (store,) = [path for path in stores.iterdir() if path.name == result["artifacts"]["input/store"][:16]]
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    result = read_result(copied / "result.json")
+    store = Path(result.config["features"]["store"]) / result.artifacts[STORE][:16]
     shutil.copytree(store, tmp_path / "stores" / store.name)
-    return copy, tmp_path / "stores" / store.name
+    config = {**result.config, "features": {**result.config["features"], "store": str(tmp_path / "stores")}}
+    (copied / "result.json").unlink()
+    changed = dataclasses.replace(
+        result, config=config, config_digest=digest_json(config), artifacts={**result.artifacts, **artifacts}
+    )
+    write_result(changed, copied / "result.json")
+    return copied, tmp_path / "stores" / store.name
 
 
 def test_a_missing_and_a_modified_store_are_named(small_sae, tmp_path):
@@ -84,11 +88,7 @@ def test_a_missing_and_a_modified_store_are_named(small_sae, tmp_path):
 
 
 def test_the_store_of_another_run_is_refused(small_sae, tmp_path):
-    run, store = moved_store(small_sae, tmp_path)
-    result = read_json_object(run / "result.json")
-    text = (run / "result.json").read_text().replace(result["artifacts"]["input/store"], "0" * 64)
-    (run / "result.json").write_text(text)
-    assert store.is_dir() and len(digest_file(run / "result.json")) == 64
+    run, _ = moved_store(small_sae, tmp_path, **{STORE: "0" * 64})
     with pytest.raises(SchemaError, match="digest of the run: 0000000000000000"):
         open_explored(str(run), CONFIG)
 

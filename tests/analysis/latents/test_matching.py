@@ -37,7 +37,7 @@ def test_the_nearest_latents_are_those_of_the_full_matrix(decoder):
     expected = cosines(decoder, decoder)
     np.fill_diagonal(expected, np.nan)
     for latent in set(range(40)) - {11}:
-        best = sorted(range(40), key=lambda i: -np.nan_to_num(abs(expected[latent, i]), nan=-1.0))[:3]  # noqa: B023
+        best = sorted(range(40), key=lambda i: -np.nan_to_num(abs(expected[latent, i]), nan=-1.0))[:3]
         assert found.latent[latent].tolist() == best
         np.testing.assert_allclose(found.similarity[latent], expected[latent, best], atol=1e-6)
     assert (found.latent[3, 0], round(float(found.similarity[3, 0]), 5)) == (30, -1.0)
