@@ -83,12 +83,12 @@ def _rule_of_places(table: FeatureTable, cells: Sequence[str]) -> str:
         return ""
     kinds = "positions and draws" if len(cells) == 1 else "timesteps, positions and draws"
     text = f" A sample has {n_rows:,} rows ({kinds}); its activation is the largest of theirs."
-    if any(_map_size(table, cell) is not None for cell in cells):
+    if any(map_size(table, cell) is not None for cell in cells):
         text += " A frame marks the position of the largest one, on the square of the image that the backbone reads."
     return text
 
 
-def _map_size(table: FeatureTable, cell: str) -> tuple[int, int] | None:
+def map_size(table: FeatureTable, cell: str) -> tuple[int, int] | None:
     """Return height and width of a cell that keeps the whole feature map; None for any other."""
     if Cell.parse(cell).pool != "none":
         return None
@@ -102,7 +102,7 @@ def with_places(
 ) -> tuple[Shown, ...]:
     """Return the top samples of a latent with the position of its largest activation, where cells are whole maps."""
     views = [by_place(table.features[cell], cell) for cell in cells]
-    sizes = [_map_size(table, cell) for cell in cells]
+    sizes = [map_size(table, cell) for cell in cells]
     if not samples or all(size is None for size in sizes):
         return tuple(Shown(sample.key, sample.activation) for sample in samples)
     places: list[Place | None] = []

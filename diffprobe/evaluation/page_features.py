@@ -4,7 +4,7 @@ The store alone is enough for all numbers: shards that were moved cost the pictu
 else. Digests are compared with the record of the run, so that a page never shows other samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,8 @@ class PageFeatures:
     """Attribute -> names of its values."""
     table: Callable[[str], FeatureTable]
     """Returns all features of a split."""
+    iter_tables: Callable[[str], Iterator[FeatureTable]]
+    """Yields the features of a split in parts, in shard order, so that no more than a shard is in memory."""
     images: tuple[ShardSet, Fields] | None
     """The shards with the images, and the names of their fields; None if they are not at hand."""
     group: str | None = None
@@ -59,8 +61,8 @@ def open_features(run: ProbeRun) -> PageFeatures:
     except (DiffprobeError, OSError) as error:
         return _from_record(run, error)
     return PageFeatures(
-        widths=widths, classes=source.classes, attributes=source.attributes, table=source.table, images=images,
-        group=source.request.shard_set.group,
+        widths=widths, classes=source.classes, attributes=source.attributes, table=source.table,
+        iter_tables=source.iter_tables, images=images, group=source.request.shard_set.group,
     )  # fmt: skip
 
 
@@ -115,6 +117,7 @@ def _from_record(run: ProbeRun, error: DiffprobeError | OSError) -> PageFeatures
         classes=store.classes(),
         attributes=store.attributes,
         table=lambda split: store.load(split, cells),
+        iter_tables=lambda split: store.iter_shards(split, cells),
         images=None,
         group=_recorded_group(run),
         missing=reason(error),

@@ -24,7 +24,7 @@ def sample_codes(sae: KSAE, table: FeatureTable, cells: Sequence[str]) -> Iterat
     n_places = sum(view.shape[1:-1].numel() for view in views)
     for rows in torch.arange(len(table)).split(max(_ROWS // n_places, 1)):
         code = sae.encode(_flat(sae, views, rows))
-        yield (code if n_places == 1 else _largest(code, len(rows), sae.n_latents)), rows, table
+        yield (code if n_places == 1 else largest_of_samples(code, len(rows), sae.n_latents)), rows, table
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def _flat(sae: KSAE, views: Sequence[Tensor], rows: Tensor) -> Tensor:
     return rows_of(views, rows).reshape(-1, views[0].shape[-1]).to(sae.W_enc.device)
 
 
-def _largest(code: Code, n_samples: int, n_latents: int) -> Code:
+def largest_of_samples(code: Code, n_samples: int, n_latents: int) -> Code:
     """Return the code of samples from that of their rows, which follow each other."""
     activation = code.values.new_zeros(n_samples, n_latents)
     values, indices = code.values.reshape(n_samples, -1), code.indices.reshape(n_samples, -1)

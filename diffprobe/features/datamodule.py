@@ -77,6 +77,11 @@ class FeatureSource(lightning.LightningDataModule):
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order."""
 
+    def iter_tables(self, split: str) -> Iterator[FeatureTable]:
+        """Yield the features of one split in parts that follow each other, in shard order; a single one unless a class
+        can read less at once."""
+        yield self.table(split)
+
     @abstractmethod
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0

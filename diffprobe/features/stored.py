@@ -84,10 +84,19 @@ class StoredFeatures(FeatureSource):
 
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split, in shard order."""
+        return concatenate(list(self.iter_tables(split)))
+
+    def iter_tables(self, split: str) -> Iterator[FeatureTable]:
+        """Yield the features of one split, one table per shard: mapped, or a copy of the rows of the split."""
         source, cells = self.data.source_of(split), list(self.widths)
+        rule = self.request.holdout
+        if rule is None or split not in (rule.train, rule.val):
+            yield from self.store.iter_shards(source, cells)
+            return
         tables = list(self.store.iter_shards(source, cells))
         kept = self._kept(split, tables)
-        return concatenate(tables if kept is None else [t.select(rows) for t, rows in zip(tables, kept, strict=True)])
+        for table, rows in zip(tables, kept or (), strict=True):
+            yield table.select(rows)
 
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0

@@ -52,8 +52,9 @@ def loader(root, keys, side=16):
         captions=[f"caption of {key}" for key in keys], shards=["test-0000.tar"] * len(keys),
     )  # fmt: skip
     features = PageFeatures(
-        widths={}, classes=(), attributes={}, table=lambda split: table, images=(shard_set, Fields())
-    )
+        widths={}, classes=(), attributes={}, table=lambda split: table, iter_tables=lambda split: iter([table]),
+        images=(shard_set, Fields()),
+    )  # fmt: skip
     return PictureLoader(features, table, side)
 
 
