@@ -29,6 +29,8 @@ class ExploreConfig:
     """Classes and attributes with more values are left out: memory grows with latents x values."""
     thumbnail_side: int = 96
     """Largest side of a thumbnail in pixels."""
+    numbers: bool = True
+    """Whether numbers and names are chosen on the training split and measured on the shown one. False: a fast look."""
     n_match_images: int = 4000
     """Images over which activations of two runs are correlated, drawn by a hash of their keys."""
     data_path: str | None = None

@@ -61,8 +61,9 @@ def planted_run(
         missing="they were moved.",
     )  # fmt: skip
     config = SimpleNamespace(
-        backbone=SimpleNamespace(path="models/tiny"), data=SimpleNamespace(path="sets/planted", caps=None), seed=0
-    )
+        backbone=SimpleNamespace(path="models/tiny"), seed=0,
+        data=SimpleNamespace(path="sets/planted", caps=None, train_split="train"),
+    )  # fmt: skip
     result = SimpleNamespace(run="0123", experiment="planted/sae", artifacts={}, seeds={})
     trained = cast(TrainedRun, SimpleNamespace(config=config, result=result, folder=Path("planted")))
     return ExploredRun(

@@ -1,0 +1,73 @@
+"""Numbers and names of the explorer's latents that are chosen on the training split and measured on the shown one.
+
+The measures are those of `evaluation/latent_numbers.py`, beside raw neurons, principal components and a random
+dictionary of the same size and density.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from diffprobe.core.errors import EmptyClass
+from diffprobe.evaluation.explore import Findings
+from diffprobe.evaluation.explore_runs import ExploredRun
+from diffprobe.evaluation.latent_codes import CLASS, autoencoder_codes, baseline_codes, baselines_of
+from diffprobe.evaluation.latent_numbers import NumberSettings, SplitCodes, latent_names, latent_numbers
+
+MAX_VALUES = 64
+"""Attributes with more values are not tested: few images have each of them."""
+
+
+def held_out_numbers(run: ExploredRun, settings: NumberSettings | None = None) -> Findings:
+    """Return columns and names of the latents of a run.
+
+    Args:
+        run: the run; its training split makes the choices.
+        settings: how; None for the defaults.
+
+    Returns: nothing but a note where the shown split is the one that was trained on, or where nothing can be measured.
+    """
+    train_split = run.trained.config.data.train_split
+    if run.split == train_split:
+        return Findings(
+            notes=[f"There are no held-out numbers and names: '{run.split}' is the split that they are chosen on."]
+        )
+    group = run.features.group
+    train_table, test_table = (run.features.table(split) for split in (train_split, run.split))
+    values = {CLASS: tuple(run.features.classes), **{name: tuple(of) for name, of in run.features.attributes.items()}}
+    wanted = [name for name, of in values.items() if name != group and 2 <= len(of) <= MAX_VALUES]
+
+    def kept(codes: SplitCodes) -> SplitCodes:
+        return replace(codes, targets={name: codes.targets[name] for name in wanted if name in codes.targets})
+
+    train, test = (
+        kept(autoencoder_codes(run.sae, table, run.cells, group=group)) for table in (train_table, test_table)
+    )
+    of_baselines = baselines_of(
+        train_table, run.cells, n_latents=run.sae.n_latents, k=run.sae.k, seed=run.trained.config.seed
+    )
+    baselines = {
+        name: (
+            kept(baseline_codes(codes, train_table, run.cells, group=group)),
+            kept(baseline_codes(codes, test_table, run.cells, group=group)),
+        )
+        for name, codes in of_baselines.items()
+    }
+    notes = [_about(run, group, wanted, values)]
+    found = latent_numbers(train, test, values, settings, baselines=baselines)
+    try:
+        names = dict(enumerate(latent_names(train, test, settings)))
+    except EmptyClass as error:
+        names = {}
+        notes.append(f"Latents have no names: {error.what}")
+    return Findings(columns=found.columns, names=names, notes=[*notes, *found.notes])
+
+
+def _about(run: ExploredRun, group: str | None, wanted: Sequence[str], values: Mapping[str, Sequence[str]]) -> str:
+    """Return a sentence on where the choices were made, and what was not tested."""
+    left = [name for name, of in values.items() if len(of) > MAX_VALUES and name != group]
+    text = (
+        f"AUROC, purity, probe gain and names are chosen on '{run.trained.config.data.train_split}' and measured on "
+        f"'{run.split}', {'with single images as groups' if group is None else f'with the values of {group} as groups'}"
+        f"; tested: {', '.join(wanted) or 'nothing, for there is no label'}."
+    )
+    return text + (f" Not tested, with more than {MAX_VALUES} values: {', '.join(left)}." if left else "")

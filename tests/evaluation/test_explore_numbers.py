@@ -1,0 +1,60 @@
+"""Held-out numbers and names of planted latents: found where they are, and nothing where the labels say nothing."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from diffprobe.analysis.latents.best_value import BestValueSettings
+from diffprobe.analysis.latents.names import NameSettings
+from diffprobe.analysis.latents.permutation_tests import PermutationSettings
+from diffprobe.evaluation.explore_numbers import held_out_numbers
+from diffprobe.evaluation.latent_numbers import NumberSettings
+from diffprobe.features.batch import concatenate
+from tests.evaluation.planted_run import STYLES, planted_run, planted_tables
+
+SETTINGS = NumberSettings(
+    best_value=BestValueSettings(permutations=PermutationSettings(most=200)), names=NameSettings(rate=0.05)
+)
+
+
+def two_splits(split="test"):
+    """A planted run with other images in train and test."""
+    tables = {"train": concatenate(planted_tables(90, seed=1)), "test": concatenate(planted_tables(90, seed=2))}
+    run = planted_run([tables["test"]])
+    features = dataclasses.replace(run.features, table=lambda name: tables[name])
+    return dataclasses.replace(run, features=features, split=split), tables
+
+
+def test_planted_latents_have_their_number_and_their_name():
+    run, _ = two_splits()
+    found = held_out_numbers(run, SETTINGS)
+    columns = {column.key: column for column in found.columns}
+    for latent, style in enumerate(STYLES):
+        assert columns["auroc"].values[latent] > 0.99 and columns["auroc_q"].values[latent] < 0.05
+        shown = [name.text.split() for name in found.names[latent] if name.shown]
+        assert shown and all(style in words for words in shown)
+    assert columns["auroc"].values[5] is None  # never active
+    assert {name.partition(" (")[0] for name, _ in columns["auroc"].controls} == {
+        "chance", "raw neurons", "PCA components", "random dictionary",
+    }  # fmt: skip
+    assert "chosen on 'train' and measured on 'test', with single images as groups" in found.notes[0]
+
+
+def test_shuffled_labels_and_captions_find_nothing():
+    run, tables = two_splits()
+    for number, table in enumerate(tables.values()):
+        order = torch.randperm(len(table.keys), generator=torch.Generator().manual_seed(number))
+        table.attributes["style"] = table.attributes["style"][order]
+        table.captions[:] = [table.captions[i] for i in order.tolist()]
+    found = held_out_numbers(run, SETTINGS)
+    columns = {column.key: column for column in found.columns}
+    assert all(q is None or q > 0.05 for q in columns["auroc_q"].values)
+    assert not any(name.shown for names in found.names.values() for name in names)
+
+
+@pytest.mark.parametrize("split", ["train"])
+def test_the_training_split_itself_is_not_measured(split):
+    run, _ = two_splits(split)
+    found = held_out_numbers(run, SETTINGS)
+    assert not found.columns and not found.names and "'train' is the split" in found.notes[0]
