@@ -182,7 +182,7 @@ def _overview() -> str:
     for group, names in groups.items():
         lines.append(f"\n{group}:" if len(lines) == 3 else f"{group}:")
         lines += [f"  {verb:<{width}}  {_load(verb).HELP}" for verb in names]
-    return "\n".join([*lines, "", _EPILOG, _TRACEBACK])
+    return "\n".join([*lines, _EPILOG, _TRACEBACK])
 
 
 def _load(verb: str) -> ModuleType:

@@ -46,7 +46,7 @@ def nearest_in_dictionary(decoder: NDArray[np.float32], n: int) -> Matches:
 
 def match_decoders(decoder: NDArray[np.float32], other: NDArray[np.float32]) -> Matches:
     """Return the latent of another dictionary with the largest cosine, for each latent. Codes are never negative, so an
-    opposite direction is no match.
+    opposite direction does not match.
 
     Args:
         decoder: (latents, d).
