@@ -7,8 +7,9 @@ runs.
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +24,17 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics import load_metrics
-from diffprobe.metrics.confusion import ConfusionCounts
+from diffprobe.metrics.confusion import ConfusionCounts, score_heads
 from diffprobe.probes.classifier.bank import Bank, make_bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
 from diffprobe.probes.classifier.inputs import JOINT, VECTOR, n_values, plan_inputs, reads
 from diffprobe.probes.label_subset import LabelSubset
-from diffprobe.probes.predictions import KeptHead, class_scores
+from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.classifier_pass import TrainingPass, absent_classes, balanced_weights, read
 from diffprobe.training.convergence import FAR, GradientSums, ratios, warn_of_distance
 from diffprobe.training.ended_heads import EndedHeads
+from diffprobe.training.head_stack import Head, HeadStack
 from diffprobe.training.module import ProbeModule, labels_of, require_finite, require_samples
 
 REAL = "none"
@@ -40,17 +42,6 @@ METRICS = ("accuracy", "balanced_accuracy")
 """Metrics that are recorded where a run names none."""
 DIVERGED = "diverged_at_step"
 """Metric of a head whose loss became NaN or infinite: the step at which that was found. It has no other."""
-
-
-class Head(NamedTuple):
-    """One classifier of the bank."""
-
-    cell: str
-    """Cell whose features it reads; `JOINT` for several."""
-    target: str
-    """What it predicts."""
-    control: str
-    """"none", or "shuffled_labels": trained on labels permuted over the training set."""
 
 
 class ClassifierModule(ProbeModule):
@@ -116,6 +107,7 @@ class ClassifierModule(ProbeModule):
         self._subsets: dict[str, LabelSubset] = {}
         self.ends = EndedHeads(len(self.heads))
         self._class_weights: list[Tensor | None] = []
+        self._stack: HeadStack | None = None
 
     def _make_bank(self, cell: str, n_classes: Sequence[int]) -> Bank:
         d_in, shapes = self._d_in[cell], self.inputs[cell]
@@ -188,10 +180,13 @@ class ClassifierModule(ProbeModule):
         fraction, seed = self.config.label_subset
         if fraction < 1:
             self._subsets = {
-                target: LabelSubset(hashes, label, fraction=fraction, seed=seed, target=target)
+                target: found.shared(
+                    ("subset", target, fraction, seed),
+                    partial(LabelSubset, hashes, label, fraction=fraction, seed=seed, target=target),
+                )
                 for target, label in known.items()
             }
-        self._shuffle(hashes, known, group, group_by)
+        self._shuffle(hashes, known, group, group_by, found)
         learned = {target: self._subsets[target].label if self._subsets else label for target, label in known.items()}
         for target, label in learned.items():
             self.absent[target] = absent_classes(target, label, self.classes[target], split=split, cells=self.features)
@@ -201,14 +196,34 @@ class ClassifierModule(ProbeModule):
             self._class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
 
     def _shuffle(
-        self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor, group_by: str | None = None
+        self,
+        hashes: Tensor,
+        labels: Mapping[str, Tensor],
+        group: Tensor,
+        group_by: str | None = None,
+        found: TrainingPass | None = None,
     ) -> None:
         """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
         by = group_by or self.group_by
-        self._shuffled = {
-            target: ShuffledLabels(hashes, label, group=group, group_by=by, seed=self.seed, target=target)
-            for target, label in labels.items()
-        }
+        for target, label in labels.items():
+            make = partial(ShuffledLabels, hashes, label, group=group, group_by=by, seed=self.seed, target=target)
+            self._shuffled[target] = make() if found is None else found.shared((by, target, self.seed), make)
+
+    def is_shuffled(self, control: str) -> bool:
+        """Return whether a head, or a control head, is trained on shuffled labels."""
+        return control != REAL or self.only_control
+
+    def permuted(self, target: str) -> ShuffledLabels:
+        """Return the shuffled labels of a target, once the training set was read."""
+        return self._shuffled[target]
+
+    def subset(self, target: str) -> LabelSubset | None:
+        """Return the labels of a target that are learned from; None for all."""
+        return self._subsets.get(target)
+
+    def class_weight(self, task: int) -> Tensor | None:
+        """Return the weight of the samples of each class in the loss of a task; None for 1."""
+        return self._class_weights[task]
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
@@ -232,7 +247,7 @@ class ClassifierModule(ProbeModule):
         counts = torch.stack([(label >= 0).sum() for label in labels])
         sums = self.sum_over_processes(torch.cat([counts, self.ends.failed.to(counts.device)]))
         n, failed = sums.split([len(counts), len(self.heads)])
-        self._end(failed)
+        self.end(failed)
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
         of_classes = [None if part is None else part.to(self.device) for part in self._class_weights]
@@ -255,9 +270,10 @@ class ClassifierModule(ProbeModule):
 
     def on_train_end(self) -> None:
         """End the heads whose loss was not finite in the last step."""
-        self._end(self.sum_over_processes(self.ends.failed.to(self.device)))
+        self.end(self.sum_over_processes(self.ends.failed.to(self.device)))
 
-    def _end(self, failed: Tensor) -> None:
+    def end(self, failed: Tensor) -> None:
+        """End the heads that failed on any process, and warn of them."""
         new = self.ends.take(failed, self.trainer.global_step)
         if new and self.trainer.is_global_zero:
             heads = [self.heads[i] for i in new]
@@ -286,8 +302,8 @@ class ClassifierModule(ProbeModule):
         kept = {target: subset.mask(hashes).to(self.device) for target, subset in self._subsets.items()}
         found = []
         for target, control in self.tasks:
-            real = control == REAL and not self.only_control
-            label = labels_of(batch, target) if real else self._shuffled[target].of(hashes).to(self.device)
+            shuffled = self.is_shuffled(control)
+            label = self._shuffled[target].of(hashes).to(self.device) if shuffled else labels_of(batch, target)
             found.append(torch.where(kept[target], label, -1) if target in kept else label)
         return found
 
@@ -337,22 +353,8 @@ class ClassifierModule(ProbeModule):
 
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
-        require_finite(batch, self.features)
-        start, keeps, ended = 0, self.keeps(split), self.ended
-        kept: list[dict[str, Tensor]] = []
-        for cell, bank in zip(self.cells, self.banks, strict=True):
-            with torch.autocast(self.device.type, enabled=False):  # the probe that is saved is float32
-                found = bank(self.read(batch, cell))
-            for i, logits in enumerate(found):
-                if self.heads[start + i] in ended:
-                    logits = torch.zeros_like(logits)
-                label = labels_of(batch, self.tasks[i][0])
-                self.confusion.update(start + i, logits, label)
-                if keeps:
-                    kept.append(class_scores(logits, label))
-            start += len(self.tasks)
-        if keeps:
-            self.keep(batch, split, kept)
+        self._stack = self._stack or HeadStack([self], joined=False)
+        self._stack.score(batch, split, self.confusion)
 
     def target_values(self) -> Mapping[str, Sequence[str]]:
         """Return the classes that the heads have."""
@@ -376,31 +378,35 @@ class ClassifierModule(ProbeModule):
         """Compute and log the scores. Raises: EmptyClass for a target without samples."""
         counts = [matrix.cpu() for matrix in self.confusion.compute()]  # summed over the processes
         self.confusion.reset()
-        scores = []
-        for head, matrix in zip(self.heads, counts, strict=True):
-            n = int(matrix.sum())
-            require_samples(n, split=split, target=head.target)
-            score: dict[str, float] = {"n": n, "n_seen": int((matrix.sum(1) > 0).sum())}
-            self._note_unseen(head, matrix, split)
-            for metric in self.metrics:
-                score[metric.NAME] = metric.from_confusion(matrix)
-                score[f"chance/{metric.NAME}"] = metric.chance(matrix)
-            scores.append(score)
+        self.log_at_once(self.take_scores(split, *score_heads(self.metrics, counts, [h.target for h in self.heads])))
+
+    def take_scores(self, split: str, scores: list[dict[str, float]], held: Sequence[Tensor]) -> dict[str, float]:
+        """Keep the scores of all heads on a split.
+
+        Args:
+            scores, held: of each head, see `score_heads`.
+
+        Returns: those that are logged, by their names. Raises: EmptyClass for a target without samples.
+        """
+        for head, score, samples in zip(self.heads, scores, held, strict=True):
+            require_samples(score["n"], split=split, target=head.target)
+            if head == self.heads[0]._replace(target=head.target):
+                self._note_unseen(head, samples, split)
         self.scores[split] = scores
         curve = self.metrics[0].NAME
         names = [
             f"{split}/{curve}/{h.cell}/{path_part(h.target)}" + f"/{h.control}" * (h.control != REAL)
             for h in self.heads
         ]
-        self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
+        return {name: score[curve] for name, score in zip(names, scores, strict=True)}
 
-    def _note_unseen(self, head: Head, matrix: Tensor, split: str) -> None:
+    def _note_unseen(self, head: Head, samples: Tensor, split: str) -> None:
         """Keep the classes of a split that training lacks, and warn once for each target."""
         absent = self.absent.get(head.target, ())
-        held = [self.classes[head.target][i] for i in (matrix.sum(1) > 0).nonzero()[:, 0].tolist()]
+        held = [self.classes[head.target][i] for i in (samples > 0).nonzero()[:, 0].tolist()]
         found = tuple(name for name in held if name in absent)
         known = self.unseen.setdefault((split, head.target), found)
-        if found and head == self.heads[0]._replace(target=head.target) and known == found:
+        if found and known == found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             rank_zero_warn(
                 f"{self.prefix}target '{head.target}': split '{split}' has {len(found)} classes without a training "

@@ -15,7 +15,8 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.knn import Config, KNNBank
 from diffprobe.probes.shuffled_labels import hash_keys
-from diffprobe.training.classifier import REAL, ClassifierModule, Head
+from diffprobe.training.classifier import REAL, ClassifierModule
+from diffprobe.training.head_stack import Head
 from diffprobe.training.module import labels_of, require_finite, vectors
 
 LIMIT = 16 * 2**30
