@@ -103,10 +103,13 @@ class ClassifierModule(ProbeModule):
         self.absent: dict[str, tuple[str, ...]] = {}
         self.unseen: dict[tuple[str, str], tuple[str, ...]] = {}
         self.gradient_ratios: dict[Head, float | None] = {}
-        self._shuffled: dict[str, ShuffledLabels] = {}
-        self._subsets: dict[str, LabelSubset] = {}
+        self.shuffled: dict[str, ShuffledLabels] = {}
+        """Target -> its labels, permuted, once the training set was read."""
+        self.subsets: dict[str, LabelSubset] = {}
+        """Target -> the labels that are learned from; {} for all."""
         self.ends = EndedHeads(len(self.heads))
-        self._class_weights: list[Tensor | None] = []
+        self.class_weights: list[Tensor | None] = []
+        """Weight of the samples of each class in the loss of each task; None for 1."""
         self._stack: HeadStack | None = None
 
     def _make_bank(self, cell: str, n_classes: Sequence[int]) -> Bank:
@@ -179,7 +182,7 @@ class ClassifierModule(ProbeModule):
         hashes, known, group = found.labels(split)
         fraction, seed = self.config.label_subset
         if fraction < 1:
-            self._subsets = {
+            self.subsets = {
                 target: found.shared(
                     ("subset", target, fraction, seed),
                     partial(LabelSubset, hashes, label, fraction=fraction, seed=seed, target=target),
@@ -187,13 +190,13 @@ class ClassifierModule(ProbeModule):
                 for target, label in known.items()
             }
         self._shuffle(hashes, known, group, group_by, found)
-        learned = {target: self._subsets[target].label if self._subsets else label for target, label in known.items()}
+        learned = {target: self.subsets[target].label if self.subsets else label for target, label in known.items()}
         for target, label in learned.items():
             self.absent[target] = absent_classes(target, label, self.classes[target], split=split, cells=self.features)
-        self._class_weights = [None] * len(self.tasks)
+        self.class_weights = [None] * len(self.tasks)
         if self.config.balances_classes:
             weights = {target: balanced_weights(label, len(self.classes[target])) for target, label in learned.items()}
-            self._class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
+            self.class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
 
     def _shuffle(
         self,
@@ -207,23 +210,11 @@ class ClassifierModule(ProbeModule):
         by = group_by or self.group_by
         for target, label in labels.items():
             make = partial(ShuffledLabels, hashes, label, group=group, group_by=by, seed=self.seed, target=target)
-            self._shuffled[target] = make() if found is None else found.shared((by, target, self.seed), make)
+            self.shuffled[target] = make() if found is None else found.shared((by, target, self.seed), make)
 
     def is_shuffled(self, control: str) -> bool:
         """Return whether a head, or a control head, is trained on shuffled labels."""
         return control != REAL or self.only_control
-
-    def permuted(self, target: str) -> ShuffledLabels:
-        """Return the shuffled labels of a target, once the training set was read."""
-        return self._shuffled[target]
-
-    def subset(self, target: str) -> LabelSubset | None:
-        """Return the labels of a target that are learned from; None for all."""
-        return self._subsets.get(target)
-
-    def class_weight(self, task: int) -> Tensor | None:
-        """Return the weight of the samples of each class in the loss of a task; None for 1."""
-        return self._class_weights[task]
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
@@ -250,7 +241,7 @@ class ClassifierModule(ProbeModule):
         self.end(failed)
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
-        of_classes = [None if part is None else part.to(self.device) for part in self._class_weights]
+        of_classes = [None if part is None else part.to(self.device) for part in self.class_weights]
         losses = []
         for i, logits in enumerate(part for cell in self.cells for part in found[cell]):
             task = i % len(self.tasks)
@@ -299,11 +290,11 @@ class ClassifierModule(ProbeModule):
     def _task_labels(self, batch: FeatureBatch, hashes: Tensor | None = None) -> list[Tensor]:
         """Return what each head of a bank is trained on."""
         hashes = hash_keys(batch.keys) if hashes is None else hashes
-        kept = {target: subset.mask(hashes).to(self.device) for target, subset in self._subsets.items()}
+        kept = {target: subset.mask(hashes).to(self.device) for target, subset in self.subsets.items()}
         found = []
         for target, control in self.tasks:
             shuffled = self.is_shuffled(control)
-            label = self._shuffled[target].of(hashes).to(self.device) if shuffled else labels_of(batch, target)
+            label = self.shuffled[target].of(hashes).to(self.device) if shuffled else labels_of(batch, target)
             found.append(torch.where(kept[target], label, -1) if target in kept else label)
         return found
 
@@ -466,7 +457,7 @@ class ClassifierModule(ProbeModule):
         """Return how the labels of a target were shuffled, {} if nothing was trained on them."""
         if not self.only_control and "shuffled_labels" not in controls:
             return {}
-        return {"shuffled_labels": self._shuffled[target].describe()}
+        return {"shuffled_labels": self.shuffled[target].describe()}
 
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""

@@ -73,8 +73,9 @@ class ClassifierBankModule(ProbeModule):
 
     The training set is read once per epoch, once before training and once after it, for all members together; so is
     the backbone run, where features are live. Members share no weights and AdamW works elementwise, so one optimizer
-    with a group of parameters per member takes the steps of single runs, bit for bit. With `batched`, heads of equal
-    shape on one cell are computed as one product, equal to rounding. A head that diverges ends (`ClassifierModule`).
+    with a group of parameters per member takes the steps of single runs, bit for bit. With `batched`, all heads are
+    computed as stacks (`HeadStack`) and a member is updated by one kernel, equal to rounding. A head that diverges ends
+    (`ClassifierModule`).
 
     Args:
         name: file of the head in `probes/classifier`.

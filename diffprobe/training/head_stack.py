@@ -46,6 +46,9 @@ class HeadModule(Protocol):
     tasks: list[tuple[str, str]]
     heads: list[Head]
     ends: EndedHeads
+    shuffled: dict[str, ShuffledLabels]
+    subsets: dict[str, LabelSubset]
+    class_weights: list[Tensor | None]
 
     @property
     def trainer(self) -> lightning.Trainer:
@@ -64,15 +67,6 @@ class HeadModule(Protocol):
 
     def is_shuffled(self, control: str) -> bool:
         """Return whether a head is trained on shuffled labels."""
-
-    def permuted(self, target: str) -> ShuffledLabels:
-        """Return the shuffled labels of a target."""
-
-    def subset(self, target: str) -> LabelSubset | None:
-        """Return the labels that are learned from; None for all."""
-
-    def class_weight(self, task: int) -> Tensor | None:
-        """Return the weight of each class in the loss of a task; None for 1."""
 
     def end(self, failed: Tensor) -> None:
         """End the heads that failed on any process."""
@@ -161,11 +155,11 @@ class HeadStack:
         rows: Tensor | None = None
         for i, task in self._sources.values():
             module, (target, control) = self.modules[i], self.modules[i].tasks[task]
-            subset, label = module.subset(target), None
+            subset, label = module.subsets.get(target), None
             if rows is None and (subset is not None or module.is_shuffled(control)):
-                rows = rows_among(module.permuted(target).hashes, hash_keys(batch.keys))
+                rows = rows_among(module.shuffled[target].hashes, hash_keys(batch.keys))
             if rows is not None and module.is_shuffled(control):
-                label = module.permuted(target).at(rows).to(device)
+                label = module.shuffled[target].at(rows).to(device)
             label = labels_of(batch, target) if label is None else label
             if rows is not None and subset is not None:
                 label = torch.where(subset.kept[rows].to(device), label, -1)
@@ -224,7 +218,7 @@ class HeadStack:
             return None
         if count not in self._class_weights:
             weights = [
-                module.class_weight(i % len(module.tasks)) for module in self.modules for i in range(len(module.heads))
+                module.class_weights[i % len(module.tasks)] for module in self.modules for i in range(len(module.heads))
             ]
             known = [weights[i] for i in numbers.tolist()]
             own = [torch.ones(count) if weight is None else weight.cpu() for weight in known]

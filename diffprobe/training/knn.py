@@ -106,7 +106,7 @@ class KNNModule(ClassifierModule):
         self._shuffle(hashes, labels, group)
         learned = torch.stack(
             [
-                labels[target] if control == REAL and not self.only_control else self._shuffled[target].of(hashes)
+                labels[target] if control == REAL and not self.only_control else self.shuffled[target].of(hashes)
                 for target, control in self.tasks
             ]
         ).to(self.device)

@@ -299,8 +299,9 @@ class ProbeModule(lightning.LightningModule):
 
         Lightning's `log` copies all values of an epoch for each new one.
         """
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scores.items()})
-        self.trainer._logger_connector.log_metrics(dict(scores))
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}
+        self.trainer.callback_metrics.update(values)
+        self.trainer._logger_connector.log_metrics({**values})
 
     @property
     def learning_rate(self) -> float:

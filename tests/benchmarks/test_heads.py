@@ -42,6 +42,8 @@ def test_all_heads_are_listed_once_and_score_the_same_alone(config: RunConfig, t
     assert report.largest_difference <= 1e-5
     assert report.passes == (1 if config.probe.name == "linear_cv" else 4)
     assert json.loads(report.to_json())["speed_up"] == pytest.approx(report.single_s * report.heads / report.together_s)
+    assert json.loads(report.to_json())["cpu_speed_up"] == pytest.approx(report.cpu_speed_up)
+    assert 0 < report.single_cpu_s < report.together_cpu_s * report.heads
     assert f"{report.heads:,} heads on {report.cells} cells" in render(report)
     assert not (tmp_path / "runs").exists()
 
