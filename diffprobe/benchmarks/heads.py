@@ -150,7 +150,7 @@ def single_heads(config: RunConfig) -> list[SingleHead]:
     found = []
     for point in plan(config).points or (None,):
         asked = config.probe.cell if point is None else point.cell
-        probe = config.probe if point is None else replace(
+        probe = replace(config.probe, batched=False) if point is None else replace(
             config.probe,
             params=point.tree["probe"]["params"],
             grid={key: tuple(values) for key, values in point.tree["probe"].get("grid", {}).items()},

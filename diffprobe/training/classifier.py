@@ -69,6 +69,8 @@ class ClassifierModule(ProbeModule):
     """Whether a run stops when the losses of all its heads are not finite."""
     prefix = ""
     """What warnings begin with."""
+    fused: bool | None = None
+    """Whether one kernel steps all weights, equal to rounding."""
 
     def __init__(
         self,
@@ -199,18 +201,13 @@ class ClassifierModule(ProbeModule):
             self.class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
 
     def _shuffle(
-        self,
-        hashes: Tensor,
-        labels: Mapping[str, Tensor],
-        group: Tensor,
-        group_by: str | None = None,
-        found: TrainingPass | None = None,
+        self, hashes: Tensor, known: Mapping[str, Tensor], group: Tensor, by: str = "", made: TrainingPass | None = None
     ) -> None:
         """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
-        by = group_by or self.group_by
-        for target, label in labels.items():
-            make = partial(ShuffledLabels, hashes, label, group=group, group_by=by, seed=self.seed, target=target)
-            self.shuffled[target] = make() if found is None else found.shared((by, target, self.seed), make)
+        fixed: dict[str, Any] = {"group": group, "group_by": by or self.group_by, "seed": self.seed}
+        for target, label in known.items():
+            make = partial(ShuffledLabels, hashes, label, target=target, **fixed)
+            self.shuffled[target] = make() if made is None else made.shared((by, target, self.seed), make)
 
     def is_shuffled(self, control: str) -> bool:
         """Return whether a head, or a control head, is trained on shuffled labels."""
@@ -251,13 +248,18 @@ class ClassifierModule(ProbeModule):
         whole, finite = self.ends.add_up(torch.stack(losses))
         if not finite.all():
             require_finite(batch, self.features)
-            if self.stops_without_heads and self.is_exhausted:
-                raise NonFinite(
-                    "the loss of all heads became NaN or infinite on finite features.",
-                    f"cells: {', '.join(self.features)}",
-                    fix="a smaller trainer.learning_rate, or precision=32-true",
-                )
+            if self.stops_without_heads:
+                self.require_heads()
         return whole + torch.stack([bank.penalty() for bank in self.banks]).sum()
+
+    def require_heads(self) -> None:
+        """Refuse to go on if no head is left. Raises: NonFinite."""
+        if self.is_exhausted:
+            raise NonFinite(
+                "the loss of all heads became NaN or infinite on finite features.",
+                f"cells: {', '.join(self.features)}",
+                fix="a smaller trainer.learning_rate, or precision=32-true",
+            )
 
     def on_train_end(self) -> None:
         """End the heads whose loss was not finite in the last step."""
@@ -493,5 +495,6 @@ class ClassifierModule(ProbeModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a step size that falls to 0 along a cosine."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.settings.weight_decay)
+        decay = self.settings.weight_decay
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=decay, fused=self.fused)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

@@ -13,6 +13,7 @@ from diffprobe.runs.extract import extract_run
 
 GRID = {
     "linear": ["probe.params.learning_rate=0.01"],
+    "batchnorm_linear": ["probe.batched=true"],
     "mlp": ["probe.grid.learning_rate=[0.01,0.001]", "probe.grid.seed=[0,1]"],
 }
 
@@ -31,7 +32,7 @@ def config(tiny_sd: Path, tiny_shards: Path, tmp_path: Path, request: pytest.Fix
     return found
 
 
-@pytest.mark.parametrize("config", ["linear", "mlp", "linear_cv"], indirect=True)
+@pytest.mark.parametrize("config", ["linear", "batchnorm_linear", "mlp", "linear_cv"], indirect=True)
 def test_all_heads_are_listed_once_and_score_the_same_alone(config: RunConfig, tmp_path: Path) -> None:
     heads = single_heads(config)
     n_points = 4 if config.probe.name == "mlp" else 1
