@@ -162,7 +162,6 @@ def test_a_run_without_a_grid_keeps_its_digest(run):
         (["probe.grid.cell=[a@t1]", "control=vae_latents"], "the latents are one cell"),
         (["probe=ridge", "probe.grid.alpha=[2]"], "probe.grid: a probe of kind 'direction'"),
         (["probe.batched=true"], "batched needs a grid"),
-        (["probe=linear_cv", "probe.batched=true", "probe.grid={}"], "probe.batched=true has no effect"),
     ],
 )
 def test_faults_are_found_before_anything_is_loaded(run, tmp_path, settings, message):
