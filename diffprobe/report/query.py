@@ -14,7 +14,7 @@ CELL_FIELDS: tuple[str, ...] = ("tap", "timestep", "condition", "pool")
 """Fields that are parts of a cell."""
 _RUN = ("kind", "experiment", "run", "git_commit")
 _JOIN = " + "
-"""What stands between the cells of a head that reads several."""
+"""Separator of the names of the cells of a head that reads several."""
 NAMES = (*_RECORD, *CELL_FIELDS, *_RUN)
 
 
