@@ -277,7 +277,8 @@ class ProbeConfig:
     """Grid of an sae or a classifier: key (cell, seed, or one of params) -> values. One run trains all combinations,
     which override `cell`, `seed` and `params`; the order of the samples follows the run's seed."""
     batched: bool = False
-    """Train the probes of a grid that have equal shapes as one batch; equal to single runs up to rounding."""
+    """Train the probes of a grid that have equal shapes as one batch, or all classifiers of a run; equal to single runs
+    up to rounding."""
 
     def __post_init__(self) -> None:
         if self.balance is not None and self.kind != "classifier":
@@ -285,7 +286,7 @@ class ProbeConfig:
                 f"balance={self.balance} belongs to classifiers that are trained in steps, not to kind '{self.kind}'.",
                 fix="remove probe.balance",
             )
-        if self.batched and not self.grid:
+        if self.batched and not self.grid and self.kind != "classifier":
             raise ConfigError("batched needs a grid: a single probe cannot be batched.")
 
 

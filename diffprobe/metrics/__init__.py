@@ -20,7 +20,8 @@ A metric of an autoencoder further offers `make(d_in, n_latents)`, which returns
 - `controls()` and `detail()` (both optional) return what the record holds besides the value.
 
 A metric of a classifier offers two functions of its confusion counts [true, predicted]: `from_confusion(counts)`, the
-value, and `chance(counts)`, the value of the best constant answer.
+value, and `chance(counts)`, the value of the best constant answer, a function of the true classes alone. It may offer
+`from_confusions(counts)` [heads, true, predicted], the same values for many classifiers at once, as a list.
 
 `tests/metrics/test_registered.py` runs all of them, and adds one to a copy of the package.
 """

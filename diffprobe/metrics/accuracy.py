@@ -19,6 +19,13 @@ def from_confusion(counts: Int[Tensor, "true predicted"]) -> float:
     return float(counts.diagonal().double().sum() / counts.sum())
 
 
+def from_confusions(counts: Int[Tensor, "heads true predicted"]) -> list[float]:
+    """Return `from_confusion` of each classifier."""
+    right = counts.diagonal(dim1=1, dim2=2).double().sum(1)
+    found: list[float] = (right / counts.sum((1, 2))).tolist()
+    return found
+
+
 def chance(counts: Int[Tensor, "true predicted"]) -> float:
     """Return the accuracy of the best constant answer to these very samples.
 

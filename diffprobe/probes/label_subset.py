@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from diffprobe.core.errors import RunFailed
 from diffprobe.core.rng import derive_seed
+from diffprobe.probes.shuffled_labels import rows_among
 
 
 class LabelSubset:
@@ -33,7 +33,7 @@ class LabelSubset:
         seed: int,
         target: str,
     ) -> None:
-        self._hashes, order = hashes.sort()
+        self.hashes, order = hashes.sort()
         known = label[order]
         generator = torch.Generator().manual_seed(derive_seed("label_subset", seed, target))
         rank = torch.rand(len(known), generator=generator, dtype=torch.float64)
@@ -47,8 +47,4 @@ class LabelSubset:
 
     def mask(self, hashes: Int[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
         """Return whether each of some training samples is kept. Raises: RunFailed for an unknown key."""
-        plain = hashes.cpu()
-        rows = torch.searchsorted(self._hashes, plain).clamp(max=len(self._hashes) - 1)
-        if not self._hashes[rows].equal(plain):
-            raise RunFailed("a training batch has a key that the pass over the training set did not see.")
-        return self.kept[rows].to(hashes.device)
+        return self.kept[rows_among(self.hashes, hashes)].to(hashes.device)

@@ -4,6 +4,8 @@ A permutation depends on the seed, the name of the target, the number of the dra
 together: not on order, batch, rank or cell. Source: control tasks, Hewitt and Liang 2019.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -22,7 +24,28 @@ def hash_keys(keys: list[str]) -> Int[Tensor, " batch"]:
     >>> hash_keys(["cat", "dog"]).equal(hash_keys(["cat", "dog"]))
     True
     """
-    return torch.tensor([derive_seed("key", key) for key in keys], dtype=torch.int64)
+    return torch.tensor([_hash_of(key) for key in keys], dtype=torch.int64)
+
+
+@lru_cache(maxsize=2**16)  # a training run asks for the same keys in each epoch; about 10 MB
+def _hash_of(key: str) -> int:
+    return derive_seed("key", key)
+
+
+def rows_among(known: Int[Tensor, " samples"], hashes: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Return the positions of some hashes among all of a training set, on the CPU.
+
+    Args:
+        known: the hashes of the training set in ascending order.
+        hashes: those to find, on any device.
+
+    Raises: RunFailed for a hash that is not there.
+    """
+    plain = hashes.cpu()
+    rows = torch.searchsorted(known, plain).clamp(max=len(known) - 1)
+    if not known[rows].equal(plain):
+        raise RunFailed("a training batch has a key that the pass over the training set did not see.")
+    return rows
 
 
 class ShuffledLabels:
@@ -56,8 +79,9 @@ class ShuffledLabels:
         n_draws: int = 1,
     ) -> None:
         self.group_by = group_by
-        self._hashes, order = hashes.sort()
-        if (self._hashes[1:] == self._hashes[:-1]).any():
+        self.hashes, order = hashes.sort()
+        """The hashes in ascending order."""
+        if (self.hashes[1:] == self.hashes[:-1]).any():
             raise RunFailed("duplicate key in one pass over the training set.", "keys must be unique in a shard set")
         true = label[order]
         known = true >= 0
@@ -95,8 +119,8 @@ class ShuffledLabels:
 
     def draws_of(self, hashes: Int[Tensor, " batch"]) -> Int[Tensor, "batch n_draws"]:
         """Return the labels of some training samples by each permutation. Raises: RunFailed for an unknown key."""
-        plain = hashes.cpu()
-        rows = torch.searchsorted(self._hashes, plain).clamp(max=len(self._hashes) - 1)
-        if not self._hashes[rows].equal(plain):
-            raise RunFailed("a training batch has a key that the pass over the training set did not see.")
-        return self._label[rows].long().to(hashes.device)
+        return self._label[rows_among(self.hashes, hashes)].long().to(hashes.device)
+
+    def at(self, rows: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Return the labels of some training samples by the first permutation, by positions among `hashes`."""
+        return self._label[rows, 0].long()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffprobe.core.errors import DiffprobeError, RunFailed, SchemaError
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
-from diffprobe.report.query import parse_cell
+from diffprobe.report.query import cells_of, parse_cell
 
 
 def collect(results_dir: Path | str) -> list[RunResult]:
@@ -66,9 +66,9 @@ def read_results(paths: Iterable[Path]) -> list[RunResult]:
 def _read(path: Path) -> RunResult:
     result = read_result(path)
     for i, record in enumerate(result.metrics):
-        if record.cell is not None:
+        for cell in cells_of(record):
             try:
-                parse_cell(record.cell)
+                parse_cell(cell)
             except DiffprobeError as error:
                 raise SchemaError(f"'{path}, metrics[{i}]': {error.what}", *error.details) from error
     return result

@@ -18,7 +18,7 @@ from diffprobe.metrics import described
 from diffprobe.metrics.headline import is_higher_better
 from diffprobe.report.aggregation import Found, control_of, differing_inputs, differing_settings
 from diffprobe.report.cell_choice import COVERAGE, compares_cells
-from diffprobe.report.query import config_value, field_of, matches
+from diffprobe.report.query import cells_of, config_value, field_of, matches
 from diffprobe.report.table_spec import ControlColumn, NumberFormat, TableAxis, TableSpec
 
 _PRIMARY = {
@@ -76,7 +76,7 @@ def default_tables(
     for_controls = {name: value for name, value in narrow.items() if name in _SHARED_WITH_CONTROLS}
     pairs = [(run, record) for run in results for record in run.metrics]
     found = [one for one in pairs if matches(*one, narrow if control_of(one[0]) is None else for_controls)]
-    placed = [one for one in found if one[1].cell is not None]
+    placed = [one for one in found if cells_of(one[1])]
     measured = [one for one in placed if control_of(one[0]) is None]
     if not measured:
         raise _nothing(results, found, placed)
@@ -93,7 +93,7 @@ def default_tables(
         others = [name for name in metric_names if name not in chosen]
         if others:
             choices.append(f"{kind}: not shown: {', '.join(others)} (--where metric=NAME)")
-    without = sorted({run.kind for run, record in found if record.cell is None})
+    without = sorted({run.kind for run, record in found if not cells_of(record)})
     if without:
         choices.append(f"numbers without a cell are not in these tables: runs of kind {', '.join(without)}")
     return DefaultTables(specs=tuple(specs), choices=tuple(choices))

@@ -13,23 +13,39 @@ _RECORD = {"metric": "name", "split": "split", "target": "target", "probe": "pro
 CELL_FIELDS: tuple[str, ...] = ("tap", "timestep", "condition", "pool")
 """Fields that are parts of a cell."""
 _RUN = ("kind", "experiment", "run", "git_commit")
+_JOIN = " + "
+"""Separator of the names of the cells of a head that reads several."""
 NAMES = (*_RECORD, *CELL_FIELDS, *_RUN)
 
 
 def field_of(run: RunResult, record: MetricRecord, name: str) -> Any:
     """Return the value of one field; None where the result does not have it (no cell, no such config key).
 
+    A head that reads several cells has the names of all of them, and of their parts those in which they differ:
+    "mid_block + up_blocks.0".
+
     Raises: ConfigError for an unknown field.
     """
+    if name == "cell" and record.cell is None:
+        return _JOIN.join(cells_of(record)) or None
     if name in _RECORD:
         return getattr(record, _RECORD[name])
     if name in CELL_FIELDS:
-        return None if record.cell is None else getattr(parse_cell(record.cell), name)
+        parts = list(dict.fromkeys(getattr(parse_cell(cell), name) for cell in cells_of(record)))
+        return (parts[0] if len(parts) == 1 else _JOIN.join(map(str, parts))) if parts else None
     if name in _RUN:
         return getattr(run, name)
     if name.startswith("config."):
         return config_value(run.config, name.removeprefix("config."))
     raise _no_field(name)
+
+
+def cells_of(record: MetricRecord) -> tuple[str, ...]:
+    """Return the cells that a head reads: one, or those in `detail.cells` of a head on several; () for none."""
+    if record.cell is not None:
+        return (record.cell,)
+    cells = record.detail.get("cells")
+    return tuple(cell for cell in cells if isinstance(cell, str)) if isinstance(cells, list) else ()
 
 
 @lru_cache(maxsize=1 << 16)

@@ -7,8 +7,9 @@ runs.
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +24,17 @@ from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.metrics import load_metrics
-from diffprobe.metrics.confusion import ConfusionCounts
+from diffprobe.metrics.confusion import ConfusionCounts, score_heads
 from diffprobe.probes.classifier.bank import Bank, make_bank
 from diffprobe.probes.classifier.base import ClassifierConfig, ClassifierProbe, make_head
 from diffprobe.probes.classifier.inputs import JOINT, VECTOR, n_values, plan_inputs, reads
 from diffprobe.probes.label_subset import LabelSubset
-from diffprobe.probes.predictions import KeptHead, class_scores
+from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.shuffled_labels import ShuffledLabels, hash_keys
 from diffprobe.training.classifier_pass import TrainingPass, absent_classes, balanced_weights, read
 from diffprobe.training.convergence import FAR, GradientSums, ratios, warn_of_distance
 from diffprobe.training.ended_heads import EndedHeads
+from diffprobe.training.head_stack import Head, HeadStack
 from diffprobe.training.module import ProbeModule, labels_of, require_finite, require_samples
 
 REAL = "none"
@@ -40,17 +42,6 @@ METRICS = ("accuracy", "balanced_accuracy")
 """Metrics that are recorded where a run names none."""
 DIVERGED = "diverged_at_step"
 """Metric of a head whose loss became NaN or infinite: the step at which that was found. It has no other."""
-
-
-class Head(NamedTuple):
-    """One classifier of the bank."""
-
-    cell: str
-    """Cell whose features it reads; `JOINT` for several."""
-    target: str
-    """What it predicts."""
-    control: str
-    """"none", or "shuffled_labels": trained on labels permuted over the training set."""
 
 
 class ClassifierModule(ProbeModule):
@@ -78,6 +69,8 @@ class ClassifierModule(ProbeModule):
     """Whether a run stops when the losses of all its heads are not finite."""
     prefix = ""
     """What warnings begin with."""
+    fused: bool | None = None
+    """Whether one kernel steps all weights, equal to rounding."""
 
     def __init__(
         self,
@@ -112,10 +105,14 @@ class ClassifierModule(ProbeModule):
         self.absent: dict[str, tuple[str, ...]] = {}
         self.unseen: dict[tuple[str, str], tuple[str, ...]] = {}
         self.gradient_ratios: dict[Head, float | None] = {}
-        self._shuffled: dict[str, ShuffledLabels] = {}
-        self._subsets: dict[str, LabelSubset] = {}
+        self.shuffled: dict[str, ShuffledLabels] = {}
+        """Target -> its labels, permuted, once the training set was read."""
+        self.subsets: dict[str, LabelSubset] = {}
+        """Target -> the labels that are learned from; {} for all."""
         self.ends = EndedHeads(len(self.heads))
-        self._class_weights: list[Tensor | None] = []
+        self.class_weights: list[Tensor | None] = []
+        """Weight of the samples of each class in the loss of each task; None for 1."""
+        self._stack: HeadStack | None = None
 
     def _make_bank(self, cell: str, n_classes: Sequence[int]) -> Bank:
         d_in, shapes = self._d_in[cell], self.inputs[cell]
@@ -187,28 +184,34 @@ class ClassifierModule(ProbeModule):
         hashes, known, group = found.labels(split)
         fraction, seed = self.config.label_subset
         if fraction < 1:
-            self._subsets = {
-                target: LabelSubset(hashes, label, fraction=fraction, seed=seed, target=target)
+            self.subsets = {
+                target: found.shared(
+                    ("subset", target, fraction, seed),
+                    partial(LabelSubset, hashes, label, fraction=fraction, seed=seed, target=target),
+                )
                 for target, label in known.items()
             }
-        self._shuffle(hashes, known, group, group_by)
-        learned = {target: self._subsets[target].label if self._subsets else label for target, label in known.items()}
+        self._shuffle(hashes, known, group, group_by, found)
+        learned = {target: self.subsets[target].label if self.subsets else label for target, label in known.items()}
         for target, label in learned.items():
             self.absent[target] = absent_classes(target, label, self.classes[target], split=split, cells=self.features)
-        self._class_weights = [None] * len(self.tasks)
+        self.class_weights = [None] * len(self.tasks)
         if self.config.balances_classes:
             weights = {target: balanced_weights(label, len(self.classes[target])) for target, label in learned.items()}
-            self._class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
+            self.class_weights = [weights[target] for target, _ in self.tasks]  # permuting labels keeps their counts
 
     def _shuffle(
-        self, hashes: Tensor, labels: Mapping[str, Tensor], group: Tensor, group_by: str | None = None
+        self, hashes: Tensor, known: Mapping[str, Tensor], group: Tensor, by: str = "", made: TrainingPass | None = None
     ) -> None:
         """Permute the training labels of each target by group; group holds ids, -1 for a group of its own."""
-        by = group_by or self.group_by
-        self._shuffled = {
-            target: ShuffledLabels(hashes, label, group=group, group_by=by, seed=self.seed, target=target)
-            for target, label in labels.items()
-        }
+        fixed: dict[str, Any] = {"group": group, "group_by": by or self.group_by, "seed": self.seed}
+        for target, label in known.items():
+            make = partial(ShuffledLabels, hashes, label, target=target, **fixed)
+            self.shuffled[target] = make() if made is None else made.shared((by, target, self.seed), make)
+
+    def is_shuffled(self, control: str) -> bool:
+        """Return whether a head, or a control head, is trained on shuffled labels."""
+        return control != REAL or self.only_control
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the heads' mean losses over the joint batch of all processes."""
@@ -232,10 +235,10 @@ class ClassifierModule(ProbeModule):
         counts = torch.stack([(label >= 0).sum() for label in labels])
         sums = self.sum_over_processes(torch.cat([counts, self.ends.failed.to(counts.device)]))
         n, failed = sums.split([len(counts), len(self.heads)])
-        self._end(failed)
+        self.end(failed)
         # DDP averages gradients over processes, so each process divides its sum by the mean number of labelled samples.
         weights = self.trainer.world_size / n.clamp(min=1)
-        of_classes = [None if part is None else part.to(self.device) for part in self._class_weights]
+        of_classes = [None if part is None else part.to(self.device) for part in self.class_weights]
         losses = []
         for i, logits in enumerate(part for cell in self.cells for part in found[cell]):
             task = i % len(self.tasks)
@@ -245,19 +248,25 @@ class ClassifierModule(ProbeModule):
         whole, finite = self.ends.add_up(torch.stack(losses))
         if not finite.all():
             require_finite(batch, self.features)
-            if self.stops_without_heads and self.is_exhausted:
-                raise NonFinite(
-                    "the loss of all heads became NaN or infinite on finite features.",
-                    f"cells: {', '.join(self.features)}",
-                    fix="a smaller trainer.learning_rate, or precision=32-true",
-                )
+            if self.stops_without_heads:
+                self.require_heads()
         return whole + torch.stack([bank.penalty() for bank in self.banks]).sum()
+
+    def require_heads(self) -> None:
+        """Refuse to go on if no head is left. Raises: NonFinite."""
+        if self.is_exhausted:
+            raise NonFinite(
+                "the loss of all heads became NaN or infinite on finite features.",
+                f"cells: {', '.join(self.features)}",
+                fix="a smaller trainer.learning_rate, or precision=32-true",
+            )
 
     def on_train_end(self) -> None:
         """End the heads whose loss was not finite in the last step."""
-        self._end(self.sum_over_processes(self.ends.failed.to(self.device)))
+        self.end(self.sum_over_processes(self.ends.failed.to(self.device)))
 
-    def _end(self, failed: Tensor) -> None:
+    def end(self, failed: Tensor) -> None:
+        """End the heads that failed on any process, and warn of them."""
         new = self.ends.take(failed, self.trainer.global_step)
         if new and self.trainer.is_global_zero:
             heads = [self.heads[i] for i in new]
@@ -283,11 +292,11 @@ class ClassifierModule(ProbeModule):
     def _task_labels(self, batch: FeatureBatch, hashes: Tensor | None = None) -> list[Tensor]:
         """Return what each head of a bank is trained on."""
         hashes = hash_keys(batch.keys) if hashes is None else hashes
-        kept = {target: subset.mask(hashes).to(self.device) for target, subset in self._subsets.items()}
+        kept = {target: subset.mask(hashes).to(self.device) for target, subset in self.subsets.items()}
         found = []
         for target, control in self.tasks:
-            real = control == REAL and not self.only_control
-            label = labels_of(batch, target) if real else self._shuffled[target].of(hashes).to(self.device)
+            shuffled = self.is_shuffled(control)
+            label = self.shuffled[target].of(hashes).to(self.device) if shuffled else labels_of(batch, target)
             found.append(torch.where(kept[target], label, -1) if target in kept else label)
         return found
 
@@ -337,22 +346,8 @@ class ClassifierModule(ProbeModule):
 
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of a batch against the true labels, for control heads too. Raises: NonFinite."""
-        require_finite(batch, self.features)
-        start, keeps, ended = 0, self.keeps(split), self.ended
-        kept: list[dict[str, Tensor]] = []
-        for cell, bank in zip(self.cells, self.banks, strict=True):
-            with torch.autocast(self.device.type, enabled=False):  # the probe that is saved is float32
-                found = bank(self.read(batch, cell))
-            for i, logits in enumerate(found):
-                if self.heads[start + i] in ended:
-                    logits = torch.zeros_like(logits)
-                label = labels_of(batch, self.tasks[i][0])
-                self.confusion.update(start + i, logits, label)
-                if keeps:
-                    kept.append(class_scores(logits, label))
-            start += len(self.tasks)
-        if keeps:
-            self.keep(batch, split, kept)
+        self._stack = self._stack or HeadStack([self], joined=False)
+        self._stack.score(batch, split, self.confusion)
 
     def target_values(self) -> Mapping[str, Sequence[str]]:
         """Return the classes that the heads have."""
@@ -376,31 +371,35 @@ class ClassifierModule(ProbeModule):
         """Compute and log the scores. Raises: EmptyClass for a target without samples."""
         counts = [matrix.cpu() for matrix in self.confusion.compute()]  # summed over the processes
         self.confusion.reset()
-        scores = []
-        for head, matrix in zip(self.heads, counts, strict=True):
-            n = int(matrix.sum())
-            require_samples(n, split=split, target=head.target)
-            score: dict[str, float] = {"n": n, "n_seen": int((matrix.sum(1) > 0).sum())}
-            self._note_unseen(head, matrix, split)
-            for metric in self.metrics:
-                score[metric.NAME] = metric.from_confusion(matrix)
-                score[f"chance/{metric.NAME}"] = metric.chance(matrix)
-            scores.append(score)
+        self.log_at_once(self.take_scores(split, *score_heads(self.metrics, counts, [h.target for h in self.heads])))
+
+    def take_scores(self, split: str, scores: list[dict[str, float]], held: Sequence[Tensor]) -> dict[str, float]:
+        """Keep the scores of all heads on a split.
+
+        Args:
+            scores, held: of each head, see `score_heads`.
+
+        Returns: those that are logged, by their names. Raises: EmptyClass for a target without samples.
+        """
+        for head, score, samples in zip(self.heads, scores, held, strict=True):
+            require_samples(score["n"], split=split, target=head.target)
+            if head == self.heads[0]._replace(target=head.target):
+                self._note_unseen(head, samples, split)
         self.scores[split] = scores
         curve = self.metrics[0].NAME
         names = [
             f"{split}/{curve}/{h.cell}/{path_part(h.target)}" + f"/{h.control}" * (h.control != REAL)
             for h in self.heads
         ]
-        self.log_scores({name: score[curve] for name, score in zip(names, scores, strict=True)})
+        return {name: score[curve] for name, score in zip(names, scores, strict=True)}
 
-    def _note_unseen(self, head: Head, matrix: Tensor, split: str) -> None:
+    def _note_unseen(self, head: Head, samples: Tensor, split: str) -> None:
         """Keep the classes of a split that training lacks, and warn once for each target."""
         absent = self.absent.get(head.target, ())
-        held = [self.classes[head.target][i] for i in (matrix.sum(1) > 0).nonzero()[:, 0].tolist()]
+        held = [self.classes[head.target][i] for i in (samples > 0).nonzero()[:, 0].tolist()]
         found = tuple(name for name in held if name in absent)
         known = self.unseen.setdefault((split, head.target), found)
-        if found and head == self.heads[0]._replace(target=head.target) and known == found:
+        if found and known == found:
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             rank_zero_warn(
                 f"{self.prefix}target '{head.target}': split '{split}' has {len(found)} classes without a training "
@@ -460,7 +459,7 @@ class ClassifierModule(ProbeModule):
         """Return how the labels of a target were shuffled, {} if nothing was trained on them."""
         if not self.only_control and "shuffled_labels" not in controls:
             return {}
-        return {"shuffled_labels": self._shuffled[target].describe()}
+        return {"shuffled_labels": self.shuffled[target].describe()}
 
     def _convergence(self, head: Head) -> dict[str, float | bool]:
         """Return how far a head stopped from a minimum, {} if that was not measured."""
@@ -496,5 +495,6 @@ class ClassifierModule(ProbeModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a step size that falls to 0 along a cosine."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.settings.weight_decay)
+        decay = self.settings.weight_decay
+        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=decay, fused=self.fused)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

@@ -1,7 +1,7 @@
 """Training of a grid of classifiers in one run: cells, step sizes, seeds, label fractions and settings of the heads."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +14,13 @@ from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.result import MetricRecord
 from diffprobe.features.batch import FeatureBatch
+from diffprobe.metrics.confusion import ConfusionCounts, score_heads
 from diffprobe.probes.classifier.base import ClassifierConfig
 from diffprobe.probes.shuffled_labels import hash_keys
 from diffprobe.training.classifier import ClassifierModule
 from diffprobe.training.classifier_pass import TrainingPass
-from diffprobe.training.convergence import warn_of_distance
+from diffprobe.training.convergence import GradientSums, warn_of_distance
+from diffprobe.training.head_stack import HeadStack
 from diffprobe.training.module import ProbeModule
 
 
@@ -37,12 +39,11 @@ class MemberSpec:
 
 
 class Member(ClassifierModule):
-    """The classifiers of one point of a grid. They log through the bank, under the name of the point.
+    """The classifiers of one point of a grid. The bank scores and logs them, under the name of the point.
 
     Args:
         spec: the settings of the point.
         name, widths, sizes, classes, only_control, metrics, settings: see `ClassifierModule`.
-        log_to: the `log` method of the bank.
     """
 
     stops_without_heads = False
@@ -58,18 +59,13 @@ class Member(ClassifierModule):
         only_control: bool,
         metrics: Sequence[str],
         settings: TrainerConfig,
-        log_to: Callable[..., None],
     ) -> None:
         super().__init__(
             name, spec.config, widths={cell: widths[cell] for cell in spec.cells}, sizes=sizes, classes=classes,
             only_control=only_control, metrics=metrics, settings=settings, seed=spec.seed,
         )  # fmt: skip
-        self.label, self.prefix, self._log_to = spec.name, f"{spec.name}: ", log_to
-
-    def log_scores(self, scores: dict[str, float]) -> None:
-        """Log values under the name of the member; only the bank is attached to the Trainer."""
-        for name, value in scores.items():
-            self._log_to(f"{self.label}/{name}", value, sync_dist=False, rank_zero_only=True)
+        self.label, self.prefix = spec.name, f"{spec.name}: "
+        self.confusion = ConfusionCounts([])  # the bank counts for all members
 
 
 class ClassifierBankModule(ProbeModule):
@@ -77,8 +73,9 @@ class ClassifierBankModule(ProbeModule):
 
     The training set is read once per epoch, once before training and once after it, for all members together; so is
     the backbone run, where features are live. Members share no weights and AdamW works elementwise, so one optimizer
-    with a group of parameters per member takes the steps of single runs, bit for bit. With `batched`, heads of equal
-    shape on one cell are computed as one product, equal to rounding. A head that diverges ends (`ClassifierModule`).
+    with a group of parameters per member takes the steps of single runs, bit for bit. With `batched`, all heads are
+    computed as stacks (`HeadStack`) and a member is updated by one kernel, equal to rounding. A head that diverges ends
+    (`ClassifierModule`).
 
     Args:
         name: file of the head in `probes/classifier`.
@@ -118,7 +115,7 @@ class ClassifierBankModule(ProbeModule):
         for i, spec in enumerate(specs):
             member = Member(
                 spec, name=name, widths=widths, sizes=sizes or {}, classes=classes, only_control=only_control,
-                metrics=metrics, settings=settings, log_to=self.log,
+                metrics=metrics, settings=settings,
             )  # fmt: skip
             self.add_module(f"member_{i}", member)  # direct children: Lightning sets the trainer of these only
         if len({spec.seed for spec in specs}) > 1 and not self.members[0].seed_counts:
@@ -127,6 +124,8 @@ class ClassifierBankModule(ProbeModule):
                 "follows the seed of the run, and no control is drawn.",
                 fix="leave seed out of the grid",
             )
+        self._stack = HeadStack(self.members, joined=batched)
+        self.confusion = ConfusionCounts([len(m.classes[h.target]) for m in self.members for h in m.heads])
 
     @property
     def members(self) -> list[Member]:
@@ -155,25 +154,27 @@ class ClassifierBankModule(ProbeModule):
 
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the sum of the members' losses. Raises: NonFinite if no head of any member is left."""
+        loss = self._stack.loss(batch) if self.batched else self._loss_of_each(batch)
+        if (self._stack.has_failed or not self.batched) and all(member.is_exhausted for member in self.members):
+            raise NonFinite(
+                f"the loss of all heads of {len(self.members)} members became NaN or infinite on finite features.",
+                fix="smaller values of learning_rate, or precision=32-true",
+            )
+        self.log("train/loss", loss.detach() / len(self._stack.targets), batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def _loss_of_each(self, batch: FeatureBatch) -> Tensor:
+        """Return the sum of the members' losses, each as in a run of its own, bit for bit."""
         members, hashes = self.members, hash_keys(batch.keys)
         found: list[dict[str, list[Tensor]]] = [{} for _ in members]
         for cell in dict.fromkeys(cell for member in members for cell in member.cells):
             readers = [i for i, member in enumerate(members) if cell in member.cells]
             banks = [members[i].banks[members[i].cells.index(cell)] for i in readers]
             x = members[readers[0]].read(batch, cell)
-            logits = type(banks[0]).together(banks, x) if self.batched else [bank(x) for bank in banks]
-            for i, own in zip(readers, logits, strict=True):
-                found[i][cell] = own
+            for i, bank in zip(readers, banks, strict=True):
+                found[i][cell] = bank(x)
         losses = [member.joint_loss(batch, own, hashes) for member, own in zip(members, found, strict=True)]
-        if all(member.is_exhausted for member in members):
-            raise NonFinite(
-                f"the loss of all heads of {len(members)} members became NaN or infinite on finite features.",
-                fix="smaller values of learning_rate, or precision=32-true",
-            )
-        loss = torch.stack(losses).sum()
-        n_heads = sum(len(member.heads) for member in members)
-        self.log("train/loss", loss.detach() / n_heads, batch_size=len(batch), prog_bar=True)
-        return loss
+        return torch.stack(losses).sum()
 
     def on_train_end(self) -> None:
         """End the heads whose loss was not finite in the last step."""
@@ -183,27 +184,48 @@ class ClassifierBankModule(ProbeModule):
     def on_test_epoch_end(self) -> None:
         """Score the test set, and measure in one pass how far the members stopped from a minimum."""
         super().on_test_epoch_end()
-        measured = {member.label: (member, member.gradient_sums()) for member in self.members if member.has_distance()}
-        for batch in self.batches(self.train_split) if measured else ():
-            for member, sums in measured.values():
-                member.add_gradients(batch, sums)
+        members = [member for member in self.members if member.has_distance()]
+        measured = [member.gradient_sums() for member in members]
+        self._sum_gradients(members, measured)
         ratios = {
-            f"{label}: {head}": ratio
-            for label, (member, sums) in measured.items()
+            f"{member.label}: {head}": ratio
+            for member, sums in zip(members, measured, strict=True)
             for head, ratio in member.compare_gradients(sums).items()
         }
         if self.trainer.is_global_zero:
             warn_of_distance(ratios)
 
+    def _sum_gradients(self, members: Sequence[Member], measured: Sequence[tuple[GradientSums, GradientSums]]) -> None:
+        """Add the gradients of some members over the training set, with the final and with the initial weights."""
+        if not members:
+            return
+        ends: list[list[GradientSums]] = [list(sums) for sums in zip(*measured, strict=True)]
+        stacks = [HeadStack(members, joined=True, banks=[one.banks for one in sums]) for sums in ends]
+        for batch in self.batches(self.train_split):
+            if self.batched:
+                for stack, sums in zip(stacks, ends, strict=True):
+                    stack.add_gradients(batch, sums)
+            else:
+                for member, own in zip(members, measured, strict=True):
+                    member.add_gradients(batch, own)
+
     def score(self, batch: FeatureBatch, split: str) -> None:
         """Count the predictions of all members. Raises: NonFinite, naming cell and sample."""
-        for member in self.members:
-            member.score(batch, split)
+        self._stack.score(batch, split, self.confusion)
 
     def finish(self, split: str) -> None:
         """Compute and log the scores of all members. Raises: EmptyClass for a target without samples."""
-        for member in self.members:
-            member.finish(split)
+        counts = [matrix.cpu() for matrix in self.confusion.compute()]  # summed over the processes
+        self.confusion.reset()
+        scores, held = score_heads(self.members[0].metrics, counts, self._stack.targets)
+        logged: dict[str, float] = {}
+        start = 0
+        for member, size in zip(self.members, self._stack.sizes, strict=True):
+            own = slice(start, start + size)
+            found = member.take_scores(split, scores[own], held[own])
+            logged |= {f"{member.label}/{name}": value for name, value in found.items()}
+            start += size
+        self.log_at_once(logged)
 
     def records(self, split: str) -> list[MetricRecord]:
         """Return the records of all members, in the order of `members`."""
@@ -218,5 +240,6 @@ class ClassifierBankModule(ProbeModule):
         groups: list[dict[str, Any]] = [
             {"params": list(member.parameters()), "lr": member.learning_rate} for member in self.members
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        fused = True if self.batched else None  # one kernel for all weights of a member, equal to rounding
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=fused)
         return self.schedule(optimizer, lambda progress: (1 + math.cos(math.pi * progress)) / 2)

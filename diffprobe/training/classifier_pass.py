@@ -1,7 +1,7 @@
 """The exact pass over the training set before classifiers train: labels by key, and the moments of what heads read."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -14,6 +14,8 @@ from diffprobe.metrics.moments import Moments, RunningMoments
 from diffprobe.probes.classifier.inputs import Shapes, joined
 from diffprobe.probes.shuffled_labels import hash_keys
 from diffprobe.training.module import labels_of, require_finite, vectors
+
+Made = TypeVar("Made")
 
 
 class TrainingPass:
@@ -37,6 +39,7 @@ class TrainingPass:
         self.keyed = LabelCollector(len(self.targets) + 1).to(device)
         self.moments = {name: RunningMoments(width).to(device) for name, width in widths.items()}
         self._found: dict[str, Moments] | None = None
+        self._shared: dict[Hashable, object] = {}
         self._labels: tuple[Tensor, dict[str, Tensor], Tensor] | None = None
 
     def update(self, batch: Any, group: Tensor, device: torch.device) -> None:
@@ -61,6 +64,12 @@ class TrainingPass:
                     raise EmptyClass(f"no sample of split '{split}' has a value of target '{target}'.")
             self._labels = hashes, by_target, group
         return self._labels
+
+    def shared(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """Return what all classifiers of this pass share under a key, made for the first of them."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return cast(Made, self._shared[key])
 
     def sums(self, name: str) -> Moments:
         """Return the moments of an input. Collective: all processes ask for the same."""

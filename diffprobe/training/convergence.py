@@ -30,7 +30,7 @@ class GradientSums:
     def __init__(self, banks: Mapping[str, Bank]) -> None:
         self._banks = dict(banks)
         self._sums = {
-            cell: [torch.zeros_like(p, dtype=torch.float64) for p in _weights(b)] for cell, b in banks.items()
+            cell: [torch.zeros_like(p, dtype=torch.float64) for p in trained_weights(b)] for cell, b in banks.items()
         }
 
     def update(self, features: Mapping[str, Tensor], labels: Sequence[Tensor]) -> None:
@@ -47,9 +47,18 @@ class GradientSums:
                     F.cross_entropy(found.float(), label, ignore_index=-1, reduction="sum")
                     for found, label in zip(logits, labels, strict=True)
                 ]
-                found = torch.autograd.grad(torch.stack(losses).sum(), _weights(bank))
-            for total, part in zip(self._sums[cell], found, strict=True):
-                total += part
+                found = torch.autograd.grad(torch.stack(losses).sum(), trained_weights(bank))
+            self.add(cell, found)
+
+    def add(self, cell: str, gradients: Sequence[Tensor]) -> None:
+        """Add gradients of the summed losses of a bank, one for each of its trained weights."""
+        for total, part in zip(self._sums[cell], gradients, strict=True):
+            total += part
+
+    @property
+    def banks(self) -> Mapping[str, Bank]:
+        """Cell -> bank."""
+        return self._banks
 
     def norms(self, module: ProbeModule) -> list[Tensor | None]:
         """Return the norm of the gradient of each head, bank by bank. Collective; None for a bank of another layout."""
@@ -63,7 +72,8 @@ class GradientSums:
         return found
 
 
-def _weights(bank: Bank) -> list[Tensor]:
+def trained_weights(bank: Bank) -> list[Tensor]:
+    """Return the weights of a bank that gradients change."""
     return [weight for weight in bank.parameters() if weight.requires_grad]
 
 

@@ -15,7 +15,8 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.metrics.moments import RunningMoments
 from diffprobe.probes.classifier.knn import Config, KNNBank
 from diffprobe.probes.shuffled_labels import hash_keys
-from diffprobe.training.classifier import REAL, ClassifierModule, Head
+from diffprobe.training.classifier import REAL, ClassifierModule
+from diffprobe.training.head_stack import Head
 from diffprobe.training.module import labels_of, require_finite, vectors
 
 LIMIT = 16 * 2**30
@@ -105,7 +106,7 @@ class KNNModule(ClassifierModule):
         self._shuffle(hashes, labels, group)
         learned = torch.stack(
             [
-                labels[target] if control == REAL and not self.only_control else self._shuffled[target].of(hashes)
+                labels[target] if control == REAL and not self.only_control else self.shuffled[target].of(hashes)
                 for target, control in self.tasks
             ]
         ).to(self.device)

@@ -19,7 +19,8 @@ from diffprobe.probes.classifier.linear import LinearBank
 from diffprobe.probes.classifier.linear_cv import Config
 from diffprobe.probes.grouped_folds import Folds, grouped_folds
 from diffprobe.probes.l2_selection import Chosen, Task, select_l2
-from diffprobe.training.classifier import REAL, ClassifierModule, Head
+from diffprobe.training.classifier import REAL, ClassifierModule
+from diffprobe.training.head_stack import Head
 from diffprobe.training.module import vectors
 
 _BELOW = 30.0

@@ -294,6 +294,15 @@ class ProbeModule(lightning.LightningModule):
         """Log values that are already equal on all processes."""
         self.log_dict(scores, sync_dist=False, rank_zero_only=True)
 
+    def log_at_once(self, scores: Mapping[str, float]) -> None:
+        """Log many values after an evaluation, already equal on all processes: once, not value by value.
+
+        Lightning's `log` copies all values of an epoch for each new one.
+        """
+        values = {name: torch.tensor(value, dtype=torch.float64) for name, value in scores.items()}
+        self.trainer.callback_metrics.update(values)
+        self.trainer._logger_connector.log_metrics({**values})
+
     @property
     def learning_rate(self) -> float:
         """Step size of the settings, or the probe's own default."""

@@ -13,6 +13,7 @@ from diffprobe.runs.extract import extract_run
 
 GRID = {
     "linear": ["probe.params.learning_rate=0.01"],
+    "batchnorm_linear": ["probe.batched=true"],
     "mlp": ["probe.grid.learning_rate=[0.01,0.001]", "probe.grid.seed=[0,1]"],
 }
 
@@ -31,7 +32,7 @@ def config(tiny_sd: Path, tiny_shards: Path, tmp_path: Path, request: pytest.Fix
     return found
 
 
-@pytest.mark.parametrize("config", ["linear", "mlp", "linear_cv"], indirect=True)
+@pytest.mark.parametrize("config", ["linear", "batchnorm_linear", "mlp", "linear_cv"], indirect=True)
 def test_all_heads_are_listed_once_and_score_the_same_alone(config: RunConfig, tmp_path: Path) -> None:
     heads = single_heads(config)
     n_points = 4 if config.probe.name == "mlp" else 1
@@ -42,6 +43,8 @@ def test_all_heads_are_listed_once_and_score_the_same_alone(config: RunConfig, t
     assert report.largest_difference <= 1e-5
     assert report.passes == (1 if config.probe.name == "linear_cv" else 4)
     assert json.loads(report.to_json())["speed_up"] == pytest.approx(report.single_s * report.heads / report.together_s)
+    assert json.loads(report.to_json())["cpu_speed_up"] == pytest.approx(report.cpu_speed_up)
+    assert 0 < report.single_cpu_s < report.together_cpu_s * report.heads
     assert f"{report.heads:,} heads on {report.cells} cells" in render(report)
     assert not (tmp_path / "runs").exists()
 

@@ -65,7 +65,7 @@ def test_scores_equal_their_metrics():
     expected = [roc_auc_score((label == 1).numpy(), score[:, j].numpy()) for j in range(2)]
     assert got.tolist() == pytest.approx(expected, abs=1e-12)
     counts = ConfusionCounts([3])
-    counts.update(0, x[:, :3], label)
+    counts.update(torch.tensor([0]), x[None, :, :3].argmax(2), label[None])
     prediction = x[:, :3].argmax(1).numpy()
     (found,) = counts.compute()
     truth = label.numpy()

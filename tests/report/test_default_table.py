@@ -153,3 +153,16 @@ def test_the_file_that_is_written_makes_the_same_tables(results, sae_run, tmp_pa
         path.write_text(spec_yaml(specs))
         assert load_specs(path) == specs
     assert render(everything, load_specs(path)[0]) == render(everything, made.specs[0])
+
+
+def test_a_head_on_several_cells_is_in_a_table(results):
+    base = next(run for run in results if run.run == "bank-0")
+    cells = ["mid_block@t25:empty:mean", "up_blocks.0@t25:empty:mean"]
+    joint = {"cell": None, "probe": "difformer", "detail": {"cells": cells}}
+    run = changed(base, "joint-0", config={"probe.name": "difformer"}, records=joint, config_digest="e" * 64)
+    run = dataclasses.replace(run, metrics=run.metrics[:1])
+    made = default_tables([run], exploratory=True)
+    (spec,) = made.specs
+    (entry,) = [entry for entry in fill_table([run], spec).entries() if entry.value is not None]
+    assert "mid_block + up_blocks.0" in {*entry.where.values(), *spec.filter.values()}
+    assert not any("without a cell" in line for line in made.choices)

@@ -1,9 +1,11 @@
 """Fields of results by name."""
 
+import dataclasses
+
 import pytest
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.report.query import config_value, field_of, matches, parse_cell, parse_condition
+from diffprobe.report.query import cells_of, config_value, field_of, matches, parse_cell, parse_condition
 
 
 @pytest.mark.parametrize(
@@ -64,3 +66,15 @@ def test_a_cell_with_a_timestep_of_thousands_of_digits_is_refused():
 
 def test_config_value_stops_at_what_is_no_block():
     assert config_value({"a": {"b": 1}}, "a.b.c") is None
+
+
+def test_a_head_on_several_cells_is_found_by_all_of_them(results):
+    run = next(run for run in results if run.run == "bank-0")
+    cells = ["mid_block@t25:empty:mean", "mid_block@t200:empty:mean"]
+    joint = dataclasses.replace(run.metrics[0], cell=None, detail={"cells": cells})
+    assert cells_of(joint) == tuple(cells) and field_of(run, joint, "cell") == " + ".join(cells)
+    assert [field_of(run, joint, name) for name in ("tap", "timestep", "pool")] == ["mid_block", "25 + 200", "mean"]
+    assert matches(run, joint, {"tap": "mid_block"}) and not matches(run, joint, {"timestep": 25})
+    for detail in ({}, {"cells": 3}):  # nothing, or a number of cells
+        none = dataclasses.replace(joint, detail=detail)
+        assert cells_of(none) == () and field_of(run, none, "cell") is None and field_of(run, none, "tap") is None

@@ -326,3 +326,19 @@ def test_work_grows_with_the_number_of_results(results, spec):
 
     calls(1)
     assert calls(80) < 5 * calls(20)
+
+
+def test_a_head_on_several_cells_has_a_row_that_names_them(results, spec):
+    base = next(run for run in results if run.run == "bank-0")
+    first = next(record for record in base.metrics if (record.name, record.split) == (spec.metric, "test"))
+    cells = ["mid_block@t25:empty:mean", "up_blocks.0@t25:empty:mean"]
+    joint = dataclasses.replace(first, cell=None, probe="difformer", value=0.9, detail={"cells": cells})
+    run = dataclasses.replace(base, run="joint-0", config_digest="e" * 64, metrics=(joint,))
+    rows = (TableAxis(field="probe"), TableAxis(field="tap"))
+    open_spec = dataclasses.replace(spec, rows=rows, columns=TableAxis(field="timestep"), published=())
+    narrow = {**spec.filter, "probe": ["linear", "difformer"], "target": joint.target}
+    open_spec = dataclasses.replace(open_spec, filter=narrow, controls=())
+    table = fill_table([*results, run], open_spec)
+    where = {"probe": "difformer", "tap": "mid_block + up_blocks.0", "timestep": 25}
+    assert entry_at(table, **where).value == 0.9
+    assert [row.values for row in table.rows if row.values[0] == "difformer"] == [("difformer", where["tap"])]

@@ -64,3 +64,5 @@ def test_settings_without_an_effect(run):
     for name in ("knn", "linear_cv"):
         with pytest.raises(ConfigError, match="probe.grid"):
             plan(run(f"probe={name}", "probe.grid.seed=[0,1]"))
+        with pytest.raises(ConfigError, match="probe.batched=true has no effect"):
+            plan(run(f"probe={name}", "probe.batched=true"))

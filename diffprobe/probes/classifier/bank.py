@@ -52,6 +52,28 @@ class Bank(Standardised):
         """
         return [bank(x) for bank in banks]
 
+    @classmethod
+    def stacked(
+        cls, banks: Sequence["Bank"], x: Float[Tensor, "batch d_in"], *, joined: bool
+    ) -> dict[int, Float[Tensor, "n_classes heads batch"]]:
+        """Return the logits of several banks, those of heads with equal numbers of classes as one tensor.
+
+        Args:
+            banks: banks of one class on one feature, which have the same standardisation.
+            x: features in their own unit.
+            joined: compute them as `together` does, equal to rounding; otherwise one bank after the other.
+
+        Returns: number of classes -> logits, with the heads in the order of the banks, then of the heads of a bank.
+        """
+        logits = cls.together(banks, x) if joined else [bank(x) for bank in banks]
+        heads = [
+            (n, one)
+            for bank, own in zip(banks, logits, strict=True)
+            for n, one in zip(bank.n_classes, own, strict=True)
+        ]
+        counts = dict.fromkeys(n for n, _ in heads)
+        return {count: torch.stack([one.T for n, one in heads if n == count], dim=1) for count in counts}
+
     def by_head(self, values: Sequence[Tensor]) -> list[list[Tensor]] | None:
         """Divide tensors that belong to the trained weights, such as gradients, among the heads.
 

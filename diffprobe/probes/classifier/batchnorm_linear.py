@@ -72,9 +72,26 @@ class BatchNormLinearBank(linear.LinearBank):
         if len({bank.config.momentum for bank in found}) > 1:
             return [bank(x) for bank in found]
         logits = super().together(banks, x)
-        for bank in found[1:] if found[0].training else ():
-            bank.norm.load_state_dict(found[0].norm.state_dict())
+        cls._share_statistics(found)
         return logits
+
+    @classmethod
+    def stacked(
+        cls, banks: Sequence[Bank], x: Float[Tensor, "batch d_in"], *, joined: bool
+    ) -> dict[int, Float[Tensor, "n_classes heads batch"]]:
+        """Return the logits of several banks (see `Bank.stacked`); each keeps its own running statistics."""
+        found = cast(Sequence[BatchNormLinearBank], banks)
+        if not joined or len({bank.config.momentum for bank in found}) > 1:
+            return super().stacked(banks, x, joined=False)
+        logits = super().stacked(banks, x, joined=True)
+        cls._share_statistics(found)
+        return logits
+
+    @staticmethod
+    def _share_statistics(banks: "Sequence[BatchNormLinearBank]") -> None:
+        """Copy the running statistics of the first bank, which alone has seen the batch, to the others."""
+        for bank in banks[1:] if banks[0].training else ():
+            bank.norm.load_state_dict(banks[0].norm.state_dict())
 
     @torch.no_grad()
     def head(self, index: int) -> ClassifierProbe:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -84,6 +85,23 @@ class LinearBank(Bank):
         logits = F.linear(found[0].features(x), weight, bias).split([sum(bank.n_classes) for bank in found], dim=1)
         return [list(part.split(bank.n_classes, dim=1)) for part, bank in zip(logits, found, strict=True)]
 
+    @classmethod
+    def stacked(
+        cls, banks: Sequence[Bank], x: Float[Tensor, "batch d_in"], *, joined: bool
+    ) -> dict[int, Float[Tensor, "n_classes heads batch"]]:
+        """Return the logits of several banks, joined by one product (see `Bank.stacked`)."""
+        if not joined:
+            return super().stacked(banks, x, joined=False)
+        found = cast(Sequence[LinearBank], banks)
+        rows = _rows_by_class(tuple(tuple(bank.n_classes) for bank in found))
+        order = torch.cat([part.flatten() for part in rows.values()]).to(x.device)
+        weight, bias = (
+            torch.cat([getattr(bank, name) for bank in found]).index_select(0, order) for name in ("weight", "bias")
+        )
+        logits = torch.addmm(bias[:, None], weight, found[0].features(x).T)
+        parts = logits.split([part.numel() for part in rows.values()])
+        return {n: part.unflatten(0, rows[n].shape) for n, part in zip(rows, parts, strict=True)}
+
     def features(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return what the weights are applied to."""
         return self.standard(x)
@@ -107,6 +125,23 @@ class LinearBank(Bank):
         probe.bias.copy_(self.bias[start : start + width])
         self.copy_standardisation(probe)
         return probe.eval()
+
+
+@lru_cache(maxsize=64)
+def _rows_by_class(n_classes: tuple[tuple[int, ...], ...]) -> dict[int, Tensor]:
+    """Return where the weights of each head are among the rows of several banks, one below the other.
+
+    Args:
+        n_classes: number of classes of each head, by bank.
+
+    Returns: number of classes -> rows (n_classes, heads).
+    """
+    starts: dict[int, list[int]] = {}
+    at = 0
+    for count in (count for own in n_classes for count in own):
+        starts.setdefault(count, []).append(at)
+        at += count
+    return {count: torch.arange(count)[:, None] + torch.tensor(own) for count, own in starts.items()}
 
 
 class LinearProbe(ClassifierProbe):

@@ -43,6 +43,10 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     if config.probe.name in WITHOUT_GRID:
         refuse_steps(config)
         _require_one_process(config)
+        if config.probe.batched:
+            raise ConfigError(
+                f"probe.batched=true has no effect: probe '{config.probe.name}' has no steps.", fix="remove it"
+            )
         if config.probe.grid:
             raise ConfigError(
                 f"probe.grid: probe '{config.probe.name}' has no steps to share.", fix="a run for each value"
@@ -117,6 +121,10 @@ def make_module(plan: ProbePlan, source: Source) -> "ProbeModule":
         from diffprobe.training.classifier_bank import ClassifierBankModule
 
         return ClassifierBankModule(name, _members(plan, source), batched=config.probe.batched, **shared)
+    if config.probe.batched:
+        from diffprobe.training.classifier_batched import BatchedClassifierModule
+
+        return BatchedClassifierModule(name, plan.params, **shared)
     from diffprobe.training.classifier import ClassifierModule
 
     return ClassifierModule(name, plan.params, **shared)
