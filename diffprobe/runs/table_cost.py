@@ -62,8 +62,10 @@ def run_cost(config: RunConfig, *, extracts: bool) -> Cost:
     epochs, steps = _epochs_and_steps(config, train)
     passes = 0
     if config.features.source == "live":
-        # train also before the first step, for statistics, and after the last; val after every epoch and at the end
-        passes = _per_image(config) * ((epochs + 2) * train + (epochs + 1) * val + test)
+        # train also before the first step, for statistics, and after the last (a classifier on views does not: there
+        # is no distance from a minimum); val after every epoch and at the end
+        more = 1 if config.probe.kind == "classifier" and config.features.views.active else 2
+        passes = _per_image(config) * ((epochs + more) * train + (epochs + 1) * val + test)
     elif extracts:
         passes = _per_image(config) * ((1 + (config.features.views.n or 0)) * train + val + test)
     return Cost(passes=passes, steps=steps, published=published)
