@@ -62,8 +62,8 @@ def run_cost(config: RunConfig, *, extracts: bool) -> Cost:
     epochs, steps = _epochs_and_steps(config, train)
     passes = 0
     if config.features.source == "live":
-        # train also before the first step, for statistics, and after the last (a classifier on views does not: there
-        # is no distance from a minimum); val after every epoch and at the end
+        # train also before the first step, for statistics, and after the last, for the distance from a minimum, which a
+        # classifier on views does not measure; val after every epoch and at the end
         more = 1 if config.probe.kind == "classifier" and config.features.views.active else 2
         passes = _per_image(config) * ((epochs + more) * train + (epochs + 1) * val + test)
     elif extracts:

@@ -304,8 +304,7 @@ class ClassifierModule(ProbeModule):
 
     def has_distance(self) -> bool:
         """Return whether the distance from a minimum is measured: the loss is the plain cross entropy of the images."""
-        config, source = self.config, self.source
-        drawn = getattr(source, "balance", None) or getattr(source, "has_views", False)
+        config, drawn = self.config, any(getattr(self.source, name, None) for name in ("balance", "has_views"))
         plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes or drawn)
         return self.trainer.global_step > 0 and plain and config.measures_distance
 
