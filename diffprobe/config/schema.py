@@ -207,7 +207,7 @@ class FeaturesConfig:
     keep_draws: bool = False
     """Keep the features of each draw instead of their average."""
     seed: int = 0
-    """Seed of the noise, which depends on this seed, the sample's key and the draw alone."""
+    """Seed of the noise, which depends on this seed, the sample's key and the draw alone; and of the views."""
     resolution: int | None = None
     """Height and width of the images in pixels; None: the backbone's own."""
     store: str = "runs/stores"
