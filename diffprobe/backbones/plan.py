@@ -25,6 +25,7 @@ from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError
 
 _RULES = 2
@@ -172,6 +173,7 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     timesteps = {*features.timesteps, *(spec.schedule.nearest(ratio, checkpoint.name) for ratio in features.snr)}
     schedule = clean_schedule(spec.schedule.n_timesteps) if backbone.clean_input else spec.schedule
     schedule.check(sorted(timesteps), checkpoint.name)
+    _check_views(backbone, features.views, spec, float(schedule.noise[sorted(timesteps)].max()))
     traced = trace_spec(spec, count=False)
     infos = {tap.path: tap for tap in tap_infos(spec, traced, counted=False)}
     paths = resolve(features.taps, list(infos.values()), spec)
@@ -193,6 +195,18 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         timesteps=tuple(sorted(timesteps)),
         branches=tuple(branches),
     )
+
+
+def _check_views(backbone: BackboneConfig, views: ViewsConfig, spec: BackboneSpec, noise: float) -> None:
+    """Refuse views without effect on what is read. Raises: ConfigError."""
+    if views.active and backbone.part == "text_encoder":
+        raise ConfigError("features.views with backbone.part=text_encoder: no image is read.", fix="remove the views")
+    if views.redraw_noise and not noise:
+        raise ConfigError("features.views.redraw_noise=true: the input of this backbone has no noise.", fix="remove it")
+    if views.padding >= spec.resolution:
+        raise ConfigError(
+            f"features.views.padding={views.padding} is not smaller than the images of {spec.resolution} px."
+        )
 
 
 def make_configs(id_or_path: str, options: Mapping[str, object]) -> tuple[BackboneConfig, FeaturesConfig]:

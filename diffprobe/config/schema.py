@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import a_device, at_least
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError
 
 
@@ -206,7 +207,7 @@ class FeaturesConfig:
     keep_draws: bool = False
     """Keep the features of each draw instead of their average."""
     seed: int = 0
-    """Seed of the noise, which depends on this seed, the sample's key and the draw alone."""
+    """Seed of the noise, which depends on this seed, the sample's key and the draw alone; and of the views."""
     resolution: int | None = None
     """Height and width of the images in pixels; None: the backbone's own."""
     store: str = "runs/stores"
@@ -219,8 +220,14 @@ class FeaturesConfig:
     """Unit of shuffling: whole samples, or (sae with a store) single rows: positions, tokens and draws."""
     verify: bool = True
     """Compare the checksum of each file of a store when a split is opened, once per process."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    """Random views of the training images."""
 
     def __post_init__(self) -> None:
+        if self.source == "live" and self.views.use == "all":
+            raise ConfigError("views.use=all needs source=stored: live features have one view per epoch.")
+        if self.source == "stored" and self.views.active and self.views.n is None:
+            raise ConfigError("views without views.n need source=live: a store has a number of views.", fix="views.n=4")
         if self.source == "live" and self.placement != "auto":
             raise ConfigError(f"placement={self.placement} needs source=stored: live features are not stored.")
         if self.source == "live" and self.shuffle == "rows":

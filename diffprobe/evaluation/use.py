@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from diffprobe.config.parse import parse, record_tree, to_tree
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, RunConfig
 from diffprobe.config.validators import at_least
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError
@@ -74,6 +75,8 @@ class UseEvaluation:
 
     def __post_init__(self) -> None:
         at_least(1, limit=self.limit, train_limit=self.train_limit)
+        if self.features.views.active:
+            raise ConfigError("features.views: an evaluation reads the images themselves.", fix="remove the views")
         names = self.interventions
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"interventions=[{', '.join(names)}]: at least one, each once.")
@@ -98,9 +101,14 @@ def use_of_run(run: RunConfig, settings: Mapping[str, Any], cls: type[E]) -> E:
         cls: `UseEvaluation`, or a class of more keys.
     Raises: ConfigError for unknown keys or wrong values.
     """
+    return parse(cls, {"experiment": run.experiment, "output": run.output, **shared_parts(run), **settings})
+
+
+def shared_parts(run: RunConfig) -> dict[str, Any]:
+    """Return what an evaluation shares with a probe run: backbone, data, and features without views."""
     backbone, features = backbone_and_features(run)
-    shared = {"backbone": to_tree(backbone), "data": to_tree(run.data), "features": to_tree(features)}
-    return parse(cls, {"experiment": run.experiment, "output": run.output, **shared, **settings})
+    features = replace(features, views=ViewsConfig())
+    return {"backbone": to_tree(backbone), "data": to_tree(run.data), "features": to_tree(features)}
 
 
 def evaluate_use(config: UseEvaluation) -> Path:
@@ -140,6 +148,7 @@ def measure_and_write(
         noise_seed: seed of the noise.
     """
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
+    del tree["features"]["views"]  # there are none
     digest = digest_json({**tree, "inputs": opened.inputs, kind: rules})[:12]
     run_dir = Path(config.output) / (config.experiment or kind) / digest
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,14 @@ from typing import Any
 
 from diffprobe.config.compose import compose, require_kind, split_experiment, validate
 from diffprobe.config.kinds import PROBE
-from diffprobe.config.parse import parse, to_tree
+from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import PROBE_KINDS
 from diffprobe.core.result import RESULT_FILE, read_result
 from diffprobe.evaluation.generations import GenerationEvaluation
-from diffprobe.evaluation.use import PARTS, E, UseEvaluation, own_keys, use_of_run
+from diffprobe.evaluation.use import PARTS, E, UseEvaluation, own_keys, shared_parts, use_of_run
 from diffprobe.report.yaml_tree import parse_yaml
-from diffprobe.runs.extract import backbone_and_features
 
 DEFAULT = "emoji/use"
 """The experiment of `eval use` if none is named."""
@@ -81,8 +80,7 @@ def _of_finished(folder: str, settings: Sequence[str], cls: type[E]) -> E:
             f"allowed: {', '.join(PROBE_KINDS.names())}",
         )
     run = parse(RunConfig, {**result.config, "experiment": result.experiment}, at=f"{path}: config")
-    backbone, features = backbone_and_features(run)
-    parts = {"backbone": to_tree(backbone), "data": to_tree(run.data), "features": to_tree(features)}
+    parts = shared_parts(run)
     own: dict[str, Any] = {}
     names = own_keys(cls)
     for key, value in map(_value, settings):

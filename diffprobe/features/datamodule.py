@@ -89,10 +89,20 @@ class FeatureSource(lightning.LightningDataModule):
         """Return the loader of one split for one rank.
 
         Args:
-            shuffle: True for training: order by (seed, epoch), equal numbers of batches on all ranks. False for
-                evaluation: each sample exactly once over all ranks.
+            shuffle: True for training: order by (seed, epoch), equal numbers of batches on all ranks, the views of
+                `features.views` of the training split. False for evaluation: each sample exactly once over all ranks.
             epoch: the epoch, or a function that is called when an epoch begins and returns it.
         """
+
+    @property
+    def has_views(self) -> bool:
+        """Whether training batches are random views of the images."""
+        return self.request.features.views.active
+
+    @property
+    def views_per_epoch(self) -> int:
+        """Rows of each training sample in an epoch: several where each epoch reads all views."""
+        return self.request.features.views.per_epoch
 
     @property
     def cells(self) -> tuple[Cell, ...]:

@@ -27,6 +27,7 @@ from diffprobe.features.writer import ExtractedBatch, StoreWriter, remove_leftov
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader, require_empty_shards
+from diffprobe.shards.views import view_keys
 
 Batch = TypeVar("Batch", ImageBatch, ExtractedBatch)
 
@@ -41,11 +42,12 @@ def extract(
     progress: bool | MakeBar = True,
     announce: Announce = lambda line: None,
 ) -> Path:
-    """Write the feature store of a request, or its missing part, and return its folder.
+    """Write the feature store of a request, or its missing part, and return its folder (that of the images).
 
     A complete store that covers the request (it may have more cells) is returned at once. Processes with different
     `process` values write different parts of one store without communication. With `features.latent_cache` the VAE's
-    output is cached there, and images with cached latents are not decoded again.
+    output is cached there, and images with cached latents are not decoded again. With `features.views` a further store
+    is written for each view of the training images.
 
     Args:
         splits: splits to extract; those of `data` if None.
@@ -60,75 +62,114 @@ def extract(
     index, count = process
     if not 0 <= index < count:
         raise ConfigError(f"process {index}/{count} does not exist.", f"allowed: 0/{count} to {count - 1}/{count}")
-    request = Request(backbone, data, features, splits)
-    served = _served(request)
-    if served is not None:
-        remove_leftovers(served)  # of a process that was killed after its last shard
-        announce(f"the store is complete: {served}")
-        return served
-    request.check_values()
-    for split in request.splits:
-        require_empty_shards(request.shard_set, split, request.data.caps)
-    latents = None if features.latent_cache is None else LatentCache(request)
-    writer = StoreWriter(Path(features.store), request.manifest)
-    pending = writer.pending(process)
+    whole = Request(backbone, data, features, splits)
+    parts = [_Part(request) for request in [whole, *whole.of_views()]]
+    unserved = [part for part in parts if not part.serve()]
+    if not unserved:
+        announce(f"the store is complete: {parts[0].path}{_views_note(parts)}")
+        return parts[0].path
+    whole.check_values()
+    for split in whole.splits:
+        require_empty_shards(whole.shard_set, split, whole.data.caps)
+    for part in unserved:
+        part.open(process)
     beat = heartbeat_path()
     if beat is not None:
-        n_done = len(request.manifest.shards[index::count]) - len(pending)
-        note_start(beat.with_suffix(f".{writer.path.name[:12]}.json"), n_done)
-    if pending:
+        n_done = sum(len(part.request.manifest.shards[index::count]) - len(part.pending) for part in parts)
+        note_start(beat.with_suffix(f".{whole.manifest.folder[:12]}.json"), n_done)
+    if any(part.pending for part in unserved):
         if data.num_workers > 1:
             announce(
                 f"data.num_workers={data.num_workers}, of which extraction uses one: rows are written in shard order"
             )
-        _check_space(request, writer, latents, pending, announce)
-        _extract(request, writer, latents, pending, progress, announce)
-    writer.finish()
-    return writer.path
+        _check_space(unserved, announce)
+        _extract(whole, [part for part in unserved if part.pending], progress, announce)
+    for part in unserved:
+        part.writer.finish()
+    return parts[0].path
 
 
-def _check_space(
-    request: Request, writer: StoreWriter, latents: LatentCache | None, pending: list[ShardEntry], announce: Announce
-) -> None:
-    """Compare the missing part of the whole store with the free space: other processes write to the same disk."""
-    missing = writer.pending()
-    needs: list[Need] = [features_need(writer.path, request.plan, missing)]
-    if latents is not None:
-        encode = latents.missing(missing)
-        needs.append(latents_need(latents.path, request.plan, encode))
-        announce(
-            f"latents: {len(missing) - len(encode)} of {len(missing)} shards reused, {len(encode)} to encode: "
-            f"{latents.path}"
-        )
-    free = check_space(needs)
-    n = sum(shard.n for shard in pending)
-    own = "" if len(pending) == len(missing) else f", {n:,} images of them by this process"
+class _Part:
+    """One store of an extraction: that of the images, or that of one view of the training images.
+
+    Attributes:
+        request: what it holds.
+        path: its folder.
+        pending: the shards that this process still has to write.
+    """
+
+    latents: LatentCache | None = None
+    writer: StoreWriter
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.pending = request, list[ShardEntry]()
+        self.path = Path(request.features.store) / request.manifest.folder
+
+    def serve(self) -> bool:
+        """Return whether a complete store covers the request; `path` is then its folder."""
+        served = _served(self.request)
+        if served is not None:
+            self.path = served
+            remove_leftovers(served)  # of a process that was killed after its last shard
+        return served is not None
+
+    def open(self, process: tuple[int, int]) -> None:
+        """Open the writer, and the latent cache if there is one."""
+        features = self.request.features
+        self.latents = None if features.latent_cache is None else LatentCache(self.request)
+        self.writer = StoreWriter(Path(features.store), self.request.manifest)
+        self.pending = self.writer.pending(process)
+
+    @property
+    def to_encode(self) -> bool:
+        """Whether images are encoded, rather than latents read."""
+        return self.latents is None or bool(self.latents.missing(self.pending))
+
+
+def _views_note(parts: Sequence[_Part]) -> str:
+    return "" if len(parts) == 1 else f", and {len(parts) - 1} stores of views"
+
+
+def _check_space(parts: Sequence[_Part], announce: Announce) -> None:
+    """Compare the missing part of all stores with the free space: other processes write to the same disk."""
+    needs: list[Need] = []
+    of_latents: list[Need] = []
+    for part in parts:
+        missing = part.writer.pending()
+        needs.append(features_need(part.path, part.request.plan, missing))
+        if part.latents is not None:
+            encode = part.latents.missing(missing)
+            of_latents.append(latents_need(part.latents.path, part.request.plan, encode))
+            announce(
+                f"latents: {len(missing) - len(encode)} of {len(missing)} shards reused, {len(encode)} to encode: "
+                f"{part.latents.path}"
+            )
+    free = check_space([*needs, *of_latents])
+    n, n_all = sum(shard.n for part in parts for shard in part.pending), sum(need.n_samples for need in needs)
+    own = "" if n == n_all else f", {n:,} images of them by this process"
+    stores = "" if len(parts) == 1 else f" and {len(parts) - 1} more stores"
     announce(
-        f"to write: {needs[0].n_samples:,} images x {len(request.manifest.cells)} cells{own}, "
-        f"about {size(sum(need.n_bytes for need in needs))} ({size(free)} free): {writer.path}"
+        f"to write: {n_all:,} images x {len(parts[0].request.manifest.cells)} cells{own}, "
+        f"about {size(sum(need.n_bytes for need in [*needs, *of_latents]))} ({size(free)} free): "
+        f"{parts[0].path}{stores}"
     )
 
 
-def _extract(
-    request: Request,
-    writer: StoreWriter,
-    latents: LatentCache | None,
-    pending: list[ShardEntry],
-    progress: bool | MakeBar,
-    announce: Announce,
-) -> None:
+def _extract(whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce) -> None:
     announce("loading the backbone")
-    request.load_extractor(images=latents is None or bool(latents.missing(pending)))
-    n, started = sum(shard.n for shard in pending), time.monotonic()
+    whole.load_extractor(images=any(part.to_encode for part in parts))
+    n, started = sum(shard.n for part in parts for shard in part.pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
-        for shard in pending:
-            if latents is not None and latents.missing([shard]):
-                _encode(request, latents, shard, display)
-            batches, left_out = _shard_features(request, latents, shard)
-            writer.write(shard, _counted(batches, bar), left_out=left_out)
-            bar.update(len(left_out))
-    written = sum(folder_bytes(writer.path / shard_folder(shard.file)) for shard in pending)
-    announce(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {writer.path}")
+        for part in parts:
+            part.request.share_extractor(whole)
+            for shard in part.pending:
+                if part.latents is not None and part.latents.missing([shard]):
+                    _encode(part.request, part.latents, shard, display)
+                batches, left_out = _shard_features(part.request, part.latents, shard)
+                part.writer.write(shard, _counted(batches, bar), left_out=left_out)
+                bar.update(len(left_out))
+    written = sum(folder_bytes(part.writer.path / shard_folder(shard.file)) for part in parts for shard in part.pending)
+    announce(f"{rate(n, time.monotonic() - started)}, {size(written)} written: {parts[0].path}")
 
 
 def _main_bar(n: int, progress: bool | MakeBar, display: ProgressDisplay) -> AbstractContextManager[Bar]:
@@ -178,6 +219,7 @@ def shard_loader(request: Request, shard: ShardEntry, *, shard_set: ShardSet | N
         caps=request.data.caps,
         require=request.required,
         verify=request.data.verify,
+        views=None if request.image_view is None else request.batch_views,
     )
     return make_loader(stream, request.data.batch_size, min(request.data.num_workers, 1))
 
@@ -190,7 +232,7 @@ def shard_batches(request: Request, loader: ImageLoader) -> Iterator[ExtractedBa
 
 def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
     """Run the backbone on a batch of images."""
-    features = request.extractor(images.images, **request_texts(request, images, images.captions))
+    features = request.extractor(images.images, **request_texts(request, images, images.captions, view=images.view))
     return FeatureBatch(
         features=features, keys=images.keys, label=images.label, attributes=images.attributes, captions=images.captions
     )
@@ -198,7 +240,7 @@ def to_features(request: Request, images: ImageBatch) -> FeatureBatch:
 
 def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
     batch = item.batch
-    texts = request_texts(request, batch, item.captions)
+    texts = request_texts(request, batch, item.captions, view=request.image_view)
     features = request.extractor.from_latents(batch.features[CELL], **texts)
     return ExtractedBatch(FeatureBatch(features, batch.keys, batch.label, batch.attributes), item.captions)
 
@@ -218,11 +260,19 @@ def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captio
     return {"keys": samples.keys, "captions": columns["caption"], "labels": labels, "columns": columns}
 
 
-def request_texts(request: Request, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
-    """Return `sample_texts` with the columns of `features.columns`, joined by key."""
+def request_texts(
+    request: Request, samples: ImageBatch | FeatureBatch, captions: Sequence[str], *, view: int | None = None
+) -> dict[str, Any]:
+    """Return `sample_texts` with the columns of `features.columns`, joined by key.
+
+    Args:
+        view: number of the view of the images, where `features.views` may draw the noise anew for each.
+    """
     texts, table = sample_texts(request.shard_set, samples, captions), request.columns
     if table is not None:
         texts["columns"] |= {name: table.values(name, samples.keys) for name in table.columns}
+    if view is not None and request.features.views.redraw_noise:
+        texts["keys"] = view_keys(samples.keys, view)
     return texts
 
 

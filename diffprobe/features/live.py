@@ -26,7 +26,8 @@ class LiveFeatures(FeatureSource):
     """Feature batches computed while training (see `FeatureSource` for the arguments).
 
     Training batches come from a shuffled stream (`data.shuffle_buffer`). Its order depends on (seed, epoch), the number
-    of processes and the number of loader workers; the features of a sample depend on none of them.
+    of processes and the number of loader workers; the features of a sample depend on none of them. With
+    `features.views` an epoch reads the view of its number.
     """
 
     def setup(self, stage: str | None = None) -> None:
@@ -122,6 +123,7 @@ class LiveFeatures(FeatureSource):
             caps=data.caps,
             require=self.request.required,
             verify=data.verify,
+            views=self.request.batch_views if shuffle and split == data.train_split else None,
         )
         return LiveLoader(make_loader(stream, data.batch_size, data.num_workers), epoch)
 

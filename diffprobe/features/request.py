@@ -3,6 +3,7 @@
 Shared by extract.py, live.py and stored.py, so that all three derive the same manifest.
 """
 
+import copy
 import math
 import shlex
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from diffprobe.features.missing_values import check_table, check_values, needed_
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.holdout import Holdout, open_view
 from diffprobe.shards.index import ShardSet
+from diffprobe.shards.views import RULES, BatchViews
 
 _MODEL = (
     "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
@@ -46,7 +48,10 @@ class Request:
     Attributes:
         splits: the splits of the shards that are read; a validation split by `data.val_fraction` is part of the
             training split, and a store holds both together.
+        image_view: number of the view that is read of each image; None for the images themselves.
     """
+
+    image_view: int | None = None
 
     def __init__(
         self,
@@ -105,9 +110,27 @@ class Request:
         """The frozen backbone with its taps."""
         return DiffusionFeatures.from_plan(self.plan)
 
+    def of_views(self) -> "list[Request]":
+        """Return a request of the training split for each of `features.views.n` views; [] without views or that split.
+
+        What is opened already is shared.
+        """
+        split, found = self.data.source_of(self.data.train_split), []
+        for number in range(self.features.views.n or 0) if split in self.splits else ():
+            other = copy.copy(self)
+            vars(other).update(vars(self))  # with what is opened, which a copy leaves out
+            vars(other).pop("manifest", None)
+            other.image_view, other.splits = number, (split,)
+            found.append(other)
+        return found
+
     def load_extractor(self, *, images: bool) -> None:
         """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
         vars(self)["extractor"] = DiffusionFeatures.from_plan(self.plan, images=images)
+
+    def share_extractor(self, other: "Request") -> None:
+        """Take the loaded backbone of a request for the same cells."""
+        vars(self)["extractor"] = other.extractor
 
     @property
     def fields(self) -> Fields:
@@ -128,6 +151,7 @@ class Request:
                 "on_error": self.data.on_error,
                 **({} if self.features.missing == "refuse" else {"missing": self.features.missing}),
                 **({} if self.columns is None else {"columns": self.columns.digest(self._joined)}),
+                **self._view_content,
             },
             shards=tuple(shards),
             recorded={
@@ -148,6 +172,19 @@ class Request:
                 "versions": {name: metadata.version(name) for name in _VERSIONS},
             },
         )
+
+    @property
+    def batch_views(self) -> BatchViews | None:
+        """What makes the views of training images; None where they are read as they are."""
+        views = self.features.views
+        return BatchViews(views=views, seed=self.features.seed, number=self.image_view) if views.active else None
+
+    @property
+    def _view_content(self) -> dict[str, object]:
+        """What fixes the view of each image, as part of a manifest; {} for the images themselves."""
+        if self.image_view is None:
+            return {}
+        return {"view": {"rules": RULES, "number": self.image_view, **self.features.views.content()}}
 
     @property
     def _joined(self) -> tuple[str, ...]:
@@ -207,8 +244,9 @@ class Request:
             *_overrides(
                 "features",
                 self.features,
-                [name for name in type(self.features).__dataclass_fields__ if name not in _READING],
+                [name for name in type(self.features).__dataclass_fields__ if name not in (*_READING, "views")],
             ),
+            *_overrides("features.views", self.features.views, list(type(self.features.views).__dataclass_fields__)),
         ]
         return " ".join(["diffprobe extract", *parts])
 

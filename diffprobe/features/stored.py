@@ -16,14 +16,19 @@ from diffprobe.features.cell_selection import choose_cells
 from diffprobe.features.datamodule import EpochLoader, FeatureSource
 from diffprobe.features.placement import place_tables
 from diffprobe.features.reader import FeatureStore
+from diffprobe.features.request import Request
 from diffprobe.features.row_layout import RowLayout, select
 from diffprobe.features.samplers import RowOrder, balanced_order, eval_order, train_order
+
+_OPENED = ("store", "view_stores", "_rows", "_view_rows", "_placed")
+"""Attributes with mapped files, which are opened anew in a spawned process."""
 
 
 class StoredFeatures(FeatureSource):
     """Feature batches read from the store that `diffprobe extract` wrote (see `FeatureSource` for the arguments).
 
-    The store is searched below `features.store`. The backbone is not loaded; its weight files are hashed.
+    The store is searched below `features.store`. The backbone is not loaded; its weight files are hashed. With
+    `features.views`, training reads the stores of the views: one in each epoch, or all of them.
 
     Args:
         balance: "label" or an attribute, whose values come equally often in training; None takes each sample once.
@@ -46,24 +51,30 @@ class StoredFeatures(FeatureSource):
 
     @cached_property
     def store(self) -> FeatureStore:
-        """The store that serves the request."""
-        command = self.request.command
-        features = self.request.features
-        patience = Patience(seconds=self.data.storage_patience)
+        """The store that serves the request; it has the images themselves."""
+        return self._find(self.request)
+
+    @cached_property
+    def view_stores(self) -> tuple[FeatureStore, ...]:
+        """The stores of the views of the training images, in their order; () without views."""
+        return tuple(map(self._find, self.request.of_views()))
+
+    def _find(self, request: Request) -> FeatureStore:
+        features, patience = request.features, Patience(seconds=self.data.storage_patience)
         return FeatureStore.find(
-            features.store, self.request.manifest, command=command, verify=features.verify, patience=patience
+            features.store, request.manifest, command=request.command, verify=features.verify, patience=patience
         )
 
     def __getstate__(self) -> dict[str, object]:  # mapped files cannot be sent to spawned processes
-        return {name: value for name, value in vars(self).items() if name not in ("store", "_rows", "_placed")}
+        return {name: value for name, value in vars(self).items() if name not in _OPENED}
 
     def prepare_data(self) -> None:
-        """Find the store on the main process first, so that an error is reported once."""
-        _ = self.store
+        """Find the stores on the main process first, so that an error is reported once."""
+        _ = self.store, self.view_stores
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the store."""
-        _ = self.widths
+        """Find the stores."""
+        _ = self.widths, self.view_stores
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,18 +116,26 @@ class StoredFeatures(FeatureSource):
 
         With `features.shuffle=rows`, training shuffles single rows and yields `RowBatch`.
         """
-        rows = self._split_rows(split)
+        viewed = shuffle and self.has_views and split == self.data.train_split
+        rows = self._view_rows if viewed else self._split_rows(split)
+        views = self.request.features.views
+        one_view = viewed and views.use == "cycle"
+        n = rows.n // len(self.view_stores) if one_view else rows.n
         if shuffle and self.request.features.shuffle == "rows":
-            return RowLoader(rows, self.data.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size)
+            return RowLoader(
+                rows, self.data.batch_size, epoch, seed=self.seed, rank=rank, world_size=world_size, n=n,
+                start=lambda number: views.of_epoch(number) * n if one_view else 0,
+            )  # fmt: skip
 
-        values = rows.values(self.balance) if shuffle and self.balance is not None else None
+        values = rows.values(self.balance)[:n] if shuffle and self.balance is not None else None
 
         def order(number: int) -> Tensor:
+            first = views.of_epoch(number) * n if one_view else 0
             if values is not None:
-                return balanced_order(values, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
+                return first + balanced_order(values, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
             if shuffle:
-                return train_order(rows.n, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
-            return eval_order(rows.n, rank=rank, world_size=world_size)
+                return first + train_order(n, seed=self.seed, epoch=number, rank=rank, world_size=world_size)
+            return eval_order(n, rank=rank, world_size=world_size)
 
         return StoredLoader(rows, order, self.data.batch_size, epoch)
 
@@ -132,14 +151,23 @@ class StoredFeatures(FeatureSource):
         if split not in self._rows:
             source = self.data.source_of(split)
             if source not in self._placed:
-                device, processes = self._memory()
-                tables = list(self.store.iter_shards(source, list(self.widths)))
-                mode = self.request.features.placement
-                placed = place_tables(tables, mode, split=source, device=device, processes=processes)
-                self._placed[source] = list(placed)
+                self._placed[source] = self._place(source, [self.store])
             tables = self._placed[source]
             self._rows[split] = StoredRows(tables, self._kept(split, tables))
         return self._rows[split]
+
+    @cached_property
+    def _view_rows(self) -> "StoredRows":
+        """The training samples of all views, view by view in the same order."""
+        split = self.data.train_split
+        tables = self._place(self.data.source_of(split), self.view_stores)
+        return StoredRows(tables, self._kept(split, tables))
+
+    def _place(self, source: str, stores: Sequence[FeatureStore]) -> list[FeatureTable]:
+        device, processes = self._memory()
+        tables = [table for store in stores for table in store.iter_shards(source, list(self.widths))]
+        mode = self.request.features.placement
+        return list(place_tables(tables, mode, split=source, device=device, processes=processes))
 
     def _kept(self, split: str, tables: Sequence[FeatureTable]) -> list[Tensor] | None:
         """Return the rows of a split in the tables that the store has for it; None for all of them.
@@ -283,6 +311,10 @@ class RowLoader(EpochLoader):
 
     Number and sizes of batches are those of whole samples; the order depends on (seed, epoch) alone. A permutation is
     created on its first use, one for each total number of rows of a set of cells.
+
+    Args:
+        n: number of samples of an epoch; all if None.
+        start: epoch -> its first sample.
     """
 
     def __init__(
@@ -294,10 +326,12 @@ class RowLoader(EpochLoader):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        n: int | None = None,
+        start: Callable[[int], int] = lambda epoch: 0,
     ) -> None:
         super().__init__(epoch)
-        self.rows, self.batch_size = rows, batch_size
-        self._share = -(-rows.n // world_size)
+        self.rows, self.batch_size, self._samples, self._start = rows, batch_size, n or rows.n, start
+        self._share = -(-self._samples // world_size)
         self._order = partial(RowOrder, seed=seed, rank=rank, world_size=world_size)
 
     def __len__(self) -> int:
@@ -311,9 +345,9 @@ class RowLoader(EpochLoader):
 
     def _take(self, orders: dict[int, RowOrder], epoch: int, step: int, cells: tuple[str, ...]) -> RowValues:
         layout = self.rows.layout(cells)
-        n, size = self.rows.n * layout.total, self.batch_size * layout.total
+        n, size = self._samples * layout.total, self.batch_size * layout.total
         if n not in orders:
             orders[n] = self._order(n, epoch=epoch)
-        rows = orders[n].take(step * size, (step + 1) * size)
+        rows = orders[n].take(step * size, (step + 1) * size) + self._start(epoch) * layout.total
         sample, number = rows // layout.total, rows % layout.total
         return RowValues(self.rows.take_rows(layout, rows), layout.group(number), sample, number)

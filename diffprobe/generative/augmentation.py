@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import Images
+from diffprobe.shards.views import resample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,8 @@ class AugmentationConfig:
         if view == 0:
             return images
         offsets = torch.stack([self._offsets(seed, key, view) for key in keys]).to(images)
-        scale = 1 / (1 + self.zoom * offsets[:, 0])
-        matrices = torch.zeros(len(keys), 2, 3, dtype=images.dtype, device=images.device)
-        matrices[:, 0, 0] = matrices[:, 1, 1] = scale
-        matrices[:, :, 2] = 2 * self.shift * offsets[:, 1:]  # the grid runs from -1 to 1
-        grid = affine_grid(matrices, list(images.shape), align_corners=False)
-        moved = grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-        return moved.clamp(0, 1)
+        scale = 1 / (1 + self.zoom * offsets[:, :1])
+        return resample(images, scale.expand(-1, 2), 2 * self.shift * offsets[:, 1:])  # an image reaches from -1 to 1
 
     @staticmethod
     def _offsets(seed: int, key: str, view: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffprobe.config.controls import EXPOSED_PART, has_one_cell
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig, RunConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.heartbeat import beating, heartbeat_path
 from diffprobe.runs.provenance import require_splits
@@ -81,6 +82,7 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
     features = replace(
         FeaturesConfig(taps=(_TAPS[run.control],), timesteps=(0,)),
         **{name: getattr(run.features, name) for name in kept},
+        views=_views_of(run),
     )
     if run.control == "raw_pixels":
         return BackboneConfig(path="pixels", device=run.backbone.device), features
@@ -97,6 +99,13 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
 
 _TAPS = {"raw_pixels": "pixels", "vae_latents": "latents", "text_encoder": "text"}
 """Control with one cell -> its tap."""
+
+
+def _views_of(run: RunConfig) -> ViewsConfig:
+    """Return the views of a control with one cell: those of the images; none of a text encoder, and none of noise."""
+    views = run.features.views
+    changes = run.control != "text_encoder" and views.changes_images
+    return replace(views, redraw_noise=False) if changes else ViewsConfig()
 
 
 def _text_of(run: RunConfig) -> dict[str, Any]:

@@ -7,19 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from diffprobe.config.parse import parse, record_tree
+from diffprobe.config.parse import parse, record_tree, to_tree
 from diffprobe.config.schema import RunConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import PROBE_KINDS, PROBE_TRAINING, probes
 from diffprobe.runs.grid import Point, points
-from diffprobe.training.kinds.types import ProbeKind, ProbePlan
+from diffprobe.training.kinds.types import ProbeKind, ProbePlan, refuse_unread_views
 
 _ADDED_KEYS: dict[str, dict[str, object]] = {
     "backbone": {"lora": None, "single_file_config": None, "part": "denoiser"},
     "data": {"val_fraction": None, "val_group": None},
     "probe": {"grid": {}, "batched": False, "metrics": []},
-    "features": {"placement": "auto", "shuffle": "samples"},
+    "features": {"placement": "auto", "shuffle": "samples", "views": to_tree(ViewsConfig())},
 }
 """Keys that later versions added, with their defaults; at its default a key is left out of the digest."""
 
@@ -60,6 +61,7 @@ def plan(config: RunConfig) -> RunPlan:
                 del tree[block][key]
     folder = Path(config.output) / (config.experiment or config.probe.kind) / digest_json(tree)[:12]
     found = points(config, probe.Config, tree)
+    refuse_unread_views(config)
     kind.validate(config, [point.params for point in found] or [params])
     return RunPlan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
 

@@ -97,11 +97,13 @@ def checkpoint_digest(path: str) -> str:
 
 
 def inputs_of(source: "FeatureSource") -> dict[str, str]:
-    """Return the digests of the shard set, of the backbone, and of the feature store if there is one."""
+    """Return the digests of the shard set, of the backbone, and of the feature stores if there are any."""
     from diffprobe.features.stored import StoredFeatures
 
     request = source.request
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(request.plan.fingerprint)}
     if isinstance(source, StoredFeatures):
         inputs[STORE] = source.store.manifest.digest
+        for number, store in enumerate(source.view_stores):
+            inputs[f"{STORE}/view/{number}"] = store.manifest.digest
     return inputs

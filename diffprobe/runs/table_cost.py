@@ -62,10 +62,12 @@ def run_cost(config: RunConfig, *, extracts: bool) -> Cost:
     epochs, steps = _epochs_and_steps(config, train)
     passes = 0
     if config.features.source == "live":
-        # train also before the first step, for statistics, and after the last; val after every epoch and at the end
-        passes = _per_image(config) * ((epochs + 2) * train + (epochs + 1) * val + test)
+        # train also before the first step, for statistics, and after the last, for the distance from a minimum, which a
+        # classifier on views does not measure; val after every epoch and at the end
+        more = 1 if config.probe.kind == "classifier" and config.features.views.active else 2
+        passes = _per_image(config) * ((epochs + more) * train + (epochs + 1) * val + test)
     elif extracts:
-        passes = _per_image(config) * (train + val + test)
+        passes = _per_image(config) * ((1 + (config.features.views.n or 0)) * train + val + test)
     return Cost(passes=passes, steps=steps, published=published)
 
 
@@ -82,6 +84,7 @@ def _epochs_and_steps(config: RunConfig, train: int) -> tuple[int, int]:
     kind = training_of(config.probe.kind)
     if config.probe.kind not in _WITH_STEPS or config.probe.name in kind.WITHOUT_GRID or config.probe.name == "ridge":
         return 1, 0
+    train *= config.features.views.per_epoch
     batches = max(1, math.ceil(train / (config.data.batch_size * trainer.devices * trainer.num_nodes)))
     steps = trainer.max_epochs * batches
     if trainer.max_steps >= 0:

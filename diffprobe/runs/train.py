@@ -150,11 +150,11 @@ def _check_seed(config: RunConfig, module: "ProbeModule", source: "FeatureSource
 
 
 def _n_train(config: RunConfig, source: "FeatureSource") -> int:
-    """Return the number of samples of the training split."""
+    """Return the number of samples of an epoch."""
     from diffprobe.features.request import shard_entries
 
     shards = shard_entries(source.request.view, config.data.train_split, config.data.limit)
-    return sum(shard.n for shard in shards)
+    return sum(shard.n for shard in shards) * source.views_per_epoch
 
 
 def _has_steps(module: "ProbeModule") -> bool:

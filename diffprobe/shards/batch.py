@@ -25,6 +25,7 @@ class ImageBatch:
         label: index into `ShardSet.classes`, -1 for none.
         captions: caption of each sample, "" for none.
         attributes: attribute name -> index into `ShardSet.attributes[name]`, -1 for none.
+        view: number of the random view that `images` are (`views.view_images`); None for the images themselves.
     """
 
     images: Float[Tensor, "batch 3 height width"]
@@ -32,6 +33,7 @@ class ImageBatch:
     label: Int[Tensor, " batch"]
     captions: list[str]
     attributes: dict[str, Int[Tensor, " batch"]]
+    view: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -48,16 +50,18 @@ class ImageBatch:
         """Return the content with all ids in one tensor: a tensor that a loader worker sends takes a descriptor."""
         ids = torch.stack([self.label, *self.attributes.values()])
         names = list(self.attributes)
-        return {"images": self.images, "keys": self.keys, "captions": self.captions, "names": names, "ids": ids}
+        plain = {"images": self.images, "keys": self.keys, "captions": self.captions, "view": self.view}
+        return {**plain, "names": names, "ids": ids}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.images, self.keys, self.captions = state["images"], state["keys"], state["captions"]
+        self.view = state["view"]
         self.label, *columns = state["ids"].unbind()
         self.attributes = dict(zip(state["names"], columns, strict=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "ImageBatch":
         attributes = {name: change(ids) for name, ids in self.attributes.items()}
-        return ImageBatch(change(self.images), self.keys, change(self.label), self.captions, attributes)
+        return ImageBatch(change(self.images), self.keys, change(self.label), self.captions, attributes, self.view)
 
 
 def to_tensor(image: Image.Image) -> Float[Tensor, "3 height width"]:

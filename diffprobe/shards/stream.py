@@ -22,6 +22,7 @@ from diffprobe.shards.holdout import ShardPart
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.partition import ShardSlice, cut, limit_pieces, span_of_rank, span_of_worker
 from diffprobe.shards.reader import RawSample
+from diffprobe.shards.views import BatchViews
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class SampleStream(IterableDataset[Sample]):
             faulty.
         verify: compare the checksums of the shards with the index, once per process; False checks only the shards that
             are newer than the index.
+        views: what makes a random view of each image; None for the images themselves.
 
     Attributes:
         skipped: key -> message of the samples skipped so far in this process. Those of loader workers are in
@@ -82,6 +84,7 @@ class SampleStream(IterableDataset[Sample]):
         caps: Caps | None = None,
         require: Sequence[str] = (),
         verify: bool = True,
+        views: BatchViews | None = None,
     ) -> None:
         if on_error not in ("raise", "skip"):
             raise unknown("on_error", on_error, ("raise", "skip"), ConfigError)
@@ -95,7 +98,7 @@ class SampleStream(IterableDataset[Sample]):
         self.fields = shard_set.fields_for(fields)
         self.rank, self.world_size, self.equal = rank, world_size, equal
         self.shuffle_buffer, self.seed, self.epoch, self.on_error = shuffle_buffer, seed, epoch, on_error
-        self.caps, self.require = caps or Caps(), tuple(require)
+        self.caps, self.require, self.views = caps or Caps(), tuple(require), views
         self.skipped: dict[str, str] = {}
         shards = shard_set.shards_of(split)
         self._counts = {shard.file: shard.n_samples for shard in shards}
@@ -154,6 +157,11 @@ class SampleStream(IterableDataset[Sample]):
                     f"rank {self.rank} of split '{self.split}' has no valid sample.", *self.skipped.values()
                 )
             round_ += 1
+
+    def batch(self, samples: Sequence[Sample]) -> ImageBatch:
+        """Return samples as a batch, as the view of the epoch where views are read. Raises: see `collate`."""
+        plain = collate(samples, self.shard_set)
+        return plain if self.views is None else self.views(plain, self.epoch)
 
     def annotations(self) -> Iterator[tuple[str, Annotation]]:
         """Yield key and annotation of all samples of the split in shard order; no image is decoded.
@@ -307,10 +315,10 @@ class _Batches(IterableDataset[Item]):
             for sample in self.stream.iterate(self.batch_size):
                 samples.append(sample)
                 if len(samples) == self.batch_size:
-                    yield collate(samples, self.stream.shard_set), news()
+                    yield self.stream.batch(samples), news()
                     samples = []
             if samples:
-                yield collate(samples, self.stream.shard_set), news()
+                yield self.stream.batch(samples), news()
         except DiffprobeError as error:
             yield error, news()
             return

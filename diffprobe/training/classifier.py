@@ -312,8 +312,8 @@ class ClassifierModule(ProbeModule):
                 warn_of_distance(found)
 
     def has_distance(self) -> bool:
-        """Return whether the distance from a minimum is measured: the loss is the plain cross entropy."""
-        config, drawn = self.config, getattr(self.source, "balance", None)
+        """Return whether the distance from a minimum is measured: the loss is the plain cross entropy of the images."""
+        config, drawn = self.config, any(getattr(self.source, name, None) for name in ("balance", "has_views"))
         plain = not (self.settings.weight_decay or config.has_penalty or config.balances_classes or drawn)
         return self.trainer.global_step > 0 and plain and config.measures_distance
 

@@ -144,7 +144,8 @@ class SparseAutoencoderModule(ProbeModule):
         with naming(_named(self.cells)):
             self.sae.initialise(sums.mean, sums.variance, rows)
         if self.trainer.state.fn is TrainerFn.FITTING and self.trainer.is_global_zero:
-            n_trained = sums.n * self._total_steps() // len(self.source.train_dataloader())
+            n_epoch = sums.n * getattr(self.source, "views_per_epoch", 1)
+            n_trained = n_epoch * self._total_steps() // len(self.source.train_dataloader())
             warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
 
     @property

@@ -122,7 +122,8 @@ def test_from_pretrained_takes_the_options_of_both_configs() -> None:
         "placement",
         "shuffle",
         "verify",
-    }  # the checkpoint, feature stores, and a table of columns, which calls give themselves
+        "views",
+    }  # the checkpoint, feature stores, and a table of columns and views of images, which calls give themselves
     configs = {field.name: field.default for cls in (BackboneConfig, FeaturesConfig) for field in fields(cls)}
     signature = inspect.signature(DiffusionFeatures.from_pretrained).parameters
     assert set(signature) - {"id_or_path"} == set(configs) - of_runs

@@ -48,6 +48,14 @@ def test_a_finished_run_gives_its_cells(finished):
     assert config.features.taps == ("up_blocks.*",) and config.backbone.device == "cpu"
 
 
+def test_a_run_on_views_is_measured_on_the_images(finished):
+    views = ["features.views.flip=0.5", "features.views.n=2"]
+    assert load_use([finished("classifier", *views)]) == load_use([finished("direction")])
+    assert not load_use([*PROBE, *views]).features.views.active
+    with pytest.raises(ConfigError, match="features.views: an evaluation reads the images"):
+        load_use(views)
+
+
 def test_a_control_of_random_weights_is_measured_as_such(finished):
     assert load_use([finished("classifier", "control=random_weights")]).backbone.random_weights
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, ProbeConfig, RunConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.features.reader import FeatureStore
 from diffprobe.runs.extract import backbone_and_features, extract_run
@@ -37,6 +38,27 @@ def test_raw_pixels_have_one_cell_without_noise(run_config):
     assert (backbone.path, backbone.device) == ("pixels", "cpu")
     assert (features.taps, features.timesteps, features.draws) == (("pixels",), (0,), 1)
     assert features.store == run_config.features.store
+
+
+@pytest.mark.parametrize(
+    ("control", "expected"),
+    [
+        ("random_weights", ViewsConfig(flip=0.5, n=2, redraw_noise=True)),
+        ("raw_pixels", ViewsConfig(flip=0.5, n=2)),
+        ("vae_latents", ViewsConfig(flip=0.5, n=2)),
+        ("text_encoder", ViewsConfig()),
+    ],
+)
+def test_controls_that_read_images_read_the_views_of_the_run(run_config, control, expected):
+    views = ViewsConfig(flip=0.5, n=2, redraw_noise=True)
+    run = replace(run_config, features=replace(run_config.features, views=views), control=control)
+    assert backbone_and_features(run)[1].views == expected
+
+
+def test_views_of_noise_alone_are_none_of_the_pixels(run_config):
+    views = ViewsConfig(n=2, redraw_noise=True)
+    run = replace(run_config, features=replace(run_config.features, views=views), control="raw_pixels")
+    assert backbone_and_features(run)[1].views == ViewsConfig()
 
 
 def test_a_part_of_the_checkpoint_has_one_cell_and_keeps_the_checkpoint(run_config):

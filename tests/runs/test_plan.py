@@ -68,6 +68,35 @@ def test_a_choice_of_metrics_is_part_of_the_digest_and_the_default_is_not(run):
     assert "metrics" not in one.tree["probe"] and one.run_dir != other.run_dir
 
 
+def test_views_are_part_of_the_digest_and_their_absence_is_not(run):
+    views = ["features.views.flip=0.5", "features.views.n=2"]
+    one, other = (plan(run("probe=linear", *more)) for more in ([], views))
+    assert "views" not in one.tree["features"] and one.run_dir != other.run_dir
+    assert other.tree["features"]["views"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        (["probe=linear_cv", "features.views.n=2"], "features.views: probe 'linear_cv' has a closed form"),
+        (["probe=knn", "features.views.n=2"], "features.views: probe 'knn'"),
+        (["probe=ridge", "probe.params.positive=noto", "features.views.n=2"], "features.views: probe 'ridge'"),
+        (["probe=linear", "features.views.n=3"], "views.n=3 with trainer.max_epochs=2.* 1 are never read"),
+        (["probe=linear", "features.views.n=5", "features.source=live"], "views.n=5 with trainer.max_epochs=2"),
+    ],
+)
+def test_views_that_nothing_reads_are_refused(run, settings, facts):
+    with pytest.raises(ConfigError, match=facts):
+        plan(run("features.views.flip=0.5", *settings))
+
+
+def test_views_are_for_every_probe_that_is_trained_in_steps(run):
+    views = ["features.views.flip=0.5", "features.views.n=5", "features.views.use=all"]
+    for probe in (["probe=linear"], ["probe=topk"], ["probe=logistic", "probe.params.positive=noto"]):
+        plan(run(*probe, *views))
+    plan(run("probe=linear", "features.source=live", "features.views.flip=0.5"))
+
+
 def test_how_long_a_storage_is_waited_for_is_not_part_of_a_run(run):
     one, other = (plan(run("probe=linear", f"data.storage_patience={seconds}")) for seconds in (0, 7))
     assert one.tree == other.tree and one.run_dir == other.run_dir and "storage_patience" not in one.tree["data"]

@@ -28,7 +28,13 @@ def passes(monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [[], ["features.draws=2"], ["features.unconditional=true", "features.condition=caption"], ["data.limit=3"]],
+    [
+        [],
+        ["features.draws=2"],
+        ["features.unconditional=true", "features.condition=caption"],
+        ["data.limit=3"],
+        ["data.limit=3", "features.views.n=2", "features.views.flip=0.5"],
+    ],
 )
 def test_an_extraction_has_the_passes_that_were_counted(run, passes, tmp_path, settings):
     config = run("features.timesteps=[20,40]", f"features.store={tmp_path / 'stores'}", "data.batch_size=5", *settings)
@@ -39,9 +45,11 @@ def test_an_extraction_has_the_passes_that_were_counted(run, passes, tmp_path, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("views", [[], ["features.views.flip=0.5"]], ids=["plain", "views"])
 @pytest.mark.parametrize("probe", ["linear", "topk"])
-def test_live_features_cost_passes_in_every_epoch(run, passes, probe):
+def test_live_features_cost_passes_in_every_epoch(run, passes, probe, views):
     more = ["probe.params.k=2", "features.taps=[mid_block]"] if probe == "topk" else []
+    more += views
     config = run("features.source=live", f"probe={probe}", "trainer.max_epochs=3", *more)
     cost = run_cost(config, extracts=True)
     train(config)
@@ -55,6 +63,8 @@ def test_steps_end_at_the_first_limit(run):
     ]
     assert steps == [20, 7]
     assert run_cost(run("probe=linear_cv"), extracts=False).steps == 0
+    views = ["features.views.n=3", "features.views.use=all", "features.views.flip=0.5"]
+    assert run_cost(run("trainer.max_epochs=5", *views), extracts=False).steps == 60
     assert run_cost(run("data.batch_size=100", "trainer.max_epochs=5"), extracts=False).steps == 5
 
 

@@ -335,3 +335,57 @@ def test_balanced_batches_draw_the_classes_of_a_target_equally_often(run, tmp_pa
 def test_balance_without_effect_is_refused(run, settings, message):
     with pytest.raises(ConfigError, match=message):
         plan(run("probe.targets=[colour]", *settings, "probe.balance=colour"))
+
+
+@pytest.mark.slow
+def test_a_classifier_on_views_is_the_same_stored_and_live(run):
+    views = ["features.views.flip=0.5", "features.views.padding=4", "features.views.n=2"]
+    one_batch = ["probe=linear", "probe.targets=[style]", "data.batch_size=16"]
+    (stored, live), _ = from_both(run, *one_batch, *views)
+    assert_equal(stored, live)
+    plain = read_result(train(run(*one_batch)))
+    assert [record.value for record in plain.metrics] != [record.value for record in stored.metrics]
+    kept = [name for name in stored.artifacts if name.startswith("input/store")]
+    assert kept == ["input/store", "input/store/view/0", "input/store/view/1"]
+    assert stored.artifacts["input/store"] == plain.artifacts["input/store"]
+    assert all("gradient_ratio" not in record.detail for record in stored.metrics)
+
+
+def test_all_views_are_rows_of_an_epoch(run):
+    views = ["features.views.flip=0.5", "features.views.n=2", "features.views.use=all"]
+    settings = ["probe=linear", "probe.targets=[style]", "features.taps=[mid_block]", *views]
+    with pytest.raises(StoreIncomplete):
+        train(run(*settings, "features.store=nowhere"))
+    extract_run(run(*settings), progress=False)
+    source = make_source(run(*settings))
+    assert len(source.train_dataloader()) == 8 and len(source.table("train")) == 16
+    result = read_result(train(run(*settings)))
+    assert {record.n for record in result.metrics} == {4}
+
+
+def test_a_run_on_views_that_was_interrupted_ends_with_the_same_numbers(run, monkeypatch):
+    from diffprobe.training.classifier import ClassifierModule
+
+    views = ["features.views.flip=0.5", "features.views.padding=4", "features.views.n=2"]
+    settings = ["probe=linear", "probe.targets=[style]", "features.taps=[mid_block]", *views]
+    config = run(*settings, "trainer.checkpoint_every_steps=1")
+    extract_run(config, progress=False)
+    whole = read_result(train(config))
+    for name in ("result.json", "last.ckpt"):
+        (plan(config).run_dir / name).unlink()
+    step = ClassifierModule.training_step
+
+    def stops(self, batch, batch_idx):
+        if self.trainer.global_step == 6:  # within the second epoch, which reads the second view
+            raise RuntimeError("stopped")
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ClassifierModule, "training_step", stops)
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(config)
+    steps: list[int] = []
+    monkeypatch.setattr(
+        ClassifierModule, "training_step", lambda *a: steps.append(a[0].trainer.global_step) or step(*a)
+    )
+    assert read_result(train(config)).metrics == whole.metrics
+    assert steps == [6, 7]

@@ -136,7 +136,7 @@ def refuse_joint_clipping(config: RunConfig) -> None:
 
 
 def refuse_steps(config: RunConfig) -> None:
-    """Refuse settings of training steps for a probe that has a closed form. Raises: ConfigError.
+    """Refuse settings of training steps, and views, for a probe that has a closed form. Raises: ConfigError.
 
     `trainer.max_epochs` is allowed: experiment files set it for several probes.
     """
@@ -146,6 +146,22 @@ def refuse_steps(config: RunConfig) -> None:
         keys = ", ".join(f"trainer.{name}" for name in idle)
         raise ConfigError(
             f"{keys}: probe '{config.probe.name}' has a closed form and no steps.", fix="leave the keys unset"
+        )
+    if config.features.views.active:
+        raise ConfigError(
+            f"features.views: probe '{config.probe.name}' has a closed form, which is fitted on the images themselves.",
+            fix="remove the views, or a probe that is trained in steps",
+        )
+
+
+def refuse_unread_views(config: RunConfig) -> None:
+    """Refuse views that no epoch reads. Raises: ConfigError."""
+    views, epochs = config.features.views, config.trainer.max_epochs
+    if views.use == "cycle" and views.n is not None and views.n > epochs > 0:
+        raise ConfigError(
+            f"features.views.n={views.n} with trainer.max_epochs={epochs}: an epoch reads one view, and "
+            f"{views.n - epochs} are never read.",
+            fix=f"features.views.n={epochs}, or features.views.use=all",
         )
 
 
