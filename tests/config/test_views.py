@@ -1,5 +1,7 @@
 """Settings of views: ranges, and settings that would change nothing."""
 
+from typing import Any
+
 import pytest
 
 from diffprobe.config.parse import parse, to_tree
@@ -30,7 +32,7 @@ CELLS = {"taps": ["mid_block"], "timesteps": [10]}
         ({"crop_area": [0.4, 0.5], "crop_aspect": [3.0, 4.0]}, ["crop_aspect=[3.0, 4.0]", "0.5 and 2"]),
     ],
 )
-def test_a_setting_out_of_range_or_without_effect_is_refused(settings, facts):
+def test_a_setting_out_of_range_or_without_effect_is_refused(settings: Any, facts: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(ViewsConfig, settings)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
@@ -43,18 +45,18 @@ def test_a_setting_out_of_range_or_without_effect_is_refused(settings, facts):
         ({"source": "live", "views": {"flip": 0.5, "n": 2, "use": "all"}}, ["views.use=all", "source=stored"]),
     ],
 )
-def test_a_number_of_views_belongs_to_a_store(features, facts):
+def test_a_number_of_views_belongs_to_a_store(features: Any, facts: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(FeaturesConfig, {**CELLS, **features})
     assert all(fact in str(caught.value) for fact in facts)
 
 
-def test_without_settings_there_are_no_views():
+def test_without_settings_there_are_no_views() -> None:
     assert not ViewsConfig().active and ViewsConfig().content() == {} and ViewsConfig().per_epoch == 1
     assert to_tree(FeaturesConfig(taps=("mid_block",), timesteps=(1,)))["views"] == to_tree(ViewsConfig())
 
 
-def test_what_fixes_a_view_leaves_out_how_views_are_chosen():
+def test_what_fixes_a_view_leaves_out_how_views_are_chosen() -> None:
     crop = ViewsConfig(crop_area=(0.8, 1.0), flip=0.5, n=3, use="all")
     assert crop.content() == {"crop_area": (0.8, 1.0), "flip": 0.5} and crop.per_epoch == 3
     assert not ViewsConfig(redraw_noise=True).changes_images and ViewsConfig(redraw_noise=True).active
