@@ -56,3 +56,28 @@ def test_the_table_of_steering_is_that_of_the_recorded_file() -> None:
         ends = (f"{values[0]:.2f}", f"{values[-1]:.2f}")
         ranges.append(ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}")
     assert f"| 19 random directions | {' | '.join(ranges)} |" in TEXT
+
+
+def test_the_table_of_emoji_is_that_of_the_recorded_files() -> None:
+    folder = ROOT / "docs/results/emoji-sd/audit"
+    with (folder / "audit.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "steering.csv").open(encoding="utf-8") as file:
+        rates = [row for row in csv.DictReader(file) if row["measure"] == "rate"]
+    for axis in ("gender", "skin tone"):
+        own = [row for row in rows if row["axis"] == axis]
+        found = sorted((row for row in own if row["found"] == "yes"), key=lambda row: float(row["position"]))
+        above = [row["subject"] for row in reversed(found) if float(row["position"]) > 0]
+        below = [row["subject"] for row in found if float(row["position"]) < 0]
+        if axis == "gender":
+            ends = f"woman: {len(above)} ({', '.join(above)}) | man: {len(below)} ({', '.join(below)})"
+        else:
+            side = sum(float(row["position"]) < 0 for row in own)
+            assert not above
+            ends = f"dark: none | light: {len(below)} of the {side} subjects on that side"
+        read = {(row["steered"], float(row["strength"])): float(row["read"]) for row in rates if row["axis"] == axis}
+        effects = {name: read[name, 4.0] - read[name, -4.0] for name in dict.fromkeys(name for name, _ in read)}
+        effect = effects.pop(axis)
+        assert len(effects) == 19
+        p = (1 + sum(other >= effect - 1e-9 for other in effects.values())) / 20
+        assert f"| {axis} | {len(found)} | {ends} | {effect:+.2f}, p {p:.2f} |" in TEXT
