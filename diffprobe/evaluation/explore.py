@@ -11,7 +11,7 @@ from typing import Protocol
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.evaluation.explore_codes import CLASS, stream_codes
-from diffprobe.evaluation.explore_columns import Similar, columns_of
+from diffprobe.evaluation.explore_columns import ACTIVITY, Similar, columns_of
 from diffprobe.evaluation.explore_matches import match_runs
 from diffprobe.evaluation.explore_pages import Thumbnails, image_pages, latent_pages
 from diffprobe.evaluation.explore_pass import PassResult, pass_over
@@ -130,7 +130,8 @@ def collect_findings(
 ) -> Findings:
     """Return the columns of the pass and those of all measures, with the names.
 
-    A measured column replaces that of the pass with the same key.
+    A measured column replaces that of the pass with the same key; held-out purity and entropy replace those of the pass,
+    which choose the value on the images that they measure.
 
     Raises: ConfigError for two measured columns of one key.
     """
@@ -148,7 +149,11 @@ def collect_findings(
     if twice:
         raise ConfigError(f"two columns of the explorer have the key '{twice[0]}'.")
     of_pass = [column for column in columns_of(run, found, similar, config.n_top) if column.key not in keys]
-    return Findings(columns=[*of_pass, *columns], names=names, notes=notes)
+    held_out = [key for key in ("purity", "entropy") if key in keys]
+    of_pass = [column for column in of_pass if not any(column.key.startswith(f"{key}_") for key in held_out)]
+    activity = [column for column in of_pass if column.key in ACTIVITY]
+    others = [column for column in of_pass if column.key not in ACTIVITY]
+    return Findings(columns=[*activity, *columns, *others], names=names, notes=notes)
 
 
 def _notes(run: ExploredRun, found: PassResult, thumbnails: Thumbnails, config: ExploreConfig) -> list[str]:

@@ -18,6 +18,9 @@ from diffprobe.evaluation.explore_pass import PassResult
 from diffprobe.evaluation.explore_runs import ExploredRun
 from diffprobe.report.explorer.records import Column, Neighbour
 
+ACTIVITY = ("frequency", "n_active", "mean_activation", "max_activation")
+"""Keys of the columns on how often and how strongly a latent is active, which come first."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Similar:

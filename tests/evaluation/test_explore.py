@@ -115,3 +115,13 @@ def test_seeds_of_a_grid_recur(train_tiny):
     explore([str(run)], CONFIG, writer)
     assert [one.run for one in writer.latent(0).recurrence] == ["seed 1", "seed 2"]
     assert all(-1 <= value <= 1 for value in writer.column("recurrence").values)
+
+
+def test_held_out_numbers_come_after_activity_and_replace_those_of_the_pass(monkeypatch):
+    planted(monkeypatch, planted_run(planted_tables(30)))
+    writer = Recorder()
+    purity = Column(key="purity", title="purity", help="", values=[0.5] * 6)
+    explore(["run"], CONFIG, writer, measures=[lambda run: Findings(columns=[purity])])
+    keys = list(writer.runs[0]["columns"])
+    assert keys[:5] == ["frequency", "n_active", "mean_activation", "max_activation", "purity"]
+    assert not any(key.startswith("purity_") for key in keys) and any(key.startswith("entropy_") for key in keys)
