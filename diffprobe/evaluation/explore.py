@@ -130,8 +130,8 @@ def collect_findings(
 ) -> Findings:
     """Return the columns of the pass and those of all measures, with the names.
 
-    A measured column replaces that of the pass with the same key; held-out purity and entropy replace those of the pass,
-    which choose the value on the images that they measure.
+    A measured column replaces that of the pass with the same key. Held-out purity and entropy replace those of the
+    pass, which choose the value on the images that they measure.
 
     Raises: ConfigError for two measured columns of one key.
     """
