@@ -78,9 +78,9 @@ def learned_weights(
 
     The margin is the error averaged over the wrong candidates minus that of the right one. It is averaged within groups
     first, so that a group counts once. The weights are those of a linear discriminant with independent timesteps
-    (Fisher 1936): mean and variance are taken over groups. They sum to 1. A closed form: nothing is drawn, and the order of
-    samples and candidates has no effect beyond rounding. Clark and Jaini (2303.15233, section 3) fit a logistic
-    regression instead.
+    (Fisher 1936): mean and variance are taken over groups. They sum to 1. A closed form: nothing is drawn, and the
+    order of samples and candidates has no effect beyond rounding. Clark and Jaini (2303.15233, section 3) fit a
+    logistic regression instead.
 
     Args:
         errors: finite, all candidates at all timesteps. NaN marks a place without a candidate.

@@ -3,7 +3,7 @@
 A tie is wrong: of candidates with equal errors, the right one is ranked last. NaN marks a candidate without a score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,18 +75,23 @@ class CurvePoint:
 
 
 def curve(
-    errors: Float[Tensor, "sample n timestep"], right: Int[Tensor, " sample"], weights: Float[Tensor, " timestep"]
+    errors: Float[Tensor, "sample n timestep"],
+    right: Int[Tensor, " sample"],
+    weights: Float[Tensor, " timestep"],
+    correct: Callable[[Tensor], Tensor] = lambda scores: scores,
 ) -> list[CurvePoint]:
     """Return the accuracy with the first 1, 2, 4, ... and with all timesteps, from the same errors.
 
-    Timesteps are in the order in which they were scored (`nested_timesteps`).
+    Args:
+        errors: timesteps in the order in which they were scored (`nested_timesteps`).
+        correct: applied to the weighted errors [sample, n], for example `without_prior`.
     """
     n = errors.shape[2]
     lengths = sorted({min(1 << power, n) for power in range(n.bit_length() + 1)})
     points = []
     for length in lengths:
         part = errors[..., :length]
-        chosen = is_chosen(weighted_error(part, weights[:length]), right)
+        chosen = is_chosen(correct(weighted_error(part, weights[:length])), right)
         passes = float(part.isfinite().sum()) / len(errors)
         points.append(CurvePoint(length, passes, float(chosen.double().mean())))
     return points
