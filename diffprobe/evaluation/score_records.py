@@ -98,7 +98,7 @@ def score_records(
     rows = question.rows.tolist()
     keys, families = ([values[row] for row in rows] for values in (encoded.table.keys, encoded.families))
     null = _shuffled(question, keys, seed)
-    of_controls = {name: measures(question, given, question.right) for name, given in controls.items()}
+    of_controls = {name: measures(question, corrected(given), question.right) for name, given in controls.items()}
     shuffled = [measures(question, one, null) for one in scores]
     passes = sum(float(part.isfinite().sum()) for part in errors) / len(errors) / len(rows)
     records: list[MetricRecord] = []
