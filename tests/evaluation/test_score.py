@@ -93,7 +93,8 @@ def test_a_flow_model_retrieves_both_ways_with_the_noise_loss(config: ScoreConfi
 def test_weights_are_learned_before_anything_is_scored(config: ScoreConfig) -> None:
     learned = changed(
         config, weights=WeightRule(kind="learned", fraction=1.0), candidates=CandidateRule(n=2), stages=(),
-        random_denoiser=False, regression=RegressionRule(), n_timesteps=4,
+        random_denoiser=False, regression=RegressionRule(), n_timesteps=4, limit=4, group_by="base",
+        backbone=ScoredBackbone(path="emoji-sd", device="cpu"), data=DataConfig(path="emoji", limit=24),
     )  # fmt: skip
     (record,) = read_result(score(learned)).metrics
     weights = record.detail["weights"]

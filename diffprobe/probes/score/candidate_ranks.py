@@ -51,7 +51,7 @@ def without_prior(errors: Float[Tensor, "sample n"]) -> Float[Tensor, "sample n"
 
 
 def shuffled_positives(offered: Bool[Tensor, "sample n"], keys: Sequence[str], seed: int) -> Int[Tensor, " sample"]:
-    """Draw a column for each sample among its candidates, by (seed, key): the positive of a null experiment.
+    """Draw a column for each sample among its candidates, by (seed, key): the positives of a control.
 
     The share of samples that "choose" it is 1 / n in expectation, unless the score prefers positions.
     """
