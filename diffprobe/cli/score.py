@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from diffprobe.evaluation.score_settings import ScoreConfig
 
 GROUP = "meaning"
-HELP = "choose captions or classes of images by the model's denoising error"
+HELP = "choose captions or classes by the model's denoising error"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
