@@ -46,6 +46,7 @@ KINDS = {
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),
     "extract_prompts": Kind("diffprobe.config.prompt_schema:PromptExtraction", "extract"),
+    "score": Kind("diffprobe.evaluation.score_settings:ScoreConfig", "score"),
     "scenes_demo": Kind("diffprobe.demo.scenes.config:ScenesDemo", "demo"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),

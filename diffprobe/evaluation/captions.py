@@ -161,7 +161,7 @@ Expectation = Callable[[Sequence[str]], Float[Tensor, "caption number"]]
 def regressions(
     train: Encoded,
     rule: RegressionRule,
-    mean_states: Callable[[Sequence[str]], Float[Tensor, "caption width"]],
+    mean_states: Callable[[Sequence[str]], Float[Tensor, "caption width"]] | None,
     *,
     seed: int,
 ) -> dict[str, Expectation]:
@@ -170,7 +170,7 @@ def regressions(
     Args:
         train: the split that the model was trained on, or one like it.
         rule: kernel, penalty, and number of images.
-        mean_states: returns a vector of the text encoder for each caption.
+        mean_states: returns a vector of the text encoder for each caption; None leaves that control out.
         seed: seed of the choice of images.
     """
     generator = torch.Generator().manual_seed(derive_seed("regression", seed))
@@ -178,8 +178,9 @@ def regressions(
     captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
         ON_WORDS: WordVectors(captions),
-        ON_TEXT_ENCODER: mean_states,
     }
+    if mean_states is not None:
+        inputs[ON_TEXT_ENCODER] = mean_states
     fitted: dict[str, Expectation] = {}
     for name, vectors in inputs.items():
         regression = CaptionRegression(vectors(captions), train.latents[rows], families, rule)

@@ -100,6 +100,8 @@ class DenoisingError:
         resolution: int | None = None,
         dtype: str = "float32",
         device: torch.device | str = "auto",
+        random_seed: int | None = None,
+        rows: int | None = None,
     ) -> Self:
         """Load a checkpoint of any family whole.
 
@@ -109,14 +111,16 @@ class DenoisingError:
             resolution: image side in pixels; None takes the checkpoint's own.
             dtype: precision of the forward pass, a key of `base.DTYPES`.
             device: torch device; `auto` takes the accelerator if there is one.
+            random_seed: seed of random weights of the denoiser (a control); None reads the trained ones.
+            rows: latents per pass of the denoiser; None bounds them by memory.
         Raises: WeightsMissing, WeightsMismatch, ConfigError.
         """
         checkpoint = locate(path)
         family, spec = describe(checkpoint, resolution)
         require_noise(spec.schedule, spec.name)
-        backbone = load_whole(checkpoint, family, spec, LoadOptions(dtype=DTYPES[dtype]))
+        backbone = load_whole(checkpoint, family, spec, LoadOptions(dtype=DTYPES[dtype], random_seed=random_seed))
         backbone.to(choose_device(device))
-        return cls(backbone, spec, seed=seed)
+        return cls(backbone, spec, seed=seed, rows=rows)
 
     @property
     def n_timesteps(self) -> int:

@@ -1,0 +1,88 @@
+"""Errors of candidates on disk: a file per chunk of images, so that an interrupted run continues with the next one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffprobe.backbones.base import Condition
+from diffprobe.core.atomic_file import atomic_file, remove_unfinished
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import SchemaError
+from diffprobe.core.safetensors_file import load_safetensors
+from diffprobe.evaluation.score_candidates import Question
+from diffprobe.probes.score.staged_errors import Stage, staged_errors
+from diffprobe.scoring.denoising_error import Score
+
+ERRORS = "errors"
+"""Name of the tensor in a file, float64 [image, candidate, timestep]; NaN where not scored."""
+
+
+def stored_errors(
+    folder: Path,
+    facts: Mapping[str, Any],
+    score: Score,
+    latents: Float[Tensor, "sample c h w"],
+    keys: Sequence[str],
+    conditions: Condition,
+    question: Question,
+    timesteps: Sequence[int],
+    weights: Float[Tensor, " timestep"],
+    stages: Sequence[Stage],
+    *,
+    chunk: int,
+    on_batch: Callable[[int], object] = lambda count: None,
+) -> Float[Tensor, "sample n timestep"]:
+    """Return the errors of a question, see `staged_errors`; chunks that are on disk are read.
+
+    Chunks are the same in each run, so an interrupted run leaves the same bytes as one that was not.
+
+    Args:
+        folder: gets a folder named by the digest of everything that errors depend on.
+        facts: JSON values that fix the score: model, data, seed of the noise.
+        latents: of the question's images.
+        keys: of the question's images.
+        conditions: encoded values of the question, one row each.
+        chunk: images per file.
+        on_batch: called with the number of images done.
+    Raises: NonFinite; SchemaError for a file that is not of this run.
+    """
+    identity = {
+        **facts, "keys": list(keys), "values": question.values, "candidates": question.candidates.tolist(),
+        "timesteps": list(timesteps), "weights": weights.tolist(), "chunk": chunk,
+        "stages": [[stage.n_timesteps, stage.kept] for stage in stages],
+    }  # fmt: skip
+    place = folder / digest_json(identity)[:12]
+    place.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(place)
+    parts = []
+    for number, rows in enumerate(torch.arange(len(keys)).split(chunk)):
+        path = place / f"{number:06d}.safetensors"
+        if not path.exists():
+            found = staged_errors(
+                score, latents[rows], [keys[row] for row in rows.tolist()], conditions,
+                question.candidates[rows].clamp_min(0), question.offered[rows], timesteps, weights, stages,
+            )  # fmt: skip
+            _write(path, found)
+        parts.append(_read(path, (len(rows), question.candidates.shape[1], len(timesteps))))
+        on_batch(len(rows))
+    return torch.cat(parts)
+
+
+def _write(path: Path, errors: Float[Tensor, "sample n timestep"]) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as temporary:
+        save_file({ERRORS: errors.contiguous()}, temporary)
+
+
+def _read(path: Path, shape: tuple[int, int, int]) -> Float[Tensor, "sample n timestep"]:
+    fix = f"remove '{path}' and run the same command again"
+    stored = load_safetensors(path, fix=fix)
+    errors = stored.get(ERRORS)
+    if errors is None or tuple(errors.shape) != shape or errors.dtype != torch.float64:
+        raise SchemaError(f"'{path}' has no float64 tensor '{ERRORS}' of shape {shape}.", fix=fix)
+    return errors

@@ -1,0 +1,95 @@
+"""Each image is offered its own candidate at any position; candidates no model could tell apart are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffprobe.backbones.families import describe, kandinsky
+from diffprobe.backbones.locate import locate
+from diffprobe.backbones.text_encoders import TextEncoder
+from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
+from diffprobe.evaluation.score_settings import CandidateRule
+from diffprobe.scoring.denoising_error import DenoisingError
+from tests.evaluation.score_world import COLOURS, encoded
+
+
+def right_values(question: Question) -> list[object]:
+    own = question.candidates.gather(1, question.right[:, None]).flatten()
+    return [question.values[place] for place in own.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["captions", "retrieval"])
+def test_the_own_caption_is_right_wherever_it_stands(kind: str) -> None:
+    world = encoded()
+    (question,) = questions(CandidateRule(kind=kind, n=6), world, seed=0)  # type: ignore[arg-type]
+    assert right_values(question) == [world.captions[row] for row in question.rows.tolist()]
+    assert len(set(question.right.tolist())) > 3 and question.offered.all() and question.candidates.shape[1] == 6
+    assert all(len(set(row)) == 6 for row in question.candidates.tolist())
+    assert question.is_square == (kind == "retrieval")
+
+
+def test_classes_are_the_values_of_an_attribute() -> None:
+    world = encoded()
+    (question,) = questions(CandidateRule(kind="classes", attribute="colour", template="a {} thing"), world, seed=0)
+    assert question.values == [f"a {colour} thing" for colour in sorted(COLOURS)]
+    assert right_values(question) == [f"a {sample['colour']} thing" for sample in world.table.attributes]
+    (numbers,) = questions(CandidateRule(kind="classes", attribute="number"), world, seed=0)
+    assert numbers.values == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="'blue' of 'colour'"):
+        questions(CandidateRule(kind="classes", attribute="colour"), world, seed=0)
+
+
+def test_matched_captions_differ_in_one_attribute() -> None:
+    world = encoded()
+    rule = CandidateRule(kind="matched", n=3, phrases={"colour": "a {}", "shape": "{}"})
+    colour, shape = questions(rule, world, seed=0)
+    assert (colour.name, shape.name) == ("matched_caption_accuracy_colour", "matched_caption_accuracy_shape")
+    for row, own in zip(colour.candidates.tolist(), right_values(colour), strict=True):
+        assert {str(colour.values[place]).split()[2] for place in row} == {str(own).split()[2]}
+
+
+def test_too_few_candidates_are_refused() -> None:
+    world = encoded()
+    with pytest.raises(EmptyClass, match="21"):
+        questions(CandidateRule(kind="retrieval", n=21), world, seed=0)
+    with pytest.raises(EmptyClass, match="21"):
+        questions(CandidateRule(n=21), world, seed=0)
+    with pytest.raises(EmptyClass, match="'tone' has 0 values"):
+        questions(CandidateRule(kind="classes", attribute="tone", template="{}"), world, seed=0)
+    with pytest.raises(EmptyClass, match="with {} fur"):
+        questions(CandidateRule(kind="matched", phrases={"colour": "with {} fur"}), world, seed=0)
+
+
+def asked(*texts: str) -> Question:
+    places = torch.arange(len(texts))[None]
+    return Question("q", torch.tensor([0]), list(texts), places, torch.tensor([0]))
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_sd: Path) -> dict[str, TextEncoder]:
+    return DenoisingError.from_pretrained(str(tiny_sd), device="cpu").backbone.texts  # type: ignore[attr-defined]
+
+
+def test_candidates_that_tokenise_alike_or_are_too_long_are_named(texts: dict[str, TextEncoder]) -> None:
+    require_distinct(asked("red cat", "blue cat"), texts)
+    with pytest.raises(ConfigError, match="'red cat' and 'Red  cat' tokenise alike"):
+        require_distinct(asked("red cat", "Red  cat"), texts)
+    with pytest.raises(ConfigError, match="'red red .* tokens"):
+        require_distinct(asked("red " * 100, "blue"), texts)
+
+
+def test_candidates_of_different_images_may_be_alike(texts: dict[str, TextEncoder]) -> None:
+    apart = torch.tensor([[0, 2], [1, 2]])
+    require_distinct(Question("q", torch.arange(2), ["red", "Red", "blue"], apart, torch.zeros(2).long()), texts)
+
+
+def test_an_unconditional_model_is_refused(tmp_path: Path, tiny_sd: Path) -> None:
+    _, spec = describe(locate(str(kandinsky.tiny(tmp_path / "k"))), None)
+    with pytest.raises(ConfigError, match="unconditional"):
+        require_condition(spec, ["a cat"])
+    _, spec = describe(locate(str(tiny_sd)), None)
+    require_condition(spec, ["a cat"])
+    with pytest.raises(ConfigError, match="needed: label"):
+        require_condition(spec, [1])

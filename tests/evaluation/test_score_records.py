@@ -1,0 +1,97 @@
+"""Accuracies, their spread and their controls, on planted errors."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffprobe.core.result import MetricRecord
+from diffprobe.evaluation.score_candidates import Question, questions
+from diffprobe.evaluation.score_records import RANDOM_DENOISER, SHUFFLED, chance, measures, score_records
+from diffprobe.evaluation.score_settings import CandidateRule
+from tests.evaluation.score_world import encoded
+
+WEIGHTS = torch.ones(4, dtype=torch.float64)
+
+
+def asked(kind: str, n: int) -> Question:
+    phrases = {"colour": "a {}"} if kind == "matched" else {}
+    return questions(CandidateRule(kind=kind, n=n, phrases=phrases), encoded(), seed=0)[0]  # type: ignore[arg-type]
+
+
+def planted(question: Question, gain: float, seed: int) -> Tensor:
+    """Errors of noise, by `gain` smaller for the right candidate."""
+    generator = torch.Generator().manual_seed(seed)
+    errors = torch.rand(*question.candidates.shape, 4, generator=generator, dtype=torch.float64)
+    errors[torch.arange(len(errors)), question.right] -= gain
+    return errors.masked_fill(~question.offered[..., None], torch.nan)
+
+
+def records(question: Question, gains: list[float], *, prior: bool = False) -> dict[str, MetricRecord]:
+    errors = [planted(question, gain, seed) for seed, gain in enumerate(gains)]
+    blind = planted(question, 0.0, 99).mean(2).nan_to_num(torch.inf)
+    found = score_records(
+        question, errors, WEIGHTS, {RANDOM_DENOISER: blind}, encoded(), split="test", prior_correction=prior,
+        detail={"timesteps": [1, 2, 3, 4]}, seed=0,
+    )  # fmt: skip
+    return {record.name: record for record in found}
+
+
+def test_the_value_is_a_mean_over_sets_of_noise_beside_its_spread() -> None:
+    record = records(asked("captions", 10), [5.0, 0.0])["caption_of_10_accuracy"]
+    first, second = record.detail["by_noise_set"]
+    assert first == 1 and second < 0.5 and record.value == pytest.approx((1 + second) / 2)
+    assert record.spread == pytest.approx(abs(1 - second) / 2**0.5) and record.n_seeds == 2
+    assert record.detail["passes_per_image"] == 40 and record.detail["timesteps"] == [1, 2, 3, 4]
+    assert [point["passes"] for point in record.detail["curve"]] == [10, 20, 40]
+    assert record.detail["curve"][-1]["accuracy"] == pytest.approx(record.value)
+
+
+def test_controls_know_nothing_and_differences_are_paired() -> None:
+    record = records(asked("captions", 10), [5.0, 5.0])["caption_of_10_accuracy"]
+    assert record.value == 1 and record.controls["chance"] == 0.1
+    assert record.controls[RANDOM_DENOISER] < 0.5 and record.controls[SHUFFLED] < 0.5
+    assert record.detail["differences"]["chance"]["estimate"] == pytest.approx(0.9)
+
+
+def test_retrieval_is_recorded_both_ways() -> None:
+    question = asked("retrieval", 20)
+    found = records(question, [5.0, 5.0])
+    assert set(found) == {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert all(record.value == 1 for record in found.values()) and found["image_to_text_r5"].controls["chance"] == 0.25
+    nothing = records(question, [0.0, 0.0])
+    assert all(record.value <= 2.5 * record.controls["chance"] for record in nothing.values())
+    few = measures(asked("retrieval", 5), torch.rand(5, 5), torch.arange(5))
+    assert set(few) == {"image_to_text_r1", "text_to_image_r1"}  # among five, rank 5 is always reached
+
+
+def test_an_image_that_is_hard_to_denoise_is_found_all_the_same() -> None:
+    question = asked("retrieval", 20)
+    scores = planted(question, 2.0, 0).mean(2) + 100 * torch.arange(20)[:, None]
+    assert measures(question, scores, question.right)["text_to_image_r1"].mean() == 1
+
+
+def test_the_prior_correction_removes_what_a_caption_does_for_all_images() -> None:
+    question = asked("retrieval", 20)
+    errors = planted(question, 2.0, 0)
+    errors[:, 3] -= 50
+    given = {"split": "test", "detail": {}, "seed": 0}
+    plain, fair = (
+        score_records(question, [errors, errors], WEIGHTS, {}, encoded(), prior_correction=prior, **given)[0]
+        for prior in (False, True)
+    )
+    assert plain.value == 0.05 and fair.value == 1 and fair.detail["curve"][-1]["accuracy"] == 1
+
+
+def test_pairs_of_matched_captions_are_recorded_beside_the_choice() -> None:
+    found = records(asked("matched", 4), [0.0, 0.0])
+    assert set(found) == {"matched_caption_accuracy_colour", "matched_pair_accuracy_colour"}
+    pair, choice = found["matched_pair_accuracy_colour"], found["matched_caption_accuracy_colour"]
+    assert pair.controls["chance"] == 0.5 and choice.controls["chance"] == 0.25 and pair.value > choice.value
+    assert records(asked("matched", 4), [5.0, 5.0])["matched_pair_accuracy_colour"].value == 1
+
+
+def test_ties_are_wrong_for_every_metric() -> None:
+    for question in (asked("captions", 5), asked("retrieval", 6), asked("matched", 4)):
+        equal = torch.zeros(question.candidates.shape).masked_fill(~question.offered, torch.inf)
+        for name, values in measures(question, equal, question.right).items():
+            assert values.sum() == 0 and (chance(question, name) > 0).all()

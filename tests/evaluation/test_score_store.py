@@ -1,0 +1,81 @@
+"""Errors on disk: a run that was killed continues, and leaves the same bytes."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffprobe.core.errors import SchemaError
+from diffprobe.evaluation.score_candidates import questions
+from diffprobe.evaluation.score_settings import CandidateRule
+from diffprobe.evaluation.score_store import stored_errors
+from diffprobe.probes.score.staged_errors import Stage
+from tests.evaluation.score_world import encoded
+
+TIMES = [500, 250, 750]
+
+
+class Score:
+    """Errors that follow from (image, candidate, timestep); it stops after some calls."""
+
+    def __init__(self, stop_after: int = 10**6) -> None:
+        self.calls, self.stop_after = 0, stop_after
+
+    def __call__(self, latents, keys, conditions, timesteps) -> Tensor:
+        self.calls += 1
+        if self.calls > self.stop_after:
+            raise KeyboardInterrupt
+        text = conditions["text"][..., 0].double()
+        t = torch.tensor(timesteps).double()
+        return (latents.flatten(1)[:, :1, None].double() - text[..., None]).abs().sqrt() + (text[..., None] * t).cos()
+
+
+def run(folder: Path, score: Score, **facts: object) -> Tensor:
+    world = encoded()
+    (question,) = questions(CandidateRule(n=5), world, seed=0)
+    conditions = {"text": torch.arange(float(len(question.values)))[:, None]}
+    return stored_errors(
+        folder, {"seed": 0, **facts}, score, world.latents, world.table.keys, conditions, question, TIMES,
+        torch.ones(3, dtype=torch.float64), [Stage(n_timesteps=1, kept=2)], chunk=6,
+    )  # fmt: skip
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*") if path.is_file()
+    }  # fmt: skip
+
+
+def test_an_interrupted_run_continues_and_leaves_the_same_bytes(tmp_path: Path) -> None:
+    whole, score = tmp_path / "whole", Score()
+    expected = run(whole, score)
+    assert len(digests(whole)) == 4 and expected.shape == (20, 5, 3)
+    for stop in (1, 3, 5):
+        broken = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, Score(stop))
+        done = digests(broken)
+        later = Score()
+        assert torch.equal(run(broken, later).nan_to_num(-1), expected.nan_to_num(-1))
+        assert digests(broken) == digests(whole) and done.items() <= digests(whole).items()
+        assert later.calls == score.calls - 2 * len(done)
+    again = Score()
+    run(whole, again)
+    assert again.calls == 0
+
+
+def test_other_facts_have_other_files(tmp_path: Path) -> None:
+    run(tmp_path, Score())
+    run(tmp_path, Score(), seed=1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
+    run(tmp_path, Score())
+    path = next(tmp_path.rglob("000001.safetensors"))
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(SchemaError, match="000001"):
+        run(tmp_path, Score())
