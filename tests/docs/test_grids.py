@@ -31,3 +31,14 @@ def test_a_table_is_the_recorded_one(name: str) -> None:
     assert found == expected and all(row["status"] == "measured" for row in recorded)
     notes = PAGE.partition(f"<!-- notes: {name} -->\n")[2].partition("\n\n")[0].splitlines()
     assert notes == json.loads(path.with_suffix(".json").read_text("utf-8")) and notes
+
+
+def test_the_text_on_photographs_is_that_of_the_notes() -> None:
+    notes = json.loads((ROOT / "docs/results/grids/caltech101-layers.json").read_text("utf-8"))
+    above, below = (
+        re.search(r"difference ([+-][\d.]+)", next(note for note in notes if f"Chosen on val for {model}" in note))
+        for model in ("emoji-sd", "scenes-sd")
+    )
+    assert above and below
+    assert f"emoji-sd is {above[1][1:]} points above its strongest control, and scenes-sd {below[1][1:]} below" in PAGE
+    assert above[1][0] == "+" and below[1][0] == "-"
