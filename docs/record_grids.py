@@ -1,8 +1,8 @@
 """Record the full grids for the documentation: python docs/record_grids.py RUNS, the folder that `diffprobe run` of
 emoji/grid, scenes/grid and caltech101/layers wrote.
 
-Each table goes as CSV to docs/results/grids, its notes as JSON beside it, and both as Markdown into docs/grids.md, below
-the marker of the table.
+Each table goes as CSV to docs/results/grids, its notes as JSON beside it, and both as Markdown into docs/grids.md,
+below the marker of the table.
 """
 
 import argparse
