@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffprobe.evaluation import sample_codes as module
-from diffprobe.evaluation.sample_codes import _largest, dense_codes, sample_codes
+from diffprobe.evaluation.sample_codes import dense_codes, largest_of_samples, sample_codes
 from diffprobe.features.batch import FeatureTable
 from diffprobe.probes.sae.topk import Config, TopK
 from diffprobe.probes.sae.types import Code
@@ -36,7 +36,7 @@ def gathered(codes):
 def test_the_code_of_a_sample_is_the_largest_of_its_rows():
     values = torch.tensor([[3.0, 1.0], [2.0, 0.0], [0.5, 0.0], [0.0, 0.0]])
     indices = torch.tensor([[0, 1], [1, 0], [2, 0], [0, 0]])
-    code = _largest(Code(values, indices), n_samples=2, n_latents=3)
+    code = largest_of_samples(Code(values, indices), n_samples=2, n_latents=3)
     dense = torch.zeros(2, 3).scatter_add_(1, code.indices, code.values)
     assert dense.tolist() == [[3.0, 2.0, 0.0], [0.0, 0.0, 0.5]]
 
