@@ -227,7 +227,9 @@ class FeaturesConfig:
         if self.source == "live" and self.views.use == "all":
             raise ConfigError("views.use=all needs source=stored: live features have one view per epoch.")
         if self.source == "stored" and self.views.active and self.views.n is None:
-            raise ConfigError("views without views.n need source=live: a store has a number of views.", fix="views.n=4")
+            raise ConfigError(
+                "views without views.n need source=live: a store has a number of views.", fix="features.views.n=4"
+            )
         if self.source == "live" and self.placement != "auto":
             raise ConfigError(f"placement={self.placement} needs source=stored: live features are not stored.")
         if self.source == "live" and self.shuffle == "rows":
