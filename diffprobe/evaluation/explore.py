@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.evaluation.explore_codes import CLASS, stream_codes
+from diffprobe.evaluation.explore_codes import stream_codes
 from diffprobe.evaluation.explore_columns import ACTIVITY, Similar, columns_of
 from diffprobe.evaluation.explore_matches import match_runs
 from diffprobe.evaluation.explore_pages import Thumbnails, image_pages, latent_pages
 from diffprobe.evaluation.explore_pass import PassResult, pass_over
 from diffprobe.evaluation.explore_runs import ExploredRun, open_explored
 from diffprobe.evaluation.explore_settings import ExploreConfig
+from diffprobe.evaluation.latent_codes import CLASS
 from diffprobe.report.explorer.records import Column, ExplorerFacts, ImagePage, LatentMatch, LatentPage, Name
 from diffprobe.report.run_names import run_names
 
@@ -180,5 +181,5 @@ def _notes(run: ExploredRun, found: PassResult, thumbnails: Thumbnails, config: 
     if not run.seeds:
         notes.append("Recurrence is not shown: no run with another seed was given (seeds=[RUN,...]).")
     if thumbnails.missing:
-        notes.append(f"There are no pictures, since the images are not at hand: {thumbnails.missing}")
+        notes.append(f"Pictures are missing, since the images are not at hand: {thumbnails.missing}")
     return notes

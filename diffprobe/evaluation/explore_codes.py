@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffprobe.backbones.cell import Cell
+from diffprobe.evaluation.latent_codes import CLASS
 from diffprobe.evaluation.sample_codes import largest_of_samples, rows_of
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import by_place
@@ -104,10 +105,6 @@ class ImageCodes:
         ).clamp(min=0)  # fmt: skip
         whole: NDArray[np.float32] = found.reshape(len(latents), -1, *self.rows.map_size).amax(1).numpy()
         return whole
-
-
-CLASS = "class"
-"""Name of the class among the labels of images."""
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ def held_out_numbers(run: ExploredRun, settings: NumberSettings | None = None) -
     train_split = run.trained.config.data.train_split
     if run.split == train_split:
         return Findings(
-            notes=[f"There are no held-out numbers and names: '{run.split}' is the split that they are chosen on."]
+            notes=[f"Held-out numbers and names are missing: '{run.split}' is the split that they are chosen on."]
         )
     group = run.features.group
     train_table, test_table = (run.features.table(split) for split in (train_split, run.split))
@@ -68,6 +68,6 @@ def _about(run: ExploredRun, group: str | None, wanted: Sequence[str], values: M
     text = (
         f"AUROC, purity, probe gain and names are chosen on '{run.trained.config.data.train_split}' and measured on "
         f"'{run.split}', {'with single images as groups' if group is None else f'with the values of {group} as groups'}"
-        f"; tested: {', '.join(wanted) or 'nothing, for there is no label'}."
+        f"; tested: {', '.join(wanted) or 'nothing, without labels'}."
     )
     return text + (f" Not tested, with more than {MAX_VALUES} values: {', '.join(left)}." if left else "")

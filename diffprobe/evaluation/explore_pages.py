@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from diffprobe.core.errors import DiffprobeError, SampleError
-from diffprobe.evaluation.explore_codes import CLASS, ImageCodes
+from diffprobe.evaluation.explore_codes import ImageCodes
 from diffprobe.evaluation.explore_columns import Similar
 from diffprobe.evaluation.explore_pass import PassResult, maps_of
+from diffprobe.evaluation.latent_codes import CLASS
 from diffprobe.evaluation.page_features import PageFeatures
 from diffprobe.evaluation.probe_runs import reason
 from diffprobe.features.fetch_images import fetch_images
@@ -134,7 +135,7 @@ class Thumbnails:
         self._shard = ""
         self._raws: Iterator[RawSample] = iter(())
         self.missing = features.missing
-        """Reason why there are no pictures; empty if there are."""
+        """Reason that pictures are missing; empty if they are at hand."""
         if self._images is not None:
             try:
                 for shard in shards:

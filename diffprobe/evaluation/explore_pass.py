@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.latents.activity import ActivitySums
 from diffprobe.analysis.top_samples import TopSamples
-from diffprobe.evaluation.explore_codes import CLASS, ImageCodes, stream_codes
+from diffprobe.evaluation.explore_codes import ImageCodes, stream_codes
 from diffprobe.evaluation.explore_runs import ExploredRun, require_images
+from diffprobe.evaluation.latent_codes import CLASS
 from diffprobe.report.explorer.records import ActivationMap
 
 

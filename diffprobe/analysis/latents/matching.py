@@ -139,7 +139,7 @@ def _unit(decoder: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
         bad = int(np.flatnonzero(~np.isfinite(decoder).all(1))[0])
         raise NonFinite(f"decoder row {bad} is not finite.")
     length = np.linalg.norm(decoder.astype(np.float64), axis=1, keepdims=True)
-    unit = (decoder / np.where(length > 0, length, 1.0)).astype(np.float32)
+    unit = (decoder / np.where(length > 0, length, 1.0)).astype(decoder.dtype)
     return unit, length[:, 0] > 0
 
 

@@ -6,12 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffprobe.analysis.latents.best_value import LabelledCodes
-from diffprobe.core.errors import NonFinite
+from diffprobe.analysis.latents.matching import nearest_in_dictionary
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_ROWS = 1024
-"""Decoder rows that are compared with all others at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,23 +35,8 @@ def nearest_rows(rows: NDArray[np.float32]) -> Nearest:
     >>> nearest_rows(np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]])).cosine.round(3).tolist()
     [0.6, 0.8, 0.8]
     """
-    values = np.asarray(rows, dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise NonFinite(f"decoder row {int(np.flatnonzero(~np.isfinite(values).all(1))[0])} is not finite.")
-    length = np.linalg.norm(values, axis=1, keepdims=True)
-    unit = values / np.where(length > 0, length, 1.0)
-    latent, cosine = np.full(len(unit), -1, dtype=np.int64), np.full(len(unit), np.nan)
-    dead = length[:, 0] == 0
-    for start in range(0, len(unit), _ROWS):
-        block = unit[start : start + _ROWS] @ unit.T
-        size = np.abs(block)
-        size[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
-        size[:, dead] = -1.0
-        best = size.argmax(1)
-        known = (size[np.arange(len(block)), best] >= 0) & ~dead[start : start + len(block)]
-        latent[start : start + len(block)] = np.where(known, best, -1)
-        cosine[start : start + len(block)] = np.where(known, block[np.arange(len(block)), best], np.nan)
-    return Nearest(latent=latent, cosine=cosine)
+    found = nearest_in_dictionary(rows, 1)
+    return Nearest(latent=found.latent[:, 0], cosine=found.similarity[:, 0])
 
 
 def precise_latents(n_of_value: Floats, n_active: Floats, least_precision: float) -> NDArray[np.bool_]:
