@@ -17,7 +17,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions and selectors."""
+    """Add the sub-verbs, one for each thing that is evaluated."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     granularity.add_argument(
         "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
     )
+    correspondence = what.add_parser("correspondence", help="named points of one image found in another (DIFT)")
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
         (granularity, "emoji/labels/granularity"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
-        (directions, "scenes/directions"),
+        (directions, "scenes/directions"), (correspondence, "scenes/correspondence"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
-        "selectors": _run_selectors,
+        "selectors": _run_selectors, "correspondence": _run_correspondence,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -179,6 +180,23 @@ def _run_directions(args: argparse.Namespace) -> int:
     path = evaluate_directions(config)
     print("\n".join(summary_lines(read_result(path))))
     print(f"tables: {path.with_name(TABLES_FILE)}")
+    print(f"result: {path}")
+    return 0
+
+
+def _run_correspondence(args: argparse.Namespace) -> int:
+    from diffprobe.config.compose import load, split_experiment
+
+    experiment, settings = split_experiment(None, args.settings)
+    config = load(experiment or "scenes/correspondence", settings, kinds=("evaluate_correspondence",))
+    if args.check:
+        return _valid()
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.correspondence import evaluate_correspondence
+    from diffprobe.evaluation.correspondence_records import summary_lines
+
+    path = evaluate_correspondence(config)
+    print("\n".join(summary_lines(read_result(path))))
     print(f"result: {path}")
     return 0
 

@@ -36,6 +36,9 @@ KINDS = {
     "audit": Kind("diffprobe.evaluation.audit_settings:Audit", "audit"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_correspondence": Kind(
+        "diffprobe.evaluation.correspondence_settings:CorrespondenceEvaluation", "eval correspondence"
+    ),
     "evaluate_directions": Kind("diffprobe.evaluation.directions:DirectionsEvaluation", "eval directions MODEL"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
     "evaluate_granularity": Kind(

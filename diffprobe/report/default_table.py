@@ -27,6 +27,7 @@ _PRIMARY = {
     "sae_eval": ("loss_recovered",), "sae_labels": ("purity_described", "purity_released"),
     "sae_granularity": ("granularity_described", "granularity_released"),
     "use": ("relative_delta_mse",), "generations": ("delta_attribute_share",),
+    "correspondence": ("pck@0.1_per_point_box", "pck@0.1_per_point_image"),
 }  # fmt: skip
 """Kind of run -> its metrics by which it is read, the first that was measured."""
 _UNRANKED = ("sae", "use", "generations")

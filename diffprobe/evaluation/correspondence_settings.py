@@ -1,0 +1,101 @@
+"""Settings of `diffprobe eval correspondence` (experiment files of kind `evaluate_correspondence`)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffprobe.analysis.pck import Variant
+from diffprobe.backbones.cell import Cell
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.config.validators import at_least
+from diffprobe.core.errors import ConfigError
+
+Control = Literal["pixels", "vae_latents", "random_weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrespondenceEvaluation:
+    """Which images are paired, which points are matched, and in which cells."""
+
+    experiment: str = ""
+    """Name of the experiment."""
+    backbone: BackboneConfig
+    """The frozen model."""
+    data: DataConfig
+    """The images. The cell is chosen on `val_split` and scored on `test_split`."""
+    features: FeaturesConfig
+    """The cells, with pool=none; `draws` noise draws are averaged before matching (DIFT: 8)."""
+    fuse: tuple[str, ...] = ()
+    """Cells that are also matched together: unit norm in each, then concatenated; none, or at least two."""
+    n_pairs: int = 200
+    """Pairs of images of each split. Each image is in one pair at most."""
+    same: tuple[str, ...] = ()
+    """Attributes (or label) that both images of a pair share."""
+    differ: tuple[str, ...] = ()
+    """Attributes (or label) in which the images of a pair differ."""
+    points: tuple[str, ...] = ()
+    """Names of the points that are matched, where both images have them; none for all."""
+    sides: tuple[tuple[str, str], ...] = ()
+    """Points that are each other's partner on the other side: [[left_foot, right_foot]]."""
+    mirror: bool = False
+    """Mirror the target image, whose points change sides with it: a match by place then fails."""
+    box_parts: tuple[int, ...] = ()
+    """Values of mask.png that are the object, for PCK by its box; none: PCK by the image alone."""
+    alphas: tuple[float, ...] = (0.05, 0.1)
+    """Shares of the size within which a match is correct."""
+    select_alpha: float = 0.1
+    """The one of `alphas` by which the cell is chosen; per point, by the box where there is one."""
+    controls: tuple[Control, ...] = ("pixels", "vae_latents", "random_weights")
+    """What is matched beside the cells: colours of 3 x 3 places, latents of the VAE, a denoiser of random weights."""
+    seed: int = 0
+    """Seed of pairs and bootstrap. The seed of the noise is features.seed."""
+    output: str = "runs"
+    """Folder of runs."""
+
+    def __post_init__(self) -> None:
+        at_least(2, n_pairs=self.n_pairs)
+        if self.features.pool != "none":
+            raise ConfigError(
+                f"features.pool={self.features.pool}: a match needs the whole map.", fix="features.pool=none"
+            )
+        if self.features.keep_draws:
+            raise ConfigError("features.keep_draws: the draws are averaged before matching.", fix="leave it unset")
+        if self.features.views.active:
+            raise ConfigError("features.views: an evaluation reads the images themselves.", fix="remove the views")
+        both = sorted(set(self.same) & set(self.differ))
+        if both:
+            raise ConfigError(f"'{both[0]}' is in same and in differ: no pair has it so.")
+        if not self.alphas or any(not 0 < alpha <= 1 for alpha in self.alphas):
+            raise ConfigError(f"alphas={list(self.alphas)}: at least one, above 0 and at most 1.")
+        if self.select_alpha not in self.alphas:
+            raise ConfigError(
+                f"select_alpha={self.select_alpha:g} is not among alphas.", f"allowed: {list(self.alphas)}"
+            )
+        if any(not 0 < part < 256 for part in self.box_parts):
+            raise ConfigError(f"box_parts={list(self.box_parts)}: from 1 to 255; 0 is the background.")
+        names = [name for pair in self.sides for name in pair]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"sides={[list(pair) for pair in self.sides]}: each point has one partner.")
+        if self.mirror and not self.sides:
+            raise ConfigError("mirror: which points change sides is not known.", fix="sides=[[left_foot, right_foot]]")
+        if len(self.fuse) == 1 or len(set(self.fuse)) != len(self.fuse):
+            raise ConfigError(f"fuse={list(self.fuse)}: at least two cells, each once.")
+        for name in self.fuse:
+            Cell.parse(name)
+        if len(set(self.controls)) != len(self.controls):
+            raise ConfigError(f"controls={list(self.controls)}: each once.")
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All variants of PCK that are computed."""
+        sizes: tuple[Literal["image", "box"], ...] = ("box", "image") if self.box_parts else ("image",)
+        return tuple(
+            Variant(alpha=alpha, per=per, size=size)
+            for alpha in self.alphas
+            for size in sizes
+            for per in ("point", "image")
+        )  # fmt: skip
+
+    @property
+    def selecting(self) -> Variant:
+        """The variant by which the cell is chosen."""
+        return Variant(alpha=self.select_alpha, per="point", size="box" if self.box_parts else "image")

@@ -1,0 +1,1 @@
+"""Dense probes: they read places of feature maps, for example where a point of one image is in another."""
