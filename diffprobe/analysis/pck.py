@@ -78,7 +78,7 @@ class Matches:
 
     def chance(self, variant: Variant) -> NDArray[np.float64]:
         """Return the probability that a pixel drawn at random is correct, for each point."""
-        centres: NDArray[np.float64] = np.arange(self.resolution, dtype=np.float64) + 0.5
+        centres = np.arange(0.5, self.resolution)
         found = np.empty(len(self.name))
         for i, ((x, y), limit) in enumerate(zip(self.true, self.limits(variant), strict=True)):
             found[i] = (np.hypot(centres[None, :] - x, centres[:, None] - y) <= limit).mean()
@@ -88,7 +88,7 @@ class Matches:
         """Return the mean of a value of each point as a statistic over pairs."""
         n = int(self.pair.max()) + 1
         counts = np.bincount(self.pair, minlength=n).astype(np.float64)
-        sums = np.bincount(self.pair, weights=values, minlength=n)
+        sums = np.bincount(self.pair, weights=values, minlength=n).astype(np.float64)
         if per == "image":
             sums, counts = sums / counts, np.ones(n)
         return SumStatistic(parts=np.stack([sums, counts], axis=1), value=ratio)

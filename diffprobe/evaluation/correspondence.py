@@ -255,6 +255,7 @@ def _match(
     """Return rung -> cell -> matches (points, 2), from the files of the run or computed."""
     rungs = (OWN, *config.controls)
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
+    order = {cell: place for place, cell in enumerate(opened.request.plan.widths)}
     left = [name for name in rungs if not _path(run_dir, name, split).exists()]
     with ProgressDisplay(transient=True) as progress:
         title = f"{split}: points of {len(pairs.pairs)} pairs"
@@ -265,7 +266,8 @@ def _match(
                     maps = _maps_of(name, opened)
                     fuse = config.fuse if name == OWN else ()
                     _write(path, _compute(maps, pairs, fuse, config.data.batch_size, bar), pairs)
-                found[name] = _read(path, pairs)
+                kept = _read(path, pairs)
+                found[name] = {cell: kept[cell] for cell in sorted(kept, key=lambda cell: order.get(cell, len(order)))}
     return found
 
 

@@ -131,15 +131,13 @@ def _box(raw: "RawSample", whole: tuple[int, int], box_parts: Sequence[int]) -> 
         raise fault(raw, f"there is no '{MASK}', which has the object that the box is around")
     try:
         with Image.open(io.BytesIO(raw.files[MASK]), formats=("PNG",)) as image:
-            if image.size != whole:
-                raise fault(
-                    raw, f"'{MASK}' has {image.size[0]} x {image.size[1]} pixels, the image {whole[0]} x {whole[1]}"
-                )
-            if image.mode not in ("P", "L"):
-                raise fault(raw, f"'{MASK}' has the mode {image.mode}; expected one number per pixel (P or L)")
-            mask = np.array(image)
+            size, mode, mask = image.size, image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise fault(raw, f"cannot decode '{MASK}' ({type(error).__name__})") from error
+    if size != whole:
+        raise fault(raw, f"'{MASK}' has {size[0]} x {size[1]} pixels, the image {whole[0]} x {whole[1]}")
+    if mode not in ("P", "L"):
+        raise fault(raw, f"'{MASK}' has the mode {mode}; expected one number per pixel (P or L)")
     rows, columns = np.nonzero(np.isin(mask, box_parts))
     if not len(rows):
         raise fault(raw, f"'{MASK}' has none of the parts {', '.join(map(str, box_parts))}")

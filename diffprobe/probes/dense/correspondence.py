@@ -86,7 +86,7 @@ def interpolation(size: int, resolution: int, like: Tensor) -> Float[Tensor, "re
     return weights.to(like.device, torch.float32)
 
 
-def joined(maps: Sequence[Float[Tensor, "d h w"]]) -> Float[Tensor, "total height width"]:
+def joined(maps: Sequence[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "total height width"]:
     """Return several maps of one image as one: each place has unit norm in each map, and all have the largest size.
 
     The way in which SD+DINO (Zhang et al. 2023, 2305.15347, section 3.3) fuses two encoders, with equal weights.

@@ -1,0 +1,175 @@
+"""`eval correspondence` on rendered scenes and a tiny pipeline: pairs, records, resuming, mirrored targets, tables."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffprobe.config.compose import load
+from diffprobe.config.parse import parse
+from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, SchemaError, UnknownName
+from diffprobe.core.result import read_result
+from diffprobe.evaluation import correspondence
+from diffprobe.evaluation.correspondence import MATCHES, evaluate_correspondence
+from diffprobe.evaluation.correspondence_records import SIDE_CONFUSION, summary_lines
+from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
+from diffprobe.runs.tables import build_table
+from diffprobe.shards.datasets import scenes
+
+CELLS = ("up_blocks.0@t20:empty:none", "up_blocks.1@t20:empty:none")
+CONTROLS = {"pixels", "vae_latents", "random_weights", "same_place", "chance"}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.build(out=folder, n=160, seed=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> CorrespondenceEvaluation:
+    tree: dict[str, Any] = {
+        "experiment": "tiny/correspondence",
+        "backbone": {"path": str(tiny_sd), "device": "cpu"},
+        "data": {"path": str(shards), "batch_size": 6},
+        "features": {"taps": ["up_blocks.0", "up_blocks.1"], "timesteps": [20], "pool": "none", "seed": 5},
+        "fuse": list(CELLS),
+        "n_pairs": 4,
+        "differ": ["role"],
+        "points": ["head", "left_foot", "right_foot"],
+        "sides": [["left_foot", "right_foot"]],
+        "box_parts": [2, 3, 4, 5, 6, 7],
+        "output": str(tmp_path_factory.mktemp("runs")),
+    }
+    return parse(CorrespondenceEvaluation, tree)
+
+
+@pytest.fixture(scope="module")
+def evaluated(config: CorrespondenceEvaluation) -> Path:
+    return evaluate_correspondence(config)
+
+
+def test_all_cells_are_compared_on_val_and_the_best_is_scored_on_test(
+    evaluated: Path, config: CorrespondenceEvaluation
+) -> None:
+    result = read_result(evaluated)
+    assert result.kind == "correspondence" and result.seeds == {"noise": 5, "pairs": 0, "bootstrap": 0}
+    assert set(result.artifacts) == {"input/shards", "input/backbone"}
+    val = [record for record in result.metrics if record.split == "val"]
+    assert [record.cell for record in val[:: len(config.variants)]] == [*CELLS, None]
+    assert val[-1].detail["cells"] == list(CELLS)
+    best = max((record for record in val if record.name == config.selecting.name), key=lambda record: record.value)
+    test = [record for record in result.metrics if record.split == "test"]
+    assert {record.cell for record in test} == {best.cell}
+    assert [record.name for record in test] == [*(variant.name for variant in config.variants), SIDE_CONFUSION]
+    for record in test[:-1]:
+        assert record.n == 12 and set(record.controls) == CONTROLS and record.detail["n_clusters"] == 4
+        assert set(record.detail["differences"]) == CONTROLS - {"chance"}
+        assert set(record.detail["by_point"]) == {"head", "left_foot", "right_foot"}
+        low, high = record.detail["interval"]
+        assert low <= record.value <= high
+    assert test[-1].n == 8
+    assert any(line.startswith("  minus pixels: ") for line in summary_lines(result))
+
+
+def test_pairs_hold_the_conditions_and_share_no_image(config: CorrespondenceEvaluation) -> None:
+    opened = correspondence._open(config)
+    pairs = opened.pairs("train")
+    keys = [one.sample.key for pair in pairs.pairs for one in pair]
+    assert len(set(keys)) == 8
+    assert all(one.sample.class_name != other.sample.class_name for one, other in pairs.pairs)
+    alike = dataclasses.replace(config, differ=(), same=("hat", "texture"))
+    for one, other in correspondence._open(alike).pairs("train").pairs:
+        assert all(one.sample.attributes[name] == other.sample.attributes[name] for name in ("hat", "texture"))
+
+
+def test_batches_and_the_order_of_cells_change_no_match(config: CorrespondenceEvaluation, evaluated: Path) -> None:
+    features = dataclasses.replace(config.features, taps=("up_blocks.1", "up_blocks.0"))
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2), features=features)
+    again = read_result(evaluate_correspondence(other))
+    values = {(record.cell, record.name): record.value for record in again.metrics if record.split == "val"}
+    for record in read_result(evaluated).metrics:
+        if record.split == "val":
+            assert values[record.cell, record.name] == pytest.approx(record.value, abs=0.1)  # rounding may move a match
+
+
+def test_a_repeated_call_computes_nothing_and_other_pairs_are_refused(
+    config: CorrespondenceEvaluation, evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_result(evaluated).metrics
+
+    def fail(*args: object) -> None:
+        raise AssertionError("matched again")
+
+    monkeypatch.setattr(correspondence, "_compute", fail)
+    assert read_result(evaluate_correspondence(config)).metrics == before
+    folder = evaluated.parent / MATCHES
+    own = folder / "own-val.safetensors"
+    kept = own.read_bytes()
+    own.write_bytes((folder / "own-test.safetensors").read_bytes())
+    with pytest.raises(SchemaError, match="own-val"):
+        evaluate_correspondence(config)
+    own.unlink()
+    with pytest.raises(AssertionError, match="matched again"):
+        evaluate_correspondence(config)
+    own.write_bytes(kept)
+
+
+def test_mirrored_targets_move_the_points_and_swap_the_sides(config: CorrespondenceEvaluation) -> None:
+    plain = correspondence._open(config).pairs("test")
+    mirrored = correspondence._open(dataclasses.replace(config, mirror=True)).pairs("test")
+    side = plain.resolution
+    for (one, other), (same, turned) in zip(plain.pairs, mirrored.pairs, strict=True):
+        assert same == one and turned.sample.key == other.sample.key
+        x, y = other.points["left_foot"]
+        assert turned.points["right_foot"] == (side - x, y)
+        assert turned.points["head"] == (side - other.points["head"][0], other.points["head"][1])
+        turned_pixels = np.asarray(turned.sample.image)
+        assert np.array_equal(turned_pixels, np.asarray(other.sample.image)[:, ::-1])
+
+
+def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation) -> None:
+    opened = correspondence._open(config)
+    pairs = opened.pairs("train")
+    alike = dataclasses.replace(pairs, pairs=[(one, one) for one, _ in pairs.pairs])
+    maps = correspondence._maps_of("own", opened)
+
+    class Bar:
+        def update(self, n: int = 1) -> None: ...
+
+    found = correspondence._compute(maps, alike, (), 4, Bar())
+    expected = np.concatenate([alike.points(number).floor().numpy() + 0.5 for number in range(4)])
+    finest = found[CELLS[1]]
+    assert np.abs(finest - expected).max() < 3  # the noise is that of the key, so both maps are equal
+
+
+def test_a_table_shows_the_chosen_cell_and_the_grid_where_it_is_asked_for(evaluated: Path) -> None:
+    chosen = build_table([evaluated.parent]).to_markdown()
+    assert "pck@0.1 per point box" in chosen and "VAE latents" in chosen and "same place" in chosen
+    grid = build_table([evaluated.parent], where={"split": "val"}).to_markdown()
+    assert all(cell.partition("@")[0] in grid for cell in CELLS)
+
+
+def test_a_set_without_points_and_wrong_settings_are_refused(
+    config: CorrespondenceEvaluation, tiny_shards: Path, tmp_path: Path
+) -> None:
+    there = dataclasses.replace(config, output=str(tmp_path))
+    cases: list[tuple[dict[str, Any], type[DiffprobeError], str]] = [
+        ({"data": dataclasses.replace(config.data, path=str(tiny_shards)), "differ": ()}, SampleError, "points.json"),
+        ({"points": ("heads",)}, UnknownName, "heads"),
+        ({"differ": ("rank",)}, UnknownName, "rank"),
+        ({"n_pairs": 500}, ConfigError, "500"),
+        ({"fuse": (CELLS[0], "mid_block@t20:empty:none")}, UnknownName, "mid_block"),
+        ({"box_parts": (99,)}, SampleError, "99"),
+    ]
+    for changes, error, fact in cases:
+        with pytest.raises(error, match=fact):
+            evaluate_correspondence(dataclasses.replace(there, **changes))
+
+
+def test_the_experiment_of_scenes_is_valid() -> None:
+    found = load("scenes/correspondence", [], kinds=("evaluate_correspondence",))
+    assert isinstance(found, CorrespondenceEvaluation) and found.selecting.name == "pck@0.1_per_point_box"

@@ -1,0 +1,44 @@
+"""Settings without effect or sense are refused before anything is opened."""
+
+from typing import Any
+
+import pytest
+
+from diffprobe.config.parse import parse
+from diffprobe.core.errors import ConfigError
+from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
+
+TREE: dict[str, Any] = {
+    "backbone": {"path": "emoji-sd"},
+    "data": {"path": "emoji"},
+    "features": {"taps": ["mid_block"], "timesteps": [20], "pool": "none"},
+}
+
+
+def test_variants_are_all_combinations_and_a_box_needs_parts() -> None:
+    names = [variant.name for variant in parse(CorrespondenceEvaluation, TREE).variants]
+    assert names == [f"pck@{alpha}_per_{per}_image" for alpha in (0.05, 0.1) for per in ("point", "image")]
+    with_box = parse(CorrespondenceEvaluation, {**TREE, "box_parts": [3]})
+    assert len(with_box.variants) == 8 and with_box.selecting.name == "pck@0.1_per_point_box"
+
+
+@pytest.mark.parametrize(
+    ("keys", "fact"),
+    [
+        ({"features": {**TREE["features"], "pool": "mean"}}, "pool"),
+        ({"features": {**TREE["features"], "keep_draws": True, "draws": 2}}, "keep_draws"),
+        ({"same": ["role"], "differ": ["role"]}, "role"),
+        ({"alphas": []}, "alphas"),
+        ({"alphas": [1.5]}, "alphas"),
+        ({"alphas": [0.2]}, "select_alpha"),
+        ({"box_parts": [0]}, "box_parts"),
+        ({"sides": [["a", "b"], ["b", "c"]]}, "sides"),
+        ({"mirror": True}, "sides"),
+        ({"fuse": ["mid_block@t20:empty:none"]}, "fuse"),
+        ({"controls": ["pixels", "pixels"]}, "controls"),
+        ({"n_pairs": 1}, "n_pairs"),
+    ],
+)
+def test_wrong_settings_are_refused(keys: dict[str, Any], fact: str) -> None:
+    with pytest.raises(ConfigError, match=fact):
+        parse(CorrespondenceEvaluation, {**TREE, **keys})
