@@ -160,17 +160,19 @@ class SparseAutoencoderModule(ProbeModule):
         rows = statistics.choose(self._n_init, seed=self.seed).compute(self.collective)
         with naming(_named(self.cells)):
             if isinstance(self.sae, TimestepTopK):
-                of_cells = [moments.compute() for moments in statistics.of_cells]
-                order = sorted(range(len(self.cells)), key=lambda i: Cell.parse(self.cells[i]).timestep)
-                means, variances = (
-                    torch.stack([getattr(of_cells[i], name).reshape(-1) for i in order]) for name in ("mean", "variance")
-                )
-                self.sae.standardise(means, variances)
+                self.sae.standardise(*self._by_timestep(statistics))
             self.sae.initialise(sums.mean, sums.variance, rows)
         if self.trainer.state.fn is TrainerFn.FITTING and self.trainer.is_global_zero:
             n_epoch = sums.n * getattr(self.source, "views_per_epoch", 1)
             n_trained = n_epoch * self._total_steps() // len(self.source.train_dataloader())
             warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
+
+    def _by_timestep(self, statistics: FirstPass) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the rows of each cell, in the order of their timesteps."""
+        order = sorted(range(len(self.cells)), key=lambda i: Cell.parse(self.cells[i]).timestep)
+        sums = [statistics.of_cells[i].compute() for i in order]
+        means = torch.stack([one.mean.reshape(-1) for one in sums])
+        return means, torch.stack([one.variance.reshape(-1) for one in sums])
 
     def set_row_scale(self, mean: Tensor, variance: Tensor) -> None:
         """Keep mean and variance of the rows that are reconstructed, for the controls."""

@@ -227,7 +227,9 @@ class KSAE(nn.Module):
         guess = decoded[n * levels :] if revived is not None else None
         values = selected.top.values.relu() if self.relu else selected.top.values
         kept = (selected.part >= 0) & (selected.part <= self.main_level)
-        return self.finish(target, target_centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective)
+        return self.finish(
+            target, target_centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective
+        )
 
     def scan(
         self, centred: Tensor, *, k: int, among: Int[Tensor, " some"] | None = None, k_among: int = 0

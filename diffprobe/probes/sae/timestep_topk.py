@@ -83,7 +83,7 @@ class TimestepTopK(topk.TopK):
         self.timesteps = tuple(sorted(set(timesteps)))
         if len(self.timesteps) < 2:
             raise ConfigError(
-                f"probe 'timestep_topk' reads several timesteps; given: {', '.join(map(str, self.timesteps)) or 'none'}.",
+                f"probe 'timestep_topk' needs several timesteps; given: {', '.join(map(str, self.timesteps))}.",
                 fix="probe.cell=TAP@t* with several features.timesteps, or probe=topk for one",
             )
         n, width = len(self.timesteps), config.embedding
@@ -153,7 +153,7 @@ class TimestepTopK(topk.TopK):
         config = {field.name: getattr(self.config, field.name) for field in fields(topk.Config)}
         plain = topk.TopK(topk.Config(**config), self.d_in)
         s, e = self.scales[place], self.features[place]
-        bias, encoder_bias = self.b_pre + s * self.means[place], self.b_enc
+        bias, encoder_bias = self.b_pre + s * self.means[place], self.b_enc + 0
         if self.config.embedding:
             bias, encoder_bias = bias + self.decoder_embedding @ e, encoder_bias + self.encoder_embedding @ e
         for own, value in (
@@ -210,9 +210,7 @@ class TimestepTopK(topk.TopK):
         """Return the dense output of the encoder before selection and ReLU; differentiable."""
         return F.linear(self._with_embedding(self.scaled(x) - self.b_pre), self._encoder(), self.b_enc)
 
-    def scan(
-        self, centred: Tensor, *, k: int, among: Tensor | None = None, k_among: int = 0
-    ) -> tuple[Top, Top | None]:
+    def scan(self, centred: Tensor, *, k: int, among: Tensor | None = None, k_among: int = 0) -> tuple[Top, Top | None]:
         """Encode, and return the k largest latents of each row, and the k_among largest in `among`."""
         rows = self._with_embedding(centred)
         return scan(rows, self._encoder(), self.b_enc, k=k, among=among, k_among=k_among)

@@ -35,7 +35,9 @@ class Config(topk.Config):
                 fix="the path of a module among features.taps, for example up_blocks.1",
             )
         if self.datapoint_blend > 0:
-            raise ConfigError("datapoint_blend has no meaning for a transcoder: its decoder has the width of the target.")
+            raise ConfigError(
+                "datapoint_blend has no meaning for a transcoder: its decoder has the width of the target."
+            )
         if self.row_buffer:
             raise ConfigError(f"row_buffer = {self.row_buffer}: probe 'transcoder' keeps no rows.", fix="row_buffer=0")
 

@@ -73,7 +73,7 @@ def _require_pairs(config: RunConfig, params: Any) -> None:
         )
     if config.features.shuffle == "rows":
         raise ConfigError(
-            "features.shuffle=rows draws single rows of one tap; a transcoder needs the rows of both at the same place.",
+            "features.shuffle=rows draws single rows of one tap; a transcoder needs those of two at the same place.",
             fix="features.shuffle=samples",
         )
 
