@@ -171,7 +171,7 @@ class KSAE(nn.Module):
         """Select the latents of a training batch, and the k_among largest latents in `among`, in one encoder pass."""
         raise NotImplementedError
 
-    def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
+    def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_out"]:
         """Return the weighted sum of decoder rows, in scaled units and without the pre-bias."""
         weights = code.values.to(self.W_dec.dtype)
         return F.embedding_bag(code.indices, self.W_dec, per_sample_weights=weights, mode="sum")
@@ -239,7 +239,7 @@ class KSAE(nn.Module):
 
     def decode_selected(
         self, centred: Float[Tensor, "batch d_in"], chosen: Sequence[tuple[Selected, int]]
-    ) -> Float[Tensor, "bags d_in"]:
+    ) -> Float[Tensor, "bags d_out"]:
         """Decode selections of a batch, each with its number of parts, differentiably (`sparse_step`)."""
         bags = join([rows_to_bags(*selected.top, selected.part, n_parts) for selected, n_parts in chosen])
         decoded, _ = sparse_step(centred, self.b_pre, self.W_enc, self.b_enc, self.W_dec, bags, relu=self.relu)
@@ -251,10 +251,10 @@ class KSAE(nn.Module):
 
     def finish(
         self,
-        x: Float[Tensor, "batch d_in"],
-        centred: Float[Tensor, "batch d_in"],
-        parts: Float[Tensor, "batch levels d_in"],
-        guess: Float[Tensor, "batch d_in"] | None,
+        x: Float[Tensor, "batch d_out"],
+        centred: Float[Tensor, "batch d_out"],
+        parts: Float[Tensor, "batch levels d_out"],
+        guess: Float[Tensor, "batch d_out"] | None,
         code: Code,
         collective: Collective,
     ) -> StepOutput:

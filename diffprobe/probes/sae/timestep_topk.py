@@ -39,7 +39,7 @@ class Config(topk.Config):
         if not 0 <= self.embedding <= MOST_FEATURES or self.embedding % 2:
             raise ConfigError(f"embedding = {self.embedding} must be an even number in 0..{MOST_FEATURES}.")
         standard = types.Config()
-        for name in ("pre_bias", "init_samples", "datapoint_blend", "row_buffer"):
+        for name in ("pre_bias", "datapoint_blend", "row_buffer"):
             if getattr(self, name) != getattr(standard, name):
                 raise ConfigError(
                     f"{name} = {getattr(self, name)}: probe 'timestep_topk' starts from the mean and variance of each "
