@@ -121,7 +121,7 @@ ELSEWHERE = {
 }  # fmt: skip
 """Keys without an effect on toy features: classes are separable, tests/probes/test_l2_selection.py; caption ridge takes
 the same penalty for any folds, tests/probes/test_grouped_folds.py; they have one tap to transcode to,
-tests/training/kinds/test_sae.py; captions have a single text encoder,
+tests/evaluation/test_trajectory_runs.py; captions have a single text encoder,
 tests/backbones/test_caption_encoder.py."""
 
 
