@@ -79,7 +79,9 @@ def test_bad_input():
     ones = np.ones((1, 2))
     for times in ([10], [10, 10], [20, 10]):
         with pytest.raises(ConfigError, match="ascending"):
-            find_lifetimes(times, np.ones(len(times), dtype=int), ones[:, : len(times)].astype(int), ones[:, : len(times)])
+            find_lifetimes(
+                times, np.ones(len(times), dtype=int), ones[:, : len(times)].astype(int), ones[:, : len(times)]
+            )
     with pytest.raises(ConfigError, match="timestep 20 has no rows"):
         find_lifetimes([10, 20], np.array([3, 0]), ones.astype(int), ones)
     for settings in ({"share": 0.0}, {"share": 1.5}, {"min_active": 0}):
