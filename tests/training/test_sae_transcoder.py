@@ -1,13 +1,17 @@
+import lightning
 import pytest
 import torch
 
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.metrics.fvu import fvu
+from diffprobe.probes.sae import timestep_topk
 from diffprobe.probes.sae.transcoder import Config
+from diffprobe.training.checkpoint import find_checkpoint
+from diffprobe.training.sae import SparseAutoencoderModule
 from diffprobe.training.sae_transcoder import AffineControl, TranscoderModule
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.toy import SIZES, Maps
+from tests.toy import SIZES, STEPS, Maps, Steps, Toy
 
 X, Y = "mid_block@t10:empty:mean", "up_blocks.0@t10:empty:mean"
 
@@ -142,3 +146,37 @@ def test_a_wide_affine_control_is_left_out_with_the_reason(toy, tmp_path, monkey
     assert record.controls.get("affine") is None
     assert "at most 10" in record.detail["controls_left_out"]["affine"]
     assert AffineControl((X,), 12, 7).left_out is not None
+
+
+class Interrupt(lightning.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == 9:
+            raise RuntimeError("stopped")
+
+
+def transcoder(settings):
+    probe = Config(k=3, n_latents=32, dead_window=150, k_aux=4, target_tap="up_blocks.0", skip=True)
+    return TranscoderModule(probe, cell=[X], targets=[Y], d_in=12, d_out=7, settings=settings), Toy()
+
+
+def conditioned(settings):
+    probe = timestep_topk.Config(k=3, n_latents=32, dead_window=150, k_aux=4)
+    return SparseAutoencoderModule(probe, cell=STEPS, d_in=12, settings=settings), Steps()
+
+
+@pytest.mark.parametrize("make", [transcoder, conditioned])
+def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(make, tmp_path):
+    settings = TrainerConfig(
+        accelerator="cpu", enable_progress_bar=False, max_epochs=3, learning_rate=0.01, checkpoint_every_steps=4
+    )  # fmt: skip
+    (whole, source), (cut, of_cut), (second, of_second) = (make(settings) for _ in range(3))
+    with quiet():
+        make_trainer(settings, run_dir=tmp_path / "whole").fit(whole, datamodule=source)
+        with pytest.raises(RuntimeError, match="stopped"):
+            make_trainer(settings, run_dir=tmp_path / "cut", callbacks=[Interrupt()]).fit(cut, datamodule=of_cut)
+        last = find_checkpoint(tmp_path / "cut", resume=True)
+        trainer = make_trainer(settings, run_dir=tmp_path / "cut")
+        trainer.fit(second, datamodule=of_second, ckpt_path=last, weights_only=True)
+    assert trainer.global_step == 18
+    for (name, one), other in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        assert one.equal(other), name
