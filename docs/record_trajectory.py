@@ -1,5 +1,5 @@
-"""Record the dictionaries over timesteps for the documentation: python docs/record_trajectory.py RUNS, the folder of the
-runs of emoji/trajectory and scenes/trajectory, and of `diffprobe eval lifetimes` on them.
+"""Record the dictionaries over timesteps for the documentation: python docs/record_trajectory.py RUNS, the folder of
+the runs of emoji/trajectory and scenes/trajectory, and of `diffprobe eval lifetimes` on them.
 
 The tables go as CSV to docs/results/trajectory and, with the lifetimes, as Markdown into docs/users/trajectory.md below
 their markers; the heat map of one conditioned dictionary is drawn anew from its table of latents.
