@@ -101,6 +101,25 @@ class Maps(Toy):
         return whole
 
 
+STEPS = tuple(f"mid_block@t{timestep}:empty:mean" for timestep in (10, 200, 700))
+"""Cells of `Steps`."""
+
+
+class Steps(Toy):
+    """Toy features of one tap at three timesteps, each with a mean and a scale of its own."""
+
+    def __init__(self, batch_size: int = 16, seed: int = 0, cells: tuple[str, ...] = STEPS) -> None:
+        super().__init__(batch_size, seed)
+        self.cells, self.widths = cells, dict.fromkeys(cells, 12)
+
+    def table(self, split: str) -> FeatureTable:
+        whole = make_table(split)
+        x = next(iter(whole.features.values()))
+        parts = {cell: (1 + i) * (x + 10 * i).roll(i, dims=1) for i, cell in enumerate(STEPS)}
+        whole.features = {cell: parts[cell] for cell in self.cells}
+        return whole
+
+
 class Families(Toy):
     """Toy features of families of four samples: their style varies, their kind does not; the last sample has none."""
 

@@ -1,6 +1,6 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, the
-classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
-that are ablated and patched."""
+classes or lifetimes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an
+SAE, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs, one for each thing that is evaluated."""
+    """Add the sub-verbs: what is evaluated."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
     )
     correspondence = what.add_parser("correspondence", help="named points of one image found in another (DIFT)")
+    lifetimes = what.add_parser("lifetimes", help="timesteps at which an SAE's latents are born, peak and die")
+    lifetimes.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run on several timesteps")
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
-        (granularity, "emoji/labels/granularity"),
+        (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"),
     ):  # fmt: skip
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
-        "granularity": _run_granularity, "use": _run_use,
+        "granularity": _run_granularity, "lifetimes": _run_lifetimes, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
         "selectors": _run_selectors, "correspondence": _run_correspondence,
     }  # fmt: skip
@@ -132,6 +134,20 @@ def _run_granularity(args: argparse.Namespace) -> int:
     paths = evaluate_granularity(config)
     for path in paths:
         _print(path, headed=len(paths) > 1)
+    return 0
+
+
+def _run_lifetimes(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "emoji/lifetimes", "evaluate_lifetimes")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.lifetimes import FIGURE_FILE, TABLE_FILE, evaluate_lifetimes
+
+    paths = evaluate_lifetimes(config)
+    for path in paths:
+        _print(path, headed=len(paths) > 1)
+        print(f"latents: {path.with_name(TABLE_FILE)}")
+        print(f"figure: {path.with_name(FIGURE_FILE)}")
     return 0
 
 

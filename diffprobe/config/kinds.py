@@ -45,6 +45,7 @@ KINDS = {
         "diffprobe.evaluation.granularity:GranularityEvaluation", "eval granularity RUN_FOLDER"
     ),
     "evaluate_labels": Kind("diffprobe.evaluation.labels:LabelsEvaluation", "eval labels RUN_FOLDER"),
+    "evaluate_lifetimes": Kind("diffprobe.evaluation.lifetimes:LifetimesEvaluation", "eval lifetimes RUN_FOLDER"),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),

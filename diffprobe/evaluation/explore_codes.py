@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffprobe.backbones.cell import Cell
 from diffprobe.evaluation.latent_codes import CLASS
-from diffprobe.evaluation.sample_codes import largest_of_samples, rows_of
+from diffprobe.evaluation.sample_codes import bound, largest_of_samples, rows_of
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.base import KSAE
@@ -127,7 +127,7 @@ def stream_codes(sae: KSAE, tables: Iterable[FeatureTable], cells: Sequence[str]
         for start in range(0, len(table), step):
             chosen = range(start, min(start + step, len(table)))
             x = rows_of(views, torch.arange(chosen.start, chosen.stop)).reshape(-1, views[0].shape[-1])
-            row_code = sae.encode(x.to(sae.W_enc.device))
+            row_code = bound(sae, views, cells, len(chosen)).encode(x.to(sae.W_enc.device))
             code = row_code if n_rows == 1 else largest_of_samples(row_code, len(chosen), sae.n_latents)
             yield ImageCodes(
                 first=first + start, table=table, chosen=chosen, code=code, row_code=row_code, rows=layout

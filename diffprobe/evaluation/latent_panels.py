@@ -17,7 +17,7 @@ from diffprobe.evaluation.page_features import PageFeatures, open_features
 from diffprobe.evaluation.panel_settings import PanelConfig
 from diffprobe.evaluation.pictures import PictureLoader, Place, Shown
 from diffprobe.evaluation.probe_runs import ProbeRun
-from diffprobe.evaluation.sample_codes import rows_of, sample_codes
+from diffprobe.evaluation.sample_codes import bound, rows_of, sample_codes
 from diffprobe.features.batch import FeatureTable
 from diffprobe.features.row_layout import by_place
 from diffprobe.probes.sae.topk import KSAE
@@ -115,7 +115,7 @@ def with_places(
     numbers = {key: number for number, key in enumerate(table.keys)}
     shown = []
     for sample in samples:
-        code = sae.encode(rows_of(views, torch.tensor([numbers[sample.key]]))[0])
+        code = bound(sae, views, cells, 1).encode(rows_of(views, torch.tensor([numbers[sample.key]]))[0])
         row = int(torch.where(code.indices == latent, code.values, -1.0).amax(1).argmax())
         shown.append(Shown(sample.key, sample.activation, places[row]))
     return tuple(shown)

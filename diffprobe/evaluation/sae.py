@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import SchemaError, WeightsMismatch
+from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch
 from diffprobe.core.groups import SINGLE_SAMPLES
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import (
@@ -140,12 +140,20 @@ def _measure(
     """
     from diffprobe.analysis.loss_recovered import RecordContext, loss_recovered_records
     from diffprobe.probes.sae import KSAE
+    from diffprobe.scoring.intervention_error import join_spliced
 
     metrics: list[MetricRecord] = []
     for name, folder in saes.items():
         sae = KSAE.from_pretrained(folder).eval().requires_grad_(False)
+        if sae.reads == "pairs":
+            raise ConfigError(
+                f"'{trained.folder}' is a transcoder: it does not reconstruct what it reads.",
+                fix="an autoencoder of one tap",
+            )
         cells = trained.cells(folder)
         cell, timesteps = cells[0], config.timesteps or tuple(cell.timestep for cell in cells)
+        for timestep in timesteps:
+            sae.at(timestep)  # refuses a timestep that it was not trained on, before anything is opened
         key = (cell.tap, cell.condition, cell.pool, timesteps, sae.d_in)
         if key not in networks:
             networks.clear()
@@ -154,7 +162,10 @@ def _measure(
         sae.to(here.network.device)
         total, title = len(here.samples) * len(timesteps), f"{trained.result.run}: reconstruction"
         with progress.bar(total, title, unit="passes", keep=False) as bar:
-            spliced = here.network.spliced(here.samples, timesteps, partial(_reconstruct, sae), bar.update)
+            spliced = join_spliced(
+                here.network.spliced(here.samples, (t,), partial(_reconstruct, sae.at(t)), bar.update)
+                for t in timesteps
+            )
         context = RecordContext(
             cell=cell,
             several=len(cells) > 1,

@@ -3,6 +3,7 @@
 Only the file of the probe may import torch, so that a configuration can be validated where nothing is run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -64,6 +65,15 @@ def plan(config: RunConfig) -> RunPlan:
     refuse_unread_views(config)
     kind.validate(config, [point.params for point in found] or [params])
     return RunPlan(config=config, probe=probe, params=params, tree=tree, run_dir=folder, points=found)
+
+
+def also_read(config: RunConfig, cells: Sequence[str]) -> list[str]:
+    """Return the cells that a probe reads besides those asked for; a kind without the function `also_read` has none."""
+    found = getattr(training_of(config.probe.kind), "also_read", None)
+    if found is None:
+        return []
+    probe = probes(config.probe.kind).load(config.probe.name)
+    return list(found(config, parse(probe.Config, config.probe.params, at="probe.params"), cells))
 
 
 def training_of(kind: str) -> ProbeKind:

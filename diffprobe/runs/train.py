@@ -22,7 +22,7 @@ from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.label_injection import mark_injection
-from diffprobe.runs.plan import RunPlan, plan, training_of
+from diffprobe.runs.plan import RunPlan, also_read, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_no_leak, require_splits
 from diffprobe.runs.run_media import media_of
 from diffprobe.runs.seeds import recorded_seeds
@@ -120,6 +120,8 @@ def make_source(config: RunConfig) -> "FeatureSource":
     backbone, features = backbone_and_features(config)
     cells = None if config.probe.cell is None or has_one_cell(config.control) else [config.probe.cell]
     cells = list(config.probe.grid.get("cell", ())) or cells
+    if cells is not None:
+        cells += also_read(config, cells)
     source: FeatureSource
     if features.source == "live":
         source = LiveFeatures(backbone, config.data, features, seed=config.seed, cells=cells)

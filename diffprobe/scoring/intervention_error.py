@@ -5,7 +5,7 @@ of them replaced by one mean feature of training samples (mean ablation). `backb
 replacing for each pooling; `analysis/loss_recovered.py` turns the errors into records.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,6 +50,13 @@ class Spliced:
     """float64 [sample, timestep], averaged over draws."""
     fvu: tuple[float, ...]
     """Fraction of variance unexplained by the reconstruction of these features, at each timestep."""
+
+
+def join_spliced(parts: Iterable[Spliced]) -> Spliced:
+    """Return the measurements of several timesteps as one."""
+    found = list(parts)
+    errors = torch.cat([part.errors for part in found], 1)
+    return Spliced(errors=errors, fvu=tuple(fvu for part in found for fvu in part.fvu))
 
 
 class SplicedError(InterventionNetwork):

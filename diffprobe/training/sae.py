@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from diffprobe.backbones.cell import Cell
 from diffprobe.config.schema import TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.registry import probes
@@ -24,7 +26,8 @@ from diffprobe.features.batch import FeatureBatch, RowValues
 from diffprobe.metrics.dead_latents import Dead, DeadLatents
 from diffprobe.probes.predictions import KeptHead
 from diffprobe.probes.sae.base import KSAE
-from diffprobe.probes.sae.types import Code, Collective, Config, StepOutput
+from diffprobe.probes.sae.timestep_topk import TimestepTopK
+from diffprobe.probes.sae.types import Code, Collective, Config, Reads, StepOutput
 from diffprobe.training.module import ProbeModule, check_finite_loss
 from diffprobe.training.sae_controls import ControlSize, ReconstructionControls, RowScale
 from diffprobe.training.sae_random_dictionary import RandomDictionary
@@ -41,7 +44,7 @@ class SparseAutoencoderModule(ProbeModule):
 
     Args:
         config: settings of the probe; the module that defines their class is the variant.
-        cell: cell whose features are reconstructed, or several cells of one tap at different timesteps.
+        cell: cell whose features are read, or several cells of one tap at different timesteps.
         d_in: width of a row: a pooled vector, a place of a map, a token (see `rows_of`).
         settings, seed: see `ProbeModule`. The seed fixes the initial dictionary.
         sae: the autoencoder, untrained; None to make it.
@@ -67,16 +70,17 @@ class SparseAutoencoderModule(ProbeModule):
         self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
         check_one_tap(self.cells)
         self.default_learning_rate = config.learning_rate
-        self.sae = sae or make_sae(config, d_in, seed=derive_seed("sae", seed))
+        self.sae = sae or make_sae(config, d_in, seed=derive_seed("sae", seed), **self.make_arguments())
+        d_out = self.sae.d_out
         # Every process, and so the checkpoint of one, holds the activity in the samples of all processes.
         self.dead_latents = DeadLatents(len(self.sae.rows), config.dead_window, sync_on_compute=False)
         self.dead_latents.persistent(True)
         n_latents = self.sae.n_latents
         self.measured = nn.ModuleDict(  # not "train": nn.Module has an attribute of that name
-            {f"on_{split}": SplitScores(d_in, n_latents, self.cells) for split in ("train", "val", "test")}
+            {f"on_{split}": SplitScores(d_out, n_latents, self.cells) for split in ("train", "val", "test")}
         )
-        self.row_scale = RowScale(d_in)
-        self.controls = ReconstructionControls(self.cells, d_in)
+        self.row_scale = RowScale(d_out)
+        self.controls = ReconstructionControls(self.cells, d_out)
         self.random_dictionary = RandomDictionary(self.sae, len(self.cells), seed=seed)
         self.sums_controls = True  # False in a bank where another autoencoder does, and shares its controls
         size = config.row_buffer
@@ -85,6 +89,18 @@ class SparseAutoencoderModule(ProbeModule):
         self._found: dict[str, tuple[Scores, dict[str, Scores]]] = {}
         self._decoder: Scores | None = None
         self._sums: dict[str, Tensor] = {}
+
+    def make_arguments(self) -> dict[str, Any]:
+        """Return what the file's `make` needs besides settings, width and seed."""
+        reads_timesteps = reads_of(self.config) == "timesteps"
+        return {"timesteps": [Cell.parse(cell).timestep for cell in self.cells]} if reads_timesteps else {}
+
+    def bound(self, rows: RowValues) -> KSAE:
+        """Return the autoencoder for these rows: itself, or where it reads them, for their timesteps."""
+        if self.sae.reads != "timesteps":
+            return self.sae
+        timesteps = torch.tensor([Cell.parse(cell).timestep for cell in self.cells], device=rows.group.device)
+        return self.sae.at(timesteps[rows.group])
 
     @property
     def cell(self) -> str | None:
@@ -102,7 +118,8 @@ class SparseAutoencoderModule(ProbeModule):
         """
         if not self.needs_statistics():
             return
-        statistics = self.request_rows(FirstPass(self.cells, self.sae.d_in, self.device))
+        by_cell = self.sae.reads == "timesteps"
+        statistics = self.request_rows(FirstPass(self.cells, self.sae.d_in, self.device, by_cell=by_cell))
         for batch in self.batches(self.train_split):
             statistics.update(batch)
         self.initialise(statistics)
@@ -137,16 +154,29 @@ class SparseAutoencoderModule(ProbeModule):
             if rows is not None:
                 buffer.fill(rows)
         sums = statistics.moments.compute()
-        self.row_scale.set(sums.mean, sums.variance)
+        self.set_row_scale(sums.mean, sums.variance)
         if self.sae.initialised:
             return
         rows = statistics.choose(self._n_init, seed=self.seed).compute(self.collective)
         with naming(_named(self.cells)):
+            if isinstance(self.sae, TimestepTopK):
+                self.sae.standardise(*self._by_timestep(statistics))
             self.sae.initialise(sums.mean, sums.variance, rows)
         if self.trainer.state.fn is TrainerFn.FITTING and self.trainer.is_global_zero:
             n_epoch = sums.n * getattr(self.source, "views_per_epoch", 1)
             n_trained = n_epoch * self._total_steps() // len(self.source.train_dataloader())
             warn_of_window(self.config, n_rows=sums.n, n_trained=n_trained)
+
+    def _by_timestep(self, statistics: FirstPass) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the rows of each cell, in the order of their timesteps."""
+        order = sorted(range(len(self.cells)), key=lambda i: Cell.parse(self.cells[i]).timestep)
+        sums = [statistics.of_cells[i].compute() for i in order]
+        means = torch.stack([one.mean.reshape(-1) for one in sums])
+        return means, torch.stack([one.variance.reshape(-1) for one in sums])
+
+    def set_row_scale(self, mean: Tensor, variance: Tensor) -> None:
+        """Keep mean and variance of the rows that are reconstructed, for the controls."""
+        self.row_scale.set(mean, variance)
 
     @property
     def collective(self) -> Collective:
@@ -160,8 +190,13 @@ class SparseAutoencoderModule(ProbeModule):
     def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: reconstruction, AuxK, and what the variant adds."""
         dead = self.dead_latents.mask if self.dead_latents.is_full else None
-        out = self.sae.step(self.training_rows(batch), dead=dead, collective=self.collective)
-        return self.account(out, batch)
+        return self.account(self.step(batch, dead), batch)
+
+    def step(self, batch: FeatureBatch, dead: Tensor | None) -> StepOutput:
+        """Return the output of the autoencoder's step on a batch."""
+        x = self.training_rows(batch)
+        sae = self.sae if self.sae.reads == "rows" else self.bound(rows_of(batch, self.cells))
+        return sae.step(x, dead=dead, collective=self.collective)
 
     def training_rows(self, batch: FeatureBatch) -> Tensor:
         """Return the rows to train on: of the batch, or of the row buffer in exchange. Call once per step."""
@@ -208,27 +243,32 @@ class SparseAutoencoderModule(ProbeModule):
         rows = rows_of(batch, self.cells)
         check_finite(rows, batch, self.cells)
         with torch.autocast(self.device.type, enabled=False):  # the saved autoencoder is float32
-            x_hat, code = self.sae(rows.x)
-            self._measured(split).update(rows, x_hat, code)
+            x_hat, code = self.bound(rows)(rows.x)
+            target = self.targets(batch, rows)
+            self._measured(split).update(target, x_hat, code)
             if not self._fits:
-                self._score_controls(split, rows)
+                self._score_controls(split, rows, target)
         if self.keeps(split):
-            self._keep_rows(batch, split, rows, x_hat, code)
+            self._keep_rows(batch, split, target, x_hat, code)
+
+    def targets(self, batch: FeatureBatch, rows: RowValues) -> RowValues:
+        """Return what is reconstructed from the rows of a batch: the rows themselves."""
+        return rows
 
     @property
     def _fits(self) -> bool:
         """Whether the rows that are scored now are those of a validation during training, which has no controls."""
         return self._trainer is not None and self.trainer.state.fn is TrainerFn.FITTING
 
-    def _score_controls(self, split: str, rows: RowValues) -> None:
+    def _score_controls(self, split: str, rows: RowValues, target: RowValues) -> None:
         if self.sums_controls:
             self.controls.update(split, rows, self.row_scale)
         mean = self.row_scale.mean * self.sae.scale.double()
-        self.random_dictionary.update(split, rows, self.sae.scaled(rows.x), mean)
+        self.random_dictionary.update(split, rows, rows.x.to(self.sae.W_enc.dtype) * self.sae.scale, mean)
 
     def _keep_rows(self, batch: FeatureBatch, split: str, rows: RowValues, x_hat: Tensor, code: Code) -> None:
         """Keep the sums over the rows of each sample: residual, square about the pre-bias, active latents."""
-        centred = rows.x.double() - (self.sae.b_pre / self.sae.scale).double()
+        centred = rows.x.double() - self.sae.centre
         residual = (rows.x.double() - x_hat.double()).square().sum(1)
         square, active = centred.square().sum(1), (code.values > 0).sum(1)
         n_heads, kept = len(self.kept_heads()), []
@@ -251,7 +291,7 @@ class SparseAutoencoderModule(ProbeModule):
 
     def finish_heads(self, split: str, heads: list[KeptHead], tensors: dict[str, Tensor]) -> list[KeptHead]:
         """Add how far the mean of the split is from the pre-bias."""
-        empty = torch.zeros(len(heads), self.sae.d_in + 1, dtype=torch.float64, device=self.device)
+        empty = torch.zeros(len(heads), self.sae.d_out + 1, dtype=torch.float64, device=self.device)
         sums = self.sum_over_processes(self._sums.pop(split, empty))
         shifts = sums[:, :-1].square().sum(1) / sums[:, -1].clamp(min=1)
         return [replace(head, shift=float(shift)) for head, shift in zip(heads, shifts, strict=True)]
@@ -270,13 +310,16 @@ class SparseAutoencoderModule(ProbeModule):
                 self._decoder = self.measure_decoder()
                 self.log_scores({f"train/{name}": value for name, value in self._decoder.values.items()})
         if not self._fits:
-            if self.sums_controls:
-                self.controls.finish(split, self.sum_over_processes, self.device)
-            self.random_dictionary.finish(split, self.sum_over_processes, self.device)
+            self._finish_controls(split)
         self.scores[split] = {**whole.values, "n": whole.n}
         self.log_scores({f"{split}/{name}": value for name, value in whole.values.items()})
         for cell, scores in by_cell.items():
             self.log_scores({f"{split}/{name}/{cell}": value for name, value in scores.values.items()})
+
+    def _finish_controls(self, split: str) -> None:
+        if self.sums_controls:
+            self.controls.finish(split, self.sum_over_processes, self.device)
+        self.random_dictionary.finish(split, self.sum_over_processes, self.device)
 
     def measure_decoder(self) -> Scores:
         """Return the scores of the decoder."""
@@ -299,12 +342,16 @@ class SparseAutoencoderModule(ProbeModule):
         found = whole.records(split=split, **own)
         for cell, scores in by_cell.items():
             found += scores.records(split=split, cell=cell, probe=probe, detail=detail)
-        found = self.controls.add_to(found, self.control_size(), self.random_dictionary, float(self.sae.scale))
+        found = self.with_controls(found)
         if split == "train" and self.dead_latents.is_full:
             found += window_scores(self.measure_window()).records(split=split, **own)
         if split == "train" and self._decoder is not None:
             found += self._decoder.records(split=split, **own)
         return found
+
+    def with_controls(self, records: list[MetricRecord]) -> list[MetricRecord]:
+        """Return the records with the controls beside those scores that are a function of the fvu."""
+        return self.controls.add_to(records, self.control_size(), self.random_dictionary, float(self.sae.scale))
 
     def control_size(self) -> ControlSize | None:
         """Return how many components the controls keep; None if that takes the training set, which was not scored."""
@@ -333,10 +380,22 @@ class SparseAutoencoderModule(ProbeModule):
         return self.schedule(optimizer, step_size_factor(self.config, self._total_steps()))
 
 
-def make_sae(config: Config, d_in: int, *, seed: int) -> KSAE:
-    """Make the autoencoder of the variant whose file defines the class of `config`."""
-    name = type(config).__module__.rpartition(".")[2]
-    return cast(KSAE, probes("sae").load(name).make(config, d_in, seed=seed))
+def make_sae(config: Config, d_in: int, *, seed: int, **arguments: Any) -> KSAE:
+    """Make the autoencoder of the variant whose file defines the class of `config`.
+
+    Args:
+        arguments: further arguments of the file's `make` (`KSAE.make_arguments`).
+    """
+    return cast(KSAE, _file_of(config).make(config, d_in, seed=seed, **arguments))
+
+
+def reads_of(config: Config) -> Reads:
+    """Return what the variant of `config` reads."""
+    return cast(Reads, getattr(_file_of(config), "READS", "rows"))
+
+
+def _file_of(config: Config) -> ModuleType:
+    return probes("sae").load(type(config).__module__.rpartition(".")[2])
 
 
 def _named(cells: Sequence[str]) -> str:

@@ -169,8 +169,8 @@ class ReconstructionControls:
     def _add(
         self, record: MetricRecord, size: ControlSize | None, dictionary: RandomDictionary, scale: float
     ) -> MetricRecord:
-        of_fvu = _of_fvu(record.name)
-        if of_fvu is None:
+        convert = of_fvu(record.name)
+        if convert is None:
             return record
         cell, split = record.cell if len(self.cells) > 1 else None, record.split
         controls: dict[str, float] = {}
@@ -183,9 +183,9 @@ class ReconstructionControls:
             elif size is None or missing:
                 left_out[name] = f"not scored after training: split {', '.join(missing or ['train'])}"
             elif name == "random_dictionary":
-                controls[name] = of_fvu(self.random_dictionary(split, dictionary, scale, cell))
+                controls[name] = convert(self.random_dictionary(split, dictionary, scale, cell))
             else:
-                controls[name] = of_fvu((self.pca if name == "pca" else self.raw_neurons)(split, size.k, cell))
+                controls[name] = convert((self.pca if name == "pca" else self.raw_neurons)(split, size.k, cell))
         detail: dict[str, Any] = {**record.detail}
         if controls and size is not None:
             detail |= {"control_k": size.k, "control_k_is": size.meaning}
@@ -227,7 +227,8 @@ def _variance(rows: dict[str, Tensor]) -> Tensor:
     return rows["square"] - rows["total"].square().sum() / rows["n"]
 
 
-def _of_fvu(name: str) -> Callable[[float], float] | None:
+def of_fvu(name: str) -> Callable[[float], float] | None:
+    """Return the function of the fvu that a registered score is; None for a score that is not one."""
     if name not in {metric.name for metric in measured_on("sae")}:
         return None
     found: Callable[[float], float] | None = getattr(load_metrics("sae", [name])[0], "of_fvu", None)

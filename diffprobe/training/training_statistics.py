@@ -22,11 +22,13 @@ class FirstPass:
         cells: names of the cells.
         d_in: width of a row.
         device: device of the rows.
+        by_cell: whether to sum the rows of each cell too.
     """
 
-    def __init__(self, cells: Sequence[str], d_in: int, device: torch.device) -> None:
+    def __init__(self, cells: Sequence[str], d_in: int, device: torch.device, *, by_cell: bool = False) -> None:
         self.cells = tuple(cells)
         self.moments = RunningMoments(d_in).to(device)
+        self.of_cells = tuple(RunningMoments(d_in).to(device) for _ in self.cells) if by_cell else ()
         self._chosen: dict[tuple[int, int], ChosenRows] = {}
 
     def choose(self, n: int, *, seed: int) -> ChosenRows:
@@ -38,6 +40,8 @@ class FirstPass:
         rows = rows_of(batch, self.cells)
         check_finite(rows, batch, self.cells)
         self.moments.update(rows.x)
+        for i, moments in enumerate(self.of_cells):
+            moments.update(rows.x[rows.group == i])
         for chosen in self._chosen.values():
             chosen.update(rows.x, batch.keys, rows)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from diffprobe.backbones.cell import Cell
 from diffprobe.config.compose import load_run
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import probes
@@ -17,7 +18,7 @@ from diffprobe.probes.sae import KSAE
 from diffprobe.runs.plan import plan
 from diffprobe.runs.train import make_module
 from diffprobe.training.trainer import make_trainer, quiet
-from tests.toy import CLASSES, MAPS, WIDTHS, Maps, Toy
+from tests.toy import CLASSES, MAPS, WIDTHS, Maps, Steps, Toy
 from tests.toy_captions import CAPTIONS, Captioned
 
 CELL = next(iter(WIDTHS))
@@ -29,7 +30,7 @@ BASE = {
     "caption": {"vocabulary": 20, "n_resamples": 20},
 }
 """Kind -> params for toy features."""
-OWN = {"adjusted_regression": {"nuisances": ["label"]}}
+OWN = {"adjusted_regression": {"nuisances": ["label"]}, "transcoder": {"target_tap": "up_blocks.0"}}
 """Probe -> params that it cannot do without."""
 SMALL = {
     "mlp": {"hidden": 16},
@@ -99,6 +100,10 @@ OTHER = {
     "temperature": 0.5,
     "caption.hidden": 5,
     "text_encoder": "emoji-sd",
+    "normalise": "none",
+    "embedding": 4,
+    "skip": True,
+    "target_tap": "up_blocks.1",
 }
 """Key of a Config, "FILE.KEY" or "KIND.KEY" -> a value other than its default and that of BASE."""
 NEEDS = {
@@ -112,10 +117,12 @@ NEEDS = {
 
 
 ELSEWHERE = {
+    "transcoder.target_tap",
     "linear_cv.patience", "ridge.fold_seed", "ridge.text_encoder", "mlp.text_encoder", "contrastive.text_encoder",
 }  # fmt: skip
 """Keys without an effect on toy features: classes are separable, tests/probes/test_l2_selection.py; caption ridge takes
-the same penalty for any folds, tests/probes/test_grouped_folds.py; captions have a single text encoder,
+the same penalty for any folds, tests/probes/test_grouped_folds.py; they have one tap to transcode to,
+tests/evaluation/test_trajectory_runs.py; captions have a single text encoder,
 tests/backbones/test_caption_encoder.py."""
 
 
@@ -142,7 +149,14 @@ def source_of(kind, name):
         return Maps(cells=(next(iter(MAPS)),))
     if kind == "caption":
         return Captioned()
+    if kind == "sae" and reads_besides(name) != "rows":
+        return Steps() if reads_besides(name) == "timesteps" else Toy()
     return Toy(cells=(CELL,))
+
+
+def reads_besides(name):
+    """Return what an autoencoder reads besides its rows."""
+    return getattr(probes("sae").load(name), "READS", "rows")
 
 
 def base_of(kind, name):
@@ -255,7 +269,7 @@ def check_saved_equals_trained(kind, name, folder):
     """A probe that is loaded predicts what the trained one does."""
     module, (path,) = run(kind, name, folder)
     source = source_of(kind, name)
-    (cell,) = source.cells
+    cell = source.cells[0]
     x = source.table("test").features[cell]
     with torch.no_grad():
         if kind == "classifier":
@@ -269,7 +283,8 @@ def check_saved_equals_trained(kind, name, folder):
             assert back.name == name and back.scores(x, e).equal(module.regressor.scores(x, e))
         else:
             assert kind == "sae", "say here how a probe of this kind is loaded"
-            assert KSAE.from_pretrained(path)(x)[0].equal(module.sae(x)[0])
+            timestep = Cell.parse(cell).timestep
+            assert KSAE.from_pretrained(path).at(timestep)(x)[0].equal(module.sae.at(timestep)(x)[0])
 
 
 def check_control_is_near_chance(kind, name, folder):

@@ -142,8 +142,8 @@ def certify(method: Method, config: Config) -> Certificate:
         raise ConfigError("runs have no effect on a callable, which has no decoder rows.", fix="leave runs out")
     if not cell:
         raise ConfigError(f"'{method.name}' does not name its cell.", fix="cell=CELL")
-    encode = _saved(sae) if sae is not None else _called(method)
     reader = SceneReader(spec, config.backbone, cell, resolution=config.resolution, noise_seed=config.noise_seed)
+    encode = _saved(sae.at(reader.cell.timestep)) if sae is not None else _called(method)
     if not reader.has_places:
         _refuse_pointing(config, cell)
     parts = [
@@ -151,10 +151,9 @@ def certify(method: Method, config: Config) -> Certificate:
         for split, n in (("train", config.n_train), ("test", config.n_test))
     ]
     features = [reader.read(part) for part in parts]
-    if sae is not None and features[0].shape[1] != sae.W_dec.shape[1]:
+    if sae is not None and features[0].shape[1] != sae.d_in:
         raise ConfigError(
-            f"'{method.name}' encodes {sae.W_dec.shape[1]} numbers; the features of '{cell}' have "
-            f"{features[0].shape[1]}.",
+            f"'{method.name}' encodes {sae.d_in} numbers; the features of '{cell}' have {features[0].shape[1]}.",
             fix="the backbone and cell that it was trained on",
         )
     labels = {factor: (parts[0].factors[factor], parts[1].factors[factor]) for factor in config.factors}

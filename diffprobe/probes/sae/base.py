@@ -21,7 +21,7 @@ from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median, random_rows
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, scan, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
-from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Selected, StepOutput
+from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Reads, Selected, StepOutput
 from diffprobe.probes.serialization import SETTINGS, kind_of, load_probe, require_sizes, save_probe
 
 KIND, SCHEMA_VERSION = "probe/sae/", 3
@@ -49,12 +49,14 @@ class KSAE(nn.Module):
     """Whether negative pre-activations are set to 0."""
     keeps_k: ClassVar[bool] = True
     """Whether each sample has k latents, outside training too; False where a threshold decides."""
+    reads: ClassVar[Reads] = "rows"
+    """What it reads besides the rows."""
     scale: Tensor
     initialised: Tensor
 
     def __init__(self, config: Config, d_in: int, *, seed: int = 0, rows: range | None = None) -> None:
         super().__init__()
-        self.config, self.d_in, self.seed = config, d_in, seed
+        self.config, self.d_in, self.d_out, self.seed = config, d_in, d_in, seed
         self.n_latents, self.k = config.n_latents or config.expansion * d_in, config.k
         if self.k > self.n_latents:
             raise ConfigError(
@@ -78,6 +80,23 @@ class KSAE(nn.Module):
     def _repr_html_(self) -> str:
         facts = {"latents": f"{self.n_latents:,}", "features": self.d_in, "active per row (k)": self.k}
         return facts_html(f"sparse autoencoder, {self.variant}", {**facts, "trained": bool(self.initialised)})
+
+    @property
+    def make_arguments(self) -> dict[str, Any]:
+        """Further arguments of the file's `make`, which are saved with the weights."""
+        return {}
+
+    @property
+    def centre(self) -> Float[Tensor, " d_out"]:
+        """Bias of the reconstruction, in the unit of the features, float64."""
+        return (self.b_pre / self.scale).detach().double()
+
+    def at(self, timesteps: Int[Tensor, " batch"] | int) -> "KSAE":
+        """Return the autoencoder for rows of these timesteps, one per row or one for all: itself, unless it reads them.
+
+        Raises: BadTimestep for a timestep that it was not trained on.
+        """
+        return self
 
     @property
     def level_weights(self) -> tuple[float, ...]:
@@ -152,7 +171,7 @@ class KSAE(nn.Module):
         """Select the latents of a training batch, and the k_among largest latents in `among`, in one encoder pass."""
         raise NotImplementedError
 
-    def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
+    def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_out"]:
         """Return the weighted sum of decoder rows, in scaled units and without the pre-bias."""
         weights = code.values.to(self.W_dec.dtype)
         return F.embedding_bag(code.indices, self.W_dec, per_sample_weights=weights, mode="sum")
@@ -183,19 +202,34 @@ class KSAE(nn.Module):
             dead: latents that AuxK revives: they reconstruct the detached residual, without a pre-bias.
             collective: reductions over the processes that share the global batch.
         """
-        x, n, levels = self.scaled(x), x.shape[0], len(self.level_weights)
+        x = self.scaled(x)
         centred = self.centred(x)
+        return self._approximate(x, centred, centred, dead, collective)
+
+    def _approximate(
+        self, target: Tensor, target_centred: Tensor, centred: Tensor, dead: Tensor | None, collective: Collective
+    ) -> StepOutput:
+        """Return the loss of approximating a target from selected latents.
+
+        Args:
+            target, target_centred: scaled values [batch, d_out], with and without their bias, which is detached.
+            centred: scaled input [batch, d_in] without its bias, which is detached.
+            dead, collective: see `step`.
+        """
+        n, levels = centred.shape[0], len(self.level_weights)
         among, k_among = self._dead(dead)
         selected, revived = self.select(centred.detach(), among=among, k_among=k_among, collective=collective)
         chosen = [(selected, levels)]
         if revived is not None:
             chosen.append((Selected(revived, torch.zeros_like(revived.indices)), 1))
         decoded = self.decode_selected(centred, chosen)
-        parts = decoded[: n * levels].view(n, levels, self.d_in)
+        parts = decoded[: n * levels].view(n, levels, self.d_out)
         guess = decoded[n * levels :] if revived is not None else None
         values = selected.top.values.relu() if self.relu else selected.top.values
         kept = (selected.part >= 0) & (selected.part <= self.main_level)
-        return self.finish(x, centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective)
+        return self.finish(
+            target, target_centred, parts, guess, _trim(values * kept, selected.top.indices, kept), collective
+        )
 
     def scan(
         self, centred: Tensor, *, k: int, among: Int[Tensor, " some"] | None = None, k_among: int = 0
@@ -205,7 +239,7 @@ class KSAE(nn.Module):
 
     def decode_selected(
         self, centred: Float[Tensor, "batch d_in"], chosen: Sequence[tuple[Selected, int]]
-    ) -> Float[Tensor, "bags d_in"]:
+    ) -> Float[Tensor, "bags d_out"]:
         """Decode selections of a batch, each with its number of parts, differentiably (`sparse_step`)."""
         bags = join([rows_to_bags(*selected.top, selected.part, n_parts) for selected, n_parts in chosen])
         decoded, _ = sparse_step(centred, self.b_pre, self.W_enc, self.b_enc, self.W_dec, bags, relu=self.relu)
@@ -217,23 +251,23 @@ class KSAE(nn.Module):
 
     def finish(
         self,
-        x: Float[Tensor, "batch d_in"],
-        centred: Float[Tensor, "batch d_in"],
-        parts: Float[Tensor, "batch levels d_in"],
-        guess: Float[Tensor, "batch d_in"] | None,
+        x: Float[Tensor, "batch d_out"],
+        centred: Float[Tensor, "batch d_out"],
+        parts: Float[Tensor, "batch levels d_out"],
+        guess: Float[Tensor, "batch d_out"] | None,
         code: Code,
         collective: Collective,
     ) -> StepOutput:
         """Return the loss from its parts.
 
         Args:
-            x, centred: scaled features, with and without the pre-bias.
+            x, centred: scaled features, with and without the pre-bias; where it differs from the input, the target.
             parts: what each level adds to the reconstruction.
             guess: reconstruction of the residual by the dead latents; None without dead latents.
             code, collective: see `step`.
         """
         n = max(x.shape[0], 1)
-        errors, residual = squared_error(centred, self.b_pre, parts)
+        errors, residual = squared_error(centred, self._decoder_bias, parts)
         losses = errors / n / self.variance_of(x, collective)
         main, aux = self.main_level, x.new_zeros(())
         if guess is not None:
@@ -246,9 +280,14 @@ class KSAE(nn.Module):
         others = {f"level_{i}": losses[i].detach() for i in range(len(losses)) if i != main}
         return StepOutput(loss, losses[main], aux, code, others)
 
+    @property
+    def _decoder_bias(self) -> Tensor:
+        """The parameter that is added to the decoded latents."""
+        return self.b_pre
+
     def variance_of(self, x: Float[Tensor, "batch d_in"], collective: Collective) -> Tensor | float:
         """Return the divisor of the squared error: the variance of the scaled training set."""
-        return float(self.d_in)
+        return float(self.d_out)
 
     def _dead(self, dead: Tensor | None) -> tuple[Tensor | None, int]:
         if dead is None or self.config.aux_weight == 0:
@@ -288,7 +327,8 @@ class KSAE(nn.Module):
 
     def saved_settings(self, cell: str | None) -> dict[str, Any]:
         """Return the settings that are saved with the weights."""
-        return {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
+        settings = {"d_in": self.d_in, "cell": cell, "config": to_tree(self.config)}
+        return settings | ({"make_arguments": self.make_arguments} if self.make_arguments else {})
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> "KSAE":
@@ -306,8 +346,10 @@ class KSAE(nn.Module):
         module = probes("sae").load(kind.removeprefix(KIND))
         with naming(Path(folder) / SETTINGS, f"the settings of a probe '{kind}'", error=SchemaError):
             config, d_in = parse(module.Config, settings["config"], at="config"), settings["d_in"]
-            require_sizes(folder, tensors, d_in=d_in, n_latents=config.n_latents or config.expansion * d_in)
-            sae: KSAE = module.make(config, d_in, seed=0)
+            more = dict(settings.get("make_arguments", {}))
+            sizes = {name: size for name, size in more.items() if not isinstance(size, list)}
+            require_sizes(folder, tensors, d_in=d_in, n_latents=config.n_latents or config.expansion * d_in, **sizes)
+            sae: KSAE = module.make(config, d_in, seed=0, **more)
         try:
             sae.load_state_dict(tensors)
         except RuntimeError as error:

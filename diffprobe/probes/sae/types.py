@@ -66,6 +66,10 @@ class Config:
                 raise ConfigError(f"{name} = {getattr(self, name)} {of} must be positive.")
 
 
+Reads = Literal["rows", "timesteps", "pairs"]
+"""What an autoencoder reads: rows; rows with the timestep of each; rows with a target for each."""
+
+
 class Code(NamedTuple):
     """The sparse code of a batch of samples."""
 

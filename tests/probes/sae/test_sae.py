@@ -9,7 +9,9 @@ from diffprobe.core.registry import probes
 
 def test_shared_files_are_no_variants():
     names = probes("sae").names()
-    assert names == ["batch_topk", "jumprelu", "matryoshka", "revelio_released", "topk"]
+    assert names == [
+        "batch_topk", "jumprelu", "matryoshka", "revelio_released", "timestep_topk", "topk", "transcoder",
+    ]  # fmt: skip
 
 
 def test_variants_are_listed_without_torch_and_the_base_class_is_at_the_door():

@@ -147,11 +147,11 @@ def sparse_step(
     b_pre: Float[Tensor, " d_in"] | Float[Tensor, "members d_in"],
     W_enc: Float[Tensor, "n_latents d_in"],
     b_enc: Float[Tensor, " n_latents"],
-    W_dec: Float[Tensor, "n_latents d_in"],
+    W_dec: Float[Tensor, "n_latents d_out"],
     selection: Selection,
     *,
     relu: bool = True,
-) -> tuple[Float[Tensor, "bags d_in"], Float[Tensor, " entries"]]:
+) -> tuple[Float[Tensor, "bags d_out"], Float[Tensor, " entries"]]:
     """Decode a selection that was made from W_enc (x - b_pre) + b_enc, differentiably.
 
     Args:

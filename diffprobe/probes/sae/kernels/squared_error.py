@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 
 def squared_error(
-    centred: Float[Tensor, "batch d_in"], b_pre: Float[Tensor, " d_in"], parts: Float[Tensor, "batch levels d_in"]
-) -> tuple[Float[Tensor, " levels"], Float[Tensor, "batch levels d_in"]]:
+    centred: Float[Tensor, "batch d_out"], b_pre: Float[Tensor, " d_out"], parts: Float[Tensor, "batch levels d_out"]
+) -> tuple[Float[Tensor, " levels"], Float[Tensor, "batch levels d_out"]]:
     """Return sum |x - b_pre - (parts 0..level)|^2 over the batch for each level, and the residuals.
 
     Args:
