@@ -21,7 +21,8 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.caption_accuracy import METHOD, accuracy_record
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.caption.bag_of_words import WordVectors
-from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
+from diffprobe.probes.score.diffusion_classifier import candidates_of, choose
+from diffprobe.probes.score.staged_errors import Stage
 from diffprobe.scoring.denoising_error import DenoisingError, Score
 from diffprobe.scoring.noise_sets import spread_timesteps
 
@@ -200,7 +201,7 @@ def caption_choice(
     *,
     n: int,
     timesteps: Sequence[int],
-    screening: Screening | None,
+    screening: Stage | None,
     expected: Mapping[str, Float[Tensor, "sample number"]],
     by: Sequence[str],
     seed: int,
@@ -210,6 +211,8 @@ def caption_choice(
 
     Args:
         conditions: encoded caption of each sample, one row each.
+        timesteps: over which errors are averaged, those of the screening first.
+        screening: after its timesteps only the best candidates are scored at the others; None scores all at all.
         expected: per regression the latent expected for each sample's caption; may be empty. The regressions choose
             among the same candidates.
         by: attributes for whose values the accuracy is recorded too.
@@ -221,15 +224,15 @@ def caption_choice(
     with progress.bar(len(table), f"{split}: which of {n} captions", unit="images") as bar:
         choice = choose(
             score, encoded.latents, table.keys, conditions, candidates, timesteps,
-            screening=screening, on_batch=bar.update,
+            stages=() if screening is None else (screening,), on_batch=bar.update,
         )  # fmt: skip
     controls = {CHANCE: torch.full((len(table),), 1 / n, dtype=torch.float64)}
     for name, of_captions in expected.items():
         controls[name] = choose_nearest(of_captions, encoded.latents, candidates).double()
-    detail: dict[str, Any] = {"timesteps": list(timesteps)}
+    detail: dict[str, Any] = {"timesteps": sorted(timesteps)}
     if screening is not None:
         detail["screening"] = {
-            "timesteps": list(screening.timesteps),
+            "timesteps": list(timesteps[: screening.n_timesteps]),
             "kept": screening.kept,
             "accuracy": float(choice.right_at_screening.double().mean()),
         }

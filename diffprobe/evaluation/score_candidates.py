@@ -29,6 +29,8 @@ class Question:
         candidates: rows of `values` that each image is offered, ascending; -1 fills up.
         right: column of the right one.
         is_square: whether image i has text i and all texts are offered to all images.
+        sets: set of each image, where images and texts of a set are asked both ways; else empty. Column 0 is then the
+            empty text, a reference that nobody chooses.
     """
 
     name: str
@@ -37,6 +39,15 @@ class Question:
     candidates: Int[Tensor, "sample n"]
     right: Int[Tensor, " sample"]
     is_square: bool = False
+    sets: tuple[str, ...] = ()
+
+    @property
+    def eligible(self) -> Bool[Tensor, "sample n"]:
+        """Where an image has a candidate that it may choose."""
+        found = self.offered
+        if self.sets:
+            found[:, 0] = False
+        return found
 
     @property
     def offered(self) -> Bool[Tensor, "sample n"]:
@@ -53,6 +64,8 @@ def questions(rule: CandidateRule, encoded: Encoded, *, seed: int) -> list[Quest
         return [_classes(rule, encoded)]
     if rule.kind == "retrieval":
         return [_retrieval(rule.n, encoded, seed)]
+    if rule.kind == "sets":
+        return [_sets(str(rule.attribute), encoded)]
     if rule.kind == "captions":
         table = candidates_of(encoded.table.keys, encoded.groups, encoded.captions, n=rule.n, seed=seed)
         texts = [[encoded.captions[row] for row in of_sample] for of_sample in table.tolist()]
@@ -122,6 +135,32 @@ def _retrieval(n: int, encoded: Encoded, seed: int) -> Question:
     values: list[ConditionInput] = [encoded.captions[row] for row in chosen]
     table = torch.arange(n).repeat(n, 1)
     return Question(f"retrieval_of_{n}", torch.tensor(chosen), values, table, torch.arange(n), is_square=True)
+
+
+def _sets(attribute: str, encoded: Encoded) -> Question:
+    """Ask the images of each set for their captions; sets of one image, or with a caption twice, are left out."""
+    members: dict[str, list[int]] = {}
+    for row, sample in enumerate(encoded.table.attributes):
+        if attribute in sample:
+            members.setdefault(sample[attribute], []).append(row)
+    members = {
+        name: rows for name, rows in members.items() if len({encoded.captions[row] for row in rows} - {""}) == len(rows)
+    }
+    rows = sorted(row for of_set in members.values() if len(of_set) > 1 for row in of_set)
+    if not rows:
+        raise EmptyClass(
+            f"candidates: no two images with different captions share a value of '{attribute}'; a set needs two."
+        )
+    sets = tuple(encoded.table.attributes[row][attribute] for row in rows)
+    values = sorted({"", *(encoded.captions[row] for row in rows)})
+    number = {text: place for place, text in enumerate(values)}
+    width = 1 + max(len(members[name]) for name in sets)
+    table, right = torch.full((len(rows), width), -1), torch.empty(len(rows), dtype=torch.long)
+    for place, (row, name) in enumerate(zip(rows, sets, strict=True)):
+        numbers = [0, *sorted(number[encoded.captions[other]] for other in members[name])]
+        table[place, : len(numbers)] = torch.tensor(numbers)
+        right[place] = numbers.index(number[encoded.captions[row]])
+    return Question(f"sets_{attribute}", torch.tensor(rows), list(values), table, right, sets=sets)
 
 
 def require_condition(spec: BackboneSpec, values: Sequence[ConditionInput]) -> None:
