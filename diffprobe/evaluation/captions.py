@@ -63,12 +63,16 @@ def encode_split(
     family_attribute: str | None,
     resolution: int,
     progress: ProgressDisplay,
+    captioned: bool = True,
 ) -> Encoded:
     """Load a split and encode its images; without a family attribute the groups are the families.
 
+    Args:
+        captioned: whether every sample needs a caption.
+
     Raises: see `load_table`.
     """
-    table = load_table(data, split, resolution=resolution, captioned=True)
+    table = load_table(data, split, resolution=resolution, captioned=captioned)
     parts = []
     with progress.bar(len(table), f"{split}: encoding", unit="images", keep=False) as bar:
         for rows in torch.arange(len(table)).split(64):

@@ -24,7 +24,7 @@ from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded, encode_split, regressions
-from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
+from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, TEXT_FREE, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.evaluation.score_store import stored_errors
@@ -210,6 +210,7 @@ class _Scoring:
         return encode_split(
             data, split, self.error, group_attribute=config.group_by, family_attribute=config.family_attribute,
             resolution=self.error.spec.resolution, progress=progress,
+            captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
 
     def _texts(self) -> dict[str, TextEncoder]:
@@ -327,6 +328,7 @@ def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
         replace(
             table, images=table.images[rows], keys=[table.keys[row] for row in rows],
             captions=[table.captions[row] for row in rows], attributes=[table.attributes[row] for row in rows],
+            class_names=[table.class_names[row] for row in rows] if table.class_names else [],
         ),
         encoded.latents[rows],
         [encoded.groups[row] for row in rows],
@@ -343,5 +345,6 @@ def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     named |= {"candidates.attribute": config.candidates.attribute}
     named |= {f"candidates.phrases.{name}": name for name in config.candidates.phrases}
     for key, name in named.items():
-        if name is not None and name not in shard_set.attributes:
+        is_class = key == "candidates.attribute" and name == CLASS_NAME and config.candidates.kind == "classes"
+        if name is not None and name not in shard_set.attributes and not (is_class and shard_set.classes):
             raise unknown(key, name, shard_set.attributes)

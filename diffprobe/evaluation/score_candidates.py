@@ -17,6 +17,9 @@ from diffprobe.evaluation.score_settings import CandidateRule
 from diffprobe.probes.score.diffusion_classifier import candidates_of
 from diffprobe.probes.score.matched_candidates import written_candidates
 
+CLASS_NAME = "class_name"
+"""Stands in `candidates.attribute` for the class of an image, unless the data have an attribute of this name."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -101,6 +104,8 @@ def _of_texts(name: str, rows: list[int], texts: Sequence[Sequence[str]]) -> Que
 def _classes(rule: CandidateRule, encoded: Encoded) -> Question:
     attribute = str(rule.attribute)
     labels = [sample.get(attribute) for sample in encoded.table.attributes]
+    if attribute == CLASS_NAME and not any(labels):
+        labels = [name or None for name in encoded.table.class_names]
     names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         raise EmptyClass(f"candidates: attribute '{attribute}' has {len(names)} values; a choice needs at least 2.")

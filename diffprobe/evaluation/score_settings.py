@@ -42,7 +42,7 @@ class CandidateRule:
     n: int = 10
     """Number of captions (for `matched`: the largest number). No effect for classes and sets."""
     attribute: str | None = None
-    """Attribute whose values are the classes, or whose values number the sets."""
+    """Attribute whose values are the classes (`class_name` for those of the data set), or number the sets."""
     template: str | None = None
     """Text of a class, with one `{}`; None gives the values as class numbers to a class-conditional model."""
     phrases: dict[str, str] = field(default_factory=dict)

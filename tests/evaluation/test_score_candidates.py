@@ -42,6 +42,16 @@ def test_classes_are_the_values_of_an_attribute() -> None:
         questions(CandidateRule(kind="classes", attribute="colour"), world, seed=0)
 
 
+def test_classes_may_be_those_of_the_data_set() -> None:
+    world = encoded()
+    names = [sample["shape"] for sample in world.table.attributes]
+    table = dataclasses.replace(world.table, class_names=[*names[:-1], ""], captions=[()] * 20)
+    rule = CandidateRule(kind="classes", attribute="class_name", template="a photo of a {}")
+    (question,) = questions(rule, dataclasses.replace(world, table=table), seed=0)
+    assert question.name == "class_accuracy_class_name" and len(question.rows) == 19
+    assert right_values(question) == [f"a photo of a {name}" for name in names[:-1]]
+
+
 def test_matched_captions_differ_in_one_attribute() -> None:
     world = encoded()
     rule = CandidateRule(kind="matched", n=3, phrases={"colour": "a {}", "shape": "{}"})
