@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, choose_nearest
@@ -64,15 +64,19 @@ def encode_split(
     resolution: int,
     progress: ProgressDisplay,
     captioned: bool = True,
+    chosen: Callable[[ImageTable], Int[Tensor, " row"]] | None = None,
 ) -> Encoded:
     """Load a split and encode its images; without a family attribute the groups are the families.
 
     Args:
         captioned: whether every sample needs a caption.
+        chosen: returns the rows to encode; None encodes all.
 
     Raises: see `load_table`.
     """
     table = load_table(data, split, resolution=resolution, captioned=captioned)
+    if chosen is not None:
+        table = table.take(chosen(table))
     parts = []
     with progress.bar(len(table), f"{split}: encoding", unit="images", keep=False) as bar:
         for rows in torch.arange(len(table)).split(64):
@@ -178,8 +182,7 @@ def regressions(
         mean_states: returns a vector of the text encoder for each caption; None leaves that control out.
         seed: seed of the choice of images.
     """
-    generator = torch.Generator().manual_seed(derive_seed("regression", seed))
-    rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
+    rows = regression_rows(len(train.table), rule, seed)
     captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
         ON_WORDS: WordVectors(captions),
@@ -191,6 +194,12 @@ def regressions(
         regression = CaptionRegression(vectors(captions), train.latents[rows], families, rule)
         fitted[name] = _of_captions(vectors, regression)
     return fitted
+
+
+def regression_rows(n: int, rule: RegressionRule, seed: int) -> Int[Tensor, " row"]:
+    """Return the rows of `n` training images on which regressions are fitted, ascending; all if there are no more."""
+    generator = torch.Generator().manual_seed(derive_seed("regression", seed))
+    return torch.randperm(n, generator=generator)[: rule.images].sort().values
 
 
 def _of_captions(vectors: Callable[[Sequence[str]], Tensor], regression: CaptionRegression) -> Expectation:

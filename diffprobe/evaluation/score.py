@@ -23,11 +23,12 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
-from diffprobe.evaluation.captions import Encoded, encode_split, regressions
+from diffprobe.evaluation.captions import Encoded, encode_split, regression_rows, regressions
 from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, TEXT_FREE, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.evaluation.score_store import stored_errors
+from diffprobe.generative.image_table import ImageTable
 from diffprobe.probes.score.staged_errors import Stage, nested_timesteps, weighted_error
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
@@ -203,13 +204,19 @@ class _Scoring:
             random_seed=random_seed,
         )  # fmt: skip
 
-    def _encode(self, split: str, limit: int | None, progress: ProgressDisplay) -> Encoded:
+    def _encode(
+        self,
+        split: str,
+        limit: int | None,
+        progress: ProgressDisplay,
+        chosen: Callable[[ImageTable], Tensor] | None = None,
+    ) -> Encoded:
         config, data = self.config, self.config.data
         if limit is not None:
             data = replace(data, limit=min(limit, data.limit or limit))
         return encode_split(
             data, split, self.error, group_attribute=config.group_by, family_attribute=config.family_attribute,
-            resolution=self.error.spec.resolution, progress=progress,
+            resolution=self.error.spec.resolution, progress=progress, chosen=chosen,
             captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
 
@@ -222,10 +229,16 @@ class _Scoring:
         require_distinct(question, self._texts())
 
     def _train(self, progress: ProgressDisplay) -> Encoded | None:
-        """Return the training split, where something is fitted on it."""
-        if self.config.weights.kind != "learned" and not self.config.regression.images:
+        """Return the training samples that something is fitted on, if anything is."""
+        config = self.config
+        if config.weights.kind == "learned":
+            return self._encode(config.data.train_split, None, progress)
+        if not config.regression.images:
             return None
-        return self._encode(self.config.data.train_split, None, progress)
+        return self._encode(
+            config.data.train_split, None, progress,
+            lambda table: regression_rows(len(table), config.regression, config.seed),
+        )  # fmt: skip
 
     def _errors(
         self,
@@ -323,17 +336,12 @@ def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
     count = min(len(names), max(3, round(fraction * len(names))))
     chosen = {names[place] for place in torch.randperm(len(names), generator=generator)[:count].tolist()}
     rows = [row for row, name in enumerate(encoded.families) if name in chosen]
-    table = encoded.table
     return Encoded(
-        replace(
-            table, images=table.images[rows], keys=[table.keys[row] for row in rows],
-            captions=[table.captions[row] for row in rows], attributes=[table.attributes[row] for row in rows],
-            class_names=[table.class_names[row] for row in rows] if table.class_names else [],
-        ),
+        encoded.table.take(torch.tensor(rows)),
         encoded.latents[rows],
         [encoded.groups[row] for row in rows],
         [encoded.families[row] for row in rows],
-    )  # fmt: skip
+    )
 
 
 def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:

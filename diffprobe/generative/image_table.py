@@ -52,6 +52,17 @@ class ImageTable:
         """Return the images of some rows as floats in [0, 1]."""
         return self.images[rows].float() / 255
 
+    def take(self, rows: Int[Tensor, " row"]) -> "ImageTable":
+        """Return the table of some rows, in their order."""
+        chosen = rows.tolist()
+        return ImageTable(
+            images=self.images[rows],
+            keys=[self.keys[row] for row in chosen],
+            captions=[self.captions[row] for row in chosen],
+            attributes=[self.attributes[row] for row in chosen],
+            class_names=[self.class_names[row] for row in chosen] if self.class_names else [],
+        )
+
     def groups(self, attribute: str | None) -> list[str]:
         """Return the group of each sample: its value of an attribute, or its key without a value."""
         return [sample.get(attribute or "", key) for key, sample in zip(self.keys, self.attributes, strict=True)]
