@@ -1,4 +1,4 @@
-"""Record results of `diffprobe score` for the documentation: python docs/record_scores.py NAME=RESULT [NAME=RESULT ...].
+"""Record results of `diffprobe score` for the documentation: python docs/record_scores.py [NAME=RESULT ...].
 
 Each result goes to docs/results/scores/NAME.json. From all that are there, the table of docs/users/scores.md, the table
 of costs below it, and the figure docs/scores-passes.png are made.
