@@ -170,11 +170,13 @@ def _encode(
     config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str, progress: ProgressDisplay
 ) -> Encoded:
     resolution = resolution_of(pipeline)
-    of = {"group_attribute": config.group_attribute, "family_attribute": config.family_attribute}
     data = config.data
     if config.limit is not None and split in config.scored_splits:
         data = replace(data, limit=min(config.limit, data.limit or config.limit))
-    return encode_split(data, split, score, **of, resolution=resolution, progress=progress)
+    return encode_split(
+        data, split, score, group_attribute=config.group_attribute, family_attribute=config.family_attribute,
+        resolution=resolution, progress=progress,
+    )  # fmt: skip
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str, progress: ProgressDisplay) -> MetricRecord:
