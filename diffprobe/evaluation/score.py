@@ -23,7 +23,7 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
-from diffprobe.evaluation.captions import Encoded, encode_split, regression_rows, regressions
+from diffprobe.evaluation.captions import Encoded, Expectation, encode_split, regression_rows, regressions
 from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, TEXT_FREE, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
@@ -106,9 +106,10 @@ class _Scoring:
         if any(one is None for one in found):
             return None
         records: list[MetricRecord] = []
+        fitted = self._fitted(train)
         for question, scored in zip(asked, found, strict=True):
             assert scored is not None
-            controls = self._regressions(train, encoded, question)
+            controls = _distances(fitted, encoded, question)
             controls |= {name: weighted_error(errors, scored.weights) for name, errors in scored.controls.items()}
             detail: dict[str, Any] = {
                 "timesteps": self.timesteps,
@@ -302,21 +303,27 @@ class _Scoring:
         choices = errors.masked_fill(~question.eligible[..., None], torch.nan)
         return learned_weights(choices * self.weights, question.right, families) * self.weights
 
-    def _regressions(
-        self, train: Encoded | None, encoded: Encoded, question: Question
-    ) -> dict[str, Float[Tensor, "sample n"]]:
-        """Return the distances of latents to those that regressions expect for the candidates."""
-        if train is None or not self.config.regression.images or not isinstance(question.values[0], str):
+    def _fitted(self, train: Encoded | None) -> dict[str, Expectation]:
+        """Fit the regressions from captions to latents, if they are asked for."""
+        if train is None or not self.config.regression.images:
             return {}
         clip = next((text for text in self._texts().values() if isinstance(text, ClipTextEncoder)), None)
         states = None if clip is None else lambda captions: clip.mean_states(captions).float().cpu()
-        fitted = regressions(train, self.config.regression, states, seed=self.config.seed)
-        latents, found = encoded.latents[question.rows].flatten(1), {}
-        for name, expect in fitted.items():
-            distances = torch.cdist(latents.double(), expect([str(value) for value in question.values]).double())
-            picked = distances.gather(1, question.candidates.clamp_min(0))
-            found[name] = picked.masked_fill(~question.offered, torch.inf)
-        return found
+        return regressions(train, self.config.regression, states, seed=self.config.seed)
+
+
+def _distances(
+    fitted: Mapping[str, Expectation], encoded: Encoded, question: Question
+) -> dict[str, Float[Tensor, "sample n"]]:
+    """Return the distances of latents to those that regressions expect for the candidates."""
+    if not isinstance(question.values[0], str):
+        return {}
+    latents, found = encoded.latents[question.rows].flatten(1), {}
+    for name, expect in fitted.items():
+        distances = torch.cdist(latents.double(), expect([str(value) for value in question.values]).double())
+        picked = distances.gather(1, question.candidates.clamp_min(0))
+        found[name] = picked.masked_fill(~question.offered, torch.inf)
+    return found
 
 
 @dataclass(frozen=True)
