@@ -21,6 +21,9 @@ _CONTROLS = {
     "regression_on_words": "regression on words", "regression_on_text_encoder": "on the text encoder",
 }  # fmt: skip
 
+_FIRST = (1, 2, 4, 8)
+"""Numbers of timesteps of the table of costs."""
+
 
 def recorded() -> dict[str, RunResult]:
     """Return the recorded results by name."""
@@ -63,16 +66,20 @@ def accuracy_table(results: dict[str, RunResult]) -> list[str]:
 
 
 def curve_table(results: dict[str, RunResult]) -> list[str]:
-    """Return the lines of the table of accuracy against denoiser passes per image."""
+    """Return the lines of the table of accuracy with the first timesteps alone: a row per metric."""
     rows = []
     for result in results.values():
         for record in result.metrics:
-            for point in record.detail.get("curve", ()):
+            points = record.detail.get("curve", ())
+            if points:
+                first = {int(point["n_timesteps"]): _number(point["accuracy"]) for point in points[:-1]}
+                last = points[-1]
                 rows.append(
-                    [f"`{record.name}`", f"{point['n_timesteps']:g}", f"{point['passes']:,.1f}",
-                     _number(point["accuracy"])]
+                    [f"`{record.name}`", f"{points[0]['passes']:,.0f}", *(first.get(n, "") for n in _FIRST),
+                     f"{_number(last['accuracy'])} ({last['n_timesteps']:g})"]
                 )  # fmt: skip
-    return markdown_table(["metric", "timesteps", "passes per image", "accuracy"], rows).splitlines()
+    header = ["metric", "passes per timestep", *map(str, _FIRST), "all timesteps"]
+    return markdown_table(header, rows).splitlines()
 
 
 def draw(results: dict[str, RunResult]) -> None:

@@ -286,7 +286,7 @@ class _Scoring:
         config = self.config
         if config.weights.kind != "learned":
             return self.weights
-        part = share_of_groups(train, config.weights.fraction, config.seed)
+        part = share_of_groups(train, config.weights.fraction, config.seed, config.weights.images)
         rule = config.candidates
         if rule.kind in ("captions", "retrieval"):
             rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))))
@@ -336,13 +336,16 @@ class _Scored:
     generated: Tensor | None
 
 
-def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
-    """Return the samples of a seeded choice of groups, at least three of them."""
+def share_of_groups(encoded: Encoded, fraction: float, seed: int, images: int | None = None) -> Encoded:
+    """Return the samples of a seeded choice of groups, at least three of them, and of these at most `images`."""
     names = sorted(set(encoded.families))
     generator = torch.Generator().manual_seed(derive_seed("weights", seed))
     count = min(len(names), max(3, round(fraction * len(names))))
     chosen = {names[place] for place in torch.randperm(len(names), generator=generator)[:count].tolist()}
     rows = [row for row, name in enumerate(encoded.families) if name in chosen]
+    if images is not None:
+        kept = torch.randperm(len(rows), generator=generator)[:images].sort().values
+        rows = [rows[place] for place in kept.tolist()]
     return Encoded(
         encoded.table.take(torch.tensor(rows)),
         encoded.latents[rows],

@@ -80,6 +80,8 @@ class WeightRule:
     """Error of what the denoiser predicts, of the noise, or of the clean sample."""
     fraction: float = 0.05
     """Share of the training groups on which weights are learned."""
+    images: int | None = None
+    """Largest number of images of these groups, a seeded choice; None for all."""
 
     def __post_init__(self) -> None:
         if self.kind == "exponential" and self.loss != "sample":
@@ -90,8 +92,10 @@ class WeightRule:
             )  # fmt: skip
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"weights.fraction={self.fraction:g} is out of range: above 0, at most 1.")
-        if self.kind != "learned" and self.fraction != type(self).fraction:
-            raise ConfigError(f"weights.fraction has no effect with kind={self.kind}.", fix="weights.kind=learned")
+        at_least(1, **{"weights.images": self.images})
+        for name in ("fraction", "images"):
+            if self.kind != "learned" and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"weights.{name} has no effect with kind={self.kind}.", fix="weights.kind=learned")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = (("-", "o"), ("-.", "s"), (":", "^"))
+"""Line and marker, changed where the colours are used up."""
 _WIDTH, _HEIGHT = 7.2, 3.9  # inches
 _CHANCE = "chance"
 
@@ -37,11 +39,12 @@ def accuracy_by_passes(result: RunResult) -> "Figure":
         levels: set[float] = set()
         for number, record in enumerate(records):
             colour = _COLOURS[number % len(_COLOURS)]
+            dash, marker = _STYLES[number // len(_COLOURS) % len(_STYLES)]
             passes = [point["passes"] for point in record.detail["curve"]]
             values = [point["accuracy"] for point in record.detail["curve"]]
             # a label that starts with _ is left out of a legend by matplotlib
             label = f"\u200b{one_line(record.name.replace('_', ' '))}"
-            axes.plot(passes, values, color=colour, lw=1.6, marker="o", ms=4.5, label=label)
+            axes.plot(passes, values, dash, color=colour, lw=1.6, marker=marker, ms=4.5, label=label)
             if record.spread:
                 axes.errorbar(passes[-1:], values[-1:], yerr=[record.spread], ecolor=colour, fmt="none", capsize=3)
             if (chance := record.controls.get(_CHANCE)) is not None and chance not in levels:

@@ -41,3 +41,17 @@ def test_each_recorded_result_has_a_command_on_the_page(script: ModuleType) -> N
         assert all(
             record.detail["interval"][0] <= record.value <= record.detail["interval"][1] for record in result.metrics
         )
+
+
+def test_the_text_on_differences_is_that_of_the_results(script: ModuleType) -> None:
+    records = {name: {record.name: record for record in result.metrics} for name, result in script.recorded().items()}
+    regressions = ("regression_on_words", "regression_on_text_encoder")
+    for name, record in records["scenes"].items():
+        lows = [record.detail["differences"][control]["low"] for control in (*regressions, "chance")]
+        assert (min(lows) > 0) == (not name.endswith("_place"))
+    for record in (records["scenes"]["matched_caption_accuracy_place"], records["emoji10"]["caption_of_10_accuracy"]):
+        found = record.detail["differences"]["regression_on_words"]
+        estimate, low, high = (100 * found[key] for key in ("estimate", "low", "high"))
+        assert f"{estimate:.1f} points\n({low:.1f} to {high:.1f})" in PAGE or (
+            f"{estimate:.1f} points ({low:.1f} to {high:.1f})" in PAGE
+        )

@@ -182,3 +182,5 @@ def test_weights_are_learned_on_whole_groups_of_the_training_split() -> None:
     assert all(key.endswith(family) for key, family in zip(part.table.keys, part.families, strict=True))
     assert part.table.keys == share_of_groups(world, 0.05, seed=0).table.keys
     assert len(share_of_groups(world, 1.0, seed=0).table) == 20
+    few = share_of_groups(world, 0.05, seed=0, images=5)
+    assert len(few.table) == 5 and set(few.table.keys) < set(part.table.keys)

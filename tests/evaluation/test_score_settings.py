@@ -69,7 +69,16 @@ def test_wrong_candidates_are_refused(keys: dict[str, Any]) -> None:
         CandidateRule(**keys)
 
 
-@pytest.mark.parametrize("keys", [{"kind": "exponential"}, {"fraction": 0.1}, {"kind": "learned", "fraction": 0.0}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kind": "exponential"},
+        {"fraction": 0.1},
+        {"images": 9},
+        {"kind": "learned", "images": 0},
+        {"kind": "learned", "fraction": 0.0},
+    ],
+)
 def test_wrong_weights_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="weights"):
         WeightRule(**keys)
