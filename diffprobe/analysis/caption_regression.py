@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.probes.score.diffusion_classifier import leads
+from diffprobe.probes.score.candidate_ranks import is_chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,4 +95,5 @@ def choose_nearest(
         latents: the samples' latents.
         candidates: rows of `expected`, the right one in column 0.
     """
-    return leads((expected[candidates] - latents.flatten(1)[:, None]).square().sum(-1))
+    distances = (expected[candidates] - latents.flatten(1)[:, None]).square().sum(-1)
+    return is_chosen(distances, torch.zeros(len(latents), dtype=torch.long))

@@ -138,3 +138,11 @@ def _chosen(parser: argparse.ArgumentParser, found: argparse.Namespace) -> Itera
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     return [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return the numbers of `--process I/N`. Raises: ArgumentTypeError."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a part; expected I/N with I from 0 to N-1, for example 0/2")
+    return int(index), int(count)

@@ -9,7 +9,7 @@ HELP = "time extraction or SAE training; plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver and heads."""
+    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver, heads and scores."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -84,7 +84,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     heads = what.add_parser("heads", help="all classifiers of an experiment in one run, beside runs of one each")
     add_settings(heads)
     heads.add_argument("--singles", type=int, default=8, metavar="N", help="heads that are timed alone (default: 8)")
-    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads):
+    scores = what.add_parser("scores", help="caption choices by denoising error, beside the bare denoiser and pruned")
+    scores.add_argument("--backbone", default="emoji-sd", help="text-conditional model (default: emoji-sd)")
+    scores.add_argument("--data", default="emoji", help="captioned shards (default: emoji)")
+    scores.add_argument("--split", default="test", help="split of --data (default: test)")
+    scores.add_argument("--images", type=int, default=100, metavar="N", help="images (default: 100)")
+    scores.add_argument("--candidates", type=int, default=94, metavar="N", help="captions per image (default: 94)")
+    scores.add_argument("--timesteps", type=int, default=12, metavar="N", help="timesteps (default: 12)")
+    scores.add_argument(
+        "--stages", metavar="T:K,T:K", help="keep the best K after T timesteps (default: 1:40,2:16,4:5)"
+    )
+    scores.add_argument("--group", metavar="NAME", help="wrong captions have another value of this attribute")
+    scores.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
+    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -92,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
-    verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads}
+    verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads, "scores": _scores}
     return verbs[args.what](args)
 
 
@@ -212,6 +224,17 @@ def _heads(args: argparse.Namespace) -> int:
     from diffprobe.config.compose import load_run
 
     report = bench_heads(load_run(None, args.settings), singles=args.singles, progress=_progress)
+    print(render(report))
+    return _write_json(args.json, report.to_json())
+
+
+def _scores(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.scores import STAGES, ScoreSetting, bench_scores, render, stages_of
+
+    names = ("backbone", "data", "split", "images", "candidates", "timesteps", "group", "device")
+    stages = STAGES if args.stages is None else stages_of(args.stages)
+    setting = ScoreSetting(stages=stages, **{name: getattr(args, name) for name in names})
+    report = bench_scores(setting, progress=_progress)
     print(render(report))
     return _write_json(args.json, report.to_json())
 

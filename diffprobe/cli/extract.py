@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from diffprobe.cli.arguments import add_settings
+from diffprobe.cli.arguments import add_settings, part_of
 
 GROUP = "features"
 HELP = "write features of images or prompts to a store; can be continued"
@@ -18,7 +18,7 @@ _PROCESS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     add_settings(parser)
-    parser.add_argument("--process", metavar="I/N", type=_part, help=_PROCESS)
+    parser.add_argument("--process", metavar="I/N", type=part_of, help=_PROCESS)
     parser.add_argument("--quiet", action="store_true", help="no progress bar; print the folder only")
 
 
@@ -56,10 +56,3 @@ def run(args: argparse.Namespace) -> int:
         if missing:
             print(f"part {share} is written; {len(missing)} shards of the store are missing (other parts).")
     return 0
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a part; expected I/N with I from 0 to N-1, for example 0/2")
-    return int(index), int(count)

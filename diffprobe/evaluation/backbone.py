@@ -48,7 +48,7 @@ from diffprobe.evaluation.captions import (
 )
 from diffprobe.evaluation.gates import GateCheck, check_gates
 from diffprobe.evaluation.matched_captions import matched_choice, written_choice
-from diffprobe.probes.score.diffusion_classifier import Screening
+from diffprobe.probes.score.staged_errors import Stage
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
 from diffprobe.scoring.noise_sets import spread_timesteps
@@ -170,11 +170,13 @@ def _encode(
     config: BackboneEvaluation, pipeline: Any, score: DenoisingError, split: str, progress: ProgressDisplay
 ) -> Encoded:
     resolution = resolution_of(pipeline)
-    of = {"group_attribute": config.group_attribute, "family_attribute": config.family_attribute}
     data = config.data
     if config.limit is not None and split in config.scored_splits:
         data = replace(data, limit=min(config.limit, data.limit or config.limit))
-    return encode_split(data, split, score, **of, resolution=resolution, progress=progress)
+    return encode_split(
+        data, split, score, group_attribute=config.group_attribute, family_attribute=config.family_attribute,
+        resolution=resolution, progress=progress,
+    )  # fmt: skip
 
 
 def _reconstruction(pipeline: Any, encoded: Encoded, split: str, progress: ProgressDisplay) -> MetricRecord:
@@ -216,10 +218,11 @@ def _captions(
     """Return what the captions of a split do for the denoising error."""
     conditions, n_timesteps = score.encode_conditions(encoded.captions), score.n_timesteps
     expected = {name: of_captions(encoded.captions) for name, of_captions in expectations.items()}
-    screening = None
-    if config.n_screening_timesteps:
-        first = tuple(spread_timesteps(config.n_screening_timesteps, n_timesteps))
-        screening = Screening(timesteps=first, kept=config.n_screened)
+    timesteps, screening = spread_timesteps(config.n_choice_timesteps, n_timesteps), None
+    if 0 < config.n_screening_timesteps < config.n_choice_timesteps:
+        first = spread_timesteps(config.n_screening_timesteps, n_timesteps)
+        timesteps = [*first, *sorted(set(timesteps) - set(first))]
+        screening = Stage(n_timesteps=len(first), kept=config.n_screened)
     records = text_use(score, encoded, conditions, split, n_timesteps=n_timesteps, seed=config.seed, progress=progress)
     chosen = caption_choice(
         score,
@@ -227,7 +230,7 @@ def _captions(
         conditions,
         split,
         n=config.n_candidates,
-        timesteps=spread_timesteps(config.n_choice_timesteps, n_timesteps),
+        timesteps=timesteps,
         screening=screening,
         expected=expected,
         by=config.by_attributes,

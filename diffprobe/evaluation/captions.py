@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffprobe.analysis.caption_regression import CaptionRegression, RegressionRule, choose_nearest
@@ -21,7 +21,8 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.caption_accuracy import METHOD, accuracy_record
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.caption.bag_of_words import WordVectors
-from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
+from diffprobe.probes.score.diffusion_classifier import candidates_of, choose
+from diffprobe.probes.score.staged_errors import Stage
 from diffprobe.scoring.denoising_error import DenoisingError, Score
 from diffprobe.scoring.noise_sets import spread_timesteps
 
@@ -62,12 +63,20 @@ def encode_split(
     family_attribute: str | None,
     resolution: int,
     progress: ProgressDisplay,
+    captioned: bool = True,
+    chosen: Callable[[ImageTable], Int[Tensor, " row"]] | None = None,
 ) -> Encoded:
     """Load a split and encode its images; without a family attribute the groups are the families.
 
+    Args:
+        captioned: whether every sample needs a caption.
+        chosen: returns the rows to encode; None encodes all.
+
     Raises: see `load_table`.
     """
-    table = load_table(data, split, resolution=resolution, captioned=True)
+    table = load_table(data, split, resolution=resolution, captioned=captioned)
+    if chosen is not None:
+        table = table.take(chosen(table))
     parts = []
     with progress.bar(len(table), f"{split}: encoding", unit="images", keep=False) as bar:
         for rows in torch.arange(len(table)).split(64):
@@ -173,8 +182,7 @@ def regressions(
         mean_states: returns a vector of the text encoder for each caption; None leaves that control out.
         seed: seed of the choice of images.
     """
-    generator = torch.Generator().manual_seed(derive_seed("regression", seed))
-    rows = torch.randperm(len(train.table), generator=generator)[: rule.images].sort().values
+    rows = regression_rows(len(train.table), rule, seed)
     captions, families = ([values[row] for row in rows.tolist()] for values in (train.captions, train.families))
     inputs: dict[str, Callable[[Sequence[str]], Tensor]] = {
         ON_WORDS: WordVectors(captions),
@@ -186,6 +194,12 @@ def regressions(
         regression = CaptionRegression(vectors(captions), train.latents[rows], families, rule)
         fitted[name] = _of_captions(vectors, regression)
     return fitted
+
+
+def regression_rows(n: int, rule: RegressionRule, seed: int) -> Int[Tensor, " row"]:
+    """Return the rows of `n` training images on which regressions are fitted, ascending; all if there are no more."""
+    generator = torch.Generator().manual_seed(derive_seed("regression", seed))
+    return torch.randperm(n, generator=generator)[: rule.images].sort().values
 
 
 def _of_captions(vectors: Callable[[Sequence[str]], Tensor], regression: CaptionRegression) -> Expectation:
@@ -200,7 +214,7 @@ def caption_choice(
     *,
     n: int,
     timesteps: Sequence[int],
-    screening: Screening | None,
+    screening: Stage | None,
     expected: Mapping[str, Float[Tensor, "sample number"]],
     by: Sequence[str],
     seed: int,
@@ -210,6 +224,8 @@ def caption_choice(
 
     Args:
         conditions: encoded caption of each sample, one row each.
+        timesteps: over which errors are averaged, those of the screening first.
+        screening: after its timesteps only the best candidates are scored at the others; None scores all at all.
         expected: per regression the latent expected for each sample's caption; may be empty. The regressions choose
             among the same candidates.
         by: attributes for whose values the accuracy is recorded too.
@@ -221,15 +237,15 @@ def caption_choice(
     with progress.bar(len(table), f"{split}: which of {n} captions", unit="images") as bar:
         choice = choose(
             score, encoded.latents, table.keys, conditions, candidates, timesteps,
-            screening=screening, on_batch=bar.update,
+            stages=() if screening is None else (screening,), on_batch=bar.update,
         )  # fmt: skip
     controls = {CHANCE: torch.full((len(table),), 1 / n, dtype=torch.float64)}
     for name, of_captions in expected.items():
         controls[name] = choose_nearest(of_captions, encoded.latents, candidates).double()
-    detail: dict[str, Any] = {"timesteps": list(timesteps)}
+    detail: dict[str, Any] = {"timesteps": sorted(timesteps)}
     if screening is not None:
         detail["screening"] = {
-            "timesteps": list(screening.timesteps),
+            "timesteps": list(timesteps[: screening.n_timesteps]),
             "kept": screening.kept,
             "accuracy": float(choice.right_at_screening.double().mean()),
         }

@@ -3,7 +3,8 @@
 Source: Li et al., 2303.16203. Errors come from `scoring/denoising_error.py` for every family.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.backbones.base import Condition
+from diffprobe.backbones.base import Condition, take_rows
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.text_encoders import ClipTextEncoder, TextEncoder
+from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.config.parse import record_tree
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import unknown
+from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
-from diffprobe.evaluation.captions import Encoded, encode_split, regressions
-from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
-from diffprobe.evaluation.score_records import RANDOM_DENOISER, score_records
+from diffprobe.evaluation.captions import Encoded, Expectation, encode_split, regression_rows, regressions
+from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
+from diffprobe.evaluation.score_records import RANDOM_DENOISER, TEXT_FREE, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.evaluation.score_store import stored_errors
-from diffprobe.probes.score.staged_errors import nested_timesteps, weighted_error
+from diffprobe.generative.image_table import ImageTable
+from diffprobe.probes.score.staged_errors import Stage, nested_timesteps, weighted_error
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
+from diffprobe.scoring.generated_images import generated_latents, read_again
 from diffprobe.scoring.noise_sets import spread_timesteps
 from diffprobe.scoring.timestep_weights import exponential_weights, learned_weights, loss_factors
 from diffprobe.shards.index import ShardSet
 
 SCORES = "scores"
-"""Folder of the stored errors in a run folder."""
+"""Folder of the stored errors in the folder of an experiment; runs that ask the same share them."""
 
 
-def score(config: ScoreConfig) -> Path:
+def score(config: ScoreConfig, *, process: tuple[int, int] = (0, 1)) -> Path | None:
     """Score, write `result.json`, and return its path.
 
     The folder is <output>/<experiment>/<first 12 digits of a digest>: of the config, the model's files and the shards.
-    The same command continues an interrupted run from its stored errors.
+    The same command continues an interrupted run from its stored errors, which runs of an experiment share.
 
+    Args:
+        config: the settings.
+        process: number of this process and number of processes, which score alternating chunks of images and need no
+            communication but the folder.
+    Returns: the path, or None while errors of other processes are missing: the process that finishes last writes it.
     Raises: UnknownName for a split or attribute that the data do not have; ConfigError for a model that does not take
         the candidates, texts that are too long or tokenise alike; EmptyClass, NonFinite, errors of loading.
     """
@@ -50,11 +60,13 @@ def score(config: ScoreConfig) -> Path:
     shard_set = ShardSet.load(config.data.path, storage_patience=config.data.storage_patience)
     config = replace(config, group_by=config.group_by or shard_set.group)
     _require_names(config, shard_set)
-    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set.digest)
+    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set.digest, process)
     tree, inputs = record_tree(config), {SHARDS: shard_set.digest, BACKBONE: run.model_digest}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     with ProgressDisplay(transient=True) as progress:
-        metrics = run.records(run_dir / SCORES, progress)
+        metrics = run.records(run_dir.parent / SCORES, progress)
+    if metrics is None:
+        return None
     result = make_result(
         run=run_dir.name, experiment=config.experiment, kind="score", config=tree, seeds={"seed": config.seed},
         metrics=metrics, started_at=started_at, artifacts=inputs,
@@ -64,157 +76,282 @@ def score(config: ScoreConfig) -> Path:
 
 
 class _Scoring:
-    """One run: the model, the timesteps in their order, and the errors that are stored."""
+    """One run: the models, the timesteps in their order, and the errors that are stored."""
 
-    def __init__(self, config: ScoreConfig, model_digest: str, data_digest: str) -> None:
-        self.config, self.model_digest, self.data_digest = config, model_digest, data_digest
-        self.error = self._open(0)
-        schedule = self.error.spec.schedule
+    def __init__(self, config: ScoreConfig, model_digest: str, data_digest: str, process: tuple[int, int]) -> None:
+        self.config, self.model_digest, self.data_digest, self.process = config, model_digest, data_digest, process
+        model = config.backbone
+        self.error = DenoisingError.from_pretrained(
+            model.path, seed=self._noise_seed(0), dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass
+        )
+        spec = self.error.spec
+        self.controls = self._control_models()
         self.timesteps = nested_timesteps(spread_timesteps(config.n_timesteps, self.error.n_timesteps))
-        self.weights = loss_factors(self.error.spec.prediction, config.weights.loss, self.timesteps, schedule)
+        self.weights = loss_factors(spec.prediction, config.weights.loss, self.timesteps, spec.schedule)
         if config.weights.kind == "exponential":
             self.weights = self.weights * exponential_weights(self.timesteps, self.error.n_timesteps)
 
-    def records(self, folder: Path, progress: ProgressDisplay) -> list[MetricRecord]:
-        """Return the records of all questions; errors are stored below `folder`."""
+    def records(self, folder: Path, progress: ProgressDisplay) -> list[MetricRecord] | None:
+        """Return the records of all questions, or None while errors of other processes are missing.
+
+        Errors are stored below `folder`.
+        """
         config, split = self.config, self.config.scored_split
         encoded = self._encode(split, config.limit, progress)
         asked = questions(config.candidates, encoded, seed=config.seed)
         for question in asked:
             self._require(question)
         train = self._train(progress)
+        found = [self._scored(question, encoded, train, folder, progress) for question in asked]
+        if any(one is None for one in found):
+            return None
         records: list[MetricRecord] = []
-        for question in asked:
-            weights = self._learned(train, question.name, folder, progress) if train is not None else self.weights
-            errors = [
-                self._errors(
-                    self._open(number), encoded, question, weights, folder, f"noise set {number + 1}", progress
-                )
-                for number in range(config.noise_sets)
-            ]
-            controls = self._regressions(train, encoded, question)
-            if config.random_denoiser:
-                blind = self._open(0, random=True)
-                found = self._errors(blind, encoded, question, weights, folder, "random denoiser", progress)
-                controls[RANDOM_DENOISER] = weighted_error(found, weights)
-            detail: dict[str, Any] = {"timesteps": self.timesteps, "weights": (weights / weights.sum()).tolist()}
+        fitted = self._fitted(train)
+        for question, scored in zip(asked, found, strict=True):
+            assert scored is not None
+            controls = _distances(fitted, encoded, question)
+            controls |= {name: weighted_error(errors, scored.weights) for name, errors in scored.controls.items()}
+            detail: dict[str, Any] = {
+                "timesteps": self.timesteps,
+                "weights": (scored.weights / scored.weights.sum()).tolist(),
+            }
             records += score_records(
-                question, errors, weights, controls, encoded, split=split,
+                question, scored.errors, scored.weights, controls, encoded, split=split,
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
+                generated=scored.generated, passes_of_generation=config.generated.passes,
             )  # fmt: skip
         return records
 
-    def _open(self, noise_set: int, *, random: bool = False) -> DenoisingError:
-        """Return the score with the noise of a set; the trained model is loaded once."""
+    def _scored(
+        self, question: Question, encoded: Encoded, train: Encoded | None, folder: Path, progress: ProgressDisplay
+    ) -> "_Scored | None":
+        """Return the errors of a question by the model and the controls; None if some are missing."""
+        config = self.config
+        weights = self._learned(train, question.name, folder, progress) if train is not None else self.weights
+        latents = encoded.latents[question.rows]
+
+        def errors_of(error: DenoisingError, name: str, **facts: Any) -> Tensor | None:
+            return self._errors(error, encoded, question, lambda rows: latents[rows], weights, folder, name, progress,
+                                facts=facts)  # fmt: skip
+
+        found = [errors_of(self._with_noise(number), f"noise set {number + 1}") for number in range(config.noise_sets)]
+        controls = {
+            name: errors_of(error, name.replace("_", " "), model=digest, random=seed)
+            for name, (error, digest, seed) in self.controls.items()
+        }
+        generated = self._generated(encoded, question, weights, folder, progress) if config.generated.steps else None
+        if any(one is None for one in (*found, *controls.values())) or (config.generated.steps and generated is None):
+            return None
+        return _Scored(
+            weights,
+            [errors for errors in found if errors is not None],
+            {name: errors for name, errors in controls.items() if errors is not None},
+            generated,
+        )
+
+    def _generated(
+        self, encoded: Encoded, question: Question, weights: Tensor, folder: Path, progress: ProgressDisplay
+    ) -> Float[Tensor, "sample n timestep"] | None:
+        """Return the errors of images that are generated from the right candidates, with the first set of noise."""
+        config, rule = self.config, self.config.generated
+        decode = VaeDecoder.from_folder(locate(config.backbone.path).part("vae"))
+        decode.vae.to(next(self.error.backbone.denoiser.parameters()).device)
+        own = question.candidates.gather(1, question.right[:, None]).squeeze(1)
+        conditions = self.error.encode_conditions(question.values)
+        keys = [encoded.table.keys[row] for row in question.rows.tolist()]
+
+        def latents_of(rows: Tensor) -> Tensor:
+            latents = generated_latents(
+                self.error, [keys[row] for row in rows.tolist()], take_rows(conditions, own[rows]),
+                steps=rule.steps, guidance=rule.guidance, seed=config.seed,
+            )  # fmt: skip
+            return read_again(self.error, decode, latents)
+
+        facts = {"generated": [rule.steps, rule.guidance, config.seed]}
+        return self._errors(
+            self.error, encoded, question, latents_of, weights, folder, "generated images", progress, facts=facts
+        )
+
+    def _noise_seed(self, noise_set: int) -> int:
+        return derive_seed("noise set", self.config.seed, noise_set)
+
+    def _with_noise(self, noise_set: int) -> DenoisingError:
+        """Return the score with the noise of a set."""
+        return DenoisingError(
+            self.error.backbone, self.error.spec, seed=self._noise_seed(noise_set), rows=self.error.rows
+        )
+
+    def _control_models(self) -> dict[str, tuple[DenoisingError, str, int | None]]:
+        """Open the models that are controls: name -> scorer, digest of its files, seed of random weights."""
+        config = self.config
+        found: dict[str, tuple[DenoisingError, str, int | None]] = {}
+        if config.random_denoiser:
+            found[RANDOM_DENOISER] = (self._open(config.backbone.path, config.seed), self.model_digest, config.seed)
+        if config.text_free_model is not None:
+            blind = self._open(config.text_free_model, None)
+            for what in ("latent_shape", "resolution", "prediction"):
+                ours, theirs = getattr(self.error.spec, what), getattr(blind.spec, what)
+                if ours != theirs:
+                    raise ConfigError(
+                        f"text_free_model={config.text_free_model}: its {what} is {theirs}, that of the model {ours}."
+                    )
+            found[TEXT_FREE] = (blind, checkpoint_digest(config.text_free_model), None)
+        return found
+
+    def _open(self, path: str, random_seed: int | None) -> DenoisingError:
         model = self.config.backbone
-        seed = derive_seed("noise set", self.config.seed, noise_set)
-        if not random and hasattr(self, "error"):
-            return DenoisingError(self.error.backbone, self.error.spec, seed=seed, rows=model.max_rows_per_pass)
         return DenoisingError.from_pretrained(
-            model.path, seed=seed, dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass,
-            random_seed=self.config.seed if random else None,
+            path, seed=self._noise_seed(0), dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass,
+            random_seed=random_seed,
         )  # fmt: skip
 
-    def _encode(self, split: str, limit: int | None, progress: ProgressDisplay) -> Encoded:
+    def _encode(
+        self,
+        split: str,
+        limit: int | None,
+        progress: ProgressDisplay,
+        chosen: Callable[[ImageTable], Tensor] | None = None,
+    ) -> Encoded:
         config, data = self.config, self.config.data
         if limit is not None:
             data = replace(data, limit=min(limit, data.limit or limit))
         return encode_split(
             data, split, self.error, group_attribute=config.group_by, family_attribute=config.family_attribute,
-            resolution=self.error.spec.resolution, progress=progress,
+            resolution=self.error.spec.resolution, progress=progress, chosen=chosen,
+            captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
 
     def _texts(self) -> dict[str, TextEncoder]:
         return dict(getattr(self.error.backbone, "texts", {}))
 
     def _require(self, question: Question) -> None:
-        require_condition(self.error.spec, question.values)
+        for error in (self.error, *(error for error, _, _ in self.controls.values())):
+            require_condition(error.spec, question.values)
         require_distinct(question, self._texts())
 
     def _train(self, progress: ProgressDisplay) -> Encoded | None:
-        """Return the training split, where something is fitted on it."""
-        if self.config.weights.kind != "learned" and not self.config.regression.images:
+        """Return the training samples that something is fitted on, if anything is."""
+        config = self.config
+        if config.weights.kind == "learned":
+            return self._encode(config.data.train_split, None, progress)
+        if not config.regression.images:
             return None
-        return self._encode(self.config.data.train_split, None, progress)
+        return self._encode(
+            config.data.train_split, None, progress,
+            lambda table: regression_rows(len(table), config.regression, config.seed),
+        )  # fmt: skip
 
     def _errors(
         self,
         error: DenoisingError,
         encoded: Encoded,
         question: Question,
+        latents_of: Callable[[Tensor], Tensor],
         weights: Float[Tensor, " timestep"],
         folder: Path,
         name: str,
         progress: ProgressDisplay,
         *,
-        whole: bool = False,
-    ) -> Float[Tensor, "sample n timestep"]:
-        """Return the errors of a question; with `whole` no candidate is pruned."""
+        facts: Mapping[str, Any] | None = None,
+        stages: tuple[Stage, ...] | None = None,
+        process: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "sample n timestep"] | None:
+        """Return the errors of a question, or None while chunks of other processes are missing.
+
+        Args:
+            facts: what fixes the errors beside the model, the data, the noise and the precision.
+            stages: prunings, and `process`: the part; None for those of the run.
+        """
         config = self.config
         conditions: Condition = error.encode_conditions(question.values)
         keys = [encoded.table.keys[row] for row in question.rows.tolist()]
-        facts = {
+        identity = {
             "model": self.model_digest, "data": self.data_digest, "seed": error.seed, "dtype": config.backbone.dtype,
-            "random": config.seed if name == "random denoiser" else None,
+            "random": None, **(facts or {}),
         }  # fmt: skip
         with progress.bar(len(keys), f"{question.name}: {name}", unit="images", keep=False) as bar:
             return stored_errors(
-                folder, facts, error, encoded.latents[question.rows], keys, conditions, question, self.timesteps,
-                weights, () if whole else config.stages, chunk=config.chunk, on_batch=bar.update,
+                folder, identity, error, latents_of, keys, conditions, question, self.timesteps, weights,
+                config.stages if stages is None else stages, chunk=config.chunk, process=process or self.process,
+                on_batch=bar.update,
             )  # fmt: skip
 
     def _learned(
         self, train: Encoded, name: str, folder: Path, progress: ProgressDisplay
     ) -> Float[Tensor, " timestep"]:
-        """Learn the weights of a question on a share of the training groups, whose candidates are made alike."""
+        """Learn the weights of a question on a share of the training groups, whose candidates are made alike.
+
+        Each of several processes needs them before it prunes, so each scores the whole share.
+        """
         config = self.config
         if config.weights.kind != "learned":
             return self.weights
-        part = share_of_groups(train, config.weights.fraction, config.seed)
+        part = share_of_groups(train, config.weights.fraction, config.seed, config.weights.images)
         rule = config.candidates
         if rule.kind in ("captions", "retrieval"):
             rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))))
         asked = questions(rule, part, seed=config.seed)
         question = asked[0] if len(asked) == 1 else next(found for found in asked if found.name == name)
         self._require(question)
-        errors = self._errors(self.error, part, question, self.weights, folder, "weights", progress, whole=True)
+        latents = part.latents[question.rows]
+        errors = self._errors(
+            self.error, part, question, lambda rows: latents[rows], self.weights, folder, "weights", progress,
+            stages=(), process=(0, 1),
+        )  # fmt: skip
+        assert errors is not None, "one process scores all of it"
         families = [part.families[row] for row in question.rows.tolist()]
-        return learned_weights(errors * self.weights, question.right, families) * self.weights
+        choices = errors.masked_fill(~question.eligible[..., None], torch.nan)
+        return learned_weights(choices * self.weights, question.right, families) * self.weights
 
-    def _regressions(
-        self, train: Encoded | None, encoded: Encoded, question: Question
-    ) -> dict[str, Float[Tensor, "sample n"]]:
-        """Return the distances of latents to those that regressions expect for the candidates."""
-        if train is None or not self.config.regression.images or not isinstance(question.values[0], str):
+    def _fitted(self, train: Encoded | None) -> dict[str, Expectation]:
+        """Fit the regressions from captions to latents, if they are asked for."""
+        if train is None or not self.config.regression.images:
             return {}
         clip = next((text for text in self._texts().values() if isinstance(text, ClipTextEncoder)), None)
         states = None if clip is None else lambda captions: clip.mean_states(captions).float().cpu()
-        fitted = regressions(train, self.config.regression, states, seed=self.config.seed)
-        latents, found = encoded.latents[question.rows].flatten(1), {}
-        for name, expect in fitted.items():
-            distances = torch.cdist(latents.double(), expect([str(value) for value in question.values]).double())
-            picked = distances.gather(1, question.candidates.clamp_min(0))
-            found[name] = picked.masked_fill(~question.offered, torch.inf)
-        return found
+        return regressions(train, self.config.regression, states, seed=self.config.seed)
 
 
-def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
-    """Return the samples of a seeded choice of groups, at least three of them."""
+def _distances(
+    fitted: Mapping[str, Expectation], encoded: Encoded, question: Question
+) -> dict[str, Float[Tensor, "sample n"]]:
+    """Return the distances of latents to those that regressions expect for the candidates."""
+    if not isinstance(question.values[0], str):
+        return {}
+    latents, found = encoded.latents[question.rows].flatten(1), {}
+    for name, expect in fitted.items():
+        distances = torch.cdist(latents.double(), expect([str(value) for value in question.values]).double())
+        picked = distances.gather(1, question.candidates.clamp_min(0))
+        found[name] = picked.masked_fill(~question.offered, torch.inf)
+    return found
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Errors of a question: per set of noise, of controls, and of generated images."""
+
+    weights: Tensor
+    errors: list[Tensor]
+    controls: dict[str, Tensor]
+    generated: Tensor | None
+
+
+def share_of_groups(encoded: Encoded, fraction: float, seed: int, images: int | None = None) -> Encoded:
+    """Return the samples of a seeded choice of groups, at least three of them, and of these at most `images`."""
     names = sorted(set(encoded.families))
     generator = torch.Generator().manual_seed(derive_seed("weights", seed))
     count = min(len(names), max(3, round(fraction * len(names))))
     chosen = {names[place] for place in torch.randperm(len(names), generator=generator)[:count].tolist()}
     rows = [row for row, name in enumerate(encoded.families) if name in chosen]
-    table = encoded.table
+    if images is not None:
+        kept = torch.randperm(len(rows), generator=generator)[:images].sort().values
+        rows = [rows[place] for place in kept.tolist()]
     return Encoded(
-        replace(
-            table, images=table.images[rows], keys=[table.keys[row] for row in rows],
-            captions=[table.captions[row] for row in rows], attributes=[table.attributes[row] for row in rows],
-        ),
+        encoded.table.take(torch.tensor(rows)),
         encoded.latents[rows],
         [encoded.groups[row] for row in rows],
         [encoded.families[row] for row in rows],
-    )  # fmt: skip
+    )
 
 
 def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
@@ -226,5 +363,6 @@ def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     named |= {"candidates.attribute": config.candidates.attribute}
     named |= {f"candidates.phrases.{name}": name for name in config.candidates.phrases}
     for key, name in named.items():
-        if name is not None and name not in shard_set.attributes:
+        is_class = key == "candidates.attribute" and name == CLASS_NAME and config.candidates.kind == "classes"
+        if name is not None and name not in shard_set.attributes and not (is_class and shard_set.classes):
             raise unknown(key, name, shard_set.attributes)

@@ -17,6 +17,9 @@ from diffprobe.evaluation.score_settings import CandidateRule
 from diffprobe.probes.score.diffusion_classifier import candidates_of
 from diffprobe.probes.score.matched_candidates import written_candidates
 
+CLASS_NAME = "class_name"
+"""Stands in `candidates.attribute` for the class of an image, unless the data have an attribute of this name."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -29,6 +32,8 @@ class Question:
         candidates: rows of `values` that each image is offered, ascending; -1 fills up.
         right: column of the right one.
         is_square: whether image i has text i and all texts are offered to all images.
+        sets: set of each image, where images and texts of a set are asked both ways; else empty. Column 0 is then the
+            empty text, a reference that nobody chooses.
     """
 
     name: str
@@ -37,6 +42,15 @@ class Question:
     candidates: Int[Tensor, "sample n"]
     right: Int[Tensor, " sample"]
     is_square: bool = False
+    sets: tuple[str, ...] = ()
+
+    @property
+    def eligible(self) -> Bool[Tensor, "sample n"]:
+        """Where an image has a candidate that it may choose."""
+        found = self.offered
+        if self.sets:
+            found[:, 0] = False
+        return found
 
     @property
     def offered(self) -> Bool[Tensor, "sample n"]:
@@ -53,6 +67,8 @@ def questions(rule: CandidateRule, encoded: Encoded, *, seed: int) -> list[Quest
         return [_classes(rule, encoded)]
     if rule.kind == "retrieval":
         return [_retrieval(rule.n, encoded, seed)]
+    if rule.kind == "sets":
+        return [_sets(str(rule.attribute), encoded)]
     if rule.kind == "captions":
         table = candidates_of(encoded.table.keys, encoded.groups, encoded.captions, n=rule.n, seed=seed)
         texts = [[encoded.captions[row] for row in of_sample] for of_sample in table.tolist()]
@@ -88,6 +104,8 @@ def _of_texts(name: str, rows: list[int], texts: Sequence[Sequence[str]]) -> Que
 def _classes(rule: CandidateRule, encoded: Encoded) -> Question:
     attribute = str(rule.attribute)
     labels = [sample.get(attribute) for sample in encoded.table.attributes]
+    if attribute == CLASS_NAME and not any(labels):
+        labels = [name or None for name in encoded.table.class_names]
     names = sorted({label for label in labels if label is not None})
     if len(names) < 2:
         raise EmptyClass(f"candidates: attribute '{attribute}' has {len(names)} values; a choice needs at least 2.")
@@ -122,6 +140,32 @@ def _retrieval(n: int, encoded: Encoded, seed: int) -> Question:
     values: list[ConditionInput] = [encoded.captions[row] for row in chosen]
     table = torch.arange(n).repeat(n, 1)
     return Question(f"retrieval_of_{n}", torch.tensor(chosen), values, table, torch.arange(n), is_square=True)
+
+
+def _sets(attribute: str, encoded: Encoded) -> Question:
+    """Ask the images of each set for their captions; sets of one image, or with a caption twice, are left out."""
+    members: dict[str, list[int]] = {}
+    for row, sample in enumerate(encoded.table.attributes):
+        if attribute in sample:
+            members.setdefault(sample[attribute], []).append(row)
+    members = {
+        name: rows for name, rows in members.items() if len({encoded.captions[row] for row in rows} - {""}) == len(rows)
+    }
+    rows = sorted(row for of_set in members.values() if len(of_set) > 1 for row in of_set)
+    if not rows:
+        raise EmptyClass(
+            f"candidates: no two images with different captions share a value of '{attribute}'; a set needs two."
+        )
+    sets = tuple(encoded.table.attributes[row][attribute] for row in rows)
+    values = sorted({"", *(encoded.captions[row] for row in rows)})
+    number = {text: place for place, text in enumerate(values)}
+    width = 1 + max(len(members[name]) for name in sets)
+    table, right = torch.full((len(rows), width), -1), torch.empty(len(rows), dtype=torch.long)
+    for place, (row, name) in enumerate(zip(rows, sets, strict=True)):
+        numbers = [0, *sorted(number[encoded.captions[other]] for other in members[name])]
+        table[place, : len(numbers)] = torch.tensor(numbers)
+        right[place] = numbers.index(number[encoded.captions[row]])
+    return Question(f"sets_{attribute}", torch.tensor(rows), list(values), table, right, sets=sets)
 
 
 def require_condition(spec: BackboneSpec, values: Sequence[ConditionInput]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from diffprobe.evaluation.score_candidates import Question
 from diffprobe.probes.score.candidate_ranks import curve, is_chosen, ranks, shuffled_positives, without_prior
 from diffprobe.probes.score.staged_errors import weighted_error
 
-RANDOM_DENOISER, SHUFFLED = "random_denoiser", "shuffled_positives"
+RANDOM_DENOISER, SHUFFLED, TEXT_FREE = "random_denoiser", "shuffled_positives", "text_free_model"
 """Names of controls."""
+REAL, GENERATED = "real_images", "generated_"
+"""Name of the control of a record on generated images, and what its metric begins with."""
 RECALL = (1, 5, 10)
 """Ranks at which retrieval is recorded."""
 
@@ -34,6 +37,8 @@ def measures(
         scores: an error per candidate, infinite where it was pruned or is not offered.
         right: column of the right candidate; for a square question a permutation.
     """
+    if question.sets:
+        return set_measures(question, scores, right)
     if not question.is_square:
         found = {question.name: is_chosen(scores, right).double()}
         if question.name.startswith("matched_"):
@@ -51,6 +56,38 @@ def measures(
     return found
 
 
+def set_measures(
+    question: Question, scores: Float[Tensor, "sample n"], right: Int[Tensor, " sample"]
+) -> dict[str, Float[Tensor, " sample"]]:
+    """Return the measures of sets: each image among the texts of its set, each text among the images, and whole sets.
+
+    From text to image, the error under the empty text is subtracted first, because images differ in how hard they are
+    to denoise. `set_text_score`, `set_image_score` and `set_group_score` are 1 where all images, all texts, or both
+    are right in the set of a sample (Thrush et al., 2204.03162, section 3.3, for sets of two).
+    """
+    members: dict[str, list[int]] = {}
+    for row, name in enumerate(question.sets):
+        members.setdefault(name, []).append(row)
+    texts = ranks(scores.masked_fill(~question.eligible, torch.inf), right)
+    images = torch.empty_like(texts)
+    for rows in members.values():
+        # all images of a set have the same candidates
+        own = scores[rows][:, right[rows]] - scores[rows][:, :1]
+        images[rows] = ranks(own.T.contiguous(), torch.arange(len(rows)))
+    smallest, found = min(map(len, members.values())), {}
+    for way, ranked in {"image_to_text": texts, "text_to_image": images}.items():
+        for k in RECALL:
+            if k < smallest:
+                found[f"set_{way}_r{k}"] = (ranked < k).double()
+    for name, is_right in {
+        "set_text_score": texts == 0, "set_image_score": images == 0, "set_group_score": (texts == 0) & (images == 0),
+    }.items():  # fmt: skip
+        found[name] = torch.empty(len(texts), dtype=torch.float64)
+        for rows in members.values():
+            found[name][rows] = float(is_right[rows].all())
+    return found
+
+
 def pair_metric(name: str) -> str:
     """Return the name of the accuracy over pairs of the right caption and one matched one.
 
@@ -62,10 +99,24 @@ def pair_metric(name: str) -> str:
 
 def chance(question: Question, metric: str) -> Float[Tensor, " sample"]:
     """Return the probability that a random order is right, for each sample."""
-    counts = question.offered.sum(1).double()
-    if question.is_square:
+    counts = question.eligible.sum(1).double()
+    if metric.endswith("_score"):
+        return torch.tensor([_chance_of_set(int(n), metric) for n in counts.tolist()], dtype=torch.float64)
+    if question.is_square or question.sets:
         return int(metric.rpartition("_r")[2]) / counts
     return torch.full_like(counts, 0.5) if metric.startswith("matched_pair") else 1 / counts
+
+
+@cache
+def _chance_of_set(n: int, metric: str) -> float:
+    """Return the probability that random errors of a set of n are all right: n^-n one way, estimated for both."""
+    if metric != "set_group_score":
+        return float(n) ** -n
+    if n == 2:
+        return 1 / 6
+    errors = torch.rand(100_000, n, n, generator=torch.Generator().manual_seed(0))
+    own = torch.arange(n).expand(len(errors), n)
+    return float(((errors.argmin(2) == own).all(1) & (errors.argmin(1) == own).all(1)).double().mean())
 
 
 def score_records(
@@ -79,6 +130,8 @@ def score_records(
     prior_correction: bool,
     detail: Mapping[str, Any],
     seed: int,
+    generated: Float[Tensor, "sample n timestep"] | None = None,
+    passes_of_generation: int = 0,
 ) -> list[MetricRecord]:
     """Return a record for each metric of a question.
 
@@ -89,10 +142,19 @@ def score_records(
         encoded: the split, of which the question has rows.
         prior_correction: whether to subtract the mean error of a candidate.
         detail: added to each record.
+        generated: errors of images that the model generated from the right candidates, with the first set of noise;
+            each metric then has a second record, whose control `real_images` is the first set of noise on real ones.
+        passes_of_generation: denoiser passes of a generated image.
     Returns: records whose value is a mean over sets of noise; `spread` is their standard deviation. Their detail has
         `passes_per_image`, `by_noise_set`, and in the first record the `curve`.
     """
-    corrected = without_prior if prior_correction else (lambda scores: scores)
+
+    def corrected(given: Tensor) -> Tensor:
+        return without_prior(given) if prior_correction else given
+
+    def choosable(given: Tensor) -> Tensor:
+        return corrected(given).masked_fill(~question.eligible, torch.inf)
+
     scores = [corrected(weighted_error(part, weights)) for part in errors]
     by_set = [measures(question, one, question.right) for one in scores]
     rows = question.rows.tolist()
@@ -126,16 +188,45 @@ def score_records(
             },
         )
         if not records:
-            points = [curve(part, question.right, weights, corrected) for part in errors]
+            points = [curve(part, question.right, weights, choosable) for part in errors]
             record.detail["curve"] = [
                 {name: sum(asdict(point)[name] for point in of_sets) / len(of_sets) for name in asdict(of_sets[0])}
                 for of_sets in zip(*points, strict=True)
             ]
         records.append(replace(record, spread=float(accuracies.std()), n_seeds=len(errors)))
-    return records
+    if generated is None:
+        return records
+    own = corrected(weighted_error(generated, weights))
+    found, blind = measures(question, own, question.right), measures(question, own, null)
+    of_passes = float(generated.isfinite().sum()) / len(rows) + passes_of_generation
+    return records + [
+        accuracy_record(
+            f"{GENERATED}{metric}",
+            values.numpy(),
+            {
+                CHANCE: chance(question, metric).numpy(),
+                SHUFFLED: blind[metric].numpy(),
+                REAL: by_set[0][metric].numpy(),
+            },
+            split=split,
+            families=families,
+            attributes=[encoded.table.attributes[row] for row in rows],
+            by=(),
+            seed=seed,
+            detail={**detail, "passes_per_image": of_passes, "left_out": len(encoded.table) - len(rows)},
+        )
+        for metric, values in found.items()
+    ]
 
 
 def _shuffled(question: Question, keys: Sequence[str], seed: int) -> Int[Tensor, " sample"]:
+    if question.sets:  # the texts of a set, in another order: one text per image
+        drawn = question.right.clone()
+        for name in sorted(set(question.sets)):
+            rows = torch.tensor([row for row, other in enumerate(question.sets) if other == name])
+            generator = torch.Generator().manual_seed(derive_seed("shuffled positives", seed, name))
+            drawn[rows] = drawn[rows[torch.randperm(len(rows), generator=generator)]]
+        return drawn
     if not question.is_square:
         return shuffled_positives(question.offered, keys, seed)
     generator = torch.Generator().manual_seed(derive_seed("shuffled positives", seed))

@@ -34,14 +34,15 @@ class ScoredBackbone:
 class CandidateRule:
     """What an image chooses between."""
 
-    kind: Literal["captions", "retrieval", "classes", "matched"] = "captions"
+    kind: Literal["captions", "retrieval", "classes", "matched", "sets"] = "captions"
     """`captions`: its own and n - 1 captions of other groups. `retrieval`: n images of different groups and their n
     captions, each against each, both ways. `classes`: the values of an attribute in a template. `matched`: captions
-    that differ from its own in the value of one attribute."""
+    that differ from its own in the value of one attribute. `sets`: the images that share a value of `attribute`, and
+    their captions, each against each, both ways."""
     n: int = 10
-    """Number of captions (for `matched`: the largest number). No effect for classes."""
+    """Number of captions (for `matched`: the largest number). No effect for classes and sets."""
     attribute: str | None = None
-    """Attribute whose values are the classes."""
+    """Attribute whose values are the classes (`class_name` for those of the data set), or number the sets."""
     template: str | None = None
     """Text of a class, with one `{}`; None gives the values as class numbers to a class-conditional model."""
     phrases: dict[str, str] = field(default_factory=dict)
@@ -49,11 +50,13 @@ class CandidateRule:
 
     def __post_init__(self) -> None:
         at_least(2, **{"candidates.n": self.n})
-        if (self.kind == "classes") != (self.attribute is not None):
+        if (self.kind in ("classes", "sets")) != (self.attribute is not None):
             raise ConfigError(
                 f"candidates: kind={self.kind} with attribute={self.attribute}.",
-                fix="kind=classes with an attribute, another kind without one",
+                fix="kind=classes or kind=sets with an attribute, another kind without one",
             )
+        if self.kind in ("classes", "sets") and self.n != type(self).n:
+            raise ConfigError(f"candidates: n={self.n} has no effect with kind={self.kind}.", fix="remove it")
         if self.kind != "classes" and self.template is not None:
             raise ConfigError(f"candidates: template has no effect with kind={self.kind}.", fix="remove it")
         if (self.kind == "matched") != bool(self.phrases):
@@ -77,6 +80,8 @@ class WeightRule:
     """Error of what the denoiser predicts, of the noise, or of the clean sample."""
     fraction: float = 0.05
     """Share of the training groups on which weights are learned."""
+    images: int | None = None
+    """Largest number of images of these groups, a seeded choice; None for all."""
 
     def __post_init__(self) -> None:
         if self.kind == "exponential" and self.loss != "sample":
@@ -87,8 +92,32 @@ class WeightRule:
             )  # fmt: skip
         if not 0 < self.fraction <= 1:
             raise ConfigError(f"weights.fraction={self.fraction:g} is out of range: above 0, at most 1.")
-        if self.kind != "learned" and self.fraction != type(self).fraction:
-            raise ConfigError(f"weights.fraction has no effect with kind={self.kind}.", fix="weights.kind=learned")
+        at_least(1, **{"weights.images": self.images})
+        for name in ("fraction", "images"):
+            if self.kind != "learned" and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"weights.{name} has no effect with kind={self.kind}.", fix="weights.kind=learned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedRule:
+    """The model's own images, generated from the right candidate of each image (Self-Bench)."""
+
+    steps: int = 0
+    """Sampling steps (deterministic, evenly spaced); 0 leaves this out."""
+    guidance: float = 4.0
+    """Scale of classifier-free guidance; 1 is none, and needs half the passes."""
+
+    def __post_init__(self) -> None:
+        at_least(0, **{"generated.steps": self.steps})
+        if not self.steps and self.guidance != type(self).guidance:
+            raise ConfigError("generated.guidance has no effect without steps.", fix="generated.steps=50")
+        if self.guidance < 1:
+            raise ConfigError(f"generated.guidance={self.guidance:g} is out of range: at least 1.")
+
+    @property
+    def passes(self) -> int:
+        """Denoiser passes of one generated image."""
+        return self.steps * (1 if self.guidance == 1 else 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +152,11 @@ class ScoreConfig:
     """A coarser grouping, whose units intervals resample; None for `group_by`."""
     random_denoiser: bool = True
     """Whether the same choices are made by the denoiser with random weights: a control, for one set of noise."""
+    text_free_model: str | None = None
+    """A model that learned nothing about which caption fits (for example one that was trained on captions of other
+    images): a control, for one set of noise. Same latents and same kind of condition as the model."""
+    generated: GeneratedRule = field(default_factory=GeneratedRule)
+    """Self-Bench: the same choices on images that the model generated itself, beside those on real images."""
     regression: RegressionRule = field(default_factory=RegressionRule)
     """The control from captions alone: a regression from captions to latents on the training split."""
     chunk: int = 32
@@ -131,6 +165,12 @@ class ScoreConfig:
     """Seed of noise, candidates and shuffles."""
     output: str = field(default="runs", metadata=UNRECORDED)
     """Folder of runs."""
+    paper: str | None = None
+    """Paper that is reproduced."""
+    table: str | None = None
+    """Table of the paper."""
+    row: str | None = None
+    """Row of the table."""
 
     def __post_init__(self) -> None:
         at_least(1, limit=self.limit, n_timesteps=self.n_timesteps, chunk=self.chunk)
@@ -148,8 +188,10 @@ class ScoreConfig:
                 "each candidate's error for all images.",
                 fix="stages=[] and candidates.kind=retrieval or classes",
             )
-        if self.candidates.kind == "retrieval" and self.stages:
-            raise ConfigError("stages with candidates.kind=retrieval: both ways need each pair.", fix="stages=[]")
+        if self.candidates.kind in ("retrieval", "sets") and self.stages:
+            raise ConfigError(
+                f"stages with candidates.kind={self.candidates.kind}: both ways need each pair.", fix="stages=[]"
+            )
 
     @property
     def scored_split(self) -> str:

@@ -7,7 +7,7 @@ A diffusion model passes over a small set a hundred times, so images are decoded
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import lightning
 import numpy as np
@@ -36,12 +36,14 @@ class ImageTable:
         keys: key of each sample.
         captions: all captions of each sample, the main one first.
         attributes: attributes of each sample, name -> value.
+        class_names: class of each sample, "" for none; empty where nothing reads them.
     """
 
     images: UInt8[Tensor, "sample 3 height width"]
     keys: list[str]
     captions: list[tuple[str, ...]]
     attributes: list[dict[str, str]]
+    class_names: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,6 +51,17 @@ class ImageTable:
     def to_float(self, rows: Tensor | slice) -> Float[Tensor, "batch 3 height width"]:
         """Return the images of some rows as floats in [0, 1]."""
         return self.images[rows].float() / 255
+
+    def take(self, rows: Int[Tensor, " row"]) -> "ImageTable":
+        """Return the table of some rows, in their order."""
+        chosen = rows.tolist()
+        return ImageTable(
+            images=self.images[rows],
+            keys=[self.keys[row] for row in chosen],
+            captions=[self.captions[row] for row in chosen],
+            attributes=[self.attributes[row] for row in chosen],
+            class_names=[self.class_names[row] for row in chosen] if self.class_names else [],
+        )
 
     def groups(self, attribute: str | None) -> list[str]:
         """Return the group of each sample: its value of an attribute, or its key without a value."""
@@ -87,6 +100,7 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
         keys=[sample.key for sample in samples],
         captions=[sample.captions for sample in samples],
         attributes=[sample.attributes for sample in samples],
+        class_names=[sample.class_name for sample in samples],
     )
 
 

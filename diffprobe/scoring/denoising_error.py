@@ -130,13 +130,13 @@ class DenoisingError:
     @torch.no_grad()
     def encode_images(self, images: Images) -> FeatureMap:
         """Return the scaled latents of images in [0, 1], on the CPU."""
-        with self._exact():
+        with self.exactly():
             return self.backbone.encode_images(images.to(self._like.device)).cpu()
 
     @torch.no_grad()
     def encode_conditions(self, values: Sequence[ConditionInput]) -> Condition:
         """Encode captions or classes, one row each. Raises: ConfigError, see `Backbone.encode_conditions`."""
-        with self._exact():
+        with self.exactly():
             return self.backbone.encode_conditions(values)
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class DenoisingError:
         flat = {name: values.flatten(0, 1) for name, values in conditions.items()}
         image = torch.arange(batch).repeat_interleave(candidates)
         errors = torch.empty(batch * candidates, len(timesteps), dtype=torch.float64)
-        with self._exact():
+        with self.exactly():
             for column, t in enumerate(timesteps):
                 noise = stack_noise(self.seed, keys, t, latents.shape[1:])
                 for rows in torch.arange(len(image)).split(self.rows):
@@ -178,7 +178,7 @@ class DenoisingError:
                     errors[rows, column] = denoising_error(predicted, clean, drawn, steps, schedule).cpu()
         return errors.unflatten(0, (batch, candidates))
 
-    def _exact(self) -> AbstractContextManager[None]:
+    def exactly(self) -> AbstractContextManager[None]:
         """Guard a pass: no autocast, no TF32 under the name of float32."""
         name = next(name for name, dtype in DTYPES.items() if dtype == self._like.dtype)
         return exact(self._like.device, name)

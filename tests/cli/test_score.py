@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.cli.main import main
+from diffprobe.core.result import read_result
 
 FILE = """
 kind: score
@@ -31,10 +32,39 @@ def test_it_prints_the_table_and_names_the_result(capsys: pytest.CaptureFixture[
     assert Path(shown.splitlines()[-1].removeprefix("result: ")).is_file()
 
 
+def test_parts_make_the_result_of_one_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["score", "experiment=mine", "chunk=1"]
+    assert main([*settings, "--process", "1/2"]) == 0
+    assert "part 1/2 is scored; errors of other parts are missing" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "0")  # as torchrun numbers them
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*settings, "--figure", "passes.svg"]) == 0
+    shown = capsys.readouterr()
+    assert "process 0/2 (RANK=0, WORLD_SIZE=2)" in shown.err and "figure: passes.svg" in shown.out
+    two = Path(next(line for line in shown.out.splitlines() if line.startswith("result: ")).removeprefix("result: "))
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert main([*settings, "output=alone"]) == 0
+    one = Path("alone") / two.relative_to("runs")
+    assert read_result(one).metrics == read_result(two).metrics and Path("passes.svg").stat().st_size > 1000
+
+
+def test_a_wrong_part_or_figure_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["score", "mine", "--process", "2/2"])
+    assert "I/N with I from 0 to N-1" in capsys.readouterr().err
+    assert main(["score", "mine", "--figure", "x.gif"]) == 2 and ".svg" in capsys.readouterr().err
+
+
 def test_a_check_prints_the_passes_and_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "mine", "limit=10", "backbone.path=nowhere", "--check"]) == 0
     shown = capsys.readouterr().out
     assert "6 for one set" in shown and "12 for 2 sets" in shown and "120" in shown and not Path("runs").exists()
+    assert main(["score", "mine", "generated.steps=5", "text_free_model=other", "--check"]) == 0
+    shown = capsys.readouterr().out
+    assert "24 for 2 sets and the text-free model and generated images" in shown and "a generated image: 10" in shown
 
 
 @pytest.mark.parametrize(("words", "fact"), [([], "experiment"), (["mine", "noise_sets=1"], "noise_sets")])

@@ -10,7 +10,7 @@ from diffprobe.core.errors import EmptyClass
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.evaluation.captions import Encoded, caption_choice, other_rows, regressions, text_use
 from diffprobe.generative.image_table import ImageTable
-from diffprobe.probes.score.diffusion_classifier import Screening
+from diffprobe.probes.score.staged_errors import Stage
 
 WORDS = ["red", "green", "blue", "round", "flat", "thin", "wide", "old", "new", "far"]
 
@@ -81,10 +81,10 @@ def test_the_interval_of_a_gain_knows_that_variants_of_a_drawing_are_alike():
     assert width(alone) < 0.75 * width(copies)
 
 
-def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, by=()):
+def chosen(encoded: Encoded, text: torch.Tensor, expectations, screening=None, by=(), timesteps=(100, 300, 700)):
     with ProgressDisplay(shown=False) as progress:
         return caption_choice(
-            Planted(), encoded, {"text": text[:, None]}, "test", n=10, timesteps=[100, 300, 700], screening=screening,
+            Planted(), encoded, {"text": text[:, None]}, "test", n=10, timesteps=timesteps, screening=screening,
             expected={name: of(encoded.captions) for name, of in expectations.items()}, by=by, seed=0,
             progress=progress,
         )  # fmt: skip
@@ -144,10 +144,11 @@ def test_the_accuracy_is_also_that_of_the_values_of_attributes():
 
 def test_a_screening_is_recorded_with_what_it_alone_would_say():
     test = planted(40, 3)
-    late = Screening(timesteps=(700,), kept=3)  # where the planted model knows nothing, so all is a tie
-    record = chosen(test, vectors(test.captions), {}, late)
-    assert record.detail["screening"] == {"timesteps": [700], "kept": 3, "accuracy": 0.0} and record.value == 0
-    early = chosen(test, vectors(test.captions), {}, Screening(timesteps=(100,), kept=3))
+    first, text = Stage(n_timesteps=1, kept=3), vectors(test.captions)
+    late = chosen(test, text, {}, first, timesteps=(700, 100, 300))  # where the planted model knows nothing: all tie
+    assert late.detail["screening"] == {"timesteps": [700], "kept": 3, "accuracy": 0.0}
+    assert late.value == 1 and late.detail["timesteps"] == [100, 300, 700]  # candidates that tie are all kept
+    early = chosen(test, text, {}, first)
     assert early.detail["screening"]["accuracy"] == early.value == 1
 
 

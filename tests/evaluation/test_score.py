@@ -15,7 +15,13 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.evaluation import score_store
 from diffprobe.evaluation.score import SCORES, score, share_of_groups
-from diffprobe.evaluation.score_settings import CandidateRule, ScoreConfig, ScoredBackbone, WeightRule
+from diffprobe.evaluation.score_settings import (
+    CandidateRule,
+    GeneratedRule,
+    ScoreConfig,
+    ScoredBackbone,
+    WeightRule,
+)
 from diffprobe.probes.score.staged_errors import Stage
 from tests.evaluation.score_world import encoded
 
@@ -74,7 +80,8 @@ def test_a_killed_run_continues_with_the_same_bytes(
         score(broken)
     monkeypatch.setattr(score_store, "_write", write)
     again = score(broken)
-    assert files(again.parent / SCORES) == files(whole.parent / SCORES) and len(files(whole.parent)) == 6
+    assert files(again.parents[1] / SCORES) == files(whole.parents[1] / SCORES)
+    assert len(files(whole.parents[1])) == 6
     assert read_result(again).metrics == read_result(whole).metrics
 
 
@@ -88,6 +95,65 @@ def test_a_flow_model_retrieves_both_ways_with_the_noise_loss(config: ScoreConfi
     (way, back) = read_result(score(flow)).metrics
     assert (way.name, back.name) == ("image_to_text_r1", "text_to_image_r1")
     assert way.detail["weights"] == pytest.approx([0.1, 0.9])  # (1 - s)^2 at s = 0.75 and 0.25
+
+
+def test_two_processes_are_one(config: ScoreConfig, tmp_path: Path) -> None:
+    config = changed(config, chunk=1)
+    one = score(changed(config, output=str(tmp_path / "one")))
+    two = changed(config, output=str(tmp_path / "two"))
+    assert score(two, process=(1, 2)) is None and not list((tmp_path / "two").rglob("result.json"))
+    last = score(two, process=(0, 2))
+    assert one is not None and last is not None
+    assert files(last.parents[1] / SCORES) == files(one.parents[1] / SCORES)
+    assert read_result(last).metrics == read_result(one).metrics
+    assert last.relative_to(tmp_path / "two") == one.relative_to(tmp_path / "one")
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_the_batch_of_the_denoiser_has_no_effect_on_a_record(config: ScoreConfig, tmp_path: Path, rows: int) -> None:
+    config = changed(config, regression=RegressionRule(), random_denoiser=False)
+    few = dataclasses.replace(config.backbone, max_rows_per_pass=rows)
+    (plain,), (other,) = (
+        read_result(score(changed(config, backbone=backbone, output=str(tmp_path / str(number))))).metrics
+        for number, backbone in enumerate((config.backbone, few))
+    )
+    assert plain == other
+
+
+def test_runs_that_ask_the_same_share_their_errors(config: ScoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = changed(config, stages=(), regression=RegressionRule(), random_denoiser=False)
+    first = score(config)
+    monkeypatch.setattr(score_store, "_write", lambda path, errors: pytest.fail("computed again"))
+    weighted = score(changed(config, weights=WeightRule(kind="exponential", loss="sample")))
+    assert first is not None and weighted is not None and weighted.parent != first.parent
+
+
+def test_the_models_own_images_stand_beside_real_ones(config: ScoreConfig) -> None:
+    config = changed(
+        config, generated=GeneratedRule(steps=2, guidance=2.0), regression=RegressionRule(), random_denoiser=False
+    )
+    real, own = read_result(score(config)).metrics
+    assert own.name == f"generated_{real.name}" and set(own.controls) == {"chance", "shuffled_positives", "real_images"}
+    assert own.controls["real_images"] == pytest.approx(real.detail["by_noise_set"][0])
+    assert own.detail["passes_per_image"] == 3 + 2 * 2 + 2 * 2 and "real_images" in own.detail["differences"]
+
+
+def test_a_text_free_model_is_a_control(config: ScoreConfig, tmp_path: Path) -> None:
+    config = changed(config, regression=RegressionRule(), random_denoiser=False)
+    same = read_result(score(changed(config, text_free_model=config.backbone.path))).metrics[0]
+    assert same.controls["text_free_model"] == pytest.approx(same.detail["by_noise_set"][0])  # here it is the model
+    with pytest.raises(ConfigError, match="prediction is flow, that of the model epsilon"):
+        score(changed(config, text_free_model=str(sd3.tiny(tmp_path / "sd3"))))
+
+
+def test_images_of_a_set_are_asked_both_ways(config: ScoreConfig) -> None:
+    sets = CandidateRule(kind="sets", attribute="colour")
+    config = changed(config, candidates=sets, stages=(), regression=RegressionRule(), group_by="colour")
+    records = {record.name: record for record in read_result(score(config)).metrics}
+    ways = {"set_image_to_text_r1", "set_text_to_image_r1", "set_text_score", "set_image_score", "set_group_score"}
+    assert set(records) == ways  # of four images two have the same colour
+    assert {(record.n, record.detail["left_out"]) for record in records.values()} == {(2, 2)}
+    assert all(record.detail["passes_per_image"] == 3 * 3 for record in records.values())  # and the empty text
 
 
 def test_weights_are_learned_before_anything_is_scored(config: ScoreConfig) -> None:
@@ -116,3 +182,5 @@ def test_weights_are_learned_on_whole_groups_of_the_training_split() -> None:
     assert all(key.endswith(family) for key, family in zip(part.table.keys, part.families, strict=True))
     assert part.table.keys == share_of_groups(world, 0.05, seed=0).table.keys
     assert len(share_of_groups(world, 1.0, seed=0).table) == 20
+    few = share_of_groups(world, 0.05, seed=0, images=5)
+    assert len(few.table) == 5 and set(few.table.keys) < set(part.table.keys)

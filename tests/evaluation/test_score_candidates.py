@@ -1,5 +1,6 @@
 """Each image is offered its own candidate at any position; candidates no model could tell apart are refused."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,16 @@ def test_classes_are_the_values_of_an_attribute() -> None:
         questions(CandidateRule(kind="classes", attribute="colour"), world, seed=0)
 
 
+def test_classes_may_be_those_of_the_data_set() -> None:
+    world = encoded()
+    names = [sample["shape"] for sample in world.table.attributes]
+    table = dataclasses.replace(world.table, class_names=[*names[:-1], ""], captions=[()] * 20)
+    rule = CandidateRule(kind="classes", attribute="class_name", template="a photo of a {}")
+    (question,) = questions(rule, dataclasses.replace(world, table=table), seed=0)
+    assert question.name == "class_accuracy_class_name" and len(question.rows) == 19
+    assert right_values(question) == [f"a photo of a {name}" for name in names[:-1]]
+
+
 def test_matched_captions_differ_in_one_attribute() -> None:
     world = encoded()
     rule = CandidateRule(kind="matched", n=3, phrases={"colour": "a {}", "shape": "{}"})
@@ -48,6 +59,31 @@ def test_matched_captions_differ_in_one_attribute() -> None:
     assert (colour.name, shape.name) == ("matched_caption_accuracy_colour", "matched_caption_accuracy_shape")
     for row, own in zip(colour.candidates.tolist(), right_values(colour), strict=True):
         assert {str(colour.values[place]).split()[2] for place in row} == {str(own).split()[2]}
+
+
+def test_sets_are_the_images_that_share_a_value() -> None:
+    world = encoded()
+    (question,) = questions(CandidateRule(kind="sets", attribute="shape"), world, seed=0)
+    assert question.sets == tuple(sample["shape"] for sample in world.table.attributes) and question.values[0] == ""
+    assert right_values(question) == world.captions
+    for row, name in zip(question.candidates.tolist(), question.sets, strict=True):
+        assert row[0] == 0 and {str(question.values[place]).split()[-1] for place in row[1:]} == {name}
+    assert not question.eligible[:, 0].any() and question.eligible[:, 1:].all() and question.offered.all()
+
+
+def test_sets_with_a_caption_twice_or_one_image_are_left_out() -> None:
+    world = encoded()
+    captions = [("the same",) if "cat" in caption else (caption,) for caption in world.captions]
+    attributes = [{**sample, "shape": "alone"} if row == 1 else sample
+                  for row, sample in enumerate(world.table.attributes)]  # fmt: skip
+    table = dataclasses.replace(world.table, captions=captions, attributes=attributes)
+    (question,) = questions(
+        CandidateRule(kind="sets", attribute="shape"), dataclasses.replace(world, table=table), seed=0
+    )
+    assert set(question.sets) == {"dog", "cow", "hen", "owl"} and len(question.rows) == 4 * 4 - 1
+    assert int(question.eligible.sum(1).min()) == 3  # of one dog there is no other image
+    with pytest.raises(EmptyClass, match="'tone'"):
+        questions(CandidateRule(kind="sets", attribute="tone"), world, seed=0)
 
 
 def test_too_few_candidates_are_refused() -> None:

@@ -95,3 +95,58 @@ def test_ties_are_wrong_for_every_metric() -> None:
         equal = torch.zeros(question.candidates.shape).masked_fill(~question.offered, torch.inf)
         for name, values in measures(question, equal, question.right).items():
             assert values.sum() == 0 and (chance(question, name) > 0).all()
+
+
+def sets() -> Question:
+    return questions(CandidateRule(kind="sets", attribute="shape"), encoded(), seed=0)[0]
+
+
+def test_sets_are_judged_both_ways_by_hand() -> None:
+    question = sets()
+    scores = torch.rand(*question.candidates.shape, generator=torch.Generator().manual_seed(0))
+    scores[torch.arange(20), question.right] -= 0.4
+    scores += 10 * torch.arange(20)[:, None]  # images differ in how hard they are to denoise
+    found = measures(question, scores, question.right)
+    text, image = [], []
+    for row, name in enumerate(question.sets):
+        own = int(question.right[row])
+        text.append(all(scores[row, own] < scores[row, place] for place in range(1, 5) if place != own))
+        others = [other for other, its in enumerate(question.sets) if its == name and other != row]
+        gains = {other: float(scores[other, own] - scores[other, 0]) for other in [row, *others]}
+        image.append(all(gains[row] < gains[other] for other in others))
+    assert found["set_image_to_text_r1"].bool().tolist() == text and 0 < sum(text) < 20
+    assert found["set_text_to_image_r1"].bool().tolist() == image and 0 < sum(image) < 20
+    of_sets = {name: [row for row in range(20) if question.sets[row] == name] for name in question.sets}
+    for metric, right in {
+        "text": text,
+        "image": image,
+        "group": [a and b for a, b in zip(text, image, strict=True)],
+    }.items():
+        expected = [float(all(right[row] for row in of_sets[name])) for name in question.sets]
+        assert found[f"set_{metric}_score"].tolist() == expected
+
+
+def test_random_errors_of_sets_reach_their_chance() -> None:
+    question = sets()
+    sums: dict[str, float] = {}
+    for seed in range(300):
+        scores = torch.rand(*question.candidates.shape, generator=torch.Generator().manual_seed(seed))
+        for name, values in measures(question, scores, question.right).items():
+            sums[name] = sums.get(name, 0.0) + float(values.mean()) / 300
+    for name, value in sums.items():
+        # from text to image the same reference stands in all comparisons of an image, so chance is approximate there
+        assert value == pytest.approx(float(chance(question, name).mean()), abs=0.02)
+    assert float(chance(question, "set_text_score")[0]) == 4.0**-4
+
+
+def test_own_images_are_compared_with_real_ones_in_pairs() -> None:
+    question = asked("captions", 10)
+    errors = [planted(question, gain, seed) for seed, gain in enumerate([0.0, 0.0])]
+    found = score_records(
+        question, errors, WEIGHTS, {}, encoded(), split="test", prior_correction=False, detail={}, seed=0,
+        generated=planted(question, 5.0, 3), passes_of_generation=7,
+    )  # fmt: skip
+    real, own = found
+    assert own.name == "generated_caption_of_10_accuracy" and own.value == 1
+    assert own.controls["real_images"] == real.detail["by_noise_set"][0] < 0.5
+    assert own.detail["differences"]["real_images"]["low"] > 0 and own.detail["passes_per_image"] == 47

@@ -8,6 +8,7 @@ from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.evaluation.score_settings import (
     CandidateRule,
+    GeneratedRule,
     ScoreConfig,
     ScoredBackbone,
     WeightRule,
@@ -28,6 +29,13 @@ def config(**keys: Any) -> ScoreConfig:
         ({"stages": (Stage(n_timesteps=40, kept=2),)}, "stages"),
         ({"prior_correction": True}, "prior_correction"),
         ({"candidates": CandidateRule(kind="retrieval"), "stages": (Stage(n_timesteps=4, kept=2),)}, "retrieval"),
+        (
+            {
+                "candidates": CandidateRule(kind="sets", attribute="pair"),
+                "stages": (Stage(n_timesteps=4, kept=2),),
+            },
+            "sets",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(keys: dict[str, Any], fact: str) -> None:
@@ -51,6 +59,9 @@ def test_the_training_split_is_not_scored() -> None:
         {"kind": "matched"},
         {"phrases": {"style": "{}"}},
         {"kind": "classes", "attribute": "style", "template": "no slot"},
+        {"kind": "sets"},
+        {"kind": "sets", "attribute": "pair", "n": 5},
+        {"kind": "sets", "attribute": "pair", "template": "a {}"},
     ],
 )
 def test_wrong_candidates_are_refused(keys: dict[str, Any]) -> None:
@@ -58,10 +69,30 @@ def test_wrong_candidates_are_refused(keys: dict[str, Any]) -> None:
         CandidateRule(**keys)
 
 
-@pytest.mark.parametrize("keys", [{"kind": "exponential"}, {"fraction": 0.1}, {"kind": "learned", "fraction": 0.0}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"kind": "exponential"},
+        {"fraction": 0.1},
+        {"images": 9},
+        {"kind": "learned", "images": 0},
+        {"kind": "learned", "fraction": 0.0},
+    ],
+)
 def test_wrong_weights_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="weights"):
         WeightRule(**keys)
+
+
+@pytest.mark.parametrize("keys", [{"steps": -1}, {"guidance": 2.0}, {"steps": 5, "guidance": 0.5}])
+def test_wrong_rules_of_generation_are_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="generated"):
+        GeneratedRule(**keys)
+
+
+def test_passes_of_a_generated_image_count_both_branches_of_guidance() -> None:
+    assert GeneratedRule().passes == 0 and GeneratedRule(steps=5).passes == 10
+    assert GeneratedRule(steps=5, guidance=1.0).passes == 5
 
 
 def test_passes_are_those_of_the_published_stages() -> None:

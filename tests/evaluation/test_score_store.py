@@ -32,13 +32,16 @@ class Score:
         return (latents.flatten(1)[:, :1, None].double() - text[..., None]).abs().sqrt() + (text[..., None] * t).cos()
 
 
-def run(folder: Path, score: Score, **facts: object) -> Tensor:
+def run(
+    folder: Path, score: Score, *, process: tuple[int, int] = (0, 1), weights: float = 1.0, **facts: object
+) -> Tensor | None:
     world = encoded()
     (question,) = questions(CandidateRule(n=5), world, seed=0)
     conditions = {"text": torch.arange(float(len(question.values)))[:, None]}
     return stored_errors(
-        folder, {"seed": 0, **facts}, score, world.latents, world.table.keys, conditions, question, TIMES,
-        torch.ones(3, dtype=torch.float64), [Stage(n_timesteps=1, kept=2)], chunk=6,
+        folder, {"seed": 0, **facts}, score, lambda rows: world.latents[rows], world.table.keys, conditions, question,
+        TIMES, torch.tensor([weights, 1.0, 1.0], dtype=torch.float64), [Stage(n_timesteps=1, kept=2)], chunk=6,
+        process=process,
     )  # fmt: skip
 
 
@@ -70,7 +73,18 @@ def test_an_interrupted_run_continues_and_leaves_the_same_bytes(tmp_path: Path) 
 def test_other_facts_have_other_files(tmp_path: Path) -> None:
     run(tmp_path, Score())
     run(tmp_path, Score(), seed=1)
-    assert len(list(tmp_path.iterdir())) == 2
+    run(tmp_path, Score(), weights=2.0)  # they decide what is pruned
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_several_processes_leave_the_bytes_of_one(tmp_path: Path, count: int) -> None:
+    whole = run(tmp_path / "whole", Score())
+    parts = [run(tmp_path / "parts", Score(), process=(index, count)) for index in reversed(range(count))]
+    assert all(part is None for part in parts[:-1])  # chunk 0 is of the process that comes last
+    assert whole is not None and parts[-1] is not None
+    assert torch.equal(parts[-1].nan_to_num(-1), whole.nan_to_num(-1))
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:

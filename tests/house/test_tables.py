@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from diffprobe.backbones.families import dit, sd_unet, unet2d
+from diffprobe.cli.main import main
 from diffprobe.config import search_path
-from diffprobe.config.compose import load_run
+from diffprobe.config.compose import load, load_run
+from diffprobe.config.parse import record_tree
+from diffprobe.core.result import MetricRecord, StartTime, make_result, write_result
+from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.report.table_spec import find_spec, load_specs
 from diffprobe.runs.run_table import plan_table
 
@@ -18,8 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(
     path.parent.relative_to(ROOT / "experiments").as_posix() for path in (ROOT / "experiments").rglob("table.yaml")
 )
-NOT_TRAINED = {"emoji/directions", "emoji/labels", "emoji/use"}
-"""Tables of what `eval` and `directions` measure, which have no rows to train."""
+SCORED = {"diffusion_classifier", "discffusion", "self_bench/classes", "self_bench/relations", "winoground"}
+"""Tables of `diffprobe score`."""
+NOT_TRAINED = {"emoji/directions", "emoji/labels", "emoji/use", *SCORED}
+"""Tables of what `eval`, `directions` and `score` measure, which have no rows to train."""
 SHIPPED = {"emoji-sd", "scenes-sd"}
 TINY: dict[str, Callable[[Path], Path]] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": sd_unet.tiny,
@@ -85,8 +91,9 @@ def rows_alone(name: str) -> bool:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_a_published_value_has_a_row_a_source_and_a_provenance(table):
+    load_row = (lambda name: load(name, kinds=("score",))) if table in SCORED else load_run
     rows = (
-        [load_run(name) for name in experiments_of(table)]
+        [load_row(name) for name in experiments_of(table)]
         if any(s.published for s in load_specs(find_spec(table)))
         else []
     )
@@ -99,6 +106,8 @@ def test_a_published_value_has_a_row_a_source_and_a_provenance(table):
 
 
 def fits(row, where) -> bool:
+    if isinstance(row, ScoreConfig):
+        return where == {"config.row": row.row, "split": row.scored_split}
     tap_of_cell, _, timestep = (row.probe.cell or "").partition("@t")
     taps = [tap_of_cell] if tap_of_cell else list(row.features.taps)
     timesteps = [int(timestep)] if timestep else list(row.features.timesteps)
@@ -108,6 +117,34 @@ def fits(row, where) -> bool:
     tap = where.get("tap")
     in_tap = tap is None or any(tap == one or ("*" in one and tap.split(".")[0] == one.split(".")[0]) for one in taps)
     return in_tap and all(value in known[field] for field, value in where.items() if field != "tap")
+
+
+@pytest.mark.parametrize("table", sorted(SCORED))
+def test_every_row_of_a_score_table_is_valid_offline_and_has_an_entry(table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = {value for spec in load_specs(find_spec(table)) for value in spec.rows[0].values}
+    rows = [load(name, kinds=("score",)) for name in experiments_of(table)]
+    assert {row.row for row in rows} == asked and all(row.paper and row.table for row in rows)
+    for name in experiments_of(table):
+        assert main(["score", f"experiment={name}", "--check"]) == 0
+        assert "denoiser passes per image" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_score_table_shows_a_result_beside_what_was_published(tmp_path, capsys):
+    tree = record_tree(load("diffusion_classifier/cifar10", kinds=("score",)))
+    record = MetricRecord(
+        name="class_accuracy_class_name", value=0.5, split="test", n=9, controls={"chance": 0.1}, n_seeds=2, spread=0.01
+    )
+    result = make_result(
+        run="a", experiment="diffusion_classifier/cifar10", kind="score", config=tree, seeds={"seed": 0},
+        metrics=[record], started_at=StartTime.now(), artifacts={},
+    )  # fmt: skip
+    write_result(result, tmp_path / "diffusion_classifier" / "cifar10" / "a" / "result.json")
+    assert main(["table", "diffusion_classifier", "--results", str(tmp_path), "--format", "markdown"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("| CIFAR-10 |")]
+    assert "50.0" in line and "88.5" in line and "10.0" in line and "second hand" in shown
 
 
 @pytest.mark.slow

@@ -163,3 +163,20 @@ def test_what_a_model_predicts_decides_its_error(tmp_path: Path) -> None:
 def test_a_backbone_without_noise_is_refused() -> None:
     with pytest.raises(ConfigError, match="'pixels'.* clean images"):
         DenoisingError.from_pretrained("pixels", device="cpu")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256])
+def test_a_shipped_model_scores_alike_in_any_batch_and_order_of_candidates(rows: int) -> None:
+    score = DenoisingError.from_pretrained("emoji-sd", device="cpu", seed=1)
+    latents = torch.randn(3, *score.spec.latent_shape, generator=torch.Generator().manual_seed(0))
+    captions = [f"noto emoji, {name}" for name in ("cat", "dog", "rocket", "pizza")]
+    encoded, keys = score.encode_conditions(captions), ["a", "b", "c"]
+    given = {name: values.expand(3, *values.shape) for name, values in encoded.items()}
+    plain = score(latents, keys, given, [200, 700])
+    score.rows = rows
+    order = torch.tensor([2, 0, 3, 1])
+    moved = score(latents, keys, {name: values[:, order] for name, values in given.items()}, [700, 200])
+    torch.testing.assert_close(moved.flip(2), plain[:, order], atol=1e-6, rtol=1e-6)
+    alone = score(latents[1:2], keys[1:2], {name: values[1:2] for name, values in given.items()}, [200, 700])
+    torch.testing.assert_close(alone, plain[1:2], atol=1e-6, rtol=1e-6)
+    assert (plain.std(1) > 1e-4).all()  # candidates differ by more than that

@@ -1,6 +1,6 @@
 """Choose the caption of an image among n: Diffusion Classifier (Li et al., 2303.16203, eq. 5), chance 1/n.
 
-Holds the choice of candidates and the decision; errors come from `scoring/denoising_error.py`.
+Holds the choice of candidates and the decision; errors come from `staged_errors`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffprobe.backbones.base import Condition, take_rows
-from diffprobe.core.errors import ConfigError, EmptyClass
+from diffprobe.backbones.base import Condition
+from diffprobe.core.errors import EmptyClass
 from diffprobe.core.rng import derive_seed
+from diffprobe.probes.score.candidate_ranks import is_chosen
+from diffprobe.probes.score.staged_errors import Stage, staged_errors, weighted_error
 from diffprobe.scoring.denoising_error import Score
 
 
@@ -47,26 +49,13 @@ def candidates_of(
     return table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Screening:
-    """A first stage at few timesteps, after which only the best candidates are scored at the others.
-
-    The staged pruning of the paper's released code (there 50 samples for all classes, 500 for the best five).
-    """
-
-    timesteps: tuple[int, ...]
-    """Timesteps at which all candidates are scored; a subset of all timesteps."""
-    kept: int
-    """Candidates that are scored at the other timesteps too."""
-
-
 @dataclass(frozen=True)
 class Choice:
     """Whether each sample's own caption was chosen.
 
     Attributes:
         right: over all timesteps, among the candidates that were kept.
-        right_at_screening: over the timesteps of the screening alone, among all; the same as `right` without one.
+        right_at_screening: over the timesteps of the first stage alone, among all; the same as `right` without stages.
     """
 
     right: Bool[Tensor, " sample"]
@@ -81,49 +70,31 @@ def choose(
     candidates: Int[Tensor, "sample n"],
     timesteps: Sequence[int],
     *,
-    screening: Screening | None = None,
+    stages: Sequence[Stage] = (),
     batch_size: int = 64,
-    on_batch: Callable[[int], None] = lambda count: None,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> Choice:
     """Return for each sample whether its own caption has the least error, averaged over timesteps; a tie is wrong.
 
+    Errors are those of `staged_errors`, with all timesteps weighted alike.
+
     Args:
         conditions: encoded condition of each sample, one row each; `candidates` are rows of it, the right one in
-            column 0.
-        screening: None scores all candidates at all timesteps.
+            column 0 (its position has no effect).
+        timesteps: in the order in which they are scored.
+        stages: prunings; empty scores all candidates at all timesteps.
         on_batch: called with the number of samples done, for progress.
-    Raises: ConfigError for a screening at timesteps outside of `timesteps`, or one that keeps a single candidate.
+    Raises: ConfigError for stages that do not fit; NonFinite.
     """
-    first = list(timesteps) if screening is None else list(screening.timesteps)
-    others = sorted(set(timesteps) - set(first))
-    kept = candidates.shape[1] if screening is None else min(screening.kept, candidates.shape[1])
-    if kept < 2 or not set(first) <= set(timesteps):
-        raise ConfigError(
-            f"a screening at {first} that keeps {kept} candidates does not fit a choice at {list(timesteps)}.",
-            fix="screen at some of the timesteps, and keep at least 2",
-        )
-    right, at_screening = [], []
+    first = stages[0].n_timesteps if stages else len(timesteps)
+    weights, parts = torch.ones(len(timesteps), dtype=torch.float64), []
     for rows in torch.arange(len(keys)).split(batch_size):
         names, asked = [keys[row] for row in rows.tolist()], candidates[rows]
-        errors = score(latents[rows], names, take_rows(conditions, asked), first).double().sum(-1)
-        at_screening.append(leads(errors))
-        if others:
-            places = _likeliest(errors, kept)
-            more = score(latents[rows], names, take_rows(conditions, asked.gather(1, places)), others).double().sum(-1)
-            # The own caption is in column 0 of what is kept, or was worse than `kept` others and has lost.
-            right.append(leads(errors.gather(1, places) + more) & (places[:, 0] == 0))
+        offered = torch.ones_like(asked, dtype=torch.bool)
+        parts.append(staged_errors(score, latents[rows], names, conditions, asked, offered, timesteps, weights, stages))
         on_batch(len(rows))
-    found = torch.cat(at_screening)
-    return Choice(torch.cat(right) if right else found, found)
-
-
-def leads(errors: Float[Tensor, "sample n"]) -> Bool[Tensor, " sample"]:
-    """Return for each sample whether column 0 has the least error; a tie is wrong."""
-    return (errors[:, :1] < errors[:, 1:]).all(1)
-
-
-def _likeliest(errors: Float[Tensor, "sample n"], kept: int) -> Int[Tensor, "sample kept"]:
-    """Return the columns of the least errors, in the order of columns; in a tie the own caption loses."""
-    rivals = errors.clone()
-    rivals[:, 0] = rivals[:, 0].nextafter(torch.tensor(torch.inf, dtype=errors.dtype))
-    return rivals.argsort(dim=1, stable=True)[:, :kept].sort(1).values
+    errors, own = torch.cat(parts), torch.zeros(len(keys), dtype=torch.long)
+    return Choice(
+        is_chosen(weighted_error(errors, weights), own),
+        is_chosen(weighted_error(errors[..., :first], weights[:first]), own),
+    )

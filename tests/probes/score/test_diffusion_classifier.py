@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from diffprobe.core.errors import ConfigError, EmptyClass
-from diffprobe.probes.score.diffusion_classifier import Screening, candidates_of, choose
+from diffprobe.probes.score.diffusion_classifier import candidates_of, choose
+from diffprobe.probes.score.staged_errors import Stage
 from diffprobe.scoring.noise_sets import spread_timesteps
 
 N = 60
@@ -77,9 +78,9 @@ def test_a_tie_is_wrong():
     latents, text = numbers()
     table = torch.stack([torch.arange(N), torch.arange(N)], 1)
     assert not choose(Planted(), latents, KEYS, text, table, [1, 2]).right.any()
-    table = torch.stack([torch.arange(N), *[torch.arange(N)] * 3], 1)  # all alike: the own one is not kept
-    screening = Screening(timesteps=(1, 2), kept=2)
-    assert not choose(Planted(), latents, KEYS, text, table, [1, 2, 3, 4], screening=screening).right.any()
+    table = torch.stack([torch.arange(N), *[torch.arange(N)] * 3], 1)  # all alike
+    stages = (Stage(n_timesteps=2, kept=2),)
+    assert not choose(Planted(), latents, KEYS, text, table, [1, 2, 3, 4], stages=stages).right.any()
 
 
 def test_a_score_that_knows_nothing_is_right_one_time_in_ten():
@@ -112,19 +113,19 @@ class Table:
         return self.errors[rows[:, None, None], columns[..., None], torch.tensor(timesteps)]
 
 
-def choose_from(errors: torch.Tensor, screening: Screening | None, **options):
+def choose_from(errors: torch.Tensor, stages: tuple[Stage, ...] = (), *, steps=None, **options):
     n = len(errors)
     score, candidates = Table(errors), torch.arange(10 * n).reshape(n, 10)
     text = {"text": torch.arange(10.0 * n).reshape(-1, 1, 1)}
-    keys, steps = [f"key {i}" for i in range(n)], list(range(errors.shape[-1]))
-    return score, choose(score, numbers(n)[0], keys, text, candidates, steps, screening=screening, **options)
+    keys, steps = [f"key {i}" for i in range(n)], list(range(errors.shape[-1])) if steps is None else steps
+    return score, choose(score, numbers(n)[0], keys, text, candidates, steps, stages=stages, **options)
 
 
 def test_a_screening_scores_the_others_at_what_is_left_and_sums_over_all():
     errors = torch.rand(400, 10, 6, generator=torch.Generator().manual_seed(1))
     errors[:, 0] -= 0.3  # the own caption is often best, and often not
-    screening = Screening(timesteps=(1, 4), kept=3)
-    score, choice = choose_from(errors, screening, batch_size=400)
+    stages, steps = (Stage(n_timesteps=2, kept=3),), [1, 4, 0, 2, 3, 5]
+    score, choice = choose_from(errors, stages, steps=steps, batch_size=400)
     assert score.asked == [(10, [1, 4]), (3, [0, 2, 3, 5])]
     first, total = errors[..., [1, 4]].sum(-1), errors.sum(-1)
     expected = []
@@ -139,13 +140,22 @@ def test_a_screening_scores_the_others_at_what_is_left_and_sums_over_all():
 def test_a_screening_that_keeps_all_changes_nothing():
     errors = torch.rand(50, 10, 6, generator=torch.Generator().manual_seed(2))
     errors[:, 0] -= 0.2
-    kept = choose_from(errors, Screening(timesteps=(0, 3), kept=10))[1].right
-    assert torch.equal(kept, choose_from(errors, None)[1].right) and 0 < kept.sum() < 50
-    assert torch.equal(kept, choose_from(errors, Screening(timesteps=(0, 3), kept=99), batch_size=7)[1].right)
+    kept = choose_from(errors, (Stage(n_timesteps=2, kept=10),))[1].right
+    assert torch.equal(kept, choose_from(errors)[1].right) and 0 < kept.sum() < 50
+    assert torch.equal(kept, choose_from(errors, (Stage(n_timesteps=2, kept=99),), batch_size=7)[1].right)
 
 
-def test_a_screening_that_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="keeps 1 "):
-        choose_from(torch.rand(3, 10, 4), Screening(timesteps=(0,), kept=1))
-    with pytest.raises(ConfigError, match=r"\[7\] .* \[0, 1, 2, 3\]"):
-        choose_from(torch.rand(3, 10, 4), Screening(timesteps=(7,), kept=3))
+def test_the_position_of_the_right_caption_has_no_effect():
+    errors = torch.rand(80, 10, 4, generator=torch.Generator().manual_seed(3)).round(decimals=1)  # with ties
+    errors[:, 0] -= 0.2
+    stages = (Stage(n_timesteps=1, kept=2),)
+    plain = choose_from(errors, stages)[1].right
+    order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + torch.randperm(9)])
+    assert torch.equal(plain, choose_from(errors[:, order], stages)[1].right) and 0 < plain.sum() < 80
+
+
+def test_stages_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="keeping 0 after 1"):
+        choose_from(torch.rand(3, 10, 4), (Stage(n_timesteps=1, kept=0),))
+    with pytest.raises(ConfigError, match="after 4 of 4"):
+        choose_from(torch.rand(3, 10, 4), (Stage(n_timesteps=4, kept=3),))

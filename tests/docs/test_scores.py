@@ -1,0 +1,57 @@
+"""The tables of docs/users/scores.md are those of the recorded results."""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from tests.docs.markdown import ROOT
+
+PAGE = (ROOT / "docs/users/scores.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record_scores", ROOT / "docs/record_scores.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shown(name: str) -> list[str]:
+    """Return the lines of a table of the page."""
+    lines = PAGE.partition(f"<!-- table: {name} -->\n")[2].splitlines()
+    return lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
+
+
+def test_the_tables_are_those_of_the_recorded_results(script: ModuleType) -> None:
+    results = script.recorded()
+    assert len(results) >= 2
+    assert shown("scores") == script.accuracy_table(results) and shown("passes") == script.curve_table(results)
+
+
+def test_each_recorded_result_has_a_command_on_the_page(script: ModuleType) -> None:
+    for result in script.recorded().values():
+        assert f"diffprobe score experiment={result.experiment} " in PAGE
+        kind = result.config["candidates"]["kind"]
+        for setting in (f"n_timesteps={result.config['n_timesteps']}", f"limit={result.config['limit']}"):
+            default = result.experiment in ("emoji/score", "scenes/score") and kind != "retrieval"
+            assert default or setting.replace("None", "null") in PAGE
+        assert all(
+            record.detail["interval"][0] <= record.value <= record.detail["interval"][1] for record in result.metrics
+        )
+
+
+def test_the_text_on_differences_is_that_of_the_results(script: ModuleType) -> None:
+    records = {name: {record.name: record for record in result.metrics} for name, result in script.recorded().items()}
+    regressions = ("regression_on_words", "regression_on_text_encoder")
+    for name, record in records["scenes"].items():
+        lows = [record.detail["differences"][control]["low"] for control in (*regressions, "chance")]
+        assert (min(lows) > 0) == (not name.endswith("_place"))
+    for record in (records["scenes"]["matched_caption_accuracy_place"], records["emoji10"]["caption_of_10_accuracy"]):
+        found = record.detail["differences"]["regression_on_words"]
+        estimate, low, high = (100 * found[key] for key in ("estimate", "low", "high"))
+        assert f"{estimate:.1f} points\n({low:.1f} to {high:.1f})" in PAGE or (
+            f"{estimate:.1f} points ({low:.1f} to {high:.1f})" in PAGE
+        )
