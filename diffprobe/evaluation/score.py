@@ -21,6 +21,7 @@ from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded, encode_split, regressions
+from diffprobe.evaluation.dsd import method_facts, with_method
 from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
@@ -109,11 +110,13 @@ class _Scoring:
         model = self.config.backbone
         seed = derive_seed("noise set", self.config.seed, noise_set)
         if not random and hasattr(self, "error"):
-            return DenoisingError(self.error.backbone, self.error.spec, seed=seed, rows=model.max_rows_per_pass)
-        return DenoisingError.from_pretrained(
+            found = DenoisingError(self.error.backbone, self.error.spec, seed=seed, rows=model.max_rows_per_pass)
+            return with_method(found, self.config)
+        found = DenoisingError.from_pretrained(
             model.path, seed=seed, dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass,
             random_seed=self.config.seed if random else None,
         )  # fmt: skip
+        return with_method(found, self.config)
 
     def _encode(self, split: str, limit: int | None, progress: ProgressDisplay) -> Encoded:
         config, data = self.config, self.config.data
@@ -155,7 +158,7 @@ class _Scoring:
         keys = [encoded.table.keys[row] for row in question.rows.tolist()]
         facts = {
             "model": self.model_digest, "data": self.data_digest, "seed": error.seed, "dtype": config.backbone.dtype,
-            "random": config.seed if name == "random denoiser" else None,
+            "random": config.seed if name == "random denoiser" else None, **method_facts(config),
         }  # fmt: skip
         with progress.bar(len(keys), f"{question.name}: {name}", unit="images", keep=False) as bar:
             return stored_errors(

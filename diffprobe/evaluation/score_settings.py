@@ -8,6 +8,7 @@ from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError, SplitLeak
+from diffprobe.evaluation.dsd_settings import DsdRule, check_method
 from diffprobe.probes.score.staged_errors import Stage, check_stages
 from diffprobe.scoring.timestep_weights import Loss
 
@@ -131,8 +132,13 @@ class ScoreConfig:
     """Seed of noise, candidates and shuffles."""
     output: str = field(default="runs", metadata=UNRECORDED)
     """Folder of runs."""
+    method: Literal["diffusion_classifier", "dsd"] = "diffusion_classifier"
+    """Score of a candidate: its denoising error, or that and cross-attention (Discffusion, DSD)."""
+    dsd: DsdRule = field(default_factory=DsdRule)
+    """For `method=dsd`: weights of attention and error, cross-attentions, heads, training on few images."""
 
     def __post_init__(self) -> None:
+        check_method(self.method, self.dsd, loss=self.weights.loss)
         at_least(1, limit=self.limit, n_timesteps=self.n_timesteps, chunk=self.chunk)
         at_least(2, noise_sets=self.noise_sets)
         check_stages(self.stages, self.n_timesteps)

@@ -1,0 +1,63 @@
+"""`diffprobe score method=dsd` on tiny checkpoints, from images to a record."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffprobe.backbones.families import sd3
+from diffprobe.config.schema import DataConfig
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import RunResult, read_result
+from diffprobe.evaluation.dsd_settings import DsdRule
+from diffprobe.evaluation.score import score
+from diffprobe.evaluation.score_settings import CandidateRule, ScoreConfig, ScoredBackbone
+
+
+@pytest.fixture
+def config(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> ScoreConfig:
+    return ScoreConfig(
+        experiment="tiny/dsd",
+        backbone=ScoredBackbone(path=str(tiny_sd), device="cpu"),
+        data=DataConfig(path=str(tiny_shards)),
+        candidates=CandidateRule(n=3),
+        n_timesteps=2,
+        random_denoiser=False,
+        group_by="colour",
+        output=str(tmp_path),
+        method="dsd",
+    )
+
+
+def run(config: ScoreConfig, **keys: Any) -> RunResult:
+    return read_result(score(dataclasses.replace(config, **keys)))
+
+
+def test_zero_attention_weight_gives_the_record_of_the_diffusion_classifier(config: ScoreConfig) -> None:
+    (ours,) = run(config, dsd=DsdRule(attention_weight=0.0)).metrics
+    (plain,) = run(config, method="diffusion_classifier").metrics
+    assert ours == plain
+
+
+def test_errors_of_another_method_are_not_read(config: ScoreConfig) -> None:
+    folders = {
+        str(path.parent.relative_to(config.output))
+        for rule in (DsdRule(), DsdRule(heads=(0,)), DsdRule(error="norm"))
+        for path in score(dataclasses.replace(config, dsd=rule)).parent.parent.rglob("*.safetensors")
+    }
+    assert len(folders) == 3 * 2  # three rules, two sets of noise
+
+
+def test_a_model_without_cross_attention_is_refused_before_data_are_read(config: ScoreConfig, tmp_path: Path) -> None:
+    flow = ScoredBackbone(path=str(sd3.tiny(tmp_path / "sd3")), device="cpu")
+    with pytest.raises(ConfigError, match="no cross-attention"):
+        run(config, backbone=flow)
+
+
+def test_texts_too_long_or_alike_and_a_single_candidate_are_refused(config: ScoreConfig) -> None:
+    classes = CandidateRule(kind="classes", attribute="colour", template="{}")
+    with pytest.raises(ConfigError, match="tokens"):
+        run(config, candidates=dataclasses.replace(classes, template="a " * 100 + "{}"))
+    with pytest.raises(ConfigError, match="candidates.n"):
+        CandidateRule(n=1)
