@@ -1,8 +1,9 @@
 """Settings of `diffprobe score method=dsd` (Discffusion), and what they exclude."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.probes.score.few_shot_match import FewShotRule
 from diffprobe.scoring.attention_match import AttentionMatchRule
 from diffprobe.scoring.timestep_weights import Loss
 
@@ -13,6 +14,9 @@ DSD = "dsd"
 @dataclass(frozen=True, kw_only=True)
 class DsdRule(AttentionMatchRule):
     """Settings below `dsd`."""
+
+    few_shot: FewShotRule = field(default_factory=FewShotRule)
+    """Training of a LoRA on few images before anything is scored."""
 
 
 def check_method(method: str, rule: DsdRule, *, loss: Loss) -> None:

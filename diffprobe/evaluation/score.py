@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.backbones.base import Condition
+from diffprobe.backbones.lora_adapters import LoraAdapters
 from diffprobe.backbones.text_encoders import ClipTextEncoder, TextEncoder
 from diffprobe.config.parse import record_tree
 from diffprobe.core.digest import digest_json
@@ -21,7 +22,7 @@ from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded, encode_split, regressions
-from diffprobe.evaluation.dsd import method_facts, with_method
+from diffprobe.evaluation.dsd import POOL, ZERO_SHOT, fit_few_shot, method_facts, with_method
 from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
@@ -51,7 +52,7 @@ def score(config: ScoreConfig) -> Path:
     shard_set = ShardSet.load(config.data.path, storage_patience=config.data.storage_patience)
     config = replace(config, group_by=config.group_by or shard_set.group)
     _require_names(config, shard_set)
-    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set.digest)
+    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set.digest, group=shard_set.group)
     tree, inputs = record_tree(config), {SHARDS: shard_set.digest, BACKBONE: run.model_digest}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     with ProgressDisplay(transient=True) as progress:
@@ -64,11 +65,16 @@ def score(config: ScoreConfig) -> Path:
     return run_dir / RESULT_FILE
 
 
+RANDOM_DENOISER_PASS = "random denoiser"
+"""Name of the pass of that control."""
+
+
 class _Scoring:
     """One run: the model, the timesteps in their order, and the errors that are stored."""
 
-    def __init__(self, config: ScoreConfig, model_digest: str, data_digest: str) -> None:
-        self.config, self.model_digest, self.data_digest = config, model_digest, data_digest
+    def __init__(self, config: ScoreConfig, model_digest: str, data_digest: str, *, group: str | None = None) -> None:
+        self.config, self.model_digest, self.data_digest, self.group = config, model_digest, data_digest, group
+        self.lora: LoraAdapters | None = None
         self.error = self._open(0)
         schedule = self.error.spec.schedule
         self.timesteps = nested_timesteps(spread_timesteps(config.n_timesteps, self.error.n_timesteps))
@@ -84,6 +90,7 @@ class _Scoring:
         for question in asked:
             self._require(question)
         train = self._train(progress)
+        lora = self._few_shot(encoded, folder, progress) if config.dsd.few_shot.images else {}
         records: list[MetricRecord] = []
         for question in asked:
             weights = self._learned(train, question.name, folder, progress) if train is not None else self.weights
@@ -96,9 +103,13 @@ class _Scoring:
             controls = self._regressions(train, encoded, question)
             if config.random_denoiser:
                 blind = self._open(0, random=True)
-                found = self._errors(blind, encoded, question, weights, folder, "random denoiser", progress)
+                found = self._errors(blind, encoded, question, weights, folder, RANDOM_DENOISER_PASS, progress)
                 controls[RANDOM_DENOISER] = weighted_error(found, weights)
-            detail: dict[str, Any] = {"timesteps": self.timesteps, "weights": (weights / weights.sum()).tolist()}
+            if self.lora is not None:
+                with self.lora.disabled():
+                    found = self._errors(self._open(0), encoded, question, weights, folder, ZERO_SHOT, progress)
+                controls[ZERO_SHOT] = weighted_error(found, weights)
+            detail = {**lora, "timesteps": self.timesteps, "weights": (weights / weights.sum()).tolist()}
             records += score_records(
                 question, errors, weights, controls, encoded, split=split,
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
@@ -126,6 +137,16 @@ class _Scoring:
             data, split, self.error, group_attribute=config.group_by, family_attribute=config.family_attribute,
             resolution=self.error.spec.resolution, progress=progress,
         )  # fmt: skip
+
+    def _few_shot(self, encoded: Encoded, folder: Path, progress: ProgressDisplay) -> dict[str, Any]:
+        """Train the LoRA of `dsd.few_shot` and return what is recorded of it."""
+        images = self.config.dsd.few_shot.images
+        pool = self._encode(self.config.data.train_split, POOL * images, progress)
+        facts = {"model": self.model_digest, "data": self.data_digest}
+        self.lora, path = fit_few_shot(
+            self.error, self.config, pool, encoded, facts, folder, progress, group=self.group
+        )  # fmt: skip
+        return {"few_shot_images": images, "lora": path.name}
 
     def _texts(self) -> dict[str, TextEncoder]:
         return dict(getattr(self.error.backbone, "texts", {}))
@@ -158,7 +179,8 @@ class _Scoring:
         keys = [encoded.table.keys[row] for row in question.rows.tolist()]
         facts = {
             "model": self.model_digest, "data": self.data_digest, "seed": error.seed, "dtype": config.backbone.dtype,
-            "random": config.seed if name == "random denoiser" else None, **method_facts(config),
+            "random": config.seed if name == RANDOM_DENOISER_PASS else None,
+            **method_facts(config, self.lora if name != RANDOM_DENOISER_PASS else None),
         }  # fmt: skip
         with progress.bar(len(keys), f"{question.name}: {name}", unit="images", keep=False) as bar:
             return stored_errors(
@@ -222,7 +244,7 @@ def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
 
 def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
-    needs_train = config.weights.kind == "learned" or config.regression.images
+    needs_train = config.weights.kind == "learned" or config.regression.images or config.dsd.few_shot.images
     for split in (config.scored_split, *([config.data.train_split] if needs_train else [])):
         shard_set.shards_of(config.data.source_of(split))
     named = {"group_by": config.group_by, "family_attribute": config.family_attribute}
