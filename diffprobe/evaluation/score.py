@@ -23,6 +23,7 @@ from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, S
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded, encode_split, regressions
 from diffprobe.evaluation.dsd import POOL, ZERO_SHOT, fit_few_shot, method_facts, with_method
+from diffprobe.evaluation.overlap import names_of_classes, overlap_records
 from diffprobe.evaluation.score_candidates import Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
@@ -114,6 +115,9 @@ class _Scoring:
                 question, errors, weights, controls, encoded, split=split,
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
             )  # fmt: skip
+            if config.overlap.images:
+                scores = [weighted_error(part, weights) for part in errors]
+                records += self._overlap(train, encoded, question, scores, progress)
         return records
 
     def _open(self, noise_set: int, *, random: bool = False) -> DenoisingError:
@@ -147,6 +151,21 @@ class _Scoring:
             self.error, self.config, pool, encoded, facts, folder, progress, group=self.group
         )  # fmt: skip
         return {"few_shot_images": images, "lora": path.name}
+
+    def _overlap(
+        self,
+        train: Encoded | None,
+        encoded: Encoded,
+        question: Question,
+        scores: list[Float[Tensor, "sample n"]],
+        progress: ProgressDisplay,
+    ) -> list[MetricRecord]:
+        config, attribute = self.config, str(self.config.candidates.attribute)
+        train = train or self._encode(config.data.train_split, None, progress)
+        return overlap_records(
+            self.error, config.overlap, train, names_of_classes(encoded, attribute), attribute, question, scores,
+            self.timesteps, split=config.scored_split, seed=config.seed, progress=progress,
+        )  # fmt: skip
 
     def _texts(self) -> dict[str, TextEncoder]:
         return dict(getattr(self.error.backbone, "texts", {}))
@@ -245,6 +264,7 @@ def share_of_groups(encoded: Encoded, fraction: float, seed: int) -> Encoded:
 def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
     needs_train = config.weights.kind == "learned" or config.regression.images or config.dsd.few_shot.images
+    needs_train = needs_train or config.overlap.images
     for split in (config.scored_split, *([config.data.train_split] if needs_train else [])):
         shard_set.shards_of(config.data.source_of(split))
     named = {"group_by": config.group_by, "family_attribute": config.family_attribute}

@@ -9,6 +9,7 @@ from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.evaluation.dsd_settings import DsdRule, check_method
+from diffprobe.evaluation.overlap_settings import OverlapRule, check_overlap
 from diffprobe.probes.score.staged_errors import Stage, check_stages
 from diffprobe.scoring.timestep_weights import Loss
 
@@ -136,8 +137,11 @@ class ScoreConfig:
     """Score of a candidate: its denoising error, or that and cross-attention (Discffusion, DSD)."""
     dsd: DsdRule = field(default_factory=DsdRule)
     """For `method=dsd`: weights of attention and error, cross-attentions, heads, training on few images."""
+    overlap: OverlapRule = field(default_factory=OverlapRule)
+    """For `candidates.kind=classes`: overlap of the reverse kernels of classes, beside a confusion (DiffROP)."""
 
     def __post_init__(self) -> None:
+        check_overlap(self.overlap, self.candidates.kind)
         check_method(self.method, self.dsd, loss=self.weights.loss)
         at_least(1, limit=self.limit, n_timesteps=self.n_timesteps, chunk=self.chunk)
         at_least(2, noise_sets=self.noise_sets)
