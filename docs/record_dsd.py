@@ -1,6 +1,6 @@
 """Record results of `diffprobe score` with cross-attention: python docs/record_dsd.py RUNS, the folder of the runs.
 
-Results of scenes/dsd and emoji/dsd go to docs/results/scores/dsd, one file for each experiment and method, and the table
+Results of scenes/dsd and emoji/dsd go to docs/results/scores/dsd, one file for each experiment and method. The table
 of docs/users/scores.md is made from all that are there.
 """
 

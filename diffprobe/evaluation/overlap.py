@@ -18,6 +18,7 @@ from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded
 from diffprobe.evaluation.overlap_settings import OverlapRule
 from diffprobe.evaluation.score_candidates import Question
+from diffprobe.generative.image_table import ImageTable
 from diffprobe.probes.predictions import load_predictions
 from diffprobe.scoring.denoising_error import DenoisingError
 from diffprobe.scoring.kernel_overlap import class_overlap, kernel_distances
@@ -30,16 +31,16 @@ def names_of_classes(encoded: Encoded, attribute: str) -> list[str]:
     return sorted({sample[attribute] for sample in encoded.table.attributes if attribute in sample})
 
 
-def images_of_classes(encoded: Encoded, attribute: str, names: Sequence[str], n: int, seed: int) -> list[int]:
+def images_of_classes(table: ImageTable, attribute: str, names: Sequence[str], n: int, seed: int) -> list[int]:
     """Return rows of n images of each class, drawn by the seed, class after class.
 
     Raises: EmptyClass for a class with fewer images.
     """
     generator = torch.Generator().manual_seed(derive_seed("overlap", seed))
-    drawn = torch.randperm(len(encoded.table), generator=generator).tolist()
+    drawn = torch.randperm(len(table), generator=generator).tolist()
     rows: list[int] = []
     for name in names:
-        own = [row for row in drawn if encoded.table.attributes[row].get(attribute) == name][:n]
+        own = [row for row in drawn if table.attributes[row].get(attribute) == name][:n]
         if len(own) < n:
             raise EmptyClass(
                 f"overlap.images={n}: class '{name}' of '{attribute}' has {len(own)} images in the training split.",
@@ -113,7 +114,7 @@ def _shares(counts: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 def overlap_records(
     error: DenoisingError,
     rule: OverlapRule,
-    train: Encoded,
+    train: ImageTable,
     names: Sequence[str],
     attribute: str,
     question: Question,
@@ -128,7 +129,7 @@ def overlap_records(
 
     Args:
         error: the model.
-        train: the split of the images at which kernels are compared.
+        train: the split of the images at which kernels are compared; only these are encoded.
         names: of the classes, in the order of the question's texts.
         scores: of the question, one per set of noise.
         timesteps: at which kernels are compared; 0 is left out.
@@ -140,10 +141,11 @@ def overlap_records(
         confusion, cell = classifier_confusion(Path(rule.classifier), rule.cell, attribute, names)
         source = {"confusion_of": "classifier", "classifier_cell": cell}
     rows = images_of_classes(train, attribute, names, rule.images, seed)
+    latents = torch.cat([error.encode_images(train.to_float(part)) for part in torch.tensor(rows).split(64)])
     used = [t for t in sorted(timesteps) if t > 0]
     with progress.bar(len(rows), f"overlap of {len(names)} classes", unit="images", keep=False) as bar:
         distances = kernel_distances(
-            error, train.latents[rows], [train.table.keys[row] for row in rows],
+            error, latents, [train.keys[row] for row in rows],
             error.encode_conditions(question.values), used, on_sample=bar.update,
         )  # fmt: skip
     classes = [number for number in range(len(names)) for _ in range(rule.images)]

@@ -28,6 +28,7 @@ from diffprobe.evaluation.score_candidates import Question, questions, require_c
 from diffprobe.evaluation.score_records import RANDOM_DENOISER, score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.evaluation.score_store import stored_errors
+from diffprobe.generative.image_table import load_table
 from diffprobe.probes.score.staged_errors import nested_timesteps, weighted_error
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
@@ -117,7 +118,7 @@ class _Scoring:
             )  # fmt: skip
             if config.overlap.images:
                 scores = [weighted_error(part, weights) for part in errors]
-                records += self._overlap(train, encoded, question, scores, progress)
+                records += self._overlap(encoded, question, scores, progress)
         return records
 
     def _open(self, noise_set: int, *, random: bool = False) -> DenoisingError:
@@ -154,14 +155,15 @@ class _Scoring:
 
     def _overlap(
         self,
-        train: Encoded | None,
         encoded: Encoded,
         question: Question,
         scores: list[Float[Tensor, "sample n"]],
         progress: ProgressDisplay,
     ) -> list[MetricRecord]:
         config, attribute = self.config, str(self.config.candidates.attribute)
-        train = train or self._encode(config.data.train_split, None, progress)
+        train = load_table(
+            config.data, config.data.train_split, resolution=self.error.spec.resolution, captioned=True
+        )  # fmt: skip
         return overlap_records(
             self.error, config.overlap, train, names_of_classes(encoded, attribute), attribute, question, scores,
             self.timesteps, split=config.scored_split, seed=config.seed, progress=progress,

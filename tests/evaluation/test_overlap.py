@@ -71,10 +71,10 @@ def test_images_are_of_their_class_and_enough() -> None:
     world = encoded()
     names = names_of_classes(world, "colour")
     assert names == sorted(COLOURS)
-    rows = images_of_classes(world, "colour", names, 2, seed=0)
+    rows = images_of_classes(world.table, "colour", names, 2, seed=0)
     assert [world.table.attributes[row]["colour"] for row in rows] == [name for name in names for _ in range(2)]
     with pytest.raises(EmptyClass, match="has 5"):
-        images_of_classes(world, "colour", names, 6, seed=0)
+        images_of_classes(world.table, "colour", names, 6, seed=0)
 
 
 def test_a_run_records_matrix_and_link(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> None:
