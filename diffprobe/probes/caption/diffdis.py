@@ -84,7 +84,8 @@ class JointBlock(nn.Module):
     def __init__(self, width: int, heads: int, *, is_last: bool = False) -> None:
         super().__init__()
         self.heads, self.before = heads, nn.LayerNorm(width)
-        self.qkv, self.joined = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)  # a bias of keys has no gradient but rounding
+        self.joined = nn.Linear(width, width)
         self.of_query = _feed_forward(width)
         self.of_image = None if is_last else _feed_forward(width)
 

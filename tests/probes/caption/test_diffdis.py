@@ -37,7 +37,7 @@ def test_a_block_is_plain_attention_with_two_feed_forward_layers() -> None:
     torch.manual_seed(0)
     block, x = JointBlock(8, 2).eval(), draw(3, 5, 8)
     normed = F.layer_norm(x, (8,), block.before.weight, block.before.bias)
-    q, k, v = (normed @ block.qkv.weight.T + block.qkv.bias).chunk(3, -1)
+    q, k, v = (normed @ block.qkv.weight.T).chunk(3, -1)
     parts = []
     for number in range(2):
         own = slice(4 * number, 4 * number + 4)
