@@ -1,7 +1,7 @@
 """Record results of `diffprobe score` with cross-attention: python docs/record_dsd.py RUNS, the folder of the runs.
 
-Results of scenes/dsd and emoji/dsd go to docs/results/scores/dsd, one file for each experiment and method. The table
-of docs/users/scores.md is made from all that are there.
+Results of scenes/dsd, emoji/dsd and emoji/overlap go to docs/results/scores/dsd, one file per experiment and method.
+The table of docs/users/scores.md is made from all that are there.
 """
 
 import argparse
@@ -19,6 +19,8 @@ MARKER = "dsd"
 METHODS = {"diffusion_classifier": "Diffusion Classifier", "dsd": "DSD", "attention": "attention alone"}
 """Method in the name of a file -> head of its column."""
 EXPERIMENTS = ("scenes/dsd", "emoji/dsd")
+OVERLAP = "emoji/overlap"
+"""Experiment of the overlap of classes, recorded for the text."""
 
 
 def method_of(result: RunResult) -> str:
@@ -71,6 +73,8 @@ def record(runs: Path) -> None:
         for path in sorted((runs / experiment).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):
             name = f"{experiment.replace('/', '-')}-{method_of(read_result(path))}.json"
             shutil.copyfile(path, RESULTS / name)
+    for path in sorted((runs / OVERLAP).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):
+        shutil.copyfile(path, RESULTS / f"{OVERLAP.replace('/', '-')}.json")
     sys.path.insert(0, str(DOCS))
     from record_demo import with_table  # type: ignore[import-not-found]
 

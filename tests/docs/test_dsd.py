@@ -34,3 +34,20 @@ def test_the_text_states_what_the_table_has() -> None:
     plain, dsd = ({r.name: r.value for r in scenes[method].metrics} for method in ("diffusion_classifier", "dsd"))
     assert all(dsd[name] <= value for name, value in plain.items())
     assert sum(dsd[name] < value for name, value in plain.items()) >= 10
+
+
+def test_the_numbers_on_overlap_are_the_recorded_ones() -> None:
+    result = record_dsd.read_result(record_dsd.RESULTS / "emoji-overlap.json")
+    accuracy, overlap, link = result.metrics
+    low, high = link.detail["interval"]
+    text = " ".join(PAGE.partition("## Overlap of classes")[2].split())
+    spearman, p, mean = (f"{value:.3f}"[1:] for value in (link.value, link.detail["p"], overlap.value))
+    for fact in (
+        f"the {accuracy.n} of {result.config['limit']} held-out emoji", f"in {100 * accuracy.value:.1f} %",
+        f"mean overlap of two tones is {mean}", f"is {spearman} (p = {p})", f"{low:.3f} to {high:.3f}",
+        f"limit={result.config['limit']} n_timesteps={result.config['n_timesteps']}",
+    ):  # fmt: skip
+        assert fact in text, fact
+    names, matrix = overlap.detail["classes"], overlap.detail["overlap"]
+    pairs = {matrix[i][j]: {names[i], names[j]} for i in range(5) for j in range(5) if i != j}
+    assert pairs[max(pairs)] == {"medium", "medium-dark"}
