@@ -24,11 +24,14 @@ from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.captions import Encoded, Expectation, encode_split, regression_rows, regressions
+from diffprobe.evaluation.dsd import POOL, ZERO_SHOT, fit_few_shot
+from diffprobe.evaluation.overlap import names_of_classes, overlap_records
 from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
-from diffprobe.evaluation.score_records import RANDOM_DENOISER, TEXT_FREE, score_records
+from diffprobe.evaluation.score_models import ScoreModels
+from diffprobe.evaluation.score_records import score_records
 from diffprobe.evaluation.score_settings import ScoreConfig
 from diffprobe.evaluation.score_store import stored_errors
-from diffprobe.generative.image_table import ImageTable
+from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.score.staged_errors import Stage, nested_timesteps, weighted_error
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.denoising_error import DenoisingError
@@ -60,7 +63,9 @@ def score(config: ScoreConfig, *, process: tuple[int, int] = (0, 1)) -> Path | N
     shard_set = ShardSet.load(config.data.path, storage_patience=config.data.storage_patience)
     config = replace(config, group_by=config.group_by or shard_set.group)
     _require_names(config, shard_set)
-    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set.digest, process)
+    if process[1] > 1 and config.dsd.few_shot.images:
+        raise ConfigError(f"dsd.few_shot with {process[1]} processes: each would train the LoRA.", fix="one process")
+    run = _Scoring(config, checkpoint_digest(config.backbone.path), shard_set, process)
     tree, inputs = record_tree(config), {SHARDS: shard_set.digest, BACKBONE: run.model_digest}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     with ProgressDisplay(transient=True) as progress:
@@ -78,14 +83,12 @@ def score(config: ScoreConfig, *, process: tuple[int, int] = (0, 1)) -> Path | N
 class _Scoring:
     """One run: the models, the timesteps in their order, and the errors that are stored."""
 
-    def __init__(self, config: ScoreConfig, model_digest: str, data_digest: str, process: tuple[int, int]) -> None:
-        self.config, self.model_digest, self.data_digest, self.process = config, model_digest, data_digest, process
-        model = config.backbone
-        self.error = DenoisingError.from_pretrained(
-            model.path, seed=self._noise_seed(0), dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass
-        )
+    def __init__(self, config: ScoreConfig, model_digest: str, shard_set: ShardSet, process: tuple[int, int]) -> None:
+        self.config, self.model_digest, self.data_digest, self.process = config, model_digest, shard_set.digest, process
+        self.group = shard_set.group
+        self.models = ScoreModels(config, model_digest)
+        self.error = self.models.own
         spec = self.error.spec
-        self.controls = self._control_models()
         self.timesteps = nested_timesteps(spread_timesteps(config.n_timesteps, self.error.n_timesteps))
         self.weights = loss_factors(spec.prediction, config.weights.loss, self.timesteps, spec.schedule)
         if config.weights.kind == "exponential":
@@ -102,6 +105,7 @@ class _Scoring:
         for question in asked:
             self._require(question)
         train = self._train(progress)
+        lora = self._few_shot(encoded, folder, progress) if config.dsd.few_shot.images else {}
         found = [self._scored(question, encoded, train, folder, progress) for question in asked]
         if any(one is None for one in found):
             return None
@@ -112,6 +116,7 @@ class _Scoring:
             controls = _distances(fitted, encoded, question)
             controls |= {name: weighted_error(errors, scored.weights) for name, errors in scored.controls.items()}
             detail: dict[str, Any] = {
+                **lora,
                 "timesteps": self.timesteps,
                 "weights": (scored.weights / scored.weights.sum()).tolist(),
             }
@@ -120,6 +125,9 @@ class _Scoring:
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
                 generated=scored.generated, passes_of_generation=config.generated.passes,
             )  # fmt: skip
+            if config.overlap.images:
+                scores = [weighted_error(part, scored.weights) for part in scored.errors]
+                records += self._overlap(encoded, question, scores, progress)
         return records
 
     def _scored(
@@ -134,11 +142,16 @@ class _Scoring:
             return self._errors(error, encoded, question, lambda rows: latents[rows], weights, folder, name, progress,
                                 facts=facts)  # fmt: skip
 
-        found = [errors_of(self._with_noise(number), f"noise set {number + 1}") for number in range(config.noise_sets)]
+        found = [
+            errors_of(self.models.with_noise(number), f"noise set {number + 1}") for number in range(config.noise_sets)
+        ]
         controls = {
             name: errors_of(error, name.replace("_", " "), model=digest, random=seed)
-            for name, (error, digest, seed) in self.controls.items()
+            for name, (error, digest, seed) in self.models.controls.items()
         }
+        if self.models.lora is not None:
+            with self.models.lora.disabled():
+                controls[ZERO_SHOT] = errors_of(self.models.own, ZERO_SHOT)
         generated = self._generated(encoded, question, weights, folder, progress) if config.generated.steps else None
         if any(one is None for one in (*found, *controls.values())) or (config.generated.steps and generated is None):
             return None
@@ -172,39 +185,6 @@ class _Scoring:
             self.error, encoded, question, latents_of, weights, folder, "generated images", progress, facts=facts
         )
 
-    def _noise_seed(self, noise_set: int) -> int:
-        return derive_seed("noise set", self.config.seed, noise_set)
-
-    def _with_noise(self, noise_set: int) -> DenoisingError:
-        """Return the score with the noise of a set."""
-        return DenoisingError(
-            self.error.backbone, self.error.spec, seed=self._noise_seed(noise_set), rows=self.error.rows
-        )
-
-    def _control_models(self) -> dict[str, tuple[DenoisingError, str, int | None]]:
-        """Open the models that are controls: name -> scorer, digest of its files, seed of random weights."""
-        config = self.config
-        found: dict[str, tuple[DenoisingError, str, int | None]] = {}
-        if config.random_denoiser:
-            found[RANDOM_DENOISER] = (self._open(config.backbone.path, config.seed), self.model_digest, config.seed)
-        if config.text_free_model is not None:
-            blind = self._open(config.text_free_model, None)
-            for what in ("latent_shape", "resolution", "prediction"):
-                ours, theirs = getattr(self.error.spec, what), getattr(blind.spec, what)
-                if ours != theirs:
-                    raise ConfigError(
-                        f"text_free_model={config.text_free_model}: its {what} is {theirs}, that of the model {ours}."
-                    )
-            found[TEXT_FREE] = (blind, checkpoint_digest(config.text_free_model), None)
-        return found
-
-    def _open(self, path: str, random_seed: int | None) -> DenoisingError:
-        model = self.config.backbone
-        return DenoisingError.from_pretrained(
-            path, seed=self._noise_seed(0), dtype=model.dtype, device=model.device, rows=model.max_rows_per_pass,
-            random_seed=random_seed,
-        )  # fmt: skip
-
     def _encode(
         self,
         split: str,
@@ -221,11 +201,37 @@ class _Scoring:
             captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
 
+    def _few_shot(self, encoded: Encoded, folder: Path, progress: ProgressDisplay) -> dict[str, Any]:
+        """Train the LoRA of `dsd.few_shot` and return what is recorded of it."""
+        images = self.config.dsd.few_shot.images
+        pool = self._encode(self.config.data.train_split, POOL * images, progress)
+        facts = {"model": self.model_digest, "data": self.data_digest}
+        self.models.lora, path = fit_few_shot(
+            self.error, self.config, pool, encoded, facts, folder, progress, group=self.group
+        )
+        return {"few_shot_images": images, "lora": path.name}
+
+    def _overlap(
+        self,
+        encoded: Encoded,
+        question: Question,
+        scores: list[Float[Tensor, "sample n"]],
+        progress: ProgressDisplay,
+    ) -> list[MetricRecord]:
+        config, attribute = self.config, str(self.config.candidates.attribute)
+        train = load_table(
+            config.data, config.data.train_split, resolution=self.error.spec.resolution, captioned=True
+        )  # fmt: skip
+        return overlap_records(
+            self.error, config.overlap, train, names_of_classes(encoded, attribute), attribute, question, scores,
+            self.timesteps, split=config.scored_split, seed=config.seed, progress=progress,
+        )  # fmt: skip
+
     def _texts(self) -> dict[str, TextEncoder]:
         return dict(getattr(self.error.backbone, "texts", {}))
 
     def _require(self, question: Question) -> None:
-        for error in (self.error, *(error for error, _, _ in self.controls.values())):
+        for error in (self.error, *(error for error, _, _ in self.models.controls.values())):
             require_condition(error.spec, question.values)
         require_distinct(question, self._texts())
 
@@ -267,7 +273,7 @@ class _Scoring:
         keys = [encoded.table.keys[row] for row in question.rows.tolist()]
         identity = {
             "model": self.model_digest, "data": self.data_digest, "seed": error.seed, "dtype": config.backbone.dtype,
-            "random": None, **(facts or {}),
+            "random": None, **self.models.facts(error), **(facts or {}),
         }  # fmt: skip
         with progress.bar(len(keys), f"{question.name}: {name}", unit="images", keep=False) as bar:
             return stored_errors(
@@ -356,7 +362,8 @@ def share_of_groups(encoded: Encoded, fraction: float, seed: int, images: int | 
 
 def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
-    needs_train = config.weights.kind == "learned" or config.regression.images
+    needs_train = config.weights.kind == "learned" or config.regression.images or config.dsd.few_shot.images
+    needs_train = needs_train or config.overlap.images
     for split in (config.scored_split, *([config.data.train_split] if needs_train else [])):
         shard_set.shards_of(config.data.source_of(split))
     named = {"group_by": config.group_by, "family_attribute": config.family_attribute}

@@ -8,6 +8,8 @@ from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.schema import DataConfig
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.core.errors import ConfigError, SplitLeak
+from diffprobe.evaluation.dsd_settings import DsdRule, check_method
+from diffprobe.evaluation.overlap_settings import OverlapRule, check_overlap
 from diffprobe.probes.score.staged_errors import Stage, check_stages
 from diffprobe.scoring.timestep_weights import Loss
 
@@ -165,6 +167,12 @@ class ScoreConfig:
     """Seed of noise, candidates and shuffles."""
     output: str = field(default="runs", metadata=UNRECORDED)
     """Folder of runs."""
+    method: Literal["diffusion_classifier", "dsd"] = "diffusion_classifier"
+    """Score of a candidate: its denoising error, or that and cross-attention (Discffusion, DSD)."""
+    dsd: DsdRule = field(default_factory=DsdRule)
+    """For `method=dsd`: weights of attention and error, cross-attentions, heads, training on few images."""
+    overlap: OverlapRule = field(default_factory=OverlapRule)
+    """For `candidates.kind=classes`: overlap of the reverse kernels of classes, beside a confusion (DiffROP)."""
     paper: str | None = None
     """Paper that is reproduced."""
     table: str | None = None
@@ -173,6 +181,18 @@ class ScoreConfig:
     """Row of the table."""
 
     def __post_init__(self) -> None:
+        check_overlap(self.overlap, self.candidates.kind)
+        check_method(self.method, self.dsd, loss=self.weights.loss)
+        if self.method == "dsd" and self.text_free_model is not None:
+            raise ConfigError(
+                f"text_free_model={self.text_free_model}: method=dsd reads cross-attention to a text, which it lacks.",
+                fix="method=diffusion_classifier, or no text_free_model",
+            )
+        if self.dsd.few_shot.images and self.generated.steps:
+            raise ConfigError(
+                "generated.steps with dsd.few_shot: the images would be those of the model with its LoRA.",
+                fix="one of them",
+            )
         at_least(1, limit=self.limit, n_timesteps=self.n_timesteps, chunk=self.chunk)
         at_least(2, noise_sets=self.noise_sets)
         check_stages(self.stages, self.n_timesteps)

@@ -20,7 +20,10 @@ def terminal_lines(result: RunResult) -> list[str]:
 
 def _row(record: MetricRecord) -> list[str]:
     detail = record.detail
-    interval = " to ".join(f"{end:.3f}" for end in detail["interval"]) if "interval" in detail else "(one group)"
+    missing = "" if "classes" in detail else "(one group)"  # the overlap of classes is not a mean over groups
+    interval = " to ".join(f"{end:.3f}" for end in detail["interval"]) if "interval" in detail else missing
+    if "p" in detail:
+        interval += f" (p {detail['p']:.3f})"
     controls = ", ".join(f"{name} {value:.3f}" for name, value in record.controls.items())
     spread = f"{record.spread:.3f}" if record.spread is not None else ""
     return [

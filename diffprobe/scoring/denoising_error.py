@@ -172,11 +172,28 @@ class DenoisingError:
                 for rows in torch.arange(len(image)).split(self.rows):
                     clean, drawn = (x[image[rows]].to(device) for x in (latents, noise))
                     steps = torch.full((len(rows),), t, device=device)
-                    x_t = schedule.add(clean, drawn, steps).to(self._like.dtype)
                     condition = {name: values[rows.to(values.device)].to(device) for name, values in flat.items()}
-                    predicted = self.backbone.denoise(x_t, steps, condition)
-                    errors[rows, column] = denoising_error(predicted, clean, drawn, steps, schedule).cpu()
+                    errors[rows, column] = self.row_errors(clean, drawn, steps, condition).cpu()
         return errors.unflatten(0, (batch, candidates))
+
+    def row_errors(
+        self,
+        clean: Float[Tensor, "rows channels height width"],
+        noise: Float[Tensor, "rows channels height width"],
+        timesteps: Int[Tensor, " rows"],
+        condition: Condition,
+    ) -> Float[Tensor, " rows"]:
+        """Return the error of each row of one pass, float64; gradients reach the denoiser where they are enabled.
+
+        Args:
+            clean: latents, on the device of the denoiser like everything else.
+            noise: standard normal noise.
+            timesteps: positions on the training grid.
+            condition: encoded condition of each row.
+        """
+        x_t = self.spec.schedule.add(clean, noise, timesteps).to(self._like.dtype)
+        predicted = self.backbone.denoise(x_t, timesteps, condition)
+        return denoising_error(predicted, clean, noise, timesteps, self.spec.schedule)
 
     def exactly(self) -> AbstractContextManager[None]:
         """Guard a pass: no autocast, no TF32 under the name of float32."""

@@ -229,7 +229,11 @@ class CaptionModule(ProbeModule):
         if found.reads == CAPTIONS:
             return cast(Tensor, self._file.loss(found.net, captions, features, self._shares.to(h.device)))
         rows = torch.tensor([self._rows[variant][key] for key in batch.keys], device=h.device)
-        embedded = found.net(features)
+        if hasattr(self._file, "embed"):
+            draws = [derive_seed("captions", self.seed, self.global_step, key) for key in batch.keys]
+            embedded = self._file.embed(found.net, features, captions, draws)
+        else:
+            embedded = found.net(features)
         if self.share[1] > 1:  # gradients reach the outputs of all processes, each of which has the whole loss
             embedded = cast(Tensor, self.all_gather(embedded, sync_grads=True)).flatten(0, 1)
             captions, rows = self.gather_over_processes(captions), self.gather_over_processes(rows)
@@ -261,15 +265,33 @@ class CaptionModule(ProbeModule):
                 features = found["features"].to(self.device, inputs.dtype)
                 of_split = ScoredSplit(features=features, captions=inputs, caption=rows)
                 of_split.require_several(split)
-                parts[variant] = score_split(self.map_of(variant), of_split)
+                parts[variant] = self._scores(variant, of_split)
         groups = Groups.of_values(found["group"].numpy())
-        levels = {R2: {"constant": 0.0}} | {name: {"chance": value} for name, value in chance(of_split).items()}
+        levels = {R2: {"constant": 0.0}} | {
+            f"{name}{end}": {"chance": value} for name, value in chance(of_split).items() for end in self._ends.values()
+        }
         self.scores[split] = [
             self._entry(name, {variant: parts[variant][name] for variant in VARIANTS}, groups, levels[name], split)
             | {"n": len(keys), "n_captions": len(different)}
             for name in parts[OWN]
         ]
         self.log_scores({f"{split}/{entry['name']}/{self.cell}": entry["value"] for entry in self.scores[split]})
+
+    @property
+    def _ends(self) -> dict[str | None, str]:
+        """Return what the names of scores end in, by the inference of the map; the first one has no end."""
+        first, *others = getattr(self._file, "INFERENCES", (None,))
+        return {first: "", **{other: f"_{other}" for other in others}}
+
+    def _scores(self, variant: str, split: ScoredSplit) -> dict[str, Ratio]:
+        """Return the scores of one map by each of its inferences."""
+        probe: Any = self.map_of(variant)
+        found: dict[str, Ratio] = {}
+        for inference, end in reversed(self._ends.items()):  # the first one is left as the map's own
+            if inference is not None:
+                probe.net.inference = inference
+            found = {f"{name}{end}": ratio for name, ratio in score_split(probe, split).items()} | found
+        return found
 
     def _encode(self, split: str, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Return the text encoder's vectors and those of the words; the same captions are encoded once per split."""

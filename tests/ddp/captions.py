@@ -19,6 +19,7 @@ from tests.toy_captions import CELL, D_FEATURES, Captioned, ToyEncoder
 
 WORLD, OUTPUT = int(os.environ.get("PROBES_WORLD", "1")), Path(os.environ.get("PROBES_OUTPUT", "."))
 GLOBAL_BATCH = 32
+SMALL = {"diffdis": {"grid": 1, "width": 16, "blocks": 1}}
 
 
 def run(name, precision, results):
@@ -28,8 +29,8 @@ def run(name, precision, results):
     )  # fmt: skip
     file = probes("caption").load(name)
     module = CaptionModule(
-        name, file.Config(vocabulary=20, n_resamples=20), cell=CELL, d_features=D_FEATURES, encoder=ToyEncoder(),
-        settings=settings,
+        name, file.Config(vocabulary=20, n_resamples=20, **SMALL.get(name, {})), cell=CELL, d_features=D_FEATURES,
+        encoder=ToyEncoder(), settings=settings,
     )  # fmt: skip
     source, key = Captioned(batch_size=GLOBAL_BATCH // WORLD), f"{name}_{precision}"
     trainer = make_trainer(settings, run_dir=OUTPUT / key)
@@ -46,7 +47,7 @@ def main():
     OUTPUT.mkdir(parents=True, exist_ok=True)
     results = {}
     with quiet():
-        for name in ("ridge", "mlp", "contrastive"):
+        for name in ("ridge", "mlp", "contrastive", "diffdis"):
             run(name, "32-true", results)
         run("contrastive", "bf16-mixed", results)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:

@@ -30,13 +30,13 @@ def folders(tmp_path_factory):
     return root / "1", root / "2"
 
 
-@pytest.mark.parametrize("key", ["ridge_32-true", "mlp_32-true", "contrastive_32-true"])
+@pytest.mark.parametrize("key", ["ridge_32-true", "mlp_32-true", "contrastive_32-true", "diffdis_32-true"])
 def test_two_processes_fit_what_one_does(folders, key):
     one, two = (load_file(folder / f"{key}.safetensors") for folder in folders)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
     found = [json.loads((folder / "results.json").read_text())[key] for folder in folders]
-    assert len(found[0]) == len(found[1]) == (8 if "contrastive" in key else 10)
+    assert len(found[0]) == len(found[1]) == {"contrastive_32-true": 8, "diffdis_32-true": 16}.get(key, 10)
     for a, b in zip(*found, strict=True):
         assert (a["name"], a["split"], a["n"]) == (b["name"], b["split"], b["n"])
         tolerance = 1e-3 if a["name"] == "r2" else 1.5 / a["n"]  # a tie may be broken the other way

@@ -16,6 +16,10 @@ def test_a_row_has_value_spread_interval_cost_and_controls() -> None:
             detail=detail,
         ),
         MetricRecord(name="other", value=0.1, split="test", n=2, detail={"passes_per_image": 3.0}),
+        MetricRecord(name="overlap", value=0.9, split="test", n=2, detail={"passes_per_image": 3.0, "classes": ["a"]}),
+        MetricRecord(
+            name="link", value=0.5, split="test", n=2, detail={"passes_per_image": 0.0, "interval": [0.0, 1], "p": 0.25}
+        ),
     ]  # fmt: skip
     result = make_result(
         run="r", experiment="e", kind="score", config={}, seeds={}, metrics=records, started_at=StartTime.now(),
@@ -24,4 +28,5 @@ def test_a_row_has_value_spread_interval_cost_and_controls() -> None:
     lines = terminal_lines(result)
     assert lines[1].split() == ["caption_of_10_accuracy", "20", "0.600", "0.020", "0.500", "to", "0.700", "1,234.5",
                                 "chance", "0.100"]  # fmt: skip
+    assert lines[3].split() == ["overlap", "2", "0.900", "3.0"] and "0.000 to 1.000 (p 0.250)" in lines[4]
     assert "(one group)" in lines[2] and lines[-1].split() == ["1", "timesteps", "10.0", "0.250"]

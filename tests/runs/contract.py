@@ -38,8 +38,9 @@ SMALL = {
     "difformer": {"width": 16, "heads": 2, "blocks": 1, "mlp_ratio": 2, "places": 2},
     "diff_c": {"width": 8},
     "hyperfeatures": {"width": 16, "groups": 2, "size": 2},
+    "diffdis": {"grid": 1, "width": 8, "heads": 2, "blocks": 1, "ddim_steps": 2},
 }
-"""Classifier -> params that make it small."""
+"""Probe -> params that make it small."""
 TARGETS = {"classifier": "[label]", "direction": "[style]", "sae": "[]", "caption": "[]"}
 OTHER = {
     "controls": [],
@@ -99,6 +100,12 @@ OTHER = {
     "level": 0.5,
     "temperature": 0.5,
     "caption.hidden": 5,
+    "diffdis.width": 16,
+    "blocks": 2,
+    "gamma": 0.3,
+    "p_dropout": 0.5,
+    "guidance": 1.0,
+    "ddim_steps": 4,
     "text_encoder": "emoji-sd",
     "normalise": "none",
     "embedding": 4,
@@ -119,11 +126,12 @@ NEEDS = {
 ELSEWHERE = {
     "transcoder.target_tap",
     "linear_cv.patience", "ridge.fold_seed", "ridge.text_encoder", "mlp.text_encoder", "contrastive.text_encoder",
+    "diffdis.text_encoder", "diffdis.grid",
 }  # fmt: skip
 """Keys without an effect on toy features: classes are separable, tests/probes/test_l2_selection.py; caption ridge takes
 the same penalty for any folds, tests/probes/test_grouped_folds.py; they have one tap to transcode to,
 tests/evaluation/test_trajectory_runs.py; captions have a single text encoder,
-tests/backbones/test_caption_encoder.py."""
+tests/backbones/test_caption_encoder.py, and pooled features a single token, tests/probes/caption/test_diffdis.py."""
 
 
 def settings_of(kind, name, params, epochs, trainer=None):

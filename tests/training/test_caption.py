@@ -177,3 +177,16 @@ def test_bad_data_are_refused(tmp_path, change, error, facts):
 def test_fewer_groups_than_folds_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="50 groups for 99 folds"):
         run(tmp_path, params={"folds": 99})
+
+
+def test_an_alignment_head_is_scored_by_both_inferences_and_needs_the_right_images(tmp_path):
+    small = {"grid": 1, "width": 32, "blocks": 1, "ddim_steps": 3}
+    module = run(tmp_path, "diffdis", params=small, seed=0)
+    found = named(module)
+    plain = {"caption_recall_1", "caption_recall_10", "image_recall_1", "image_recall_10"}
+    assert set(found) == plain | {f"{name}_ddim" for name in plain}
+    for name in ("caption_recall_1", "caption_recall_1_ddim"):
+        record = found[name]
+        assert record.value > 3 * record.controls["chance"], record
+        assert record.controls["shuffled_captions"] < record.value / 2  # images of other captions: the leak test
+    assert found["caption_recall_1"].controls["chance"] == found["caption_recall_1_ddim"].controls["chance"]

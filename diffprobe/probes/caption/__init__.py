@@ -9,7 +9,8 @@ the formulas are ours. A file offers `Config`, a subclass of `CaptionConfig` (th
   `config.fold_seed`), with how the penalty was chosen; the weights of `make` are then not trained;
 - `loss(module, x, y, weights)`: the loss of a batch, for a map to features;
 - `contrast(module, found, captions, same)`: the same for a map to caption embeddings, from its outputs for the joint
-  batch of all processes.
+  batch of all processes; with `embed(module, features, captions, seeds)` for outputs that training draws from more than
+  the features, by a seed of each sample, and `INFERENCES`, values of the module's `inference`, each of which is scored.
 """
 
 from diffprobe.probes.caption.base import CaptionConfig, CaptionRegressor

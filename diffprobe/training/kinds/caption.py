@@ -47,9 +47,13 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
     refuse_metrics(config)
     refuse_row_shuffle(config)
     refuse_latent_shards(config)
+    from diffprobe.backbones.cell import parse_pool
     from diffprobe.core.registry import probes
 
-    if hasattr(probes("caption").load(config.probe.name), "estimate_cv"):
+    file = probes("caption").load(config.probe.name)
+    if hasattr(file, "check_pool"):
+        file.check_pool(params[0], *parse_pool(config.features.pool))
+    if hasattr(file, "estimate_cv"):
         refuse_steps(config)
     else:
         refuse_joint_clipping(config)

@@ -1,0 +1,87 @@
+"""Record results of `diffprobe score` with cross-attention: python docs/record_dsd.py RUNS, the folder of the runs.
+
+Results of scenes/dsd, emoji/dsd and emoji/overlap go to docs/results/scores/dsd, one file per experiment and method.
+The table of docs/users/scores.md is made from all that are there.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult, read_result
+from diffprobe.report.markdown_table import markdown_table
+
+DOCS = Path(__file__).resolve().parent
+RESULTS = DOCS / "results" / "scores" / "dsd"
+PAGE = DOCS / "users" / "scores.md"
+MARKER = "dsd"
+METHODS = {"diffusion_classifier": "Diffusion Classifier", "dsd": "DSD", "attention": "attention alone"}
+"""Method in the name of a file -> head of its column."""
+EXPERIMENTS = ("scenes/dsd", "emoji/dsd")
+OVERLAP = "emoji/overlap"
+"""Experiment of the overlap of classes, recorded for the text."""
+
+
+def method_of(result: RunResult) -> str:
+    """Return the method of a result: a DSD without errors is the attention alone."""
+    method = str(result.config["method"])
+    return "attention" if method == "dsd" and not result.config["dsd"]["error_weight"] else method
+
+
+def recorded() -> dict[str, dict[str, RunResult]]:
+    """Return the recorded results by experiment and method."""
+    found: dict[str, dict[str, RunResult]] = {}
+    for experiment in EXPERIMENTS:
+        for method in METHODS:
+            path = RESULTS / f"{experiment.replace('/', '-')}-{method}.json"
+            if path.is_file():
+                found.setdefault(experiment, {})[method] = read_result(path)
+    return found
+
+
+def _value(record: MetricRecord) -> str:
+    low, high = record.detail["interval"]
+    return f"{100 * record.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def table() -> list[str]:
+    """Return the lines of the table: a row per metric, a column per method, in percent with intervals."""
+    results = recorded()
+    shown = [method for method in METHODS if any(method in found for found in results.values())]
+    rows = []
+    for of_methods in results.values():
+        first = next(iter(of_methods.values()))
+        by_method = {method: {record.name: record for record in one.metrics} for method, one in of_methods.items()}
+        for record in first.metrics:
+            values = [
+                _value(by_method[method][record.name]) if record.name in by_method.get(method, {}) else ""
+                for method in shown
+            ]
+            rows.append(
+                [str(first.config["backbone"]["path"]), f"`{record.name}`", f"{record.n:,}", *values,
+                 f"{100 * record.controls['chance']:.1f}", f"{record.detail['passes_per_image']:,.0f}"]
+            )  # fmt: skip
+    head = ["model", "metric", "images", *(METHODS[method] for method in shown), "chance", "passes per image"]
+    return markdown_table(head, rows).splitlines()
+
+
+def record(runs: Path) -> None:
+    """Copy the results of a folder of runs, and write the table."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for experiment in EXPERIMENTS:
+        for path in sorted((runs / experiment).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):
+            name = f"{experiment.replace('/', '-')}-{method_of(read_result(path))}.json"
+            shutil.copyfile(path, RESULTS / name)
+    for path in sorted((runs / OVERLAP).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):
+        shutil.copyfile(path, RESULTS / f"{OVERLAP.replace('/', '-')}.json")
+    sys.path.insert(0, str(DOCS))
+    from record_demo import with_table  # type: ignore[import-not-found]
+
+    PAGE.write_text(with_table(PAGE.read_text("utf-8"), MARKER, table()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", type=Path, help="the folder of the runs, for example runs")
+    record(parser.parse_args().runs)
