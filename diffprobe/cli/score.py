@@ -65,6 +65,11 @@ def cost_lines(config: "ScoreConfig") -> list[str]:
         f"denoiser passes per image: {most}{per_set:,} for one set of noise, {most}{per_set * runs:,} for "
         f"{config.noise_sets} sets{' and the random denoiser' if config.random_denoiser else ''}"
     )
+    if config.dsd.few_shot.images:
+        lines.append(f"training before: {config.dsd.few_shot.steps:,} steps, each of the candidates of one image")
+    if config.overlap.images:
+        each = n * config.n_timesteps
+        lines.append(f"overlap: {each:,} passes for each of {config.overlap.images} images per class")
     if images is not None:
         lines.append(f"denoiser passes of {images:,} images: at most {per_set * runs * images:,}")
     return lines
