@@ -99,6 +99,11 @@ def cost_lines(config: "ScoreConfig") -> list[str]:
     )
     if config.generated.steps:
         lines.append(f"denoiser passes of a generated image: {config.generated.passes:,}")
+    if config.dsd.few_shot.images:
+        lines.append(f"training before: {config.dsd.few_shot.steps:,} steps, each of the candidates of one image")
+    if config.overlap.images:
+        each = n * config.n_timesteps
+        lines.append(f"overlap: {each:,} passes for each of {config.overlap.images} images per class")
     if images is not None:
         lines.append(f"denoiser passes of {images:,} images: at most {per_set * runs * images:,}")
     return lines

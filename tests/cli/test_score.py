@@ -67,6 +67,13 @@ def test_a_check_prints_the_passes_and_loads_nothing(capsys: pytest.CaptureFixtu
     assert "24 for 2 sets and the text-free model and generated images" in shown and "a generated image: 10" in shown
 
 
+def test_a_check_prints_training_and_overlap_too(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["method=dsd", "dsd.few_shot.images=4", "dsd.few_shot.steps=1200"]
+    assert main(["score", "mine", *few, "--check"]) == 0 and "1,200 steps" in capsys.readouterr().out
+    classes = ["candidates.kind=classes", "candidates.attribute=colour", "overlap.images=7"]
+    assert main(["score", "mine", *classes, "--check"]) == 0 and "of 7 images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("words", "fact"), [([], "experiment"), (["mine", "noise_sets=1"], "noise_sets")])
 def test_what_is_missing_or_wrong_is_named(words: list[str], fact: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", *words]) == 2 and fact in capsys.readouterr().err

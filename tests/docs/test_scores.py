@@ -55,3 +55,6 @@ def test_the_text_on_differences_is_that_of_the_results(script: ModuleType) -> N
         assert f"{estimate:.1f} points\n({low:.1f} to {high:.1f})" in PAGE or (
             f"{estimate:.1f} points ({low:.1f} to {high:.1f})" in PAGE
         )
+    for record in records["emoji100"].values():
+        differences = record.detail["differences"]
+        assert differences["chance"]["low"] > 0 > differences["regression_on_text_encoder"]["low"]
