@@ -33,8 +33,8 @@ def test_a_table_is_the_recorded_one(name: str) -> None:
     found = [cell.replace("*", "").removesuffix(" ‡") for row in table for cell in row[1 : 1 + n_columns]]
     assert found and len(found) == len(rows)
     for cell, row in zip(found, rows, strict=True):
-        assert cell.startswith(f"{float(row['value']):.3f}"), (cell, row)
-        assert row["status"] == "measured"
+        is_there = row["status"] == "measured"
+        assert cell.startswith(f"{float(row['value']):.3f}") if is_there else cell == "n/a", (cell, row)
 
 
 def test_the_lifetimes_are_the_recorded_ones() -> None:
@@ -46,7 +46,7 @@ def test_the_lifetimes_are_the_recorded_ones() -> None:
 def means(name: str) -> dict[str, float]:
     """Return the mean fvu over timesteps of each row."""
     found: dict[str, list[float]] = {}
-    for row in recorded(name):
+    for row in (row for row in recorded(name) if row["status"] == "measured"):
         found.setdefault(row["experiment"].rpartition("/")[2], []).append(float(row["value"]))
     return {key: statistics.mean(values) for key, values in found.items()}
 
