@@ -57,3 +57,16 @@ def test_the_statement_of_means_is_that_of_the_table(name: str) -> None:
     assert stated
     found = {row: float(value) for row, value in re.findall(r"`(\w+)` ([\d.]+\d)", stated[1])}
     assert found == {row: round(value, 3) for row, value in means(name).items()}
+
+
+def test_the_statement_of_differences_is_that_of_the_table() -> None:
+    by_row: dict[str, list[tuple[float, float]]] = {}
+    for row in recorded("emoji"):
+        name = row["experiment"].rpartition("/")[2]
+        if name in ("conditioned", "joint"):
+            by_row.setdefault(name, []).append((float(row["value"]), float(row["spread"])))
+    differences = [joint[0] - own[0] for own, joint in zip(by_row["conditioned"], by_row["joint"], strict=True)]
+    assert len(differences) == 8 and min(differences) > 0
+    largest = max(sd for row in by_row.values() for _, sd in row)
+    assert f"by at most {max(differences):.3f}".replace("0.", ".") in PAGE
+    assert f"over three seeds is up to {largest:.3f}".replace("0.", ".") in " ".join(PAGE.split())
