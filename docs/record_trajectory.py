@@ -1,5 +1,5 @@
 """Record the dictionaries over timesteps for the documentation: python docs/record_trajectory.py RUNS, the folder of
-the runs of emoji/trajectory and scenes/trajectory, and of `diffprobe eval lifetimes` on them.
+the runs of emoji/trajectory, and of `diffprobe eval lifetimes` on them.
 
 The tables go as CSV to docs/results/trajectory and, with the lifetimes, as Markdown into docs/users/trajectory.md below
 their markers; the heat map of one conditioned dictionary is drawn anew from its table of latents.
@@ -24,7 +24,7 @@ DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "trajectory"
 PAGE = DOCS / "users" / "trajectory.md"
 FIGURE = DOCS / "emoji-sd-lifetimes.png"
-TABLES = ("emoji/trajectory", "scenes/trajectory")
+TABLES = ("emoji/trajectory",)
 DRAWN = "emoji/trajectory/conditioned"
 """The experiment whose first seed is drawn."""
 COLUMNS = {
@@ -97,6 +97,6 @@ def record(runs: Path, names: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="the folder of the runs, for example runs")
-    parser.add_argument("names", nargs="*", default=list(TABLES), help=f"tables; all by default: {', '.join(TABLES)}")
+    parser.add_argument("names", nargs="*", default=list(TABLES), help=f"tables, by default {', '.join(TABLES)}")
     arguments = parser.parse_args()
     record(arguments.runs, arguments.names)
