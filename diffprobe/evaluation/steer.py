@@ -43,6 +43,7 @@ from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
 from diffprobe.runs.provenance import backbone_digest
+from diffprobe.scoring.edits.direction import AddVector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -164,7 +165,7 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
         progress.bar(len(steered), "directions: steering", unit="directions", keep=False) as bar,
     ):
         for name, vector in steered.items():
-            found = generator.draw(torch.from_numpy(vector), config.strengths)
+            found = generator.draw(AddVector(torch.from_numpy(vector)), config.strengths)
             if name == OWN:
                 images = {strength: generator.decode(latents) for strength, latents in found.items()}
             features = {strength: generator.reread(latents) for strength, latents in found.items()}

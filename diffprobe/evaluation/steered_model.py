@@ -1,6 +1,6 @@
-"""Open a StableDiffusionPipeline whose images are generated with a direction added at the tap of one cell.
+"""Open a StableDiffusionPipeline whose images are generated with an edit at the tap of one cell.
 
-Finished images can be noised again and read in that cell, so that prompt and added vector are not in the features.
+Finished images can be noised again and read in that cell, so that neither prompt nor edit is in the features.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.evaluation.kept_draws import KeptDraws
 from diffprobe.runs.provenance import checkpoint_digest
+from diffprobe.scoring.edits.base import Edit
 from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
 from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
 from diffprobe.scoring.steering import Steering, steered_latents
@@ -66,17 +67,17 @@ def plan_steered(generator: str, cell: Cell, *, fix: str) -> SteeredPlan:
 
 
 class SteeredModel:
-    """The loaded pipeline: the same prompts and noise for every direction and strength.
+    """The loaded pipeline: the same prompts and noise for every edit and strength.
 
     Args:
         planned: what `plan_steered` returned.
-        cell: cell of the directions.
+        cell: cell of the edits.
         prompts: prompt of each image.
         keys: with `seed`, they fix the noise that each image starts from.
         sampling_steps: DDIM steps.
         guidance: added to the scale of classifier-free guidance: 0 is none.
-        window: smallest and largest timestep at which a direction is added; None for all.
-        edits_unconditional: whether it is added on both passes of guidance.
+        window: smallest and largest timestep at which an edit acts; None for all.
+        edits_unconditional: whether it acts on both passes of guidance.
     """
 
     def __init__(
@@ -93,15 +94,9 @@ class SteeredModel:
             edits_unconditional=edits_unconditional,
         )  # fmt: skip
 
-    def latents(
-        self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]
-    ) -> list[Float[Tensor, "image channels height width"]]:
-        """Return the finished latents of each strength. Raises: as `steered_latents`.
-
-        Args:
-            vector: what strength 1 adds.
-        """
-        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, vector=vector, window=self._window)
+    def latents(self, edit: Edit, strengths: Sequence[float]) -> list[Float[Tensor, "image channels height width"]]:
+        """Return the finished latents of each strength. Raises: as `steered_latents`."""
+        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, edit=edit, window=self._window)
         return [steered_latents(self._sampler, steering, strength) for strength in strengths]
 
     def images(self, latents: Float[Tensor, "image channels height width"]) -> UInt8[Tensor, "image h w 3"]:
@@ -159,10 +154,10 @@ class SteeredReader:
                 seed=seed,
             )  # fmt: skip
 
-    def draw(self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]) -> dict[float, Tensor]:
+    def draw(self, edit: Edit, strengths: Sequence[float]) -> dict[float, Tensor]:
         """Return the finished latents of each strength. Raises: as `SteeredModel.latents` and `KeptDraws.get`."""
         return self._kept.get(
-            vector, strengths, lambda: dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
+            edit.identity, strengths, lambda: dict(zip(strengths, self._model.latents(edit, strengths), strict=True))
         )
 
     def reread(self, latents: Float[Tensor, "image channels height width"]) -> Float64[np.ndarray, "image d"]:
