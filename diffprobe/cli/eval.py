@@ -1,5 +1,5 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, the
-classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
+"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
+steer, the classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
 that are ablated and patched."""
 
 import argparse
@@ -17,7 +17,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions and selectors."""
+    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions, steering, selectors."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
     directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
     directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
+    steering = what.add_parser("steering", help="latents, directions, neurons and texts that steer, compared")
+    steering.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run of scenes")
     selectors = what.add_parser("selectors", help="cells chosen without labels, beside those that val chooses")
     selectors.add_argument("run_folders", metavar="RUN_FOLDER", nargs="+", help="finished classifiers of several cells")
     selectors.add_argument("--encoder", metavar="PATH", help="features for CKNNA: a feature store, or an .npz file")
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
         (granularity, "emoji/labels/granularity"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
-        (directions, "scenes/directions"),
+        (directions, "scenes/directions"), (steering, "scenes/steering"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
-        "selectors": _run_selectors,
+        "steering": _run_steering, "selectors": _run_selectors,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -179,6 +181,21 @@ def _run_directions(args: argparse.Namespace) -> int:
     path = evaluate_directions(config)
     print("\n".join(summary_lines(read_result(path))))
     print(f"tables: {path.with_name(TABLES_FILE)}")
+    print(f"result: {path}")
+    return 0
+
+
+def _run_steering(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "scenes/steering", "evaluate_steering")
+    if args.check:
+        return _valid()
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.steering import evaluate_steering
+    from diffprobe.evaluation.steering_tables import TABLE_FILE, TABLES_FILE, matched_table
+
+    path = evaluate_steering(config)
+    print(matched_table(read_result(path)))
+    print(f"tables: {path.with_name(TABLES_FILE)}, {path.with_name(TABLE_FILE)}")
     print(f"result: {path}")
     return 0
 

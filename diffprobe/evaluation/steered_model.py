@@ -4,6 +4,7 @@ Finished images can be noised again and read in that cell, so that neither promp
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.evaluation.kept_draws import KeptDraws
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.edits.base import Edit
+from diffprobe.scoring.edits.text import EditedText
 from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
 from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
 from diffprobe.scoring.steering import Steering, steered_latents
@@ -98,6 +100,13 @@ class SteeredModel:
         """Return the finished latents of each strength. Raises: as `steered_latents`."""
         steering = Steering(tap=self._cell.tap, pool=self._cell.pool, edit=edit, window=self._window)
         return [steered_latents(self._sampler, steering, strength) for strength in strengths]
+
+    def of_texts(self, texts: "Sequence[str | EditedText]") -> Float[Tensor, "image channels height width"]:
+        """Return the finished latents of other texts, one per image, from the same noise and without an edit inside.
+
+        Raises: NonFinite; ConfigError for an edited text of a backbone without an embedding.
+        """
+        return replace(self._sampler, inputs=list(texts)).untouched[-1]
 
     def images(self, latents: Float[Tensor, "image channels height width"]) -> UInt8[Tensor, "image h w 3"]:
         """Return the images of finished latents."""
