@@ -1,6 +1,6 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
-steer, the classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
-that are ablated and patched."""
+steer, the classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an
+SAE, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions, steering, selectors."""
+    """Add the sub-verbs, one for each thing that is evaluated."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")

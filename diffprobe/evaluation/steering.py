@@ -23,7 +23,7 @@ from diffprobe.backbones.intervention import Splice
 from diffprobe.config.parse import record_tree
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
-from diffprobe.core.errors import ConfigError, StoreMismatch
+from diffprobe.core.errors import ConfigError, StoreMismatch, unknown
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import (
     BACKBONE,
@@ -39,15 +39,16 @@ from diffprobe.evaluation.certificates.steering import prompts_of_roles
 from diffprobe.evaluation.factor_edits import RANDOM, REPLACE, FactorEdits, TrainingRows, factor_edits
 from diffprobe.evaluation.kept_draws import FOLDER, Draws, KeptDraws
 from diffprobe.evaluation.load_sae_run import open_runs
+from diffprobe.evaluation.page_features import open_features
+from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.evaluation.steered_model import SteeredModel, plan_steered
 from diffprobe.evaluation.steering_settings import SteeringEvaluation
 from diffprobe.evaluation.steering_tables import TABLE_FILE, TABLES_FILE, steering_tables, write_csv
-from diffprobe.features.reader import FeatureStore
 from diffprobe.features.row_layout import by_place
 from diffprobe.generative.scene_reader import SceneReader, load_reader
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.serialization import TENSORS
-from diffprobe.runs.provenance import backbone_digest, checkpoint_digest
+from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.edits.text import EditedText
 from diffprobe.shards.scenes.captions import write
 from diffprobe.shards.scenes.spec import WorldSpec
@@ -73,8 +74,8 @@ def evaluate_steering(config: SteeringEvaluation) -> Path:
 
     Raises: ConfigError for a run with another number of autoencoders than one or one trained in several cells, for a
         factor that no caption states by itself, a cell whose tap cannot be replaced, or a window without a step;
-        StoreMismatch for a store of another model or without the cell; UnknownName for a value that the world lacks;
-        EmptyClass for a value without training samples; WeightsMismatch for a reader of another resolution.
+        StoreMismatch for an autoencoder of another model; UnknownName for a value that the world lacks; EmptyClass for
+        a value without training samples; errors of `open_features` and `load_reader`.
     """
     started_at = StartTime.now()
     spec = load_world(Path(config.spec) if config.spec else SHIPPED)
@@ -172,27 +173,28 @@ def _open(config: SteeringEvaluation, spec: WorldSpec) -> _Opened:
             f"the autoencoder was trained in {len(cells)} cells at once: {', '.join(cell.name for cell in cells)}.",
             fix="one that was trained in one cell: probe.cell=TAP@tTIMESTEP",
         )
-    cell, store = cells[0], FeatureStore.open(config.store)
-    if cell.name not in store.cells:
-        raise StoreMismatch(f"store '{config.store}' lacks the cell '{cell.name}' of the autoencoder.",
-                            f"it has: {', '.join(store.cells)}")  # fmt: skip
-    digest = checkpoint_digest(config.model)
-    if digest != backbone_digest(store.manifest.backbone):
-        raise StoreMismatch(f"store '{config.store}' is of another model than '{config.model}'.",
-                            fix="a store of the features of this model")  # fmt: skip
-    names = {factor: store.classes(factor) for factor in config.ends}
-    table = store.load(config.split, [cell.name])
+    cell, digest = cells[0], checkpoint_digest(config.model)
+    if trained.result.artifacts.get(BACKBONE) != digest:
+        raise StoreMismatch(
+            f"the autoencoder is of another model than '{config.model}'.",
+            fix="model=FOLDER of the model that its run names as backbone",
+        )
+    source = open_features(ProbeRun(config=trained.config, result=trained.result, folder=trained.folder))
+    missing = [factor for factor in config.ends if factor not in source.attributes]
+    if missing:
+        raise unknown("attribute of the training samples", missing[0], source.attributes)
+    table = source.table(trained.config.data.train_split)
     rows = by_place(table.features[cell.name], cell.name)[: config.n_train].float()
     rows = rows.reshape(len(rows), -1, rows.shape[-1])
     sae = KSAE.from_pretrained(folder).eval()
     inputs = {
-        BACKBONE: digest, STORE: store.manifest.digest, f"{INPUT}sae": digest_file(folder / TENSORS),
+        BACKBONE: digest, STORE: trained.result.artifacts[STORE], f"{INPUT}sae": digest_file(folder / TENSORS),
         f"{INPUT}world": spec.digest,
     }  # fmt: skip
     return _Opened(
         sae=sae, cell=cell, training=TrainingRows.of(sae, rows),
-        attributes={factor: table.attributes[factor][: config.n_train] for factor in config.ends}, names=names,
-        inputs=inputs,
+        attributes={factor: table.attributes[factor][: config.n_train] for factor in config.ends},
+        names=source.attributes, inputs=inputs,
     )  # fmt: skip
 
 

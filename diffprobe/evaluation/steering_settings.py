@@ -12,22 +12,19 @@ class SteeringEvaluation:
 
     experiment: str
     """Name of the experiment."""
-    run: str
-    """Folder of a finished run with one sparse autoencoder, trained in one cell: the tap that is edited."""
-    store: str = ""
-    """Folder of the feature store that the autoencoder was trained on."""
+    run: str = ""
+    """Folder of a finished run with one sparse autoencoder, trained in one cell: the tap that is edited. Its training
+    samples give the edits and their units."""
     model: str = "scenes-sd"
-    """Text-to-image model of the world whose features the store has: a folder, or the name of a shipped one."""
+    """Text-to-image model of the world whose features the autoencoder is of: a folder, or the name of a shipped one."""
     reader: str = "scenes-reader"
     """Reader of generated images: `scenes-reader`, or the folder of a finished run of kind `train_reader`."""
     spec: str | None = None
     """File of the world; None for the one that ships with diffprobe."""
     ends: dict[str, tuple[str, ...]]
     """Factor -> the value that is wanted, and the one at the other end."""
-    split: str = "train"
-    """Split of the store from which edits are made."""
     n_train: int = 2000
-    """Samples of the split that are read."""
+    """Training samples that are read, the first ones."""
     n_bank: int = 4000
     """Rows among which detect-and-replace seeks a replacement."""
     n_images: int = 48
@@ -60,8 +57,6 @@ class SteeringEvaluation:
     """Folder of runs; finished latents are kept below its folder `stores`."""
 
     def __post_init__(self) -> None:
-        if not self.store:
-            raise ConfigError("the comparison needs the training samples.", fix="store=FOLDER of a feature store")
         if not self.ends:
             raise ConfigError("ends names no factor.", fix="ends.texture=[striped,plain]")
         for factor, values in self.ends.items():
