@@ -121,7 +121,7 @@ def factor_edits(
     def raised(one: int) -> EditLatents:
         return EditLatents(dictionary=sae, latents=(one,), means=(float(training.means[one]),))
 
-    replace = DetectAndReplace(detector=LatentActive(dictionary=sae, latent=latent), bank=bank, wanted=True)
+    replace = DetectAndReplace(detector=LatentActive(dictionary=sae, latent=latent), bank=bank)
     density = float(training.density[latent])
     shares = ", ".join(f"{one} ({float(training.density[one]):.3f})" for one in others)
     return FactorEdits(
@@ -141,7 +141,7 @@ def factor_edits(
             RANDOM: f"latents {shares}",
             DIRECTION: f"{int(positive.sum())} against {int(negative.sum())} images",
             NEURON: f"channel {neuron}, training AUROC {float(of_neurons[neuron]):.3f}",
-            REPLACE: f"{len(replace.candidates)} of {len(bank)} rows have latent {latent}",
+            REPLACE: f"{len(replace.candidates(True))} of {len(bank)} rows have latent {latent}",
         },
     )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
 A control for edits that move features off the data. It is in the spirit of detect-then-replace in "Look But Don't
 Touch" (2606.31699), of which only the abstract and notes of others could be read; what is replaced by what is defined
-here and may differ. With a detector D and training rows B, a row x with D(x) other than `wanted` becomes
-x + s (b - x), where b is the nearest row of those in B with D(b) = `wanted`, or their mean. A row that is in the wanted
-state already stays as it is. With `nearest` and s = 1 every edited row is one that the model itself produced.
+here and may differ. With a detector D and training rows B, a positive strength s inserts the concept: a row x with D(x)
+false becomes x + s (b - x), where b is the nearest row of B with D(b) true, or the mean of those. A negative strength
+removes it: a row with D(x) true becomes x + |s| (b - x), with b of those with D(b) false. Rows that are in the wanted
+state already stay as they are. With `nearest` and |s| = 1 every edited row is one that the model itself produced.
 """
 
 from dataclasses import dataclass
@@ -113,31 +114,28 @@ class AboveThreshold:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectAndReplace:
-    """Replace the rows that are not in the wanted state of a concept.
+    """Replace the rows that are not in the wanted state of a concept: a positive strength wants it, a negative one not.
 
     Attributes:
         detector: finds the concept.
         bank: training rows, in the unit of the tap and of its cell.
-        wanted: True inserts the concept, False removes it.
         source: what is put in.
 
-    Raises: ConfigError for a bank of another width; EmptyClass if no row of the bank is in the wanted state;
-        UnknownName.
+    Raises: ConfigError for a bank of another width; EmptyClass for a bank whose rows are all in one state; UnknownName.
     """
 
     detector: Detector
     bank: Float[Tensor, "rows d_in"]
-    wanted: bool = False
     source: Source = "nearest"
 
     def __post_init__(self) -> None:
         if self.source not in get_args(Source):
             raise unknown("source of a replacement", self.source, get_args(Source))
         check_width(self.bank, self.detector.d_in, "the detector")
-        if not len(self.candidates):
+        n = int(self._shown.sum())
+        if n in (0, len(self.bank)):
             raise EmptyClass(
-                f"the detector finds no row {'with' if self.wanted else 'without'} the concept among {len(self.bank)}, "
-                "so there is nothing to put in.",
+                f"the detector finds the concept on {n} of {len(self.bank)} rows, so there is nothing to put in.",
                 fix="more training rows, or another threshold",
             )
 
@@ -147,33 +145,37 @@ class DetectAndReplace:
         return self.detector.d_in
 
     @cached_property
-    def candidates(self) -> Float[Tensor, "found d_in"]:
-        """The rows of the bank in the wanted state."""
-        return self.bank[self.detector(self.bank) == self.wanted]
-
-    @cached_property
     def identity(self) -> str:
         """Digest of the detector, the bank and what is done."""
-        return digest_json(
-            ["replace", self.detector.identity, digest_tensors({"bank": self.bank}), self.wanted, self.source]
-        )
+        return digest_json(["replace", self.detector.identity, digest_tensors({"bank": self.bank}), self.source])
+
+    def candidates(self, wanted: bool) -> Float[Tensor, "found d_in"]:
+        """Return the rows of the bank that show the concept, or those that do not."""
+        return self.bank[self._shown == wanted]
 
     def __call__(self, features: Float[Tensor, "rows d_in"], strength: float) -> Float[Tensor, "rows d_in"]:
-        """Return edited features; see `Edit`. Strength 1 replaces the detected rows."""
+        """Return edited features; see `Edit`. Strength 1 inserts the concept, -1 removes it."""
         check_width(features, self.d_in, "the detector")
         if strength == 0:
             return features
-        found, wrong = features.clone(), (self.detector(features) != self.wanted).nonzero().squeeze(1)
-        rows = features[wrong].double()
-        put = self.candidates.double().mean(0) if self.source == "mean" else self._nearest(rows)
-        found[wrong] = (rows + strength * (put.to(rows.device) - rows)).float()
+        wanted = strength > 0
+        found, wrong = features.clone(), (self.detector(features) != wanted).nonzero().squeeze(1)
+        rows, among = features[wrong].double(), self.candidates(wanted).double()
+        put = among.mean(0) if self.source == "mean" else self._nearest(rows, among)
+        found[wrong] = (rows + abs(strength) * (put.to(rows.device) - rows)).float()
         return found
 
-    def _nearest(self, rows: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+    @cached_property
+    def _shown(self) -> Bool[Tensor, " rows"]:
+        return self.detector(self.bank)
+
+    def _nearest(
+        self, rows: Float[Tensor, "rows d_in"], among: Float[Tensor, "found d_in"]
+    ) -> Float[Tensor, "rows d_in"]:
         sd = self.bank.double().std(0, correction=0)
         kept = sd > 0
-        among = (self.candidates.double()[:, kept] / sd[kept]).to(rows.device)
+        scaled = (among[:, kept] / sd[kept]).to(rows.device)
         given = rows[:, kept.to(rows.device)] / sd[kept].to(rows.device)
-        places = [torch.cdist(part, among).argmin(1) for part in given.split(_AT_ONCE)]
+        places = [torch.cdist(part, scaled).argmin(1) for part in given.split(_AT_ONCE)]
         chosen = torch.cat(places) if places else torch.zeros(0, dtype=torch.int64)
-        return self.candidates.double()[chosen.to(self.candidates.device)]
+        return among[chosen.to(among.device)]

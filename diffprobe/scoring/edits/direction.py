@@ -1,4 +1,4 @@
-"""Add a vector to features."""
+"""Edit features along a direction: add a vector, or remove what varies along it."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from diffprobe.scoring.edits.base import check_width
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError
+from diffprobe.scoring.edits.base import check_width, digest_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +37,42 @@ class AddVector:
         check_width(features, self.d_in, "the vector")
         step = strength * self.vector.double()
         return (features.double() + step.to(features.device)).float()
+
+
+@dataclass(frozen=True, eq=False)
+class AblateDirection:
+    """Move the coordinate of every row along a direction towards that of the data's mean; the rest of the row stays.
+
+    Attributes:
+        unit: the direction, of norm 1.
+        mean: mean coordinate of the data: what strength 1 leaves.
+
+    Raises: ConfigError for a vector that is not of norm 1.
+    """
+
+    unit: Float[Tensor, " d_in"]
+    mean: float
+
+    def __post_init__(self) -> None:
+        if abs(float(self.unit.double().norm()) - 1) > 1e-3:
+            raise ConfigError(
+                f"the direction has norm {float(self.unit.double().norm()):.4g}; needed is a unit vector."
+            )
+
+    @property
+    def d_in(self) -> int:
+        """Width of the features."""
+        return len(self.unit)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the direction and the mean."""
+        return digest_json(["ablate", digest_tensors({"unit": self.unit.double()}), self.mean])
+
+    def __call__(self, features: Float[Tensor, "rows d_in"], strength: float) -> Float[Tensor, "rows d_in"]:
+        """Return edited features; see `Edit`. The strength is the share of the coordinate that is removed."""
+        check_width(features, self.d_in, "the direction")
+        if strength == 0:
+            return features
+        rows, unit = features.double(), self.unit.double().to(features.device)
+        return (rows - strength * ((rows @ unit) - self.mean)[:, None] * unit).float()

@@ -22,7 +22,7 @@ def nearest(row, candidates):
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_rows_in_the_wrong_state_become_their_nearest_row_in_the_wanted_one(wanted):
-    found = DetectAndReplace(detector=DETECTOR, bank=BANK, wanted=wanted)(X, 1.0)
+    found = DetectAndReplace(detector=DETECTOR, bank=BANK)(X, 1.0 if wanted else -1.0)
     for row, new in zip(X, found, strict=True):
         right = (row[0] > 0) == wanted
         candidates = [one for one in BANK if (one[0] > 0) == wanted]
@@ -32,7 +32,7 @@ def test_rows_in_the_wrong_state_become_their_nearest_row_in_the_wanted_one(want
 def test_the_strength_is_the_share_of_the_way_and_the_mean_is_the_other_source():
     edit = DetectAndReplace(detector=DETECTOR, bank=BANK, source="mean")
     assert torch.equal(edit(X, 0.0), X)
-    found = edit(X, 0.25)
+    found = edit(X, -0.25)
     assert torch.equal(found[1], X[1])
     torch.testing.assert_close(found[[0, 2]], 0.75 * X[[0, 2]] + 0.25 * BANK[2:].mean(0))
 
@@ -45,7 +45,7 @@ def test_the_detector_of_a_latent_finds_the_rows_on_which_it_is_active():
     middle = float(active[active > 0].median())
     assert torch.equal(LatentActive(dictionary=sae, latent=latent, threshold=middle)(rows), active > middle)
     edit = DetectAndReplace(detector=LatentActive(dictionary=sae, latent=latent), bank=rows_of(100, seed=8))
-    found = edit(rows, 1.0)
+    found = edit(rows, -1.0)
     assert torch.equal((found != rows).any(1), active > 0)
     assert not edit.detector(found).any()  # what was put in does not show the concept
 
@@ -59,8 +59,10 @@ def test_the_quantile_is_of_training_rows():
 
 
 def test_bad_input():
-    with pytest.raises(EmptyClass, match="no row with the concept among 3"):
-        DetectAndReplace(detector=DETECTOR, bank=BANK[2:], wanted=True)
+    with pytest.raises(EmptyClass, match="the concept on 0 of 3 rows"):
+        DetectAndReplace(detector=DETECTOR, bank=BANK[2:])
+    with pytest.raises(EmptyClass, match="the concept on 2 of 2 rows"):
+        DetectAndReplace(detector=DETECTOR, bank=BANK[:2])
     with pytest.raises(UnknownName, match="source"):
         DetectAndReplace(detector=DETECTOR, bank=BANK, source="median")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"\(5, 2\) do not fit the detector"):
@@ -78,6 +80,6 @@ def test_bad_input():
 def test_its_identity_depends_on_all_that_fixes_it():
     base = {"detector": DETECTOR, "bank": BANK}
     other = AboveThreshold(vector=VECTOR, threshold=1.0)
-    changes = ({}, {"wanted": True}, {"source": "mean"}, {"bank": BANK + 1}, {"detector": other})
+    changes = ({}, {"source": "mean"}, {"bank": BANK + 1}, {"detector": other})
     found = {DetectAndReplace(**{**base, **change}).identity for change in changes}
-    assert len(found) == 5
+    assert len(found) == 4
