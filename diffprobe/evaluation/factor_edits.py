@@ -146,14 +146,23 @@ def factor_edits(
     )  # fmt: skip
 
 
-def equal_density(density: Float[Tensor, " latent"], latent: int, n: int, *, seed: int) -> tuple[int, ...]:
+def equal_density(
+    density: Float[Tensor, " latent"], latent: int, n: int, *, seed: int, without: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Draw latents that are active about as often as another one: from the 4 n nearest to it in log density.
+
+    Args:
+        density: share of rows on which each latent is active.
+        latent: the other one, which is not drawn.
+        n: how many.
+        seed: of the draw.
+        without: further latents that are not drawn.
 
     Raises: ConfigError for a latent that is never active; EmptyClass for fewer than n others that are.
     """
     if not density[latent] > 0:
         raise ConfigError(f"latent {latent} is never active, so no other has its density.")
-    alive = [one for one in torch.nonzero(density > 0).flatten().tolist() if one != latent]
+    alive = [one for one in torch.nonzero(density > 0).flatten().tolist() if one not in (latent, *without)]
     if len(alive) < n:
         raise EmptyClass(f"{len(alive)} other latents are active; {n} are needed.")
     nearest: Sequence[int] = sorted(alive, key=lambda one: (abs(float((density[one] / density[latent]).log())), one))

@@ -119,32 +119,35 @@ class SteeredReader:
 
     Args:
         generator: StableDiffusionPipeline: a folder, or the name of a shipped model.
-        cell: of the directions and of the reading.
+        cell: of the edits.
         prompts: prompt of each image.
         keys: of each image; with `seed`, they fix the noise that it starts from, and that of the reading.
         sampling_steps, guidance, window, edits_unconditional: as of `SteeredModel`.
         keep: folder in which finished latents are kept, and looked for first.
+        reading: cell in which finished images are read; None for `cell`.
 
     Attributes:
         digest: of the model's files.
-        width: of a feature in the cell.
+        width: of a feature in the cell of the edits.
 
-    Raises: ConfigError for a cell with places, of another condition, or a tap that cannot be replaced; as
+    Raises: ConfigError for a reading with places or of another condition, or a tap that cannot be replaced; as
         `plan_steered`.
     """
 
     def __init__(
         self, generator: str, cell: Cell, prompts: Sequence[str], keys: Sequence[str], *, sampling_steps: int,
         guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool, keep: Path,
+        reading: Cell | None = None,
     ) -> None:  # fmt: skip
-        self._cell, self._prompts, self._keys = cell, list(prompts), list(keys)
-        if cell.pool == "none" or cell.pool.startswith("tokens"):
+        read = reading or cell
+        self._reading, self._prompts, self._keys = read, list(prompts), list(keys)
+        if read.pool == "none" or read.pool.startswith("tokens"):
             raise ConfigError(
-                f"cell '{cell.name}' has more than one vector per sample.", fix="a direction of pool mean or gridK"
+                f"cell '{read.name}' has more than one vector per sample.", fix="a reading of pool mean or gridK"
             )
-        if cell.condition not in ("empty", "caption"):
+        if read.condition not in ("empty", "caption"):
             raise ConfigError(
-                f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
+                f"cell '{read.name}' is read under the condition '{read.condition}'.", "allowed: empty, caption"
             )
         planned = plan_steered(generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
         self.digest, (self.width,) = checkpoint_digest(generator), set(planned.plan.widths.values())
@@ -159,7 +162,7 @@ class SteeredReader:
         self._kept = KeptDraws(keep, identity)
         with quiet_libraries():
             self._reader = DiffusionFeatures.from_pretrained(
-                generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
+                generator, taps=[read.tap], timesteps=[read.timestep], condition=read.condition, pool=read.pool,
                 seed=seed,
             )  # fmt: skip
 
@@ -174,7 +177,7 @@ class SteeredReader:
         found = []
         for start in range(0, len(latents), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            captions = self._prompts[rows] if self._cell.condition == "caption" else None
+            captions = self._prompts[rows] if self._reading.condition == "caption" else None
             features = self._reader.from_latents(latents[rows], keys=self._keys[rows], captions=captions)
             found.append(next(iter(features.values())).cpu().double().numpy())
         return np.concatenate(found)

@@ -87,15 +87,17 @@ class AboveThreshold:
     ) -> "AboveThreshold":
         """Return the detector that finds the concept on a share of training rows: those furthest along the vector.
 
-        Raises: ConfigError for a share outside 0..1, its ends left out; EmptyClass without a row.
+        At least one row is on each side.
+
+        Raises: ConfigError for a share outside 0..1, its ends left out; EmptyClass for fewer than two rows.
         """
         if not 0 < share < 1:
             raise ConfigError(f"share={share:g} of rows with the concept is out of range: between 0 and 1.")
-        if not len(rows):
-            raise EmptyClass("a threshold needs training rows; there are none.")
+        if len(rows) < 2:
+            raise EmptyClass(f"a threshold needs at least two training rows; there are {len(rows)}.")
         along = rows.double() @ vector.double()
-        position = min(int((1 - share) * len(rows)), len(rows) - 1)
-        return cls(vector=vector, threshold=float(along.sort().values[position]))
+        above = min(max(1, round(share * len(rows))), len(rows) - 1)
+        return cls(vector=vector, threshold=float(along.sort().values[len(rows) - above - 1]))
 
     @property
     def d_in(self) -> int:

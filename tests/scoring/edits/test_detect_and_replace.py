@@ -54,8 +54,9 @@ def test_the_quantile_is_of_training_rows():
     rows = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
     for share in (0.1, 0.5):
         assert float(AboveThreshold.at_quantile(VECTOR, rows, share)(rows).float().mean()) == pytest.approx(
-            share, abs=0.002
+            share, abs=1e-6
         )
+    assert AboveThreshold.at_quantile(VECTOR, BANK, 0.01)(BANK).sum() == 1
 
 
 def test_bad_input():
