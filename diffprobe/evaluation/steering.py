@@ -180,9 +180,12 @@ def _open(config: SteeringEvaluation, spec: WorldSpec) -> _Opened:
             fix="model=FOLDER of the model that its run names as backbone",
         )
     source = open_features(ProbeRun(config=trained.config, result=trained.result, folder=trained.folder))
-    missing = [factor for factor in config.ends if factor not in source.attributes]
-    if missing:
-        raise unknown("attribute of the training samples", missing[0], source.attributes)
+    for factor, values in config.ends.items():
+        if factor not in source.attributes:
+            raise unknown("attribute of the training samples", factor, source.attributes)
+        for value in values:
+            if value not in source.attributes[factor]:
+                raise unknown(f"value of '{factor}' in the training samples", value, source.attributes[factor])
     table = source.table(trained.config.data.train_split)
     rows = by_place(table.features[cell.name], cell.name)[: config.n_train].float()
     rows = rows.reshape(len(rows), -1, rows.shape[-1])
