@@ -17,7 +17,7 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.evaluation.certificate_tables import certificate_tables
 from diffprobe.evaluation.rate_tables import rate_tables
-from diffprobe.evaluation.steering_tables import matched_table
+from diffprobe.evaluation.steering_tables import TABLE_FILE, matched_table
 from diffprobe.runs.tables import build_table
 
 DOCS = Path(__file__).resolve().parent
@@ -59,8 +59,11 @@ def tables() -> dict[str, str]:
 
 def steered() -> dict[str, str]:
     """Return the tables of the comparison of ways to steer, as far as one is recorded."""
-    names = [name for name in TWINS if (DOCS / "results" / name / "steering.json").is_file()]
-    return {f"{name}/steering": matched_table(recorded(name, "steering")) for name in names}
+    found = {}
+    for name in TWINS:
+        for path in sorted((DOCS / "results" / name).glob("steering*.json")):
+            found[f"{name}/{path.stem}"] = matched_table(recorded(name, path.stem))
+    return found
 
 
 def with_tables(text: str, marker: str, content: str) -> str:
@@ -82,10 +85,14 @@ def record(runs: Path) -> None:
         name = result.config.get("model")
         if result.kind not in KINDS or name not in TWINS:
             continue
-        copy = DOCS / "results" / str(name) / f"{KINDS[result.kind]}.json"
+        level = result.config.get("collateral")
+        file = KINDS[result.kind] + ("" if level is None else f"-at-{level:g}")
+        copy = DOCS / "results" / str(name) / f"{file}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        if result.kind == "rates_eval":
+        if result.kind == "steering_eval" and level is None:
+            shutil.copyfile(path.with_name(TABLE_FILE), copy.with_suffix(".csv"))
+        elif result.kind == "rates_eval":
             shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
         elif (path.parent / "samples.png").exists():
             shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")
