@@ -1,5 +1,5 @@
 """Record what the twins of `scenes` were measured to do, for their cards: python docs/record_scenes.py RUNS, the folder
-of the runs of scenes/evaluate and scenes/rates with both twins.
+of the runs of scenes/evaluate and scenes/rates with both twins, and of scenes/steering with one.
 
 Result files go to docs/results/scenes-sd and docs/results/scenes-sd-permuted, the tables into the cards, each between
 its markers, and the figures of the rates into docs. With runs of scenes/layers the table of layers is made again; their
@@ -17,16 +17,17 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 from diffprobe.evaluation.backbone_tables import backbone_tables
 from diffprobe.evaluation.certificate_tables import certificate_tables
 from diffprobe.evaluation.rate_tables import rate_tables
+from diffprobe.evaluation.steering_tables import TABLE_FILE, matched_table
 from diffprobe.runs.tables import build_table
 
 DOCS = Path(__file__).resolve().parent
 TWINS = ("scenes-sd", "scenes-sd-permuted")
-KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates"}
+KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates", "steering_eval": "steering"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
 END = "<!-- end of tables -->"
 LAYERS = DOCS / "results" / "scenes-sd" / "layers.txt"
 CERTIFICATES = DOCS / "results" / "scenes-sd" / "certificates"
-PAGES = (DOCS / "users" / "certify.md", DOCS / "users" / "directions.md")
+PAGES = (DOCS / "users" / "certify.md", DOCS / "users" / "directions.md", DOCS / "users" / "steer.md")
 """Pages with tables, besides the cards."""
 
 
@@ -52,7 +53,17 @@ def tables() -> dict[str, str]:
     rates = rate_tables([recorded(name, "rates") for name in TWINS])
     kept = {"layers": LAYERS, **{f"{name}/directions": directions_of(name) for name in TWINS}}
     found |= {name: path.read_text("utf-8") for name, path in kept.items()}
+    found |= steered()
     return {**found, "rates": rates, "certificates": certificate_tables(certificates)}
+
+
+def steered() -> dict[str, str]:
+    """Return the tables of the comparison of ways to steer, as far as one is recorded."""
+    found = {}
+    for name in TWINS:
+        for path in sorted((DOCS / "results" / name).glob("steering*.json")):
+            found[f"{name}/{path.stem}"] = matched_table(recorded(name, path.stem))
+    return found
 
 
 def with_tables(text: str, marker: str, content: str) -> str:
@@ -74,10 +85,14 @@ def record(runs: Path) -> None:
         name = result.config.get("model")
         if result.kind not in KINDS or name not in TWINS:
             continue
-        copy = DOCS / "results" / str(name) / f"{KINDS[result.kind]}.json"
+        level = result.config.get("collateral")
+        file = KINDS[result.kind] + ("" if level is None else f"-at-{level:g}")
+        copy = DOCS / "results" / str(name) / f"{file}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        if result.kind == "rates_eval":
+        if result.kind == "steering_eval" and level is None:
+            shutil.copyfile(path.with_name(TABLE_FILE), copy.with_suffix(".csv"))
+        elif result.kind == "rates_eval":
             shutil.copyfile(path.parent / "rates" / "rates.png", DOCS / f"{name}-rates.png")
         elif (path.parent / "samples.png").exists():
             shutil.copyfile(path.parent / "samples.png", DOCS / f"{name}-samples.png")

@@ -1,6 +1,6 @@
-"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, the
-classes or lifetimes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an
-SAE, or taps that are ablated and patched."""
+"""``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
+steer, the classes or lifetimes of an SAE's latents, points that are matched between images, or the denoising error that
+changes inside it cause: the reconstruction of an SAE, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
     directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
     directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
+    steering = what.add_parser("steering", help="latents, directions, neurons and texts that steer, compared")
+    steering.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run of scenes")
     selectors = what.add_parser("selectors", help="cells chosen without labels, beside those that val chooses")
     selectors.add_argument("run_folders", metavar="RUN_FOLDER", nargs="+", help="finished classifiers of several cells")
     selectors.add_argument("--encoder", metavar="PATH", help="features for CKNNA: a feature store, or an .npz file")
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
         (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
-        (directions, "scenes/directions"), (correspondence, "scenes/correspondence"),
+        (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "lifetimes": _run_lifetimes, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
-        "selectors": _run_selectors, "correspondence": _run_correspondence,
+        "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -213,6 +215,21 @@ def _run_correspondence(args: argparse.Namespace) -> int:
 
     path = evaluate_correspondence(config)
     print("\n".join(summary_lines(read_result(path))))
+    print(f"result: {path}")
+    return 0
+
+
+def _run_steering(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "scenes/steering", "evaluate_steering")
+    if args.check:
+        return _valid()
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.steering import evaluate_steering
+    from diffprobe.evaluation.steering_tables import TABLE_FILE, TABLES_FILE, matched_table
+
+    path = evaluate_steering(config)
+    print(matched_table(read_result(path)))
+    print(f"tables: {path.with_name(TABLES_FILE)}, {path.with_name(TABLE_FILE)}")
     print(f"result: {path}")
     return 0
 

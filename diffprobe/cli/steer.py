@@ -1,4 +1,4 @@
-"""``diffprobe steer``: generate images with a direction added, and measure what moves."""
+"""``diffprobe steer``: generate images with a direction, latents or neurons edited, and measure what moves."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -10,32 +10,35 @@ if TYPE_CHECKING:
     from diffprobe.analysis.statistics import Interval
 
 GROUP = "meaning"
-HELP = "generate images with a direction added, at several strengths"
+HELP = "generate images with a direction, latents or neurons edited"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the direction, the settings and the output folder."""
-    parser.add_argument("direction", metavar="DIRECTION", help="folder of a saved direction, below probes/ of a run")
+    """Add what is steered, the settings and the output folder."""
+    parser.add_argument(
+        "subject", metavar="FOLDER", help="a saved direction, below probes/ of a run; or an sae run, with latent=NUMBER"
+    )
     add_keys(parser, "settings: generator=FOLDER, store=FOLDER, prompts=[PROMPT], and those of the documentation")
     parser.add_argument("--output", default="runs", metavar="FOLDER", help="folder of runs (default: runs)")
     add_check(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the dose-response of the direction and of random ones."""
+    """Print the dose-response of the edit and of its controls."""
     from diffprobe.core.columns import aligned
-    from diffprobe.evaluation.steer import GRID_FILE, OWN, TABLE_FILE, SteerConfig, steer
+    from diffprobe.evaluation.steer import GRID_FILE, OWN, TABLE_FILE, SteerConfig, steer, unit_of
 
     config = parse_keys(args.keys, SteerConfig)
     if args.check:
         print("the configuration is valid")
         return 0
-    found, path = steer(args.direction, config, output=args.output)
+    found, path = steer(args.subject, config, output=args.output)
     along = list(found.doses[OWN][0].moved)
     heads = ["steered", "strength", *(f"moved along {name}" if name != OWN else "moved" for name in along), "distance"]
     rows = [_row(name, dose) for name, doses in found.doses.items() for dose in doses]
     print("\n".join(aligned([heads, *rows], [False] + [True] * (len(heads) - 1))))
-    print("strength, moved: in standard deviations of the store's samples along the direction, relative to strength 0")
+    print(f"strength: {unit_of(config)}")
+    print("moved: in standard deviations of the store's samples along the direction, relative to strength 0")
     print("distance: from the store's samples, as a multiple of the distance among them")
     for note in found.notes:
         print(f"note: {note}")

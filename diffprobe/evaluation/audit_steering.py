@@ -32,6 +32,7 @@ from diffprobe.evaluation.image_readers import AxisReader, OpenedReaders, open_l
 from diffprobe.evaluation.kept_draws import FOLDER
 from diffprobe.evaluation.steered_model import SteeredReader
 from diffprobe.probes.direction import random_directions
+from diffprobe.scoring.edits.direction import AddVector
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -146,7 +147,7 @@ class _AxisRun:
         import torch
 
         strengths = self._steering.strengths
-        latents = self._model.draw(torch.from_numpy(np.ascontiguousarray(vector)), strengths)
+        latents = self._model.draw(AddVector(torch.from_numpy(np.ascontiguousarray(vector))), strengths)
         codes = [self._codes(one) for one in latents.values()]
         self._readings[label] = SteeredReadings(
             strengths=strengths, codes={name: np.stack([one[name] for one in codes]) for name in self._readers}

@@ -1,10 +1,8 @@
 """Keep the finished latents of steered images on disk, so that a repeated call continues after them."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -20,9 +18,9 @@ FOLDER = "steered"
 
 
 class KeptDraws:
-    """The draws of one model, with the same prompts and noise for every vector.
+    """The draws of one model, with the same prompts and noise for every edit.
 
-    There is one safetensors file per vector and list of strengths, under a digest of these and of `identity`; a file is
+    There is one safetensors file per edit and list of strengths, under a digest of these and of `identity`; a file is
     complete or absent.
 
     Args:
@@ -33,22 +31,22 @@ class KeptDraws:
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
         self._folder, self._identity = folder, dict(identity)
 
-    def path(self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]) -> Path:
-        """Return the file of a vector."""
-        content = hashlib.sha256(vector.double().contiguous().numpy().tobytes()).hexdigest()
-        digest = digest_json({**self._identity, "vector": content, "strengths": [float(one) for one in strengths]})
+    def path(self, edit: str, strengths: Sequence[float]) -> Path:
+        """Return the file of an edit, given by its identity."""
+        digest = digest_json({**self._identity, "vector": edit, "strengths": [float(one) for one in strengths]})
         return self._folder / f"{digest[:24]}.safetensors"
 
-    def get(
-        self, vector: Float[Tensor, " d_in"], strengths: Sequence[float], draw: Callable[[], Draws]
-    ) -> Draws:  # fmt: skip
-        """Return the draws of a vector: those of its file, or new ones, which are written.
+    def get(self, edit: str, strengths: Sequence[float], draw: Callable[[], Draws]) -> Draws:
+        """Return the draws of an edit: those of its file, or new ones, which are written.
+
+        Args:
+            edit: its identity (`diffprobe.scoring.edits.base.Edit`).
 
         Raises: SchemaError for a damaged file; what `draw` raises.
         """
         from safetensors.torch import load_file, save_file
 
-        path, names = self.path(vector, strengths), [f"{number:04d}" for number in range(len(strengths))]
+        path, names = self.path(edit, strengths), [f"{number:04d}" for number in range(len(strengths))]
         if path.is_file():
             try:
                 found = load_file(path)

@@ -1,9 +1,10 @@
-"""Open a StableDiffusionPipeline whose images are generated with a direction added at the tap of one cell.
+"""Open a StableDiffusionPipeline whose images are generated with an edit at the tap of one cell.
 
-Finished images can be noised again and read in that cell, so that prompt and added vector are not in the features.
+Finished images can be noised again and read in that cell, so that neither prompt nor edit is in the features.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +24,8 @@ from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.evaluation.kept_draws import KeptDraws
 from diffprobe.runs.provenance import checkpoint_digest
+from diffprobe.scoring.edits.base import Edit
+from diffprobe.scoring.edits.text import EditedText
 from diffprobe.scoring.intervention_network import InterventionNetwork, require_replaceable
 from diffprobe.scoring.sampling import PromptSampler, sampling_timesteps
 from diffprobe.scoring.steering import Steering, steered_latents
@@ -66,17 +69,17 @@ def plan_steered(generator: str, cell: Cell, *, fix: str) -> SteeredPlan:
 
 
 class SteeredModel:
-    """The loaded pipeline: the same prompts and noise for every direction and strength.
+    """The loaded pipeline: the same prompts and noise for every edit and strength.
 
     Args:
         planned: what `plan_steered` returned.
-        cell: cell of the directions.
+        cell: cell of the edits.
         prompts: prompt of each image.
         keys: with `seed`, they fix the noise that each image starts from.
         sampling_steps: DDIM steps.
         guidance: added to the scale of classifier-free guidance: 0 is none.
-        window: smallest and largest timestep at which a direction is added; None for all.
-        edits_unconditional: whether it is added on both passes of guidance.
+        window: smallest and largest timestep at which an edit acts; None for all.
+        edits_unconditional: whether it acts on both passes of guidance.
     """
 
     def __init__(
@@ -93,16 +96,17 @@ class SteeredModel:
             edits_unconditional=edits_unconditional,
         )  # fmt: skip
 
-    def latents(
-        self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]
-    ) -> list[Float[Tensor, "image channels height width"]]:
-        """Return the finished latents of each strength. Raises: as `steered_latents`.
-
-        Args:
-            vector: what strength 1 adds.
-        """
-        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, vector=vector, window=self._window)
+    def latents(self, edit: Edit, strengths: Sequence[float]) -> list[Float[Tensor, "image channels height width"]]:
+        """Return the finished latents of each strength. Raises: as `steered_latents`."""
+        steering = Steering(tap=self._cell.tap, pool=self._cell.pool, edit=edit, window=self._window)
         return [steered_latents(self._sampler, steering, strength) for strength in strengths]
+
+    def of_texts(self, texts: "Sequence[str | EditedText]") -> Float[Tensor, "image channels height width"]:
+        """Return the finished latents of other texts, one per image, from the same noise and without an edit inside.
+
+        Raises: NonFinite; ConfigError for an edited text of a backbone without an embedding.
+        """
+        return replace(self._sampler, inputs=list(texts)).untouched[-1]
 
     def images(self, latents: Float[Tensor, "image channels height width"]) -> UInt8[Tensor, "image h w 3"]:
         """Return the images of finished latents."""
@@ -115,32 +119,35 @@ class SteeredReader:
 
     Args:
         generator: StableDiffusionPipeline: a folder, or the name of a shipped model.
-        cell: of the directions and of the reading.
+        cell: of the edits.
         prompts: prompt of each image.
         keys: of each image; with `seed`, they fix the noise that it starts from, and that of the reading.
         sampling_steps, guidance, window, edits_unconditional: as of `SteeredModel`.
         keep: folder in which finished latents are kept, and looked for first.
+        reading: cell in which finished images are read; None for `cell`.
 
     Attributes:
         digest: of the model's files.
-        width: of a feature in the cell.
+        width: of a feature in the cell of the edits.
 
-    Raises: ConfigError for a cell with places, of another condition, or a tap that cannot be replaced; as
+    Raises: ConfigError for a reading with places or of another condition, or a tap that cannot be replaced; as
         `plan_steered`.
     """
 
     def __init__(
         self, generator: str, cell: Cell, prompts: Sequence[str], keys: Sequence[str], *, sampling_steps: int,
         guidance: float, seed: int, window: tuple[int, int] | None, edits_unconditional: bool, keep: Path,
+        reading: Cell | None = None,
     ) -> None:  # fmt: skip
-        self._cell, self._prompts, self._keys = cell, list(prompts), list(keys)
-        if cell.pool == "none" or cell.pool.startswith("tokens"):
+        read = reading or cell
+        self._reading, self._prompts, self._keys = read, list(prompts), list(keys)
+        if read.pool == "none" or read.pool.startswith("tokens"):
             raise ConfigError(
-                f"cell '{cell.name}' has more than one vector per sample.", fix="a direction of pool mean or gridK"
+                f"cell '{read.name}' has more than one vector per sample.", fix="a reading of pool mean or gridK"
             )
-        if cell.condition not in ("empty", "caption"):
+        if read.condition not in ("empty", "caption"):
             raise ConfigError(
-                f"cell '{cell.name}' is read under the condition '{cell.condition}'.", "allowed: empty, caption"
+                f"cell '{read.name}' is read under the condition '{read.condition}'.", "allowed: empty, caption"
             )
         planned = plan_steered(generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
         self.digest, (self.width,) = checkpoint_digest(generator), set(planned.plan.widths.values())
@@ -155,14 +162,14 @@ class SteeredReader:
         self._kept = KeptDraws(keep, identity)
         with quiet_libraries():
             self._reader = DiffusionFeatures.from_pretrained(
-                generator, taps=[cell.tap], timesteps=[cell.timestep], condition=cell.condition, pool=cell.pool,
+                generator, taps=[read.tap], timesteps=[read.timestep], condition=read.condition, pool=read.pool,
                 seed=seed,
             )  # fmt: skip
 
-    def draw(self, vector: Float[Tensor, " d_in"], strengths: Sequence[float]) -> dict[float, Tensor]:
+    def draw(self, edit: Edit, strengths: Sequence[float]) -> dict[float, Tensor]:
         """Return the finished latents of each strength. Raises: as `SteeredModel.latents` and `KeptDraws.get`."""
         return self._kept.get(
-            vector, strengths, lambda: dict(zip(strengths, self._model.latents(vector, strengths), strict=True))
+            edit.identity, strengths, lambda: dict(zip(strengths, self._model.latents(edit, strengths), strict=True))
         )
 
     def reread(self, latents: Float[Tensor, "image channels height width"]) -> Float64[np.ndarray, "image d"]:
@@ -170,7 +177,7 @@ class SteeredReader:
         found = []
         for start in range(0, len(latents), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            captions = self._prompts[rows] if self._cell.condition == "caption" else None
+            captions = self._prompts[rows] if self._reading.condition == "caption" else None
             features = self._reader.from_latents(latents[rows], keys=self._keys[rows], captions=captions)
             found.append(next(iter(features.values())).cpu().double().numpy())
         return np.concatenate(found)

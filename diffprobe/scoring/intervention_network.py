@@ -23,6 +23,7 @@ from diffprobe.backbones.plan import ReadPlan
 from diffprobe.core.errors import ConfigError, NonFinite, RunFailed
 from diffprobe.core.shapes import FeatureMap, Images
 from diffprobe.scoring.denoising_error import denoising_error, require_noise
+from diffprobe.scoring.edits.text import EditedText, encode_texts
 from diffprobe.scoring.noise_sets import stack_noise
 
 Change = Callable[[FeatureMap], FeatureMap | None]
@@ -193,14 +194,14 @@ class InterventionNetwork:
         self,
         x_t: Float[Tensor, "rows c h w"],
         t: int,
-        inputs: Sequence[ConditionInput],
+        inputs: Sequence[ConditionInput | EditedText],
         changes: Mapping[str, Change] | None = None,
     ) -> Float[Tensor, "rows c h w"]:
         """Return what the model predicts for noisy latents at one timestep, float32 on the network's device.
 
         Args:
             x_t: noisy latents, at most `rows` of them, so that they fit into memory.
-            inputs: conditioning input of each row.
+            inputs: conditioning input of each row; of a text also with its embedding edited.
             changes: tap -> what replaces its map.
         Raises: ConfigError for a tap that cannot be replaced.
         """
@@ -208,9 +209,9 @@ class InterventionNetwork:
             self._enter(stack, changes or {})
             return self._forward(x_t, t, inputs).value.float()
 
-    def _forward(self, x_t: Tensor, t: int, inputs: Sequence[ConditionInput]) -> Prediction:
+    def _forward(self, x_t: Tensor, t: int, inputs: Sequence[ConditionInput | EditedText]) -> Prediction:
         steps = torch.full((len(x_t),), t, device=self.device)
-        condition = self._backbone.encode_conditions(list(inputs))
+        condition = encode_texts(self._backbone.encode_conditions, list(inputs))
         condition = {name: values.to(self.device) for name, values in condition.items()}
         x_t = x_t.to(self.device, DTYPES[self.plan.dtype]).contiguous(memory_format=torch.channels_last)
         return self._backbone.denoise(x_t, steps, condition)

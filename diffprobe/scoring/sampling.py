@@ -16,6 +16,7 @@ from diffprobe.backbones.base import ConditionInput
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.shapes import FeatureMap
+from diffprobe.scoring.edits.text import EditedText
 from diffprobe.scoring.intervention_network import Change, InterventionNetwork, keep_in, put_from
 from diffprobe.scoring.noise_sets import stack_noise
 
@@ -78,7 +79,7 @@ class PromptSampler:
 
     Args:
         network: the backbone.
-        inputs: the prompt (or class) of each sample.
+        inputs: the prompt (or class) of each sample; a prompt may have its embedding edited.
         keys: with `seed`, they fix the noise that a sample starts from.
         steps: timesteps, the noisiest first.
         guidance: scale of classifier-free guidance; 1 is none, and needs half the passes.
@@ -87,7 +88,7 @@ class PromptSampler:
     """
 
     network: InterventionNetwork
-    inputs: Sequence[ConditionInput]
+    inputs: Sequence[ConditionInput | EditedText]
     keys: Sequence[str]
     steps: tuple[int, ...]
     guidance: float
@@ -153,7 +154,7 @@ class PromptSampler:
         return without + self.guidance * (given - without)
 
     def _branch(
-        self, inputs: Sequence[ConditionInput], rows: list[int], x_t: Tensor, t: int, edit: "_Edit | None"
+        self, inputs: Sequence[ConditionInput | EditedText], rows: list[int], x_t: Tensor, t: int, edit: "_Edit | None"
     ) -> Tensor:
         network, here = self.network, [inputs[row] for row in rows]
         if edit is None:
@@ -161,7 +162,7 @@ class PromptSampler:
         change = edit.change or self._donated(inputs, rows, t, edit)
         return network.predict(x_t, t, here, {edit.tap: change})
 
-    def _donated(self, inputs: Sequence[ConditionInput], rows: list[int], t: int, edit: "_Edit") -> Change:
+    def _donated(self, inputs: Sequence[ConditionInput | EditedText], rows: list[int], t: int, edit: "_Edit") -> Change:
         """Run the donors, and return a change that puts their maps in."""
         assert edit.source is not None
         latents, donors = edit.source

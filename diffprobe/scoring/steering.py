@@ -1,4 +1,4 @@
-"""Steer sampling: add a direction to the map of one tap during a window of timesteps."""
+"""Steer sampling: edit the features of one tap during a window of timesteps, at several strengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,30 +8,31 @@ from torch import Tensor
 
 from diffprobe.backbones.intervention import Splice
 from diffprobe.core.errors import ConfigError
+from diffprobe.scoring.edits.base import Edit
 from diffprobe.scoring.intervention_network import Change, put_features
 from diffprobe.scoring.sampling import PromptSampler
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Steering:
-    """A direction and where it is added.
+    """An edit and where it acts.
 
-    The features of the tap are read with the pooling of the direction, moved along it, and put back (`Splice`): with
-    `mean` and with `none` the vector is added at every place of the map, with `gridK` the part of the vector that
-    belongs to a place.
+    The features of the tap are read with the pooling that the edit is for, edited, and put back (`Splice`): with `none`
+    each place is edited by itself; with `mean` the change of the mean is added at every place of the map, with `gridK`
+    that of a part at the places of the part.
 
     Attributes:
         tap: module path.
-        pool: pooling of the features that the direction is for.
-        vector: what strength 1 adds, in the unit of the features.
-        window: first and last timestep at which it is added, both included, as (smallest, largest); None for all.
+        pool: pooling of the features that the edit is for.
+        edit: what is done; `diffprobe.scoring.edits` has the kinds.
+        window: first and last timestep at which it acts, both included, as (smallest, largest); None for all.
 
     Raises: ConfigError for `max`, or a window whose ends are in the wrong order.
     """
 
     tap: str
     pool: str
-    vector: Float[Tensor, " d_in"]
+    edit: Edit
     window: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -52,20 +53,19 @@ class Steering:
         return found
 
     def change(self, strength: float) -> Change:
-        """Return what replaces the map of the tap: the same map, moved by `strength` times the vector."""
-        step = strength * self.vector.double()
-        return put_features(Splice(self.pool), lambda before: (before.double() + step.to(before.device)).float())
+        """Return what replaces the map of the tap: the same map, edited at a strength."""
+        return put_features(Splice(self.pool), lambda before: self.edit(before, strength))
 
 
 def steered_latents(
     sampler: PromptSampler, steering: Steering, strength: float
 ) -> Float[Tensor, "sample channels height width"]:
-    """Sample with a direction added; the same prompts and noise for every strength and direction.
+    """Sample with an edit; the same prompts and noise for every strength and edit.
 
-    Whether it is added on both passes of guidance is a property of the sampler (`edits_unconditional`).
+    Whether it acts on both passes of guidance is a property of the sampler (`edits_unconditional`).
 
     Returns: finished latents, on the CPU; at strength 0 those of the untouched run.
-    Raises: NonFinite; ConfigError for a window without a step, a tap that cannot be replaced, or a vector of another
+    Raises: NonFinite; ConfigError for a window without a step, a tap that cannot be replaced, or an edit of another
         width than the features.
     """
     band = steering.band(sampler.steps)

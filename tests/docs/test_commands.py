@@ -105,15 +105,18 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
-        name = {"sae": "run", "labels": "run", "granularity": "run", "lifetimes": "run"}.get(arguments.what, "model")
+        of_runs = ("sae", "labels", "granularity", "lifetimes", "steering")
+        name = "run" if arguments.what in of_runs else "model"
         experiment, settings = split_experiment(None, settings)
         defaults = {
             "sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate", "rates": "scenes/rates",
             "directions": "scenes/directions", "labels": "emoji/labels/evaluate",
-            "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes",
+            "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes", "steering": "scenes/steering",
+            "correspondence": "scenes/correspondence",
         }  # fmt: skip
         default = defaults[arguments.what]
-        load(experiment or default, [f"{name}=x", *settings])
+        subject = [] if arguments.what == "correspondence" else [f"{name}=x"]
+        load(experiment or default, [*subject, *settings])
     elif verb == "submit":
         check_submit(arguments)
     elif verb == "run":

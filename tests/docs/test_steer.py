@@ -1,5 +1,6 @@
 """The page about steering: its commands and its table of settings are those of the code."""
 
+import csv
 import dataclasses
 import re
 import shlex
@@ -26,3 +27,20 @@ def test_every_setting_is_there_with_its_default() -> None:
     for field in dataclasses.fields(SteerConfig):
         if isinstance(field.default, int | float):
             assert float(rows[field.name]) == field.default, field.name
+
+
+def test_the_numbers_of_its_text_are_those_of_the_recorded_comparison() -> None:
+    with (ROOT / "docs/results/scenes-sd/steering.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["strength"]]
+    value = {
+        (row["factor"], row["method"], float(row["strength"]), row["measure"]): float(row["value"]) for row in rows
+    }
+    text = " ".join(TEXT.split())
+    named = {"mean difference": 4, "best latent": 8, "random latents": 8, "text embedding": 2, "detect and replace": 1}
+    for method, strength in named.items():
+        success, collateral = (value["texture", method, strength, name] for name in ("success", "collateral"))
+        found = re.search(rf"{success:.2f}( of images striped| striped|) at strength {strength}\D", text)
+        assert found and f"{collateral:.2f})" in text[found.start() : found.start() + 160], method
+    distances = [one for (*_, name), one in value.items() if name == "distance"]
+    assert f"within {min(distances):.2f} and {max(distances):.2f}" in text
+    assert value["colour", "prompt edit", 1, "success"] == 1

@@ -1,4 +1,4 @@
-"""Draws are made once per vector, strengths and identity; a damaged file is named."""
+"""Draws are made once per edit, strengths and identity; a damaged file is named."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from diffprobe.core.errors import SchemaError
 from diffprobe.evaluation.kept_draws import KeptDraws
 
-VECTOR = torch.arange(4.0)
+EDIT = "digest of an edit"
 
 
 class Drawing:
@@ -21,19 +21,19 @@ class Drawing:
         return {-1.0: torch.full((2, 3), 7.0), 0.0: torch.arange(6.0).view(2, 3).T.contiguous().T}
 
 
-def test_a_vector_is_drawn_once(tmp_path):
+def test_an_edit_is_drawn_once(tmp_path):
     draw, kept = Drawing(), KeptDraws(tmp_path / "a", {"seed": 0})
-    first = kept.get(VECTOR, (-1.0, 0.0), draw)
-    again = KeptDraws(tmp_path / "a", {"seed": 0}).get(VECTOR, (-1.0, 0.0), draw)
+    first = kept.get(EDIT, (-1.0, 0.0), draw)
+    again = KeptDraws(tmp_path / "a", {"seed": 0}).get(EDIT, (-1.0, 0.0), draw)
     assert draw.calls == 1 and list(again) == [-1.0, 0.0]
     assert all(again[strength].equal(first[strength]) for strength in first)
 
 
 def test_whatever_fixes_a_draw_is_in_the_name_of_its_file(tmp_path):
     kept = KeptDraws(tmp_path, {"seed": 0})
-    paths = {kept.path(VECTOR, (0.0,)), kept.path(VECTOR + 1, (0.0,)), kept.path(VECTOR, (0.0, 1.0)),
-             KeptDraws(tmp_path, {"seed": 1}).path(VECTOR, (0.0,))}  # fmt: skip
-    assert len(paths) == 4 and kept.path(VECTOR.clone(), (0.0,)) in paths
+    paths = {kept.path(EDIT, (0.0,)), kept.path("another", (0.0,)), kept.path(EDIT, (0.0, 1.0)),
+             KeptDraws(tmp_path, {"seed": 1}).path(EDIT, (0.0,))}  # fmt: skip
+    assert len(paths) == 4 and kept.path(EDIT, (0.0,)) in paths
 
 
 def test_an_interrupted_draw_leaves_no_file(tmp_path):
@@ -42,17 +42,17 @@ def test_an_interrupted_draw_leaves_no_file(tmp_path):
 
     kept = KeptDraws(tmp_path, {})
     with pytest.raises(KeyboardInterrupt):
-        kept.get(VECTOR, (0.0,), interrupted)
+        kept.get(EDIT, (0.0,), interrupted)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_files_are_refused(tmp_path):
     kept, draw = KeptDraws(tmp_path, {}), Drawing()
-    path = kept.path(VECTOR, (-1.0, 0.0))
+    path = kept.path(EDIT, (-1.0, 0.0))
     path.write_bytes(b"not safetensors")
     with pytest.raises(SchemaError, match=r"damaged.*\n.*delete it"):
-        kept.get(VECTOR, (-1.0, 0.0), draw)
+        kept.get(EDIT, (-1.0, 0.0), draw)
     save_file({"0000": torch.zeros(1)}, path)
     with pytest.raises(SchemaError, match="not one per strength"):
-        kept.get(VECTOR, (-1.0, 0.0), draw)
+        kept.get(EDIT, (-1.0, 0.0), draw)
     assert draw.calls == 0

@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprobe.core.errors import ConfigError, StoreMismatch
+from diffprobe.core.errors import ConfigError, StoreMismatch, UnknownName
 from diffprobe.core.result import read_result
-from diffprobe.evaluation.steer import GRID_FILE, TABLE_FILE, SteerConfig, image_grid, steer
+from diffprobe.evaluation.steer import GRID_FILE, TABLE_FILE, SteerConfig, image_grid, steer, unit_of
+from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction
-from tests.evaluation.page_runs import DIRECTION, trainer
+from diffprobe.probes.sae import KSAE
+from tests.evaluation.page_runs import DIRECTION, SPATIAL, trainer
 
 SMALL = {"prompts": ("a red heart", "a cat"), "strengths": (-2.0, 0.0, 2.0), "seeds": 2, "sampling_steps": 3,
          "n_random": 1, "n_resamples": 20, "neighbours": 1}  # fmt: skip
@@ -112,3 +114,55 @@ def test_the_grid_names_strengths_and_separates_prompts():
     assert grid.shape == (14 + 4 * 10 + 2 * 2, 3 * 10 + 2, 3)
     assert (grid[14:22, 2:10] == [0, 0, 0]).all() and (grid[14 + 2 * 10 + 2 : 14 + 2 * 10 + 10, 2] == [80, 0, 0]).all()
     assert (grid[14 + 18 : 14 + 22] == 255).all()  # the wider gap between prompts
+
+
+@pytest.fixture(scope="module")
+def places(tiny_sd, tiny_shards, tmp_path_factory):
+    """Return an autoencoder of places, with settings of steering."""
+    folder = tmp_path_factory.mktemp("places")
+    run = trainer(tiny_sd, tiny_shards, folder)(*SPATIAL)
+    return run, {"generator": str(tiny_sd), "store": str(next((folder / "stores").iterdir())), **SMALL}
+
+
+def test_latents_and_neurons_of_a_run_are_steered(places, tmp_path):
+    run, config = places
+    sae = KSAE.from_pretrained(run / "probes" / "sae")
+    x = next(iter(FeatureStore.open(config["store"]).load("train").features.values()))
+    code = sae.encode(x.movedim(1, -1).reshape(-1, x.shape[1]))
+    latent = int(torch.bincount(code.indices[code.values > 0]).argmax())
+    added, path = steer(run, SteerConfig(**config, latent=latent), output=tmp_path)
+    assert list(added.doses) == ["steered", "random 1"]
+    records = read_result(path).metrics
+    assert {one.target for one in records if one.probe == "steered"} == {f"latent {latent}", None}
+    assert {one.cell for one in records} == {"mid_block@t20:empty:mean"}
+    up, down = added.doses["steered"][2], added.doses["steered"][0]
+    assert up.moved["steered"].estimate != down.moved["steered"].estimate
+    again, same = steer(run, SteerConfig(**config, latent=latent), output=tmp_path)
+    assert same == path and again.doses == added.doses
+    shares = {**config, "strengths": (-1.0, 0.0, 1.0), "mode": "ablate"}
+    ablated, other = steer(run, SteerConfig(**shares, latent=latent), output=tmp_path)
+    assert other != path and ablated.doses["steered"][1] == added.doses["steered"][1]
+    neuron, _ = steer(run, SteerConfig(**config, neuron=(0, 3)), output=tmp_path)
+    assert neuron.doses["steered"][2] != added.doses["steered"][2]
+
+
+def test_settings_that_do_not_fit_what_is_steered_are_refused(places, saved, config, tmp_path):
+    run, given = places
+    with pytest.raises(ConfigError, match="what of it is steered"):
+        steer(run, SteerConfig(**given), output=tmp_path)
+    with pytest.raises(ConfigError, match="latent has no effect"):
+        steer(saved, SteerConfig(**config, latent=3), output=tmp_path)
+    with pytest.raises(ConfigError, match="latent and neuron are both given"):
+        SteerConfig(**given, latent=3, neuron=1)
+    with pytest.raises(ConfigError, match="shares, from -1 to 1"):
+        SteerConfig(**given, latent=3, mode="ablate")
+    with pytest.raises(UnknownName, match="mode"):
+        SteerConfig(**given, latent=3, mode="swap")
+
+
+def test_the_unit_of_strength_is_named(config):
+    assert "mean activations" in unit_of(SteerConfig(**config, latent=3))
+    assert "neuron" in unit_of(SteerConfig(**config, neuron=3))
+    assert "along the direction" in unit_of(SteerConfig(**config))
+    shares = {**config, "strengths": (-1.0, 0.0, 1.0)}
+    assert "share of ablate" in unit_of(SteerConfig(**shares, mode="ablate"))

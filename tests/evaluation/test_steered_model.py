@@ -6,6 +6,7 @@ import torch
 from diffprobe.backbones.cell import Cell
 from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch
 from diffprobe.evaluation.steered_model import SteeredModel, SteeredReader, plan_steered
+from diffprobe.scoring.edits.direction import AddVector
 
 CELL = Cell.parse("mid_block@t200:empty:mean")
 PROMPTS, KEYS = ["a cat", "a dog", "a cat"], ["0", "0", "1"]
@@ -24,8 +25,8 @@ def opened(planned, **changes):
 def test_strength_zero_is_the_untouched_model_and_windows_limit_the_change(planned):
     (width,) = set(planned.plan.widths.values())
     vector = torch.nn.functional.normalize(torch.arange(width).double(), dim=0) * 5
-    zero, one = opened(planned).latents(vector, (0.0, 1.0))
-    late_zero, late = opened(planned, window=(0, 400)).latents(vector, (0.0, 1.0))
+    zero, one = opened(planned).latents(AddVector(vector), (0.0, 1.0))
+    late_zero, late = opened(planned, window=(0, 400)).latents(AddVector(vector), (0.0, 1.0))
     assert zero.equal(late_zero) and not zero.equal(one)
     assert not late.equal(one) and not late.equal(zero)
 
@@ -51,14 +52,16 @@ def test_a_reader_reads_its_own_images_in_the_cell(tiny_sd, tmp_path):
                 "keep": tmp_path / "kept"}  # fmt: skip
     reader = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **settings)
     vector = torch.nn.functional.normalize(torch.arange(reader.width).double(), dim=0) * 5
-    found = reader.draw(vector, (0.0, 1.0))
+    found = reader.draw(AddVector(vector), (0.0, 1.0))
     features = {strength: reader.reread(latents) for strength, latents in found.items()}
     (kept,) = (tmp_path / "kept").iterdir()
     again = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **settings)
     again._model = None  # what was drawn once is not drawn again
-    assert all(again.draw(vector, (0.0, 1.0))[strength].equal(found[strength]) for strength in found)
+    assert all(again.draw(AddVector(vector), (0.0, 1.0))[strength].equal(found[strength]) for strength in found)
     other = SteeredReader(str(tiny_sd), CELL, PROMPTS, KEYS, **{**settings, "seed": 1})
-    assert not other.draw(vector, (0.0, 1.0))[1.0].equal(found[1.0]) and len(list(kept.parent.iterdir())) == 2
+    assert (
+        not other.draw(AddVector(vector), (0.0, 1.0))[1.0].equal(found[1.0]) and len(list(kept.parent.iterdir())) == 2
+    )
     assert list(found) == [0.0, 1.0] and features[0.0].shape == (3, reader.width)
     assert (reader.reread(found[1.0]) == features[1.0]).all() and (features[0.0] != features[1.0]).any()
     assert [image.size for image in reader.decode(found[0.0])] == [(32, 32)] * 3

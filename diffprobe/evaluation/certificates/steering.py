@@ -147,6 +147,7 @@ class SteeredGenerator:
         import torch
 
         from diffprobe.analysis.certification.steering import SteeredReadings
+        from diffprobe.scoring.edits.direction import AddVector
 
         if len(vector) != self.width:
             raise ConfigError(
@@ -154,7 +155,9 @@ class SteeredGenerator:
                 f"{self.width}.",
                 fix="a generator with the network of the backbone",
             )
-        found = [self._codes(latents) for latents in self._model.latents(torch.from_numpy(vector), strengths)]
+        found = [
+            self._codes(latents) for latents in self._model.latents(AddVector(torch.from_numpy(vector)), strengths)
+        ]
         return SteeredReadings(
             strengths=tuple(strengths), codes={name: np.stack([one[name] for one in found]) for name in found[0]}
         )
