@@ -1,6 +1,6 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, the
-classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, or taps
-that are ablated and patched."""
+classes of an SAE's latents, or the denoising error that changes inside it cause: the reconstruction of an SAE, single
+latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HELP = "evaluate a backbone, its use of taps, or an autoencoder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs backbone, sae, labels, granularity, use, generations, rates, directions and selectors."""
+    """Add the sub-verbs, from backbone to selectors."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     backbone = what.add_parser("backbone", help="reconstruction, denoising and captions of a text-to-image backbone")
     backbone.add_argument("backbone", metavar="BACKBONE", help="emoji-sd, or a StableDiffusionPipeline folder")
@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     granularity.add_argument(
         "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
     )
+    latents = what.add_parser("latents", help="what an SAE's latents read, beside what the denoiser uses of them")
+    latents.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run")
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
-        (granularity, "emoji/labels/granularity"),
+        (granularity, "emoji/labels/granularity"), (latents, "emoji/latent_use"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (directions, "scenes/directions"),
     ):  # fmt: skip
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
-        "granularity": _run_granularity, "use": _run_use,
+        "granularity": _run_granularity, "latents": _run_latents, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
         "selectors": _run_selectors,
     }  # fmt: skip
@@ -131,6 +133,20 @@ def _run_granularity(args: argparse.Namespace) -> int:
     paths = evaluate_granularity(config)
     for path in paths:
         _print(path, headed=len(paths) > 1)
+    return 0
+
+
+def _run_latents(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "emoji/latent_use", "evaluate_latents")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.latent_use import evaluate_latents
+    from diffprobe.evaluation.latent_use_tables import TABLE_FILE, summary_lines
+
+    path = evaluate_latents(config)
+    print("\n".join(summary_lines(path)))
+    print(f"table: {path.with_name(TABLE_FILE)}")
+    print(f"result: {path}")
     return 0
 
 

@@ -5,7 +5,7 @@ included: x' = x - a_i(x) d_i, where d_i is what one unit of latent i adds. A sa
 the same with it ablated, so only pairs of a latent and a sample on which it is active are denoised.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,10 +17,8 @@ from diffprobe.backbones.intervention import Splice
 from diffprobe.core.errors import NonFinite, RunFailed
 from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap
+from diffprobe.scoring.edits.latent import Dictionary, EditLatents, activations
 from diffprobe.scoring.intervention_network import Change, HeldOut, InterventionNetwork, Tick, no_tick, put_features
-
-Encode = Callable[[Float[Tensor, "rows d_in"]], tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]]
-"""Takes features and returns activations and their latents; an activation that is not positive is not active."""
 
 Control = Literal["random_direction", "random_latent"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
@@ -29,24 +27,6 @@ what another latent of the dictionary adds, with a random sign. Both are drawn a
 
 _AT_ONCE = 8192
 """Features that are encoded at once."""
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """What an intervention needs of an autoencoder.
-
-    Attributes:
-        encode: returns the sparse code of features.
-        directions: what one unit of each latent adds to the features, in their unit.
-    """
-
-    encode: Encode
-    directions: Float[Tensor, "latent d_in"]
-
-    @property
-    def n_latents(self) -> int:
-        """Number of latents."""
-        return len(self.directions)
 
 
 @dataclass(frozen=True)
@@ -119,7 +99,7 @@ def read_codes(
                 raise RunFailed(f"tap '{tap}' ran {len(seen)} times in one pass: its features have no single code.")
             untouched[chunk, draw] = errors
             n_places = len(seen[0]) // len(chunk)
-            coded = [dictionary.encode(part) for part in seen[0].split(_AT_ONCE)]
+            coded = [dictionary.encode(part.to(dictionary.W_dec.device)) for part in seen[0].split(_AT_ONCE)]
             activation, latent = (join_columns([one[side] for one in coded]) for side in (0, 1))
             if not torch.isfinite(activation).all():
                 raise NonFinite(f"the code of tap '{tap}' at t={t} holds NaN or infinity.")
@@ -130,9 +110,11 @@ def read_codes(
             values.append(activation[row, column].float().cpu())
         tick(len(chunk))
     numbers, value = torch.cat(parts, 1), torch.cat(values)
-    latent, draws, sample, place = numbers
-    order = torch.argsort(((latent * network.plan.draws + draws) * len(samples) + sample) * n_places + place)
-    return TapCodes(*numbers[:, order], value[order], n_places, untouched)
+    order = torch.argsort(
+        ((numbers[0] * network.plan.draws + numbers[1]) * len(samples) + numbers[2]) * n_places + numbers[3]
+    )
+    latents, draws, of_sample, places = numbers[:, order]
+    return TapCodes(latents, draws, of_sample, places, value[order], n_places, untouched)
 
 
 def ablated_errors(
@@ -185,27 +167,33 @@ def ablated_errors(
     return Ablated(numbers[:, 0], numbers[:, 1], rise)
 
 
-def ablation(
-    splice: Splice, dictionary: Dictionary, latent: int, *, directions: Float[Tensor, "sample d_in"] | None = None
+def ablation(splice: Splice, dictionary: Dictionary, latent: int) -> Change:
+    """Return a change that takes a latent out of a map, with the activations that it has in this pass."""
+    edit = EditLatents(dictionary=dictionary, latents=(latent,), means=(1.0,), mode="ablate")
+    return put_features(splice, lambda before: edit(before, 1.0))
+
+
+def control_ablation(
+    splice: Splice, dictionary: Dictionary, latent: int, directions: Float[Tensor, "sample d_in"]
 ) -> Change:
-    """Return a change that takes a latent out of a map, with the activations that it has in this pass.
+    """Return a change that takes out other directions in place of a latent, with the latent's activations.
 
     Args:
-        directions: what is taken out per unit of activation in place of the latent's own direction, one per sample of
-            the pass (a control).
+        directions: what is taken out per unit of activation, one for each sample of a pass (`control_direction`).
     """
 
     def change(x: FeatureMap) -> FeatureMap:
         before = splice.read(x)
-        values, indices = dictionary.encode(before)
-        activation = torch.where(indices == latent, values.clamp(min=0), 0).sum(1, keepdim=True)
-        if directions is None:
-            direction = dictionary.directions[latent].to(before)
-        else:
-            direction = directions.to(before).repeat_interleave(len(before) // len(x), 0)
-        return splice.write(x, before, before - activation * direction)
+        activation = activations(dictionary, before, [latent]).to(before.device)
+        of_row = directions.to(before.device).repeat_interleave(len(before) // len(x), 0)
+        return splice.write(x, before, (before.double() - activation * of_row).float())
 
     return change
+
+
+def direction_of(dictionary: Dictionary, latent: int) -> Float[Tensor, " d_in"]:
+    """Return what one unit of a latent adds to the features, in their unit, on the CPU."""
+    return (dictionary.W_dec[latent].detach() / dictionary.scale).cpu()
 
 
 def control_direction(
@@ -215,14 +203,14 @@ def control_direction(
 
     It is a function of (seed, control, latent, key, draw), so it does not depend on batch or order.
     """
-    own = dictionary.directions[latent].cpu()
+    own = direction_of(dictionary, latent)
     generator = torch.Generator("cpu").manual_seed(derive_seed(control, seed, latent, key, draw))
     if control == "random_direction" or dictionary.n_latents == 1:
         drawn = torch.randn(own.shape, generator=generator)
     else:
         other = int(torch.randint(dictionary.n_latents - 1, (), generator=generator))
         sign = 1 - 2 * int(torch.randint(2, (), generator=generator))
-        drawn = sign * dictionary.directions[other + (other >= latent)].cpu()
+        drawn = sign * direction_of(dictionary, other + (other >= latent))
     return drawn * (own.norm() / drawn.norm().clamp(min=1e-30))
 
 
@@ -250,7 +238,7 @@ def _direction(
     dictionary: Dictionary, latent: int, measure: Control | None, key: str, draw: int, seed: int
 ) -> Float[Tensor, " d_in"]:
     if measure is None:
-        return dictionary.directions[latent].cpu()
+        return direction_of(dictionary, latent)
     return control_direction(dictionary, latent, measure, key=key, draw=draw, seed=seed)
 
 

@@ -8,9 +8,9 @@ from diffprobe.core.errors import BadTimestep, NonFinite
 from diffprobe.scoring.intervention_network import HeldOut, InterventionNetwork, put_features
 from diffprobe.scoring.latent_ablation import (
     CONTROLS,
-    Dictionary,
     ablated_errors,
     ablation,
+    control_ablation,
     control_direction,
     join_columns,
     read_codes,
@@ -23,17 +23,27 @@ KEYS = ["a", "b", "c", "d", "e"]
 N_LATENTS = 12
 
 
-def dictionary(d_in: int, seed: int = 0) -> Dictionary:
+class Words:
     """Each latent fires where a feature has a part along it that is larger than by chance; the last never does."""
-    directions = torch.randn(N_LATENTS, d_in, generator=torch.Generator().manual_seed(seed))
-    directions /= directions.norm(dim=1, keepdim=True) * 4  # of a norm that is not 1
 
-    def encode(x):
-        values = 16 * (x @ directions.T - x.norm(dim=1, keepdim=True) / 8 / d_in**0.5).relu()
+    n_latents = N_LATENTS
+
+    def __init__(self, d_in: int, seed: int = 0) -> None:
+        self.d_in, self.scale = d_in, torch.tensor(4.0)
+        self.W_dec = torch.randn(N_LATENTS, d_in, generator=torch.Generator().manual_seed(seed))
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+
+    @property
+    def directions(self) -> torch.Tensor:
+        return self.W_dec / 4
+
+    def encode(self, x):
+        values = 4 * (x @ self.W_dec.T - x.norm(dim=1, keepdim=True) / 2 / self.d_in**0.5).relu()
         values[:, -1] = 0
         return values, torch.arange(N_LATENTS).expand_as(values)
 
-    return Dictionary(encode, directions)
+    def state_dict(self):
+        return {"W_dec": self.W_dec}
 
 
 def open_network(path, pool, rows=None, draws=1):
@@ -51,7 +61,7 @@ def measured(path, pool, *, rows=None, draws=1, order=range(5), latents=range(N_
     network, splice = open_network(path, pool, rows, draws), Splice(pool)
     samples = samples_of(network, order)
     d_in = 32 * (4 if pool == "grid2" else 1)
-    words = dictionary(d_in)
+    words = Words(d_in)
     codes = read_codes(network, samples, T, TAP, splice, words)
     found = ablated_errors(
         network, samples, T, TAP, splice, words, codes, list(latents), controls=controls, seed=7
@@ -101,7 +111,7 @@ def test_the_change_for_sampling_takes_out_the_same(tiny_sd) -> None:
         if number == latent:
             assert float(rise[KEYS.index(key)]) == pytest.approx(float(expected[0]), abs=2e-6)
     drawn = [control_direction(words, latent, CONTROLS[0], key=key, draw=0, seed=7) for key in KEYS]
-    change = ablation(Splice("none"), words, latent, directions=torch.stack(drawn))
+    change = control_ablation(Splice("none"), words, latent, torch.stack(drawn))
     rise = network.errors(samples, T, {TAP: change}) - network.errors(samples, T)
     for (number, key), expected in as_table(found, samples).items():
         if number == latent:
@@ -136,9 +146,7 @@ def test_draws_are_averaged(tiny_sd) -> None:
 def test_only_pairs_in_which_a_latent_fires_are_denoised(tiny_sd, monkeypatch) -> None:
     passes, seen = [], []
     errors_of = InterventionNetwork.errors_of
-    monkeypatch.setattr(
-        InterventionNetwork, "errors_of", lambda *args: passes.append(len(args[2])) or errors_of(*args)
-    )
+    monkeypatch.setattr(InterventionNetwork, "errors_of", lambda *args: passes.append(len(args[2])) or errors_of(*args))
     network, samples, words, codes, found = measured(tiny_sd, "none", rows=4, controls=("random_direction",))
     fires = codes.largest(N_LATENTS) > 0
     pairs = int(fires.sum())
@@ -174,7 +182,7 @@ def test_codes_are_those_of_the_features(tiny_sd) -> None:
 
 @pytest.mark.parametrize("control", CONTROLS)
 def test_a_control_has_the_norm_of_the_latent_and_another_direction_for_each_sample(control) -> None:
-    words = dictionary(8)
+    words = Words(8)
     drawn = [control_direction(words, 3, control, key=key, draw=0, seed=0) for key in map(str, range(40))]
     own = words.directions[3]
     assert all(one.norm().item() == pytest.approx(own.norm().item(), rel=1e-5) for one in drawn)
@@ -193,9 +201,10 @@ def test_codes_of_other_widths_are_joined() -> None:
 
 def test_codes_that_are_not_finite_and_wrong_timesteps_are_refused(tiny_sd) -> None:
     network = open_network(tiny_sd, "mean")
-    samples, words = samples_of(network), dictionary(32)
+    samples, words = samples_of(network), Words(32)
     with pytest.raises(BadTimestep, match="t=1000"):
         read_codes(network, samples, 1000, TAP, Splice("mean"), words)
-    broken = Dictionary(lambda x: (x[:, :1] / 0, torch.zeros(len(x), 1, dtype=torch.int64)), words.directions)
+    broken = Words(32)
+    broken.encode = lambda x: (x[:, :1] / 0, torch.zeros(len(x), 1, dtype=torch.int64))
     with pytest.raises(NonFinite, match="'mid_block' at t=500"):
         read_codes(network, samples, T, TAP, Splice("mean"), broken)
