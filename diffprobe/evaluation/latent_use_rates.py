@@ -63,7 +63,9 @@ def generated_rates(
     """
     from diffprobe.scoring.sampling import sampling_timesteps
 
-    latents = config.generate or reading.first(config.n_generate)
+    latents = config.generate or reading.first(config.n_generate, _readable(config, opened))
+    if not latents:
+        raise ConfigError("no latent has a best value that can be read from generated images.", fix="n_generate=0")
     targets = {latent: _target(reading, latent) for latent in latents}
     steps = sampling_timesteps(config.sampling_steps, opened.request.plan.schedule.n_timesteps)
     low, high = config.window or (0, steps[0])
@@ -78,6 +80,20 @@ def generated_rates(
         latent: _record(config, opened, prompts, reader, latent, targets[latent], images[latent], images[None], band)
         for latent in latents
     }
+
+
+def _readable(config: LatentUseEvaluation, opened: OpenedLatents) -> set[str]:
+    """Return the targets that are read from generated images."""
+    from diffprobe.shards.scenes.spec import FACTORS
+
+    shard_set = opened.request.shard_set
+    targets = {CLASS, *shard_set.attributes}
+    return targets if config.reader is None else {name for name in targets if _factor(name) in FACTORS}
+
+
+def _factor(target: str) -> str:
+    """Return the factor of scenes that a target is: their class is the role."""
+    return "role" if target == CLASS else target
 
 
 def _target(reading: Reading, latent: int) -> tuple[str, str]:
@@ -158,7 +174,7 @@ class _SceneValues:
                 f"the backbone draws images of {plan.resolution} pixels, reader '{config.reader}' reads "
                 f"{self._reader.resolution}."
             )
-        factor_of = {target: "role" if target == CLASS else target for target in targets}
+        factor_of = {target: _factor(target) for target in targets}
         unknown = [target for target, factor in factor_of.items() if factor not in FACTORS]
         if unknown:
             raise ConfigError(

@@ -4,7 +4,7 @@ The codes are those of the denoiser as it runs, so that reading and use are of t
 `evaluation/latent_numbers.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,18 @@ class Reading:
     notes: tuple[str, ...]
     """Sentences on what was not measured, and why."""
 
-    def first(self, n: int) -> tuple[int, ...]:
-        """Return the latents of the largest AUROC, in the order of their numbers."""
-        known = [(-value, latent) for latent, value in enumerate(self.auroc) if value is not None]
+    def first(self, n: int, targets: Container[str] | None = None) -> tuple[int, ...]:
+        """Return the latents of the largest AUROC, in the order of their numbers.
+
+        Args:
+            n: how many.
+            targets: targets of their best values; None for any.
+        """
+        known = [
+            (-value, latent)
+            for latent, value in enumerate(self.auroc)
+            if value is not None and (targets is None or self.best_values[latent].partition("=")[0] in targets)
+        ]
         return tuple(sorted(latent for _, latent in sorted(known)[:n]))
 
     def passes(self, rate: float) -> list[bool]:

@@ -72,8 +72,9 @@ def summary_records(
         return records
     both = agreement(found, reading.auroc, read, seed=seed)
     records.append(record(READ, both.n_read / both.n, n_read=both.n_read, n=reading.n))
-    detail: dict[str, Any] = {} if both.interval is None else {"interval": list(both.interval)}
-    records.append(record(CORRELATION, both.correlation, n_compared=both.n, **detail))
+    if both.correlation is not None:
+        detail: dict[str, Any] = {} if both.interval is None else {"interval": list(both.interval)}
+        records.append(record(CORRELATION, both.correlation, n_compared=both.n, **detail))
     for name, of, used in (
         (USED_OF_READ, both.n_read, both.n_used_of_read),
         (USED_OF_OTHERS, both.n - both.n_read, both.n_used_of_others),

@@ -171,10 +171,11 @@ def with_q(found: Sequence[LatentUse]) -> list[LatentUse]:
 class Agreement:
     """How reading and use of latents go together."""
 
-    correlation: float
-    """Spearman's rank correlation of held-out AUROC and rise of the error, over latents that have both."""
+    correlation: float | None
+    """Spearman's rank correlation of held-out AUROC and rise of the error, over latents that have both; None where
+    all numbers of one kind are equal."""
     interval: tuple[float, float] | None
-    """Of the correlation, over resampled latents; None with fewer than 10."""
+    """Of the correlation, over resampled latents; None with fewer than 10 latents."""
     n: int
     """Latents that have both."""
     n_read: int
@@ -209,13 +210,15 @@ def agreement(
             raise EmptyClass("a rank correlation of equal numbers is not defined.")
         return float(np.corrcoef(a, b)[0, 1])
 
-    interval = None
-    if len(both) >= 10:
+    correlation, interval = None, None
+    if len(set(x.tolist())) > 1 and len(set(y.tolist())) > 1:
+        correlation = spearman(np.arange(len(both)))
+    if correlation is not None and len(both) >= 10:
         drawn = bootstrap_interval(spearman, range(len(both)), seed=seed)
         interval = (drawn.low, drawn.high)
     of_read = [use.used for use in both if read[use.latent]]
     others = [use.used for use in both if not read[use.latent]]
     return Agreement(
-        correlation=spearman(np.arange(len(both))), interval=interval, n=len(both), n_read=len(of_read),
+        correlation=correlation, interval=interval, n=len(both), n_read=len(of_read),
         n_used_of_read=sum(of_read), n_used_of_others=sum(others),
     )  # fmt: skip

@@ -121,6 +121,7 @@ def test_reading_and_use_are_compared_over_the_latents_that_have_both() -> None:
     y = [use.delta.estimate for latent in (7, 8, 9, 5) for use in found if use.latent == latent and use.delta]
     assert one.correlation == pytest.approx(spearmanr(x, y).statistic)
     assert (one.n, one.n_read, one.n_used_of_read, one.n_used_of_others, one.interval) == (4, 2, 1, 0, None)
+    assert agreement(found, [0.5] * 10, [False] * 10).correlation is None
     with pytest.raises(ConfigError, match="2 latents"):
         agreement(found, [None] * 8 + [0.5, 0.6], [False] * 10)
 
