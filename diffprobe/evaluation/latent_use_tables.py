@@ -119,12 +119,12 @@ def latents_csv(
     rates = rates or {}
     controls = next((list(use.controls) for use in found if use.controls), [])
     head = [
-        "latent", "n_active", "n_groups", "auroc", "auroc_q", "best_value", "delta_mse", "delta_mse_low",
-        "delta_mse_high", "relative_delta_mse", "relative_low", "relative_high", "delta_mse_active",
+        "latent", "reads", "read_auroc", "read_q", "active_images", "active_groups", "delta_mse", "delta_mse_low",
+        "delta_mse_high", "relative_delta_mse", "relative_low", "relative_high", "delta_mse_where_active",
     ]  # fmt: skip
     for name in controls:
         head += [name, f"above_{name}", f"above_{name}_low", f"above_{name}_high"]
-    head += ["p", "q", "used"]
+    head += ["use_p", "use_q", "used"]
     of_rates = ["rate_of", "rate_untouched", "rate_change", "rate_change_low", "rate_change_high"]
     of_controls = [f"rate_change_{name}" for name in controls]
     head += [*of_rates, *of_controls] if rates else []
@@ -132,8 +132,8 @@ def latents_csv(
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)
     for use in found:
-        line: list[object] = [use.latent, use.n_active, use.n_groups, reading.auroc[use.latent]]
-        line += [reading.auroc_q[use.latent], reading.best_values[use.latent]]
+        line: list[object] = [use.latent, reading.best_values[use.latent], reading.auroc[use.latent]]
+        line += [reading.auroc_q[use.latent], use.n_active, use.n_groups]
         for interval in (use.delta, use.relative):
             line += [None] * 3 if interval is None else [interval.estimate, interval.low, interval.high]
         line.append(use.delta_active)
@@ -178,17 +178,18 @@ def summary_lines(path: Path) -> list[str]:
     with (path.parent / TABLE_FILE).open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["relative_delta_mse"]]
     rows.sort(key=lambda row: -float(row["relative_delta_mse"]))
-    table = [["latent", "reads", "AUROC", "images", "relative rise", "interval", "above control", "q", "used"]]
+    table = [["latent", "reads", "AUROC", "images", "relative rise", "interval", "control", "q", "used"]]
     control = next((name.removeprefix("above_") for name in (rows[0] if rows else {}) if name.startswith("above_")), "")
     for row in rows[:_SHOWN]:
         table.append([
-            row["latent"], row["best_value"] or "-", _number(row["auroc"], ".3f"), row["n_active"],
+            row["latent"], row["reads"] or "-", _number(row["read_auroc"], ".3f"), row["active_images"],
             _number(row["relative_delta_mse"], "+.2e"),
             f"[{_number(row['relative_low'], '+.2e')}, {_number(row['relative_high'], '+.2e')}]",
-            _number(row[f"above_{control}"], "+.2e"), _number(row["q"], ".4f"), "yes" if row["used"] == "1" else "no",
+            format(float(row[control]) / first["mse"], "+.2e"), _number(row["use_q"], ".4f"),
+            "yes" if row["used"] == "1" else "no",
         ])  # fmt: skip
     if rows:
-        lines += ["", f"largest rises of the denoising error; control: {control}"]
+        lines += ["", f"largest rises of the denoising error, relative to {first['mse']:.4g}; control: {control}"]
         lines += aligned(table, [True, False, *[True] * 6, False])
     return lines
 

@@ -105,12 +105,12 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
-        name = {"sae": "run", "labels": "run", "granularity": "run"}.get(arguments.what, "model")
+        name = {"sae": "run", "labels": "run", "granularity": "run", "latents": "run"}.get(arguments.what, "model")
         experiment, settings = split_experiment(None, settings)
         defaults = {
             "sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate", "rates": "scenes/rates",
             "directions": "scenes/directions", "labels": "emoji/labels/evaluate",
-            "granularity": "emoji/labels/granularity",
+            "granularity": "emoji/labels/granularity", "latents": "emoji/latent_use",
         }  # fmt: skip
         default = defaults[arguments.what]
         load(experiment or default, [f"{name}=x", *settings])

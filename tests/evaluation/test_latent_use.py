@@ -40,16 +40,16 @@ def test_the_used_latent_is_found_and_the_unused_one_costs_nothing(evaluated) ->
     assert {latent: row["used"] for latent, row in rows.items()} == {USED: "1", UNUSED: "0", SILENT: ""}
     used, unused = rows[USED], rows[UNUSED]
     assert float(used["delta_mse_low"]) > 0 and float(used["above_random_direction_low"]) > 0
-    assert int(unused["n_active"]) > 12 and abs(float(unused["relative_delta_mse"])) < 1e-6
+    assert int(unused["active_images"]) > 12 and abs(float(unused["relative_delta_mse"])) < 1e-6
     assert float(unused["random_direction"]) > 1e-6  # what is taken out there in other directions costs something
     assert float(used["relative_delta_mse"]) > 100 * abs(float(unused["relative_delta_mse"]))
 
 
 def test_a_latent_that_never_fires_is_stated_and_has_no_zeros(evaluated) -> None:
     row = rows_of(evaluated)[SILENT]
-    assert row["n_active"] == "0" and {row[name] for name in ("delta_mse", "relative_delta_mse", "p", "q", "used")} == {
-        ""
-    }
+    assert row["active_images"] == "0" and {
+        row[name] for name in ("delta_mse", "relative_delta_mse", "use_p", "use_q", "used")
+    } == {""}
     record = next(record for record in read_result(evaluated).metrics if record.name == "used_share")
     assert record.value == 0.5 and record.detail["n_never_active"] == 1 and record.detail["n_latents"] == N_LATENTS
 
@@ -98,15 +98,15 @@ def test_chosen_latents_have_the_numbers_that_they_have_among_all(config, evalua
     assert list(alone) == [USED, UNUSED]
     for latent, row in alone.items():
         assert float(row["delta_mse"]) == pytest.approx(float(whole[latent]["delta_mse"]), abs=1e-6)
-        assert row["p"] == whole[latent]["p"]
+        assert row["use_p"] == whole[latent]["use_p"]
     best = rows_of(evaluate_latents(changed(config, n_latents=1)))
-    known = {latent: float(row["auroc"]) for latent, row in whole.items() if row["auroc"]}
+    known = {latent: float(row["read_auroc"]) for latent, row in whole.items() if row["read_auroc"]}
     assert list(best) == [max(known, key=lambda latent: (known[latent], -latent))]
 
 
 def test_groups_are_families_if_they_are_named(config, evaluated) -> None:
     rows = rows_of(evaluate_latents(changed(config, group_attribute="family")))
-    assert rows[USED]["n_groups"] == "12" and rows_of(evaluated)[USED]["n_groups"] == "24"
+    assert rows[USED]["active_groups"] == "12" and rows_of(evaluated)[USED]["active_groups"] == "24"
     assert rows[USED]["delta_mse"] == rows_of(evaluated)[USED]["delta_mse"]
     with pytest.raises(TooFewGroups, match="1 group"):
         evaluate_latents(changed(config, group_attribute="family", limit=2))

@@ -75,12 +75,16 @@ def test_without_a_latent_that_fires_only_that_is_recorded() -> None:
 def test_a_latent_is_a_row_and_what_was_not_measured_is_empty() -> None:
     rows = list(csv.DictReader(io.StringIO(latents_csv(FOUND, READING))))
     assert [row["latent"] for row in rows] == ["0", "1", "2", "3", "4"]
-    assert rows[0]["auroc"] == "0.9" and rows[0]["best_value"] == "style=oil" and rows[0]["used"] == "1"
-    assert (rows[0]["delta_mse"], rows[0]["relative_delta_mse"], rows[0]["q"]) == ("0.4", "0.8", "0.01")
+    assert rows[0]["read_auroc"] == "0.9" and rows[0]["reads"] == "style=oil" and rows[0]["used"] == "1"
+    assert (rows[0]["delta_mse"], rows[0]["relative_delta_mse"], rows[0]["use_q"]) == ("0.4", "0.8", "0.01")
     assert (rows[0]["random_direction"], rows[0]["above_random_direction"]) == ("0.1", "0.3")
-    assert rows[1]["best_value"] == "'=HYPERLINK(1)"  # text, not a formula
-    assert {value for name, value in rows[2].items() if name not in ("latent", "n_active", "n_groups")} == {""}
+    assert rows[1]["reads"] == "'=HYPERLINK(1)"  # text, not a formula
+    assert {value for name, value in rows[2].items() if name not in ("latent", "active_images", "active_groups")} == {
+        ""
+    }
     assert "rate_of" not in rows[0]
+    # columns of the explorer: none of them may have a name that the explorer gives itself
+    assert not set(rows[0]) & {"n_active", "frequency", "auroc", "auroc_q", "purity"}
 
 
 def test_rates_of_generated_images_are_columns_of_their_latents() -> None:
@@ -105,6 +109,7 @@ def test_console_lines_have_the_largest_rises_first(tmp_path) -> None:
     assert [line.split()[0] for line in lines[head + 1 :]] == ["0", "4", "1", "3"]
     assert lines[head + 1].split()[-1] == "yes" and lines[-1].split()[-1] == "no"
     assert lines[head + 1].split()[1:4] == ["style=oil", "0.900", "25"]
+    assert lines[head + 1].split()[-3] == "+2.00e-01"  # the control, relative to the untouched error
 
 
 def test_without_a_reading_there_is_no_figure(tmp_path) -> None:
