@@ -13,7 +13,7 @@ from diffprobe.report.table import csv_value
 
 if TYPE_CHECKING:
     from diffprobe.analysis.latents.use import LatentUse
-    from diffprobe.evaluation.latent_use import Reading
+    from diffprobe.evaluation.latent_use_reading import Reading
 
 TABLE_FILE, FIGURE_FILE = "latents.csv", "read-and-use.png"
 """Files in the folder of a run: a row per latent, and its AUROC against its rise."""
