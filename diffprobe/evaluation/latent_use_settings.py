@@ -37,7 +37,7 @@ class LatentUseEvaluation:
     generate: tuple[int, ...] = ()
     """Latents that are ablated while images are generated; the attribute value that each reads best is then counted."""
     n_generate: int = 0
-    """The same, by number: those of the largest held-out AUROC."""
+    """Where `generate` is empty: how many latents, those of the largest held-out AUROC."""
     reader: str | None = None
     """Reader of generated images of `scenes`: `scenes-reader`, or the folder of a finished run of kind `train_reader`;
     None for a linear classifier of clean latents, fitted to the training samples."""
@@ -82,9 +82,8 @@ class LatentUseEvaluation:
                 "controls is empty: a rise of the error shows use beside a control only.",
                 "allowed: random_direction, random_latent",
             )
-        for one, number in (("latents", "n_latents"), ("generate", "n_generate")):
-            if getattr(self, one) and getattr(self, number):
-                raise ConfigError(f"{one} and {number} are both set; either names the latents.")
+        if self.latents and self.n_latents is not None:
+            raise ConfigError("latents and n_latents are both set; either names the latents.")
         if self.window is not None and self.window[0] > self.window[1]:
             raise ConfigError(f"window={list(self.window)}: the smallest timestep comes first.")
         default = {field.name: field.default for field in fields(self)}

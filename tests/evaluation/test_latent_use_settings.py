@@ -23,7 +23,6 @@ def test_defaults_ablate_all_latents_and_generate_nothing() -> None:
         ({"latents": (3, 3)}, "latents has duplicates: 3, 3"),
         ({"controls": ()}, r"controls is empty(.|\n)*random_direction, random_latent"),
         ({"latents": (3,), "n_latents": 2}, "latents and n_latents are both set"),
-        ({"generate": (3,), "n_generate": 2}, "generate and n_generate are both set"),
         ({"window": (500, 100), "n_generate": 1}, r"window=\[500, 100\]"),
         ({"device": "gpu"}, "device=gpu"),
     ],
