@@ -1,4 +1,4 @@
-"""The page about latents, read and used: its tables are those of the recorded results, its settings those of the code."""
+"""The page about latents, read and used: tables are those of the recorded results, settings those of the code."""
 
 import dataclasses
 import re
