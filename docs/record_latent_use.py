@@ -46,15 +46,16 @@ def tables() -> str:
         of = {record.name: record for record in result.metrics if record.name != RATE_CHANGE}
         control = next(iter(result.config["controls"]))
         summary.append([
-            model, str(of[USED].cell), f"{of[USED].n}", f"{of[USED].detail['n_latents']}", *_shares(of),
-            f"{100 * of[TYPICAL].value:.3f} ({100 * of[TYPICAL].controls[control]:.3f})", _correlation(of),
+            model, str(of[USED].cell), f"{of[USED].n}", f"{of[USED].detail['n_latents']}",
+            f"{of[USED].detail['n_never_active']}", *_shares(of),
+            f"{100 * of[TYPICAL].value:.2g} ({100 * of[TYPICAL].controls[control]:.2g})", _correlation(of),
         ])  # fmt: skip
         for row in sorted(rows, key=lambda row: -float(row["relative_delta_mse"] or "-inf"))[:N_SHOWN]:
             low, high = (100 * float(row[f"relative_{end}"]) for end in ("low", "high"))
             largest.append([
                 model, row["latent"], row["reads"], f"{float(row['read_auroc']):.3f}", row["active_images"],
-                f"{100 * float(row['relative_delta_mse']):.2f} [{low:.2f}, {high:.2f}]",
-                f"{100 * float(row[control]) / of[USED].detail['mse']:.2f}", f"{float(row['use_q']):.4f}",
+                f"{100 * float(row['relative_delta_mse']):.2g} [{low:.2g}, {high:.2g}]",
+                f"{100 * float(row[control]) / of[USED].detail['mse']:.2g}", f"{float(row['use_q']):.3f}",
                 "yes" if row["used"] == "1" else "no",
             ])  # fmt: skip
         for record in result.metrics:
@@ -62,7 +63,7 @@ def tables() -> str:
                 rates.append([model, *_rate(record, control)])
     return "\n\n".join([
         markdown_table(
-            ["model", "cell", "images", "latents", "read", "used", "used of read", "used of others",
+            ["model", "cell", "images", "latents", "never active", "read", "used", "used of read", "used of others",
              "median rise, % (control)", "rank correlation"], summary,
         ),
         markdown_table(
@@ -90,8 +91,9 @@ def _correlation(of: dict[str, MetricRecord]) -> str:
 
 def _rate(record: MetricRecord, control: str) -> list[str]:
     low, high = record.detail["interval"]
+    invalid = " (reader not valid)" if "not_valid" in record.detail else ""
     return [
-        f"{record.detail['latent']}", str(record.target), f"{record.n}", f"{record.controls['untouched']:.2f}",
+        f"{record.detail['latent']}", f"{record.target}{invalid}", f"{record.n}", f"{record.controls['untouched']:.2f}",
         f"{record.value:+.2f} [{low:+.2f}, {high:+.2f}]", f"{record.controls[control]:+.2f}",
     ]  # fmt: skip
 
