@@ -1,6 +1,6 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
 steer, the classes or lifetimes of an SAE's latents, points that are matched between images, or the denoising error that
-changes inside it cause: the reconstruction of an SAE, or taps that are ablated and patched."""
+changes inside it cause: the reconstruction of an SAE, single latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     correspondence = what.add_parser("correspondence", help="named points of one image found in another (DIFT)")
     lifetimes = what.add_parser("lifetimes", help="timesteps at which an SAE's latents are born, peak and die")
     lifetimes.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run on several timesteps")
+    latents = what.add_parser("latents", help="what an SAE's latents read, beside what the denoiser uses of them")
+    latents.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run")
     use = what.add_parser("use", help="denoising error with the taps of a probe experiment ablated or patched")
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selectors.add_argument("--limit", type=int, default=2000, metavar="N", help="training samples (default: 2000)")
     for parser_of, default in (
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
-        (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"),
+        (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"), (latents, "emoji/latent_use"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
     ):  # fmt: skip
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
-        "granularity": _run_granularity, "lifetimes": _run_lifetimes, "use": _run_use,
+        "granularity": _run_granularity, "lifetimes": _run_lifetimes, "latents": _run_latents, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
     }  # fmt: skip
@@ -150,6 +152,20 @@ def _run_lifetimes(args: argparse.Namespace) -> int:
         _print(path, headed=len(paths) > 1)
         print(f"latents: {path.with_name(TABLE_FILE)}")
         print(f"figure: {path.with_name(FIGURE_FILE)}")
+    return 0
+
+
+def _run_latents(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "emoji/latent_use", "evaluate_latents")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.latent_use import evaluate_latents
+    from diffprobe.evaluation.latent_use_tables import TABLE_FILE, summary_lines
+
+    path = evaluate_latents(config)
+    print("\n".join(summary_lines(path)))
+    print(f"table: {path.with_name(TABLE_FILE)}")
+    print(f"result: {path}")
     return 0
 
 

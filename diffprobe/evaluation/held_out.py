@@ -24,6 +24,8 @@ class EncodedSplit:
     """The group of each sample: the id of its value, or its key where it has none or samples are independent."""
     attributes: "dict[str, Tensor]"
     """Attribute -> id of the value of each sample, int64 [sample]; -1 for none."""
+    labels: "Tensor"
+    """Class of each sample, int64 [sample]; -1 for none."""
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -65,7 +67,7 @@ def encode_split(
         limit=limit, caps=data.caps, verify=data.verify,
         require=request.required,
     )  # fmt: skip
-    latents, keys, groups = [], [], []
+    latents, keys, groups, labels = [], [], [], []
     ids: dict[str, list[Any]] = {name: [] for name in request.shard_set.attributes}
     inputs: dict[str, list[Any]] = {branch.condition: [] for branch in request.plan.branches}
     for batch in make_loader(stream, data.batch_size, data.num_workers):
@@ -73,6 +75,7 @@ def encode_split(
         for branch in request.plan.branches:
             inputs[branch.condition] += condition_inputs(branch, texts)
         latents.append(network.encode_images(batch.images))
+        labels.append(batch.label)
         keys += batch.keys
         for name, values in batch.attributes.items():
             ids[name].append(values)
@@ -82,4 +85,5 @@ def encode_split(
         raise EmptyClass(f"split '{split}' of '{data.path}' has no readable sample.")
     encoded = torch.cat(latents)
     of_condition = {name: HeldOut(encoded, keys, found) for name, found in inputs.items()}
-    return EncodedSplit(of_condition, groups, {name: torch.cat(values) for name, values in ids.items() if values})
+    attributes = {name: torch.cat(values) for name, values in ids.items() if values}
+    return EncodedSplit(of_condition, groups, attributes, torch.cat(labels))

@@ -31,6 +31,7 @@ from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
     from diffprobe.backbones.cell import Cell
+    from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_error import Baseline, SplicedError
     from diffprobe.scoring.intervention_network import HeldOut
 
@@ -212,10 +213,41 @@ def _open(
     run_dir: Path,
     progress: ProgressDisplay,
 ) -> _Opened:
+    request, network = open_tap(trained, cell, timesteps, d_in)
+    group = group_of(request.shard_set, config.group_attribute)
+    split = config.split or trained.config.data.test_split
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data = trained.config.data
+    encoded = encode_split(request, network, split, group, limit=data.limit)
+    limit = min(config.train_limit, data.limit or config.train_limit)
+    train = encode_split(request, network, data.train_split, SINGLE_SAMPLES, limit=limit)
+    samples, means_of = encoded.of_condition[cell.condition], train.of_condition[cell.condition]
+    passes = len(samples) * (3 if network.splice.is_pooled else 2) + len(train)
+    title = f"{cell.tap}: unchanged model and mean ablation"
+    with progress.bar(passes * len(timesteps), title, unit="passes", keep=False) as bar:
+        baseline = network.baseline(samples, means_of, timesteps, bar.update)
+    return _Opened(network, samples, encoded.groups, group, baseline)
+
+
+def open_tap(
+    trained: TrainedRun, cell: "Cell", timesteps: tuple[int, ...], d_in: int
+) -> "tuple[Request, SplicedError]":
+    """Open the data of a run, and its backbone with the tap of a cell replaceable, after all checks without weights.
+
+    Args:
+        trained: the run, with the paths of data and backbone that are opened.
+        cell: cell of an autoencoder.
+        timesteps: timesteps that are read.
+        d_in: width of the autoencoder.
+    Raises: ConfigError for features that cannot be put back, and a backbone without a denoising error; SchemaError for
+        other shards than those of the run; WeightsMismatch for another backbone or width; BadTimestep; the errors of
+        opening shards and backbone.
+    """
     from diffprobe.backbones.intervention import Splice
     from diffprobe.backbones.library_logging import quiet_libraries
     from diffprobe.features.request import Request
     from diffprobe.scoring.intervention_error import SplicedError
+    from diffprobe.scoring.intervention_network import require_replaceable
 
     Splice(cell.pool)  # raises for a pooling that cannot be put back, before anything is opened
     backbone, features = backbone_and_features(trained.config)
@@ -228,7 +260,7 @@ def _open(
             f"digest of the run: {inputs.get(SHARDS)}, of this set: {request.shard_set.digest}",
             fix="set the folder of that shard set: data_path=FOLDER",
         )
-    group = group_of(request.shard_set, config.group_attribute)
+    require_replaceable(request.plan)
     (width,) = set(request.plan.widths.values())
     if d_in != width:
         raise WeightsMismatch(
@@ -242,16 +274,4 @@ def _open(
             fix="set the folder of that backbone: backbone_path=FOLDER; or train on this one",
         )
     with quiet_libraries():
-        network = SplicedError(request.plan, cell.tap, device=backbone.device)
-    split = config.split or trained.config.data.test_split
-    run_dir.mkdir(parents=True, exist_ok=True)
-    data = trained.config.data
-    encoded = encode_split(request, network, split, group, limit=data.limit)
-    limit = min(config.train_limit, data.limit or config.train_limit)
-    train = encode_split(request, network, data.train_split, SINGLE_SAMPLES, limit=limit)
-    samples, means_of = encoded.of_condition[cell.condition], train.of_condition[cell.condition]
-    passes = len(samples) * (3 if network.splice.is_pooled else 2) + len(train)
-    title = f"{cell.tap}: unchanged model and mean ablation"
-    with progress.bar(passes * len(timesteps), title, unit="passes", keep=False) as bar:
-        baseline = network.baseline(samples, means_of, timesteps, bar.update)
-    return _Opened(network, samples, encoded.groups, group, baseline)
+        return request, SplicedError(request.plan, cell.tap, device=backbone.device)

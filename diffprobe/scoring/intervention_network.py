@@ -127,6 +127,30 @@ class InterventionNetwork:
                 found[rows] += self._error(samples, rows, t, draw) / self.plan.draws
         return self._finite(found, samples, t)
 
+    @torch.no_grad()
+    def errors_of(
+        self,
+        samples: HeldOut,
+        rows: Sequence[int],
+        t: int,
+        draw: int,
+        changes: Mapping[str, Change] | None = None,
+    ) -> Float[Tensor, " row"]:
+        """Return the error of some samples at one timestep and draw in one pass, float64 on the CPU.
+
+        Args:
+            rows: positions of the samples, at most `self.rows` of them; a sample may occur more than once, so that
+                `changes` can replace its map in several ways.
+            draw: number of the noise.
+            changes: tap -> what replaces its map.
+        Raises: BadTimestep, NonFinite; ConfigError for a tap that cannot be replaced.
+        """
+        self.plan.schedule.check([t], self.plan.checkpoint.name)
+        with ExitStack() as stack:
+            self._enter(stack, changes or {})
+            errors = self._error(samples, list(rows), t, draw)
+        return self._finite(errors, samples, t, rows)
+
     def loss(
         self, samples: HeldOut, rows: Sequence[int], t: int, draw: int, changes: Mapping[str, Change]
     ) -> Float[Tensor, ""]:
@@ -144,7 +168,7 @@ class InterventionNetwork:
         with ExitStack() as stack:
             self._enter(stack, changes)
             errors = self._error(samples, list(rows), t, draw)
-        self._finite(errors.detach(), samples, t)
+        self._finite(errors.detach(), samples, t, rows)
         return errors.mean()
 
     @torch.no_grad()
@@ -183,9 +207,10 @@ class InterventionNetwork:
                 yield rows.tolist(), draw
             tick(len(rows))
 
-    def _finite(self, found: Tensor, samples: HeldOut, t: int) -> Tensor:
+    def _finite(self, found: Tensor, samples: HeldOut, t: int, rows: Sequence[int] | None = None) -> Tensor:
         if not torch.isfinite(found).all():
-            key = samples.keys[int((~torch.isfinite(found)).nonzero()[0])]
+            row = int((~torch.isfinite(found)).nonzero()[0])
+            key = samples.keys[row if rows is None else rows[row]]
             raise NonFinite(f"the denoising error of sample '{key}' at t={t} is not a finite number.")
         return found
 

@@ -186,6 +186,31 @@ def test_use_is_printed_and_stands_beside_its_readout_in_tables(tiny_sd, tiny_sh
     assert err.count("figure: ") == 5  # the readout's, and one per intervention
 
 
+@pytest.mark.slow
+def test_latents_are_printed_with_their_table(tiny_sd, tmp_path, capfd):
+    from tests.evaluation.planted_use import planted_use_run
+
+    run = planted_use_run(tmp_path / "planted", tiny_sd)
+    capfd.readouterr()
+    command = ["eval", "latents", str(run), "limit=12", "n_permutations=499", "n_generate=0", "device=cpu"]
+    assert main([*command, f"output={tmp_path / 'runs'}"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert "1 of 3 latents are never active on these samples: not measured" in lines
+    assert any(line.startswith("test used_share = 0.5") for line in lines)
+    assert any(line.split()[:1] == ["0"] and line.endswith("yes") for line in lines)
+    assert lines[-2].startswith(f"table: {tmp_path / 'runs' / 'emoji' / 'latent_use'}")
+    assert lines[-1].endswith("result.json")
+
+
+def test_errors_of_latents_are_for_people(tmp_path, capsys):
+    assert main(["eval", "latents", str(tmp_path)]) == 2
+    assert "is not the folder of a finished run" in capsys.readouterr().err
+    assert main(["eval", "latents", str(tmp_path), "n_generate=0", "window=[0,500]", "--check"]) == 2
+    assert "window has no effect" in capsys.readouterr().err
+    assert main(["eval", "latents", str(tmp_path), "experiment=scenes/latent_use", "latents=[3]", "--check"]) == 0
+    assert capsys.readouterr().out == "the configuration is valid\n"
+
+
 def test_errors_of_use_are_for_people(tmp_path, capsys):
     assert main(["eval", "use", str(tmp_path)]) == 2
     assert "is not the folder of a finished run" in capsys.readouterr().err

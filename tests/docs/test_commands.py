@@ -105,14 +105,14 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
-        of_runs = ("sae", "labels", "granularity", "lifetimes", "steering")
+        of_runs = ("sae", "labels", "granularity", "lifetimes", "latents", "steering")
         name = "run" if arguments.what in of_runs else "model"
         experiment, settings = split_experiment(None, settings)
         defaults = {
             "sae": "emoji/evaluate_sae", "backbone": "emoji/evaluate", "rates": "scenes/rates",
             "directions": "scenes/directions", "labels": "emoji/labels/evaluate",
             "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes", "steering": "scenes/steering",
-            "correspondence": "scenes/correspondence",
+            "correspondence": "scenes/correspondence", "latents": "emoji/latent_use",
         }  # fmt: skip
         default = defaults[arguments.what]
         subject = [] if arguments.what == "correspondence" else [f"{name}=x"]

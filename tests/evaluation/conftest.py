@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.page_runs import DIRECTION, SAE, SPATIAL, trainer
+from tests.evaluation.planted_use import planted_use_run
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +32,8 @@ def spatial_sae(train_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def direction(train_tiny: Callable[..., Path]) -> Path:
     return train_tiny(*DIRECTION)
+
+
+@pytest.fixture(scope="session")
+def planted_use(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted_use_run(tmp_path_factory.mktemp("planted-use"), tiny_sd)

@@ -31,6 +31,8 @@ def test_samples_are_in_shard_order_with_inputs_and_groups(request_of):
     captioned, empty = found.of_condition["caption"], found.of_condition["empty"]
     assert captioned.latents is empty.latents and captioned.latents.shape == (16, 3, 1, 1)
     assert empty.inputs == [""] * 16 and all("emoji" in caption for caption in captioned.inputs)
+    classes = request.shard_set.classes
+    assert [classes[label] in text for label, text in zip(found.labels, captioned.inputs, strict=True)] == [True] * 16
     styles = request.shard_set.attributes["style"]
     assert [styles[value] for value in found.groups] == [caption.split(" ")[0] for caption in captioned.inputs]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from diffprobe.backbones.intervention import Splice
-from diffprobe.core.errors import BadTimestep, ConfigError
+from diffprobe.core.errors import BadTimestep, ConfigError, NonFinite
 from diffprobe.scoring.intervention_network import (
     HeldOut,
     InterventionNetwork,
@@ -46,6 +46,23 @@ def test_a_map_that_is_put_back_changes_nothing(network, samples):
     assert torch.equal(network.patched_errors(samples, [0, 1, 2], T, "mid_block"), untouched)  # each its own donor
     patched = network.patched_errors(samples, [1, 2, 0], T, "mid_block")
     assert patched.dtype == torch.float64 and not torch.isclose(patched, untouched, rtol=1e-9).any()
+
+
+def test_a_sample_can_be_in_a_pass_several_times_each_with_its_own_change(network, samples):
+    untouched = torch.stack([network.errors_of(samples, [0, 1], T, draw) for draw in range(2)], 1)
+    torch.testing.assert_close(untouched.mean(1), network.errors(samples, T)[:2], rtol=1e-6, atol=0)
+
+    def second_only(x):
+        return torch.cat([x[:1], torch.zeros_like(x[1:])])
+
+    found = network.errors_of(samples, [1, 1], T, 0, {"mid_block": second_only})
+    alone = network.errors_of(samples, [1], T, 0, {"mid_block": torch.zeros_like})
+    assert float(found[0]) == pytest.approx(float(untouched[1, 0]), rel=1e-6)
+    assert float(found[1]) == pytest.approx(float(alone[0]), rel=1e-6) and found[0] != found[1]
+    with pytest.raises(NonFinite, match="sample 'c' at t=500"):
+        network.errors_of(samples, [2], T, 0, {"mid_block": lambda x: x / 0})
+    with pytest.raises(BadTimestep, match="t=1000"):
+        network.errors_of(samples, [0], 1000, 0)
 
 
 def test_all_hooks_are_gone_afterwards(network, samples):
