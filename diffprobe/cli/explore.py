@@ -33,13 +33,14 @@ def run(args: argparse.Namespace) -> int:
         print("the configuration is valid")
         return 0
     from diffprobe.core.memory import keep_freed_memory
-    from diffprobe.evaluation.explore import FOLDER, explore
+    from diffprobe.evaluation.explore import FOLDER, Measure, explore
     from diffprobe.evaluation.explore_numbers import held_out_numbers
+    from diffprobe.evaluation.explore_parts import part_numbers
     from diffprobe.report.explorer.writer import ExplorerWriter
 
     keep_freed_memory()
     folder = Path(args.run) / FOLDER if args.out is None else Path(args.out)
-    measures = [held_out_numbers] if config.numbers else []
+    measures: list[Measure] = [held_out_numbers, part_numbers] if config.numbers else []
     page = explore([args.run, *others], config, ExplorerWriter(folder), measures=measures)
     files = [path for path in folder.rglob("*") if path.is_file()]
     n_bytes = sum(path.stat().st_size for path in files)

@@ -18,7 +18,15 @@ from diffprobe.evaluation.explore_pass import PassResult, pass_over
 from diffprobe.evaluation.explore_runs import ExploredRun, open_explored
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.evaluation.latent_codes import CLASS
-from diffprobe.report.explorer.records import Column, ExplorerFacts, ImagePage, LatentMatch, LatentPage, Name
+from diffprobe.report.explorer.records import (
+    Column,
+    ExplorerFacts,
+    ImagePage,
+    LatentMatch,
+    LatentPage,
+    Name,
+    TextColumn,
+)
 from diffprobe.report.run_names import run_names
 
 FOLDER = "explorer"
@@ -34,6 +42,7 @@ class Writer(Protocol):
         columns: Sequence[Column],
         pages: Iterable[LatentPage],
         images: Iterable[ImagePage],
+        texts: Sequence[TextColumn] = (),
     ) -> None:
         """Write one run; the first call is run 0."""
 
@@ -49,6 +58,7 @@ class Findings:
     """Numbers and names of latents that are measured elsewhere."""
 
     columns: Sequence[Column] = ()
+    texts: Sequence[TextColumn] = ()
     names: Mapping[int, Sequence[Name]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     """Sentences on how they were measured."""
@@ -123,6 +133,7 @@ def _write_run(
         image_pages(
             found, stream_codes(run.sae, run.tables(), run.cells), thumbnails, n_latents=config.n_latents_per_image
         ),
+        findings.texts,
     )  # fmt: skip
 
 
@@ -137,15 +148,17 @@ def collect_findings(
     Raises: ConfigError for two measured columns of one key.
     """
     columns: list[Column] = []
+    texts: list[TextColumn] = []
     names: dict[int, list[Name]] = {}
     notes: list[str] = []
     for measure in measures:
         more = measure(run)
         columns += more.columns
+        texts += more.texts
         notes += more.notes
         for latent, candidates in more.names.items():
             names.setdefault(latent, []).extend(candidates)
-    keys = [column.key for column in columns]
+    keys = [*(column.key for column in columns), *(text.key for text in texts)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ConfigError(f"two columns of the explorer have the key '{twice[0]}'.")
@@ -154,7 +167,8 @@ def collect_findings(
     of_pass = [column for column in of_pass if not any(column.key.startswith(f"{key}_") for key in held_out)]
     activity = [column for column in of_pass if column.key in ACTIVITY]
     others = [column for column in of_pass if column.key not in ACTIVITY]
-    return Findings(columns=[*activity, *columns, *others], names=names, notes=notes)
+    columns.sort(key=lambda column: "_of_" in column.key)  # those of single targets after those of the best one
+    return Findings(columns=[*activity, *columns, *others], texts=texts, names=names, notes=notes)
 
 
 def _notes(run: ExploredRun, found: PassResult, thumbnails: Thumbnails, config: ExploreConfig) -> list[str]:

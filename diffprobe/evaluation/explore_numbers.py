@@ -12,6 +12,7 @@ from diffprobe.evaluation.explore import Findings
 from diffprobe.evaluation.explore_runs import ExploredRun
 from diffprobe.evaluation.latent_codes import CLASS, autoencoder_codes, baseline_codes, baselines_of
 from diffprobe.evaluation.latent_numbers import NumberSettings, SplitCodes, latent_names, latent_numbers
+from diffprobe.report.explorer.records import TextColumn
 
 MAX_VALUES = 64
 """Attributes with more values are not tested: few images have each of them."""
@@ -59,7 +60,13 @@ def held_out_numbers(run: ExploredRun, settings: NumberSettings | None = None) -
     except EmptyClass as error:
         names = {}
         notes.append(f"Latents have no names: {error.what}")
-    return Findings(columns=found.columns, names=names, notes=[*notes, *found.notes])
+    about = TextColumn(
+        key="about", title="is about", beside="auroc",
+        values=[value.replace("=", " = ", 1) for value in found.best_values],
+        help=f"The class or attribute value that the activation of the latent tells best, chosen on '{train_split}'. "
+        "AUROC and q are measured on held-out images: a large q means that it is about this value by chance.",
+    )  # fmt: skip
+    return Findings(columns=found.columns, texts=[about], names=names, notes=[*notes, *found.notes])
 
 
 def _about(run: ExploredRun, group: str | None, wanted: Sequence[str], values: Mapping[str, Sequence[str]]) -> str:

@@ -78,8 +78,9 @@ class Recorder:
         self.runs: list[dict[str, Any]] = []
         self.matches: list[LatentMatch] = []
 
-    def run(self, facts: ExplorerFacts, columns: Any, pages: Any, images: Any) -> None:
+    def run(self, facts: ExplorerFacts, columns: Any, pages: Any, images: Any, texts: Any = ()) -> None:
         found: dict[str, Any] = {"facts": facts, "columns": {column.key: column for column in columns}}
+        found["texts"] = {text.key: text for text in texts}
         self.runs.append({**found, "latents": list(pages), "images": list(images)})
 
     def compare(self, matches: Any) -> None:

@@ -32,9 +32,10 @@ def test_planted_latents_have_their_number_and_their_name():
     columns = {column.key: column for column in found.columns}
     for latent, style in enumerate(STYLES):
         assert columns["auroc"].values[latent] > 0.99 and columns["auroc_q"].values[latent] < 0.05
+        assert found.texts[0].values[latent] == f"style = {style}"
         shown = [name.text.split() for name in found.names[latent] if name.shown]
         assert shown and all(style in words for words in shown)
-    assert columns["auroc"].values[5] is None  # never active
+    assert columns["auroc"].values[5] is None and found.texts[0].values[5] == ""  # never active
     assert {name.partition(" (")[0] for name, _ in columns["auroc"].controls} == {
         "chance", "raw neurons", "PCA components", "random dictionary",
     }  # fmt: skip

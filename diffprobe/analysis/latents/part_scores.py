@@ -2,7 +2,8 @@
 
 Mask IoU (Bau et al. 2017, 1704.05796, Network dissection): the places at which a latent exceeds a threshold, against
 the places that a part covers, as intersection over union of all images together. Pointing game (Zhang et al. 2016,
-1608.00507): how often the latent's largest activation in an image is on the part.
+1608.00507): how often the latent's largest activation in an image is on the part, over the images in which it exceeds
+the threshold.
 
 Part and threshold are chosen on the training split: those whose IoU exceeds most the IoU that the same activations have
 with the masks of other images, in expectation. A part that covers most of the image has a large IoU by chance, so the
@@ -44,7 +45,7 @@ class PartScores:
     iou_p: Floats
     """One-sided p against the masks of other groups, (latents,)."""
     pointing: Floats
-    """Share of the images on which the latent is active where its largest activation is on the part, (latents,)."""
+    """Share of the images with a place above the threshold where the largest activation is on the part, (latents,)."""
     chance_pointing: Floats
     """The same with the masks of other images, in expectation, (latents,)."""
     pointing_p: Floats
@@ -100,7 +101,7 @@ def part_scores(
         chance[name][measure.latents] = measure.expected()
         p[name][measure.latents] = _p(measure, groups, settings)
     below = (part >= 0) & np.isnan(found["iou"])  # active, but never above its threshold
-    found["iou"][below], chance["iou"][below], p["iou"][below] = 0.0, 0.0, 1.0
+    found["iou"][below], chance["iou"][below], p["iou"][below] = 0.0, 0.0, 1.0  # and it points at nothing
     return PartScores(
         part=part, threshold=np.where(part >= 0, threshold, np.nan), iou=found["iou"], chance_iou=chance["iou"],
         iou_p=p["iou"], pointing=found["pointing"], chance_pointing=chance["pointing"], pointing_p=p["pointing"],
@@ -125,8 +126,8 @@ def _choose(codes: PlaceCodes, masks: Bools) -> tuple[Ints, Floats]:
         for number in usable.tolist():
             of_part = masks[number]
             area = float(of_part.sum())
-            shared = np.bincount(latent, weights=of_part[row, place], minlength=n)
-            expected = np.bincount(latent, weights=of_part.mean(0)[place], minlength=n)
+            shared = np.bincount(latent, weights=of_part[row, place], minlength=n).astype(np.float64)
+            expected = np.bincount(latent, weights=of_part.mean(0)[place], minlength=n).astype(np.float64)
             excess = _iou(shared, n_kept, area) - _iou(expected, n_kept, area)
             better = (excess > best) & (n_images >= MIN_IMAGES)
             best[better], part[better], threshold[better] = excess[better], number, last[better]
@@ -189,7 +190,7 @@ def _measures(codes: PlaceCodes, masks: Bools, part: Ints, threshold: Floats) ->
     largest[np.unique(pair, return_index=True)[1]] = True  # the first of a pair is its largest
     return {
         name: _measure(codes, masks, part, chosen, is_iou=name == "iou")
-        for name, chosen in (("iou", above), ("pointing", known & largest))
+        for name, chosen in (("iou", above), ("pointing", above & largest))
         if chosen.any()
     }
 

@@ -122,6 +122,10 @@ class PlaceCollector:
         self._found.update(other._found)
         self._shrink()
 
+    def keys(self) -> frozenset[str]:
+        """Return the keys of the images that are held: those of the sample, and up to as many others."""
+        return frozenset(self._found)
+
     def result(self) -> PlaceCodes:
         """Return the activations of the sample."""
         self._shrink()
