@@ -79,7 +79,7 @@ def part_numbers(
 
 def _why_not(run: ExploredRun, train_split: str, read: ReadMasks | None) -> str:
     if Cell.parse(run.cells[0]).pool != "none":
-        return f"the features are pooled ({', '.join(run.cells)}), so a latent has no map; a run with features.pool=none has."
+        return f"the features are pooled ({', '.join(run.cells)}), so latents have no maps (features.pool=none has)."
     if run.split == train_split:
         return f"'{run.split}' is the split that parts are chosen on."
     if run.features.images is None and read is None:

@@ -153,6 +153,10 @@ class CodeCollector:
         self.n_seen += other.n_seen
         self._shrink()
 
+    def keys(self) -> frozenset[str]:
+        """Return the keys of the images that are held: those of the sample, and up to as many others."""
+        return frozenset(self._keys)
+
     def result(self) -> SparseCodes:
         """Return the codes of the sample.
 
