@@ -69,7 +69,8 @@ Measure = Callable[[ExploredRun], Findings]
 
 
 def explore(
-    runs: Sequence[str], config: ExploreConfig, writer: Writer, *, measures: Sequence[Measure] = ()
+    runs: Sequence[str], config: ExploreConfig, writer: Writer, *, measures: Sequence[Measure] = (),
+    of_first: Sequence[Measure] = (),
 ) -> Path:  # fmt: skip
     """Write the explorer of one run, or of two with their matched latents.
 
@@ -78,6 +79,7 @@ def explore(
         config: settings; `seeds` are those of the first run.
         writer: writes the files.
         measures: further numbers and names, of each run.
+        of_first: further ones, of the first run alone.
 
     Returns: path of the page.
 
@@ -92,11 +94,11 @@ def explore(
     results = [one.trained.result for one in opened]
     names = [results[0].run] if len(opened) == 1 else run_names(results)
     if len(opened) == 1:
-        _write_run(opened[0], names[0], config, writer, measures, [])
+        _write_run(opened[0], names[0], config, writer, [*measures, *of_first], [])
         return writer.close()
     matches, sentence = match_runs(opened[0], opened[1], config.n_match_images)
-    for run, name in zip(opened, names, strict=True):
-        _write_run(run, name, config, writer, measures, [sentence])
+    for run, name, further in zip(opened, names, (of_first, ()), strict=True):
+        _write_run(run, name, config, writer, [*measures, *further], [sentence])
     writer.compare(matches)
     return writer.close()
 

@@ -17,6 +17,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.json_file import parse_json
 from diffprobe.evaluation.explore import Findings
 from diffprobe.evaluation.explore_columns import ACTIVITY
+from diffprobe.evaluation.explore_runs import ExploredRun
 from diffprobe.report.explorer.records import Column, TextColumn
 
 LATENT = "latent"
@@ -57,6 +58,11 @@ def columns_from_files(paths: Iterable[str], n_latents: int) -> Findings:
     return Findings(columns=columns, texts=texts, notes=notes)
 
 
+def columns_of_files(paths: Iterable[str], run: ExploredRun) -> Findings:
+    """Return the columns of some files for the latents of a run; arguments and errors as `columns_from_files`."""
+    return columns_from_files(paths, run.sae.n_latents)
+
+
 def _read(path: Path) -> dict[str, Values]:
     """Return number of a latent -> its values."""
     if path.suffix not in (".csv", ".json"):
@@ -69,7 +75,9 @@ def _read(path: Path) -> dict[str, Values]:
         found = parse_json(text, where=f"columns: '{path}'", error=ConfigError)
         if not isinstance(found, dict) or not all(isinstance(values, dict) for values in found.values()):
             raise ConfigError(f"columns: '{path}' has another form.", 'needed: {"17": {"NAME": VALUE, ...}, ...}')
-        wrong = next((v for values in found.values() for v in values.values() if isinstance(v, (list, dict, bool))), None)
+        wrong = next(
+            (v for values in found.values() for v in values.values() if isinstance(v, (list, dict, bool))), None
+        )
         if wrong is not None:
             raise ConfigError(f"columns: '{path}' has the value {wrong}.", "allowed: numbers, texts and null")
         return found
@@ -82,7 +90,9 @@ def _read(path: Path) -> dict[str, Values]:
     rows: dict[str, Values] = {}
     for row in reader:
         if None in row or None in row.values():
-            raise ConfigError(f"columns: line {reader.line_num} of '{path}' has another number of values than its head.")
+            raise ConfigError(
+                f"columns: line {reader.line_num} of '{path}' has another number of values than its head."
+            )
         latent = row.pop(LATENT).strip()
         if latent in rows:
             raise ConfigError(f"'{path}' has latent {latent} twice.")

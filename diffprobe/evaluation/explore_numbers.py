@@ -61,8 +61,7 @@ def held_out_numbers(
         tables(train_split), run.cells, n_latents=run.sae.n_latents, k=run.sae.k, seed=run.trained.config.seed
     )
     baselines = {
-        name: (baseline(codes, train_split), baseline(codes, run.split))
-        for name, codes in of_baselines.items()
+        name: (baseline(codes, train_split), baseline(codes, run.split)) for name, codes in of_baselines.items()
     }
     notes = [_about(run, group, wanted, values)]
     found = latent_numbers(train, test, values, settings, baselines=baselines)

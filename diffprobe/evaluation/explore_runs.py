@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, StoreIncomplete, unknown
 from diffprobe.core.result import BACKBONE, MEMBERS, RESULT_FILE, read_result
 from diffprobe.evaluation.explore_settings import ExploreConfig
@@ -99,8 +101,37 @@ def open_explored(path: str, config: ExploreConfig, *, seeds: Sequence[str] = ()
 
 
 def _features(trained: TrainedRun, config: ExploreConfig) -> PageFeatures:
-    run = ProbeRun(config=trained.config, result=trained.result, folder=trained.folder)
-    return open_features(with_data_path(run, config.data_path))
+    run = with_data_path(
+        ProbeRun(config=trained.config, result=trained.result, folder=trained.folder), config.data_path
+    )  # fmt: skip
+    if run.config.features.source != "live":
+        return open_features(run)
+    found, kept = open_live(run)
+    _TEMPORARY.append(kept)
+    return found
+
+
+_TEMPORARY: list[TemporaryDirectory[str]] = []
+"""Stores of runs on live features, which are removed when the process ends."""
+
+
+def open_live(run: ProbeRun) -> tuple[PageFeatures, TemporaryDirectory[str]]:
+    """Stream the images of a run on live features through the backbone, once, into a temporary store.
+
+    The passes of the explorer read features several times, and a backbone costs more than any of them.
+
+    Returns: the features as from a store, and its folder, which is removed with the object.
+    Raises: the errors of extraction; SchemaError for other shards or another backbone than those of the run.
+    """
+    from diffprobe.runs.extract import extract_run
+
+    folder = TemporaryDirectory(prefix="diffprobe-explore-")
+    features = replace(
+        run.config.features, source="stored", store=folder.name, views=ViewsConfig(), latent_cache=None
+    )  # fmt: skip
+    stored = replace(run, config=replace(run.config, features=features))
+    extract_run(stored.config, progress=False)
+    return open_features(stored), folder
 
 
 def _autoencoder(trained: TrainedRun, name: str | None) -> tuple[str, Path]:

@@ -171,6 +171,20 @@ def baselines_of(
     }
 
 
+@torch.no_grad()
+def random_dictionary(tables: Tables, cells: Sequence[str], *, n_latents: int, k: int, seed: int = 0) -> LinearCodes:
+    """Return a random dictionary alone, around the mean of some features. Args: as `baselines_of`.
+
+    Raises: ConfigError without features.
+    """
+    total, n = None, 0
+    for rows in (rows for part in _parts(tables) for rows in _places(part, cells)):
+        total, n = rows.double().sum(0) + (0 if total is None else total), n + len(rows)
+    if total is None:
+        raise ConfigError("there are no features, and so no random dictionary.")
+    return LinearCodes.random(total / n, n_latents, min(k, n_latents), seed=seed)
+
+
 def _embeddings(embeddings: Mapping[str, NDArray[np.float32]], keys: Sequence[str]) -> NDArray[np.float32]:
     missing = next((key for key in keys if key not in embeddings), None)
     if missing is not None:

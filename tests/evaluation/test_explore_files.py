@@ -12,7 +12,10 @@ def test_numbers_and_texts_of_a_table_and_of_json_are_the_same(tmp_path):
     table = tmp_path / "use.csv"
     table.write_text('latent,delta_mse,q (use),verdict\n2,0.5,1e-3,"used, <b>"\n0,,0.5,\n')
     file = tmp_path / "use.json"
-    values = {"2": {"delta_mse": 0.5, "q (use)": 1e-3, "verdict": "used, <b>"}, "0": {"q (use)": 0.5, "delta_mse": None}}
+    values = {
+        "2": {"delta_mse": 0.5, "q (use)": 1e-3, "verdict": "used, <b>"},
+        "0": {"q (use)": 0.5, "delta_mse": None},
+    }
     file.write_text(json.dumps(values))
     for path in (table, file):
         found = columns_from_files([str(path)], 4)
