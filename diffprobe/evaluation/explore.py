@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.evaluation.explore_codes import stream_codes
 from diffprobe.evaluation.explore_columns import ACTIVITY, Similar, columns_of
 from diffprobe.evaluation.explore_matches import match_runs
-from diffprobe.evaluation.explore_pages import Thumbnails, image_pages, latent_pages
-from diffprobe.evaluation.explore_pass import PassResult, pass_over
+from diffprobe.evaluation.explore_pages import Thumbnails, latent_pages
+from diffprobe.evaluation.explore_pass import PassResult
+from diffprobe.evaluation.explore_processes import passes
 from diffprobe.evaluation.explore_runs import ExploredRun, open_explored
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.evaluation.latent_codes import CLASS
@@ -84,7 +84,7 @@ def explore(
     Returns: path of the page.
 
     Raises: ConfigError for another number of runs and for settings without effect; the errors of `open_explored`,
-        `pass_over` and `match_runs`, before anything is written but for errors of reading images.
+        `Passes.find` and `match_runs`, before anything is written but for errors of reading images.
     """
     if not 1 <= len(runs) <= 2:
         raise ConfigError(f"explore shows one run or compares two; {len(runs)} were given.")
@@ -111,32 +111,26 @@ def _write_run(
     measures: Sequence[Measure],
     notes: Sequence[str],
 ) -> None:
-    found = pass_over(run, n_top=config.n_top, max_values=config.max_values)
-    similar = Similar.of(run, config.n_neighbours)
-    findings = collect_findings(run, found, similar, config, measures)
-    shards = dict.fromkeys(shard for table in run.tables() for shard in table.shards[:1])
-    thumbnails = Thumbnails(run.features, shards, config.thumbnail_side, run.trained.config.data.caps)
-    trained = run.trained
-    facts = ExplorerFacts(
-        run=name,
-        experiment=trained.result.experiment,
-        model=Path(trained.config.backbone.path).name,
-        data=f"{Path(trained.config.data.path).name}, split {run.split}",
-        cells=run.cells,
-        n_latents=run.sae.n_latents,
-        k=run.sae.k,
-        n_images=found.sums.n_images,
-        notes=(*_notes(run, found, thumbnails, config), *notes, *findings.notes),
-    )
-    writer.run(
-        facts,
-        findings.columns,
-        latent_pages(found, similar, findings.names, n_bars=config.n_bars),
-        image_pages(
-            found, stream_codes(run.sae, run.tables(), run.cells), thumbnails, n_latents=config.n_latents_per_image
-        ),
-        findings.texts,
-    )  # fmt: skip
+    with passes(run, config) as reading:
+        found = reading.find()
+        similar = Similar.of(run, config.n_neighbours)
+        findings = collect_findings(run, found, similar, config, measures)
+        shards = dict.fromkeys(shard for table in run.tables() for shard in table.shards[:1])
+        thumbnails = Thumbnails(run.features, shards, config.thumbnail_side, run.trained.config.data.caps)
+        trained = run.trained
+        facts = ExplorerFacts(
+            run=name,
+            experiment=trained.result.experiment,
+            model=Path(trained.config.backbone.path).name,
+            data=f"{Path(trained.config.data.path).name}, split {run.split}",
+            cells=run.cells,
+            n_latents=run.sae.n_latents,
+            k=run.sae.k,
+            n_images=found.sums.n_images,
+            notes=(*_notes(run, found, thumbnails, config), *notes, *findings.notes),
+        )
+        pages = latent_pages(found, similar, findings.names, n_bars=config.n_bars)
+        writer.run(facts, findings.columns, pages, reading.images(found, thumbnails), findings.texts)
 
 
 def collect_findings(

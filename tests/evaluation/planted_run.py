@@ -6,7 +6,10 @@ from typing import Any, cast
 
 import torch
 
+from diffprobe.evaluation.explore_pass import PassResult
+from diffprobe.evaluation.explore_processes import Passes
 from diffprobe.evaluation.explore_runs import ExploredRun, OtherSeed
+from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.evaluation.load_sae_run import TrainedRun
 from diffprobe.evaluation.page_features import PageFeatures
 from diffprobe.features.batch import FeatureTable, concatenate
@@ -69,6 +72,11 @@ def planted_run(
     return ExploredRun(
         trained=trained, sae=sae or planted_sae(), cells=cells, split="test", features=features, seeds=seeds
     )
+
+
+def pass_over(run: ExploredRun, *, n_top: int, max_values: int) -> PassResult:
+    """Return what one process finds in the images of a run."""
+    return Passes(run, ExploreConfig(device="cpu", n_top=n_top, max_values=max_values)).find()
 
 
 class Recorder:
