@@ -129,7 +129,7 @@ def _labels(
 ) -> Iterator[tuple[str, _Labels]]:
     columns = [(table.label if name == CLASS else table.attributes[name]).tolist() for name in names]
     of_group = [-1] * len(table) if group is None else table.attributes[group].tolist()
-    captions = table.captions or [None] * len(table)
+    captions: Sequence[str | None] = table.captions or [None] * len(table)
     for row, key in enumerate(table.keys):
         if key in kept:
             values = tuple(column[row] for column in columns)
