@@ -135,6 +135,6 @@ def test_a_run_of_places_beside_a_pooled_one(monkeypatch):
     explore(["a", "b"], CONFIG, writer, measures=[part_numbers])
     places, pooled = (" ".join(run["facts"].notes) for run in writer.runs)
     assert "pooled differently" in places and "pooled differently" in pooled
-    assert "features are pooled" in pooled and "features are pooled" not in places
+    assert "the features are pooled (" in pooled and "the features are pooled (" not in places
     assert writer.latent(0, 0).top[0].map is not None and writer.latent(0, 1).top[0].map is None
     assert [match.other for match in writer.matches][:3] == [0, 1, 2]
