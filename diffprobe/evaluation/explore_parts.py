@@ -36,7 +36,7 @@ def part_numbers(
         max_images: images of each split that are compared with their masks, drawn by a hash of their keys.
         read: reads masks; None for those of the shards.
 
-    Returns: nothing but a note that says why, where features are pooled, the images are not at hand or have no masks.
+    Returns: nothing but a note with the reason, where features are pooled, the images are not at hand or have no masks.
     """
     train_split = run.trained.config.data.train_split
     why = _why_not(run, train_split, read)
