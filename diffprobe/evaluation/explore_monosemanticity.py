@@ -44,7 +44,8 @@ def monosemanticity_numbers(
         config: `encoder` and `n_embedded`.
         settings: permutations.
 
-    Returns: nothing but a note with the reason, where the images are not at hand, or with `encoder=auto` no backbone is.
+    Returns: nothing but a note with the reason, where the images are not at hand, or the backbone is not with
+        `encoder=auto`.
     Raises: the errors of opening an encoder that is named.
     """
     if config.encoder == "none":
