@@ -39,7 +39,7 @@ class ExploreConfig:
     columns: tuple[str, ...] = ()
     """CSV or JSON files with further numbers or texts of the latents of the first run."""
     processes: int = 1
-    """Processes that read the shown split for pages, which do not depend on their number. Numbers are measured by one."""
+    """Processes that read the shown split for pages, which do not depend on their number. One measures the numbers."""
     n_match_images: int = 4000
     """Images over which activations of two runs are correlated, drawn by a hash of their keys."""
     data_path: str | None = None
