@@ -1,6 +1,7 @@
 """Mask IoU and pointing game of planted latents; what is said where there are none."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import torch
@@ -87,3 +88,31 @@ def test_without_maps_masks_or_images_there_is_a_reason():
     same = dataclasses.replace(run, split="train")
     assert "'train' is the split" in part_numbers(same, read=masks_of(tables)).notes[0]
     assert not part_numbers(same, read=masks_of(tables)).texts
+
+
+def test_memory_does_not_grow_with_images():
+    """The same images again and again under other keys: a sample of 16 is measured."""
+    run, tables = two_splits()
+
+    def read(split, keys, size):
+        places = {key: np.arange(6) == int(key[-2:]) % 6 for key in keys}
+        return PartMasks(names=("place",), covered={key: place[None] for key, place in places.items()}, source="a test")
+
+    def peak(n):
+        def parts(split):
+            for i in range(n):
+                part = concatenate(tables[split])
+                part.keys = [f"{i:06d}-{j:02d}" for j in range(len(part))]
+                yield part
+
+        features = dataclasses.replace(run.features, iter_tables=parts)
+        tracemalloc.start()
+        found = part_numbers(dataclasses.replace(run, features=features), SETTINGS, max_images=16, read=read)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.columns
+        return used
+
+    peak(1)  # imports and caches
+    growth = (peak(40) - peak(10)) / (30 * 60)
+    assert growth < 16  # bytes per image; its key alone has more than 50
