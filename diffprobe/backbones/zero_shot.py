@@ -78,7 +78,6 @@ class ZeroShotClassifier:
         """The origin of a predicted class, as tables and results name it."""
         return f"zero_shot:{self.name}"
 
-    @torch.no_grad()
     def similarities(self, images: Sequence[Image.Image]) -> Float[Tensor, "image class"]:
         """Return the cosine of each image with each class, float32 on the CPU.
 
@@ -86,12 +85,21 @@ class ZeroShotClassifier:
         """
         if not images:
             return torch.zeros(0, len(self.classes))
+        with exact(self.device, "float32"):
+            found = self._embedded(images) @ self._directions.T
+        return found.float().cpu()
+
+    def embed(self, images: Sequence[Image.Image]) -> Float[Tensor, "image width"]:
+        """Return the embedding of each image, of length 1, float32 on the CPU."""
+        return self._embedded(images).float().cpu()
+
+    @torch.no_grad()
+    def _embedded(self, images: Sequence[Image.Image]) -> Float[Tensor, "image width"]:
         with naming(self.name, "an image processor that fits the model"), quiet_libraries():
             pixels = self._processor(images=list(images), return_tensors="pt").pixel_values.to(self.device)
             with exact(self.device, "float32"):
                 pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-                found = F.normalize(self._model.visual_projection(pooled), dim=-1) @ self._directions.T
-        return found.float().cpu()
+                return F.normalize(self._model.visual_projection(pooled), dim=-1)
 
     def __call__(self, images: Sequence[Image.Image]) -> Int[Tensor, " image"]:
         """Return the index of the nearest class of each image; the first of equal ones."""

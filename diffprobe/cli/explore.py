@@ -1,6 +1,7 @@
 """``diffprobe explore``: a folder of pages on the latents of an autoencoder that opens from disk."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from diffprobe.cli.arguments import add_check, parse_keys
@@ -33,14 +34,20 @@ def run(args: argparse.Namespace) -> int:
         print("the configuration is valid")
         return 0
     from diffprobe.core.memory import keep_freed_memory
-    from diffprobe.evaluation.explore import FOLDER, explore
+    from diffprobe.evaluation.explore import FOLDER, Measure, explore
+    from diffprobe.evaluation.explore_files import columns_of_files
+    from diffprobe.evaluation.explore_monosemanticity import monosemanticity_numbers
     from diffprobe.evaluation.explore_numbers import held_out_numbers
+    from diffprobe.evaluation.explore_parts import part_numbers
     from diffprobe.report.explorer.writer import ExplorerWriter
 
     keep_freed_memory()
     folder = Path(args.run) / FOLDER if args.out is None else Path(args.out)
-    measures = [held_out_numbers] if config.numbers else []
-    page = explore([args.run, *others], config, ExplorerWriter(folder), measures=measures)
+    measures: list[Measure] = []
+    if config.numbers:
+        measures = [held_out_numbers, part_numbers, partial(monosemanticity_numbers, config=config)]
+    of_first: list[Measure] = [partial(columns_of_files, config.columns)] if config.columns else []
+    page = explore([args.run, *others], config, ExplorerWriter(folder), measures=measures, of_first=of_first)
     files = [path for path in folder.rglob("*") if path.is_file()]
     n_bytes = sum(path.stat().st_size for path in files)
     print(f"page: {page}")

@@ -23,11 +23,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """Resize the shorter side of an image to `resolution` pixels (bicubic) and crop the centre square.
+def fit(
+    image: Image.Image, resolution: int, *, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:  # fmt: skip
+    """Resize the shorter side of an image to `resolution` pixels and crop the centre square.
 
     An image of that size is returned unchanged. Of an image that is more than `LONG` times as long as wide, the centre
     is cropped first, so that the resized image needs little memory; both orders agree up to rounding.
+
+    Args:
+        image: the image.
+        resolution: side of the result in pixels.
+        resample: bicubic for pictures, nearest for masks.
     """
     width, height = image.size
     shorter, longer = min(width, height), max(width, height)
@@ -36,9 +43,9 @@ def fit(image: Image.Image, resolution: int) -> Image.Image:
     if longer > LONG * shorter:
         left, top = (width - shorter) / 2, (height - shorter) / 2
         box = (left, top, left + shorter, top + shorter)
-        return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box=box)
+        return image.resize((resolution, resolution), resample, box=box)
     if shorter != resolution:
         size = (round(width * resolution / shorter), round(height * resolution / shorter))
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        image = image.resize(size, resample)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))

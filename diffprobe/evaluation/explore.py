@@ -10,15 +10,23 @@ from pathlib import Path
 from typing import Protocol
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.evaluation.explore_codes import stream_codes
 from diffprobe.evaluation.explore_columns import ACTIVITY, Similar, columns_of
 from diffprobe.evaluation.explore_matches import match_runs
-from diffprobe.evaluation.explore_pages import Thumbnails, image_pages, latent_pages
-from diffprobe.evaluation.explore_pass import PassResult, pass_over
+from diffprobe.evaluation.explore_pages import Thumbnails, latent_pages
+from diffprobe.evaluation.explore_pass import PassResult
+from diffprobe.evaluation.explore_processes import passes
 from diffprobe.evaluation.explore_runs import ExploredRun, open_explored
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.evaluation.latent_codes import CLASS
-from diffprobe.report.explorer.records import Column, ExplorerFacts, ImagePage, LatentMatch, LatentPage, Name
+from diffprobe.report.explorer.records import (
+    Column,
+    ExplorerFacts,
+    ImagePage,
+    LatentMatch,
+    LatentPage,
+    Name,
+    TextColumn,
+)
 from diffprobe.report.run_names import run_names
 
 FOLDER = "explorer"
@@ -34,6 +42,7 @@ class Writer(Protocol):
         columns: Sequence[Column],
         pages: Iterable[LatentPage],
         images: Iterable[ImagePage],
+        texts: Sequence[TextColumn] = (),
     ) -> None:
         """Write one run; the first call is run 0."""
 
@@ -49,6 +58,7 @@ class Findings:
     """Numbers and names of latents that are measured elsewhere."""
 
     columns: Sequence[Column] = ()
+    texts: Sequence[TextColumn] = ()
     names: Mapping[int, Sequence[Name]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     """Sentences on how they were measured."""
@@ -59,7 +69,8 @@ Measure = Callable[[ExploredRun], Findings]
 
 
 def explore(
-    runs: Sequence[str], config: ExploreConfig, writer: Writer, *, measures: Sequence[Measure] = ()
+    runs: Sequence[str], config: ExploreConfig, writer: Writer, *, measures: Sequence[Measure] = (),
+    of_first: Sequence[Measure] = (),
 ) -> Path:  # fmt: skip
     """Write the explorer of one run, or of two with their matched latents.
 
@@ -68,11 +79,12 @@ def explore(
         config: settings; `seeds` are those of the first run.
         writer: writes the files.
         measures: further numbers and names, of each run.
+        of_first: further ones, of the first run alone.
 
     Returns: path of the page.
 
     Raises: ConfigError for another number of runs and for settings without effect; the errors of `open_explored`,
-        `pass_over` and `match_runs`, before anything is written but for errors of reading images.
+        `Passes.find` and `match_runs`, before anything is written but for errors of reading images.
     """
     if not 1 <= len(runs) <= 2:
         raise ConfigError(f"explore shows one run or compares two; {len(runs)} were given.")
@@ -82,11 +94,11 @@ def explore(
     results = [one.trained.result for one in opened]
     names = [results[0].run] if len(opened) == 1 else run_names(results)
     if len(opened) == 1:
-        _write_run(opened[0], names[0], config, writer, measures, [])
+        _write_run(opened[0], names[0], config, writer, [*measures, *of_first], [])
         return writer.close()
     matches, sentence = match_runs(opened[0], opened[1], config.n_match_images)
-    for run, name in zip(opened, names, strict=True):
-        _write_run(run, name, config, writer, measures, [sentence])
+    for run, name, further in zip(opened, names, (of_first, ()), strict=True):
+        _write_run(run, name, config, writer, [*measures, *further], [sentence])
     writer.compare(matches)
     return writer.close()
 
@@ -99,31 +111,26 @@ def _write_run(
     measures: Sequence[Measure],
     notes: Sequence[str],
 ) -> None:
-    found = pass_over(run, n_top=config.n_top, max_values=config.max_values)
-    similar = Similar.of(run, config.n_neighbours)
-    findings = collect_findings(run, found, similar, config, measures)
-    shards = dict.fromkeys(shard for table in run.tables() for shard in table.shards[:1])
-    thumbnails = Thumbnails(run.features, shards, config.thumbnail_side, run.trained.config.data.caps)
-    trained = run.trained
-    facts = ExplorerFacts(
-        run=name,
-        experiment=trained.result.experiment,
-        model=Path(trained.config.backbone.path).name,
-        data=f"{Path(trained.config.data.path).name}, split {run.split}",
-        cells=run.cells,
-        n_latents=run.sae.n_latents,
-        k=run.sae.k,
-        n_images=found.sums.n_images,
-        notes=(*_notes(run, found, thumbnails, config), *notes, *findings.notes),
-    )
-    writer.run(
-        facts,
-        findings.columns,
-        latent_pages(found, similar, findings.names, n_bars=config.n_bars),
-        image_pages(
-            found, stream_codes(run.sae, run.tables(), run.cells), thumbnails, n_latents=config.n_latents_per_image
-        ),
-    )  # fmt: skip
+    with passes(run, config) as reading:
+        found = reading.find()
+        similar = Similar.of(run, config.n_neighbours)
+        findings = collect_findings(run, found, similar, config, measures)
+        shards = dict.fromkeys(shard for table in run.tables() for shard in table.shards[:1])
+        thumbnails = Thumbnails(run.features, shards, config.thumbnail_side, run.trained.config.data.caps)
+        trained = run.trained
+        facts = ExplorerFacts(
+            run=name,
+            experiment=trained.result.experiment,
+            model=Path(trained.config.backbone.path).name,
+            data=f"{Path(trained.config.data.path).name}, split {run.split}",
+            cells=run.cells,
+            n_latents=run.sae.n_latents,
+            k=run.sae.k,
+            n_images=found.sums.n_images,
+            notes=(*_notes(run, found, thumbnails, config), *notes, *findings.notes),
+        )
+        pages = latent_pages(found, similar, findings.names, n_bars=config.n_bars)
+        writer.run(facts, findings.columns, pages, reading.images(found, thumbnails), findings.texts)
 
 
 def collect_findings(
@@ -137,15 +144,17 @@ def collect_findings(
     Raises: ConfigError for two measured columns of one key.
     """
     columns: list[Column] = []
+    texts: list[TextColumn] = []
     names: dict[int, list[Name]] = {}
     notes: list[str] = []
     for measure in measures:
         more = measure(run)
         columns += more.columns
+        texts += more.texts
         notes += more.notes
         for latent, candidates in more.names.items():
             names.setdefault(latent, []).extend(candidates)
-    keys = [column.key for column in columns]
+    keys = [*(column.key for column in columns), *(text.key for text in texts)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ConfigError(f"two columns of the explorer have the key '{twice[0]}'.")
@@ -154,7 +163,8 @@ def collect_findings(
     of_pass = [column for column in of_pass if not any(column.key.startswith(f"{key}_") for key in held_out)]
     activity = [column for column in of_pass if column.key in ACTIVITY]
     others = [column for column in of_pass if column.key not in ACTIVITY]
-    return Findings(columns=[*activity, *columns, *others], names=names, notes=notes)
+    columns.sort(key=lambda column: "_of_" in column.key)  # those of single targets after those of the best one
+    return Findings(columns=[*activity, *columns, *others], texts=texts, names=names, notes=notes)
 
 
 def _notes(run: ExploredRun, found: PassResult, thumbnails: Thumbnails, config: ExploreConfig) -> list[str]:

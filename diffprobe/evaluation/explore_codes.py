@@ -108,17 +108,23 @@ class ImageCodes:
 
 
 @torch.no_grad()
-def stream_codes(sae: KSAE, tables: Iterable[FeatureTable], cells: Sequence[str]) -> Iterator[ImageCodes]:
+def stream_codes(
+    sae: KSAE, tables: Iterable[FeatureTable], cells: Sequence[str], *, part: tuple[int, int] = (0, 1)
+) -> Iterator[ImageCodes]:  # fmt: skip
     """Yield the codes of all images of a split in order; no more than one batch and one mapped table is held.
 
     Args:
         sae: an autoencoder.
         tables: the parts of the split.
         cells: the cells that it reads, all of one tap, condition and pooling.
+        part: (i, n): encode every n-th part from the i-th on; images keep their number in the whole split.
     """
     first = 0
-    for table in tables:
+    for number, table in enumerate(tables):
         if not len(table):
+            continue
+        if number % part[1] != part[0]:
+            first += len(table)
             continue
         views = [by_place(table.features[cell], cell) for cell in cells]
         layout = Rows.of(table, cells)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.latents.activity import ActivitySums
 from diffprobe.analysis.top_samples import TopSamples
-from diffprobe.evaluation.explore_codes import ImageCodes, stream_codes
-from diffprobe.evaluation.explore_runs import ExploredRun, require_images
+from diffprobe.evaluation.explore_codes import ImageCodes
+from diffprobe.evaluation.explore_runs import ExploredRun
 from diffprobe.evaluation.latent_codes import CLASS
 from diffprobe.report.explorer.records import ActivationMap
 
@@ -98,18 +98,11 @@ def shown_labels(run: ExploredRun, max_values: int) -> tuple[dict[str, tuple[str
     )
 
 
-def pass_over(run: ExploredRun, *, n_top: int, max_values: int) -> PassResult:
-    """Read the images of the split once for the sums, and once more for the top images.
-
-    Raises: StoreIncomplete for a split without images, NonFinite, the errors of reading a store.
-    """
+def new_pass(run: ExploredRun, n_top: int, max_values: int) -> tuple[LatentPass, dict[str, int]]:
+    """Return a pass over the images of a run that has read none, and the labels that it leaves out."""
     labels, left_out = shown_labels(run, max_values)
     timesteps = [int(cell.partition("@t")[2].partition(":")[0]) for cell in run.cells]
-    found = LatentPass(run.sae.n_latents, labels, timesteps, n_top)
-    found.read(stream_codes(run.sae, run.tables(), run.cells))
-    require_images(run, found.sums.n_images)
-    top = locate(found, stream_codes(run.sae, run.tables(), run.cells))
-    return PassResult(sums=found.sums, labels=labels, left_out=left_out, top=top)
+    return LatentPass(run.sae.n_latents, labels, timesteps, n_top), left_out
 
 
 def locate(found: LatentPass, stream: Iterable[ImageCodes]) -> list[list[FoundImage]]:
@@ -117,6 +110,19 @@ def locate(found: LatentPass, stream: Iterable[ImageCodes]) -> list[list[FoundIm
 
     Held: one map per latent and top image.
     """
+    return joined([located(found, stream)])
+
+
+def joined(parts: Sequence[list[list[FoundImage | None]]]) -> list[list[FoundImage]]:
+    """Return the top images of each latent from what each part of the split has of them."""
+    return [
+        [image for same in zip(*images, strict=True) for image in same if image is not None]
+        for images in zip(*parts, strict=True)
+    ]
+
+
+def located(found: LatentPass, stream: Iterable[ImageCodes]) -> list[list[FoundImage | None]]:
+    """Return the top images of each latent that are in a part of the split, in order; None for the others."""
     samples = found.top.result()
     wanted: dict[str, list[tuple[int, int]]] = {}
     for latent, images in enumerate(samples):
@@ -135,7 +141,7 @@ def locate(found: LatentPass, stream: Iterable[ImageCodes]) -> list[list[FoundIm
                 top[latent][place] = FoundImage(
                     image=codes.first + i, activation=samples[latent][place].activation, map=shown, labels=values
                 )  # fmt: skip
-    return [[image for image in images if image is not None] for images in top]
+    return top
 
 
 def maps_of(

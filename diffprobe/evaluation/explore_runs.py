@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import RunConfig
+from diffprobe.config.views import ViewsConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, StoreIncomplete, unknown
 from diffprobe.core.result import BACKBONE, MEMBERS, RESULT_FILE, read_result
 from diffprobe.evaluation.explore_settings import ExploreConfig
@@ -38,6 +40,8 @@ class ExploredRun:
     split: str
     features: PageFeatures
     seeds: tuple[OtherSeed, ...]
+    temporary_store: str = ""
+    """Folder of the stores that were made for a run on live features; "" for other runs."""
 
     def tables(self) -> Iterator[FeatureTable]:
         """Yield the features of the split, one shard at a time."""
@@ -49,7 +53,9 @@ class ExploredRun:
         return (self.cells, self.sae.d_in, self.trained.result.artifacts.get(BACKBONE))
 
 
-def open_explored(path: str, config: ExploreConfig, *, seeds: Sequence[str] = ()) -> ExploredRun:
+def open_explored(
+    path: str, config: ExploreConfig, *, seeds: Sequence[str] = (), temporary_store: str = ""
+) -> ExploredRun:  # fmt: skip
     """Open a run, the features of the split, and the runs with other seeds.
 
     A grid whose members differ only in the seed is shown by its first member, with the others as other seeds.
@@ -58,6 +64,7 @@ def open_explored(path: str, config: ExploreConfig, *, seeds: Sequence[str] = ()
         path: folder of a run, of a member of a grid, or of such a grid.
         config: settings.
         seeds: folders of further runs with other seeds.
+        temporary_store: of a run on live features, where its stores are already; "" to make them.
 
     Raises: ConfigError for a folder that is not a run of an autoencoder, for a grid of different autoencoders, and for
         other seeds that read other cells; SchemaError for another store than that of the run; StoreIncomplete,
@@ -79,7 +86,7 @@ def open_explored(path: str, config: ExploreConfig, *, seeds: Sequence[str] = ()
     device = choose_device(config.device)
     sae = KSAE.from_pretrained(folder).eval().requires_grad_(False).to(device)
     cells = tuple(cell.name for cell in chosen.cells(folder))
-    source = _features(chosen, config)
+    source, store = _features(chosen, config, temporary_store)
     missing = [cell for cell in cells if cell not in source.widths]
     if missing or any(source.widths[cell] != sae.d_in for cell in cells):
         raise ConfigError(
@@ -94,13 +101,44 @@ def open_explored(path: str, config: ExploreConfig, *, seeds: Sequence[str] = ()
                 found.append(_other_seed(trained, config.sae, cells, sae.d_in))
     return ExploredRun(
         trained=chosen, sae=sae, cells=cells, split=config.split or chosen.config.data.test_split, features=source,
-        seeds=_named(found),
+        seeds=_named(found), temporary_store=store,
     )  # fmt: skip
 
 
-def _features(trained: TrainedRun, config: ExploreConfig) -> PageFeatures:
-    run = ProbeRun(config=trained.config, result=trained.result, folder=trained.folder)
-    return open_features(with_data_path(run, config.data_path))
+def _features(trained: TrainedRun, config: ExploreConfig, store: str) -> tuple[PageFeatures, str]:
+    """Return the features of a run, and the folder of the stores that were made for it, "" for none."""
+    run = with_data_path(
+        ProbeRun(config=trained.config, result=trained.result, folder=trained.folder), config.data_path
+    )  # fmt: skip
+    if run.config.features.source != "live":
+        return open_features(run), ""
+    if not store:
+        _TEMPORARY.append(TemporaryDirectory(prefix="diffprobe-explore-"))
+        store = _TEMPORARY[-1].name
+    return open_live(run, store), store
+
+
+_TEMPORARY: list[TemporaryDirectory[str]] = []
+"""Stores of runs on live features, which are removed when the process ends."""
+
+
+def open_live(run: ProbeRun, folder: str) -> PageFeatures:
+    """Stream the images of a run on live features through the backbone, once, into a store, and open that.
+
+    The passes of the explorer read features several times, and a backbone costs more than any of them.
+
+    Args:
+        run: the run.
+        folder: where stores are; what is there already is read.
+
+    Raises: the errors of extraction; SchemaError for other shards or another backbone than those of the run.
+    """
+    from diffprobe.runs.extract import extract_run
+
+    features = replace(run.config.features, source="stored", store=folder, views=ViewsConfig(), latent_cache=None)
+    stored = replace(run, config=replace(run.config, features=features))
+    extract_run(stored.config, progress=False)
+    return open_features(stored)
 
 
 def _autoencoder(trained: TrainedRun, name: str | None) -> tuple[str, Path]:

@@ -31,6 +31,15 @@ class ExploreConfig:
     """Largest side of a thumbnail in pixels."""
     numbers: bool = True
     """Whether numbers and names are chosen on the training split and measured on the shown one. False: a fast look."""
+    encoder: str = "auto"
+    """Encoder of images of the MonoSemanticity score: vae_latents, pixels, a folder of a CLIP model, or none; auto for
+    vae_latents where images and backbone are at hand, else none."""
+    n_embedded: int = 1000
+    """Images of which the encoder makes embeddings, drawn by a hash of their keys."""
+    columns: tuple[str, ...] = ()
+    """CSV or JSON files with further numbers or texts of the latents of the first run."""
+    processes: int = 1
+    """Processes that read the shown split for pages, which do not depend on their number. One measures the numbers."""
     n_match_images: int = 4000
     """Images over which activations of two runs are correlated, drawn by a hash of their keys."""
     data_path: str | None = None
@@ -44,6 +53,12 @@ class ExploreConfig:
             1, n_top=self.n_top, n_latents_per_image=self.n_latents_per_image, n_neighbours=self.n_neighbours,
             n_bars=self.n_bars, max_values=self.max_values, thumbnail_side=self.thumbnail_side,
         )  # fmt: skip
-        at_least(2, n_match_images=self.n_match_images)
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds has duplicates: {', '.join(self.seeds)}.")
+        at_least(1, processes=self.processes)
+        at_least(2, n_match_images=self.n_match_images, n_embedded=self.n_embedded)
+        for name, paths in (("seeds", self.seeds), ("columns", self.columns)):
+            if len(set(paths)) < len(paths):
+                raise ConfigError(f"{name} has duplicates: {', '.join(paths)}.")
+        if not self.numbers and self.encoder not in ("auto", "none"):
+            raise ConfigError(f"encoder={self.encoder} has no effect with numbers=false.", fix="leave one of them out")
+        if self.encoder == "none" and self.n_embedded != ExploreConfig.n_embedded:
+            raise ConfigError("n_embedded has no effect with encoder=none.", fix="leave it out")

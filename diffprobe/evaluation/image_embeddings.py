@@ -88,6 +88,32 @@ class LatentEncoder:
         return found
 
 
+class ClipEncoder:
+    """The image embeddings of a CLIP model.
+
+    Args:
+        folder: the model in transformers' format, or its hub id.
+        device: torch device.
+
+    Raises: as `load_zero_shot`.
+    """
+
+    def __init__(self, folder: str, device: str = "auto") -> None:
+        from diffprobe.backbones.zero_shot import load_zero_shot
+
+        self._model = load_zero_shot(folder, ("image", "picture"), device=device)  # its texts are not used
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return f"CLIP {self._model.name}"
+
+    def __call__(self, images: "Sequence[Image]") -> NDArray[np.float32]:
+        """Return the embeddings, (images, d)."""
+        found: NDArray[np.float32] = self._model.embed(images).numpy()
+        return found
+
+
 def embed_images(
     keys: Iterable[str], fetch: "Callable[[list[str]], Mapping[str, Image]]", encoder: ImageEncoder
 ) -> dict[str, NDArray[np.float32]]:

@@ -4,6 +4,7 @@ Where a sample has several rows (timesteps, draws, positions), the activation of
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ from diffprobe.probes.sae.topk import KSAE
 
 CLASS = "class"
 """Name of the label among the targets."""
+Tables = FeatureTable | Iterable[FeatureTable]
+"""The features of a split: whole, or in parts, of which one is held at a time."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Values and indices of the codes of samples, [batch, k], and the rows of these in their table, [batch]."""
 _ROWS = 4096
 """Rows that are encoded at once."""
 
 
 def autoencoder_codes(
     sae: KSAE,
-    table: FeatureTable,
+    table: Tables,
     cells: Sequence[str],
     *,
     group: str | None = None,
@@ -39,7 +44,7 @@ def autoencoder_codes(
 
     Args:
         sae: the autoencoder.
-        table: features of the split.
+        table: features of the split, whole or in parts.
         cells: cells that it reads.
         group: attribute whose values are groups; None for images that are independent.
         max_images: largest number of images, see `CodeCollector`.
@@ -47,13 +52,16 @@ def autoencoder_codes(
 
     Raises: as `split_codes`.
     """
-    batches = ((code.values, code.indices, rows) for code, rows, _ in sample_codes(sae, table, cells))
-    return split_codes(batches, table, sae.n_latents, group=group, max_images=max_images, embeddings=embeddings)
+    parts = (
+        (part, ((code.values, code.indices, rows) for code, rows, _ in sample_codes(sae, part, cells)))
+        for part in _parts(table)
+    )
+    return split_codes(parts, sae.n_latents, group=group, max_images=max_images, embeddings=embeddings)
 
 
 def baseline_codes(
     codes: LinearCodes,
-    table: FeatureTable,
+    table: Tables,
     cells: Sequence[str],
     *,
     group: str | None = None,
@@ -61,13 +69,12 @@ def baseline_codes(
     embeddings: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> SplitCodes:
     """Return the codes of neurons, components or random directions. Args: as `autoencoder_codes`."""
-    batches = _linear(codes, table, cells)
-    return split_codes(batches, table, codes.n_latents, group=group, max_images=max_images, embeddings=embeddings)
+    parts = ((part, _linear(codes, part, cells)) for part in _parts(table))
+    return split_codes(parts, codes.n_latents, group=group, max_images=max_images, embeddings=embeddings)
 
 
 def split_codes(
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
-    table: FeatureTable,
+    parts: Iterable[tuple[FeatureTable, Iterable[Batch]]],
     n_latents: int,
     *,
     group: str | None = None,
@@ -77,47 +84,77 @@ def split_codes(
     """Collect codes, and put labels, attributes, groups and captions in their order.
 
     Args:
-        batches: values and indices [batch, k] of the codes of samples, and their rows in the table [batch].
-        table: features of the split.
+        parts: the features of the split in parts, each with the codes of its samples.
         n_latents: number of latents.
         group, max_images, embeddings: as `autoencoder_codes`.
 
     Raises: ConfigError for a group that is not an attribute, or an image without an embedding; the errors of
         `CodeCollector`.
     """
-    if group is not None and group not in table.attributes:
-        raise ConfigError(f"group '{group}' is not an attribute.", f"attributes: {', '.join(table.attributes)}")
     collector = CodeCollector(n_latents, max_images)
-    for values, indices, rows in batches:
-        collector.update(values, indices, [table.keys[row] for row in rows.tolist()])
+    known: dict[str, _Labels] = {}
+    names: list[str] = []
+    for table, batches in parts:
+        if group is not None and group not in table.attributes:
+            raise ConfigError(f"group '{group}' is not an attribute.", f"attributes: {', '.join(table.attributes)}")
+        for values, indices, rows in batches:
+            collector.update(values, indices, [table.keys[row] for row in rows.tolist()])
+        names = [CLASS, *(name for name in table.attributes if name != group)]
+        known.update(_labels(table, names, group, collector.keys()))
+        if len(known) > 4 * max_images:  # forget images that are not in the sample any more
+            kept = collector.keys()
+            known = {key: labels for key, labels in known.items() if key in kept}
     codes = collector.result()
-    row_of = {key: row for row, key in enumerate(table.keys)}
-    order = np.array([row_of[key] for key in codes.keys], dtype=np.int64)
-    targets = {CLASS: table.label, **{name: ids for name, ids in table.attributes.items() if name != group}}
-    of_group = np.full(len(order), -1) if group is None else table.attributes[group].numpy()[order]
+    found = [known[key] for key in codes.keys]
+    columns = np.array([one.values for one in found], dtype=np.int64).reshape(len(found), len(names))
     return SplitCodes(
-        codes=codes, targets={name: ids.numpy()[order].astype(np.int64) for name, ids in targets.items()},
-        groups=Groups.of_values(of_group.astype(np.int64)),
-        captions=[table.captions[row] for row in order.tolist()] if table.captions else None,
+        codes=codes, targets={name: columns[:, i].copy() for i, name in enumerate(names)},
+        groups=Groups.of_values(np.array([one.group for one in found], dtype=np.int64)),
+        captions=[one.caption or "" for one in found] if any(one.caption is not None for one in found) else None,
         embeddings=None if embeddings is None else _embeddings(embeddings, codes.keys),
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """What is known of an image."""
+
+    values: tuple[int, ...]
+    group: int
+    caption: str | None
+
+
+def _labels(
+    table: FeatureTable, names: Sequence[str], group: str | None, kept: frozenset[str]
+) -> Iterator[tuple[str, _Labels]]:
+    columns = [(table.label if name == CLASS else table.attributes[name]).tolist() for name in names]
+    of_group = [-1] * len(table) if group is None else table.attributes[group].tolist()
+    captions: Sequence[str | None] = table.captions or [None] * len(table)
+    for row, key in enumerate(table.keys):
+        if key in kept:
+            values = tuple(column[row] for column in columns)
+            yield key, _Labels(values=values, group=of_group[row], caption=captions[row])
+
+
+def _parts(table: Tables) -> Iterable[FeatureTable]:
+    return (part for part in ([table] if isinstance(table, FeatureTable) else table) if len(part))
+
+
 @torch.no_grad()
 def baselines_of(
-    train: FeatureTable, cells: Sequence[str], *, n_latents: int, k: int, seed: int = 0
+    train: Tables, cells: Sequence[str], *, n_latents: int, k: int, seed: int = 0
 ) -> dict[str, LinearCodes]:
     """Return raw neurons, principal components, and a random dictionary of the same size and density.
 
     Args:
-        train: features of the training split, whose mean and covariance they take.
+        train: features of the training split, whole or in parts, whose mean and covariance they take.
         cells: cells that the autoencoder reads.
         n_latents: size of the autoencoder.
         k: its active latents per row.
         seed: seed of the random directions.
     """
     total, gram, n = None, None, 0
-    for rows in _places(train, cells):
+    for rows in (rows for part in _parts(train) for rows in _places(part, cells)):
         x = rows.double()
         total = x.sum(0) if total is None else total + x.sum(0)
         gram = x.T @ x if gram is None else gram + x.T @ x
@@ -132,6 +169,20 @@ def baselines_of(
         "PCA components": LinearCodes.components(mean, covariance, k),
         "random dictionary": LinearCodes.random(mean, n_latents, min(k, n_latents), seed=seed),
     }
+
+
+@torch.no_grad()
+def random_dictionary(tables: Tables, cells: Sequence[str], *, n_latents: int, k: int, seed: int = 0) -> LinearCodes:
+    """Return a random dictionary alone, around the mean of some features. Args: as `baselines_of`.
+
+    Raises: ConfigError without features.
+    """
+    total, n = None, 0
+    for rows in (rows for part in _parts(tables) for rows in _places(part, cells)):
+        total, n = rows.double().sum(0) + (0 if total is None else total), n + len(rows)
+    if total is None:
+        raise ConfigError("there are no features, and so no random dictionary.")
+    return LinearCodes.random(total / n, n_latents, min(k, n_latents), seed=seed)
 
 
 def _embeddings(embeddings: Mapping[str, NDArray[np.float32]], keys: Sequence[str]) -> NDArray[np.float32]:

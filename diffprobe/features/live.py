@@ -84,22 +84,22 @@ class LiveFeatures(FeatureSource):
 
     def table(self, split: str) -> FeatureTable:
         """Return all features of one split in shard order, computed now."""
+        return concatenate(list(self.iter_tables(split)))
+
+    def iter_tables(self, split: str) -> Iterator[FeatureTable]:
+        """Yield the features of one split in shard order, computed now, one table per batch."""
         self._open()
-        tables = []
         for shard in shard_entries(self.request.view, split, self.data.limit):
             for item in shard_batches(self.request, shard_loader(self.request, shard, shard_set=self.request.view)):
                 batch = self._chosen(item.batch)
-                tables.append(
-                    FeatureTable(
-                        features={cell: values.cpu() for cell, values in batch.features.items()},
-                        keys=batch.keys,
-                        label=batch.label,
-                        attributes=batch.attributes,
-                        captions=item.captions,
-                        shards=[shard.file] * len(batch),
-                    )
+                yield FeatureTable(
+                    features={cell: values.cpu() for cell, values in batch.features.items()},
+                    keys=batch.keys,
+                    label=batch.label,
+                    attributes=batch.attributes,
+                    captions=item.captions,
+                    shards=[shard.file] * len(batch),
                 )
-        return concatenate(tables)
 
     def loader(
         self, split: str, *, shuffle: bool, rank: int = 0, world_size: int = 1, epoch: int | Callable[[], int] = 0

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from diffprobe.core.image import is_deep, to_rgb
+from diffprobe.core.image import fit, is_deep, to_rgb
 
 
 def png(colour_type: int, n_channels: int, bits: int) -> Image.Image:
@@ -38,3 +38,10 @@ def test_modes_of_a_byte_become_rgb(mode: str) -> None:
     image = Image.new(mode, (2, 2))
     assert not is_deep(image) and to_rgb(image).mode == "RGB"
     assert to_rgb(Image.new("RGBA", (2, 2), (0, 0, 0, 51))).getpixel((0, 0)) == (204, 204, 204)
+
+
+def test_a_mask_is_resized_without_new_values() -> None:
+    mask = Image.new("L", (12, 9))
+    mask.paste(7, (0, 0, 6, 9))
+    found = fit(mask, 4, resample=Image.Resampling.NEAREST)
+    assert found.size == (4, 4) and {value for _, value in found.getcolors()} == {0, 7}

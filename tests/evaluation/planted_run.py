@@ -6,7 +6,10 @@ from typing import Any, cast
 
 import torch
 
+from diffprobe.evaluation.explore_pass import PassResult
+from diffprobe.evaluation.explore_processes import Passes
 from diffprobe.evaluation.explore_runs import ExploredRun, OtherSeed
+from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.evaluation.load_sae_run import TrainedRun
 from diffprobe.evaluation.page_features import PageFeatures
 from diffprobe.features.batch import FeatureTable, concatenate
@@ -71,6 +74,11 @@ def planted_run(
     )
 
 
+def pass_over(run: ExploredRun, *, n_top: int, max_values: int) -> PassResult:
+    """Return what one process finds in the images of a run."""
+    return Passes(run, ExploreConfig(device="cpu", n_top=n_top, max_values=max_values)).find()
+
+
 class Recorder:
     """A writer that keeps the records."""
 
@@ -78,8 +86,9 @@ class Recorder:
         self.runs: list[dict[str, Any]] = []
         self.matches: list[LatentMatch] = []
 
-    def run(self, facts: ExplorerFacts, columns: Any, pages: Any, images: Any) -> None:
+    def run(self, facts: ExplorerFacts, columns: Any, pages: Any, images: Any, texts: Any = ()) -> None:
         found: dict[str, Any] = {"facts": facts, "columns": {column.key: column for column in columns}}
+        found["texts"] = {text.key: text for text in texts}
         self.runs.append({**found, "latents": list(pages), "images": list(images)})
 
     def compare(self, matches: Any) -> None:

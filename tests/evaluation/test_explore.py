@@ -2,12 +2,15 @@
 
 import dataclasses
 import shutil
+from functools import partial
 
 import pytest
 
 from diffprobe.core.errors import ConfigError
 from diffprobe.evaluation import explore as explore_module
 from diffprobe.evaluation.explore import Findings, explore
+from diffprobe.evaluation.explore_files import columns_of_files
+from diffprobe.evaluation.explore_parts import part_numbers
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from diffprobe.report.explorer.records import Column, Name
 from tests.evaluation.page_runs import SAE
@@ -125,3 +128,26 @@ def test_held_out_numbers_come_after_activity_and_replace_those_of_the_pass(monk
     keys = list(writer.runs[0]["columns"])
     assert keys[:5] == ["frequency", "n_active", "mean_activation", "max_activation", "purity"]
     assert not any(key.startswith("purity_") for key in keys) and any(key.startswith("entropy_") for key in keys)
+
+
+def test_a_run_of_places_beside_a_pooled_one(monkeypatch):
+    """Both are shown, matched by activations; what the pooled one lacks is said on its page alone."""
+    planted(monkeypatch, planted_run(planted_tables(30, cells=SPATIAL), SPATIAL), planted_run(planted_tables(30)))
+    writer = Recorder()
+    explore(["a", "b"], CONFIG, writer, measures=[part_numbers])
+    places, pooled = (" ".join(run["facts"].notes) for run in writer.runs)
+    assert "pooled differently" in places and "pooled differently" in pooled
+    assert "the features are pooled (" in pooled and "the features are pooled (" not in places
+    assert writer.latent(0, 0).top[0].map is not None and writer.latent(0, 1).top[0].map is None
+    assert [match.other for match in writer.matches][:3] == [0, 1, 2]
+
+
+def test_columns_of_files_are_those_of_the_first_run(monkeypatch, tmp_path):
+    planted(monkeypatch, planted_run(planted_tables(12)), planted_run(planted_tables(12)))
+    file = tmp_path / "use.csv"
+    file.write_text("latent,delta_mse,verdict\n2,0.25,used\n")
+    writer = Recorder()
+    explore(["a", "b"], CONFIG, writer, of_first=[partial(columns_of_files, [str(file)])])
+    assert writer.column("delta_mse").values == [None, None, 0.25, None, None, None]
+    assert writer.runs[0]["texts"]["verdict"].values[2] == "used"
+    assert "delta_mse" not in writer.runs[1]["columns"] and not writer.runs[1]["texts"]

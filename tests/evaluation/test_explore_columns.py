@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from diffprobe.evaluation.explore_columns import Similar, columns_of
-from diffprobe.evaluation.explore_pass import pass_over
 from diffprobe.evaluation.explore_runs import OtherSeed
-from tests.evaluation.planted_run import planted_run, planted_sae, planted_tables
+from tests.evaluation.planted_run import pass_over, planted_run, planted_sae, planted_tables
 
 
 def columns(tables=None, n_top=8, **run):

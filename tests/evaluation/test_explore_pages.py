@@ -8,13 +8,12 @@ from PIL import Image
 from diffprobe.evaluation.explore_codes import stream_codes
 from diffprobe.evaluation.explore_columns import Similar
 from diffprobe.evaluation.explore_pages import Thumbnails, image_pages, latent_pages
-from diffprobe.evaluation.explore_pass import pass_over
 from diffprobe.evaluation.page_features import PageFeatures
 from diffprobe.report.explorer.records import Name
 from diffprobe.shards.annotation import Fields
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.reader import read_shard
-from tests.evaluation.planted_run import POOLED, SPATIAL, TIMESTEPS, planted_run, planted_tables
+from tests.evaluation.planted_run import POOLED, SPATIAL, TIMESTEPS, pass_over, planted_run, planted_tables
 
 
 def pages(tables, cells=POOLED, names=None, n_bars=20, n_latents=16):

@@ -9,8 +9,17 @@ import torch
 
 from diffprobe.core.errors import StoreIncomplete
 from diffprobe.evaluation.explore_codes import stream_codes
-from diffprobe.evaluation.explore_pass import LatentPass, locate, pass_over, shown_labels
-from tests.evaluation.planted_run import CLASSES, POOLED, SPATIAL, STYLES, TIMESTEPS, planted_run, planted_tables
+from diffprobe.evaluation.explore_pass import LatentPass, locate, shown_labels
+from tests.evaluation.planted_run import (
+    CLASSES,
+    POOLED,
+    SPATIAL,
+    STYLES,
+    TIMESTEPS,
+    pass_over,
+    planted_run,
+    planted_tables,
+)
 
 LABELS = {"class": CLASSES, "style": STYLES}
 

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, UnknownName
 from diffprobe.core.result import STORE, read_result, write_result
+from diffprobe.evaluation.explore import explore
+from diffprobe.evaluation.explore_numbers import held_out_numbers
 from diffprobe.evaluation.explore_runs import open_explored, require_images
 from diffprobe.evaluation.explore_settings import ExploreConfig
 from tests.evaluation.page_runs import SAE
-from tests.evaluation.planted_run import planted_run
+from tests.evaluation.planted_run import Recorder, planted_run
 
 CONFIG = ExploreConfig(device="cpu")
 
@@ -91,6 +93,23 @@ def test_the_store_of_another_run_is_refused(small_sae, tmp_path):
     run, _ = moved_store(small_sae, tmp_path, **{STORE: "0" * 64})
     with pytest.raises(SchemaError, match="digest of the run: 0000000000000000"):
         open_explored(str(run), CONFIG)
+
+
+def test_live_features_give_the_pages_of_a_store(small_sae, tmp_path):
+    """The same autoencoder on the same images, whose features are computed anew."""
+    live = tmp_path / "run"
+    shutil.copytree(small_sae, live)
+    result = read_result(live / "result.json")
+    config = {**result.config, "features": {**result.config["features"], "source": "live", "store": str(tmp_path)}}
+    (live / "result.json").unlink()
+    artifacts = {name: digest for name, digest in result.artifacts.items() if name != STORE}
+    changed = dataclasses.replace(result, config=config, config_digest=digest_json(config), artifacts=artifacts)
+    write_result(changed, live / "result.json")
+    stored, streamed = Recorder(), Recorder()
+    for writer, run in ((stored, small_sae), (streamed, live)):
+        explore([str(run)], CONFIG, writer, measures=[held_out_numbers])
+    assert stored.runs == streamed.runs
+    assert not [path for path in tmp_path.iterdir() if path.name != "run"]  # nothing is left beside the run
 
 
 def test_a_split_without_images_is_named():

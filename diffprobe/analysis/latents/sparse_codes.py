@@ -124,7 +124,7 @@ class CodeCollector:
         if latents.size and not (0 <= latents.min() and latents.max() < self.n_latents):
             raise ConfigError(f"latents {latents.min()}..{latents.max()} in a code; allowed: 0..{self.n_latents - 1}.")
         self.n_seen += len(keys)
-        wanted = [i for i, key in enumerate(keys) if self._last is None or (_hash(key), key) <= self._last]
+        wanted = [i for i, key in enumerate(keys) if self._last is None or (key_hash(key), key) <= self._last]
         kept = np.array(wanted, dtype=np.int64)
         activation, latents = activation[kept], latents[kept]
         row, column = np.nonzero(activation > 0)
@@ -152,6 +152,10 @@ class CodeCollector:
         self._keys += other._keys
         self.n_seen += other.n_seen
         self._shrink()
+
+    def keys(self) -> frozenset[str]:
+        """Return the keys of the images that are held: those of the sample, and up to as many others."""
+        return frozenset(self._keys)
 
     def result(self) -> SparseCodes:
         """Return the codes of the sample.
@@ -183,7 +187,7 @@ class CodeCollector:
         """Leave the images with the smallest hashes."""
         if len(self._keys) <= self.max_images:
             return
-        ranked = sorted((_hash(key), key, i) for i, key in enumerate(self._keys))[: self.max_images]
+        ranked = sorted((key_hash(key), key, i) for i, key in enumerate(self._keys))[: self.max_images]
         self._last = ranked[-1][:2]
         stays = sorted(i for *_, i in ranked)
         place = np.full(len(self._keys), -1, dtype=np.int64)
@@ -194,5 +198,6 @@ class CodeCollector:
         self._keys = [self._keys[i] for i in stays]
 
 
-def _hash(key: str) -> bytes:
+def key_hash(key: str) -> bytes:
+    """Return the hash of a key, by which samples of images are drawn."""
     return hashlib.blake2b(key.encode(), digest_size=8).digest()

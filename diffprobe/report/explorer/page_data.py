@@ -4,6 +4,7 @@ The order of each list is stated in docs/developers/explorer.md and read by the 
 """
 
 import base64
+from array import array
 from collections.abc import Sequence
 
 from diffprobe.core.errors import ConfigError
@@ -18,9 +19,10 @@ from diffprobe.report.explorer.records import (
     LatentPage,
     Name,
     Neighbour,
+    TextColumn,
     TopImage,
 )
-from diffprobe.report.explorer.script_file import Json, floats_base64, rounded
+from diffprobe.report.explorer.script_file import Json, floats_base64, int32_base64, rounded
 
 
 def facts_data(facts: ExplorerFacts) -> dict[str, Json]:
@@ -37,17 +39,43 @@ def facts_data(facts: ExplorerFacts) -> dict[str, Json]:
     }  # fmt: skip
 
 
-def columns_data(columns: Sequence[Column], n_latents: int) -> list[Json]:
-    """Return the columns of the table.
+def columns_data(columns: Sequence[Column], n_latents: int, texts: Sequence[TextColumn] = ()) -> list[Json]:
+    """Return the columns of numbers of the table.
+
+    Args:
+        columns: the numbers.
+        n_latents: number of latents.
+        texts: the columns of texts, whose keys differ from those of the numbers.
 
     Raises: ConfigError for two columns of one key, a number of values other than that of latents, a p outside [0, 1];
         NonFinite.
     """
-    keys = [column.key for column in columns]
+    keys = [*(column.key for column in columns), *(text.key for text in texts)]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
         raise ConfigError(f"two columns of the explorer have the key '{twice[0]}'.", f"keys: {', '.join(keys)}")
     return [_column(column, n_latents) for column in columns]
+
+
+def texts_data(texts: Sequence[TextColumn], n_latents: int) -> list[Json]:
+    """Return the columns of texts: the different texts, sorted, and the number of that of each latent, -1 for none.
+
+    Raises: ConfigError for a number of texts other than that of latents.
+    """
+    return [_texts(column, n_latents) for column in texts]
+
+
+def _texts(column: TextColumn, n_latents: int) -> dict[str, Json]:
+    if len(column.values) != n_latents:
+        raise ConfigError(
+            f"column '{column.key}' of the explorer has {len(column.values)} texts for {n_latents} latents."
+        )
+    values = sorted(set(column.values) - {""})
+    number = {"": -1, **{text: i for i, text in enumerate(values)}}
+    return {
+        "key": column.key, "title": column.title, "help": column.help, "beside": column.beside, "values": values,
+        "numbers": int32_base64(array("i", [number[text] for text in column.values])),
+    }  # fmt: skip
 
 
 def _column(column: Column, n_latents: int) -> dict[str, Json]:

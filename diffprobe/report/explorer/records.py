@@ -27,6 +27,22 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextColumn:
+    """One text per latent, by which the table of latents can be searched, sorted and filtered."""
+
+    key: str
+    """Unique name among all columns."""
+    title: str
+    """Head of the column."""
+    help: str
+    """What the text is."""
+    values: Sequence[str]
+    """One text per latent, "" for none."""
+    beside: str = ""
+    """Key of the number before which it is shown; "" for before all numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Name:
     """A candidate name of a latent, with its test on held-out images."""
 

@@ -19,14 +19,15 @@ from diffprobe.report.explorer.page_data import (
     image_data,
     latent_data,
     matches_data,
+    texts_data,
 )
-from diffprobe.report.explorer.records import Column, ExplorerFacts, ImagePage, LatentMatch, LatentPage
+from diffprobe.report.explorer.records import Column, ExplorerFacts, ImagePage, LatentMatch, LatentPage, TextColumn
 from diffprobe.report.explorer.script_file import Json, ScriptRows, int32_base64, write_script
 from diffprobe.report.explorer.sprites import COLUMNS, TINY_COLUMNS, SpriteSheets
 
 MARKER = "explorer.json"
 """File by which a folder that was made here is recognised."""
-SCHEMA = 1
+SCHEMA = 2
 CHUNK = 32
 """Pages per script."""
 TABLE_IMAGES = 4
@@ -64,6 +65,7 @@ class ExplorerWriter:
         columns: Sequence[Column],
         pages: Iterable[LatentPage],
         images: Iterable[ImagePage],
+        texts: Sequence[TextColumn] = (),
     ) -> None:
         """Write a run: the first is run 0, the second run 1. Pages and images are read once, one at a time.
 
@@ -72,6 +74,7 @@ class ExplorerWriter:
             columns: numbers of the table.
             pages: one page per latent, in order.
             images: one page per image, in order.
+            texts: texts of the table.
 
         Raises: ConfigError for records that do not fit together, DuplicateKey for two images of one key, NonFinite,
             SampleError for a thumbnail that is not an image, RunFailed after an error or for a third run. The folder
@@ -82,7 +85,8 @@ class ExplorerWriter:
                 f"the explorer in '{self._folder}' takes no further run.",
                 f"written: {len(self._runs)} of at most 2; state: {self._state}",
             )
-        described, packed = facts_data(facts), columns_data(columns, facts.n_latents)
+        described, packed = facts_data(facts), columns_data(columns, facts.n_latents, texts)
+        packed_texts = texts_data(texts, facts.n_latents)
         self._state = "failed"  # until all of the run is written
         if not self._runs:
             self._begin()
@@ -95,7 +99,7 @@ class ExplorerWriter:
             data / "run.js",
             f"{number}/run",
             {
-                "facts": described, "columns": packed, "names": names, "chunk": CHUNK,
+                "facts": described, "columns": packed, "texts": packed_texts, "names": names, "chunk": CHUNK,
                 "pictures": sheets.n_pictures, "sides": list(sheets.sides), "sheetColumns": COLUMNS,
                 "tinyColumns": TINY_COLUMNS,
             },

@@ -20,6 +20,7 @@ from diffprobe.report.explorer.records import (
     LatentPage,
     Name,
     Neighbour,
+    TextColumn,
     TopImage,
 )
 from diffprobe.report.explorer.writer import ExplorerWriter
@@ -50,6 +51,12 @@ def columns(n_latents: int) -> list[Column]:
         Column(key="q", title="q", help="Corrected.", kind="p", values=[1e-60] * n_latents),
         Column(key="active", title="Active", help="Images.", kind="count", values=[2**24 + 1] * n_latents),
     ]  # fmt: skip
+
+
+def texts(n_latents: int) -> list[TextColumn]:
+    """Latent 0 has no text; of the others, odd ones have "class = a" and even ones a text with markup."""
+    values = ["" if i == 0 else "class = a" if i % 2 else "style = <b>" for i in range(n_latents)]
+    return [TextColumn(key="about", title="is about", help="Best value.", beside="auroc", values=values)]
 
 
 def name_of(latent: int) -> str:
@@ -109,6 +116,7 @@ def write(folder: Path, *, n_latents: int = 40, n_images: int = 35, runs: int = 
             columns(n_latents),
             pages(n_latents, n_images),
             images(n_images, n_latents, **settings),  # type: ignore[arg-type]
+            texts(n_latents),
         )
     if runs == 2:
         writer.compare(

@@ -67,6 +67,24 @@ def test_the_table_holds_only_the_rows_in_view(browser: Chromium, index: Path) -
     browser.wait("document.querySelector('.tiny')")
 
 
+def test_texts_are_searched_filtered_and_sorted(browser: Chromium, index: Path) -> None:
+    browser.open(index, "#/?q=style%3D%3Cb%3E")
+    assert text(browser, ".count") == "199 of 400 latents" and latents(browser, 2) == [2, 4]
+    browser.open(index, "#/?q=style+%3D+%3Cb%3E+dog")
+    assert latents(browser, 2) == [4, 20]  # 12 has no name
+    browser.open(index, "#/?has.about=class%3DA")
+    assert text(browser, ".count") == "200 of 400 latents" and text(browser, ".chip").startswith("is about: class=A")
+    browser.run("document.querySelector('.chip').click()")
+    assert text(browser, ".count") == "400 latents"
+    browser.run("document.querySelector('[data-key=about] button').click()")
+    assert latents(browser, 2) == [1, 3] and "sort=about" in browser.run("location.hash")
+    browser.press("End")
+    browser.wait("document.querySelector('.row.active [href=\"#/latent/0\"]')")  # it has no text
+    browser.go("#/latent/2")
+    assert "is about style = <b> (AUROC 0.502)" in text(browser, ".headline")
+    assert "style = <b>" in text(browser, ".numbers .text")
+
+
 def test_sorting_by_a_number_and_missing_values_come_last(browser: Chromium, index: Path) -> None:
     browser.open(index)
     head = "document.querySelector('[data-key=auroc] button')"
@@ -122,7 +140,7 @@ def test_filters_by_numbers_and_by_having_a_name(browser: Chromium, index: Path)
 
 def test_the_page_of_a_latent(browser: Chromium, index: Path) -> None:
     browser.open(index, "#/latent/7")
-    assert text(browser, "h1") == "Latent 7" and text(browser, ".headline") == "boat 7"
+    assert text(browser, "h1") == "Latent 7" and text(browser, ".headline .names") == "boat 7"
     assert browser.run("document.querySelectorAll('.shots .heat').length") == 2
     assert browser.run("document.querySelector('.heat').width + 'x' + document.querySelector('.heat').height") == "3x2"
     assert "not passed" in text(browser, "tr.failed") and "failed" in text(browser, "tr.failed")

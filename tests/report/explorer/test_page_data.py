@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from diffprobe.core.errors import ConfigError, NonFinite
-from diffprobe.report.explorer.page_data import columns_data, facts_data, image_data, latent_data, matches_data
+from diffprobe.report.explorer.page_data import (
+    columns_data,
+    facts_data,
+    image_data,
+    latent_data,
+    matches_data,
+    texts_data,
+)
 from diffprobe.report.explorer.records import (
     ActivationMap,
     ActiveLatent,
@@ -19,6 +26,7 @@ from diffprobe.report.explorer.records import (
     ImagePage,
     LatentMatch,
     Neighbour,
+    TextColumn,
     TopImage,
 )
 from diffprobe.report.explorer.script_file import to_script
@@ -49,6 +57,17 @@ def test_numbers_of_numpy_are_taken() -> None:
     assert json.loads(to_script(found["top"])) == [[1, 0.5]] and json.loads(to_script(found["histogram"])) == [1, 2]
     column = Column(key="x", title="X", help="", values=np.array([1.0, 2.0], dtype=np.float32))  # type: ignore[arg-type]
     assert columns_data([column], 2) == columns_data([replace(column, values=[1.0, 2.0])], 2)
+
+
+def test_texts_are_listed_once_and_sorted() -> None:
+    text = TextColumn(key="about", title="is about", help="H", values=["b", "", "a", "b"], beside="x")
+    (found,) = texts_data([text], 4)
+    assert found["values"] == ["a", "b"] and found["beside"] == "x"
+    assert np.frombuffer(base64.b64decode(found["numbers"]), dtype="<i4").tolist() == [1, -1, 0, 1]
+    with pytest.raises(ConfigError, match="4 texts for 5"):
+        texts_data([text], 5)
+    with pytest.raises(ConfigError, match="'about'"):
+        columns_data([Column(key="about", title="", help="", values=[0.0] * 4)], 4, [text])
 
 
 def test_a_page_of_an_image() -> None:

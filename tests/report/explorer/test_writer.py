@@ -38,7 +38,7 @@ def test_the_files_of_an_explorer_of_two_runs(tmp_path: Path) -> None:
     expected += ["app.css", "app.js", "data/contents.js", "data/matches.js", "explorer.json", "index.html"]
     assert sorted(content(tmp_path / "out")) == sorted(expected)
     assert read(tmp_path / "out/data/contents.js") == {
-        "schema": 1,
+        "schema": 2,
         "runs": [{"run": "emoji/sae", "experiment": "emoji/sae"}, {"run": "emoji/other", "experiment": "emoji/sae"}],
         "compared": True,
     }
@@ -51,6 +51,7 @@ def test_the_data_of_a_run(tmp_path: Path) -> None:
     assert (run["chunk"], run["pictures"], run["sides"]) == (CHUNK, 35, [16])
     assert run["names"][:4] == [[], ["night 1"], ["star 2"], []] and len(run["names"]) == 40
     assert [column["key"] for column in run["columns"]] == ["frequency", "auroc", "q", "active"]
+    assert [(text["key"], text["values"]) for text in run["texts"]] == [("about", ["class = a", "style = <b>"])]
     first, second = read(data / "latents/0000.js"), read(data / "latents/0001.js")
     assert (len(first), len(second)) == (32, 8) and first[1]["names"][0][0] == "night 1"
     assert second[7]["top"] == []  # never active

@@ -88,11 +88,19 @@ function loadRun(number) {
       name,
       load(`${number}/run`).then((run) => {
         for (const column of run.columns) column.values = decode(column.values, column.double ? Float64Array : Float32Array);
+        for (const text of run.texts) decodeTexts(text);
         return { ...run, number, prefix: number ? `#/run/${number}` : "#" };
       }),
     );
   }
   return promises.get(name);
+}
+
+/** Give a column of texts its functions: of(latent), the text or "", and `order`, by which it is sorted. */
+function decodeTexts(text) {
+  const numbers = decode(text.numbers, Int32Array);
+  text.of = (latent) => text.values[numbers[latent]] ?? "";
+  text.order = Float64Array.from(numbers, (i) => (i < 0 ? NaN : i));
 }
 
 function isIndex(value, n) {

@@ -13,7 +13,7 @@ async function latentView(run, latent) {
   const element = el(
     "div", { class: "view latent-view" },
     el("div", { class: "page-head" },
-      el("h1", {}, `Latent ${latent}`), el("p", { class: "headline" }, namesOf(run, latent)),
+      el("h1", {}, `Latent ${latent}`), el("p", { class: "headline" }, namesOf(run, latent), run.texts.map((text) => headText(run, text, latent))),
       el("nav", { class: "steps", "aria-label": "Latents" }, step(previous, "← previous", "["), step(following, "next →", "]"))),
     latentBody(run, latent, page),
   );
@@ -29,6 +29,15 @@ async function latentView(run, latent) {
     },
     up: memory.get(run.number)?.hash ?? `${run.prefix}/`,
   };
+}
+
+/** A text of a latent with the number beside it: "is about style = noto (AUROC 0.98)". */
+function headText(run, text, latent) {
+  const value = text.of(latent);
+  if (!value) return null;
+  const column = run.columns.find((found) => found.key === text.beside);
+  const known = column && !Number.isNaN(column.values[latent]);
+  return el("span", { class: "about", title: text.help }, ` · ${text.title} `, data(value), known && ` (${column.title} ${format(column.values[latent], column.kind)})`);
 }
 
 /** The latents before and after one: in the order of the table if it was in it, else by number. */
@@ -116,8 +125,9 @@ function groupBars({ group, bars }) {
 }
 
 function numbers(run, latent) {
-  if (!run.columns.length) return null;
-  return section("Numbers", el("dl", { class: "numbers" }, run.columns.map((column) => {
+  if (!run.columns.length && !run.texts.length) return null;
+  const texts = run.texts.map((text) => el("div", { class: "text", title: text.help }, el("dt", {}, text.title), el("dd", {}, text.of(latent) ? data(text.of(latent)) : MISSING)));
+  return section("Numbers", el("dl", { class: "numbers" }, texts, run.columns.map((column) => {
     const value = column.values[latent];
     const isMissing = Number.isNaN(value);
     const controls = column.controls.map(([name, control]) => `${name} ${format(control, column.kind)}`).join(", ");
