@@ -83,11 +83,11 @@ def covered_places(masks: Bools, size: tuple[int, int], tolerance: int) -> Bools
     return near
 
 
-def pointing_check(
+def pointing_hits(
     train: SpatialCodes, test: SpatialCodes, train_labels: Ints, test_labels: Ints, covered: Bools,
-    rules: PointingRules, *, factor: str, part: str,
-) -> Check:  # fmt: skip
-    """Measure how often the latent of a sample's value is largest on the part that shows the value.
+    rules: PointingRules, *, factor: str,
+) -> tuple[Floats, Null]:  # fmt: skip
+    """Return in which images the latent of the value is largest on the part that shows it, and the null distribution.
 
     The latent of each value is the one with the best AUROC on train, by its largest activation in the map, so the masks
     have no influence on the choice. A sample on which it does not fire is a miss. The null takes the masks of other
@@ -96,8 +96,9 @@ def pointing_check(
     Args:
         train_labels, test_labels: value of the factor of each sample, from 0.
         covered: of the test samples' masks, see `covered_places`, (samples, height, width).
-        factor, part: names, for the check.
+        factor: name, for messages.
 
+    Returns: 1 or 0 for each test sample whose value occurs in train, and the share among those of other masks.
     Raises: ConfigError for masks of another number; EmptyClass if fewer than two values occur in both parts.
     """
     n = len(test_labels)
@@ -116,14 +117,29 @@ def pointing_check(
     shares = [
         float((fires & flat[generator.permutation(len(rows)), places]).mean()) for _ in range(rules.n_permutations)
     ]
+    return hits, Null(observed=float(hits.mean()), values=np.array(shares), n_permutations=rules.n_permutations)
+
+
+def pointing_check(
+    train: SpatialCodes, test: SpatialCodes, train_labels: Ints, test_labels: Ints, covered: Bools,
+    rules: PointingRules, *, factor: str, part: str,
+) -> Check:  # fmt: skip
+    """Measure how often the latent of a sample's value is largest on the part that shows the value.
+
+    Args: see `pointing_hits`.
+        factor, part: names, for the check.
+
+    Raises: as `pointing_hits`.
+    """
+    hits, null = pointing_hits(train, test, train_labels, test_labels, covered, rules, factor=factor)
     found = bootstrap_interval(
-        mean_of(hits), range(len(rows)), n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
+        mean_of(hits), range(len(hits)), n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
     )
-    null = Null(observed=found.estimate, values=np.array(shares), n_permutations=rules.n_permutations)
     height, width = covered.shape[1:]
+    share = covered[np.isin(test_labels, train_labels)].mean()
     return Check(
-        name="pointing", target=factor, value=found.estimate, interval=(found.low, found.high), n=len(rows),
+        name="pointing", target=factor, value=found.estimate, interval=(found.low, found.high), n=len(hits),
         null=null.describe(), rule=Rule(keys="least_pointing, alpha", low=rules.least_pointing, alpha=rules.alpha),
         what=f"share of images in which the latent of the value is largest, of {height} x {width} places, on the part "
-        f"'{part}', which covers {flat.mean():.0%} of the places; null: masks of other images",
+        f"'{part}', which covers {share:.0%} of the places; null: masks of other images",
     )  # fmt: skip
