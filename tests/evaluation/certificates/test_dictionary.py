@@ -141,12 +141,12 @@ def test_attributes_of_a_shard_set_are_factors(tiny_sd: Path, tiny_shards: Path,
     folder = to_saelens(sae, tmp_path / "a")  # another library's format, which has no cell
     given = {"n_train": 48, "n_test": 20, "n_permutations": 19, "n_resamples": 20, "resolution": 32}
     config = dictionary.Config(
-        backbone=str(tiny_sd), data=str(tiny_shards), factors=("style", "colour"), cell="conv_in@t500:empty:none",
+        backbone=str(tiny_sd), data=str(tiny_shards), factors=("style", "group"), cell="conv_in@t500:empty:none",
         **given,  # type: ignore[arg-type]
     )  # fmt: skip
     found = dictionary.certify(Method(name="a", path=folder), config)
     assert found.verdict == "fail" and set(found.not_measured) == {"pointing game", "recurrence"}
-    assert {check.target for check in found.method.checks} == {"style", "colour"}
+    assert {check.target for check in found.method.checks} == {"style", "group"}
     assert found.facts["data"].startswith("tiny") and "16 train, 4 test" in found.facts["samples"]
 
 
