@@ -10,7 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from diffprobe.report.figure_file import save_figures
 from diffprobe.report.leaderboard_figure import leaderboard_figure
 from diffprobe.report.leaderboard_table import Leaderboard, factor_table, leaderboard_csv, main_table, read_leaderboard
 
@@ -60,7 +59,8 @@ def record(folder: Path) -> None:
             text = with_table(text, marker, lines)
         PAGE.write_text(text, encoding="utf-8")
     heading = "Factors of scenes-sd with a latent, by dictionary"
-    save_figures([leaderboard_figure(read_leaderboard(RESULTS / "scenes.json"), heading)], PICTURE)
+    figure = leaderboard_figure(read_leaderboard(RESULTS / "scenes.json"), heading)
+    figure.savefig(PICTURE, dpi=110, facecolor="white", metadata={"Software": None})
 
 
 if __name__ == "__main__":

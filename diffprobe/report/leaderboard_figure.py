@@ -43,11 +43,8 @@ def leaderboard_figure(board: Leaderboard, heading: str = "") -> "Figure":
                 colour = colours(min(max(share, 0.0), 1.0))
                 fill = colour if cell.has_latent else "white"
                 axes.plot([x], [y], "o", markersize=15, markerfacecolor=fill, markeredgecolor=colour, markeredgewidth=2)
-                light = cell.has_latent and share < 0.6
-                axes.text(
-                    x, y, f"{cell.auroc.value:.2f}"[1:] if cell.auroc.value < 1 else "1", ha="center", va="center",
-                    fontsize=6.5, color="white" if light else "black",
-                )  # fmt: skip
+                colour = "white" if cell.has_latent and share < 0.6 else "black"
+                axes.text(x, y, _short(cell.auroc.value), ha="center", va="center", fontsize=6.5, color=colour)
             axes.text(
                 len(factors) - 0.3, y, f"{row.n_with_latent} of {len(row.factors)}", va="center", fontsize=9,
                 fontweight="bold" if row.n_with_latent else "normal",
@@ -69,3 +66,12 @@ def leaderboard_figure(board: Leaderboard, heading: str = "") -> "Figure":
             axes.set_title(heading, loc="left", fontsize=10, pad=12, parse_math=False)
         figure.set_layout_engine("constrained")
     return figure
+
+
+def _short(value: float) -> str:
+    """Return a number from 0 to 1 with two digits.
+
+    >>> _short(0.514), _short(0.996)
+    ('.51', '1.0')
+    """
+    return f"{value:.2f}"[1:] if value < 0.995 else "1.0"

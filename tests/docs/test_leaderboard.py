@@ -35,6 +35,27 @@ def test_a_record_is_of_its_board_with_three_seeds(name: str) -> None:
     assert found.rules == {"least_auroc": 0.9, "most_q": 0.01, "share_of_seeds": pytest.approx(2 / 3)}
 
 
+def test_the_text_on_scenes_is_that_of_the_record() -> None:
+    rows = {row.name: row for row in read_leaderboard(RESULTS / "scenes.json").rows}
+    found = {name: {cell.factor for cell in row.factors if cell.has_latent} for name, row in rows.items()}
+    libraries = [name for name, row in rows.items() if row.kind == "peer"]
+    for name in ("TopK", *libraries):
+        assert found[name] == {"build", "size", "pose", "background"}, name
+    assert len(libraries) == 4 and not any(own & {"texture", "place", "colour", "side"} for own in found.values())
+    assert found["random directions"] == {"pose", "background"} and not found["TopK, random denoiser"]
+    highest = max(rows["TopK, random denoiser"].factors, key=lambda cell: cell.auroc.value)
+    assert highest.factor == "side" and f"that of side, {highest.auroc.value:.2f}" in PAGE
+    assert 1.8 < min(rows["TopK"].steps) / max(rows["SAELens"].steps) < 2.2
+    trained = [row for row in rows.values() if row.kind != "control"]
+    assert min(trained, key=lambda row: row.fvu.value if row.fvu else 1).name == "dictionary_learning"
+    assert max(trained, key=lambda row: row.auroc.value).name == "SAELens"
+    assert max(trained, key=lambda row: row.n_values_with_latent).name == "SAELens"
+    assert max(row.absorption.value for row in rows.values()) < 0.01
+    for name in ("BatchTopK", "Matryoshka", "JumpReLU"):
+        assert max(rows[name].steps) < 0.55 * min(rows["TopK"].steps) and rows[name].active < 16
+    assert rows["TopK"].n_latents == 640 and "640 directions" in PAGE
+
+
 def test_the_picture_is_small() -> None:
     assert 10_000 < (ROOT / "docs/leaderboard.png").stat().st_size < 200_000
 
