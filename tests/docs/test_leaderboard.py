@@ -56,6 +56,25 @@ def test_the_text_on_scenes_is_that_of_the_record() -> None:
     assert rows["TopK"].n_latents == 640 and "640 directions" in PAGE
 
 
+def test_the_text_on_emoji_is_that_of_the_record() -> None:
+    rows = {
+        row.name: {cell.factor: cell for cell in row.factors} for row in read_leaderboard(RESULTS / "emoji.json").rows
+    }
+    assert not any(cell.has_latent for row in rows.values() for cell in row.values())
+    top, neurons, random = rows["TopK"], rows["raw neurons"], rows["TopK, random denoiser"]
+    assert (top["label"].n_values, top["label"].n_values_with_latent, neurons["label"].n_values_with_latent) == (
+        6,
+        2,
+        1,
+    )
+    controls = [row for name, row in rows.items() if name not in ("TopK", "BatchTopK", "Matryoshka", "JumpReLU")]
+    assert top["label"].auroc.value > max(row["label"].auroc.value for row in controls) + 0.1
+    assert abs(top["style"].auroc.value - rows["random directions"]["style"].auroc.value) < 0.01
+    assert random["skin_tone"].auroc.value > top["skin_tone"].auroc.value
+    trained = [rows[name] for name in ("TopK", "BatchTopK", "Matryoshka", "JumpReLU")]
+    assert max(q for row in trained for cell in row.values() for q in cell.q) < 0.01
+
+
 def test_the_picture_is_small() -> None:
     assert 10_000 < (ROOT / "docs/leaderboard.png").stat().st_size < 200_000
 
