@@ -204,7 +204,7 @@ def _measured(
         "latents": f"{board.training.expansion} x {ground.rows.shape[1]}, k = {board.training.k}",
         "step": f"{board.training.batch:,} rows, learning rate {board.training.learning_rate:g}",
         "scored": f"latents chosen on {len(samples.train):,}, scored on {len(samples.test):,} images",
-        "nulls": f"{board.n_permutations:,} permutations",
+        "null distributions": f"{board.n_permutations:,} permutations each",
     }
     rules = {"least_auroc": first.least_auroc, "most_q": first.most_q, "share_of_seeds": first.share_of_seeds}
     return Leaderboard(

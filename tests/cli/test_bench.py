@@ -113,8 +113,8 @@ def test_dictionaries_have_tables_and_a_record(tiny_sd, tmp_path, capsys, monkey
     from diffprobe.report.leaderboard_table import read_leaderboard
 
     board = leaderboard.Board(
-        name="scenes", backbone=str(tiny_sd), cell="conv_in@t500:empty:none", factors=("texture",), pointing=(), n_fit=8,
-        n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
+        name="scenes", backbone=str(tiny_sd), cell="conv_in@t500:empty:none", factors=("texture",), pointing=(),
+        n_fit=8, n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
         training=TrainingSettings(k=2, expansion=2, batch=256),
     )  # fmt: skip
     monkeypatch.setitem(leaderboard.BOARDS, "scenes", board)
