@@ -9,7 +9,7 @@ HELP = "time extraction or SAE training; plan a large extraction"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver, heads and scores."""
+    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores and dictionaries."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -96,15 +96,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scores.add_argument("--group", metavar="NAME", help="wrong captions have another value of this attribute")
     scores.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
-    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores):
+    dictionaries = what.add_parser("dictionaries", help="dictionaries of ours and of other libraries, certified")
+    dictionaries.add_argument("board", choices=("scenes", "emoji"), help="model and data")
+    dictionaries.add_argument(
+        "--seconds", type=float, default=6.0, metavar="S", help="processor time of each training (default: 6)"
+    )
+    dictionaries.add_argument(
+        "--seeds", type=_numbers, default=(0, 1, 2), metavar="N,N", help="seeds of the trainings (default: 0,1,2)"
+    )
+    dictionaries.add_argument(
+        "--own", action="append", default=[], type=_named_folders, metavar="NAME=FOLDER[,FOLDER]",
+        help="your dictionary, a folder per seed; repeatable",
+    )  # fmt: skip
+    dictionaries.add_argument("--no-peers", action="store_true", help="skip other libraries")
+    dictionaries.add_argument(
+        "--output", default="runs/dictionaries", metavar="FOLDER", help="trained dictionaries (default: "
+        "runs/dictionaries)",
+    )  # fmt: skip
+    dictionaries.add_argument("--csv", metavar="FILE", help="write one line per dictionary and factor to a CSV file")
+    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
+    _require_writable(getattr(args, "csv", None))
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
     verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads, "scores": _scores}
+    verbs |= {"dictionaries": _dictionaries}
     return verbs[args.what](args)
 
 
@@ -239,6 +259,30 @@ def _scores(args: argparse.Namespace) -> int:
     return _write_json(args.json, report.to_json())
 
 
+def _dictionaries(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+    from pathlib import Path
+
+    from diffprobe.benchmarks.leaderboard import BOARDS, bench_dictionaries
+    from diffprobe.benchmarks.peer_dictionaries import LIBRARIES
+    from diffprobe.report.leaderboard_table import factor_table, leaderboard_csv, main_table
+
+    board = BOARDS[args.board]
+    board = replace(board, seeds=args.seeds, training=replace(board.training, seconds=args.seconds))
+    own = {name: [Path(folder) for folder in folders] for name, folders in args.own}
+    libraries = {} if args.no_peers else LIBRARIES
+    found = bench_dictionaries(board, output=Path(args.output), libraries=libraries, own=own, progress=_progress)
+    print(f"{found.machine}; {'; '.join(f'{name}: {fact}' for name, fact in found.facts.items())}")
+    print(f"\n{main_table(found)}\n\n{factor_table(found)}\n")
+    for row in found.rows:
+        if row.version or row.note:
+            print(f"{row.name}: {row.version or row.note}")
+    for name, reason in {**found.absent, **found.not_measured}.items():
+        print(f"{name}: {reason}")
+    _write_text(args.csv, leaderboard_csv(found))
+    return _write_json(args.json, found.to_json())
+
+
 def _plan(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
@@ -281,6 +325,11 @@ def _require_writable(file: str | None) -> None:
 
 
 def _write_json(file: str | None, text: str) -> int:
+    _write_text(file, text)
+    return 0
+
+
+def _write_text(file: str | None, text: str) -> None:
     from pathlib import Path
 
     from diffprobe.core.atomic_file import atomic_file
@@ -288,7 +337,13 @@ def _write_json(file: str | None, text: str) -> int:
     if file:
         with atomic_file(Path(file)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return 0
+
+
+def _named_folders(text: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, folders = text.partition("=")
+    if not (name and equals and all(folders.split(","))):
+        raise argparse.ArgumentTypeError(f"invalid dictionary '{text}': expected NAME=FOLDER, or NAME=FOLDER,FOLDER")
+    return name, tuple(folders.split(","))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -83,11 +83,23 @@ def covered_places(masks: Bools, size: tuple[int, int], tolerance: int) -> Bools
     return near
 
 
-def pointing_check(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointingHits:
+    """In which images the latent of the value is largest on the part that shows it."""
+
+    rows: Ints
+    """Places of the test samples whose value occurs in train, (samples,)."""
+    hits: Floats
+    """1 or 0 for each of them, (samples,)."""
+    null: Null
+    """Their share, among those with masks of other images."""
+
+
+def pointing_hits(
     train: SpatialCodes, test: SpatialCodes, train_labels: Ints, test_labels: Ints, covered: Bools,
-    rules: PointingRules, *, factor: str, part: str,
-) -> Check:  # fmt: skip
-    """Measure how often the latent of a sample's value is largest on the part that shows the value.
+    rules: PointingRules, *, factor: str,
+) -> PointingHits:  # fmt: skip
+    """Return in which images the latent of the value is largest on the part that shows it.
 
     The latent of each value is the one with the best AUROC on train, by its largest activation in the map, so the masks
     have no influence on the choice. A sample on which it does not fire is a miss. The null takes the masks of other
@@ -96,7 +108,7 @@ def pointing_check(
     Args:
         train_labels, test_labels: value of the factor of each sample, from 0.
         covered: of the test samples' masks, see `covered_places`, (samples, height, width).
-        factor, part: names, for the check.
+        factor: name, for messages.
 
     Raises: ConfigError for masks of another number; EmptyClass if fewer than two values occur in both parts.
     """
@@ -116,14 +128,32 @@ def pointing_check(
     shares = [
         float((fires & flat[generator.permutation(len(rows)), places]).mean()) for _ in range(rules.n_permutations)
     ]
+    null = Null(observed=float(hits.mean()), values=np.array(shares), n_permutations=rules.n_permutations)
+    return PointingHits(rows=rows, hits=hits, null=null)
+
+
+def pointing_check(
+    train: SpatialCodes, test: SpatialCodes, train_labels: Ints, test_labels: Ints, covered: Bools,
+    rules: PointingRules, *, factor: str, part: str,
+) -> Check:  # fmt: skip
+    """Measure how often the latent of a sample's value is largest on the part that shows the value.
+
+    Args: see `pointing_hits`.
+        factor, part: names, for the check.
+
+    Raises: as `pointing_hits`.
+    """
+    pointed = pointing_hits(train, test, train_labels, test_labels, covered, rules, factor=factor)
+    hits = pointed.hits
     found = bootstrap_interval(
-        mean_of(hits), range(len(rows)), n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
+        mean_of(hits), range(len(hits)), n_resamples=rules.n_resamples, level=rules.level, seed=rules.seed
     )
-    null = Null(observed=found.estimate, values=np.array(shares), n_permutations=rules.n_permutations)
     height, width = covered.shape[1:]
+    share = covered[pointed.rows].mean()
+    rule = Rule(keys="least_pointing, alpha", low=rules.least_pointing, alpha=rules.alpha)
     return Check(
-        name="pointing", target=factor, value=found.estimate, interval=(found.low, found.high), n=len(rows),
-        null=null.describe(), rule=Rule(keys="least_pointing, alpha", low=rules.least_pointing, alpha=rules.alpha),
+        name="pointing", target=factor, value=found.estimate, interval=(found.low, found.high), n=len(hits),
+        null=pointed.null.describe(), rule=rule,
         what=f"share of images in which the latent of the value is largest, of {height} x {width} places, on the part "
-        f"'{part}', which covers {flat.mean():.0%} of the places; null: masks of other images",
+        f"'{part}', which covers {share:.0%} of the places; null: masks of other images",
     )  # fmt: skip

@@ -12,5 +12,5 @@ A file offers:
   `diffprobe.analysis.certification.check.Certificate`.
 """
 
-SHARED = ("method", "settings", "scene_features", "steering")
+SHARED = ("method", "settings", "dictionary_samples", "scene_features", "steering")
 """Files of this package that are not kinds."""

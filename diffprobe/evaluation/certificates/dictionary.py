@@ -1,4 +1,4 @@
-"""Certify a dictionary: whether single latents of an autoencoder equal the factors of rendered scenes.
+"""Certify a dictionary: whether single latents equal the factors of rendered scenes, or attributes of a shard set.
 
 In a cell with places (pool none or tokensN) each place of the map is encoded; a sample's code is the largest activation
 of each latent, and the place where it is has to be on the part that shows the factor.
@@ -14,28 +14,36 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.certification.check import Certificate, Check, Subject
 from diffprobe.config.validators import at_least
-from diffprobe.core.errors import ConfigError, DiffprobeError, unknown
+from diffprobe.core.errors import ConfigError, unknown
+from diffprobe.evaluation.certificates.dictionary_samples import (
+    PARTS_OF,
+    DictionarySamples,
+    Reading,
+    scene_samples,
+    shard_samples,
+)
 from diffprobe.evaluation.certificates.method import Method, call, load_callable
 from diffprobe.evaluation.certificates.settings import WorldSettings, in_unit_range
 
 if TYPE_CHECKING:
     from diffprobe.analysis.certification.dictionary import Codes, DictionaryRules
     from diffprobe.analysis.certification.pointing import SpatialCodes
+    from diffprobe.analysis.latents.baselines import LinearCodes
     from diffprobe.probes.sae.base import KSAE
-    from diffprobe.shards.scenes.factors import Scenes
-    from diffprobe.shards.scenes.spec import WorldSpec
 
 Encode = Callable[[NDArray[np.float32]], NDArray[np.float64]]
 """Takes features (n, d) and returns activations (n, latents)."""
 
-HELP = "a sparse autoencoder: a folder of `KSAE.save_pretrained`, or an encoder"
+HELP = "a sparse autoencoder: a folder of `KSAE.save_pretrained`, of SAELens or dictionary_learning, or an encoder"
 SIGNATURE = "(features: float32 array (n, d)) -> array (n, latents), positive where a latent fires"
+SCENE_FACTORS = ("texture", "colour", "build", "size", "pose", "place", "background", "side")
+"""Factors of rendered scenes."""
 _AT_ONCE = 512
 """Rows that are encoded at once."""
 _PLACES = 2048
 """Places of maps that are encoded before the largest of each sample is taken."""
-PARTS_OF = {"hat": "hat", "tool": "tool", "object": "object", "texture": "body", "colour": "body", "build": "figure"}
-"""Factor -> the mask of the part that shows it; hat and tool follow from the role."""
+_OF_SCENES = ("world", "spec", "pointing", "tolerance", "least_pointing")
+"""Keys without effect on a shard set."""
 
 
 class DictionaryMethod(Protocol):
@@ -58,14 +66,19 @@ class Config(WorldSettings):
     """Folder or name of the backbone whose features are encoded."""
     cell: str | None = None
     """Cell of the features; None for that of a saved autoencoder."""
-    factors: tuple[str, ...] = ("texture", "colour", "build", "size", "pose", "place", "background", "side")
-    """Factors whose values single latents have to equal; each has to pass."""
+    data: str = ""
+    """A shard set in place of rendered scenes: its folder or shipped name. Its attributes are the factors."""
+    factors: tuple[str, ...] = SCENE_FACTORS
+    """Factors whose values single latents have to equal; each has to pass. Of a shard set attributes, and "label" for
+    the class."""
+    most_values: int = 10
+    """Of a shard set: values of a factor, the most frequent ones; samples with others count as without a value."""
     runs: tuple[str, ...] = ()
     """Folders of autoencoders of other seeds, for the recurrence of the latents."""
     n_train: int = 1000
-    """Scenes on which the latent of each value is chosen."""
+    """Samples of train on which the latent of each value is chosen; of a shard set, at most."""
     n_test: int = 500
-    """Scenes on which it is scored."""
+    """Samples of test on which it is scored; of a shard set, at most."""
     n_permutations: int = 200
     """Permutations of each null distribution."""
     resolution: int = 64
@@ -101,18 +114,27 @@ class Config(WorldSettings):
                 raise unknown("factor with a part:", factor, PARTS_OF)
         if not self.factors or len(set(self.factors)) < len(self.factors):
             raise ConfigError(f"factors=[{', '.join(self.factors)}]: at least one, each once.")
+        at_least(2, most_values=self.most_values)
+        self._check_data()
         if not self.backbone:
             raise ConfigError("a dictionary is certified in a backbone's features.", fix="backbone=FOLDER, or pixels")
 
+    def _check_data(self) -> None:
+        """Check that no key is set that the kind of samples leaves without effect. Raises: ConfigError."""
+        changed = changed_keys(self, _OF_SCENES if self.data else ("most_values",))
+        if changed and self.data:
+            raise ConfigError(f"{', '.join(changed)} would have no effect: data={self.data} has no scenes.")
+        if changed:
+            raise ConfigError("most_values would have no effect: rendered scenes have all values.", fix="data=FOLDER")
+        if self.data and self.factors == SCENE_FACTORS:
+            raise ConfigError(f"the factors of data={self.data} have to be named.", fix="factors=[ATTRIBUTE,...]")
+
 
 def accepts(path: Path) -> bool:
-    """Return whether a folder is a saved autoencoder."""
-    from diffprobe.probes.serialization import kind_of
+    """Return whether a folder is a saved autoencoder, of this or of another library."""
+    from diffprobe.probes.sae.open_folder import is_autoencoder
 
-    try:
-        return path.is_dir() and kind_of(path).startswith("probe/sae/")
-    except DiffprobeError:
-        return False
+    return is_autoencoder(path)
 
 
 def certify(method: Method, config: Config) -> Certificate:
@@ -123,55 +145,42 @@ def certify(method: Method, config: Config) -> Certificate:
         errors of opening the backbone and the autoencoders.
     """
     from diffprobe.analysis.certification.dictionary import DictionaryRules
-    from diffprobe.evaluation.certificates.scene_features import SceneReader
     from diffprobe.probes.sae.base import KSAE
-    from diffprobe.probes.serialization import SETTINGS
-    from diffprobe.shards.scenes.factors import sample
-    from diffprobe.shards.scenes.splits import split_indices
+    from diffprobe.probes.sae.open_folder import open_autoencoder
+    from diffprobe.report.query import parse_cell
 
-    spec = config.load_world()
-    for factor in config.factors:
-        spec.names(factor)
+    if not config.data:
+        spec = config.load_world()
+        for factor in config.factors:
+            spec.names(factor)
     sae, others, cell = None, [KSAE.from_pretrained(run) for run in config.runs], config.cell
     if method.path is not None:
-        from diffprobe.core.json_file import read_json_object
-
-        sae = KSAE.from_pretrained(method.path)
-        cell = cell or read_json_object(method.path / SETTINGS)["settings"]["cell"]
+        sae, own_cell = open_autoencoder(method.path)
+        cell = cell or own_cell
     elif config.runs:
         raise ConfigError("runs have no effect on a callable, which has no decoder rows.", fix="leave runs out")
     if not cell:
         raise ConfigError(f"'{method.name}' does not name its cell.", fix="cell=CELL")
-    reader = SceneReader(spec, config.backbone, cell, resolution=config.resolution, noise_seed=config.noise_seed)
-    encode = _saved(sae.at(reader.cell.timestep)) if sae is not None else _called(method)
-    if not reader.has_places:
-        _refuse_pointing(config, cell)
-    parts = [
-        sample(spec, config.seed, split_indices(spec, config.seed, split, n, world=config.world), world=config.world)
-        for split, n in (("train", config.n_train), ("test", config.n_test))
-    ]
-    features = [reader.read(part) for part in parts]
-    if sae is not None and features[0].shape[1] != sae.d_in:
+    encode = saved_encoder(sae.at(parse_cell(cell).timestep)) if sae is not None else _called(method)
+    samples = read_samples(config, cell)
+    if sae is not None and samples.train.shape[1] != sae.d_in:
         raise ConfigError(
-            f"'{method.name}' encodes {sae.d_in} numbers; the features of '{cell}' have {features[0].shape[1]}.",
+            f"'{method.name}' encodes {sae.d_in} numbers; the features of '{cell}' have {samples.train.shape[1]}.",
             fix="the backbone and cell that it was trained on",
         )
-    labels = {factor: (parts[0].factors[factor], parts[1].factors[factor]) for factor in config.factors}
     rules = DictionaryRules(
         least_auroc=config.least_auroc, most_absorption=config.most_absorption, alpha=config.alpha, level=config.level,
         least_precision=config.least_precision, least_recurrence=config.least_recurrence, seed=config.seed,
         n_permutations=config.n_permutations, n_resamples=config.n_resamples,
     )  # fmt: skip
-    codes, spatial, n_active = _encoded(encode, features)
-    random = _random(features[0], codes.train.shape[1], n_active, seed=config.seed)
+    own = encoded(encode, samples)
+    random = random_encoder(samples.train, own.codes.train.shape[1], own.n_active, seed=config.seed)
     found = {}
-    for name, (of, places) in {"method": (codes, spatial), "random": _encoded(random, features)[:2]}.items():
-        found[name] = _checks(of, labels, rules)
-        if places is not None:
-            found[name] += _pointing(spec, config, parts, places, features[1].shape[2:])
+    for name, codes in {"method": own, "random": encoded(random, samples)}.items():
+        found[name] = _checks(codes, samples, rules) + _pointing(codes, samples, config)
     if sae is not None:
         found["method"] += _recurrence(sae, others, config, rules)
-    not_measured = {} if spatial else {"pointing game": f"cell '{cell}' is pooled; a cell with pool none has places"}
+    not_measured = dict(samples.not_measured)
     if not others:
         not_measured["recurrence"] = "no autoencoder of another seed is given (runs)"
     why = "random rows in the place of the encoder's, with the same number of latents and of active ones"
@@ -180,16 +189,47 @@ def certify(method: Method, config: Config) -> Certificate:
         baselines=(Subject(name="random dictionary", why=why, checks=tuple(found["random"])),),
         not_measured=not_measured,
         facts={
-            "world": f"{config.world}, digest {spec.digest[:12]}", "backbone": config.backbone,
-            "cell": reader.cell.name, "latents": f"{codes.train.shape[1]:,}",
+            **samples.facts, "backbone": config.backbone, "cell": samples.cell,
+            "latents": f"{own.codes.train.shape[1]:,}",
         },
         seeds={"scenes": config.seed, "noise": config.noise_seed, "bootstrap": config.seed},
     )  # fmt: skip
 
 
-def _refuse_pointing(config: Config, cell: str) -> None:
+def read_samples(config: Config, cell: str) -> DictionarySamples:
+    """Read the samples of a configuration in a cell.
+
+    Raises: UnknownName for an unknown factor; ConfigError for settings of the pointing game in a pooled cell; the
+        errors of opening the backbone and the shard set.
+    """
+    from diffprobe.evaluation.certificates.scene_features import keeps_places
+    from diffprobe.report.query import parse_cell
+
+    reading = Reading(
+        backbone=config.backbone, cell=cell, resolution=config.resolution, noise_seed=config.noise_seed
+    )  # fmt: skip
+    if config.data:
+        found, _ = shard_samples(
+            config.data, reading, n_train=config.n_train, n_test=config.n_test, factors=config.factors,
+            most_values=config.most_values,
+        )  # fmt: skip
+        return found
+    if not keeps_places(parse_cell(cell)):
+        _refuse_pointing(config, cell)
+    return scene_samples(
+        config.load_world(), reading, world=config.world, seed=config.seed, n_train=config.n_train,
+        n_test=config.n_test, factors=config.factors, pointing=config.pointing, tolerance=config.tolerance,
+    )  # fmt: skip
+
+
+def changed_keys(config: Config, names: tuple[str, ...]) -> list[str]:
+    """Return which of some keys do not have their default."""
     default = {one.name: one.default for one in fields(Config)}
-    changed = [name for name in ("pointing", "tolerance", "least_pointing") if getattr(config, name) != default[name]]
+    return [name for name in names if getattr(config, name) != default[name]]
+
+
+def _refuse_pointing(config: Config, cell: str) -> None:
+    changed = changed_keys(config, ("pointing", "tolerance", "least_pointing"))
     if changed:
         raise ConfigError(
             f"{', '.join(changed)} would have no effect: cell '{cell}' is pooled, so it has no places.",
@@ -197,18 +237,27 @@ def _refuse_pointing(config: Config, cell: str) -> None:
         )
 
 
-def _encoded(encode: Encode, features: list[NDArray[np.float32]]) -> "tuple[Codes, list[SpatialCodes] | None, float]":
-    """Return the codes of the train and test features, where they are largest if these are maps, and active latents.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """What a dictionary finds in samples."""
 
-    The last is the mean number of active latents of a train vector.
-    """
+    codes: "Codes"
+    """Activations of train and test; in a cell with places the largest of each latent."""
+    places: "tuple[SpatialCodes, SpatialCodes] | None"
+    """In a cell with places: where they are, for train and test."""
+    n_active: float
+    """Mean number of active latents of a vector of train."""
+
+
+def encoded(encode: Encode, samples: DictionarySamples) -> Encoded:
+    """Encode the features of samples."""
     from diffprobe.analysis.certification.dictionary import Codes
 
-    if features[0].ndim == 2:
-        codes = Codes(train=encode(features[0]), test=encode(features[1]))
-        return codes, None, float((codes.train > 0).sum(1).mean())
-    found, active = zip(*(_at_places(encode, maps) for maps in features), strict=True)
-    return Codes(train=found[0].largest, test=found[1].largest), list(found), active[0]
+    if samples.train.ndim == 2:
+        codes = Codes(train=encode(samples.train), test=encode(samples.test))
+        return Encoded(codes=codes, places=None, n_active=float((codes.train > 0).sum(1).mean()))
+    (train, n_active), (test, _) = (_at_places(encode, maps) for maps in (samples.train, samples.test))
+    return Encoded(codes=Codes(train=train.largest, test=test.largest), places=(train, test), n_active=n_active)
 
 
 def _at_places(encode: Encode, maps: NDArray[np.float32]) -> "tuple[SpatialCodes, float]":
@@ -229,47 +278,28 @@ def _at_places(encode: Encode, maps: NDArray[np.float32]) -> "tuple[SpatialCodes
     return found, active / (n * height * width)
 
 
-def _pointing(
-    spec: "WorldSpec", config: Config, parts: "list[Scenes]", codes: "list[SpatialCodes]", size: tuple[int, ...]
-) -> list[Check]:
-    from diffprobe.analysis.certification.pointing import PointingRules, covered_places, pointing_check
-    from diffprobe.shards.scenes.render import render
+def _checks(found: Encoded, samples: DictionarySamples, rules: "DictionaryRules") -> list[Check]:
+    from diffprobe.analysis.certification.dictionary import factor_checks
+
+    return [
+        check
+        for factor, (train, test) in samples.labels.items()
+        for check in factor_checks(found.codes, train, test, rules, factor=factor, groups=samples.groups)
+    ]
+
+
+def _pointing(found: Encoded, samples: DictionarySamples, config: Config) -> list[Check]:
+    from diffprobe.analysis.certification.pointing import PointingRules, pointing_check
 
     rules = PointingRules(
         least_pointing=config.least_pointing, alpha=config.alpha, level=config.level, seed=config.seed,
         n_permutations=config.n_permutations, n_resamples=config.n_resamples,
     )  # fmt: skip
-    drawn = render(spec, parts[1], resolution=config.resolution)
-    height, width = size
+    if found.places is None:
+        return []
     return [
-        pointing_check(
-            codes[0], codes[1], labels_of(spec, parts[0], factor), labels_of(spec, parts[1], factor),
-            covered_places(drawn.mask(PARTS_OF[factor]), (height, width), config.tolerance), rules, factor=factor,
-            part=PARTS_OF[factor],
-        )
-        for factor in config.pointing
-    ]  # fmt: skip
-
-
-def labels_of(spec: "WorldSpec", scenes: "Scenes", factor: str) -> NDArray[np.int64]:
-    """Return the code of a factor's value in each scene; of `hat` and `tool` by the role."""
-    if factor not in ("hat", "tool"):
-        return scenes.factors[factor]
-    names = list(spec.hats if factor == "hat" else spec.tools)
-    codes = np.array([names.index(getattr(role, factor)) for role in spec.roles], dtype=np.int64)
-    found: NDArray[np.int64] = codes[scenes.factors["role"]]
-    return found
-
-
-def _checks(
-    codes: "Codes", labels: "dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]", rules: "DictionaryRules"
-) -> list[Check]:
-    from diffprobe.analysis.certification.dictionary import factor_checks
-
-    return [
-        check
-        for factor, (train, test) in labels.items()
-        for check in factor_checks(codes, train, test, rules, factor=factor)
+        pointing_check(*found.places, *shown.labels, shown.covered, rules, factor=factor, part=shown.part)
+        for factor, shown in samples.shown.items()
     ]
 
 
@@ -283,7 +313,7 @@ def _recurrence(sae: "KSAE", others: "list[KSAE]", config: Config, rules: "Dicti
     ]
 
 
-def _saved(sae: "KSAE") -> Encode:
+def saved_encoder(sae: "KSAE") -> Encode:
     """Return the dense encoder of an autoencoder."""
     import torch
 
@@ -312,7 +342,7 @@ def _called(method: Method) -> Encode:
     return encode
 
 
-def _random(train: NDArray[np.float32], n_latents: int, n_active: float, *, seed: int) -> Encode:
+def random_encoder(train: NDArray[np.float32], n_latents: int, n_active: float, *, seed: int) -> Encode:
     """Return the encoder of a random dictionary with as many latents, of which as many are active in the mean."""
     import torch
 
@@ -320,13 +350,23 @@ def _random(train: NDArray[np.float32], n_latents: int, n_active: float, *, seed
 
     k = int(np.clip(round(n_active), 1, n_latents))
     rows = np.random.default_rng(seed).standard_normal((train.shape[1], n_latents))
-    centre = train.mean(axis=(0, *range(2, train.ndim)))
-    codes = LinearCodes(torch.from_numpy(rows.T), torch.from_numpy(centre), k)
+    return linear_encoder(LinearCodes(torch.from_numpy(rows.T), torch.from_numpy(_centre(train)), k))
+
+
+def linear_encoder(codes: "LinearCodes") -> Encode:
+    """Return the dense encoder of directions."""
+    import torch
 
     def encode(features: NDArray[np.float32]) -> NDArray[np.float64]:
-        found = np.zeros((len(features), n_latents))
+        found = np.zeros((len(features), codes.n_latents))
         values, indices = codes.encode(torch.from_numpy(features))
         np.put_along_axis(found, indices.numpy(), values.numpy(), axis=1)
         return found
 
     return encode
+
+
+def _centre(train: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of each channel, over samples and places."""
+    found: NDArray[np.float32] = train.mean(axis=(0, *range(2, train.ndim)))
+    return found

@@ -11,12 +11,18 @@ from diffprobe.core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffprobe.backbones.cell import Cell
     from diffprobe.shards.scenes.factors import Scenes
     from diffprobe.shards.scenes.spec import WorldSpec
 
 _AT_ONCE = 64
 """Scenes that are drawn and read at once."""
 _CONDITIONS = ("empty", "caption")
+
+
+def keeps_places(cell: "Cell") -> bool:
+    """Return whether a cell has a vector per place of the map rather than one per sample."""
+    return cell.pool == "none" or cell.pool.startswith("tokens")
 
 
 class SceneReader:
@@ -28,6 +34,7 @@ class SceneReader:
         cell: name of the cell.
         resolution: side of the images, 64 or 32.
         noise_seed: seed of the noise.
+        random_weights: whether the denoiser has random weights, as a control.
         part: "vae" reads the latents of its VAE alone (the tap `latents`).
 
     Raises: ConfigError for a text that is not a cell, or a condition that scenes do not have; UnknownTap, BadTimestep,
@@ -35,8 +42,9 @@ class SceneReader:
     """
 
     def __init__(
-        self, spec: "WorldSpec", backbone: str, cell: str, *, resolution: int, noise_seed: int, part: str = "denoiser"
-    ) -> None:
+        self, spec: "WorldSpec", backbone: str, cell: str, *, resolution: int, noise_seed: int,
+        random_weights: bool = False, part: str = "denoiser",
+    ) -> None:  # fmt: skip
         from diffprobe.backbones.extractor import DiffusionFeatures
         from diffprobe.backbones.library_logging import quiet_libraries
         from diffprobe.report.query import parse_cell
@@ -51,6 +59,7 @@ class SceneReader:
             self._extractor = DiffusionFeatures.from_pretrained(
                 backbone, taps=[self.cell.tap], timesteps=[self.cell.timestep], condition=self.cell.condition,
                 pool="none" if self.has_places else self.cell.pool, seed=noise_seed, resolution=resolution, part=part,
+                random_weights=random_weights,
             )  # fmt: skip
 
     def read(self, scenes: "Scenes") -> NDArray[np.float32]:
@@ -74,7 +83,7 @@ class SceneReader:
     @property
     def has_places(self) -> bool:
         """Whether the cell has a vector per place of the map rather than one per sample."""
-        return self.cell.pool == "none" or self.cell.pool.startswith("tokens")
+        return keeps_places(self.cell)
 
     @property
     def _has_captions(self) -> bool:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KSAE"]
 
-SHARED = ("base", "convert", "hub", "initialization", "kernels", "latent_shards", "sharded", "types")
+SHARED = ("base", "convert", "hub", "initialization", "kernels", "latent_shards", "open_folder", "sharded", "types")
 """Files of this folder that are not variants: code that the variants share."""
 
 

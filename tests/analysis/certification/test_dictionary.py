@@ -8,6 +8,7 @@ from diffprobe.analysis.certification.dictionary import (
     DictionaryRules,
     areas,
     factor_checks,
+    factor_latents,
     mid_ranks,
     recurrence_check,
 )
@@ -50,6 +51,51 @@ def test_a_value_that_is_split_over_two_latents_is_absorbed() -> None:
     assert found.value == pytest.approx(0.4 / 3, abs=0.02)
     strict = DictionaryRules(n_permutations=2, n_resamples=9, most_absorption=0.1)
     assert not factor_checks(Codes(train=split(TRAIN), test=split(TEST)), TRAIN, TEST, strict, factor="f")[1].passed
+
+
+def test_the_null_is_that_of_a_loop_over_permutations() -> None:
+    generator = np.random.default_rng(2)
+    codes = Codes(train=generator.normal(size=(90, 7)).round(1), test=generator.normal(size=(60, 7)).round(1))
+    train, test = generator.integers(3, size=90), generator.integers(3, size=60)
+    found = factor_latents(codes, train, test, DictionaryRules(n_permutations=60, seed=4), factor="f")
+
+    def score(one: np.ndarray, other: np.ndarray) -> float:
+        parts = []
+        for value in range(3):
+            best = int(areas(mid_ranks(codes.train), one == value).argmax())
+            parts.append(areas(mid_ranks(codes.test[:, [best]]), other == value)[0])
+        return float(np.mean(parts))
+
+    draws = np.random.default_rng(4)
+    loop = [score(draws.permutation(train), draws.permutation(test)) for _ in range(60)]
+    assert found.null.values == pytest.approx(loop) and found.null.observed == pytest.approx(score(train, test))
+    assert np.mean(found.aurocs) == pytest.approx(found.null.observed)
+
+
+def test_samples_without_a_value_are_left_out() -> None:
+    codes = Codes(train=perfect(TRAIN), test=perfect(TEST))
+    train, test = (np.where(np.arange(len(labels)) % 4, labels, -1) for labels in (TRAIN, TEST))
+    found = factor_latents(codes, train, test, RULES, factor="f")
+    own = Codes(train=codes.train[train >= 0], test=codes.test[test >= 0])
+    alone = factor_latents(own, train[train >= 0], test[test >= 0], RULES, factor="f")
+    assert found.latents == alone.latents and found.aurocs == alone.aurocs
+    assert np.array_equal(found.rows, np.flatnonzero(test >= 0)) and len(found.labels) == 90
+
+
+def test_groups_of_one_value_each_widen_null_and_interval() -> None:
+    generator = np.random.default_rng(3)
+    groups = [np.repeat(np.arange(n), 10) for n in (24, 12)]
+    train, test = (own % 3 for own in groups)
+    noise = [generator.normal(size=(own.max() + 1, 30))[own] for own in groups]  # alike within a group
+    codes = Codes(train=noise[0], test=noise[1])
+    single = factor_latents(codes, train, test, RULES, factor="f").null
+    grouped = factor_latents(codes, train, test, RULES, factor="f", groups=(groups[0], groups[1])).null
+    assert np.std(grouped.values) > 2 * np.std(single.values)
+    (wide, _), (narrow, _) = (
+        factor_checks(codes, train, test, RULES, factor="f", groups=own) for own in ((groups[0], groups[1]), None)
+    )
+    assert wide.interval is not None and narrow.interval is not None
+    assert wide.interval[1] - wide.interval[0] > 1.5 * (narrow.interval[1] - narrow.interval[0])
 
 
 def test_areas_are_those_of_scikit_learn() -> None:

@@ -8,10 +8,9 @@ import pytest
 from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.evaluation.certificates import dictionary
 from diffprobe.evaluation.certificates.method import Method
-from diffprobe.evaluation.certificates.settings import WorldSettings
+from diffprobe.probes.sae.convert import to_saelens
 from diffprobe.probes.sae.topk import Config as TopKConfig
 from diffprobe.probes.sae.topk import make
-from diffprobe.shards.scenes.factors import sample
 
 FEW = {"n_train": 120, "n_test": 60, "n_permutations": 19, "n_resamples": 20, "factors": ("texture", "side")}
 
@@ -93,14 +92,6 @@ def test_in_a_cell_with_places_latents_have_to_point_at_their_part(
     assert not any(check.passed for check in other.method.checks if check.name == "pointing")
 
 
-def test_hat_and_tool_follow_from_the_role() -> None:
-    spec = WorldSettings().load_world()
-    scenes = sample(spec, 1, range(50))
-    hats = dictionary.labels_of(spec, scenes, "hat")
-    assert [list(spec.hats)[code] for code in hats] == [spec.roles[code].hat for code in scenes.factors["role"]]
-    assert np.array_equal(dictionary.labels_of(spec, scenes, "size"), scenes.factors["size"])
-
-
 def test_an_untrained_autoencoder_fails(tmp_path: Path) -> None:
     folders = []
     for seed in (0, 1):
@@ -143,3 +134,31 @@ def test_an_unknown_factor_and_a_missing_cell_are_refused() -> None:
     with pytest.raises(ConfigError, match="cell"):
         dictionary.certify(Method(name="a:b"), dictionary.Config(backbone="pixels"))
     assert np.isfinite(dictionary.Config(backbone="pixels").least_auroc)
+
+
+def test_attributes_of_a_shard_set_are_factors(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    sae = make(TopKConfig(k=4, n_latents=24), 16, seed=0)
+    folder = to_saelens(sae, tmp_path / "a")  # another library's format, which has no cell
+    given = {"n_train": 48, "n_test": 20, "n_permutations": 19, "n_resamples": 20, "resolution": 32}
+    config = dictionary.Config(
+        backbone=str(tiny_sd), data=str(tiny_shards), factors=("style", "group"), cell="conv_in@t500:empty:none",
+        **given,  # type: ignore[arg-type]
+    )  # fmt: skip
+    found = dictionary.certify(Method(name="a", path=folder), config)
+    assert found.verdict == "fail" and set(found.not_measured) == {"pointing game", "recurrence"}
+    assert {check.target for check in found.method.checks} == {"style", "group"}
+    assert found.facts["data"].startswith("tiny") and "16 train, 4 test" in found.facts["samples"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        ({"data": "emoji", "factors": ("style",), "world": "permuted"}, "world would have no effect"),
+        ({"data": "emoji", "factors": ("style",), "tolerance": 1}, "tolerance would have no effect"),
+        ({"data": "emoji"}, "named"),
+        ({"most_values": 5}, "most_values would have no effect"),
+    ],
+)
+def test_keys_without_effect_are_refused(settings: dict[str, object], fact: str) -> None:
+    with pytest.raises(ConfigError, match=fact):
+        dictionary.Config(backbone="pixels", **settings)  # type: ignore[arg-type]
