@@ -224,7 +224,7 @@ def _train(
     config = topk.Config(k=setting.k, n_latents=setting.n_latents, **given, **params)  # type: ignore[arg-type]
     sae = topk.make(config, rows.train.shape[1], seed=setting.seed)
     sae.initialise(rows.train.mean(0), rows.train.var(0, correction=0))
-    x, learning_rate = rows.train, config.learning_rate
+    x, learning_rate = rows.train, config.rate(sae.n_latents)
     if name in PEERS:
         warmup = min(RISE, 1 - config.decay)
         plan = Plan(
@@ -257,7 +257,7 @@ def ours(sae: TopK, *, steps: int, batch: int) -> Trainee:
     """
     config = sae.config
     optimiser = torch.optim.AdamW(
-        sae.parameters(), lr=config.learning_rate, weight_decay=0.0, eps=config.adam_eps, fused=True
+        sae.parameters(), lr=config.rate(sae.n_latents), weight_decay=0.0, eps=config.adam_eps, fused=True
     )
     factor = step_size_factor(config, steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factor(step / steps))

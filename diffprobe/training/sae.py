@@ -66,8 +66,8 @@ class SparseAutoencoderModule(ProbeModule):
         self.config = config
         self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
         check_one_tap(self.cells)
-        self.default_learning_rate = config.learning_rate
         self.sae = sae or make_sae(config, d_in, seed=derive_seed("sae", seed))
+        self.default_learning_rate = config.rate(self.sae.n_latents)
         # Every process, and so the checkpoint of one, holds the activity in the samples of all processes.
         self.dead_latents = DeadLatents(len(self.sae.rows), config.dead_window, sync_on_compute=False)
         self.dead_latents.persistent(True)

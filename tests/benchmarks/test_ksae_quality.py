@@ -119,6 +119,24 @@ def test_ours_takes_the_steps_of_the_module_that_trains_a_run(rows: Rows) -> Non
     torch.testing.assert_close(mine.b_pre, theirs.b_pre)
 
 
+def test_the_default_rate_recovers_a_planted_dictionary_better_than_a_third_of_it() -> None:
+    """Mean cosine of each planted direction with its nearest decoder row, after equal steps from equal weights."""
+    generator = torch.Generator().manual_seed(1)  # not the seed of the initial dictionary
+    truth = torch.nn.functional.normalize(torch.randn(128, 32, generator=generator), dim=1)
+    indices = torch.randint(128, (4096, 4), generator=generator)
+    weights = torch.rand(4096, 4, generator=generator) + 0.5
+    x = torch.nn.functional.embedding_bag(indices, truth, per_sample_weights=weights, mode="sum")
+
+    def recovered(**params: float) -> float:
+        sae = topk.make(topk.Config(k=4, n_latents=256, **params), 32, seed=0)
+        sae.initialise(x.mean(0), x.var(0, correction=0))
+        trainee = ours(sae, steps=150, batch=256)
+        ksae_peers.run_steps(trainee, x, ksae_peers.Plan(batch=256, steps=150), seed=0)
+        return float((truth @ sae.W_dec.detach().T).max(1).values.mean())
+
+    assert recovered() > recovered(learning_rate=1e-3) + 0.05
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_another_library_learns_what_ours_learns(name: str, rows: Rows) -> None:
     try:
