@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -147,8 +148,27 @@ class QualityReport:
         ]
 
     def to_json(self) -> str:
-        """Return all trials as JSON text."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+        """Return all trials as JSON text, one per line; the fvu of a diverged training is null."""
+        tree = asdict(self)
+        trials = [
+            json.dumps({name: None if value != value else value for name, value in trial.items()})
+            for trial in tree.pop("trials")
+        ]
+        head = json.dumps(tree, indent=1).removesuffix("\n}")
+        return head + ',\n "trials": [\n  ' + ",\n  ".join(trials) + "\n ]\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "QualityReport":
+        """Return what `to_json` wrote."""
+        tree = json.loads(text)
+        setting = tree["setting"] | {name: tuple(tree["setting"][name]) for name in ("lengths", "rates")}
+        setting["params"] = {name: tuple(values) for name, values in setting["params"].items()}
+        whole: list[dict[str, Any]] = [
+            {name: float("nan") if value is None else value for name, value in trial.items()}
+            for trial in tree["trials"]
+        ]
+        trials = tuple(Trial(**trial) for trial in whole)
+        return cls(**{**tree, "rows": tuple(tree["rows"]), "setting": QualitySetting(**setting), "trials": trials})
 
 
 def _val_fvu(trial: Trial) -> float:

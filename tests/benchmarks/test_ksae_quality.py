@@ -159,7 +159,7 @@ def test_fvu_and_dead_share_are_those_of_their_definitions(rows: Rows) -> None:
     sae = topk.make(topk.Config(k=4, n_latents=48), 16, seed=0)
     sae.initialise(rows.train.mean(0), rows.train.var(0, correction=0))
     x = rows.test
-    expected = (x - sae(x)[0]).square().sum() / (x - x.mean(0)).square().sum()
+    expected = (x - sae(x)[0].detach()).square().sum() / (x - x.mean(0)).square().sum()
     assert fvu(sae, x) == pytest.approx(float(expected), rel=1e-5)
     with torch.no_grad():
         sae.b_enc[:12] = -1e6
@@ -181,7 +181,16 @@ def test_the_report_says_what_misses_the_target() -> None:
     assert "ours, 20 steps: 1.200 x the best other library; misses the target" in text
     assert "ours, 60 steps: 1.005 x the best other library; within the target" in text
     assert "overcomplete: not installed" in text and "| 60 | sparsify | 0.001 | 6.0 |" in text
-    assert json.loads(found.to_json())["trials"][0]["val_fvu"] == 0.1
+
+
+def test_a_report_can_be_written_and_read() -> None:
+    found = report(
+        trial(OURS, 20, val=0.1, test=0.3), trial("sparsify", 20, rate=1.0, val=float("nan"), test=float("nan"))
+    )  # fmt: skip
+    text = found.to_json()
+    assert json.loads(text)["trials"][1]["val_fvu"] is None and "NaN" not in text
+    read = QualityReport.from_json(text)
+    assert read.setting == found.setting and read.trials[0] == found.trials[0] and read.to_json() == text
 
 
 def test_unknown_and_empty_settings_are_refused() -> None:
