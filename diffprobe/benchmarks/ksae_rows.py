@@ -38,8 +38,10 @@ def stored_rows(store: Path | str, cell: str, *, images: int | None = None) -> R
         store: folder of a feature store.
         cell: its cell, or a unique prefix of one.
         images: the first images of each split; None for all.
-    Raises: UnknownName for a cell, ConfigError for a store without a training or test split or without features.
+    Raises: UnknownName for a cell; ConfigError for less than one image, for a store without a training or test split.
     """
+    if images is not None and images < 1:
+        raise ConfigError(f"images={images} of each split; allowed: at least 1.")
     opened = FeatureStore.open(store)
     name = choose_cell(cell, opened.cells)
     missing = [split for split in ("train", "test") if split not in opened.splits]
@@ -47,7 +49,13 @@ def stored_rows(store: Path | str, cell: str, *, images: int | None = None) -> R
         raise ConfigError(f"the store '{store}' has no split {' and '.join(missing)}.", "needed: train and test")
 
     def read(split: str) -> Tensor:
-        return by_place(opened.load(split, [name]).features[name][:images], name).float()
+        parts, missing = list[Tensor](), images
+        for table in opened.iter_shards(split, [name]):
+            parts.append(by_place(table.features[name][:missing], name).float())
+            missing = None if missing is None else missing - len(parts[-1])
+            if missing == 0:
+                break
+        return torch.cat(parts)
 
     train, test = read("train"), read("test")
     if "val" in opened.splits:

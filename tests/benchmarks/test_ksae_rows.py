@@ -20,9 +20,10 @@ class Store:
         self.splits = splits
         self.manifest = type("M", (), {"recorded": {"backbone": "toy"}})
 
-    def load(self, split: str, cells: list[str]):
+    def iter_shards(self, split: str, cells: list[str]):
         image = torch.arange(20.0)[:, None, None, None] + {"train": 0, "val": 100, "test": 200}[split]
-        return type("T", (), {"features": {CELL: image.expand(20, 3, 1, 2).clone()}})
+        for shard in image.expand(20, 3, 1, 2).split(4):
+            yield type("T", (), {"features": {CELL: shard.clone()}})
 
 
 @pytest.fixture
@@ -51,6 +52,8 @@ def test_a_store_without_test_images_or_with_another_cell_is_refused(opened) -> 
     opened("train", "val")
     with pytest.raises(ConfigError, match="no split test"):
         stored_rows("folder", "mid_block")
+    with pytest.raises(ConfigError, match="images=0"):
+        stored_rows("folder", "mid_block", images=0)
     with pytest.raises(UnknownName, match="mid_block"):
         stored_rows("folder", "mid_blok@t200")
 

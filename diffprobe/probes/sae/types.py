@@ -11,7 +11,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae.kernels.sparse_step import Top
 
-RATE, RATE_LATENTS = 3e-3, 1024
+RATE, RATE_LATENTS = 6e-3, 1024
 """Step size of up to this number of latents, if none is given."""
 
 
@@ -76,7 +76,7 @@ class Config:
         value at RATE_LATENTS is measured (docs/benchmarks.md).
 
         >>> [round(Config().rate(n), 5) for n in (256, 1024, 4096)], Config(learning_rate=1e-3).rate(4096)
-        ([0.003, 0.003, 0.0015], 0.001)
+        ([0.006, 0.006, 0.003], 0.001)
         """
         if self.learning_rate is not None:
             return self.learning_rate
