@@ -30,7 +30,7 @@ from diffprobe.probes.sae.topk import TopK
 _NEVER = 10**9
 """Length of a run whose schedule is constant over the measured steps."""
 _TIMED = 5
-"""Steps of which the fastest tells how many fit into a time."""
+"""Steps that are timed; the fastest gives the number of steps that fit into a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
