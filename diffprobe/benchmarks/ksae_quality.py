@@ -277,8 +277,9 @@ def ours(sae: TopK, *, steps: int, batch: int) -> Trainee:
     """
     config = sae.config
     optimiser = torch.optim.AdamW(
-        sae.parameters(), lr=config.rate(sae.n_latents), weight_decay=0.0, eps=config.adam_eps, fused=True
-    )
+        sae.parameters(), lr=config.rate(sae.n_latents), weight_decay=0.0, eps=config.adam_eps,
+        betas=(0.9, config.adam_beta2), fused=True,
+    )  # fmt: skip
     factor = step_size_factor(config, steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: factor(step / steps))
     dead = DeadLatents(sae.n_latents, config.dead_window, sync_on_compute=False)

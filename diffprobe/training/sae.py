@@ -328,6 +328,7 @@ class SparseAutoencoderModule(ProbeModule):
             lr=self.learning_rate,
             weight_decay=self.settings.weight_decay,
             eps=self.config.adam_eps,
+            betas=(0.9, self.config.adam_beta2),
             fused=fused,
         )
         return self.schedule(optimizer, step_size_factor(self.config, self._total_steps()))

@@ -60,3 +60,12 @@ def test_the_defaults_of_this_record_are_those_of_the_code() -> None:
         found = read("peers", name)
         default = next(trial for trial in found.trials if trial.contender == DEFAULT)
         assert default.learning_rate == pytest.approx(6e-3 * min(1, (1024 / found.n_latents) ** 0.5))
+
+
+def test_the_table_of_auxk_is_that_of_the_recorded_trials() -> None:
+    found = QualityReport.from_json((RECORDED / "sweep/emoji_pooled_aux.json").read_text("utf-8"))
+    trials = [trial for trial in found.trials if trial.contender == OURS]
+    expected = [
+        [f"{t.params['aux_weight']:g}", f"{t.learning_rate:g}", f"{t.test_fvu:.4f}", f"{t.dead:.1%}"] for t in trials
+    ]
+    assert rows(TEXT, "AuxK") == expected and {t.steps for t in trials} == {600}

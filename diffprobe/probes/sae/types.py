@@ -48,6 +48,9 @@ class Config:
     """Share of the run, at its end, over which the step size falls to 0; 0 for a constant step size."""
     adam_eps: float = 6.25e-10
     """Adam's epsilon."""
+    adam_beta2: float = 0.95
+    """Adam's decay of squared gradients. With torch's 0.999 the large gradients of the first steps keep the next hundreds
+    of steps small."""
 
     def __post_init__(self) -> None:
         of = f"of probe '{type(self).__module__.rpartition('.')[2]}'"
@@ -64,6 +67,8 @@ class Config:
         for name in ("datapoint_blend", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} {of} is out of range: 0..1.")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ConfigError(f"adam_beta2 = {self.adam_beta2} {of} is out of range: 0 to below 1.")
         for name in ("learning_rate", "adam_eps"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} = {value} {of} must be positive.")

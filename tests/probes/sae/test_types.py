@@ -15,6 +15,7 @@ from diffprobe.probes.sae.types import RATE, RATE_LATENTS, SINGLE_PROCESS, Colle
         ("aux_weight", -1.0, "aux_weight = -1.0"),
         ("datapoint_blend", 1.5, r"datapoint_blend = 1.5 .* 0\.\.1"),
         ("learning_rate", 0.0, "learning_rate = 0.0"),
+        ("adam_beta2", 1.0, "adam_beta2 = 1.0"),
         ("multi_k_weight", -0.1, "multi_k_weight = -0.1"),
     ],
 )
