@@ -49,8 +49,8 @@ class Config:
     adam_eps: float = 6.25e-10
     """Adam's epsilon."""
     adam_beta2: float = 0.95
-    """Adam's decay of squared gradients. With torch's 0.999 the large gradients of the first steps keep the next hundreds
-    of steps small."""
+    """Adam's decay of squared gradients. With torch's 0.999 the large gradients of the first steps keep the next
+    hundreds of steps small."""
 
     def __post_init__(self) -> None:
         of = f"of probe '{type(self).__module__.rpartition('.')[2]}'"
