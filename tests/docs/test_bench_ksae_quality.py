@@ -24,10 +24,10 @@ def read(part: str, name: str) -> QualityReport:
 
 def test_the_sweep_is_that_of_the_recorded_trials() -> None:
     shown = rows(TEXT, "sweep")
-    assert [row[0] for row in shown] == list(NAMES)
+    assert list(dict.fromkeys(row[0] for row in shown)) == list(NAMES)
     for name, width, latents, steps, *cells in shown:
         found = read("sweep", name)
-        assert (str(found.d_in), latents) == (width, f"{found.n_latents:,}")
+        assert (str(found.d_in), f"{found.n_latents:,}") == (width, latents)
         trials = [t for t in found.trials if t.contender == OURS and str(t.steps) == steps and t.params["decay"] == 0.2]
         assert " / ".join(f"{1000 * t.learning_rate:g}" for t in trials) == cells[0]
         assert " / ".join(f"{t.test_fvu:.3f}" for t in trials) == cells[1]
@@ -78,4 +78,10 @@ def test_the_ratios_in_the_text_are_those_of_the_recorded_trials() -> None:
     above = [100 * (ratio - 1) for ratio in ratios if ratio is not None]
     assert f"its defaults is {above[0]:.1f} % above the best other library at 240 steps" in text
     assert f"at 60 steps it is {above[1]:.0f} % above, and with the best of three rates {above[2]:.0f} %" in text
+    pooled = read("peers", "emoji pooled")
+    below, short = ((pooled.ratio(DEFAULT, steps) or 0.0) - 1 for steps in (320, 80))
+    assert (
+        f"it is {-100 * below:.1f} % below the best other library at 320 steps, and {100 * short:.0f} % above at 80"
+        in text
+    )
     assert f"the defaults were {above[3]:.0f} % above at 240 steps" in text
