@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.device import choose_device
-from diffprobe.benchmarks.ksae_peers import PEERS, Trainee, Unusable, prepare, version
+from diffprobe.benchmarks.ksae_peers import PEERS, Plan, Trainee, Unusable, prepare, version, weights_of
 from diffprobe.benchmarks.machine import machine, seconds
 from diffprobe.config.validators import a_device
 from diffprobe.core.errors import ConfigError
@@ -176,10 +176,10 @@ def measure(
     sae, features = sae.to(place), features.to(place)
     if method in PEERS:
         features *= sae.scale  # the scale in which our implementation trains
-        trainee = PEERS[method].make(sae, batch)
+        trainee = PEERS[method].make(sae, Plan(batch=batch))
     else:
         run = {"floor": _floor, "ours": _ours, "dense": _dense}[method]
-        trainee = Trainee(run(sae, k), functools.partial(_reconstruct, sae))
+        trainee = Trainee(run(sae, k), functools.partial(_reconstruct, sae), functools.partial(weights_of, sae))
     del sae  # other libraries copy the weights: ours must not add to their memory
     times = []
     for number in range(steps):

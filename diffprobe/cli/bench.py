@@ -38,12 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="B,D,M,K",
         help="batch size, d_in, n_latents, k; repeatable (default: three shapes)",
     )
-    ksae.add_argument(
-        "--steps", type=int, default=8, metavar="N", help="training steps; the fastest counts (default: 8)"
-    )
-    ksae.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds; the fastest counts (default: 2)")
-    ksae.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    ksae.add_argument("--steps", type=int, metavar="N", help="training steps; the fastest counts (default: 8)")
+    ksae.add_argument("--rounds", type=int, metavar="N", help="rounds; the fastest counts (default: 2)")
+    ksae.add_argument("--device", help="torch device (default: cpu)")
     ksae.add_argument("--no-peers", action="store_true", help="skip other libraries (diffprobe[peers] installs them)")
+    _add_quality(ksae)
     scale = what.add_parser("scale", help="growth of work with samples, classes, attribute values and cells")
     scale.add_argument("--samples", type=int, default=1_000_000, metavar="N", help="samples (default: 1,000,000)")
     scale.add_argument("--classes", type=int, default=100_000, metavar="N", help="classes, values (default: 100,000)")
@@ -118,6 +117,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
+def _add_quality(ksae: argparse.ArgumentParser) -> None:
+    """Add the options of `bench ksae --quality`."""
+    ksae.add_argument("--quality", action="store_true", help="held-out fvu and dead latents against time instead")
+    group = ksae.add_argument_group("with --quality")
+    group.add_argument("--store", metavar="FOLDER", help="a feature store, with its splits")
+    group.add_argument("--cell", help="the cell of --store")
+    group.add_argument("--images", type=int, metavar="N", help="the first N images of each split of --store")
+    group.add_argument("--rows", metavar="FILE", help="in place of --store: safetensors with train, val and test")
+    group.add_argument("--k", type=int, metavar="N", help="latents kept per row (default: 16)")
+    group.add_argument("--latents", type=int, metavar="N", help="latents (default: 8 times the width)")
+    group.add_argument("--batch", type=int, metavar="N", help="rows per step (default: 4,096)")
+    group.add_argument("--lengths", type=_numbers, metavar="N,N", help="steps of the trainings (default: 150,600)")
+    group.add_argument("--rates", type=_values, metavar="X,X", help="learning rates (default: 0.001,0.003,0.01)")
+    group.add_argument(
+        "--try", dest="params", action="append", type=_tried, metavar="KEY=X,X", help="further settings of ours"
+    )
+    group.add_argument("--peer", action="append", metavar="NAME", help="a library to train; repeatable (default: all)")
+
+
+_QUALITY = ("store", "cell", "images", "rows", "k", "latents", "batch", "lengths", "rates", "params", "peer")
+_SPEED = ("shape", "steps", "rounds", "device")
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure and print a Markdown table."""
     _require_writable(args.json)
@@ -170,13 +192,16 @@ def _ksae(args: argparse.Namespace) -> int:
     from diffprobe.benchmarks.ksae import PRECISIONS, SHAPES, bench_ksae
     from diffprobe.benchmarks.ksae_peers import PEERS
 
+    _refuse_others(args)
+    if args.quality:
+        return _ksae_quality(args)
     peers = () if args.no_peers else tuple(PEERS)
     report = bench_ksae(
         tuple(args.shape or SHAPES),
-        steps=args.steps,
-        rounds=args.rounds,
+        steps=8 if args.steps is None else args.steps,
+        rounds=2 if args.rounds is None else args.rounds,
         peers=peers,
-        device=args.device,
+        device=args.device or "cpu",
         progress=_progress,
     )
     print(f"{report.machine}; the fastest of {report.rounds} x {report.steps - 1} steps")
@@ -205,6 +230,44 @@ def _ksae(args: argparse.Namespace) -> int:
         print(f"{name}: {version}")
     for name, reason in report.absent.items():
         print(f"{name}: {reason}")
+    return _write_json(args.json, report.to_json())
+
+
+def _refuse_others(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options of `bench ksae` that have no effect with, or without, --quality."""
+    from diffprobe.core.errors import ConfigError
+
+    given = [f"--{'try' if name == 'params' else name}" for name in _SPEED if args.quality and getattr(args, name)]
+    given += [
+        f"--{'try' if name == 'params' else name}" for name in _QUALITY if not args.quality and getattr(args, name)
+    ]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} has no effect {'with' if args.quality else 'without'} --quality.",
+            fix=f"leave it out, or {'leave out' if args.quality else 'add'} --quality",
+        )
+    if not args.quality:
+        return
+    if (args.rows is None) == (args.store is None) or (args.store is None) != (args.cell is None):
+        raise ConfigError("bench ksae --quality trains on --store FOLDER --cell CELL, or on --rows FILE.")
+    if args.rows is not None and args.images is not None:
+        raise ConfigError("--images has no effect with --rows.", fix="leave it out")
+    if args.peer and args.no_peers:
+        raise ConfigError("--peer contradicts --no-peers.", fix="leave one of them out")
+
+
+def _ksae_quality(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.ksae_peers import PEERS
+    from diffprobe.benchmarks.ksae_quality import QualitySetting, bench_quality, render
+    from diffprobe.benchmarks.ksae_rows import load_rows, stored_rows
+
+    named = {"k": args.k, "n_latents": args.latents, "batch": args.batch, "lengths": args.lengths, "rates": args.rates}
+    given = {name: value for name, value in named.items() if value is not None}
+    setting = QualitySetting(**given, params=dict(args.params or ()))
+    rows = load_rows(args.rows) if args.rows else stored_rows(args.store, args.cell, images=args.images)
+    peers = () if args.no_peers else tuple(args.peer or PEERS)
+    report = bench_quality(rows, setting, peers=peers, progress=_progress)
+    print(render(report))
     return _write_json(args.json, report.to_json())
 
 
@@ -351,6 +414,20 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(part.isdigit() for part in parts):
         raise argparse.ArgumentTypeError(f"invalid numbers '{text}': expected for example 1,2,4")
     return tuple(map(int, parts))
+
+
+def _values(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) if any(c in part for c in ".eE") else int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid numbers '{text}': expected for example 0.001,0.003") from None
+
+
+def _tried(text: str) -> tuple[str, tuple[float, ...]]:
+    name, sign, values = text.partition("=")
+    if not sign:
+        raise argparse.ArgumentTypeError(f"invalid setting '{text}': expected for example decay=0,0.2,1")
+    return name, _values(values)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -69,8 +69,8 @@ class SparseAutoencoderModule(ProbeModule):
         self.config = config
         self.cells = (cell,) if isinstance(cell, str) else tuple(cell)
         check_one_tap(self.cells)
-        self.default_learning_rate = config.learning_rate
         self.sae = sae or make_sae(config, d_in, seed=derive_seed("sae", seed), **self.make_arguments())
+        self.default_learning_rate = config.rate(self.sae.n_latents)
         d_out = self.sae.d_out
         # Every process, and so the checkpoint of one, holds the activity in the samples of all processes.
         self.dead_latents = DeadLatents(len(self.sae.rows), config.dead_window, sync_on_compute=False)
@@ -375,6 +375,7 @@ class SparseAutoencoderModule(ProbeModule):
             lr=self.learning_rate,
             weight_decay=self.settings.weight_decay,
             eps=self.config.adam_eps,
+            betas=(0.9, self.config.adam_beta2),
             fused=fused,
         )
         return self.schedule(optimizer, step_size_factor(self.config, self._total_steps()))

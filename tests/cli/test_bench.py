@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from diffprobe.cli.main import main
 
@@ -23,6 +25,35 @@ def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     assert "| 32, 16, 64, 4 | bfloat16 | dense step |" in out and "| fastest other / ours | ours / encoder |" in out
     written = json.loads(file.read_text())
     assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
+
+
+@pytest.mark.slow
+def test_the_quality_of_autoencoders_has_a_table(tmp_path, capsys) -> None:
+    rows, file = tmp_path / "rows.safetensors", tmp_path / "bench.json"
+    save_file({name: torch.randn(64, 8) for name in ("train", "val", "test")}, rows)
+    sizes = ["--k", "2", "--batch", "16", "--lengths", "2,3", "--rates", "0.001,0.01", "--try", "decay=0,0.5"]
+    words = ["--quality", "--rows", str(rows), *sizes, "--no-peers", "--json", str(file)]
+    assert main(["bench", "ksae", *words]) == 0
+    out = capsys.readouterr().out
+    assert "rows: 64 training rows of width 8, 64 latents, k = 2, batch 16" in out and "| 3 | ours, defaults |" in out
+    assert len(json.loads(file.read_text())["trials"]) == 2 + 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--k", "2", "--try", "decay=0"], "--k, --try has no effect without --quality"),
+        (["--quality", "--rows", "r", "--steps", "2"], "--steps has no effect with --quality"),
+        (["--quality"], "--store FOLDER --cell CELL, or on --rows FILE"),
+        (["--quality", "--store", "s"], "--store FOLDER --cell CELL, or on --rows FILE"),
+        (["--quality", "--rows", "r", "--images", "3"], "--images has no effect"),
+        (["--quality", "--rows", "r", "--peer", "sparsify", "--no-peers"], "--peer contradicts --no-peers"),
+        (["--quality", "--rows", "r", "--try", "decai=0"], "nearest: decay"),
+    ],
+)
+def test_options_of_the_quality_without_effect_are_refused(words, says, capsys) -> None:
+    assert main(["bench", "ksae", *words]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_prompts_have_a_table(tiny_sd, tmp_path, capsys) -> None:

@@ -78,6 +78,7 @@ OTHER = {
     "warmup_steps": 7,
     "decay": 0.9,
     "adam_eps": 0.01,
+    "adam_beta2": 0.5,
     "threshold_decay": 0.5,
     "penalty": "linear",
     "l0_weight": 5.0,

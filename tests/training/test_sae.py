@@ -41,6 +41,16 @@ def run(toy, tmp_path, source=None, probe=None, start=None, callbacks=(), **sett
     return module
 
 
+def test_the_step_size_is_that_of_the_trainer_then_of_the_probe_then_of_the_rule():
+    def used(trainer: float | None, **probe: object) -> float:
+        settings = TrainerConfig(learning_rate=trainer)
+        config = Config(k=3, **probe)
+        return SparseAutoencoderModule(config, cell=CELL, d_in=12, settings=settings).learning_rate
+
+    assert used(0.02, learning_rate=0.01) == 0.02 and used(None, learning_rate=0.01) == 0.01
+    assert used(None) == Config().rate(8 * 12) and used(None, n_latents=4096) == Config().rate(4096) < used(None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_longer_training_explains_more_and_keeps_the_invariants(toy, tmp_path, precision):

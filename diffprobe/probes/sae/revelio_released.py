@@ -36,6 +36,8 @@ class Config(topk.Config):
     """0: the step size stays constant after the warm-up."""
     adam_eps: float = 1e-8
     """Adam's epsilon."""
+    adam_beta2: float = 0.999
+    """Adam's decay of squared gradients."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

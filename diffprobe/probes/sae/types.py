@@ -11,6 +11,9 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae.kernels.sparse_step import Top
 
+RATE, RATE_LATENTS = 6e-3, 1024
+"""Step size of up to this number of latents, if none is given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -37,14 +40,17 @@ class Config:
     """Training samples, selected by seed and key, for the geometric median, datapoint_blend and initial thresholds."""
     datapoint_blend: float = 0.0
     """Weight of sample directions in the initial dictionary rows; 0 for random rows, typically 0.8."""
-    learning_rate: float = 1e-3
-    """Step size if trainer.learning_rate is None."""
+    learning_rate: float | None = None
+    """Step size if trainer.learning_rate is None; None for a step size by the number of latents (`rate`)."""
     warmup_steps: int | None = None
     """Steps over which the step size rises; None for the first 5 % of the run."""
     decay: float = 0.2
     """Share of the run, at its end, over which the step size falls to 0; 0 for a constant step size."""
     adam_eps: float = 6.25e-10
     """Adam's epsilon."""
+    adam_beta2: float = 0.95
+    """Adam's decay of squared gradients. With torch's 0.999 the large gradients of the first steps keep the next
+    hundreds of steps small."""
 
     def __post_init__(self) -> None:
         of = f"of probe '{type(self).__module__.rpartition('.')[2]}'"
@@ -61,9 +67,25 @@ class Config:
         for name in ("datapoint_blend", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} {of} is out of range: 0..1.")
+        if not 0 <= self.adam_beta2 < 1:
+            raise ConfigError(f"adam_beta2 = {self.adam_beta2} {of} is out of range: 0 to below 1.")
         for name in ("learning_rate", "adam_eps"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} = {getattr(self, name)} {of} must be positive.")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} = {value} {of} must be positive.")
+
+    def rate(self, n_latents: int) -> float:
+        """Return the step size for a number of latents: `learning_rate`, or if it is None the rule.
+
+        RATE up to RATE_LATENTS latents, and beyond it a step size that falls with the square root of their number.
+        Source: the square root is that of Gao et al. 2024, "Scaling and evaluating sparse autoencoders", figure 3; the
+        value at RATE_LATENTS is measured (docs/benchmarks.md).
+
+        >>> [round(Config().rate(n), 5) for n in (256, 1024, 4096)], Config(learning_rate=1e-3).rate(4096)
+        ([0.006, 0.006, 0.003], 0.001)
+        """
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return RATE * min(1.0, (RATE_LATENTS / n_latents) ** 0.5)
 
 
 Reads = Literal["rows", "timesteps", "pairs"]
