@@ -43,8 +43,8 @@ def leaderboard_figure(board: Leaderboard, heading: str = "") -> "Figure":
                 colour = colours(min(max(share, 0.0), 1.0))
                 fill = colour if cell.has_latent else "white"
                 axes.plot([x], [y], "o", markersize=15, markerfacecolor=fill, markeredgecolor=colour, markeredgewidth=2)
-                colour = "white" if cell.has_latent and share < 0.6 else "black"
-                axes.text(x, y, _short(cell.auroc.value), ha="center", va="center", fontsize=6.5, color=colour)
+                text_colour = "white" if cell.has_latent and share < 0.6 else "black"
+                axes.text(x, y, _short(cell.auroc.value), ha="center", va="center", fontsize=6.5, color=text_colour)
             axes.text(
                 len(factors) - 0.3, y, f"{row.n_with_latent} of {len(row.factors)}", va="center", fontsize=9,
                 fontweight="bold" if row.n_with_latent else "normal",
