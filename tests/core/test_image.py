@@ -44,4 +44,4 @@ def test_a_mask_is_resized_without_new_values() -> None:
     mask = Image.new("L", (12, 9))
     mask.paste(7, (0, 0, 6, 9))
     found = fit(mask, 4, resample=Image.Resampling.NEAREST)
-    assert found.size == (4, 4) and {value for _, value in found.getcolors()} == {0, 7}
+    assert found.size == (4, 4) and set(found.tobytes()) == {0, 7}
