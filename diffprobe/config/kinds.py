@@ -44,9 +44,7 @@ KINDS = {
     "evaluate_labels": Kind("diffprobe.evaluation.labels:LabelsEvaluation", "eval labels RUN_FOLDER"),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
-    "evaluate_steering": Kind(
-        "diffprobe.evaluation.steering_settings:SteeringEvaluation", "eval steering RUN_FOLDER"
-    ),
+    "evaluate_steering": Kind("diffprobe.evaluation.steering_settings:SteeringEvaluation", "eval steering RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),
     "extract_prompts": Kind("diffprobe.config.prompt_schema:PromptExtraction", "extract"),
     "score": Kind("diffprobe.evaluation.score_settings:ScoreConfig", "score"),
