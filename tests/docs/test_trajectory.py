@@ -70,3 +70,11 @@ def test_the_statement_of_differences_is_that_of_the_table() -> None:
     largest = max(sd for row in by_row.values() for _, sd in row)
     assert f"by at most {max(differences):.3f}".replace("0.", ".") in PAGE
     assert f"over three seeds is up to {largest:.3f}".replace("0.", ".") in " ".join(PAGE.split())
+
+
+def test_separate_dictionaries_are_worse_at_small_timesteps_and_better_at_the_largest() -> None:
+    rows = recorded("emoji")
+    value = {(row["experiment"].rpartition("/")[2], int(row["timestep"])): float(row["value"]) for row in rows}
+    assert all(value["separate", t] > value["joint", t] for t in (0, 25, 50, 100, 200, 300))
+    assert value["separate", 700] < value["conditioned", 700]
+    assert "leave more at timesteps 0 to 300 and less at 700" in " ".join(PAGE.split())
