@@ -27,7 +27,7 @@ def disjoint_pairs(
     Raises: ConfigError if there are fewer than `n` such pairs.
 
     >>> disjoint_pairs("aabb", lambda x, y: x == y, n=2, seed=0, what="equal letters")
-    [(3, 2), (1, 0)]
+    [(0, 1), (3, 2)]
     """
     order = list(range(len(items)))
     random.Random(derive_seed("pairs", seed)).shuffle(order)

@@ -96,8 +96,8 @@ def success_at(success: Floats, collateral: Floats, level: float) -> float:
         success, collateral: means by strength, from strength 0 on, (strengths,).
         level: collateral that is allowed, at least 0.
 
-    >>> success_at(np.array([0.2, 0.4, 0.8]), np.array([0.0, 0.1, 0.3]), 0.2)
-    0.6
+    >>> success_at(np.array([0.25, 0.5, 1.0]), np.array([0.0, 0.25, 0.75]), 0.5)
+    0.75
     """
     best = float(success[collateral <= level].max(initial=-np.inf))
     for i in range(len(success) - 1):

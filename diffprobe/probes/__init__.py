@@ -6,6 +6,7 @@ the file is the name of the probe in a config. `training` wraps them for a Train
 """
 
 SHARED = (
+    "dense",
     "full_batch",
     "group_permutation",
     "grouped_folds",
@@ -19,4 +20,5 @@ SHARED = (
     "shuffled_labels",
     "softmax_regression",
 )
-"""What is not a kind of probe that is fitted on features: shared code, and `score`, which reads the model itself."""
+"""What is not a kind of probe that is fitted on features: shared code, `score`, which reads
+the model itself, and `dense`, which matches places of maps."""

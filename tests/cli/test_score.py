@@ -70,7 +70,7 @@ def test_a_check_prints_the_passes_and_loads_nothing(capsys: pytest.CaptureFixtu
 def test_a_check_prints_training_and_overlap_too(capsys: pytest.CaptureFixture[str]) -> None:
     few = ["method=dsd", "dsd.few_shot.images=4", "dsd.few_shot.steps=1200"]
     assert main(["score", "mine", *few, "--check"]) == 0 and "1,200 steps" in capsys.readouterr().out
-    classes = ["candidates.kind=classes", "candidates.attribute=colour", "overlap.images=7"]
+    classes = ["candidates.kind=classes", "candidates.n=10", "candidates.attribute=colour", "overlap.images=7"]
     assert main(["score", "mine", *classes, "--check"]) == 0 and "of 7 images" in capsys.readouterr().out
 
 

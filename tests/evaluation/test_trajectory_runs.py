@@ -27,6 +27,7 @@ from diffprobe.training.kinds import sae as kind
 STEPS = ("probe=timestep_topk", "probe.params.n_latents=32", "probe.params.k=4", "features.timesteps=[20,200,500]",
          "probe.cell=mid_block@t*")  # fmt: skip
 PAIR = ("probe=transcoder", "probe.params.n_latents=32", "probe.params.k=4", "probe.params.target_tap=up_blocks.0",
+        "probe.params.learning_rate=1e-3", "probe.params.adam_beta2=0.999",
         "features.taps=[mid_block,up_blocks.0]")  # fmt: skip
 CELLS = ("mid_block@t20:empty:mean", "mid_block@t200:empty:mean", "mid_block@t500:empty:mean")
 

@@ -1,1 +1,3 @@
 """Dense probes: they read places of feature maps, for example where a point of one image is in another."""
+
+SHARED = ()
