@@ -60,8 +60,10 @@ class FewShotRule:
 def margin_loss(scores: Float[Tensor, " n"], right: int, margin: float) -> Float[Tensor, ""]:
     """Return max(0, right - best wrong + margin) of one image; smaller scores are better.
 
-    >>> float(margin_loss(torch.tensor([0.5, 0.25, 0.75]), 0, 0.25)), float(margin_loss(torch.tensor([0.5, 1]), 0, 0.25))
-    (0.5, 0.0)
+    >>> float(margin_loss(torch.tensor([0.5, 0.25, 0.75]), 0, 0.25))
+    0.5
+    >>> float(margin_loss(torch.tensor([0.5, 1.0]), 0, 0.25))
+    0.0
     """
     wrong = torch.cat([scores[:right], scores[right + 1 :]])
     return (scores[right] - wrong.min() + margin).clamp_min(0)
