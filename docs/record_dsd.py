@@ -16,7 +16,10 @@ DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "scores" / "dsd"
 PAGE = DOCS / "users" / "scores.md"
 MARKER = "dsd"
-METHODS = {"diffusion_classifier": "Diffusion Classifier", "dsd": "DSD", "attention": "attention alone"}
+METHODS = {
+    "diffusion_classifier": "Diffusion Classifier", "norm": "error of DSD alone", "dsd": "DSD",
+    "attention": "attention alone",
+}  # fmt: skip
 """Method in the name of a file -> head of its column."""
 EXPERIMENTS = ("scenes/dsd", "emoji/dsd")
 OVERLAP = "emoji/overlap"
@@ -24,9 +27,11 @@ OVERLAP = "emoji/overlap"
 
 
 def method_of(result: RunResult) -> str:
-    """Return the method of a result: a DSD without errors is the attention alone."""
-    method = str(result.config["method"])
-    return "attention" if method == "dsd" and not result.config["dsd"]["error_weight"] else method
+    """Return the method of a result: a DSD without errors is the attention alone, one without attention the error."""
+    method, rule = str(result.config["method"]), result.config["dsd"]
+    if method != "dsd":
+        return method
+    return "attention" if not rule["error_weight"] else "norm" if not rule["attention_weight"] else "dsd"
 
 
 def recorded() -> dict[str, dict[str, RunResult]]:

@@ -58,3 +58,12 @@ def test_the_text_on_differences_is_that_of_the_results(script: ModuleType) -> N
     for record in records["emoji100"].values():
         differences = record.detail["differences"]
         assert differences["chance"]["low"] > 0 > differences["regression_on_text_encoder"]["low"]
+
+
+def test_the_text_on_generated_images_is_that_of_the_results(script: ModuleType) -> None:
+    (record,) = [r for r in script.recorded()["emoji10"].metrics if r.name.startswith("generated_")]
+    found = record.detail["differences"]["real_images"]
+    numbers = [100 * value for value in (record.value, record.controls["real_images"], found["estimate"])]
+    text = " ".join(PAGE.split())
+    assert f"Of {record.n} emoji, {numbers[0]:.1f} %" in text and f"and {numbers[1]:.1f} % of the real ones" in text
+    assert f"{numbers[2]:.1f} points ({100 * found['low']:.1f} to {100 * found['high']:.1f})" in text
