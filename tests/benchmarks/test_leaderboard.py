@@ -30,6 +30,7 @@ TOY = PeerLibrary(distribution="torch", module="torch", make=toy)
 ABSENT = PeerLibrary(distribution="no-such-distribution", module="no_such", make=toy)
 
 
+@pytest.mark.slow
 def test_all_rows_stand_on_the_same_samples_and_ones_own_is_added(board: Board, tmp_path: Path) -> None:
     own = make(TopKConfig(k=4, n_latents=20), 16, seed=5)
     folders = [to_saelens(own, tmp_path / "lens"), to_dictionary_learning(own, tmp_path / "learning")]

@@ -74,6 +74,7 @@ def test_result_table_images_and_page_are_written(config, written):
     assert set(read_result(written.result).artifacts) >= {"input/backbone", "input/labelled"}
 
 
+@pytest.mark.slow
 def test_it_is_repeatable_and_whitening_changes_associations_but_no_image(config, written):
     again = replace(config, output=config.output + "-again")
     assert read_result(audit(again).result).metrics == read_result(written.result).metrics

@@ -65,6 +65,7 @@ class Planted:
         return table
 
 
+@pytest.mark.slow
 def test_a_planted_sparse_map_is_recovered(toy, tmp_path, monkeypatch):
     class Source(Planted, toy):
         pass

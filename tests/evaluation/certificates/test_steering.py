@@ -76,6 +76,7 @@ def certified(folder: Path, model: Path, **settings: object) -> "tuple[dict, dic
     return of["method"], of["random direction"]
 
 
+@pytest.mark.slow
 def test_the_planted_direction_passes_and_a_random_one_fails(tiny_sd: Path, tmp_path: Path) -> None:
     """Noise that is predicted lower gives larger latents, so the direction of red is the first axis, downwards."""
     own, random = certified(save(tmp_path / "d", [-1.0, 0.0, 0.0, 0.0]), tiny_sd)
