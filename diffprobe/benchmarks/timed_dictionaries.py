@@ -95,9 +95,8 @@ def train_ours(variant: str, rows: Float[Tensor, "n d"], settings: TrainingSetti
     sae = _start(variant, rows, settings, seed=seed)
     dead_latents = DeadLatents(sae.n_latents, sae.config.dead_window)
     optimiser = torch.optim.Adam(
-        sae.parameters(), lr=settings.learning_rate, betas=(0.9, sae.config.adam_beta2), eps=sae.config.adam_eps,
-        fused=rows.device.type == "cpu",
-    )  # fmt: skip
+        sae.parameters(), lr=settings.learning_rate, eps=sae.config.adam_eps, fused=rows.device.type == "cpu"
+    )
 
     def step(x: Tensor) -> None:
         optimiser.zero_grad()

@@ -57,7 +57,7 @@ def bank():
 
 
 def sae(precision="32-true"):
-    probe = Config(k=3, n_latents=32, dead_window=60, k_aux=4)
+    probe = Config(k=3, n_latents=32, dead_window=60, k_aux=4, learning_rate=1e-3, adam_beta2=0.999)
     return SparseAutoencoderModule(probe, cell=CELL, d_in=12, settings=settings(precision))
 
 

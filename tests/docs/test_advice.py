@@ -82,7 +82,7 @@ def test_there_is_advice_to_test() -> None:
 @pytest.mark.slow  # imports all libraries
 def test_advised_settings_are_keys() -> None:
     known = keys()
-    free = ("probe.params.", "probe.grid.", "data.caps.")
+    free = ("probe.params.", "probe.grid.", "data.caps.", "ends.")
     unknown = []
     for place, text in FIXES:
         for match in _SETTING.finditer(text):

@@ -17,7 +17,8 @@ WIDE, NARROW = WIDTHS
 
 
 def member(name, cell=WIDE, kind=topk, seed=0, **settings):
-    settings = {"n_latents": 24, "dead_window": 40, "k_aux": 4} | settings
+    shared = {"n_latents": 24, "dead_window": 40, "k_aux": 4, "learning_rate": 1e-3, "adam_beta2": 0.999}
+    settings = shared | settings
     return MemberSpec(name=name, config=kind.Config(**settings), cell=cell, d_in=WIDTHS[cell], seed=seed)
 
 
