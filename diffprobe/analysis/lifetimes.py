@@ -108,7 +108,7 @@ def find_lifetimes(
     highest = np.take_along_axis(strength, peak[:, None], 1)
     enough = (n_active >= min_active) & (highest[:, 0] > 0)
     strong = (strength >= share * highest) & enough[:, None]
-    # a timestep belongs to the life if there is no weak one between it and the peak
+    # a timestep belongs to the life if all timesteps between it and the peak are strong
     weak = np.cumsum(~strong, axis=1)
     at_peak = np.take_along_axis(weak, peak[:, None], 1)
     alive = strong & (weak == at_peak)

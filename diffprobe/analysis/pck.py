@@ -61,7 +61,7 @@ class Matches:
     def limits(self, variant: Variant) -> NDArray[np.float64]:
         """Return the largest distance of a correct match of each point, in pixels.
 
-        Raises: ConfigError for a share of a box where there are no boxes.
+        Raises: ConfigError for a share of a box if the images have no boxes.
         """
         if variant.size == "image":
             return np.full(len(self.name), variant.alpha * self.resolution)

@@ -2,7 +2,7 @@
 
 Each library trains its own TopK class with its own loss, bookkeeping and normalisation. All start from the weights of
 our autoencoder and get features with our scale s applied (only our step contains that work). Adam, its rate and the
-schedule are those of the `Plan`; without further settings the rate is constant and there is no auxiliary loss.
+schedule are those of the `Plan`; by default the rate is constant and no auxiliary loss is used.
 Libraries that clip gradients or normalise the decoder in another way do so here too, which changes their fvu.
 `train_peer` trains on given rows and returns an autoencoder of ours.
 

@@ -37,6 +37,7 @@ from diffprobe.benchmarks.ksae_peers import (
 )
 from diffprobe.benchmarks.ksae_rows import Rows, load_rows
 from diffprobe.benchmarks.machine import machine
+from diffprobe.benchmarks.timed_dictionaries import plain_step
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.progress import Countdown
@@ -285,14 +286,7 @@ def ours(sae: TopK, *, steps: int, batch: int) -> Trainee:
     dead = DeadLatents(sae.n_latents, config.dead_window, sync_on_compute=False)
 
     def step(x: Tensor) -> None:
-        optimiser.zero_grad()
-        sae.begin_step()
-        out = sae.step(x, dead=dead.mask if dead.is_full else None)
-        dead.update(*out.code)
-        out.loss.backward()
-        sae.remove_parallel_gradient()
-        optimiser.step()
-        sae.end_step()
+        plain_step(sae, optimiser, dead, x)
         scheduler.step()
 
     return Trainee(step, lambda x: sae(x)[0], lambda: weights_of(sae))

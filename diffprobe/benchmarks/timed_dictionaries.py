@@ -81,6 +81,23 @@ class MakeTraining(Protocol):
         """Return it with the weights of ours. `batch` is the number of rows of a step."""
 
 
+def plain_step(sae: KSAE, optimiser: torch.optim.Optimizer, dead: DeadLatents, x: Float[Tensor, "batch d"]) -> None:
+    """Take one training step of an autoencoder of this library: forward, AuxK, backward, optimiser, unit norm.
+
+    Args:
+        dead: activity of the latents so far; AuxK acts once its window is full.
+        x: features, each a row.
+    """
+    optimiser.zero_grad()
+    sae.begin_step()
+    out = sae.step(x, dead=dead.mask if dead.is_full else None)
+    dead.update(*out.code)
+    out.loss.backward()
+    sae.remove_parallel_gradient()
+    optimiser.step()
+    sae.end_step()
+
+
 def train_ours(variant: str, rows: Float[Tensor, "n d"], settings: TrainingSettings, *, seed: int) -> Trained:
     """Train a variant of this library with its default settings for AuxK and initialisation.
 
@@ -99,14 +116,7 @@ def train_ours(variant: str, rows: Float[Tensor, "n d"], settings: TrainingSetti
     )
 
     def step(x: Tensor) -> None:
-        optimiser.zero_grad()
-        sae.begin_step()
-        out = sae.step(x, dead=dead_latents.mask if dead_latents.is_full else None)
-        dead_latents.update(*out.code)
-        out.loss.backward()
-        sae.remove_parallel_gradient()
-        optimiser.step()
-        sae.end_step()
+        plain_step(sae, optimiser, dead_latents, x)
 
     steps, seconds = train_for(step, optimiser, rows, settings, seed=seed)
     return Trained(sae.eval(), steps, seconds)

@@ -219,10 +219,7 @@ def _run_directions(args: argparse.Namespace) -> int:
 
 
 def _run_correspondence(args: argparse.Namespace) -> int:
-    from diffprobe.config.compose import load, split_experiment
-
-    experiment, settings = split_experiment(None, args.settings)
-    config = load(experiment or "scenes/correspondence", settings, kinds=("evaluate_correspondence",))
+    config = _load(args, None, "scenes/correspondence", "evaluate_correspondence")
     if args.check:
         return _valid()
     from diffprobe.core.result import read_result
@@ -261,12 +258,12 @@ def _run_selectors(args: argparse.Namespace) -> int:
     return 0
 
 
-def _load(args: argparse.Namespace, subject: str, default: str, kind: str) -> Any:
-    """Load the configuration: the evaluated folder first, so that a setting can still replace it."""
+def _load(args: argparse.Namespace, subject: str | None, default: str, kind: str) -> Any:
+    """Load the configuration: the evaluated folder, if there is one, first, so that a setting can still replace it."""
     from diffprobe.config.compose import load, split_experiment
 
     experiment, settings = split_experiment(None, args.settings)
-    return load(experiment or default, [subject, *settings], kinds=(kind,))
+    return load(experiment or default, [*([] if subject is None else [subject]), *settings], kinds=(kind,))
 
 
 def _text(value: str) -> str:

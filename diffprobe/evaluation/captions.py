@@ -197,7 +197,7 @@ def regressions(
 
 
 def regression_rows(n: int, rule: RegressionRule, seed: int) -> Int[Tensor, " row"]:
-    """Return the rows of `n` training images on which regressions are fitted, ascending; all if there are no more."""
+    """Return the rows of `n` training images on which regressions are fitted, ascending: at most `rule.images`."""
     generator = torch.Generator().manual_seed(derive_seed("regression", seed))
     return torch.randperm(n, generator=generator)[: rule.images].sort().values
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffprobe.analysis.image_pairs import disjoint_pairs, pair_clusters
 from diffprobe.analysis.pck import Matches
 from diffprobe.config.parse import record_tree
-from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, ProbeConfig, RunConfig
+from diffprobe.config.schema import ProbeConfig, RunConfig
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, SplitLeak, unknown
@@ -68,8 +68,8 @@ def evaluate_correspondence(config: CorrespondenceEvaluation) -> Path:
             "correspondence: a group has images in both splits, so the choice of a cell sees the test images."
         )
     measured = Measured(
-        val=splits["val"].measured(_match(config, opened, run_dir, "val", splits["val"]), config.mirror),
-        test=splits["test"].measured(_match(config, opened, run_dir, "test", splits["test"]), config.mirror),
+        val=splits["val"].measured(_match(config, opened, run_dir, "val", splits["val"])),
+        test=splits["test"].measured(_match(config, opened, run_dir, "test", splits["test"])),
         names=opened.splits,
         clusters=opened.request.shard_set.group or "sample",
     )
@@ -124,7 +124,7 @@ class PairedPoints:
         return torch.tensor([source.points[name] for name in self.names[number]], dtype=torch.float64)
 
     def measured(
-        self, found: Mapping[str, Mapping[str, NDArray[np.float64]]], mirror: bool
+        self, found: Mapping[str, Mapping[str, NDArray[np.float64]]]
     ) -> "tuple[dict[str, dict[str, Matches]], list[int], NDArray[np.float64], NDArray[np.bool_]]":
         """Return rung -> cell -> matches; the clusters of the pairs; the partners of all points, and which have one."""
         pair = np.repeat(np.arange(len(self.pairs)), [len(names) for names in self.names])
@@ -180,7 +180,10 @@ class _Opened:
             differ = all("" != _value(one, name) != _value(other, name) != "" for name in config.differ)
             return same and differ and any(name in one.points and name in other.points for name in names)
 
-        chosen = disjoint_pairs(samples, fits, n=config.n_pairs, seed=config.seed, what=what)
+        ends = list(zip(samples, seen, strict=True))  # as source and as target
+        chosen = disjoint_pairs(
+            ends, lambda one, other: fits(one[0], other[1]), n=config.n_pairs, seed=config.seed, what=what
+        )
         group = request.shard_set.group
         groups = [_value(one, group) or one.sample.key if group else one.sample.key for one in samples]
         pairs = [(samples[one], seen[other]) for one, other in chosen]
@@ -235,15 +238,11 @@ def _open(config: CorrespondenceEvaluation) -> _Opened:
             backbone=config.backbone, data=config.data, features=config.features, control=control,
             probe=ProbeConfig(kind="classifier", name="linear"),
         )  # fmt: skip
-        controls[control] = Request(*_with_data(run), tuple(splits.values()))
+        backbone, features = backbone_and_features(run)
+        controls[control] = Request(backbone, config.data, features, tuple(splits.values()))
         _ = controls[control].plan  # refuses vae_latents of a model without a VAE
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(plan.fingerprint)}
     return _Opened(config, request, controls, splits, inputs)
-
-
-def _with_data(run: RunConfig) -> tuple[BackboneConfig, DataConfig, FeaturesConfig]:
-    backbone, features = backbone_and_features(run)
-    return backbone, run.data, features
 
 
 Maps = Callable[[Sequence["PointSample"]], "dict[str, Tensor]"]

@@ -181,7 +181,7 @@ def random_dictionary(tables: Tables, cells: Sequence[str], *, n_latents: int, k
     for rows in (rows for part in _parts(tables) for rows in _places(part, cells)):
         total, n = rows.double().sum(0) + (0 if total is None else total), n + len(rows)
     if total is None:
-        raise ConfigError("there are no features, and so no random dictionary.")
+        raise ConfigError("a random dictionary needs features; the split has none.")
     return LinearCodes.random(total / n, n_latents, min(k, n_latents), seed=seed)
 
 

@@ -34,7 +34,7 @@ def kernel_factors(
     With x_t = s x + n e and alpha = s_t / s_{t-1}, beta = n_t^2 - alpha^2 n_{t-1}^2 (for betas, those of the schedule):
     the posterior mean has x_0 with the factor s_{t-1} beta / n_t^2, and sigma^2 = beta.
 
-    Raises: BadTimestep at 0, which has no kernel, and where there is no signal or no noise.
+    Raises: BadTimestep for timestep 0, which has no reverse kernel, and for one without signal or without noise.
     """
     factors = []
     for t in timesteps:

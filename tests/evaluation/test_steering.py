@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,26 +17,10 @@ from diffprobe.evaluation.steering import EMBEDDING, PROMPT, EditTexts, evaluate
 from diffprobe.evaluation.steering_settings import SteeringEvaluation
 from diffprobe.evaluation.steering_tables import TABLE_FILE, TABLES_FILE
 from diffprobe.shards.scenes.captions import parse
-from diffprobe.shards.scenes.spec import FACTORS
-from diffprobe.shards.scenes.world import load_world
 from tests.evaluation.page_runs import SPATIAL, trainer
+from tests.evaluation.stub_reader import SPEC, StubReader
 
-SPEC = load_world()
 METHODS = {LATENT, RANDOM, DIRECTION, NEURON, REPLACE, PROMPT, EMBEDDING}
-
-
-class StubReader:
-    """Reads the texture from the red channel, the colour from the green one, and the same of everything else."""
-
-    resolution = 32
-
-    def read(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        red, green = (images[..., channel].mean((1, 2)) > 127 for channel in (0, 1))
-        shown = {"texture": red, "colour": green}
-        return {
-            name: np.eye(len(SPEC.names(name)))[shown.get(name, np.zeros(len(images), bool)).astype(int)]
-            for name in FACTORS
-        }
 
 
 @pytest.fixture(autouse=True)

@@ -16,28 +16,13 @@ from diffprobe.evaluation.certificates.steering import SteeredGenerator, Steerin
 from diffprobe.probes.direction.base import Direction
 from diffprobe.shards.scenes.captions import parse
 from diffprobe.shards.scenes.spec import FACTORS
-from diffprobe.shards.scenes.world import load_world
+from tests.evaluation.stub_reader import SPEC, StubReader
 
-SPEC = load_world()
 CELL = Cell("conv_out", 500)
 FEW = {"strengths": (-10.0, -5.0, 0.0, 5.0, 10.0), "n_images": 16, "sampling_steps": 2, "seed": 5}
 """Of this seed no random direction of the four axes is near the planted one: cosines are at most 0.62."""
 MEANS = torch.tensor([1.8, -1.3, 1.2])
 """Of the first channels of the latents that the tiny network generates."""
-
-
-class StubReader:
-    """Reads the texture from the red channel, the colour from the green one, and the same of everything else."""
-
-    resolution = 32
-
-    def read(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        red, green = (images[..., channel].mean((1, 2)) > 127 for channel in (0, 1))
-        shown = {"texture": red, "colour": green}
-        return {
-            name: np.eye(len(SPEC.names(name)))[shown.get(name, np.zeros(len(images), bool)).astype(int)]
-            for name in FACTORS
-        }
 
 
 @pytest.fixture(autouse=True)
