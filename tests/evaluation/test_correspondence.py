@@ -1,6 +1,7 @@
 """`eval correspondence` on rendered scenes and a tiny pipeline: pairs, records, resuming, mirrored targets, tables."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from diffprobe.evaluation.correspondence import MATCHES, evaluate_correspondence
 from diffprobe.evaluation.correspondence_records import SIDE_CONFUSION, summary_lines
 from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
 from diffprobe.runs.tables import build_table
+from diffprobe.shards import dense_truth
 from diffprobe.shards.datasets import scenes
+from diffprobe.shards.dense_truth import PointSample
 
 CELLS = ("up_blocks.0@t20:empty:none", "up_blocks.1@t20:empty:none")
 CONTROLS = {"pixels", "vae_latents", "random_weights", "same_place", "chance"}
@@ -129,6 +132,23 @@ def test_mirrored_targets_move_the_points_and_swap_the_sides(config: Corresponde
         assert turned.points["head"] == (side - other.points["head"][0], other.points["head"][1])
         turned_pixels = np.asarray(turned.sample.image)
         assert np.array_equal(turned_pixels, np.asarray(other.sample.image)[:, ::-1])
+
+
+def test_points_of_a_mirrored_target_are_compared_under_their_new_names(
+    config: CorrespondenceEvaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = dense_truth.read_point_samples
+
+    def with_left_alone(*args: Any, **options: Any) -> Iterator[PointSample]:
+        for number, one in enumerate(read(*args, **options)):
+            name = ("left_foot", "right_foot")[number % 2]
+            yield dataclasses.replace(one, points={name: one.points[name]})
+
+    monkeypatch.setattr(dense_truth, "read_point_samples", with_left_alone)
+    turned = dataclasses.replace(config, mirror=True, points=("left_foot", "right_foot"))
+    pairs = correspondence._open(turned).pairs("train")
+    assert all(len(names) == 1 for names in pairs.names)
+    assert all(set(one.points) == set(other.points) for one, other in pairs.pairs)
 
 
 def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation) -> None:
