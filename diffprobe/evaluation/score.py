@@ -106,8 +106,11 @@ class _Scoring:
             self._require(question)
         train = self._train(progress)
         lora = self._few_shot(encoded, folder, progress) if config.dsd.few_shot.images else {}
-        found = [self._scored(question, encoded, train, folder, progress) for question in asked]
-        if any(one is None for one in found):
+        for _ in range(2):  # the second time nothing is computed: processes that overtook each other see all files
+            found = [self._scored(question, encoded, train, folder, progress) for question in asked]
+            if all(one is not None for one in found):
+                break
+        else:
             return None
         records: list[MetricRecord] = []
         fitted = self._fitted(train)
@@ -260,13 +263,14 @@ class _Scoring:
         *,
         facts: Mapping[str, Any] | None = None,
         stages: tuple[Stage, ...] | None = None,
-        process: tuple[int, int] | None = None,
+        whole: bool = False,
     ) -> Float[Tensor, "sample n timestep"] | None:
         """Return the errors of a question, or None while chunks of other processes are missing.
 
         Args:
             facts: what fixes the errors beside the model, the data, the noise and the precision.
-            stages: prunings, and `process`: the part; None for those of the run.
+            stages: prunings; None for those of the run.
+            whole: compute the chunks of other processes too.
         """
         config = self.config
         conditions: Condition = error.encode_conditions(question.values)
@@ -278,7 +282,7 @@ class _Scoring:
         with progress.bar(len(keys), f"{question.name}: {name}", unit="images", keep=False) as bar:
             return stored_errors(
                 folder, identity, error, latents_of, keys, conditions, question, self.timesteps, weights,
-                config.stages if stages is None else stages, chunk=config.chunk, process=process or self.process,
+                config.stages if stages is None else stages, chunk=config.chunk, process=self.process, whole=whole,
                 on_batch=bar.update,
             )  # fmt: skip
 
@@ -302,9 +306,9 @@ class _Scoring:
         latents = part.latents[question.rows]
         errors = self._errors(
             self.error, part, question, lambda rows: latents[rows], self.weights, folder, "weights", progress,
-            stages=(), process=(0, 1),
+            stages=(), whole=True,
         )  # fmt: skip
-        assert errors is not None, "one process scores all of it"
+        assert errors is not None, "all of it is computed here"
         families = [part.families[row] for row in question.rows.tolist()]
         choices = errors.masked_fill(~question.eligible[..., None], torch.nan)
         return learned_weights(choices * self.weights, question.right, families) * self.weights

@@ -36,6 +36,7 @@ def stored_errors(
     *,
     chunk: int,
     process: tuple[int, int] = (0, 1),
+    whole: bool = False,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Float[Tensor, "sample n timestep"] | None:
     """Return the errors of a question, see `staged_errors`; chunks that are on disk are read.
@@ -51,6 +52,7 @@ def stored_errors(
         conditions: encoded values of the question, one row each.
         chunk: images per file.
         process: number of this process and number of processes; it computes each so many-th chunk.
+        whole: compute the chunks of the other processes too, where they are missing.
         on_batch: called with the number of images done.
     Returns: the errors, or None while chunks of other processes are missing.
     Raises: NonFinite; SchemaError for a file that is not of this run.
@@ -69,7 +71,7 @@ def stored_errors(
     pieces = torch.arange(len(keys)).split(chunk)
     paths = [place / f"{number:06d}.safetensors" for number in range(len(pieces))]
     for number, (rows, path) in enumerate(zip(pieces, paths, strict=True)):
-        if number % count == index and not path.exists():
+        if (whole or number % count == index) and not path.exists():
             found = staged_errors(
                 score, latents_of(rows), [keys[row] for row in rows.tolist()], conditions,
                 question.candidates[rows].clamp_min(0), question.offered[rows], timesteps, weights, stages,

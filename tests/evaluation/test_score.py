@@ -13,6 +13,7 @@ from diffprobe.backbones.families import sd3
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.core.result import read_result
+from diffprobe.evaluation import score as score_module
 from diffprobe.evaluation import score_store
 from diffprobe.evaluation.score import SCORES, score, share_of_groups
 from diffprobe.evaluation.score_settings import (
@@ -107,6 +108,28 @@ def test_two_processes_are_one(config: ScoreConfig, tmp_path: Path) -> None:
     assert files(last.parents[1] / SCORES) == files(one.parents[1] / SCORES)
     assert read_result(last).metrics == read_result(one).metrics
     assert last.relative_to(tmp_path / "two") == one.relative_to(tmp_path / "one")
+
+
+def test_processes_that_overtake_each_other_leave_the_result(
+    config: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, chunk=1)
+    one = score(config)
+    two, calls, stored = changed(config, output=str(tmp_path / "two")), 0, score_module.stored_errors
+
+    def overtaken(*args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        errors = stored(*args, **options)  # type: ignore[arg-type]
+        if calls == 1:  # process 1 finds the first set of noise whole, and no second one of process 0
+            assert errors is None and score(two, process=(1, 2)) is None
+        return errors
+
+    monkeypatch.setattr(score_module, "stored_errors", overtaken)
+    last = score(two, process=(0, 2))
+    assert one is not None and last is not None
+    assert files(last.parents[1] / SCORES) == files(one.parents[1] / SCORES)
+    assert read_result(last).metrics == read_result(one).metrics
 
 
 @pytest.mark.parametrize("rows", [1, 5])

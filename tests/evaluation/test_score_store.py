@@ -33,7 +33,13 @@ class Score:
 
 
 def run(
-    folder: Path, score: Score, *, process: tuple[int, int] = (0, 1), weights: float = 1.0, **facts: object
+    folder: Path,
+    score: Score,
+    *,
+    process: tuple[int, int] = (0, 1),
+    weights: float = 1.0,
+    whole: bool = False,
+    **facts: object,
 ) -> Tensor | None:
     world = encoded()
     (question,) = questions(CandidateRule(n=5), world, seed=0)
@@ -41,7 +47,7 @@ def run(
     return stored_errors(
         folder, {"seed": 0, **facts}, score, lambda rows: world.latents[rows], world.table.keys, conditions, question,
         TIMES, torch.tensor([weights, 1.0, 1.0], dtype=torch.float64), [Stage(n_timesteps=1, kept=2)], chunk=6,
-        process=process,
+        process=process, whole=whole,
     )  # fmt: skip
 
 
@@ -85,6 +91,15 @@ def test_several_processes_leave_the_bytes_of_one(tmp_path: Path, count: int) ->
     assert whole is not None and parts[-1] is not None
     assert torch.equal(parts[-1].nan_to_num(-1), whole.nan_to_num(-1))
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+
+
+def test_a_process_that_needs_all_leaves_unfinished_files_of_others(tmp_path: Path) -> None:
+    assert run(tmp_path, Score(), process=(0, 2)) is None
+    (place,) = tmp_path.iterdir()
+    unfinished = place / ".000001.safetensors.0123abcd.tmp"
+    unfinished.touch()
+    assert run(tmp_path, Score(), process=(0, 2), whole=True) is not None and unfinished.exists()
+    assert run(tmp_path, Score()) is not None and not unfinished.exists()
 
 
 def test_a_file_that_is_damaged_is_named(tmp_path: Path) -> None:
