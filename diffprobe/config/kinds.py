@@ -55,6 +55,7 @@ KINDS = {
     "score": Kind("diffprobe.evaluation.score_settings:ScoreConfig", "score"),
     "scenes_demo": Kind("diffprobe.demo.scenes.config:ScenesDemo", "demo"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
+    "train_cleandift": Kind("diffprobe.generative.cleandift:CleanDiftTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
