@@ -45,6 +45,26 @@ def disjoint_pairs(
     return found
 
 
+def own_pairs(items: Sequence[T], fits: Callable[[T], bool], *, n: int, seed: int, what: str) -> list[tuple[int, int]]:
+    """Return pairs of a position with itself, of items in a random order.
+
+    Args:
+        items: what is chosen from.
+        fits: whether an item may be taken.
+        n: number of pairs.
+        seed: seed of the order.
+        what: the pairs, for the message.
+
+    Raises: ConfigError if there are fewer than `n` such items.
+    """
+    order = list(range(len(items)))
+    random.Random(derive_seed("pairs", seed)).shuffle(order)
+    found = [i for i in order if fits(items[i])]
+    if len(found) < n:
+        raise ConfigError(f"{what}: {len(found)} images of {len(items)} fit, {n} are asked for.", fix="fewer n_pairs")
+    return [(i, i) for i in found[:n]]
+
+
 def pair_clusters(pairs: Sequence[tuple[Hashable, Hashable]]) -> list[int]:
     """Return the number of the cluster of each pair: pairs whose images share a group, over any chain, are one.
 

@@ -1,27 +1,37 @@
 """`diffprobe eval correspondence`: named points of one image found in another by the features of each cell.
 
 The recipe is that of DIFT (2306.03881): no training, nearest neighbours by cosine, features averaged over noise draws.
-Pairs, points and controls are set by `correspondence_settings.py`; `correspondence_records.py` makes the records.
+Other features are matched beside the cells: those of CleanDIFT, fusions with a second encoder, trained mixtures.
+Settings are in `correspondence_settings.py`, pairs in `correspondence_pairs.py`, records in
+`correspondence_records.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffprobe.analysis.image_pairs import disjoint_pairs, pair_clusters
-from diffprobe.analysis.pck import Matches
+from diffprobe.analysis.image_pairs import disjoint_pairs, own_pairs, pair_clusters
 from diffprobe.config.parse import record_tree
 from diffprobe.config.schema import ProbeConfig, RunConfig
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, SplitLeak, unknown
 from diffprobe.core.progress import ProgressDisplay
-from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, StartTime, make_result, write_result
-from diffprobe.evaluation.correspondence_records import Measured, correspondence_records
+from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, StartTime, make_result, write_result
+from diffprobe.evaluation.correspondence_mixture import (
+    MIXTURES,
+    RANDOM_MIXTURE,
+    SINGLE,
+    Maps,
+    mixed_maps,
+    trained_states,
+)
+from diffprobe.evaluation.correspondence_pairs import PairedPoints, attribute_of, mirrored
+from diffprobe.evaluation.correspondence_records import Measured, best_cell, correspondence_records
 from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.provenance import backbone_digest
@@ -31,17 +41,23 @@ if TYPE_CHECKING:
 
     from diffprobe.core.progress import Bar
     from diffprobe.features.request import Request
+    from diffprobe.probes.dense.mixture import PairMixture, TrainingPair
     from diffprobe.shards.dense_truth import PointSample
 
 KIND = "correspondence"
 """Kind of the results."""
 MATCHES = "matches"
 """Folder of a run with the matches of each rung and split."""
-OWN, PIXELS, LATENTS, RANDOM = "own", "pixels", "vae_latents", "random_weights"
+OWN, PIXELS, LATENTS = "own", "pixels", "vae_latents"
+RANDOM: Literal["random_weights"] = "random_weights"
 """The rungs: the denoiser itself, and the controls."""
+CLEANDIFT = "cleandift"
+"""The rung of the features of a CleanDIFT model."""
+FUSION = "fusion_"
+"""Start of the name of a rung that fuses the chosen cell with an encoder."""
 FUSED = "fused"
 """The cells of `fuse`, matched together."""
-_RULES = 1
+_RULES = 2
 """Raised when matches change, so that files of an older version are not continued."""
 
 
@@ -67,9 +83,12 @@ def evaluate_correspondence(config: CorrespondenceEvaluation) -> Path:
         raise SplitLeak(
             "correspondence: a group has images in both splits, so the choice of a cell sees the test images."
         )
+    matcher = _Matcher(config, opened, run_dir, splits)
+    found = {split: matcher.match(split) for split in ("val", "test")}
     measured = Measured(
-        val=splits["val"].measured(_match(config, opened, run_dir, "val", splits["val"])),
-        test=splits["test"].measured(_match(config, opened, run_dir, "test", splits["test"])),
+        val=splits["val"].measured(found["val"]),
+        test=splits["test"].measured(found["test"]),
+        notes=matcher.notes(),
         names=opened.splits,
         clusters=opened.request.shard_set.group or "sample",
     )
@@ -85,67 +104,6 @@ def evaluate_correspondence(config: CorrespondenceEvaluation) -> Path:
     )
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedPoints:
-    """The pairs of one split, with the points that both images of a pair have."""
-
-    pairs: "list[tuple[PointSample, PointSample]]"
-    """Source and target of each pair; the target is mirrored already where it is to be."""
-    names: list[tuple[str, ...]]
-    """The names of the points of each pair."""
-    groups: list[object]
-    """The groups of all images."""
-    clusters: list[int]
-    """Cluster of each pair: pairs that share a group."""
-    resolution: int
-    """Side of the images in pixels."""
-    partner: Mapping[str, str]
-    """Point -> its partner on the other side."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of pairs and points."""
-        return digest_json(
-            [[a.sample.key, b.sample.key, list(n)] for (a, b), n in zip(self.pairs, self.names, strict=True)]
-        )
-
-    @property
-    def n_points(self) -> int:
-        """Number of points of all pairs."""
-        return sum(map(len, self.names))
-
-    def points(self, number: int) -> "Tensor":
-        """Return the points of a pair in its source image, float64 (points, 2)."""
-        import torch
-
-        source, _ = self.pairs[number]
-        return torch.tensor([source.points[name] for name in self.names[number]], dtype=torch.float64)
-
-    def measured(
-        self, found: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    ) -> "tuple[dict[str, dict[str, Matches]], list[int], NDArray[np.float64], NDArray[np.bool_]]":
-        """Return rung -> cell -> matches; the clusters of the pairs; the partners of all points, and which have one."""
-        pair = np.repeat(np.arange(len(self.pairs)), [len(names) for names in self.names])
-        names = [name for own in self.names for name in own]
-        targets = [self.pairs[number][1] for number in pair]
-        true = np.array([target.points[name] for target, name in zip(targets, names, strict=True)])
-        partners, known = np.zeros_like(true), np.zeros(len(names), np.bool_)
-        for i, (target, name) in enumerate(zip(targets, names, strict=True)):
-            other = self.partner.get(name)
-            if other is not None and other in target.points:
-                partners[i], known[i] = target.points[other], True
-        boxes = [target.box for target in targets]
-        box = np.array([max(one) for one in boxes if one is not None]) if all(boxes) else None
-        source = np.array([self.pairs[number][0].points[name] for number, name in zip(pair, names, strict=True)])
-        here = {**found, "same_place": {"": source}}
-
-        def matches(places: NDArray[np.float64]) -> Matches:
-            return Matches(pair=pair, name=tuple(names), true=true, found=places, box=box, resolution=self.resolution)
-
-        by_rung = {rung: {cell: matches(places) for cell, places in cells.items()} for rung, cells in here.items()}
-        return by_rung, self.clusters, partners, known
 
 
 @dataclass(frozen=True)
@@ -173,19 +131,24 @@ class _Opened:
         names = require_points(samples, config.points, what)
         partner = {one: other for pair in config.sides for one, other in (pair, pair[::-1])}
         require_points(samples, list(partner), what)
-        seen = [_mirrored(one, partner, request.plan.resolution) if config.mirror else one for one in samples]
+        mirror = config.mirror or config.flip
+        seen = [mirrored(one, partner, request.plan.resolution) if mirror else one for one in samples]
 
         def fits(one: "PointSample", other: "PointSample") -> bool:
-            same = all(_value(one, name) == _value(other, name) != "" for name in config.same)
-            differ = all("" != _value(one, name) != _value(other, name) != "" for name in config.differ)
+            same = all(attribute_of(one, name) == attribute_of(other, name) != "" for name in config.same)
+            differ = all("" != attribute_of(one, name) != attribute_of(other, name) != "" for name in config.differ)
             return same and differ and any(name in one.points and name in other.points for name in names)
 
         ends = list(zip(samples, seen, strict=True))  # as source and as target
-        chosen = disjoint_pairs(
-            ends, lambda one, other: fits(one[0], other[1]), n=config.n_pairs, seed=config.seed, what=what
-        )
+        n_pairs = config.n_pairs if config.mixture is None or split in self.splits.values() else config.mixture.n_pairs
+        if config.flip:
+            chosen = own_pairs(ends, lambda one: fits(one[0], one[1]), n=n_pairs, seed=config.seed, what=what)
+        else:
+            chosen = disjoint_pairs(
+                ends, lambda one, other: fits(one[0], other[1]), n=n_pairs, seed=config.seed, what=what
+            )
         group = request.shard_set.group
-        groups = [_value(one, group) or one.sample.key if group else one.sample.key for one in samples]
+        groups = [attribute_of(one, group) or one.sample.key if group else one.sample.key for one in samples]
         pairs = [(samples[one], seen[other]) for one, other in chosen]
         return PairedPoints(
             pairs=pairs,
@@ -195,19 +158,6 @@ class _Opened:
             resolution=request.plan.resolution,
             partner=partner,
         )
-
-
-def _value(one: "PointSample", name: str) -> str:
-    """Return the value of an attribute or the class of a sample, "" for none."""
-    return one.sample.class_name if name == "label" else one.sample.attributes.get(name, "")
-
-
-def _mirrored(one: "PointSample", partner: Mapping[str, str], resolution: int) -> "PointSample":
-    """Return a sample mirrored at its vertical axis; points with a partner take its name."""
-    from PIL import ImageOps
-
-    points = {partner.get(name, name): (resolution - x, y) for name, (x, y) in one.points.items()}
-    return replace(one, sample=replace(one.sample, image=ImageOps.mirror(one.sample.image)), points=points)
 
 
 def _open(config: CorrespondenceEvaluation) -> _Opened:
@@ -234,54 +184,212 @@ def _open(config: CorrespondenceEvaluation) -> _Opened:
     for control in config.controls:
         if control == "pixels":
             continue
-        run = RunConfig(
-            backbone=config.backbone, data=config.data, features=config.features, control=control,
-            probe=ProbeConfig(kind="classifier", name="linear"),
-        )  # fmt: skip
-        backbone, features = backbone_and_features(run)
-        controls[control] = Request(backbone, config.data, features, tuple(splits.values()))
+        if control == "single_draw":
+            one_draw = replace(config.features, draws=1)
+            controls[control] = Request(config.backbone, config.data, one_draw, tuple(splits.values()))
+            continue
+        controls[control] = _control_request(config, control, splits)
         _ = controls[control].plan  # refuses vae_latents of a model without a VAE
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(plan.fingerprint)}
+    if config.cleandift is not None:
+        backbone = replace(config.backbone, path=config.cleandift, clean_input=True, lora=None, denoiser_weights=None)
+        clean = replace(config.features, timesteps=(config.cleandift_timestep,), snr=(), draws=1)
+        controls[CLEANDIFT] = Request(backbone, config.data, clean, tuple(splits.values()))
+        inputs[f"{INPUT}{CLEANDIFT}"] = backbone_digest(controls[CLEANDIFT].plan.fingerprint)
+    if config.mixture is not None:
+        require_splits(replace(config.data, test_split=config.data.train_split), request.shard_set)
+        if RANDOM not in controls:
+            controls[RANDOM] = _control_request(config, RANDOM, splits)
     return _Opened(config, request, controls, splits, inputs)
 
 
-Maps = Callable[[Sequence["PointSample"]], "dict[str, Tensor]"]
+class _Matcher:
+    """Matches the points of both splits in all rungs: from the files of the run, or computed."""
+
+    def __init__(
+        self, config: CorrespondenceEvaluation, opened: _Opened, run_dir: Path, splits: Mapping[str, PairedPoints]
+    ) -> None:
+        self.config, self.opened, self.run_dir, self.splits = config, opened, run_dir, splits
+        self.chosen = ""
+        self._treatment: dict[str, MassiveChannels] = {}
+        self._train: PairedPoints | None = None
+
+    @property
+    def rungs(self) -> tuple[str, ...]:
+        """All rungs; the ones after the first may need the cell that it chooses on val."""
+        config = self.config
+        clean = () if config.cleandift is None else (CLEANDIFT,)
+        fused = tuple(f"{FUSION}{name}" for name in config.fuse_with)
+        return (OWN, *config.controls, *clean, *fused, *(() if config.mixture is None else MIXTURES))
+
+    def match(self, split: str) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Return rung -> cell -> matches (points, 2), of "val" or "test"; val first."""
+        pairs, found = self.splits[split], {}
+        order = {cell: place for place, cell in enumerate(self.opened.request.plan.widths)}
+        left = [name for name in self.rungs if not self._path(name, split).exists()]
+        with ProgressDisplay(transient=True) as progress:
+            title = f"{split}: points of {len(pairs.pairs)} pairs"
+            with progress.bar(len(left) * len(pairs.pairs), title, unit="pairs", keep=False) as bar:
+                for name in self.rungs:
+                    path = self._path(name, split)
+                    if name in left:
+                        fuse = self.config.fuse if name == OWN else ()
+                        _write(path, _compute(self._maps(name), pairs, fuse, self.config.data.batch_size, bar), pairs)
+                    kept = _read(path, pairs)
+                    found[name] = {
+                        cell: kept[cell] for cell in sorted(kept, key=lambda c: (order.get(c, len(order)), c))
+                    }
+                    if name == OWN and split == "val":
+                        cells = {cell: found[OWN][cell] for cell in found[OWN] if cell != FUSED}
+                        matches = pairs.measured({OWN: cells})[0][OWN]
+                        self.chosen = best_cell(matches, self.config.selecting)
+        return found
+
+    def notes(self) -> dict[str, dict[str, object]]:
+        """Return what the records of each rung say besides: weights of mixtures, massive channels."""
+        notes: dict[str, dict[str, object]] = {}
+        for rung in MIXTURES if self.config.mixture is not None else ():
+            states = self._states(rung)
+            notes[rung] = {"weights_by_state": {name: state.weights() for name, state in states.items()}}
+        if self._needs_channels:
+            kept = {cell: list(map(str, one.channels)) for cell, one in self._massive().items()}
+            notes[OWN] = {"massive_channels": kept, "massive": self.config.massive}
+        return notes
+
+    @property
+    def _needs_channels(self) -> bool:
+        return self.config.massive != "keep"
+
+    def _path(self, rung: str, split: str) -> Path:
+        return self.run_dir / MATCHES / f"{rung}-{split}.safetensors"
+
+    def _maps(self, rung: str) -> Maps:
+        """Return what reads the maps of a rung."""
+        own = self.opened.request
+        if rung == PIXELS:
+            return _patch_maps(own, self._size, PIXELS, lambda images: images * 2 - 1)
+        if rung == LATENTS:
+            return _patch_maps(own, self._size, rung, _loaded(own).extractor.encode)
+        if rung.startswith(FUSION):
+            return self._fused(rung.removeprefix(FUSION))
+        if rung in MIXTURES:
+            return mixed_maps(self._cells(RANDOM if rung == RANDOM_MIXTURE else OWN), self._states(rung))
+        return self._cells(rung)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return max((tap.size for tap in self.opened.request.plan.taps), key=lambda one: one[0] * one[1])
+
+    def _cells(self, rung: str) -> Maps:
+        """Return what reads the cells of a network, of the model itself with its massive channels treated."""
+        read = _network_maps(_loaded(self.opened.request if rung == OWN else self.opened.controls[rung]))
+        if rung != OWN or not self._needs_channels:
+            return read
+        channels, how = self._massive(), self.config.massive
+
+        def treated(samples: "Sequence[PointSample]") -> "dict[str, Tensor]":
+            from diffprobe.backbones.massive import treat_massive
+
+            return {
+                cell: treat_massive(maps, channels[cell].channels, how, limit=channels[cell].limit)
+                for cell, maps in read(samples).items()
+            }
+
+        return treated
+
+    def _massive(self) -> "dict[str, MassiveChannels]":
+        """Find the massive channels of each cell on the first images of val."""
+        from diffprobe.backbones.massive import channel_limit, massive_channels
+
+        if not self._treatment:
+            pairs, ratio = self.splits["val"].pairs, self.config.massive_ratio
+            first = [image for pair in pairs[: max(1, self.config.data.batch_size // 2)] for image in pair]
+            self._treatment = {
+                cell: MassiveChannels(list(massive_channels(maps, ratio=ratio)), channel_limit(maps, ratio=ratio))
+                for cell, maps in _network_maps(_loaded(self.opened.request))(first).items()
+            }
+        return self._treatment
+
+    def _fused(self, encoder: str) -> Maps:
+        """Return what reads the chosen cell fused with another encoder, at each weight of it."""
+        from diffprobe.probes.dense.correspondence import joined
+
+        cell, weights = self.chosen, self.config.fuse_weights
+        own, other = self._cells(OWN), self._maps(encoder)
+
+        def maps(samples: "Sequence[PointSample]") -> "dict[str, Tensor]":
+            import torch
+
+            one, two = own(samples)[cell].cpu(), next(iter(other(samples).values())).cpu()
+            return {
+                f"{weight:g}": torch.stack([joined(both, [1 - weight, weight]) for both in zip(one, two, strict=True)])
+                for weight in weights
+            }
+
+        return maps
+
+    def _states(self, rung: str) -> "dict[str, PairMixture]":
+        """Train a mixture, or read it."""
+        settings = self.config.mixture
+        assert settings is not None
+        if self._train is None:
+            self._train = self.opened.pairs(self.config.data.train_split)
+            seen = {group for split in self.splits.values() for group in split.groups}
+            if seen & set(self._train.groups):
+                raise SplitLeak("correspondence: a group has images in the training split and in another.")
+        pairs, read = self._train, RANDOM if rung == RANDOM_MIXTURE else OWN
+        cells = (self.chosen,) if rung == SINGLE else tuple(self.opened.request.plan.widths)
+        return trained_states(
+            rung, settings, lambda: _training_pairs(self._cells(read), pairs, self.config.data.batch_size), cells,
+            self.run_dir, resolution=pairs.resolution, digest=pairs.digest,
+        )  # fmt: skip
 
 
-def _match(
-    config: CorrespondenceEvaluation, opened: _Opened, run_dir: Path, split: str, pairs: PairedPoints
-) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Return rung -> cell -> matches (points, 2), from the files of the run or computed."""
-    rungs = (OWN, *config.controls)
-    found: dict[str, dict[str, NDArray[np.float64]]] = {}
-    order = {cell: place for place, cell in enumerate(opened.request.plan.widths)}
-    left = [name for name in rungs if not _path(run_dir, name, split).exists()]
-    with ProgressDisplay(transient=True) as progress:
-        title = f"{split}: points of {len(pairs.pairs)} pairs"
-        with progress.bar(len(left) * len(pairs.pairs), title, unit="pairs", keep=False) as bar:
-            for name in rungs:
-                path = _path(run_dir, name, split)
-                if name in left:
-                    maps = _maps_of(name, opened)
-                    fuse = config.fuse if name == OWN else ()
-                    _write(path, _compute(maps, pairs, fuse, config.data.batch_size, bar), pairs)
-                kept = _read(path, pairs)
-                found[name] = {cell: kept[cell] for cell in sorted(kept, key=lambda cell: order.get(cell, len(order)))}
-    return found
+def _control_request(
+    config: CorrespondenceEvaluation, control: Literal["vae_latents", "random_weights"], splits: Mapping[str, str]
+) -> "Request":
+    """Return the request of a control, which is made as for a probe."""
+    from diffprobe.features.request import Request
+
+    run = RunConfig(
+        backbone=config.backbone, data=config.data, features=config.features, control=control,
+        probe=ProbeConfig(kind="classifier", name="linear"),
+    )  # fmt: skip
+    backbone, features = backbone_and_features(run)
+    return Request(backbone, config.data, features, tuple(splits.values()))
 
 
-def _maps_of(rung: str, opened: _Opened) -> Maps:
-    """Return what reads the maps of a rung: the taps of a denoiser, or 3 x 3 places of pixels or clean latents."""
+@dataclass(frozen=True)
+class MassiveChannels:
+    """The massive channels of one cell, and the magnitude at which they are clipped."""
+
+    channels: list[int]
+    limit: float
+
+
+def _loaded(request: "Request") -> "Request":
     from diffprobe.backbones.library_logging import quiet_libraries
 
-    own = opened.request
-    size = max((tap.size for tap in own.plan.taps), key=lambda one: one[0] * one[1])
-    if rung == PIXELS:
-        return _patch_maps(own, size, PIXELS, lambda images: images * 2 - 1)
-    request = opened.controls[rung] if rung == RANDOM else own
     with quiet_libraries():
         request.load_extractor(images=True)
-    return _patch_maps(own, size, rung, own.extractor.encode) if rung == LATENTS else _network_maps(request)
+    return request
+
+
+def _training_pairs(read: Maps, pairs: PairedPoints, batch_size: int) -> "list[TrainingPair]":
+    """Read the maps of all cells of the training pairs."""
+    import torch
+
+    from diffprobe.probes.dense.mixture import TrainingPair
+
+    found = []
+    for numbers in _batches(len(pairs.pairs), max(1, batch_size // 2)):
+        features = read([image for number in numbers for image in pairs.pairs[number]])
+        for i, number in enumerate(numbers):
+            _, target = pairs.pairs[number]
+            there = torch.tensor([target.points[name] for name in pairs.names[number]], dtype=torch.float64)
+            own = {cell: values[2 * i : 2 * i + 2].cpu().clone() for cell, values in features.items()}
+            found.append(TrainingPair(own, (pairs.points(number), there)))
+    return found
 
 
 def _compute(
@@ -342,10 +450,6 @@ def _patch_maps(request: "Request", size: tuple[int, int], name: str, read: "Cal
         return {name: around.unflatten(2, found.shape[-2:])}
 
     return maps
-
-
-def _path(run_dir: Path, rung: str, split: str) -> Path:
-    return run_dir / MATCHES / f"{rung}-{split}.safetensors"
 
 
 def _write(path: Path, found: Mapping[str, NDArray[np.float64]], pairs: PairedPoints) -> None:

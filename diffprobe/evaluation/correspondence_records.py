@@ -1,7 +1,8 @@
 """Records of `diffprobe eval correspondence`: PCK of every cell on val, and of the chosen one on test.
 
 The cell is chosen on val by one named variant of PCK, and scored on test with an interval that chooses anew in each
-resample. Each control that has several cells chooses its own in the same way.
+resample. Each control that has several cells chooses its own in the same way, and so do the other features that are
+matched beside the cells (CleanDIFT, fusions, mixtures): these have records of their own, by the name of the probe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,10 @@ PROBE = "nearest_neighbour"
 """Name of the probe in the records."""
 SIDE_CONFUSION = "side_confusion"
 """Share of points with a partner on the other side whose match is nearer to the partner."""
+FLIP_SWAP = "flip_swap"
+"""The same share where each image is paired with its mirror image (`flip`): points that go to their own copy."""
+CONTROLS = ("pixels", "vae_latents", "random_weights", "single_draw", "same_place")
+"""Rungs that are controls of the cells; the others are features that are matched beside them."""
 _OWN, _FUSED = "own", "fused"
 
 Split = tuple[dict[str, dict[str, Matches]], list[int], NDArray[np.float64], NDArray[np.bool_]]
@@ -37,6 +42,8 @@ class Measured:
     """Of the other one."""
     names: Mapping[str, str]
     """"val" and "test" -> names of the splits."""
+    notes: Mapping[str, Mapping[str, object]]
+    """Rung -> further details of its records."""
     clusters: str
     """The attribute whose groups make the clusters, or "sample"."""
 
@@ -60,7 +67,7 @@ def correspondence_records(config: CorrespondenceEvaluation, measured: Measured)
 def _of_chosen(config: CorrespondenceEvaluation, measured: Measured) -> list[MetricRecord]:
     """Return the records of the chosen cell on test."""
     variant = config.selecting
-    chosen = {rung: _choose(cells, variant) for rung, cells in measured.val[0].items()}
+    chosen = {rung: best_cell(cells, variant) for rung, cells in measured.val[0].items()}
     tests = {rung: measured.test[0][rung][cell] for rung, cell in chosen.items()}
     own, clusters = tests[_OWN], measured.test[1]
     cells = list(measured.val[0][_OWN])
@@ -74,8 +81,8 @@ def _of_chosen(config: CorrespondenceEvaluation, measured: Measured) -> list[Met
     records = []
     for each in config.variants:
         interval = selected.interval if each == variant else _interval(own, each, clusters, config.seed)
-        statistics = {rung: _statistic(found, each) for rung, found in tests.items() if rung != _OWN}
-        values = {rung: _value(found, each) for rung, found in tests.items() if rung != _OWN}
+        statistics = {rung: _statistic(found, each) for rung, found in tests.items() if rung in CONTROLS}
+        values = {rung: _value(found, each) for rung, found in tests.items() if rung in CONTROLS}
         chance = own.chance(each)
         values["chance"] = float(_mean(own, chance, each))
         differences = {
@@ -85,15 +92,60 @@ def _of_chosen(config: CorrespondenceEvaluation, measured: Measured) -> list[Met
         detail = {
             **_details(measured),
             "selected_by": f"{variant.name} on {measured.names['val']}, among {len(cells)} cells",
-            "control_cells": {rung: cell for rung, cell in chosen.items() if rung != _OWN and cell},
+            "control_cells": {rung: cell for rung, cell in chosen.items() if rung in CONTROLS and cell},
             "differences": {rung: [one.estimate, one.low, one.high] for rung, one in differences.items()},
             "by_point": own.by_name(own.correct(each)),
+            **measured.notes.get(_OWN, {}),
         }
         place = _place(chosen[_OWN], config)
         records.append(
             _record(each.name, interval, measured.names["test"], len(own.name), place, detail, controls=values)
         )
-    return records + _sides(config, measured, tests, chosen[_OWN])
+    others = [
+        record
+        for rung in tests
+        if rung not in (_OWN, *CONTROLS)
+        for record in _beside(config, measured, tests, rung, chosen[rung])
+    ]
+    return records + _sides(config, measured, tests, chosen[_OWN]) + others
+
+
+def _beside(
+    config: CorrespondenceEvaluation, measured: Measured, tests: Mapping[str, Matches], rung: str, choice: str
+) -> list[MetricRecord]:
+    """Return the records of features that are matched beside the cells, with the difference to the chosen cell."""
+    found, own, clusters = tests[rung], tests[_OWN], measured.test[1]
+    cells = list(measured.val[0][rung])
+    selected = selected_interval(
+        [_statistic(measured.val[0][rung][cell], config.selecting) for cell in cells],
+        [("val", one) for one in measured.val[1]],
+        [_statistic(measured.test[0][rung][cell], config.selecting) for cell in cells],
+        [("test", one) for one in clusters],
+        seed=config.seed,
+    )
+    records = []
+    for each in config.variants:
+        interval = selected.interval if each == config.selecting else _interval(found, each, clusters, config.seed)
+        above = paired_interval(_statistic(found, each), _statistic(own, each), clusters, seed=config.seed)
+        notes = dict(measured.notes.get(rung, {}))
+        weights = notes.pop("weights_by_state", None)
+        if isinstance(weights, Mapping):
+            notes["weights"] = weights[choice]
+        detail = {
+            **_details(measured),
+            "selected_by": f"{config.selecting.name} on {measured.names['val']}, among {len(cells)} choices",
+            "choice": choice,
+            "above_nearest_neighbour": [above.estimate, above.low, above.high],
+            "by_point": found.by_name(found.correct(each)),
+            **notes,
+        }
+        values = {PROBE: _value(own, each), "chance": float(_mean(found, found.chance(each), each))}
+        place = {"cell": choice if "@" in choice else None}
+        n = len(found.name)
+        records.append(
+            _record(each.name, interval, measured.names["test"], n, place, detail, controls=values, probe=rung)
+        )
+    return records
 
 
 def _sides(
@@ -106,6 +158,8 @@ def _sides(
     values: dict[str, float] = {}
     found: Interval | None = None
     for rung, matches in tests.items():
+        if rung != _OWN and rung not in CONTROLS:
+            continue
         wrong, chosen = side_confusion(matches, partners, known)
         pairs = matches.pair[chosen]
         if rung == _OWN:
@@ -115,10 +169,11 @@ def _sides(
     assert found is not None, "the denoiser itself is always among the rungs"
     place = _place(cell, config)
     n = int(known.sum())
-    return [_record(SIDE_CONFUSION, found, measured.names["test"], n, place, _details(measured), controls=values)]
+    name = FLIP_SWAP if config.flip else SIDE_CONFUSION
+    return [_record(name, found, measured.names["test"], n, place, _details(measured), controls=values)]
 
 
-def _choose(cells: Mapping[str, Matches], variant: Variant) -> str:
+def best_cell(cells: Mapping[str, Matches], variant: Variant) -> str:
     """Return the cell of the largest PCK, the first of equal ones."""
     return max(cells, key=lambda cell: _value(cells[cell], variant))
 
@@ -158,10 +213,11 @@ def _record(
     detail: Mapping[str, Any],
     *,
     controls: Mapping[str, float] | None = None,
+    probe: str = PROBE,
 ) -> MetricRecord:
     cells = {"cells": place["cells"]} if "cells" in place else {}
     return MetricRecord(
-        name=name, value=interval.estimate, split=split, n=n, cell=place["cell"], probe=PROBE,
+        name=name, value=interval.estimate, split=split, n=n, cell=place["cell"], probe=probe,
         controls=dict(controls or {}),
         detail={
             **detail, **cells, "interval": [interval.low, interval.high], "level": interval.level,
@@ -170,12 +226,20 @@ def _record(
     )  # fmt: skip
 
 
+def _signed(interval: Sequence[float]) -> str:
+    value, low, high = interval
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def summary_lines(result: RunResult) -> list[str]:
     """Return lines for people: the choice, and the records of the chosen cell with differences and points."""
     test = [record for record in result.metrics if record.split == result.config["data"]["test_split"]]
     lines = [f"chosen by {test[0].detail['selected_by']}: {test[0].cell or ' + '.join(test[0].detail['cells'])}"]
     for record in test:
         lines.append(format_record(record))
+        above = record.detail.get("above_nearest_neighbour")
+        if above is not None:
+            lines.append(f"  {record.detail['choice']}, minus the chosen cell: {_signed(above)}")
         found = record.detail.get("differences", {})
         lines += [
             f"  minus {name}: {value:+.3f} [{low:+.3f}, {high:+.3f}]" for name, (value, low, high) in found.items()

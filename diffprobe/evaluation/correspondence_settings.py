@@ -9,7 +9,38 @@ from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.errors import ConfigError
 
-Control = Literal["pixels", "vae_latents", "random_weights"]
+Control = Literal["pixels", "vae_latents", "random_weights", "single_draw"]
+Encoder = Literal["pixels", "vae_latents", "cleandift"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureTraining:
+    """Hyperfeatures: a mixture of all cells that is trained on pairs of the training split."""
+
+    n_pairs: int = 200
+    """Training pairs; the maps of all cells of their images are held in memory."""
+    steps: int = 400
+    """Steps of Adam."""
+    batch: int = 4
+    """Pairs per step; the paper takes one."""
+    learning_rate: float = 1e-3
+    """Step size, that of the paper."""
+    width: int = 96
+    """Channels of the mixture, a multiple of 4; the paper's is 384."""
+    groups: int = 8
+    """Groups of the normalisation; they divide a quarter of `width`."""
+    every: int = 100
+    """Steps between the states among which val chooses."""
+    seed: int = 0
+    """Seed of weights and order."""
+
+    def __post_init__(self) -> None:
+        at_least(1, n_pairs=self.n_pairs, steps=self.steps, batch=self.batch, width=self.width, groups=self.groups)
+        at_least(1, every=self.every)
+        if not self.learning_rate > 0:
+            raise ConfigError(f"mixture.learning_rate={self.learning_rate} is out of range: more than 0.")
+        if self.width % (4 * self.groups):
+            raise ConfigError(f"mixture.groups={self.groups} does not divide a quarter of width={self.width}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +69,9 @@ class CorrespondenceEvaluation:
     """Points that are each other's partner on the other side: [[left_foot, right_foot]]."""
     mirror: bool = False
     """Mirror the target image, whose points change sides with it: a match by place then fails."""
+    flip: bool = False
+    """Pair each image with its own mirror image: do points with a partner go to their own copy, or to the side of their
+    name? Needs `sides`."""
     box_parts: tuple[int, ...] = ()
     """Values of mask.png that are the object, for PCK by its box; none: PCK by the image alone."""
     alphas: tuple[float, ...] = (0.05, 0.1)
@@ -45,7 +79,22 @@ class CorrespondenceEvaluation:
     select_alpha: float = 0.1
     """The one of `alphas` by which the cell is chosen; per point, by the box where there is one."""
     controls: tuple[Control, ...] = ("pixels", "vae_latents", "random_weights")
-    """What is matched beside the cells: colours of 3 x 3 places, latents of the VAE, a denoiser of random weights."""
+    """What is matched beside the cells: colours of 3 x 3 places, latents of the VAE, a denoiser of random weights, and
+    (`single_draw`) the cells with one noise draw in place of `features.draws`."""
+    cleandift: str | None = None
+    """Folder of a model trained by `train_cleandift`, whose taps are matched too: of the clean image, without noise."""
+    cleandift_timestep: int = 0
+    """The timestep that it was trained at."""
+    fuse_with: tuple[Encoder, ...] = ()
+    """Other features that the chosen cell is matched together with, at the weight that is best on val."""
+    fuse_weights: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    """Weights of the other features among which val chooses."""
+    mixture: MixtureTraining | None = None
+    """Hyperfeatures, with their controls: equal weights, the best cell alone, a denoiser of random weights."""
+    massive: Literal["keep", "drop", "clip"] = "keep"
+    """What is done with massive channels of the cells, which are listed then: kept, set to 0 (drop), or clipped."""
+    massive_ratio: float = 20.0
+    """A channel is massive if its mean magnitude on the first images of val is this many times the median channel's."""
     seed: int = 0
     """Seed of pairs and bootstrap. The seed of the noise is features.seed."""
     output: str = "runs"
@@ -75,8 +124,28 @@ class CorrespondenceEvaluation:
         names = [name for pair in self.sides for name in pair]
         if len(set(names)) != len(names):
             raise ConfigError(f"sides={[list(pair) for pair in self.sides]}: each point has one partner.")
-        if self.mirror and not self.sides:
-            raise ConfigError("mirror: which points change sides is not known.", fix="sides=[[left_foot, right_foot]]")
+        for name in ("mirror", "flip"):
+            if getattr(self, name) and not self.sides:
+                raise ConfigError(
+                    f"{name}: which points change sides is not known.", fix="sides=[[left_foot, right_foot]]"
+                )
+        if self.flip and (self.mirror or self.same or self.differ or self.mixture):
+            raise ConfigError(
+                "flip: each image is paired with its own mirror image.", fix="no mirror, same, differ or mixture"
+            )
+        if self.cleandift is None and ("cleandift" in self.fuse_with or self.cleandift_timestep):
+            raise ConfigError(
+                "cleandift is not set, so there are no such features.", fix="cleandift=RUN_FOLDER/weights"
+            )
+        at_least(0, cleandift_timestep=self.cleandift_timestep)
+        if "single_draw" in self.controls and self.features.draws == 1:
+            raise ConfigError("controls: features.draws is 1, so single_draw would be the same.", fix="remove it")
+        if len(set(self.fuse_with)) != len(self.fuse_with):
+            raise ConfigError(f"fuse_with={list(self.fuse_with)}: each once.")
+        if self.fuse_with and not all(0 < one < 1 for one in self.fuse_weights or (0,)):
+            raise ConfigError(f"fuse_weights={list(self.fuse_weights)}: at least one, above 0 and below 1.")
+        if not self.massive_ratio > 1:
+            raise ConfigError(f"massive_ratio={self.massive_ratio:g} is out of range: more than 1.")
         if len(self.fuse) == 1 or len(set(self.fuse)) != len(self.fuse):
             raise ConfigError(f"fuse={list(self.fuse)}: at least two cells, each once.")
         for name in self.fuse:

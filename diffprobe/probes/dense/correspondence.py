@@ -86,14 +86,25 @@ def interpolation(size: int, resolution: int, like: Tensor) -> Float[Tensor, "re
     return weights.to(like.device, torch.float32)
 
 
-def joined(maps: Sequence[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "total height width"]:
+def joined(
+    maps: Sequence[Float[Tensor, "_ _ _"]], weights: Sequence[float] | None = None
+) -> Float[Tensor, "total height width"]:
     """Return several maps of one image as one: each place has unit norm in each map, and all have the largest size.
 
-    The way in which SD+DINO (Zhang et al. 2023, 2305.15347, section 3.3) fuses two encoders, with equal weights.
+    The way in which SD+DINO (Zhang et al. 2023, 2305.15347, section 3.3) fuses two encoders: the cosine of two joined
+    features is the mean of their cosines in each map, with these weights.
+
+    Args:
+        weights: of the maps, positive with sum 1; None for equal ones.
+
+    Raises: ConfigError for other weights.
     """
+    shares = [1 / len(maps)] * len(maps) if weights is None else list(weights)
+    if len(shares) != len(maps) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ConfigError(f"weights {shares} of {len(maps)} joined maps: positive numbers with sum 1.")
     size = (max(one.shape[1] for one in maps), max(one.shape[2] for one in maps))
     parts = []
-    for one in maps:
+    for one, share in zip(maps, shares, strict=True):
         values = torch.nn.functional.interpolate(one[None].float(), size=size, mode="bilinear")[0]
-        parts.append(values / values.norm(dim=0, keepdim=True).clamp_min(_SMALLEST))
-    return torch.cat(parts) / len(parts) ** 0.5
+        parts.append(share**0.5 * values / values.norm(dim=0, keepdim=True).clamp_min(_SMALLEST))
+    return torch.cat(parts)
