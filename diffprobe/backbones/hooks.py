@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.layout import OutputLayout
+from diffprobe.backbones.modulation import MODULATED, may_modulate
 from diffprobe.backbones.readouts import ATTENTION, Ready, may_attend, watch, watch_attention
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
@@ -93,6 +94,8 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
                     is_map = any(x is leaf for leaf in tree_leaves(output))  # tokens are copied into a map
                     form = "text" if tap != path else "map" if is_map else "tokens"
                     note(tap, form, x.shape[1], (x.shape[2], x.shape[3]))
+            if path in taps and may_modulate(module):
+                note(f"{path}/{MODULATED}", "tokens", taps[path].channels, taps[path].size)
 
         return hook
 

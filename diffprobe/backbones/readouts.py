@@ -5,6 +5,7 @@ A readout is named behind a module's path:
 - `PATH/probs`: of a cross-attention, how much each place of the image attends to each text token, averaged over heads.
 - `PATH/logits`: the same before the softmax and before the mask of padded tokens: q k / sqrt(d), averaged over heads.
 - `PATH/text`: of a joint block, its text tokens.
+- `PATH/modulated`: of a transformer block with AdaLN, its image tokens normalised and modulated (`modulation.py`).
 
 All are feature maps: attention `[batch, text tokens, height, width]`, text `[batch, channels, text tokens, 1]`.
 Attention is computed in float32 from the outputs of `to_q` and `to_k`. Neither is run again, and the network's own
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.layout import OutputLayout
+from diffprobe.backbones.modulation import MODULATED, watch_modulated
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
 ATTENTION = ("probs", "logits")
 """Readouts of cross-attentions."""
-READOUTS = (*ATTENTION, "text")
+READOUTS = (*ATTENTION, "text", MODULATED)
 """All readouts."""
 
 Ready = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -45,7 +47,8 @@ def split_tap(tap: str) -> tuple[str, str | None]:
 def hooked_modules(tap: str) -> tuple[str, ...]:
     """Return the modules that are hooked to read a tap; compiled regions may not contain them."""
     path, readout = split_tap(tap)
-    return (path, f"{path}.to_q", f"{path}.to_k") if readout in ATTENTION else (path,)
+    inner = {MODULATED: [f"{path}.{norm}.linear" for norm in ("norm1", "norm")]}
+    return (path, f"{path}.to_q", f"{path}.to_k") if readout in ATTENTION else (path, *inner.get(readout or "", []))
 
 
 def watch(
@@ -65,6 +68,8 @@ def watch(
         scores = attention(q, k, None if readout == "logits" else mask, heads=module.heads, probs=readout == "probs")
         give(_there(layout.image(scores, f"{path}.to_q"), tap))
 
+    if readout == MODULATED:
+        return watch_modulated(module, lambda output: layout.image(output, path), lambda x: give(_there(x, tap)))
     return watch_attention(module, attend) if readout in ATTENTION else [module.register_forward_hook(read)]
 
 

@@ -14,6 +14,7 @@ from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
 from diffprobe.backbones.locate import locate
+from diffprobe.backbones.modulation import MODULATED
 from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 from diffprobe.core.foreign import naming
@@ -178,6 +179,8 @@ def _about_readout(name: str, known: dict[str, TapInfo], spec: BackboneSpec) -> 
     if readout not in READOUTS:
         return [f"unknown readout '{readout}' in '{name}'; allowed: {', '.join(READOUTS)}"]
     need = "is not a cross-attention to a text" if readout in ATTENTION else "does not output text and image"
+    if readout == MODULATED:
+        need = "is not a transformer block with AdaLN"
     why = f"'{path}' {need}" if path in known else f"there is no module '{path}' that can be read"
     places = [tap for tap in known if tap.endswith(f"/{readout}")]
     if not places:

@@ -173,7 +173,7 @@ class CleanDiftModule(GenerativeModule):
         self.paths = resolve(config.taps, infos, spec)
         with quiet_libraries():
             teacher, student = (load_whole(self.checkpoint, family, spec, LoadOptions()) for _ in range(2))
-        self.student = student.denoiser.requires_grad_(True)
+        self.student = student.denoiser.requires_grad_(True).train()
         # In a tuple, so that checkpoints do not contain the frozen networks.
         self._frozen = (teacher, student)
         self.teacher_digest = _digest(teacher.denoiser)

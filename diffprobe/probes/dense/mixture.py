@@ -168,7 +168,7 @@ def train_mixture(
         ]
         loss = torch.stack(losses).mean()
         if not bool(torch.isfinite(loss)):
-            raise NonFinite(f"hyperfeatures: the loss became {float(loss)} after {step - 1} steps.")
+            raise NonFinite(f"hyperfeatures: the loss became {float(loss.detach())} after {step - 1} steps.")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,83 @@
+"""The readout `modulated` of transformer blocks: LayerNorm, then the block's own AdaLN scale and shift.
+
+DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
+channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
+be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
+where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX), or the block's
+table added to the embedding of the timestep (PixArt).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffprobe.core.shapes import FeatureMap
+
+MODULATED = "modulated"
+"""Name of the readout."""
+_EPS = 1e-6
+"""Of the LayerNorm, as in all these families."""
+_ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero")
+"""Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
+_NORMS = ("norm1", "norm")
+"""First normalisation of a block: `norm1`, or `norm` in the single-stream blocks of FLUX."""
+
+
+def modulation_layer(block: nn.Module) -> str | None:
+    """Return the path, inside a block, of the linear layer that gives its shift and scale first; None without one."""
+    for name in _NORMS:
+        norm = getattr(block, name, None)
+        linear = getattr(norm, "linear", None)
+        if type(norm).__name__.startswith(_ADAPTIVE) and isinstance(linear, nn.Linear):
+            return f"{name}.linear"
+    return None
+
+
+def may_modulate(block: nn.Module) -> bool:
+    """Return whether a module is a block whose AdaLN shift and scale can be read."""
+    return modulation_layer(block) is not None or _table(block) is not None
+
+
+def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
+    """Return the table of a block that adds it to the embedding of the timestep; None without one."""
+    table = getattr(block, "scale_shift_table", None)
+    return table if isinstance(table, Tensor) and table.ndim == 2 and len(table) == 6 else None
+
+
+def modulate(
+    x: FeatureMap, shift: Float[Tensor, "batch channels"], scale: Float[Tensor, "batch channels"]
+) -> FeatureMap:
+    """Return LayerNorm(x) * (1 + scale) + shift over the channels of each place, in float32."""
+    normed = nn.functional.layer_norm(x.movedim(1, -1).float(), (x.shape[1],), eps=_EPS).movedim(-1, 1)
+    return normed * (1 + scale.float()[:, :, None, None]) + shift.float()[:, :, None, None]
+
+
+def watch_modulated(
+    block: Any, image: Callable[[Any], FeatureMap | None], give: Callable[[FeatureMap | None], None]
+) -> list[RemovableHandle]:
+    """Hook a block; `give` is called with the modulated map of its output, None if `image` finds no map there."""
+    seen: dict[str, Tensor] = {}
+
+    def from_layer(module: nn.Module, args: Any, output: Tensor) -> None:
+        seen["parts"] = output.unflatten(-1, (-1, width))[:, :2]
+
+    def from_table(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        table, timestep = module.scale_shift_table, kwargs["timestep"]
+        assert isinstance(table, Tensor)
+        seen["parts"] = (table[None] + timestep.reshape(len(timestep), 6, -1))[:, :2]
+
+    def read(module: nn.Module, args: Any, output: Any) -> None:
+        found, parts = image(output), seen.pop("parts", None)
+        give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1]))
+
+    path = modulation_layer(block)
+    if path is None:
+        first = block.register_forward_pre_hook(from_table, with_kwargs=True)
+    else:
+        linear = block.get_submodule(path)
+        width = linear.in_features
+        first = linear.register_forward_hook(from_layer)
+    return [first, block.register_forward_hook(read)]

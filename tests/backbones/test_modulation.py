@@ -1,0 +1,79 @@
+"""`/modulated` of four families against diffusers' own AdaLN layers, run again on the output of the block."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.families import dit, flux, pixart, sd3
+from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
+from diffprobe.backbones.taps import list_taps
+from diffprobe.core.errors import UnknownTap
+
+CASES = [
+    (dit, "transformer_blocks.1", lambda output: output),
+    (pixart, "transformer_blocks.1", lambda output: output),
+    (sd3, "transformer_blocks.0", lambda output: output[1]),  # with a second attention
+    (sd3, "transformer_blocks.1", lambda output: output[1]),
+    (flux, "transformer_blocks.1", lambda output: output[1]),
+    (flux, "single_transformer_blocks.1", lambda output: output[1] if isinstance(output, tuple) else output),
+]
+"""Family, block, and where the image tokens are in its output."""
+
+
+def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Return what the block's own first normalisation makes of tokens under the conditioning of a pass."""
+    if getattr(block, "scale_shift_table", None) is not None:  # PixArt
+        parts = block.scale_shift_table[None] + kwargs["timestep"].reshape(len(tokens), 6, -1)
+        shift, scale = parts.chunk(6, dim=1)[:2]
+        return block.norm1(tokens) * (1 + scale) + shift
+    if kwargs.get("class_labels") is not None:  # DiT
+        return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
+    norm = block.norm1 if hasattr(block, "norm1") else block.norm
+    return norm(tokens, emb=kwargs["temb"])[0]
+
+
+@pytest.mark.parametrize(("family", "path", "image"), CASES)
+def test_it_is_what_the_blocks_own_normalisation_makes_of_its_output(
+    family: ModuleType, path: str, image: Callable[[Any], Tensor], tmp_path: Path
+) -> None:
+    family.tiny(tmp_path)
+    tap = f"{path}/modulated"
+    features = DiffusionFeatures.from_pretrained(
+        str(tmp_path), taps=[tap], timesteps=[100, 600], pool="none", device="cpu"
+    )
+    block: Any = features._backbone.denoiser.get_submodule(path)
+    expected: list[Tensor] = []
+
+    def check(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        expected.append(again(module, image(output), kwargs))
+
+    # before the hooks of the pass, whose last one ends it
+    handle = block.register_forward_hook(check, with_kwargs=True)
+    images = torch.rand(2, 3, features.resolution, features.resolution, generator=torch.Generator().manual_seed(0))
+    found = features(images, keys=["a", "b"])
+    handle.remove()
+    rows = torch.cat(expected)  # by timestep, then image
+    for i, maps in enumerate(found.values()):
+        n = maps.shape[2] * maps.shape[3]
+        own = rows[2 * i : 2 * i + 2, -n:]  # a single stream has the text before the image
+        torch.testing.assert_close(maps.flatten(2).transpose(1, 2), own, atol=1e-5, rtol=1e-5)
+    first, second = found.values()
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_blocks_without_adaln_have_no_such_readout(tiny_sd: Path) -> None:
+    assert not any(tap.path.endswith("/modulated") for tap in list_taps(str(tiny_sd), inner=True))
+    with pytest.raises(UnknownTap, match="AdaLN"):
+        DiffusionFeatures.from_pretrained(str(tiny_sd), taps=["up_blocks.1/modulated"], timesteps=[1])
+    assert not may_modulate(nn.Linear(2, 2)) and modulation_layer(nn.Linear(2, 2)) is None
+
+
+def test_a_constant_added_to_all_channels_and_their_scale_change_nothing() -> None:
+    x, shift, scale = torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(2, 8)
+    torch.testing.assert_close(modulate(50 * x + 7, shift, scale), modulate(x, shift, scale), atol=1e-4, rtol=1e-4)
