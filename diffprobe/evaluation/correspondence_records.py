@@ -158,8 +158,6 @@ def _sides(
     values: dict[str, float] = {}
     found: Interval | None = None
     for rung, matches in tests.items():
-        if rung != _OWN and rung not in CONTROLS:
-            continue
         wrong, chosen = side_confusion(matches, partners, known)
         pairs = matches.pair[chosen]
         if rung == _OWN:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from diffprobe.analysis.image_pairs import disjoint_pairs, pair_clusters
+from diffprobe.analysis.image_pairs import disjoint_pairs, own_pairs, pair_clusters
 from diffprobe.core.errors import ConfigError
 
 LETTERS = "aabbccddee" * 4
@@ -41,3 +41,11 @@ def test_clusters_are_the_components_of_the_groups(pairs: list[tuple[int, int]])
         (a == b) == (c == d) for a, c in zip(found, expected, strict=True) for b, d in zip(found, expected, strict=True)
     }
     assert same <= {True}
+
+
+def test_an_image_can_be_its_own_pair() -> None:
+    found = own_pairs(LETTERS, lambda x: x in "ab", n=6, seed=0, what="letters")
+    assert len(set(found)) == 6 and all(one == other and LETTERS[one] in "ab" for one, other in found)
+    assert found == own_pairs(LETTERS, lambda x: x in "ab", n=16, seed=0, what="letters")[:6]
+    with pytest.raises(ConfigError, match="16 images of 40 fit, 17"):
+        own_pairs(LETTERS, lambda x: x in "ab", n=17, seed=0, what="letters")

@@ -14,8 +14,9 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, Sche
 from diffprobe.core.result import read_result
 from diffprobe.evaluation import correspondence
 from diffprobe.evaluation.correspondence import MATCHES, evaluate_correspondence
-from diffprobe.evaluation.correspondence_records import SIDE_CONFUSION, summary_lines
-from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
+from diffprobe.evaluation.correspondence_mixture import MIXTURES
+from diffprobe.evaluation.correspondence_records import FLIP_SWAP, SIDE_CONFUSION, summary_lines
+from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation, MixtureTraining
 from diffprobe.runs.tables import build_table
 from diffprobe.shards import dense_truth
 from diffprobe.shards.datasets import scenes
@@ -155,7 +156,7 @@ def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation)
     opened = correspondence._open(config)
     pairs = opened.pairs("train")
     alike = dataclasses.replace(pairs, pairs=[(one, one) for one, _ in pairs.pairs])
-    maps = correspondence._maps_of("own", opened)
+    maps = correspondence._network_maps(correspondence._loaded(opened.request))
 
     class Bar:
         def update(self, n: int = 1) -> None: ...
@@ -164,6 +165,95 @@ def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation)
     expected = np.concatenate([alike.points(number).floor().numpy() + 0.5 for number in range(4)])
     finest = found[CELLS[1]]
     assert np.abs(finest - expected).max() < 3  # the noise is that of the key, so both maps are equal
+
+
+def test_an_image_matched_with_its_mirror_image_shows_whether_sides_are_known(
+    config: CorrespondenceEvaluation, tmp_path: Path
+) -> None:
+    flipped = dataclasses.replace(config, flip=True, differ=(), fuse=(), controls=("pixels",), output=str(tmp_path))
+    pairs = correspondence._open(flipped).pairs("train").pairs
+    assert len({one.sample.key for one, _ in pairs}) == 4
+    for one, other in pairs:
+        assert one.sample.key == other.sample.key
+        x, y = one.points["left_foot"]
+        assert other.points["right_foot"] == (32 - x, y)
+    test = [record for record in read_result(evaluate_correspondence(flipped)).metrics if record.split == "test"]
+    assert test[-1].name == FLIP_SWAP and test[-1].n == 8 and set(test[-1].controls) == {"pixels", "same_place"}
+    swapped = []
+    for one, _ in correspondence._open(flipped).pairs("test").pairs:
+        for name, other in (("left_foot", "right_foot"), ("right_foot", "left_foot")):
+            place, copy, goal = np.array([one.points[name], one.points[name], one.points[other]])
+            copy[0], goal[0] = 32 - copy[0], 32 - goal[0]  # where the mirror image has the point itself, and its name
+            swapped.append(np.linalg.norm(place - copy) < np.linalg.norm(place - goal))
+    assert test[-1].controls["same_place"] == pytest.approx(np.mean(swapped))
+
+
+@pytest.fixture(scope="module")
+def everything(
+    config: CorrespondenceEvaluation, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CorrespondenceEvaluation, Path]:
+    """The same pairs beside CleanDIFT (another tiny model), fusions, mixtures, and a single draw."""
+    from diffprobe.backbones.families import sd_unet
+
+    clean = tmp_path_factory.mktemp("clean")
+    sd_unet.tiny(clean, seed=3)
+    changed = dataclasses.replace(
+        config,
+        features=dataclasses.replace(config.features, draws=2),
+        controls=("pixels", "single_draw"),
+        cleandift=str(clean),
+        fuse=(),
+        fuse_with=("pixels", "cleandift"),
+        fuse_weights=(0.25, 0.5),
+        mixture=MixtureTraining(n_pairs=3, steps=3, batch=2, width=32, groups=2, every=2),
+        massive="clip",
+        massive_ratio=1.5,
+        output=str(tmp_path_factory.mktemp("everything")),
+    )
+    return changed, evaluate_correspondence(changed)
+
+
+def test_other_features_have_records_of_their_own(everything: tuple[CorrespondenceEvaluation, Path]) -> None:
+    config, path = everything
+    result = read_result(path)
+    assert set(result.artifacts) == {"input/shards", "input/backbone", "input/cleandift"}
+    test = [record for record in result.metrics if record.split == "test" and record.name == config.selecting.name]
+    names = ["nearest_neighbour", "cleandift", "fusion_pixels", "fusion_cleandift", *MIXTURES]
+    assert [record.probe for record in test] == names
+    own, *others = test
+    assert set(own.controls) == {"pixels", "single_draw", "same_place", "chance"}
+    assert set(own.detail["massive_channels"]) == set(CELLS)
+    assert any(own.detail["massive_channels"].values())
+    for record in others:
+        above, low, high = record.detail["above_nearest_neighbour"]
+        assert above == pytest.approx(record.value - own.value) and low <= above <= high
+        assert record.controls["nearest_neighbour"] == own.value
+    by_probe = {str(record.probe): record for record in others}
+    assert by_probe["cleandift"].cell in {cell.replace("t20", "t0") for cell in CELLS}
+    assert by_probe["fusion_pixels"].detail["choice"] in ("0.25", "0.5")
+    weights = by_probe["hyperfeatures"].detail["weights"]
+    assert set(weights) == set(CELLS) and sum(weights.values()) == pytest.approx(1)
+    assert by_probe["hyperfeatures"].detail["choice"] in ("step2", "step3")
+    assert set(by_probe["hyperfeatures_equal"].detail["weights"].values()) == {0.5}
+    assert set(by_probe["hyperfeatures_single"].detail["weights"]) == {own.cell}
+    assert any("minus the chosen cell" in line for line in summary_lines(result))
+
+
+def test_a_repeated_call_trains_nothing_and_mixtures_of_other_pairs_are_refused(
+    everything: tuple[CorrespondenceEvaluation, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = everything
+
+    def fail(*args: object, **options: object) -> None:
+        raise AssertionError("computed again")
+
+    before = read_result(path).metrics
+    monkeypatch.setattr(correspondence, "_training_pairs", fail)
+    assert read_result(evaluate_correspondence(config)).metrics == before
+    monkeypatch.setattr(correspondence.PairedPoints, "digest", "other", raising=True)
+    (path.parent / MATCHES).rename(path.parent / "kept")
+    with pytest.raises(SchemaError, match="hyperfeatures"):
+        evaluate_correspondence(config)
 
 
 def test_a_table_shows_the_chosen_cell_and_the_grid_where_it_is_asked_for(evaluated: Path) -> None:

@@ -40,7 +40,9 @@ def split_of(right: dict[str, dict[str, float]]) -> Split:
 @pytest.fixture(scope="module")
 def measured() -> Measured:
     own = {"own": {BAD: 0.5, GOOD: 0.9}, "pixels": {"pixels": 0.25}, "same_place": {"": 0.0}}
-    return Measured(val=split_of(own), test=split_of(own), names={"val": "dev", "test": "eval"}, clusters="sample")
+    return Measured(
+        val=split_of(own), test=split_of(own), names={"val": "dev", "test": "eval"}, notes={}, clusters="sample"
+    )
 
 
 def test_the_best_cell_on_val_is_scored_on_test_beside_its_controls(measured: Measured) -> None:
@@ -55,3 +57,16 @@ def test_the_best_cell_on_val_is_scored_on_test_beside_its_controls(measured: Me
     assert value == pytest.approx(0.65) and 0.4 < low < value < high < 0.9
     assert by_point.detail["by_point"] == {"left": 0.9, "right": 0.9}
     assert sides.value == pytest.approx(0.1) and sides.controls["pixels"] == 0.75
+
+
+def test_features_beside_the_cells_choose_their_own_and_are_compared_in_pairs(measured: Measured) -> None:
+    rungs = {"own": {BAD: 0.5, GOOD: 0.9}, "hyperfeatures": {"step1": 1.0, "step2": 0.7}, "same_place": {"": 0.0}}
+    notes = {"hyperfeatures": {"weights_by_state": {"step1": {GOOD: 1.0}, "step2": {GOOD: 0.5}}}}
+    beside = Measured(val=split_of(rungs), test=split_of(rungs), names=measured.names, notes=notes, clusters="sample")
+    records = [one for one in correspondence_records(CONFIG, beside) if one.split == "eval"]
+    other = [one for one in records if one.probe == "hyperfeatures"]
+    assert [one.value for one in other] == [1.0, 1.0] and other[0].detail["choice"] == "step1"
+    assert other[0].detail["weights"] == {GOOD: 1.0} and other[0].cell is None
+    above, low, high = other[0].detail["above_nearest_neighbour"]
+    assert above == pytest.approx(0.1) and 0 < low < above < high < 0.25
+    assert records[0].value == 0.9 and "hyperfeatures" not in records[0].controls

@@ -70,6 +70,17 @@ def test_joined_maps_count_equally_whatever_their_scale() -> None:
     torch.testing.assert_close(found[:3].norm(dim=0), found[3:].norm(dim=0))
 
 
+def test_the_cosine_of_joined_maps_is_the_weighted_mean_of_their_cosines() -> None:
+    one, other = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    source, target = (joined([one[i], other[i]], [0.8, 0.2]) for i in (0, 1))
+    cosine = torch.nn.functional.cosine_similarity
+    expected = 0.8 * cosine(one[0], one[1], dim=0) + 0.2 * cosine(other[0], other[1], dim=0)
+    torch.testing.assert_close(cosine(source, target, dim=0), expected)
+    for weights in ([0.8, 0.3], [1.0, 0.0], [1.0]):
+        with pytest.raises(ConfigError, match="sum 1"):
+            joined([one[0], other[0]], weights)
+
+
 @pytest.mark.parametrize(
     ("width", "x", "value", "error", "fact"),
     [
