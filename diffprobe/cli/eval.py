@@ -221,7 +221,8 @@ def _run_directions(args: argparse.Namespace) -> int:
 def _run_correspondence(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/correspondence", "evaluate_correspondence")
     if args.check:
-        return _valid()
+        print("\n".join(["the configuration is valid", *config.cost_lines]))
+        return 0
     from diffprobe.core.result import read_result
     from diffprobe.evaluation.correspondence import evaluate_correspondence
     from diffprobe.evaluation.correspondence_records import summary_lines

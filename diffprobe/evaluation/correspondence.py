@@ -18,7 +18,7 @@ from diffprobe.analysis.image_pairs import disjoint_pairs, own_pairs, pair_clust
 from diffprobe.config.parse import record_tree
 from diffprobe.config.schema import ProbeConfig, RunConfig
 from diffprobe.core.atomic_file import atomic_file
-from diffprobe.core.digest import digest_json
+from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, SplitLeak, unknown
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import BACKBONE, INPUT, RESULT_FILE, SHARDS, StartTime, make_result, write_result
@@ -30,7 +30,7 @@ from diffprobe.evaluation.correspondence_mixture import (
     mixed_maps,
     trained_states,
 )
-from diffprobe.evaluation.correspondence_pairs import PairedPoints, attribute_of, mirrored
+from diffprobe.evaluation.correspondence_pairs import PairedPoints, attribute_of, listed_pairs, mirrored
 from diffprobe.evaluation.correspondence_records import Measured, best_cell, correspondence_records
 from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
 from diffprobe.runs.extract import backbone_and_features
@@ -141,7 +141,10 @@ class _Opened:
 
         ends = list(zip(samples, seen, strict=True))  # as source and as target
         n_pairs = config.n_pairs if config.mixture is None or split in self.splits.values() else config.mixture.n_pairs
-        if config.flip:
+        if config.pairs_file is not None:
+            chosen = listed_pairs(Path(config.pairs_file), split, [one.sample.key for one in samples], n=n_pairs)
+            chosen = [(one, other) for one, other in chosen if fits(samples[one], seen[other])]
+        elif config.flip:
             chosen = own_pairs(ends, lambda one: fits(one[0], one[1]), n=n_pairs, seed=config.seed, what=what)
         else:
             chosen = disjoint_pairs(
@@ -191,6 +194,10 @@ def _open(config: CorrespondenceEvaluation) -> _Opened:
         controls[control] = _control_request(config, control, splits)
         _ = controls[control].plan  # refuses vae_latents of a model without a VAE
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(plan.fingerprint)}
+    if config.pairs_file is not None:
+        if not Path(config.pairs_file).is_file():
+            raise ConfigError(f"pairs_file '{config.pairs_file}' does not exist.")
+        inputs[f"{INPUT}pairs"] = digest_file(Path(config.pairs_file))
     if config.cleandift is not None:
         backbone = replace(config.backbone, path=config.cleandift, clean_input=True, lora=None, denoiser_weights=None)
         clean = replace(config.features, timesteps=(config.cleandift_timestep,), snr=(), draws=1)

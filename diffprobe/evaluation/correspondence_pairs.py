@@ -1,7 +1,9 @@
 """Pairs of images with named points of `diffprobe eval correspondence`, and their targets mirrored."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.pck import Matches
 from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,6 +78,37 @@ class PairedPoints:
 
         by_rung = {rung: {cell: matches(places) for cell, places in cells.items()} for rung, cells in here.items()}
         return by_rung, self.clusters, partners, known
+
+
+def listed_pairs(path: Path, split: str, keys: Sequence[str], *, n: int) -> list[tuple[int, int]]:
+    """Read the pairs of a split from a JSON file, {split: [[source key, target key], ...]}.
+
+    Args:
+        keys: the samples of the split, in order.
+        n: largest number of pairs; the first ones are taken.
+
+    Returns: the positions of source and target of each pair.
+    Raises: ConfigError for a file of another form, or without this split; UnknownName for a key that no sample has.
+    """
+    form = 'expected {"val": [["source key", "target key"], ...], "test": ...}'
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+        pairs = [(str(source), str(target)) for source, target in tree[split]]
+    except FileNotFoundError as error:
+        raise ConfigError(f"pairs_file '{path}' does not exist.") from error
+    except KeyError as error:
+        raise ConfigError(
+            f"pairs_file '{path}' has no split '{split}'.", f"it has: {', '.join(map(str, tree))}"
+        ) from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"pairs_file '{path}' cannot be read as pairs.", form, str(error)[:200]) from error
+    place = {key: i for i, key in enumerate(keys)}
+    for name in (name for pair in pairs[:n] for name in pair):
+        if name not in place:
+            raise unknown(f"image of split '{split}' in pairs_file '{path}':", name, keys)
+    if len(pairs) < 2:
+        raise ConfigError(f"pairs_file '{path}' has {len(pairs)} pairs of split '{split}'; at least 2.", form)
+    return [(place[source], place[target]) for source, target in pairs[:n]]
 
 
 def attribute_of(one: "PointSample", name: str) -> str:

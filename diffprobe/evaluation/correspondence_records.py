@@ -233,8 +233,12 @@ def summary_lines(result: RunResult) -> list[str]:
     """Return lines for people: the choice, and the records of the chosen cell with differences and points."""
     test = [record for record in result.metrics if record.split == result.config["data"]["test_split"]]
     lines = [f"chosen by {test[0].detail['selected_by']}: {test[0].cell or ' + '.join(test[0].detail['cells'])}"]
+    published = result.config.get("published") or {}
     for record in test:
         lines.append(format_record(record))
+        if record.name == published.get("metric") and record.probe == PROBE:
+            delta = record.value - published["value"]
+            lines.append(f"  published {published['value']:.4g} ({published['source']}), delta {delta:+.4f}")
         above = record.detail.get("above_nearest_neighbour")
         if above is not None:
             lines.append(f"  {record.detail['choice']}, minus the chosen cell: {_signed(above)}")

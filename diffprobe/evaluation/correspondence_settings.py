@@ -5,7 +5,7 @@ from typing import Literal
 
 from diffprobe.analysis.pck import Variant
 from diffprobe.backbones.cell import Cell
-from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
+from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig, PublishedConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.errors import ConfigError
 
@@ -59,6 +59,8 @@ class CorrespondenceEvaluation:
     """Cells that are also matched together: unit norm in each, then concatenated; none, or at least two."""
     n_pairs: int = 200
     """Pairs of images of each split. Each image is in one pair at most."""
+    pairs_file: str | None = None
+    """JSON file with the pairs of a benchmark, {split: [[source key, target key], ...]}; at most `n_pairs` of each."""
     same: tuple[str, ...] = ()
     """Attributes (or label) that both images of a pair share."""
     differ: tuple[str, ...] = ()
@@ -99,9 +101,15 @@ class CorrespondenceEvaluation:
     """Seed of pairs and bootstrap. The seed of the noise is features.seed."""
     output: str = "runs"
     """Folder of runs."""
+    paper: str | None = None
+    """Paper that is reproduced."""
+    published: PublishedConfig | None = None
+    """The published number, of `select_alpha` per point."""
 
     def __post_init__(self) -> None:
         at_least(2, n_pairs=self.n_pairs)
+        if self.pairs_file is not None and (self.same or self.differ or self.flip or self.mixture):
+            raise ConfigError("pairs_file: the pairs are given.", fix="no same, differ, flip or mixture")
         if self.features.pool != "none":
             raise ConfigError(
                 f"features.pool={self.features.pool}: a match needs the whole map.", fix="features.pool=none"
@@ -163,6 +171,25 @@ class CorrespondenceEvaluation:
             for size in sizes
             for per in ("point", "image")
         )  # fmt: skip
+
+    @property
+    def cost_lines(self) -> list[str]:
+        """Lines on the denoiser passes of the cells, from the settings alone; a match itself needs none."""
+        features, images = self.features, 4 * self.n_pairs  # two images of each pair, in two splits
+        steps = len({*features.timesteps, *features.snr})
+        each = steps * features.draws * (2 if features.unconditional else 1)
+        lines = [
+            f"denoiser passes per image: {each:,} ({steps} timesteps, {features.draws} draws)",
+            f"denoiser passes of {images:,} images: {each * images:,}",
+        ]
+        if "random_weights" in self.controls:
+            lines.append(f"of the random denoiser: {each * images:,} more")
+        if self.cleandift is not None:
+            lines.append(f"of the CleanDIFT model: {images:,} more, one per image")
+        if self.mixture is not None:
+            trained = 2 * 2 * self.mixture.n_pairs * each
+            lines.append(f"of mixtures: {trained:,} more on training pairs, and {each * images * 4:,} on the others")
+        return lines
 
     @property
     def selecting(self) -> Variant:

@@ -1,6 +1,7 @@
 """`eval correspondence` on rendered scenes and a tiny pipeline: pairs, records, resuming, mirrored targets, tables."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from diffprobe.config.compose import load
 from diffprobe.config.parse import parse
+from diffprobe.config.schema import PublishedConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, SampleError, SchemaError, UnknownName
 from diffprobe.core.result import read_result
 from diffprobe.evaluation import correspondence
@@ -165,6 +167,33 @@ def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation)
     expected = np.concatenate([alike.points(number).floor().numpy() + 0.5 for number in range(4)])
     finest = found[CELLS[1]]
     assert np.abs(finest - expected).max() < 3  # the noise is that of the key, so both maps are equal
+
+
+def test_the_pairs_of_a_benchmark_are_taken_as_they_are(
+    config: CorrespondenceEvaluation, evaluated: Path, tmp_path: Path
+) -> None:
+    opened, file = correspondence._open(config), tmp_path / "pairs.json"
+    pairs = {
+        split: [[one.sample.key, other.sample.key] for one, other in opened.pairs(split).pairs]
+        for split in ("val", "test")
+    }
+    file.write_text(json.dumps(pairs), "utf-8")
+    metric = config.selecting.name
+    listed = dataclasses.replace(
+        config, pairs_file=str(file), differ=(), output=str(tmp_path),
+        published=PublishedConfig(metric=metric, value=0.5, tolerance=0.1, source="Table 1", provenance="read in it"),
+    )  # fmt: skip
+    result = read_result(evaluate_correspondence(listed))
+    assert "input/pairs" in result.artifacts
+    values = [(record.name, record.value) for record in result.metrics]
+    assert values == [(record.name, record.value) for record in read_result(evaluated).metrics]
+    assert any("published 0.5 (Table 1), delta" in line for line in summary_lines(result))
+    for tree, fact in (({"val": pairs["val"]}, "test"), ({**pairs, "test": [["a", "b"]] * 2}, "'a'"), ([], "val")):
+        file.write_text(json.dumps(tree), "utf-8")
+        with pytest.raises((ConfigError, UnknownName), match=fact):
+            evaluate_correspondence(listed)
+    with pytest.raises(ConfigError, match="missing.json"):
+        evaluate_correspondence(dataclasses.replace(listed, pairs_file=str(tmp_path / "missing.json")))
 
 
 def test_an_image_matched_with_its_mirror_image_shows_whether_sides_are_known(

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from diffprobe.cli.main import main
+from diffprobe.config.compose import load
 from diffprobe.config.parse import parse
 from diffprobe.core.errors import ConfigError
 from diffprobe.evaluation.correspondence_settings import CorrespondenceEvaluation
@@ -37,6 +39,7 @@ def test_variants_are_all_combinations_and_a_box_needs_parts() -> None:
         ({"fuse": ["mid_block@t20:empty:none"]}, "fuse"),
         ({"controls": ["pixels", "pixels"]}, "controls"),
         ({"n_pairs": 1}, "n_pairs"),
+        ({"pairs_file": "x", "same": ["role"]}, "pairs_file"),
         ({"flip": True}, "sides"),
         ({"flip": True, "sides": [["a", "b"]], "differ": ["role"]}, "flip"),
         ({"flip": True, "sides": [["a", "b"]], "mixture": {}}, "flip"),
@@ -55,3 +58,22 @@ def test_variants_are_all_combinations_and_a_box_needs_parts() -> None:
 def test_wrong_settings_are_refused(keys: dict[str, Any], fact: str) -> None:
     with pytest.raises(ConfigError, match=fact):
         parse(CorrespondenceEvaluation, {**TREE, **keys})
+
+
+def test_the_cost_counts_passes_of_all_that_is_read() -> None:
+    tree = {**TREE, "features": {**TREE["features"], "timesteps": [20, 40], "draws": 3}, "n_pairs": 10}
+    lines = parse(CorrespondenceEvaluation, tree).cost_lines
+    assert lines[0] == "denoiser passes per image: 6 (2 timesteps, 3 draws)" and "40 images: 240" in lines[1]
+    more = parse(CorrespondenceEvaluation, {**tree, "cleandift": "x", "mixture": {"n_pairs": 5}}).cost_lines
+    assert any("CleanDIFT model: 40" in line for line in more) and any("mixtures: 120" in line for line in more)
+
+
+@pytest.mark.parametrize("row", ["dift", "cleandift"])
+def test_the_presets_of_spair_are_valid_offline_and_state_their_cost(
+    row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load(f"spair71k/{row}", [], kinds=("evaluate_correspondence",))
+    assert found.published.metric == found.selecting.name and found.published.tolerance > 0
+    assert found.published.provenance.startswith(("read in ", "second hand: "))
+    assert main(["eval", "correspondence", f"experiment=spair71k/{row}", "--check"]) == 0
+    assert "denoiser passes per image" in capsys.readouterr().out
