@@ -86,7 +86,7 @@ class CleanDiftTraining:
             raise ConfigError(f"taps={list(self.taps)}: feature maps are aligned, not readouts behind a slash.")
 
     def checkpoint(self) -> Checkpoint:
-        """Locate the teacher. Raises: WeightsMissing; WeightsMismatch if it is no pipeline folder."""
+        """Locate the teacher. Raises: WeightsMissing; WeightsMismatch for anything but a pipeline folder."""
         found = locate(self.teacher)
         if found.folder is None:
             raise WeightsMismatch(f"teacher '{self.teacher}' is not a pipeline folder in diffusers' format.")
