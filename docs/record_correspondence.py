@@ -38,20 +38,25 @@ FEATURES = {
 BESIDE = {"beside": 200, "few_pairs": 10}
 """Name of a file -> training pairs of the mixtures."""
 SEEDS, DRAWS = range(5), 8
-FACTORS = ("texture", "build", "side", "background")
-ALL = (*RUNS, *BESIDE, "flip", *(f"draw_{seed}" for seed in SEEDS), "draws_8", "training", "probe", "probe_cleandift")
+FACTORS = (("", "texture"), ("", "build"), ("emoji_", "group"))
+"""Start of the names of the files of a model, and what is read from it."""
+MODELS = tuple(f"{model}{what}" for model in ("", "emoji_") for what in ("training", "probe", "probe_cleandift"))
+ALL = (*RUNS, *BESIDE, "flip", *(f"draw_{seed}" for seed in SEEDS), "draws_8", "clean_input", *MODELS)
 """Names of all files."""
 
 
 def name_of(result: RunResult) -> str | None:
     """Return the name of the file of a run; None for a run that is not recorded."""
     config = result.config
+    model = "emoji_" if result.experiment.startswith("emoji/") else ""
     if result.kind == "train_backbone":
-        return "training" if config.get("teacher") == "scenes-sd" else None
+        return f"{model}training" if "teacher" in config else None
     if result.kind == "classifier":
-        return "probe_cleandift" if config["backbone"]["clean_input"] else "probe"
+        return f"{model}probe_cleandift" if config["backbone"]["clean_input"] else f"{model}probe"
     if result.kind != "correspondence":
         return None
+    if config["backbone"]["clean_input"]:
+        return "clean_input"
     if config.get("flip"):
         return "flip"
     if config.get("mixture"):
@@ -92,6 +97,8 @@ def beside_lines(results: dict[str, RunResult]) -> list[str]:
     table.append(["chosen cell, 2 draws", "", f"`{_short(own[0].cell)}`", *map(_percent, own), ""])
     single = [f"{100 * one.controls['single_draw']:.1f}" for one in own]
     table.append(["the same, a single draw", "", "", *single, ""])
+    clean = [chosen(results["clean_input"], metric) for metric in (METRIC, STRICT)]
+    table.append(["frozen model, clean image", "", f"`{_short(clean[0].cell)}`", *map(_percent, clean), ""])
     for name, pairs in BESIDE.items():
         for probe, what in FEATURES.items():
             trained = probe.startswith("hyperfeatures")
@@ -153,16 +160,16 @@ def flip_lines(results: dict[str, RunResult]) -> list[str]:
 
 def probe_lines(results: dict[str, RunResult]) -> list[str]:
     """Return balanced accuracy on test by block, of the teacher's timestep that is best on val, and of CleanDIFT."""
-    table = [["block", *(f"{factor}, {model}" for factor in FACTORS[:2] for model in ("teacher", "CleanDIFT"))]]
-    table.append(["---"] * 5)
+    table = [["block", *(f"{factor}, {model}" for _, factor in FACTORS for model in ("teacher", "CleanDIFT"))]]
+    table.append(["---"] * len(table[0]))
     cells = [one.cell for one in results["probe_cleandift"].metrics if one.cell is not None]
     for tap in dict.fromkeys(cell.partition("@")[0] for cell in cells):
         row = [f"`{tap}`"]
-        for factor in FACTORS[:2]:
-            for name in ("probe", "probe_cleandift"):
+        for model, factor in FACTORS:
+            for name in (f"{model}probe", f"{model}probe_cleandift"):
                 values = {split: _accuracies(results[name].metrics, tap, factor, split) for split in ("val", "test")}
                 best = max(values["val"], key=lambda cell: values["val"][cell])
-                step = f" ({best.partition('@')[2].partition(':')[0]})" if name == "probe" else ""
+                step = f" ({best.partition('@')[2].partition(':')[0]})" if name.endswith("probe") else ""
                 row.append(f"{100 * values['test'][best]:.1f}{step}")
         table.append(row)
     return list(map(_line, table))

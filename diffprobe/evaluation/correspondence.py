@@ -199,7 +199,10 @@ def _open(config: CorrespondenceEvaluation) -> _Opened:
             raise ConfigError(f"pairs_file '{config.pairs_file}' does not exist.")
         inputs[f"{INPUT}pairs"] = digest_file(Path(config.pairs_file))
     if config.cleandift is not None:
-        backbone = replace(config.backbone, path=config.cleandift, clean_input=True, lora=None, denoiser_weights=None)
+        backbone = replace(
+            config.backbone, path=config.cleandift, clean_input=True, random_weights=False, lora=None, revision=None,
+            denoiser_weights=None, single_file_config=None,
+        )  # fmt: skip
         clean = replace(config.features, timesteps=(config.cleandift_timestep,), snr=(), draws=1)
         controls[CLEANDIFT] = Request(backbone, config.data, clean, tuple(splits.values()))
         inputs[f"{INPUT}{CLEANDIFT}"] = backbone_digest(controls[CLEANDIFT].plan.fingerprint)

@@ -44,8 +44,11 @@ def test_all_runs_read_one_cleandift_model_of_the_recorded_training(
 ) -> None:
     names = [*script.BESIDE, "flip", "draws_8", *(f"draw_{seed}" for seed in script.SEEDS)]
     assert len({results[name].artifacts["input/cleandift"] for name in names}) == 1
-    values = {record.name: record.value for record in results["training"].metrics}
-    assert values["loss"] < values["teacher_loss"]
+    page = script.PAGE.read_text("utf-8")
+    for name in ("training", "emoji_training"):
+        values = {record.name: record.value for record in results[name].metrics}
+        assert values["loss"] < values["teacher_loss"]
+        assert all(f"{value:.3f}" in page for value in values.values())
     assert results["training"].run.rpartition("/")[2] in results["beside"].config["cleandift"]
     # one noise draw or another changes the features of the teacher alone
     clean = {script.chosen(results[f"draw_{seed}"], script.STRICT, "cleandift").value for seed in script.SEEDS}
