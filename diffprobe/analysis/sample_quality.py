@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from diffprobe.core.errors import ConfigError
 
-Features = Float64[np.ndarray, "sample feature"]
+RealFeatures = Float64[np.ndarray, "real _"]
+GeneratedFeatures = Float64[np.ndarray, "generated _"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Neighbourhoods:
     coverage: Float64[np.ndarray, " real"]
 
 
-def neighbourhoods(real: Features, generated: Features, *, k: int = 5) -> Neighbourhoods:
+def neighbourhoods(real: RealFeatures, generated: GeneratedFeatures, *, k: int = 5) -> Neighbourhoods:
     """Return the four measures by sample.
 
     Raises: ConfigError if a set has at most k samples, or if the sets have other numbers of features.
@@ -50,26 +51,27 @@ def neighbourhoods(real: Features, generated: Features, *, k: int = 5) -> Neighb
     of_real, of_generated = _radii(real, k), _radii(generated, k)
     inside = between <= of_real
     return Neighbourhoods(
-        precision=inside.any(1).astype(np.float64),
+        precision=np.asarray(inside.any(1), dtype=np.float64),
         density=inside.sum(1) / k,
-        recall=(between <= of_generated[:, None]).any(0).astype(np.float64),
-        coverage=inside.any(0).astype(np.float64),
+        recall=np.asarray((between <= of_generated[:, None]).any(0), dtype=np.float64),
+        coverage=np.asarray(inside.any(0), dtype=np.float64),
     )
 
 
-def _distances(first: Features, second: Features) -> NDArray[np.float64]:
+def _distances(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.spatial.distance import cdist
 
     found: NDArray[np.float64] = cdist(first, second)
     return found
 
 
-def _radii(values: Features, k: int) -> NDArray[np.float64]:
+def _radii(values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Return the distance of each sample to its k-th nearest other one."""
-    return np.partition(_distances(values, values), k, axis=1)[:, k]
+    found: NDArray[np.float64] = np.partition(_distances(values, values), k, axis=1)[:, k]
+    return found
 
 
-def frechet_distance(real: Features, generated: Features) -> float:
+def frechet_distance(real: RealFeatures, generated: GeneratedFeatures) -> float:
     """Return |m_1 - m_2|^2 + trace(S_1 + S_2 - 2 (S_1 S_2)^(1/2)) of the means and covariances.
 
     Raises: ConfigError for fewer than two samples.
