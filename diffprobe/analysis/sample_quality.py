@@ -26,7 +26,7 @@ class Neighbourhoods:
 
     Attributes:
         precision: 1 for a generated sample inside any real neighbourhood, else 0.
-        density: real neighbourhoods that a generated sample lies in, divided by k.
+        density: number of real neighbourhoods around a generated sample, divided by k.
         recall: 1 for a real sample inside any generated neighbourhood, else 0.
         coverage: 1 for a real sample with a generated one in its neighbourhood, else 0.
     """

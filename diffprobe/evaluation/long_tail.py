@@ -1,6 +1,6 @@
 """`diffprobe eval long-tail`: what a class-conditional denoiser draws of classes with many, medium and few images.
 
-Images are judged by a frozen reader that was trained on renderings; its features, never those of the denoiser, are the
+Images are read by a frozen reader that was trained on renderings; its features, never those of the denoiser, are the
 space of all distances. Rendered images of other scenes are measured the same way, as the control of each number.
 """
 

@@ -6,8 +6,8 @@ The term is, with c' drawn from a target distribution of classes and sg() cuttin
 
 with squared differences averaged over the latent. This form, t / T and gamma = 1/4 are those of the public code of the
 paper. Two details are ours: samples with the empty caption are left out one by one (there: by batch), and the
-differences are those of predicted noises for any kind of prediction. c' may be c, which adds nothing. It is drawn from
-the classes of the training split, so that a batch of one class is no special case.
+differences are those of predicted noises for any kind of prediction. c' may be c, which adds nothing. It is drawn
+from the classes of the training split, so a batch may hold one class only.
 """
 
 from dataclasses import dataclass

@@ -7,8 +7,8 @@ The term is
 
     weight * mean over samples of g(t) * max(0, margin - KL(p(x_{t-1} | x_t, c) || p(x_{t-1} | x_t, c')))
 
-with c the class of the sample and c' another class of the training split, so that a batch of one class is no special
-case. Equal kernels have no gradient: the term widens a difference, it does not make one.
+with c the class of the sample and c' another class of the training split, so a batch may hold one class only. Equal
+kernels have no gradient: the term widens a difference, it does not make one.
 """
 
 from dataclasses import dataclass
