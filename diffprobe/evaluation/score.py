@@ -101,7 +101,7 @@ class _Scoring:
         """
         config, split = self.config, self.config.scored_split
         encoded = self._encode(split, config.limit, progress)
-        asked = questions(config.candidates, encoded, seed=config.seed)
+        asked = questions(config.candidates, encoded, seed=config.seed, pool=self._pool())
         for question in asked:
             self._require(question)
         train = self._train(progress)
@@ -204,6 +204,17 @@ class _Scoring:
             captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
 
+    def _pool(self) -> list[tuple[str, str]]:
+        """Return group and caption of each sample of `candidates.pool`, in order of the splits."""
+        config, found = self.config, []
+        for split in config.candidates.pool:
+            table = load_table(
+                replace(config.data, limit=None), split, resolution=self.error.spec.resolution, captioned=True
+            )
+            captions = [captions[0] for captions in table.captions]
+            found += zip(table.groups(config.group_by), captions, strict=True)
+        return found
+
     def _few_shot(self, encoded: Encoded, folder: Path, progress: ProgressDisplay) -> dict[str, Any]:
         """Train the LoRA of `dsd.few_shot` and return what is recorded of it."""
         images = self.config.dsd.few_shot.images
@@ -299,7 +310,7 @@ class _Scoring:
         part = share_of_groups(train, config.weights.fraction, config.seed, config.weights.images)
         rule = config.candidates
         if rule.kind in ("captions", "retrieval"):
-            rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))))
+            rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))), pool=(), ranks=())
         asked = questions(rule, part, seed=config.seed)
         question = asked[0] if len(asked) == 1 else next(found for found in asked if found.name == name)
         self._require(question)
@@ -368,7 +379,7 @@ def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
     needs_train = config.weights.kind == "learned" or config.regression.images or config.dsd.few_shot.images
     needs_train = needs_train or config.overlap.images
-    for split in (config.scored_split, *([config.data.train_split] if needs_train else [])):
+    for split in (config.scored_split, *config.candidates.pool, *([config.data.train_split] if needs_train else [])):
         shard_set.shards_of(config.data.source_of(split))
     named = {"group_by": config.group_by, "family_attribute": config.family_attribute}
     named |= {"candidates.attribute": config.candidates.attribute}

@@ -5,15 +5,17 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.caption_accuracy import accuracy_record
 from diffprobe.evaluation.captions import CHANCE, Encoded
-from diffprobe.evaluation.score_candidates import Question
+from diffprobe.evaluation.score_candidates import CLASSES, Question
 from diffprobe.probes.score.candidate_ranks import curve, is_chosen, ranks, shuffled_positives, without_prior
 from diffprobe.probes.score.staged_errors import weighted_error
 
@@ -21,6 +23,8 @@ RANDOM_DENOISER, SHUFFLED, TEXT_FREE = "random_denoiser", "shuffled_positives", 
 """Names of controls."""
 REAL, GENERATED = "real_images", "generated_"
 """Name of the control of a record on generated images, and what its metric begins with."""
+FREQUENT = "most_frequent_class"
+"""Name of the control that chooses the class with the most scored images."""
 RECALL = (1, 5, 10)
 """Ranks at which retrieval is recorded."""
 
@@ -41,6 +45,8 @@ def measures(
         return set_measures(question, scores, right)
     if not question.is_square:
         found = {question.name: is_chosen(scores, right).double()}
+        for k in question.further_ranks:
+            found[f"{question.name.removesuffix('_accuracy')}_r{k}"] = (ranks(scores, right) < k).double()
         if question.name.startswith("matched_"):
             wrong = question.offered.sum(1) - 1
             found[pair_metric(question.name)] = (wrong - ranks(scores, right)).double() / wrong
@@ -102,7 +108,7 @@ def chance(question: Question, metric: str) -> Float[Tensor, " sample"]:
     counts = question.eligible.sum(1).double()
     if metric.endswith("_score"):
         return torch.tensor([_chance_of_set(int(n), metric) for n in counts.tolist()], dtype=torch.float64)
-    if question.is_square or question.sets:
+    if (question.is_square or question.sets or question.further_ranks) and metric.rpartition("_r")[2].isdigit():
         return int(metric.rpartition("_r")[2]) / counts
     return torch.full_like(counts, 0.5) if metric.startswith("matched_pair") else 1 / counts
 
@@ -174,6 +180,7 @@ def score_records(
                 CHANCE: chance(question, metric).numpy(),
                 SHUFFLED: torch.stack([found[metric] for found in shuffled]).mean(0).numpy(),
                 **{name: found[metric].numpy() for name, found in of_controls.items()},
+                **_most_frequent(question),
             },
             split=split,
             families=families,
@@ -217,6 +224,13 @@ def score_records(
         )
         for metric, values in found.items()
     ]
+
+
+def _most_frequent(question: Question) -> dict[str, NDArray[np.float64]]:
+    """Return for a question of classes who is right if all choose the class that most images have."""
+    if not question.name.startswith(CLASSES):
+        return {}
+    return {FREQUENT: (question.right == question.right.mode().values).double().numpy()}
 
 
 def _shuffled(question: Question, keys: Sequence[str], seed: int) -> Int[Tensor, " sample"]:
