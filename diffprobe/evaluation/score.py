@@ -206,7 +206,8 @@ class _Scoring:
 
     def _pool(self) -> list[tuple[str, str]]:
         """Return group and caption of each sample of `candidates.pool`, in order of the splits."""
-        config, found = self.config, []
+        config = self.config
+        found: list[tuple[str, str]] = []
         for split in config.candidates.pool:
             table = load_table(
                 replace(config.data, limit=None), split, resolution=self.error.spec.resolution, captioned=True

@@ -55,9 +55,8 @@ def test_classes_may_be_those_of_the_data_set() -> None:
 def test_classes_may_be_those_with_the_most_groups() -> None:
     """A class with many images of one group does not count more than its groups."""
     world = encoded()
-    groups = [
-        "one" if sample["colour"] != "red" else name for sample, name in zip(world.table.attributes, world.groups)
-    ]
+    samples = zip(world.table.attributes, world.groups, strict=True)
+    groups = [group if sample["colour"] == "red" else "one" for sample, group in samples]
     groups[COLOURS.index("blue") * 5] = "two"
     rule = CandidateRule(kind="classes", attribute="colour", template="a {}", most_values=2)
     (question,) = questions(rule, dataclasses.replace(world, groups=groups), seed=0)

@@ -69,9 +69,8 @@ def test_recall_at_further_ranks_stands_beside_the_choice() -> None:
 def test_a_constant_answer_is_a_control_of_classes() -> None:
     rule = CandidateRule(kind="classes", attribute="colour", template="a {}")
     (question,) = questions(rule, encoded(), seed=0)
-    part = dataclasses.replace(
-        question, rows=question.rows[2:], candidates=question.candidates[2:], right=question.right[2:]
-    )
+    rows = {name: getattr(question, name)[2:] for name in ("rows", "candidates", "right")}
+    part = dataclasses.replace(question, **rows)
     (record,) = records(part, [5.0, 5.0]).values()
     assert record.controls[FREQUENT] == pytest.approx(5 / 18) and record.value == 1
 
