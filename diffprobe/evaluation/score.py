@@ -29,7 +29,7 @@ from diffprobe.evaluation.overlap import names_of_classes, overlap_records
 from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_models import ScoreModels
 from diffprobe.evaluation.score_records import score_records
-from diffprobe.evaluation.score_settings import ScoreConfig
+from diffprobe.evaluation.score_settings import ScoreConfig, WeightRule
 from diffprobe.evaluation.score_store import stored_errors
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.score.staged_errors import Stage, nested_timesteps, weighted_error
@@ -127,6 +127,7 @@ class _Scoring:
                 question, scored.errors, scored.weights, controls, encoded, split=split,
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
                 generated=scored.generated, passes_of_generation=config.generated.passes,
+                unweighted=config.weights != WeightRule() and not config.stages,
             )  # fmt: skip
             if config.overlap.images:
                 scores = [weighted_error(part, scored.weights) for part in scored.errors]

@@ -25,6 +25,8 @@ REAL, GENERATED = "real_images", "generated_"
 """Name of the control of a record on generated images, and what its metric begins with."""
 FREQUENT = "most_frequent_class"
 """Name of the control that chooses the class with the most scored images."""
+UNIFORM = "uniform_weights"
+"""Name of the control that weights all timesteps alike, with the same errors and sets of noise."""
 RECALL = (1, 5, 10)
 """Ranks at which retrieval is recorded."""
 
@@ -138,6 +140,7 @@ def score_records(
     seed: int,
     generated: Float[Tensor, "sample n timestep"] | None = None,
     passes_of_generation: int = 0,
+    unweighted: bool = False,
 ) -> list[MetricRecord]:
     """Return a record for each metric of a question.
 
@@ -151,6 +154,7 @@ def score_records(
         generated: errors of images that the model generated from the right candidates, with the first set of noise;
             each metric then has a second record, whose control `real_images` is the first set of noise on real ones.
         passes_of_generation: denoiser passes of a generated image.
+        unweighted: whether the control `uniform_weights` has the same errors, all timesteps alike.
     Returns: records whose value is a mean over sets of noise; `spread` is their standard deviation. Their detail has
         `passes_per_image`, `by_noise_set`, and in the first record the `curve`.
     """
@@ -168,6 +172,10 @@ def score_records(
     null = _shuffled(question, keys, seed)
     of_controls = {name: measures(question, corrected(given), question.right) for name, given in controls.items()}
     shuffled = [measures(question, one, null) for one in scores]
+    if unweighted:
+        alike = torch.ones_like(weights)
+        plain = [measures(question, corrected(weighted_error(part, alike)), question.right) for part in errors]
+        of_controls[UNIFORM] = {metric: torch.stack([found[metric] for found in plain]).mean(0) for metric in by_set[0]}
     passes = sum(float(part.isfinite().sum()) for part in errors) / len(errors) / len(rows)
     records: list[MetricRecord] = []
     for metric in by_set[0]:

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from diffprobe.core.result import MetricRecord
 from diffprobe.evaluation.score_candidates import Question, questions
-from diffprobe.evaluation.score_records import FREQUENT, RANDOM_DENOISER, SHUFFLED, chance, measures, score_records
+from diffprobe.evaluation.score_records import (
+    FREQUENT,
+    RANDOM_DENOISER,
+    SHUFFLED,
+    UNIFORM,
+    chance,
+    measures,
+    score_records,
+)
 from diffprobe.evaluation.score_settings import CandidateRule
 from tests.evaluation.score_world import encoded
 
@@ -73,6 +81,32 @@ def test_a_constant_answer_is_a_control_of_classes() -> None:
     part = dataclasses.replace(question, **rows)
     (record,) = records(part, [5.0, 5.0]).values()
     assert record.controls[FREQUENT] == pytest.approx(5 / 18) and record.value == 1
+
+
+def test_uniform_weights_are_a_control_over_the_same_sets_of_noise() -> None:
+    """Only the first timestep knows the right candidate; a weight on it alone is compared with uniform weights."""
+    question = asked("captions", 10)
+    errors = [planted(question, 0.0, seed) for seed in (0, 1)]
+    for part in errors:
+        part[torch.arange(20), question.right, 0] -= 1.1
+    weights = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    (record,) = score_records(
+        question,
+        errors,
+        weights,
+        {},
+        encoded(),
+        split="test",
+        prior_correction=False,
+        detail={},
+        seed=0,
+        unweighted=True,
+    )
+    by_hand = [(part.mean(2).argmin(1) == question.right).double().mean() for part in errors]
+    assert (
+        record.value == 1 and record.controls[UNIFORM] == pytest.approx(float(sum(by_hand)) / 2) and 0 < by_hand[0] < 1
+    )
+    assert record.detail["differences"][UNIFORM]["estimate"] == pytest.approx(1 - record.controls[UNIFORM])
 
 
 def test_retrieval_is_recorded_both_ways() -> None:
