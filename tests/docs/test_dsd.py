@@ -1,7 +1,11 @@
 """The table of DSD beside Diffusion Classifier in docs/users/scores.md is that of the recorded results."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.docs.markdown import ROOT
 
@@ -21,11 +25,29 @@ def test_the_table_is_the_recorded_one() -> None:
 def test_methods_are_compared_on_the_same_choices() -> None:
     keys = ("data", "candidates", "n_timesteps", "noise_sets", "seed", "limit", "backbone")
     for of_methods in record_dsd.recorded().values():
-        assert {"diffusion_classifier", "dsd"} <= set(of_methods)
+        assert record_dsd.COMPARED <= set(of_methods)
         first, *others = of_methods.values()
         for other in others:
             assert [first.config[key] for key in keys] == [other.config[key] for key in keys]
             assert [record.n for record in first.metrics] == [record.n for record in other.metrics]
+
+
+def test_an_experiment_with_one_method_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of runs with one method of an experiment is recorded, and the page stays as it was."""
+    page, results, runs = tmp_path / "page.md", tmp_path / "results", tmp_path / "runs"
+    page.write_text(PAGE, encoding="utf-8")
+    shutil.copytree(record_dsd.RESULTS, results)
+    for path in results.glob("emoji-dsd-*"):
+        path.unlink()
+    source = record_dsd.RESULTS / "scenes-dsd-dsd.json"
+    (runs / "emoji/dsd/one").mkdir(parents=True)
+    shutil.copyfile(source, runs / "emoji/dsd/one/result.json")
+    for name, value in {"PAGE": page, "RESULTS": results}.items():
+        monkeypatch.setattr(record_dsd, name, value)
+    before = record_dsd.table()
+    record_dsd.record(runs)
+    assert (results / "emoji-dsd-dsd.json").is_file() and set(record_dsd.recorded()) == {"scenes/dsd"}
+    assert record_dsd.table() == before and "\n".join(before) in page.read_text("utf-8")
 
 
 def test_the_text_states_what_the_table_has() -> None:
