@@ -1,4 +1,4 @@
-"""Record results for further tables of docs/users/scores.md: python docs/record_score_tables.py TABLE NAME=RESULT ...
+"""Record results for further tables of scores: python docs/record_score_tables.py TABLE NAME=RESULT ...
 
 Each result goes to docs/results/scores/TABLE/NAME.json: `weights` has scores with other weights of timesteps,
 `text_free` scores beside a model that learned nothing about captions, `diffdis` runs of the alignment head. All tables
@@ -16,7 +16,7 @@ from diffprobe.report.markdown_table import markdown_table
 
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "scores"
-PAGE = DOCS / "users" / "scores.md"
+SCORES, CAPTIONS = DOCS / "users" / "scores.md", DOCS / "users" / "caption-regression.md"
 
 
 def recorded(table: str) -> dict[str, RunResult]:
@@ -81,10 +81,10 @@ def diffdis_table(results: dict[str, RunResult]) -> list[str]:
     return markdown_table(header, rows).splitlines()
 
 
-TABLES: dict[str, Callable[[dict[str, RunResult]], list[str]]] = {
-    "weights": weights_table, "text_free": text_free_table, "diffdis": diffdis_table,
+TABLES: dict[str, tuple[Path, Callable[[dict[str, RunResult]], list[str]]]] = {
+    "weights": (SCORES, weights_table), "text_free": (SCORES, text_free_table), "diffdis": (CAPTIONS, diffdis_table),
 }  # fmt: skip
-"""Table, also its marker on the page -> what makes it."""
+"""Table, also its marker on the page -> page, and what makes it."""
 
 
 def record(table: str, sources: dict[str, Path]) -> None:
@@ -95,11 +95,9 @@ def record(table: str, sources: dict[str, Path]) -> None:
     (RESULTS / table).mkdir(parents=True, exist_ok=True)
     for name, path in sources.items():
         shutil.copyfile(path, RESULTS / table / f"{name}.json")
-    text = PAGE.read_text("utf-8")
-    for name, make in TABLES.items():
+    for name, (page, make) in TABLES.items():
         if results := recorded(name):
-            text = with_table(text, name, make(results))
-    PAGE.write_text(text, encoding="utf-8")
+            page.write_text(with_table(page.read_text("utf-8"), name, make(results)), encoding="utf-8")
 
 
 def _source(text: str) -> tuple[str, Path]:
