@@ -73,3 +73,11 @@ def test_the_text_on_generated_images_is_that_of_the_results(script: ModuleType)
     text = " ".join(PAGE.split())
     assert f"Of {record.n} emoji, {numbers[0]:.1f} %" in text and f"and {numbers[1]:.1f} % of the real ones" in text
     assert f"{numbers[2]:.1f} points ({100 * found['low']:.1f} to {100 * found['high']:.1f})" in text
+
+
+def test_the_text_on_subgroups_is_that_of_the_result(script: ModuleType) -> None:
+    (record,) = script.recorded()["subgroups"].metrics
+    found, text = record.detail["differences"]["chance"], " ".join(PAGE.split())
+    low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
+    assert f"for {100 * record.value:.1f} % of {record.n} images, {value} points ({low} to {high}) above chance" in text
+    assert found["low"] < 0 and f"right for {100 * record.controls['most_frequent_class']:.1f} %" in text
