@@ -77,7 +77,7 @@ def diffdis_table(results: dict[str, RunResult]) -> list[str]:
             controls = [f"{value:.3f}" for _, value in sorted(record.controls.items())]
             rows.append([f"`{name}`", f"{record.n:,}", *values, *controls])
     shown = sorted(next(iter(results.values())).metrics[0].controls) if results else []
-    header = ["score", "images", "one step", "DDIM", *(name.replace("_", " ") for name in shown)]
+    header = ["score", "images", "one step", "DDIM", *(f"{name.replace('_', ' ')}, one step" for name in shown)]
     return markdown_table(header, rows).splitlines()
 
 
