@@ -81,3 +81,16 @@ def test_the_text_on_subgroups_is_that_of_the_result(script: ModuleType) -> None
     low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
     assert f"for {100 * record.value:.1f} % of {record.n} images, {value} points ({low} to {high}) above chance" in text
     assert found["low"] < 0 and f"right for {100 * record.controls['most_frequent_class']:.1f} %" in text
+
+
+def test_the_text_on_a_thousand_captions_is_that_of_the_result(script: ModuleType) -> None:
+    first, fifth, tenth = script.recorded()["retrieval1000"].metrics
+    assert first.detail["differences"]["chance"]["low"] < 0 < fifth.detail["differences"]["chance"]["low"]
+    text = " ".join(PAGE.split())
+    points = []
+    for control in ("chance", "regression_on_words"):
+        found = fifth.detail["differences"][control]
+        low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
+        points.append(f"{value} points ({low} to {high}) above")
+    assert f"for {100 * fifth.value:.1f} % of {fifth.n} images, {points[0]} chance, and {points[1]} the reg" in text
+    assert tenth.value >= fifth.value >= first.value
