@@ -35,3 +35,15 @@ def test_weights_are_compared_on_the_choices_of_the_main_table() -> None:
         for record in result.metrics:
             assert record.controls["uniform_weights"] == pytest.approx(uniform[record.name])
             assert result.config["weights"]["kind"] != "uniform"
+
+
+def test_the_text_on_weights_is_that_of_the_results() -> None:
+    results = tables.recorded("weights")
+    found = {
+        name: {record.name: record.detail["differences"]["uniform_weights"] for record in one.metrics}
+        for name, one in results.items()
+    }
+    assert len(found) == 4 and all(one["low"] <= 0 for of_run in found.values() for one in of_run.values())
+    place = found["scenes_learned"]["matched_caption_accuracy_place"]
+    value, most, least = (f"{-100 * place[key]:.1f}" for key in ("estimate", "low", "high"))
+    assert f"lose {value} points ({least} to {most})" in tables.SCORES.read_text("utf-8")
