@@ -47,3 +47,15 @@ def test_the_text_on_weights_is_that_of_the_results() -> None:
     place = found["scenes_learned"]["matched_caption_accuracy_place"]
     value, most, least = (f"{-100 * place[key]:.1f}" for key in ("estimate", "low", "high"))
     assert f"lose {value} points ({least} to {most})" in tables.SCORES.read_text("utf-8")
+
+
+def test_the_text_on_the_alignment_head_is_that_of_the_results() -> None:
+    (result,) = tables.recorded("diffdis").values()
+    found = {record.name: record for record in result.metrics if record.split == "test"}
+    plain = [name for name in found if not name.endswith("_ddim")]
+    words = {name: found[name].detail["differences"]["bag_of_words"] for name in plain}
+    assert {name for name, one in words.items() if one["low"] > 0} == {"caption_recall_10", "image_recall_1"}
+    assert all(one["high"] > 0 for one in words.values())
+    assert all(found[name].detail["differences"]["shuffled_captions"]["low"] > 0.01 for name in plain)
+    above = [name for name in plain if found[name].detail["interval"][0] > found[f"{name}_ddim"].detail["interval"][1]]
+    assert len(plain) == 4 and len(above) == 3
