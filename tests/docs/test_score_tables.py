@@ -59,3 +59,15 @@ def test_the_text_on_the_alignment_head_is_that_of_the_results() -> None:
     assert all(found[name].detail["differences"]["shuffled_captions"]["low"] > 0.01 for name in plain)
     above = [name for name in plain if found[name].detail["interval"][0] > found[f"{name}_ddim"].detail["interval"][1]]
     assert len(plain) == 4 and len(above) == 3
+
+
+def test_the_model_is_above_the_text_free_one_for_every_factor() -> None:
+    (result,) = tables.recorded("text_free").values()
+    choices = [record for record in result.metrics if record.name.startswith("matched_caption_accuracy")]
+    assert len(choices) == 7
+    for record in choices:
+        assert record.detail["differences"]["text_free_model"]["low"] > 0
+        distance = abs(record.controls["text_free_model"] - record.controls["chance"])
+        assert distance <= 3 * (record.controls["chance"] * (1 - record.controls["chance"]) / record.n) ** 0.5
+    text = tables.SCORES.read_text("utf-8")
+    assert "above it for every factor, and it is itself within three standard errors of chance" in text
