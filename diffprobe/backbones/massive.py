@@ -22,6 +22,7 @@ def massive_channels(maps: Float[Tensor, "batch channels height width"], *, rati
 
     Raises: ConfigError for a ratio of at most 1.
 
+    >>> import torch
     >>> massive_channels(torch.tensor([1.0, -50.0, 2.0])[None, :, None, None].expand(4, 3, 2, 2))
     {1: 25.0}
     """
@@ -45,6 +46,7 @@ def treat_massive(
 ) -> Float[Tensor, "batch channels height width"]:
     """Return maps with the given channels kept, set to 0 (`drop`) or clipped to a magnitude of `limit` (`clip`).
 
+    >>> import torch
     >>> treat_massive(torch.tensor([[[[3.0]], [[-50.0]]]]), [1], "clip", limit=20.0).flatten().tolist()
     [3.0, -20.0]
     """

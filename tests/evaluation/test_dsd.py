@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diffprobe.backbones.families import sd3
+from diffprobe.backbones.families import sd3, unet2d
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.core.result import RunResult, read_result
@@ -52,10 +52,16 @@ def test_errors_of_another_method_are_not_read(config: ScoreConfig) -> None:
     assert len(folders) == 3 * 2  # three rules, two sets of noise
 
 
-def test_a_model_without_cross_attention_is_refused_before_data_are_read(config: ScoreConfig, tmp_path: Path) -> None:
+def test_a_model_without_a_text_is_refused(config: ScoreConfig, tmp_path: Path) -> None:
+    plain = ScoredBackbone(path=str(unet2d.tiny(tmp_path / "plain")), device="cpu")
+    with pytest.raises(ConfigError, match="no attention from the image to a text"):
+        run(config, backbone=plain)
+
+
+def test_joint_attention_scores_captions(config: ScoreConfig, tmp_path: Path) -> None:
     flow = ScoredBackbone(path=str(sd3.tiny(tmp_path / "sd3")), device="cpu")
-    with pytest.raises(ConfigError, match="no cross-attention"):
-        run(config, backbone=flow)
+    (record,) = run(config, backbone=flow).metrics
+    assert 0 <= record.value <= 1
 
 
 def test_texts_too_long_or_alike_and_a_single_candidate_are_refused(config: ScoreConfig) -> None:
