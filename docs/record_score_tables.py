@@ -100,16 +100,13 @@ def record(table: str, sources: dict[str, Path]) -> None:
             page.write_text(with_table(page.read_text("utf-8"), name, make(results)), encoding="utf-8")
 
 
-def _source(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not (name.isidentifier() and equals and Path(path).is_file()):
-        raise argparse.ArgumentTypeError(f"'{text}' is not NAME=RESULT with an existing result.json")
-    return name, Path(path)
-
-
 if __name__ == "__main__":
+    from record_scores import named_result  # type: ignore[import-not-found]
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("results", nargs="*", type=_source, help="NAME=RESULT, for example emoji=runs/.../result.json")
+    parser.add_argument(
+        "results", nargs="*", type=named_result, help="NAME=RESULT, for example emoji=runs/.../result.json"
+    )
     given = parser.parse_args()
     record(given.table, dict(given.results))

@@ -111,7 +111,8 @@ def record(sources: dict[str, Path]) -> None:
     draw(results)
 
 
-def _source(text: str) -> tuple[str, Path]:
+def named_result(text: str) -> tuple[str, Path]:
+    """Read NAME=RESULT of a command line. Raises: ArgumentTypeError."""
     name, equals, path = text.partition("=")
     if not (name.isidentifier() and equals and Path(path).is_file()):
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=RESULT with an existing result.json")
@@ -121,6 +122,6 @@ def _source(text: str) -> tuple[str, Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "results", nargs="*", type=_source, help="NAME=RESULT, for example emoji10=runs/.../result.json"
+        "results", nargs="*", type=named_result, help="NAME=RESULT, for example emoji10=runs/.../result.json"
     )
     record(dict(parser.parse_args().results))

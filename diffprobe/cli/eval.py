@@ -225,8 +225,7 @@ def _run_directions(args: argparse.Namespace) -> int:
 def _run_correspondence(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/correspondence", "evaluate_correspondence")
     if args.check:
-        print("\n".join(["the configuration is valid", *config.cost_lines]))
-        return 0
+        return _valid(*config.cost_lines)
     from diffprobe.core.result import read_result
     from diffprobe.evaluation.correspondence import evaluate_correspondence
     from diffprobe.evaluation.correspondence_records import summary_lines
@@ -287,8 +286,8 @@ def _text(value: str) -> str:
     return setting_text(value)
 
 
-def _valid() -> int:
-    print("the configuration is valid")
+def _valid(*lines: str) -> int:
+    print("\n".join(["the configuration is valid", *lines]))
     return 0
 
 

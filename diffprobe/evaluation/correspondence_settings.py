@@ -143,7 +143,8 @@ class CorrespondenceEvaluation:
             )
         if self.cleandift is None and ("cleandift" in self.fuse_with or self.cleandift_timestep):
             raise ConfigError(
-                "cleandift is not set, so there are no such features.", fix="cleandift=RUN_FOLDER/weights"
+                "fuse_with=cleandift and cleandift_timestep need cleandift, which is not set.",
+                fix="cleandift=RUN_FOLDER/weights",
             )
         at_least(0, cleandift_timestep=self.cleandift_timestep)
         if "single_draw" in self.controls and self.features.draws == 1:

@@ -33,8 +33,9 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch
-from diffprobe.core.rng import derive_seed, noise_for
+from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap
+from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.generative.run_settings import GenerativeModule, validate_settings
@@ -223,9 +224,8 @@ class CleanDiftModule(GenerativeModule):
         """
         table, chosen = self._table("val"), rows.tolist()
         clean = self._encoded(table, rows)
-        noise = torch.stack([noise_for(0, table.keys[row], 0, tuple(clean.shape[1:])) for row in chosen]).to(clean)
-        n = self.spec.schedule.n_timesteps
-        at = torch.tensor([derive_seed("timestep", table.keys[row]) % n for row in chosen], device=self.device)
+        keys = [table.keys[row] for row in chosen]
+        noise, at = held_out_noise(keys, clean, self.spec.schedule.n_timesteps)
         captions = [""] * len(chosen)
         found = self.losses(clean, captions, at[None], noise[None])
         same = self._read(0, clean, torch.full_like(at, self.config.timestep), captions)

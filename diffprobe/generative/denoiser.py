@@ -21,7 +21,7 @@ from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
-from diffprobe.core.rng import derive_seed, noise_for
+from diffprobe.core.rng import derive_seed
 from diffprobe.generative.architectures import (
     BetaSchedule,
     DenoiserShape,
@@ -38,6 +38,7 @@ from diffprobe.generative.augmentation import AugmentationConfig
 from diffprobe.generative.caption_dropout import CaptionDropoutConfig, CaptionVocabulary, choose_captions
 from diffprobe.generative.embedding_noise import add_embedding_noise
 from diffprobe.generative.export import save_pipeline
+from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
 from diffprobe.generative.long_tail import ClassesConfig, class_counts, class_numbers, shots, training_classes
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
@@ -301,9 +302,7 @@ class DenoiserModule(GenerativeModule):
         """Log the unweighted error of the validation images, each at one fixed timestep and noise."""
         table, keys = self._table("val"), [self._table("val").keys[row] for row in rows.tolist()]
         clean = self._encoded("val", AugmentationConfig(n_views=1))[rows.cpu(), 0].to(self.device)
-        noise = torch.stack([noise_for(0, key, 0, tuple(clean.shape[1:])) for key in keys]).to(clean)
-        n_timesteps = self.process.n_timesteps
-        timesteps = torch.tensor([derive_seed("timestep", key) % n_timesteps for key in keys]).to(self.device)
+        noise, timesteps = held_out_noise(keys, clean, self.process.n_timesteps)
         errors = self.errors(clean, [table.captions[row][0] for row in rows.tolist()], timesteps, noise)
         self.log("val/mse", errors.mean(), batch_size=len(rows), prog_bar=True, sync_dist=True)
 

@@ -123,14 +123,24 @@ class Regularizer:
         return clean, noise
 
     def term(self, batch: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Return what is added to the loss, its weight included: a mean over the samples of the batch with a class.
+        """Return what is added to the loss: `contrast` of the samples with a class, 0 for a batch without any.
 
         Args:
             batch: the samples and the predictions under their own classes.
             predict: runs the network under other classes.
             generator: source of all randomness, on the CPU.
         """
-        return batch.prediction.sum() * 0
+        own = batch.with_class()
+        return self.contrast(own, predict, generator) if len(own) else batch.prediction.sum() * 0
+
+    def contrast(self, own: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the term of samples that all have a class, its weight included: a mean over them.
+
+        Args:
+            own: at least one sample.
+            predict, generator: see `term`.
+        """
+        return own.prediction.sum() * 0
 
 
 class ReverseKernels(nn.Module):

@@ -54,11 +54,8 @@ class ClassBalancing(Regularizer):
         self._config, self._kernels = config, kernels
         self._probabilities = classes.probabilities(config.target)
 
-    def term(self, batch: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Return the weighted term, see the head of the file; 0 for a batch without classes."""
-        own = batch.with_class()
-        if len(own) == 0:
-            return batch.prediction.sum() * 0
+    def contrast(self, own: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the weighted term, see the head of the file."""
         drawn = draw_classes(self._probabilities, len(own), generator)
         other = predict(own.noised, own.timesteps, drawn.to(own.classes))
         adjusted = self._kernels.noise_distance(own.prediction, other.detach(), own.timesteps)

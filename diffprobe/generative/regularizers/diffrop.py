@@ -67,11 +67,8 @@ class DiffROP(Regularizer):
         shapes = {"constant": torch.ones_like(signal), "signal": signal, "noise": 1 - signal}
         self._timestep_weights = shapes[config.timestep_weight]
 
-    def term(self, batch: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
-        """Return the weighted hinge, see the head of the file; 0 for a batch without classes."""
-        own = batch.with_class()
-        if len(own) == 0:
-            return batch.prediction.sum() * 0
+    def contrast(self, own: ClassBatch, predict: Predict, generator: torch.Generator) -> Float[Tensor, ""]:
+        """Return the weighted hinge, see the head of the file."""
         others = draw_classes(self._probabilities, len(own), generator, but=own.classes.tolist())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._config.detach_other):
             other = predict(own.noised, own.timesteps, others.to(own.classes))
