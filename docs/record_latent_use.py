@@ -53,7 +53,7 @@ def tables() -> str:
         for row in sorted(rows, key=lambda row: -float(row["relative_delta_mse"] or "-inf"))[:N_SHOWN]:
             low, high = (100 * float(row[f"relative_{end}"]) for end in ("low", "high"))
             largest.append([
-                model, row["latent"], row["reads"], f"{float(row['read_auroc']):.3f}", row["active_images"],
+                model, row["latent"], *_reads(row), row["active_images"],
                 f"{100 * float(row['relative_delta_mse']):.2g} [{low:.2g}, {high:.2g}]",
                 f"{100 * float(row[control]) / of[USED].detail['mse']:.2g}", f"{float(row['use_q']):.3f}",
                 "yes" if row["used"] == "1" else "no",
@@ -87,6 +87,11 @@ def _correlation(of: dict[str, MetricRecord]) -> str:
         return "-"
     low, high = of[CORRELATION].detail["interval"]
     return f"{of[CORRELATION].value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _reads(row: dict[str, str]) -> list[str]:
+    """Return the value that a latent reads and its AUROC; "-" for both where held-out images do not measure it."""
+    return [row["reads"], f"{float(row['read_auroc']):.3f}"] if row["read_auroc"] else ["-", "-"]
 
 
 def _rate(record: MetricRecord, control: str) -> list[str]:

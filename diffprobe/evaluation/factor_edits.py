@@ -1,6 +1,7 @@
-"""The edits that are compared for one value of a factor, each made from training samples alone.
+"""The edits that are compared for one value of a factor, each made from training samples.
 
 What is edited, and the unit of its strength, come from the rows of a feature store; no generated image is looked at.
+Which of several latents, neurons and cells is best on generated images is the choice of `steering_choice.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -78,18 +79,35 @@ class FactorEdits:
     """Method -> what was chosen, in words."""
 
 
+def best_latents(training: TrainingRows, positive: Bool[Tensor, " sample"], n: int) -> tuple[int, ...]:
+    """Return the n latents whose largest activation over the places of an image separates a value best, by AUROC.
+
+    Latents that are active on no row are left out, so that there may be fewer; the best one is first.
+    """
+    areas = auroc(training.largest, positive).where(training.density > 0, -1.0)
+    order: list[int] = areas.argsort(descending=True, stable=True)[:n].tolist()
+    return tuple(one for one in order if training.density[one] > 0)
+
+
+def best_neurons(training: TrainingRows, positive: Bool[Tensor, " sample"], n: int) -> tuple[int, ...]:
+    """Return the n channels whose mean over the places separates a value best in either direction, the best first."""
+    areas = auroc(training.rows.double().mean(1), positive)
+    order: list[int] = (areas - 0.5).abs().argsort(descending=True, stable=True)[:n].tolist()
+    return tuple(order)
+
+
 def factor_edits(
     sae: KSAE, training: TrainingRows, positive: Bool[Tensor, " sample"], negative: Bool[Tensor, " sample"], *,
-    n_random: int, n_bank: int, seed: int,
+    n_random: int, n_bank: int, seed: int, latent: int | None = None, neuron: int | None = None,
 ) -> FactorEdits:  # fmt: skip
     """Make the edits towards a value.
 
     - best latent: that whose largest activation over the places of an image separates the value from all others best
-      (AUROC); it is raised, the reconstruction error kept.
+      (AUROC), or `latent`; it is raised, the reconstruction error kept.
     - random latents: drawn from those nearest to it in density.
     - mean difference: of the images of the value and those at the other end.
-    - best neuron: the channel whose mean over the places of an image separates the value from all others best, in the
-      direction that its AUROC has.
+    - best neuron: the channel whose mean over the places of an image separates the value from all others best, or
+      `neuron`, in the direction that its AUROC has.
     - detect and replace: rows on which the best latent is not active are replaced by the nearest training row on which
       it is.
 
@@ -98,6 +116,7 @@ def factor_edits(
         n_random: number of random latents.
         n_bank: rows, drawn from all, among which a replacement is sought.
         seed: of both draws.
+        latent, neuron: those to take; None for the best on the training samples.
 
     Raises: EmptyClass for a value without samples, or an autoencoder without enough active latents.
     """
@@ -105,14 +124,14 @@ def factor_edits(
         raise EmptyClass(f"{int(positive.sum())} training samples have the value, {int(negative.sum())} the other end.")
     rows = training.flat
     areas = auroc(training.largest, positive)
-    latent = int(areas.argmax())
+    latent = int(areas.argmax()) if latent is None else latent
     others = equal_density(training.density, latent, n_random, seed=seed)
     pooled = training.rows.double().mean(1)
     difference = pooled[positive].mean(0) - pooled[negative].mean(0)
     unit = difference / difference.norm()
     spread = float((rows.double() @ unit).std(correction=0))
     of_neurons = auroc(pooled, positive)
-    neuron = int((of_neurons - 0.5).abs().argmax())
+    neuron = int((of_neurons - 0.5).abs().argmax()) if neuron is None else neuron
     sign = 1.0 if of_neurons[neuron] >= 0.5 else -1.0
     plain = EditNeurons.of((neuron,), rows)
     chosen = np.random.default_rng(derive_seed("bank", seed)).permutation(len(rows))[:n_bank]

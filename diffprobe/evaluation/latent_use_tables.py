@@ -113,6 +113,8 @@ def latents_csv(
 ) -> str:
     """Return the table as CSV, a row per latent; cells are empty where nothing was measured.
 
+    The value that was chosen on train is one of them: it is empty for a latent without an AUROC on held-out samples.
+
     Args:
         rates: latent -> its record of generated images.
     """
@@ -132,7 +134,8 @@ def latents_csv(
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(head)
     for use in found:
-        line: list[object] = [use.latent, reading.best_values[use.latent], reading.auroc[use.latent]]
+        area = reading.auroc[use.latent]
+        line: list[object] = [use.latent, "" if area is None else reading.best_values[use.latent], area]
         line += [reading.auroc_q[use.latent], use.n_active, use.n_groups]
         for interval in (use.delta, use.relative):
             line += [None] * 3 if interval is None else [interval.estimate, interval.low, interval.high]

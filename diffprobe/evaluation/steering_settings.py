@@ -15,6 +15,8 @@ class SteeringEvaluation:
     run: str = ""
     """Folder of a finished run with one sparse autoencoder, trained in one cell: the tap that is edited. Its training
     samples give the edits and their units."""
+    more_runs: tuple[str, ...] = ()
+    """Folders of further such runs, of other cells of the same model: each method has the cell that is best for it."""
     model: str = "scenes-sd"
     """Text-to-image model of the world whose features the autoencoder is of: a folder, or the name of a shipped one."""
     reader: str = "scenes-reader"
@@ -29,6 +31,12 @@ class SteeringEvaluation:
     """Rows among which detect-and-replace seeks a replacement."""
     n_images: int = 48
     """Images per strength: prompts that state one role each, all roles equally often."""
+    n_candidates: int = 4
+    """Latents, and neurons, of each cell: the best ones on training samples, among which generated images choose."""
+    n_choice_images: int = 24
+    """Images per strength on which cells, latents, neurons and directions are chosen."""
+    choice_seed: int | None = None
+    """Seed of the noise of these images, another one than `seed`; None for `seed` + 1."""
     strengths: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     """Strengths of a latent, in its own mean activations, and of direction and neuron, in standard deviations."""
     replace_strengths: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -52,7 +60,7 @@ class SteeringEvaluation:
     level: float = 0.95
     """Coverage of the intervals."""
     seed: int = 0
-    """Seed of noise, random latents and resamples."""
+    """Seed of the noise of the images that are scored, of random latents and of resamples."""
     output: str = "runs"
     """Folder of runs; finished latents are kept below its folder `stores`."""
 
@@ -65,10 +73,11 @@ class SteeringEvaluation:
                     f"ends.{factor}={list(values)}: needed are the value that is wanted, and a different one.",
                     fix=f"ends.{factor}=[WANTED,OTHER]",
                 )
-        at_least(24, n_images=self.n_images)
+        at_least(24, n_images=self.n_images, n_choice_images=self.n_choice_images)
         at_least(20, n_train=self.n_train, n_bank=self.n_bank)
-        at_least(1, n_random=self.n_random, sampling_steps=self.sampling_steps, neighbours=self.neighbours,
-                 n_resamples=self.n_resamples)  # fmt: skip
+        at_least(1, n_random=self.n_random, n_candidates=self.n_candidates, sampling_steps=self.sampling_steps,
+                 neighbours=self.neighbours, n_resamples=self.n_resamples)  # fmt: skip
+        self._check_choice()
         at_least(0, guidance=self.guidance, seed=self.seed)
         for name in ("strengths", "replace_strengths", "text_strengths"):
             values = getattr(self, name)
@@ -84,3 +93,29 @@ class SteeringEvaluation:
             raise ConfigError(f"level={self.level:g} is out of range: between 0 and 1.")
         if self.window is not None and not 0 <= self.window[0] <= self.window[1]:
             raise ConfigError(f"window={list(self.window)}: needed is [smallest,largest], from 0.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose on generated images."""
+        return self.n_candidates > 1 or bool(self.more_runs)
+
+    @property
+    def seed_of_choice(self) -> int:
+        """Seed of the noise of the images on which the choice is made."""
+        return self.seed + 1 if self.choice_seed is None else self.choice_seed
+
+    def _check_choice(self) -> None:
+        if self.choice_seed is None:
+            return
+        at_least(0, choice_seed=self.choice_seed)
+        if self.choice_seed == self.seed:
+            raise ConfigError(
+                f"choice_seed={self.choice_seed} is the seed of the scored images: the choice would be scored on the "
+                "images that it was made on.",
+                fix=f"choice_seed={self.seed + 1}",
+            )
+        if not self.chooses:
+            raise ConfigError(
+                "choice_seed has no effect: with n_candidates=1 and one run there is one candidate per method.",
+                fix="leave it out, or give more_runs or a larger n_candidates",
+            )

@@ -32,3 +32,8 @@ def test_every_setting_is_named_with_its_default() -> None:
     for name in ("limit", "read_limit", "n_prompts", "seed"):
         assert re.search(rf"^\| `{name}` \| {fields[name]} \|", table, re.MULTILINE), name
     assert f"| {fields['n_resamples']}, {fields['n_permutations']} |" in table
+
+
+def test_a_latent_that_held_out_images_do_not_measure_has_no_value() -> None:
+    assert record_latent_use._reads({"reads": "style=ink", "read_auroc": "0.75"}) == ["style=ink", "0.750"]
+    assert record_latent_use._reads({"reads": "", "read_auroc": ""}) == ["-", "-"]

@@ -6,8 +6,10 @@ import re
 import shlex
 
 from diffprobe.cli.arguments import settings_tree
+from diffprobe.config.compose import load
 from diffprobe.config.parse import parse
 from diffprobe.evaluation.steer import SteerConfig
+from diffprobe.evaluation.steering_settings import SteeringEvaluation
 from tests.docs.markdown import ROOT
 
 TEXT = (ROOT / "docs/users/steer.md").read_text("utf-8")
@@ -44,3 +46,18 @@ def test_the_numbers_of_its_text_are_those_of_the_recorded_comparison() -> None:
     distances = [one for (*_, name), one in value.items() if name == "distance"]
     assert f"within {min(distances):.2f} and {max(distances):.2f}" in text
     assert value["colour", "prompt edit", 1, "success"] == 1
+
+
+def test_the_comparison_has_four_factors_and_the_recorded_one_is_said_to_be_from_before_the_choice() -> None:
+    found = load("scenes/steering", ["run=x"], kinds=("evaluate_steering",))
+    assert isinstance(found, SteeringEvaluation) and len(found.ends) >= 4 and found.chooses
+    recorded = (ROOT / "docs/results/scenes-sd/steering.json").read_text("utf-8")
+    assert ("choice_seed" in recorded) != ("The recorded tables are from before this choice." in TEXT)
+
+
+def test_commands_of_the_comparison_are_valid() -> None:
+    commands = re.findall(r"^    diffprobe eval steering (.+)$", TEXT, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        run, *words = [word for word in shlex.split(command) if not word.startswith("experiment=")]
+        load("scenes/steering", [f"run={run}", *words], kinds=("evaluate_steering",))

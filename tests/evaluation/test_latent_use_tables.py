@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -85,6 +86,15 @@ def test_a_latent_is_a_row_and_what_was_not_measured_is_empty() -> None:
     assert "rate_of" not in rows[0]
     # columns of the explorer: none of them may have a name that the explorer gives itself
     assert not set(rows[0]) & {"n_active", "frequency", "auroc", "auroc_q", "purity"}
+
+
+def test_a_latent_without_an_auroc_shows_no_value_that_was_chosen_on_train() -> None:
+    chosen = replace(READING, best_values=("style=oil", "style=ink", "style=oil", "style=ink", "style=oil"),
+                     auroc=(0.9, None, None, 0.8, 0.7), auroc_q=(0.001, None, None, 0.01, 0.2))  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(latents_csv(FOUND, chosen))))
+    assert [row["reads"] for row in rows] == ["style=oil", "", "", "style=ink", "style=oil"]
+    assert [row["read_auroc"] for row in rows] == ["0.9", "", "", "0.8", "0.7"]
+    assert rows[1]["delta_mse"] == "0.2"  # its use was measured on samples on which it is active
 
 
 def test_rates_of_generated_images_are_columns_of_their_latents() -> None:

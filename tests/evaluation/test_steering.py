@@ -13,12 +13,11 @@ from diffprobe.evaluation import steering
 from diffprobe.evaluation.factor_edits import DIRECTION, LATENT, NEURON, RANDOM, REPLACE
 from diffprobe.evaluation.page_features import open_features
 from diffprobe.evaluation.steered_model import SteeredModel
-from diffprobe.evaluation.steering import EMBEDDING, PROMPT, EditTexts, evaluate_steering
+from diffprobe.evaluation.steering import EMBEDDING, PROMPT, evaluate_steering
 from diffprobe.evaluation.steering_settings import SteeringEvaluation
 from diffprobe.evaluation.steering_tables import TABLE_FILE, TABLES_FILE
-from diffprobe.shards.scenes.captions import parse
 from tests.evaluation.page_runs import SPATIAL, trainer
-from tests.evaluation.stub_reader import SPEC, StubReader
+from tests.evaluation.stub_reader import StubReader
 
 METHODS = {LATENT, RANDOM, DIRECTION, NEURON, REPLACE, PROMPT, EMBEDDING}
 
@@ -56,7 +55,7 @@ def config(run, tiny_sd, tmp_path) -> SteeringEvaluation:
     return SteeringEvaluation(
         experiment="test/steering", run=str(run), model=str(tiny_sd), ends={"texture": ("striped", "plain")},
         n_images=24, strengths=(1.0, 8.0), replace_strengths=(1.0,), text_strengths=(1.0,), n_random=1, n_bank=100,
-        sampling_steps=2, neighbours=1, n_resamples=20, output=str(tmp_path),
+        sampling_steps=2, neighbours=1, n_resamples=20, n_candidates=2, output=str(tmp_path),
     )  # fmt: skip
 
 
@@ -83,26 +82,6 @@ def test_methods_are_compared_on_the_same_images(config, monkeypatch):
     assert read_result(evaluate_steering(config)).metrics == metrics
 
 
-def test_texts_state_the_value_and_nothing_else():
-    texts = EditTexts.of(SPEC, "texture", "striped", "plain")
-    assert len(texts.plain) == len(SPEC.roles)
-    for plain, positive, negative in zip(texts.plain, texts.positive, texts.negative, strict=True):
-        role = parse(SPEC, plain)
-        assert set(role) == {"role"}
-        assert parse(SPEC, positive) == {**role, "texture": "striped"}
-        assert parse(SPEC, negative) == {**role, "texture": "plain"}
-    (edited,) = texts.edited(1, 0.5)
-    assert (edited.text, edited.towards, edited.away) == (texts.plain[0], texts.positive[0], texts.negative[0])
-    assert [one.text for one in texts.edited(30, 1.0)] == [*texts.plain, *texts.plain[:6]]
-
-
-@pytest.mark.parametrize("factor", ["role", "side", "build"])
-def test_a_factor_that_no_caption_states_by_itself_is_refused(factor):
-    one, other = SPEC.names(factor)[:2]
-    with pytest.raises(ConfigError, match=rf"'{factor}' by itself.*\n.*texture"):
-        EditTexts.of(SPEC, factor, one, other)
-
-
 def test_what_does_not_fit_is_refused(config):
     with pytest.raises(UnknownName, match="spotted"):
         evaluate_steering(replace(config, ends={"texture": ("spotted", "plain")}))
@@ -112,3 +91,66 @@ def test_what_does_not_fit_is_refused(config):
         evaluate_steering(replace(config, model="emoji-sd"))
     with pytest.raises(ConfigError, match="no sampling step"):
         evaluate_steering(replace(config, window=(1, 2)))
+
+
+def test_an_interrupted_comparison_continues_after_the_strengths_that_were_drawn(config, monkeypatch):
+    drawn, kept = [], SteeredModel.latents
+
+    def stopping(self, edit, strengths):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append((edit.identity, tuple(strengths)))
+        return kept(self, edit, strengths)
+
+    monkeypatch.setattr(SteeredModel, "latents", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_steering(config)
+    first, again = list(drawn), []
+
+    def counted(self, edit, strengths):
+        again.append((edit.identity, tuple(strengths)))
+        return kept(self, edit, strengths)
+
+    monkeypatch.setattr(SteeredModel, "latents", counted)
+    evaluate_steering(config)
+    # two latents and two neurons are tried; then the best of each, a random latent and the direction; replace once
+    assert len(again) + len(first) == 4 * 2 + 4 * 2 + 1 and again[0] not in first
+
+
+def test_the_choice_sees_no_scored_image(config, monkeypatch):
+    seeds, kept = [], SteeredModel.__init__
+
+    def seen(self, *args, **kwargs):
+        seeds.append(kwargs["seed"])
+        kept(self, *args, **kwargs)
+
+    monkeypatch.setattr(SteeredModel, "__init__", seen)
+    result = read_result(evaluate_steering(replace(config, choice_seed=7)))
+    assert seeds == [7, 0] and result.seeds["choice"] == 7
+    chosen = {one.probe: one.detail["chosen"] for one in result.metrics if one.name == "matched_success"}
+    assert "of 2 by 24 images of seed 7" in chosen[LATENT] and "seed 7" in chosen[NEURON]
+    assert "seed" not in chosen[DIRECTION]
+    seeds.clear()
+    alone = read_result(evaluate_steering(replace(config, n_candidates=1)))
+    assert seeds == [0] and "choice" not in alone.seeds
+
+
+def test_two_runs_of_one_cell_are_refused(config):
+    with pytest.raises(ConfigError, match="one cell"):
+        evaluate_steering(replace(config, more_runs=(config.run,)))
+
+
+def test_each_method_has_the_cell_that_is_best_for_it(config, tiny_sd, tiny_shards, tmp_path):
+    other = trainer(tiny_sd, tiny_shards, tmp_path / "other")(
+        *SPATIAL, "features.taps=[up_blocks.0]", "probe.cell=up_blocks.0@t20"
+    )
+    result = read_result(evaluate_steering(replace(config, more_runs=(str(other),), n_candidates=1)))
+    cells = {one.probe: one.cell for one in result.metrics}
+    assert set(cells) == METHODS and set(cells.values()) <= {"mid_block@t20:empty:none", "up_blocks.0@t20:empty:none"}
+    assert cells[RANDOM] == cells[REPLACE] == cells[LATENT]
+    chosen = {one.probe: one.detail["chosen"] for one in result.metrics if one.name == "matched_success"}
+    for method in (LATENT, DIRECTION, NEURON):
+        assert (
+            chosen[method].startswith(cells[method].split(":")[0]) and "of 2 by 24 images of seed 1" in chosen[method]
+        )
+    assert len([name for name in result.artifacts if "up_blocks.0" in name]) == 4

@@ -23,9 +23,21 @@ GIVEN = {"experiment": "e", "run": "runs/x", "ends": {"texture": ("striped", "pl
         ({"level": 1.0}, "level=1"),
         ({"window": (5, 1)}, r"window=\[5, 1\]"),
         ({"guidance": -1.0}, "guidance"),
+        ({"n_candidates": 0}, "n_candidates"),
+        ({"n_choice_images": 23}, "n_choice_images"),
+        ({"choice_seed": 0}, "choice_seed=0 is the seed of the scored images"),
+        ({"seed": 3, "choice_seed": 3}, "(?s)choice_seed=3.*choice_seed=4"),
+        ({"choice_seed": 1, "n_candidates": 1}, "no effect"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
     SteeringEvaluation(**GIVEN)
     with pytest.raises(ConfigError, match=message):
         SteeringEvaluation(**{**GIVEN, **change})
+
+
+def test_the_choice_has_another_seed_by_default():
+    given = SteeringEvaluation(**GIVEN, seed=5)
+    assert given.seed_of_choice == 6 and given.chooses
+    assert not SteeringEvaluation(**GIVEN, n_candidates=1).chooses
+    assert SteeringEvaluation(**GIVEN, n_candidates=1, more_runs=("x",), choice_seed=9).seed_of_choice == 9
