@@ -52,7 +52,7 @@ class _Recorder(TorchFunctionMode):
 
     Args:
         n_text: number of text tokens, with the registers.
-        n_registers: number of tokens at the start of the text that are no text.
+        n_registers: number of register tokens, which start the text.
         text_first: whether they come before the tokens of the image.
     """
 

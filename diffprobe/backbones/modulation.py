@@ -3,8 +3,8 @@
 DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
-where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow), or the block's
-table added to the embedding of the timestep (PixArt).
+where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX,
+AuraFlow), or the block's table added to the embedding of the timestep (PixArt).
 """
 
 from collections.abc import Callable

@@ -48,8 +48,13 @@ def tiny_t5(folder: Path, *, width: int = 32, many_languages: bool = False) -> t
     Returns: tokenizer and encoder.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
-    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+    from transformers import (  # type: ignore[attr-defined]  # made on demand
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+        UMT5Config,
+        UMT5EncoderModel,
+    )
 
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     words = [f"▁{word}" for word in WORDS.split() if len(word) > 1]
