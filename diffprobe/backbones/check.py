@@ -23,7 +23,7 @@ from diffprobe.backbones.lora import find_lora, require_fit
 from diffprobe.backbones.lora_names import DENOISER
 from diffprobe.backbones.memory_estimate import peak_activations
 from diffprobe.backbones.part_config import part_names
-from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary
+from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary, t5_class, t5_tokenizer
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import PIXELS, match_encoder
@@ -172,7 +172,7 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
     if "Scheduler" in kind:
         return None  # read by the description of the family
     if "Tokenizer" in kind:
-        _check_tokenizer(folder, t5="T5" in kind)
+        _check_tokenizer(folder, kind)
         return None
     if name in DENOISERS:
         config, source = read_config(checkpoint, name), denoiser_source(checkpoint, name)[1]
@@ -182,9 +182,7 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
     if name in _AUTOENCODERS:
         return match_encoder(folder)  # type: ignore[no-any-return]
     if "T5" in kind:
-        from transformers import T5EncoderModel
-
-        return match_transformer(T5EncoderModel, folder)  # type: ignore[no-any-return]
+        return match_transformer(t5_class(folder), folder)  # type: ignore[no-any-return]
     if "CLIP" in kind:
         return match_transformer(clip_class(folder), folder)  # type: ignore[no-any-return]
     return None  # the description of the family refuses it, or does not read it
@@ -197,11 +195,13 @@ def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]
     require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
-def _check_tokenizer(folder: Path, *, t5: bool) -> None:
-    from transformers import CLIPTokenizer, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
+def _check_tokenizer(folder: Path, kind: str) -> None:
+    import transformers
 
+    t5 = not kind.startswith("CLIP")
     (require_t5_vocabulary if t5 else require_vocabulary)(folder.parent, folder.name)
-    load_tokenizer(T5TokenizerFast if t5 else CLIPTokenizer, folder)
+    words = t5_tokenizer({"tokenizer": ["transformers", kind]}, "tokenizer") if t5 else "CLIPTokenizer"
+    load_tokenizer(getattr(transformers, words), folder)
 
 
 def _part(checkpoint: Checkpoint, name: str, kind: str, network: nn.Module | None) -> PartReport:

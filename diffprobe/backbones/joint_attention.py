@@ -1,4 +1,4 @@
-"""Joint attention of text and image tokens (SD3, FLUX): the queries and keys that a pass compares.
+"""Joint attention of text and image tokens (SD3, FLUX, AuraFlow): the queries and keys that a pass compares.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -33,7 +33,8 @@ def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: R
         text, whole = given.get("encoder_hidden_states"), layout.is_joint(path)
         if text is None and not whole:
             return
-        modes.append(_Recorder(layout.n_text if text is None else text.shape[1], layout.text_keys_first, ready))
+        n_text = layout.n_text if text is None else text.shape[1]
+        modes.append(_Recorder(n_text, layout.n_registers, layout.text_keys_first, ready))
         modes[-1].__enter__()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
@@ -50,13 +51,15 @@ class _Recorder(TorchFunctionMode):
     """Hands the queries and keys of the first attention inside it to `ready`.
 
     Args:
-        n_text: number of text tokens.
+        n_text: number of text tokens, with the registers.
+        n_registers: number of register tokens, which start the text.
         text_first: whether they come before the tokens of the image.
     """
 
-    def __init__(self, n_text: int, text_first: bool, ready: Ready) -> None:
+    def __init__(self, n_text: int, n_registers: int, text_first: bool, ready: Ready) -> None:
         super().__init__()
-        self._n_text, self._text_first, self._ready = n_text, text_first, ready
+        self._n_text, self._n_registers = n_text, n_registers
+        self._text_first, self._ready = text_first, ready
         self._done = False
 
     def __torch_function__(
@@ -69,7 +72,8 @@ class _Recorder(TorchFunctionMode):
             given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
             q, k = (given[name].transpose(1, 2).flatten(2) for name in ("query", "key"))
             n, total = self._n_text, q.shape[1]
-            text = slice(0, n) if self._text_first else slice(total - n, total)
+            first = self._n_registers
+            text = slice(first, n) if self._text_first else slice(total - n + first, total)
             image = slice(n, total) if self._text_first else slice(0, total - n)
             self._ready(Attended(q[:, image], k, given.get("attn_mask"), text=text))
         return function(*args, **kwargs)

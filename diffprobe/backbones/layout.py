@@ -22,7 +22,9 @@ class OutputLayout:
     size: tuple[int, int]
     """Height and width of the denoiser's input; the grid of tokens is found from it."""
     n_text: int = 0
-    """Number of text tokens, which come before the image's in the outputs of `joint` modules."""
+    """Number of text tokens, which come before the image's in the outputs of `joint` modules; with the registers."""
+    n_registers: int = 0
+    """Number of tokens before the text, and counted with it, that are parameters of the network and no text."""
     joint: str | None = None
     """Modules that output text and image tokens in one sequence."""
     image_second: str | None = None
@@ -77,7 +79,7 @@ class OutputLayout:
         return self.on_grid(output)
 
     def text(self, output: Any, path: str) -> FeatureMap | None:
-        """Return the text in a joint module's output as `[batch, channels, text tokens, 1]`.
+        """Return the text in a joint module's output as `[batch, channels, text tokens, 1]`, without registers.
 
         Returns: None if the output does not hold both text and image.
         """
@@ -85,7 +87,8 @@ class OutputLayout:
         tokens = _stream(output, 0) if apart or joint else None
         if tokens is None or tokens.ndim != 3:
             return None
-        return (tokens if apart else tokens[:, : self.n_text]).transpose(1, 2)[..., None]
+        text = tokens if apart else tokens[:, : self.n_text]
+        return text[:, self.n_registers :].transpose(1, 2)[..., None]
 
 
 def _stream(output: Any, index: int) -> Tensor | None:

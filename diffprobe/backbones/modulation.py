@@ -3,8 +3,8 @@
 DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
-where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX), or the block's
-table added to the embedding of the timestep (PixArt).
+where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX,
+AuraFlow), or the block's table added to the embedding of the timestep (PixArt).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from diffprobe.core.shapes import FeatureMap
 MODULATED = "modulated"
 """Name of the readout."""
 _EPS = 1e-6
-"""Of the LayerNorm, as in all these families."""
+"""Of the LayerNorm, unless the block's own normalisation states another (AuraFlow)."""
 _ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
 _NORMS = ("norm1", "norm")
@@ -48,10 +48,10 @@ def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
 
 
 def modulate(
-    x: FeatureMap, shift: Float[Tensor, "batch channels"], scale: Float[Tensor, "batch channels"]
+    x: FeatureMap, shift: Float[Tensor, "batch channels"], scale: Float[Tensor, "batch channels"], eps: float = _EPS
 ) -> FeatureMap:
     """Return LayerNorm(x) * (1 + scale) + shift over the channels of each place, in float32."""
-    normed = nn.functional.layer_norm(x.movedim(1, -1).float(), (x.shape[1],), eps=_EPS).movedim(-1, 1)
+    normed = nn.functional.layer_norm(x.movedim(1, -1).float(), (x.shape[1],), eps=eps).movedim(-1, 1)
     return normed * (1 + scale.float()[:, :, None, None]) + shift.float()[:, :, None, None]
 
 
@@ -71,13 +71,15 @@ def watch_modulated(
 
     def read(module: nn.Module, args: Any, output: Any) -> None:
         found, parts = image(output), seen.pop("parts", None)
-        give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1]))
+        give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1], eps))
 
-    path = modulation_layer(block)
+    path, eps = modulation_layer(block), _EPS
     if path is None:
         first = block.register_forward_pre_hook(from_table, with_kwargs=True)
     else:
         linear = block.get_submodule(path)
+        norm: Any = block.get_submodule(path.removesuffix(".linear"))
+        eps = getattr(norm.norm, "eps", _EPS)
         width = linear.in_features
         first = linear.register_forward_hook(from_layer)
     return [first, block.register_forward_hook(read)]

@@ -39,6 +39,7 @@ from diffprobe.backbones.text_encoders import (
     T5TextEncoder,
     load_clip_text,
     load_t5_text,
+    t5_tokenizer,
 )
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.vae import VaeEncoder, load_movq_encoder, load_vae_encoder
@@ -54,7 +55,7 @@ SIDE = 16
 """Largest side of reduced latents."""
 _VAES: dict[str, Callable[..., VaeEncoder]] = {"vae": load_vae_encoder, "movq": load_movq_encoder}
 """Names of the image encoder in a pipeline, and how each is loaded."""
-_WIDTHS = {"clip_text_model": ("hidden_size", 512), "t5": ("d_model", 512)}
+_WIDTHS = {"clip_text_model": ("hidden_size", 512), "t5": ("d_model", 512), "umt5": ("d_model", 512)}
 """Type of a text encoder -> the key of its width, and transformers' default."""
 
 
@@ -191,8 +192,11 @@ class PartFamily:
         texts: dict[str, ClipTextEncoder | T5TextEncoder] = {}
         for name in encoders:
             words, dtype = _tokenizer(name), options.dtype
-            if _kind(checkpoint, name) == "t5":
-                texts[name] = load_t5_text(folder, dtype=dtype, length=T5_LENGTH, encoder=name, tokenizer=words)
+            if _kind(checkpoint, name) in ("t5", "umt5"):
+                kind = t5_tokenizer(checkpoint.index, words)
+                texts[name] = load_t5_text(
+                    folder, dtype=dtype, length=T5_LENGTH, encoder=name, tokenizer=words, words=kind
+                )
             else:
                 texts[name] = load_clip_text(folder, dtype=dtype, encoder=name, tokenizer=words)
         return TextAlone(spec.denoiser, texts)

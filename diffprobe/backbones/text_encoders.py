@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -221,18 +221,40 @@ T5_LENGTH = 512
 """Tokens of the texts that T5 was trained on (Raffel et al. 2020, section 3.1.2)."""
 
 
-def load_t5_text(folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str) -> T5TextEncoder:
-    """Load a T5 encoder and its tokenizer from a pipeline folder.
+def t5_class(folder: Path) -> Any:
+    """Return the class of the T5 or UMT5 encoder in a part's folder. Raises: WeightsMissing, WeightsMismatch."""
+    from transformers import T5EncoderModel, UMT5EncoderModel
+
+    return UMT5EncoderModel if read_part_config(folder / CONFIG).get("model_type") == "umt5" else T5EncoderModel
+
+
+def t5_tokenizer(index: Mapping[str, Any], name: str) -> str:
+    """Return the class of the tokenizer of a T5, which for Pile-T5 is that of Llama.
+
+    Args:
+        index: the pipeline's `model_index.json`.
+        name: of the tokenizer's part.
+    """
+    entry = index.get(name)
+    stated = str(entry[1]) if isinstance(entry, list) and len(entry) > 1 else ""
+    return "LlamaTokenizerFast" if stated.startswith("Llama") else "T5TokenizerFast"
+
+
+def load_t5_text(
+    folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str, words: str = "T5TokenizerFast"
+) -> T5TextEncoder:
+    """Load a T5 or UMT5 encoder and its tokenizer from a pipeline folder.
 
     Args:
         length: tokens of every prompt.
         encoder, tokenizer: names of the two parts.
+        words: class of the tokenizer, see `t5_tokenizer`.
     Raises: WeightsMissing without safetensors weights or a vocabulary that can be read; WeightsMismatch if the weights
         do not fit the config.
     """
-    from transformers import T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
+    import transformers
 
     require_files(folder / encoder)
     require_t5_vocabulary(folder, tokenizer)
-    model = load_transformer(T5EncoderModel, folder / encoder, dtype=dtype)
-    return T5TextEncoder(load_tokenizer(T5TokenizerFast, folder / tokenizer), model, length)
+    model = load_transformer(t5_class(folder / encoder), folder / encoder, dtype=dtype)
+    return T5TextEncoder(load_tokenizer(getattr(transformers, words), folder / tokenizer), model, length)

@@ -286,6 +286,8 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
     second = _outputs(network, {**step.given, name: step.given[name].flip(-1) + 0.1})
     text = step.given.get("encoder_hidden_states")
     n_text = text.shape[1] if isinstance(text, Tensor) else 0
+    if isinstance(registers := getattr(network, "register_tokens", None), Tensor):  # AuraFlow: before the text
+        n_text += registers.shape[1]
     assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
     maps: dict[str, Tensor] = {}
     text_only: list[str] = []

@@ -1,4 +1,4 @@
-"""Joint attention against attention processors written out, on tiny pipelines of SD3 and FLUX."""
+"""Joint attention against attention processors written out, on tiny pipelines of SD3, FLUX and AuraFlow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprobe.backbones.attended import Attended
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import flux, sd3
+from diffprobe.backbones.families import auraflow, flux, sd3
 from diffprobe.backbones.joint_attention import may_attend_jointly
 from diffprobe.backbones.readouts import split_tap, watch_attention
 from diffprobe.backbones.taps import list_taps
@@ -19,17 +19,18 @@ from diffprobe.scoring.denoising_error import DenoisingError
 MODULES = {
     "sd3": ["transformer_blocks.0.attn", "transformer_blocks.1.attn", "transformer_blocks.2.attn"],
     "flux": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
+    "auraflow": ["joint_transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
 }
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux"])
+@pytest.fixture(scope="module", params=sorted(MODULES))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny: Callable[..., Path] = {"sd3": sd3.tiny, "flux": flux.tiny}[name]
+    tiny: Callable[..., Path] = {"sd3": sd3.tiny, "flux": flux.tiny, "auraflow": auraflow.tiny}[name]
     return tiny(tmp_path_factory.mktemp("tiny") / name)
 
 
@@ -45,8 +46,8 @@ def heads_of(x: Tensor, attn: Any) -> Tensor:
 class Written:
     """A joint attention written out; it keeps the scores and the shares of image queries to text keys, by head."""
 
-    def __init__(self, n_text: int) -> None:
-        self.n_text = n_text
+    def __init__(self, n_text: int, n_registers: int) -> None:
+        self.n_text, self.n_registers = n_text, n_registers
         self.logits = self.probs = torch.zeros(())
 
     def sd3(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
@@ -84,6 +85,21 @@ class Written:
             return out
         return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
 
+    def auraflow(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
+        q, k, v = (f(hidden_states).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if encoder_hidden_states is not None:
+            layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            text_q, text_k, text_v = (f(encoder_hidden_states).unflatten(-1, (attn.heads, -1)) for f in layers)
+            text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
+            q, k, v = (torch.cat(pair, 1) for pair in ((text_q, q), (text_k, k), (text_v, v)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        n = self.n_text
+        out = self.attend(q, k, v, image=slice(n, None), text=slice(self.n_registers, n)).transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return attn.to_out[0](out)
+        return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, image: slice | None = None, text: slice | None = None) -> Tensor:
         logits = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
         probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
@@ -110,7 +126,9 @@ class Processor:
 def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: Path, model: DenoisingError) -> None:
     denoiser, layout = model.backbone.denoiser, model.spec.layout
     x = torch.randn(2, *model.spec.latent_shape, generator=torch.Generator().manual_seed(0))
-    condition = model.encode_conditions(["red cat", "a blue dog"])
+    condition = dict(model.encode_conditions(["red cat", "a blue dog"]))
+    if name == "auraflow":  # its padding is zeros: a LayerNorm would amplify how the two attentions round
+        condition["encoder_hidden_states"] = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([300, 700])
     found: dict[str, Attended] = {}
     handles = []
@@ -121,7 +139,7 @@ def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: P
         output = model.backbone.denoise(x, times, condition)
     for handle in handles:
         handle.remove()
-    written = {path: Written(layout.n_text) for path in MODULES[name]}
+    written = {path: Written(layout.n_text, layout.n_registers) for path in MODULES[name]}
     before = {path: denoiser.get_submodule(path).processor for path in written}
     try:
         for path, one in written.items():

@@ -1,4 +1,4 @@
-"""`/modulated` of four families against diffusers' own AdaLN layers, run again on the output of the block."""
+"""`/modulated` of five families against diffusers' own AdaLN layers, run again on the output of the block."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import dit, flux, pixart, sd3
+from diffprobe.backbones.families import auraflow, dit, flux, pixart, sd3
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -22,6 +22,8 @@ CASES = [
     (sd3, "transformer_blocks.1", lambda output: output[1]),
     (flux, "transformer_blocks.1", lambda output: output[1]),
     (flux, "single_transformer_blocks.1", lambda output: output[1] if isinstance(output, tuple) else output),
+    (auraflow, "joint_transformer_blocks.1", lambda output: output[1]),
+    (auraflow, "single_transformer_blocks.1", lambda output: output),
 ]
 """Family, block, and where the image tokens are in its output."""
 

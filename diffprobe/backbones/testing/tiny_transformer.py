@@ -38,16 +38,23 @@ def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None =
     )
 
 
-def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
+def tiny_t5(folder: Path, *, width: int = 32, many_languages: bool = False) -> tuple[Any, Any]:
     """Write and load a T5 tokenizer of letters and a few words; draw an encoder of two layers for it.
 
     Args:
         folder: the tokenizer's folder, created if it does not exist.
         width: of the encoder's states.
+        many_languages: make the encoder a UMT5, whose layers have positions of their own each.
     Returns: tokenizer and encoder.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast  # type: ignore[attr-defined]  # made on demand
+    from transformers import (  # type: ignore[attr-defined]  # made on demand
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+        UMT5Config,
+        UMT5EncoderModel,
+    )
 
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     words = [f"▁{word}" for word in WORDS.split() if len(word) > 1]
@@ -63,7 +70,8 @@ def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
         json.dumps({**settings, "additional_special_tokens": []}), encoding="utf-8"
     )
     tokenizer = T5TokenizerFast.from_pretrained(folder, local_files_only=True)
-    config = T5Config(
+    kind: Any = UMT5Config if many_languages else T5Config
+    config = kind(
         vocab_size=len(tokenizer),
         d_model=width,
         d_ff=2 * width,
@@ -73,4 +81,4 @@ def tiny_t5(folder: Path, *, width: int = 32) -> tuple[Any, Any]:
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
-    return tokenizer, T5EncoderModel(config)
+    return tokenizer, UMT5EncoderModel(config) if many_languages else T5EncoderModel(config)
