@@ -65,12 +65,15 @@ Give = Callable[[str, ConceptOutputs], None]
 def concept_attentions(network: nn.Module, layout: OutputLayout) -> tuple[str, ...]:
     """Return the attentions in which concepts can be followed, in the order of the network's modules.
 
-    Joint attentions are those of blocks with a stream for the text. Where there are none, the cross-attentions.
+    Joint attentions are those of blocks with a stream for the text. Where there are none, the cross-attentions, if the
+    network gives them the tokens of the text encoder as they are.
     """
     modules = dict(network.named_modules())
     joint = [path for path, module in modules.items() if may_attend_jointly(path, module, layout)]
     if joint:
         return tuple(path for path in joint if hasattr(modules[path.removesuffix(".attn")], "norm1_context"))
+    if any(getattr(network, name, None) is not None for name in ("caption_projection", "encoder_hid_proj")):
+        return ()
     return tuple(path for path, module in modules.items() if path.endswith("attn2") and _crosses(module))
 
 
@@ -189,10 +192,7 @@ class _Stream:
         attn, tokens, temb = block.attn, self._tokens, self._temb
         assert tokens is not None
         ends = getattr(block, "context_pre_only", False)  # the text leaves the network here, and so do the concepts
-        if ends:
-            normed, gates = block.norm1_context(tokens, temb), ()
-        else:
-            normed, *gates = block.norm1_context(tokens, emb=temb)
+        normed, *gates = (block.norm1_context(tokens, temb),) if ends else block.norm1_context(tokens, emb=temb)
         own = [f(normed).unflatten(-1, (attn.heads, -1)) for f in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
         for i, norm in enumerate((attn.norm_added_q, attn.norm_added_k)):
             own[i] = call.rotate(own[i] if norm is None else norm(own[i]))

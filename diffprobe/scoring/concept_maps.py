@@ -29,7 +29,7 @@ from diffprobe.core.shapes import Images
 from diffprobe.scoring.denoising_error import DenoisingError
 from diffprobe.scoring.noise_sets import stack_noise
 
-Cell = tuple[str, int]
+ConceptCell = tuple[str, int]
 """An attention and a timestep."""
 
 
@@ -53,7 +53,7 @@ class ConceptMaps:
         self.attentions = concept_attentions(model.backbone.denoiser, model.spec.layout)
         if not self.attentions:
             raise ConfigError(
-                f"backbone '{model.spec.name}' ({model.spec.family}) has no attention in which concepts can be followed.",
+                f"backbone '{model.spec.name}' has no attention in which concepts can be followed.",
                 "allowed: U-Nets with cross-attention to a text, SD3 and FLUX",
             )
         self._tokens = _concept_tokens(model, self.concepts)
@@ -87,7 +87,7 @@ class ConceptMaps:
         *,
         attentions: Sequence[str] = (),
         size: tuple[int, int] | None = None,
-    ) -> dict[Cell, Float[Tensor, "batch concepts height width"]]:
+    ) -> dict[ConceptCell, Float[Tensor, "batch concepts height width"]]:
         """Return the maps of each attention at each timestep: shares of the concepts, which sum to 1 in each place.
 
         Args:
@@ -103,14 +103,15 @@ class ConceptMaps:
         chosen = self._choose(attentions)
         spec.schedule.check(timesteps, spec.name)
         clean = model.encode_images(images)
-        size, found = size or (clean.shape[2], clean.shape[3]), {}
+        side = size or (clean.shape[2], clean.shape[3])
+        found: dict[ConceptCell, Tensor] = {}
         device, denoiser = self._tokens.device, model.backbone.denoiser
         for t in timesteps:
             noise = stack_noise(model.seed, keys, t, clean.shape[1:])
             parts: dict[str, list[Tensor]] = {path: [] for path in chosen}
 
             def keep(path: str, outputs: ConceptOutputs, parts: dict[str, list[Tensor]] = parts) -> None:
-                parts[path].append(self._map(path, outputs, size))
+                parts[path].append(self._map(path, outputs, side))
 
             handles = watch_concepts(
                 denoiser, spec.layout, self._tokens, keep, only=chosen, without_pooled=spec.family == "flux"

@@ -63,7 +63,7 @@ def test_the_pass_stays_the_same_bit_for_bit(model: DenoisingError, noised: Tens
     before = plain(model, noised)
     found, value = watched(model, noised, concepts)
     assert torch.equal(before, value) and torch.equal(before, plain(model, noised))
-    assert tuple(found) == concept_attentions(model.backbone.denoiser, model.spec.layout)
+    assert set(found) == set(concept_attentions(model.backbone.denoiser, model.spec.layout)) and len(found) > 1
 
 
 def test_concepts_in_place_of_the_prompt_give_what_the_network_computes(
