@@ -87,7 +87,7 @@ class ConceptMaps:
         *,
         attentions: Sequence[str] = (),
         size: tuple[int, int] | None = None,
-    ) -> dict[ConceptCell, Float[Tensor, "batch concepts height width"]]:
+    ) -> dict[ConceptCell, Float[Tensor, "batch concepts rows columns"]]:
         """Return the maps of each attention at each timestep: shares of the concepts, which sum to 1 in each place.
 
         Args:
@@ -137,7 +137,7 @@ class ConceptMaps:
         *,
         attentions: Sequence[str] = (),
         size: tuple[int, int] | None = None,
-    ) -> Float[Tensor, "batch concepts height width"]:
+    ) -> Float[Tensor, "batch concepts rows columns"]:
         """Return the maps averaged over attentions and timesteps; arguments and errors as in `cells`."""
         if not timesteps:
             raise ConfigError("concept maps need at least one timestep.")
