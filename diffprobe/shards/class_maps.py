@@ -1,7 +1,7 @@
 """Dense truth of samples: the class of each pixel from `mask.png`, and its depth level from `depth.png`.
 
-Both are cut to the part of the image that a backbone gets (`core.image.fit`), at their own number of pixels: predictions
-are brought to the size of the truth, and not the truth to theirs.
+Both are cut to the part of the image that a backbone gets (`core.image.fit`) and keep their own number of pixels:
+predictions are brought to the size of the truth, and not the truth to theirs.
 """
 
 import io
