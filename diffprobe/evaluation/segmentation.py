@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 KIND = "segmentation"
 """Kind of the results."""
-OWN, SHUFFLED = "own", "shuffled_masks"
-"""The rung of the cells, and the control that is fitted on its chosen cell."""
+OWN, SHUFFLED, LATENTS = "own", "shuffled_masks", "vae_latents"
+"""The rung of the cells, the control that is fitted on its chosen cell, and that of the latents."""
 Maps = Callable[[Sequence["DenseSample"]], "dict[str, Tensor]"]
 Predict = Callable[["Tensor", tuple[int, int]], "Tensor"]
 _RULES = 1
@@ -68,13 +68,15 @@ def evaluate_segmentation(config: SegmentationEvaluation) -> Path:
     rungs: dict[str, Request | None] = {OWN: request}
     for control in config.controls:
         rungs[control] = None
-        if control == "vae_latents" or control == "random_weights":
+        if control == "vae_latents" or control == "random_weights":  # refuses a model without a VAE
             run = RunConfig(
                 backbone=config.backbone, data=config.data, features=config.features, control=control,
                 probe=ProbeConfig(kind="classifier", name="linear"),
             )  # fmt: skip
             backbone, features = backbone_and_features(run)
-            rungs[control] = Request(backbone, config.data, features, tuple(splits.values()))
+            made = Request(backbone, config.data, features, tuple(splits.values()))
+            _ = made.plan
+            rungs[control] = made
     inputs = {SHARDS: request.shard_set.digest, BACKBONE: backbone_digest(plan.fingerprint)}
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     del tree["features"]["views"]  # there are none
@@ -90,7 +92,8 @@ def evaluate_segmentation(config: SegmentationEvaluation) -> Path:
     for rung, of_rung in rungs.items():
         if rung == SHUFFLED:
             continue
-        maps = _maps(rung, of_rung or request, config)
+        read = of_rung if of_rung is not None and rung != LATENTS else request
+        maps = _maps(rung, read, config)
         counts[rung] = _measure(config, maps, train, images, nearest=rung == "colours", constant=rung == BY_PLACE)
     if SHUFFLED in rungs:
         chosen = {n: best_cell(counts[OWN], n) for n in config.labels}
@@ -154,13 +157,16 @@ def _maps(rung: str, request: "Request", config: SegmentationEvaluation) -> Maps
     from diffprobe.features.extract import to_features
     from diffprobe.shards.batch import collate
 
-    if rung in (OWN, "vae_latents", "random_weights"):
+    if rung in (OWN, LATENTS, "random_weights"):
         with quiet_libraries():
             request.load_extractor(images=True)
 
         def cells(samples: "Sequence[DenseSample]") -> "dict[str, Tensor]":
             batch = collate([one.sample for one in samples], request.shard_set)
-            return to_features(request, batch.to(request.extractor.device)).features
+            batch = batch.to(request.extractor.device)
+            if rung == LATENTS:
+                return {"": request.extractor.encode(batch.images)}
+            return to_features(request, batch).features
 
         return cells
 
