@@ -232,9 +232,9 @@ def _measure(
     for split in ("val", "test"):
         found: dict[tuple[str, int], list[NDArray[np.int64]]] = {key: [] for key in readouts}
         for batch in _batches(images[split].samples, config.data.batch_size):
-            values = {cell: one.cpu() for cell, one in maps(batch).items()}
+            on_cpu = {cell: one.cpu() for cell, one in maps(batch).items()}
             for (cell, n), predict in readouts.items():
-                for one, features in zip(batch, values[cell], strict=True):
+                for one, features in zip(batch, on_cpu[cell], strict=True):
                     true = torch.from_numpy(one.truth.copy()).long()
                     predicted = predict(features, (true.shape[0], true.shape[1]))
                     found[cell, n].append(image_confusion(predicted, true, n_classes))

@@ -80,7 +80,7 @@ def depth_sums(
     error = (found - true).abs()
     positive = found.clamp(min=torch.finfo(torch.float64).tiny)
     ratio = torch.maximum(positive / true, true / positive)
-    sums = [float(known.sum()), (ratio < 1.25).sum(), (error / true).sum(), (error**2).sum()]
+    sums = [known.sum(), (ratio < 1.25).sum(), (error / true).sum(), (error**2).sum()]
     return np.array([float(one) for one in sums])
 
 
