@@ -1,7 +1,8 @@
 """Record results of `diffprobe score` with cross-attention: python docs/record_dsd.py RUNS, the folder of the runs.
 
-Results of scenes/dsd, emoji/dsd and emoji/overlap go to docs/results/scores/dsd, one file per experiment and method.
-The table of docs/users/scores.md is made from all that are there.
+Results of scenes/dsd, emoji/dsd, emoji/dsd_few_shot and emoji/overlap go to docs/results/scores/dsd, one file per
+experiment and method. The table of docs/users/scores.md is made from all experiments of which both Diffusion Classifier
+and DSD are there.
 """
 
 import argparse
@@ -18,10 +19,13 @@ PAGE = DOCS / "users" / "scores.md"
 MARKER = "dsd"
 METHODS = {
     "diffusion_classifier": "Diffusion Classifier", "norm": "error of DSD alone", "dsd": "DSD",
-    "attention": "attention alone",
+    "attention": "attention alone", "few_shot": "few-shot DSD",
 }  # fmt: skip
 """Method in the name of a file -> head of its column."""
-EXPERIMENTS = ("scenes/dsd", "emoji/dsd")
+EXPERIMENTS = {"scenes/dsd": ("scenes/dsd",), "emoji/dsd": ("emoji/dsd", "emoji/dsd_few_shot")}
+"""Experiment in the name of a file -> experiments whose choices are the same."""
+COMPARED = {"diffusion_classifier", "dsd"}
+"""Methods without which an experiment has no rows."""
 OVERLAP = "emoji/overlap"
 """Experiment of the overlap of classes, recorded for the text."""
 
@@ -31,6 +35,8 @@ def method_of(result: RunResult) -> str:
     method, rule = str(result.config["method"]), result.config["dsd"]
     if method != "dsd":
         return method
+    if rule.get("few_shot", {}).get("images"):  # results of earlier versions have no such setting
+        return "few_shot"
     return "attention" if not rule["error_weight"] else "norm" if not rule["attention_weight"] else "dsd"
 
 
@@ -42,7 +48,7 @@ def recorded() -> dict[str, dict[str, RunResult]]:
             path = RESULTS / f"{experiment.replace('/', '-')}-{method}.json"
             if path.is_file():
                 found.setdefault(experiment, {})[method] = read_result(path)
-    return found
+    return {experiment: methods for experiment, methods in found.items() if methods.keys() >= COMPARED}
 
 
 def _value(record: MetricRecord) -> str:
@@ -74,8 +80,9 @@ def table() -> list[str]:
 def record(runs: Path) -> None:
     """Copy the results of a folder of runs, and write the table."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for experiment in EXPERIMENTS:
-        for path in sorted((runs / experiment).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):
+    for experiment, sources in EXPERIMENTS.items():
+        paths = [path for source in sources for path in (runs / source).glob(f"*/{RESULT_FILE}")]
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime):
             name = f"{experiment.replace('/', '-')}-{method_of(read_result(path))}.json"
             shutil.copyfile(path, RESULTS / name)
     for path in sorted((runs / OVERLAP).glob(f"*/{RESULT_FILE}"), key=lambda path: path.stat().st_mtime):

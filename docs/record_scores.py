@@ -19,6 +19,7 @@ FIGURE = DOCS / "scores-passes.png"
 _CONTROLS = {
     "chance": "chance", "shuffled_positives": "shuffled positives", "random_denoiser": "random denoiser",
     "regression_on_words": "regression on words", "regression_on_text_encoder": "on the text encoder",
+    "most_frequent_class": "most frequent class",
 }  # fmt: skip
 
 _FIRST = (1, 2, 4, 8)

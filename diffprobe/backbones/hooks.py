@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from diffprobe.backbones.attended import Attended, Ready
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.modulation import MODULATED, may_modulate
-from diffprobe.backbones.readouts import ATTENTION, Ready, may_attend, watch, watch_attention
+from diffprobe.backbones.readouts import ATTENTION, may_attend, watch, watch_attention
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
@@ -100,11 +101,11 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
         return hook
 
     def attended(path: str) -> Ready:
-        def ready(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
-            x = layout.image(q, f"{path}.to_q")
-            if x is not None and q.shape[-1] == k.shape[-1]:
+        def ready(found: Attended) -> None:
+            x = layout.on_grid(found.q)
+            if x is not None and found.q.shape[-1] == found.k.shape[-1]:
                 for readout in ATTENTION:
-                    note(f"{path}/{readout}", "attention", k.shape[1], (x.shape[2], x.shape[3]))
+                    note(f"{path}/{readout}", "attention", found.n_text, (x.shape[2], x.shape[3]))
 
         return ready
 
@@ -112,7 +113,8 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
     for path, module in network.named_modules():
         if path:
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
-            handles += watch_attention(module, attended(path)) if may_attend(module) else []
+            if may_attend(module, path, layout):
+                handles += watch_attention(module, path, layout, attended(path))
     try:
         with torch.no_grad(), counter or nullcontext():
             run(network)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.core.shapes import FeatureMap
@@ -32,12 +33,29 @@ class OutputLayout:
     """Modules whose tokens are split into heads, `[batch, heads, tokens, width]`; heads are concatenated."""
     heads_last: bool = False
     """Whether those modules output `[batch, tokens, heads, width]` instead."""
+    joint_attention: str | None = None
+    """Attentions in which image and text tokens attend to each other."""
+    text_keys_first: bool = False
+    """Whether text tokens come before those of the image in them."""
     channels_first: str | None = None
     """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
     def is_text(self, path: str) -> bool:
         """Return whether the output of a module is of the text alone."""
         return _fits(self.text_only, path)
+
+    def is_joint(self, path: str) -> bool:
+        """Return whether a module works on text and image tokens in one sequence."""
+        return _fits(self.joint, path)
+
+    def is_joint_attention(self, path: str) -> bool:
+        """Return whether a module is an attention of text and image tokens to each other."""
+        return _fits(self.joint_attention, path)
+
+    def on_grid(self, tokens: Float[Tensor, "batch tokens channels"]) -> FeatureMap | None:
+        """Lay tokens of the image out on the grid that divides the input evenly; None if there is none."""
+        grid = _grid(tokens.shape[1], self.size)
+        return None if grid is None else tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
     def image(self, output: Any, path: str) -> FeatureMap | None:
         """Bring a module's output into the layout of feature maps.
@@ -56,8 +74,7 @@ class OutputLayout:
             output = output.transpose(1, 2)
         if _fits(self.joint, path):
             output = output[:, self.n_text :]
-        grid = _grid(output.shape[1], self.size)
-        return None if grid is None else output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
+        return self.on_grid(output)
 
     def text(self, output: Any, path: str) -> FeatureMap | None:
         """Return the text in a joint module's output as `[batch, channels, text tokens, 1]`.

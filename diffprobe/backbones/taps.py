@@ -178,13 +178,12 @@ def _about_readout(name: str, known: dict[str, TapInfo], spec: BackboneSpec) -> 
     path, readout = split_tap(name)
     if readout not in READOUTS:
         return [f"unknown readout '{readout}' in '{name}'; allowed: {', '.join(READOUTS)}"]
-    need = "is not a cross-attention to a text" if readout in ATTENTION else "does not output text and image"
+    need = "is not an attention of the image to a text" if readout in ATTENTION else "does not output text and image"
     if readout == MODULATED:
         need = "is not a transformer block with AdaLN"
     why = f"'{path}' {need}" if path in known else f"there is no module '{path}' that can be read"
     places = [tap for tap in known if tap.endswith(f"/{readout}")]
     if not places:
-        joint = "; its text and image attend to each other jointly" if any(t.endswith("/text") for t in known) else ""
-        return [f"{why}; {spec.family} has no /{readout} anywhere{joint}"]
+        return [f"{why}; {spec.family} has no /{readout} anywhere"]
     shown = nearest(name, places) or places[:3]
     return [f"{why}", f"/{readout} is available at {len(places)} places, for example: {', '.join(shown)}"]

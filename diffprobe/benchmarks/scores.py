@@ -123,9 +123,16 @@ class ScoreReport:
         """Seconds without pruning over seconds with it."""
         return self.ours.seconds / self.pruned.seconds
 
+    @property
+    def changed_bound(self) -> float:
+        """Upper end of the exact 95 % interval (Clopper and Pearson, 1934) of the share of changed choices."""
+        from scipy.stats import binomtest
+
+        return float(binomtest(self.changed, self.setting.images).proportion_ci(0.95, "exact").high)
+
     def to_json(self) -> str:
         """Return all measurements as JSON."""
-        made = {name: getattr(self, name) for name in ("share", "saved_passes", "saved_time")}
+        made = {name: getattr(self, name) for name in ("share", "saved_passes", "saved_time", "changed_bound")}
         return json.dumps({**asdict(self), **made}, indent=2)
 
 
@@ -183,8 +190,8 @@ def render(report: ScoreReport) -> str:
             markdown_table(["", "passes", "seconds", "passes/s", "x floor", "accuracy"], rows),
             "",
             f"pruning saves {report.saved_passes:.1f} x the passes and {report.saved_time:.1f} x the time; it changes "
-            f"{report.changed} of {setting.images:,} choices, and the accuracy by "
-            f"{100 * (report.accuracy_pruned - report.accuracy):+.1f} points",
+            f"{report.changed} of {setting.images:,} choices (95 % interval up to {100 * report.changed_bound:.1f} %), "
+            f"and the accuracy by {100 * (report.accuracy_pruned - report.accuracy):+.1f} points",
         ]
     )
 

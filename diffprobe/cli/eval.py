@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generations = what.add_parser("generations", help="attributes of generated images with taps ablated or patched")
     rates = what.add_parser("rates", help="rates of an attribute in the images of a model, against planted rates")
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
+    long_tail = what.add_parser("long-tail", help="images of classes with many, medium and few training images")
+    long_tail.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a denoiser that was trained on classes")
     directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
     directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
     steering = what.add_parser("steering", help="latents, directions, neurons and texts that steer, compared")
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
         (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"), (latents, "emoji/latent_use"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
+        (long_tail, "scenes/long_tail/evaluate"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
         (segmentation, "scenes/segmentation"),
     ):  # fmt: skip
@@ -69,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     verbs = {
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "lifetimes": _run_lifetimes, "latents": _run_latents, "use": _run_use,
-        "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
+        "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
+        "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
         "segmentation": _run_segmentation,
     }  # fmt: skip
@@ -264,6 +268,16 @@ def _run_steering(args: argparse.Namespace) -> int:
     print(matched_table(read_result(path)))
     print(f"tables: {path.with_name(TABLES_FILE)}, {path.with_name(TABLE_FILE)}")
     print(f"result: {path}")
+    return 0
+
+
+def _run_long_tail(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "scenes/long_tail/evaluate", "evaluate_long_tail")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.long_tail import evaluate_long_tail
+
+    _print(evaluate_long_tail(config))
     return 0
 
 

@@ -47,6 +47,9 @@ KINDS = {
     "evaluate_labels": Kind("diffprobe.evaluation.labels:LabelsEvaluation", "eval labels RUN_FOLDER"),
     "evaluate_lifetimes": Kind("diffprobe.evaluation.lifetimes:LifetimesEvaluation", "eval lifetimes RUN_FOLDER"),
     "evaluate_latents": Kind("diffprobe.evaluation.latent_use_settings:LatentUseEvaluation", "eval latents RUN_FOLDER"),
+    "evaluate_long_tail": Kind(
+        "diffprobe.evaluation.long_tail_settings:LongTailEvaluation", "eval long-tail RUN_FOLDER"
+    ),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
     "evaluate_segmentation": Kind(

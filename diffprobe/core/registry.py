@@ -76,6 +76,8 @@ DATASETS = Registry("diffprobe.shards.datasets", "data set")
 """Data sets that `diffprobe data build` makes."""
 OBJECTIVES = Registry("diffprobe.generative.objectives", "training objective")
 """Training objectives of denoisers."""
+REGULARIZERS = Registry("diffprobe.generative.regularizers", "class-contrast term")
+"""Class-contrast terms of denoisers' training."""
 CERTIFICATES = Registry("diffprobe.evaluation.certificates", "kind of certificate")
 """Kinds of methods that `diffprobe certify` scores."""
 PROBE_KINDS = Registry("diffprobe.probes", "kind of probe")

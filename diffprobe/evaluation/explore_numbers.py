@@ -13,7 +13,7 @@ from diffprobe.core.errors import EmptyClass
 from diffprobe.evaluation.explore import Findings
 from diffprobe.evaluation.explore_runs import ExploredRun
 from diffprobe.evaluation.latent_codes import CLASS, autoencoder_codes, baseline_codes, baselines_of
-from diffprobe.evaluation.latent_numbers import NumberSettings, SplitCodes, latent_names, latent_numbers
+from diffprobe.evaluation.latent_numbers import LatentNumbers, NumberSettings, SplitCodes, latent_names, latent_numbers
 from diffprobe.features.batch import FeatureTable
 from diffprobe.report.explorer.records import TextColumn
 
@@ -72,11 +72,19 @@ def held_out_numbers(
         notes.append(f"Latents have no names: {error.what}")
     about = TextColumn(
         key="about", title="is about", beside="auroc",
-        values=[value.replace("=", " = ", 1) for value in found.best_values],
+        values=_measured(found),
         help=f"The class or attribute value that the activation of the latent tells best, chosen on '{train_split}'. "
-        "AUROC and q are measured on held-out images: a large q means that it is about this value by chance.",
+        "AUROC and q are measured on held-out images: a large q means that it is about this value by chance. Empty "
+        "for a latent that is active on none of the held-out images.",
     )  # fmt: skip
     return Findings(columns=found.columns, texts=[about], names=names, notes=[*notes, *found.notes])
+
+
+def _measured(found: LatentNumbers) -> list[str]:
+    """Return the best value of each latent; "" where it has no AUROC, so that no choice is shown untested."""
+    auroc = next((column.values for column in found.columns if column.key == "auroc"), None)
+    values = [value.replace("=", " = ", 1) for value in found.best_values]
+    return values if auroc is None else ["" if a is None else value for a, value in zip(auroc, values, strict=True)]
 
 
 def _about(run: ExploredRun, group: str | None, wanted: Sequence[str], values: Mapping[str, Sequence[str]]) -> str:

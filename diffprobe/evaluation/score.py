@@ -29,7 +29,7 @@ from diffprobe.evaluation.overlap import names_of_classes, overlap_records
 from diffprobe.evaluation.score_candidates import CLASS_NAME, Question, questions, require_condition, require_distinct
 from diffprobe.evaluation.score_models import ScoreModels
 from diffprobe.evaluation.score_records import score_records
-from diffprobe.evaluation.score_settings import ScoreConfig
+from diffprobe.evaluation.score_settings import ScoreConfig, WeightRule
 from diffprobe.evaluation.score_store import stored_errors
 from diffprobe.generative.image_table import ImageTable, load_table
 from diffprobe.probes.score.staged_errors import Stage, nested_timesteps, weighted_error
@@ -101,7 +101,7 @@ class _Scoring:
         """
         config, split = self.config, self.config.scored_split
         encoded = self._encode(split, config.limit, progress)
-        asked = questions(config.candidates, encoded, seed=config.seed)
+        asked = questions(config.candidates, encoded, seed=config.seed, pool=self._pool())
         for question in asked:
             self._require(question)
         train = self._train(progress)
@@ -127,6 +127,7 @@ class _Scoring:
                 question, scored.errors, scored.weights, controls, encoded, split=split,
                 prior_correction=config.prior_correction, detail=detail, seed=config.seed,
                 generated=scored.generated, passes_of_generation=config.generated.passes,
+                unweighted=config.weights != WeightRule() and not config.stages,
             )  # fmt: skip
             if config.overlap.images:
                 scores = [weighted_error(part, scored.weights) for part in scored.errors]
@@ -203,6 +204,18 @@ class _Scoring:
             resolution=self.error.spec.resolution, progress=progress, chosen=chosen,
             captioned=config.candidates.kind != "classes" or bool(config.regression.images),
         )  # fmt: skip
+
+    def _pool(self) -> list[tuple[str, str]]:
+        """Return group and caption of each sample of `candidates.pool`, in order of the splits."""
+        config = self.config
+        found: list[tuple[str, str]] = []
+        for split in config.candidates.pool:
+            table = load_table(
+                replace(config.data, limit=None), split, resolution=self.error.spec.resolution, captioned=True
+            )
+            captions = [captions[0] for captions in table.captions]
+            found += zip(table.groups(config.group_by), captions, strict=True)
+        return found
 
     def _few_shot(self, encoded: Encoded, folder: Path, progress: ProgressDisplay) -> dict[str, Any]:
         """Train the LoRA of `dsd.few_shot` and return what is recorded of it."""
@@ -299,7 +312,7 @@ class _Scoring:
         part = share_of_groups(train, config.weights.fraction, config.seed, config.weights.images)
         rule = config.candidates
         if rule.kind in ("captions", "retrieval"):
-            rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))))
+            rule = replace(rule, n=max(2, min(rule.n, len(set(part.groups)))), pool=(), ranks=())
         asked = questions(rule, part, seed=config.seed)
         question = asked[0] if len(asked) == 1 else next(found for found in asked if found.name == name)
         self._require(question)
@@ -368,7 +381,7 @@ def _require_names(config: ScoreConfig, shard_set: ShardSet) -> None:
     """Raises: UnknownName for a split or an attribute that the data do not have."""
     needs_train = config.weights.kind == "learned" or config.regression.images or config.dsd.few_shot.images
     needs_train = needs_train or config.overlap.images
-    for split in (config.scored_split, *([config.data.train_split] if needs_train else [])):
+    for split in (config.scored_split, *config.candidates.pool, *([config.data.train_split] if needs_train else [])):
         shard_set.shards_of(config.data.source_of(split))
     named = {"group_by": config.group_by, "family_attribute": config.family_attribute}
     named |= {"candidates.attribute": config.candidates.attribute}

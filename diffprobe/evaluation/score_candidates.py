@@ -1,7 +1,7 @@
 """Candidates of `diffprobe score`: their texts or classes, which of them each image is offered, and which is right."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,6 +20,9 @@ from diffprobe.probes.score.matched_candidates import written_candidates
 CLASS_NAME = "class_name"
 """Stands in `candidates.attribute` for the class of an image, unless the data have an attribute of this name."""
 
+CLASSES = "class_accuracy_"
+"""What the metric of a choice between classes begins with."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -34,6 +37,7 @@ class Question:
         is_square: whether image i has text i and all texts are offered to all images.
         sets: set of each image, where images and texts of a set are asked both ways; else empty. Column 0 is then the
             empty text, a reference that nobody chooses.
+        further_ranks: ranks beside the first at which recall is recorded.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Question:
     right: Int[Tensor, " sample"]
     is_square: bool = False
     sets: tuple[str, ...] = ()
+    further_ranks: tuple[int, ...] = ()
 
     @property
     def eligible(self) -> Bool[Tensor, "sample n"]:
@@ -58,9 +63,16 @@ class Question:
         return self.candidates >= 0
 
 
-def questions(rule: CandidateRule, encoded: Encoded, *, seed: int) -> list[Question]:
+def questions(
+    rule: CandidateRule, encoded: Encoded, *, seed: int, pool: Sequence[tuple[str, str]] = ()
+) -> list[Question]:
     """Make the questions of a rule; each attribute of `matched` is one.
 
+    Args:
+        rule: what images choose between.
+        encoded: the images.
+        seed: of what is drawn.
+        pool: group and caption of the samples whose captions are the wrong ones; empty for those of `encoded`.
     Raises: EmptyClass if there are too few groups, classes or images; ConfigError for classes that are not numbers.
     """
     if rule.kind == "classes":
@@ -70,10 +82,14 @@ def questions(rule: CandidateRule, encoded: Encoded, *, seed: int) -> list[Quest
     if rule.kind == "sets":
         return [_sets(str(rule.attribute), encoded)]
     if rule.kind == "captions":
-        table = candidates_of(encoded.table.keys, encoded.groups, encoded.captions, n=rule.n, seed=seed)
-        texts = [[encoded.captions[row] for row in of_sample] for of_sample in table.tolist()]
-        return [_of_texts(choice_metric(rule.n), list(range(len(texts))), texts)]
-    found = []
+        if pool:
+            texts = _of_pool(rule.n, encoded, pool, seed)
+        else:
+            table = candidates_of(encoded.table.keys, encoded.groups, encoded.captions, n=rule.n, seed=seed)
+            texts = [[encoded.captions[row] for row in of_sample] for of_sample in table.tolist()]
+        found = _of_texts(choice_metric(rule.n), list(range(len(texts))), texts)
+        return [replace(found, further_ranks=rule.ranks)]
+    asked = []
     for attribute, phrase in rule.phrases.items():
         written = written_candidates(
             encoded.captions, encoded.table.attributes, encoded.table.keys,
@@ -84,8 +100,22 @@ def questions(rule: CandidateRule, encoded: Encoded, *, seed: int) -> list[Quest
             raise EmptyClass(
                 f"candidates.phrases.{attribute}: no caption states the value as '{phrase}' beside another value."
             )
-        found.append(_of_texts(matched_metric(attribute), rows, [written[row] for row in rows]))
-    return found
+        asked.append(_of_texts(matched_metric(attribute), rows, [written[row] for row in rows]))
+    return asked
+
+
+def _of_pool(n: int, encoded: Encoded, pool: Sequence[tuple[str, str]], seed: int) -> list[list[str]]:
+    """Draw the texts of each image by (seed, key): its own first, then n - 1 others of the pool, of other groups."""
+    texts = []
+    for key, group, own in zip(encoded.table.keys, encoded.groups, encoded.captions, strict=True):
+        of_group = {caption for other, caption in pool if other == group} | {own}
+        others = sorted({caption for _, caption in pool} - of_group)
+        if len(others) < n - 1:
+            raise EmptyClass(f"{n} candidates need {n - 1} captions of other groups; the pool has {len(others)}.")
+        generator = torch.Generator().manual_seed(derive_seed("candidates", seed, key))
+        drawn = torch.randperm(len(others), generator=generator)[: n - 1]
+        texts.append([own, *(others[place] for place in drawn.tolist())])
+    return texts
 
 
 def _of_texts(name: str, rows: list[int], texts: Sequence[Sequence[str]]) -> Question:
@@ -106,7 +136,11 @@ def _classes(rule: CandidateRule, encoded: Encoded) -> Question:
     labels = [sample.get(attribute) for sample in encoded.table.attributes]
     if attribute == CLASS_NAME and not any(labels):
         labels = [name or None for name in encoded.table.class_names]
-    names = sorted({label for label in labels if label is not None})
+    groups: dict[str, set[str]] = {}
+    for label, group in zip(labels, encoded.groups, strict=True):
+        if label is not None:
+            groups.setdefault(label, set()).add(group)
+    names = sorted(sorted(groups, key=lambda name: (-len(groups[name]), name))[: rule.most_values])
     if len(names) < 2:
         raise EmptyClass(f"candidates: attribute '{attribute}' has {len(names)} values; a choice needs at least 2.")
     values: list[ConditionInput] = [rule.template.format(name) for name in names] if rule.template else []
@@ -117,10 +151,10 @@ def _classes(rule: CandidateRule, encoded: Encoded) -> Question:
                 fix='candidates.template="a photo of a {}" for a text-conditional model',
             )
         values = [int(name) for name in names]
-    rows = [row for row, label in enumerate(labels) if label is not None]
+    rows = [row for row, label in enumerate(labels) if label in names]
     right = torch.tensor([names.index(str(labels[row])) for row in rows])
     table = torch.arange(len(names)).repeat(len(rows), 1)
-    return Question(f"class_accuracy_{attribute}", torch.tensor(rows), values, table, right)
+    return Question(f"{CLASSES}{attribute}", torch.tensor(rows), values, table, right)
 
 
 def _retrieval(n: int, encoded: Encoded, seed: int) -> Question:

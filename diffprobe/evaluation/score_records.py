@@ -5,15 +5,17 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.evaluation.caption_accuracy import accuracy_record
 from diffprobe.evaluation.captions import CHANCE, Encoded
-from diffprobe.evaluation.score_candidates import Question
+from diffprobe.evaluation.score_candidates import CLASSES, Question
 from diffprobe.probes.score.candidate_ranks import curve, is_chosen, ranks, shuffled_positives, without_prior
 from diffprobe.probes.score.staged_errors import weighted_error
 
@@ -21,6 +23,10 @@ RANDOM_DENOISER, SHUFFLED, TEXT_FREE = "random_denoiser", "shuffled_positives", 
 """Names of controls."""
 REAL, GENERATED = "real_images", "generated_"
 """Name of the control of a record on generated images, and what its metric begins with."""
+FREQUENT = "most_frequent_class"
+"""Name of the control that chooses the class with the most scored images."""
+UNIFORM = "uniform_weights"
+"""Name of the control that weights all timesteps alike, with the same errors and sets of noise."""
 RECALL = (1, 5, 10)
 """Ranks at which retrieval is recorded."""
 
@@ -41,6 +47,8 @@ def measures(
         return set_measures(question, scores, right)
     if not question.is_square:
         found = {question.name: is_chosen(scores, right).double()}
+        for k in question.further_ranks:
+            found[f"{question.name.removesuffix('_accuracy')}_r{k}"] = (ranks(scores, right) < k).double()
         if question.name.startswith("matched_"):
             wrong = question.offered.sum(1) - 1
             found[pair_metric(question.name)] = (wrong - ranks(scores, right)).double() / wrong
@@ -102,7 +110,7 @@ def chance(question: Question, metric: str) -> Float[Tensor, " sample"]:
     counts = question.eligible.sum(1).double()
     if metric.endswith("_score"):
         return torch.tensor([_chance_of_set(int(n), metric) for n in counts.tolist()], dtype=torch.float64)
-    if question.is_square or question.sets:
+    if (question.is_square or question.sets or question.further_ranks) and metric.rpartition("_r")[2].isdigit():
         return int(metric.rpartition("_r")[2]) / counts
     return torch.full_like(counts, 0.5) if metric.startswith("matched_pair") else 1 / counts
 
@@ -132,6 +140,7 @@ def score_records(
     seed: int,
     generated: Float[Tensor, "sample n timestep"] | None = None,
     passes_of_generation: int = 0,
+    unweighted: bool = False,
 ) -> list[MetricRecord]:
     """Return a record for each metric of a question.
 
@@ -145,6 +154,7 @@ def score_records(
         generated: errors of images that the model generated from the right candidates, with the first set of noise;
             each metric then has a second record, whose control `real_images` is the first set of noise on real ones.
         passes_of_generation: denoiser passes of a generated image.
+        unweighted: whether the control `uniform_weights` has the same errors, all timesteps alike.
     Returns: records whose value is a mean over sets of noise; `spread` is their standard deviation. Their detail has
         `passes_per_image`, `by_noise_set`, and in the first record the `curve`.
     """
@@ -162,6 +172,10 @@ def score_records(
     null = _shuffled(question, keys, seed)
     of_controls = {name: measures(question, corrected(given), question.right) for name, given in controls.items()}
     shuffled = [measures(question, one, null) for one in scores]
+    if unweighted:
+        alike = torch.ones_like(weights)
+        plain = [measures(question, corrected(weighted_error(part, alike)), question.right) for part in errors]
+        of_controls[UNIFORM] = {metric: torch.stack([found[metric] for found in plain]).mean(0) for metric in by_set[0]}
     passes = sum(float(part.isfinite().sum()) for part in errors) / len(errors) / len(rows)
     records: list[MetricRecord] = []
     for metric in by_set[0]:
@@ -174,6 +188,7 @@ def score_records(
                 CHANCE: chance(question, metric).numpy(),
                 SHUFFLED: torch.stack([found[metric] for found in shuffled]).mean(0).numpy(),
                 **{name: found[metric].numpy() for name, found in of_controls.items()},
+                **_most_frequent(question),
             },
             split=split,
             families=families,
@@ -217,6 +232,13 @@ def score_records(
         )
         for metric, values in found.items()
     ]
+
+
+def _most_frequent(question: Question) -> dict[str, NDArray[np.float64]]:
+    """Return for a question of classes who is right if all choose the class that most images have."""
+    if not question.name.startswith(CLASSES):
+        return {}
+    return {FREQUENT: (question.right == question.right.mode().values).double().numpy()}
 
 
 def _shuffled(question: Question, keys: Sequence[str], seed: int) -> Int[Tensor, " sample"]:

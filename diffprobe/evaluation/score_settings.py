@@ -49,6 +49,13 @@ class CandidateRule:
     """Text of a class, with one `{}`; None gives the values as class numbers to a class-conditional model."""
     phrases: dict[str, str] = field(default_factory=dict)
     """For `matched`: attribute -> text by which captions state its value, with `{}` in its place."""
+    pool: tuple[str, ...] = ()
+    """For `captions`: splits whose captions are the wrong ones, all of them whatever `limit` is; several may be of one
+    group. Empty: those of the scored images."""
+    ranks: tuple[int, ...] = ()
+    """For `captions`: ranks beside the first at which recall is recorded."""
+    most_values: int | None = None
+    """For `classes`: only the values with the most groups among the scored images; None for all."""
 
     def __post_init__(self) -> None:
         at_least(2, **{"candidates.n": self.n})
@@ -66,6 +73,12 @@ class CandidateRule:
                 f"candidates: kind={self.kind} with {len(self.phrases)} phrases.",
                 fix='kind=matched with phrases, for example {texture: "{} clothes"}; another kind without them',
             )
+        for name, kind in {"pool": "captions", "ranks": "captions", "most_values": "classes"}.items():
+            if self.kind != kind and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"candidates: {name} has no effect with kind={self.kind}.", fix="remove it")
+        if wrong := [k for k in self.ranks if not 1 < k < self.n]:
+            raise ConfigError(f"candidates: rank {wrong[0]} is out of range: above 1, less than n={self.n}.")
+        at_least(2, **{"candidates.most_values": self.most_values})
         for name, text in {"template": self.template or "{}", **self.phrases}.items():
             if text.count("{}") != 1:
                 raise ConfigError(f"candidates: {name}='{text}' is not a text with one {{}} for the value.")
@@ -207,6 +220,11 @@ class ScoreConfig:
                 f"prior_correction with {len(self.stages)} stages and candidates.kind={self.candidates.kind}: it needs "
                 "each candidate's error for all images.",
                 fix="stages=[] and candidates.kind=retrieval or classes",
+            )
+        if self.candidates.ranks and self.stages and self.stages[-1].kept < max(self.candidates.ranks):
+            raise ConfigError(
+                f"stages keep {self.stages[-1].kept} candidates: candidates.ranks has {max(self.candidates.ranks)}.",
+                fix="a last stage that keeps as many, or smaller ranks",
             )
         if self.candidates.kind in ("retrieval", "sets") and self.stages:
             raise ConfigError(

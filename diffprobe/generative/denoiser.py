@@ -20,7 +20,7 @@ from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import (
     BetaSchedule,
@@ -39,6 +39,7 @@ from diffprobe.generative.caption_dropout import CaptionDropoutConfig, CaptionVo
 from diffprobe.generative.embedding_noise import add_embedding_noise
 from diffprobe.generative.export import save_pipeline
 from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
+from diffprobe.generative.long_tail import ClassesConfig, class_counts, class_numbers, shots, training_classes
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.generative.objectives.base import (
     ForwardProcess,
@@ -48,6 +49,14 @@ from diffprobe.generative.objectives.base import (
     compute_loss,
     make_objective,
     mean_squared_error,
+)
+from diffprobe.generative.regularizers.base import (
+    ClassBatch,
+    Regularizer,
+    RegularizerConfig,
+    TrainingClasses,
+    complete_regularizer,
+    make_regularizer,
 )
 from diffprobe.generative.run_settings import GenerativeModule, validate_settings
 from diffprobe.generative.tokenizer import train_tokenizer
@@ -69,6 +78,11 @@ class DenoiserTraining:
     """The forward process."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the U-Net predicts, and how its errors are weighted."""
+    classes: ClassesConfig | None = None
+    """Condition on the value of an attribute instead of the captions, on long-tailed classes; None trains on the
+    captions of all images."""
+    regularizer: RegularizerConfig | None = None
+    """Class-contrast term that is added to the loss; needs `classes`. None adds none."""
     trainer: TrainerConfig
     """Length, precision, step size."""
     logger: LoggerConfig
@@ -109,6 +123,13 @@ class DenoiserTraining:
         shares = ("drop_captions", "drop_captions_clean")
         validate_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
         object.__setattr__(self, "objective", complete(self.objective))  # so that a record names every setting
+        if self.regularizer is not None:
+            if self.classes is None:
+                raise ConfigError(
+                    f"regularizer.name={self.regularizer.name} has no effect without classes.",
+                    fix="set classes.attribute, or regularizer=null",
+                )
+            object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
 
     def require_weights(self) -> None:
         """Check the folders of the autoencoder, the text encoder and the pipeline to start from.
@@ -137,8 +158,10 @@ class DenoiserTraining:
         """Build the module and its captioned images. Raises: what reading weights and shards raises."""
         module = DenoiserModule(self)
         images = ImageTableData(
-            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance
-        )
+            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
+            classes=self.classes,
+        )  # fmt: skip
+        module.set_classes(images.train)
         return module, images
 
 
@@ -159,7 +182,26 @@ class DenoiserModule(GenerativeModule):
         self.objective: Objective = make_objective(config.objective, self.process)
         self.scheduler = config.noise.scheduler(self.objective.prediction_type)
         self._latents: dict[str, Tensor] = {}
+        self.classes: TrainingClasses | None = None
+        self.regularizer: Regularizer | None = None
         self._build()
+
+    def set_classes(self, table: ImageTable) -> None:
+        """Build the class-contrast term for the training images, and note their classes for the record of the run.
+
+        Raises: ConfigError for a term on one class, EmptyClass for one on a class with one image.
+        """
+        config = self.config
+        if config.classes is None:
+            return
+        counts = class_counts(table, config.classes.attribute)
+        facts: dict[str, Any] = {"class_counts": counts, "shots": shots(counts), "passes_per_sample": 1}
+        if config.regularizer is not None:
+            self.classes = training_classes(table, config.classes.attribute)
+            kind = self.objective.prediction_type
+            self.regularizer = make_regularizer(config.regularizer, self.process, kind, self.classes)
+            facts["passes_per_sample"] = 1 + self.regularizer.extra_passes
+        self.facts = facts
 
     @property
     def balance(self) -> tuple[str, float] | None:
@@ -185,6 +227,7 @@ class DenoiserModule(GenerativeModule):
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
             table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
+            table = table if config.classes is None else config.classes.captioned(table)
             texts = [text for captions in table.captions for text in captions]
             self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
@@ -229,8 +272,15 @@ class DenoiserModule(GenerativeModule):
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # dropout draws from the global generator alone
             torch.manual_seed(derive_seed("dropout", self.config.seed, self.global_step))
-            errors = self.errors(clean, captions, timesteps, noise, generator)
+            if self.regularizer is None or self.classes is None:
+                errors, term = self.errors(clean, captions, timesteps, noise, generator), None
+            else:
+                numbers = class_numbers(table, rows.tolist(), captions, self.classes).to(self.device)
+                errors, term = self._regularized(clean, captions, numbers, timesteps, noise, generator)
         loss = compute_loss(self.objective, errors, timesteps)
+        if term is not None:
+            loss = loss + term
+            self.log("train/regularizer", term.detach())
         require_finite_loss(loss.detach(), self.global_step)
         self.log_dict({"train/loss": loss.detach(), "train/mse": errors.detach().mean()}, prog_bar=True)
         return loss
@@ -274,13 +324,46 @@ class DenoiserModule(GenerativeModule):
             noise: standard normal.
             generator: source of the noise on the text states; None adds none.
         """
+        prediction = self.predict(self.process.add_noise(clean, noise, timesteps), timesteps, captions, generator)
+        return mean_squared_error(prediction, self.objective.target(clean, noise, timesteps))
+
+    def predict(
+        self,
+        noised: Float[Tensor, "batch c h w"],
+        timesteps: Int[Tensor, " batch"],
+        captions: list[str],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch c h w"]:
+        """Return the U-Net's output for noised latents under captions; arguments as of `errors`."""
         size = self.config.model.max_tokens
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
         text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
         if generator is not None:
             text = add_embedding_noise(text, captions, std=self.config.text_noise, generator=generator)
-        prediction = self.unet(self.process.add_noise(clean, noise, timesteps), timesteps, text).sample
-        return mean_squared_error(prediction, self.objective.target(clean, noise, timesteps))
+        prediction: Tensor = self.unet(noised, timesteps, text).sample
+        return prediction
+
+    def _regularized(
+        self,
+        clean: Float[Tensor, "batch c h w"],
+        captions: list[str],
+        numbers: Int[Tensor, " batch"],
+        timesteps: Int[Tensor, " batch"],
+        noise: Float[Tensor, "batch c h w"],
+        generator: torch.Generator,
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, ""]]:
+        """Return the error of each sample and the class-contrast term of the batch."""
+        regularizer, classes, rule = self.regularizer, self.classes, self.config.classes
+        assert regularizer is not None and classes is not None and rule is not None
+        noised = self.process.add_noise(clean, noise, timesteps)
+        prediction = self.predict(noised, timesteps, captions, generator)
+        origins = regularizer.retarget(clean, noise, timesteps, numbers, generator)
+
+        def under(latents: Tensor, steps: Tensor, of: Tensor) -> Tensor:
+            return self.predict(latents, steps, [rule.caption(classes.names[k]) for k in of.tolist()], generator)
+
+        term = regularizer.term(ClassBatch(noised, timesteps, numbers, prediction), under, generator)
+        return mean_squared_error(prediction, self.objective.target(*origins, timesteps)), term
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine decay; the text encoder has a learning rate of its own."""

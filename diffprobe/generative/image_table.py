@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import lightning
 import numpy as np
@@ -104,6 +105,16 @@ def load_table(data: DataConfig, split: str, *, resolution: int, captioned: bool
     )
 
 
+class ClassCaptions(Protocol):
+    """Captions by class and a long-tailed subset (`long_tail.ClassesConfig`)."""
+
+    def captioned(self, table: ImageTable) -> ImageTable:
+        """Return the table with captions by class."""
+
+    def training_table(self, table: ImageTable) -> ImageTable:
+        """Return the subset of a training split, with captions by class."""
+
+
 class RowIndexDataset(Dataset[Tensor]):
     """Row indices as samples; the module looks the rows up in its table."""
 
@@ -191,6 +202,7 @@ class ImageTableData(GenerativeData):
         seed: seed of the order.
         captioned: whether every sample needs a caption.
         balance: attribute and power of `balance_weights` for training samples; None takes each once per epoch.
+        classes: captions by class, and the subset of the training split; None keeps captions and samples.
     Raises: ConfigError if the training split is smaller than a batch, and the errors of `load_table`.
     """
 
@@ -202,12 +214,15 @@ class ImageTableData(GenerativeData):
         seed: int,
         captioned: bool = False,
         balance: tuple[str, float] | None = None,
+        classes: ClassCaptions | None = None,
     ) -> None:
         super().__init__()
         warn_unused_workers(data)
         self.data, self.resolution, self.seed = data, resolution, seed
         self.train: ImageTable = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
         self.val: ImageTable = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
+        if classes is not None:
+            self.train, self.val = classes.training_table(self.train), classes.captioned(self.val)
         if len(self.train) < data.batch_size:
             raise ConfigError(
                 f"data.batch_size={data.batch_size} is more than the {len(self.train)} samples of split"

@@ -6,6 +6,7 @@ Validation runs when a configuration is built, before anything is loaded.
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import lightning
@@ -40,6 +41,9 @@ class GenerativeModule(lightning.LightningModule):
     """Batches per optimiser step."""
     held_out: HeldOutLosses | None = None
     """Set by the validation after training, in modules that measure it."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """JSON values that the record of the run has in the detail of its metrics: what the training images turned out to
+    be."""
 
     def save(self, folder: Path) -> None:
         """Write the weights in diffusers' format."""

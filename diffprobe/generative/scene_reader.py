@@ -127,6 +127,21 @@ class SceneReader(nn.Module):
             for name, parts in found.items()
         }
 
+    @torch.no_grad()
+    def embed(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the features that all heads read.
+
+        Args:
+            images: uint8 (n, r, r, 3), of the reader's resolution.
+        Returns: float64 (n, hidden).
+        """
+        device = next(self.parameters()).device
+        parts = [
+            self.body(to_tensor(images[start : start + _ROWS]).to(device) * 2 - 1).double().cpu().numpy()
+            for start in range(0, len(images), _ROWS)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.shape.hidden))
+
     def save(self, folder: Path, *, half: bool = False) -> None:
         """Write weights (safetensors) and shape (JSON) to a folder.
 

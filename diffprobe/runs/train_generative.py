@@ -131,7 +131,13 @@ def train_generative(config: "GenerativeTraining") -> Path:
         config=tree,
         seeds={"seed": config.seed},
         metrics=[
-            MetricRecord(name=name.removeprefix("val/"), value=float(value), split="val", n=len(data.val))
+            MetricRecord(
+                name=name.removeprefix("val/"),
+                value=float(value),
+                split="val",
+                n=len(data.val),
+                detail=dict(module.facts),
+            )
             for name, value in scores.items()
         ]
         + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed)),

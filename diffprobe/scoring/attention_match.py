@@ -1,8 +1,10 @@
 """Discffusion (DSD): how well a text fits an image by cross-attention and denoising error (He et al., 2305.10722).
 
 A pass gives each row two numbers. The attention is the log-sum-exp over text tokens of q k / sqrt(d), averaged over the
-places of the image, the chosen heads and the chosen cross-attentions. The error is that of Diffusion Classifier. The
-score of a row is a weighted difference, smaller for a better fit, so that it is used like any other error:
+places of the image, the chosen heads and the chosen attentions. In a joint attention (SD3, FLUX) the queries of the
+image are compared with the keys of the text alone, as published for cross-attention. The error is that of Diffusion
+Classifier. The score of a row is a weighted difference, smaller for a better fit, so that it is used like any other
+error:
 
     error_weight * error - attention_weight * attention
 
@@ -18,10 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffprobe.backbones.attended import Attended
 from diffprobe.backbones.base import Backbone, BackboneSpec, Condition
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.readouts import split_tap, watch_attention
 from diffprobe.backbones.taps import resolve, tap_infos, trace_spec
 from diffprobe.core.errors import ConfigError, RunFailed
@@ -41,9 +45,9 @@ class AttentionMatchRule:
     error: Literal["squared", "norm"] = "squared"
     """`squared`: mean square, as Diffusion Classifier has it. `norm`: Euclidean norm over the latent, as published."""
     taps: tuple[str, ...] = ()
-    """Cross-attentions, as module paths with `*`; empty for the last one of each of down, mid and up blocks."""
+    """Attentions to a text, as module paths with `*`; empty for the last one of each of down, mid and up blocks."""
     heads: tuple[int, ...] = ()
-    """Heads of each cross-attention, from 0; empty for all."""
+    """Heads of each attention, from 0; empty for all."""
 
     def __post_init__(self) -> None:
         weights = {"attention_weight": self.attention_weight, "error_weight": self.error_weight}
@@ -60,37 +64,18 @@ class AttentionMatchRule:
             raise ConfigError(f"dsd.heads={list(self.heads)}: different numbers from 0 are needed.")
 
 
-def text_attention(
-    q: Float[Tensor, "rows places width"],
-    k: Float[Tensor, "rows tokens width"],
-    mask: Shaped[Tensor, "rows ..."] | None,
-    *,
-    n_heads: int,
-    heads: Sequence[int] = (),
-) -> Float[Tensor, " rows"]:
-    """Return the attention of each row: log-sum-exp over tokens, then the mean over places and heads, float32.
+def text_attention(found: Attended, *, n_heads: int, heads: Sequence[int] = ()) -> Float[Tensor, " rows"]:
+    """Return the attention of each row: log-sum-exp over the tokens of the text, then the mean over places and heads.
 
     Args:
-        q: queries of all heads.
-        k: keys of all heads.
-        mask: of the network, added to the scores, or boolean with True for what may be attended to; its last axis is
-            the tokens.
+        found: queries and keys, and the mask of the network; tokens that it hides do not count.
         n_heads: number of heads.
         heads: the chosen ones; empty for all.
+    Returns: float32.
     """
-    q, k = (x.float().unflatten(-1, (n_heads, -1)).transpose(1, 2) for x in (q, k))
-    bias = torch.zeros((), device=q.device)
-    if mask is not None:
-        bias = (
-            torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
-            if mask.dtype == torch.bool
-            else mask
-        )
-        bias = bias.float().reshape(len(q), -1, k.shape[2])
-    chosen, total = list(heads) or list(range(n_heads)), torch.zeros(len(q), device=q.device)
+    chosen, total = list(heads) or list(range(n_heads)), torch.zeros(len(found.q), device=found.q.device)
     for head in chosen:  # one at a time, to bound memory
-        scores = q[:, head] @ k[:, head].transpose(1, 2) * q.shape[-1] ** -0.5 + bias
-        total = total + scores.logsumexp(-1).mean(1)
+        total = total + found.scores(head, n_heads, masked=True, keys=found.text).logsumexp(-1).mean(1)
     return total / len(chosen)
 
 
@@ -99,8 +84,8 @@ def cross_attentions(spec: BackboneSpec, taps: Sequence[str] = ()) -> tuple[str,
 
     Args:
         taps: paths with `*`, with or without `/logits`; empty for the last one of each group of blocks (for a U-Net the
-            down blocks, the mid block and the up blocks).
-    Raises: ConfigError for a backbone without cross-attention to a text; UnknownTap for names that match nothing.
+            down blocks, the mid block and the up blocks; for FLUX the blocks of two streams and of one).
+    Raises: ConfigError for a backbone without attention to a text; UnknownTap for names that match nothing.
     """
     infos = [
         info
@@ -109,9 +94,9 @@ def cross_attentions(spec: BackboneSpec, taps: Sequence[str] = ()) -> tuple[str,
     ]
     if not infos:
         raise ConfigError(
-            f"backbone '{spec.name}' (family {spec.family}) has no cross-attention from the image to a text.",
-            "needed: attention whose queries come from the image and whose keys come from the text alone",
-            fix="method=diffusion_classifier, or a model with cross-attention (stable diffusion, SDXL, PixArt)",
+            f"backbone '{spec.name}' (family {spec.family}) has no attention from the image to a text.",
+            "needed: cross-attention to a text, or joint attention of image and text",
+            fix="method=diffusion_classifier, or a model of stable diffusion, SDXL, PixArt, SD3 or FLUX",
         )
     if taps:
         named = [tap if tap.endswith(f"/{_READOUT}") else f"{tap}/{_READOUT}" for tap in taps]
@@ -121,8 +106,10 @@ def cross_attentions(spec: BackboneSpec, taps: Sequence[str] = ()) -> tuple[str,
 
 
 @contextmanager
-def reading_attention(network: nn.Module, paths: Sequence[str], heads: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Hook cross-attentions; a pass adds to the list one tensor [rows] for each of them, see `text_attention`.
+def reading_attention(
+    network: nn.Module, layout: OutputLayout, paths: Sequence[str], heads: Sequence[int]
+) -> Iterator[list[Tensor]]:
+    """Hook attentions to a text; a pass adds to the list one tensor [rows] for each of them, see `text_attention`.
 
     Raises: ConfigError for a head that one of them does not have.
     """
@@ -134,11 +121,11 @@ def reading_attention(network: nn.Module, paths: Sequence[str], heads: Sequence[
             raise ConfigError(f"dsd.heads={list(heads)}: '{path}' has the heads 0 to {module.heads - 1}.")
 
     def reader(n_heads: int) -> Any:
-        return lambda q, k, mask: found.append(text_attention(q, k, mask, n_heads=n_heads, heads=heads))
+        return lambda attended: found.append(text_attention(attended, n_heads=n_heads, heads=heads))
 
     try:
-        for module in modules.values():
-            handles += watch_attention(module, reader(module.heads))
+        for path, module in modules.items():
+            handles += watch_attention(module, path, layout, reader(module.heads))
         yield found
     finally:
         for handle in handles:
@@ -151,7 +138,7 @@ class AttentionMatch(DenoisingError):
     Args:
         backbone, spec, seed, rows: see `DenoisingError`.
         rule: weights, cross-attentions and heads.
-    Raises: ConfigError for a backbone without cross-attention to a text, or without one of the heads; UnknownTap.
+    Raises: ConfigError for a backbone without attention to a text, or without one of the heads; UnknownTap.
     """
 
     def __init__(
@@ -166,7 +153,7 @@ class AttentionMatch(DenoisingError):
         super().__init__(backbone, spec, seed=seed, rows=rows)
         self.rule = rule
         self.paths = cross_attentions(spec, rule.taps) if rule.attention_weight else ()
-        with reading_attention(backbone.denoiser, self.paths, rule.heads):
+        with reading_attention(backbone.denoiser, spec.layout, self.paths, rule.heads):
             pass  # refuses heads before anything is scored
 
     @classmethod
@@ -182,7 +169,8 @@ class AttentionMatch(DenoisingError):
         condition: Condition,
     ) -> Float[Tensor, " rows"]:
         """Return weighted error minus weighted attention of each row, see `DenoisingError.row_errors`."""
-        reading = reading_attention(self.backbone.denoiser, self.paths, self.rule.heads) if self.paths else None
+        denoiser, layout = self.backbone.denoiser, self.spec.layout
+        reading = reading_attention(denoiser, layout, self.paths, self.rule.heads) if self.paths else None
         with reading or nullcontext([]) as attention:
             errors = super().row_errors(clean, noise, timesteps, condition)
         if self.rule.error == "norm":

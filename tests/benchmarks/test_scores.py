@@ -49,6 +49,8 @@ def test_pruning_that_keeps_all_changes_no_choice(setting: ScoreSetting) -> None
     assert report.changed == 0 and report.accuracy == report.accuracy_pruned and report.saved_passes == 1
     shown = render(report)
     assert "| ours, all candidates at all timesteps | 36 |" in shown and "changes 0 of 3 choices" in shown
+    assert report.changed_bound == pytest.approx(1 - 0.025 ** (1 / 3))  # of three images nothing can be said
+    assert "(95 % interval up to 70.8 %)" in shown
 
 
 def test_prunings_are_read_and_wrong_ones_refused(setting: ScoreSetting) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffprobe.benchmarks.ksae_quality import DEFAULT, OURS, QualityReport, Trial
+from diffprobe.benchmarks.ksae_quality import CLOSE, DEFAULT, OURS, QualityReport, Trial
 from diffprobe.config.compose import load_run
 from tests.docs.markdown import ROOT
 from tests.docs.test_numbers import rows
@@ -42,6 +42,24 @@ def test_the_comparison_is_that_of_the_recorded_trials() -> None:
         chosen = sorted(found.chosen(), key=lambda trial: (trial.steps, trial.test_fvu))
         expected += [[name, *cells(trial, found)] for trial in chosen]
     assert shown == expected and names
+
+
+def test_the_table_of_the_target_is_that_of_the_recorded_trials() -> None:
+    assert rows(TEXT, "at equal steps") == target_rows()
+
+
+def target_rows() -> list[list[str]]:
+    found = {name: read("peers", name) for name in dict.fromkeys(row[0] for row in rows(TEXT, "set"))}
+    ratios = [
+        (name, steps, report.ratio(DEFAULT, steps), report.ratio(OURS, steps))
+        for name, report in found.items()
+        for steps in report.setting.lengths
+    ]
+    return [
+        [f"{name}, {steps} steps", *(f"{ratio:.3f} ({'met' if ratio <= CLOSE else 'missed'})" for ratio in pair)]
+        for name, steps, *pair in ratios
+        if None not in pair
+    ]
 
 
 def cells(trial: Trial, found: QualityReport) -> list[str]:

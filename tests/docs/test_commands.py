@@ -114,6 +114,7 @@ def check(command: str) -> None:
             "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes", "steering": "scenes/steering",
             "correspondence": "scenes/correspondence", "latents": "emoji/latent_use",
             "segmentation": "scenes/segmentation",
+            "long-tail": "scenes/long_tail/evaluate",
         }  # fmt: skip
         default = defaults[arguments.what]
         subject = [] if arguments.what in ("correspondence", "segmentation") else [f"{name}=x"]

@@ -1,7 +1,11 @@
 """The table of DSD beside Diffusion Classifier in docs/users/scores.md is that of the recorded results."""
 
 import importlib.util
+import shutil
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.docs.markdown import ROOT
 
@@ -18,14 +22,37 @@ def test_the_table_is_the_recorded_one() -> None:
     assert block.splitlines() == lines and len(lines) > 4
 
 
+def stated(setting: Any) -> Any:
+    """Return a setting without what is left out: results of earlier versions lack it."""
+    return {k: v for k, v in setting.items() if v not in (None, [], {})} if isinstance(setting, dict) else setting
+
+
 def test_methods_are_compared_on_the_same_choices() -> None:
     keys = ("data", "candidates", "n_timesteps", "noise_sets", "seed", "limit", "backbone")
     for of_methods in record_dsd.recorded().values():
-        assert {"diffusion_classifier", "dsd"} <= set(of_methods)
+        assert record_dsd.COMPARED <= set(of_methods)
         first, *others = of_methods.values()
         for other in others:
-            assert [first.config[key] for key in keys] == [other.config[key] for key in keys]
+            assert [stated(first.config[key]) for key in keys] == [stated(other.config[key]) for key in keys]
             assert [record.n for record in first.metrics] == [record.n for record in other.metrics]
+
+
+def test_an_experiment_with_one_method_has_no_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of runs with one method of an experiment is recorded, and the page stays as it was."""
+    page, results, runs = tmp_path / "page.md", tmp_path / "results", tmp_path / "runs"
+    page.write_text(PAGE, encoding="utf-8")
+    shutil.copytree(record_dsd.RESULTS, results)
+    for path in results.glob("emoji-dsd-*"):
+        path.unlink()
+    source = record_dsd.RESULTS / "scenes-dsd-dsd.json"
+    (runs / "emoji/dsd/one").mkdir(parents=True)
+    shutil.copyfile(source, runs / "emoji/dsd/one/result.json")
+    for name, value in {"PAGE": page, "RESULTS": results}.items():
+        monkeypatch.setattr(record_dsd, name, value)
+    before = record_dsd.table()
+    record_dsd.record(runs)
+    assert (results / "emoji-dsd-dsd.json").is_file() and set(record_dsd.recorded()) == {"scenes/dsd"}
+    assert record_dsd.table() == before and "\n".join(before) in page.read_text("utf-8")
 
 
 def test_the_text_states_what_the_table_has() -> None:
@@ -54,3 +81,12 @@ def test_the_numbers_on_overlap_are_the_recorded_ones() -> None:
     names, matrix = overlap.detail["classes"], overlap.detail["overlap"]
     pairs = {matrix[i][j]: {names[i], names[j]} for i in range(5) for j in range(5) if i != j}
     assert pairs[max(pairs)] == {"medium", "medium-dark"}
+
+
+def test_the_text_on_few_shot_is_that_of_the_results() -> None:
+    emoji = record_dsd.recorded()["emoji/dsd"]
+    (few,), (plain,) = (emoji[method].metrics for method in ("few_shot", "diffusion_classifier"))
+    found, text = few.detail["differences"]["zero_shot"], " ".join(PAGE.partition("### Few-shot")[2].split())
+    low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
+    assert f"Of {few.n} emoji" in text and f"for {100 * few.value:.1f} %, {value} points ({low} to {high}) more" in text
+    assert f"finds it for {100 * plain.value:.1f} %" in text and plain.value > few.value

@@ -5,6 +5,8 @@ from types import ModuleType
 
 import pytest
 
+from diffprobe.config.compose import load
+from diffprobe.config.parse import record_tree
 from tests.docs.markdown import ROOT
 
 PAGE = (ROOT / "docs/users/scores.md").read_text("utf-8")
@@ -33,7 +35,11 @@ def test_the_tables_are_those_of_the_recorded_results(script: ModuleType) -> Non
 
 def test_each_recorded_result_has_a_command_on_the_page(script: ModuleType) -> None:
     for result in script.recorded().values():
-        assert f"diffprobe score experiment={result.experiment} " in PAGE
+        assert f"diffprobe score experiment={result.experiment}" in PAGE
+        if result.experiment in ("emoji/retrieval_1000", "emoji/subgroups"):
+            settings = load(result.experiment, [], kinds=("score",))
+            assert result.config == record_tree(settings)  # the command has no further setting
+            continue
         kind = result.config["candidates"]["kind"]
         for setting in (f"n_timesteps={result.config['n_timesteps']}", f"limit={result.config['limit']}"):
             default = result.experiment in ("emoji/score", "scenes/score") and kind != "retrieval"
@@ -67,3 +73,24 @@ def test_the_text_on_generated_images_is_that_of_the_results(script: ModuleType)
     text = " ".join(PAGE.split())
     assert f"Of {record.n} emoji, {numbers[0]:.1f} %" in text and f"and {numbers[1]:.1f} % of the real ones" in text
     assert f"{numbers[2]:.1f} points ({100 * found['low']:.1f} to {100 * found['high']:.1f})" in text
+
+
+def test_the_text_on_subgroups_is_that_of_the_result(script: ModuleType) -> None:
+    (record,) = script.recorded()["subgroups"].metrics
+    found, text = record.detail["differences"]["chance"], " ".join(PAGE.split())
+    low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
+    assert f"for {100 * record.value:.1f} % of {record.n} images, {value} points ({low} to {high}) above chance" in text
+    assert found["low"] < 0 and f"right for {100 * record.controls['most_frequent_class']:.1f} %" in text
+
+
+def test_the_text_on_a_thousand_captions_is_that_of_the_result(script: ModuleType) -> None:
+    first, fifth, tenth = script.recorded()["retrieval1000"].metrics
+    assert first.detail["differences"]["chance"]["low"] < 0 < fifth.detail["differences"]["chance"]["low"]
+    text = " ".join(PAGE.split())
+    points = []
+    for control in ("chance", "regression_on_words"):
+        found = fifth.detail["differences"][control]
+        low, value, high = (f"{100 * found[key]:.1f}" for key in ("low", "estimate", "high"))
+        points.append(f"{value} points ({low} to {high}) above")
+    assert f"for {100 * fifth.value:.1f} % of {fifth.n} images, {points[0]} chance, and {points[1]} the reg" in text
+    assert tenth.value >= fifth.value >= first.value

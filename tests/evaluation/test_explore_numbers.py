@@ -43,6 +43,16 @@ def test_planted_latents_have_their_number_and_their_name():
     assert "chosen on 'train' and measured on 'test', with single images as groups" in found.notes[0]
 
 
+def test_a_latent_that_never_fires_on_held_out_images_shows_no_value():
+    run, tables = two_splits()
+    (features,) = tables["test"].features.values()
+    features[:, 2] = -100.0  # the latent of the third style, chosen on train as before
+    found = held_out_numbers(run, SETTINGS)
+    auroc = next(column.values for column in found.columns if column.key == "auroc")
+    assert auroc[2] is None and found.texts[0].values[:3] == [f"style = {STYLES[0]}", f"style = {STYLES[1]}", ""]
+    assert "active on none of the held-out images" in found.texts[0].help
+
+
 def test_shuffled_labels_and_captions_find_nothing():
     run, tables = two_splits()
     for number, table in enumerate(tables.values()):

@@ -52,6 +52,38 @@ def test_classes_may_be_those_of_the_data_set() -> None:
     assert right_values(question) == [f"a photo of a {name}" for name in names[:-1]]
 
 
+def test_classes_may_be_those_with_the_most_groups() -> None:
+    """A class with many images of one group does not count more than its groups."""
+    world = encoded()
+    samples = zip(world.table.attributes, world.groups, strict=True)
+    groups = [group if sample["colour"] == "red" else "one" for sample, group in samples]
+    groups[COLOURS.index("blue") * 5] = "two"
+    rule = CandidateRule(kind="classes", attribute="colour", template="a {}", most_values=2)
+    (question,) = questions(rule, dataclasses.replace(world, groups=groups), seed=0)
+    assert question.values == ["a blue", "a red"] and len(question.rows) == 10
+    assert right_values(question) == [f"a {world.table.attributes[row]['colour']}" for row in question.rows.tolist()]
+
+
+def test_a_pool_gives_wrong_captions_of_other_groups() -> None:
+    world = encoded()
+    pool = [(group, caption) for group, caption in zip(world.groups, world.captions, strict=True)]
+    pool += [("red cat", "a scarlet cat"), *((f"more {i // 2}", f"text {i}") for i in range(30))]
+    rule = CandidateRule(kind="captions", n=40, pool=("val",), ranks=(5,))
+    (question,) = questions(rule, world, seed=0, pool=pool)
+    assert right_values(question) == world.captions and question.further_ranks == (5,)
+    assert question.candidates.shape == (20, 40) and all(len(set(row)) == 40 for row in question.candidates.tolist())
+    offered = [{question.values[place] for place in row} for row in question.candidates.tolist()]
+    assert "a scarlet cat" not in offered[0] and sum("a scarlet cat" in texts for texts in offered) > 10
+    alone = dataclasses.replace(
+        world, table=world.table.take(torch.tensor([7])), latents=world.latents[[7]], groups=world.groups[7:8],
+        families=world.families[7:8],
+    )  # fmt: skip
+    (one,) = questions(rule, alone, seed=0, pool=pool)
+    assert {one.values[place] for place in one.candidates[0].tolist()} == offered[7]  # no matter who else is asked
+    with pytest.raises(EmptyClass, match="60 candidates need 59"):
+        questions(dataclasses.replace(rule, n=60), world, seed=0, pool=pool)
+
+
 def test_matched_captions_differ_in_one_attribute() -> None:
     world = encoded()
     rule = CandidateRule(kind="matched", n=3, phrases={"colour": "a {}", "shape": "{}"})

@@ -1,12 +1,22 @@
 """Accuracies, their spread and their controls, on planted errors."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from diffprobe.core.result import MetricRecord
 from diffprobe.evaluation.score_candidates import Question, questions
-from diffprobe.evaluation.score_records import RANDOM_DENOISER, SHUFFLED, chance, measures, score_records
+from diffprobe.evaluation.score_records import (
+    FREQUENT,
+    RANDOM_DENOISER,
+    SHUFFLED,
+    UNIFORM,
+    chance,
+    measures,
+    score_records,
+)
 from diffprobe.evaluation.score_settings import CandidateRule
 from tests.evaluation.score_world import encoded
 
@@ -51,6 +61,52 @@ def test_controls_know_nothing_and_differences_are_paired() -> None:
     assert record.value == 1 and record.controls["chance"] == 0.1
     assert record.controls[RANDOM_DENOISER] < 0.5 and record.controls[SHUFFLED] < 0.5
     assert record.detail["differences"]["chance"]["estimate"] == pytest.approx(0.9)
+
+
+def test_recall_at_further_ranks_stands_beside_the_choice() -> None:
+    question = dataclasses.replace(asked("captions", 10), further_ranks=(3,))
+    found = records(question, [0.2, 0.2])
+    assert list(found) == ["caption_of_10_accuracy", "caption_of_10_r3"]
+    first, third = found.values()
+    assert third.controls["chance"] == pytest.approx(0.3) and third.value > first.value
+    scores = planted(question, 0.2, 0).mean(2)
+    own = scores.gather(1, question.right[:, None])
+    assert third.detail["by_noise_set"][0] == pytest.approx(float(((scores < own).sum(1) < 3).double().mean()))
+
+
+def test_a_constant_answer_is_a_control_of_classes() -> None:
+    rule = CandidateRule(kind="classes", attribute="colour", template="a {}")
+    (question,) = questions(rule, encoded(), seed=0)
+    rows = {name: getattr(question, name)[2:] for name in ("rows", "candidates", "right")}
+    part = dataclasses.replace(question, **rows)
+    (record,) = records(part, [5.0, 5.0]).values()
+    assert record.controls[FREQUENT] == pytest.approx(5 / 18) and record.value == 1
+
+
+def test_uniform_weights_are_a_control_over_the_same_sets_of_noise() -> None:
+    """Only the first timestep knows the right candidate; a weight on it alone is compared with uniform weights."""
+    question = asked("captions", 10)
+    errors = [planted(question, 0.0, seed) for seed in (0, 1)]
+    for part in errors:
+        part[torch.arange(20), question.right, 0] -= 1.1
+    weights = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    (record,) = score_records(
+        question,
+        errors,
+        weights,
+        {},
+        encoded(),
+        split="test",
+        prior_correction=False,
+        detail={},
+        seed=0,
+        unweighted=True,
+    )
+    by_hand = [(part.mean(2).argmin(1) == question.right).double().mean() for part in errors]
+    assert (
+        record.value == 1 and record.controls[UNIFORM] == pytest.approx(float(sum(by_hand)) / 2) and 0 < by_hand[0] < 1
+    )
+    assert record.detail["differences"][UNIFORM]["estimate"] == pytest.approx(1 - record.controls[UNIFORM])
 
 
 def test_retrieval_is_recorded_both_ways() -> None:

@@ -30,6 +30,10 @@ def config(**keys: Any) -> ScoreConfig:
         ({"prior_correction": True}, "prior_correction"),
         ({"candidates": CandidateRule(kind="retrieval"), "stages": (Stage(n_timesteps=4, kept=2),)}, "retrieval"),
         (
+            {"candidates": CandidateRule(ranks=(5,)), "stages": (Stage(n_timesteps=4, kept=4),)},
+            "candidates.ranks has 5",
+        ),
+        (
             {
                 "candidates": CandidateRule(kind="sets", attribute="pair"),
                 "stages": (Stage(n_timesteps=4, kept=2),),
@@ -59,6 +63,12 @@ def test_the_training_split_is_not_scored() -> None:
         {"kind": "matched"},
         {"phrases": {"style": "{}"}},
         {"kind": "classes", "attribute": "style", "template": "no slot"},
+        {"kind": "retrieval", "pool": ("val",)},
+        {"kind": "classes", "attribute": "style", "ranks": (5,)},
+        {"ranks": (1,)},
+        {"ranks": (10,)},
+        {"most_values": 3},
+        {"kind": "classes", "attribute": "style", "most_values": 1},
         {"kind": "sets"},
         {"kind": "sets", "attribute": "pair", "n": 5},
         {"kind": "sets", "attribute": "pair", "template": "a {}"},

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.families import pixart, sd3, unet2d
+from diffprobe.backbones.attended import Attended
+from diffprobe.backbones.families import flux, pixart, sd3, unet2d
 from diffprobe.core.errors import ConfigError, UnknownTap
 from diffprobe.core.rng import noise_for
 from diffprobe.probes.score.candidate_ranks import is_chosen, ranks
@@ -95,10 +96,10 @@ def test_attention_by_hand() -> None:
     first = [torch.tensor([root, 0.0]).logsumexp(0), torch.tensor([0.0, root]).logsumexp(0)]
     second = [torch.tensor([2 * root, 0.0]).logsumexp(0), torch.tensor([0.0, 0.0]).logsumexp(0)]
     both = torch.stack([*first, *second]).mean()
-    torch.testing.assert_close(text_attention(q, k, None, n_heads=2), both[None], atol=1e-6, rtol=0)
-    only = text_attention(q, k, None, n_heads=2, heads=[1])
+    torch.testing.assert_close(text_attention(Attended(q, k, None), n_heads=2), both[None], atol=1e-6, rtol=0)
+    only = text_attention(Attended(q, k, None), n_heads=2, heads=[1])
     torch.testing.assert_close(only, torch.stack(second).mean()[None], atol=1e-6, rtol=0)
-    hidden = text_attention(q, k, torch.tensor([[[True, False]]]), n_heads=2, heads=[0])
+    hidden = text_attention(Attended(q, k, torch.tensor([[[True, False]]])), n_heads=2, heads=[0])
     torch.testing.assert_close(hidden, torch.tensor([root / 2]), atol=1e-6, rtol=0)
 
 
@@ -176,12 +177,33 @@ def test_padding_that_the_network_does_not_see_is_not_counted(tmp_path: Path) ->
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", [sd3, unet2d])
-def test_a_family_without_cross_attention_is_refused(family: Any, tmp_path: Path) -> None:
-    plain = DenoisingError.from_pretrained(str(family.tiny(tmp_path / "tiny")), device="cpu")
-    with pytest.raises(ConfigError, match="no cross-attention"):
+def test_a_family_without_a_text_is_refused(tmp_path: Path) -> None:
+    plain = DenoisingError.from_pretrained(str(unet2d.tiny(tmp_path / "tiny")), device="cpu")
+    with pytest.raises(ConfigError, match="no attention from the image to a text"):
         AttentionMatch.of(plain, AttentionMatchRule())
     AttentionMatch.of(plain, AttentionMatchRule(attention_weight=0.0))
+
+
+@pytest.mark.parametrize("family", [sd3, flux])
+def test_joint_attention_scores_a_text_as_cross_attention_does(family: Any, tmp_path: Path) -> None:
+    plain = DenoisingError.from_pretrained(str(family.tiny(tmp_path / "tiny")), device="cpu", seed=3, resolution=32)
+    latents = plain.encode_images(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    both, error, attention = (
+        scores(AttentionMatch.of(plain, AttentionMatchRule(**weights)), latents, CAPTIONS)
+        for weights in ({}, {"attention_weight": 0.0}, {"error_weight": 0.0})
+    )
+    assert torch.equal(error, scores(plain, latents, CAPTIONS))  # ranks as Diffusion Classifier
+    torch.testing.assert_close(both, error + attention, atol=1e-6, rtol=0)
+    assert attention.std(1).min() > 0
+    order = [2, 0, 3, 1]
+    rule = AttentionMatchRule(error_weight=0.0)
+    moved = scores(AttentionMatch.of(plain, rule), latents, [CAPTIONS[place] for place in order])
+    torch.testing.assert_close(moved, attention[:, order], atol=1e-5, rtol=1e-5)
+    alone = scores(AttentionMatch.of(plain, rule), latents[:1], CAPTIONS, KEYS[:1])
+    torch.testing.assert_close(alone, attention[:1], atol=1e-5, rtol=1e-5)
+    groups = [path.partition(".")[0] for path in cross_attentions(plain.spec)]
+    expected = {sd3: ["transformer_blocks"], flux: ["transformer_blocks", "single_transformer_blocks"]}
+    assert groups == expected[family]
 
 
 def test_wrong_heads_and_taps_are_named(plain: DenoisingError) -> None:

@@ -107,6 +107,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             text_only=_TEXT_ONLY,
             heads=rf"({_DOUBLE}|{_SINGLE})\.attn\.norm_[qk]",
             heads_last=True,
+            joint_attention=rf"({_DOUBLE}|{_SINGLE})\.attn",
+            text_keys_first=True,
         ),
         schedule=load_schedule(checkpoint.part("scheduler")),
         prediction=load_prediction_kind(checkpoint.part("scheduler")),

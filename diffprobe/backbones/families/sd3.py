@@ -100,6 +100,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             image_second=_BLOCK,
             text_only=_TEXT_ONLY,
             heads=rf"{_BLOCK}\.attn2?\.norm_[qk]",
+            joint_attention=rf"{_BLOCK}\.attn",
         ),
         schedule=load_schedule(checkpoint.part("scheduler")),
         prediction=load_prediction_kind(checkpoint.part("scheduler")),

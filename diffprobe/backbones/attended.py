@@ -1,0 +1,84 @@
+"""What one attention of a pass compares: queries of the image's places and keys of the tokens that they attend to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from diffprobe.core.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Queries and keys of one attention, all heads in one width.
+
+    Attributes:
+        q: queries of the places of the image.
+        k: keys: of the text tokens in a cross-attention, of all tokens in a joint attention.
+        mask: of the network, added to the scores, or boolean with True for what may be attended to; its last axis is
+            the keys.
+        text: the keys that are text tokens.
+    """
+
+    q: Float[Tensor, "batch places width"]
+    k: Float[Tensor, "batch keys width"]
+    mask: Shaped[Tensor, "batch ..."] | None
+    text: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def n_text(self) -> int:
+        """Number of text tokens."""
+        return int(self.k[:, self.text].shape[1])
+
+    def scores(self, head: int, heads: int, *, masked: bool, keys: slice = slice(None)) -> Tensor:
+        """Return q k / sqrt(d) of one head, float32 [batch, places, keys], plus the mask if `masked`.
+
+        Args:
+            head: from 0.
+            heads: number of heads.
+            keys: the keys that are compared.
+        Raises: RunFailed for a mask that does not fit.
+        """
+        q, k = (x.unflatten(-1, (heads, -1))[:, :, head].float() for x in (self.q, self.k[:, keys]))
+        found = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
+        bias = mask_bias(self.mask, len(q), self.k.shape[1]) if masked else None
+        return found if bias is None else found + bias[..., keys]
+
+    def mean_over_heads(self, heads: int, *, probs: bool) -> Float[Tensor, "batch places text"]:
+        """Compare queries with the keys of the text, averaged over heads, in float32.
+
+        Args:
+            heads: number of heads.
+            probs: return the share of each text token in the softmax over all keys, masked, instead of q k / sqrt(d)
+                without the mask.
+        Source: Vaswani et al., NeurIPS 2017, equation 1.
+        """
+        total = torch.zeros((), device=self.q.device)
+        for head in range(heads):  # one at a time: all together would be `heads` times what is kept
+            if probs:
+                total = total + self.scores(head, heads, masked=True).softmax(-1)[..., self.text]
+            else:
+                total = total + self.scores(head, heads, masked=False, keys=self.text)
+        return total / heads
+
+
+Ready = Callable[[Attended], None]
+"""Takes what one attention compares, inside the pass."""
+
+
+def mask_bias(
+    mask: Shaped[Tensor, "batch ..."] | None, batch: int, n_keys: int
+) -> Float[Tensor, "batch places keys"] | None:
+    """Bring a mask to something that can be added to [batch, places, keys]. Raises: RunFailed."""
+    if mask is None:
+        return None
+    if mask.shape[-1] != n_keys or mask.shape[0] != batch or mask.ndim not in (2, 3):
+        raise RunFailed(
+            f"an attention mask of shape {tuple(mask.shape)} does not fit {batch} rows of {n_keys} tokens.",
+            "this is a bug in diffprobe: it does not handle the mask of this network",
+        )
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    return mask.float() if mask.ndim == 3 else mask.float()[:, None]

@@ -1,0 +1,75 @@
+"""Joint attention of text and image tokens (SD3, FLUX): the queries and keys that a pass compares.
+
+Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
+are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.layout import OutputLayout
+
+
+def may_attend_jointly(path: str, module: nn.Module, layout: OutputLayout) -> bool:
+    """Return whether a module is an attention in which image and text tokens attend to each other."""
+    return layout.is_joint_attention(path) and isinstance(getattr(module, "heads", None), int)
+
+
+def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: Ready) -> list[RemovableHandle]:
+    """Hook a joint attention; `ready` is called once per pass, inside it, with the queries of the image's places.
+
+    Keys are those of all tokens. A pass in which the module sees the image alone (the second attention of SD3.5) calls
+    nothing.
+    """
+    modes: list[_Recorder] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
+        text, whole = given.get("encoder_hidden_states"), layout.is_joint(path)
+        if text is None and not whole:
+            return
+        modes.append(_Recorder(layout.n_text if text is None else text.shape[1], layout.text_keys_first, ready))
+        modes[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        if modes:
+            modes.pop().__exit__(None, None, None)
+
+    return [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, always_call=True),  # a pass may be ended inside the attention
+    ]
+
+
+class _Recorder(TorchFunctionMode):
+    """Hands the queries and keys of the first attention inside it to `ready`.
+
+    Args:
+        n_text: number of text tokens.
+        text_first: whether they come before the tokens of the image.
+    """
+
+    def __init__(self, n_text: int, text_first: bool, ready: Ready) -> None:
+        super().__init__()
+        self._n_text, self._text_first, self._ready = n_text, text_first, ready
+        self._done = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the function, and read its queries and keys before if it is the attention."""
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.scaled_dot_product_attention and not self._done:
+            self._done = True
+            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            q, k = (given[name].transpose(1, 2).flatten(2) for name in ("query", "key"))
+            n, total = self._n_text, q.shape[1]
+            text = slice(0, n) if self._text_first else slice(total - n, total)
+            image = slice(n, total) if self._text_first else slice(0, total - n)
+            self._ready(Attended(q[:, image], k, given.get("attn_mask"), text=text))
+        return function(*args, **kwargs)

@@ -1,0 +1,135 @@
+"""Train and evaluate all variants of scenes/long_tail over seeds, and write a table of their differences from plain.
+
+    python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2 --out runs/long_tail.csv
+
+A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
+Settings after `--` go to each training (`trainer.max_steps=4000`).
+"""
+
+import argparse
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from diffprobe.config.compose import load
+from diffprobe.core.atomic_file import atomic_file
+from diffprobe.core.registry import REGULARIZERS
+from diffprobe.core.result import RESULT_FILE, RunResult, read_result
+
+VARIANTS = ("plain", "diffrop", "cbdm", "oc")
+STEPS, COMPUTE = "equal steps", "equal compute"
+METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frechet_distance", "class_overlap")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the sweep: a variant with a budget and a seed."""
+
+    variant: str
+    budget: str
+    seed: int
+
+
+def cells(seeds: Sequence[int]) -> list[Cell]:
+    """Return all runs; a variant with one pass per step, as plain, has equal steps and compute in one."""
+    found = []
+    for seed in seeds:
+        for variant in VARIANTS:
+            budgets = (STEPS, COMPUTE) if variant in ("diffrop", "cbdm") else (STEPS,)
+            found += [Cell(variant, budget, seed) for budget in budgets]
+    return found
+
+
+def config_of(cell: Cell, settings: Sequence[str]) -> Any:
+    """Return the configuration of a run; at equal compute its steps are divided by the passes of a step."""
+    config = load(f"scenes/long_tail/{cell.variant}", [f"seed={cell.seed}", *settings])
+    if cell.budget == STEPS:
+        return config
+    from diffprobe.generative.objectives.base import ForwardProcess
+    from diffprobe.generative.regularizers.base import TrainingClasses, make_regularizer
+
+    assert config.regularizer.name in REGULARIZERS.names()
+    process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
+    classes = TrainingClasses("any", ("a", "b"), (2, 2))
+    passes = 1 + make_regularizer(config.regularizer, process, "epsilon", classes).extra_passes
+    return replace(config, trainer=replace(config.trainer, max_steps=config.trainer.max_steps // passes))
+
+
+def trained(config: Any) -> Path:
+    """Return the folder of a finished run, trained now unless it is there."""
+    from diffprobe.runs.train_generative import run_dir_of, train_generative
+
+    folder = run_dir_of(config)
+    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
+
+
+def evaluated(folder: Path, settings: Sequence[str]) -> RunResult:
+    """Return the evaluation of a run, measured now unless it is there."""
+    from diffprobe.config.parse import record_tree
+    from diffprobe.evaluation.long_tail import evaluate_long_tail
+
+    config = load("scenes/long_tail/evaluate", [f"run={folder}", *settings])
+    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
+    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
+        result = read_result(path)
+        if result.config == wanted:
+            return result
+    return read_result(evaluate_long_tail(config))
+
+
+def rows_of(cell: Cell, result: RunResult) -> list[dict[str, Any]]:
+    """Return the rows of the table of one run."""
+    return [
+        {
+            "variant": cell.variant, "budget": cell.budget, "seed": cell.seed, "metric": record.name,
+            "target": record.target, "value": record.value, "rendered": record.controls.get("rendered", ""),
+        }
+        for record in result.metrics
+        if record.name in METRICS
+    ]  # fmt: skip
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line per variant, budget, metric and target: its difference from plain, paired by seed."""
+    values = {(r["variant"], r["budget"], r["metric"], r["target"], r["seed"]): r["value"] for r in rows}
+    lines = []
+    for variant, budget, metric, target in dict.fromkeys(key[:4] for key in values if key[0] != "plain"):
+        seeds = sorted(key[4] for key in values if key[:4] == (variant, budget, metric, target))
+        paired = [
+            values[variant, budget, metric, target, seed] - values["plain", STEPS, metric, target, seed]
+            for seed in seeds
+            if ("plain", STEPS, metric, target, seed) in values
+        ]
+        if paired:
+            span = f"[{min(paired):+.3f}, {max(paired):+.3f}]"
+            name = f"{variant}, {budget}: {metric} of {target}"
+            lines.append(f"{name} {statistics.mean(paired):+.3f} {span} over {len(paired)} seeds")
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the sweep; the table is written anew after each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--autoencoder", default="scenes-sd")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/long_tail.csv"))
+    parser.add_argument("--evaluation", action="append", default=[], help="setting of scenes/long_tail/evaluate")
+    parser.add_argument("settings", nargs="*", help="settings of each training")
+    args = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    for cell in cells(args.seeds):
+        config = config_of(cell, [f"autoencoder={args.autoencoder}", *args.settings])
+        rows += rows_of(cell, evaluated(trained(config), args.evaluation))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(args.out) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    print("\n".join(differences(rows)))
+
+
+if __name__ == "__main__":
+    main()

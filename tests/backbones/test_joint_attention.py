@@ -1,0 +1,189 @@
+"""Joint attention against attention processors written out, on tiny pipelines of SD3 and FLUX."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffprobe.backbones.attended import Attended
+from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.families import flux, sd3
+from diffprobe.backbones.joint_attention import may_attend_jointly
+from diffprobe.backbones.readouts import split_tap, watch_attention
+from diffprobe.backbones.taps import list_taps
+from diffprobe.scoring.denoising_error import DenoisingError
+
+MODULES = {
+    "sd3": ["transformer_blocks.0.attn", "transformer_blocks.1.attn", "transformer_blocks.2.attn"],
+    "flux": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
+}
+
+
+@pytest.fixture(scope="module", params=["sd3", "flux"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny: Callable[..., Path] = {"sd3": sd3.tiny, "flux": flux.tiny}[name]
+    return tiny(tmp_path_factory.mktemp("tiny") / name)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> DenoisingError:
+    return DenoisingError.from_pretrained(str(folder), device="cpu", resolution=32)
+
+
+def heads_of(x: Tensor, attn: Any) -> Tensor:
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+class Written:
+    """A joint attention written out; it keeps the scores and the shares of image queries to text keys, by head."""
+
+    def __init__(self, n_text: int) -> None:
+        self.n_text = n_text
+        self.logits = self.probs = torch.zeros(())
+
+    def sd3(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
+        q, k, v = (heads_of(f(hidden_states), attn) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        n = q.shape[2]
+        if encoder_hidden_states is None:
+            return attn.to_out[0](self.attend(q, k, v).transpose(1, 2).flatten(2))
+        layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_q, text_k, text_v = (heads_of(f(encoder_hidden_states), attn) for f in layers)
+        text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
+        pairs = ((q, text_q), (k, text_k), (v, text_v))
+        out = self.attend(*(torch.cat(pair, 2) for pair in pairs), image=slice(0, n), text=slice(n, None))
+        image, text = out.transpose(1, 2).flatten(2).split([n, encoder_hidden_states.shape[1]], 1)
+        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
+
+    def flux(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        q, k, v = (f(hidden_states).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if encoder_hidden_states is not None:
+            layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            text_q, text_k, text_v = (f(encoder_hidden_states).unflatten(-1, (attn.heads, -1)) for f in layers)
+            text_q, text_k = attn.norm_added_q(text_q), attn.norm_added_k(text_k)
+            q, k, v = (torch.cat(pair, 1) for pair in ((text_q, q), (text_k, k), (text_v, v)))
+        q, k = (apply_rotary_emb(x, image_rotary_emb, sequence_dim=1) for x in (q, k))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        n = self.n_text
+        out = self.attend(q, k, v, image=slice(n, None), text=slice(0, n)).transpose(1, 2).flatten(2)
+        if encoder_hidden_states is None:
+            return out
+        return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, image: slice | None = None, text: slice | None = None) -> Tensor:
+        logits = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
+        probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+        if image is not None and text is not None:
+            self.logits, self.probs = logits[:, :, image, text], probs[:, :, image, text]
+        return probs @ v
+
+
+class Processor:
+    """Passes an attention on to one of the functions of `Written`."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self.run = run
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        return self.run(
+            attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, image_rotary_emb=image_rotary_emb
+        )
+
+
+def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: Path, model: DenoisingError) -> None:
+    denoiser, layout = model.backbone.denoiser, model.spec.layout
+    x = torch.randn(2, *model.spec.latent_shape, generator=torch.Generator().manual_seed(0))
+    condition = model.encode_conditions(["red cat", "a blue dog"])
+    times = torch.tensor([300, 700])
+    found: dict[str, Attended] = {}
+    handles = []
+    for path in MODULES[name]:
+        give = lambda attended, path=path: found.__setitem__(path, attended)  # noqa: E731
+        handles += watch_attention(denoiser.get_submodule(path), path, layout, give)
+    with torch.no_grad():
+        output = model.backbone.denoise(x, times, condition)
+    for handle in handles:
+        handle.remove()
+    written = {path: Written(layout.n_text) for path in MODULES[name]}
+    before = {path: denoiser.get_submodule(path).processor for path in written}
+    try:
+        for path, one in written.items():
+            denoiser.get_submodule(path).set_processor(Processor(getattr(one, name)))
+        with torch.no_grad():
+            plain = model.backbone.denoise(x, times, condition)
+    finally:
+        for path, processor in before.items():
+            denoiser.get_submodule(path).set_processor(processor)
+    torch.testing.assert_close(output.value, plain.value, atol=1e-5, rtol=0)
+    for path, one in written.items():
+        heads = denoiser.get_submodule(path).heads
+        for head in range(heads):
+            torch.testing.assert_close(
+                found[path].scores(head, heads, masked=False, keys=found[path].text), one.logits[:, head],
+                atol=1e-5, rtol=0,
+            )  # fmt: skip
+        for probs, expected in ((True, one.probs), (False, one.logits)):
+            means = found[path].mean_over_heads(heads, probs=probs)
+            torch.testing.assert_close(means, expected.mean(1), atol=1e-5, rtol=0)
+        assert one.logits.std() > 1e-3 and one.probs.sum(-1).max() < 1  # the image attends to itself too
+
+
+def test_maps_are_read_like_those_of_cross_attention(name: str, folder: Path) -> None:
+    infos = [
+        tap for tap in list_taps(str(folder), resolution=32, inner=True) if tap.path.endswith(("/probs", "/logits"))
+    ]
+    assert {split_tap(tap.path)[0] for tap in infos} >= set(MODULES[name])
+    assert not [tap for tap in infos if "attn2" in tap.path]  # the second attention of SD3.5 sees the image alone
+    taps = [f"{path}/probs" for path in MODULES[name]]
+    images, keys = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)), ["a", "b", "c"]
+    settings: dict[str, Any] = {
+        "resolution": 32,
+        "timesteps": [300],
+        "device": "cpu",
+        "condition": "prompt",
+        "prompt": "red cat",
+    }
+    both = DiffusionFeatures.from_pretrained(str(folder), taps=taps, pool="none", **settings)(images, keys=keys)
+    for tap in taps:
+        (alone,) = DiffusionFeatures.from_pretrained(str(folder), taps=[tap], pool="none", **settings)(
+            images, keys=keys
+        ).values()
+        (found,) = [x for cell, x in both.items() if cell.startswith(f"{tap}@")]
+        torch.testing.assert_close(alone, found, atol=1e-6, rtol=0)
+        (info,) = [info for info in infos if info.path == tap]
+        assert found.shape == (3, info.channels, *info.size) and info.form == "attention"
+        assert bool((found >= 0).all()) and float(found.sum(1).max()) < 1
+
+
+def test_reading_leaves_the_pass_as_it_is(name: str, folder: Path) -> None:
+    images, keys = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), ["a", "b"]
+    last = MODULES[name][-1].removesuffix(".attn")
+    settings: dict[str, Any] = {"resolution": 32, "timesteps": [300], "device": "cpu"}
+    (alone,) = DiffusionFeatures.from_pretrained(str(folder), taps=[last], **settings)(images, keys=keys).values()
+    taps = [last, *(f"{path}/logits" for path in MODULES[name])]
+    both = DiffusionFeatures.from_pretrained(str(folder), taps=taps, **settings)(images, keys=keys)
+    (beside,) = [x for cell, x in both.items() if cell.startswith(f"{last}@")]
+    assert torch.equal(alone, beside)
+
+
+def test_only_the_attention_itself_is_one(model: DenoisingError, name: str) -> None:
+    layout, denoiser = model.spec.layout, model.backbone.denoiser
+    found = {path for path, module in denoiser.named_modules() if may_attend_jointly(path, module, layout)}
+    assert found >= set(MODULES[name]) and all(path.endswith(".attn") for path in found)

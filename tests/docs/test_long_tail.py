@@ -1,0 +1,87 @@
+"""The sweep of scenes/long_tail: which runs it has, their budgets, paired differences, and the whole at tiny size."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    spec = importlib.util.spec_from_file_location("record_long_tail", ROOT / "docs/record_long_tail.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_seed_has_all_variants_and_both_budgets(sweep):
+    found = sweep.cells([0, 1, 2])
+    assert len(found) == len(set(found)) == 18
+    assert [(cell.variant, cell.budget) for cell in found[:6]] == [
+        ("plain", "equal steps"), ("diffrop", "equal steps"), ("diffrop", "equal compute"),
+        ("cbdm", "equal steps"), ("cbdm", "equal compute"), ("oc", "equal steps"),
+    ]  # fmt: skip
+
+
+def test_equal_compute_has_half_the_steps_for_two_passes(sweep):
+    settings = ["autoencoder=scenes-sd", "trainer.max_steps=100"]
+    steps = [
+        sweep.config_of(sweep.Cell(name, budget, 0), settings).trainer.max_steps
+        for name, budget in (("plain", sweep.STEPS), ("diffrop", sweep.STEPS), ("diffrop", sweep.COMPUTE))
+    ]
+    assert steps == [100, 100, 50]
+
+
+def test_differences_are_paired_by_seed(sweep):
+    rows = [
+        {"variant": v, "budget": sweep.STEPS, "seed": s, "metric": "recall", "target": "few", "value": value}
+        for v, s, value in (("plain", 0, 0.1), ("plain", 1, 0.5), ("oc", 0, 0.3), ("oc", 1, 0.6), ("oc", 2, 0.9))
+    ]
+    assert sweep.differences(rows) == ["oc, equal steps: recall of few +0.150 [+0.100, +0.200] over 2 seeds"]
+
+
+@pytest.mark.slow
+def test_the_sweep_runs_at_tiny_size_and_a_second_call_trains_nothing(sweep, tmp_path, monkeypatch, capsys):
+    from diffusers import AutoencoderKL
+
+    from diffprobe.generative.scene_reader import SceneReader
+    from diffprobe.runs import train_generative as training
+    from diffprobe.shards.datasets import scenes
+    from diffprobe.shards.scenes.world import load_world
+
+    scenes.build(tmp_path / "scenes", n=600, seed=0)
+    SceneReader(load_world(), resolution=32).save(tmp_path / "reader")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        sample_size=32, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    evaluation = [f"reader={tmp_path / 'reader'}", "n_per_class=6", "sampling_steps=1", "overlap_images=1"]
+    evaluation += ["overlap_timesteps=[100]", "n_resamples=20", f"output={tmp_path / 'runs'}"]
+    command = [
+        "--autoencoder", str(tmp_path / "vae"), "--seeds", "0", "--out", str(tmp_path / "table.csv"),
+        *(word for setting in evaluation for word in ("--evaluation", setting)),
+        f"data.path={tmp_path / 'scenes'}", "data.batch_size=8", "data.limit=400",
+        "model={channels: [8, 16], cross_attention: [true, false], heads: 2, norm_groups: 4, text_width: 16, "
+        "text_layers: 1, text_heads: 2, vocab_size: 540, max_tokens: 16}",
+        "classes.imbalance=0.2", "classes.min_images=2", "trainer.max_steps=2", "trainer.enable_progress_bar=false",
+        "warmup_steps=1", "trainer.precision=32-true", "logger=none", f"output={tmp_path / 'runs'}",
+    ]  # fmt: skip
+    sweep.main(command)
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["variant"], row["budget"]) for row in rows} == {(c.variant, c.budget) for c in sweep.cells([0])}
+    assert {row["metric"] for row in rows} == set(sweep.METRICS)
+    assert "diffrop, equal compute: recall of few" in capsys.readouterr().out
+
+    def refuse(config):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "train_generative", refuse)
+    sweep.main(command)
+    with (tmp_path / "table.csv").open() as file:
+        assert list(csv.DictReader(file)) == rows
