@@ -17,6 +17,7 @@ from diffprobe.config.schema import ProbeConfig, RunConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, SplitLeak
 from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, StartTime, make_result, write_result
+from diffprobe.evaluation.labelled_sets import exchanged_truth, labelled_images
 from diffprobe.evaluation.segmentation_records import Counts, best_cell, segmentation_records
 from diffprobe.evaluation.segmentation_settings import SegmentationEvaluation
 from diffprobe.runs.extract import backbone_and_features
@@ -34,7 +35,7 @@ OWN, SHUFFLED, LATENTS = "own", "shuffled_masks", "vae_latents"
 """The rung of the cells, the control that is fitted on its chosen cell, and that of the latents."""
 Maps = Callable[[Sequence["DenseSample"]], "dict[str, Tensor]"]
 Predict = Callable[["Tensor", tuple[int, int]], "Tensor"]
-_RULES = 1
+_RULES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +88,19 @@ def evaluate_segmentation(config: SegmentationEvaluation) -> Path:
     }
     _check_groups(images)
     labelled = labelled_images(images["train"].groups, config.labels[-1], seed=config.seed)
-    train = [images["train"].samples[i] for i in labelled]
+    if SHUFFLED in config.controls:  # refused before the features are computed
+        for n in config.labels:
+            exchanged_truth([images["train"].groups[i] for i in labelled[:n]], seed=config.seed)
     counts: dict[str, Counts] = {}
     for rung, of_rung in rungs.items():
         if rung == SHUFFLED:
             continue
         read = of_rung if of_rung is not None and rung != LATENTS else request
         maps = _maps(rung, read, config)
-        counts[rung] = _measure(config, maps, train, images, nearest=rung == "colours", constant=rung == BY_PLACE)
+        counts[rung] = _measure(config, maps, labelled, images, nearest=rung == "colours", constant=rung == BY_PLACE)
     if SHUFFLED in rungs:
         chosen = {n: best_cell(counts[OWN], n) for n in config.labels}
-        counts[SHUFFLED] = _measure(config, _maps(OWN, request, config), train, images, shuffled=True, only=chosen)
+        counts[SHUFFLED] = _measure(config, _maps(OWN, request, config), labelled, images, shuffled=True, only=chosen)
     groups = {name: images[name].groups for name in ("val", "test")}
     run_dir = Path(config.output) / (config.experiment or KIND) / digest
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -112,17 +115,6 @@ def evaluate_segmentation(config: SegmentationEvaluation) -> Path:
 
 BY_PLACE = "mean_by_position"
 """The control that predicts the most frequent class at each position."""
-
-
-def labelled_images(groups: Sequence[str], n: int, *, seed: int) -> list[int]:
-    """Return the positions of `n` images, whole groups in a seeded order: the first ones are a smaller set of its kind.
-
-    >>> labelled_images(["a", "b", "a", "c"], 3, seed=0)[:2] == labelled_images(["a", "b", "a", "c"], 2, seed=0)
-    True
-    """
-    names = sorted(set(groups))
-    place = {names[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(names)))}
-    return sorted(range(len(groups)), key=lambda i: (place[groups[i]], i))[:n]
 
 
 def _read(config: SegmentationEvaluation, request: "Request", split: str, n: int) -> _Images:
@@ -185,7 +177,7 @@ def _maps(rung: str, request: "Request", config: SegmentationEvaluation) -> Maps
 def _measure(
     config: SegmentationEvaluation,
     maps: Maps,
-    train: "Sequence[DenseSample]",
+    labelled: Sequence[int],
     images: Mapping[str, _Images],
     *,
     nearest: bool = False,
@@ -196,9 +188,10 @@ def _measure(
     """Fit readouts of all cells and label counts, and return the confusion of each image of val and test.
 
     Args:
+        labelled: positions of the labelled images in train.
         nearest: predict the class of the nearest mean, in place of a readout.
         constant: predict the most frequent class at each position.
-        shuffled: give each labelled image the truth of the next one, whose place in the order is random.
+        shuffled: give each labelled image the truth of one of another group.
         only: number of labels -> the only cell that is fitted.
     """
     import torch
@@ -207,6 +200,8 @@ def _measure(
     from diffprobe.probes.dense.readout import fit_readout
 
     n_classes = len(config.classes)
+    groups = [images["train"].groups[i] for i in labelled]
+    train = [images["train"].samples[i] for i in labelled]
     known: dict[str, list[Tensor]] = {}
     for batch in _batches(train, config.data.batch_size):
         for cell, values in maps(batch).items():
@@ -217,7 +212,7 @@ def _measure(
         for n in config.labels:
             if only is not None and only[n] != cell:
                 continue
-            own = [(i + shuffled) % n for i in range(n)]
+            own = exchanged_truth(groups[:n], seed=config.seed) if shuffled else list(range(n))
             truth = [torch.from_numpy(train[i].truth.copy()).long() for i in own]
             if constant:
                 readouts[cell, n] = _by_place(truth, n_classes, (held.shape[2], held.shape[3]))

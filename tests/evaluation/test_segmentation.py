@@ -9,7 +9,7 @@ import pytest
 from diffprobe.config.parse import parse
 from diffprobe.core.errors import SampleError
 from diffprobe.core.result import read_result
-from diffprobe.evaluation.segmentation import evaluate_segmentation, labelled_images
+from diffprobe.evaluation.segmentation import evaluate_segmentation
 from diffprobe.evaluation.segmentation_settings import SegmentationEvaluation
 from diffprobe.shards.datasets import scenes
 from diffprobe.shards.scenes.spec import MASKS
@@ -49,14 +49,6 @@ def test_the_cell_of_val_is_scored_on_test_beside_the_controls(config: Segmentat
         for name, value in pooled.controls.items():
             assert pooled.detail["differences"][name][0] == pytest.approx(pooled.value - value)
             assert 0 < value < 1
-
-
-def test_labelled_sets_are_nested_and_keep_groups_together() -> None:
-    groups = [str(i // 3) for i in range(30)]
-    largest = labelled_images(groups, 30, seed=1)
-    assert sorted(largest) == list(range(30)) and labelled_images(groups, 7, seed=1) == largest[:7]
-    assert len({groups[i] for i in largest[:6]}) == 2
-    assert labelled_images(groups, 7, seed=2) != largest[:7]
 
 
 def test_a_value_of_no_class_is_refused(config: SegmentationEvaluation) -> None:
