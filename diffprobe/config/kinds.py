@@ -52,6 +52,9 @@ KINDS = {
     ),
     "evaluate_rates": Kind("diffprobe.evaluation.rates:RatesEvaluation", "eval rates MODEL"),
     "evaluate_sae": Kind("diffprobe.evaluation.sae:SaeEvaluation", "eval sae RUN_FOLDER"),
+    "evaluate_segmentation": Kind(
+        "diffprobe.evaluation.segmentation_settings:SegmentationEvaluation", "eval segmentation"
+    ),
     "evaluate_steering": Kind("diffprobe.evaluation.steering_settings:SteeringEvaluation", "eval steering RUN_FOLDER"),
     "evaluate_use": Kind("diffprobe.evaluation.use:UseEvaluation", "eval use"),
     "extract_prompts": Kind("diffprobe.config.prompt_schema:PromptExtraction", "extract"),

@@ -1,0 +1,56 @@
+"""`eval segmentation` on rendered scenes and a tiny pipeline: records, controls, nested labelled sets, bad masks."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffprobe.config.parse import parse
+from diffprobe.core.errors import SampleError
+from diffprobe.core.result import read_result
+from diffprobe.evaluation.segmentation import evaluate_segmentation
+from diffprobe.evaluation.segmentation_settings import SegmentationEvaluation
+from diffprobe.shards.datasets import scenes
+from diffprobe.shards.scenes.spec import MASKS
+
+CELLS = ["up_blocks.0@t20:empty:none", "up_blocks.1@t20:empty:none"]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> SegmentationEvaluation:
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.build(out=folder, n=120, seed=4)
+    return parse(
+        SegmentationEvaluation,
+        {
+            "experiment": "tiny/segmentation",
+            "backbone": {"path": str(tiny_sd), "device": "cpu"},
+            "data": {"path": str(folder), "batch_size": 4},
+            "features": {"taps": ["up_blocks.0", "up_blocks.1"], "timesteps": [20], "pool": "none"},
+            "classes": {name: list(values) for name, values in MASKS.items()},
+            "labels": [2, 6], "pool": 12, "n_val": 5, "n_test": 6, "steps": 8,
+            "output": str(tmp_path_factory.mktemp("runs")),
+        },
+    )  # fmt: skip
+
+
+def test_the_cell_of_val_is_scored_on_test_beside_the_controls(config: SegmentationEvaluation) -> None:
+    result = read_result(evaluate_segmentation(config))
+    val = [one for one in result.metrics if one.split == "val"]
+    assert {(one.cell, one.detail["labels"]) for one in val} == {(cell, n) for cell in CELLS for n in (2, 6)}
+    for n in (2, 6):
+        own = {one.cell: one.value for one in val if one.detail["labels"] == n}
+        pooled, per_image = [one for one in result.metrics if one.split == "test" and one.detail["labels"] == n]
+        assert (pooled.name, per_image.name) == (f"miou_pooled_labels{n}", f"miou_per_image_labels{n}")
+        assert pooled.cell == max(own, key=lambda cell: own[cell]) and pooled.n == 6
+        assert set(pooled.controls) == set(config.controls)
+        assert pooled.value == pytest.approx(np.mean(list(pooled.detail["iou_pooled"].values())))
+        for name, value in pooled.controls.items():
+            assert pooled.detail["differences"][name][0] == pytest.approx(pooled.value - value)
+            assert 0 < value < 1
+
+
+def test_a_value_of_no_class_is_refused(config: SegmentationEvaluation) -> None:
+    with pytest.raises(SampleError, match="in no class"):
+        evaluate_segmentation(dataclasses.replace(config, classes={"background": (0,), "figure": (2, 3, 4, 5, 6, 7)}))
