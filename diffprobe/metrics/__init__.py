@@ -34,7 +34,7 @@ from types import ModuleType
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.core.registry import METRICS
 
-SHARED = ("auroc", "confusion", "grouped", "headline", "label_collector", "latent_usage", "moments")
+SHARED = ("auroc", "confusion", "dense", "grouped", "headline", "label_collector", "latent_usage", "moments")
 """Files of this folder that are not metrics of a result: what the metrics share."""
 
 

@@ -1,0 +1,151 @@
+"""Dense truth of samples: the class of each pixel from `mask.png`, and its depth level from `depth.png`.
+
+Both are cut to the part of the image that a backbone gets (`core.image.fit`), at their own number of pixels: predictions
+are brought to the size of the truth, and not the truth to theirs.
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffprobe.core.errors import ConfigError
+from diffprobe.core.image import fit
+from diffprobe.shards.annotation import Caps, Fields, fault
+from diffprobe.shards.decode import Sample, decode_image, decode_sample
+from diffprobe.shards.holdout import ShardPart
+
+if TYPE_CHECKING:
+    from diffprobe.shards.index import ShardSet
+    from diffprobe.shards.reader import RawSample
+
+MASK, DEPTH = "mask.png", "depth.png"
+"""Files of a sample: one number per pixel, the part or the depth level."""
+_UNUSED = 255
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseSample:
+    """An image with one number of truth per pixel."""
+
+    sample: Sample
+    """The sample, with its image at the resolution of the backbone."""
+    truth: NDArray[np.uint8]
+    """Class or depth level of each pixel, (side, side), at the resolution of the file."""
+
+
+def read_class_samples(
+    shard_set: "ShardSet",
+    split: str,
+    *,
+    classes: Mapping[str, Sequence[int]],
+    fields: Fields,
+    resolution: int,
+    limit: int | None = None,
+    caps: Caps | None = None,
+) -> Iterator[DenseSample]:
+    """Yield the samples of a split with their class maps, in shard order.
+
+    Args:
+        classes: class -> the values of `mask.png` that it has; the class map holds positions in this mapping.
+        resolution: height and width of the image that the backbone gets.
+        limit: number of samples, the first ones in shard order; None for all.
+
+    Raises: ConfigError for a value in two classes; SampleError, with shard and key, for a sample without a readable
+        mask, with one of another size than its image, or with a value that no class has; UnknownName for a split that
+        the set does not have.
+    """
+    table = class_table(classes)
+    for raw in _raws(shard_set, split, limit, caps):
+        values = _numbers(raw, MASK, decode_image(raw, fields, caps=caps).size)
+        found = table[values]
+        if (found == _UNUSED).any():
+            other = int(values[found == _UNUSED][0])
+            known = sorted(value for own in classes.values() for value in own)
+            raise fault(raw, f"'{MASK}' has the value {other}, which is in no class; classes have {known}")
+        sample = decode_sample(raw, shard_set, fields=fields, resolution=resolution, caps=caps)
+        yield DenseSample(sample=sample, truth=_cut(found))
+
+
+def read_depth_samples(
+    shard_set: "ShardSet",
+    split: str,
+    *,
+    fields: Fields,
+    resolution: int,
+    limit: int | None = None,
+    caps: Caps | None = None,
+) -> Iterator[DenseSample]:
+    """Yield the samples of a split with their depth levels, in shard order: 0 is the background, larger is nearer.
+
+    Raises: SampleError, with shard and key, for a sample without a readable `depth.png` of the size of its image.
+    """
+    for raw in _raws(shard_set, split, limit, caps):
+        values = _numbers(raw, DEPTH, decode_image(raw, fields, caps=caps).size)
+        sample = decode_sample(raw, shard_set, fields=fields, resolution=resolution, caps=caps)
+        yield DenseSample(sample=sample, truth=_cut(values))
+
+
+def class_table(classes: Mapping[str, Sequence[int]]) -> NDArray[np.uint8]:
+    """Return value of the mask -> position of its class, 255 for values of no class.
+
+    Raises: ConfigError for fewer than two classes, a class without values, a value in two classes or out of range.
+
+    >>> class_table({"background": (0,), "figure": (2, 3)})[:4].tolist()
+    [0, 255, 1, 1]
+    """
+    if not 2 <= len(classes) <= _UNUSED:
+        raise ConfigError(f"classes: there are {len(classes)}.", f"allowed: from 2 to {_UNUSED}")
+    table = np.full(256, _UNUSED, np.uint8)
+    for place, (name, values) in enumerate(classes.items()):
+        if not values:
+            raise ConfigError(f"classes.{name} has no value of '{MASK}'.")
+        for value in values:
+            if not 0 <= value <= 255:
+                raise ConfigError(f"classes.{name}: {value} is no value of '{MASK}'.", "allowed: from 0 to 255")
+            if table[value] != _UNUSED:
+                raise ConfigError(f"classes.{name}: the value {value} has another class already.")
+            table[value] = place
+    return table
+
+
+def _raws(shard_set: "ShardSet", split: str, limit: int | None, caps: Caps | None) -> "Iterator[RawSample]":
+    left = math.inf if limit is None else limit
+    for shard in shard_set.shards_of(split):
+        if left <= 0:
+            return
+        shard_set.check(shard.file)
+        for raw in shard_set.read(shard.file, caps=caps):
+            if isinstance(shard, ShardPart) and not shard.members[raw.position]:
+                continue
+            if left <= 0:
+                return
+            left -= 1
+            yield raw
+
+
+def _numbers(raw: "RawSample", file: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the numbers of a file, (height, width). Raises: SampleError."""
+    if file not in raw.files:
+        raise fault(raw, f"there is no '{file}', which has the truth of each pixel")
+    try:
+        with Image.open(io.BytesIO(raw.files[file]), formats=("PNG",)) as image:
+            own, mode = image.size, image.mode
+            values = np.array(image) if own == size else None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise fault(raw, f"cannot decode '{file}' ({type(error).__name__})") from error
+    if values is None:
+        raise fault(raw, f"'{file}' has {own[0]} x {own[1]} pixels, the image {size[0]} x {size[1]}")
+    if mode not in ("P", "L"):
+        raise fault(raw, f"'{file}' has the mode {mode}; expected one number per pixel (P or L)")
+    return values.astype(np.uint8)
+
+
+def _cut(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the centre square of a map, whose pixels stay as they are."""
+    return np.array(fit(Image.fromarray(values), min(values.shape), resample=Image.Resampling.NEAREST))
