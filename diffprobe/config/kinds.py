@@ -62,7 +62,7 @@ KINDS = {
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
-    "train_vpd": Kind("diffprobe.generative.vpd_settings:VpdTraining", "train"),
+    "train_vpd": Kind("diffprobe.generative.vpd:VpdTraining", "train"),
     "train_visual_tower": Kind("diffprobe.generative.visual_tower.module:VisualTowerTraining", "train"),
 }
 

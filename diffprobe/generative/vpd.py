@@ -8,6 +8,7 @@ embedding of the sample's class for depth. The embedding of a text is its state 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.rng import derive_seed, noise_for
-from diffprobe.generative.dense_table import DenseTable, DenseTableData
+from diffprobe.generative.dense_table import DenseTable, DenseTableData, load_dense
 from diffprobe.generative.lr_schedule import require_finite_loss, total_steps
 from diffprobe.generative.run_settings import DenseCounts, GenerativeModule
-from diffprobe.generative.vpd_settings import Switch, VpdTraining
+from diffprobe.generative.vpd_settings import Switch, VpdSettings
 from diffprobe.metrics.dense import depth_sums, image_confusion
 from diffprobe.probes.dense.vpd import (
     DepthHead,
@@ -93,7 +94,7 @@ class VpdModule(GenerativeModule):
 
     result_kind = "train_vpd"
 
-    def __init__(self, config: VpdTraining) -> None:
+    def __init__(self, config: VpdSettings) -> None:
         super().__init__()
         self.config = config
         checkpoint = config.checkpoint()
@@ -340,3 +341,22 @@ def end_states(text: ClipTextEncoder, texts: Sequence[str]) -> Float[Tensor, "te
 
 def _to_size(output: Tensor, truth: Tensor) -> Tensor:
     return interpolate(output, size=tuple(truth.shape[1:]), mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VpdTraining(VpdSettings):
+    """A dense head, trained through a diffusion model (experiment files of kind `train_vpd`)."""
+
+    def make(self) -> tuple[VpdModule, DenseTableData]:
+        """Build the module and its images. Raises: what reading weights and shards raises."""
+        module = VpdModule(self)
+        names = {"train": self.data.train_split, "val": self.data.val_split, "test": self.data.test_split}
+        sizes = {"train": self.n_train, "val": self.n_val, "test": self.n_test}
+        tables = {
+            name: load_dense(
+                self.data, split, task=self.task, resolution=module.spec.resolution, n=sizes[name],
+                classes=self.classes, expressions=self.expressions, seed=self.seed,
+            )
+            for name, split in names.items()
+        }  # fmt: skip
+        return module, DenseTableData(tables, self.data, seed=self.seed)

@@ -1,7 +1,7 @@
 """Settings of `diffprobe train` for VPD (experiment files of kind `train_vpd`)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.families import describe
@@ -13,10 +13,6 @@ from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.generative.dense_table import Task
 from diffprobe.generative.run_settings import validate_settings
 
-if TYPE_CHECKING:
-    from diffprobe.generative.dense_table import DenseTableData
-    from diffprobe.generative.vpd import VpdModule
-
 Switch = Literal["frozen", "adapter", "finetune"]
 """What is trained besides the head: nothing, the text adapter, or adapter and denoiser."""
 Control = Literal["frozen", "random_weights"]
@@ -27,8 +23,8 @@ PUBLISHED = {"timestep": 1, "add_noise": False, "scale_latents": False, "gamma":
 
 
 @dataclass(frozen=True, kw_only=True)
-class VpdTraining:
-    """A dense head, trained through a diffusion model."""
+class VpdSettings:
+    """A dense head, trained through a diffusion model; `generative.vpd.VpdTraining` builds it."""
 
     experiment: str
     """Name of the experiment."""
@@ -162,20 +158,3 @@ class VpdTraining:
         checkpoint = self.checkpoint()
         family, _ = describe(checkpoint, None)
         return {"model": digest_json(family.digests(checkpoint, True))}
-
-    def make(self) -> "tuple[VpdModule, DenseTableData]":
-        """Build the module and its images. Raises: what reading weights and shards raises."""
-        from diffprobe.generative.dense_table import DenseTableData, load_dense
-        from diffprobe.generative.vpd import VpdModule
-
-        module = VpdModule(self)
-        names = {"train": self.data.train_split, "val": self.data.val_split, "test": self.data.test_split}
-        sizes = {"train": self.n_train, "val": self.n_val, "test": self.n_test}
-        tables = {
-            name: load_dense(
-                self.data, split, task=self.task, resolution=module.spec.resolution, n=sizes[name],
-                classes=self.classes, expressions=self.expressions, seed=self.seed,
-            )
-            for name, split in names.items()
-        }  # fmt: skip
-        return module, DenseTableData(tables, self.data, seed=self.seed)

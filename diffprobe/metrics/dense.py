@@ -24,7 +24,7 @@ DEPTH_PARTS = ("n", "within", "relative", "squared")
 
 
 def image_confusion(
-    predicted: Int[Tensor, "height width"], truth: Int[Tensor, "height width"], n_classes: int
+    predicted: Int[Tensor, "height width"], truth: Int[Tensor, "true_height true_width"], n_classes: int
 ) -> NDArray[np.int64]:
     """Return the pixels of an image by class, [true, predicted].
 
@@ -64,7 +64,9 @@ def mean_iou(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(np.where(known, iou, 0).sum(-1), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
-def depth_sums(predicted: Float[Tensor, "height width"], truth: Float[Tensor, "height width"]) -> NDArray[np.float64]:
+def depth_sums(
+    predicted: Float[Tensor, "height width"], truth: Float[Tensor, "true_height true_width"]
+) -> NDArray[np.float64]:
     """Return the sums `DEPTH_PARTS` over the pixels of an image whose true depth is above 0.
 
     Raises: ConfigError for maps of two sizes; NonFinite for a prediction that is not finite.
@@ -78,7 +80,7 @@ def depth_sums(predicted: Float[Tensor, "height width"], truth: Float[Tensor, "h
     error = (found - true).abs()
     positive = found.clamp(min=torch.finfo(torch.float64).tiny)
     ratio = torch.maximum(positive / true, true / positive)
-    sums = [float(known.sum()), (ratio < 1.25).sum(), (error / true).sum(), (error**2).sum()]
+    sums = [known.sum(), (ratio < 1.25).sum(), (error / true).sum(), (error**2).sum()]
     return np.array([float(one) for one in sums])
 
 

@@ -1,7 +1,7 @@
 """Dense truth of samples: the class of each pixel from `mask.png`, and its depth level from `depth.png`.
 
-Both are cut to the part of the image that a backbone gets (`core.image.fit`), at their own number of pixels: predictions
-are brought to the size of the truth, and not the truth to theirs.
+Both are cut to the part of the image that a backbone gets (`core.image.fit`) and keep their own number of pixels:
+predictions are brought to the size of the truth, and not the truth to theirs.
 """
 
 import io
@@ -107,7 +107,7 @@ def class_table(classes: Mapping[str, Sequence[int]]) -> NDArray[np.uint8]:
             raise ConfigError(f"classes.{name} has no value of '{MASK}'.")
         for value in values:
             if not 0 <= value <= 255:
-                raise ConfigError(f"classes.{name}: {value} is no value of '{MASK}'.", "allowed: from 0 to 255")
+                raise ConfigError(f"classes.{name}: {value} is not a value of '{MASK}'.", "allowed: from 0 to 255")
             if table[value] != _UNUSED:
                 raise ConfigError(f"classes.{name}: the value {value} has another class already.")
             table[value] = place
