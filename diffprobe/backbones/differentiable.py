@@ -35,8 +35,8 @@ class Reading:
             cross-attentions of that size.
     """
 
-    maps: dict[str, FeatureMap]
-    attention: dict[Size, Float[Tensor, "batch tokens height width"]]
+    maps: dict[str, Float[Tensor, "batch _ _ _"]]
+    attention: dict[Size, Float[Tensor, "batch tokens _ _"]]
 
 
 class DifferentiableBackbone:

@@ -6,6 +6,7 @@ adapter are those of the released code; the heads are plain versions of those th
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from diffprobe.core.errors import ConfigError
-from diffprobe.core.shapes import FeatureMap
 
+Level = Float[Tensor, "batch _ _ _"]
+"""A level of the pyramid; each has its own channels and size."""
 GAMMA = 1e-4
 """First value of the adapter's scale in the released code."""
 FPN_WIDTH, SEMANTIC_WIDTH = 256, 128
@@ -67,8 +69,8 @@ def pyramid_taps(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def join_pyramid(
-    maps: Sequence[FeatureMap], attention: Mapping[tuple[int, int], Float[Tensor, "batch tokens height width"]]
-) -> list[FeatureMap]:
+    maps: Sequence[Level], attention: Mapping[tuple[int, int], Float[Tensor, "batch tokens _ _"]]
+) -> list[Level]:
     """Append to each level but the finest the attention maps of its size, where there are any.
 
     Args:
@@ -112,7 +114,8 @@ class SemanticFpn(nn.Module):
 
     Each level gets a 1 x 1 convolution, the sum with the coarser one resized, and a 3 x 3 convolution (Lin et al.,
     1612.03144, section 3). Then each level is brought to the finest size in steps of two with 3 x 3 convolutions, and
-    the sum is classified (1901.02446, section 3). Normalised by groups, so that it does not depend on the batch.
+    the sum is classified (1901.02446, section 3). Levels are normalised first, since channels of a denoiser differ in
+    scale; all normalisation is by groups, so that a prediction does not depend on the batch.
 
     Args:
         channels: of the levels, finest first.
@@ -133,7 +136,7 @@ class SemanticFpn(nn.Module):
             self.scale.append(nn.ModuleList(layers))
         self.classify = nn.Conv2d(half, n_outputs, 1)
 
-    def forward(self, levels: Sequence[FeatureMap]) -> FeatureMap:
+    def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch outputs height width"]:
         """Return the logits."""
         found = [
             lateral(norm(level.float())) for lateral, norm, level in zip(self.lateral, self.norms, levels, strict=True)
@@ -143,7 +146,8 @@ class SemanticFpn(nn.Module):
         total = torch.zeros((), device=found[0].device)
         for number, (x, smooth) in enumerate(zip(found, self.smooth, strict=True)):
             x = smooth(x)
-            for step, layer in enumerate(self.scale[number]):  # type: ignore[arg-type]
+            layers: Any = self.scale[number]
+            for step, layer in enumerate(layers):
                 x = layer(x)
                 if number:
                     x = _resized(x, found[number - 1 - step], mode="bilinear")
@@ -178,7 +182,7 @@ class DepthHead(nn.Module):
             layers += [nn.ConvTranspose2d(width if number == 0 else DECONV_WIDTH, DECONV_WIDTH, 2, stride=2), nn.ReLU()]
         self.up = nn.Sequential(*layers, nn.Conv2d(DECONV_WIDTH, 1, 3, padding=1))
 
-    def forward(self, levels: Sequence[FeatureMap]) -> Float[Tensor, "batch 1 height width"]:
+    def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch 1 height width"]:
         """Return the depth."""
         normed = [norm(level.float()) for norm, level in zip(self.norms, levels, strict=True)]
         fused = self.fuse(torch.cat([_resized(one, normed[1], mode="bilinear") for one in normed], 1))
