@@ -123,8 +123,8 @@ def held_line() -> str:
     held = json.loads((RESULTS / HELD).read_text())
     plain, again = (held[f"checkpointing_{value}"] / 2**20 for value in ("false", "true"))
     return (
-        f"With scenes-sd and {held['batch']} images the denoiser holds {plain:.1f} MiB of activations for the backward pass"
-        f" of the adapter, and {again:.1f} MiB with `checkpointing=true`."
+        f"With scenes-sd and {held['batch']} images the denoiser holds {plain:.1f} MiB of activations for the backward "
+        f"pass of the adapter, and {again:.1f} MiB with `checkpointing=true`."
     )
 
 

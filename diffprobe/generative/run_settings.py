@@ -36,14 +36,15 @@ class HeldOutLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCounts:
-    """Counts of test images by a trained dense head and by its controls.
+    """Counts of test images by a head that was trained through a denoiser, and by its controls.
 
     Attributes:
-        task: `segmentation`, `referring` or `depth`.
+        task: `segmentation`, `referring`, `depth`, or `classification`.
         probe: name of the head in records.
         groups: group of each image; images of one group are not independent.
         classes: names of the classes; empty for depth.
-        own: of each image its confusion [true, predicted], or the sums of depth (`metrics.dense.DEPTH_PARTS`).
+        own: of each image its confusion [true, predicted], or the sums of depth (`metrics.dense.DEPTH_PARTS`), or 1 for
+            the right class and 0 otherwise.
         controls: name of a control -> the same of its head.
     """
 

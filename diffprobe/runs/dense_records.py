@@ -19,7 +19,7 @@ def dense_records(counts: DenseCounts, *, split: str, seed: int) -> list[MetricR
 
     `miou_pooled` is the mean IoU over classes of the counts of all images together, `miou_per_image` the mean over
     images; of referring segmentation `oiou` (counts of all images) and `miou_per_image` are of the referred pixels
-    alone. Depth has `rmse`, `abs_rel` and `delta1` over the pixels of all images.
+    alone. Depth has `rmse`, `abs_rel` and `delta1` over the pixels of all images, classification `accuracy`.
 
     Args:
         counts: see `DenseCounts`.
@@ -61,6 +61,8 @@ def _statistics(counts: DenseCounts) -> dict[str, Callable[[_Array], SumStatisti
             return lambda sums: SumStatistic(parts=sums, value=lambda totals: depth_scores(totals)[key])
 
         return {key: depth(key) for key in ("rmse", "abs_rel", "delta1")}
+    if counts.task == "classification":
+        return {"accuracy": lambda found: mean_of(found)}
     n = len(counts.classes)
 
     def square(sums: _Array) -> _Array:

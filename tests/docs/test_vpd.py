@@ -28,7 +28,7 @@ def test_the_page_has_the_tables_of_the_results(record: ModuleType) -> None:
 def test_the_runs_are_of_the_published_recipe_and_of_equal_size(record: ModuleType) -> None:
     found = record.results()
     assert {switch for task, switch in found if task == "segmentation"} == {"finetune", "adapter", "frozen"}
-    for (task, switch), result in found.items():
+    for (_, switch), result in found.items():
         config = result.config
         assert (config["recipe"], config["timestep"], config["add_noise"], config["scale_latents"]) == (
             "vpd",
