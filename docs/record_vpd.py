@@ -22,7 +22,7 @@ ROWS = {
     "depth": ("finetune",),
 }  # fmt: skip
 METRICS = {"segmentation": "miou_pooled", "referring": "oiou", "depth": "rmse"}
-HELD = "held.json"
+HELD, DIFFFEED = "held.json", "difffeed.json"
 
 
 def collect(runs: Path) -> None:
@@ -32,6 +32,8 @@ def collect(runs: Path) -> None:
         config = read_result(path).config
         if config["recipe"] == "vpd":
             shutil.copyfile(path, RESULTS / f"{config['task']}-{config['switch']}.json")
+    for path in sorted(runs.glob("scenes/difffeed/*/result.json")):
+        shutil.copyfile(path, RESULTS / DIFFFEED)
     (RESULTS / HELD).write_text(json.dumps(held_bytes(), indent=2) + "\n")
 
 
@@ -128,9 +130,21 @@ def held_line() -> str:
     )
 
 
+def difffeed_table() -> list[str]:
+    """Return the accuracy of DifFeed beside its controls."""
+    lines = ["| classifier | accuracy | DifFeed minus it |", "|---|---|---|"]
+    record = next(one for one in read_result(RESULTS / DIFFFEED).metrics if one.split == "test")
+    low, high = record.detail["interval"]
+    lines.append(f"| DifFeed | {record.value:.3f} [{low:.3f}, {high:.3f}] | |")
+    for control, value in record.controls.items():
+        difference, down, up = record.detail["differences"][control]
+        lines.append(f"| `{control}` | {value:.3f} | {difference:+.3f} [{down:+.3f}, {up:+.3f}] |")
+    return lines
+
+
 def blocks() -> dict[str, list[str]]:
     """Return the parts of the page that are written, by name."""
-    return {"scores": score_table(), "classes": class_table(), "held": [held_line()]}
+    return {"scores": score_table(), "classes": class_table(), "held": [held_line()], "difffeed": difffeed_table()}
 
 
 def main() -> None:
