@@ -7,11 +7,12 @@ and without a second computation. Without RUNS the tables are written anew from 
 """
 
 import argparse
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 
-from diffprobe.core.result import MetricRecord, RunResult, read_result
+from diffprobe.core.digest import digest_json
+from diffprobe.core.result import MetricRecord, RunResult, read_result, write_result
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results/scenes-sd/vpd"
@@ -31,10 +32,17 @@ def collect(runs: Path) -> None:
     for path in sorted(runs.glob("scenes/vpd*/*/result.json")):
         config = read_result(path).config
         if config["recipe"] == "vpd":
-            shutil.copyfile(path, RESULTS / f"{config['task']}-{config['switch']}.json")
+            keep(path, RESULTS / f"{config['task']}-{config['switch']}.json")
     for path in sorted(runs.glob("scenes/difffeed/*/result.json")):
-        shutil.copyfile(path, RESULTS / DIFFFEED)
+        keep(path, RESULTS / DIFFFEED)
     (RESULTS / HELD).write_text(json.dumps(held_bytes(), indent=2) + "\n")
+
+
+def keep(path: Path, to: Path) -> None:
+    """Copy a result; the folder of the output, which changes nothing, becomes `runs`."""
+    result = read_result(path)
+    config = {**result.config, "output": "runs"}
+    write_result(dataclasses.replace(result, config=config, config_digest=digest_json(config)), to)
 
 
 def held_bytes(batch: int = 16) -> dict[str, int]:
@@ -132,6 +140,8 @@ def held_line() -> str:
 
 def difffeed_table() -> list[str]:
     """Return the accuracy of DifFeed beside its controls."""
+    if not (RESULTS / DIFFFEED).exists():
+        return ["No result is recorded yet."]
     lines = ["| classifier | accuracy | DifFeed minus it |", "|---|---|---|"]
     record = next(one for one in read_result(RESULTS / DIFFFEED).metrics if one.split == "test")
     low, high = record.detail["interval"]
