@@ -31,7 +31,7 @@ class DenseTable:
         truth: class, mask of the text (0 or 1) or depth level of each pixel, at the resolution of the files.
         keys: key of each sample.
         groups: group of each sample.
-        texts: what the denoiser is told of each sample: its class, or the referring expression.
+        texts: name of the class of each sample, or its referring expression.
     """
 
     images: UInt8[Tensor, "sample 3 height width"]

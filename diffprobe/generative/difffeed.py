@@ -161,7 +161,7 @@ class LabelledData(GenerativeData):
                 if value not in place:
                     raise ConfigError(
                         f"sample '{key}' of the {name} split has '{value}' as {config.target}, which "
-                        "is no class of the training images.",
+                        "no training image has.",
                         fix="a larger n_train, or a target that every sample has",
                     )
             self.labels[name] = torch.tensor([place[value] for value in found])
