@@ -62,7 +62,7 @@ class DiffFeedTraining:
     read: str = ""
     """Tap of the second pass that is classified; empty for the last layer but one of the second up block (block 24 of
     the paper's network)."""
-    controls: tuple[Literal["first_pass", "random_weights"], ...] = (FIRST, RANDOM)
+    controls: tuple[Literal["first_pass", "random_weights"], ...] = ("first_pass", "random_weights")
     """Heads that are trained beside it: on the first pass, and on a denoiser of random weights."""
     width: int = 1024
     """Width of the attention head."""
@@ -202,7 +202,10 @@ class DiffFeedModule(GenerativeModule):
         pairs = feedback_pairs(list(readable(self.spec)))
         wanted = config.read or list(pairs)[min(1, len(pairs) - 1)]
         passes: dict[str, TwoPasses] = {}
-        for name, random_seed in {OWN: None, **({RANDOM: config.seed} if RANDOM in config.controls else {})}.items():
+        seeds: dict[str, int | None] = {OWN: None}
+        if "random_weights" in config.controls:
+            seeds[RANDOM] = config.seed
+        for name, random_seed in seeds.items():
             with quiet_libraries():
                 backbone = load_whole(checkpoint, family, self.spec, LoadOptions(random_seed=random_seed))
             alone = DifferentiableBackbone(backbone, self.spec, taps=[wanted], checkpointing=False).paths
