@@ -63,8 +63,10 @@ KINDS = {
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_cleandift": Kind("diffprobe.generative.cleandift:CleanDiftTraining", "train"),
     "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
+    "train_difffeed": Kind("diffprobe.generative.difffeed:DiffFeedTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
+    "train_vpd": Kind("diffprobe.generative.vpd:VpdTraining", "train"),
     "train_visual_tower": Kind("diffprobe.generative.visual_tower.module:VisualTowerTraining", "train"),
 }
 

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import lightning
+import numpy as np
+from numpy.typing import NDArray
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
@@ -32,6 +34,28 @@ class HeldOutLosses:
     groups: Sequence[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class DenseCounts:
+    """Counts of test images by a head that was trained through a denoiser, and by its controls.
+
+    Attributes:
+        task: `segmentation`, `referring`, `depth`, or `classification`.
+        probe: name of the head in records.
+        groups: group of each image; images of one group are not independent.
+        classes: names of the classes; empty for depth.
+        own: of each image its confusion [true, predicted], or the sums of depth (`metrics.dense.DEPTH_PARTS`), or 1 for
+            the right class and 0 otherwise.
+        controls: name of a control -> the same of its head.
+    """
+
+    task: str
+    probe: str
+    groups: Sequence[str]
+    classes: Sequence[str]
+    own: NDArray[np.float64]
+    controls: Mapping[str, NDArray[np.float64]]
+
+
 class GenerativeModule(lightning.LightningModule):
     """A LightningModule that can export its weights."""
 
@@ -41,6 +65,8 @@ class GenerativeModule(lightning.LightningModule):
     """Batches per optimiser step."""
     held_out: HeldOutLosses | None = None
     """Set by the validation after training, in modules that measure it."""
+    dense_counts: DenseCounts | None = None
+    """Set by `save`, in modules that train dense heads."""
     facts: Mapping[str, Any] = MappingProxyType({})
     """JSON values that the record of the run has in the detail of its metrics: what the training images turned out to
     be."""

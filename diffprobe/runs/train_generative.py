@@ -19,6 +19,7 @@ from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.restarts import RECORD, written_by_this_job
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.core.signals import end_on_sigterm
+from diffprobe.runs.dense_records import dense_records
 from diffprobe.runs.held_out_losses import held_out_records
 from diffprobe.runs.run_media import media_of
 
@@ -140,7 +141,8 @@ def train_generative(config: "GenerativeTraining") -> Path:
             )
             for name, value in scores.items()
         ]
-        + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed)),
+        + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed))
+        + ([] if module.dense_counts is None else dense_records(module.dense_counts, split="test", seed=config.seed)),
         started_at=started_at,
         artifacts={
             **{

@@ -15,4 +15,11 @@ def test_each_kind_has_a_dataclass_and_a_verb(name: str) -> None:
 
 def test_train_runs_probes_and_the_parts_of_a_diffusion_model() -> None:
     parts = {"train_autoencoder", "train_cleandift", "train_denoiser", "train_text_encoder"}
-    assert set(kinds_of("train")) == {PROBE, "train_reader", "train_visual_tower", *parts}
+    assert set(kinds_of("train")) == {
+        PROBE,
+        "train_reader",
+        "train_visual_tower",
+        "train_difffeed",
+        "train_vpd",
+        *parts,
+    }

@@ -1,0 +1,52 @@
+"""The tables of docs/users/vpd.md are those of the recorded results."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def record() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record_vpd", ROOT / "docs/record_vpd.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_the_tables_of_the_results(record: ModuleType) -> None:
+    text = record.PAGE.read_text()
+    for name, lines in record.blocks().items():
+        own = text.split(f"<!-- {name}:start -->\n")[1].split(f"<!-- {name}:end -->")[0]
+        assert own.strip().splitlines() == lines
+
+
+def test_the_runs_are_of_the_published_recipe_and_of_equal_size(record: ModuleType) -> None:
+    found = record.results()
+    assert {switch for task, switch in found if task == "segmentation"} == {"finetune", "adapter", "frozen"}
+    for (_, switch), result in found.items():
+        config = result.config
+        assert (config["recipe"], config["timestep"], config["add_noise"], config["scale_latents"]) == (
+            "vpd",
+            1,
+            False,
+            False,
+        )
+        assert (config["n_train"], config["trainer"]["max_epochs"], config["n_test"]) == (1600, 3, 400)
+        assert record.record_of(result).probe == ("vpd" if switch == "finetune" else f"vpd-{switch}")
+
+
+def test_the_frozen_head_of_a_run_is_that_of_the_run_with_the_frozen_switch(record: ModuleType) -> None:
+    found = record.results()
+    alone = record.record_of(found["segmentation", "frozen"]).value
+    for switch in ("adapter", "finetune"):
+        assert record.record_of(found["segmentation", switch]).controls["frozen"] == pytest.approx(alone, abs=1e-3)
+
+
+def test_a_second_computation_holds_less(record: ModuleType) -> None:
+    held = record.held_bytes(batch=2)
+    assert held["checkpointing_true"] < 0.7 * held["checkpointing_false"]
