@@ -245,6 +245,5 @@ class _Call(TorchFunctionMode):
             return x
         from diffusers.models.embeddings import apply_rotary_emb
 
-        cos, sin = (part[:1] for part in self._rotary)
-        turned: Tensor = apply_rotary_emb(x, (cos, sin), sequence_dim=1)
-        return turned
+        first = tuple(part[:1] for part in self._rotary)
+        return apply_rotary_emb(x, first, sequence_dim=1)  # type: ignore[arg-type, return-value]  # takes (cos, sin)
