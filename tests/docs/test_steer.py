@@ -57,7 +57,7 @@ def test_the_comparison_has_four_factors_and_the_recorded_one_is_said_to_be_from
 
 def test_commands_of_the_comparison_are_valid() -> None:
     commands = re.findall(r"^    diffprobe eval steering (.+)$", TEXT, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         run, *words = [word for word in shlex.split(command) if not word.startswith("experiment=")]
         load("scenes/steering", [f"run={run}", *words], kinds=("evaluate_steering",))
