@@ -1,8 +1,8 @@
-"""Record the dictionaries over timesteps for the documentation: python docs/record_trajectory.py RUNS, the folder of
-the runs of emoji/trajectory, and of `diffprobe eval lifetimes` on them.
+"""Record dictionaries over timesteps and transcoders for the documentation: python docs/record_trajectory.py RUNS, the
+folder of the runs of emoji/trajectory, scenes/trajectory and emoji/transcoder, and of `diffprobe eval lifetimes`.
 
-The tables go as CSV to docs/results/trajectory and, with the lifetimes, as Markdown into docs/users/trajectory.md below
-their markers; the heat map of one conditioned dictionary is drawn anew from its table of latents.
+The tables go to docs/results/trajectory and as Markdown into docs/users/trajectory.md below their markers; the heat map
+of one conditioned dictionary is drawn anew from its table of latents.
 """
 
 import argparse
@@ -24,9 +24,12 @@ DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "trajectory"
 PAGE = DOCS / "users" / "trajectory.md"
 FIGURE = DOCS / "emoji-sd-lifetimes.png"
-TABLES = ("emoji/trajectory",)
+TABLES = ("emoji/trajectory", "scenes/trajectory")
 DRAWN = "emoji/trajectory/conditioned"
 """The experiment whose first seed is drawn."""
+TRANSCODER = "emoji/transcoder"
+"""The experiment of the table of transcoders."""
+SPLITS = ("train", "val", "test")
 COLUMNS = {
     "lifetime_fraction": "with a lifetime, %", "timesteps_alive": "timesteps alive",
     "single_timestep_fraction": "at one timestep, %", "lasting_fraction": "at all, %",
@@ -62,6 +65,35 @@ def lifetime_lines(found: list[dict[str, object]]) -> list[str]:
     return lines
 
 
+def transcoders_of(runs: Path) -> list[dict[str, object]]:
+    """Return fvu, that of the affine control and the share of dead latents of each transcoder by split, by seed."""
+    found = []
+    for path in sorted((runs / TRANSCODER).rglob(RESULT_FILE)):
+        result = read_result(path)
+        splits = {}
+        for split in SPLITS:
+            of = {record.name: record for record in result.metrics if record.split == split}
+            fvu, dead = of["fvu"], of["dead_fraction"].value
+            splits[split] = {"n": fvu.n, "fvu": fvu.value, "affine": fvu.controls["affine"], "dead_fraction": dead}
+        params = {**result.config["probe"]["params"], "cell": result.config["probe"]["cell"]}
+        found.append({"seed": result.config["seed"], "params": params, "splits": splits})
+    return sorted(found, key=lambda one: one["seed"])
+
+
+def transcoder_lines(found: list[dict[str, object]]) -> list[str]:
+    """Return the Markdown table of the transcoders: a line per split, over seeds."""
+    lines = ["| split | rows | fvu of the transcoder | fvu of `affine` | dead latents, % |", "| :-- |" + " --: |" * 4]
+    for split in SPLITS:
+        own = [one["splits"][split] for one in found]  # type: ignore[index]
+        values = [one["fvu"] for one in own]
+        dead = 100 * statistics.mean(one["dead_fraction"] for one in own)
+        lines.append(
+            f"| {split} | {own[0]['n']} | {statistics.mean(values):.3f} ± {statistics.stdev(values):.3f} | "
+            f"{own[0]['affine']:.3f} | {dead:.1f} |"
+        )
+    return lines
+
+
 def draw(folder: Path) -> None:
     """Draw the heat map of a table of latents."""
     with (folder / TABLE_FILE).open(encoding="utf-8", newline="") as file:
@@ -91,7 +123,11 @@ def record(runs: Path, names: list[str]) -> None:
         draw(Path(str(drawn["table"])))
     kept = [{key: value for key, value in one.items() if key != "table"} for one in found]
     (RESULTS / "lifetimes.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(with_table(text, "lifetimes", lifetime_lines(found)), encoding="utf-8")
+    text = with_table(text, "lifetimes", lifetime_lines(found))
+    if transcoders := transcoders_of(runs):
+        (RESULTS / "transcoder.json").write_text(json.dumps(transcoders, indent=1) + "\n", encoding="utf-8")
+        text = with_table(text, "transcoder", transcoder_lines(transcoders))
+    PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

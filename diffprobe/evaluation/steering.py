@@ -91,7 +91,7 @@ def evaluate_steering(config: SteeringEvaluation) -> Path:
         without a step; StoreMismatch for an autoencoder of another model; UnknownName for a value that the world
         lacks; EmptyClass for a value without training samples; errors of `open_features` and `load_reader`.
     """
-    started_at = StartTime.now()
+    started_at, config = StartTime.now(), config.narrowed
     spec = load_world(Path(config.spec) if config.spec else SHIPPED)
     texts = {factor: EditTexts.of(spec, factor, *ends) for factor, ends in config.ends.items()}
     cells = [_open(config, spec, run) for run in (config.run, *config.more_runs)]

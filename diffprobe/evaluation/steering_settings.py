@@ -1,9 +1,9 @@
 """The settings of `diffprobe eval steering`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffprobe.config.validators import at_least
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class SteeringEvaluation:
     """File of the world; None for the one that ships with diffprobe."""
     ends: dict[str, tuple[str, ...]]
     """Factor -> the value that is wanted, and the one at the other end."""
+    factors: tuple[str, ...] = ()
+    """Factors of `ends` that are compared in this call; none for all."""
     n_train: int = 2000
     """Training samples that are read, the first ones."""
     n_bank: int = 4000
@@ -73,6 +75,9 @@ class SteeringEvaluation:
                     f"ends.{factor}={list(values)}: needed are the value that is wanted, and a different one.",
                     fix=f"ends.{factor}=[WANTED,OTHER]",
                 )
+        for factor in self.factors:
+            if factor not in self.ends:
+                raise unknown("factor of ends", factor, self.ends)
         at_least(24, n_images=self.n_images, n_choice_images=self.n_choice_images)
         at_least(20, n_train=self.n_train, n_bank=self.n_bank)
         at_least(1, n_random=self.n_random, n_candidates=self.n_candidates, sampling_steps=self.sampling_steps,
@@ -93,6 +98,13 @@ class SteeringEvaluation:
             raise ConfigError(f"level={self.level:g} is out of range: between 0 and 1.")
         if self.window is not None and not 0 <= self.window[0] <= self.window[1]:
             raise ConfigError(f"window={list(self.window)}: needed is [smallest,largest], from 0.")
+
+    @property
+    def narrowed(self) -> "SteeringEvaluation":
+        """These settings with `ends` of the compared factors alone, as an experiment of these factors would have it."""
+        if not self.factors:
+            return self
+        return replace(self, ends={factor: self.ends[factor] for factor in self.factors}, factors=())
 
     @property
     def chooses(self) -> bool:

@@ -11,8 +11,10 @@ from diffprobe.config.parse import parse
 from diffprobe.evaluation.steer import SteerConfig
 from diffprobe.evaluation.steering_settings import SteeringEvaluation
 from tests.docs.markdown import ROOT
+from tests.docs.test_numbers import script
 
 TEXT = (ROOT / "docs/users/steer.md").read_text("utf-8")
+record_steering = script("record_steering")
 
 
 def test_the_settings_of_its_commands_are_valid() -> None:
@@ -48,16 +50,51 @@ def test_the_numbers_of_its_text_are_those_of_the_recorded_comparison() -> None:
     assert value["colour", "prompt edit", 1, "success"] == 1
 
 
-def test_the_comparison_has_four_factors_and_the_recorded_one_is_said_to_be_from_before_the_choice() -> None:
+def test_the_table_is_made_from_the_recorded_results_of_all_factors_of_the_experiment() -> None:
     found = load("scenes/steering", ["run=x"], kinds=("evaluate_steering",))
-    assert isinstance(found, SteeringEvaluation) and len(found.ends) >= 4 and found.chooses
-    recorded = (ROOT / "docs/results/scenes-sd/steering.json").read_text("utf-8")
-    assert ("choice_seed" in recorded) != ("The recorded tables are from before this choice." in TEXT)
+    assert isinstance(found, SteeringEvaluation) and found.chooses
+    results = record_steering.recorded().values()
+    assert {factor for result in results for factor in result.config["ends"]} == set(found.ends)
+    assert all(result.seeds["choice"] != result.seeds["noise"] for result in results)
+    assert record_steering.with_tables(TEXT) == TEXT
+
+
+def test_the_statements_about_the_table_are_those_of_the_results() -> None:
+    text, value, differences, distance, points = " ".join(TEXT.split()), {}, {}, {}, {}
+    for result in record_steering.recorded().values():
+        for one in result.metrics:
+            at = (str(one.target), str(one.probe))
+            if one.name == "matched_success":
+                value[at] = one.value
+                if "minus_prompt_edit" in one.detail:
+                    differences[at] = (one.detail["minus_prompt_edit"], one.detail["minus_prompt_edit_interval"][1])
+            elif one.name == "distance":
+                distance[*at, float(one.detail["strength"])] = one.value
+            elif one.name == "success":
+                points[*at, float(one.detail["strength"])] = one.value
+    reaching = {at for at, (_, high) in differences.items() if high >= 0}
+    assert reaching == {("texture", "best neuron"), ("texture", "text embedding")}
+    assert f"a neuron for stripes ({differences['texture', 'best neuron'][0]:+.2f})" in text
+    moved = {factor: value[factor, "text embedding"] for factor in ("size", "place", "colour")}
+    stated = {factor: value[factor, "prompt edit"] for factor in ("size", "place")}
+    assert f"size and place ({moved['size']:.2f} and {moved['place']:.2f}, where the prompt has" in text
+    assert f"where the prompt has {stated['size']:.2f} and {stated['place']:.2f})" in text
+    assert f"but not for colour ({moved['colour']:.2f})" in text
+    gains = [
+        value[factor, "best latent"] - value[factor, "random latents"]
+        for factor in ("size", "place", "texture", "colour")
+    ]
+    assert f"at most {max(gains):.2f} ahead of random latents" in text
+    latent = [one for (factor, method, _), one in points.items() if (factor, method) == ("size", "best latent")]
+    assert f"leave {min(latent):.2f} to {max(latent):.2f} of the figures large" in text
+    named = {("size", "mean difference", 4.0), ("size", "best neuron", 4.0), ("size", "detect and replace", 1.0)}
+    assert f"at most {max(one for at, one in distance.items() if at not in named):.2f} but for" in text
+    assert all(f"{distance[at]:.2f}" in text for at in named)
 
 
 def test_commands_of_the_comparison_are_valid() -> None:
     commands = re.findall(r"^    diffprobe eval steering (.+)$", TEXT, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 5
     for command in commands:
         run, *words = [word for word in shlex.split(command) if not word.startswith("experiment=")]
         load("scenes/steering", [f"run={run}", *words], kinds=("evaluate_steering",))

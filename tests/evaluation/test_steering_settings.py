@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.evaluation.steering_settings import SteeringEvaluation
 
 GIVEN = {"experiment": "e", "run": "runs/x", "ends": {"texture": ("striped", "plain")}}
@@ -41,3 +41,12 @@ def test_the_choice_has_another_seed_by_default():
     assert given.seed_of_choice == 6 and given.chooses
     assert not SteeringEvaluation(**GIVEN, n_candidates=1).chooses
     assert SteeringEvaluation(**GIVEN, n_candidates=1, more_runs=("x",), choice_seed=9).seed_of_choice == 9
+
+
+def test_some_factors_are_compared_as_if_the_file_had_no_others():
+    both = {"texture": ("striped", "plain"), "colour": ("red", "blue")}
+    given = SteeringEvaluation(**{**GIVEN, "ends": both}, factors=("colour",))
+    assert given.narrowed == SteeringEvaluation(**{**GIVEN, "ends": {"colour": ("red", "blue")}})
+    assert list(SteeringEvaluation(**{**GIVEN, "ends": both}).narrowed.ends) == ["texture", "colour"]
+    with pytest.raises(UnknownName, match="(?s)'size'.*texture"):
+        SteeringEvaluation(**GIVEN, factors=("size",))
