@@ -326,7 +326,8 @@ def _dictionaries(args: argparse.Namespace) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from diffprobe.benchmarks.leaderboard import BOARDS, bench_dictionaries
+    from diffprobe.benchmarks.leaderboard import bench_dictionaries
+    from diffprobe.benchmarks.leaderboard_ground import BOARDS
     from diffprobe.benchmarks.peer_dictionaries import LIBRARIES
     from diffprobe.report.leaderboard_table import factor_table, leaderboard_csv, main_table
 

@@ -139,21 +139,22 @@ def test_a_dictionary_without_a_folder_is_refused(capsys) -> None:
 
 @pytest.mark.slow
 def test_dictionaries_have_tables_and_a_record(tiny_sd, tmp_path, capsys, monkeypatch) -> None:
-    from diffprobe.benchmarks import leaderboard
+    from diffprobe.benchmarks import leaderboard_ground
     from diffprobe.benchmarks.timed_dictionaries import TrainingSettings
     from diffprobe.report.leaderboard_table import read_leaderboard
 
-    board = leaderboard.Board(
+    board = leaderboard_ground.Board(
         name="scenes", backbone=str(tiny_sd), cell="conv_in@t500:empty:none", factors=("texture",), pointing=(),
-        n_fit=8, n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
+        target_tap="up_blocks.1", n_fit=8, n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
         training=TrainingSettings(k=2, expansion=2, batch=256),
     )  # fmt: skip
-    monkeypatch.setitem(leaderboard.BOARDS, "scenes", board)
+    monkeypatch.setitem(leaderboard_ground.BOARDS, "scenes", board)
     file, table = tmp_path / "a.json", tmp_path / "a.csv"
     words = ["--seconds", "0.05", "--seeds", "0", "--no-peers", "--output", str(tmp_path / "kept")]
     assert main(["bench", "dictionaries", "scenes", *words, "--json", str(file), "--csv", str(table)]) == 0
     out = capsys.readouterr().out
     assert "| factors with a latent |" in out and "| TopK, labels permuted | texture |" in out
     found = read_leaderboard(file)
-    assert {row.name for row in found.rows} >= {"TopK", "BatchTopK", "Matryoshka", "JumpReLU", "raw neurons"}
+    names = {"TopK", "BatchTopK", "Matryoshka", "JumpReLU", "transcoder", "raw neurons"}
+    assert {row.name for row in found.rows} >= names
     assert len(table.read_text().splitlines()) == 1 + len(found.rows)
