@@ -1,9 +1,10 @@
 """Dictionaries trained for an equal time on the same rows: ours, and those of other libraries, each by its own step.
 
-The clock counts the processor time of the training steps alone, on one thread, so that other work on the machine has
-no influence on how many steps a library gets. All have the same batches, the same initial weights, and the same step
-size as a function of the time that has passed: it rises over the first 5 % and falls to 0 over the last 20 %. The rest
-are the defaults of each library, its loss, clipping, and auxiliary loss among them.
+The clock counts the processor time of the training steps alone, on one thread, so that waiting for other work on the
+machine does not count; by shared caches and memory such work still makes steps slower. All have the same batches, the
+same initial weights, and the same step size as a function of the time that has passed: it rises over the first 5 % and
+falls to 0 over the last 20 %. The rest are the defaults of each library, its loss, clipping, and auxiliary loss among
+them.
 """
 
 import time
