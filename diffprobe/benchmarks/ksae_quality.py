@@ -7,8 +7,11 @@ length the trial with the lowest fvu there. Its fvu on test rows is reported, an
 
 Seconds are those of the steps alone: reading, the statistics of the training rows, and scaling, which our steps contain
 and the others' do not, come before.
+
+Finished trainings can be kept in a file of lines, from which a call that was stopped continues.
 """
 
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -24,6 +27,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffprobe import __version__
+from diffprobe.benchmarks.kept_lines import KeptLines
 from diffprobe.benchmarks.ksae_peers import (
     PEERS,
     Plan,
@@ -52,6 +57,8 @@ CHECKED = 32_768
 CLOSE = 1.01
 """Target at equal steps: our fvu is at most this multiple of the best other library's."""
 _BLOCK = 4096
+NOTHING = KeptLines(None, {})
+"""Keeps no trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +158,8 @@ class QualityReport:
     def to_json(self) -> str:
         """Return all trials as JSON text, one per line; the fvu of a diverged training is null."""
         tree = asdict(self)
-        trials = [
-            json.dumps({name: None if value != value else value for name, value in trial.items()})
-            for trial in tree.pop("trials")
-        ]
+        tree.pop("trials")
+        trials = [json.dumps(_tree(trial)) for trial in self.trials]
         head = json.dumps(tree, indent=1).removesuffix("\n}")
         return head + ',\n "trials": [\n  ' + ",\n  ".join(trials) + "\n ]\n}\n"
 
@@ -164,12 +169,19 @@ class QualityReport:
         tree = json.loads(text)
         setting = tree["setting"] | {name: tuple(tree["setting"][name]) for name in ("lengths", "rates")}
         setting["params"] = {name: tuple(values) for name, values in setting["params"].items()}
-        whole: list[dict[str, Any]] = [
-            {name: float("nan") if value is None else value for name, value in trial.items()}
-            for trial in tree["trials"]
-        ]
-        trials = tuple(Trial(**trial) for trial in whole)
+        trials = tuple(map(_trial, tree["trials"]))
         return cls(**{**tree, "rows": tuple(tree["rows"]), "setting": QualitySetting(**setting), "trials": trials})
+
+
+def _tree(trial: Trial) -> dict[str, Any]:
+    """Return a trial as JSON can hold it; the fvu of a diverged training is None."""
+    return {name: None if value != value else value for name, value in asdict(trial).items()}
+
+
+def _trial(tree: Mapping[str, Any]) -> Trial:
+    """Return what `_tree` made."""
+    whole: dict[str, Any] = {name: float("nan") if value is None else value for name, value in tree.items()}
+    return Trial(**whole)
 
 
 def _val_fvu(trial: Trial) -> float:
@@ -181,9 +193,18 @@ def bench_quality(
     setting: QualitySetting,
     *,
     peers: Sequence[str] = tuple(PEERS),
+    kept: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> QualityReport:
     """Train ours and other libraries, each in its own process, one after the other.
+
+    Args:
+        rows: what is trained on.
+        setting: what is trained.
+        peers: other libraries, by name.
+        kept: a file to which each finished training is added as a line, and in which it is looked for first; lines of
+            other rows, settings, versions, numbers of threads or machines do not count. None to keep nothing.
+        progress: called with a line of text before each library.
 
     Raises: ConfigError for a batch beyond the training rows and for k beyond the latents; UnknownName for a library.
     """
@@ -196,6 +217,7 @@ def bench_quality(
     topk.make(topk.Config(k=setting.k, n_latents=n_latents), rows.train.shape[1], seed=0)
     absent = {name: "not installed" for name in peers if version(name) is None}
     names = [DEFAULT, OURS, *(name for name in peers if name not in absent)]
+    digest = _digest(rows) if kept is not None else ""
     step, trials = Countdown(len(names), progress), list[Trial]()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.safetensors"
@@ -204,7 +226,7 @@ def bench_quality(
             step(f"{rows.name}: {name}")
             try:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    trials += pool.apply(_in_process, (name, file, setting, torch.get_num_threads()))
+                    trials += pool.apply(_in_process, (name, file, setting, torch.get_num_threads(), kept, digest))
             except Unusable as error:
                 absent[name] = str(error)
     return QualityReport(
@@ -215,34 +237,67 @@ def bench_quality(
     )  # fmt: skip
 
 
-def _in_process(name: str, file: Path, setting: QualitySetting, threads: int) -> list[Trial]:
+def _digest(rows: Rows) -> str:
+    """Return the digest of the numbers of all rows."""
+    found = hashlib.sha256()
+    for part in (rows.train, rows.val, rows.test):
+        found.update(f"{tuple(part.shape)} {part.dtype}".encode())
+        found.update(part.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _in_process(
+    name: str, file: Path, setting: QualitySetting, threads: int, kept: Path | None, digest: str
+) -> list[Trial]:
     keep_freed_memory()
     if name in PEERS:
         prepare(name)
     torch.set_num_threads(threads)
-    return train_contender(name, load_rows(file), setting)
+    identity = {
+        "rows": digest, "contender": name, "k": setting.k, "n_latents": setting.n_latents, "batch": setting.batch,
+        "seed": setting.seed, "threads": threads, "machine": machine(),
+        "version": version(name) if name in PEERS else __version__,
+    }  # fmt: skip
+    return train_contender(name, load_rows(file), setting, KeptLines(kept, identity))
 
 
-def train_contender(name: str, rows: Rows, setting: QualitySetting) -> list[Trial]:
-    """Return the trials of one contender: all lengths and rates, and of ours all combinations of further settings."""
+def train_contender(name: str, rows: Rows, setting: QualitySetting, kept: KeptLines = NOTHING) -> list[Trial]:
+    """Return the trials of one contender: all lengths and rates, and of ours all combinations of further settings.
+
+    Args:
+        kept: finished trials, which are not trained again, and to which new ones are added.
+    """
     combinations = [
         dict(zip(setting.params, values, strict=True)) for values in itertools.product(*setting.params.values())
     ]
     if name == DEFAULT:
-        return [_train(name, rows, setting, steps, None, {}) for steps in setting.lengths]
+        return [_kept_or_trained(name, rows, setting, steps, None, {}, kept) for steps in setting.lengths]
     return [
-        _train(name, rows, setting, steps, rate, params)
+        _kept_or_trained(name, rows, setting, steps, rate, params, kept)
         for steps in setting.lengths
         for rate in setting.rates
         for params in (combinations if name == OURS else [{}])
     ]
 
 
-def _train(
-    name: str, rows: Rows, setting: QualitySetting, steps: int, rate: float | None, params: Mapping[str, float]
-) -> Trial:
+def _kept_or_trained(
+    name: str, rows: Rows, setting: QualitySetting, steps: int, rate: float | None, params: Mapping[str, float],
+    kept: KeptLines,
+) -> Trial:  # fmt: skip
     given: dict[str, object] = {} if rate is None else {"learning_rate": rate}
     config = topk.Config(k=setting.k, n_latents=setting.n_latents, **given, **params)  # type: ignore[arg-type]
+    key = {"steps": steps, "config": asdict(config), "params": dict(params)}
+    found = kept.find(key)
+    if found is not None:
+        return _trial(found)
+    trial = _train(name, rows, setting, steps, config, params)
+    kept.add(key, _tree(trial))
+    return trial
+
+
+def _train(
+    name: str, rows: Rows, setting: QualitySetting, steps: int, config: topk.Config, params: Mapping[str, float]
+) -> Trial:
     sae = topk.make(config, rows.train.shape[1], seed=setting.seed)
     sae.initialise(rows.train.mean(0), rows.train.var(0, correction=0))
     x, learning_rate = rows.train, config.rate(sae.n_latents)

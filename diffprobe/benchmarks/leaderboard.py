@@ -4,11 +4,11 @@ Our variants and the dictionaries of other libraries are trained on the same row
 dictionaries of one's own are read from their folders. Controls stand below them: the same training in a denoiser with
 random weights, labels that are permuted, random directions, raw neurons and principal components.
 
-Trained dictionaries are kept, and read again by a later run with the same settings.
+Trained dictionaries and measured rows are kept, and read again by a later run with the same settings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffprobe import __version__
 from diffprobe.analysis.certification.across_seeds import (
     DictionarySummary,
     SeedRules,
@@ -28,15 +29,21 @@ from diffprobe.analysis.certification.across_seeds import (
 from diffprobe.analysis.certification.dictionary import DictionaryRules, factor_latents
 from diffprobe.analysis.certification.pointing import PointingRules, pointing_hits
 from diffprobe.analysis.latents.baselines import LinearCodes
+from diffprobe.benchmarks.kept_dictionaries import Kept
+from diffprobe.benchmarks.leaderboard_ground import Board, Ground, Target, as_rows, read_ground
 from diffprobe.benchmarks.machine import machine
 from diffprobe.benchmarks.peer_dictionaries import LIBRARIES, PeerLibrary
-from diffprobe.benchmarks.timed_dictionaries import OURS, Trained, TrainingSettings, train_ours, train_peer
-from diffprobe.core.artifact import write_json_atomic
-from diffprobe.core.digest import digest_json
+from diffprobe.benchmarks.timed_dictionaries import (
+    OURS,
+    PAIRED,
+    Trained,
+    TrainingSettings,
+    optimiser_of,
+    train_ours,
+    train_peer,
+)
 from diffprobe.core.errors import ConfigError, unknown
-from diffprobe.core.json_file import read_json_object
 from diffprobe.evaluation.certificates.dictionary import (
-    SCENE_FACTORS,
     Encode,
     encoded,
     linear_encoder,
@@ -45,77 +52,18 @@ from diffprobe.evaluation.certificates.dictionary import (
 )
 from diffprobe.evaluation.certificates.dictionary_samples import (
     DictionarySamples,
-    Reading,
-    read_scenes,
-    scene_samples,
-    scenes_of,
-    shard_samples,
 )
-from diffprobe.evaluation.certificates.settings import WorldSettings
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.open_folder import open_autoencoder
+from diffprobe.probes.sae.transcoder import Transcoder
 from diffprobe.report.leaderboard_table import DictionaryRow, FactorCell, Leaderboard, Number
 
-TITLES = {"topk": "TopK", "batch_topk": "BatchTopK", "matryoshka": "Matryoshka", "jumprelu": "JumpReLU"}
-"""Variant -> name in the table."""
-_TRAINING = "training.json"
-"""File beside a trained dictionary: its settings, steps and time."""
-_AT_ONCE = 4096
-
-
-@dataclass(frozen=True, kw_only=True)
-class Board:
-    """What is measured."""
-
-    name: str
-    """Name of the board."""
-    backbone: str
-    """Folder or name of the backbone."""
-    cell: str
-    """Cell of the features; with pool none each place of the map is a row."""
-    data: str = ""
-    """A shard set whose attributes are the factors; empty for rendered scenes."""
-    factors: tuple[str, ...] = SCENE_FACTORS
-    """Factors that need a latent."""
-    pointing: tuple[str, ...] = ("hat", "tool", "object", "texture", "colour")
-    """Of scenes: factors with a part."""
-    n_fit: int = 1000
-    """Images on whose rows dictionaries are trained; of scenes with seed 0, of a shard set the first of train."""
-    n_train: int = 600
-    """Images of train on which latents are chosen; of scenes with seed 1."""
-    n_test: int = 400
-    """Images of test on which they are scored."""
-    resolution: int = 64
-    """Side of the images in pixels."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of initial weights and order of batches."""
-    n_permutations: int = 999
-    """Permutations of each null distribution."""
-    n_resamples: int = 1000
-    """Resamples of intervals."""
-    most_values: int = 10
-    """Of a shard set: values of a factor, the most frequent ones."""
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    """Settings that all trained dictionaries share."""
-
-
-BOARDS = {
-    "scenes": Board(name="scenes", backbone="scenes-sd", cell="up_blocks.1@t200:empty:none"),
-    "emoji": Board(
-        name="emoji", backbone="emoji-sd", cell="up_blocks.1@t200:empty:none", data="emoji",
-        factors=("style", "skin_tone", "label"), pointing=(), n_fit=1500, n_train=1500, n_test=800,
-    ),
+TITLES = {
+    "topk": "TopK", "batch_topk": "BatchTopK", "matryoshka": "Matryoshka", "jumprelu": "JumpReLU",
+    "transcoder": "transcoder",
 }  # fmt: skip
-"""Name -> board."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ground:
-    """The samples of a board, and the rows on which its dictionaries are trained."""
-
-    samples: DictionarySamples
-    rows: Tensor
-    """Features of the training images, one row per place, (rows, d)."""
+"""Variant -> name in the table."""
+_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,6 +74,8 @@ class Candidate:
     kind: str
     encoders: "Iterator[Fitted]"
     note: str = ""
+    by: str = ""
+    """The optimiser of ours, or the version of another library; empty for what is not trained."""
     version: str | None = None
     samples: DictionarySamples | None = None
     """Other samples than those of the board, for controls."""
@@ -140,6 +90,8 @@ class Fitted:
     encode: Encode
     seed: int
     sae: KSAE | None = None
+    target: NDArray[np.float32] | None = None
+    """Features of the test images that it reconstructs; None for those that it encodes."""
     steps: int | None = None
     seconds: float | None = None
 
@@ -157,7 +109,7 @@ def bench_dictionaries(
 
     Args:
         board: what is measured.
-        output: folder of trained dictionaries, <output>/<board>/<row>/<seed>.
+        output: folder of trained dictionaries and measured rows, <output>/<board>/<row>/<seed>.
         variants: variants of this library.
         libraries: other libraries by name; those that are not installed are listed as absent.
         own: name -> folders of one's own dictionaries, one per seed, in a format of `open_autoencoder`.
@@ -182,7 +134,7 @@ def _measured(
 ) -> Leaderboard:  # fmt: skip
     opened = {name: [open_autoencoder(folder)[0] for folder in folders] for name, folders in own.items()}
     progress(f"features of {board.backbone}, {board.cell}")
-    ground = read_ground(board)
+    ground = read_ground(board, with_target=PAIRED in variants)
     absent, present = {}, {}
     for name, library in libraries.items():
         reason = library.reason_it_is_absent()
@@ -191,10 +143,10 @@ def _measured(
         else:
             absent[name] = reason
     _check_own(opened, ground, [TITLES[variant] for variant in variants] + list(libraries))
-    keep = Kept(board, output / board.name)
+    keep = Kept(output / board.name)
     rows = []
     for candidate in _candidates(board, ground, variants, present, opened, keep, progress):
-        rows.append(_row(board, ground, candidate, progress))
+        rows.append(_kept_row(board, ground, candidate, keep, progress))
     samples, first = ground.samples, SeedRules()
     facts = {
         "backbone": board.backbone,
@@ -202,6 +154,7 @@ def _measured(
         **samples.facts,
         "training": f"{len(ground.rows):,} rows of {board.n_fit:,} images, {board.training.seconds:g} s per dictionary",
         "latents": f"{board.training.expansion} x {ground.rows.shape[1]}, k = {board.training.k}",
+        **_of_ours(board, variants),
         "step": f"{board.training.batch:,} rows, learning rate {board.training.learning_rate:g}",
         "scored": f"latents chosen on {len(samples.train):,}, scored on {len(samples.test):,} images",
         "null distributions": f"{board.n_permutations:,} permutations each",
@@ -213,65 +166,9 @@ def _measured(
     )  # fmt: skip
 
 
-def read_ground(board: Board, *, random_weights: bool = False) -> Ground:
-    """Read the features of a board. Raises: the errors of `scene_samples` and `shard_samples`."""
-    reading = Reading(
-        backbone=board.backbone, cell=board.cell, resolution=board.resolution, random_weights=random_weights
-    )
-    if board.data:
-        samples, fit = shard_samples(
-            board.data, reading, n_train=board.n_train, n_test=board.n_test, factors=board.factors,
-            most_values=board.most_values, n_fit=board.n_fit,
-        )  # fmt: skip
-    else:
-        spec, world = WorldSettings().load_world(), WorldSettings().world
-        samples = scene_samples(
-            spec, reading, world=world, seed=1, n_train=board.n_train, n_test=board.n_test, factors=board.factors,
-            pointing=board.pointing, tolerance=0,
-        )  # fmt: skip
-        _, (fit,) = read_scenes(spec, reading, [scenes_of(spec, "train", board.n_fit, world=world, seed=0)])
-    if fit is None:
-        raise ConfigError(f"board '{board.name}': n_fit={board.n_fit} images to train on; at least 1 is needed.")
-    return Ground(samples=samples, rows=torch.from_numpy(as_rows(fit)))
-
-
-def as_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return features with a row per place, (samples x places, d); pooled features as they are."""
-    if features.ndim == 2:
-        return features
-    return np.ascontiguousarray(features.transpose(0, 2, 3, 1).reshape(-1, features.shape[1]))
-
-
-class Kept:
-    """Trained dictionaries on disk, by their settings.
-
-    Args:
-        board: the board.
-        folder: of its dictionaries.
-    """
-
-    def __init__(self, board: Board, folder: Path) -> None:
-        self._board, self._folder = board, folder
-
-    def trained(self, name: str, seed: int, train: Callable[[], Trained], version: str = "") -> Trained:
-        """Return a dictionary that was trained before with the same settings, or train and save it."""
-        board = self._board
-        settings: dict[str, Any] = {
-            "name": name, "seed": seed, "version": version, **asdict(board.training), "backbone": board.backbone,
-            "cell": board.cell, "data": board.data, "n_fit": board.n_fit, "resolution": board.resolution,
-        }  # fmt: skip
-        folder = self._folder / "-".join(name.lower().replace(",", "").split()) / f"seed{seed}"
-        record = folder / _TRAINING
-        if record.is_file():
-            found = read_json_object(record)
-            if found.get("digest") == digest_json(settings):
-                return Trained(open_autoencoder(folder)[0].eval(), int(found["steps"]), float(found["seconds"]))
-        result = train()
-        result.sae.save_pretrained(folder, cell=board.cell)
-        write_json_atomic(record, {
-            "digest": digest_json(settings), "settings": settings, "steps": result.steps, "seconds": result.seconds,
-        })  # fmt: skip
-        return result
+def _of_ours(board: Board, variants: Sequence[str]) -> dict[str, str]:
+    facts = {"optimiser of ours": "; ".join(dict.fromkeys(map(optimiser_of, variants)))} if variants else {}
+    return facts | ({"transcoder": f"reconstructs {board.target_cell}"} if PAIRED in variants else {})
 
 
 def _check_own(own: Mapping[str, Sequence[KSAE]], ground: Ground, taken: Sequence[str]) -> None:
@@ -279,6 +176,12 @@ def _check_own(own: Mapping[str, Sequence[KSAE]], ground: Ground, taken: Sequenc
         if name in taken or not saes:
             raise ConfigError(f"own dictionary '{name}': {len(saes)} folders; a name that is free, and at least one.")
         for sae in saes:
+            if isinstance(sae, Transcoder):
+                raise ConfigError(
+                    f"'{name}' is a transcoder of '{sae.config.target_tap}'; a dictionary of one's own has to "
+                    f"reconstruct the features that it encodes, those of '{ground.samples.cell}'.",
+                    fix="an autoencoder; or certify the transcoder by itself, with `diffprobe certify FOLDER`",
+                )
             if sae.d_in != ground.rows.shape[1]:
                 raise ConfigError(
                     f"'{name}' encodes {sae.d_in} numbers; the features of '{ground.samples.cell}' have "
@@ -291,28 +194,38 @@ def _candidates(
     board: Board, ground: Ground, variants: Sequence[str], libraries: Mapping[str, PeerLibrary],
     own: Mapping[str, Sequence[KSAE]], keep: Kept, progress: Callable[[str], None],
 ) -> Iterator[Candidate]:  # fmt: skip
-    def training(name: str, train: Callable[[int], Trained], version: str = "") -> Iterator[Fitted]:
+    def trained(name: str, by: str, train: Callable[[int], Trained], target: Target | None = None) -> Iterator[Fitted]:
         for seed in board.seeds:
             progress(f"{name}, seed {seed}: training")
-            done = keep.trained(name, seed, lambda seed=seed: train(seed), version)  # type: ignore[misc]
-            yield _fitted(done.sae, seed, done)
+            settings = _training_settings(board, name, seed, by, target)
+            done = keep.trained(name, settings, lambda seed=seed: train(seed))  # type: ignore[misc]
+            yield _fitted(done.sae, seed, done, target)
 
-    def ours(variant: str, rows: Tensor) -> Callable[[int], Trained]:
-        return lambda seed: train_ours(variant, rows, board.training, seed=seed)
+    def ours(name: str, variant: str, of: Ground) -> Iterator[Fitted]:
+        target = of.target_of(variant)
+        given = None if target is None else target.rows
+
+        def train(seed: int) -> Trained:
+            return train_ours(variant, of.rows, board.training, seed=seed, target=given)
+
+        return trained(name, optimiser_of(variant), train, target)
 
     for variant in variants:
         name = TITLES[variant]
-        yield Candidate(name=name, kind="ours", encoders=training(name, ours(variant, ground.rows)))
+        note = f"reconstructs {board.target_cell}" if ground.target_of(variant) else ""
+        yield Candidate(
+            name=name, kind="ours", by=optimiser_of(variant), note=note, encoders=ours(name, variant, ground)
+        )
     for name, library in libraries.items():
-        encoders = training(name, _of_library(library, ground.rows, board.training), library.version)
-        yield Candidate(name=name, kind="peer", encoders=encoders, version=library.version)
+        encoders = trained(name, library.version, _of_library(library, ground.rows, board.training))
+        yield Candidate(name=name, kind="peer", by=library.version, encoders=encoders, version=library.version)
     for name, saes in own.items():
         yield Candidate(name=name, kind="own", encoders=starmap(_own, zip(saes, range(len(saes)), strict=True)))
     if variants:
         name, first = TITLES[variants[0]], variants[0]
         yield Candidate(
-            name=f"{name}, labels permuted", kind="control", shuffled=True,
-            encoders=training(name, ours(first, ground.rows)),  # the dictionaries of the first row, read again
+            name=f"{name}, labels permuted", kind="control", by=optimiser_of(first), shuffled=True,
+            encoders=ours(name, first, ground),  # the dictionaries of the first row, read again
             note="the labels of train and of test are permuted before latents are chosen",
         )  # fmt: skip
     mean, k = ground.rows.double().mean(0), board.training.k
@@ -336,11 +249,11 @@ def _candidates(
     )  # fmt: skip
     if variants:
         progress(f"features of {board.backbone} with random weights")
-        random = read_ground(board, random_weights=True)
+        random = read_ground(board, random_weights=True, with_target=variants[0] == PAIRED)
         name = f"{TITLES[variants[0]]}, random denoiser"
         yield Candidate(
-            name=name, kind="control", samples=random.samples,
-            encoders=training(name, ours(variants[0], random.rows)),
+            name=name, kind="control", by=optimiser_of(variants[0]), samples=random.samples,
+            encoders=ours(name, variants[0], random),
             note="trained and certified on the features of a denoiser with random weights",
         )  # fmt: skip
 
@@ -350,12 +263,36 @@ def _of_library(library: PeerLibrary, rows: Tensor, settings: TrainingSettings) 
 
 
 def _own(sae: KSAE, seed: int) -> Fitted:
-    return _fitted(sae.eval(), seed, None)
+    return _fitted(sae.eval(), seed, None, None)
 
 
-def _fitted(sae: KSAE, seed: int, trained: Trained | None) -> Fitted:
+def _fitted(sae: KSAE, seed: int, trained: Trained | None, target: Target | None) -> Fitted:
     steps, seconds = (None, None) if trained is None else (trained.steps, trained.seconds)
-    return Fitted(encode=saved_encoder(sae), seed=seed, sae=sae, steps=steps, seconds=seconds)
+    test = None if target is None else target.test
+    return Fitted(encode=saved_encoder(sae), seed=seed, sae=sae, target=test, steps=steps, seconds=seconds)
+
+
+def _training_settings(board: Board, name: str, seed: int, by: str, target: Target | None) -> dict[str, Any]:
+    """Return all that decides the weights of a trained dictionary.
+
+    Args:
+        by: the optimiser of ours, or the version of another library, whose defaults it decides.
+    """
+    found = {
+        "name": name, "seed": seed, "by": by, **asdict(board.training), "backbone": board.backbone, "cell": board.cell,
+        "data": board.data, "n_fit": board.n_fit, "resolution": board.resolution,
+    }  # fmt: skip
+    return found if target is None else {**found, "target_cell": board.target_cell}
+
+
+def _kept_row(
+    board: Board, ground: Ground, candidate: Candidate, keep: Kept, progress: Callable[[str], None]
+) -> DictionaryRow:
+    """Return a row, read again if it was measured before; one's own dictionaries are always measured."""
+    if candidate.kind == "own":
+        return _row(board, ground, candidate, progress)
+    settings = {"name": candidate.name, "by": candidate.by, "board": asdict(board), "diffprobe": __version__}
+    return keep.row(candidate.name, settings, lambda: _row(board, ground, candidate, progress))
 
 
 def _row(board: Board, ground: Ground, candidate: Candidate, progress: Callable[[str], None]) -> DictionaryRow:
@@ -397,19 +334,28 @@ def score(board: Board, samples: DictionarySamples, fitted: Fitted) -> tuple[See
             factor: pointing_hits(*found.places, *shown.labels, shown.covered, of_places, factor=factor)
             for factor, shown in samples.shown.items()
         }
-    residual, square = (None, None) if fitted.sae is None else _errors(fitted.sae, samples.test)
+    residual, square = (None, None) if fitted.sae is None else _errors(fitted, samples.test)
     scores = SeedScores(factors=factors, pointing=pointing, residual=residual, square=square)
     return scores, found.n_active, found.codes.train.shape[1]
 
 
 @torch.no_grad()
-def _errors(sae: KSAE, test: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the squared error of each test sample, and its squared distance from the mean of the rows."""
+def _errors(fitted: Fitted, test: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the squared error of each test sample, and its squared distance from the mean of the rows.
+
+    Both are of the target of a transcoder, and of the features themselves of the others.
+
+    Raises: ConfigError for a transcoder without its target.
+    """
+    sae = fitted.sae
+    if sae is None or (isinstance(sae, Transcoder) and fitted.target is None):
+        raise ConfigError("an error needs a dictionary with a decoder, and that of a transcoder its target.")
     rows = torch.from_numpy(as_rows(test))
-    mean, parts = rows.double().mean(0), []
-    for part in rows.split(_AT_ONCE):
-        residual = (part.double() - sae(part)[0].double()).square().sum(1)
-        parts.append(torch.stack([residual, (part.double() - mean).square().sum(1)]))
+    wanted = rows if fitted.target is None else torch.from_numpy(as_rows(fitted.target))
+    mean, parts = wanted.double().mean(0), []
+    for part, own in zip(rows.split(_AT_ONCE), wanted.split(_AT_ONCE), strict=True):
+        residual = (own.double() - sae(part)[0].double()).square().sum(1)
+        parts.append(torch.stack([residual, (own.double() - mean).square().sum(1)]))
     residual, square = torch.cat(parts, 1).view(2, len(test), -1).sum(2).numpy()
     return residual, square
 

@@ -1,14 +1,15 @@
 """Dictionaries trained for an equal time on the same rows: ours, and those of other libraries, each by its own step.
 
-The clock counts the processor time of the training steps alone, on one thread, so that other work on the machine has
-no influence on how many steps a library gets. All have the same batches, the same initial weights, and the same step
-size as a function of the time that has passed: it rises over the first 5 % and falls to 0 over the last 20 %. The rest
-are the defaults of each library, its loss, clipping, and auxiliary loss among them.
+The clock counts the processor time of the training steps alone, on one thread, so that waiting for other work on the
+machine does not count; by shared caches and memory such work still makes steps slower. All have the same batches, the
+same initial weights, and the same step size as a function of the time that has passed: it rises over the first 5 % and
+falls to 0 over the last 20 %. The rest are the defaults of each library, its loss, clipping, and auxiliary loss among
+them.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,9 +22,14 @@ from diffprobe.metrics.dead_latents import DeadLatents
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.sae.convert import UnscaledSAE, unfold
 from diffprobe.probes.sae.topk import TopK
+from diffprobe.probes.sae.transcoder import Transcoder
 
-OURS = ("topk", "batch_topk", "matryoshka", "jumprelu")
+OURS = ("topk", "batch_topk", "matryoshka", "jumprelu", "transcoder")
 """Variants of this library that are trained."""
+PAIRED = "transcoder"
+"""The variant that reconstructs the features of another tap."""
+FIRST_MOMENT = 0.9
+"""Adam's decay of gradients; that of their squares, and epsilon, are those of the config of a variant."""
 RISE, FALL = 0.05, 0.2
 """Shares of the time over which the step size rises and falls."""
 _CHECKED = 256
@@ -50,6 +56,14 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if not (self.seconds > 0 and self.learning_rate > 0 and min(self.k, self.expansion, self.batch) > 0):
             raise ConfigError(f"{self}: all settings have to be positive.")
+
+
+class TargetRows(NamedTuple):
+    """Features of another tap, which a transcoder reconstructs."""
+
+    tap: str
+    rows: Float[Tensor, "n d_out"]
+    """One for each row of the input: of the same image and place."""
 
 
 class Trained(NamedTuple):
@@ -81,16 +95,24 @@ class MakeTraining(Protocol):
         """Return it with the weights of ours. `batch` is the number of rows of a step."""
 
 
-def plain_step(sae: KSAE, optimiser: torch.optim.Optimizer, dead: DeadLatents, x: Float[Tensor, "batch d"]) -> None:
+def plain_step(
+    sae: KSAE,
+    optimiser: torch.optim.Optimizer,
+    dead: DeadLatents,
+    x: Float[Tensor, "batch d"],
+    target: Float[Tensor, "batch d_out"] | None = None,
+) -> None:
     """Take one training step of an autoencoder of this library: forward, AuxK, backward, optimiser, unit norm.
 
     Args:
         dead: activity of the latents so far; AuxK acts once its window is full.
         x: features, each a row.
+        target: of a transcoder, what it reconstructs, in the order of `x`.
     """
     optimiser.zero_grad()
     sae.begin_step()
-    out = sae.step(x, dead=dead.mask if dead.is_full else None)
+    mask = dead.mask if dead.is_full else None
+    out = sae.step(x, target=target, dead=mask) if isinstance(sae, Transcoder) else sae.step(x, dead=mask)
     dead.update(*out.code)
     out.loss.backward()
     sae.remove_parallel_gradient()
@@ -98,28 +120,52 @@ def plain_step(sae: KSAE, optimiser: torch.optim.Optimizer, dead: DeadLatents, x
     sae.end_step()
 
 
-def train_ours(variant: str, rows: Float[Tensor, "n d"], settings: TrainingSettings, *, seed: int) -> Trained:
-    """Train a variant of this library with its default settings for AuxK and initialisation.
+def train_ours(
+    variant: str,
+    rows: Float[Tensor, "n d"],
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    target: TargetRows | None = None,
+) -> Trained:
+    """Train a variant of this library with its default settings for AuxK, Adam and initialisation.
 
     Args:
         variant: one of `OURS`, or another variant of `probes/sae` that trains on rows alone.
         rows: features, each a row.
         settings: what all dictionaries share.
         seed: of the initial weights and of the batches.
+        target: of a transcoder, what it reconstructs.
 
-    Raises: UnknownName for an unknown variant; ConfigError for constant features or fewer rows than a batch.
+    Raises: UnknownName for an unknown variant; ConfigError for constant features, fewer rows than a batch, a transcoder
+        without a target, or a target without a row for each of the input or for another variant.
     """
-    sae = _start(variant, rows, settings, seed=seed)
+    if (variant == PAIRED) != (target is not None):
+        found = "no target was given" if target is None else f"the target '{target.tap}' was given"
+        raise ConfigError(f"variant '{variant}': {found}; a transcoder needs one, and the others have none.")
+    sae = _start(variant, rows, settings, seed=seed, target=target)
     dead_latents = DeadLatents(sae.n_latents, sae.config.dead_window)
     optimiser = torch.optim.Adam(
-        sae.parameters(), lr=settings.learning_rate, eps=sae.config.adam_eps, fused=rows.device.type == "cpu"
-    )
+        sae.parameters(), lr=settings.learning_rate, betas=(FIRST_MOMENT, sae.config.adam_beta2),
+        eps=sae.config.adam_eps, fused=rows.device.type == "cpu",
+    )  # fmt: skip
 
-    def step(x: Tensor) -> None:
-        plain_step(sae, optimiser, dead_latents, x)
+    def step(x: Tensor, y: Tensor | None = None) -> None:
+        plain_step(sae, optimiser, dead_latents, x, y)
 
-    steps, seconds = train_for(step, optimiser, rows, settings, seed=seed)
+    others = () if target is None else (target.rows,)
+    steps, seconds = train_for(step, optimiser, rows, settings, seed=seed, others=others)
     return Trained(sae.eval(), steps, seconds)
+
+
+def optimiser_of(variant: str) -> str:
+    """Return with which optimiser `train_ours` trains a variant. Raises: UnknownName for an unknown variant.
+
+    >>> optimiser_of("topk")
+    'Adam, betas 0.9 and 0.95, epsilon 6.25e-10'
+    """
+    own = {one.name: one.default for one in fields(probes("sae").load(variant).Config)}
+    return f"Adam, betas {FIRST_MOMENT:g} and {own['adam_beta2']:g}, epsilon {own['adam_eps']:g}"
 
 
 def train_peer(make: MakeTraining, rows: Float[Tensor, "n d"], settings: TrainingSettings, *, seed: int) -> Trained:
@@ -154,27 +200,32 @@ def check_conversion(sae: KSAE, reconstruct: Callable[[Tensor], Tensor], rows: T
 
 
 def train_for(
-    step: Callable[[Tensor], object],
+    step: Callable[..., object],
     optimiser: torch.optim.Optimizer,
     rows: Float[Tensor, "n d"],
     settings: TrainingSettings,
     *,
     seed: int,
+    others: Sequence[Tensor] = (),
     clock: Callable[[], float] = time.process_time,
 ) -> tuple[int, float]:
     """Run training steps until their time is over.
 
     Args:
-        step: takes a batch.
+        step: takes a batch, and then the same rows of each of `others`.
         optimiser: whose step size is set before each step.
         rows: features; batches go through them in a new order each time.
         settings: time, batch and step size.
         seed: of the order.
+        others: more tensors with a row for each of `rows`.
         clock: returns seconds; the time between two batches is not counted.
 
     Returns: number of steps, and their time.
-    Raises: ConfigError for fewer rows than a batch.
+    Raises: ConfigError for fewer rows than a batch, and for others with another number of rows.
     """
+    for other in others:
+        if len(other) != len(rows):
+            raise ConfigError(f"{len(other)} rows of a target do not pair with {len(rows)} rows.")
     if len(rows) < settings.batch:
         raise ConfigError(f"{len(rows)} rows are fewer than a batch of {settings.batch}.", fix="more images")
     generator = torch.Generator().manual_seed(seed)
@@ -183,12 +234,13 @@ def train_for(
     while spent < settings.seconds:
         if used + settings.batch > len(rows):
             order, used = torch.randperm(len(rows), generator=generator), 0
-        batch = rows[order[used : used + settings.batch]]
+        numbers = order[used : used + settings.batch]
+        batch = [part[numbers] for part in (rows, *others)]
         used += settings.batch
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * step_size(spent / settings.seconds)
         start = clock()
-        step(batch)
+        step(*batch)
         spent += clock() - start
         steps += 1
     return steps, spent
@@ -203,10 +255,17 @@ def step_size(share: float) -> float:
     return max(0.0, min(1.0, max(share / RISE, 0.01), (1 - share) / FALL))
 
 
-def _start(variant: str, rows: Tensor, settings: TrainingSettings, *, seed: int) -> KSAE:
-    module = probes("sae").load(variant)
-    config = module.Config(k=settings.k, expansion=settings.expansion, learning_rate=settings.learning_rate)
-    sae: KSAE = module.make(config, rows.shape[1], seed=seed)
-    some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: config.init_samples]
+def _start(
+    variant: str, rows: Tensor, settings: TrainingSettings, *, seed: int, target: TargetRows | None = None
+) -> KSAE:
+    module, d = probes("sae").load(variant), rows.shape[1]
+    given = {"k": settings.k, "expansion": settings.expansion, "learning_rate": settings.learning_rate}
+    if target is None:
+        sae: KSAE = module.make(module.Config(**given), d, seed=seed)
+    else:
+        sae = module.make(module.Config(**given, target_tap=target.tap), d, seed=seed, d_out=target.rows.shape[1])
+    some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: sae.config.init_samples]
     sae.initialise(rows.mean(0), rows.var(0, correction=0), rows[some])
+    if target is not None and isinstance(sae, Transcoder):
+        sae.set_target(target.rows.mean(0), target.rows.var(0, correction=0))
     return sae

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 GROUP = "meaning"
 HELP = "associations of subjects with attributes, from prompts alone"
+STAYS = "the latents of finished steering are on disk"
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,11 @@ from diffprobe.cli.arguments import add_settings
 
 GROUP = "runs"
 HELP = "time extraction or SAE training; plan a large extraction"
+STAYS = {
+    "ksae": "with --quality and --json FILE, finished trainings are in FILE.partial.jsonl",
+    "dictionaries": "trained dictionaries and measured rows are on disk",
+}
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +262,8 @@ def _refuse_others(args: argparse.Namespace) -> None:
 
 
 def _ksae_quality(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from diffprobe.benchmarks.ksae_peers import PEERS
     from diffprobe.benchmarks.ksae_quality import QualitySetting, bench_quality, render
     from diffprobe.benchmarks.ksae_rows import load_rows, stored_rows
@@ -266,9 +273,13 @@ def _ksae_quality(args: argparse.Namespace) -> int:
     setting = QualitySetting(**given, params=dict(args.params or ()))
     rows = load_rows(args.rows) if args.rows else stored_rows(args.store, args.cell, images=args.images)
     peers = () if args.no_peers else tuple(args.peer or PEERS)
-    report = bench_quality(rows, setting, peers=peers, progress=_progress)
+    kept = None if args.json is None else Path(f"{args.json}.partial.jsonl")
+    report = bench_quality(rows, setting, peers=peers, kept=kept, progress=_progress)
     print(render(report))
-    return _write_json(args.json, report.to_json())
+    _write_json(args.json, report.to_json())
+    if kept is not None:
+        kept.unlink(missing_ok=True)
+    return 0
 
 
 def _scale(args: argparse.Namespace) -> int:
@@ -326,7 +337,8 @@ def _dictionaries(args: argparse.Namespace) -> int:
     from dataclasses import replace
     from pathlib import Path
 
-    from diffprobe.benchmarks.leaderboard import BOARDS, bench_dictionaries
+    from diffprobe.benchmarks.leaderboard import bench_dictionaries
+    from diffprobe.benchmarks.leaderboard_ground import BOARDS
     from diffprobe.benchmarks.peer_dictionaries import LIBRARIES
     from diffprobe.report.leaderboard_table import factor_table, leaderboard_csv, main_table
 

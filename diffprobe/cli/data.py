@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 GROUP = "data"
 HELP = "build, adopt, index or verify shards; predict classes of images"
+STAYS = {"build": "finished shards are on disk"}
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

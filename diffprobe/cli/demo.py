@@ -7,6 +7,8 @@ from diffprobe.cli.arguments import add_check, add_settings
 
 GROUP = "runs"
 HELP = "run the main job, or another demo, on shipped data; writes a page"
+STAYS = "finished steps and saved checkpoints are on disk"
+"""What a command that was stopped continues from."""
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 _FILE = "/demo"
 """A demo is an experiment file `<name>/demo`."""

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 
 GROUP = "probes"
 HELP = "evaluate a backbone, its use of taps, or an autoencoder"
+STAYS = {
+    "use": "the errors of finished cells are on disk",
+    "latents": "the results of finished blocks of latents are on disk",
+    "generations": "the images of finished cells are on disk",
+    "rates": "the images of finished roles are on disk",
+    "long-tail": "the images of finished roles are on disk",
+    "steering": "the latents of finished edits are on disk",
+    "correspondence": "the matches of finished cells are on disk",
+    "directions": "extracted latents of prompts are on disk",
+}
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

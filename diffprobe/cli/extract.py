@@ -8,6 +8,8 @@ from diffprobe.cli.arguments import add_settings, part_of
 
 GROUP = "features"
 HELP = "write features of images or prompts to a store; can be continued"
+STAYS = "finished shards are on disk"
+"""What a command that was stopped continues from."""
 TAKES_PROCESSES = True
 _PROCESS = (
     "write part I of N (0/2 and 1/2 together make the store); parts can run at the same time on any machine. Default: "

@@ -4,7 +4,7 @@ import os
 import select
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -82,10 +82,10 @@ def _run(argv: Sequence[str] | None) -> int:
         with end_on_sigterm(), _requeued_by_slurm():
             return _dispatch(arguments)
     except Terminated:
-        _say_ended("terminated (SIGTERM)")
+        _say_ended("terminated (SIGTERM)", arguments)
         return TERMINATED
     except KeyboardInterrupt:
-        _say_ended("interrupted")
+        _say_ended("interrupted", arguments)
         return INTERRUPTED
     except BrokenPipeError as error:
         if _reader_is_gone():  # as in `diffprobe ... | head`
@@ -109,9 +109,24 @@ def _requeued_by_slurm() -> AbstractContextManager[object]:
     return Requeue()
 
 
-def _say_ended(how: str) -> None:
+def _say_ended(how: str, arguments: Sequence[str]) -> None:
     if is_main_process():  # the others of a distributed run end with it
-        print(f"{how}; finished work is on disk, run the command again to continue.", file=sys.stderr)
+        kept = what_stays(arguments)
+        print(f"{how}; {kept}; run the command again to continue." if kept else f"{how}.", file=sys.stderr)
+
+
+def what_stays(arguments: Sequence[str]) -> str:
+    """Return what a command that was stopped has left on disk to continue from; empty if nothing is known to be.
+
+    A verb says it in `STAYS`, a text, or a text per sub-verb.
+    """
+    name = arguments[0] if arguments else ""
+    if name not in verbs():
+        return ""
+    stays: str | Mapping[str, str] = getattr(_load(name), "STAYS", "")
+    if isinstance(stays, str):
+        return stays
+    return next((stays[word] for word in arguments[1:] if word in stays), "")
 
 
 def _failed(error: Exception, status: int) -> int:

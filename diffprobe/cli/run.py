@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 GROUP = "runs"
 HELP = "run what is missing of a table, row by row, and print the table"
+STAYS = "finished rows and saved checkpoints are on disk"
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 GROUP = "meaning"
 HELP = "choose captions or classes by the model's denoising error"
+STAYS = "the errors of finished images are on disk"
+"""What a command that was stopped continues from."""
 TAKES_PROCESSES = True
 _PROCESS = (
     "score part I of N of the images (0/2 and 1/2 together make the result); parts share the output folder and can run "

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 GROUP = "meaning"
 HELP = "generate images with a direction, latents or neurons edited"
+STAYS = "the latents of finished edits are on disk"
+"""What a command that was stopped continues from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 GROUP = "probes"
 HELP = "train a probe, or a part of a diffusion model"
+STAYS = "finished runs and saved checkpoints are on disk"
+"""What a command that was stopped continues from."""
 TAKES_PROCESSES = True
 
 

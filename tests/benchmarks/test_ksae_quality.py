@@ -2,11 +2,14 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffprobe.benchmarks import ksae_peers, ksae_quality
+from diffprobe.benchmarks.kept_lines import KeptLines
 from diffprobe.benchmarks.ksae import planted
 from diffprobe.benchmarks.ksae_peers import PEERS, Peer, Trainee, Unusable, prepare, weights_of
 from diffprobe.benchmarks.ksae_quality import (
@@ -153,6 +156,30 @@ def test_combinations_of_further_settings_are_tried_for_ours_only(rows: Rows) ->
     found = [(t.learning_rate, dict(t.params)) for t in train_contender(OURS, rows, setting)]
     assert found == [(rate, {"decay": d, "aux_weight": 0.0}) for rate in (1e-3, 3e-3) for d in (0, 0.5)]
     assert [t.params for t in train_contender(DEFAULT, rows, setting)] == [{}]
+
+
+def test_a_call_that_was_stopped_continues_after_its_finished_trainings(
+    rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = replace(SETTING, lengths=(4, 8))
+    kept = KeptLines(tmp_path / "a.jsonl", {"contender": OURS})
+    whole, train, runs = train_contender(OURS, rows, setting), ksae_quality._train, list[int]()
+
+    def stopped(*args: Any) -> Trial:
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        runs.append(args[3])
+        return replace(train(*args), dead=float("nan"))  # as a diverged one
+
+    monkeypatch.setattr(ksae_quality, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_contender(OURS, rows, setting, kept)
+    monkeypatch.setattr(ksae_quality, "_train", lambda *args: runs.append(args[3]) or train(*args))
+    found = train_contender(OURS, rows, setting, kept)
+    assert runs == [4, 4, 8, 8] and [t.learning_rate for t in found] == [t.learning_rate for t in whole]
+    assert [t.test_fvu for t in found] == [t.test_fvu for t in whole] and found[0].dead != found[0].dead
+    more = train_contender(OURS, rows, replace(setting, rates=(1e-3, 2e-3)), kept)
+    assert runs[4:] == [4, 8] and more[0].seconds == found[0].seconds  # only the new rate is trained
 
 
 def test_fvu_and_dead_share_are_those_of_their_definitions(rows: Rows) -> None:

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from diffprobe.benchmarks import leaderboard
-from diffprobe.benchmarks.leaderboard import BOARDS, Board, Fitted, as_rows, bench_dictionaries, read_ground, score
+from diffprobe.benchmarks.leaderboard import Fitted, bench_dictionaries, score
+from diffprobe.benchmarks.leaderboard_ground import Board, as_rows, read_ground
 from diffprobe.benchmarks.peer_dictionaries import PeerLibrary
 from diffprobe.benchmarks.timed_dictionaries import TrainingSettings
 from diffprobe.core.errors import ConfigError, UnknownName
+from diffprobe.evaluation.certificates.dictionary import saved_encoder
 from diffprobe.probes.sae.convert import to_dictionary_learning, to_saelens
+from diffprobe.probes.sae.open_folder import open_autoencoder
 from diffprobe.probes.sae.topk import Config as TopKConfig
 from diffprobe.probes.sae.topk import make
 from tests.benchmarks.test_timed_dictionaries import toy
@@ -86,12 +90,43 @@ def test_wrong_dictionaries_are_refused(board: Board, tmp_path: Path) -> None:
         bench_dictionaries(board, output=tmp_path, variants=("gated",), libraries={})
 
 
-def test_places_become_rows_in_the_order_of_the_map() -> None:
-    maps = np.arange(2 * 3 * 2 * 2, dtype=np.float32).reshape(2, 3, 2, 2)
-    assert as_rows(maps)[1].tolist() == maps[0, :, 0, 1].tolist() and as_rows(maps).shape == (8, 3)
-    assert as_rows(maps[:, :, 0, 0]).shape == (2, 3)
+def test_the_error_of_a_transcoder_is_that_of_its_target(board: Board, tmp_path: Path) -> None:
+    paired = replace(board, target_tap="up_blocks.1", seeds=(0,))
+    lines: list[str] = []
+    given = {"output": tmp_path, "variants": ("transcoder",), "libraries": {}}
+    found = bench_dictionaries(paired, progress=lines.append, **given)  # type: ignore[arg-type]
+    row, target = found.rows[0], read_ground(paired, with_target=True).target
+    assert (row.name, row.note) == ("transcoder", "reconstructs up_blocks.1@t500:empty:none") and target is not None
+    assert found.facts["transcoder"] == row.note and "0.95" in found.facts["optimiser of ours"]
+    sae, _ = open_autoencoder(tmp_path / "tiny" / "transcoder" / "seed0")
+    with torch.no_grad():
+        x, y = (torch.from_numpy(as_rows(part)) for part in (read_ground(board).samples.test, target.test))
+        share = float((y - sae(x)[0]).double().square().sum() / (y - y.mean(0)).double().square().sum())
+    assert row.fvu is not None and row.fvu.value == pytest.approx(share, rel=1e-4)
+    with pytest.raises(ConfigError, match="needs a dictionary with a decoder"):
+        score(paired, read_ground(board).samples, Fitted(encode=saved_encoder(sae), seed=0, sae=sae))
+    folder = {"mine": [tmp_path / "tiny" / "transcoder" / "seed0"]}
+    with pytest.raises(ConfigError, match=r"(?s)'mine' is a transcoder of 'up_blocks.1'.*certify"):
+        bench_dictionaries(board, output=tmp_path, variants=(), libraries={}, own=folder)  # type: ignore[arg-type]
 
 
-def test_shipped_boards_have_at_most_a_row_per_variant_and_their_own_factors() -> None:
-    assert BOARDS["emoji"].factors == ("style", "skin_tone", "label") and BOARDS["emoji"].data == "emoji"
+def test_a_stopped_board_continues_with_the_rows_that_are_missing(board: Board, tmp_path: Path) -> None:
+    given = {"output": tmp_path, "variants": ("topk",), "libraries": {}}
+
+    def stop(line: str) -> None:
+        if line.startswith("raw neurons"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench_dictionaries(board, progress=stop, **given)  # type: ignore[arg-type]
+    lines: list[str] = []
+    found = bench_dictionaries(board, progress=lines.append, **given)  # type: ignore[arg-type]
+    assert len(found.rows) == 6 and not [line for line in lines if line.startswith("TopK, seed")]
+    assert [line for line in lines if line.startswith("raw neurons")]
+    other: list[str] = []
+    bench_dictionaries(replace(board, n_permutations=29), progress=other.append, **given)  # type: ignore[arg-type]
+    assert "TopK, seed 0: certificate" in other
+
+
+def test_every_variant_of_ours_has_a_title() -> None:
     assert set(leaderboard.TITLES) == set(leaderboard.OURS)

@@ -1,6 +1,7 @@
 """Dictionaries trained for an equal time; a clock that counts steps stands in for the processor's."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from diffprobe.benchmarks import timed_dictionaries
 from diffprobe.benchmarks.ksae import planted
 from diffprobe.benchmarks.timed_dictionaries import (
     OURS,
+    PAIRED,
+    TargetRows,
     Training,
     TrainingSettings,
     check_conversion,
+    optimiser_of,
     train_for,
     train_ours,
     train_peer,
@@ -40,11 +44,53 @@ def fvu(sae: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize("variant", OURS)
 def test_every_variant_learns_in_its_time(variant: str) -> None:
-    found = train_ours(variant, ROWS, SETTINGS, seed=0)
-    again = train_ours(variant, ROWS, SETTINGS, seed=0)
-    assert found.steps == 40 and found.seconds == 40.0 and not found.sae.training
+    target = TargetRows("mid_block", ROWS) if variant == PAIRED else None
+    seconds = 200.0 if variant == PAIRED else 40.0  # its decoder starts apart from its encoder
+    settings = replace(SETTINGS, seconds=seconds)
+    found, again, other = (train_ours(variant, ROWS, settings, seed=seed, target=target) for seed in (0, 0, 1))
+    assert found.steps == found.seconds == seconds and not found.sae.training
     assert fvu(found.sae) < 0.9 and torch.equal(found.sae.W_dec, again.sae.W_dec)
-    assert not torch.equal(found.sae.W_dec, train_ours(variant, ROWS, SETTINGS, seed=1).sae.W_dec)
+    assert not torch.equal(found.sae.W_dec, other.sae.W_dec)
+
+
+@pytest.mark.parametrize("width", [12, 5])
+def test_a_transcoder_learns_the_rows_of_its_target_and_no_others(width: int) -> None:
+    y = ROWS @ torch.randn(12, width, generator=torch.Generator().manual_seed(1)) * 3 + 2
+    moved = y.roll(1, 0)  # as a target that is drawn apart from the input
+    longer = replace(SETTINGS, seconds=300.0)
+
+    def left(target: Tensor) -> float:
+        sae = train_ours("transcoder", ROWS, longer, seed=0, target=TargetRows("mid_block", target)).sae
+        with torch.no_grad():
+            return float((target - sae(ROWS)[0]).square().sum() / (target - target.mean(0)).square().sum())
+
+    assert left(y) < 0.2 and left(moved) > 0.7
+
+
+def test_a_transcoder_needs_a_target_of_as_many_rows_and_the_others_none() -> None:
+    with pytest.raises(ConfigError, match="no target was given"):
+        train_ours("transcoder", ROWS, SETTINGS, seed=0)
+    with pytest.raises(ConfigError, match="'mid_block' was given"):
+        train_ours("topk", ROWS, SETTINGS, seed=0, target=TargetRows("mid_block", ROWS))
+    with pytest.raises(ConfigError, match="299 rows"):
+        train_ours("transcoder", ROWS, SETTINGS, seed=0, target=TargetRows("mid_block", ROWS[1:]))
+
+
+def test_ours_trains_with_the_adam_of_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, adam = [], torch.optim.Adam
+
+    def noting(*args: object, **given: object) -> torch.optim.Optimizer:
+        made.append(adam(*args, **given))  # type: ignore[arg-type]
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", noting)
+    config = train_ours("topk", ROWS, SETTINGS, seed=0).sae.config
+    assert [(one.defaults["betas"], one.defaults["eps"]) for one in made] == [
+        ((0.9, config.adam_beta2), config.adam_eps)
+    ]
+    assert config.adam_beta2 == 0.95  # torch's own default would pass unnoticed if it were ours
+    assert optimiser_of("topk") == f"Adam, betas 0.9 and 0.95, epsilon {config.adam_eps:g}"
+    assert optimiser_of("transcoder") == optimiser_of("topk") != optimiser_of("revelio_released")
 
 
 def test_batches_and_step_sizes_are_those_of_the_time() -> None:

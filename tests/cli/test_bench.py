@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,28 @@ def test_the_quality_of_autoencoders_has_a_table(tmp_path, capsys) -> None:
     out = capsys.readouterr().out
     assert "rows: 64 training rows of width 8, 64 latents, k = 2, batch 16" in out and "| 3 | ours, defaults |" in out
     assert len(json.loads(file.read_text())["trials"]) == 2 + 2 * 2 * 2
+    assert not Path(f"{file}.partial.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_quality_continues_after_its_finished_trainings(tmp_path, capsys, monkeypatch) -> None:
+    from diffprobe.benchmarks import ksae_quality
+
+    rows, file = tmp_path / "rows.safetensors", tmp_path / "bench.json"
+    save_file({name: torch.randn(64, 8) for name in ("train", "val", "test")}, rows)
+    words = ["bench", "ksae", "--quality", "--rows", str(rows), "--k", "2", "--batch", "16", "--lengths", "2,3"]
+    words += ["--rates", "0.001", "--no-peers", "--json", str(file)]
+
+    def stop(*args: object, **given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ksae_quality, "QualityReport", stop)  # after the last training
+    assert main(words) == 130 and not file.exists()
+    assert "finished trainings are in FILE.partial.jsonl" in capsys.readouterr().err
+    kept = [json.loads(line)["found"] for line in Path(f"{file}.partial.jsonl").read_text().splitlines()]
+    monkeypatch.undo()
+    assert main(words) == 0 and not Path(f"{file}.partial.jsonl").exists()
+    assert json.loads(file.read_text())["trials"] == kept and len(kept) == 4  # with their seconds
 
 
 @pytest.mark.parametrize(
@@ -139,21 +162,22 @@ def test_a_dictionary_without_a_folder_is_refused(capsys) -> None:
 
 @pytest.mark.slow
 def test_dictionaries_have_tables_and_a_record(tiny_sd, tmp_path, capsys, monkeypatch) -> None:
-    from diffprobe.benchmarks import leaderboard
+    from diffprobe.benchmarks import leaderboard_ground
     from diffprobe.benchmarks.timed_dictionaries import TrainingSettings
     from diffprobe.report.leaderboard_table import read_leaderboard
 
-    board = leaderboard.Board(
+    board = leaderboard_ground.Board(
         name="scenes", backbone=str(tiny_sd), cell="conv_in@t500:empty:none", factors=("texture",), pointing=(),
-        n_fit=8, n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
+        target_tap="up_blocks.1", n_fit=8, n_train=30, n_test=20, resolution=32, n_permutations=19, n_resamples=10,
         training=TrainingSettings(k=2, expansion=2, batch=256),
     )  # fmt: skip
-    monkeypatch.setitem(leaderboard.BOARDS, "scenes", board)
+    monkeypatch.setitem(leaderboard_ground.BOARDS, "scenes", board)
     file, table = tmp_path / "a.json", tmp_path / "a.csv"
     words = ["--seconds", "0.05", "--seeds", "0", "--no-peers", "--output", str(tmp_path / "kept")]
     assert main(["bench", "dictionaries", "scenes", *words, "--json", str(file), "--csv", str(table)]) == 0
     out = capsys.readouterr().out
     assert "| factors with a latent |" in out and "| TopK, labels permuted | texture |" in out
     found = read_leaderboard(file)
-    assert {row.name for row in found.rows} >= {"TopK", "BatchTopK", "Matryoshka", "JumpReLU", "raw neurons"}
+    names = {"TopK", "BatchTopK", "Matryoshka", "JumpReLU", "transcoder", "raw neurons"}
+    assert {row.name for row in found.rows} >= names
     assert len(table.read_text().splitlines()) == 1 + len(found.rows)

@@ -80,7 +80,16 @@ class TestVerbs:
 
     def test_an_interrupt_is_not_a_traceback(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "stop"]) == 130
-        assert "interrupted" in capsys.readouterr().err
+        assert capsys.readouterr().err == "interrupted.\n"  # nothing is promised
+
+    @pytest.mark.parametrize("stays", ["finished rows are on disk", {"stop": "finished rows are on disk"}])
+    def test_a_stopped_verb_says_what_it_left(
+        self, stays: str | dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules[cli._load("do-it").__name__], "STAYS", stays, raising=False)
+        assert cli.main(["do-it", "stop"]) == 130
+        assert capsys.readouterr().err == "interrupted; finished rows are on disk; run the command again to continue.\n"
+        assert cli.what_stays(["do-it", "end"]) == (stays if isinstance(stays, str) else "")
 
     def test_sigterm_is_one_line_and_its_own_status(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "end"]) == 143
@@ -183,3 +192,15 @@ def test_a_warning_of_ours_is_one_line(monkeypatch, capsys):
         assert cli.main(["doctor"]) == 0
     ours, other = capsys.readouterr().out.splitlines()
     assert ours == "warning: few samples indeed" and other.startswith("/elsewhere/library.py:3: UserWarning")
+
+
+def test_sub_verbs_that_say_what_stays_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {verb: getattr(cli._load(verb), "STAYS", {}) for verb in cli.verbs()}
+    for verb, stays in found.items():
+        for word in stays if isinstance(stays, dict) else ():
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([verb, word, "--help"])
+    assert cli.what_stays(["bench", "--traceback", "dictionaries"]) and not cli.what_stays(["bench", "plan"])
+    assert (
+        cli.what_stays(["train", "experiment=a"]) and not cli.what_stays(["table"]) and not cli.what_stays(["--help"])
+    )

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from diffprobe.benchmarks.leaderboard import BOARDS
+from diffprobe.benchmarks.leaderboard_ground import BOARDS
 from diffprobe.cli.arguments import settings_tree
 from diffprobe.cli.main import make_parser
 from diffprobe.evaluation.certify import load_settings
@@ -39,40 +39,79 @@ def test_the_text_on_scenes_is_that_of_the_record() -> None:
     rows = {row.name: row for row in read_leaderboard(RESULTS / "scenes.json").rows}
     found = {name: {cell.factor for cell in row.factors if cell.has_latent} for name, row in rows.items()}
     libraries = [name for name, row in rows.items() if row.kind == "peer"]
-    for name in ("TopK", *libraries):
-        assert found[name] == {"build", "size", "pose", "background"}, name
-    assert len(libraries) == 4 and not any(own & {"texture", "place", "colour", "side"} for own in found.values())
+    most = {"colour", "build", "size", "pose", "background"}
+    assert len(libraries) == 4
+    for name in ("TopK", "BatchTopK", "JumpReLU", *libraries):
+        assert found[name] - {"side"} == most and ("side" in found[name]) == (name in ("TopK", "BatchTopK")), name
+    assert found["Matryoshka"] == most - {"colour"} and found["transcoder"] == most - {"size"}
+    side = [cell.n_seeds for name in ("TopK", "BatchTopK") for cell in rows[name].factors if cell.factor == "side"]
+    assert side == [2, 2]
     assert found["random directions"] == {"pose", "background"} and not found["TopK, random denoiser"]
     highest = max(rows["TopK, random denoiser"].factors, key=lambda cell: cell.auroc.value)
     assert highest.factor == "side" and f"that of side, {highest.auroc.value:.2f}" in PAGE
-    assert 1.8 < min(rows["TopK"].steps) / max(rows["SAELens"].steps) < 2.2
-    trained = [row for row in rows.values() if row.kind != "control"]
-    assert min(trained, key=lambda row: row.fvu.value if row.fvu else 1).name == "dictionary_learning"
-    assert max(trained, key=lambda row: row.auroc.value).name == "SAELens"
-    assert max(trained, key=lambda row: row.n_values_with_latent).name == "SAELens"
     assert max(row.absorption.value for row in rows.values()) < 0.01
-    for name in ("BatchTopK", "Matryoshka", "JumpReLU"):
-        assert max(rows[name].steps) < 0.55 * min(rows["TopK"].steps) and rows[name].active < 16
+
+
+def test_the_text_on_scenes_compares_seeds_steps_and_errors_as_the_record_does() -> None:
+    rows = {row.name: row for row in read_leaderboard(RESULTS / "scenes.json").rows}
+    libraries = [row for row in rows.values() if row.kind == "peer"]
+    trained = [row for row in rows.values() if row.kind != "control"]
+    top, batch_top = rows["TopK"], rows["BatchTopK"]
+    others = [seed for row in trained if row is not top for seed in row.auroc.seeds]
+    assert f"({min(top.auroc.seeds):.3f} to {max(top.auroc.seeds):.3f}) than any seed of another row" in PAGE
+    assert min(top.auroc.seeds) > max(others) and f"(at most {max(others):.3f})" in PAGE
+    errors = [seed for row in libraries if row.fvu for seed in row.fvu.seeds]
+    assert top.fvu is not None and batch_top.fvu is not None and max(top.fvu.seeds) < min(errors)
+    assert f"fvu ({min(top.fvu.seeds):.3f} to {max(top.fvu.seeds):.3f}) than any seed" in " ".join(PAGE.split())
+    assert f"the other libraries ({min(errors):.3f} to {max(errors):.3f})" in " ".join(PAGE.split())
+    assert min(row.fvu.value for row in trained if row.fvu) == batch_top.fvu.value
+    spread = [max(row.steps) / min(row.steps) for row in trained]
+    assert 1.25 < max(spread) < 1.305 and "by up to 30 %" in PAGE
+    for name, said in {"SAELens": "the steps of SAELens", "sparsify": "those of sparsify"}.items():
+        low, high = min(top.steps) / max(rows[name].steps), max(top.steps) / min(rows[name].steps)
+        assert f"{low:.1f} to {high:.1f} times {said}" in " ".join(PAGE.split())
+    assert max(batch_top.steps) < 0.6 * min(top.steps) and batch_top.auroc.value < top.auroc.value
+    level = [row.auroc.value for row in libraries]
+    assert min(level) - 0.001 < rows["JumpReLU"].auroc.value < max(level)
+    assert rows["Matryoshka"].auroc.value < min(level)
     assert rows["TopK"].n_latents == 640 and "640 directions" in PAGE
 
 
 def test_the_text_on_emoji_is_that_of_the_record() -> None:
-    rows = {
-        row.name: {cell.factor: cell for cell in row.factors} for row in read_leaderboard(RESULTS / "emoji.json").rows
-    }
+    board = read_leaderboard(RESULTS / "emoji.json")
+    rows = {row.name: {cell.factor: cell for cell in row.factors} for row in board.rows}
     assert not any(cell.has_latent for row in rows.values() for cell in row.values())
-    top, neurons, random = rows["TopK"], rows["raw neurons"], rows["TopK, random denoiser"]
-    assert (top["label"].n_values, top["label"].n_values_with_latent, neurons["label"].n_values_with_latent) == (
-        6,
-        2,
-        1,
-    )
-    controls = [row for name, row in rows.items() if name not in ("TopK", "BatchTopK", "Matryoshka", "JumpReLU")]
-    assert top["label"].auroc.value > max(row["label"].auroc.value for row in controls) + 0.1
-    assert abs(top["style"].auroc.value - rows["random directions"]["style"].auroc.value) < 0.01
+    trained = [row.name for row in board.rows if row.kind != "control"]
+    of_subgroups = {name: rows[name]["label"].n_values_with_latent for name in (*trained, "raw neurons")}
+    fewer = {"sparsify", "BatchTopK", "JumpReLU", "Matryoshka", "raw neurons"}
+    assert of_subgroups == {name: 1 if name in fewer else 2 for name in of_subgroups}
+    top, random = rows["TopK"], rows["TopK, random denoiser"]
+    assert top["label"].n_values == 6
+    controls = [rows[row.name] for row in board.rows if row.kind == "control"]
+    assert top["label"].auroc.value > max(row["label"].auroc.value for row in controls) + 0.05
+    assert 0 < rows["random directions"]["style"].auroc.value - top["style"].auroc.value < 0.02
     assert random["skin_tone"].auroc.value > top["skin_tone"].auroc.value
-    trained = [rows[name] for name in ("TopK", "BatchTopK", "Matryoshka", "JumpReLU")]
-    assert max(q for row in trained for cell in row.values() for q in cell.q) < 0.01
+    best = max(trained, key=lambda name: rows[name]["style"].auroc.value)
+    assert best == "transcoder" and f"for style, {rows[best]['style'].auroc.value:.2f}" in PAGE
+    known = {
+        (name, factor) for name in trained for factor, cell in rows[name].items() if max(cell.q) >= 0.01
+    }  # fmt: skip
+    assert known == {("JumpReLU", "skin_tone")}
+
+
+def test_the_text_on_emoji_compares_intervals_and_errors_as_the_record_does() -> None:
+    rows = {row.name: row for row in read_leaderboard(RESULTS / "emoji.json").rows}
+    compared = [row for name, row in rows.items() if row.kind != "control" and name != "Matryoshka"]
+    shared = max(row.auroc.low for row in compared), min(row.auroc.high for row in compared)
+    assert shared[0] < shared[1] and f"overlap in {shared[0]:.3f} to {shared[1]:.3f}" in PAGE
+    assert rows["Matryoshka"].auroc.high < shared[1]
+    top, transcoder = rows["TopK"], rows["transcoder"]
+    assert top.fvu is not None and transcoder.fvu is not None
+    others = [row.fvu for row in rows.values() if row.fvu and row.kind != "control" and row is not top]
+    assert max(top.fvu.seeds) < min(min(fvu.seeds) for fvu in others)
+    assert f"leaves {transcoder.fvu.value:.2f} of the variance" in PAGE
+    steps = rows["sparsify"].steps
+    assert f"{min(top.steps) / max(steps):.1f} to {max(top.steps) / min(steps):.1f} times the steps of sparsify" in PAGE
 
 
 def test_the_picture_is_small() -> None:
