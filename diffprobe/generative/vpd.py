@@ -115,7 +115,7 @@ class VpdModule(GenerativeModule):
         if "frozen" in config.controls:
             switches["frozen"] = ("frozen", None)
         if "random_weights" in config.controls:
-            switches["random_weights"] = ("frozen", config.seed)
+            switches["random_weights"] = (config.switch, config.seed)
         self.branches = nn.ModuleDict()
         shared: Backbone | None = None
         for name, (switch, random_seed) in switches.items():
@@ -128,7 +128,7 @@ class VpdModule(GenerativeModule):
                 shared = backbone
             reader = DifferentiableBackbone(
                 backbone, spec, taps=self.taps, attention=attention, trainable=switch == "finetune",
-                checkpointing=config.checkpointing and switch != "frozen",
+                checkpointing=config.checkpointing,  # without gradients nothing is computed again
             )  # fmt: skip
             self.branches[name] = self._branch(reader, switch)
         text = getattr(self._own.reader.backbone, "texts", {}).get("text_encoder")
@@ -262,10 +262,11 @@ class VpdModule(GenerativeModule):
         """Return AdamW with warm-up and linear decay; the denoiser has a smaller step size."""
         config = self.config
         rate = config.trainer.learning_rate or 8e-5
-        own = {id(p) for p in self._own.denoiser.parameters()} if self._own.denoiser is not None else set()
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own], "lr": rate}]
-        if self._own.denoiser is not None:
-            groups.append({"params": list(self._own.denoiser.parameters()), "lr": rate * config.denoiser_rate})
+        denoisers = [p for _, one in self._all() if one.denoiser is not None for p in one.denoiser.parameters()]
+        slower = {id(p) for p in denoisers}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in slower], "lr": rate}]
+        if denoisers:
+            groups.append({"params": denoisers, "lr": rate * config.denoiser_rate})
         optimizer = torch.optim.AdamW(groups, weight_decay=config.trainer.weight_decay)
         total, warmup = total_steps(config.trainer, config.data, len(self._data.train)), config.warmup_steps
 

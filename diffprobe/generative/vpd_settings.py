@@ -18,8 +18,11 @@ Switch = Literal["frozen", "adapter", "finetune"]
 Control = Literal["frozen", "random_weights"]
 VPD = "vpd"
 """The recipe whose choices are those of the released code."""
-PUBLISHED = {"timestep": 1, "add_noise": False, "scale_latents": False, "gamma": 1e-4, "attention_maps": True}
-"""Choices of the recipe `vpd`; depth has no attention maps."""
+PUBLISHED = {
+    "timestep": 1, "add_noise": False, "scale_latents": False, "gamma": 1e-4, "attention_maps": True,
+    "denoiser_rate": 0.1,
+}  # fmt: skip
+"""Choices of the recipe `vpd`; depth has no attention maps. The rate is that of the segmentation code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +43,14 @@ class VpdSettings:
     """The class of each pixel, the pixels that a text means, or the depth of each pixel."""
     recipe: str = VPD
     """Name of the choices below in all records. `vpd` stands for the published ones alone: timestep 1, no noise,
-    latents without the factor of the VAE, gamma 1e-4, attention maps (none for depth)."""
+    latents without the factor of the VAE, gamma 1e-4, attention maps (none for depth), the denoiser at 0.1 of the step
+    size."""
     switch: Switch = "finetune"
     """What is trained besides the head: `frozen` nothing, `adapter` the text adapter, `finetune` adapter and denoiser
     (as published). The records of the first two are named RECIPE-frozen and RECIPE-adapter."""
     controls: tuple[Control, ...] = ("frozen", "random_weights")
     """Heads that are trained beside it in the same pass: on the frozen denoiser without adapter, and on a denoiser of
-    random weights without adapter."""
+    random weights, of which `switch` trains the same parts."""
     timestep: int = 1
     """Timestep that the denoiser is given."""
     add_noise: bool = False

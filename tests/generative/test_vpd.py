@@ -62,14 +62,20 @@ def test_a_switch_trains_its_own_parts_alone(config: VpdTraining, switch: str) -
     names = {name for name, p in module.named_parameters() if p.requires_grad}
     assert any(".adapter." in name for name in names) == (switch != "frozen")
     assert any(".denoiser." in name for name in names) == (switch == "finetune")
-    assert all(name.startswith(f"branches.{OWN}") for name in names if ".head." not in name)
+    trained = {"frozen": ("head",), "adapter": ("adapter", "head"), "finetune": ("adapter", "denoiser", "head")}
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        branch_name, part = name.split(".")[1:3]
+        parts.setdefault(branch_name, set()).add(part)
+    for name, own in parts.items():  # the random denoiser has the switch of the row that it is set beside
+        assert own == set(trained["frozen" if name == "frozen" else switch])
     start = {name: value.clone() for name, value in module.state_dict().items()}
     stepped(module, config)
     optimised = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
     assert optimised == {id(p) for p in module.parameters()}
     for name, branch in module._all():
         changed = branch.reader.digest() != before[name]
-        assert changed == (name == OWN and switch == "finetune")
+        assert changed == (name != "frozen" and switch == "finetune")
         backbone = branch.reader.backbone
         for part, network in backbone.components().items():
             if part != "denoiser" or not changed:
@@ -86,7 +92,12 @@ def test_the_denoiser_has_a_tenth_of_the_step_size(config: VpdTraining) -> None:
     stepped(module, config, steps=0)
     rest, own = module.configure_optimizers()["optimizer"].param_groups
     assert own["initial_lr"] == pytest.approx(0.1 * rest["initial_lr"]) and rest["initial_lr"] == 1e-3
-    assert {id(p) for p in own["params"]} == {id(p) for p in module._own.reader.backbone.denoiser.parameters()}
+    trained = [module._own, module.branches["random_weights"]]
+    assert {id(p) for p in own["params"]} == {
+        id(p)
+        for branch in trained
+        for p in branch.reader.backbone.denoiser.parameters()  # type: ignore[union-attr,operator]
+    }
 
 
 def test_the_input_is_the_published_one(config: VpdTraining) -> None:
@@ -112,6 +123,13 @@ def test_a_class_is_the_mean_state_at_the_end_token_of_its_texts(config: VpdTrai
         rows.append(text([prompt]).last_hidden_state[0, n - 1])
         torch.testing.assert_close(end_states(text, ["longer than the other text", prompt])[1], rows[-1])
     torch.testing.assert_close(module._class_embedding("hat"), torch.stack(rows).mean(0))
+
+
+def test_activations_are_computed_again_beside_a_frozen_control_too(config: VpdTraining) -> None:
+    module = VpdModule(dataclasses.replace(config, switch="adapter", checkpointing=True))
+    for _, branch in module._all():  # the first and the frozen one share a denoiser
+        network: Any = branch.reader.backbone.denoiser
+        assert network.is_gradient_checkpointing
 
 
 def test_a_control_does_not_depend_on_the_branches_beside_it(config: VpdTraining) -> None:

@@ -30,7 +30,14 @@ def test_the_default_is_the_published_recipe() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"timestep": 100}, {"scale_latents": True}, {"gamma": 0.1}, {"attention_maps": False}, {"taps": ("mid_block",)}],
+    [
+        {"timestep": 100},
+        {"scale_latents": True},
+        {"gamma": 0.1},
+        {"attention_maps": False},
+        {"taps": ("mid_block",)},
+        {"denoiser_rate": 1.0},
+    ],
 )
 def test_any_other_choice_needs_another_name(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
