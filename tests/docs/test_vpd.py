@@ -1,6 +1,7 @@
 """The tables of docs/users/vpd.md are those of the recorded results."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -50,3 +51,8 @@ def test_the_frozen_head_of_a_run_is_that_of_the_run_with_the_frozen_switch(reco
 def test_a_second_computation_holds_less(record: ModuleType) -> None:
     held = record.held_bytes(batch=2)
     assert held["checkpointing_true"] < 0.7 * held["checkpointing_false"]
+
+
+def test_the_memory_that_the_page_states_is_measured_again(record: ModuleType) -> None:
+    kept = json.loads((record.RESULTS / record.HELD).read_text())
+    assert record.held_bytes(kept["batch"]) == pytest.approx(kept, rel=0.05)
