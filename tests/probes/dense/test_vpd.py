@@ -1,6 +1,7 @@
 """Parts of VPD: sizes of the published model, the adapter at zero, heads that do not depend on the batch."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_levels_of_stable_diffusion_have_the_published_channels_and_places() -> 
     import diffusers
 
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(
+        unet: Any = diffusers.UNet2DConditionModel(
             sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
         )
     assert n_parameters(unet) == 859_520_964
