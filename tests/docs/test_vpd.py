@@ -67,3 +67,4 @@ def test_the_random_control_is_trained_as_its_row_and_the_page_says_what_it_reac
     assert random["finetune"] == pytest.approx(found["segmentation", "frozen"].value, abs=5e-3)
     low, high = found["referring", "finetune"].detail["differences"]["random_weights"][1:]
     assert low < 0 < high
+    assert found["depth", "finetune"].detail["differences"]["random_weights"][2] < 0  # an error
