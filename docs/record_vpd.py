@@ -113,17 +113,15 @@ def score_table() -> list[str]:
 
 
 def class_table() -> list[str]:
-    """Return the IoU of each class, of the switches and of the random denoiser."""
+    """Return the IoU of each class, of the switches, each on the model and on a random denoiser."""
     columns: dict[str, dict[str, float]] = {}
     for (task, _), result in results().items():
         if task == "segmentation":
             record = record_of(result)
             columns[f"`{record.probe}`"] = record.detail["iou"]
-            columns["random denoiser"] = record.detail["control_iou"]["random_weights"]
-    random = columns.pop("random denoiser")
-    columns["random denoiser"] = random
+            columns[f"`{record.probe}`, random"] = record.detail["control_iou"]["random_weights"]
     lines = ["| class | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in random:
+    for name in next(iter(columns.values())):
         lines.append(f"| {name} | " + " | ".join(f"{own[name]:.3f}" for own in columns.values()) + " |")
     return lines
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     keep_freed_memory()  # before the first tensor is allocated
     configs = load_experiments(None, args.settings, announce=_say)
-    folders = [plan_training(config) for config in configs]
+    folders = [plan_training(config, fetch=not args.check) for config in configs]
     name_of = _names(configs)
     if args.check and len({_control(config) for config in configs}) > 1:
         print("the configurations are valid; run folders:")
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.check:
         print(f"the configuration is valid; run folder: {', '.join(map(str, folders))}")
+        for line in getattr(configs[0], "cost_lines", ()):
+            print(line)
         return 0
     due = unfinished(folders) if all(config.trainer.resume for config in configs) else [True] * len(configs)
     paths = []
@@ -91,7 +93,7 @@ def _control(config: "TrainingConfig") -> str:
 def _print(paths: "list[Path]") -> None:
     from diffprobe.core.result import RunResult, read_result
     from diffprobe.report.aggregation import control_of
-    from diffprobe.report.entry import format_record
+    from diffprobe.report.entry import format_record, published_lines
     from diffprobe.runs.ladder import rung_name
     from diffprobe.runs.seeds import describe_seeds, over_seeds
 
@@ -103,6 +105,8 @@ def _print(paths: "list[Path]") -> None:
         tested = [record for record in result.metrics if record.split == "test"]
         for record in tested or result.metrics:  # the training of a part of a diffusion model has validation alone
             print(format_record(record))
+            for line in published_lines(record, result):
+                print(line)
         print(f"result: {path}")
     rungs: dict[str | None, list[RunResult]] = {}
     for result in results:

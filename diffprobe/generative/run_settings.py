@@ -87,12 +87,29 @@ class GenerativeData(lightning.LightningDataModule):
 class GenerativeTraining(Protocol):
     """The configuration of a run that trains a part of a diffusion model; it builds the module and its data."""
 
-    experiment: str
-    trainer: TrainerConfig
-    logger: LoggerConfig
-    seed: int
-    output: str
-    ema_decay: float
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment."""
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """Length, precision, step size."""
+
+    @property
+    def logger(self) -> LoggerConfig:
+        """Where curves go."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+
+    @property
+    def output(self) -> str:
+        """Folder of runs."""
+
+    @property
+    def ema_decay(self) -> float:
+        """Decay per step of the averaged weights; 0 for none."""
 
     @property
     def data(self) -> Any:

@@ -43,6 +43,7 @@ from diffprobe.probes.dense.vpd import (
     pyramid_taps,
     silog_loss,
 )
+from diffprobe.shards.class_maps import UNKNOWN
 
 OWN = "own"
 """The branch that is trained as the switch says; the others are controls."""
@@ -115,7 +116,7 @@ class VpdModule(GenerativeModule):
         if "frozen" in config.controls:
             switches["frozen"] = ("frozen", None)
         if "random_weights" in config.controls:
-            switches["random_weights"] = ("frozen", config.seed)
+            switches["random_weights"] = (config.switch, config.seed)
         self.branches = nn.ModuleDict()
         shared: Backbone | None = None
         for name, (switch, random_seed) in switches.items():
@@ -128,7 +129,7 @@ class VpdModule(GenerativeModule):
                 shared = backbone
             reader = DifferentiableBackbone(
                 backbone, spec, taps=self.taps, attention=attention, trainable=switch == "finetune",
-                checkpointing=config.checkpointing and switch != "frozen",
+                checkpointing=config.checkpointing,  # without gradients nothing is computed again
             )  # fmt: skip
             self.branches[name] = self._branch(reader, switch)
         text = getattr(self._own.reader.backbone, "texts", {}).get("text_encoder")
@@ -215,7 +216,7 @@ class VpdModule(GenerativeModule):
         if self.config.task == "depth":
             return silog_loss(resized[:, 0], truth.float())
         weight = torch.tensor(REFERRING_WEIGHTS, device=resized.device) if self.config.task == "referring" else None
-        return cross_entropy(resized, truth.long(), weight=weight)
+        return cross_entropy(resized, truth.long(), weight=weight, ignore_index=UNKNOWN)
 
     def _inputs(self, table: DenseTable, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents, timesteps and text states of some rows."""
@@ -262,10 +263,11 @@ class VpdModule(GenerativeModule):
         """Return AdamW with warm-up and linear decay; the denoiser has a smaller step size."""
         config = self.config
         rate = config.trainer.learning_rate or 8e-5
-        own = {id(p) for p in self._own.denoiser.parameters()} if self._own.denoiser is not None else set()
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in own], "lr": rate}]
-        if self._own.denoiser is not None:
-            groups.append({"params": list(self._own.denoiser.parameters()), "lr": rate * config.denoiser_rate})
+        denoisers = [p for _, one in self._all() if one.denoiser is not None for p in one.denoiser.parameters()]
+        slower = {id(p) for p in denoisers}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.parameters() if id(p) not in slower], "lr": rate}]
+        if denoisers:
+            groups.append({"params": denoisers, "lr": rate * config.denoiser_rate})
         optimizer = torch.optim.AdamW(groups, weight_decay=config.trainer.weight_decay)
         total, warmup = total_steps(config.trainer, config.data, len(self._data.train)), config.warmup_steps
 
@@ -304,7 +306,9 @@ class VpdModule(GenerativeModule):
                     if config.task == "depth":
                         counts[name].append(depth_sums(one[0], true.float()))
                     else:
-                        found = image_confusion(one.argmax(0), true.long(), one.shape[0])
+                        known = true != UNKNOWN
+                        predicted, right = one.argmax(0)[known], true[known].long()
+                        found = image_confusion(predicted[None], right[None], one.shape[0])
                         counts[name].append(found.astype(np.float64))
         names = {"segmentation": tuple(config.classes), "referring": ("other", "referred"), "depth": ()}
         return DenseCounts(
@@ -355,7 +359,7 @@ class VpdTraining(VpdSettings):
         tables = {
             name: load_dense(
                 self.data, split, task=self.task, resolution=module.spec.resolution, n=sizes[name],
-                classes=self.classes, expressions=self.expressions, seed=self.seed,
+                classes=self.classes, expressions=self.expressions, seed=self.seed, ignored=self.ignored,
             )
             for name, split in names.items()
         }  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Literal
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.locate import locate
-from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.config.schema import DataConfig, LoggerConfig, PublishedConfig, TrainerConfig
 from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
@@ -18,8 +18,17 @@ Switch = Literal["frozen", "adapter", "finetune"]
 Control = Literal["frozen", "random_weights"]
 VPD = "vpd"
 """The recipe whose choices are those of the released code."""
-PUBLISHED = {"timestep": 1, "add_noise": False, "scale_latents": False, "gamma": 1e-4, "attention_maps": True}
-"""Choices of the recipe `vpd`; depth has no attention maps."""
+METRICS = {
+    "segmentation": ("miou_pooled", "miou_per_image"),
+    "referring": ("oiou", "miou_per_image"),
+    "depth": ("rmse", "abs_rel", "delta1"),
+}  # fmt: skip
+"""Metrics of the test images, by task."""
+PUBLISHED = {
+    "timestep": 1, "add_noise": False, "scale_latents": False, "gamma": 1e-4, "attention_maps": True,
+    "denoiser_rate": 0.1,
+}  # fmt: skip
+"""Choices of the recipe `vpd`; depth has no attention maps. The rate is that of the segmentation code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +49,14 @@ class VpdSettings:
     """The class of each pixel, the pixels that a text means, or the depth of each pixel."""
     recipe: str = VPD
     """Name of the choices below in all records. `vpd` stands for the published ones alone: timestep 1, no noise,
-    latents without the factor of the VAE, gamma 1e-4, attention maps (none for depth)."""
+    latents without the factor of the VAE, gamma 1e-4, attention maps (none for depth), the denoiser at 0.1 of the step
+    size."""
     switch: Switch = "finetune"
     """What is trained besides the head: `frozen` nothing, `adapter` the text adapter, `finetune` adapter and denoiser
     (as published). The records of the first two are named RECIPE-frozen and RECIPE-adapter."""
     controls: tuple[Control, ...] = ("frozen", "random_weights")
     """Heads that are trained beside it in the same pass: on the frozen denoiser without adapter, and on a denoiser of
-    random weights without adapter."""
+    random weights, of which `switch` trains the same parts."""
     timestep: int = 1
     """Timestep that the denoiser is given."""
     add_noise: bool = False
@@ -61,6 +71,8 @@ class VpdSettings:
     """Levels of the pyramid, other than those of the released code; () for those."""
     classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Class -> the values of mask.png that it has; the names are the texts of segmentation."""
+    ignored: tuple[int, ...] = ()
+    """Values of mask.png of no class: pixels that neither loss nor score counts."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
     """Patterns of the texts of a class; their embeddings are averaged."""
     expressions: dict[str, str] = field(default_factory=dict)
@@ -85,6 +97,10 @@ class VpdSettings:
     """Seed of heads, order, noise, and the random denoiser."""
     output: str = "runs"
     """Folder of runs."""
+    paper: str | None = None
+    """Paper that is reproduced."""
+    published: PublishedConfig | None = None
+    """The published number, of a metric of the test images; of recipe=vpd with switch=finetune alone."""
     ema_decay: float = 0.0
     """Not available: the weights of the last step are scored."""
 
@@ -128,14 +144,44 @@ class VpdSettings:
             raise ConfigError("classes and expressions have no effect with task=depth.", fix="remove them")
         if self.task != "depth" and len(self.classes) < 2:
             raise ConfigError(f"task={self.task} needs at least 2 classes.", fix="classes: {NAME: [VALUE, ...]}")
+        if self.task != "segmentation" and self.ignored:
+            raise ConfigError(f"ignored has no effect with task={self.task}.", fix="remove it")
+        shared = sorted({value for own in self.classes.values() for value in own} & set(self.ignored))
+        if shared:
+            raise ConfigError(f"ignored: the value {shared[0]} has a class.")
         if (self.task == "referring") != bool(self.expressions):
             raise ConfigError("expressions belong to task=referring: give both or neither.")
         if self.task != "depth" and self.max_depth != type(self).max_depth:
             raise ConfigError(f"max_depth has no effect with task={self.task}.", fix="remove it")
+        if self.published is not None and self.name != VPD:
+            raise ConfigError(f"published: the number is of 'vpd'; this head is '{self.name}'.", fix="published=null")
+        if self.published is not None and self.published.metric not in METRICS[self.task]:
+            raise ConfigError(
+                f"published.metric={self.published.metric} is not measured with task={self.task}.",
+                f"allowed: {', '.join(METRICS[self.task])}",
+            )
         if self.switch != "finetune" and self.denoiser_rate != type(self).denoiser_rate:
             raise ConfigError(f"denoiser_rate has no effect with switch={self.switch}.", fix="remove it")
         if any(pattern.count("{}") != 1 for pattern in self.prompts) or not self.prompts:
             raise ConfigError(f"prompts={list(self.prompts)}: each has one {{}}, for the name of a class.")
+
+    @property
+    def cost_lines(self) -> list[str]:
+        """Lines on the denoiser passes of a run and on images in memory, from the settings alone: at most so many."""
+        trainer, batch = self.trainer, self.data.batch_size
+        per_epoch = self.n_train // batch
+        steps = trainer.max_epochs * per_epoch
+        steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+        followed = 0 if self.switch == "frozen" else 1 + ("random_weights" in self.controls)
+        branches = 1 + len(self.controls)
+        scored = (self.n_val * (1 + steps // max(1, per_epoch)) + self.n_test) * branches
+        images = self.n_train + self.n_val + self.n_test
+        return [
+            f"training: {steps:,} steps of {batch} images",
+            f"denoiser passes of an image: {followed * steps * batch:,} with a backward pass, "
+            f"{(branches - followed) * steps * batch + scored:,} without",
+            f"images held in memory: {images:,}, at 512 x 512 pixels {images * 3 * 512**2 / 2**30:.1f} GiB",
+        ]
 
     @property
     def name(self) -> str:

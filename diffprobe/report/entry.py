@@ -6,7 +6,7 @@ A format supplies its markup as an `EntryStyle`; what is printed, and in which o
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from diffprobe.core.result import MetricRecord
+from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.report.filled_table import Entry, TableData
 
 
@@ -110,3 +110,16 @@ def format_record(record: MetricRecord) -> str:
     parts += [f"(controls: {controls})"] if controls else []
     injected = record.detail.get("label_injection")
     return "  ".join([*filter(None, parts), *([f"(label injection: {injected})"] if injected else [])])
+
+
+def published_lines(record: MetricRecord, result: RunResult) -> list[str]:
+    """Return a line with the published number of a dense head's record and the difference to it; none without one."""
+    published = result.config.get("published")
+    if not published or record.split != "test" or record.name != published["metric"]:
+        return []
+    if record.probe is None or record.probe != result.config.get("recipe"):
+        return []
+    delta = record.value - published["value"]
+    return [
+        f"  published {published['value']:.4g} ({published['source']}; {published['provenance']}), delta {delta:+.4f}"
+    ]

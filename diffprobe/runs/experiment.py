@@ -91,15 +91,20 @@ def each_rung_setting(settings: Sequence[str], announce: Callable[[str], None] =
     return [[*others, f"control={run.control}"] for run in those_that_apply(runs, announce)]
 
 
-def plan_training(config: TrainingConfig) -> Path:
-    """Validate a run without loading features or images, and return its folder. Raises: see `train`."""
+def plan_training(config: TrainingConfig, *, fetch: bool = True) -> Path:
+    """Validate a run without loading features or images, and return its folder.
+
+    Args:
+        fetch: look for the weights of a model of the hub that a part is trained of; see `plan_generative`.
+    Raises: see `train`.
+    """
     if isinstance(config, RunConfig):
         from diffprobe.runs.plan import plan
 
         return plan(config).run_dir
     from diffprobe.runs.train_generative import plan_generative
 
-    return plan_generative(config)
+    return plan_generative(config, fetch=fetch)
 
 
 def extract(config: RunConfig, *, quiet: bool = False) -> "FeatureStore":

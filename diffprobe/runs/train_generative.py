@@ -40,8 +40,13 @@ def _digest(config: "GenerativeTraining") -> str:
     return digest_json({key: value for key, value in record_tree(config).items() if key != "output"})
 
 
-def plan_generative(config: "GenerativeTraining") -> Path:
+def plan_generative(config: "GenerativeTraining", *, fetch: bool = True) -> Path:
     """Validate a run without loading data or weights, and return its folder.
+
+    Args:
+        fetch: look for the weights of a model of the hub, which downloads them where that is allowed; else they are
+            not looked for.
+
 
     Raises: ConfigError for more than one process; WeightsMissing if the weights that it starts from do not exist.
     """
@@ -51,8 +56,15 @@ def plan_generative(config: "GenerativeTraining") -> Path:
             f"given: trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}",
             fix="trainer.devices=1 trainer.num_nodes=1",
         )
-    config.require_weights()
+    if fetch or not _is_on_the_hub(getattr(config, "model", None)):
+        config.require_weights()
     return run_dir_of(config)
+
+
+def _is_on_the_hub(model: object) -> bool:
+    from diffprobe.backbones.hub import is_hub_id
+
+    return isinstance(model, str) and is_hub_id(model) and not Path(model).exists()
 
 
 def train_generative(config: "GenerativeTraining") -> Path:

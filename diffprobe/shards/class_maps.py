@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MASK, DEPTH = "mask.png", "depth.png"
 """Files of a sample: one number per pixel, the part or the depth level."""
-_UNUSED = 255
+UNKNOWN = 255
+"""Class of a pixel that has none, where values of no class are ignored."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +49,7 @@ def read_class_samples(
     resolution: int,
     limit: int | None = None,
     caps: Caps | None = None,
+    ignored: Sequence[int] = (),
 ) -> Iterator[DenseSample]:
     """Yield the samples of a split with their class maps, in shard order.
 
@@ -55,21 +57,29 @@ def read_class_samples(
         classes: class -> the values of `mask.png` that it has; the class map holds positions in this mapping.
         resolution: height and width of the image that the backbone gets.
         limit: number of samples, the first ones in shard order; None for all.
+        ignored: values of `mask.png` of no class, which are `UNKNOWN` in the class map.
 
-    Raises: ConfigError for a value in two classes; SampleError, with shard and key, for a sample without a readable
-        mask, with one of another size than its image, or with a value that no class has; UnknownName for a split that
-        the set does not have.
+    Raises: ConfigError for a value in two classes, or in a class and ignored; SampleError, with shard and key, for a
+        sample without a readable mask, with one of another size than its image, with a value that no class has, or with
+        no pixel of a class; UnknownName for a split that the set does not have.
     """
     table = class_table(classes)
+    for value in ignored:
+        if not 0 <= value <= 255 or table[value] != UNKNOWN:
+            raise ConfigError(f"ignored: {value} is not a value from 0 to 255, or has a class.")
     for raw in _raws(shard_set, split, limit, caps):
         values = _numbers(raw, MASK, decode_image(raw, fields, caps=caps).size)
         found = table[values]
-        if (found == _UNUSED).any():
-            other = int(values[found == _UNUSED][0])
+        other_values = sorted(set(np.unique(values[found == UNKNOWN]).tolist()) - set(ignored))
+        if other_values:
+            other = other_values[0]
             known = sorted(value for own in classes.values() for value in own)
             raise fault(raw, f"'{MASK}' has the value {other}, which is in no class; classes have {known}")
         sample = decode_sample(raw, shard_set, fields=fields, resolution=resolution, caps=caps)
-        yield DenseSample(sample=sample, truth=_cut(found))
+        truth = _cut(found)
+        if (truth == UNKNOWN).all():
+            raise fault(raw, f"'{MASK}' has no pixel of a class in the part of the image that is read")
+        yield DenseSample(sample=sample, truth=truth)
 
 
 def read_depth_samples(
@@ -99,16 +109,16 @@ def class_table(classes: Mapping[str, Sequence[int]]) -> NDArray[np.uint8]:
     >>> class_table({"background": (0,), "figure": (2, 3)})[:4].tolist()
     [0, 255, 1, 1]
     """
-    if not 2 <= len(classes) <= _UNUSED:
-        raise ConfigError(f"classes: there are {len(classes)}.", f"allowed: from 2 to {_UNUSED}")
-    table = np.full(256, _UNUSED, np.uint8)
+    if not 2 <= len(classes) <= UNKNOWN:
+        raise ConfigError(f"classes: there are {len(classes)}.", f"allowed: from 2 to {UNKNOWN}")
+    table = np.full(256, UNKNOWN, np.uint8)
     for place, (name, values) in enumerate(classes.items()):
         if not values:
             raise ConfigError(f"classes.{name} has no value of '{MASK}'.")
         for value in values:
             if not 0 <= value <= 255:
                 raise ConfigError(f"classes.{name}: {value} is not a value of '{MASK}'.", "allowed: from 0 to 255")
-            if table[value] != _UNUSED:
+            if table[value] != UNKNOWN:
                 raise ConfigError(f"classes.{name}: the value {value} has another class already.")
             table[value] = place
     return table

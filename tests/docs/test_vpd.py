@@ -1,6 +1,7 @@
 """The tables of docs/users/vpd.md are those of the recorded results."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -50,3 +51,20 @@ def test_the_frozen_head_of_a_run_is_that_of_the_run_with_the_frozen_switch(reco
 def test_a_second_computation_holds_less(record: ModuleType) -> None:
     held = record.held_bytes(batch=2)
     assert held["checkpointing_true"] < 0.7 * held["checkpointing_false"]
+
+
+def test_the_memory_that_the_page_states_is_measured_again(record: ModuleType) -> None:
+    kept = json.loads((record.RESULTS / record.HELD).read_text())
+    assert record.held_bytes(kept["batch"]) == pytest.approx(kept, rel=0.05)
+
+
+def test_the_random_control_is_trained_as_its_row_and_the_page_says_what_it_reaches(record: ModuleType) -> None:
+    found = {key: record.record_of(result) for key, result in record.results().items()}
+    random = {
+        switch: found["segmentation", switch].controls["random_weights"] for switch in ("frozen", "adapter", "finetune")
+    }
+    assert random["frozen"] < random["adapter"] < random["finetune"]
+    assert random["finetune"] == pytest.approx(found["segmentation", "frozen"].value, abs=5e-3)
+    low, high = found["referring", "finetune"].detail["differences"]["random_weights"][1:]
+    assert low < 0 < high
+    assert found["depth", "finetune"].detail["differences"]["random_weights"][2] < 0  # an error

@@ -58,11 +58,13 @@ def test_only_feedback_and_heads_are_trained_and_the_first_pass_by_itself(config
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"heads", "feedback"}
     module.training_step(torch.arange(8), 0).backward()
     assert all(p.grad is not None for p in module.parameters())
-    for one in module.passes.values():
-        for network in one.reader.backbone.components().values():
+    found["optimizer"].step()
+    assert {id(p) for p in found["optimizer"].state} == optimised
+    for passes in module.passes.values():
+        for network in passes.reader.backbone.components().values():
             assert all(p.grad is None and not p.requires_grad for p in network.parameters())
-        assert one.reader.digest() in module.digests.values()
-    alone = ready(dataclasses.replace(config, controls=(FIRST,)))
+        assert passes.reader.digest() in module.digests.values()
+    alone = ready(dataclasses.replace(config, controls=("first_pass",)))
     alone.training_step(torch.arange(8), 0).backward()
     for one, other in zip(module.heads[FIRST].parameters(), alone.heads[FIRST].parameters(), strict=True):
         assert one.grad is not None and torch.equal(one.grad, other.grad)  # type: ignore[arg-type]

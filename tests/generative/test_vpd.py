@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffprobe.backbones.differentiable import DifferentiableBackbone
 from diffprobe.backbones.families import unet2d
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import BadTimestep, ConfigError, RunFailed
 from diffprobe.core.result import read_result
 from diffprobe.generative.vpd import OWN, VpdModule, VpdTraining, end_states, unscaled
+from diffprobe.generative.vpd_settings import Control, Switch
 from diffprobe.runs.train_generative import train_generative
+from diffprobe.shards.class_maps import UNKNOWN
 from diffprobe.shards.datasets import scenes
 from diffprobe.training.checkpoint import find_checkpoint
 
@@ -41,7 +44,7 @@ def config(tiny_sd: Path, shards: Path, tmp_path: Path) -> VpdTraining:
     )  # fmt: skip
 
 
-def stepped(module: VpdModule, config: VpdTraining, *, steps: int = 1) -> None:
+def stepped(module: VpdModule, config: VpdTraining, *, steps: int = 1) -> torch.optim.Optimizer:
     """Take optimiser steps without a Trainer."""
     _, data = config.make()
     module._trainer = type("T", (), {"datamodule": data, "global_step": 0})()
@@ -51,25 +54,37 @@ def stepped(module: VpdModule, config: VpdTraining, *, steps: int = 1) -> None:
         found["optimizer"].zero_grad()
         module.training_step(torch.arange(8), 0).backward()
         found["optimizer"].step()
+    optimizer: torch.optim.Optimizer = found["optimizer"]
+    return optimizer
 
 
 @pytest.mark.parametrize("switch", ["frozen", "adapter", "finetune"])
-def test_a_switch_trains_its_own_parts_alone(config: VpdTraining, switch: str) -> None:
-    controls = ("random_weights",) if switch == "frozen" else ("frozen", "random_weights")
+def test_a_switch_trains_its_own_parts_alone(config: VpdTraining, switch: Switch) -> None:
+    controls: tuple[Control, ...] = ("random_weights",) if switch == "frozen" else ("frozen", "random_weights")
     config = dataclasses.replace(config, switch=switch, controls=controls)
     module = VpdModule(config)
     before = {name: branch.reader.digest() for name, branch in module._all()}
     names = {name for name, p in module.named_parameters() if p.requires_grad}
     assert any(".adapter." in name for name in names) == (switch != "frozen")
     assert any(".denoiser." in name for name in names) == (switch == "finetune")
-    assert all(name.startswith(f"branches.{OWN}") for name in names if ".head." not in name)
+    trained = {"frozen": ("head",), "adapter": ("adapter", "head"), "finetune": ("adapter", "denoiser", "head")}
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        branch_name, part = name.split(".")[1:3]
+        parts.setdefault(branch_name, set()).add(part)
+    for name, own in parts.items():  # the random denoiser has the switch of the row that it is set beside
+        assert own == set(trained["frozen" if name == "frozen" else switch])
     start = {name: value.clone() for name, value in module.state_dict().items()}
-    stepped(module, config)
-    optimised = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    optimizer = stepped(module, config)
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert optimised == {id(p) for p in module.parameters()}
+    assert {id(p) for p in optimizer.state} <= optimised
+    frozen = [one for name, one in module._all() if one.switch != "finetune"]
+    for one in frozen:
+        assert not optimised & {id(p) for p in one.reader.backbone.denoiser.parameters()}
     for name, branch in module._all():
         changed = branch.reader.digest() != before[name]
-        assert changed == (name == OWN and switch == "finetune")
+        assert changed == (name != "frozen" and switch == "finetune")
         backbone = branch.reader.backbone
         for part, network in backbone.components().items():
             if part != "denoiser" or not changed:
@@ -86,7 +101,12 @@ def test_the_denoiser_has_a_tenth_of_the_step_size(config: VpdTraining) -> None:
     stepped(module, config, steps=0)
     rest, own = module.configure_optimizers()["optimizer"].param_groups
     assert own["initial_lr"] == pytest.approx(0.1 * rest["initial_lr"]) and rest["initial_lr"] == 1e-3
-    assert {id(p) for p in own["params"]} == {id(p) for p in module._own.reader.backbone.denoiser.parameters()}
+    trained = [module._own, module.branches["random_weights"]]
+    assert {id(p) for p in own["params"]} == {
+        id(p)
+        for branch in trained
+        for p in branch.reader.backbone.denoiser.parameters()  # type: ignore[union-attr,operator]
+    }
 
 
 def test_the_input_is_the_published_one(config: VpdTraining) -> None:
@@ -112,6 +132,13 @@ def test_a_class_is_the_mean_state_at_the_end_token_of_its_texts(config: VpdTrai
         rows.append(text([prompt]).last_hidden_state[0, n - 1])
         torch.testing.assert_close(end_states(text, ["longer than the other text", prompt])[1], rows[-1])
     torch.testing.assert_close(module._class_embedding("hat"), torch.stack(rows).mean(0))
+
+
+def test_activations_are_computed_again_beside_a_frozen_control_too(config: VpdTraining) -> None:
+    module = VpdModule(dataclasses.replace(config, switch="adapter", checkpointing=True))
+    for _, branch in module._all():  # the first and the frozen one share a denoiser
+        network: Any = branch.reader.backbone.denoiser
+        assert network.is_gradient_checkpointing
 
 
 def test_a_control_does_not_depend_on_the_branches_beside_it(config: VpdTraining) -> None:
@@ -169,6 +196,35 @@ def test_a_run_that_is_interrupted_ends_with_the_same_weights_and_scores(config:
     weights = "own.safetensors"
     assert resumed.artifacts[weights] == whole.artifacts[weights]
     assert [record.value for record in resumed.metrics] == [record.value for record in whole.metrics]
+
+
+def test_ignored_pixels_are_in_no_loss_and_no_score(config: VpdTraining) -> None:
+    classes = {name: values for name, values in CLASSES.items() if name != "background"}
+    module = VpdModule(dataclasses.replace(config, classes=classes, ignored=(0,), controls=()))
+    output, truth = torch.randn(2, 4, 3, 3), torch.randint(0, 4, (2, 3, 3)).to(torch.uint8)
+    truth[:, 0] = UNKNOWN
+    expected = torch.nn.functional.cross_entropy(output[:, :, 1:], truth[:, 1:].long())
+    torch.testing.assert_close(module.loss(output, truth), expected)
+    own = dataclasses.replace(config, classes=classes, ignored=(0,), switch="adapter", controls=())
+    module, data = own.make()
+    counts = module.score(data.test)
+    assert counts.own.sum((1, 2)).tolist() == (data.test.truth != UNKNOWN).sum((1, 2)).tolist()
+    assert (data.test.truth == UNKNOWN).any()
+
+
+def test_the_cost_counts_the_passes_that_a_run_makes(config: VpdTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, switch="adapter", controls=("frozen", "random_weights"), n_test=3)
+    passes = {True: 0, False: 0}
+    call = DifferentiableBackbone.__call__
+
+    def counted(self: DifferentiableBackbone, x: Tensor, t: Tensor, condition: Any) -> Any:
+        passes[torch.is_grad_enabled()] += len(x)
+        return call(self, x, t, condition)
+
+    monkeypatch.setattr(DifferentiableBackbone, "__call__", counted)
+    train_generative(config)
+    (line,) = [line for line in config.cost_lines if line.startswith("denoiser passes")]
+    assert line == f"denoiser passes of an image: {passes[True]:,} with a backward pass, {passes[False]:,} without"
 
 
 def test_changed_frozen_weights_are_noticed(config: VpdTraining, tmp_path: Path) -> None:

@@ -2,8 +2,16 @@
 
 import dataclasses
 
-from diffprobe.core.result import MetricRecord
-from diffprobe.report.entry import PLAIN, ComparisonText, EntryStyle, format_control, format_entry, format_record
+from diffprobe.core.result import MetricRecord, StartTime, make_result
+from diffprobe.report.entry import (
+    PLAIN,
+    ComparisonText,
+    EntryStyle,
+    format_control,
+    format_entry,
+    format_record,
+    published_lines,
+)
 from diffprobe.report.latex import render_latex
 from diffprobe.report.pages.page import Page, render_page
 from diffprobe.report.table import render_markdown
@@ -87,3 +95,21 @@ def test_a_record_is_one_line():
     )
     plain = dataclasses.replace(record, cell=None, target=None, controls={}, detail={}, split="val")
     assert format_record(plain) == "val auroc = 0.9877  n=1,280"
+
+
+def test_a_published_number_is_beside_the_metric_and_probe_that_it_is_of_alone() -> None:
+    published = {"metric": "oiou", "value": 0.7346, "tolerance": 0.01, "source": "a paper", "provenance": "second hand"}
+    own = MetricRecord(name="oiou", value=0.7, split="test", n=9, probe="vpd")
+    others = [
+        dataclasses.replace(own, name="miou_per_image"),
+        dataclasses.replace(own, split="val"),
+        dataclasses.replace(own, probe="vpd-adapter"),
+        dataclasses.replace(own, probe=None),
+    ]
+    result = make_result(
+        run="a", experiment="a", kind="train_vpd", config={"recipe": "vpd", "published": published}, seeds={"seed": 0},
+        metrics=[own, *others], started_at=StartTime.now(), artifacts={},
+    )  # fmt: skip
+    assert published_lines(own, result) == ["  published 0.7346 (a paper; second hand), delta -0.0346"]
+    assert all(published_lines(one, result) == [] for one in others)
+    assert published_lines(own, dataclasses.replace(result, config={"recipe": "vpd"})) == []

@@ -1,6 +1,7 @@
 """Parts of VPD: sizes of the published model, the adapter at zero, heads that do not depend on the batch."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,10 @@ def test_levels_of_stable_diffusion_have_the_published_channels_and_places() -> 
     import diffusers
 
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(
+        unet: Any = diffusers.UNet2DConditionModel(
             sample_size=64, cross_attention_dim=768, block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8
         )
+    assert n_parameters(unet) == 859_520_964
     layout = OutputLayout(size=(64, 64))
     shapes: dict[str, tuple[int, tuple[int, int]]] = {}
 
@@ -72,6 +74,21 @@ def test_levels_of_stable_diffusion_have_the_published_channels_and_places() -> 
     assert pyramid_channels(levels, [], 150) == [320, 640, 1280, 1280]
     with pytest.raises(ConfigError, match="up blocks"):
         pyramid_taps(["transformer_blocks.0", "up_blocks.0.resnets.0"])
+
+
+def test_the_parts_have_the_number_of_weights_that_their_published_sizes_give() -> None:
+    channels, width, half, n_classes = [320, 790, 1430, 1280], 256, 128, 150
+    with torch.device("meta"):
+        segmentation = SemanticFpn(channels, n_classes)
+        depth = DepthHead([320, 640, 1280, 1280], max_depth=10.0)
+    pyramid = sum(channels) * width + 4 * width + 4 * (9 * width * width + width)
+    convolutions = {(width, half): 4, (half, half): 3}  # 1, 1, 2 and 3 steps to the finest size
+    scaling = sum(n * (9 * a * b + 2 * b) for (a, b), n in convolutions.items())
+    own_norms = 2 * sum(channels)  # of the levels; the released neck has none
+    assert n_parameters(segmentation) == pyramid + scaling + half * n_classes + n_classes + own_norms
+    upsampling = (4 * 256 * 32 + 32) + 2 * (4 * 32 * 32 + 32)
+    fused = 9 * 3520 * 256 + 2 * 256
+    assert n_parameters(depth) == 2 * 3520 + fused + upsampling + 9 * 32 + 1
 
 
 def test_attention_maps_are_appended_to_levels_of_their_size_but_never_to_the_finest() -> None:
