@@ -118,7 +118,5 @@ def record(runs: Path | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "runs", type=Path, nargs="?", help="the folder of the runs; without it, write the tables anew"
-    )
+    parser.add_argument("runs", type=Path, nargs="?", help="the folder of the runs; without it, write the tables anew")
     record(parser.parse_args().runs)
