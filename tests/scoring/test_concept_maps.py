@@ -58,9 +58,7 @@ def test_backbones_without_the_text_are_refused(tmp_path: Path) -> None:
         ConceptMaps.from_pretrained(str(dit.tiny(tmp_path / "dit")), CONCEPTS, device="cpu")
 
 
-def test_attention_to_words_of_the_prompt_is_the_softmax_of_their_tokens(
-    tmp_path: Path, images: torch.Tensor
-) -> None:
+def test_attention_to_words_of_the_prompt_is_the_softmax_of_their_tokens(tmp_path: Path, images: torch.Tensor) -> None:
     path = str(sd_unet.tiny(tmp_path / "sd"))
     model = DenoisingError.from_pretrained(path, device="cpu", resolution=32)
     maps = ConceptMaps(model, ["cat", "red"], prompt="a red cat", space="probs")
