@@ -1,7 +1,7 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
-steer, the classes or lifetimes of an SAE's latents, points that are matched between images, classes of pixels, or the
-denoising error that changes inside it cause: the reconstruction of an SAE, single latents ablated, or taps that are
-ablated and patched."""
+steer, the classes or lifetimes of an SAE's latents, points that are matched between images, classes of pixels (read
+linearly, or by words), or the denoising error that changes inside it cause: the reconstruction of an SAE, single
+latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     correspondence = what.add_parser("correspondence", help="named points of one image found in another (DIFT)")
     segmentation = what.add_parser("segmentation", help="classes of pixels, read linearly from few labelled images")
+    concepts = what.add_parser("concepts", help="classes of pixels by words, without training (ConceptAttention)")
     lifetimes = what.add_parser("lifetimes", help="timesteps at which an SAE's latents are born, peak and die")
     lifetimes.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run on several timesteps")
     latents = what.add_parser("latents", help="what an SAE's latents read, beside what the denoiser uses of them")
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (long_tail, "scenes/long_tail/evaluate"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
-        (segmentation, "scenes/segmentation"),
+        (segmentation, "scenes/segmentation"), (concepts, "scenes/concepts"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
         "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
-        "segmentation": _run_segmentation,
+        "segmentation": _run_segmentation, "concepts": _run_concepts,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -248,6 +249,23 @@ def _run_segmentation(args: argparse.Namespace) -> int:
 
     path = evaluate_segmentation(config)
     print("\n".join(summary_lines(read_result(path))))
+    print(f"result: {path}")
+    return 0
+
+
+def _run_concepts(args: argparse.Namespace) -> int:
+    config = _load(args, None, "scenes/concepts", "evaluate_concepts")
+    if args.check:
+        return _valid(*config.cost_lines)
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.concepts import evaluate_concepts
+    from diffprobe.evaluation.concepts_picture import PICTURE_FILE
+    from diffprobe.evaluation.concepts_records import summary_lines
+
+    path = evaluate_concepts(config)
+    print("\n".join(summary_lines(read_result(path))))
+    if config.n_shown:
+        print(f"picture: {path.with_name(PICTURE_FILE)}")
     print(f"result: {path}")
     return 0
 

@@ -36,6 +36,7 @@ KINDS = {
     "audit": Kind("diffprobe.evaluation.audit_settings:Audit", "audit"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_concepts": Kind("diffprobe.evaluation.concepts_settings:ConceptsEvaluation", "eval concepts"),
     "evaluate_correspondence": Kind(
         "diffprobe.evaluation.correspondence_settings:CorrespondenceEvaluation", "eval correspondence"
     ),

@@ -10,19 +10,26 @@ Which token is a concept:
 - U-Nets: the mean over the tokens of the concept's text, start and padding left out. This is ours, as is the reading of
   cross-attention.
 
-Source: Helbling et al., 2502.04320.
+The space `probs` is the comparison from before: how much the pass itself attends to the concept's tokens in its prompt
+(DAAM), divided by the sum over concepts. It is read in U-Nets only.
+
+Sources: Helbling et al., 2502.04320; Tang et al., 2210.04885, section 3 (DAAM).
 """
 
-from collections.abc import Sequence
-from typing import Self
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.hooks import RemovableHandle
 
+from diffprobe.backbones.attended import Attended
 from diffprobe.backbones.concepts import ConceptOutputs, Space, concept_attentions, watch_concepts
 from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.readouts import watch_attention
 from diffprobe.backbones.text_encoders import TextEncoder
 from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.shapes import Images
@@ -31,6 +38,9 @@ from diffprobe.scoring.noise_sets import stack_noise
 
 ConceptCell = tuple[str, int]
 """An attention and a timestep."""
+MapSpace = Literal[Space, "probs"]
+"""`output` and `attention` as in `backbones/concepts.py`; `probs`: attention of the pass to the words of its prompt."""
+_Keep = Callable[[str, Float[Tensor, "batch places concepts"]], None]
 
 
 class ConceptMaps:
@@ -40,12 +50,13 @@ class ConceptMaps:
         model: the backbone, loaded whole.
         concepts: at least two different texts.
         prompt: text of the pass; None takes the concepts, separated by commas. The image attends to it.
-        space: `output`, or `attention` for raw attention maps, the usual comparison.
-    Raises: ConfigError for concepts that cannot be compared, or a backbone without a text or without such attentions.
+        space: `output`, `attention` for raw attention maps, or `probs` for attention to the words of the prompt.
+    Raises: ConfigError for concepts that cannot be compared, a backbone without a text or without such attentions, and
+        in the space `probs` for joint attention or a concept that is not among the tokens of the prompt.
     """
 
     def __init__(
-        self, model: DenoisingError, concepts: Sequence[str], *, prompt: str | None = None, space: Space = "output"
+        self, model: DenoisingError, concepts: Sequence[str], *, prompt: str | None = None, space: MapSpace = "output"
     ) -> None:
         _check_concepts(concepts)
         self.model, self.concepts, self.space = model, tuple(concepts), space
@@ -57,6 +68,13 @@ class ConceptMaps:
                 "allowed: U-Nets with cross-attention to a text, SD3 and FLUX",
             )
         self._tokens = _concept_tokens(model, self.concepts)
+        joint = [path for path in self.attentions if model.spec.layout.is_joint_attention(path)]
+        if joint and space == "probs":
+            raise ConfigError(
+                f"space=probs is not read in '{model.spec.name}': '{joint[0]}' attends to image and text together.",
+                fix="space=attention",
+            )
+        self._in_prompt = _prompt_tokens(model, self.concepts, prompt) if space == "probs" else None
 
     @classmethod
     def from_pretrained(
@@ -65,7 +83,7 @@ class ConceptMaps:
         concepts: Sequence[str],
         *,
         prompt: str | None = None,
-        space: Space = "output",
+        space: MapSpace = "output",
         seed: int = 0,
         resolution: int | None = None,
         device: torch.device | str = "auto",
@@ -100,22 +118,20 @@ class ConceptMaps:
         Raises: BadTimestep; ConfigError for an attention that the backbone does not have.
         """
         model, spec = self.model, self.model.spec
-        chosen = self._choose(attentions)
+        chosen = self.check(attentions)
         spec.schedule.check(timesteps, spec.name)
         clean = model.encode_images(images)
         side = size or (clean.shape[2], clean.shape[3])
         found: dict[ConceptCell, Tensor] = {}
-        device, denoiser = self._tokens.device, model.backbone.denoiser
+        device = self._tokens.device
         for t in timesteps:
             noise = stack_noise(model.seed, keys, t, clean.shape[1:])
             parts: dict[str, list[Tensor]] = {path: [] for path in chosen}
 
-            def keep(path: str, outputs: ConceptOutputs, parts: dict[str, list[Tensor]] = parts) -> None:
-                parts[path].append(self._map(path, outputs, side))
+            def keep(path: str, shares: Tensor, parts: dict[str, list[Tensor]] = parts) -> None:
+                parts[path].append(self._map(path, shares, side))
 
-            handles = watch_concepts(
-                denoiser, spec.layout, self._tokens, keep, only=chosen, without_pooled=spec.family == "flux"
-            )
+            handles = self._watch(chosen, keep)
             try:
                 with model.exactly():
                     for rows in torch.arange(len(clean)).split(model.rows):
@@ -144,7 +160,8 @@ class ConceptMaps:
         cells = self.cells(images, keys, timesteps, attentions=attentions, size=size)
         return torch.stack(list(cells.values())).mean(0)
 
-    def _choose(self, attentions: Sequence[str]) -> tuple[str, ...]:
+    def check(self, attentions: Sequence[str]) -> tuple[str, ...]:
+        """Return the attentions that are read; empty for all. Raises: ConfigError for another one."""
         missing = [path for path in attentions if path not in self.attentions]
         if missing:
             raise ConfigError(
@@ -153,9 +170,32 @@ class ConceptMaps:
             )
         return tuple(attentions) or self.attentions
 
-    def _map(self, path: str, outputs: ConceptOutputs, size: tuple[int, int]) -> Tensor:
-        shares = outputs.scores(self.space).softmax(1)
-        grid = self.model.spec.layout.on_grid(shares.transpose(1, 2))
+    def _watch(self, chosen: Sequence[str], keep: _Keep) -> list[RemovableHandle]:
+        """Hook attentions; `keep` gets the path of one and the shares of the concepts in each place."""
+        denoiser, spec, space = self.model.backbone.denoiser, self.model.spec, self.space
+        if space != "probs":
+
+            def compare(path: str, outputs: ConceptOutputs) -> None:
+                keep(path, outputs.scores(space).softmax(1).transpose(1, 2))
+
+            flux = spec.family == "flux"
+            return watch_concepts(denoiser, spec.layout, self._tokens, compare, only=chosen, without_pooled=flux)
+        weights = self._in_prompt
+        assert weights is not None, "made with the space"
+
+        def attends(path: str) -> list[RemovableHandle]:
+            module = denoiser.get_submodule(path)
+
+            def ready(found: Attended) -> None:
+                probs = found.mean_over_heads(int(module.heads), probs=True) @ weights  # type: ignore[arg-type]
+                keep(path, probs / probs.sum(-1, keepdim=True))
+
+            return watch_attention(module, path, spec.layout, ready)
+
+        return [handle for path in chosen for handle in attends(path)]
+
+    def _map(self, path: str, shares: Float[Tensor, "batch places concepts"], size: tuple[int, int]) -> Tensor:
+        grid = self.model.spec.layout.on_grid(shares)
         if grid is None:
             raise RunFailed(f"the places of '{path}' have no grid.", "this is a bug in diffprobe")
         return interpolate(grid, size=size, mode="bilinear", align_corners=False).cpu()
@@ -188,3 +228,33 @@ def _concept_tokens(model: DenoisingError, concepts: Sequence[str]) -> Float[Ten
     mask[:, 0] = 0
     weights = (mask / mask.sum(1, keepdim=True)).to(rows)
     return (rows * weights[..., None]).sum(1)
+
+
+def _prompt_tokens(
+    model: DenoisingError, concepts: Sequence[str], prompt: str | None
+) -> Float[Tensor, "tokens concepts"]:
+    """Return weights that average over the tokens of each concept in the prompt. Raises: ConfigError."""
+    assert isinstance(model.backbone, TextBackbone), "checked before"
+    text = next(iter(model.backbone.texts.values()))
+    whole = ", ".join(concepts) if prompt is None else prompt
+    if not getattr(text.tokenizer, "is_fast", False):
+        raise ConfigError(f"space=probs: the tokenizer of '{model.spec.name}' does not give the places of its tokens.")
+    given = text.tokenizer(whole, return_offsets_mapping=True, truncation=True, max_length=text.length)
+    offsets = given["offset_mapping"]
+    weights, start = torch.zeros(text.length, len(concepts)), 0
+    for i, concept in enumerate(concepts):
+        if prompt is not None:
+            found = re.search(rf"(?<!\w){re.escape(concept)}(?!\w)", prompt)
+            if found is None:
+                raise ConfigError(f"space=probs: '{concept}' is not in the prompt '{prompt}'.", fix="another prompt")
+            start = found.start()
+        end = start + len(concept)
+        own = [n for n, (low, high) in enumerate(offsets) if low < end and high > start]
+        if not own or offsets[own[-1]][1] < end:
+            raise ConfigError(
+                f"space=probs: '{concept}' is behind the {text.length} tokens that the text encoder reads.",
+                fix="fewer concepts, or a shorter prompt",
+            )
+        weights[own, i] = 1 / len(own)
+        start = end + 2  # the comma
+    return weights.to(next(model.backbone.denoiser.parameters()).device)

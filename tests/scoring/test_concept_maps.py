@@ -56,3 +56,35 @@ def test_backbones_without_the_text_are_refused(tmp_path: Path) -> None:
         ConceptMaps.from_pretrained(str(sd3.tiny(tmp_path / "sd3", t5=False)), CONCEPTS, device="cpu", resolution=32)
     with pytest.raises(ConfigError, match="attention"):
         ConceptMaps.from_pretrained(str(dit.tiny(tmp_path / "dit")), CONCEPTS, device="cpu")
+
+
+def test_attention_to_words_of_the_prompt_is_the_softmax_of_their_tokens(tmp_path: Path, images: torch.Tensor) -> None:
+    path = str(sd_unet.tiny(tmp_path / "sd"))
+    model = DenoisingError.from_pretrained(path, device="cpu", resolution=32)
+    maps = ConceptMaps(model, ["cat", "red"], prompt="a red cat", space="probs")
+    attention = maps.attentions[-1]
+    module = model.backbone.denoiser.get_submodule(attention)
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("to_q", "to_k"):
+        module.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: seen.update({name: output}))
+    (found,) = maps.cells(images, KEYS, [100], attentions=[attention]).values()
+    q, k = (seen[name].unflatten(-1, (module.heads, -1)).transpose(1, 2) for name in ("to_q", "to_k"))
+    probs = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1).mean(1)  # [image, place, token]
+    side = int(probs.shape[1] ** 0.5)
+    probs = probs.transpose(1, 2).unflatten(2, (side, side))
+    (text,) = model.backbone.texts.values()
+    pieces = [len(text.tokenizer(word).input_ids) - 2 for word in ("a", "red", "cat")]
+    first = 1 + pieces[0]
+    red = probs[:, first : first + pieces[1]].mean(1)
+    cat = probs[:, first + pieces[1] : first + pieces[1] + pieces[2]].mean(1)
+    shares = torch.stack([cat, red], dim=1) / (cat + red)[:, None]
+    expected = torch.nn.functional.interpolate(shares, size=found.shape[2:], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for prompt, concepts, fact in (("a red cat", ["cat", "dog"], "dog"), (None, ["cat", "word " * 40], "tokens")):
+        with pytest.raises(ConfigError, match=fact):
+            ConceptMaps(model, concepts, prompt=prompt, space="probs")
+
+
+def test_attention_to_the_words_of_the_prompt_is_refused_in_joint_attention(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="space=probs"):
+        ConceptMaps.from_pretrained(str(flux.tiny(tmp_path)), CONCEPTS, space="probs", device="cpu", resolution=32)
