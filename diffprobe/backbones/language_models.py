@@ -13,7 +13,7 @@ from diffprobe.backbones.weight_files import require_files
 
 
 class LanguageModelEncoder(TextEncoder):
-    """A frozen language model whose states are the condition. Padding stands behind a prompt and is hidden from it."""
+    """A frozen language model whose states are the condition. Padding follows a prompt, and is hidden from it."""
 
     def __call__(
         self, prompts: list[str], *, instruction: str = ""
