@@ -199,10 +199,14 @@ def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]
     require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
+_TOKENIZERS = {"CLIP": "CLIPTokenizer", "Gemma": "GemmaTokenizerFast"}
+"""Start of the class of a tokenizer -> the class that loads it; those of all others are of a T5."""
+
+
 def _check_tokenizer(folder: Path, kind: str) -> None:
     import transformers
 
-    words = next((f"{start}Tokenizer" for start in ("CLIP", "Gemma") if kind.startswith(start)), None)
+    words = next((name for start, name in _TOKENIZERS.items() if kind.startswith(start)), None)
     if words is None:
         require_t5_vocabulary(folder.parent, folder.name)
         words = t5_tokenizer({"tokenizer": ["transformers", kind]}, "tokenizer")

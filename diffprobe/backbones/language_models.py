@@ -38,7 +38,7 @@ def load_gemma2(folder: Path, *, dtype: torch.dtype, length: int) -> LanguageMod
     Raises: WeightsMissing without safetensors weights or a vocabulary that can be read; WeightsMismatch if the weights
         do not fit the config.
     """
-    from transformers import Gemma2Model, GemmaTokenizerFast
+    from transformers import Gemma2Model, GemmaTokenizerFast  # type: ignore[attr-defined]  # made on demand
 
     require_files(folder / "text_encoder")
     require_vocabulary(folder, "tokenizer")

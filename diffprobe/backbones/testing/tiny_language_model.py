@@ -23,9 +23,8 @@ def tiny_gemma2(*, width: int = 32) -> tuple[Any, Any]:
             pieces.append(left)
     tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *pieces]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = GemmaTokenizer(
-        vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=8192, add_bos_token=True
-    )
+    unique: Any = list(dict.fromkeys(merges))
+    tokenizer = GemmaTokenizer(vocab=vocabulary, merges=unique, model_max_length=8192, add_bos_token=True)
     config = Gemma2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
