@@ -183,6 +183,10 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
         return match_encoder(folder)  # type: ignore[no-any-return]
     if "T5" in kind:
         return match_transformer(t5_class(folder), folder)  # type: ignore[no-any-return]
+    if kind == "Gemma2Model":
+        from transformers import Gemma2Model
+
+        return match_transformer(Gemma2Model, folder)  # type: ignore[no-any-return]
     if "CLIP" in kind:
         return match_transformer(clip_class(folder), folder)  # type: ignore[no-any-return]
     return None  # the description of the family refuses it, or does not read it
@@ -195,12 +199,19 @@ def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]
     require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
+_TOKENIZERS = {"CLIP": "CLIPTokenizer", "Gemma": "GemmaTokenizerFast"}
+"""Start of the class of a tokenizer -> the class that loads it; those of all others are of a T5."""
+
+
 def _check_tokenizer(folder: Path, kind: str) -> None:
     import transformers
 
-    t5 = not kind.startswith("CLIP")
-    (require_t5_vocabulary if t5 else require_vocabulary)(folder.parent, folder.name)
-    words = t5_tokenizer({"tokenizer": ["transformers", kind]}, "tokenizer") if t5 else "CLIPTokenizer"
+    words = next((name for start, name in _TOKENIZERS.items() if kind.startswith(start)), None)
+    if words is None:
+        require_t5_vocabulary(folder.parent, folder.name)
+        words = t5_tokenizer({"tokenizer": ["transformers", kind]}, "tokenizer")
+    else:
+        require_vocabulary(folder.parent, folder.name)
     load_tokenizer(getattr(transformers, words), folder)
 
 

@@ -4,9 +4,10 @@ DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
 where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX,
-AuraFlow), or the block's table added to the embedding of the timestep (PixArt).
+AuraFlow), or the block's table added to the embedding of the timestep (PixArt, Sana).
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -64,8 +65,10 @@ def watch_modulated(
     def from_layer(module: nn.Module, args: Any, output: Tensor) -> None:
         seen["parts"] = output.unflatten(-1, (-1, width))[:, :2]
 
+    signature = inspect.signature(type(block).forward)
+
     def from_table(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        table, timestep = module.scale_shift_table, kwargs["timestep"]
+        table, timestep = module.scale_shift_table, signature.bind(module, *args, **kwargs).arguments["timestep"]
         assert isinstance(table, Tensor)
         seen["parts"] = (table[None] + timestep.reshape(len(timestep), 6, -1))[:, :2]
 

@@ -81,19 +81,27 @@ class TextEncoder:
         self.tokenizer, self.encoder, self.length = tokenizer, encoder, length
         self._warned = False
 
-    def tokens(self, prompts: list[str], *, padding: Literal["max_length", "longest"] = "max_length") -> Any:
+    def tokens(
+        self,
+        prompts: list[str],
+        *,
+        padding: Literal["max_length", "longest"] = "max_length",
+        length: int | None = None,
+    ) -> Any:
         """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt.
 
         Args:
+            length: tokens of every prompt; None takes the length of the encoder.
             padding: to the length of the encoder, as in the pipelines, or to the longest of the prompts.
         Raises: WeightsMismatch if tokenizer and encoder do not fit.
         """
         name = getattr(self.tokenizer, "name_or_path", "the tokenizer")
+        length = self.length if length is None else length
         with naming(name, f"a tokenizer that can encode '{prompts[0][:80]}'"):
             tokens = self.tokenizer(
                 prompts,
                 padding=padding,
-                max_length=self.length,
+                max_length=length,
                 truncation=True,
                 return_tensors="pt",
                 return_attention_mask=True,
@@ -106,16 +114,16 @@ class TextEncoder:
                 "the parts come from different checkpoints",
             )
         if not self._warned:
-            self._warn_of_truncation(prompts)
+            self._warn_of_truncation(prompts, length)
         return tokens.to(next(self.encoder.parameters()).device)
 
-    def _warn_of_truncation(self, prompts: list[str]) -> None:
+    def _warn_of_truncation(self, prompts: list[str], length: int) -> None:
         whole = self.tokenizer(prompts, truncation=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, whole, strict=True):
-            if len(ids) > self.length:
+            if len(ids) > length:
                 self._warned = True
                 warnings.warn(
-                    f"a prompt of {len(ids)} tokens is truncated to the {self.length} of the text encoder: '{prompt}'. "
+                    f"a prompt of {len(ids)} tokens is truncated to the {length} of the text encoder: '{prompt}'. "
                     "Further truncated prompts are not reported.",
                     stacklevel=2,
                 )

@@ -61,7 +61,14 @@ def describe_denoiser(checkpoint: Checkpoint, kind: str) -> Any:
 
 
 def find_latents(
-    checkpoint: Checkpoint, resolution: int | None, *, own: int, patch: int, channels: int, only_own: bool = False
+    checkpoint: Checkpoint,
+    resolution: int | None,
+    *,
+    own: int,
+    patch: int,
+    channels: int,
+    only_own: bool = False,
+    vae: str = "AutoencoderKL",
 ) -> LatentGrid:
     """Return the shape of the latents at a resolution.
 
@@ -71,10 +78,11 @@ def find_latents(
         patch: latent places on a side of one token.
         channels: latent channels that the transformer takes.
         only_own: whether it takes no other side.
+        vae: diffusers class of the VAE.
     Raises: WeightsMissing; WeightsMismatch if VAE and transformer do not fit; ConfigError.
     """
     read_config(checkpoint, "vae")
-    given, factor = latent_geometry(checkpoint.part("vae"))
+    given, factor = latent_geometry(checkpoint.part("vae"), vae)
     if given != channels:
         raise WeightsMismatch(
             f"the transformer of '{checkpoint.name}' takes {channels} latent channels, its VAE gives {given}."

@@ -22,8 +22,17 @@ MAX_SIDE = 2**15
 _UNUSED = {
     "AutoencoderKL": ("decoder", "post_quant_conv"),
     "VQModel": ("decoder", "post_quant_conv", "quantize"),
+    "AutoencoderDC": ("decoder",),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
+_CHANNELS = {"AutoencoderKL": 4, "VQModel": 3, "AutoencoderDC": 32}
+"""Latent channels of each class if its config states none."""
+_LEVELS = {
+    "AutoencoderKL": ("block_out_channels", 1),
+    "VQModel": ("block_out_channels", 1),
+    "AutoencoderDC": ("encoder_block_out_channels", 6),
+}
+"""Key of the levels in the config of each class, and their number if the config states none."""
 _MAX_LEVELS = 12
 """Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
@@ -63,8 +72,15 @@ class MovqEncoder(VaeEncoder):
         return self.vae.encode(x).latents.float()
 
 
+class DcEncoder(VaeEncoder):
+    """Frozen encoder of an AutoencoderDC (deep compression), whose latents have no distribution and no shift."""
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x).latent.float() * self.vae.config.scaling_factor
+
+
 class VaeDecoder:
-    """Frozen decoder of an AutoencoderKL, in float32.
+    """Frozen decoder of an AutoencoderKL or AutoencoderDC, in float32.
 
     Args:
         vae: the autoencoder; only `decode` is used.
@@ -76,7 +92,8 @@ class VaeDecoder:
     @classmethod
     def from_folder(cls, folder: Path) -> "VaeDecoder":
         """Load the autoencoder of a folder. Raises: WeightsMissing, WeightsMismatch."""
-        return cls(load_network("AutoencoderKL", folder).requires_grad_(False))
+        kind = "AutoencoderDC" if _class_of(read_part_config(folder / CONFIG)) == "AutoencoderDC" else "AutoencoderKL"
+        return cls(load_network(kind, folder).requires_grad_(False))
 
     @torch.no_grad()
     def __call__(self, latents: FeatureMap) -> Images:
@@ -111,20 +128,19 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
         raise WeightsMismatch(
             f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
         )
-    own = kind == "AutoencoderKL" or config.get("vq_embed_dim") is None
-    channels = positive(
-        config, "latent_channels" if own else "vq_embed_dim", 4 if kind == "AutoencoderKL" else 3, where=path
-    )
-    levels = config.get("block_out_channels", [64])  # the default of both classes
+    own = kind != "VQModel" or config.get("vq_embed_dim") is None
+    channels = positive(config, "latent_channels" if own else "vq_embed_dim", _CHANNELS[kind], where=path)
+    key, default = _LEVELS[kind]
+    levels = config.get(key, [64] * default)
     if not isinstance(levels, list) or not 0 < len(levels) <= _MAX_LEVELS:
         raise WeightsMismatch(
-            f"'{path}': block_out_channels is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
+            f"'{path}': {key} is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
         )
     return channels, 2 ** (len(levels) - 1)
 
 
 def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
-    """Load the encoder of an AutoencoderKL, or without `images` a placeholder that cannot encode.
+    """Load the encoder of an AutoencoderKL or AutoencoderDC, or without `images` a placeholder that cannot encode.
 
     In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
@@ -140,7 +156,14 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
         )
     if dtype == torch.float16 and config.get("force_upcast", True):  # the class's own default
         dtype = torch.float32
-    return VaeEncoder(_load_half("AutoencoderKL", config, folder, _UNUSED["AutoencoderKL"], dtype, images))
+    kind, encoder = (
+        ("AutoencoderDC", DcEncoder) if _class_of(config) == "AutoencoderDC" else ("AutoencoderKL", VaeEncoder)
+    )
+    return encoder(_load_half(kind, config, folder, _UNUSED[kind], dtype, images))
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    return str(config.get("_class_name"))
 
 
 def load_movq_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> MovqEncoder:

@@ -113,8 +113,8 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
     scheduler = pipeline.scheduler
-    is_flow = type(scheduler).__name__.startswith("FlowMatch")
-    if is_flow:  # whole timesteps
+    is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"  # none: a FlowMatch...
+    if type(scheduler).__name__.startswith("FlowMatch"):  # whole timesteps
         scheduler = type(scheduler).from_config(scheduler.config, shift=1.0, use_dynamic_shifting=False)
         pipeline.scheduler = scheduler
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer

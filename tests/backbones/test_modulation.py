@@ -1,5 +1,6 @@
-"""`/modulated` of five families against diffusers' own AdaLN layers, run again on the output of the block."""
+"""`/modulated` of six families against diffusers' own AdaLN layers, run again on the output of the block."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, dit, flux, pixart, sd3
+from diffprobe.backbones.families import auraflow, dit, flux, pixart, sana, sd3
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -18,6 +19,7 @@ from diffprobe.core.errors import UnknownTap
 CASES = [
     (dit, "transformer_blocks.1", lambda output: output),
     (pixart, "transformer_blocks.1", lambda output: output),
+    (sana, "transformer_blocks.1", lambda output: output),
     (sd3, "transformer_blocks.0", lambda output: output[1]),  # with a second attention
     (sd3, "transformer_blocks.1", lambda output: output[1]),
     (flux, "transformer_blocks.1", lambda output: output[1]),
@@ -30,7 +32,7 @@ CASES = [
 
 def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return what the block's own first normalisation makes of tokens under the conditioning of a pass."""
-    if getattr(block, "scale_shift_table", None) is not None:  # PixArt
+    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana
         parts = block.scale_shift_table[None] + kwargs["timestep"].reshape(len(tokens), 6, -1)
         shift, scale = parts.chunk(6, dim=1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift
@@ -52,8 +54,11 @@ def test_it_is_what_the_blocks_own_normalisation_makes_of_its_output(
     block: Any = features._backbone.denoiser.get_submodule(path)
     expected: list[Tensor] = []
 
+    signature = inspect.signature(type(block).forward)
+
     def check(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        expected.append(again(module, image(output), kwargs))
+        given = signature.bind(module, *args, **kwargs).arguments  # Sana gives its blocks the timestep by position
+        expected.append(again(module, image(output), dict(given)))
 
     # before the hooks of the pass, whose last one ends it
     handle = block.register_forward_hook(check, with_kwargs=True)

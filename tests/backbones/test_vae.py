@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_vae
 from diffprobe.backbones.vae import VaeDecoder, latent_geometry, load_movq_encoder, load_vae_encoder
 from diffprobe.core.errors import WeightsMismatch
 
@@ -28,6 +28,25 @@ def test_a_shift_is_taken_off_before_scaling(tiny_sd: Path, images: Tensor, tmp_
     (folder / "config.json").write_text(json.dumps(config | {"shift_factor": 0.5}))
     plain, shifted = (load_vae_encoder(path, dtype=torch.float32)(images) for path in (tiny_sd / "vae", folder))
     torch.testing.assert_close(shifted, plain - 0.5 * config["scaling_factor"])
+
+
+def test_a_deep_compression_autoencoder_gives_its_scaled_latents_and_takes_them_back(
+    images: Tensor, tmp_path: Path
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_dc().eval()
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderDC") == (4, 2)
+    with torch.no_grad():
+        latents = whole.encode(images * 2 - 1).latent
+        back = (whole.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(encoder(images), latents * whole.config.scaling_factor, atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if name.startswith("decoder")]
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(encoder(images)), back, atol=1e-4, rtol=0)
+    with pytest.raises(WeightsMismatch, match="AutoencoderDC.*AutoencoderKL"):
+        latent_geometry(tmp_path)
 
 
 def test_many_pixels_are_encoded_in_bounded_passes(

@@ -82,3 +82,24 @@ def tiny_t5(folder: Path, *, width: int = 32, many_languages: bool = False) -> t
         dropout_rate=0.0,
     )
     return tokenizer, UMT5EncoderModel(config) if many_languages else T5EncoderModel(config)
+
+
+def tiny_dc(*, latent_channels: int = 4) -> Any:
+    """Draw an AutoencoderDC that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+    """
+    import diffusers
+
+    return diffusers.AutoencoderDC(
+        latent_channels=latent_channels,
+        attention_head_dim=8,
+        encoder_block_out_channels=(16, 32),
+        decoder_block_out_channels=(16, 32),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        scaling_factor=0.5,
+    )

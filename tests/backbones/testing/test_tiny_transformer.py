@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_t5, tiny_vae
 
 
 def test_a_tokenizer_knows_words_and_letters_and_ends_a_text(tmp_path: Path) -> None:
@@ -21,3 +21,7 @@ def test_a_vae_halves_a_side_in_the_asked_channels(flow: bool) -> None:
     vae = tiny_vae(32, latent_channels=8, shift=0.1, flow=flow)
     assert vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 8, 16, 16)
     assert (vae.quant_conv is None) is flow and vae.config.shift_factor == 0.1
+
+
+def test_a_deep_compression_autoencoder_halves_a_side_in_the_asked_channels() -> None:
+    assert tiny_dc(latent_channels=8).encode(torch.zeros(1, 3, 32, 32)).latent.shape == (1, 8, 16, 16)
