@@ -1,10 +1,10 @@
 """Training of a small latent text-to-image diffusion model: U-Net and text encoder together.
 
 The target and the weight of the loss come from an objective (`objectives/`). The result is an ordinary
-StableDiffusionPipeline folder.
+StableDiffusionPipeline folder. With `transformer` the network is that of Stable Diffusion 3 (`flow_denoiser.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from diffprobe.generative.augmentation import AugmentationConfig
 from diffprobe.generative.caption_dropout import CaptionDropoutConfig, CaptionVocabulary, choose_captions
 from diffprobe.generative.embedding_noise import add_embedding_noise
 from diffprobe.generative.export import save_pipeline
+from diffprobe.generative.flow_transformer import TransformerShape
 from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
 from diffprobe.generative.long_tail import ClassesConfig, class_counts, class_numbers, shots, training_classes
@@ -48,6 +49,7 @@ from diffprobe.generative.objectives.base import (
     ObjectiveConfig,
     complete,
     compute_loss,
+    declared_process,
     make_objective,
     mean_squared_error,
 )
@@ -62,6 +64,9 @@ from diffprobe.generative.regularizers.base import (
 from diffprobe.generative.run_settings import GenerativeModule, validate_settings
 from diffprobe.generative.tokenizer import train_tokenizer
 
+TEXT_KEYS = ("text_width", "text_layers", "text_heads", "vocab_size", "max_tokens")
+"""Keys of `model` that describe text encoders."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserTraining:
@@ -75,10 +80,13 @@ class DenoiserTraining:
     """Captioned images."""
     model: DenoiserShape = field(default_factory=DenoiserShape)
     """Shape of the networks."""
-    noise: BetaSchedule = field(default_factory=BetaSchedule)
-    """The forward process."""
+    transformer: TransformerShape | None = None
+    """Shape of a transformer in place of the U-Net, as in Stable Diffusion 3; its objective has to be a flow, and a flow
+    needs it. None trains the U-Net."""
+    noise: BetaSchedule | None = None
+    """The forward process, `BetaSchedule()` if None; an objective that declares its own takes none."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What the U-Net predicts, and how its errors are weighted."""
+    """What the denoiser predicts, and how its errors are weighted."""
     classes: ClassesConfig | None = None
     """Condition on the value of an attribute instead of the captions, on long-tailed classes; None trains on the
     captions of all images."""
@@ -124,6 +132,16 @@ class DenoiserTraining:
         shares = ("drop_captions", "drop_captions_clean")
         validate_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
         object.__setattr__(self, "objective", complete(self.objective))  # so that a record names every setting
+        if declared_process(self.objective) is None:
+            object.__setattr__(self, "noise", self.noise or BetaSchedule())
+            if self.transformer is not None:
+                raise ConfigError(
+                    f"transformer is set, and objective={self.objective.name} is not a flow.",
+                    "the saved StableDiffusion3Pipeline samples flows only",
+                    fix="objective=flow_matching, or transformer=null",
+                )
+        else:
+            self._validate_flow()
         if self.regularizer is not None:
             if self.classes is None:
                 raise ConfigError(
@@ -131,6 +149,42 @@ class DenoiserTraining:
                     fix="set classes.attribute, or regularizer=null",
                 )
             object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
+
+    def _validate_flow(self) -> None:
+        """Refuse settings that a flow does not have. Raises: ConfigError."""
+        name = f"objective={self.objective.name}"
+        if self.noise is not None:
+            raise ConfigError(
+                f"noise has no effect with {name}: it has a forward process of its own, without betas.",
+                fix="noise=null",
+            )
+        if self.transformer is None:
+            raise ConfigError(
+                f"{name} needs a transformer: a StableDiffusionPipeline, the form in which U-Nets are saved, does not "
+                "sample flows.",
+                fix="experiment=scenes/train_flow, or set transformer.layers",
+            )
+        if self.regularizer is not None:
+            raise ConfigError(
+                f"regularizer.name={self.regularizer.name} is not defined with {name}: class-contrast terms compare "
+                "the reverse kernels of a diffusion.",
+                fix="regularizer=null",
+            )
+        unused = [key for key in ("text_encoder", "init_from") if getattr(self, key) is not None]
+        unused += ["text_noise"] if self.text_noise else []
+        if unused:
+            raise ConfigError(
+                f"{', '.join(unused)}: not offered with transformer: both text encoders start from random weights.",
+                fix=" ".join(f"{key}={'0' if key == 'text_noise' else 'null'}" for key in unused),
+            )
+        default = DenoiserShape()
+        keys = [field.name for field in fields(DenoiserShape) if field.name not in TEXT_KEYS]
+        unused = [f"model.{key}" for key in keys if getattr(self.model, key) != getattr(default, key)]
+        if unused:
+            raise ConfigError(
+                f"{', '.join(unused)}: no effect with transformer, which takes the place of the U-Net.",
+                fix="transformer.* has the shape of the transformer",
+            )
 
     def require_weights(self) -> None:
         """Check the folders of the autoencoder, the text encoder and the pipeline to start from.
@@ -157,13 +211,26 @@ class DenoiserTraining:
 
     def make(self) -> "tuple[DenoiserModule, ImageTableData]":
         """Build the module and its captioned images. Raises: what reading weights and shards raises."""
-        module = DenoiserModule(self)
+        from diffprobe.generative.flow_denoiser import FlowDenoiserModule
+
+        module = DenoiserModule(self) if self.transformer is None else FlowDenoiserModule(self)
         images = ImageTableData(
             self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
             classes=self.classes,
         )  # fmt: skip
         module.set_classes(images.train)
         return module, images
+
+
+def _process_of(config: DenoiserTraining) -> tuple[ForwardProcess, Objective, Any]:
+    """Return the forward process of a run, its objective, and the scheduler that is saved."""
+    declared = declared_process(config.objective)
+    if declared is not None:
+        return declared, make_objective(config.objective, declared), declared.scheduler()
+    noise = config.noise or BetaSchedule()
+    process = ForwardProcess(noise.scheduler().alphas_cumprod.float())
+    objective = make_objective(config.objective, process)
+    return process, objective, noise.scheduler(objective.prediction_type)
 
 
 class DenoiserModule(GenerativeModule):
@@ -179,9 +246,7 @@ class DenoiserModule(GenerativeModule):
         # In a tuple, so that neither checkpoints nor the averaged weights contain the frozen network.
         self._frozen = (vae.requires_grad_(False),)
         self.config = config
-        self.process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
-        self.objective: Objective = make_objective(config.objective, self.process)
-        self.scheduler = config.noise.scheduler(self.objective.prediction_type)
+        self.process, self.objective, self.scheduler = _process_of(config)
         self._latents: dict[str, Tensor] = {}
         self.classes: TrainingClasses | None = None
         self.regularizer: Regularizer | None = None
@@ -227,19 +292,29 @@ class DenoiserModule(GenerativeModule):
         if folder is not None:
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
-            table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
-            table = table if config.classes is None else config.classes.captioned(table)
-            texts = [text for captions in table.captions for text in captions]
-            self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
+            self.tokenizer = self.learn_vocabulary()
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         self.text_encoder.requires_grad_(config.text_learning_rate > 0)
         if config.init_from is not None:
+            assert config.noise is not None
             require_schedule(weights_folder(config.init_from), config.noise, self.objective.prediction_type)
             self.unet = open_unet(weights_folder(config.init_from), shape)
         else:
-            side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
             channels = self.vae.config.latent_channels
-            self.unet = make_unet(shape, latent_channels=channels, latent_side=side, seed=seed)
+            self.unet = make_unet(shape, latent_channels=channels, latent_side=self.latent_side, seed=seed)
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of a vae_latent."""
+        return int(self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def learn_vocabulary(self) -> Any:
+        """Train a tokenizer on the training captions."""
+        config, shape = self.config, self.config.model
+        table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
+        table = table if config.classes is None else config.classes.captioned(table)
+        texts = [text for captions in table.captions for text in captions]
+        return train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the digest of the vocabulary that the embeddings belong to."""
@@ -258,7 +333,7 @@ class DenoiserModule(GenerativeModule):
         """Return the loss of the objective on a batch of row indices."""
         table, rows = self._table("train"), rows.cpu()
         generator = torch.Generator().manual_seed(derive_seed("step", self.config.seed, self.global_step))
-        timesteps = torch.randint(self.process.n_timesteps, (len(rows),), generator=generator)
+        timesteps = self.process.draw(len(rows), generator)
         captions = choose_captions(
             [table.captions[row] for row in rows.tolist()],
             self.config.captions,
@@ -333,14 +408,19 @@ class DenoiserModule(GenerativeModule):
         captions: list[str],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        """Return the U-Net's output for noised latents under captions; arguments as of `errors`."""
-        size = self.config.model.max_tokens
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
-        text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        """Return the network's output for noised latents under captions; arguments as of `errors`."""
+        text = self.text_encoder(self.token_ids(captions)).last_hidden_state
         if generator is not None:
             text = add_embedding_noise(text, captions, std=self.config.text_noise, generator=generator)
         prediction: Tensor = self.unet(noised, timesteps, text).sample
         return prediction
+
+    def token_ids(self, captions: list[str]) -> Int[Tensor, "batch token"]:
+        """Return the tokens of captions, padded or cut to `model.max_tokens`."""
+        size = self.config.model.max_tokens
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
+        ids: Tensor = tokens.input_ids.to(self.device)
+        return ids
 
     def _regularized(
         self,
@@ -365,14 +445,20 @@ class DenoiserModule(GenerativeModule):
         return mean_squared_error(prediction, self.objective.target(*origins, timesteps)), term
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with warm-up and cosine decay; the text encoder has a learning rate of its own."""
+        """Return AdamW with warm-up and cosine decay; text encoders have a learning rate of their own."""
         config = self.config
         rate = config.trainer.learning_rate or 1e-3
-        groups = [{"params": list(self.unet.parameters()), "lr": rate}]
+        denoiser, texts = self.trained_parts()
+        groups = [{"params": list(denoiser.parameters()), "lr": rate}]
         if config.text_learning_rate > 0:
-            groups.append({"params": list(self.text_encoder.parameters()), "lr": rate * config.text_learning_rate})
+            parameters = [parameter for text in texts for parameter in text.parameters()]
+            groups.append({"params": parameters, "lr": rate * config.text_learning_rate})
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
+
+    def trained_parts(self) -> tuple[Any, list[Any]]:
+        """Return the denoiser and the text encoders."""
+        return self.unet, [self.text_encoder]
 
     def save(self, folder: Path) -> None:
         """Write the pipeline in diffusers' format, with the weights as fp16 safetensors."""
