@@ -81,7 +81,7 @@ class DenoiserTraining:
     model: DenoiserShape = field(default_factory=DenoiserShape)
     """Shape of the networks."""
     transformer: TransformerShape | None = None
-    """Shape of a transformer in place of the U-Net, as in Stable Diffusion 3; its objective has to be a flow, and a flow
+    """Shape of a transformer in place of the U-Net, as in Stable Diffusion 3; its objective has to be a flow; a flow
     needs it. None trains the U-Net."""
     noise: BetaSchedule | None = None
     """The forward process, `BetaSchedule()` if None; an objective that declares its own takes none."""
