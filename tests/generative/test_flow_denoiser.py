@@ -136,12 +136,12 @@ def test_the_family_reads_the_saved_model_and_predicts_the_same(trained, saved, 
 
 
 def test_features_are_extracted(saved):
-    found = DiffusionFeatures.from_pretrained(
+    loaded = DiffusionFeatures.from_pretrained(
         str(saved), taps=["transformer_blocks.1"], timesteps=[200], condition="caption", device="cpu"
     )
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    (values,) = found.extract(images, ["a", "b"], captions=CAPTIONS).values()
-    assert values.shape[0] == 2 and bool(torch.isfinite(values).all())
+    (values,) = loaded(images, keys=["a", "b"], captions=CAPTIONS).values()
+    assert values.shape == (2, 16) and bool(torch.isfinite(values).all()) and not torch.equal(*values)
 
 
 def test_the_sampler_of_scores_makes_the_steps_of_diffusers(model):
