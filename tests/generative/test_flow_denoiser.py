@@ -10,14 +10,12 @@ import torch
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, NonFinite
-from diffprobe.core.rng import derive_seed
-from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
-from diffprobe.generative.denoiser import DenoiserTraining
+from diffprobe.generative.architectures import DenoiserShape
+from diffprobe.generative.denoiser_training import DenoiserTraining
 from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.flow_denoiser import FlowDenoiserModule
 from diffprobe.generative.flow_transformer import TransformerShape
 from diffprobe.generative.objectives.base import ObjectiveConfig
-from diffprobe.generative.regularizers.base import RegularizerConfig
 from diffprobe.scoring.denoising_error import DenoisingError
 from diffprobe.scoring.generated_images import generated_latents
 from diffprobe.scoring.noise_sets import stack_noise
@@ -226,32 +224,6 @@ def test_frozen_text_encoders_keep_their_seeded_weights(config):
     assert not torch.equal(*(encoder.text_projection.weight for encoder in free))  # two encoders, not one twice
 
 
-def test_one_record_per_forward_process(config):
-    assert config.noise is None
-    plain = dataclasses.replace(config, transformer=None, objective=ObjectiveConfig())
-    assert plain.noise == BetaSchedule()
-
-
-@pytest.mark.parametrize(
-    ("changed", "facts"),
-    [
-        ({"noise": BetaSchedule(beta_end=0.02)}, "noise has no effect with objective=flow_matching"),
-        ({"transformer": None}, "objective=flow_matching needs a transformer"),
-        ({"objective": ObjectiveConfig()}, "transformer is set, and objective=noise_prediction is not a flow"),
-        ({"regularizer": RegularizerConfig(name="cbdm")}, "regularizer.name=cbdm is not defined with objective=flow"),
-        ({"text_encoder": "emoji-sd"}, "text_encoder: not offered with transformer"),
-        ({"init_from": "emoji-sd", "text_noise": 0.1}, "init_from, text_noise: not offered"),
-        (
-            {"model": dataclasses.replace(TEXT, channels=(8, 16), dropout=0.1)},
-            "model.channels, model.dropout: no effect with transformer",
-        ),
-    ],
-)
-def test_settings_without_effect_are_refused(config, changed, facts):
-    with pytest.raises(ConfigError, match=facts):
-        dataclasses.replace(config, **changed)
-
-
 def test_patches_that_do_not_tile_a_latent_are_refused(config):
     with pytest.raises(ConfigError, match="patch_size=3 does not divide the 8"):
         FlowDenoiserModule(dataclasses.replace(config, transformer=dataclasses.replace(SHAPE, patch_size=3)))
@@ -261,8 +233,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     wild = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, learning_rate=1e30))
     with pytest.raises(NonFinite, match="steps"):
         fit(wild, tmp_path)
-
-
-def test_both_text_encoders_have_seeds_of_their_own(config):
-    seed = derive_seed("weights", config.seed)
-    assert derive_seed("text", seed) != derive_seed("text_2", seed)
