@@ -7,7 +7,7 @@ from typing import Any
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.generative.architectures import DenoiserShape
 from diffprobe.generative.autoencoder import AutoencoderModule, AutoencoderShape, AutoencoderTraining
-from diffprobe.generative.denoiser import DenoiserTraining
+from diffprobe.generative.denoiser_training import DenoiserTraining
 from diffprobe.generative.text_encoder import TextEncoderTraining
 
 

@@ -63,7 +63,7 @@ KINDS = {
     "scenes_demo": Kind("diffprobe.demo.scenes.config:ScenesDemo", "demo"),
     "train_autoencoder": Kind("diffprobe.generative.autoencoder:AutoencoderTraining", "train"),
     "train_cleandift": Kind("diffprobe.generative.cleandift:CleanDiftTraining", "train"),
-    "train_denoiser": Kind("diffprobe.generative.denoiser:DenoiserTraining", "train"),
+    "train_denoiser": Kind("diffprobe.generative.denoiser_training:DenoiserTraining", "train"),
     "train_difffeed": Kind("diffprobe.generative.difffeed:DiffFeedTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),

@@ -1,10 +1,9 @@
 """Training of a small latent text-to-image diffusion model: U-Net and text encoder together.
 
 The target and the weight of the loss come from an objective (`objectives/`). The result is an ordinary
-StableDiffusionPipeline folder.
+StableDiffusionPipeline folder. With `transformer` the network is that of Stable Diffusion 3 (`flow_denoiser.py`).
 """
 
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,154 +15,55 @@ from torch import Tensor
 
 from diffprobe.backbones.device import exact
 from diffprobe.backbones.loading import load_network
-from diffprobe.backbones.weight_files import require_files
-from diffprobe.backbones.weights import digest_files, digest_part
-from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.architectures import (
     BetaSchedule,
-    DenoiserShape,
     make_text_encoder,
     make_unet,
     open_text_encoder,
     open_unet,
     require_autoencoder,
     require_schedule,
-    require_text_encoder,
     weights_folder,
 )  # fmt: skip
 from diffprobe.generative.augmentation import AugmentationConfig
-from diffprobe.generative.caption_dropout import CaptionDropoutConfig, CaptionVocabulary, choose_captions
+from diffprobe.generative.caption_dropout import CaptionVocabulary, choose_captions
+from diffprobe.generative.denoiser_settings import DenoiserSettings
 from diffprobe.generative.embedding_noise import add_embedding_noise
 from diffprobe.generative.export import save_pipeline
 from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
-from diffprobe.generative.long_tail import ClassesConfig, class_counts, class_numbers, shots, training_classes
+from diffprobe.generative.long_tail import class_counts, class_numbers, shots, training_classes
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.generative.objectives.base import (
     ForwardProcess,
     Objective,
-    ObjectiveConfig,
-    complete,
     compute_loss,
+    declared_process,
     make_objective,
     mean_squared_error,
 )
 from diffprobe.generative.regularizers.base import (
     ClassBatch,
     Regularizer,
-    RegularizerConfig,
     TrainingClasses,
-    complete_regularizer,
     make_regularizer,
 )
-from diffprobe.generative.run_settings import GenerativeModule, validate_settings
+from diffprobe.generative.run_settings import GenerativeModule
 from diffprobe.generative.tokenizer import train_tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class DenoiserTraining:
-    """A training run of a denoiser (experiment files of kind `train_denoiser`)."""
-
-    experiment: str
-    """Name of the experiment."""
-    autoencoder: str
-    """Folder of the trained AutoencoderKL in diffusers' format, or the name of a shipped model."""
-    data: DataConfig
-    """Captioned images."""
-    model: DenoiserShape = field(default_factory=DenoiserShape)
-    """Shape of the networks."""
-    noise: BetaSchedule = field(default_factory=BetaSchedule)
-    """The forward process."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What the U-Net predicts, and how its errors are weighted."""
-    classes: ClassesConfig | None = None
-    """Condition on the value of an attribute instead of the captions, on long-tailed classes; None trains on the
-    captions of all images."""
-    regularizer: RegularizerConfig | None = None
-    """Class-contrast term that is added to the loss; needs `classes`. None adds none."""
-    trainer: TrainerConfig
-    """Length, precision, step size."""
-    logger: LoggerConfig
-    """Where curves go."""
-    seed: int = 0
-    """Seed of weights, order, captions, timesteps and noise."""
-    output: str = "runs"
-    """Folder of runs."""
-    warmup_steps: int = 300
-    """Steps over which the step size rises; a cosine to 0 follows."""
-    captions: CaptionDropoutConfig = field(default_factory=CaptionDropoutConfig)
-    """Which of its captions a sample is trained with, and how many of its words are dropped."""
-    drop_captions: float = 0.1
-    """Share of samples that are trained with the empty caption, for classifier-free guidance."""
-    drop_captions_clean: float = 0.1
-    """The same share at timestep 0; it falls linearly to `drop_captions` at half of the schedule. A larger value keeps
-    the model from memorising images by their names where little noise hides them."""
-    balance_attribute: str | None = None
-    """Sample rare values of this attribute more often; None takes each sample once per epoch."""
-    balance_power: float = 0.5
-    """0 draws all samples with equal probability, 1 all values."""
-    text_encoder: str | None = None
-    """Folder of a trained text encoder and its tokenizer (emoji/train_text_encoder), or the name of a shipped
-    model; None trains both from scratch."""
-    text_learning_rate: float = 1.0
-    """Learning rate of the text encoder as a multiple of the U-Net's; 0 freezes it, random weights too."""
-    text_noise: float = 0.0
-    """Noise on the states of the text encoder during training, see `add_embedding_noise`."""
-    init_from: str | None = None
-    """Folder of a trained pipeline to start from, with its text encoder and tokenizer unless `text_encoder` names
-    others; None starts from random weights."""
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    """Shifted and scaled copies of the training images."""
-    ema_decay: float = 0.9995
-    """Decay per step of the exponential moving average of the weights, which is what is saved."""
-
-    def __post_init__(self) -> None:
-        shares = ("drop_captions", "drop_captions_clean")
-        validate_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
-        object.__setattr__(self, "objective", complete(self.objective))  # so that a record names every setting
-        if self.regularizer is not None:
-            if self.classes is None:
-                raise ConfigError(
-                    f"regularizer.name={self.regularizer.name} has no effect without classes.",
-                    fix="set classes.attribute, or regularizer=null",
-                )
-            object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
-
-    def require_weights(self) -> None:
-        """Check the folders of the autoencoder, the text encoder and the pipeline to start from.
-
-        Raises: WeightsMissing.
-        """
-        require_autoencoder(self.autoencoder)
-        if self.text_encoder or self.init_from:
-            require_text_encoder(weights_folder(self.text_encoder or self.init_from or ""))
-        if self.init_from:
-            require_files(weights_folder(self.init_from) / "unet")
-
-    def input_digests(self) -> dict[str, str]:
-        """Return the digests of the autoencoder, the text encoder and the initial weights. Raises: WeightsMissing."""
-        found = {"autoencoder": digest_part(require_autoencoder(self.autoencoder))}
-        text_encoder = self.text_encoder or self.init_from
-        if text_encoder:
-            folder = weights_folder(text_encoder)
-            tokenizer = digest_files(sorted((folder / "tokenizer").iterdir()))
-            found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": tokenizer})
-        if self.init_from:
-            found["init_from"] = digest_part(weights_folder(self.init_from) / "unet")
-        return found
-
-    def make(self) -> "tuple[DenoiserModule, ImageTableData]":
-        """Build the module and its captioned images. Raises: what reading weights and shards raises."""
-        module = DenoiserModule(self)
-        images = ImageTableData(
-            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
-            classes=self.classes,
-        )  # fmt: skip
-        module.set_classes(images.train)
-        return module, images
+def _process_of(config: DenoiserSettings) -> tuple[ForwardProcess, Objective, Any]:
+    """Return the forward process of a run, its objective, and the scheduler that is saved."""
+    declared = declared_process(config.objective)
+    if declared is not None:
+        return declared, make_objective(config.objective, declared), declared.scheduler()
+    noise = config.noise or BetaSchedule()
+    process = ForwardProcess(noise.scheduler().alphas_cumprod.float())
+    objective = make_objective(config.objective, process)
+    return process, objective, noise.scheduler(objective.prediction_type)
 
 
 class DenoiserModule(GenerativeModule):
@@ -173,15 +73,13 @@ class DenoiserModule(GenerativeModule):
     resumed run equals an uninterrupted one.
     """
 
-    def __init__(self, config: DenoiserTraining) -> None:
+    def __init__(self, config: DenoiserSettings) -> None:
         super().__init__()
         vae = load_network("AutoencoderKL", require_autoencoder(config.autoencoder))
         # In a tuple, so that neither checkpoints nor the averaged weights contain the frozen network.
         self._frozen = (vae.requires_grad_(False),)
         self.config = config
-        self.process = ForwardProcess(config.noise.scheduler().alphas_cumprod.float())
-        self.objective: Objective = make_objective(config.objective, self.process)
-        self.scheduler = config.noise.scheduler(self.objective.prediction_type)
+        self.process, self.objective, self.scheduler = _process_of(config)
         self._latents: dict[str, Tensor] = {}
         self.classes: TrainingClasses | None = None
         self.regularizer: Regularizer | None = None
@@ -227,19 +125,29 @@ class DenoiserModule(GenerativeModule):
         if folder is not None:
             self.tokenizer, self.text_encoder = open_text_encoder(weights_folder(folder), shape)
         else:
-            table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
-            table = table if config.classes is None else config.classes.captioned(table)
-            texts = [text for captions in table.captions for text in captions]
-            self.tokenizer = train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
+            self.tokenizer = self.learn_vocabulary()
             self.text_encoder = make_text_encoder(shape, tokenizer=self.tokenizer, seed=derive_seed("text", seed))
         self.text_encoder.requires_grad_(config.text_learning_rate > 0)
         if config.init_from is not None:
+            assert config.noise is not None
             require_schedule(weights_folder(config.init_from), config.noise, self.objective.prediction_type)
             self.unet = open_unet(weights_folder(config.init_from), shape)
         else:
-            side = self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
             channels = self.vae.config.latent_channels
-            self.unet = make_unet(shape, latent_channels=channels, latent_side=side, seed=seed)
+            self.unet = make_unet(shape, latent_channels=channels, latent_side=self.latent_side, seed=seed)
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of a vae_latent."""
+        return int(self.resolution // 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def learn_vocabulary(self) -> Any:
+        """Train a tokenizer on the training captions."""
+        config, shape = self.config, self.config.model
+        table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
+        table = table if config.classes is None else config.classes.captioned(table)
+        texts = [text for captions in table.captions for text in captions]
+        return train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the digest of the vocabulary that the embeddings belong to."""
@@ -258,7 +166,7 @@ class DenoiserModule(GenerativeModule):
         """Return the loss of the objective on a batch of row indices."""
         table, rows = self._table("train"), rows.cpu()
         generator = torch.Generator().manual_seed(derive_seed("step", self.config.seed, self.global_step))
-        timesteps = torch.randint(self.process.n_timesteps, (len(rows),), generator=generator)
+        timesteps = self.process.draw(len(rows), generator)
         captions = choose_captions(
             [table.captions[row] for row in rows.tolist()],
             self.config.captions,
@@ -333,14 +241,19 @@ class DenoiserModule(GenerativeModule):
         captions: list[str],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "batch c h w"]:
-        """Return the U-Net's output for noised latents under captions; arguments as of `errors`."""
-        size = self.config.model.max_tokens
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
-        text = self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+        """Return the network's output for noised latents under captions; arguments as of `errors`."""
+        text = self.text_encoder(self.token_ids(captions)).last_hidden_state
         if generator is not None:
             text = add_embedding_noise(text, captions, std=self.config.text_noise, generator=generator)
         prediction: Tensor = self.unet(noised, timesteps, text).sample
         return prediction
+
+    def token_ids(self, captions: list[str]) -> Int[Tensor, "batch token"]:
+        """Return the tokens of captions, padded or cut to `model.max_tokens`."""
+        size = self.config.model.max_tokens
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, max_length=size, return_tensors="pt")
+        ids: Tensor = tokens.input_ids.to(self.device)
+        return ids
 
     def _regularized(
         self,
@@ -365,14 +278,20 @@ class DenoiserModule(GenerativeModule):
         return mean_squared_error(prediction, self.objective.target(*origins, timesteps)), term
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW with warm-up and cosine decay; the text encoder has a learning rate of its own."""
+        """Return AdamW with warm-up and cosine decay; text encoders have a learning rate of their own."""
         config = self.config
         rate = config.trainer.learning_rate or 1e-3
-        groups = [{"params": list(self.unet.parameters()), "lr": rate}]
+        denoiser, texts = self.trained_parts()
+        groups = [{"params": list(denoiser.parameters()), "lr": rate}]
         if config.text_learning_rate > 0:
-            groups.append({"params": list(self.text_encoder.parameters()), "lr": rate * config.text_learning_rate})
+            parameters = [parameter for text in texts for parameter in text.parameters()]
+            groups.append({"params": parameters, "lr": rate * config.text_learning_rate})
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
+
+    def trained_parts(self) -> tuple[Any, list[Any]]:
+        """Return the denoiser and the text encoders."""
+        return self.unet, [self.text_encoder]
 
     def save(self, folder: Path) -> None:
         """Write the pipeline in diffusers' format, with the weights as fp16 safetensors."""

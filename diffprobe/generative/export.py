@@ -1,4 +1,4 @@
-"""Export of a trained text-to-image model as a StableDiffusionPipeline folder."""
+"""Export of a trained text-to-image model as a folder of diffusers' pipeline: of Stable Diffusion, or of version 3."""
 
 import json
 from collections.abc import Callable
@@ -36,17 +36,53 @@ def save_pipeline(folder: Path, *, vae: Any, unet: Any, text_encoder: Any, token
     )
     with quiet_libraries():
         pipeline.save_pretrained(folder, safe_serialization=True)
-    vocabulary = (
-        folder / "tokenizer" / "tokenizer.json"
-    )  # transformers indents every merge; a third of the file is whitespace
-    vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
-    for path in (
-        folder / "vae" / "config.json",
-        folder / "unet" / "config.json",
-        folder / "tokenizer" / "tokenizer_config.json",
-    ):
-        _rewrite(path, lambda config: {key: value for key, value in config.items() if key not in SOURCE_KEYS})
-    _rewrite(folder / "text_encoder" / "config.json", lambda config: {**_without_dtype(config), "dtype": "float32"})
+    _clean_files(folder, denoiser="unet", texts=("",))
+
+
+def save_flow_pipeline(
+    folder: Path, *, vae: Any, transformer: Any, text_encoders: tuple[Any, Any], tokenizer: Any, scheduler: Any
+) -> None:
+    """Write a StableDiffusion3Pipeline without T5 in diffusers' format, as `save_pipeline` does.
+
+    Args:
+        text_encoders: two CLIPs with projection, which have one tokenizer.
+    """
+    with quiet_libraries():
+        from diffusers import StableDiffusion3Pipeline
+
+    parts = {"vae": vae, "transformer": transformer}
+    parts |= {"text_encoder": text_encoders[0], "text_encoder_2": text_encoders[1]}
+    components: dict[str, Any] = {name: deepcopy(part).half() for name, part in parts.items()}
+    if components["vae"].config.shift_factor is None:  # the pipeline adds it to what it decodes
+        components["vae"].register_to_config(shift_factor=0.0)
+    pipeline: Any = StableDiffusion3Pipeline(
+        **components,
+        tokenizer=tokenizer,
+        tokenizer_2=deepcopy(tokenizer),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        scheduler=scheduler,
+    )
+    with quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    _clean_files(folder, denoiser="transformer", texts=("", "_2"))
+
+
+def _clean_files(folder: Path, *, denoiser: str, texts: tuple[str, ...]) -> None:
+    """Shorten vocabularies, remove the folders that components were opened from, and state the precision of texts."""
+    for end in texts:  # transformers indents every merge; a third of the file is whitespace
+        vocabulary = folder / f"tokenizer{end}" / "tokenizer.json"
+        vocabulary.write_text(canonical_json(json.loads(vocabulary.read_text("utf-8"))), "utf-8")
+        _rewrite(folder / f"tokenizer{end}" / "tokenizer_config.json", _without_source)
+        _rewrite(
+            folder / f"text_encoder{end}" / "config.json", lambda config: {**_without_dtype(config), "dtype": "float32"}
+        )
+    for part in ("vae", denoiser):
+        _rewrite(folder / part / "config.json", _without_source)
+
+
+def _without_source(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in SOURCE_KEYS}
 
 
 def _without_dtype(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import NonFinite, SampleError, WeightsMismatch, WeightsMissing
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.architectures import BetaSchedule, DenoiserShape
-from diffprobe.generative.denoiser import DenoiserModule, DenoiserTraining
+from diffprobe.generative.denoiser import DenoiserModule
+from diffprobe.generative.denoiser_training import DenoiserTraining
 from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.image_table import ImageTableData
 from diffprobe.training.checkpoint import find_checkpoint

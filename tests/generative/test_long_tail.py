@@ -11,7 +11,7 @@ from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, UnknownName
 from diffprobe.core.registry import REGULARIZERS
 from diffprobe.generative.architectures import DenoiserShape
-from diffprobe.generative.denoiser import DenoiserTraining
+from diffprobe.generative.denoiser_training import DenoiserTraining
 from diffprobe.generative.image_table import ImageTable
 from diffprobe.generative.long_tail import (
     ClassesConfig,

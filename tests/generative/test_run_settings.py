@@ -3,7 +3,7 @@ import pytest
 from diffprobe.config.parse import parse
 from diffprobe.core.errors import ConfigError
 from diffprobe.generative.autoencoder import AutoencoderTraining
-from diffprobe.generative.denoiser import DenoiserTraining
+from diffprobe.generative.denoiser_training import DenoiserTraining
 from diffprobe.generative.text_encoder import TextEncoderTraining
 
 RUNS = (AutoencoderTraining, TextEncoderTraining, DenoiserTraining)

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.config.parse import parse, to_tree
 from diffprobe.core.registry import OBJECTIVES
 
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
 """What a network can predict, by diffusers' names; an exported scheduler records it."""
 
 
@@ -38,8 +39,11 @@ class ForwardProcess(nn.Module):
 
     def __init__(self, alphas_cumprod: Float[Tensor, " timestep"]) -> None:
         super().__init__()
-        self.register_buffer("signal", alphas_cumprod.sqrt(), persistent=False)
-        self.register_buffer("sigma", (1 - alphas_cumprod).sqrt(), persistent=False)
+        self._set_tables(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
+
+    def _set_tables(self, signal: Float[Tensor, " timestep"], sigma: Float[Tensor, " timestep"]) -> None:
+        self.register_buffer("signal", signal, persistent=False)
+        self.register_buffer("sigma", sigma, persistent=False)
 
     @property
     def n_timesteps(self) -> int:
@@ -56,6 +60,27 @@ class ForwardProcess(nn.Module):
         """Return the noised latents x_t of each sample at its timestep."""
         signal, sigma = (values[timesteps, None, None, None] for values in (self.signal, self.sigma))
         return signal * clean + sigma * noise
+
+    def draw(self, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Draw the timesteps of n training samples on the CPU: all of the grid with equal probability."""
+        return torch.randint(self.n_timesteps, (n,), generator=generator)
+
+
+class DeclaredProcess(ForwardProcess):
+    """A forward process that an objective brings along, in place of the one that follows from the betas of `noise`.
+
+    Args:
+        signal: factor of the clean latents by timestep.
+        sigma: factor of the noise by timestep.
+    """
+
+    def __init__(self, signal: Float[Tensor, " timestep"], sigma: Float[Tensor, " timestep"]) -> None:
+        nn.Module.__init__(self)
+        self._set_tables(signal, sigma)
+
+    def scheduler(self) -> Any:
+        """Build the scheduler of diffusers that is saved with the trained model."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -99,6 +124,18 @@ def make_objective(config: ObjectiveConfig, process: ForwardProcess) -> Objectiv
     module = OBJECTIVES.load(config.name)
     objective: Objective = module.make(parse(module.Config, config.params, at="objective.params"), process)
     return objective
+
+
+def declared_process(config: ObjectiveConfig) -> DeclaredProcess | None:
+    """Return the forward process that an objective declares; None for an objective on the betas of `noise`.
+
+    Raises: UnknownName, ConfigError.
+    """
+    module = OBJECTIVES.load(config.name)
+    if not hasattr(module, "make_process"):
+        return None
+    process: DeclaredProcess = module.make_process(parse(module.Config, config.params, at="objective.params"))
+    return process
 
 
 def compute_loss(

@@ -11,10 +11,12 @@ from diffprobe.core.errors import ConfigError, DiffprobeError, UnknownName
 from diffprobe.core.registry import OBJECTIVES
 from diffprobe.generative.architectures import BetaSchedule
 from diffprobe.generative.objectives.base import (
+    DeclaredProcess,
     ForwardProcess,
     ObjectiveConfig,
     complete,
     compute_loss,
+    declared_process,
     make_objective,
     mean_squared_error,
 )
@@ -28,8 +30,16 @@ def process():
 
 
 @pytest.fixture(params=OBJECTIVES.names())
-def objective(request, process):
-    return make_objective(ObjectiveConfig(name=request.param), process)
+def pair(request, process):
+    """An objective and the forward process that it is defined on."""
+    config = ObjectiveConfig(name=request.param)
+    own = declared_process(config) or process
+    return make_objective(config, own), own
+
+
+@pytest.fixture
+def objective(pair):
+    return pair[0]
 
 
 @pytest.fixture
@@ -38,9 +48,18 @@ def batch():
     return tuple(torch.randn(4, 2, 3, 3, generator=generator) for _ in range(2))
 
 
-def test_the_target_is_what_diffusers_reads_as_the_declared_prediction_type(objective, process, batch):
+def test_the_target_is_what_diffusers_reads_as_the_declared_prediction_type(pair, batch):
     """From the noised latents and the target, diffusers' own sampler step recovers the clean latents."""
     clean, noise = batch
+    objective, process = pair
+    if isinstance(process, DeclaredProcess):
+        noised, target = process.add_noise(clean, noise, TIMESTEPS), objective.target(clean, noise, TIMESTEPS)
+        for row, t in enumerate(TIMESTEPS.tolist()):
+            scheduler = process.scheduler()
+            scheduler.set_timesteps(sigmas=[t / scheduler.config.num_train_timesteps])  # one step, to the clean latents
+            step = scheduler.step(target[row], scheduler.timesteps[0], noised[row])
+            torch.testing.assert_close(step.prev_sample, clean[row], atol=1e-4, rtol=1e-3)
+        return
     scheduler = BetaSchedule().scheduler(objective.prediction_type)
     scheduler.set_timesteps(1000)
     noised = process.add_noise(clean, noise, TIMESTEPS)
@@ -76,9 +95,11 @@ def test_settings_are_completed_and_unknown_ones_are_refused(name):
 
 
 def test_each_objective_has_a_preset_and_each_preset_composes():
-    presets = [
-        load("emoji/train_denoiser", [f"objective={choice}"]).objective for choice in search_path.groups()["objective"]
-    ]
+    presets = []
+    for choice in search_path.groups()["objective"]:
+        flow = declared_process(ObjectiveConfig(name=choice)) is not None
+        experiment = "scenes/train_flow" if flow else "emoji/train_denoiser"
+        presets.append(load(experiment, [f"objective={choice}"]).objective)
     assert {preset.name for preset in presets} == set(OBJECTIVES.names())
     for preset in presets:
         assert complete(preset) == preset

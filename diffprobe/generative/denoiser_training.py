@@ -1,0 +1,23 @@
+"""A training run of a denoiser: the module of its network, and its captioned images."""
+
+from dataclasses import dataclass
+
+from diffprobe.generative.denoiser import DenoiserModule
+from diffprobe.generative.denoiser_settings import DenoiserSettings
+from diffprobe.generative.flow_denoiser import FlowDenoiserModule
+from diffprobe.generative.image_table import ImageTableData
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining(DenoiserSettings):
+    """A training run of a denoiser (experiment files of kind `train_denoiser`)."""
+
+    def make(self) -> tuple[DenoiserModule, ImageTableData]:
+        """Build the module and its captioned images. Raises: what reading weights and shards raises."""
+        module = DenoiserModule(self) if self.transformer is None else FlowDenoiserModule(self)
+        images = ImageTableData(
+            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
+            classes=self.classes,
+        )  # fmt: skip
+        module.set_classes(images.train)
+        return module, images
