@@ -30,9 +30,8 @@ from diffprobe.evaluation.dense_maps import (
     request_rungs,
     splits_of,
 )
-from diffprobe.evaluation.dense_scores import Candidate, Counts, best_candidate, dense_score_records
+from diffprobe.evaluation.dense_scores import Candidate, Counts, DenseTask, Predict, best_candidate, dense_score_records
 from diffprobe.evaluation.dense_settings import DenseEvaluation
-from diffprobe.evaluation.dense_task import DenseTask, Predict
 from diffprobe.evaluation.labelled_sets import exchanged_truth, labelled_images
 from diffprobe.runs.provenance import backbone_digest
 

@@ -5,8 +5,9 @@ the labelled images, and scored on test. The interval resamples groups of images
 another draw of the labelled images changes is recorded beside it. Each control chooses in the same way.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,69 @@ from diffprobe.analysis.statistics import (
 )
 from diffprobe.core.result import MetricRecord, RunResult
 from diffprobe.evaluation.dense_settings import DenseEvaluation
-from diffprobe.evaluation.dense_task import DenseTask, Score
 from diffprobe.report.entry import format_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffprobe.features.request import Request
+    from diffprobe.shards.class_maps import DenseSample
 
 _Array = NDArray[np.float64]
 Candidate = tuple[str, float, int, int]
 """Cell, penalty, number of labelled images, and number of their draw."""
 Counts = dict[str, dict[Candidate, _Array]]
 """Split -> candidate -> what scores sum, of each image: (images, ...)."""
+Predict = Callable[["Tensor", tuple[int, int]], "Tensor"]
+"""Map of an image, (channels, height, width), and size of the truth -> what is predicted of each of its pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score of the counts of images."""
+
+    name: str
+    """Name of the metric, without the number of labels."""
+    statistic: Callable[[_Array], SumStatistic]
+    """Counts of images -> the score as a statistic over images."""
+    higher_is_better: bool = True
+
+
+class DenseTask(Protocol):
+    """What is read of each pixel."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the results."""
+
+    @property
+    def probe(self) -> str:
+        """Name of the readout in the records."""
+
+    @property
+    def scores(self) -> Sequence[Score]:
+        """The scores, from the counts of images; cells are chosen by the first one."""
+
+    def read(self, request: "Request", split: str, n: int) -> "Sequence[DenseSample]":
+        """Return the first samples of a split with their truth."""
+
+    def truth(self, sample: "DenseSample") -> "Tensor":
+        """Return the truth of a sample, (rows, cols)."""
+
+    def fit(self, maps: "Tensor", truth: "Sequence[Tensor]", penalty: float) -> Predict:
+        """Return a fitted readout."""
+
+    def by_place(self, truth: "Sequence[Tensor]", size: tuple[int, int]) -> Predict:
+        """Return what predicts the same for all images."""
+
+    def by_mean(self, maps: "Tensor", truth: "Sequence[Tensor]") -> Predict:
+        """Return what predicts the class of the nearest mean."""
+
+    def count(self, predicted: "Tensor", truth: "Tensor") -> _Array:
+        """Return what the scores sum over images."""
+
+    def detail(self, counts: Sequence[_Array]) -> dict[str, object]:
+        """Return what a test record holds beside its scores; counts are those of each draw, (images, ...)."""
 
 
 def metric_name(score: str, n: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffprobe.analysis.statistics import SumStatistic
 from diffprobe.core.errors import ConfigError
 from diffprobe.evaluation.dense_readouts import evaluate_dense
-from diffprobe.evaluation.dense_task import Predict, Score
+from diffprobe.evaluation.dense_scores import Predict, Score
 from diffprobe.evaluation.depth_settings import DepthEvaluation
 
 if TYPE_CHECKING:

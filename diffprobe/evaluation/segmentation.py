@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diffprobe.analysis.statistics import SumStatistic, mean_of
 from diffprobe.evaluation.dense_readouts import evaluate_dense
-from diffprobe.evaluation.dense_task import Predict, Score
+from diffprobe.evaluation.dense_scores import Predict, Score
 from diffprobe.evaluation.segmentation_settings import SegmentationEvaluation
 
 if TYPE_CHECKING:

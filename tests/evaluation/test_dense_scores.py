@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from diffprobe.config.compose import load
-from diffprobe.evaluation.dense_scores import Counts, best_candidate, dense_score_records, metric_name
-from diffprobe.evaluation.dense_task import Score
+from diffprobe.evaluation.dense_scores import Counts, Score, best_candidate, dense_score_records, metric_name
 from diffprobe.evaluation.segmentation import ClassTask, per_image_miou, pooled_miou
 
 GOOD, FAIR, BAD = (np.tile(np.array([[hit, 10 - hit], [10 - hit, hit]], float), (6, 1, 1)) for hit in (9, 7, 5))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from diffprobe.cli.main import main
 from diffprobe.config.compose import load
 from diffprobe.core.errors import ConfigError
 
@@ -45,3 +46,29 @@ def test_the_cost_counts_both_denoisers() -> None:
 def test_a_head_has_its_own_steps_and_penalty() -> None:
     config = load("scenes/segmentation", ["head=convolutional"], kinds=("evaluate_segmentation",))
     assert (config.n_steps, config.penalties) == (200, (0.01,))
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("segmentation", "voc2012/sd21"), ("segmentation", "voc2012/cleandift"), ("segmentation", "ade20k/sd15"),
+        ("depth", "nyuv2/sd21"), ("depth", "nyuv2/cleandift"),
+    ],
+)  # fmt: skip
+def test_the_presets_of_benchmarks_are_valid_offline_and_state_their_cost(
+    verb: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load(name, [], kinds=(f"evaluate_{verb}",))
+    assert found.labels[-1] <= found.pool and found.data.val_split != found.data.test_split
+    if found.published is not None:
+        score, _, labels = found.published.metric.rpartition("_labels")
+        assert int(labels) == found.labels[-1] and score in ("miou_pooled", "rmse")
+        assert found.published.provenance.startswith("second hand: ") and found.published.tolerance > 0
+    assert main(["eval", verb, f"experiment={name}", "--check"]) == 0
+    assert "denoiser passes of" in capsys.readouterr().out
+
+
+def test_the_classes_of_the_benchmarks_are_complete() -> None:
+    for name, values in (("voc2012/sd21", range(21)), ("ade20k/sd15", range(1, 151))):
+        classes = load(name, [], kinds=("evaluate_segmentation",)).classes
+        assert sorted(value for own in classes.values() for value in own) == list(values)

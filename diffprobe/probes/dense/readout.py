@@ -72,16 +72,15 @@ def fit_readout(
     if not maps.isfinite().all():
         raise NonFinite("readout: a feature is not finite.")
     height, width = maps.shape[2:]
-    rows = maps.float().permute(0, 2, 3, 1).flatten(0, 2)
     shares = torch.stack([class_shares(one, n_classes, (height, width)) for one in truth])
     targets = shares.permute(0, 2, 3, 1).flatten(0, 2)
-    known = targets.sum(1) > 0
-    if not known.any():
+    places = (targets.sum(1) > 0).nonzero()[:, 0]
+    if not len(places):
         raise ConfigError("readout: no pixel of the truth has a class.")
-    rows, targets = rows[known], targets[known]
-    if len(rows) > MOST_PLACES:
-        taken = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:MOST_PLACES]
-        rows, targets = rows[taken], targets[taken]
+    if len(places) > MOST_PLACES:
+        places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:MOST_PLACES]]
+    image, row = places // (height * width), places // width % height
+    rows, targets = maps[image, :, row, places % width].float(), targets[places]
     mean, std = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
     rows = (rows - mean) / std
     total = targets.sum()
