@@ -46,17 +46,17 @@ class DepthTask:
 
     def __init__(self, config: DepthEvaluation) -> None:
         self.config = config
-        self.scores: tuple[Score, ...] = (
-            Score(name="rmse", statistic=depth_statistic("rmse"), higher_is_better=False),
-            *(
-                (Score(name="order", statistic=order_statistic),)
-                if config.levels
-                else (
-                    Score(name="abs_rel", statistic=depth_statistic("abs_rel"), higher_is_better=False),
-                    Score(name="delta1", statistic=depth_statistic("delta1")),
-                )
-            ),
+        rmse = Score(name="rmse", statistic=depth_statistic("rmse"), higher_is_better=False)
+        ratios = (
+            Score(name="abs_rel", statistic=depth_statistic("abs_rel"), higher_is_better=False),
+            Score(name="delta1", statistic=depth_statistic("delta1")),
         )
+        self.gaps = (0, config.order_gap) if config.order_gap > 1 else (0,)
+        orders = tuple(
+            Score(name=f"order_gap{gap}" if gap else "order", statistic=order_statistic(at))
+            for at, gap in enumerate(self.gaps)
+        )
+        self.scores = (rmse, *(orders if config.levels else ratios))
 
     def read(self, request: "Request", split: str, n: int) -> "Sequence[DenseSample]":
         """Return the first samples of a split with their depth."""
@@ -104,7 +104,7 @@ class DepthTask:
         raise ConfigError("controls: depth has no classes, so there is no nearest mean.")
 
     def count(self, predicted: "Tensor", truth: "Tensor") -> _Array:
-        """Return the sums of an image: `DEPTH_PARTS`, and with `levels` `ORDER_PARTS` over the known pixels."""
+        """Return the sums of an image: `DEPTH_PARTS`, and with `levels` `ORDER_PARTS` of each gap."""
         from diffprobe.metrics.dense import depth_sums
         from diffprobe.metrics.depth_order import order_sums
 
@@ -117,7 +117,8 @@ class DepthTask:
             raise ConfigError(
                 f"levels: an image has {n} of them, at most {MOST_LEVELS} are compared in pairs.", fix="levels=false"
             )
-        return np.concatenate([sums, order_sums(predicted[known][None], truth[known][None])])
+        pixels = predicted[known][None], truth[known][None]
+        return np.concatenate([sums, *(order_sums(*pixels, gap=gap) for gap in self.gaps)])
 
     def detail(self, counts: Sequence[_Array]) -> dict[str, object]:
         """Return the number of scored pixels."""
@@ -131,11 +132,16 @@ def depth_statistic(name: str) -> Callable[[_Array], SumStatistic]:
     return lambda counts: SumStatistic(parts=counts[:, :4], value=lambda sums: depth_scores(sums)[name])
 
 
-def order_statistic(counts: _Array) -> SumStatistic:
-    """Return the share of pixel pairs in the right order, of all images together."""
+def order_statistic(place: int) -> Callable[[_Array], SumStatistic]:
+    """Return what makes the share of pixel pairs in the right order, of all images together.
+
+    Args:
+        place: which of the `ORDER_PARTS` that follow `DEPTH_PARTS` in the counts.
+    """
     from diffprobe.metrics.depth_order import order_accuracy
 
-    return SumStatistic(parts=counts[:, 4:], value=order_accuracy)
+    first = 4 + 2 * place
+    return lambda counts: SumStatistic(parts=counts[:, first : first + 2], value=order_accuracy)
 
 
 def _unknown_as_nan(truth: "Tensor") -> "Tensor":

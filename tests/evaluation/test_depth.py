@@ -56,6 +56,11 @@ def test_counts_and_scores_are_those_of_the_known_pixels(config: DepthEvaluation
     rmse, order = (evaluate(score.statistic(counts), np.arange(1)) for score in task.scores)
     assert rmse == pytest.approx(((1 + 0 + 4 + 0) / 4) ** 0.5)
     assert order == pytest.approx((1 + 1 + 0 + 0.5) / 4)  # pairs (2, 4): 3 < 4, 2 < 4, 3 > 2, 2 = 2
+    both = DepthTask(dataclasses.replace(config, order_gap=3))
+    far = torch.tensor([[0.0, 1.0, 4.0], [0.0, 2.0, 4.0]])  # of the pairs (1, 4), (2, 4), (1, 2) only the first count
+    scores = {one.name: one.statistic(both.count(found, far)[None]) for one in both.scores}
+    assert evaluate(scores["order_gap3"], np.arange(1)) == 0.5  # 3 < 4, 3 > 2
+    assert evaluate(scores["order"], np.arange(1)) == pytest.approx((1 + 0 + 1 + 0.5 + 0) / 5)
     metric = DepthTask(dataclasses.replace(config, levels=False))
     names = {
         score.name: evaluate(score.statistic(metric.count(found, truth)[None]), np.arange(1)) for score in metric.scores

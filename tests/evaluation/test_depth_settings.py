@@ -10,6 +10,8 @@ from diffprobe.core.errors import ConfigError
     ("setting", "fact"),
     [
         ("unit=0", "unit=0"),
+        ("order_gap=0", "order_gap"),
+        ("levels=false", "order_gap=8"),
         ("l2=[]", "l2="),
         ("l2=[1,1]", "l2="),
         ("labels=[64,4]", "labels"),
