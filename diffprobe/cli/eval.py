@@ -1,7 +1,7 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
-steer, the classes or lifetimes of an SAE's latents, points that are matched between images, classes of pixels (read
-linearly, or by words), or the denoising error that changes inside it cause: the reconstruction of an SAE, single
-latents ablated, or taps that are ablated and patched."""
+steer, the classes or lifetimes of an SAE's latents, points that are matched between images, classes or depth of pixels
+(read from few labelled images, or by words), or the denoising error that changes inside it cause: the reconstruction of
+an SAE, single latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run, or of a grid of them"
     )
     correspondence = what.add_parser("correspondence", help="named points of one image found in another (DIFT)")
-    segmentation = what.add_parser("segmentation", help="classes of pixels, read linearly from few labelled images")
+    segmentation = what.add_parser("segmentation", help="classes of pixels, read from few labelled images")
+    depth = what.add_parser("depth", help="depth of pixels, read linearly from few labelled images")
     concepts = what.add_parser("concepts", help="classes of pixels by words, without training (ConceptAttention)")
     lifetimes = what.add_parser("lifetimes", help="timesteps at which an SAE's latents are born, peak and die")
     lifetimes.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a trained SAE run on several timesteps")
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (long_tail, "scenes/long_tail/evaluate"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
-        (segmentation, "scenes/segmentation"), (concepts, "scenes/concepts"),
+        (segmentation, "scenes/segmentation"), (depth, "scenes/depth"), (concepts, "scenes/concepts"),
     ):  # fmt: skip
         of_cells = parser_of in (use, generations)
         note = "or the folder of a finished run, whose cells are measured; " if of_cells else ""
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
         "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
-        "segmentation": _run_segmentation, "concepts": _run_concepts,
+        "segmentation": _run_segmentation, "depth": _run_depth, "concepts": _run_concepts,
     }  # fmt: skip
     return verbs[args.what](args)
 
@@ -241,13 +242,25 @@ def _run_directions(args: argparse.Namespace) -> int:
 def _run_segmentation(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/segmentation", "evaluate_segmentation")
     if args.check:
-        print("\n".join(["the configuration is valid", *config.cost_lines]))
-        return 0
-    from diffprobe.core.result import read_result
+        return _valid(*config.cost_lines)
     from diffprobe.evaluation.segmentation import evaluate_segmentation
-    from diffprobe.evaluation.segmentation_records import summary_lines
 
-    path = evaluate_segmentation(config)
+    return _print_dense(evaluate_segmentation(config))
+
+
+def _run_depth(args: argparse.Namespace) -> int:
+    config = _load(args, None, "scenes/depth", "evaluate_depth")
+    if args.check:
+        return _valid(*config.cost_lines)
+    from diffprobe.evaluation.depth import evaluate_depth
+
+    return _print_dense(evaluate_depth(config))
+
+
+def _print_dense(path: Path) -> int:
+    from diffprobe.core.result import read_result
+    from diffprobe.evaluation.dense_scores import summary_lines
+
     print("\n".join(summary_lines(read_result(path))))
     print(f"result: {path}")
     return 0

@@ -40,6 +40,7 @@ KINDS = {
     "evaluate_correspondence": Kind(
         "diffprobe.evaluation.correspondence_settings:CorrespondenceEvaluation", "eval correspondence"
     ),
+    "evaluate_depth": Kind("diffprobe.evaluation.depth_settings:DepthEvaluation", "eval depth"),
     "evaluate_directions": Kind("diffprobe.evaluation.directions:DirectionsEvaluation", "eval directions MODEL"),
     "evaluate_generations": Kind("diffprobe.evaluation.generations:GenerationEvaluation", "eval generations"),
     "evaluate_granularity": Kind(

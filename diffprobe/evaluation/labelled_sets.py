@@ -1,4 +1,4 @@
-"""Labelled images of dense evaluations: nested sets drawn by group, and masks exchanged between groups."""
+"""Labelled images of dense evaluations: nested sets drawn by group, and truth exchanged between groups."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def labelled_images(groups: Sequence[str], n: int, *, seed: int, draw: int = 0) 
     return sorted(range(len(groups)), key=lambda i: (place[groups[i]], i))[:n]
 
 
-def exchanged_truth(groups: Sequence[str], *, seed: int) -> list[int]:
+def exchanged_truth(groups: Sequence[str], *, seed: int, draw: int = 0) -> list[int]:
     """Return for each labelled image the position of the one whose truth it gets, which is of another group.
 
     Groups and the images in them are put in an order that is drawn anew for each number of images, and the truth is
@@ -40,11 +40,11 @@ def exchanged_truth(groups: Sequence[str], *, seed: int) -> list[int]:
     largest, size = Counter(groups).most_common(1)[0]
     if 2 * size > n:
         raise ConfigError(
-            f"shuffled_masks: group '{largest}' has {size} of {n} labelled images, so that not each of them can get "
+            f"shuffled_truth: group '{largest}' has {size} of {n} labelled images, so that not each of them can get "
             "the truth of another group.",
-            fix="larger numbers in labels, or controls without shuffled_masks",
+            fix="larger numbers in labels, or controls without shuffled_truth",
         )
-    rng = np.random.default_rng([seed, n])
+    rng = np.random.default_rng([seed, n, draw])
     names = sorted(set(groups))
     place = {names[i]: rank for rank, i in enumerate(rng.permutation(len(names)))}
     order = sorted((int(i) for i in rng.permutation(n)), key=lambda i: place[groups[i]])

@@ -28,7 +28,7 @@ class DenseTable:
 
     Attributes:
         images: RGB, 8 bits per channel, at the resolution of the backbone.
-        truth: class (`shards.class_maps.UNKNOWN` where it is ignored), mask of the text (0 or 1) or depth level of each
+        truth: class (`shards.class_maps.IGNORED` where it is left out), mask of the text (0 or 1) or depth level of each
             pixel, at the resolution of the files.
         keys: key of each sample.
         groups: group of each sample.
@@ -59,7 +59,7 @@ def load_dense(
     classes: Mapping[str, Sequence[int]],
     expressions: Mapping[str, str],
     seed: int,
-    ignored: Sequence[int] = (),
+    ignore: Sequence[int] = (),
 ) -> DenseTable:
     """Decode the first samples of a split with their truth.
 
@@ -69,7 +69,7 @@ def load_dense(
         expressions: text with attributes in braces -> the class that it means; each sample has one of those whose
             class it shows, chosen by its key.
         seed: of that choice.
-        ignored: values of `mask.png` of no class, which are left out.
+        ignore: values of `mask.png` of no class, which are left out.
 
     Raises: SampleError, with shard and key, for a sample without readable truth of the size of its image, or with a
         value of no class; ConfigError for too few samples, truth of several sizes, or an expression that fits no
@@ -84,7 +84,7 @@ def load_dense(
         samples = read_depth_samples(view, split, fields=fields, resolution=resolution, limit=n, caps=data.caps)
     else:
         samples = read_class_samples(
-            view, split, classes=classes, fields=fields, resolution=resolution, limit=n, caps=data.caps, ignored=ignored
+            view, split, classes=classes, fields=fields, resolution=resolution, limit=n, caps=data.caps, ignore=ignore
         )
     found = list(samples)
     if len(found) < 2:

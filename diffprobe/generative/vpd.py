@@ -43,7 +43,7 @@ from diffprobe.probes.dense.vpd import (
     pyramid_taps,
     silog_loss,
 )
-from diffprobe.shards.class_maps import UNKNOWN
+from diffprobe.shards.class_maps import IGNORED
 
 OWN = "own"
 """The branch that is trained as the switch says; the others are controls."""
@@ -216,7 +216,7 @@ class VpdModule(GenerativeModule):
         if self.config.task == "depth":
             return silog_loss(resized[:, 0], truth.float())
         weight = torch.tensor(REFERRING_WEIGHTS, device=resized.device) if self.config.task == "referring" else None
-        return cross_entropy(resized, truth.long(), weight=weight, ignore_index=UNKNOWN)
+        return cross_entropy(resized, truth.long(), weight=weight, ignore_index=IGNORED)
 
     def _inputs(self, table: DenseTable, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents, timesteps and text states of some rows."""
@@ -306,7 +306,7 @@ class VpdModule(GenerativeModule):
                     if config.task == "depth":
                         counts[name].append(depth_sums(one[0], true.float()))
                     else:
-                        known = true != UNKNOWN
+                        known = true != IGNORED
                         predicted, right = one.argmax(0)[known], true[known].long()
                         found = image_confusion(predicted[None], right[None], one.shape[0])
                         counts[name].append(found.astype(np.float64))
@@ -359,7 +359,7 @@ class VpdTraining(VpdSettings):
         tables = {
             name: load_dense(
                 self.data, split, task=self.task, resolution=module.spec.resolution, n=sizes[name],
-                classes=self.classes, expressions=self.expressions, seed=self.seed, ignored=self.ignored,
+                classes=self.classes, expressions=self.expressions, seed=self.seed, ignore=self.ignore,
             )
             for name, split in names.items()
         }  # fmt: skip

@@ -71,7 +71,7 @@ class VpdSettings:
     """Levels of the pyramid, other than those of the released code; () for those."""
     classes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Class -> the values of mask.png that it has; the names are the texts of segmentation."""
-    ignored: tuple[int, ...] = ()
+    ignore: tuple[int, ...] = ()
     """Values of mask.png of no class: pixels that neither loss nor score counts."""
     prompts: tuple[str, ...] = ("a photo of a {}",)
     """Patterns of the texts of a class; their embeddings are averaged."""
@@ -144,11 +144,11 @@ class VpdSettings:
             raise ConfigError("classes and expressions have no effect with task=depth.", fix="remove them")
         if self.task != "depth" and len(self.classes) < 2:
             raise ConfigError(f"task={self.task} needs at least 2 classes.", fix="classes: {NAME: [VALUE, ...]}")
-        if self.task != "segmentation" and self.ignored:
-            raise ConfigError(f"ignored has no effect with task={self.task}.", fix="remove it")
-        shared = sorted({value for own in self.classes.values() for value in own} & set(self.ignored))
+        if self.task != "segmentation" and self.ignore:
+            raise ConfigError(f"ignore has no effect with task={self.task}.", fix="remove it")
+        shared = sorted({value for own in self.classes.values() for value in own} & set(self.ignore))
         if shared:
-            raise ConfigError(f"ignored: the value {shared[0]} has a class.")
+            raise ConfigError(f"ignore: the value {shared[0]} has a class.")
         if (self.task == "referring") != bool(self.expressions):
             raise ConfigError("expressions belong to task=referring: give both or neither.")
         if self.task != "depth" and self.max_depth != type(self).max_depth:

@@ -24,14 +24,23 @@ DEPTH_PARTS = ("n", "within", "relative", "squared")
 
 
 def image_confusion(
-    predicted: Int[Tensor, "height width"], truth: Int[Tensor, "true_height true_width"], n_classes: int
+    predicted: Int[Tensor, "height width"],
+    truth: Int[Tensor, "true_height true_width"],
+    n_classes: int,
+    *,
+    ignored: int | None = None,
 ) -> NDArray[np.int64]:
     """Return the pixels of an image by class, [true, predicted].
+
+    Args:
+        ignored: pixels with this number in the truth are left out.
 
     Raises: ConfigError for maps of two sizes, or a class out of range.
     """
     if predicted.shape != truth.shape:
         raise ConfigError(f"the prediction has {tuple(predicted.shape)} pixels, the truth {tuple(truth.shape)}.")
+    if ignored is not None:
+        predicted, truth = predicted[truth != ignored], truth[truth != ignored]
     for what, values in (("prediction", predicted), ("truth", truth)):
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < n_classes:
             raise ConfigError(

@@ -53,21 +53,27 @@ def silog(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def order_sums(
-    predicted: Float[Tensor, "height width"], truth: Shaped[Tensor, "true_height true_width"]
+    predicted: Float[Tensor, "height width"], truth: Shaped[Tensor, "true_height true_width"], *, gap: float = 0
 ) -> NDArray[np.float64]:
     """Return the sums `ORDER_PARTS` over all pairs of pixels of an image that have different true levels.
 
     Args:
         truth: level of each pixel; a larger prediction is expected where the level is larger.
+        gap: pairs of levels that are closer than this are left out, for example those of the parts of one thing.
 
-    Raises: ConfigError for maps of two sizes; NonFinite for a prediction that is not finite.
+    Raises: ConfigError for maps of two sizes, or a negative gap; NonFinite for a prediction that is not finite.
     """
     _compare(predicted, truth)
+    if gap < 0:
+        raise ConfigError(f"gap={gap:g} is out of range: at least 0.")
     levels = truth.unique()
     values = [predicted[truth == level].double().sort().values for level in levels]
     ordered = pairs = 0.0
     for far, low in enumerate(values):
-        for high in values[far + 1 :]:
+        for near in range(far + 1, len(values)):
+            if float(levels[near]) - float(levels[far]) < gap:
+                continue
+            high = values[near]
             below = torch.searchsorted(low, high, right=False).sum()
             up_to = torch.searchsorted(low, high, right=True).sum()
             ordered += float(below + up_to) / 2

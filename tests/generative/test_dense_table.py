@@ -12,7 +12,7 @@ from PIL import Image
 from diffprobe.config.schema import DataConfig
 from diffprobe.core.errors import ConfigError, SampleError, SplitLeak, UnknownName
 from diffprobe.generative.dense_table import DenseTable, DenseTableData, load_dense
-from diffprobe.shards.class_maps import UNKNOWN
+from diffprobe.shards.class_maps import IGNORED
 from diffprobe.shards.datasets import scenes
 from diffprobe.shards.index import build_index
 
@@ -63,18 +63,18 @@ def test_wrong_expressions_and_too_few_samples_are_refused(shards: Path) -> None
     with pytest.raises(SampleError, match="no class"):
         table(shards, classes={"background": (0,), "hat": (6,)})
     with pytest.raises(SampleError, match="value 1,"):  # 0 alone is ignored
-        table(shards, classes={"figure": (2, 3, 4, 5), "hat": (6,)}, ignored=(0,))
-    with pytest.raises(ConfigError, match="ignored: 6"):
-        table(shards, classes={"background": (0,), "hat": (6,)}, ignored=(6,))
+        table(shards, classes={"figure": (2, 3, 4, 5), "hat": (6,)}, ignore=(0,))
+    with pytest.raises(ConfigError, match="ignore: the value 6"):
+        table(shards, classes={"background": (0,), "hat": (6,)}, ignore=(6,))
     with pytest.raises(SampleError, match="no pixel"):
-        table(shards, classes={"one": (8,), "other": (9,)}, ignored=tuple(range(8)))
+        table(shards, classes={"one": (8,), "other": (9,)}, ignore=tuple(range(8)))
 
 
 def test_ignored_values_are_unknown_and_all_others_as_before(shards: Path) -> None:
     whole = table(shards).truth
     classes = {name: values for name, values in CLASSES.items() if name != "background"}
-    found = table(shards, classes=classes, ignored=(0,)).truth
-    assert torch.equal(found == UNKNOWN, whole == 0)
+    found = table(shards, classes=classes, ignore=(0,)).truth
+    assert torch.equal(found == IGNORED, whole == 0)
     assert torch.equal(found[whole > 0], whole[whole > 0] - 1)
 
 

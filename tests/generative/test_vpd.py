@@ -16,7 +16,7 @@ from diffprobe.core.result import read_result
 from diffprobe.generative.vpd import OWN, VpdModule, VpdTraining, end_states, unscaled
 from diffprobe.generative.vpd_settings import Control, Switch
 from diffprobe.runs.train_generative import train_generative
-from diffprobe.shards.class_maps import UNKNOWN
+from diffprobe.shards.class_maps import IGNORED
 from diffprobe.shards.datasets import scenes
 from diffprobe.training.checkpoint import find_checkpoint
 
@@ -200,16 +200,16 @@ def test_a_run_that_is_interrupted_ends_with_the_same_weights_and_scores(config:
 
 def test_ignored_pixels_are_in_no_loss_and_no_score(config: VpdTraining) -> None:
     classes = {name: values for name, values in CLASSES.items() if name != "background"}
-    module = VpdModule(dataclasses.replace(config, classes=classes, ignored=(0,), controls=()))
+    module = VpdModule(dataclasses.replace(config, classes=classes, ignore=(0,), controls=()))
     output, truth = torch.randn(2, 4, 3, 3), torch.randint(0, 4, (2, 3, 3)).to(torch.uint8)
-    truth[:, 0] = UNKNOWN
+    truth[:, 0] = IGNORED
     expected = torch.nn.functional.cross_entropy(output[:, :, 1:], truth[:, 1:].long())
     torch.testing.assert_close(module.loss(output, truth), expected)
-    own = dataclasses.replace(config, classes=classes, ignored=(0,), switch="adapter", controls=())
+    own = dataclasses.replace(config, classes=classes, ignore=(0,), switch="adapter", controls=())
     module, data = own.make()
     counts = module.score(data.test)
-    assert counts.own.sum((1, 2)).tolist() == (data.test.truth != UNKNOWN).sum((1, 2)).tolist()
-    assert (data.test.truth == UNKNOWN).any()
+    assert counts.own.sum((1, 2)).tolist() == (data.test.truth != IGNORED).sum((1, 2)).tolist()
+    assert (data.test.truth == IGNORED).any()
 
 
 def test_the_cost_counts_the_passes_that_a_run_makes(config: VpdTraining, monkeypatch: pytest.MonkeyPatch) -> None:

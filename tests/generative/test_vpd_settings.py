@@ -79,8 +79,8 @@ def test_only_the_fine_tuned_one_has_the_name_of_the_recipe() -> None:
         ({"denoiser_rate": 0.0}, "denoiser_rate"),
         ({"prompts": ("a photo",)}, "prompts"),
         ({"ema_decay": 0.9}, "ema_decay"),
-        ({"ignored": (1,)}, "ignored"),
-        ({"task": "depth", "classes": {}, "attention_maps": False, "ignored": (9,)}, "ignored"),
+        ({"ignore": (1,)}, "ignore"),
+        ({"task": "depth", "classes": {}, "attention_maps": False, "ignore": (9,)}, "ignore"),
         ({"published": number("rmse")}, "miou_pooled"),
         ({"published": number("miou_pooled"), "switch": "adapter"}, "vpd-adapter"),
         ({"published": number("miou_pooled"), "recipe": "mine"}, "mine"),
@@ -122,7 +122,7 @@ def test_the_published_numbers_of_the_presets_are_those_of_the_paper() -> None:
     levels_per_metre = found["nyuv2"].max_depth / 10
     assert found["nyuv2"].published.value == pytest.approx(0.254 * levels_per_metre, abs=1e-3)
     classes = found["ade20k"].classes
-    assert sorted(classes.values()) == [(value,) for value in range(1, 151)] and found["ade20k"].ignored == (0,)
+    assert sorted(classes.values()) == [(value,) for value in range(1, 151)] and found["ade20k"].ignore == (0,)
     assert (classes["wall"], classes["bed"], classes["flag"]) == ((1,), (8,), (150,))
     steps = found["ade20k"].trainer.max_epochs * (found["ade20k"].n_train // found["ade20k"].data.batch_size)
     assert steps >= found["ade20k"].trainer.max_steps == 80_000

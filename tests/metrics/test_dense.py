@@ -49,6 +49,14 @@ def test_depth_scores_against_a_plain_loop() -> None:
     assert scores["rmse"] == pytest.approx(np.sqrt(np.mean([(f - t) ** 2 for f, t in pixels])))
 
 
+def test_ignored_pixels_are_not_counted() -> None:
+    truth, found = torch.tensor([[0, 255, 1], [255, 1, 1]]), torch.tensor([[0, 2, 0], [1, 1, 1]])
+    assert image_confusion(found, truth, 3, ignored=255).tolist() == [[1, 0, 0], [1, 2, 0], [0, 0, 0]]
+    assert not image_confusion(found, torch.full((2, 3), 255), 3, ignored=255).any()
+    with pytest.raises(ConfigError, match="truth has classes from 0 to 255"):
+        image_confusion(found, truth, 3)
+
+
 def test_wrong_maps_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"\(2, 2\).*\(2, 3\)"):
         image_confusion(torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long), 2)

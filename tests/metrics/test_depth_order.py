@@ -33,18 +33,19 @@ def test_silog_is_the_spread_of_log_errors(seed: int) -> None:
     assert float(scaled) == pytest.approx(plain, abs=1e-6)
 
 
+@pytest.mark.parametrize("gap", [0, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_order_is_that_of_all_pairs(seed: int) -> None:
+def test_order_is_that_of_all_pairs(seed: int, gap: int) -> None:
     predicted, truth = maps(seed)
     p, t = predicted.flatten().tolist(), truth.flatten().tolist()
     right, pairs = 0.0, 0
     for i in range(len(p)):
         for j in range(len(p)):
-            if t[i] < t[j]:
+            if t[i] < t[j] and t[j] - t[i] >= gap:
                 pairs += 1
                 right += 1.0 if p[i] < p[j] else 0.5 if p[i] == p[j] else 0.0
-    assert order_sums(predicted, truth).tolist() == [right, pairs]
-    assert order_sums(predicted.exp(), truth).tolist() == [right, pairs]  # any monotone change
+    assert order_sums(predicted, truth, gap=gap).tolist() == [right, pairs]
+    assert order_sums(predicted.exp(), truth, gap=gap).tolist() == [right, pairs]  # any monotone change
 
 
 def test_sums_of_images_are_those_of_all_pixels() -> None:
@@ -69,5 +70,7 @@ def test_bad_input() -> None:
         order_sums(torch.zeros(2, 2), torch.zeros(3, 3))
     with pytest.raises(NonFinite):
         log_error_sums(torch.full((2, 2), math.nan), torch.ones(2, 2))
+    with pytest.raises(ConfigError, match="gap=-1"):
+        order_sums(torch.zeros(2, 2), torch.zeros(2, 2), gap=-1)
     with pytest.raises(ConfigError, match="smallest=0"):
         log_error_sums(torch.ones(2, 2), torch.ones(2, 2), smallest=0)

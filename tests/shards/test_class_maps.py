@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffprobe.core.errors import ConfigError, SampleError
-from diffprobe.shards.class_maps import DenseSample, class_table, read_class_samples, read_depth_samples
+from diffprobe.shards.class_maps import IGNORED, DenseSample, class_table, read_class_samples, read_depth_samples
 from diffprobe.shards.datasets import scenes
 from diffprobe.shards.index import ShardSet, build_index
 from diffprobe.shards.scenes.factors import sample
@@ -90,8 +90,34 @@ def test_a_sample_without_depth_is_named(tmp_path: Path) -> None:
         ({"one": (0,), "two": ()}, "classes.two"),
         ({"one": (0, 4), "two": (4,)}, "the value 4"),
         ({"one": (0,), "two": (300,)}, "300"),
+        ({"one": (0,), "two": (-1,)}, "-1"),
+        ({str(i): (i,) for i in range(255)}, "there are 255"),
     ],
 )
 def test_wrong_classes_are_refused(classes: dict[str, tuple[int, ...]], fact: str) -> None:
     with pytest.raises(ConfigError, match=fact):
         class_table(classes)
+
+
+def test_ignored_values_are_marked_and_others_still_refused(tmp_path: Path) -> None:
+    mask = Image.new("L", (64, 32), 3)
+    mask.paste(255, (16, 0, 32, 32))
+    shard_set = written(tmp_path / "border", mask_png=png(mask))
+    options = {"classes": {"ground": (0,), "thing": (3,)}, "fields": shard_set.fields, "resolution": 16}
+    (one,) = read_class_samples(shard_set, "train", ignore=(255,), **options)  # type: ignore[arg-type]
+    assert (one.truth[:, :16] == IGNORED).all() and (one.truth[:, 16:] == 1).all()
+    with pytest.raises(SampleError, match="value 255"):
+        list(read_class_samples(shard_set, "train", ignore=(9,), **options))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="ignore: the value 3"):
+        class_table({"ground": (0,), "thing": (3,)}, ignore=(3,))
+    with pytest.raises(ConfigError, match="ignore: 256"):
+        class_table({"ground": (0,), "thing": (3,)}, ignore=(256,))
+
+
+def test_depth_of_16_bits_is_read_where_it_is_asked_for(tmp_path: Path) -> None:
+    levels = np.arange(32 * 64, dtype=np.uint16).reshape(32, 64) * 7
+    shard_set = written(tmp_path, depth_png=png(Image.fromarray(levels)))
+    (one,) = read_depth_samples(shard_set, "train", fields=shard_set.fields, resolution=16, wide=True)
+    assert one.truth.dtype == np.uint16 and np.array_equal(one.truth, levels[:, 16:48])
+    with pytest.raises(SampleError, match="mode I;16"):
+        list(read_depth_samples(shard_set, "train", fields=shard_set.fields, resolution=16))

@@ -46,12 +46,12 @@ def fit_convolutional_head(
     weight_decay: float = 1e-2,
     seed: int,
 ) -> ConvolutionalHead:
-    """Fit a head by AdamW with a cosine schedule: mean cross-entropy of the shares over all places, without weights.
+    """Fit a head by AdamW with a cosine schedule: mean cross-entropy of the shares over the known part of all places.
 
     The random state of the caller is left as it was.
 
     Args:
-        shares: share of each class in each place; they add up to 1 over classes.
+        shares: share of each class in each place; they add up to 1 over classes, less where pixels are unknown.
         width: channels between the convolutions.
         batch_size: images per step, at most all.
         seed: of the start and of the order of images.
@@ -81,7 +81,8 @@ def fit_convolutional_head(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         batches = _batches(len(held), min(batch_size, len(held)), steps)
         for batch in batches:
-            loss = -(shares[batch] * log_softmax(layers(held[batch]), 1)).sum(1).mean()
+            total = shares[batch].sum().clamp(min=1e-12)
+            loss = -(shares[batch] * log_softmax(layers(held[batch]), 1)).sum() / total
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -69,12 +69,16 @@ def fit_depth_readout(
     if not share.sum() > 0:
         raise ConfigError("depth readout: no pixel of the truth is known.")
     share = share / share.sum()
-    rows = maps.double().permute(0, 2, 3, 1).flatten(0, 2)
-    mean, level = share @ rows, share @ depth
-    rows = rows - mean
-    std = (share @ rows.square()).sqrt().clamp(min=1e-6)
-    rows = rows / std
-    weighted = rows * share[:, None]
-    gram = weighted.T @ rows + l2 * torch.eye(rows.shape[1], dtype=torch.float64)
-    weight = torch.linalg.solve(gram, weighted.T @ (depth - level)) / std
+    shares, depths = share.unflatten(0, (len(maps), -1)), (depth - share @ depth).unflatten(0, (len(maps), -1))
+    # image by image, since all rows in float64 can need more memory than the maps
+    mean = sum((one.double().flatten(1) @ known for one, known in zip(maps, shares, strict=True)), torch.zeros(()))
+    width, level = maps.shape[1], share @ depth
+    gram, moment = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    for one, known, target in zip(maps, shares, depths, strict=True):
+        rows = one.double().flatten(1) - mean[:, None]
+        gram += (rows * known) @ rows.T
+        moment += (rows * known) @ target
+    std = gram.diagonal().sqrt().clamp(min=1e-6)
+    gram = gram / std[:, None] / std + l2 * torch.eye(width, dtype=torch.float64)
+    weight = torch.linalg.solve(gram, moment / std) / std
     return DepthReadout(weight=weight, bias=level - weight @ mean)

@@ -35,9 +35,13 @@ class Readout:
 def class_shares(
     truth: Int[Tensor, "rows cols"], n_classes: int, size: tuple[int, int]
 ) -> Float[Tensor, "classes height width"]:
-    """Return the share of each class in each place of a map of some size."""
-    planes = one_hot(truth.long(), n_classes).permute(2, 0, 1).float()
-    return adaptive_avg_pool2d(planes, size)
+    """Return the share of each class in each place of a map of some size.
+
+    Pixels with a number of no class, as ignored ones have, belong to none: shares add up to the known part of a place.
+    """
+    known = truth < n_classes
+    planes = one_hot(torch.where(known, truth, 0).long(), n_classes) * known[..., None]
+    return adaptive_avg_pool2d(planes.permute(2, 0, 1).float(), size)
 
 
 def fit_readout(
@@ -51,36 +55,42 @@ def fit_readout(
 ) -> Readout:
     """Fit a readout by L-BFGS: cross-entropy of the shares, plus `l2` / 2 times the squared weights.
 
-    Channels are standardised over the places that are fitted, so that one `l2` serves all cells.
+    Channels are standardised over the places that are fitted, so that one `l2` serves all cells. A place weighs as
+    much as it has known pixels.
 
     Args:
-        truth: class map of each image, (rows, cols).
+        truth: class map of each image, (rows, cols); a number of no class is unknown.
         l2: strength of the penalty, above 0.
         steps: largest number of iterations.
         seed: of the sample of places.
 
-    Raises: NonFinite for features that are not finite; ConfigError for other numbers of maps and truths.
+    Raises: NonFinite for features that are not finite; ConfigError for other numbers of maps and truths, or
+        truth without a known pixel.
     """
     if len(maps) != len(truth):
         raise ConfigError(f"readout: {len(maps)} maps, {len(truth)} class maps.")
     if not maps.isfinite().all():
         raise NonFinite("readout: a feature is not finite.")
     height, width = maps.shape[2:]
-    rows = maps.float().permute(0, 2, 3, 1).flatten(0, 2)
     shares = torch.stack([class_shares(one, n_classes, (height, width)) for one in truth])
     targets = shares.permute(0, 2, 3, 1).flatten(0, 2)
-    if len(rows) > MOST_PLACES:
-        taken = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:MOST_PLACES]
-        rows, targets = rows[taken], targets[taken]
+    places = (targets.sum(1) > 0).nonzero()[:, 0]
+    if not len(places):
+        raise ConfigError("readout: no pixel of the truth has a class.")
+    if len(places) > MOST_PLACES:
+        places = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:MOST_PLACES]]
+    image, row = places // (height * width), places // width % height
+    rows, targets = maps[image, :, row, places % width].float(), targets[places]
     mean, std = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-6)
     rows = (rows - mean) / std
+    total = targets.sum()
     weight = torch.zeros(n_classes, rows.shape[1], requires_grad=True)
     bias = torch.zeros(n_classes, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = -(targets * log_softmax(rows @ weight.T + bias, 1)).sum(1).mean() + l2 / 2 * weight.square().sum()
+        value = -(targets * log_softmax(rows @ weight.T + bias, 1)).sum() / total + l2 / 2 * weight.square().sum()
         value.backward()
         return value
 

@@ -53,3 +53,17 @@ def test_bad_input() -> None:
         fit_convolutional_head(maps, shares[:3], seed=0)
     with pytest.raises(NonFinite):
         fit_convolutional_head(maps / 0, shares, seed=0)
+
+
+def test_the_known_part_of_the_truth_decides() -> None:
+    maps, shares, _ = planted(8)
+    whole = fit_convolutional_head(maps, shares, steps=5, seed=0)
+    half = fit_convolutional_head(maps, shares / 2, steps=5, seed=0)
+    assert torch.allclose(half.layers[0].weight, whole.layers[0].weight, atol=1e-6)
+    known = shares.clone()
+    known[:, :, 3:] = 0
+    far = maps.clone()
+    far[:, :, 5] = maps[:, :, 5].flip(0)  # the same moments, and no neighbour of a known place
+    one, two = (fit_convolutional_head(each, known, steps=5, seed=0) for each in (maps, far))
+    assert torch.allclose(one.layers[0].weight, two.layers[0].weight, atol=1e-6)
+    assert not torch.allclose(one.layers[0].weight, whole.layers[0].weight, atol=1e-3)

@@ -52,3 +52,24 @@ def test_bad_maps_are_refused() -> None:
         fit_readout(maps, truth[:7], 3, l2=1e-3, steps=5, seed=0)
     with pytest.raises(NonFinite):
         fit_readout(maps * torch.inf, truth, 3, l2=1e-3, steps=5, seed=0)
+    with pytest.raises(ConfigError, match="no pixel"):
+        fit_readout(maps, [torch.full((6, 6), 255)] * 8, 3, l2=1e-3, steps=5, seed=0)
+
+
+def test_unknown_pixels_do_not_matter() -> None:
+    maps, truth = planted()
+    large = [one.repeat_interleave(2, 0).repeat_interleave(2, 1) for one in truth]
+    holed = [one.clone() for one in large]
+    for one in holed:
+        one[::2] = 255  # each place keeps half of its pixels
+    whole, part = (fit_readout(maps, one, 3, l2=1e-2, steps=100, seed=0) for one in (large, holed))
+    assert torch.allclose(whole.weight, part.weight, atol=1e-4)
+    assert class_shares(holed[0], 3, (6, 6)).sum(0).unique().tolist() == [0.5]
+    gone = [*truth[:7], torch.full((6, 6), 255)]  # the last image has no known pixel, whatever its features
+    other = maps.clone()
+    other[7] = 1e3
+    one, two = (
+        fit_readout(other, gone, 3, l2=1e-2, steps=100, seed=0),
+        fit_readout(maps[:7], truth[:7], 3, l2=1e-2, steps=100, seed=0),
+    )
+    assert torch.allclose(one.weight, two.weight)
