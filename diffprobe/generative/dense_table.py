@@ -28,8 +28,8 @@ class DenseTable:
 
     Attributes:
         images: RGB, 8 bits per channel, at the resolution of the backbone.
-        truth: class (`shards.class_maps.IGNORED` where it is left out), mask of the text (0 or 1) or depth level of each
-            pixel, at the resolution of the files.
+        truth: class (`shards.class_maps.IGNORED` where it is left out), mask of the text (0 or 1) or depth level of
+            each pixel, at the resolution of the files.
         keys: key of each sample.
         groups: group of each sample.
         texts: name of the class of each sample, or its referring expression.
