@@ -1,7 +1,7 @@
 """Record `diffprobe eval segmentation` and `eval depth` on scenes-sd: python docs/record_segmentation.py RUNS.
 
-The results below RUNS/scenes go to docs/results/scenes-sd/segmentation, the tables into docs/users/segmentation.md, and the
-few-label curves to docs/segmentation-labels.png. Without RUNS all is written anew from what is kept.
+The results below RUNS/scenes go to docs/results/scenes-sd/segmentation, the tables into docs/users/segmentation.md, and
+the few-label curves to docs/segmentation-labels.png. Without RUNS all is written anew from what is kept.
 """
 
 import argparse
