@@ -113,11 +113,11 @@ def check(command: str) -> None:
             "directions": "scenes/directions", "labels": "emoji/labels/evaluate",
             "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes", "steering": "scenes/steering",
             "correspondence": "scenes/correspondence", "latents": "emoji/latent_use",
-            "segmentation": "scenes/segmentation", "concepts": "scenes/concepts",
+            "segmentation": "scenes/segmentation", "depth": "scenes/depth", "concepts": "scenes/concepts",
             "long-tail": "scenes/long_tail/evaluate",
         }  # fmt: skip
         default = defaults[arguments.what]
-        subject = [] if arguments.what in ("correspondence", "segmentation", "concepts") else [f"{name}=x"]
+        subject = [] if arguments.what in ("correspondence", "segmentation", "depth", "concepts") else [f"{name}=x"]
         load(experiment or default, [*subject, *settings])
     elif verb == "submit":
         check_submit(arguments)
