@@ -27,17 +27,16 @@ from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_whole
-from diffprobe.backbones.locate import locate
 from diffprobe.backbones.taps import resolve, tap_infos, trace_spec
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.config.validators import at_least
-from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, RunFailed, WeightsMismatch
+from diffprobe.core.errors import ConfigError, RunFailed
 from diffprobe.core.rng import derive_seed
 from diffprobe.core.shapes import FeatureMap
 from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.pipeline_input import pipeline_checkpoint, pipeline_digest
 from diffprobe.generative.run_settings import GenerativeModule, validate_settings
 
 _EMBEDDING = 128
@@ -88,10 +87,7 @@ class CleanDiftTraining:
 
     def checkpoint(self) -> Checkpoint:
         """Locate the teacher. Raises: WeightsMissing; WeightsMismatch for anything but a pipeline folder."""
-        found = locate(self.teacher)
-        if found.folder is None:
-            raise WeightsMismatch(f"teacher '{self.teacher}' is not a pipeline folder in diffusers' format.")
-        return found
+        return pipeline_checkpoint(self.teacher, key="teacher")
 
     def require_weights(self) -> None:
         """Check the teacher's files. Raises: WeightsMissing, WeightsMismatch."""
@@ -99,9 +95,7 @@ class CleanDiftTraining:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of the teacher. Raises: WeightsMissing, WeightsMismatch."""
-        checkpoint = self.checkpoint()
-        family, _ = describe(checkpoint, None)
-        return {"teacher": digest_json(family.digests(checkpoint, True))}
+        return {"teacher": pipeline_digest(self.checkpoint())}
 
     def make(self) -> "tuple[CleanDiftModule, ImageTableData]":
         """Build the module and its images. Raises: what reading weights and shards raises."""

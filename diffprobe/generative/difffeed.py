@@ -25,14 +25,13 @@ from diffprobe.backbones.families import describe
 from diffprobe.backbones.feedback import FeedbackLayers, TwoPasses, feedback_pairs
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_whole
-from diffprobe.backbones.locate import locate
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.config.validators import at_least
-from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, EmptyClass, RunFailed, SplitLeak, WeightsMismatch
+from diffprobe.core.errors import ConfigError, EmptyClass, RunFailed, SplitLeak
 from diffprobe.core.rng import derive_seed, noise_for
 from diffprobe.generative.image_table import ImageTable, RowIndexDataset, RowIndexLoader, epoch_getter, load_table
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
+from diffprobe.generative.pipeline_input import pipeline_checkpoint, pipeline_digest
 from diffprobe.generative.run_settings import DenseCounts, GenerativeData, GenerativeModule, validate_settings
 from diffprobe.probes.classifier.attention import AttentionConfig, PooledMaps
 from diffprobe.shards.holdout import open_view
@@ -106,10 +105,7 @@ class DiffFeedTraining:
 
     def checkpoint(self) -> Checkpoint:
         """Locate the model. Raises: WeightsMissing; WeightsMismatch for anything but a pipeline."""
-        found = locate(self.model)
-        if found.folder is None:
-            raise WeightsMismatch(f"model '{self.model}' is not a pipeline folder in diffusers' format.")
-        return found
+        return pipeline_checkpoint(self.model, key="model")
 
     def require_weights(self) -> None:
         """Check the files of the model. Raises: WeightsMissing, WeightsMismatch."""
@@ -117,9 +113,7 @@ class DiffFeedTraining:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of the model. Raises: WeightsMissing, WeightsMismatch."""
-        checkpoint = self.checkpoint()
-        family, _ = describe(checkpoint, None)
-        return {"model": digest_json(family.digests(checkpoint, True))}
+        return {"model": pipeline_digest(self.checkpoint())}
 
     def make(self) -> "tuple[DiffFeedModule, LabelledData]":
         """Build the module and its images. Raises: what reading weights and shards raises."""

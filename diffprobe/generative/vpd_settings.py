@@ -4,13 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from diffprobe.backbones.base import Checkpoint
-from diffprobe.backbones.families import describe
-from diffprobe.backbones.locate import locate
 from diffprobe.config.schema import DataConfig, LoggerConfig, PublishedConfig, TrainerConfig
 from diffprobe.config.validators import at_least
-from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import ConfigError
 from diffprobe.generative.dense_table import Task
+from diffprobe.generative.pipeline_input import pipeline_checkpoint, pipeline_digest
 from diffprobe.generative.run_settings import validate_settings
 
 Switch = Literal["frozen", "adapter", "finetune"]
@@ -190,10 +188,7 @@ class VpdSettings:
 
     def checkpoint(self) -> Checkpoint:
         """Locate the model. Raises: WeightsMissing; WeightsMismatch for anything but a pipeline."""
-        found = locate(self.model)
-        if found.folder is None:
-            raise WeightsMismatch(f"model '{self.model}' is not a pipeline folder in diffusers' format.")
-        return found
+        return pipeline_checkpoint(self.model, key="model")
 
     def require_weights(self) -> None:
         """Check the files of the model. Raises: WeightsMissing, WeightsMismatch."""
@@ -201,6 +196,4 @@ class VpdSettings:
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of the model. Raises: WeightsMissing, WeightsMismatch."""
-        checkpoint = self.checkpoint()
-        family, _ = describe(checkpoint, None)
-        return {"model": digest_json(family.digests(checkpoint, True))}
+        return {"model": pipeline_digest(self.checkpoint())}
