@@ -4,14 +4,14 @@ steer, the classes or lifetimes of an SAE's latents, points that are matched bet
 an SAE, single latents ablated, or taps that are ablated and patched."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffprobe.cli.arguments import add_check, add_settings
 
 if TYPE_CHECKING:
-    from diffprobe.core.result import MetricRecord
+    from diffprobe.core.result import MetricRecord, RunResult
 
 GROUP = "probes"
 HELP = "evaluate a backbone, its use of taps, or an autoencoder"
@@ -228,73 +228,52 @@ def _run_directions(args: argparse.Namespace) -> int:
     config = _load(args, f"model={_text(args.model)}", "scenes/directions", "evaluate_directions")
     if args.check:
         return _valid()
-    from diffprobe.core.result import read_result
     from diffprobe.evaluation.direction_tables import TABLES_FILE, summary_lines
     from diffprobe.evaluation.directions import evaluate_directions
 
-    path = evaluate_directions(config)
-    print("\n".join(summary_lines(read_result(path))))
-    print(f"tables: {path.with_name(TABLES_FILE)}")
-    print(f"result: {path}")
-    return 0
+    return _print_summary(evaluate_directions(config), summary_lines, {"tables": TABLES_FILE})
 
 
 def _run_segmentation(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/segmentation", "evaluate_segmentation")
     if args.check:
         return _valid(*config.cost_lines)
+    from diffprobe.evaluation.dense_scores import summary_lines
     from diffprobe.evaluation.segmentation import evaluate_segmentation
 
-    return _print_dense(evaluate_segmentation(config))
+    return _print_summary(evaluate_segmentation(config), summary_lines)
 
 
 def _run_depth(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/depth", "evaluate_depth")
     if args.check:
         return _valid(*config.cost_lines)
+    from diffprobe.evaluation.dense_scores import summary_lines
     from diffprobe.evaluation.depth import evaluate_depth
 
-    return _print_dense(evaluate_depth(config))
-
-
-def _print_dense(path: Path) -> int:
-    from diffprobe.core.result import read_result
-    from diffprobe.evaluation.dense_scores import summary_lines
-
-    print("\n".join(summary_lines(read_result(path))))
-    print(f"result: {path}")
-    return 0
+    return _print_summary(evaluate_depth(config), summary_lines)
 
 
 def _run_concepts(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/concepts", "evaluate_concepts")
     if args.check:
         return _valid(*config.cost_lines)
-    from diffprobe.core.result import read_result
     from diffprobe.evaluation.concepts import evaluate_concepts
     from diffprobe.evaluation.concepts_picture import PICTURE_FILE
     from diffprobe.evaluation.concepts_records import summary_lines
 
-    path = evaluate_concepts(config)
-    print("\n".join(summary_lines(read_result(path))))
-    if config.n_shown:
-        print(f"picture: {path.with_name(PICTURE_FILE)}")
-    print(f"result: {path}")
-    return 0
+    files = {"picture": PICTURE_FILE} if config.n_shown else {}
+    return _print_summary(evaluate_concepts(config), summary_lines, files)
 
 
 def _run_correspondence(args: argparse.Namespace) -> int:
     config = _load(args, None, "scenes/correspondence", "evaluate_correspondence")
     if args.check:
         return _valid(*config.cost_lines)
-    from diffprobe.core.result import read_result
     from diffprobe.evaluation.correspondence import evaluate_correspondence
     from diffprobe.evaluation.correspondence_records import summary_lines
 
-    path = evaluate_correspondence(config)
-    print("\n".join(summary_lines(read_result(path))))
-    print(f"result: {path}")
-    return 0
+    return _print_summary(evaluate_correspondence(config), summary_lines)
 
 
 def _run_steering(args: argparse.Namespace) -> int:
@@ -349,6 +328,19 @@ def _text(value: str) -> str:
 
 def _valid(*lines: str) -> int:
     print("\n".join(["the configuration is valid", *lines]))
+    return 0
+
+
+def _print_summary(
+    path: Path, lines: "Callable[[RunResult], list[str]]", files: Mapping[str, str] | None = None
+) -> int:
+    """Print the lines of a result, the files beside it by what they are, and where it is."""
+    from diffprobe.core.result import read_result
+
+    print("\n".join(lines(read_result(path))))
+    for what, name in (files or {}).items():
+        print(f"{what}: {path.with_name(name)}")
+    print(f"result: {path}")
     return 0
 
 

@@ -101,7 +101,7 @@ class DepthTask:
 
     def by_mean(self, maps: "Tensor", truth: "Sequence[Tensor]") -> Predict:
         """Refuse: depth has no classes, and no setting asks for it. Raises: ConfigError."""
-        raise ConfigError("controls: depth has no classes, so there is no nearest mean.")
+        raise ConfigError("controls: the nearest mean colour needs classes, and depth has none.")
 
     def count(self, predicted: "Tensor", truth: "Tensor") -> _Array:
         """Return the sums of an image: `DEPTH_PARTS`, and with `levels` `ORDER_PARTS` of each gap."""

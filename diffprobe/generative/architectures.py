@@ -135,25 +135,43 @@ def make_text_encoder(shape: DenoiserShape, *, tokenizer: Any, seed: int) -> Any
         tokenizer: tokenizer whose vocabulary is embedded.
         seed: seed of all weights.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPTextModel(
-            CLIPTextConfig(
-                attn_implementation="eager",  # type: ignore[call-arg]  # accepted by every config
-                vocab_size=len(tokenizer),
-                hidden_size=shape.text_width,
-                intermediate_size=4 * shape.text_width,
-                num_hidden_layers=shape.text_layers,
-                num_attention_heads=shape.text_heads,
-                max_position_embeddings=shape.max_tokens,
-                projection_dim=shape.text_width,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+            clip_text_config(
+                width=shape.text_width, layers=shape.text_layers, heads=shape.text_heads, max_tokens=shape.max_tokens,
+                tokenizer=tokenizer,
             )
-        )
+        )  # fmt: skip
+
+
+def clip_text_config(*, width: int, layers: int, heads: int, max_tokens: int, tokenizer: Any) -> Any:
+    """Return the transformers CLIPTextConfig of a small text encoder.
+
+    Args:
+        width: width of the states, and of the pooled embedding if there is one.
+        layers: transformer layers.
+        heads: attention heads.
+        max_tokens: maximum caption length in tokens.
+        tokenizer: tokenizer whose vocabulary is embedded.
+    """
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        attn_implementation="eager",  # type: ignore[call-arg]  # accepted by every config
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=max_tokens,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def weights_folder(name: str) -> Path:

@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from diffprobe.core.errors import ConfigError
+from diffprobe.generative.architectures import clip_text_config
 
 EMPTY_T5_TOKENS = 256
 """Zero tokens that the pipeline of Stable Diffusion 3 appends to the text where it has no T5."""
@@ -108,24 +109,12 @@ def make_projected_text_encoder(
         tokenizer: tokenizer whose vocabulary is embedded.
         seed: seed of all weights.
     """
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    from transformers import CLIPTextModelWithProjection
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                attn_implementation="eager",  # type: ignore[call-arg]  # accepted by every config
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                max_position_embeddings=max_tokens,
-                projection_dim=width,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+            clip_text_config(width=width, layers=layers, heads=heads, max_tokens=max_tokens, tokenizer=tokenizer)
         )
 
 

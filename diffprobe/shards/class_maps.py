@@ -5,7 +5,6 @@ predictions are brought to the size of the truth, and not the truth to theirs.
 """
 
 import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.core.image import fit
 from diffprobe.shards.annotation import Caps, Fields, fault
 from diffprobe.shards.decode import Sample, decode_image, decode_sample
-from diffprobe.shards.holdout import ShardPart
+from diffprobe.shards.raw_samples import read_raw_samples
 
 if TYPE_CHECKING:
     from diffprobe.shards.index import ShardSet
@@ -65,7 +64,7 @@ def read_class_samples(
         no pixel of a class; UnknownName for a split that the set does not have.
     """
     table = class_table(classes, ignore)
-    for raw in _raws(shard_set, split, limit, caps):
+    for raw in read_raw_samples(shard_set, split, limit=limit, caps=caps):
         values = _numbers(raw, MASK, decode_image(raw, fields, caps=caps).size)
         found = table[values]
         if (found == _UNUSED).any():
@@ -101,7 +100,7 @@ def read_depth_samples(
 
     Raises: SampleError, with shard and key, for a sample without a readable `depth.png` of the size of its image.
     """
-    for raw in _raws(shard_set, split, limit, caps):
+    for raw in read_raw_samples(shard_set, split, limit=limit, caps=caps):
         values = _numbers(raw, DEPTH, decode_image(raw, fields, caps=caps).size, wide=wide)
         sample = decode_sample(raw, shard_set, fields=fields, resolution=resolution, caps=caps)
         yield DenseSample(sample=sample, truth=_cut(values))
@@ -130,21 +129,6 @@ def class_table(classes: Mapping[str, Sequence[int]], ignore: Sequence[int] = ()
                 raise ConfigError(f"{name}: the value {value} is taken already, by a class or by ignore.")
             table[value] = place
     return table
-
-
-def _raws(shard_set: "ShardSet", split: str, limit: int | None, caps: Caps | None) -> "Iterator[RawSample]":
-    left = math.inf if limit is None else limit
-    for shard in shard_set.shards_of(split):
-        if left <= 0:
-            return
-        shard_set.check(shard.file)
-        for raw in shard_set.read(shard.file, caps=caps):
-            if isinstance(shard, ShardPart) and not shard.members[raw.position]:
-                continue
-            if left <= 0:
-                return
-            left -= 1
-            yield raw
 
 
 def _numbers(

@@ -17,7 +17,7 @@ from PIL import Image
 from diffprobe.core.errors import ConfigError, unknown
 from diffprobe.shards.annotation import Caps, Fields, fault
 from diffprobe.shards.decode import Sample, decode_image, decode_sample
-from diffprobe.shards.holdout import ShardPart
+from diffprobe.shards.raw_samples import read_raw_samples
 
 if TYPE_CHECKING:
     from diffprobe.shards.index import ShardSet
@@ -62,18 +62,8 @@ def read_point_samples(
     Raises: SampleError, with shard and key, for a sample without readable points or, with `box_parts`, without a mask
         of its image that has one of these parts; UnknownName for a split that the set does not have.
     """
-    left = math.inf if limit is None else limit
-    for shard in shard_set.shards_of(split):
-        if left <= 0:
-            return
-        shard_set.check(shard.file)
-        for raw in shard_set.read(shard.file, caps=caps):
-            if isinstance(shard, ShardPart) and not shard.members[raw.position]:
-                continue
-            if left <= 0:
-                return
-            left -= 1
-            yield _read(raw, shard_set, fields, resolution, box_parts, caps)
+    for raw in read_raw_samples(shard_set, split, limit=limit, caps=caps):
+        yield _read(raw, shard_set, fields, resolution, box_parts, caps)
 
 
 def _read(

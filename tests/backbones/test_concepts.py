@@ -71,7 +71,7 @@ def test_concepts_in_place_of_the_prompt_give_what_the_network_computes(
 ) -> None:
     """The stream of concepts that are all the tokens of the prompt is the stream of the prompt."""
     if name == "sd":
-        pytest.skip("a U-Net's text is no stream")
+        pytest.skip("a U-Net has no stream of text tokens")
     condition = model.encode_conditions(PROMPTS[:1])
     found, _ = watched(model, noised[:1], condition["encoder_hidden_states"][0], PROMPTS[:1])
     denoiser, text = model.backbone.denoiser, {}

@@ -1,4 +1,4 @@
-"""Tables of images with truth: what a sample is told, and truth that is refused."""
+"""Tables of images with classes, depth or referring expressions, and truth that is refused."""
 
 import io
 import tarfile
