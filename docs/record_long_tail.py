@@ -19,7 +19,7 @@ from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.registry import REGULARIZERS
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
-VARIANTS = ("plain", "diffrop", "cbdm", "oc")
+VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral")
 STEPS, COMPUTE = "equal steps", "equal compute"
 METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frechet_distance", "class_overlap")
 

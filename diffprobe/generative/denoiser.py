@@ -4,6 +4,8 @@ The target and the weight of the loss come from an objective (`objectives/`). Th
 StableDiffusionPipeline folder. With `transformer` the network is that of Stable Diffusion 3 (`flow_denoiser.py`).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffprobe.backbones.device import exact
 from diffprobe.backbones.loading import load_network
@@ -83,6 +85,7 @@ class DenoiserModule(GenerativeModule):
         self._latents: dict[str, Tensor] = {}
         self.classes: TrainingClasses | None = None
         self.regularizer: Regularizer | None = None
+        self.regularizer_head: nn.Module | None = None
         self._build()
 
     def set_classes(self, table: ImageTable) -> None:
@@ -100,6 +103,8 @@ class DenoiserModule(GenerativeModule):
             kind = self.objective.prediction_type
             self.regularizer = make_regularizer(config.regularizer, self.process, kind, self.classes)
             facts["passes_per_sample"] = 1 + self.regularizer.extra_passes
+            channels, seed = int(self.unet.config.block_out_channels[-1]), derive_seed("head", config.seed)
+            self.regularizer_head = self.regularizer.make_head(channels, seed)
         self.facts = facts
 
     @property
@@ -268,14 +273,29 @@ class DenoiserModule(GenerativeModule):
         regularizer, classes, rule = self.regularizer, self.classes, self.config.classes
         assert regularizer is not None and classes is not None and rule is not None
         noised = self.process.add_noise(clean, noise, timesteps)
-        prediction = self.predict(noised, timesteps, captions, generator)
+        with self._read_mid_block() as outputs:
+            prediction = self.predict(noised, timesteps, captions, generator)
+        embedding = None if self.regularizer_head is None else self.regularizer_head(outputs[-1])
         origins = regularizer.retarget(clean, noise, timesteps, numbers, generator)
 
         def under(latents: Tensor, steps: Tensor, of: Tensor) -> Tensor:
             return self.predict(latents, steps, [rule.caption(classes.names[k]) for k in of.tolist()], generator)
 
-        term = regularizer.term(ClassBatch(noised, timesteps, numbers, prediction), under, generator)
+        term = regularizer.term(ClassBatch(noised, timesteps, numbers, prediction, embedding), under, generator)
         return mean_squared_error(prediction, self.objective.target(*origins, timesteps)), term
+
+    @contextmanager
+    def _read_mid_block(self) -> Iterator[list[Tensor]]:
+        """Collect the outputs of the U-Net's mid block, if the regularizer has a head."""
+        outputs: list[Tensor] = []
+        if self.regularizer_head is None:
+            yield outputs
+            return
+        handle = self.unet.mid_block.register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            yield outputs
+        finally:
+            handle.remove()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return AdamW with warm-up and cosine decay; text encoders have a learning rate of their own."""
@@ -286,6 +306,8 @@ class DenoiserModule(GenerativeModule):
         if config.text_learning_rate > 0:
             parameters = [parameter for text in texts for parameter in text.parameters()]
             groups.append({"params": parameters, "lr": rate * config.text_learning_rate})
+        if self.regularizer_head is not None:
+            groups.append({"params": list(self.regularizer_head.parameters()), "lr": rate})
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
 

@@ -6,6 +6,7 @@ from collections import Counter
 import lightning
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError, EmptyClass, SampleError, UnknownName
@@ -153,15 +154,30 @@ def test_a_denoiser_is_trained_on_classes_with_each_term(config, name, tmp_path)
     term = None if name is None else RegularizerConfig(name=name)
     module, logged = fit(dataclasses.replace(config, regularizer=term), tmp_path)
     assert sum(module.facts["class_counts"].values()) < 16 and set(module.facts["shots"]) == {"many", "medium", "few"}
-    extra = {None: 0, "orientation_calibration": 0}.get(name, 1)
+    extra = {None: 0, "coral": 0, "orientation_calibration": 0}.get(name, 1)
     assert module.facts["passes_per_sample"] == 1 + extra
     assert bool(torch.isfinite(logged["train/loss"])) and ("train/regularizer" in logged) == (name is not None)
 
 
-def test_an_interrupted_run_with_a_term_equals_an_uninterrupted_one(config, tmp_path):
+def test_a_head_is_trained_with_the_denoiser_and_not_saved(config, tmp_path):
+    trained = dataclasses.replace(config, regularizer=RegularizerConfig(name="coral", params={"width": 3}))
+    start = trained.make()[0]
+    module, _ = fit(trained, tmp_path)
+    assert module.regularizer_head[2].weight.shape == (3, 16)
+    assert not torch.equal(start.regularizer_head[2].weight, module.regularizer_head[2].weight)
+    assert not module.unet.mid_block._forward_hooks
+    module.save(tmp_path / "weights")
+    assert "regularizer_head" not in str([path.name for path in (tmp_path / "weights").rglob("*")])
+    assert len(UNet2DConditionModel.from_pretrained(tmp_path / "weights/unet").state_dict()) == len(
+        module.unet.state_dict()
+    )
+
+
+@pytest.mark.parametrize(("name", "params"), [("diffrop", {"margin": 5.0}), ("coral", {"weight": 1.0})])
+def test_an_interrupted_run_with_a_term_equals_an_uninterrupted_one(config, tmp_path, name, params):
     config = dataclasses.replace(
         config,
-        regularizer=RegularizerConfig(name="diffrop", params={"margin": 5.0}),
+        regularizer=RegularizerConfig(name=name, params=params),
         trainer=dataclasses.replace(config.trainer, max_epochs=3, checkpoint_every_steps=1),
     )
     whole, _ = fit(config, tmp_path / "whole")

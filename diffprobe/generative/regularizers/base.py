@@ -1,8 +1,8 @@
 """The contract of a class-contrast term, the classes it is defined on, and the distance of reverse kernels.
 
 A regularizer changes the training of a class-conditional denoiser in one or both of two ways: it adds a term to the
-loss, for which it may run the network again under other classes, and it replaces the clean image that a noised one is
-denoised to.
+loss, for which it may run the network again under other classes or read the output of its mid block, and it replaces
+the clean image that a noised one is denoised to.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,17 +86,20 @@ class ClassBatch:
         timesteps: on the training grid.
         classes: class number of each sample, `NO_CLASS` for a sample that is trained without one.
         prediction: the network's output for the batch, with gradient.
+        embedding: output of the regularizer's head at the mid block in the same pass, with gradient; None without one.
     """
 
     noised: Float[Tensor, "batch c h w"]
     timesteps: Int[Tensor, " batch"]
     classes: Int[Tensor, " batch"]
     prediction: Float[Tensor, "batch c h w"]
+    embedding: Float[Tensor, "batch width"] | None = None
 
     def with_class(self) -> "ClassBatch":
         """Return the samples that have a class."""
         rows = self.classes != NO_CLASS
-        return ClassBatch(self.noised[rows], self.timesteps[rows], self.classes[rows], self.prediction[rows])
+        embedding = None if self.embedding is None else self.embedding[rows]
+        return ClassBatch(self.noised[rows], self.timesteps[rows], self.classes[rows], self.prediction[rows], embedding)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -110,6 +113,17 @@ class Regularizer:
     """
 
     extra_passes: int = 0
+
+    def make_head(self, channels: int, seed: int) -> nn.Module | None:
+        """Return a network from the mid block's output, (batch, channels, h, w), to `ClassBatch.embedding`.
+
+        It is trained with the denoiser and not saved with it. None, the default, reads nothing of the mid block.
+
+        Args:
+            channels: of the output of the mid block.
+            seed: of the initial weights.
+        """
+        return None
 
     def retarget(
         self,

@@ -41,6 +41,11 @@ def regularizer(request, process):
     return make_regularizer(RegularizerConfig(name=request.param), process, "epsilon", CLASSES)
 
 
+def embedding(regularizer, noised):
+    head = regularizer.make_head(noised.shape[1], seed=0)
+    return None if head is None else head(noised)
+
+
 def linear(scale):
     """A network whose output depends on the class: noised * (scale + class)."""
     return lambda noised, timesteps, classes: noised * (scale + classes[:, None, None, None])
@@ -140,11 +145,11 @@ def test_a_term_is_seeded_counts_its_passes_and_leaves_out_samples_without_class
         return network(noised, timesteps, classes)
 
     classes = torch.tensor([0, 1, -1, 2])
-    batch = ClassBatch(noised, TIMESTEPS, classes, network(noised, TIMESTEPS, classes))
+    batch = ClassBatch(noised, TIMESTEPS, classes, network(noised, TIMESTEPS, classes), embedding(regularizer, noised))
     one, two = (regularizer.term(batch, predict, torch.Generator().manual_seed(3)) for _ in range(2))
     assert one.shape == () and bool(one.isfinite()) and torch.equal(one, two)
     assert rows == [3, 3] * regularizer.extra_passes
-    without = ClassBatch(noised, TIMESTEPS, torch.full((4,), -1), network(noised, TIMESTEPS, classes))
+    without = dataclasses.replace(batch, classes=torch.full((4,), -1))
     nothing = regularizer.term(without, predict, torch.Generator())
     assert float(nothing) == 0 and nothing.requires_grad
 
@@ -152,7 +157,9 @@ def test_a_term_is_seeded_counts_its_passes_and_leaves_out_samples_without_class
 def test_a_batch_of_one_class_is_defined(regularizer, pair):
     classes = torch.zeros(4, dtype=torch.long)
     network = linear(torch.tensor(0.5, requires_grad=True))
-    batch = ClassBatch(pair[0], TIMESTEPS, classes, network(pair[0], TIMESTEPS, classes))
+    batch = ClassBatch(
+        pair[0], TIMESTEPS, classes, network(pair[0], TIMESTEPS, classes), embedding(regularizer, pair[0])
+    )
     assert bool(regularizer.term(batch, network, torch.Generator().manual_seed(0)).isfinite())
     regularizer.retarget(*pair, TIMESTEPS, classes, torch.Generator().manual_seed(0))
 
@@ -171,6 +178,8 @@ def test_settings_are_completed_and_unknown_ones_are_refused(name):
     [
         ("diffrop", {"weight": 0.0}), ("diffrop", {"margin": -1.0}), ("cbdm", {"tau": 0.0}), ("cbdm", {"gamma": -0.1}),
         ("cbdm", {"tau": float("inf")}), ("orientation_calibration", {"last_timestep": 0}),
+        ("coral", {"weight": 0.0}), ("coral", {"temperature": 0.0}), ("coral", {"time_scale": -1.0}),
+        ("coral", {"width": 0}),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(name, params):
