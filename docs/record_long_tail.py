@@ -3,8 +3,8 @@
     python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2 --out runs/long_tail.csv
 
 A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
-Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the table of the page
-docs/users/long-tail.md is made from a finished CSV.
+Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the table of the
+page docs/users/long-tail.md is made from a finished CSV.
 """
 
 import argparse
@@ -123,7 +123,7 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the Markdown table of the page: plain as mean over seeds, the others as paired difference and its range."""
+    """Return the Markdown table of the page: plain as mean over seeds, others as paired difference and its range."""
     values = {
         (row["variant"], row["budget"], row["metric"], row["target"], str(row["seed"])): float(row["value"])
         for row in rows
