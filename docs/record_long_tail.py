@@ -3,7 +3,8 @@
     python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2 --out runs/long_tail.csv
 
 A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
-Settings after `--` go to each training (`trainer.max_steps=4000`).
+Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the table of the
+page docs/users/long-tail.md is made from a finished CSV.
 """
 
 import argparse
@@ -22,6 +23,17 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral")
 STEPS, COMPUTE = "equal steps", "equal compute"
 METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frechet_distance", "class_overlap")
+
+
+PAGE = Path(__file__).resolve().parent / "users" / "long-tail.md"
+MARKER = "<!-- table: sweep -->\n"
+SHOWN = {
+    ("role_accuracy", "many"): "role, many", ("role_accuracy", "medium"): "role, medium",
+    ("role_accuracy", "few"): "role, few", ("recall", "few"): "recall, few", ("coverage", "few"): "coverage, few",
+    ("density", "few"): "density, few", ("precision", "few"): "precision, few",
+    ("frechet_distance", "few"): "Frechet, few", ("class_overlap", "all"): "overlap, all",
+}  # fmt: skip
+"""(metric, target) -> heading of its column on the page."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,35 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the Markdown table of the page: plain as mean over seeds, others as paired difference and its range."""
+    values = {
+        (row["variant"], row["budget"], row["metric"], row["target"], str(row["seed"])): float(row["value"])
+        for row in rows
+    }
+    seeds = sorted({key[4] for key in values})
+    found = ["| variant | budget | " + " | ".join(SHOWN.values()) + " |", "| :-- | :-- |" + " --: |" * len(SHOWN)]
+    for variant, budget in dict.fromkeys((row["variant"], row["budget"]) for row in rows):
+        entries = []
+        for metric, target in SHOWN:
+            own = [values[variant, budget, metric, target, seed] for seed in seeds]
+            if variant == "plain":
+                entries.append(f"{statistics.mean(own):.3f} [{min(own):.3f}, {max(own):.3f}]")
+                continue
+            paired = [one - values["plain", STEPS, metric, target, seed] for one, seed in zip(own, seeds, strict=True)]
+            entries.append(f"{statistics.mean(paired):+.3f} [{min(paired):+.3f}, {max(paired):+.3f}]")
+        found.append(f"| {variant} | {budget} | " + " | ".join(entries) + " |")
+    return found
+
+
+def write_page(table: Path) -> None:
+    """Write the table of a finished CSV into the page, below its marker."""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    before, _, after = PAGE.read_text("utf-8").partition(MARKER)
+    PAGE.write_text(before + MARKER + "\n".join(lines(rows)) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the sweep; the table is written anew after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,8 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/long_tail.csv"))
     parser.add_argument("--evaluation", action="append", default=[], help="setting of scenes/long_tail/evaluate")
+    parser.add_argument("--page", action="store_true", help="write the page from the finished table of --out")
     parser.add_argument("settings", nargs="*", help="settings of each training")
     args = parser.parse_args(arguments)
+    if args.page:
+        write_page(args.out)
+        return
     rows: list[dict[str, Any]] = []
     for cell in cells(args.seeds):
         config = config_of(cell, [f"autoencoder={args.autoencoder}", *args.settings])

@@ -306,14 +306,17 @@ class DenoiserModule(GenerativeModule):
         if config.text_learning_rate > 0:
             parameters = [parameter for text in texts for parameter in text.parameters()]
             groups.append({"params": parameters, "lr": rate * config.text_learning_rate})
-        if self.regularizer_head is not None:
-            groups.append({"params": list(self.regularizer_head.parameters()), "lr": rate})
+        groups += [{"params": list(head.parameters()), "lr": rate} for head in self.trained_heads()]
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
 
     def trained_parts(self) -> tuple[Any, list[Any]]:
         """Return the denoiser and the text encoders."""
         return self.unet, [self.text_encoder]
+
+    def trained_heads(self) -> list[nn.Module]:
+        """Return networks that are trained with the denoiser and not saved with it."""
+        return [] if self.regularizer_head is None else [self.regularizer_head]
 
     def save(self, folder: Path) -> None:
         """Write the pipeline in diffusers' format, with the weights as fp16 safetensors."""

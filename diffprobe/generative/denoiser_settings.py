@@ -21,6 +21,7 @@ from diffprobe.generative.long_tail import ClassesConfig
 from diffprobe.generative.objectives.base import ObjectiveConfig, complete, declared_process
 from diffprobe.generative.regularizers.base import RegularizerConfig, complete_regularizer
 from diffprobe.generative.run_settings import validate_settings
+from diffprobe.generative.self_alignment import SelfAlignmentConfig
 
 TEXT_KEYS = ("text_width", "text_layers", "text_heads", "vocab_size", "max_tokens")
 """Keys of `model` that describe text encoders."""
@@ -41,6 +42,8 @@ class DenoiserSettings:
     transformer: TransformerShape | None = None
     """Shape of a transformer in place of the U-Net, as in Stable Diffusion 3; its objective has to be a flow; a flow
     needs it. None trains the U-Net."""
+    alignment: SelfAlignmentConfig | None = None
+    """Align an earlier block with a later one of the averaged network (SRA); needs `transformer`. None does not."""
     noise: BetaSchedule | None = None
     """The forward process, `BetaSchedule()` if None; an objective that declares its own takes none."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -100,6 +103,8 @@ class DenoiserSettings:
                 )
         else:
             self._validate_flow()
+        if self.alignment is not None:
+            self._validate_alignment(self.alignment)
         if self.regularizer is not None:
             if self.classes is None:
                 raise ConfigError(
@@ -107,6 +112,14 @@ class DenoiserSettings:
                     fix="set classes.attribute, or regularizer=null",
                 )
             object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
+
+    def _validate_alignment(self, alignment: SelfAlignmentConfig) -> None:
+        """Refuse an alignment without the network or the average that it needs. Raises: ConfigError."""
+        if self.transformer is None:
+            raise ConfigError("alignment has no effect without transformer.", fix="alignment=null, or a transformer")
+        if self.ema_decay == 0:
+            raise ConfigError("alignment needs averaged weights, and ema_decay=0.", fix="ema_decay=0.998")
+        alignment.require_blocks(self.transformer.layers)
 
     def _validate_flow(self) -> None:
         """Refuse settings that a flow does not have. Raises: ConfigError."""

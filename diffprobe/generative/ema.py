@@ -37,6 +37,12 @@ class EMACallback(WeightAveraging):
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
+    @property
+    def averaged(self) -> Any:
+        """The module with the averaged weights, during a fit."""
+        assert self._average_model is not None
+        return self._average_model.module
+
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Copy the average into the model; Lightning's own hook runs only after at least one epoch."""
         self.on_train_end(trainer, pl_module)

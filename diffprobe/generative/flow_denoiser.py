@@ -4,15 +4,20 @@ Everything but the networks is that of `denoiser.py`. The result is an ordinary 
 a T5.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffprobe.backbones.hooks import StopForward
+from diffprobe.core.errors import RunFailed
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.denoiser import DenoiserModule
+from diffprobe.generative.ema import EMACallback
 from diffprobe.generative.export import save_flow_pipeline
 from diffprobe.generative.flow_transformer import (
     EMPTY_T5_TOKENS,
@@ -21,6 +26,26 @@ from diffprobe.generative.flow_transformer import (
     make_projected_text_encoder,
     make_transformer,
 )
+from diffprobe.generative.self_alignment import alignment_loss, make_head
+
+
+@contextmanager
+def _output_of(block: nn.Module, *, last: bool = False) -> Iterator[list[Float[Tensor, "batch token width"]]]:
+    """Collect the image tokens that a joint block outputs; with `last`, the pass ends there without an error."""
+    outputs: list[Tensor] = []
+
+    def read(module: nn.Module, args: Any, output: tuple[Tensor | None, Tensor]) -> None:
+        outputs.append(output[1])
+        if last:
+            raise StopForward
+
+    handle = block.register_forward_hook(read)
+    try:
+        yield outputs
+    except StopForward:
+        pass
+    finally:
+        handle.remove()
 
 
 class FlowDenoiserModule(DenoiserModule):
@@ -54,6 +79,51 @@ class FlowDenoiserModule(DenoiserModule):
             text_width=model.text_width,
             seed=seed,
         )
+        self.alignment_head: nn.Module | None = None
+        if config.alignment is not None:
+            self.alignment_head = make_head(shape.width, derive_seed("alignment", seed))
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        """Return the loss of the objective, and with `alignment` the weighted distance to the averaged network."""
+        loss, alignment = super().training_step(rows, batch_idx), self.config.alignment
+        if alignment is None:
+            return loss
+        self.log("train/alignment", self._alignment_loss.detach())
+        return loss + alignment.weight * self._alignment_loss
+
+    def errors(
+        self,
+        clean: Float[Tensor, "batch c h w"],
+        captions: list[str],
+        timesteps: Int[Tensor, " batch"],
+        noise: Float[Tensor, "batch c h w"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Return what the parent does; in training with `alignment`, keep the distance of the blocks for the step."""
+        alignment = self.config.alignment
+        if alignment is None or not self.training:
+            return super().errors(clean, captions, timesteps, noise, generator)
+        assert generator is not None and self.alignment_head is not None
+        with _output_of(self.transformer.transformer_blocks[alignment.student_block]) as students:
+            errors = super().errors(clean, captions, timesteps, noise, generator)
+        earlier = alignment.teacher_timesteps(timesteps, self.process.n_timesteps, generator).to(timesteps)
+        teacher = self._averaged()
+        block = teacher.transformer.transformer_blocks[alignment.teacher_block]
+        with torch.no_grad(), _output_of(block, last=True) as targets:
+            teacher.predict(self.process.add_noise(clean, noise, earlier), earlier, captions)
+        self._alignment_loss = alignment_loss(self.alignment_head(students[-1]), targets[-1])
+        return errors
+
+    def _averaged(self) -> "FlowDenoiserModule":
+        """Return the network with averaged weights. Raises: RunFailed without the callback that averages."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMACallback):
+                return callback.averaged
+        raise RunFailed("alignment needs averaged weights, and no EMACallback runs.", fix="ema_decay=0.998")
+
+    def trained_heads(self) -> list[nn.Module]:
+        """Return networks that are trained with the denoiser and not saved with it."""
+        return [*super().trained_heads(), *([] if self.alignment_head is None else [self.alignment_head])]
 
     def predict(
         self,

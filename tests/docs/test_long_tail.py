@@ -44,6 +44,19 @@ def test_differences_are_paired_by_seed(sweep):
     assert sweep.differences(rows) == ["oc, equal steps: recall of few +0.150 [+0.100, +0.200] over 2 seeds"]
 
 
+def test_the_table_has_plain_and_paired_differences(sweep):
+    plain, coral = ({"variant": v, "budget": sweep.STEPS} for v in ("plain", "coral"))
+    rows = [
+        {**row, "seed": seed, "metric": metric, "target": target, "value": value + (0.1 if row is coral else 0.0)}
+        for row in (plain, coral)
+        for seed, value in enumerate((0.2, 0.4))
+        for metric, target in sweep.SHOWN
+    ]
+    _, _, first, second = sweep.lines(rows)
+    assert first.startswith("| plain | equal steps | 0.300 [0.200, 0.400] | 0.300")
+    assert second.startswith("| coral | equal steps | +0.100 [+0.100, +0.100] | +0.100")
+
+
 @pytest.mark.slow
 def test_the_sweep_runs_at_tiny_size_and_a_second_call_trains_nothing(sweep, tmp_path, monkeypatch, capsys):
     from diffusers import AutoencoderKL
