@@ -39,6 +39,8 @@ class OutputLayout:
     """Attentions in which image and text tokens attend to each other."""
     text_keys_first: bool = False
     """Whether text tokens come before those of the image in them."""
+    cross_attention: str | None = None
+    """Cross-attentions to a text whose queries and keys are changed between their projection and their comparison."""
     channels_first: str | None = None
     """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
@@ -53,6 +55,10 @@ class OutputLayout:
     def is_joint_attention(self, path: str) -> bool:
         """Return whether a module is an attention of text and image tokens to each other."""
         return _fits(self.joint_attention, path)
+
+    def is_cross_attention(self, path: str) -> bool:
+        """Return whether a module is a cross-attention that is read where queries and keys are compared."""
+        return _fits(self.cross_attention, path)
 
     def on_grid(self, tokens: Float[Tensor, "batch tokens channels"]) -> FeatureMap | None:
         """Lay tokens of the image out on the grid that divides the input evenly; None if there is none."""

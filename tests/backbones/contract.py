@@ -236,6 +236,10 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert set(ours) == set(theirs), f"{where}: ours {sorted(ours)}, the pipeline's {sorted(theirs)}"
         for name, value in theirs.items():
             assert_same(ours[name], value, f"{where}: {name}")
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs), f"{where}: {len(ours)}, the pipeline's {len(theirs)}"
+        for i, value in enumerate(theirs):
+            assert_same(ours[i], value, f"{where}: {i}")
     elif isinstance(theirs, Tensor):
         assert ours.shape == theirs.shape, f"{where}: {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}"
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5, msg=lambda m: f"{where}: {m}")

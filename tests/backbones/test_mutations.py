@@ -79,6 +79,28 @@ MUTATIONS = [
     Mutation("sana", "timestep scale", '"timestep_scale", 1.0)', '"no_such_setting", 1.0)', "conditioning"),
     Mutation("sana", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
     Mutation("sana", "prediction", "self.predicted(output, x_t)", "self.predicted(output.flip(1), x_t)", "prediction"),
+    Mutation(
+        "hunyuandit", "original size", "_ORIGINAL_SIZE = (1024, 1024)", "_ORIGINAL_SIZE = (64, 64)", "conditioning"
+    ),
+    Mutation("hunyuandit", "base of the positions", "_BASE_PIXELS = 512", "_BASE_PIXELS = 1024", "conditioning"),
+    Mutation("hunyuandit", "mask in the T5", "masked=True", "masked=False", "conditioning"),
+    Mutation("hunyuandit", "mask of the BERT", '_mask": mask,', '_mask": torch.ones_like(mask),', "conditioning"),
+    Mutation("hunyuandit", "heads", r'heads=rf"{_BLOCK}\.attn[12]\.norm_[qk]"', "heads=None", "inner_taps"),
+    Mutation("hunyuandit", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation(
+        "hunyuandit",
+        "learned variance",
+        "self.predicted(output, x_t)",
+        "self.predicted(output.flip(1), x_t)",
+        "prediction",
+    ),
+    Mutation(
+        "hunyuandit",
+        "prediction kind",
+        'prediction=load_prediction_kind(checkpoint.part("scheduler"))',
+        'prediction="epsilon"',
+        "prediction",
+    ),
     Mutation("kandinsky", "embedding", "torch.zeros(len(values)", "torch.ones(len(values)", "conditioning"),
     Mutation("sd_unet", "states", "(prompts)[0]}", "(prompts)[0] * 2}", "conditioning"),
     Mutation("dit", "class", "return int(text) if", "return int(text) + 1 if", "conditioning"),
