@@ -7,12 +7,12 @@ are taken from the attention's own call of `scaled_dot_product_attention`, so th
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.attended import Attended, Ready
-from diffprobe.backbones.layout import OutputLayout
+from diffprobe.backbones.layout import OutputLayout, RowTexts
 
 
 def may_attend_jointly(path: str, module: nn.Module, layout: OutputLayout) -> bool:
@@ -40,6 +40,8 @@ def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: R
             return
         if layout.is_cross_attention(path):
             modes.append(_Recorder(None, 0, layout.text_keys_first, ready))
+        elif whole and layout.row_texts is not None:
+            modes.append(_Recorder(layout.n_text, 0, True, ready, layout.row_texts))
         else:
             n_text = layout.n_text if text is None else text.shape[1]
             modes.append(_Recorder(n_text, layout.n_registers, layout.text_keys_first, ready))
@@ -62,12 +64,15 @@ class _Recorder(TorchFunctionMode):
         n_text: number of text tokens, with the registers; None if queries are all of the image, keys of the text.
         n_registers: number of register tokens, which start the text.
         text_first: whether they come before the tokens of the image.
+        rows: where the text of each row ends; its keys are then filled up to `n_text`, and the filling masked.
     """
 
-    def __init__(self, n_text: int | None, n_registers: int, text_first: bool, ready: Ready) -> None:
+    def __init__(
+        self, n_text: int | None, n_registers: int, text_first: bool, ready: Ready, rows: RowTexts | None = None
+    ) -> None:
         super().__init__()
         self._n_text, self._n_registers = n_text, n_registers
-        self._text_first, self._ready = text_first, ready
+        self._text_first, self._ready, self._rows = text_first, ready, rows
         self._done = False
 
     def __torch_function__(
@@ -83,7 +88,19 @@ class _Recorder(TorchFunctionMode):
             if n is None:
                 self._ready(Attended(q, k, given.get("attn_mask")))
                 return function(*args, **kwargs)
+            if self._rows is not None:
+                self._ready(_by_rows(q, k, n, self._rows))
+                return function(*args, **kwargs)
             text = slice(first, n) if self._text_first else slice(total - n + first, total)
             image = slice(n, total) if self._text_first else slice(0, total - n)
             self._ready(Attended(q[:, image], k, given.get("attn_mask"), text=text))
         return function(*args, **kwargs)
+
+
+def _by_rows(q: Tensor, k: Tensor, n_text: int, rows: RowTexts) -> Attended:
+    """Bring queries and keys of rows with texts of their own lengths into one order: text, filling, image."""
+    keys = torch.cat([rows.text(k, n_text), rows.image(k)], dim=1)
+    ends = torch.tensor(list(rows.lengths), device=k.device)
+    places = torch.arange(keys.shape[1], device=k.device)
+    there = (places < ends[:, None]) | (places >= n_text)
+    return Attended(rows.image(q), keys, there, text=slice(0, n_text))
