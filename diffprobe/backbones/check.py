@@ -187,6 +187,10 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
         from transformers import Gemma2Model
 
         return match_transformer(Gemma2Model, folder)  # type: ignore[no-any-return]
+    if kind == "BertModel":
+        from transformers import BertModel
+
+        return match_transformer(BertModel, folder)  # type: ignore[no-any-return]
     if "CLIP" in kind:
         return match_transformer(clip_class(folder), folder)  # type: ignore[no-any-return]
     return None  # the description of the family refuses it, or does not read it
@@ -199,7 +203,7 @@ def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]
     require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
-_TOKENIZERS = {"CLIP": "CLIPTokenizer", "Gemma": "GemmaTokenizerFast"}
+_TOKENIZERS = {"CLIP": "CLIPTokenizer", "Gemma": "GemmaTokenizerFast", "Bert": "BertTokenizer"}
 """Start of the class of a tokenizer -> the class that loads it; those of all others are of a T5."""
 
 

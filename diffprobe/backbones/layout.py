@@ -5,14 +5,39 @@ shape of a tensor does not show.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffprobe.core.shapes import FeatureMap
+
+
+@dataclass
+class RowTexts:
+    """Where the text of each row ends, in networks where the image follows a text of the row's own length.
+
+    The backbone states it before each pass.
+    """
+
+    lengths: Sequence[int] = ()
+    """Number of text tokens of each row; the image's come behind them, then padding."""
+    n_image: int = 0
+    """Number of image tokens."""
+
+    def image(self, tokens: Float[Tensor, "batch tokens ..."]) -> Float[Tensor, "batch image ..."]:
+        """Return the tokens of the image."""
+        return torch.stack([row[n : n + self.n_image] for row, n in zip(tokens, self.lengths, strict=True)])
+
+    def text(self, tokens: Float[Tensor, "batch tokens ..."], n_text: int) -> Float[Tensor, "batch text ..."]:
+        """Return the tokens of the text, filled up to `n_text` with zeros."""
+        found = tokens.new_zeros(len(tokens), n_text, *tokens.shape[2:])
+        for i, n in enumerate(self.lengths):
+            found[i, :n] = tokens[i, :n]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +48,8 @@ class OutputLayout:
     """Height and width of the denoiser's input; the grid of tokens is found from it."""
     n_text: int = 0
     """Number of text tokens, which come before the image's in the outputs of `joint` modules; with the registers."""
+    row_texts: RowTexts | None = None
+    """For networks whose texts differ in length between rows: their lengths, `n_text` being the longest."""
     n_registers: int = 0
     """Number of tokens before the text, and counted with it, that are parameters of the network and no text."""
     joint: str | None = None
@@ -39,6 +66,8 @@ class OutputLayout:
     """Attentions in which image and text tokens attend to each other."""
     text_keys_first: bool = False
     """Whether text tokens come before those of the image in them."""
+    cross_attention: str | None = None
+    """Cross-attentions to a text whose queries and keys are changed between their projection and their comparison."""
     channels_first: str | None = None
     """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
@@ -53,6 +82,10 @@ class OutputLayout:
     def is_joint_attention(self, path: str) -> bool:
         """Return whether a module is an attention of text and image tokens to each other."""
         return _fits(self.joint_attention, path)
+
+    def is_cross_attention(self, path: str) -> bool:
+        """Return whether a module is a cross-attention that is read where queries and keys are compared."""
+        return _fits(self.cross_attention, path)
 
     def on_grid(self, tokens: Float[Tensor, "batch tokens channels"]) -> FeatureMap | None:
         """Lay tokens of the image out on the grid that divides the input evenly; None if there is none."""
@@ -75,7 +108,7 @@ class OutputLayout:
         if _fits(self.channels_first, path):
             output = output.transpose(1, 2)
         if _fits(self.joint, path):
-            output = output[:, self.n_text :]
+            output = output[:, self.n_text :] if self.row_texts is None else self.row_texts.image(output)
         return self.on_grid(output)
 
     def text(self, output: Any, path: str) -> FeatureMap | None:
@@ -87,6 +120,8 @@ class OutputLayout:
         tokens = _stream(output, 0) if apart or joint else None
         if tokens is None or tokens.ndim != 3:
             return None
+        if joint and self.row_texts is not None:
+            tokens = self.row_texts.text(tokens, self.n_text)
         text = tokens if apart else tokens[:, : self.n_text]
         return text[:, self.n_registers :].transpose(1, 2)[..., None]
 

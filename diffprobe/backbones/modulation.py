@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -21,7 +22,7 @@ MODULATED = "modulated"
 """Name of the readout."""
 _EPS = 1e-6
 """Of the LayerNorm, unless the block's own normalisation states another (AuraFlow)."""
-_ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero")
+_ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero", "AdaLayerNormShift")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
 _NORMS = ("norm1", "norm")
 """First normalisation of a block: `norm1`, or `norm` in the single-stream blocks of FLUX."""
@@ -48,6 +49,14 @@ def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
     return table if isinstance(table, Tensor) and table.ndim == 2 and len(table) == 6 else None
 
 
+def _with_scale(parts: Float[Tensor, "batch parts channels"], block: Any) -> Float[Tensor, "batch 2 channels"]:
+    """Return shift and scale; to a shift alone (HunyuanDiT) the block's own affine LayerNorm gives the scale."""
+    if parts.shape[1] > 1:
+        return parts
+    shift, norm = parts[:, 0].float(), block.norm1.norm
+    return torch.stack([shift + norm.bias.float(), (norm.weight.float() - 1).expand_as(shift)], dim=1)
+
+
 def modulate(
     x: FeatureMap, shift: Float[Tensor, "batch channels"], scale: Float[Tensor, "batch channels"], eps: float = _EPS
 ) -> FeatureMap:
@@ -63,7 +72,7 @@ def watch_modulated(
     seen: dict[str, Tensor] = {}
 
     def from_layer(module: nn.Module, args: Any, output: Tensor) -> None:
-        seen["parts"] = output.unflatten(-1, (-1, width))[:, :2]
+        seen["parts"] = _with_scale(output.unflatten(-1, (-1, width))[:, :2], block)
 
     signature = inspect.signature(type(block).forward)
 

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.attended import Attended, Ready
-from diffprobe.backbones.joint_attention import may_attend_jointly, watch_joint_attention
+from diffprobe.backbones.joint_attention import (
+    may_attend_jointly,
+    may_cross_attend_changed,
+    watch_joint_attention,
+)
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.modulation import MODULATED, watch_modulated
 from diffprobe.core.errors import RunFailed
@@ -81,7 +85,8 @@ def _there(found: FeatureMap | None, tap: str) -> FeatureMap:
 
 def may_attend(module: nn.Module, path: str, layout: OutputLayout) -> bool:
     """Return whether a module is an attention of the image to a text that can be read, cross or joint."""
-    return may_attend_jointly(path, module, layout) or may_cross_attend(module)
+    changed = may_cross_attend_changed(path, module, layout)
+    return may_attend_jointly(path, module, layout) or changed or may_cross_attend(module)
 
 
 def may_cross_attend(module: nn.Module) -> bool:
@@ -96,7 +101,7 @@ def may_cross_attend(module: nn.Module) -> bool:
 
 def watch_attention(module: Any, path: str, layout: OutputLayout, ready: Ready) -> list[RemovableHandle]:
     """Hook an attention; `ready` is called once per pass, when queries are there and keys of a text are too."""
-    if layout.is_joint_attention(path):
+    if layout.is_joint_attention(path) or layout.is_cross_attention(path):
         return watch_joint_attention(module, path, layout, ready)
     return _watch_cross_attention(module, ready)
 

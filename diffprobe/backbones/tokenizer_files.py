@@ -24,9 +24,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "spiece.model",
+    "vocab.txt",
 )
 """Files that fix the tokens of a text."""
-_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt")
 _ELSEWHERE = (
     "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file", "added_tokens_file", "chat_template",
     "fast_tokenizer_files", "name_or_path", "_name_or_path", "gguf_file", "trust_remote_code", "is_local",

@@ -31,7 +31,10 @@ RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
 CLASSES = [3, 0]
 NO_PIPELINE = {"pixels": "the raw pixels have no pipeline"}
-UNGUIDED = {"dit": "its pipeline's null class is 1000, which the tiny transformer does not have"}
+UNGUIDED = {
+    "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
+    "lumina2": "its pipeline runs the empty text in a pass of its own",
+}
 SIDES = (33, 34, 40, 256)
 """Image sides at which a family either works or raises one of our errors."""
 _KINDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -236,6 +239,10 @@ def assert_same(ours: Any, theirs: Any, where: str) -> None:
         assert set(ours) == set(theirs), f"{where}: ours {sorted(ours)}, the pipeline's {sorted(theirs)}"
         for name, value in theirs.items():
             assert_same(ours[name], value, f"{where}: {name}")
+    elif isinstance(theirs, (list, tuple)):
+        assert len(ours) == len(theirs), f"{where}: {len(ours)}, the pipeline's {len(theirs)}"
+        for i, value in enumerate(theirs):
+            assert_same(ours[i], value, f"{where}: {i}")
     elif isinstance(theirs, Tensor):
         assert ours.shape == theirs.shape, f"{where}: {tuple(ours.shape)}, the pipeline's {tuple(theirs.shape)}"
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5, msg=lambda m: f"{where}: {m}")
@@ -288,13 +295,20 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
     n_text = text.shape[1] if isinstance(text, Tensor) else 0
     if isinstance(registers := getattr(network, "register_tokens", None), Tensor):  # AuraFlow: before the text
         n_text += registers.shape[1]
+    lengths = None
+    if hasattr(network, "context_refiner"):  # Lumina 2: the image follows a text of each row's own length
+        lengths = step.given["encoder_attention_mask"].sum(1).tolist()
     assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
     maps: dict[str, Tensor] = {}
     text_only: list[str] = []
     for path, runs in first.items():
         wide = [(a, b) for a, b in zip(runs[0], second[path][0], strict=True) if a.ndim in (3, 4)]
         of_image = [a for a, b in wide if not torch.equal(a, b) and n_text not in a.shape[1 : a.ndim - 1]]
-        found = [x for a in of_image if (x := _as_map(network.get_submodule(path), path, a, side, n_text)) is not None]
+        found = [
+            x
+            for a in of_image
+            if (x := _as_map(network.get_submodule(path), path, a, side, n_text, lengths)) is not None
+        ]
         if found and len(runs) == 1:
             maps[path] = found[0]
         elif wide and not of_image:
@@ -326,9 +340,14 @@ def _places(side: int) -> dict[int, int]:
     return {(side >> level) ** 2: side >> level for level in range(side.bit_length())}
 
 
-def _as_map(module: nn.Module, path: str, x: Tensor, side: int, n_text: int) -> Tensor | None:
+def _as_map(
+    module: nn.Module, path: str, x: Tensor, side: int, n_text: int, lengths: list[int] | None
+) -> Tensor | None:
     """Lay an output of the image out as [batch, channels, height, width], by sizes alone."""
     places = _places(side)
+    if lengths is not None and x.ndim in (3, 4) and x.shape[1] - max(lengths) in places:
+        n_image = x.shape[1] - max(lengths)
+        x = torch.stack([row[n : n + n_image] for row, n in zip(x, lengths, strict=True)])
     if x.ndim == 4 and path.rpartition(".")[2] in ("norm_q", "norm_k"):  # heads
         axis = next(axis for axis in (1, 2) if x.shape[axis] in places or x.shape[axis] - n_text in places)
         x = x.movedim(axis, 1).flatten(2)

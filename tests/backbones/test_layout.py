@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffprobe.backbones.layout import OutputLayout
+from diffprobe.backbones.layout import OutputLayout, RowTexts
 
 
 def test_maps_pass_and_the_first_of_a_tuple_counts() -> None:
@@ -56,3 +56,22 @@ def test_channels_may_stand_before_the_tokens() -> None:
     layout = OutputLayout(size=(8, 8), channels_first=r".*\.group_norm")
     assert torch.equal(layout.image(x.flatten(2), "attentions.0.group_norm"), x)
     assert torch.equal(layout.image(x.flatten(2).transpose(1, 2), "attentions.0.to_q"), x)
+
+
+def test_the_image_follows_a_text_of_the_rows_own_length() -> None:
+    texts = RowTexts()
+    layout = OutputLayout(size=(8, 8), n_text=7, row_texts=texts, joint="layer")
+    texts.lengths, texts.n_image = [7, 2], 16
+    text, image = torch.randn(2, 7, 5), torch.randn(2, 16, 5)
+    short = torch.cat([text[1, :2], image[1], torch.zeros(5, 5)])
+    tokens = torch.stack([torch.cat([text[0], image[0]]), short])
+    found, words = layout.image(tokens, "layer"), layout.text(tokens, "layer")
+    assert found is not None and torch.equal(found, image.transpose(1, 2).reshape(2, 5, 4, 4))
+    assert words is not None and torch.equal(words[0, ..., 0].T, text[0])
+    assert torch.equal(words[1, :, :2, 0].T, text[1, :2]) and not words[1, :, 2:].any()
+
+
+def test_a_cross_attention_may_be_read_where_it_compares() -> None:
+    layout = OutputLayout(size=(8, 8), cross_attention=r"blocks\.\d+\.attn2")
+    assert layout.is_cross_attention("blocks.3.attn2") and not layout.is_cross_attention("blocks.3.attn1")
+    assert not OutputLayout(size=(8, 8)).is_cross_attention("blocks.3.attn2")

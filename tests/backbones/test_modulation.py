@@ -1,4 +1,4 @@
-"""`/modulated` of six families against diffusers' own AdaLN layers, run again on the output of the block."""
+"""`/modulated` of seven families against diffusers' own AdaLN layers, run again on the output of the block."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, dit, flux, pixart, sana, sd3
+from diffprobe.backbones.families import auraflow, dit, flux, hunyuandit, pixart, sana, sd3
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -26,6 +26,8 @@ CASES = [
     (flux, "single_transformer_blocks.1", lambda output: output[1] if isinstance(output, tuple) else output),
     (auraflow, "joint_transformer_blocks.1", lambda output: output[1]),
     (auraflow, "single_transformer_blocks.1", lambda output: output),
+    (hunyuandit, "blocks.1", lambda output: output),
+    (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
 ]
 """Family, block, and where the image tokens are in its output."""
 
@@ -39,7 +41,8 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if kwargs.get("class_labels") is not None:  # DiT
         return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
     norm = block.norm1 if hasattr(block, "norm1") else block.norm
-    return norm(tokens, emb=kwargs["temb"])[0]
+    found = norm(tokens, emb=kwargs["temb"])
+    return found if isinstance(found, Tensor) else found[0]  # HunyuanDiT: a shift alone
 
 
 @pytest.mark.parametrize(("family", "path", "image"), CASES)

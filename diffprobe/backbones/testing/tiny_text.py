@@ -1,4 +1,4 @@
-"""Tiny CLIP tokenizers, text encoders and whole models with random weights, for the tests."""
+"""Tiny tokenizers and text encoders of CLIP and BERT, and whole CLIPs, with random weights, for the tests."""
 
 import json
 from pathlib import Path
@@ -62,6 +62,32 @@ def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = 
         **pooled,
     )
     return CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+
+
+def tiny_bert(*, width: int = 32, length: int = _LENGTH) -> tuple[Any, Any]:
+    """Make a BERT tokenizer of letters and a few words, and draw a BERT of two layers from the global generator.
+
+    Args:
+        width: of the states.
+        length: most tokens of a text.
+    Returns: tokenizer and model.
+    """
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.-_'"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS.split(), *letters, *(f"##{x}" for x in letters)]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=length)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=length,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, BertModel(config)
 
 
 def tiny_clip(folder: Path, *, size: int = 16, width: int = 32) -> None:

@@ -10,26 +10,29 @@ from typing import Any
 from diffprobe.backbones.testing.tiny_text import WORDS
 
 
-def tiny_vae(resolution: int, *, latent_channels: int = 4, shift: float | None = None, flow: bool = False) -> Any:
-    """Draw an AutoencoderKL that halves a side.
+def tiny_vae(
+    resolution: int, *, latent_channels: int = 4, shift: float | None = None, flow: bool = False, levels: int = 2
+) -> Any:
+    """Draw an AutoencoderKL that halves a side, or reduces it by 2^(levels - 1).
 
     Args:
         resolution: image side in pixels.
         latent_channels: channels of its latents.
         shift: subtracted from the latents before they are scaled.
         flow: leave out the convolutions around the latents, as in the VAEs of flow models.
+        levels: number of its levels; between two of them a side is halved.
     """
     import diffusers
 
     return diffusers.AutoencoderKL(
         sample_size=resolution,
-        block_out_channels=(16, 32),
+        block_out_channels=(16,) * (levels - 1) + (32,),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=latent_channels,
         mid_block_add_attention=False,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         scaling_factor=6.0,  # brings the random latents near unit variance
         shift_factor=shift,
         use_quant_conv=not flow,

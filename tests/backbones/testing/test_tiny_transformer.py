@@ -23,5 +23,9 @@ def test_a_vae_halves_a_side_in_the_asked_channels(flow: bool) -> None:
     assert (vae.quant_conv is None) is flow and vae.config.shift_factor == 0.1
 
 
+def test_a_vae_of_more_levels_halves_a_side_more_often() -> None:
+    assert tiny_vae(32, levels=4).encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 4, 4, 4)
+
+
 def test_a_deep_compression_autoencoder_halves_a_side_in_the_asked_channels() -> None:
     assert tiny_dc(latent_channels=8).encode(torch.zeros(1, 3, 32, 32)).latent.shape == (1, 8, 16, 16)
