@@ -1,4 +1,4 @@
-"""Joint attention of text and image tokens (SD3, FLUX, AuraFlow): the queries and keys that a pass compares.
+"""Joint attention of text and image tokens (SD3, FLUX, FLUX.2, AuraFlow): the queries and keys that a pass compares.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.

@@ -32,6 +32,8 @@ PROMPTS = ["Red cat", "a photo of the moon"]
 CLASSES = [3, 0]
 NO_PIPELINE = {"pixels": "the raw pixels have no pipeline"}
 UNGUIDED = {"dit": "its pipeline's null class is 1000, which the tiny transformer does not have"}
+GUIDANCE = {"flux2": 4.0}
+"""Guidance scale of pipelines whose default is another one than 3.5."""
 SIDES = (33, 34, 40, 256)
 """Image sides at which a family either works or raises one of our errors."""
 _KINDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -144,8 +146,12 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     guided = rows == 2 * len(plain)
 
     def latent(x: Tensor) -> Tensor:
-        packed = x.ndim == 3
-        return pipeline._unpack_latents(x, RESOLUTION, RESOLUTION, pipeline.vae_scale_factor) if packed else x
+        if x.ndim != 3:
+            return x
+        if not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
+            return x.transpose(1, 2).unflatten(2, (round(x.shape[1] ** 0.5), -1))
+        maps: Tensor = pipeline._unpack_latents(x, RESOLUTION, RESOLUTION, pipeline.vae_scale_factor)
+        return maps.flatten(1, 2) if maps.ndim == 5 else maps  # Qwen-Image: channels of the only frame
 
     steps = [
         Step(round(float(scheduler.timesteps[i])), calls[i], latent(calls[i][first]), latent(predicted[i]))
@@ -171,7 +177,7 @@ def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
         "batch_size": len(PROMPTS),
         "height": RESOLUTION,
         "width": RESOLUTION,
-        "guidance_scale": 1.0 if name in UNGUIDED else 3.5,
+        "guidance_scale": 1.0 if name in UNGUIDED else GUIDANCE.get(name, 3.5),
         "num_inference_steps": 4,
         "generator": torch.Generator().manual_seed(0),
         "output_type": "latent",

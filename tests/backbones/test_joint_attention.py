@@ -1,4 +1,4 @@
-"""Joint attention against attention processors written out, on tiny pipelines of SD3, FLUX and AuraFlow."""
+"""Joint attention against attention processors written out, on tiny pipelines of SD3, FLUX, FLUX.2 and AuraFlow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprobe.backbones.attended import Attended
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, flux, sd3
+from diffprobe.backbones.families import auraflow, flux, flux2, sd3
 from diffprobe.backbones.joint_attention import may_attend_jointly
 from diffprobe.backbones.readouts import split_tap, watch_attention
 from diffprobe.backbones.taps import list_taps
@@ -19,6 +19,7 @@ from diffprobe.scoring.denoising_error import DenoisingError
 MODULES = {
     "sd3": ["transformer_blocks.0.attn", "transformer_blocks.1.attn", "transformer_blocks.2.attn"],
     "flux": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
+    "flux2": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
     "auraflow": ["joint_transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
 }
 
@@ -30,8 +31,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny: Callable[..., Path] = {"sd3": sd3.tiny, "flux": flux.tiny, "auraflow": auraflow.tiny}[name]
-    return tiny(tmp_path_factory.mktemp("tiny") / name)
+    family = {"sd3": sd3, "flux": flux, "flux2": flux2, "auraflow": auraflow}[name]
+    return family.tiny(tmp_path_factory.mktemp("tiny") / name)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,23 @@ class Written:
         if encoder_hidden_states is None:
             return out
         return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
+
+    def flux2(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        if encoder_hidden_states is not None:
+            return self.flux(attn, hidden_states, encoder_hidden_states, image_rotary_emb=image_rotary_emb)
+        rotary = attention_mask  # a single-stream attention gives its processor no text: one position less
+        wide = attn.to_qkv_mlp_proj(hidden_states)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in wide[..., : 3 * attn.inner_dim].chunk(3, -1))
+        q, k = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (attn.norm_q(q), attn.norm_k(k)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        n = self.n_text
+        out = self.attend(q, k, v, image=slice(n, None), text=slice(0, n)).transpose(1, 2).flatten(2)
+        return attn.to_out(torch.cat([out, attn.mlp_act_fn(wide[..., 3 * attn.inner_dim :])], -1))
 
     def auraflow(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = (f(hidden_states).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))

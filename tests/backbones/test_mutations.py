@@ -59,6 +59,25 @@ MUTATIONS = [
     Mutation("auraflow", "single block", r'joint=rf"{_SINGLE}(\..+)?"', r'joint=rf"{_SINGLE}\..+"', "inner_taps"),
     Mutation("auraflow", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
     Mutation("auraflow", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation("flux2", "timestep scale", "timesteps.to(x_t.dtype) / 1000", "timesteps.to(x_t.dtype)", "conditioning"),
+    Mutation("flux2", "guidance", "(10, 20, 30), 4.0", "(10, 20, 30), 3.5", "conditioning"),
+    Mutation("flux2", "layers of the states", "(10, 20, 30), 4.0", "(10, 20, 29), 4.0", "conditioning"),
+    Mutation("flux2", "system message", "text.render([told, {", "text.render([{", "conditioning"),
+    Mutation("flux2", "text length", "_LENGTH = 512", "_LENGTH = 511", "conditioning"),
+    Mutation(
+        "flux2", "positions of the text", "(zero, zero, zero, words)", "(words, zero, zero, zero)", "conditioning"
+    ),
+    Mutation("flux2", "positions", "(zero, rows, columns, zero)", "(zero, columns, zero, rows)", "conditioning"),
+    Mutation("flux2", "single block", r'joint=rf"{_SINGLE}(\..+)?"', r'joint=rf"{_SINGLE}\..+"', "inner_taps"),
+    Mutation("flux2", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
+    Mutation("flux2", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation(
+        "flux2",
+        "prediction",
+        "self.predicted(output.transpose(1, 2)",
+        "self.predicted(-output.transpose(1, 2)",
+        "prediction",
+    ),
     Mutation(
         "sana",
         "instruction",
