@@ -4,7 +4,7 @@ DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
 where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow) or of the
-block (Qwen-Image), the block's table added to the embedding of the timestep (PixArt, Sana), or what all blocks are
+block (Qwen-Image, SiT), the block's table added to the embedding of the timestep (PixArt, Sana), or what all blocks are
 given (FLUX.2).
 """
 
@@ -26,8 +26,8 @@ _ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
 _NORMS = ("norm1", "norm", "img_norm1")
 """First normalisation of a block: `norm1`, `norm` in the single-stream blocks of FLUX, `img_norm1` in Qwen-Image."""
-_LAYER = "img_mod"
-"""Layers of a block, the last one linear, that give its shift and its scale first (Qwen-Image)."""
+_LAYERS = ("img_mod", "adaLN_modulation")
+"""Layers of a block, the last one linear, that give its shift and its scale first (Qwen-Image, SiT)."""
 _GIVEN = ("temb_mod_img", "temb_mod")
 """Arguments of a block that hold its shift and its scale first (FLUX.2)."""
 
@@ -39,10 +39,15 @@ def modulation_layer(block: nn.Module) -> str | None:
         linear = getattr(norm, "linear", None)
         if type(norm).__name__.startswith(_ADAPTIVE) and isinstance(linear, nn.Linear):
             return f"{name}.linear"
-    layers = getattr(block, _LAYER, None)
-    if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Linear):
-        return f"{_LAYER}.{len(layers) - 1}"
+    for name in _LAYERS:
+        layers = getattr(block, name, None)
+        if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Linear) and _first_norm(block) is not None:
+            return f"{name}.{len(layers) - 1}"
     return None
+
+
+def _first_norm(block: nn.Module) -> nn.Module | None:
+    return next((getattr(block, name) for name in _NORMS if hasattr(block, name)), None)
 
 
 def may_modulate(block: nn.Module) -> bool:
@@ -58,7 +63,7 @@ def _argument(block: nn.Module) -> str | None:
 
 def _eps_of(block: nn.Module) -> float:
     """Return the eps of a block's first LayerNorm, which may stand inside an adaptive one."""
-    norm = next((getattr(block, name) for name in _NORMS if hasattr(block, name)), None)
+    norm = _first_norm(block)
     return float(getattr(getattr(norm, "norm", norm), "eps", _EPS))
 
 

@@ -30,7 +30,7 @@ from tests.backbones.plans import plan_for
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
 CLASSES = [3, 0]
-NO_PIPELINE = {"pixels": "the raw pixels have no pipeline"}
+NO_PIPELINE = {"pixels": "the raw pixels have no pipeline", "sit": "research checkpoints have no pipeline"}
 UNGUIDED = {"dit": "its pipeline's null class is 1000, which the tiny transformer does not have"}
 GUIDANCE = {"flux2": 4.0}
 """Guidance scale of pipelines whose default is another one than 3.5."""

@@ -1,4 +1,4 @@
-"""`/modulated` of eight families against diffusers' own AdaLN layers, run again on the output of the block."""
+"""`/modulated` of nine families against diffusers' own AdaLN layers, run again on the output of the block."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, dit, flux, flux2, pixart, qwen_image, sana, sd3
+from diffprobe.backbones.families import auraflow, dit, flux, flux2, pixart, qwen_image, sana, sd3, sit
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -27,6 +27,7 @@ CASES = [
     (flux2, "transformer_blocks.1", lambda output: output[1]),
     (flux2, "single_transformer_blocks.1", lambda output: output),
     (qwen_image, "transformer_blocks.1", lambda output: output[1]),
+    (sit, "blocks.1", lambda output: output),
     (auraflow, "joint_transformer_blocks.1", lambda output: output[1]),
     (auraflow, "single_transformer_blocks.1", lambda output: output),
 ]
@@ -42,6 +43,9 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2
         shift, scale = given[:, None].chunk(given.shape[-1] // tokens.shape[-1], dim=-1)[:2]
         return (block.norm1 if hasattr(block, "norm1") else block.norm)(tokens) * (1 + scale) + shift
+    if hasattr(block, "adaLN_modulation"):  # SiT
+        shift, scale = block.adaLN_modulation(kwargs["given"])[:, None].chunk(6, dim=-1)[:2]
+        return block.norm1(tokens) * (1 + scale) + shift
     if hasattr(block, "img_mod"):  # Qwen-Image
         shift, scale = block.img_mod(kwargs["temb"])[:, None].chunk(6, dim=-1)[:2]
         return block.img_norm1(tokens) * (1 + scale) + shift
