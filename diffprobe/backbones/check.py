@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from diffprobe.backbones.base import DTYPES, BackboneSpec, Checkpoint
+from diffprobe.backbones.chat_models import is_chat_model, match_chat_model
 from diffprobe.backbones.denoiser_runner import rows_per_pass
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hub import UNUSED
@@ -171,7 +172,7 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
     folder = checkpoint.part(name)
     if "Scheduler" in kind:
         return None  # read by the description of the family
-    if "Tokenizer" in kind:
+    if "Tokenizer" in kind or name.startswith("tokenizer"):  # that of FLUX.2 is a processor
         _check_tokenizer(folder, kind)
         return None
     if name in DENOISERS:
@@ -191,6 +192,8 @@ def _check_part(checkpoint: Checkpoint, name: str, kind: str) -> nn.Module | Non
         from transformers import BertModel
 
         return match_transformer(BertModel, folder)  # type: ignore[no-any-return]
+    if name.startswith("text_encoder") and is_chat_model(folder):
+        return match_chat_model(folder)  # type: ignore[no-any-return]
     if "CLIP" in kind:
         return match_transformer(clip_class(folder), folder)  # type: ignore[no-any-return]
     return None  # the description of the family refuses it, or does not read it
@@ -203,7 +206,12 @@ def _check_lora(setting: str, spec: BackboneSpec, networks: dict[str, nn.Module]
     require_fit(find_lora(setting), {DENOISER: spec.denoiser, **texts}, name=spec.name)
 
 
-_TOKENIZERS = {"CLIP": "CLIPTokenizer", "Gemma": "GemmaTokenizerFast", "Bert": "BertTokenizer"}
+_TOKENIZERS = {
+    "CLIP": "CLIPTokenizer",
+    "Gemma": "GemmaTokenizerFast",
+    "Bert": "BertTokenizer",
+    **dict.fromkeys(("Qwen2", "Pixtral", "PreTrainedTokenizer", "TokenizersBackend"), "AutoTokenizer"),
+}
 """Start of the class of a tokenizer -> the class that loads it; those of all others are of a T5."""
 
 
@@ -260,7 +268,8 @@ def _estimate(spec: BackboneSpec, networks: dict[str, nn.Module], batch_size: in
         if name in _AUTOENCODERS:
             vae: Any = network
             own = 1.0 if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) else scale
-            image = torch.empty(1, 3, side, side, device="meta")
+            frames = (1,) if type(vae).__name__ == "AutoencoderKLQwenImage" else ()
+            image = torch.empty(1, 3, *frames, side, side, device="meta")
             rows = min(batch_size, max(1, PIXELS // side**2))
             encoding = rows * own * peak_activations(vae, lambda: vae.encode(image))  # noqa: B023  # called at once
         weights += own * 4 * sum(x.numel() for x in network.parameters())

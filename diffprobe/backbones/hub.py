@@ -24,7 +24,7 @@ def fetch_pipeline(repo: str, revision: str | None, configs_only: bool, *, cache
     offline = bool(offline_variables())
     weights = [f"*/{stem}{end}" for stem in STEMS for end in (".safetensors", "-*-of-*.safetensors")]
     weights.append(f"{STEMS[0]}.safetensors")  # pipelines of one network may have it next to their index
-    patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", *([] if configs_only else weights)]
+    patterns = ["*.json", "*/*.json", "*/merges.txt", "*/*.model", "*/*.jinja", *([] if configs_only else weights)]
     skip = [*(f"{part}/*" for part in UNUSED), "vae_1_0/*"]
     try:
         return Path(

@@ -1,4 +1,6 @@
-"""Joint attention of text and image tokens (SD3, FLUX, AuraFlow): the queries and keys that a pass compares.
+"""Joint attention of text and image tokens: the queries and keys that a pass compares.
+
+Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -93,7 +95,7 @@ class _Recorder(TorchFunctionMode):
                 return function(*args, **kwargs)
             text = slice(first, n) if self._text_first else slice(total - n + first, total)
             image = slice(n, total) if self._text_first else slice(0, total - n)
-            self._ready(Attended(q[:, image], k, given.get("attn_mask"), text=text))
+            self._ready(Attended(q[:, image], k, _of_places(given.get("attn_mask"), image), text=text))
         return function(*args, **kwargs)
 
 
@@ -104,3 +106,13 @@ def _by_rows(q: Tensor, k: Tensor, n_text: int, rows: RowTexts) -> Attended:
     places = torch.arange(keys.shape[1], device=k.device)
     there = (places < ends[:, None]) | (places >= n_text)
     return Attended(rows.image(q), keys, there, text=slice(0, n_text))
+
+
+def _of_places(mask: Tensor | None, image: slice) -> Tensor | None:
+    """Bring a mask that is the same for all heads, `[batch, 1, queries, keys]`, to the queries of the image.
+
+    A mask of one query is that of all, and becomes `[batch, keys]`; masks of other shapes stay as they are.
+    """
+    if mask is None or mask.ndim != 4 or mask.shape[1] != 1:
+        return mask
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0, image]

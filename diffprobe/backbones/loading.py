@@ -15,15 +15,19 @@ from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
+from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config, tensor_names
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
 
+_OWN: dict[str, Any] = {"SiT": SiT}
+"""Networks of research code, which diffusers does not have."""
+
 
 def make_network(kind: str, config: Mapping[str, Any], device: torch.device, *, where: Path | str) -> Any:
-    """Build a network of diffusers' class `kind` from its config, in evaluation mode.
+    """Build a network of diffusers' class `kind`, or of one in `_OWN`, from its config, in evaluation mode.
 
     Args:
         config: as `read_part_config` returns it.
@@ -34,7 +38,7 @@ def make_network(kind: str, config: Mapping[str, Any], device: torch.device, *, 
 
     settings = network_settings(config)
     with naming(where, f"a configuration of {kind}"), bounded(settings, where), device, quiet_libraries():
-        return getattr(diffusers, kind).from_config(settings).eval()
+        return (_OWN.get(kind) or getattr(diffusers, kind)).from_config(settings).eval()
 
 
 def load_network(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Any:

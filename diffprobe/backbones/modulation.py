@@ -3,8 +3,9 @@
 DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
-where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX,
-AuraFlow), or the block's table added to the embedding of the timestep (PixArt, Sana).
+where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow) or of the
+block (Qwen-Image, SiT), the block's table added to the embedding of the timestep (PixArt, Sana), or what all blocks are
+given (FLUX.2).
 """
 
 import inspect
@@ -24,8 +25,12 @@ _EPS = 1e-6
 """Of the LayerNorm, unless the block's own normalisation states another (AuraFlow)."""
 _ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero", "AdaLayerNormShift")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
-_NORMS = ("norm1", "norm")
-"""First normalisation of a block: `norm1`, or `norm` in the single-stream blocks of FLUX."""
+_NORMS = ("norm1", "norm", "img_norm1")
+"""First normalisation of a block: `norm1`, `norm` in the single-stream blocks of FLUX, `img_norm1` in Qwen-Image."""
+_LAYERS = ("img_mod", "adaLN_modulation")
+"""Layers of a block, the last one linear, that give its shift and its scale first (Qwen-Image, SiT)."""
+_GIVEN = ("temb_mod_img", "temb_mod")
+"""Arguments of a block that hold its shift and its scale first (FLUX.2)."""
 
 
 def modulation_layer(block: nn.Module) -> str | None:
@@ -35,12 +40,32 @@ def modulation_layer(block: nn.Module) -> str | None:
         linear = getattr(norm, "linear", None)
         if type(norm).__name__.startswith(_ADAPTIVE) and isinstance(linear, nn.Linear):
             return f"{name}.linear"
+    for name in _LAYERS:
+        layers = getattr(block, name, None)
+        if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Linear) and _first_norm(block) is not None:
+            return f"{name}.{len(layers) - 1}"
     return None
+
+
+def _first_norm(block: nn.Module) -> nn.Module | None:
+    return next((getattr(block, name) for name in _NORMS if hasattr(block, name)), None)
 
 
 def may_modulate(block: nn.Module) -> bool:
     """Return whether a module is a block whose AdaLN shift and scale can be read."""
-    return modulation_layer(block) is not None or _table(block) is not None
+    return modulation_layer(block) is not None or _table(block) is not None or _argument(block) is not None
+
+
+def _argument(block: nn.Module) -> str | None:
+    """Return the argument of a block that holds its shift and scale; None without one."""
+    names = inspect.signature(type(block).forward).parameters
+    return next((name for name in _GIVEN if name in names), None)
+
+
+def _eps_of(block: nn.Module) -> float:
+    """Return the eps of a block's first LayerNorm, which may stand inside an adaptive one."""
+    norm = _first_norm(block)
+    return float(getattr(getattr(norm, "norm", norm), "eps", _EPS))
 
 
 def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
@@ -81,17 +106,21 @@ def watch_modulated(
         assert isinstance(table, Tensor)
         seen["parts"] = (table[None] + timestep.reshape(len(timestep), 6, -1))[:, :2]
 
+    def from_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values: Tensor = signature.bind(module, *args, **kwargs).arguments[argument]
+        attention: Any = module.get_submodule("attn")
+        seen["parts"] = values.reshape(len(values), -1, attention.query_dim)[:, :2]
+
     def read(module: nn.Module, args: Any, output: Any) -> None:
         found, parts = image(output), seen.pop("parts", None)
         give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1], eps))
 
-    path, eps = modulation_layer(block), _EPS
-    if path is None:
-        first = block.register_forward_pre_hook(from_table, with_kwargs=True)
-    else:
+    path, argument, eps = modulation_layer(block), _argument(block) or "", _eps_of(block)
+    if path is not None:
         linear = block.get_submodule(path)
-        norm: Any = block.get_submodule(path.removesuffix(".linear"))
-        eps = getattr(norm.norm, "eps", _EPS)
         width = linear.in_features
         first = linear.register_forward_hook(from_layer)
+    else:
+        enter = from_table if _table(block) is not None else from_argument
+        first = block.register_forward_pre_hook(enter, with_kwargs=True)
     return [first, block.register_forward_hook(read)]

@@ -87,11 +87,13 @@ class TextEncoder:
         *,
         padding: Literal["max_length", "longest"] = "max_length",
         length: int | None = None,
+        special: bool = True,
     ) -> Any:
         """Return `input_ids` and `attention_mask` on the encoder's device; warn of the first truncated prompt.
 
         Args:
             length: tokens of every prompt; None takes the length of the encoder.
+            special: add the tokens that the tokenizer puts around every text.
             padding: to the length of the encoder, as in the pipelines, or to the longest of the prompts.
         Raises: WeightsMismatch if tokenizer and encoder do not fit.
         """
@@ -103,6 +105,7 @@ class TextEncoder:
                 padding=padding,
                 max_length=length,
                 truncation=True,
+                add_special_tokens=special,
                 return_tensors="pt",
                 return_attention_mask=True,
             )

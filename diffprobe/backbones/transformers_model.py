@@ -4,6 +4,8 @@ transformers would follow an index to pickles, take an attention implementation 
 hub), and load adapters from the same folder. Here it gets a config of known settings and tensors in memory.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,52 @@ def model_class(folder: Path) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """The language model of a checkpoint that holds more: a head, an encoder of images, layers that are not run.
+
+    Attributes:
+        key: of its configuration inside that of the whole; None if they are one.
+        layers: how many of its layers are read, from the first; None reads all.
+    """
+
+    key: str | None = None
+    layers: int | None = None
+
+    def rename(self, name: str) -> str | None:
+        """Return the name of a stored tensor in the bare language model; None for one that is not read."""
+        found = _INNER.fullmatch(name)
+        if found is None or (self.layers is not None and found[2] is not None and int(found[2]) >= self.layers):
+            return None
+        return found[1]
+
+    def settings(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of the language model with the layers that are read."""
+        inner = found.get(self.key or "")
+        own = dict(inner) if isinstance(inner, dict) else dict(found)
+        n = own.get("num_hidden_layers")
+        if self.layers is not None and isinstance(n, int) and n > self.layers:
+            own["num_hidden_layers"] = self.layers
+            if isinstance(kinds := own.get("layer_types"), list):
+                own["layer_types"] = kinds[: self.layers]
+        return own
+
+
+_INNER = re.compile(
+    r"(?:language_model\.model\.|model\.language_model\.|model\.|language_model\.)?"
+    r"(embed_tokens\..+|norm\..+|layers\.(\d+)\..+)"
+)
+"""Names of a language model's tensors, as checkpoints of several versions of transformers store them."""
+
+
 def load_transformer(
-    kind: Any, folder: Path, *, dtype: torch.dtype, attention: str | None = None, declared_only: bool = True
+    kind: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    declared_only: bool = True,
+    inner: LanguageModel | None = None,
 ) -> Any:
     """Load a frozen transformers model from the folder of one part.
 
@@ -58,30 +104,32 @@ def load_transformer(
         dtype: precision of the weights, however they are stored.
         attention: implementation of the attention; None takes PyTorch's where the class has it, else "eager".
         declared_only: see `make_text_config`.
+        inner: the language model that is read alone.
     Raises: WeightsMissing; WeightsMismatch if config and weights do not fit; RunFailed if memory does not suffice.
     """
-    config, n_numbers = _make_config(kind, folder, declared_only)
+    config, n_numbers = _make_config(kind, folder, declared_only, inner)
     implementation = attention or ("sdpa" if getattr(kind, "_supports_sdpa", False) else "eager")
-    tensors = read_tensors(folder, dtype=dtype)
+    tensors = read_tensors(folder, dtype=dtype, rename=inner.rename if inner else str)
     model = _fill(kind, config, folder, tensors, n_numbers, dtype=dtype, attn_implementation=implementation)
     return model.eval().requires_grad_(False)
 
 
-def match_transformer(kind: Any, folder: Path) -> Any:
+def match_transformer(kind: Any, folder: Path, *, inner: LanguageModel | None = None) -> Any:
     """Compare a transformers model with the headers of its weights, which are not read.
 
     Args: see `load_transformer`.
     Returns: the model on the meta device.
     Raises: WeightsMissing; WeightsMismatch if config and weights do not fit.
     """
-    config, n_numbers = _make_config(kind, folder, True)
-    return _fill(kind, config, folder, describe_tensors(folder), n_numbers, device_map="meta")
+    config, n_numbers = _make_config(kind, folder, inner is None, inner)
+    tensors = describe_tensors(folder, rename=inner.rename if inner else str)
+    return _fill(kind, config, folder, tensors, n_numbers, device_map="meta")
 
 
-def _make_config(kind: Any, folder: Path, declared_only: bool) -> tuple[Any, int]:
+def _make_config(kind: Any, folder: Path, declared_only: bool, inner: LanguageModel | None = None) -> tuple[Any, int]:
     """Make the config of a model, and count the numbers that the model has by it."""
     path = folder / CONFIG
-    config = make_text_config(kind.config_class, path, declared_only=declared_only)
+    config = make_text_config(kind.config_class, path, declared_only=declared_only, inner=inner)
     with naming(path, f"a configuration of {kind.__name__}"), bounded(_numbers(config), path), quiet_libraries():
         with torch.device("meta"):
             bare = kind(config)
@@ -106,17 +154,21 @@ def _fill(kind: Any, config: Any, folder: Path, tensors: dict[str, Tensor], n_nu
     return model
 
 
-def make_text_config(kind: Any, path: Path, *, declared_only: bool = True) -> Any:
+def make_text_config(kind: Any, path: Path, *, declared_only: bool = True, inner: LanguageModel | None = None) -> Any:
     """Make a transformers config of class `kind` from a file. A config of a whole CLIP has that of its text inside.
 
     Args:
         declared_only: take only the settings that the class declares; otherwise also older names that it translates,
-            but still none that choose code, files, precision or form of the output.
+            but still none that choose code, files, precision or form of the output. Configs written before
+            transformers 5 need this for the base of their rotary embeddings, `rope_theta`.
+        inner: the language model that the config is made of.
     Raises: WeightsMissing, WeightsMismatch.
     """
     found = network_settings(read_part_config(path))
     nested = found.get(getattr(kind, "base_config_key", "") or "")
-    if isinstance(nested, dict):
+    if inner is not None:
+        found = inner.settings(found)
+    elif isinstance(nested, dict):
         found = nested
     declared, denied = _declared(kind), _of_all(kind) | _DENIED
     kept = {k: v for k, v in found.items() if k in declared or (not declared_only and k not in denied)}

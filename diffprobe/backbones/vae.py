@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from diffprobe.backbones.hooks import PrunedModule
 from diffprobe.backbones.loading import load_network, make_network
@@ -19,18 +21,32 @@ PIXELS = 2**20
 """Pixels per pass: bounds the memory of the first convolutions at any batch size."""
 MAX_SIDE = 2**15
 """Largest image side in pixels; the shapes of a pass are computed for it."""
+FLUX2_PATCH = 2
+"""Latent places per side of a token of FLUX.2."""
 _UNUSED = {
     "AutoencoderKL": ("decoder", "post_quant_conv"),
     "VQModel": ("decoder", "post_quant_conv", "quantize"),
     "AutoencoderDC": ("decoder",),
+    "AutoencoderKLFlux2": ("decoder", "post_quant_conv"),
+    "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
-_CHANNELS = {"AutoencoderKL": 4, "VQModel": 3, "AutoencoderDC": 32}
-"""Latent channels of each class if its config states none."""
+_ENCODING = ("encoder", "quant_conv", "bn")
+"""Parts that only encoding runs."""
+_CHANNELS = {
+    "AutoencoderKL": ("latent_channels", 4),
+    "VQModel": ("latent_channels", 3),
+    "AutoencoderDC": ("latent_channels", 32),
+    "AutoencoderKLFlux2": ("latent_channels", 32),
+    "AutoencoderKLQwenImage": ("z_dim", 16),
+}
+"""Key of the latent channels in the config of each class, and their number if the config states none."""
 _LEVELS = {
     "AutoencoderKL": ("block_out_channels", 1),
     "VQModel": ("block_out_channels", 1),
     "AutoencoderDC": ("encoder_block_out_channels", 6),
+    "AutoencoderKLFlux2": ("block_out_channels", 4),
+    "AutoencoderKLQwenImage": ("dim_mult", 4),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
 _MAX_LEVELS = 12
@@ -79,8 +95,45 @@ class DcEncoder(VaeEncoder):
         return self.vae.encode(x).latent.float() * self.vae.config.scaling_factor
 
 
+class Flux2Encoder(VaeEncoder):
+    """Frozen encoder of an AutoencoderKLFlux2: the 2 x 2 places of a token stand on the channel axis.
+
+    They are normalised by the statistics of the autoencoder's batch norm, as in `Flux2Pipeline._encode_vae_image`.
+    """
+
+    def _encode(self, x: Tensor) -> Tensor:
+        places = pixel_unshuffle(self.vae.encode(x).latent_dist.mode().float(), FLUX2_PATCH)
+        mean, std = _batch_norm(self.vae)
+        return (places - mean) / std
+
+
+class QwenEncoder(VaeEncoder):
+    """Frozen encoder of an AutoencoderKLQwenImage, a video autoencoder that gets the image as its only frame.
+
+    Latents are normalised by channel, with the means and deviations of its config.
+    """
+
+    def _encode(self, x: Tensor) -> Tensor:
+        mode = self.vae.encode(x[:, :, None]).latent_dist.mode()[:, :, 0].float()
+        mean, std = _channel_statistics(self.vae)
+        return (mode - mean) / std
+
+
+def _batch_norm(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
+    mean, variance = (x.float().reshape(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+def _channel_statistics(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
+    config, device = vae.config, next(vae.parameters()).device
+    mean, std = (
+        torch.tensor(list(x), device=device).reshape(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std)
+    )
+    return mean, std
+
+
 class VaeDecoder:
-    """Frozen decoder of an AutoencoderKL or AutoencoderDC, in float32.
+    """Frozen decoder of an autoencoder, in float32.
 
     Args:
         vae: the autoencoder; only `decode` is used.
@@ -92,16 +145,53 @@ class VaeDecoder:
     @classmethod
     def from_folder(cls, folder: Path) -> "VaeDecoder":
         """Load the autoencoder of a folder. Raises: WeightsMissing, WeightsMismatch."""
-        kind = "AutoencoderDC" if _class_of(read_part_config(folder / CONFIG)) == "AutoencoderDC" else "AutoencoderKL"
-        return cls(load_network(kind, folder).requires_grad_(False))
+        kind = _class_of(read_part_config(folder / CONFIG))
+        decoder = _DECODERS.get(kind, cls)
+        return decoder(load_network(kind if kind in _ENCODERS else "AutoencoderKL", folder).requires_grad_(False))
 
     @torch.no_grad()
     def __call__(self, latents: FeatureMap) -> Images:
         """Decode scaled latents, as `VaeEncoder` gives them, to images in [0, 1]; values outside are clipped."""
-        config: Any = self.vae.config
-        z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        z = self._unscale(latents.float())
         rows = max(1, PIXELS // (64 * z.shape[2] * z.shape[3]))
-        return torch.cat([(self.vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in z.split(rows)])
+        return torch.cat([(self._decode(part) / 2 + 0.5).clamp(0, 1) for part in z.split(rows)])
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        config: Any = self.vae.config
+        return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        found: Tensor = self.vae.decode(z).sample
+        return found
+
+
+class Flux2Decoder(VaeDecoder):
+    """Frozen decoder of an AutoencoderKLFlux2; see `Flux2Encoder`."""
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        mean, std = _batch_norm(self.vae)
+        return pixel_shuffle(latents * std + mean, FLUX2_PATCH)
+
+
+class QwenDecoder(VaeDecoder):
+    """Frozen decoder of an AutoencoderKLQwenImage; see `QwenEncoder`."""
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        mean, std = _channel_statistics(self.vae)
+        return latents * std + mean
+
+    def _decode(self, z: Tensor) -> Tensor:
+        found: Tensor = self.vae.decode(z[:, :, None]).sample[:, :, 0]
+        return found
+
+
+_ENCODERS: dict[str, type[VaeEncoder]] = {
+    "AutoencoderDC": DcEncoder,
+    "AutoencoderKLFlux2": Flux2Encoder,
+    "AutoencoderKLQwenImage": QwenEncoder,
+}
+"""Encoders by the class of the autoencoder; all others are an AutoencoderKL."""
+_DECODERS: dict[str, type[VaeDecoder]] = {"AutoencoderKLFlux2": Flux2Decoder, "AutoencoderKLQwenImage": QwenDecoder}
 
 
 def check_side(side: int, name: str) -> None:
@@ -115,6 +205,8 @@ def check_side(side: int, name: str) -> None:
 def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int]:
     """Return the number of latent channels and the factor by which the VAE reduces a side, from the config alone.
 
+    Those of an AutoencoderKLFlux2 count its patches of 2 x 2 places.
+
     Args:
         folder: the part's folder, with its config.
         kind: the diffusers class that the family takes.
@@ -124,23 +216,48 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     config = read_part_config(path)
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
-    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+    if kind == "AutoencoderKLQwenImage":
+        _check_statistics(config, path)
+    elif config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise WeightsMismatch(
             f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
         )
+    key, default = _CHANNELS[kind]
     own = kind != "VQModel" or config.get("vq_embed_dim") is None
-    channels = positive(config, "latent_channels" if own else "vq_embed_dim", _CHANNELS[kind], where=path)
+    channels = positive(config, key if own else "vq_embed_dim", default, where=path)
     key, default = _LEVELS[kind]
     levels = config.get(key, [64] * default)
     if not isinstance(levels, list) or not 0 < len(levels) <= _MAX_LEVELS:
         raise WeightsMismatch(
             f"'{path}': {key} is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
         )
-    return channels, 2 ** (len(levels) - 1)
+    factor = 2 ** (len(levels) - 1)
+    if kind != "AutoencoderKLFlux2":
+        return channels, factor
+    if list(config.get("patch_size", [FLUX2_PATCH] * 2)) != [FLUX2_PATCH] * 2:
+        raise WeightsMismatch(
+            f"'{path}': patch_size is {str(config['patch_size'])[:80]}.", f"allowed: [{FLUX2_PATCH}, {FLUX2_PATCH}]"
+        )
+    return channels * FLUX2_PATCH**2, factor * FLUX2_PATCH
+
+
+def _check_statistics(config: Mapping[str, Any], path: Path) -> None:
+    """Check the means and deviations of the latents of an AutoencoderKLQwenImage. Raises: WeightsMismatch."""
+    key, default = _CHANNELS["AutoencoderKLQwenImage"]
+    n = positive(config, key, default, where=path)
+    for name in ("latents_mean", "latents_std"):
+        given = config.get(name, [1.0] * default)  # the class has its own
+        numbers = isinstance(given, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in given)
+        if not numbers or len(given) != n or (name == "latents_std" and min(given) <= 0):
+            raise WeightsMismatch(
+                f"'{path}': {name} is {str(given)[:80]}.", f"allowed: {n} numbers, one per latent channel"
+            )
 
 
 def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -> VaeEncoder:
-    """Load the encoder of an AutoencoderKL or AutoencoderDC, or without `images` a placeholder that cannot encode.
+    """Load the encoder of an autoencoder with one in `_ENCODERS`, else of an AutoencoderKL.
+
+    Without `images` this is a placeholder that cannot encode.
 
     In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
@@ -156,9 +273,8 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
         )
     if dtype == torch.float16 and config.get("force_upcast", True):  # the class's own default
         dtype = torch.float32
-    kind, encoder = (
-        ("AutoencoderDC", DcEncoder) if _class_of(config) == "AutoencoderDC" else ("AutoencoderKL", VaeEncoder)
-    )
+    kind = _class_of(config) if _class_of(config) in _ENCODERS else "AutoencoderKL"
+    encoder = _ENCODERS.get(kind, VaeEncoder)
     return encoder(_load_half(kind, config, folder, _UNUSED[kind], dtype, images))
 
 
@@ -176,7 +292,7 @@ def _load_half(
     kind: str, config: Mapping[str, Any], folder: Path, unused: tuple[str, ...], dtype: torch.dtype, images: bool
 ) -> Any:
     """Load an autoencoder without its `unused` parts, and without `images` without its encoder too."""
-    network, expected = _make_half(kind, config, folder, (*unused, *(() if images else ("encoder", "quant_conv"))))
+    network, expected = _make_half(kind, config, folder, (*unused, *(() if images else _ENCODING)))
     if images:
         load_tensors(network, folder, dtype=dtype, expected=expected)
     return network.eval().requires_grad_(False)
@@ -189,7 +305,8 @@ def _make_half(
     network = make_network(kind, config, torch.device("meta"), where=folder / CONFIG)
     expected = frozenset(network.state_dict())
     for name in unused:
-        setattr(network, name, PrunedModule())
+        if hasattr(network, name):
+            setattr(network, name, PrunedModule())
     return network, expected
 
 

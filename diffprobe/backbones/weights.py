@@ -4,7 +4,7 @@ Reads safetensors and JSON only; pickles are never read. Which files are read is
 checkpoint is found in `locate.py`.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,26 +145,29 @@ def tensor_names(network: nn.Module) -> frozenset[str]:
     return frozenset(network.state_dict()) | {name for name, _ in network.named_buffers()}
 
 
-def read_tensors(folder: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_tensors(folder: Path, *, dtype: torch.dtype, rename: Callable[[str], str | None] = str) -> dict[str, Tensor]:
     """Read all weights of one part, floating-point ones as `dtype`. Raises: WeightsMissing, WeightsMismatch, RunFailed.
 
     Args:
         folder: the part's folder, or one safetensors file.
+        rename: turns a stored name into the one that is wanted; None leaves the tensor on disk.
     """
     require_files(folder)
     require_memory(sum(path.stat().st_size for path in weight_files(folder)), folder)
     found: dict[str, Tensor] = {}
     for path in weight_files(folder):
         with _open(path) as stored:
-            found.update({key: _read(stored, key, path, dtype) for key in stored.keys()})
+            names = {key: name for key in stored.keys() if (name := rename(key)) is not None}
+            found.update({name: _read(stored, key, path, dtype) for key, name in names.items()})
     return found
 
 
-def describe_tensors(folder: Path) -> dict[str, Tensor]:
+def describe_tensors(folder: Path, *, rename: Callable[[str], str | None] = str) -> dict[str, Tensor]:
     """Return the tensors of one part on the meta device, by their shapes in the files' headers.
 
     Args:
         folder: the part's folder, or one safetensors file.
+        rename: see `read_tensors`.
     Raises: WeightsMissing, WeightsMismatch.
     """
     require_files(folder)
@@ -172,7 +175,8 @@ def describe_tensors(folder: Path) -> dict[str, Tensor]:
     for path in weight_files(folder):
         with _open(path) as stored:
             for key in stored.keys():
-                found[key] = torch.empty(stored.get_slice(key).get_shape(), device="meta")
+                if (name := rename(key)) is not None:
+                    found[name] = torch.empty(stored.get_slice(key).get_shape(), device="meta")
     return found
 
 

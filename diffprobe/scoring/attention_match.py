@@ -96,7 +96,7 @@ def cross_attentions(spec: BackboneSpec, taps: Sequence[str] = ()) -> tuple[str,
         raise ConfigError(
             f"backbone '{spec.name}' (family {spec.family}) has no attention from the image to a text.",
             "needed: cross-attention to a text, or joint attention of image and text",
-            fix="method=diffusion_classifier, or a model of SD, SDXL, PixArt, Sana, SD3, FLUX or AuraFlow",
+            fix="method=diffusion_classifier, or a model of SD, SDXL, PixArt, Sana, SD3, FLUX, Qwen-Image, AuraFlow",
         )
     if taps:
         named = [tap if tap.endswith(f"/{_READOUT}") else f"{tap}/{_READOUT}" for tap in taps]

@@ -1,4 +1,4 @@
-"""Joint attention against attention processors written out, on tiny pipelines of SD3, FLUX and AuraFlow."""
+"""Joint attention against attention processors written out, on tiny pipelines of five families."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprobe.backbones.attended import Attended
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, flux, sd3
+from diffprobe.backbones.families import auraflow, flux, flux2, qwen_image, sd3
 from diffprobe.backbones.joint_attention import may_attend_jointly
 from diffprobe.backbones.readouts import split_tap, watch_attention
 from diffprobe.backbones.taps import list_taps
@@ -19,6 +19,8 @@ from diffprobe.scoring.denoising_error import DenoisingError
 MODULES = {
     "sd3": ["transformer_blocks.0.attn", "transformer_blocks.1.attn", "transformer_blocks.2.attn"],
     "flux": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
+    "flux2": ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
+    "qwen_image": ["transformer_blocks.0.attn", "transformer_blocks.2.attn"],
     "auraflow": ["joint_transformer_blocks.0.attn", "single_transformer_blocks.0.attn"],
 }
 
@@ -30,8 +32,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny: Callable[..., Path] = {"sd3": sd3.tiny, "flux": flux.tiny, "auraflow": auraflow.tiny}[name]
-    return tiny(tmp_path_factory.mktemp("tiny") / name)
+    family = {"sd3": sd3, "flux": flux, "flux2": flux2, "qwen_image": qwen_image, "auraflow": auraflow}[name]
+    return family.tiny(tmp_path_factory.mktemp("tiny") / name)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,46 @@ class Written:
             return out
         return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
 
+    def flux2(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        from diffusers.models.embeddings import apply_rotary_emb
+
+        if encoder_hidden_states is not None:
+            return self.flux(attn, hidden_states, encoder_hidden_states, image_rotary_emb=image_rotary_emb)
+        rotary = attention_mask  # a single-stream attention gives its processor no text: one position less
+        wide = attn.to_qkv_mlp_proj(hidden_states)
+        q, k, v = (x.unflatten(-1, (attn.heads, -1)) for x in wide[..., : 3 * attn.inner_dim].chunk(3, -1))
+        q, k = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (attn.norm_q(q), attn.norm_k(k)))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        n = self.n_text
+        out = self.attend(q, k, v, image=slice(n, None), text=slice(0, n)).transpose(1, 2).flatten(2)
+        return attn.to_out(torch.cat([out, attn.mlp_act_fn(wide[..., 3 * attn.inner_dim :])], -1))
+
+    def qwen_image(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *, encoder_hidden_states_mask: Tensor,
+        image_rotary_emb: Any, **_: Any,
+    ) -> Any:  # fmt: skip
+        def turned(x: Tensor, angles: Tensor) -> Tensor:  # batch, tokens, heads, width; neighbours are a complex number
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+            return torch.view_as_real(pairs * angles[:, None]).flatten(3)
+
+        image, text = image_rotary_emb
+        q, k, v = (f(hidden_states).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
+        layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+        text_q, text_k, text_v = (f(encoder_hidden_states).unflatten(-1, (attn.heads, -1)) for f in layers)
+        q, k = turned(attn.norm_q(q), image), turned(attn.norm_k(k), image)
+        text_q, text_k = turned(attn.norm_added_q(text_q), text), turned(attn.norm_added_k(text_k), text)
+        pairs = ((text_q, q), (text_k, k), (text_v, v))
+        n = self.n_text
+        hidden = torch.cat([~encoder_hidden_states_mask, torch.zeros(k.shape[:2], dtype=torch.bool)], 1)
+        out = self.attend(
+            *(torch.cat(pair, 1).transpose(1, 2) for pair in pairs),
+            image=slice(n, None), text=slice(0, n), hidden=hidden,
+        ).transpose(1, 2).flatten(2)  # fmt: skip
+        return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
+
     def auraflow(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = (f(hidden_states).unflatten(-1, (attn.heads, -1)) for f in (attn.to_q, attn.to_k, attn.to_v))
         q, k = attn.norm_q(q), attn.norm_k(k)
@@ -100,9 +142,13 @@ class Written:
             return attn.to_out[0](out)
         return attn.to_out[0](out[:, n:]), attn.to_add_out(out[:, :n])
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, image: slice | None = None, text: slice | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, image: slice | None = None, text: slice | None = None,
+        hidden: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         logits = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
-        probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+        weights = logits.exp() if hidden is None else logits.exp() * ~hidden[:, None, None]
+        probs = weights / weights.sum(-1, keepdim=True)
         if image is not None and text is not None:
             self.logits, self.probs = logits[:, :, image, text], probs[:, :, image, text]
         return probs @ v
@@ -117,10 +163,12 @@ class Processor:
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: Any = None,
+        encoder_hidden_states_mask: Tensor | None = None,
     ) -> Any:  # fmt: skip
-        return self.run(
-            attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, image_rotary_emb=image_rotary_emb
-        )
+        given = {"attention_mask": attention_mask, "image_rotary_emb": image_rotary_emb}
+        if encoder_hidden_states_mask is not None:  # Qwen-Image
+            given["encoder_hidden_states_mask"] = encoder_hidden_states_mask
+        return self.run(attn, hidden_states, encoder_hidden_states, **given)
 
 
 def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: Path, model: DenoisingError) -> None:

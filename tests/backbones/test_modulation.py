@@ -1,4 +1,4 @@
-"""`/modulated` of seven families against diffusers' own AdaLN layers, run again on the output of the block."""
+"""`/modulated` of all families with AdaLN against diffusers' own layers, run again on the output of the block."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, dit, flux, hunyuandit, pixart, sana, sd3
+from diffprobe.backbones.families import auraflow, dit, flux, flux2, hunyuandit, pixart, qwen_image, sana, sd3, sit
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -24,6 +24,10 @@ CASES = [
     (sd3, "transformer_blocks.1", lambda output: output[1]),
     (flux, "transformer_blocks.1", lambda output: output[1]),
     (flux, "single_transformer_blocks.1", lambda output: output[1] if isinstance(output, tuple) else output),
+    (flux2, "transformer_blocks.1", lambda output: output[1]),
+    (flux2, "single_transformer_blocks.1", lambda output: output),
+    (qwen_image, "transformer_blocks.1", lambda output: output[1]),
+    (sit, "blocks.1", lambda output: output),
     (auraflow, "joint_transformer_blocks.1", lambda output: output[1]),
     (auraflow, "single_transformer_blocks.1", lambda output: output),
     (hunyuandit, "blocks.1", lambda output: output),
@@ -38,6 +42,15 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
         parts = block.scale_shift_table[None] + kwargs["timestep"].reshape(len(tokens), 6, -1)
         shift, scale = parts.chunk(6, dim=1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift
+    if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2
+        shift, scale = given[:, None].chunk(given.shape[-1] // tokens.shape[-1], dim=-1)[:2]
+        return (block.norm1 if hasattr(block, "norm1") else block.norm)(tokens) * (1 + scale) + shift
+    if hasattr(block, "adaLN_modulation"):  # SiT
+        shift, scale = block.adaLN_modulation(kwargs["given"])[:, None].chunk(6, dim=-1)[:2]
+        return block.norm1(tokens) * (1 + scale) + shift
+    if hasattr(block, "img_mod"):  # Qwen-Image
+        shift, scale = block.img_mod(kwargs["temb"])[:, None].chunk(6, dim=-1)[:2]
+        return block.img_norm1(tokens) * (1 + scale) + shift
     if kwargs.get("class_labels") is not None:  # DiT
         return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
     norm = block.norm1 if hasattr(block, "norm1") else block.norm

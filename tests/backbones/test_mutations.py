@@ -60,6 +60,40 @@ MUTATIONS = [
     Mutation("auraflow", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
     Mutation("auraflow", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
     Mutation(
+        "qwen_image", "timestep scale", "timesteps.to(x_t.dtype) / 1000", "timesteps.to(x_t.dtype)", "conditioning"
+    ),
+    Mutation("qwen_image", "template", "template.format(prompt)", "prompt", "conditioning"),
+    Mutation("qwen_image", "dropped tokens", "[-1][:, dropped:]", "[-1][:, :-dropped]", "conditioning"),
+    Mutation("qwen_image", "layer of the states", "text.hidden(tokens)[-1]", "text.hidden(tokens)[-2]", "conditioning"),
+    Mutation("qwen_image", "states of padding", "states * mask[..., None]", "states", "conditioning"),
+    Mutation("qwen_image", "padding mask", '_mask": mask}', '_mask": torch.ones_like(mask)}', "conditioning"),
+    Mutation(
+        "qwen_image", "rotary tables", "qwen.pos_embed = type(pos)(**settings)", "type(pos)(**settings)", "prediction"
+    ),
+    Mutation("qwen_image", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
+    Mutation("qwen_image", "image of a block", "image_second=_BLOCK", "image_second=None", "inner_taps"),
+    Mutation("qwen_image", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation("qwen_image", "prediction", "self.predicted(unpack(output", "self.predicted(-unpack(output", "prediction"),
+    Mutation("flux2", "timestep scale", "timesteps.to(x_t.dtype) / 1000", "timesteps.to(x_t.dtype)", "conditioning"),
+    Mutation("flux2", "guidance", "(10, 20, 30), 4.0", "(10, 20, 30), 3.5", "conditioning"),
+    Mutation("flux2", "layers of the states", "(10, 20, 30), 4.0", "(10, 20, 29), 4.0", "conditioning"),
+    Mutation("flux2", "system message", "text.render([told, {", "text.render([{", "conditioning"),
+    Mutation("flux2", "text length", "_LENGTH = 512", "_LENGTH = 511", "conditioning"),
+    Mutation(
+        "flux2", "positions of the text", "(zero, zero, zero, words)", "(words, zero, zero, zero)", "conditioning"
+    ),
+    Mutation("flux2", "positions", "(zero, rows, columns, zero)", "(zero, columns, zero, rows)", "conditioning"),
+    Mutation("flux2", "single block", r'joint=rf"{_SINGLE}(\..+)?"', r'joint=rf"{_SINGLE}\..+"', "inner_taps"),
+    Mutation("flux2", "head order", "heads_last=True", "heads_last=False", "inner_taps"),
+    Mutation("flux2", "text-only flag", "text_only=_TEXT_ONLY", "text_only=None", "inner_taps"),
+    Mutation(
+        "flux2",
+        "prediction",
+        "self.predicted(output.transpose(1, 2)",
+        "self.predicted(-output.transpose(1, 2)",
+        "prediction",
+    ),
+    Mutation(
         "sana",
         "instruction",
         "([x for x in cleaned if x], instruction)",

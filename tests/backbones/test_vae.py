@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae
 from diffprobe.backbones.vae import VaeDecoder, latent_geometry, load_movq_encoder, load_vae_encoder
 from diffprobe.core.errors import WeightsMismatch
 
@@ -47,6 +47,52 @@ def test_a_deep_compression_autoencoder_gives_its_scaled_latents_and_takes_them_
     torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(encoder(images)), back, atol=1e-4, rtol=0)
     with pytest.raises(WeightsMismatch, match="AutoencoderDC.*AutoencoderKL"):
         latent_geometry(tmp_path)
+
+
+@torch.no_grad()
+def test_latents_of_flux2_are_those_of_the_pipeline_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+    from diffusers import Flux2Pipeline
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_flux2_vae().eval()
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLFlux2") == (16, 4)
+    pipeline = Flux2Pipeline(scheduler=None, vae=whole, text_encoder=None, tokenizer=None, transformer=None)
+    expected = pipeline._encode_vae_image(images * 2 - 1, None)
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
+    assert {name.split(".")[0] for name in encoder.vae.state_dict()} == {"encoder", "quant_conv", "bn"}
+    back = (whole.decode(whole.encode(images * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(expected), back, atol=1e-4, rtol=0)
+    placeholder = load_vae_encoder(tmp_path, dtype=torch.float32, images=False)
+    assert not placeholder.vae.state_dict()
+
+
+@torch.no_grad()
+def test_latents_of_qwen_image_are_normalised_by_channel_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_qwen_vae().eval()
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLQwenImage") == (4, 2)
+    mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+    mean, std = (torch.tensor(x)[:, None, None] for x in (whole.config.latents_mean, whole.config.latents_std))
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, (mode[:, :, 0] - mean) / std, atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name or "post_quant" in name]
+    back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{"latents_mean": [0.0] * 3}, {"latents_std": [1.0, 0.0, 1.0, 1.0]}])
+def test_statistics_that_do_not_fit_the_channels_are_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    tiny_qwen_vae().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(WeightsMismatch, match="4 numbers"):
+        latent_geometry(tmp_path, "AutoencoderKLQwenImage")
 
 
 def test_many_pixels_are_encoded_in_bounded_passes(

@@ -106,3 +106,45 @@ def tiny_dc(*, latent_channels: int = 4) -> Any:
         decoder_qkv_multiscales=((), ()),
         scaling_factor=0.5,
     )
+
+
+def tiny_flux2_vae(*, latent_channels: int = 4) -> Any:
+    """Draw an AutoencoderKLFlux2 that halves a side, with statistics of its latents other than 0 and 1.
+
+    Args:
+        latent_channels: channels of its latents, before places are put side by side.
+    """
+    import diffusers
+    import torch
+
+    vae: Any = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=latent_channels,
+        mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    vae.bn.running_mean.copy_(0.1 * torch.randn(4 * latent_channels))
+    vae.bn.running_var.copy_(0.02 + 0.02 * torch.rand(4 * latent_channels))  # near that of random latents
+    return vae
+
+
+def tiny_qwen_vae(*, latent_channels: int = 4) -> Any:
+    """Draw an AutoencoderKLQwenImage that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+    """
+    import diffusers
+
+    return diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=latent_channels,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1 * i for i in range(latent_channels)],
+        latents_std=[0.1 + 0.1 * i for i in range(latent_channels)],
+    )

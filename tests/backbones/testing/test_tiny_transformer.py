@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_t5, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_t5, tiny_vae
 
 
 def test_a_tokenizer_knows_words_and_letters_and_ends_a_text(tmp_path: Path) -> None:
@@ -29,3 +29,15 @@ def test_a_vae_of_more_levels_halves_a_side_more_often() -> None:
 
 def test_a_deep_compression_autoencoder_halves_a_side_in_the_asked_channels() -> None:
     assert tiny_dc(latent_channels=8).encode(torch.zeros(1, 3, 32, 32)).latent.shape == (1, 8, 16, 16)
+
+
+def test_the_vae_of_flux2_has_statistics_of_its_own() -> None:
+    vae = tiny_flux2_vae(latent_channels=8)
+    assert vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode().shape == (1, 8, 16, 16)
+    assert vae.bn.running_mean.shape == (32,) and float(vae.bn.running_mean.abs().min()) > 0
+    assert float(vae.bn.running_var.max()) < 1
+
+
+def test_the_vae_of_qwen_image_takes_frames() -> None:
+    vae = tiny_qwen_vae(latent_channels=8)
+    assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, 16, 16)
