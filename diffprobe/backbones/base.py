@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.lora import Lora
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
+from diffprobe.backbones.offload import move
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import Images
 
@@ -111,6 +112,8 @@ class LoadOptions:
     """Seed of random weights of the denoiser; None reads the trained ones."""
     images: bool = True
     """Whether images will be encoded; without it the VAE may stay on disk (its latents are given)."""
+    offload_blocks: bool = False
+    """Whether the denoiser's blocks stay in files and are read one by one in each pass (`offload.py`)."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Backbone(ABC):
     def to(self, device: torch.device) -> None:
         """Move all loaded networks."""
         for module in self.components().values():
-            module.to(device)
+            move(module, device)
 
 
 @runtime_checkable

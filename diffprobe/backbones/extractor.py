@@ -80,6 +80,7 @@ class DiffusionFeatures:
         max_modules: int = MAX_MODULES,
         channels_last: bool = True,
         compile: bool | str = False,
+        offload: str = "none",
     ) -> Self:
         """Load a checkpoint, pruned after the deepest tap. All settings are checked before any weights are read.
 
@@ -119,6 +120,7 @@ class DiffusionFeatures:
             channels_last: memory layout of the convolutions. Changes features by rounding only.
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
+            offload: `blocks` leaves the denoiser's blocks in files; each pass reads them one by one, two at a time.
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
         """
         options = {name: value for name, value in locals().items() if name not in ("cls", "id_or_path")}
@@ -145,7 +147,12 @@ class DiffusionFeatures:
         device = choose_device(plan.backbone.device)
         if device.type == "cpu" and plan.dtype == "bfloat16":
             warn_slow_bfloat16("backbone.dtype=bfloat16", "backbone.dtype=float32")
-        options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, images=images)
+        options = LoadOptions(
+            dtype=DTYPES[plan.dtype],
+            random_seed=plan.random_seed,
+            images=images,
+            offload_blocks=plan.backbone.offload == "blocks",
+        )
         where = plan.checkpoint.folder or plan.checkpoint.name
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")
         with module_limit(plan.backbone.max_modules), naming(where, "a checkpoint that can be loaded"), short:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.attention_parts import PARTS, AttentionPart, may_have_parts, watch_parts
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.modulation import MODULATED, may_modulate
 from diffprobe.backbones.readouts import ATTENTION, may_attend, watch, watch_attention
@@ -109,19 +110,29 @@ def trace(network: nn.Module, run: Callable[[nn.Module], object], layout: Output
 
         return ready
 
+    def part_of(path: str) -> Callable[[str, AttentionPart], None]:
+        def give(part: str, found: AttentionPart) -> None:
+            x = found.as_map(layout)
+            if x is not None:
+                note(f"{path}/{part}", "text" if found.is_text else "tokens", x.shape[1], (x.shape[2], x.shape[3]))
+
+        return give
+
     handles: list[RemovableHandle] = []
     for path, module in network.named_modules():
         if path:
             handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
             if may_attend(module, path, layout):
                 handles += watch_attention(module, path, layout, attended(path))
+            if may_have_parts(module):
+                handles += watch_parts(module, path, layout, PARTS, part_of(path))
     try:
         with torch.no_grad(), counter or nullcontext():
             run(network)
     finally:
         for handle in handles:
             handle.remove()
-    once = {tap: shape for tap, shape in taps.items() if runs[tap.partition("/")[0]] == 1}
+    once = {tap: shape for tap, shape in taps.items() if runs.get(tap.partition("/")[0]) == 1}
     return Trace(once, tuple(entered), flops())
 
 

@@ -4,20 +4,31 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family, LoadOptions
+from diffprobe.backbones.drawn_blocks import drawn_blocks
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
+from diffprobe.backbones.offload import BlockOffload, Read, empty
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
 from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.weight_files import require_files
-from diffprobe.backbones.weights import config_file, denoiser_source, load_tensors, read_config, tensor_names
+from diffprobe.backbones.weights import (
+    config_file,
+    denoiser_source,
+    load_tensors,
+    read_config,
+    read_places,
+    tensor_names,
+)
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
@@ -74,32 +85,90 @@ def load_denoiser(
 
     Args:
         part: name of the denoiser's part, `unet` or `transformer`.
+    With `offload_blocks` the blocks stay in files; random ones are put into a temporary folder, as large as they are.
+
     Raises: WeightsMissing, WeightsMismatch.
     """
     kind, config, where = type(spec.denoiser).__name__, read_config(checkpoint, part), config_file(checkpoint, part)
+    blocks = tuple(path for path in spec.blocks if path in needed)
     network: nn.Module
     if options.random_seed is None:
         network = copy.deepcopy(spec.denoiser)
-        expected = tensor_names(network)
+        expected, source = tensor_names(network), denoiser_source(checkpoint, part)[1]
         prune_after(network, needed)
-        load_tensors(network, denoiser_source(checkpoint, part)[1], dtype=options.dtype, expected=expected)
+        left = blocks if options.offload_blocks else ()
+        places = load_tensors(network, source, dtype=options.dtype, expected=expected, leave=left)
+        read = _from_files(network, places, options.dtype)
     else:
-        # Drawn whole and pruned afterwards, so that the weights do not depend on the taps; under a derived seed, so
-        # that they differ from those that a training run with the same seed started from.
-        require_memory(network_bytes(spec.denoiser), where)
-        with torch.random.fork_rng(devices=[]):
+        # Drawn in the order of the whole network, so that the weights do not depend on the taps; under a derived seed,
+        # so that they differ from those that a training run with the same seed started from.
+        drawn = _Drawn(needed, options)
+        unread = set(spec.blocks) - (set() if options.offload_blocks else set(blocks))
+        require_memory(network_bytes(spec.denoiser) - sum(map(network_bytes, _submodules(spec, unread))), where)
+        with torch.random.fork_rng(devices=[]), drawn_blocks(spec.denoiser, spec.blocks, drawn.keep):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             network = make_network(kind, config, torch.device("cpu"), where=where)
-        nn.Module.to(network, options.dtype)  # diffusers' own `to` warns about a list of modules that is empty
         prune_after(network, needed)
+        read = drawn.read
+    nn.Module.to(network, options.dtype)  # diffusers' own `to` warns about a list of modules that is empty
     if "num_layers" in config:
         _fill_tables(network, kind, config, where)
-    _require_complete(network, where.parent)
+    if options.offload_blocks:
+        BlockOffload(network, blocks, read)
+    _require_complete(network, where.parent, outside=blocks if options.offload_blocks else ())
     return network.eval().requires_grad_(False)
 
 
-def _require_complete(network: nn.Module, folder: Path) -> None:
-    left = [name for name, value in chain(network.named_parameters(), network.named_buffers()) if value.is_meta]
+def _submodules(spec: BackboneSpec, paths: Collection[str]) -> list[nn.Module]:
+    return [spec.denoiser.get_submodule(path) for path in paths]
+
+
+def _from_files(network: nn.Module, places: Mapping[str, tuple[Path, str]], dtype: torch.dtype) -> Read:
+    """Return what reads a block of a network from the checkpoint's files."""
+
+    def read(path: str) -> dict[str, Tensor]:
+        wanted = {f"{path}.{name}": value for name, value in network.get_submodule(path).state_dict().items()}
+        found = read_places({name: places[name] for name in wanted}, wanted, dtype=dtype)
+        return {name.removeprefix(f"{path}."): value for name, value in found.items()}
+
+    return read
+
+
+class _Drawn:
+    """Random blocks: those that no tap needs are freed as they are made; with offload, the others are put into files.
+
+    Args:
+        needed: modules that run.
+        options: how weights are read.
+    """
+
+    def __init__(self, needed: Collection[str], options: LoadOptions) -> None:
+        self._needed, self._options = needed, options
+        self._folder = TemporaryDirectory(prefix="diffprobe-blocks-") if options.offload_blocks else None
+
+    def keep(self, path: str, block: nn.Module) -> None:
+        """Take a block that has been made."""
+        if path in self._needed and self._folder is None:
+            nn.Module.to(block, self._options.dtype)
+            return
+        if path in self._needed:
+            tensors = {name: x.to(self._options.dtype).contiguous() for name, x in block.state_dict().items()}
+            save_file(tensors, self._file(path))
+        empty(block)
+
+    def read(self, path: str) -> dict[str, Tensor]:
+        """Read a block that was put into a file."""
+        return load_file(self._file(path))
+
+    def _file(self, path: str) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{path}.safetensors"
+
+
+def _require_complete(network: nn.Module, folder: Path, *, outside: Sequence[str] = ()) -> None:
+    named = chain(network.named_parameters(), network.named_buffers())
+    apart = tuple(f"{path}." for path in outside)
+    left = [name for name, value in named if value.is_meta and not name.startswith(apart)]
     if left:
         raise WeightsMismatch(
             f"the network in '{folder}' has tensors that no file holds: {', '.join(left[:3])}.",

@@ -7,6 +7,8 @@ A readout is named behind a module's path:
 - `PATH/logits`: the same before the softmax and before the mask of padded tokens: q k / sqrt(d), averaged over heads.
 - `PATH/text`: of a joint block, its text tokens.
 - `PATH/modulated`: of a transformer block with AdaLN, its image tokens normalised and modulated (`modulation.py`).
+- `PATH/q`, `PATH/k`, `PATH/v`, `PATH/heads`: of an attention, what it compares, and the output of each head
+  (`attention_parts.py`).
 
 All are feature maps: attention `[batch, text tokens, height, width]`, text `[batch, channels, text tokens, 1]`.
 Attention is computed in float32 from the queries and keys of the pass: the outputs of `to_q` and `to_k`, or in a joint
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.attention_parts import PARTS, AttentionPart, watch_parts
 from diffprobe.backbones.joint_attention import (
     may_attend_jointly,
     may_cross_attend_changed,
@@ -33,7 +36,7 @@ from diffprobe.core.shapes import FeatureMap
 
 ATTENTION = ("probs", "logits")
 """Readouts of attentions to a text."""
-READOUTS = (*ATTENTION, "text", MODULATED)
+READOUTS = (*ATTENTION, "text", MODULATED, *PARTS)
 """All readouts."""
 
 
@@ -51,7 +54,8 @@ def hooked_modules(tap: str) -> tuple[str, ...]:
     """Return the modules that are hooked to read a tap; compiled regions may not contain them."""
     path, readout = split_tap(tap)
     inner = {MODULATED: [f"{path}.{norm}.linear" for norm in ("norm1", "norm")]}
-    return (path, f"{path}.to_q", f"{path}.to_k") if readout in ATTENTION else (path, *inner.get(readout or "", []))
+    in_attention = readout in (*ATTENTION, *PARTS)
+    return (path, f"{path}.to_q", f"{path}.to_k") if in_attention else (path, *inner.get(readout or "", []))
 
 
 def watch(
@@ -70,6 +74,11 @@ def watch(
     def attend(found: Attended) -> None:
         give(_there(layout.on_grid(found.mean_over_heads(module.heads, probs=readout == "probs")), tap))
 
+    def part(name: str, found: AttentionPart) -> None:
+        give(_there(found.as_map(layout), tap))
+
+    if readout in PARTS:
+        return watch_parts(module, path, layout, (readout,), part)
     if readout == MODULATED:
         return watch_modulated(module, lambda output: layout.image(output, path), lambda x: give(_there(x, tap)))
     if readout in ATTENTION:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffprobe.backbones.attention_parts import PARTS
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.families import describe
 from diffprobe.backbones.hooks import Trace, trace
@@ -181,6 +182,8 @@ def _about_readout(name: str, known: dict[str, TapInfo], spec: BackboneSpec) -> 
     need = "is not an attention of the image to a text" if readout in ATTENTION else "does not output text and image"
     if readout == MODULATED:
         need = "is not a transformer block with AdaLN"
+    elif readout in PARTS:
+        need = "is not an attention that is computed as softmax(q k) v, or its keys mix text and image"
     why = f"'{path}' {need}" if path in known else f"there is no module '{path}' that can be read"
     places = [tap for tap in known if tap.endswith(f"/{readout}")]
     if not places:

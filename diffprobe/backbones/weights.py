@@ -4,7 +4,7 @@ Reads safetensors and JSON only; pickles are never read. Which files are read is
 checkpoint is found in `locate.py`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,13 @@ def config_file(checkpoint: Checkpoint, part: str) -> Path:
 
 
 def load_tensors(
-    network: nn.Module, folder: Path, *, dtype: torch.dtype, expected: Collection[str] | None = None
-) -> None:
+    network: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    expected: Collection[str] | None = None,
+    leave: Sequence[str] = (),
+) -> dict[str, tuple[Path, str]]:
     """Read the weights of a network on the meta device; weights of pruned modules stay on disk.
 
     Args:
@@ -78,11 +83,29 @@ def load_tensors(
         dtype: what floating-point weights are converted to, however they are stored.
         expected: parameter names of the whole network; any other stored name means weights of another network.
             None skips this check.
+        leave: modules whose weights stay on disk too; `read_places` reads them.
+    Returns: of each tensor of the network its file, and its name in it.
     Raises: WeightsMissing, WeightsMismatch.
     """
     wanted = network.state_dict()
     places = match_tensors(network, folder, expected=expected)
-    require_memory(sum(value.numel() for value in wanted.values()) * dtype.itemsize, folder)
+    read = {name: place for name, place in places.items() if not name.startswith(tuple(f"{one}." for one in leave))}
+    require_memory(sum(wanted[name].numel() for name in read) * dtype.itemsize, folder)
+    network.load_state_dict(read_places(read, wanted, dtype=dtype), assign=True, strict=not leave)
+    return places
+
+
+def read_places(
+    places: Mapping[str, tuple[Path, str]], wanted: Mapping[str, Tensor], *, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Read some tensors of a network.
+
+    Args:
+        places: name in the network -> the file, and the name in it.
+        wanted: the tensors of the network by name, on the meta device.
+        dtype: what floating-point weights are converted to.
+    Raises: WeightsMismatch.
+    """
     found: dict[str, Tensor] = {}
     for path in dict.fromkeys(path for path, _ in places.values()):
         with _open(path) as stored:
@@ -94,7 +117,7 @@ def load_tensors(
                             f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
                             "quantised weights are not read",
                         )
-    network.load_state_dict(found, assign=True)
+    return found
 
 
 def match_tensors(

@@ -14,7 +14,7 @@ STAYS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the sub-verbs extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores and dictionaries."""
+    """Add extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries and memory."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -118,7 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs/dictionaries)",
     )  # fmt: skip
     dictionaries.add_argument("--csv", metavar="FILE", help="write one line per dictionary and factor to a CSV file")
-    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries):
+    memory = what.add_parser("memory", help="peak memory with the denoiser held whole and with its blocks in files")
+    memory.add_argument("--size", default="xl", help="xl, wide or tiny (default: xl)")
+    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries, memory):
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     _require_writable(args.json)
     _require_writable(getattr(args, "csv", None))
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
-    verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads, "scores": _scores}
+    verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads, "scores": _scores, "memory": _memory}
     verbs |= {"dictionaries": _dictionaries}
     return verbs[args.what](args)
 
@@ -356,6 +358,15 @@ def _dictionaries(args: argparse.Namespace) -> int:
         print(f"{name}: {reason}")
     _write_text(args.csv, leaderboard_csv(found))
     return _write_json(args.json, found.to_json())
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.memory import bench_memory, render
+
+    report = bench_memory(args.size, progress=_progress)
+    print(f"{report.machine}; {report.weights_gb:.2f} GB of weights, {report.block_gb:.3f} GB in a block\n")
+    print(render(report))
+    return _write_json(args.json, report.to_json())
 
 
 def _plan(args: argparse.Namespace) -> int:

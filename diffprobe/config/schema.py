@@ -50,16 +50,23 @@ class BackboneConfig:
     """Use the channels-last memory layout in convolutions; changes features by rounding only."""
     compile: bool = False
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
+    offload: Literal["none", "blocks"] = "none"
+    """blocks: leave the denoiser's blocks in files and read them one by one in each pass, at most two at a time."""
 
     def __post_init__(self) -> None:
         at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
-        names = ("random_weights", "denoiser_weights", "lora", "clean_input")
+        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload")
         idle = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         if self.part != "denoiser" and idle:
             raise ConfigError(
                 f"{', '.join(idle)} with part={self.part}: they change the denoiser, which is not read.",
                 fix=f"remove {'it' if len(idle) == 1 else 'them'}, or part=denoiser",
+            )
+        if self.offload != "none" and (self.lora is not None or self.compile):
+            other = "compile" if self.compile else "lora"
+            raise ConfigError(
+                f"offload={self.offload} with {other}: it needs blocks that stay in memory.", fix=f"remove {other}"
             )
 
 

@@ -113,7 +113,8 @@ def make_encoder(run: ExploredRun, config: ExploreConfig) -> ImageEncoder:
     from diffprobe.backbones.plan import make_plan
 
     plan = make_plan(run.trained.config.backbone, run.trained.config.features)
-    options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed)
+    offload = plan.backbone.offload == "blocks"
+    options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, offload_blocks=offload)
     backbone = load_backbone(plan.checkpoint, plan.family, plan.spec, plan.needed, options)
     backbone.to(choose_device(config.device))
     return LatentEncoder(backbone, plan.resolution, plan.checkpoint.name)

@@ -21,6 +21,7 @@ _NOT_CONTENT = {
     "trainer.checkpoint_every_steps", "trainer.devices", "trainer.enable_progress_bar", "trainer.log_every_steps",
     "trainer.num_nodes", "trainer.resume", "data.num_workers",
     "features.latent_cache",  # latents are cached in float32: bit-identical features
+    "backbone.offload",  # where blocks are between passes: bit-identical features
     "probe.metrics",  # which metrics were recorded beside each other
     # speed: another order of the same sums, so numbers differ by rounding
     "backbone.channels_last", "backbone.compile", "backbone.max_rows_per_pass", "backbone.max_modules", "probe.batched",

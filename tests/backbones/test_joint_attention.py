@@ -1,4 +1,4 @@
-"""Joint attention against attention processors written out, on tiny pipelines of five families."""
+"""Joint attention and its parts against attention processors written out, on tiny pipelines of five families."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.attended import Attended
+from diffprobe.backbones.attention_parts import PARTS, watch_parts
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import auraflow, flux, flux2, qwen_image, sd3
 from diffprobe.backbones.joint_attention import may_attend_jointly
@@ -51,6 +52,7 @@ class Written:
     def __init__(self, n_text: int, n_registers: int) -> None:
         self.n_text, self.n_registers = n_text, n_registers
         self.logits = self.probs = torch.zeros(())
+        self.parts: dict[str, Tensor] = {}
 
     def sd3(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any) -> Any:
         q, k, v = (heads_of(f(hidden_states), attn) for f in (attn.to_q, attn.to_k, attn.to_v))
@@ -151,6 +153,8 @@ class Written:
         probs = weights / weights.sum(-1, keepdim=True)
         if image is not None and text is not None:
             self.logits, self.probs = logits[:, :, image, text], probs[:, :, image, text]
+            own = {"q": q, "k": k, "v": v, "heads": probs @ v}
+            self.parts = {name: x[:, :, image].transpose(1, 2).flatten(2) for name, x in own.items()}
         return probs @ v
 
 
@@ -172,15 +176,20 @@ class Processor:
 
 
 def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: Path, model: DenoisingError) -> None:
-    denoiser, layout = model.backbone.denoiser, model.spec.layout
+    denoiser: Any = model.backbone.denoiser
+    layout = model.spec.layout
     x = torch.randn(2, *model.spec.latent_shape, generator=torch.Generator().manual_seed(0))
     condition = dict(model.encode_conditions(["red cat", "a blue dog"]))
     if name == "auraflow":  # its padding is zeros: a LayerNorm would amplify how the two attentions round
         condition["encoder_hidden_states"] = torch.randn(2, 256, 32, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([300, 700])
     found: dict[str, Attended] = {}
+    parts: dict[tuple[str, str], Tensor] = {}
     handles = []
     for path in MODULES[name]:
+        module = denoiser.get_submodule(path)
+        keep = lambda part, x, path=path: parts.__setitem__((path, part), x.tokens)  # noqa: E731
+        handles += watch_parts(module, path, layout, PARTS, keep)
         give = lambda attended, path=path: found.__setitem__(path, attended)  # noqa: E731
         handles += watch_attention(denoiser.get_submodule(path), path, layout, give)
     with torch.no_grad():
@@ -199,6 +208,8 @@ def test_logits_and_shares_are_those_of_a_plain_computation(name: str, folder: P
             denoiser.get_submodule(path).set_processor(processor)
     torch.testing.assert_close(output.value, plain.value, atol=1e-5, rtol=0)
     for path, one in written.items():
+        for part in PARTS:
+            torch.testing.assert_close(parts[path, part], one.parts[part], atol=1e-5, rtol=0)
         heads = denoiser.get_submodule(path).heads
         for head in range(heads):
             torch.testing.assert_close(

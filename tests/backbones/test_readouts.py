@@ -23,6 +23,7 @@ def test_a_tap_is_a_module_and_perhaps_a_readout() -> None:
     assert split_tap("mid_block") == ("mid_block", None)
     assert split_tap(f"{ATTN}/logits") == (ATTN, "logits")
     assert hooked_modules(f"{ATTN}/probs") == (ATTN, f"{ATTN}.to_q", f"{ATTN}.to_k")
+    assert f"{ATTN}.to_q" in hooked_modules(f"{ATTN}/heads")
     assert hooked_modules("transformer_blocks.1/text") == ("transformer_blocks.1",)
 
 
@@ -117,7 +118,7 @@ def test_the_text_of_joint_blocks_is_a_row_of_tokens() -> None:
 def test_attention_of_the_image_to_itself_is_not_listed(tiny_sd: Path) -> None:
     from diffprobe.backbones.taps import list_taps
 
-    readouts = [tap for tap in list_taps(str(tiny_sd), inner=True) if "/" in tap.path]
+    readouts = [tap for tap in list_taps(str(tiny_sd), inner=True) if tap.path.endswith(("/probs", "/logits"))]
     assert {split_tap(tap.path)[0].rpartition(".")[2] for tap in readouts} == {"attn2"}
     assert {(tap.form, tap.channels) for tap in readouts} == {("attention", 24)}
 

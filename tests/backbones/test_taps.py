@@ -72,7 +72,9 @@ def test_globs_find_readouts_behind_a_slash_alone(tiny_sd: Path) -> None:
     block = "mid_block.attentions.0.transformer_blocks.0"
     assert paths(tiny_sd, f"{block}.attn*") == [f"{block}.attn1", f"{block}.attn2"]
     assert paths(tiny_sd, "*.attentions.*.transformer_blocks.*.attn2/probs") == [f"{block}.attn2/probs"]
-    assert paths(tiny_sd, f"{block}.attn2/*") == [f"{block}.attn2/probs", f"{block}.attn2/logits"]
+    assert paths(tiny_sd, f"{block}.attn2/*") == [
+        f"{block}.attn2/{readout}" for readout in ("probs", "logits", "q", "k", "v", "heads")
+    ]
 
 
 @pytest.mark.parametrize(
