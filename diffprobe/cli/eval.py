@@ -1,7 +1,7 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
-steer, the clusters of a denoiser, the classes or lifetimes of an SAE's latents, points that are matched between images, classes or depth of pixels
-(read from few labelled images, or by words), or the denoising error that changes inside it cause: the reconstruction of
-an SAE, single latents ablated, or taps that are ablated and patched."""
+steer, the clusters of a self-guided denoiser, the classes or lifetimes of an SAE's latents, points that are matched
+between images, classes or depth of pixels (read from few labelled images, or by words), or the denoising error that
+changes inside it cause: the reconstruction of an SAE, single latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable, Mapping

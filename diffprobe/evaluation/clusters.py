@@ -1,7 +1,7 @@
 """`diffprobe eval clusters`: the clusters of a self-guided denoiser against labels, beside clusters that learned less.
 
-Controls of each agreement: k-means on the same features, on those of the same network with random weights, and on pixels;
-prototypes that were trained on random weights; and the same clusters against shuffled labels.
+Controls of each agreement: k-means on the same features, on those of the same network with random weights, and on
+pixels; prototypes that were trained on random weights; and the same clusters against shuffled labels.
 """
 
 from pathlib import Path

@@ -22,7 +22,7 @@ class ClustersEvaluation:
     attributes: tuple[str, ...] = ("role",)
     """Attributes whose values are the labels."""
     random_run: str | None = None
-    """Folder of the same run with prototypes.random_network=true, for the control `random_network`; None leaves it out."""
+    """Folder of the same run with prototypes.random_network=true, for the control `random_network`; None: without."""
     n_init: int = 4
     """Starts of k-means, of which the best is kept."""
     device: str = "cpu"

@@ -1,4 +1,4 @@
-"""The saved clusters of a self-guided denoiser: which cluster an image belongs to, by the network and its prototypes."""
+"""The saved clusters of a self-guided denoiser: which cluster an image has, by the network and its prototypes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.core.safetensors_file import load_safetensors
 from diffprobe.config.parse import parse
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.digest import digest_file, digest_json
 from diffprobe.core.errors import ConfigError, SchemaError, WeightsMismatch, WeightsMissing
+from diffprobe.core.safetensors_file import load_safetensors
 from diffprobe.generative.image_table import ImageTable
 from diffprobe.generative.sinkhorn_prototypes import Prototypes, PrototypeSettings
 
@@ -57,8 +57,8 @@ def describe_collapse(facts: Mapping[str, Any]) -> str:
     shown = [curve[round(place * (len(curve) - 1) / 4)] for place in range(5)] if len(curve) > 5 else curve
     points = ", ".join(f"{nats:.2f} at step {step}" for step, nats in shown)
     return (
-        f"the clusters collapsed: {facts['effective_prototypes']:.2f} effective prototypes of {facts['n_prototypes']} on "
-        f"the validation images; entropy of their use in training, in nats: {points}."
+        f"the clusters collapsed: {facts['effective_prototypes']:.2f} effective prototypes of {facts['n_prototypes']} "
+        f"on the validation images; entropy of their use in training, in nats: {points}."
     )
 
 
@@ -163,7 +163,8 @@ def label_by_cluster(table: ImageTable, attribute: str, folder: str) -> ImageTab
     taken = next((key for key, values in zip(table.keys, table.attributes, strict=True) if attribute in values), None)
     if taken is not None:
         raise ConfigError(
-            f"classes.clusters: sample '{taken}' has an attribute '{attribute}' already.", fix="classes.attribute=cluster"
+            f"classes.clusters: sample '{taken}' has an attribute '{attribute}' already.",
+            fix="classes.attribute=cluster",
         )
     digest = clusters_digest(folder)
     place = digest_json([digest, table.keys, list(table.images.shape)])
@@ -172,7 +173,7 @@ def label_by_cluster(table: ImageTable, attribute: str, folder: str) -> ImageTab
         clusters.require_clusters()
         if table.images.shape[-1] != clusters.resolution:
             raise WeightsMismatch(
-                f"'{folder}' clusters images of {clusters.resolution} pixels; the images have {table.images.shape[-1]}.",
+                f"'{folder}' clusters images of {clusters.resolution} pixels; these have {table.images.shape[-1]}.",
                 fix="the same autoencoder in both stages",
             )
         found = [

@@ -206,7 +206,7 @@ class SelfGuidedTraining(DenoiserSettings):
         if unused:
             raise ConfigError(
                 f"{', '.join(unused)}: no effect with prototypes, whose denoiser is unconditional.",
-                fix="remove it; classes.clusters belongs to the second stage, experiment=scenes/train_cluster_conditioned",
+                fix="remove it; the second stage has classes.clusters: experiment=scenes/train_cluster_conditioned",
             )
 
     def make(self) -> tuple[DenoiserModule, ImageTableData]:

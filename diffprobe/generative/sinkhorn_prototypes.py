@@ -190,9 +190,7 @@ class Prototypes(nn.Module):
         first, last = self.settings.timesteps
         return (timesteps >= first) & (timesteps < last)
 
-    def loss(
-        self, features: Float[Tensor, "sample d_in"], timesteps: Int[Tensor, " sample"]
-    ) -> Float[Tensor, ""]:
+    def loss(self, features: Float[Tensor, "sample d_in"], timesteps: Int[Tensor, " sample"]) -> Float[Tensor, ""]:
         """Return the mean loss of the counted samples, 0 without any; update queue and usage.
 
         All samples pass the head, so that BatchNorm sees a whole batch; those outside the window are left out of
