@@ -19,6 +19,7 @@ from diffprobe.config.compose import load
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
+PAGE = Path(__file__).parent / "users/self-guided.md"
 OUT = Path(__file__).parent / "results/self-guided.json"
 PARTS = ("clusters", "random", "conditions")
 CONTROLS = ("random_network", "kmeans_features", "kmeans_random_network", "kmeans_pixels", "shuffled_labels")
@@ -89,6 +90,36 @@ def condition_table(tree: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def settings_lines(tree: Mapping[str, Any]) -> list[str]:
+    """Return the command and the sizes of the recorded results, one seed."""
+    parts = " ".join(tree["parts"])
+    options = [f"--clusters {one}" for one in tree.get("clusters_settings", [])]
+    options += [f"--images {one}" for one in tree.get("images_settings", [])]
+    command = " ".join(["python docs/record_self_guided.py --parts", parts, *options, "--", *tree["settings"]])
+    usage = tree["usage"]
+    return [
+        f"    {command}",
+        "",
+        f"One seed; {tree['images']:,} test images; {usage['used']} of {usage['prototypes']} prototypes are used, "
+        f"{usage['effective']:.1f} effectively.",
+    ]
+
+
+def marked(page: str, name: str, lines: Sequence[str] | None = None) -> str:
+    """Return what is between the marks of a part of the page; with lines, the page with them in its place."""
+    before, start, rest = page.partition(f"<!-- {name} -->")
+    inside, end, after = rest.partition(f"<!-- end of {name} -->")
+    if lines is None:
+        return inside.strip("\n")
+    body = "\n".join(["", *lines, ""]) if lines else "\n"
+    return "".join([before, start, body, end, after])
+
+
+def parts_of_page(tree: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the lines of each part of the page."""
+    return {"settings": settings_lines(tree), "clusters": cluster_table(tree), "conditions": condition_table(tree)}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure and write the results; print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     settings, output = list(args.settings), f"output={args.runs}"
     tree: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
-    tree["settings"] = settings
+    tree |= {"settings": settings, "parts": [one for one in PARTS if one in {*tree.get("parts", []), *args.parts}]}
     first = trained("train_self_guided", [*settings, output])
     if {"clusters", "random"} & set(args.parts):
         control = [*settings, output, "prototypes.random_network=true"]
@@ -124,6 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(args.out) as temporary:
         temporary.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", "utf-8")
+    if args.out == OUT:
+        page = PAGE.read_text("utf-8")
+        for name, lines in parts_of_page(tree).items():
+            page = marked(page, name, lines)
+        with atomic_file(PAGE) as temporary:
+            temporary.write_text(page, "utf-8")
     print("\n".join([*(cluster_table(tree) if "agreements" in tree else []), "", *condition_table(tree)]))
 
 

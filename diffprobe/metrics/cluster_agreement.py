@@ -1,9 +1,8 @@
 """Agreement of clusters with labels that they were learned without: NMI, AMI and ARI.
 
-All are symmetric, ignore the numbers of clusters, and are 1 for equal partitions. NMI of independent partitions is above 0
-and grows with their numbers of parts; AMI and ARI are then 0 on average. Sources: Vinh et al., JMLR 11 (2010) 2837
-(both informations, normalised by the arithmetic mean of the entropies); Hubert and Arabie, J. Classification 2 (1985)
-193.
+All are symmetric, ignore the numbers of clusters, and are 1 for equal partitions. NMI of independent partitions is
+above 0 and grows with their numbers of parts; AMI and ARI are then 0 on average. Sources: Vinh et al., JMLR 11 (2010)
+2837 (informations, normalised by the mean of the entropies); Hubert and Arabie, J. Classification 2 (1985) 193 (ARI).
 """
 
 from collections.abc import Sequence
